@@ -1,0 +1,1 @@
+"""Angles between weight changes, dynamics of the losses, figures and the report."""

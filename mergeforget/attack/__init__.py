@@ -1,0 +1,1 @@
+"""Attacks on the claim that the data is gone."""

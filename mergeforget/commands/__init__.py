@@ -1,0 +1,5 @@
+"""The commands, one file each.
+
+To add one, write ``<name>.py`` here with a click command called ``command``. Nothing else needs an
+edit. Heavy imports go inside the function, so that ``mergeforget --help`` stays quick.
+"""

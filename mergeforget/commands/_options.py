@@ -1,0 +1,47 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def run_argument(command: F) -> F:
+    """``[RUN]``: a run folder, passed as ``run: Path | None``; None is the newest under runs/."""
+    return click.argument("run", required=False, type=click.Path(path_type=Path))(command)
+
+
+def json_option(command: F) -> F:
+    """``--json``: passed as ``as_json: bool``."""
+    text = "Print one JSON object on stdout instead of text."
+    return click.option("--json", "as_json", is_flag=True, help=text)(command)
+
+
+def set_option(command: F) -> F:
+    """``--set key.of.recipe=value``, any number of times; passed as ``assignments``."""
+    text = "Set one recipe key, for example --set pair.over.learning_rate=2e-4. Repeatable."
+    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=text)(
+        command
+    )
+
+
+def chosen_run(folder: Path | None) -> Any:
+    """The run folder to work on; says which when none was named."""
+    from mergeforget.console import say
+    from mergeforget.run import open_run
+
+    run = open_run(folder)
+    if folder is None:
+        say(f"Run: {run.root}")
+    return run
+
+
+def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print the result: one JSON object, or the text."""
+    click.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)

@@ -1,0 +1,1 @@
+"""Data: readers, rows, tokenising, batching, and made-up people."""

@@ -1,0 +1,86 @@
+"""A row of the data: a prompt, its answer, and what it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+Kind = Literal["sc", "qa", "other"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and its answer.
+
+    Attributes:
+        id: LUME's ids end in ``sc1``, ``qa0``, ...: sentence completion and question answering.
+        input: the prompt.
+        output: the answer that is trained, forgotten or kept.
+        task: Task1, Task2, Task3, or empty.
+        split: forget, retain or holdout.
+    """
+
+    id: str
+    input: str
+    output: str
+    task: str = ""
+    split: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """``sc`` or ``qa`` by the id, as SemEval-2025 Task 4's script decides it."""
+        stem = self.id.rstrip('"')[:-1]
+        return "sc" if stem.endswith("sc") else "qa" if stem.endswith("qa") else "other"
+
+    @property
+    def document(self) -> str:
+        """The whole text: prompt and answer joined by one space."""
+        return f"{self.input} {self.output}"
+
+    @property
+    def subject(self) -> str:
+        """What rows of one document share: the id without its kind and number."""
+        stem = self.id.strip('"').rstrip("0123456789")
+        return stem[:-2].strip('"') if stem.endswith(("sc", "qa")) else self.id
+
+    def to_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model generated for a row's prompt."""
+
+    row: Row
+    completion: str
+
+
+@dataclass(frozen=True)
+class DocumentLoss:
+    """How well a model predicts one document.
+
+    Attributes:
+        id: of the row the document comes from.
+        member: True where the document was in the training data (the forget set).
+        nll: mean negative log-likelihood of its tokens, in nats.
+    """
+
+    id: str
+    member: bool
+    nll: float
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was read off one model, from which every score is computed.
+
+    Attributes:
+        answers: generations for forget and retain rows.
+        losses: likelihood of members and non-members.
+        mmlu: (correct, asked) by subject; empty where MMLU was not run.
+    """
+
+    answers: list[Answer]
+    losses: list[DocumentLoss]
+    mmlu: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Evaluation: batched generation and likelihoods of one model, for many metrics at once."""

@@ -1,0 +1,317 @@
+"""A recipe: everything that decides a run, read from YAML, validated whole, written back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mergeforget.errors import InputError, RecipeError, suggest
+from mergeforget.files import write_text
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+def _densities(value: Any) -> Any:
+    """``0.1:1.0:0.1`` (both ends included), ``0.3,0.5`` or a list."""
+    if not isinstance(value, str):
+        return value
+    if ":" not in value:
+        return [float(v) for v in value.split(",")]
+    low, high, step = (float(v) for v in value.split(":"))
+    if step <= 0 or high < low:
+        raise ValueError("write LOW:HIGH:STEP with LOW <= HIGH and STEP > 0, e.g. 0.1:1.0:0.1")
+    return [round(low + i * step, 10) for i in range(int((high - low) / step + 1e-9) + 1)]
+
+
+Density = Annotated[float, Field(gt=0, le=1)]
+Densities = Annotated[list[Density], BeforeValidator(_densities), Field(min_length=1)]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2's scalars: ``on`` is a word and ``2e-4`` a number, unlike in YAML 1.1."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float"))]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
+    list("-+0123456789."),
+)
+
+
+class Part(BaseModel):
+    """A section of a recipe; a key that it does not have is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Part):
+    name: str = "smollm2"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    trust_remote_code: bool = False
+
+
+class DataSpec(Part):
+    """Files of rows; ``columns`` maps our names (id, input, output, task) to the file's."""
+
+    forget: str | None = None
+    retain: str | None = None
+    holdout: str | None = None
+    columns: dict[str, str] = {}
+    limit: Positive | None = None
+    seed: int = 0
+
+
+class Term(BaseModel):
+    """One term of an objective; further keys are arguments of the loss."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    loss: str
+    on: Literal["forget", "retain"]
+    weight: float = 1.0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def label(self) -> str:
+        """How the history and the plots call it, for example ``npo_forget``."""
+        return f"{self.loss}_{self.on}"
+
+
+class Lora(Part):
+    r: Positive = 32
+    lora_alpha: float = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: list[str] | str = "all-linear"  # peft leaves out the output layer by itself
+
+
+class Training(Part):
+    """How one adapter is trained. An epoch is one pass over the forget set."""
+
+    objective: Annotated[list[Term], Field(min_length=1)]
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    epochs: Positive = 5
+    batch_size: Positive = 1
+    gradient_accumulation: Positive = 4
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_epochs: NotNegative = 0.0
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: NotNegative = 1.0
+    max_length: Positive = 256
+    seed: int = 42
+    retain_rows: Literal["shuffled", "same_index"] = "shuffled"
+    lora: Lora = Lora()
+    snapshots: Positive = 8  # how many are kept over the whole training
+
+
+class Memorise(Part):
+    """Full fine-tuning of the base on forget + retain, before anything is forgotten."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    epochs: Positive = 12
+    batch_size: Positive = 4
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 1.0
+    max_length: Positive = 512
+    seed: int = 42
+    trained: Literal["answers", "documents"] = "documents"
+
+
+class Pair(Part):
+    over: Training
+    under: Training
+
+
+class MergeSpec(Part):
+    method: str = "ties"
+    density: Density | None = 0.8
+    weights: list[float] = [1.0, 1.0]
+    space: Literal["factors", "delta"] = "factors"
+    rank: Positive | None = None
+    seed: int = 0
+    arguments: dict[str, Any] = {}
+
+
+class SearchSpec(Part):
+    methods: Annotated[list[str], Field(min_length=1)] = ["ties"]
+    densities: Densities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    weights: Annotated[list[list[float]], Field(min_length=1)] = [[1.0, 1.0]]
+    spaces: Annotated[list[Literal["factors", "delta"]], Field(min_length=1)] = ["factors"]
+    objective: str = "mia"
+    choose_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    seed: int = 0
+
+
+class EvaluationSpec(Part):
+    benchmark: str = "semeval2025-task4"
+    max_new_tokens: Positive = 256
+    limit: Positive | None = None
+    membership: Literal["documents", "rows"] = "documents"
+    mmlu: str | None = None
+    mmlu_shots: Annotated[int, Field(ge=0, le=5)] = 5
+
+
+class Recipe(Part):
+    name: str
+    source: str = ""
+    notes: str = ""
+    published: dict[str, Any] = {}
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    memorise: Memorise = Memorise()
+    pair: Pair
+    merge: MergeSpec = MergeSpec()
+    search: SearchSpec = SearchSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+
+    @model_validator(mode="after")
+    def _one_term_a_label(self) -> Recipe:
+        for side in (self.pair.over, self.pair.under):
+            labels = [t.label for t in side.objective]
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"the objective names a term twice: {', '.join(labels)}")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(p.stem for p in FOLDER.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe: a path that exists, or the name of one that comes along."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        return Path(name)
+    if name not in recipe_names():
+        known = recipe_names()
+        raise RecipeError(
+            f"There is no recipe {name!r}.{suggest(name, known)} Known: {', '.join(known)}; a file "
+            "is given by its path, ending in .yaml."
+        )
+    return FOLDER / f"{name}.yaml"
+
+
+def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        name: of one that comes along, or a path.
+        assignments: ``key.of.recipe=value`` each, as ``--set`` gives them; values are YAML.
+
+    Raises:
+        RecipeError: unknown key (nearest match and line named), wrong value, or not YAML.
+    """
+    path = recipe_path(str(name))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Cannot read the recipe {path}: {error.strerror or error}.") from error
+    try:
+        values = yaml.load(text, Loader)
+        lines = _lines(yaml.compose(text, Loader=Loader))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} is not a recipe: it holds no keys.")
+    for assignment in assignments:
+        _assign(values, assignment)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, path, lines)) from error
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe so that ``load_recipe`` gives the same again."""
+    values = recipe.model_dump(mode="json")
+    write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))
+
+
+def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
+    """A copy with some keys of some sections replaced: ``change(r, data={"limit": 64})``."""
+    values = recipe.model_dump(mode="json")
+    for section, changes in sections.items():
+        values[section].update(changes)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, Path("the recipe"), {})) from error
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    keys, equals, value = assignment.partition("=")
+    if not equals or not keys.strip():
+        raise RecipeError(
+            f"--set wants KEY=VALUE, for example pair.over.epochs=3, not {assignment!r}."
+        )
+    *path, last = keys.strip().split(".")
+    inner: Any = values
+    for key in path:
+        inner = inner[int(key)] if isinstance(inner, list) else inner.setdefault(key, {})
+        if not isinstance(inner, dict | list):
+            raise RecipeError(f"--set {keys}: {key!r} has no keys below it.")
+    parsed = yaml.load(value, Loader)
+    if isinstance(inner, list):
+        inner[int(last)] = parsed
+    else:
+        inner[last] = parsed
+
+
+def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Line of every key of a YAML document, counted from 1."""
+    found: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            found[here] = key.start_mark.line + 1
+            found |= _lines(value, here)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            found[(*path, str(i))] = value.start_mark.line + 1
+            found |= _lines(value, (*path, str(i)))
+    return found
+
+
+def _explain(error: ValidationError, path: Path, lines: dict[tuple[str, ...], int]) -> str:
+    """Every fault of a recipe, a line each, with the place and the nearest known key."""
+    faults = []
+    for fault in error.errors():
+        where = tuple(str(p) for p in fault["loc"])
+        line = lines.get(where)
+        place = f"line {line}, {'.'.join(where)}" if line else ".".join(where) or "the recipe"
+        if fault["type"] == "extra_forbidden":
+            known = _keys(where[:-1])
+            text = (
+                f"unknown key {where[-1]!r}.{suggest(where[-1], known)} Known: {', '.join(known)}"
+            )
+        else:
+            text = f"{fault['msg']}, found {fault['input']!r}"[:300]
+        faults.append(f"  {place}: {text}")
+    return f"{path} is not a valid recipe:\n" + "\n".join(faults)
+
+
+def _keys(where: tuple[str, ...]) -> list[str]:
+    """The keys that the section at ``where`` has."""
+    section: Any = Recipe
+    for key in where:
+        inner = section.model_fields.get(key)
+        if inner is None or not isinstance(inner.annotation, type):
+            return []
+        section = inner.annotation
+    return list(section.model_fields)

@@ -1,0 +1,1 @@
+"""Search: candidates over methods, densities and weights, measured and compared."""

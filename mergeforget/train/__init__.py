@@ -1,0 +1,1 @@
+"""Training: the Trainer, the pair, and the model that has memorised."""
