@@ -27,6 +27,11 @@ class TokenOutputs:
         rows: number of sequences.
         kind: (tokens,) PADDING, PROMPT or ANSWER: what the predicted token is.
         hidden: layer -> (tokens, width), where a loss asked for hidden states.
+        row_total: sequences of the whole optimiser step; this batch's own when None.
+        token_total: positions by kind of the whole optimiser step; this batch's own when None.
+
+    A loss takes its means by ``row_mean`` and ``token_mean``: then the losses of the parts of a
+    batch add up to the loss of the batch, and gradient accumulation equals the larger batch.
     """
 
     logits: Tensor
@@ -35,6 +40,8 @@ class TokenOutputs:
     rows: int
     kind: Tensor
     hidden: dict[int, Tensor] | None = None
+    row_total: int | None = None
+    token_total: dict[int, int] | None = None
 
     @classmethod
     def from_padded(cls, logits: Tensor, labels: Tensor, kind: Tensor) -> TokenOutputs:
@@ -71,6 +78,19 @@ class TokenOutputs:
         """(rows,) sum of a value of each token over the answer tokens of each sequence."""
         kept = torch.where(self.answer, values, torch.zeros_like(values))
         return kept.new_zeros(self.rows).index_add(0, self.row, kept)
+
+    def row_mean(self, values: Tensor) -> Tensor:
+        """Mean of a value of each sequence, (rows,), over those of the optimiser step; a scalar."""
+        return values.sum() / (self.row_total or self.rows)
+
+    def token_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
+        """Mean of a value of each token, (tokens,), over positions of some kinds; a scalar."""
+        kept = torch.isin(self.kind, torch.tensor(kinds, device=self.kind.device))
+        if self.token_total is None:
+            total = int(kept.sum())
+        else:
+            total = sum(self.token_total.get(kind, 0) for kind in kinds)
+        return torch.where(kept, values, torch.zeros_like(values)).sum() / max(1, total)
 
     def sequence_logps(self) -> Tensor:
         """(rows,) log-probability of each whole answer, in nats."""
