@@ -91,3 +91,17 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         for item in items:
             yield item
             bar.advance()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars of transformers and of the hub's client off stderr."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

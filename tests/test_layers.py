@@ -13,7 +13,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"errors", "registry", "files", "console"},
-    {"tensors", "adapter", "outputs", "recipe", "candidate", "score", "run", "models", "data"},
+    {
+        "tensors",
+        "adapter",
+        "outputs",
+        "recipe",
+        "candidate",
+        "score",
+        "run",
+        "embedded",
+        "models",
+        "data",
+    },
     {"losses", "merge", "metrics", "benchmarks"},
     {"train", "search", "evaluate", "attack"},
     {"analysis"},

