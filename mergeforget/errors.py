@@ -75,3 +75,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the nearest known name, or nothing where none is near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class Interrupted(MergeforgetError):
+    """Told to end from outside; a checkpoint is saved."""
+
+    exit_code = 143

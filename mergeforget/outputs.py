@@ -71,8 +71,7 @@ class TokenOutputs:
     @cached_property
     def token_logps(self) -> Tensor:
         """(tokens,) log-probability of each label, in nats, float32 or wider; <= 0."""
-        logits = self.logits if self.logits.dtype == torch.float64 else self.logits.float()
-        return -F.cross_entropy(logits, self.labels, reduction="none")
+        return -F.cross_entropy(widened(self.logits), self.labels, reduction="none")
 
     def per_row(self, values: Tensor) -> Tensor:
         """(rows,) sum of a value of each token over the answer tokens of each sequence."""
@@ -99,3 +98,8 @@ class TokenOutputs:
     def nll(self) -> Tensor:
         """(rows,) mean negative log-likelihood of each answer's tokens, in nats."""
         return -self.sequence_logps() / self.counts.to(self.token_logps.dtype)
+
+
+def widened(logits: Tensor) -> Tensor:
+    """float32 where they are narrower: a softmax over a vocabulary loses bits in a half type."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -100,6 +100,14 @@ class Lora(Part):
     target_modules: list[str] | str = "all-linear"  # peft leaves out the output layer by itself
 
 
+class Tokens(Part):
+    """How a row becomes tokens; the defaults are the usual ones, the others ZJUKLAB's code's."""
+
+    join: Literal[" ", ""] = " "  # between prompt and answer
+    prompt_tokens: Positive | None = None  # kept at most, from the prompt's end
+    padding: Literal["none", "left", "right"] = "none"  # none: rows laid end to end
+
+
 class Training(Part):
     """How one adapter is trained. An epoch is one pass over the forget set."""
 
@@ -115,6 +123,7 @@ class Training(Part):
     max_length: Positive = 256
     seed: int = 42
     retain_rows: Literal["shuffled", "same_index"] = "shuffled"
+    tokens: Tokens = Tokens()
     lora: Lora = Lora()
     snapshots: Positive = 8  # how many are kept over the whole training
 

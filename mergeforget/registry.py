@@ -17,11 +17,12 @@ G = TypeVar("G", bound=Callable[..., Any])  # one member, with its own signature
 
 @dataclass(frozen=True)
 class Entry(Generic[F]):
-    """A registered function, the name it answers to, and where it was published."""
+    """A registered function, its name, where it was published, and what it needs to be given."""
 
     name: str
     fn: F
     source: str
+    needs: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -57,11 +58,14 @@ class Registry(Generic[F]):
         self.package = package
         self._entries: dict[str, Entry[F]] = {}
 
-    def register(self, name: str, *, source: str) -> Callable[[G], G]:
-        """Decorator that adds a function under ``name``; ``source`` says where it is published."""
+    def register(self, name: str, *, source: str, needs: tuple[str, ...] = ()) -> Callable[[G], G]:
+        """Decorator that adds a function under ``name``; ``source`` says where it is published.
+
+        ``needs`` names what a caller must compute for it, in the family's own words.
+        """
 
         def keep(fn: G) -> G:
-            self._entries[name] = Entry(name, cast(F, fn), source)
+            self._entries[name] = Entry(name, cast(F, fn), source, needs)
             return fn
 
         return keep

@@ -1,0 +1,121 @@
+"""Batches: several rows laid into one sequence without padding, or padded as a control.
+
+Rows of different lengths side by side waste what is filled up; laid end to end, each with its own
+positions, they cost their own tokens only. transformers sees from the positions where a row begins
+and lets no row attend to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeforget.data.tokens import Encoded
+from mergeforget.outputs import ANSWER, PADDING, PROMPT
+
+
+@dataclass
+class Batch:
+    """Tokens of several rows, and which predictions a loss reads.
+
+    Attributes:
+        input_ids: (1, tokens) packed, or (rows, length) padded.
+        position_ids: the same shape; each row begins at 0. None when padded to the left.
+        attention_mask: (rows, length), None when packed.
+        keep: (kept,) places in the flattened input whose next token is predicted.
+        labels: (kept,) that next token.
+        row: (kept,) which row of the batch it belongs to.
+        kind: (kept,) ANSWER, PROMPT or PADDING.
+        rows: number of rows.
+        index: (rows,) each row's place in its set.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor | None
+    attention_mask: Tensor | None
+    keep: Tensor
+    labels: Tensor
+    row: Tensor
+    kind: Tensor
+    rows: int
+    index: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, padding not counted."""
+        mask = self.attention_mask
+        return int(self.input_ids.numel() if mask is None else mask.sum())
+
+    def count(self) -> dict[int, int]:
+        """Kept positions by kind."""
+        return {kind: int((self.kind == kind).sum()) for kind in (PADDING, PROMPT, ANSWER)}
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+        }
+        return Batch(**moved)
+
+
+def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
+    """Lay rows end to end; keep the predictions of tokens of some kinds."""
+    ids: list[int] = []
+    positions: list[int] = []
+    keep, labels, row, kept = [], [], [], []
+    for place, one in enumerate(encoded):
+        start = len(ids)
+        ids += one.ids
+        positions += range(len(one.ids))
+        for i in range(1, len(one.ids)):
+            if one.kinds[i] in kinds:
+                keep.append(start + i - 1)
+                labels.append(one.ids[i])
+                row.append(place)
+                kept.append(one.kinds[i])
+    lists = {"keep": keep, "labels": labels, "row": row, "kind": kept}
+    return Batch(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        attention_mask=None,
+        **{name: torch.tensor(values, dtype=torch.long) for name, values in lists.items()},
+        rows=len(encoded),
+        index=torch.tensor([e.row for e in encoded]),
+    )
+
+
+def pad(encoded: Sequence[Encoded], kinds: Sequence[int], pad_id: int, *, side: str) -> Batch:
+    """Fill rows up to the longest; with PADDING among ``kinds`` its predictions are kept too.
+
+    The prediction after the last token of a row has no label; it counts as PADDING.
+    """
+    length = max(len(e) for e in encoded)
+    ids = torch.full((len(encoded), length), pad_id)
+    kind = torch.full((len(encoded), length), PADDING)
+    mask = torch.zeros_like(ids)
+    for i, one in enumerate(encoded):
+        place = slice(length - len(one), length) if side == "left" else slice(0, len(one))
+        ids[i, place] = torch.tensor(one.ids)
+        kind[i, place] = torch.tensor(one.kinds)
+        mask[i, place] = 1
+    after = torch.full((len(encoded), 1), PADDING)
+    next_kind = torch.cat([kind[:, 1:], after], 1)
+    next_id = torch.cat([ids[:, 1:], torch.full_like(after, pad_id)], 1)
+    chosen = torch.isin(next_kind, torch.tensor(list(kinds)))
+    chosen &= (mask == 1) | (next_kind == PADDING)  # no real token is predicted from padding
+    rows = torch.arange(len(encoded))[:, None].expand_as(chosen)
+    return Batch(
+        input_ids=ids,
+        position_ids=None,
+        attention_mask=mask,
+        keep=chosen.flatten().nonzero().squeeze(1),
+        labels=next_id[chosen],
+        row=rows[chosen],
+        kind=next_kind[chosen],
+        rows=len(encoded),
+        index=torch.tensor([e.row for e in encoded]),
+    )

@@ -1,0 +1,14 @@
+"""Cross entropy on the retain set (GDR)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from mergeforget.losses import unlearning_loss
+from mergeforget.outputs import TokenOutputs
+
+
+@unlearning_loss("gd", source="Liu et al. 2022, arXiv:2203.12817; Maini et al. 2024")
+def gd(policy: TokenOutputs, reference: TokenOutputs | None = None) -> Tensor:
+    """Mean negative log-likelihood of the answers' tokens; a scalar, in nats."""
+    return policy.token_mean(-policy.token_logps)

@@ -1,0 +1,64 @@
+"""The model that knows the data: a model must know a thing before it can forget it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeforget.console import say
+from mergeforget.data.schema import Row
+from mergeforget.data.tokens import encode_rows, truncation
+from mergeforget.embedded import cache_folder
+from mergeforget.files import read_json, whole, write_json
+from mergeforget.recipe import Memorise, Recipe, Term
+from mergeforget.run import versions
+from mergeforget.train.fit import Job, fit
+
+TERMS = [Term.model_construct(loss="gd", on="memorise", weight=1.0)]
+
+
+def memorised_folder(recipe: Recipe, rows: Sequence[Row], base: str) -> Path:
+    """Where the model that memorised these rows with these settings is, or will be.
+
+    The name is a hash of all that decides its weights, so that later runs find it again.
+    """
+    facts = {
+        "base": base,
+        "dtype": recipe.model.dtype,
+        "rows": [row.to_dict() for row in rows],
+        "settings": recipe.memorise.model_dump(mode="json"),
+        "versions": {k: v for k, v in versions().items() if k in ("torch", "transformers")},
+    }
+    text = json.dumps(facts, sort_keys=True).encode()
+    name = hashlib.sha256(text).hexdigest()[:16]
+    return cache_folder() / "memorised" / name
+
+
+def memorise(
+    model: Any, tokenizer: Any, rows: Sequence[Row], settings: Memorise, folder: Path, job: Job
+) -> Path:
+    """Fine-tune the whole model on the rows, and save it as a plain model folder.
+
+    Args:
+        model: changed in place; what it holds afterwards is what is saved.
+        rows: forget and retain.
+        folder: where the model goes; a finished one there is used as it is.
+    """
+    documents = settings.trained == "documents"
+    encoded = encode_rows(tokenizer, rows, max_length=settings.max_length, whole=documents)
+    if cut := truncation(encoded, "forget and retain", settings.max_length):
+        say(cut)
+    fit(model, tokenizer, {"memorise": encoded}, TERMS, settings, job)
+    with whole(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / "memorised.json", {"rows": len(rows), **settings.model_dump()})
+    return folder
+
+
+def is_memorised(folder: Path) -> bool:
+    """Whether a finished model lies there (folders appear whole)."""
+    return (folder / "memorised.json").exists() and bool(read_json(folder / "memorised.json"))

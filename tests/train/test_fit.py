@@ -1,0 +1,169 @@
+"""Training: accumulation equals the larger batch, resume is bit-identical, faults stop it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mergeforget.data.schema import Row
+from mergeforget.errors import Interrupted, NumericError
+from mergeforget.files import read_jsonl
+from mergeforget.recipe import Lora, Term, Training
+from mergeforget.run import Run
+from mergeforget.train import callbacks
+from mergeforget.train.fit import Job, train_adapter
+
+SETS = {
+    "forget": [Row(f"f{i}-qa0", f"Who is {i * 'x'}?", f"Ada {i}.", "", "forget") for i in range(6)],
+    "retain": [Row(f"r{i}-qa0", f"What is {i}?", f"Number {i}.", "", "retain") for i in range(5)],
+}
+TERMS = [
+    Term(loss="npo", on="forget", weight=0.4),
+    Term(loss="gd", on="retain", weight=0.4),
+    Term(loss="kl", on="retain", weight=0.2),
+]
+
+
+def training(**more: Any) -> Training:
+    settings: dict[str, Any] = {
+        "objective": TERMS, "epochs": 2, "batch_size": 1, "gradient_accumulation": 2,
+        "learning_rate": 1e-2, "snapshots": 2,
+        "lora": Lora(r=4, lora_alpha=4, lora_dropout=0.1),
+    }  # fmt: skip
+    return Training(**settings | more)
+
+
+def run_one(
+    folder: Path, make_model: Callable[..., Any], tokenizer: Any, resume: bool = False, **more: Any
+) -> dict[str, torch.Tensor]:
+    job = Job(Run(folder), "over", resume, checkpoint_seconds=0)
+    train_adapter(make_model(), tokenizer, SETS, training(**more), job)
+    return load_file(folder / "over" / "adapter_model.safetensors")
+
+
+def test_base_is_given_back_as_it_was(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, make_model: Callable[..., Any]
+) -> None:
+    job = Job(Run(tmp_path), "over")
+    train_adapter(tiny_model, tiny_tokenizer, SETS, training(), job)
+    before = make_model().state_dict()
+    after = tiny_model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_accumulation_equals_the_larger_batch(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    lora = Lora(r=4, lora_alpha=4, lora_dropout=0.0)
+    small = run_one(
+        tmp_path / "a", make_model, tiny_tokenizer, lora=lora, batch_size=1, gradient_accumulation=4
+    )
+    large = run_one(
+        tmp_path / "b", make_model, tiny_tokenizer, lora=lora, batch_size=4, gradient_accumulation=1
+    )
+    for key, value in large.items():  # six rows: the second step of an epoch is a part of two
+        torch.testing.assert_close(small[key], value, rtol=1e-4, atol=1e-5)
+    one, other = (read_jsonl(tmp_path / n / "history.jsonl") for n in "ab")
+    assert [x["loss"] for x in one] == pytest.approx([x["loss"] for x in other], rel=1e-4)
+
+
+def test_history_holds_every_term_and_they_add_up_to_the_loss(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    run_one(tmp_path, make_model, tiny_tokenizer)
+    lines = read_jsonl(tmp_path / "history.jsonl")
+    assert [x["step"] for x in lines] == [1, 2, 3, 4, 5, 6]
+    for line in lines:
+        weighted = sum(t.weight * line["terms"][t.label] for t in TERMS)
+        assert weighted == pytest.approx(line["loss"], rel=1e-5)
+        assert line["grad_norm"] > 0 and line["learning_rate"] >= 0
+    assert sorted(p.name for p in (tmp_path / "snapshots").iterdir()) == [
+        "over-step00002", "over-step00004",
+    ]  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_resumed_after_a_kill_it_is_bit_identical(
+    step: int,
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = run_one(tmp_path / "whole", make_model, tiny_tokenizer)
+    plain = callbacks.Bar.on_step_end
+
+    def die(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == step + 1:
+            raise Killed
+
+    monkeypatch.setattr(callbacks.Bar, "on_step_end", die)
+    with pytest.raises(Killed):
+        run_one(tmp_path / "cut", make_model, tiny_tokenizer)
+    monkeypatch.setattr(callbacks.Bar, "on_step_end", plain)
+    torch.rand(100)  # other work draws from the global generator in between
+    again = run_one(tmp_path / "cut", make_model, tiny_tokenizer, resume=True)
+    assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
+    one, other = (read_jsonl(tmp_path / n / "history.jsonl") for n in ("whole", "cut"))
+    assert one == other
+
+
+def test_sigterm_saves_and_says_how_to_go_on(
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tell(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(callbacks.Epochs, "on_step_end", tell)
+    with pytest.raises(Interrupted, match="--resume") as told:
+        run_one(tmp_path, make_model, tiny_tokenizer)
+    assert told.value.exit_code == 143
+    assert callbacks.last_checkpoint(tmp_path / "checkpoints" / "over") is not None
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
+    for step, state in ((2, "{}"), (4, '{"half'), (6, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if state is not None:
+            (folder / "trainer_state.json").write_text(state)
+    assert callbacks.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_an_adapter_that_does_not_move_stops(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    still = [t.model_copy(update={"weight": 0.0}) for t in TERMS]
+    with pytest.raises(NumericError, match="did not move"):
+        run_one(tmp_path, make_model, tiny_tokenizer, objective=still, weight_decay=0.0)
+
+
+def test_a_warm_up_from_zero_is_no_reason_to_stop(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    run_one(tmp_path, make_model, tiny_tokenizer, warmup_epochs=1.0)
+    rates = [x["learning_rate"] for x in read_jsonl(tmp_path / "history.jsonl")]
+    assert rates[0] < rates[2] and max(rates) == pytest.approx(1e-2)
+
+
+def test_a_loss_that_is_not_finite_stops(
+    tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    with torch.no_grad():
+        tiny_model.model.norm.weight[0] = float("nan")
+    with pytest.raises(NumericError, match=r"not finite: .*npo_forget = nan"):
+        train_adapter(tiny_model, tiny_tokenizer, SETS, training(), Job(Run(tmp_path), "over"))
