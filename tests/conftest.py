@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,11 @@ from typing import Any
 
 import pytest
 
+LORA_MODULES = {  # (out, in) of what write_lora changes
+    "model.layers.0.mlp.up_proj": (16, 10),
+    "model.layers.0.self_attn.q_proj": (12, 10),
+    "model.layers.1.mlp.up_proj": (16, 10),
+}
 SPECIAL = ["<|unk|>", "<|start|>", "<|end|>"]  # ids 0, 1, 2
 
 
@@ -84,6 +90,49 @@ def save_adapter() -> Callable[..., Path]:
         return folder
 
     return save
+
+
+@pytest.fixture
+def write_lora(tmp_path: Path) -> Callable[..., Path]:
+    """Writes random factors as PEFT would, without a model or torch.
+
+    ``write_lora(name, seed=0, rank=3, modules={name: (out, in)}, tensors={...}, **config)``:
+    ``tensors`` are added to the file, ``config`` to ``adapter_config.json``.
+    """
+    import numpy as np
+
+    from mergeforget.adapter import PREFIX
+    from mergeforget.tensors import write_safetensors
+
+    def write(
+        name: str,
+        seed: int = 0,
+        *,
+        rank: int = 3,
+        modules: dict[str, tuple[int, int]] | None = None,
+        tensors: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> Path:
+        draw = np.random.default_rng(seed)
+        every: dict[str, Any] = {}
+        for module, (rows, columns) in (modules or LORA_MODULES).items():
+            a = draw.standard_normal((rank, columns)).astype(np.float32)
+            b = draw.standard_normal((rows, rank)).astype(np.float32)
+            every |= {f"{PREFIX}{module}.lora_A.weight": a, f"{PREFIX}{module}.lora_B.weight": b}
+        folder = tmp_path / name
+        folder.mkdir()
+        write_safetensors(folder / "adapter_model.safetensors", every | (tensors or {}))
+        settings = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": "base",
+            "r": rank,
+            "lora_alpha": 2 * rank,
+            "target_modules": ["q_proj", "up_proj"],
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(settings | config))
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")
