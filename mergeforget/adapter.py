@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.errors import InputError
-from mergeforget.files import explained, read_json, whole
+from mergeforget.files import explained, read_json, whole, write_json
 
 Array = NDArray[Any]
 PREFIX = "base_model.model."
@@ -119,8 +120,11 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
     )
 
 
-def write_adapter(adapter: Adapter, folder: Path) -> None:
+def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
     """Write a plain PEFT folder, whole or not at all.
+
+    Args:
+        beside: further JSON files of the folder, content by name.
 
     The scaling of each delta is stored as ``lora_alpha`` (and ``alpha_pattern`` where modules
     differ), so that what PEFT loads is what ``adapter.deltas`` says.
@@ -136,6 +140,8 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
         write_safetensors(temporary / WEIGHTS, tensors, adapter.dtype)
         text = json.dumps(_config_of(adapter), indent=2, sort_keys=True)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
+        for name, content in (beside or {}).items():
+            write_json(temporary / name, content)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
