@@ -1,0 +1,89 @@
+"""Applies an adapter to a live model in place, and takes it off again to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergeforget.adapter import Adapter, LowRankDelta
+from mergeforget.errors import InputError, suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Buffers = dict[str, Any]  # module -> a tensor that held its merged weight
+
+
+@contextmanager
+def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) -> Iterator[None]:
+    """Add an adapter's change to a model's weights while the block runs.
+
+    The original weights are set aside, not recomputed, so they come back to the last bit, also
+    after an error. The sum is computed in float32 and rounded once to the weight's dtype.
+
+    Args:
+        model: a transformers model, with the module names that the adapter knows.
+        adapter: its change is added to the weight of each of its modules.
+        buffers: an empty dict that is given again with every candidate: the memory of the merged
+            weights is then reused instead of asked for anew. While the block of one candidate
+            runs, its weights lie there.
+
+    Raises:
+        InputError: the model has no such module, or its weight has another shape.
+    """
+    import torch
+
+    weights = {name: _weight(model, name, delta) for name, delta in adapter.deltas.items()}
+    originals = {name: weight.data for name, weight in weights.items()}
+    try:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                room = None if buffers is None else buffers.get(name)
+                weight.data = _added(weight.data, adapter.deltas[name], _transposed(adapter), room)
+                if buffers is not None:
+                    buffers[name] = weight.data
+        yield
+    finally:
+        for name, weight in weights.items():
+            weight.data = originals[name]
+
+
+def _added(weight: Tensor, delta: LowRankDelta, transposed: bool, room: Tensor | None) -> Tensor:
+    """``weight + scaling * b @ a``, in ``room`` where that fits."""
+    import torch
+
+    a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device)
+    b = torch.from_numpy(np.ascontiguousarray(delta.b)).to(weight.device)
+    left, right = (a.T, b.T) if transposed else (b, a)
+    if weight.dtype != torch.float32:
+        wide = torch.addmm(weight.float(), left, right, alpha=delta.scaling)
+        return wide.to(weight.dtype)
+    if room is None or room.shape != weight.shape or room.device != weight.device:
+        room = torch.empty_like(weight)
+    return torch.addmm(weight, left, right, alpha=delta.scaling, out=room)
+
+
+def _weight(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
+    try:
+        weight: Any = model.get_submodule(name).weight
+    except AttributeError as error:
+        known = [n for n, m in model.named_modules() if hasattr(m, "weight")]
+        raise InputError(
+            f"The model has no module {name!r} with a weight.{suggest(name, known)} The adapter "
+            "was trained on another model."
+        ) from error
+    if tuple(weight.shape) not in (delta.shape, delta.shape[::-1]):
+        raise InputError(
+            f"{name} is {tuple(weight.shape)} in the model, and the adapter changes a weight of "
+            f"{delta.shape}: it was trained on another model."
+        )
+    found: nn.Parameter = weight
+    return found
+
+
+def _transposed(adapter: Adapter) -> bool:
+    """Whether the base stores its weights as (in, out), as GPT-2's Conv1D does."""
+    return bool(adapter.config.get("fan_in_fan_out"))

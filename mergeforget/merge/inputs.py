@@ -1,0 +1,125 @@
+"""What the engine takes in: adapters that can be merged exactly, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from mergeforget.adapter import Adapter, check_same_base
+from mergeforget.errors import InputError, NumericError, UsageError
+
+Modules = Literal["same", "common", "all"]
+
+CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+NOT_PLAIN = {
+    "use_dora": "DoRA rescales the base weight by its row norms",
+    "lora_bias": "the biases of lora_B are no part of B @ A",
+    "modules_to_save": "whole modules were trained, which have no B @ A",
+    "trainable_token_indices": "token embeddings were trained, which have no B @ A",
+    "target_parameters": "parameters outside of linear layers were trained",
+    "layer_replication": "layers of the base are replicated",
+    "use_qalora": "QALoRA pools its inputs",
+    "alora_invocation_tokens": "aLoRA acts on some tokens only",
+    "use_bdlora": "BD-LoRA's factors are block-diagonal",
+    "kasa_config": "KaSA has singular values of its own",
+    "monteclora_config": "MonteCLoRA has random factors of its own",
+    "arrow_config": "Arrow routes between adapters",
+    "velora_config": "VeLoRA compresses its inputs",
+}
+
+
+def check_adapters(adapters: Sequence[Adapter]) -> None:
+    """Raise for adapters that cannot be merged exactly.
+
+    Raises:
+        InputError: another base, or trained parts that are not ``scaling * B @ A``.
+        NumericError: NaN or Inf, with adapter and tensor.
+    """
+    if not adapters:
+        raise UsageError("There is nothing to merge: name at least one adapter with --adapter.")
+    for adapter in adapters:
+        check_plain(adapter)
+        check_finite(adapter)
+    check_same_base(list(adapters))
+
+
+def check_plain(adapter: Adapter) -> None:
+    """Raise InputError where an adapter is more than ``scaling * B @ A`` on the base's weights."""
+    config = adapter.config
+    faults = [f"{key} is set: {why}" for key, why in NOT_PLAIN.items() if config.get(key)]
+    if config.get("bias") not in (None, "none"):
+        faults.append(f"bias is {config['bias']!r}: biases of the base were trained")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
+        faults.append(f"init_lora_weights is {start!r}, which changes the base's weights")
+    if adapter.extras and not faults:
+        faults.append(f"it holds tensors that are no lora_A or lora_B: {some(adapter.extras)}")
+    if faults:
+        raise InputError(
+            f"{adapter.name!r} cannot be merged exactly: {'; '.join(faults)}. Train plain LoRA "
+            "adapters with `mergeforget train-pair`, or fold the adapter into its base with PEFT's "
+            "merge_and_unload and merge the models with --model."
+        )
+
+
+def check_finite(adapter: Adapter) -> None:
+    """Raise NumericError for NaN or Inf, naming adapter and tensor."""
+    for module, delta in adapter.deltas.items():
+        for factor, tensor in (("lora_A", delta.a), ("lora_B", delta.b)):
+            if not np.isfinite(tensor).all():
+                what = "NaN" if np.isnan(tensor).any() else "Inf"
+                raise NumericError(
+                    f"{adapter.name!r} holds {what} in {module}.{factor}: the training diverged. "
+                    "Take an earlier snapshot, or train again at a lower learning rate."
+                )
+
+
+def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]:
+    """Names of the modules to merge, sorted.
+
+    Args:
+        modules: ``same`` wants equal sets, ``common`` takes those that every adapter has, ``all``
+            merges each module from the adapters that have it, as PEFT does.
+
+    Raises:
+        InputError: the sets differ (``same``), or nothing is common.
+    """
+    every = set().union(*(a.deltas for a in adapters))
+    common = every.intersection(*(a.deltas for a in adapters))
+    if modules == "all" or common == every:
+        return sorted(every)
+    if modules == "same":
+        lacking = next(a for a in adapters if a.deltas.keys() != every)
+        missing = sorted(every - lacking.deltas.keys())
+        owner = next(a for a in adapters if missing[0] in a.deltas)
+        rest = f"the {len(common)} they share with --modules common, or " if common else ""
+        raise InputError(
+            f"Cannot merge: {len(missing)} modules of {owner.name!r} are missing from "
+            f"{lacking.name!r}, for example {missing[0]}. The adapters were trained with different "
+            "target_modules. Train both from one recipe with `mergeforget train-pair`, or merge "
+            f"{rest}each from the adapters that have it with --modules all."
+        )
+    if not common:
+        raise InputError("The adapters have no module in common.")
+    return sorted(common)
+
+
+def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[str, Any]:
+    """The config of the result: the first adapter's, with the modules that were merged."""
+    config = dict(adapters[0].config)
+    if set(modules) != set(adapters[0].deltas) or any(
+        a.deltas.keys() != adapters[0].deltas.keys() for a in adapters
+    ):
+        config["target_modules"] = sorted(modules)  # names match whole, so nothing else is hit
+        config["exclude_modules"] = config["layers_to_transform"] = config["layers_pattern"] = None
+    config["init_lora_weights"] = True
+    return config
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

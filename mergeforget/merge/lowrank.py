@@ -1,0 +1,142 @@
+"""Cutting a change back to a rank: exactly from its factors, or from the dense change.
+
+Factors are ``b @ a`` with b (out, rank) and a (rank, in), numpy arrays or torch tensors. What is
+returned follows PEFT: the rows of ``a`` are orthonormal and ``b`` carries the singular values.
+Inner products are summed in float64, where squaring a condition number does no harm.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mergeforget.merge.ops import Tensor, cast, library, like
+
+Svd = Literal["fast", "exact"]
+STEPS = 1  # of subspace iteration: a trimmed delta is then within 1e-4 of the best cut
+SPARE = 16  # directions followed beyond the rank, where the start offers no more
+NEGLIGIBLE = 1e-14  # of the largest eigenvalue of a Gram matrix in float64
+
+
+class Cut(NamedTuple):
+    """A change at a smaller rank.
+
+    Attributes:
+        a: (rank, in)
+        b: (out, rank)
+        energy: squared Frobenius norm before the cut.
+        kept: squared Frobenius norm after it.
+    """
+
+    a: Tensor
+    b: Tensor
+    energy: float
+    kept: float
+
+
+def cut_factors(a: Tensor, b: Tensor, rank: int) -> Cut:
+    """The best approximation of ``b @ a`` with a given rank, without building the product.
+
+    Args:
+        a: (k, in), for example the stacked factors of several adapters.
+        b: (out, k), with weights and scalings multiplied in.
+        rank: of the result; it is less where ``b @ a`` itself has less, at least 1.
+
+    O((out + in) k^2 + k^3): both factors are whitened by their Gram matrices, and what is left is
+    the SVD of a (k, k) core.
+    """
+    wide_a, wide_b = cast(a, "float64"), cast(b, "float64")
+    whiten_a, root_a = _whitening(wide_a @ wide_a.T)
+    whiten_b, root_b = _whitening(wide_b.T @ wide_b)
+    u, s, vt = library(a).linalg.svd(root_b.T @ root_a, full_matrices=False)
+    rank = max(1, min(rank, int((s > s[0] * 1e-9).sum())))
+    new_a = (vt[:rank] @ whiten_a.T) @ wide_a
+    new_b = wide_b @ (whiten_b @ (u[:, :rank] * s[:rank]))
+    squares = s * s
+    kept = float(squares[:rank].sum())
+    return Cut(like(new_a, a), like(new_b, b), float(squares.sum()), kept)
+
+
+def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = "fast") -> Cut:
+    """Approximate a dense change by one of a given rank.
+
+    Args:
+        delta: (out, in)
+        rank: of the result, at most min(out, in).
+        start: (k, in), rows near the row space of ``delta``: the factors that were merged.
+        svd: ``exact`` is the best approximation; ``fast`` follows ``start`` through one step of
+            subspace iteration, and its residual exceeds the best by less than 1e-4 of it for
+            deltas that were trimmed, by more for deltas with entries dropped at random.
+
+    ``Cut.energy`` minus ``Cut.kept`` is the squared residual in both modes.
+    """
+    rank = min(rank, *delta.shape)
+    energy = float(_squares(delta))
+    if energy == 0:
+        return Cut(delta[:rank] * 0, delta[:, :rank] * 0, 0.0, 0.0)
+    if svd == "exact":
+        basis = _top_rows(delta, rank)
+    else:
+        basis = _orthonormal(_start(delta, rank, start))
+        for _ in range(STEPS):
+            basis = _orthonormal((delta.T @ _orthonormal((delta @ basis.T).T).T).T)
+    cut = cut_factors(basis, delta @ basis.T, rank)
+    return Cut(cut.a, cut.b, energy, min(cut.kept, energy))
+
+
+def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
+    """(k, in) rows to begin with: the given ones, and random ones where they are too few."""
+    wanted = min(rank + SPARE, *delta.shape)
+    if start is not None and len(start) >= rank:
+        return start
+    given = 0 if start is None else len(start)
+    noise = np.random.default_rng(0).standard_normal((wanted - given, delta.shape[1]))
+    rows = like(noise.astype(np.float32), delta)
+    lib = library(delta)
+    return rows if start is None else lib.concatenate([start, rows])
+
+
+def _top_rows(delta: Tensor, rank: int) -> Tensor:
+    """(rank, in) right singular vectors, from the Gram matrix of the smaller side in float64."""
+    wide = cast(delta, "float64")
+    if delta.shape[0] >= delta.shape[1]:
+        return like(_top_eigenvectors(wide.T @ wide, rank).T, delta)
+    return _orthonormal(like(_top_eigenvectors(wide @ wide.T, rank).T @ wide, delta))
+
+
+def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
+    """(n, rank) eigenvectors of the largest eigenvalues of a symmetric (n, n) matrix."""
+    if isinstance(gram, np.ndarray):
+        from scipy.linalg import eigh
+
+        n = len(gram)
+        return eigh(gram, subset_by_index=[n - rank, n - 1], overwrite_a=True)[1][:, ::-1]
+    return library(gram).linalg.eigh(gram)[1][:, -rank:].flip(1)
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """Rows spanning the same space, orthonormal; dependent ones are left out."""
+    wide = cast(rows, "float64")
+    whiten, _ = _whitening(wide @ wide.T)
+    return like(whiten.T @ wide, rows)
+
+
+def _whitening(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """From ``x @ x.T`` (k, k): ``w`` with ``w.T @ x`` orthonormal, and ``r`` with ``r w.T x = x``.
+
+    Both are (k, p), p the numerical rank of x, at least 1.
+    """
+    values, vectors = library(gram).linalg.eigh(gram)  # ascending
+    sound = values > max(float(values[-1]), 0.0) * NEGLIGIBLE
+    if not sound.any():
+        return vectors[:, -1:] * 0, vectors[:, -1:] * 0
+    values, vectors = values[sound], vectors[:, sound]
+    roots = values**0.5
+    return vectors / roots, vectors * roots
+
+
+def _squares(x: Tensor) -> float:
+    """Sum of squares, each row summed in the dtype of ``x`` and the rows in float64."""
+    rows = library(x).einsum("ij,ij->i", x, x)
+    return float(cast(rows, "float64").sum())

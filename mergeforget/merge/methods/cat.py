@@ -1,0 +1,16 @@
+"""The exact sum, at the sum of the ranks."""
+
+from __future__ import annotations
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor, weighted_sum
+
+
+@merge_method("cat", source="PEFT 0.21.2, LoraModel.add_weighted_adapter")
+def cat(stack: Tensor, weights: Tensor) -> Tensor:
+    """Add up the weighted deltas exactly, as adapters of the summed rank: ``sum_i w_i x_i``.
+
+    An adapter holds the sum as its stacked factors, so nothing is cut; ``linear`` in delta space
+    gives the same change at a smaller rank.
+    """
+    return weighted_sum(stack, weights)

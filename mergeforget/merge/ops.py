@@ -1,0 +1,279 @@
+"""The steps that merge methods are made of: trim, drop, elect a sign, average what agrees.
+
+Every function takes the stacked tensors of one module, (n, *shape), as a numpy array or as a torch
+tensor on any device, and answers in kind; numpy arrays are merged without torch being imported.
+Inputs are never changed. Sums over the n tensors run from the first to the last, as torch's do, so
+that equal inputs give equal bits in both libraries.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from mergeforget.errors import DensityError, UsageError
+
+Tensor = Any  # numpy.ndarray or torch.Tensor
+Sign = Literal["total", "count"]
+Rescale = Literal["density", "l1", "none"]
+
+
+class SharedDensity(float):
+    """A density that shares one sort of a stack with the other densities of a sweep."""
+
+    shared: Thresholds
+
+    def __new__(cls, density: float, shared: Thresholds) -> SharedDensity:
+        self = super().__new__(cls, density)
+        self.shared = shared
+        return self
+
+
+class Thresholds:
+    """The magnitudes at which many densities cut one stack, found in one sort when first asked.
+
+    Attributes:
+        densities: each in (0, 1].
+        stack: (n, *shape)
+    """
+
+    def __init__(self, stack: Tensor, densities: Sequence[float]) -> None:
+        for density in densities:
+            check_density(density)
+        self.stack, self.densities = stack, densities
+        self._found: dict[int, list[float]] = {}
+
+    def shares(self) -> list[SharedDensity]:
+        """The densities, in a form that ``trim`` knows for this stack."""
+        return [SharedDensity(density, self) for density in self.densities]
+
+    def at(self, k: int) -> list[float]:
+        """The k-th largest magnitude of each of the n tensors."""
+        if not self._found:
+            flat = self.stack.reshape(len(self.stack), -1)
+            ranks = sorted({kept_count(d, flat.shape[1]) for d in self.densities})
+            columns = zip(*(kth_largest(abs(x), ranks) for x in flat), strict=True)
+            self._found = {k: list(column) for k, column in zip(ranks, columns, strict=True)}
+        return self._found[k]
+
+
+def library(x: Tensor) -> ModuleType:
+    """numpy, or torch for a tensor of torch; the functions used here have one name in both."""
+    return np if isinstance(x, np.ndarray) else sys.modules["torch"]
+
+
+def check_density(density: float) -> None:
+    """Raise DensityError unless ``density`` is in (0, 1]."""
+    if not 0 < density <= 1:
+        raise DensityError(density)
+
+
+def kept_count(density: float, numel: int) -> int:
+    """How many of ``numel`` entries a density keeps: ``int(density * numel)``, at least one."""
+    return min(numel, max(1, int(density * numel)))
+
+
+def trim(stack: Tensor, density: float) -> Tensor:
+    """Keep the largest entries of each tensor, by magnitude; set the others to zero.
+
+    Args:
+        stack: (n, *shape)
+        density: Fraction of entries kept in each tensor, in (0, 1]; at least one is kept. A
+            ``SharedDensity`` of this stack brings its threshold along and gives the same bits.
+
+    Returns:
+        Trimmed tensors, same shape, dtype and device.
+
+    Raises:
+        DensityError: ``density`` is outside (0, 1].
+
+    Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "trim". Each tensor is trimmed by itself,
+        as PEFT does; the paper trims the whole model at once. Of entries equal in magnitude at the
+        cut those of the lowest index are kept; PEFT and mergekit leave their choice open.
+    """
+    check_density(density)
+    if density == 1:
+        return stack
+    flat = stack.reshape(len(stack), -1)
+    k = kept_count(density, flat.shape[1])
+    shared = density.shared if isinstance(density, SharedDensity) else None
+    known = shared.at(k) if shared is not None and shared.stack is stack else None
+    kept = library(stack).empty_like(flat)
+    for i, tensor in enumerate(flat):
+        magnitude = abs(tensor)
+        threshold = known[i] if known else kth_largest(magnitude, [k])[0]
+        kept[i] = tensor * _largest(magnitude, threshold, k)
+    return kept.reshape(stack.shape)
+
+
+def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
+    """The k-th largest of (numel,) magnitudes for each k of ``ranks``; k counts from 1."""
+    numel = len(magnitude)
+    if not isinstance(magnitude, np.ndarray):
+        if len(ranks) == 1:
+            return [float(magnitude.kthvalue(numel - ranks[0] + 1).values)]
+        ordered = magnitude.sort().values
+        return [float(ordered[numel - k]) for k in ranks]
+    bits = magnitude.view(f"i{magnitude.itemsize}")  # order of floats >= 0, twice as fast
+    if len(ranks) == 1:
+        found = np.partition(bits, numel - ranks[0])[[numel - ranks[0]]]
+    else:
+        found = np.sort(bits)[[numel - k for k in ranks]]
+    return [float(x) for x in found.view(magnitude.dtype)]
+
+
+def _largest(magnitude: Tensor, threshold: float, k: int) -> Tensor:
+    """Mask of exactly k entries (numel,): those above the threshold, then the first ones at it."""
+    mask = magnitude >= threshold
+    surplus = int(library(magnitude).count_nonzero(mask)) - k
+    if surplus > 0:
+        (at_cut,) = library(magnitude).where(magnitude == threshold)
+        mask[at_cut[-surplus:]] = False
+    return mask
+
+
+def drop(
+    stack: Tensor, density: float, generator: np.random.Generator, *, rescale: Rescale = "density"
+) -> Tensor:
+    """Keep each entry with probability ``density``, then make up for what was dropped.
+
+    Args:
+        stack: (n, *shape)
+        density: Probability of keeping an entry, in (0, 1].
+        generator: One number is drawn for each entry, in order, whatever the density: the pattern
+            of a larger density contains that of a smaller one. Drawn on the CPU, so that the
+            pattern is the same on every device.
+        rescale: ``density`` divides by it (the paper, PEFT); ``l1`` restores the L1 norm of each
+            tensor (mergekit); ``none`` leaves the kept entries as they are.
+
+    Returns:
+        Same shape, dtype and device.
+
+    Raises:
+        DensityError: ``density`` is outside (0, 1].
+
+    Source: DARE, arXiv:2311.03099, section 3.1.
+    """
+    check_density(density)
+    if density == 1:
+        return stack
+    kept = stack * like(uniform_below(density, tuple(stack.shape), generator), stack)
+    return rescaled(kept, stack, density, rescale)
+
+
+def uniform_below(
+    density: float, shape: tuple[int, ...], generator: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    """A mask that is true with probability ``density``, to 2^-32."""
+    words = generator.bit_generator.random_raw((math.prod(shape) + 1) // 2)
+    numbers = words.view(np.uint32)[: math.prod(shape)]
+    return (numbers <= np.uint32(math.ceil(density * 2**32) - 1)).reshape(shape)
+
+
+def rescaled(kept: Tensor, stack: Tensor, density: float, rescale: Rescale) -> Tensor:
+    """Make up for the entries that a random method dropped, see ``drop``."""
+    if rescale == "none":
+        return kept
+    if rescale == "density":
+        return kept / density
+    if rescale != "l1":
+        raise UsageError(f"rescale is {rescale!r}; it must be one of density, l1, none.")
+    before = library(stack).abs(stack.reshape(len(stack), -1)).sum(-1)  # (n,)
+    after = library(stack).abs(kept.reshape(len(stack), -1)).sum(-1)
+    small = (before < 1e-7) | (after < 1e-7)  # mergekit's guard
+    factor = library(stack).where(small, before * 0 + 1, before / (after + small))
+    return kept * column(factor, stack)
+
+
+def elect(stack: Tensor, sign: Sign = "total") -> Tensor:
+    """Say which entries have the sign that most of the tensors want at their place.
+
+    Args:
+        stack: (n, *shape), trimmed.
+        sign: ``total`` takes the sign of the sum, ``count`` that of the sum of signs; a sum of
+            zero counts as positive.
+
+    Returns:
+        Boolean, (n, *shape). An entry of zero never agrees.
+
+    Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "elect". ``count`` is PEFT's "frequency".
+    """
+    if sign not in ("total", "count"):
+        raise UsageError(f"sign is {sign!r}; it must be total or count.")
+    positive, negative = stack > 0, stack < 0
+    if sign == "total":
+        up = total(stack) >= 0
+    else:
+        up = positive.sum(0) >= negative.sum(0)
+    return (positive & up) | (negative & ~up)
+
+
+def total(stack: Tensor) -> Tensor:
+    """Sum over the n tensors, first to last, starting from zero (so that no -0.0 remains)."""
+    summed = stack[0] + 0.0
+    for tensor in stack[1:]:
+        summed += tensor
+    return summed
+
+
+def weighted_sum(stack: Tensor, weights: Tensor) -> Tensor:
+    """``sum_i weights[i] * stack[i]``, (*shape)."""
+    return total(stack * column(weights, stack))
+
+
+def disjoint_mean(
+    stack: Tensor,
+    weights: Tensor,
+    agree: Tensor,
+    divide: Literal["count", "weights", "none"] = "count",
+) -> Tensor:
+    """Average, at each place, the weighted entries that agree with the elected sign.
+
+    Args:
+        stack: (n, *shape)
+        weights: (n,)
+        agree: Boolean, (n, *shape), from ``elect``.
+        divide: by the number that agree, at least 1 (PEFT, the paper); by the sum of their
+            weights, 0 counting as 1 (mergekit's ``normalize``); or not at all.
+
+    Returns:
+        (*shape)
+
+    Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "disjoint merge".
+    """
+    summed = total(stack * column(weights, stack) * agree)
+    if divide == "none":
+        return summed
+    if divide == "count":
+        count = total(agree * column(weights * 0 + 1, stack))
+        return summed / count.clip(1)
+    if divide != "weights":
+        raise UsageError(f"divide is {divide!r}; it must be one of count, weights, none.")
+    shares = total(agree * column(weights, stack))
+    return summed / (shares + (shares == 0))
+
+
+def column(weights: Tensor, stack: Tensor) -> Tensor:
+    """(n,) shaped to multiply (n, *shape), in the stack's dtype and device."""
+    return like(weights, stack).reshape(-1, *[1] * (stack.ndim - 1))
+
+
+def like(x: Tensor, model: Tensor) -> Tensor:
+    """``x`` in the library and on the device of ``model``; numbers take its dtype too."""
+    if isinstance(model, np.ndarray):
+        return x if x.dtype == np.bool_ else x.astype(model.dtype, copy=False)
+    torch = library(model)
+    x = torch.as_tensor(x, device=model.device)
+    return x if x.dtype == torch.bool else x.to(model.dtype)
+
+
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """``x`` as ``float32`` or ``float64``, without a copy where it is that already."""
+    if isinstance(x, np.ndarray):
+        return x.astype(dtype, copy=False)
+    return x.to(getattr(library(x), dtype))

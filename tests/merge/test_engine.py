@@ -1,0 +1,244 @@
+"""The engine: what it refuses, what it reports, and what holds for every merge."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mergeforget.adapter import Adapter, read_adapter
+from mergeforget.candidate import Candidate
+from mergeforget.errors import (
+    DensityError,
+    InputError,
+    NumericError,
+    UnknownNameError,
+    UsageError,
+)
+from mergeforget.merge.engine import How, merge_adapters, write_candidate
+from mergeforget.merge.methods import MERGE_METHODS
+
+WriteLora = Callable[..., Path]
+MODULES = {
+    "model.layers.0.mlp.up_proj": (16, 10),
+    "model.layers.0.self_attn.q_proj": (12, 10),
+    "model.layers.1.mlp.up_proj": (16, 10),
+}
+
+
+@pytest.fixture
+def pair(write_lora: WriteLora) -> list[Adapter]:
+    return [read_adapter(write_lora("over", 1)), read_adapter(write_lora("under", 2))]
+
+
+def dense(adapter: Adapter) -> dict[str, Any]:
+    return {module: delta.dense() for module, delta in adapter.deltas.items()}
+
+
+def assert_close(found: Adapter, wanted: dict[str, Any]) -> None:
+    assert found.deltas.keys() == wanted.keys()
+    for module, delta in dense(found).items():
+        np.testing.assert_allclose(delta, wanted[module], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "magnitude_prune", "dare_linear", "cat"])
+@pytest.mark.parametrize("space", ["factors", "delta"])
+def test_one_adapter_at_weight_and_density_1_is_itself(
+    pair: list[Adapter], method: str, space: Any
+) -> None:
+    density = 1.0 if "density" in MERGE_METHODS.get(method).parameters else None
+    merged = merge_adapters(pair[:1], Candidate(method, density, (1.0,), space))
+    assert_close(merged.adapter, dense(pair[0]))
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "magnitude_prune", "cat"])
+@pytest.mark.parametrize("space", ["factors", "delta"])
+def test_order_of_adapters_does_not_matter(pair: list[Adapter], method: str, space: Any) -> None:
+    density = 0.6 if "density" in MERGE_METHODS.get(method).parameters else None
+    one = merge_adapters(pair, Candidate(method, density, (1.0, 0.5), space), How(svd="exact"))
+    two = merge_adapters(
+        pair[::-1], Candidate(method, density, (0.5, 1.0), space), How(svd="exact")
+    )
+    assert_close(one.adapter, dense(two.adapter))
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "magnitude_prune", "dare_ties", "cat"])
+def test_negating_the_weights_negates_the_result(pair: list[Adapter], method: str) -> None:
+    density = 0.6 if "density" in MERGE_METHODS.get(method).parameters else None
+    plus = merge_adapters(pair, Candidate(method, density, (1.0, 0.5), "delta"))
+    minus = merge_adapters(pair, Candidate(method, density, (-1.0, -0.5), "delta"))
+    assert_close(minus.adapter, {k: -x for k, x in dense(plus.adapter).items()})
+
+
+@pytest.mark.parametrize("candidate", [Candidate("cat"), Candidate("svd", rank=6)])
+def test_cat_and_svd_at_full_rank_are_the_sum(pair: list[Adapter], candidate: Candidate) -> None:
+    merged = merge_adapters(pair, candidate)
+    first, second = dense(pair[0]), dense(pair[1])
+    assert_close(merged.adapter, {k: first[k] + second[k] for k in first})
+    assert merged.report["energy_lost"] < 1e-9
+
+
+def test_the_energy_that_a_cut_loses_is_reported(pair: list[Adapter]) -> None:
+    merged = merge_adapters(pair, Candidate("svd", rank=2))
+    whole = merge_adapters(pair, Candidate("cat"))
+    lost = sum(
+        np.linalg.norm(x - dense(merged.adapter)[k]) ** 2 for k, x in dense(whole.adapter).items()
+    )
+    assert merged.report["energy_lost"] == pytest.approx(lost / whole.report["norm"] ** 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_how_far_factor_space_is_from_delta_space_is_measured(
+    pair: list[Adapter], method: str
+) -> None:
+    density = 0.6 if method == "ties" else None
+    merged = merge_adapters(pair, Candidate(method, density), How(compare=True))
+    wanted = merge_adapters(
+        pair, Candidate(method, density, space="delta", rank=10), How(svd="exact")
+    )
+    apart = sum(
+        np.linalg.norm(x - dense(merged.adapter)[k]) ** 2 for k, x in dense(wanted.adapter).items()
+    )
+    energy = wanted.report["norm"] ** 2
+    assert merged.report["space_error"] == pytest.approx((apart / energy) ** 0.5, rel=1e-3)
+
+
+def test_threads_change_no_bit(pair: list[Adapter]) -> None:
+    candidate = Candidate("dare_ties", 0.5, space="delta", seed=3)
+    one, four = (merge_adapters(pair, candidate, How(threads=n)).adapter for n in (1, 4))
+    for module, delta in one.deltas.items():
+        assert delta.b.tobytes() == four.deltas[module].b.tobytes()
+
+
+def test_what_is_drawn_for_a_module_does_not_depend_on_others(pair: list[Adapter]) -> None:
+    candidate = Candidate("dare_linear", 0.5)
+    alone = "model.layers.1.mlp.up_proj"
+    part = [replace(a, deltas={alone: a.deltas[alone]}) for a in pair]
+    whole, single = (merge_adapters(x, candidate).adapter.deltas[alone] for x in (pair, part))
+    assert whole.a.tobytes() == single.a.tobytes() and whole.b.tobytes() == single.b.tobytes()
+
+
+def test_merging_imports_neither_torch_nor_transformers(
+    write_lora: WriteLora, tmp_path: Path
+) -> None:
+    over, under = write_lora("over", 1), write_lora("under", 2)
+    code = (
+        "import sys; from mergeforget.cli import main\n"
+        f"try: main(['merge', '--density', '0.7', '--adapter', {str(over)!r}, '--adapter', "
+        f"{str(under)!r}, '--out', {str(tmp_path / 'out')!r}])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'transformers', 'peft', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_adapter(tmp_path / "out").deltas.keys() == MODULES.keys()
+
+
+def test_candidate_json_holds_the_recipe_and_the_report(
+    pair: list[Adapter], tmp_path: Path
+) -> None:
+    write_candidate(merge_adapters(pair, Candidate("ties_svd", 0.5)), tmp_path / "c")
+    facts = json.loads((tmp_path / "c" / "candidate.json").read_text())
+    assert Candidate.from_dict(facts) == Candidate("ties", 0.5, space="delta")
+    assert 0 < facts["energy_lost"] < 1
+
+
+@pytest.mark.parametrize(
+    ("candidate", "error", "words"),
+    [
+        (Candidate("tis", 0.5), UnknownNameError, "Did you mean 'ties'"),
+        (Candidate("ties"), UsageError, "needs a density"),
+        (Candidate("ties", 0.0), DensityError, "0, but it is the fraction"),
+        (Candidate("ties", 1.5), DensityError, "write 0.8 for 80 percent"),
+        (Candidate("linear", 0.5), UsageError, "takes no density"),
+        (Candidate("linear", weights=(1.0,)), UsageError, "2 adapters and 1 weights"),
+        (Candidate("linear", weights=(1.0, float("nan"))), UsageError, "finite"),
+        (Candidate("ties", 0.5, rank=4), UsageError, "--space delta"),
+        (Candidate("ties", 0.5, arguments={"sing": "count"}), UsageError, "Did you mean 'sign'"),
+        (Candidate("ties", 0.5, arguments={"density": 1}), UsageError, "its own option"),
+    ],
+)
+def test_a_candidate_that_does_not_fit_is_refused(
+    pair: list[Adapter], candidate: Candidate, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        merge_adapters(pair, candidate)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "all"}, "biases of the base"),
+        ({"lora_bias": True}, "biases of lora_B"),
+        ({"modules_to_save": ["lm_head"]}, "whole modules"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
+        ({"trainable_token_indices": [1]}, "token embeddings"),
+        ({"tensors": {"base_model.model.lm_head.weight": np.ones((2, 2), np.float32)}}, "lm_head"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused_by_name(
+    write_lora: WriteLora, config: dict[str, Any], words: str
+) -> None:
+    adapters = [
+        read_adapter(write_lora("over")),
+        read_adapter(write_lora("odd", 1, **config)),
+    ]
+    with pytest.raises(InputError, match=f"'odd' cannot be merged exactly: .*{words}"):
+        merge_adapters(adapters, Candidate("ties", 0.5))
+
+
+def test_adapters_of_another_base_or_shape_are_refused(
+    pair: list[Adapter], write_lora: WriteLora
+) -> None:
+    other = read_adapter(write_lora("other", base_model_name_or_path="another"))
+    with pytest.raises(InputError, match="'over' was trained on base and 'other' on another"):
+        merge_adapters([pair[0], other], Candidate("linear"))
+    wide = {name: (rows, 11) for name, (rows, _) in MODULES.items()}
+    with pytest.raises(InputError, match="different base models"):
+        merge_adapters(
+            [pair[0], read_adapter(write_lora("wide", modules=wide))], Candidate("linear")
+        )
+
+
+@pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (-np.inf, "Inf")])
+def test_nan_and_inf_are_refused_by_adapter_and_tensor(
+    pair: list[Adapter], value: float, word: str
+) -> None:
+    module = "model.layers.1.mlp.up_proj"
+    pair[1].deltas[module].b[0, 0] = value
+    with pytest.raises(NumericError, match=f"'under' holds {word} in {module}.lora_B"):
+        merge_adapters(pair, Candidate("linear"))
+
+
+def test_different_ranks_are_refused_in_factor_space_only(
+    pair: list[Adapter], write_lora: WriteLora
+) -> None:
+    larger = read_adapter(write_lora("larger", 3, rank=4))
+    with pytest.raises(InputError, match="--space delta"):
+        merge_adapters([pair[0], larger], Candidate("ties", 0.5))
+    merged = merge_adapters([pair[0], larger], Candidate("ties", 0.5, space="delta"))
+    assert {delta.rank for delta in merged.adapter.deltas.values()} == {4}
+
+
+def test_modules_that_one_adapter_lacks_are_named_and_merged_as_asked(
+    pair: list[Adapter], write_lora: WriteLora
+) -> None:
+    some = dict(list(MODULES.items())[:2])
+    fewer = read_adapter(write_lora("fewer", 3, modules=some))
+    with pytest.raises(InputError, match="1 modules of 'over' are missing from 'fewer'"):
+        merge_adapters([pair[0], fewer], Candidate("linear"))
+    common = merge_adapters([pair[0], fewer], Candidate("linear"), How("common"))
+    assert common.adapter.deltas.keys() == some.keys()
+    assert common.adapter.config["target_modules"] == sorted(some)
+    every = merge_adapters([pair[0], fewer], Candidate("cat"), How("all"))
+    assert every.adapter.deltas.keys() == MODULES.keys()
+    assert every.adapter.deltas["model.layers.1.mlp.up_proj"].rank == 3

@@ -1,0 +1,148 @@
+"""What every step and every method promises, on numpy arrays and torch tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from mergeforget.errors import DensityError, UsageError
+from mergeforget.merge.engine import generator_for
+from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.merge.ops import (
+    Thresholds,
+    disjoint_mean,
+    drop,
+    elect,
+    kept_count,
+    trim,
+    uniform_below,
+)
+
+WHOLE = st.integers(-4, 4).map(float)  # many equal magnitudes, and sums exact in any order
+densities = st.floats(0.001, 1.0)
+
+
+def stacks(n: int = 2) -> st.SearchStrategy[Any]:
+    shapes = st.tuples(st.just(n), st.integers(1, 6), st.integers(1, 6))
+    return shapes.flatmap(lambda shape: arrays(np.float32, shape, elements=WHOLE))
+
+
+def test_trim_keeps_the_largest_by_hand() -> None:
+    # int(0.5 * 4) = 2 of |1|, |-3|, |2|, |-2|: the 3, and of the two 2s the first
+    stack = np.array([[1.0, -3.0, 2.0, -2.0]], np.float32)
+    assert trim(stack, 0.5).tolist() == [[0.0, -3.0, 2.0, 0.0]]
+
+
+def test_election_by_hand() -> None:
+    # places: 1-1.5 < 0 -> minus; 2-1 > 0 -> plus; 1-1 = 0 counts as plus; 0 never agrees
+    stack = np.array([[1.0, 2.0, 1.0, 0.0], [-1.5, -1.0, -1.0, 3.0]])
+    assert elect(stack).tolist() == [[False, True, True, False], [True, False, False, True]]
+    # by count each place is a draw but the last, so plus wins everywhere
+    assert elect(stack, "count").tolist() == [[True, True, True, False], [False] * 3 + [True]]
+
+
+def test_ties_is_the_example_of_the_specification() -> None:
+    # tau = [1, -1.5], w = [2, 1]: unweighted, minus wins, and one agrees: 1 * -1.5 / 1
+    stack, weights = np.array([[1.0], [-1.5]]), np.array([2.0, 1.0])
+    assert MERGE_METHODS.get("ties").fn(stack, weights, density=1.0) == [-1.5]
+    # weighted, 2 - 1.5 > 0: plus wins: 2 * 1 = 2, over its weight 2 when normalised
+    agree = elect(stack * weights[:, None])
+    assert disjoint_mean(stack, weights, agree, "none") == [2.0]
+    assert disjoint_mean(stack, weights, agree, "weights") == [1.0]
+
+
+@given(stacks(), densities)
+def test_trim_keeps_exactly_k_places_and_the_lowest_index_at_the_cut(
+    stack: Any, density: float
+) -> None:
+    trimmed = trim(stack, density)
+    k = kept_count(density, stack[0].size)
+    for tensor, kept in zip(stack, trimmed, strict=True):
+        tensor, kept = tensor.ravel(), kept.ravel()
+        order = np.lexsort((np.arange(tensor.size), -np.abs(tensor)))[:k]
+        wanted = np.zeros_like(tensor)
+        wanted[order] = tensor[order]
+        assert np.array_equal(kept, wanted)
+
+
+@given(stacks(3), st.lists(densities, min_size=1, max_size=5))
+def test_shared_thresholds_trim_to_the_same_bits(stack: Any, many: list[float]) -> None:
+    for shared in Thresholds(stack, many).shares():
+        assert trim(stack, shared).tobytes() == trim(stack, float(shared)).tobytes()
+
+
+@given(stacks(), densities, densities)
+def test_a_larger_density_keeps_what_a_smaller_one_keeps(
+    stack: Any, one: float, other: float
+) -> None:
+    low, high = sorted([one, other])
+    kept = uniform_below(low, stack.shape, generator_for(0, "x"))
+    assert not (kept & ~uniform_below(high, stack.shape, generator_for(0, "x"))).any()
+
+
+def test_drop_keeps_the_share_and_the_mean() -> None:
+    stack = np.ones((2, 400, 500), np.float32)
+    dropped = drop(stack, 0.3, generator_for(0, "x"))
+    # 4e5 draws: the share's standard deviation is sqrt(.3 * .7 / 4e5) = 7e-4
+    assert abs(np.count_nonzero(dropped) / dropped.size - 0.3) < 4e-3
+    assert abs(dropped.mean() - 1) < 0.015
+    l1 = drop(stack, 0.3, generator_for(0, "x"), rescale="l1")
+    np.testing.assert_allclose(np.abs(l1).sum((1, 2)), np.abs(stack).sum((1, 2)), rtol=1e-4)
+    assert set(np.unique(drop(stack, 0.3, generator_for(0, "x"), rescale="none"))) == {0.0, 1.0}
+
+
+def test_two_names_draw_different_patterns() -> None:
+    first = uniform_below(0.5, (1000,), generator_for(0, "a"))
+    assert not np.array_equal(first, uniform_below(0.5, (1000,), generator_for(0, "b")))
+    assert not np.array_equal(first, uniform_below(0.5, (1000,), generator_for(1, "a")))
+
+
+@pytest.mark.parametrize("density", [0.0, 1.5, -0.1, float("nan")])
+def test_a_density_outside_its_range_is_refused(density: float) -> None:
+    stack = np.ones((2, 4), np.float32)
+    for act in (lambda: trim(stack, density), lambda: drop(stack, density, generator_for(0, ""))):
+        with pytest.raises(DensityError):
+            act()
+
+
+def test_unknown_ways_are_refused() -> None:
+    stack, weights = np.ones((2, 4), np.float32), np.ones(2)
+    with pytest.raises(UsageError, match="total or count"):
+        elect(stack, "majority")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="count, weights, none"):
+        disjoint_mean(stack, weights, elect(stack), "mean")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="density, l1, none"):
+        drop(stack, 0.5, generator_for(0, ""), rescale="l2")  # type: ignore[arg-type]
+
+
+def call(name: str, stack: Any, weights: Any, density: float = 0.6) -> Any:
+    takes = MERGE_METHODS.get(name).parameters
+    given: dict[str, Any] = {"density": density} if "density" in takes else {}
+    if "generator" in takes:
+        given["generator"] = generator_for(0, "x")
+    return MERGE_METHODS.get(name).fn(stack, weights, **given)
+
+
+@pytest.mark.parametrize("name", MERGE_METHODS.names())
+def test_every_method_keeps_shape_dtype_and_its_inputs(name: str) -> None:
+    stack = np.random.default_rng(0).standard_normal((2, 5, 7)).astype(np.float32)
+    before = stack.copy()
+    merged = call(name, stack, np.array([1.0, 0.5]))
+    assert merged.shape == (5, 7) and merged.dtype == np.float32 and np.isfinite(merged).all()
+    assert np.array_equal(stack, before)
+    assert np.array_equal(merged, call(name, stack, np.array([1.0, 0.5])))
+
+
+@pytest.mark.parametrize("name", MERGE_METHODS.names())
+def test_every_method_gives_the_same_on_torch_tensors(name: str) -> None:
+    stack = np.random.default_rng(1).standard_normal((2, 5, 7)).astype(np.float32)
+    ours = call(name, stack, np.array([1.0, -0.5]))
+    theirs = call(name, torch.from_numpy(stack), torch.tensor([1.0, -0.5]))
+    assert theirs.dtype == torch.float32
+    np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-6, atol=1e-6)
