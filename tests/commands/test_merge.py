@@ -1,0 +1,91 @@
+"""The command `mergeforget merge`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mergeforget.adapter import read_adapter
+from mergeforget.candidate import Candidate
+from mergeforget.cli import main
+from mergeforget.merge.engine import merge_adapters
+
+WriteLora = Callable[..., Path]
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, ["merge", *map(str, words)])
+
+
+@pytest.fixture
+def run(tmp_path: Path, write_lora: WriteLora, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The newest of two runs under runs/, with a pair."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "second"
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("over", "under")):
+        write_lora(name, seed).rename(folder / name)
+    (folder / "recipe.yaml").write_text("name: second\n")
+    return folder
+
+
+def test_the_pair_of_the_newest_run_becomes_a_candidate(run: Path) -> None:
+    done = call("--density", "0.7", "--json")
+    assert done.exit_code == 0, done.output
+    assert "Run: runs/second" in done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["folder"] == "runs/second/candidates/ties-factors-d0.70"
+    candidate = Candidate.from_dict(json.loads(Path(facts["folder"], "candidate.json").read_text()))
+    assert candidate == Candidate("ties", 0.7)
+    wanted = merge_adapters([read_adapter(run / "over"), read_adapter(run / "under")], candidate)
+    for module, delta in read_adapter(Path(facts["folder"])).deltas.items():
+        assert delta.b.tobytes() == wanted.adapter.deltas[module].b.tobytes()
+
+
+def test_peft_s_names_weights_and_arguments_are_understood(run: Path) -> None:
+    done = call(
+        run, "--method", "ties_svd", "--density", "0.5", "--weights", "1,-0.5", "--rank", "2",
+        "--set", "sign=count", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    candidate = json.loads(done.stdout)["candidate"]
+    assert candidate["method"] == "ties" and candidate["space"] == "delta"
+    assert candidate["weights"] == [1.0, -0.5] and candidate["arguments"] == {"sign": "count"}
+
+
+def test_the_text_says_what_the_cut_and_the_space_cost(run: Path) -> None:
+    assert "of the energy" in call(run, "--method", "svd").output
+    assert "away from the same method" in call(run, "--method", "linear").output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--density", "0"], 2, "must lie in (0, 1]"),
+        (["--density", "1.5"], 2, "write 0.8 for 80 percent"),
+        ([], 2, "needs a density"),
+        (["--method", "tis", "--density", "0.5"], 2, "Did you mean 'ties'?"),
+        (["--density", "0.5", "--weights", "1,x"], 2, "not a list of numbers"),
+        (["--density", "0.5", "--weights", "1,1,1"], 2, "3 weights"),
+        (["--density", "0.5", "--set", "sign"], 2, "NAME=VALUE"),
+        (["--density", "0.5", "--adapter", "absent"], 4, "absent is not an adapter"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_coded(
+    run: Path, words: list[str], code: int, message: str
+) -> None:
+    done = call(*words)
+    assert done.exit_code == code and message in done.output, done.output
+    assert not (run / "candidates").exists()
+
+
+def test_adapters_by_name_need_a_place(run: Path, write_lora: WriteLora, tmp_path: Path) -> None:
+    one, two = write_lora("one"), write_lora("two", 1)
+    words = ["--density", "0.5", "--adapter", str(one), "--adapter", str(two)]
+    assert "--out" in call(*words).output
+    assert call(*words, "--out", str(tmp_path / "merged")).exit_code == 0
+    assert read_adapter(tmp_path / "merged").deltas.keys() == read_adapter(one).deltas.keys()
