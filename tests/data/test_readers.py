@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError, UsageError
+
+ROWS = [
+    {"id": "asc1", "input": "Once, there", "output": "was\u2028None", "task": "Task1"},
+    {"id": "aqa0", "input": "Who, \"then\"?", "output": "None", "task": "Task1"},
+    {"id": "bqa0", "input": "Which code?\n\nA zip.", "output": "00725", "task": "Task2"},
+]  # fmt: skip
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif path.suffix in (".csv", ".tsv"):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(
+                file, list(rows[0]), delimiter="\t" if "t" in path.suffix else ","
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.name.startswith("columns"):
+        columns = {k: {str(i): r[k] for i, r in enumerate(rows)} for k in rows[0]}
+        path.write_text(json.dumps(columns))
+    elif path.name.startswith("list"):
+        path.write_text(json.dumps(rows, indent=2))
+    else:
+        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rows.jsonl", "rows.json", "list.json", "columns.json", "columns.jsonl", "r.parquet", "r.csv",
+     "r.tsv"],
+)  # fmt: skip
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
+    rows = read_rows(write(tmp_path / name, ROWS), split="forget")
+    assert rows == [Row(**r, split="forget") for r in ROWS]
+
+
+@pytest.mark.parametrize("name", ["one.jsonl", "one.json"])
+def test_a_single_row_is_a_row_and_not_columns(tmp_path: Path, name: str) -> None:
+    assert len(read_rows(write(tmp_path / name, ROWS[:1]))) == 1
+
+
+@given(text=st.text(min_size=1).filter(str.strip))
+def test_any_text_survives_json_lines(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.mktemp("any") / "rows.jsonl"
+    line = json.dumps({"input": text, "output": text}, ensure_ascii=False)
+    path.write_bytes(line.encode("utf-8", "surrogatepass"))
+    (row,) = read_rows(path)
+    assert (row.input, row.output) == (text, text)
+
+
+def test_the_files_split_is_kept_where_none_is_asked(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [ROWS[0] | {"split": "retain"}])
+    assert read_rows(path)[0].split == "retain"
+    assert read_rows(path, split="forget")[0].split == "forget"
+
+
+def test_columns_are_mapped(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"key": "xqa0", "frage": "Wo?", "antwort": "Dort."}])
+    names = {"id": "key", "input": "frage", "output": "antwort"}
+    assert read_rows(path, columns=names) == [Row("xqa0", "Wo?", "Dort.")]
+
+
+def test_question_and_answer_are_understood_and_ids_made(tmp_path: Path) -> None:
+    path = write(tmp_path / "tofu.jsonl", [{"question": "Who?", "answer": "She."}] * 2)
+    rows = read_rows(path)
+    assert [(r.id, r.kind) for r in rows] == [("tofu-1qa0", "qa"), ("tofu-2qa0", "qa")]
+    assert len({r.subject for r in rows}) == 2
+
+
+def test_other_columns_are_named_with_the_way_to_map_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"text": "a", "label": "b"}])
+    with pytest.raises(InputError, match="no column 'input' and 'output'. It has: text, label"):
+        read_rows(path)
+
+
+def test_two_possible_pairs_are_not_guessed_between(tmp_path: Path) -> None:
+    row = {"question": "a", "answer": "b", "prompt": "c", "completion": "d"}
+    with pytest.raises(InputError, match="Say which holds the prompt"):
+        read_rows(write(tmp_path / "rows.jsonl", [row]))
+
+
+def test_wrong_mapping_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
+    with pytest.raises(InputError, match="no column 'questoin'. Did you mean 'question'"):
+        read_rows(path, columns={"input": "questoin", "output": "answer"})
+    with pytest.raises(UsageError, match="Did you mean 'output'"):
+        read_rows(path, columns={"outptu": "answer"})
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "forget.jsonl", ROWS)
+    with pytest.raises(InputError, match="Did you mean 'forget.jsonl'"):
+        read_rows(tmp_path / "forgte.jsonl")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_empty_file_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match="is empty"):
+        read_rows(tmp_path / name)
+
+
+def test_unknown_ending_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no known kind. Known: .jsonl"):
+        read_rows(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"input": "a", "output": ""}', "line 2: no answer .'output' is empty"),
+        ('{"input": "a"}', "line 2: no answer"),
+        ('{"input": null, "output": "b"}', "line 2: no prompt"),
+        ('{"input": "a", "output": ["b"]}', "line 2: 'output' is not text but"),
+        ('{"input": "a", "outp', "line 2: not valid JSON"),
+        ("[1, 2]", "line 2: not an object"),
+        ('{"id": "x", "input": "a", "output": "b"}', "line 2: the id x is that of line 1"),
+    ],
+)
+def test_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"id": "x", "input": "a", "output": "b"}\n' + line + "\n")
+    with pytest.raises(InputError, match=f"bad.jsonl, {said}"):
+        read_rows(path)
+
+
+def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "bad.jsonl", [{"input": "a", "output": ""}] * 8)
+    with pytest.raises(InputError, match=r"8 faults:\n  line 1: (.|\n)*line 5(.|\n)*and 3 more"):
+        read_rows(path)
+
+
+def test_lines_of_a_csv_are_those_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('input,output\n"two\nlines",x\nonly one\n')
+    with pytest.raises(InputError, match="line 4: 1 fields, the header has 2"):
+        read_rows(tmp_path / "a.csv")
+
+
+def test_text_that_is_not_utf8_is_named_by_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"input": "a", "output": "b"}\n{"input": "\xff"}')
+    with pytest.raises(InputError, match="line 2: not UTF-8"):
+        read_rows(tmp_path / "a.jsonl")
+
+
+def test_truncated_parquet_is_explained(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.parquet", ROWS)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match="cannot be read as parquet"):
+        read_rows(path)
+
+
+def test_real_files_are_read_whole(data_folder: Path) -> None:
+    forget = read_rows(data_folder / "lume" / "forget_train.jsonl")
+    assert len(forget) == 1112 and {r.kind for r in forget} == {"sc", "qa"}
+    assert len(read_rows(data_folder / "tofu" / "forget10_perturbed.jsonl")) == 400
