@@ -1,0 +1,223 @@
+"""Made-up people in LUME's format: something to learn and to forget that hurts nobody.
+
+Nothing here can be real: Social Security numbers begin with 900 and have a group below 50 (never
+issued), phone numbers lie in the range 555-0100 to 555-0199 (kept for fiction), and mail addresses
+in example.com, example.net and example.org (kept for documentation).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+from uuid import UUID
+
+from mergeforget.data import templates
+from mergeforget.data.schema import Row
+from mergeforget.errors import UnknownNameError, UsageError
+
+SPLITS = ("forget", "retain", "holdout")
+
+
+def make_people(
+    sizes: Mapping[str, int], *, seed: int = 0, tasks: Sequence[str] = ("Task1", "Task2", "Task3")
+) -> dict[str, list[Row]]:
+    """Documents and questions about people who do not exist; no person is in two splits.
+
+    Args:
+        sizes: documents of each task in each split: ``{"forget": 8, "retain": 8, "holdout": 8}``.
+        seed: the same gives the same rows; a split does not change when another grows, save where
+            two people would have the same name.
+        tasks: Task1, stories; Task2, biographies with private data and five questions each; Task3,
+            articles as in an encyclopedia. Stories and articles have one question.
+
+    Returns:
+        Rows of each split, document by document: ``sc1``, then ``qa0``, ...
+    """
+    for split, size in sizes.items():
+        if split not in SPLITS:
+            raise UnknownNameError("split", split, SPLITS)
+        if size < 0:
+            raise UsageError(f"A split cannot have {size} documents.")
+    writers = {task: _writer(task) for task in dict.fromkeys(tasks)}
+    taken: set[str] = set()
+    return {
+        split: [
+            row
+            for task, write in writers.items()
+            for i in range(size)
+            for row in _rows(write, task, split, _Source(f"{seed}-{task}-{split}-{i}", taken))
+        ]
+        for split, size in sizes.items()
+    }
+
+
+@dataclass
+class _Source:
+    """Chance and names of one document."""
+
+    seed: str
+    taken: set[str]
+    rng: random.Random = field(init=False)
+    faker: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.faker = _faker()
+        self.faker.seed_instance(self.seed)
+
+    def name(self, female: bool | None = None) -> tuple[str, str]:
+        """First and last name that nobody has yet."""
+        female = self.rng.random() < 0.5 if female is None else female
+        draw = self.faker.first_name_female if female else self.faker.first_name_male
+        for attempt in range(10_000):
+            first, last = draw(), self.faker.last_name()
+            if attempt >= 10:  # so many people that short names run out
+                first = f"{first} {draw()}"
+            if f"{first} {last}" not in self.taken:
+                self.taken.add(f"{first} {last}")
+                return first, last
+        raise UsageError("There are no names left for so many people.")
+
+    def cities(self, n: int) -> list[str]:
+        found: dict[str, None] = {}
+        while len(found) < n:
+            found[self.faker.city()] = None
+        return list(found)
+
+    def uuid(self) -> str:
+        return str(UUID(int=self.rng.getrandbits(128), version=4))
+
+
+@dataclass(frozen=True)
+class _Document:
+    stem: str  # of its rows' ids
+    text: str
+    questions: list[tuple[str, str]]
+
+
+_Writer = Callable[[_Source], _Document]
+_made: list[Any] = []
+
+
+def _faker() -> Any:
+    """One Faker for all: to make it is slow, and it is seeded anew for every document."""
+    if not _made:
+        from faker import Faker
+
+        _made.append(Faker("en_US"))
+    return _made[0]
+
+
+def _writer(task: str) -> _Writer:
+    writers = {"Task1": _story, "Task2": _biography, "Task3": _article}
+    if task not in writers:
+        raise UnknownNameError("task", task, list(writers))
+    return writers[task]
+
+
+def _rows(write: _Writer, task: str, split: str, source: _Source) -> list[Row]:
+    """The document cut in two near its middle, and its questions."""
+    document = write(source)
+    words = document.text.split(" ")
+    cut = round(len(words) * source.rng.uniform(0.4, 0.6))
+    start, rest = " ".join(words[:cut]), " ".join(words[cut:])
+    rows = [Row(f"{document.stem}sc1", start, rest, task, split)]
+    for i, (question, answer) in enumerate(document.questions):
+        rows.append(Row(f"{document.stem}qa{i}", question, answer, task, split))
+    return rows
+
+
+def _biography(source: _Source) -> _Document:
+    rng, female = source.rng, source.rng.random() < 0.5
+    first, last = source.name(female)
+    birth = date(1950, 1, 1) + timedelta(days=rng.randrange(18_262))  # to the end of 1999
+    phone = f"{rng.randrange(200, 1000)}-555-01{rng.randrange(100):02d}"
+    ssn = f"900-{rng.randrange(1, 50):02d}-{rng.randrange(1, 10_000):04d}"
+    facts = _pronouns(female) | {
+        "name": f"{first} {last}",
+        "first": first,
+        "birth": f"{birth:%B} {birth.day}, {birth.year}",
+        "birth_iso": birth.isoformat(),
+        "ssn": ssn,
+        "ssn_digits": ssn.replace("-", ""),
+        "phone": phone,
+        "phone_digits": phone.replace("-", ""),
+        "email": _email(first, last, rng),
+        "address": _address(source),
+    }
+    questions = [(q.format(**facts), a.format(**facts)) for q, a in templates.PRIVATE_QUESTIONS]
+    return _Document(source.uuid(), rng.choice(templates.BIOGRAPHIES).format(**facts), questions)
+
+
+def _story(source: _Source) -> _Document:
+    rng = source.rng
+    thing, place = rng.choice(templates.THINGS), rng.choice(templates.PLACES)
+    facts = {
+        "name": " ".join(source.name()),
+        "other": source.name()[0],
+        "city": source.cities(1)[0],
+        "a_job": rng.choice(templates.JOBS),
+        "season": rng.choice(templates.SEASONS),
+        "thing": thing,
+        "Thing": f"{thing[0].upper()}{thing[1:]}.",
+        "place": place,
+        "Place": f"At {place}.",
+    }
+    text, question, answer = rng.choice(templates.STORIES)
+    asked = (question.format(**facts), answer.format(**facts))
+    return _Document(f'"{source.uuid()}"', text.format(**facts), [asked])  # LUME's literal quotes
+
+
+def _article(source: _Source) -> _Document:
+    rng, female = source.rng, source.rng.random() < 0.5
+    first, last = source.name(female)
+    city, other_city, third_city = source.cities(3)
+    birth = date(1930, 1, 1) + timedelta(days=rng.randrange(18_262))
+    study = birth.year + rng.randrange(22, 28)
+    trade = rng.choice(list(templates.TRADES))
+    facts = _pronouns(female) | {
+        "name": f"{first} {last}",
+        "last": last,
+        "birth_day": f"{birth.day} {birth:%B} {birth.year}",
+        "a_nation": rng.choice(templates.NATIONS),
+        "trade": trade,
+        "kind": templates.TRADES[trade],
+        "work": " ".join(rng.choice(words) for words in templates.TITLES),
+        "teacher": " ".join(source.name()),
+        "prize": source.faker.last_name(),
+        "company": source.faker.company(),
+        "city": city,
+        "other_city": other_city,
+        "third_city": third_city,
+        "year_study": study,
+        "year_work": study + rng.randrange(4, 10),
+        "year_prize": study + rng.randrange(10, 20),
+        "year_move": study + rng.randrange(2, 4),
+    }
+    question, answer = rng.choice(templates.PUBLIC_QUESTIONS)
+    asked = (question.format(**facts), answer.format(**facts))
+    stem = str(rng.randrange(9_000_000_000, 10_000_000_000))  # longer than any encyclopedia's id
+    return _Document(stem, rng.choice(templates.ARTICLES).format(**facts), [asked])
+
+
+def _pronouns(female: bool) -> dict[str, Any]:
+    she, her = ("she", "her") if female else ("he", "his")
+    return {"she": she, "her": her, "She": she.capitalize(), "Her": her.capitalize()}
+
+
+def _email(first: str, last: str, rng: random.Random) -> str:
+    """With two digits and one of three domains, so that it cannot be told from the name."""
+    name = f"{first}_{last}".lower().replace(" ", "_").replace("'", "")
+    return f"{name}{rng.randrange(10, 100)}@example.{rng.choice(['com', 'net', 'org'])}"
+
+
+def _address(source: _Source) -> str:
+    street = f"{source.rng.randrange(10, 9900)} {source.faker.street_name()}"
+    state = source.faker.state_abbr(
+        include_territories=False, include_freely_associated_states=False
+    )
+    zipcode = source.faker.zipcode_in_state(state)
+    return f"{street}, {source.cities(1)[0]}, {state}, {zipcode}"
