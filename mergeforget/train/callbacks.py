@@ -107,10 +107,12 @@ class Guard(TrainerCallback):
 
     def __init__(self) -> None:
         self.before: list[torch.Tensor] | None = None
+        self.steps = 0  # taken here; a resumed training may have none left
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
     ) -> None:
+        self.steps += 1
         rate = more["optimizer"].param_groups[0]["lr"] if "optimizer" in more else 1.0
         if self.before is None and rate > 0:  # a warm-up begins at 0, where nothing may move
             self.before = [p.detach().clone() for p in _trained(model)]
@@ -127,6 +129,14 @@ class Guard(TrainerCallback):
                 "The adapter did not move in its first step: every gradient is zero. Check that "
                 "the objective's weights are not 0, that target_modules matches layers of this "
                 "model, and that the learning rate is not too small for its dtype."
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.before is None and self.steps:
+            raise NumericError(
+                f"The adapter did not move: the learning rate was 0 in all {self.steps} steps, "
+                "since the warm-up is as long as the training. Lower warmup_epochs, or train for "
+                "more epochs."
             )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

