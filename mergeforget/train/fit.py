@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, set_seed
 
-from mergeforget.console import say
+from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import Encoded, encode_rows, truncation
 from mergeforget.errors import InputError, NumericError
@@ -68,7 +67,7 @@ def train_adapter(
 
     set_seed(training.seed)  # both adapters of a pair begin with the same A
     config = LoraConfig(task_type="CAUSAL_LM", **training.lora.model_dump())
-    with warnings.catch_warnings(action="ignore"):
+    with quiet():
         policy = get_peft_model(model, config)
     encoded = _encode(tokenizer, sets, training)
     try:
@@ -142,7 +141,7 @@ def save_adapter(model: Any, folder: Path) -> None:
             raise NumericError(
                 f"{name} is not finite after training. Lower the learning rate, or stop earlier."
             )
-    with whole(folder) as temporary, warnings.catch_warnings(action="ignore"):
+    with whole(folder) as temporary, quiet():
         model.save_pretrained(temporary)
 
 

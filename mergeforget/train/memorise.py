@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeforget.console import say
+from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows, truncation
 from mergeforget.embedded import cache_folder
@@ -52,7 +52,7 @@ def memorise(
     if cut := truncation(encoded, "forget and retain", settings.max_length):
         say(cut)
     fit(model, tokenizer, {"memorise": encoded}, TERMS, settings, job)
-    with whole(folder) as temporary:
+    with whole(folder) as temporary, quiet():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "memorised.json", {"rows": len(rows), **settings.model_dump()})

@@ -22,8 +22,9 @@ from mergeforget.run import Run
 
 SMALL = [
     "--set", "pair.over.epochs=2", "--set", "pair.under.epochs=1", "--set", "memorise.epochs=1",
-    "--set", "pair.over.lora.r=4", "--set", "pair.under.lora.r=4", "--set",
-    "pair.over.warmup_epochs=0", "--set", "pair.under.warmup_epochs=0", "--set", "pair.over.max_length=400",
+    "--set", "pair.over.lora.r=4", "--set", "pair.under.lora.r=4",
+    "--set", "pair.over.warmup_epochs=0", "--set", "pair.under.warmup_epochs=0",
+    "--set", "pair.over.max_length=400",
 ]  # fmt: skip
 
 

@@ -1,0 +1,62 @@
+"""Recipes: read, checked whole, written back; faults named with line and nearest key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeforget.errors import RecipeError
+from mergeforget.recipe import load_recipe, recipe_names, save_recipe
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_cites_its_source_and_comes_back_as_written(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name and recipe.source
+    save_recipe(recipe, tmp_path / "r.yaml")
+    assert load_recipe(tmp_path / "r.yaml") == recipe
+
+
+def test_on_is_a_word_and_2e_4_a_number(tmp_path: Path) -> None:
+    recipe = load_recipe("zjuklab", ["pair.over.learning_rate=2e-4"])
+    assert recipe.pair.over.learning_rate == 2e-4
+    assert [t.on for t in recipe.pair.over.objective] == ["forget", "retain", "retain"]
+
+
+def test_unknown_key_is_named_with_line_and_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    save_recipe(load_recipe("zjuklab"), path)
+    text = path.read_text().replace("    epochs: 5", "    epoch: 5", 1)
+    path.write_text(text)
+    line = text.splitlines().index("    epoch: 5") + 1
+    with pytest.raises(RecipeError) as fault:
+        load_recipe(path)
+    assert f"line {line}, pair.over.epoch" in str(fault.value)
+    assert "Did you mean 'epochs'" in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("merge.density=1.5", "less than or equal to 1"),
+        ("merge.density=0", "greater than 0"),
+        ("search.densities=0.1:0.5", "not enough values"),
+        ("pair.over.epochs=1.5", "valid integer"),
+        ("pair.over", "--set wants KEY=VALUE"),
+        ("name.x=1", "no keys below"),
+    ],
+)
+def test_wrong_values_are_refused(assignment: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("zjuklab", [assignment])
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_density_range_includes_both_ends(low: int, steps: int) -> None:
+    step, last = 0.02, low * 0.02 + steps * 0.02
+    text = f"search.densities={low * step:.2f}:{last:.2f}:{step}"
+    found = load_recipe("zjuklab", [text]).search.densities
+    assert len(found) == steps + 1 and found[-1] == pytest.approx(last)
