@@ -6,12 +6,14 @@ flat table, whatever the padding side or the length of the others in the batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from mergeforget.vocabulary import Projection, Target, divergence, label_logps
 
 PADDING, PROMPT, ANSWER = 0, 1, 2  # kinds of position
 
@@ -21,7 +23,8 @@ class TokenOutputs:
     """Next-token predictions of a batch, packed: one row a predicted token.
 
     Attributes:
-        logits: (tokens, vocabulary); row i predicts ``labels[i]``.
+        source: (tokens, vocabulary) logits, of which row i predicts ``labels[i]``; or what they are
+            computed from; or None where only ``known_logps`` are at hand.
         labels: (tokens,) token ids.
         row: (tokens,) which sequence of the batch the token belongs to.
         rows: number of sequences.
@@ -29,19 +32,28 @@ class TokenOutputs:
         hidden: layer -> (tokens, width), where a loss asked for hidden states.
         row_total: sequences of the whole optimiser step; this batch's own when None.
         token_total: positions by kind of the whole optimiser step; this batch's own when None.
+        refusal: what the same model says about refusals to the same prompts, for a loss that
+            compares the two.
+        factors: (rows,) multiplies what each sequence adds to a mean; ones when None.
+        known_logps: (tokens,) log-probabilities that were computed before.
+        notes: figures that a loss wants to be kept in the history.
 
     A loss takes its means by ``row_mean`` and ``token_mean``: then the losses of the parts of a
     batch add up to the loss of the batch, and gradient accumulation equals the larger batch.
     """
 
-    logits: Tensor
+    source: Tensor | Projection | None
     labels: Tensor
     row: Tensor
     rows: int
     kind: Tensor
     hidden: dict[int, Tensor] | None = None
-    row_total: int | None = None
-    token_total: dict[int, int] | None = None
+    row_total: float | None = None
+    token_total: Mapping[int, float] | None = None
+    refusal: TokenOutputs | None = None
+    factors: Tensor | None = None
+    known_logps: Tensor | None = None
+    notes: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_padded(cls, logits: Tensor, labels: Tensor, kind: Tensor) -> TokenOutputs:
@@ -69,9 +81,30 @@ class TokenOutputs:
         return ones.new_zeros(self.rows).index_add(0, self.row, ones).clamp(min=1)
 
     @cached_property
+    def logits(self) -> Tensor:
+        """(tokens, vocabulary); a loss that can do without should."""
+        assert self.source is not None, "a loss read logits without naming them in its needs"
+        return self.source if isinstance(self.source, Tensor) else self.source.logits()
+
+    @cached_property
     def token_logps(self) -> Tensor:
         """(tokens,) log-probability of each label, in nats, float32 or wider; <= 0."""
-        return -F.cross_entropy(widened(self.logits), self.labels, reduction="none")
+        if self.known_logps is not None:
+            return self.known_logps
+        assert self.source is not None, "neither logits nor log-probabilities are at hand"
+        return label_logps(self.source, self.labels)
+
+    def divergence(
+        self, target: Target, reference: TokenOutputs | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """``KL(target || self)`` and the target's entropy, each (tokens,), in nats.
+
+        The target is held fixed; it may read the reference's logits. No table of tokens x
+        vocabulary is kept where the logits are not there yet.
+        """
+        assert self.source is not None, "a loss read logits without naming them in its needs"
+        other = None if reference is None else reference.source
+        return divergence(self.source, other, self.labels, target)
 
     def per_row(self, values: Tensor) -> Tensor:
         """(rows,) sum of a value of each token over the answer tokens of each sequence."""
@@ -80,16 +113,23 @@ class TokenOutputs:
 
     def row_mean(self, values: Tensor) -> Tensor:
         """Mean of a value of each sequence, (rows,), over those of the optimiser step; a scalar."""
+        if self.factors is not None:
+            values = values * self.factors.to(values.dtype)
         return values.sum() / (self.row_total or self.rows)
 
     def token_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
         """Mean of a value of each token, (tokens,), over positions of some kinds; a scalar."""
-        kept = torch.isin(self.kind, torch.tensor(kinds, device=self.kind.device))
-        if self.token_total is None:
-            total = int(kept.sum())
-        else:
-            total = sum(self.token_total.get(kind, 0) for kind in kinds)
-        return torch.where(kept, values, torch.zeros_like(values)).sum() / max(1, total)
+        total = self.token_total or self._own_total
+        return self._sum(values, kinds) / max(1, sum(total.get(kind, 0) for kind in kinds))
+
+    def batch_mean(self, values: Tensor) -> Tensor:
+        """Mean over the answer tokens of this batch alone, whatever the step holds besides."""
+        return self._sum(values, (ANSWER,)) / max(1, self._own_total[ANSWER])
+
+    @property
+    def share(self) -> float:
+        """This batch's part of the sequences of the optimiser step."""
+        return self.rows / (self.row_total or self.rows)
 
     def sequence_logps(self) -> Tensor:
         """(rows,) log-probability of each whole answer, in nats."""
@@ -99,7 +139,12 @@ class TokenOutputs:
         """(rows,) mean negative log-likelihood of each answer's tokens, in nats."""
         return -self.sequence_logps() / self.counts.to(self.token_logps.dtype)
 
+    @cached_property
+    def _own_total(self) -> dict[int, float]:
+        return {kind: float((self.kind == kind).sum()) for kind in (PADDING, PROMPT, ANSWER)}
 
-def widened(logits: Tensor) -> Tensor:
-    """float32 where they are narrower: a softmax over a vocabulary loses bits in a half type."""
-    return logits if logits.dtype == torch.float64 else logits.float()
+    def _sum(self, values: Tensor, kinds: tuple[int, ...]) -> Tensor:
+        kept = torch.isin(self.kind, torch.tensor(kinds, device=self.kind.device))
+        if self.factors is not None:
+            values = values * self.factors.to(values.dtype)[self.row]
+        return torch.where(kept, values, torch.zeros_like(values)).sum()

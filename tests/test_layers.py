@@ -17,6 +17,7 @@ LAYERS = [
         "tensors",
         "adapter",
         "outputs",
+        "vocabulary",
         "recipe",
         "candidate",
         "score",

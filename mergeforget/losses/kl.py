@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
-from mergeforget.outputs import ANSWER, PADDING, PROMPT, TokenOutputs, widened
+from mergeforget.outputs import ANSWER, PADDING, PROMPT, TokenOutputs
 
 MASKS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMPT, ANSWER)}
 
@@ -27,7 +27,10 @@ def kl(
     Args:
         mask: positions counted: of the answer, all but padding, or padding too (ZJUKLAB's code).
     """
-    log_p = F.log_softmax(widened(policy.logits), -1)  # (tokens, vocabulary)
-    log_q = F.log_softmax(widened(reference.logits), -1)
-    divergence = F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
-    return policy.token_mean(divergence, MASKS[mask])
+    value, _ = policy.divergence(_reference, reference)
+    return policy.token_mean(value, MASKS[mask])
+
+
+def _reference(logits: Tensor, reference: Tensor | None, labels: Tensor) -> Tensor:
+    assert reference is not None
+    return F.log_softmax(reference, -1)

@@ -35,6 +35,4 @@ def npo(
         return policy.row_mean(-2 / beta * F.logsigmoid(beta * policy.per_row(gain)))
     if reduction == "per_token":
         return policy.token_mean(-2 / beta * F.logsigmoid(beta * gain))
-    mean = policy.per_row(gain).sum() / policy.answer.sum().clamp(min=1)
-    share = policy.rows / (policy.row_total or policy.rows)  # of the optimiser step
-    return share * (-2 / beta) * F.logsigmoid(beta * mean)
+    return policy.share * (-2 / beta) * F.logsigmoid(beta * policy.batch_mean(gain))

@@ -1,0 +1,185 @@
+"""Sums over the vocabulary in chunks of tokens, so that no table tokens x vocabulary is kept.
+
+A loss reads one number a token: a label's log-probability, or a divergence from a target. Their
+gradients with respect to the hidden state are a difference of two distributions times the output
+matrix, known as soon as the value is. So the forward pass keeps (tokens, width) and drops the
+logits of each chunk; the backward pass only scales what was kept. With a frozen output matrix,
+as with LoRA, this costs no more arithmetic than the plain way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 512  # tokens at a time; 100 MB of float32 logits with a vocabulary of 50 000
+
+Target = Callable[[Tensor, Tensor | None, Tensor], Tensor]
+"""(logits, the reference's logits, labels) of a chunk -> log of a distribution, (n, vocabulary)."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Logits that are not computed yet: ``hidden @ weight.T``.
+
+    Attributes:
+        hidden: (tokens, width), what goes into the output layer.
+        weight: (vocabulary, width), the output matrix.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+
+    def logits(self) -> Tensor:
+        """(tokens, vocabulary), all at once."""
+        return self.hidden @ self.weight.T
+
+
+def label_logps(source: Tensor | Projection, labels: Tensor) -> Tensor:
+    """(tokens,) log-probability of each label, in nats, float32 or wider."""
+    if isinstance(source, Tensor):
+        return -F.cross_entropy(widened(source), labels, reduction="none")
+    if not source.weight.requires_grad:
+        logps: Tensor = _LabelLogps.apply(source.hidden, source.weight, labels)
+        return logps
+    return _in_chunks(lambda s, n: label_logps(s.logits(), labels[n]), source)
+
+
+def divergence(
+    source: Tensor | Projection, other: Tensor | Projection | None, labels: Tensor, target: Target
+) -> tuple[Tensor, Tensor]:
+    """How far predictions are from a target that is held fixed.
+
+    Args:
+        source: the policy's predictions.
+        other: the reference's, where ``target`` reads them.
+
+    Returns:
+        ``KL(target || policy)`` and the target's entropy, each (tokens,), in nats. Their sum is the
+        cross entropy; only the first has a gradient.
+    """
+    if isinstance(source, Tensor):
+        with torch.no_grad():
+            log_target = target(widened(source), _chunk(other, slice(None)), labels)
+        return _divergence(widened(source), log_target)
+    if not source.weight.requires_grad:
+        pair: tuple[Tensor, Tensor] = _Divergence.apply(
+            source.hidden, source.weight, other, labels, target
+        )
+        return pair
+
+    def part(s: Projection, n: slice) -> Tensor:
+        return torch.stack(divergence(s.logits(), _chunk(other, n), labels[n], target), 1)
+
+    both = _in_chunks(part, source)
+    return both[:, 0], both[:, 1].detach()
+
+
+def widened(logits: Tensor) -> Tensor:
+    """float32 where they are narrower: a softmax over a vocabulary loses bits in a half type."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _LabelLogps(torch.autograd.Function):
+    """Log-probabilities of labels; d logp / d hidden = weight[label] - p @ weight."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        logps, slopes = [], []
+        for n in _slices(len(hidden)):
+            logits = widened(hidden[n] @ weight.T)
+            log_z = logits.logsumexp(-1, keepdim=True)
+            here = labels[n, None]
+            logps.append((logits.gather(1, here) - log_z).squeeze(1))
+            if ctx.needs_input_grad[0]:
+                p = logits.sub_(log_z).exp_()  # in place: the chunk is the largest thing here
+                p.scatter_add_(1, here, torch.full_like(here, -1, dtype=p.dtype))
+                slopes.append(-(p.to(weight.dtype) @ weight))
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(logps) if logps else widened(hidden.new_zeros(0))
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, None, None]:
+        return _scaled(ctx, upstream), None, None
+
+
+class _Divergence(torch.autograd.Function):
+    """KL from a fixed target, and the target's entropy; d KL / d hidden = (p - t) @ weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        other: Tensor | Projection | None,
+        labels: Tensor,
+        target: Target,
+    ) -> tuple[Tensor, Tensor]:
+        values, entropies, slopes = [], [], []
+        for n in _slices(len(hidden)):
+            logits = widened(hidden[n] @ weight.T)
+            log_target = target(logits, _chunk(other, n), labels[n])
+            value, entropy = _divergence(logits, log_target)
+            values.append(value)
+            entropies.append(entropy)
+            if ctx.needs_input_grad[0]:
+                difference = logits.softmax(-1) - log_target.exp()
+                slopes.append(difference.to(weight.dtype) @ weight)
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        none = [widened(hidden.new_zeros(0))]
+        entropy = torch.cat(entropies or none)
+        ctx.mark_non_differentiable(entropy)
+        return torch.cat(values or none), entropy
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return _scaled(ctx, upstream), None, None, None, None
+
+
+def _scaled(ctx: Any, upstream: Tensor) -> Tensor | None:
+    if not ctx.saved_tensors:
+        return None
+    slopes: Tensor = ctx.saved_tensors[0]
+    return (upstream[:, None] * slopes).to(slopes.dtype)
+
+
+def _divergence(logits: Tensor, log_target: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(target || softmax(logits)) and the target's entropy; 0 log 0 counts as 0."""
+    log_p = F.log_softmax(logits, -1)
+    t = log_target.exp()
+    finite = torch.where(t > 0, log_target, torch.zeros_like(log_target))
+    return (t * (finite - log_p)).sum(-1), -(t * finite).sum(-1)
+
+
+def _chunk(source: Tensor | Projection | None, n: slice) -> Tensor | None:
+    """Some tokens' logits, float32 or wider, without a gradient."""
+    if source is None:
+        return None
+    with torch.no_grad():
+        if isinstance(source, Tensor):
+            return widened(source[n])
+        return widened(source.hidden[n] @ source.weight.T)
+
+
+def _in_chunks(part: Callable[[Projection, slice], Tensor], source: Projection) -> Tensor:
+    """For an output matrix that is trained too: each chunk is computed again in backward."""
+    parts = []
+    for n in _slices(len(source.hidden)):
+
+        def run(hidden: Tensor, weight: Tensor, n: slice = n) -> Tensor:
+            return part(Projection(hidden, weight), n)
+
+        parts.append(checkpoint(run, source.hidden[n], source.weight, use_reentrant=False))
+    return torch.cat(parts)
+
+
+def _slices(tokens: int) -> list[slice]:
+    return [slice(s, min(s + CHUNK, tokens)) for s in range(0, tokens, CHUNK)]
