@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
@@ -9,6 +11,18 @@ from mergeforget.outputs import TokenOutputs
 
 
 @unlearning_loss("gd", source="Liu et al. 2022, arXiv:2203.12817; Maini et al. 2024")
-def gd(policy: TokenOutputs, reference: TokenOutputs | None = None) -> Tensor:
-    """Mean negative log-likelihood of the answers' tokens; a scalar, in nats."""
+def gd(
+    policy: TokenOutputs,
+    reference: TokenOutputs | None = None,
+    *,
+    reduction: Literal["tokens", "rows"] = "tokens",
+) -> Tensor:
+    """Mean negative log-likelihood of the answers' tokens; a scalar, in nats.
+
+    Args:
+        reduction: the mean over all tokens, in which a long answer counts more, or the mean over
+            rows of each row's own.
+    """
+    if reduction == "rows":
+        return policy.row_mean(policy.nll())
     return policy.token_mean(-policy.token_logps)

@@ -1,0 +1,37 @@
+"""RMU whose steering follows the size of the activations."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mergeforget.losses import unlearning_loss
+from mergeforget.losses._hidden import layer_of, steered
+from mergeforget.losses.kl import MASKS
+from mergeforget.outputs import TokenOutputs
+
+
+@unlearning_loss(
+    "adaptive_rmu",
+    source="Dang et al. 2024, arXiv:2408.06223",
+    needs=("hidden", "reference_hidden"),
+)
+def adaptive_rmu(
+    policy: TokenOutputs,
+    reference: TokenOutputs,
+    *,
+    layer: int = 7,
+    scale: float = 5.0,
+    seed: int = 0,
+    mask: Literal["answer", "tokens", "all"] = "tokens",
+) -> Tensor:
+    """As ``rmu``, with ``c = scale * mean ||h_ref||`` of the reference on the same tokens.
+
+    Deep layers have large activations, which a fixed coefficient cannot outweigh. The mean is that
+    of the micro-batch.
+    """
+    kinds = torch.tensor(MASKS[mask], device=policy.kind.device)
+    norms = layer_of(reference, layer)[torch.isin(policy.kind, kinds)].norm(dim=-1)
+    return steered(policy, layer, scale * norms.mean().detach(), seed, mask)

@@ -1,0 +1,26 @@
+"""Gradient ascent on the forget set."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from mergeforget.losses import unlearning_loss
+from mergeforget.losses.gd import gd
+from mergeforget.outputs import TokenOutputs
+
+
+@unlearning_loss("ga", source="Jang et al. 2022, arXiv:2210.01504")
+def ga(
+    policy: TokenOutputs,
+    reference: TokenOutputs | None = None,
+    *,
+    reduction: Literal["tokens", "rows"] = "tokens",
+) -> Tensor:
+    """``-NLL`` of the forget answers: without a lower bound, so it diverges if it is not stopped.
+
+    Args:
+        reduction: as for ``gd``.
+    """
+    return -gd(policy, reduction=reduction)

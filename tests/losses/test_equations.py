@@ -1,0 +1,227 @@
+"""Every objective against its equation, written out in float64, value and gradient.
+
+The equations here share no code with the losses: they loop over sequences and tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mergeforget.losses import UNLEARNING_LOSSES
+from mergeforget.outputs import ANSWER, PADDING, PROMPT, TokenOutputs
+from mergeforget.vocabulary import Projection
+
+WIDTH, VOCABULARY = 4, 7
+ROW = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2])
+KIND = torch.tensor([PROMPT, ANSWER, ANSWER, PADDING, PROMPT, ANSWER, ANSWER, ANSWER, ANSWER])
+ANSWERS = [[1, 2], [5, 6], [7, 8]]  # positions by sequence
+LABELS = torch.tensor([0, 3, 1, 6, 2, 2, 4, 5, 0])
+HEAD = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(9)).double()
+
+
+class Said:
+    """What one model says: hidden states, logits, and l = -log p of each label."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        hidden = torch.randn(len(LABELS), WIDTH, generator=generator, dtype=torch.float64)
+        self.hidden = (1.5 * hidden).requires_grad_()
+        self.logits = self.hidden @ HEAD.T
+        z = self.logits.exp().sum(-1, keepdim=True)
+        self.p = self.logits.exp() / z
+        self.l = [-self.p[i, y].log() for i, y in enumerate(LABELS.tolist())]
+
+    def outputs(self, *, plain: bool) -> TokenOutputs:
+        source = self.hidden @ HEAD.T if plain else Projection(self.hidden, HEAD)
+        return TokenOutputs(source, LABELS, ROW, 3, KIND, hidden={7: self.hidden})
+
+    def sums(self) -> list[Tensor]:
+        return [sum((self.l[i] for i in at), torch.zeros(())) for at in ANSWERS]
+
+    def means(self) -> list[Tensor]:
+        return [s / len(at) for s, at in zip(self.sums(), ANSWERS, strict=True)]
+
+    def tokens(self) -> list[Tensor]:
+        return [self.l[i] for at in ANSWERS for i in at]
+
+
+def mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+def softplus(x: Tensor) -> Tensor:  # -log sigmoid(-x)
+    return (1 + x.exp()).log()
+
+
+def unit(size: int) -> Tensor:
+    u = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    unit_vector: Tensor = u / u.norm()
+    return unit_vector.double()
+
+
+READ = [i for i, k in enumerate(KIND.tolist()) if k != PADDING]  # mask "tokens"
+FLAT = [i for at in ANSWERS for i in at]
+
+
+def undial(a: Said, b: Said) -> Tensor:
+    total = []
+    for i in FLAT:
+        z = b.logits[i].detach().clone()
+        z[LABELS[i]] -= 10
+        t = z.exp() / z.exp().sum()
+        total.append(-(t * a.p[i].log()).sum())
+    return mean(total)
+
+
+def ceu(a: Said, b: Said) -> Tensor:
+    total = []
+    for i in FLAT:
+        z = a.logits[i].detach().exp()
+        z[LABELS[i]] = 0
+        total.append(-((z / z.sum()) * a.p[i].log()).sum())
+    return mean(total)
+
+
+def adaptive(a: Said, b: Said) -> Tensor:
+    c = 5 * mean([b.hidden[i].norm() for i in READ]).detach()
+    return mean([((a.hidden[i] - c * unit(WIDTH)) ** 2).sum() for i in READ])
+
+
+def kl(a: Said, b: Said, at: list[int]) -> Tensor:
+    return mean([(b.p[i].detach() * (b.p[i].detach().log() - a.p[i].log())).sum() for i in at])
+
+
+def both(a: Said, b: Said) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(a.sums(), b.sums(), strict=True))
+
+
+Equation = Callable[[Said, Said], Tensor]
+EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
+    ("gd", {}, lambda a, b: mean(a.tokens())),
+    ("gd", {"reduction": "rows"}, lambda a, b: mean(a.means())),
+    ("ga", {}, lambda a, b: -mean(a.tokens())),
+    ("ga", {"reduction": "rows"}, lambda a, b: -mean(a.means())),
+    ("npo", {}, lambda a, b: 20 * mean([softplus(-0.1 * (s - r)) for s, r in both(a, b)])),
+    ("npo", {"beta": 1.0, "reduction": "batch_mean"},
+     lambda a, b: 2 * softplus(-(mean(a.tokens()) - mean(b.tokens())))),
+    ("npo", {"beta": 0.5, "reduction": "per_token"},
+     lambda a, b: 4 * mean([softplus(r / 2 - s / 2) for s, r in
+                            zip(a.tokens(), b.tokens(), strict=True)])),
+    ("simnpo", {}, lambda a, b: 2 / 4.5 * mean([softplus(-4.5 * n) for n in a.means()])),
+    ("simnpo", {"beta": 2.0, "delta": 0.5},
+     lambda a, b: mean([softplus(-2 * (n - 0.5)) for n in a.means()])),
+    ("eul", {}, lambda a, b: 1 / mean(a.tokens())),
+    ("eul", {"alpha": 2.0, "reduction": "rows"}, lambda a, b: mean([2 / n for n in a.means()])),
+    ("eul2", {"alpha": 2.0}, lambda a, b: (2 / mean(a.tokens())) ** 2),
+    ("kl", {}, lambda a, b: kl(a, b, FLAT)),
+    ("kl", {"mask": "tokens"}, lambda a, b: kl(a, b, READ)),
+    ("kl", {"mask": "all"}, lambda a, b: kl(a, b, list(range(len(LABELS))))),
+    ("undial", {}, undial),
+    ("ceu", {}, ceu),
+    ("wga", {}, lambda a, b: -mean([(-x.detach()).exp() * x for x in a.tokens()])),
+    ("wga", {"beta": 3.0}, lambda a, b: -mean([(-3 * x.detach()).exp() * x for x in a.tokens()])),
+    ("satimp", {}, lambda a, b: -mean(
+        [(-5 * x.detach()).exp() * (1 - (-x.detach()).exp()) * x for x in a.tokens()])),
+    ("rmu", {}, lambda a, b: mean([((a.hidden[i] - 6.5 * unit(WIDTH)) ** 2).sum() for i in READ])),
+    ("adaptive_rmu", {}, adaptive),
+    ("rmu_retain", {}, lambda a, b: mean(
+        [((a.hidden[i] - b.hidden[i].detach()) ** 2).sum() for i in READ])),
+]  # fmt: skip
+
+
+def test_every_objective_has_its_equation_here() -> None:
+    paired = {"dpo", "idk"}  # they read refusals too; below
+    assert {name for name, _, _ in EQUATIONS} | paired == set(UNLEARNING_LOSSES.names())
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["logits", "chunks"])
+@pytest.mark.parametrize(("name", "arguments", "equation"), EQUATIONS, ids=lambda v: str(v)[:30])
+def test_loss_equals_its_equation(
+    name: str, arguments: dict[str, Any], equation: Equation, plain: bool
+) -> None:
+    policy, reference = Said(0), Said(1)
+    with torch.no_grad():
+        compared = Said(1).outputs(plain=plain)
+    loss = UNLEARNING_LOSSES.get(name).fn
+    ours = loss(policy.outputs(plain=plain), compared, **arguments)
+    theirs = equation(policy, reference)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    (mine,) = torch.autograd.grad(ours, policy.hidden, retain_graph=True)
+    (other,) = torch.autograd.grad(theirs, policy.hidden)
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
+
+
+def test_dpo_equals_its_equation() -> None:
+    chosen, rejected, chosen_ref, rejected_ref = (Said(seed) for seed in range(4))
+    policy, reference = rejected.outputs(plain=False), rejected_ref.outputs(plain=True)
+    policy.refusal, reference.refusal = chosen.outputs(plain=True), chosen_ref.outputs(plain=True)
+    ours = UNLEARNING_LOSSES.get("dpo").fn(policy, reference, beta=0.5)
+    terms = []
+    for r in range(3):
+        liked = -(chosen.sums()[r] - chosen_ref.sums()[r])
+        disliked = -(rejected.sums()[r] - rejected_ref.sums()[r])
+        terms.append(softplus(-0.5 * (liked - disliked)))
+    theirs = 4 * mean(terms)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    for said in (chosen, rejected):
+        (mine,) = torch.autograd.grad(ours, said.hidden, retain_graph=True)
+        (other,) = torch.autograd.grad(theirs, said.hidden, retain_graph=True)
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
+
+
+def test_idk_is_the_likelihood_of_the_refusal() -> None:
+    policy, refusal = Said(0).outputs(plain=True), Said(1)
+    policy.refusal = refusal.outputs(plain=False)
+    ours = UNLEARNING_LOSSES.get("idk").fn(policy)
+    torch.testing.assert_close(ours, mean(refusal.tokens()))
+
+
+def one_token(p: float) -> TokenOutputs:
+    """One answer of one token that has probability ``p`` among two."""
+    logits = torch.tensor([[math.log(p / (1 - p)), 0.0]], dtype=torch.float64, requires_grad=True)
+    first = torch.tensor([0])
+    return TokenOutputs(logits, first, first, 1, torch.tensor([ANSWER]))
+
+
+BY_HAND = [
+    # p = 1/4: l = ln 4 = 1.386294
+    ("ga", {}, -1.386294),
+    ("eul", {}, 0.721348),  # 1 / ln 4
+    ("eul2", {}, 0.520342),  # its square
+    ("simnpo", {"beta": 1.0}, 0.446287),  # -2 ln sigmoid(ln 4) = -2 ln(4/5)
+    ("wga", {}, -0.346574),  # p l = ln 4 / 4, negative
+    ("satimp", {"beta1": 1.0}, -0.259930),  # p (1 - p) l = 3/16 ln 4
+    ("ceu", {}, 0.287682),  # the other token has all of the target: -ln(3/4)
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "expected"), BY_HAND, ids=lambda v: str(v)[:20])
+def test_by_hand(name: str, arguments: dict[str, Any], expected: float) -> None:
+    value = UNLEARNING_LOSSES.get(name).fn(one_token(0.25), None, **arguments)
+    assert float(value.detach()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_undial_by_hand() -> None:
+    # reference p = 1/2 and beta = ln 3: target (1/4, 3/4); policy p = 1/2: -ln(1/2) = 0.693147
+    value = UNLEARNING_LOSSES.get("undial").fn(one_token(0.5), one_token(0.5), beta=math.log(3))
+    assert float(value.detach()) == pytest.approx(0.693147, abs=1e-6)
+
+
+def test_eul_below_its_floor_goes_on_straight_and_says_so() -> None:
+    policy = one_token(0.999)  # l = 0.0010005, floor 0.01: 100 (1 - (l - 0.01) / 0.01) = 189.995
+    value = UNLEARNING_LOSSES.get("eul").fn(policy, floor=0.01)
+    assert float(value.detach()) == pytest.approx(189.995, abs=1e-3)
+    assert policy.notes == {"clamped": 1.0}
+    assert isinstance(policy.source, Tensor)
+    (slope,) = torch.autograd.grad(value, policy.source)
+    # d value / d l = -1 / 0.01^2 = -1e4, d l / d logit = -(1 - p) = -0.001: 10
+    assert float(slope[0, 0]) == pytest.approx(10, rel=1e-3)
+    free = one_token(0.25)
+    UNLEARNING_LOSSES.get("eul").fn(free)
+    assert free.notes == {"clamped": 0.0}
