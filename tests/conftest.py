@@ -154,3 +154,11 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}; name their folder in MERGEFORGET_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run folder with every file an analysis or a report reads; tests must not change it."""
+    from finished_run import write_run
+
+    return write_run(tmp_path_factory.mktemp("runs") / "finished")

@@ -1,0 +1,219 @@
+"""Angles between the weight changes of a training, and between the over and the under adapter.
+
+A change vector is every module's ``scaling * b @ a`` laid end to end. With the state ``s`` at a
+step and the state ``e`` at the end, the three change vectors 0 to s, s to end and 0 to end are s,
+e - s and e, so all their lengths and angles follow from three inner products of each module:
+<s, s>, <s, e>, <e, e>. Those come from rank-sized matrices; nothing of size (out, in) is made.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
+from mergeforget.analysis.evidence import PAIR, MissingError, read_snapshots
+from mergeforget.run import Run
+
+Grams = NDArray[np.float64]  # (modules, 3): <x, x>, <x, y>, <y, y>
+FORWARD, OVERALL, CORRECTION = "0 to s, s to end", "0 to s, 0 to end", "s to end, 0 to end"
+OVER_UNDER = "over, under"
+NEAR_EPOCHS = 0.25  # snapshots of over and under this near are compared
+ZERO = 1e-14  # of the larger square: below this a difference is rounding
+
+
+@dataclass(frozen=True)
+class Angle:
+    """One angle.
+
+    Attributes:
+        subject: ``over``, ``under`` or ``pair``.
+        vectors: which two change vectors.
+        step: the step s; None for the finished adapters.
+        epoch: of that step.
+        space: ``delta`` (the change of the weights), or ``a`` or ``b`` (the LoRA factors alone).
+        group: ``all``, ``layer``, ``kind`` or ``module``.
+        name: the layer's number, the kind (``q_proj``) or the module; empty for all.
+        degrees: in [0, 180]; None where one of the vectors is zero.
+    """
+
+    subject: str
+    vectors: str
+    step: int | None
+    epoch: float | None
+    space: str
+    group: str
+    name: str
+    degrees: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_angles(run: Run) -> list[Angle]:
+    """Every angle of a run: over its training, and between its two adapters.
+
+    Raises:
+        MissingError: neither a trained adapter nor a snapshot is there.
+    """
+    ends = {side: read_adapter(run.root / side, side) for side in PAIR if _is_there(run, side)}
+    if not ends:
+        raise MissingError(
+            f"There is no trained adapter in {run.root}. `mergeforget train-pair` makes the pair."
+        )
+    rows = []
+    for side, end in ends.items():
+        for snapshot in read_snapshots(run, side):
+            state = read_adapter(snapshot.folder, f"{side} at step {snapshot.step}")
+            rows += training_angles(side, snapshot.step, snapshot.epoch, state, end)
+    if len(ends) == len(PAIR):
+        rows += pair_angles(ends["over"], ends["under"])
+        rows += _pair_over_training(run)
+    return rows
+
+
+def training_angles(
+    subject: str, step: int, epoch: float | None, state: Adapter, end: Adapter
+) -> list[Angle]:
+    """The three angles at one step, in all, per layer, per kind and per module."""
+    modules = sorted(state.deltas.keys() | end.deltas.keys())
+    grams = delta_grams(state, end, modules)
+    return [
+        Angle(subject, vectors, step, epoch, "delta", group, name, degrees)
+        for group, name, rows in groups_of(modules)
+        for vectors, degrees in change_angles(grams[rows].sum(axis=0)).items()
+    ]
+
+
+def pair_angles(
+    over: Adapter, under: Adapter, step: int | None = None, epoch: float | None = None
+) -> list[Angle]:
+    """Angles between two adapters, of their changes and of their factors A and B alone."""
+    modules = sorted(over.deltas.keys() | under.deltas.keys())
+    spaces: dict[str, Grams] = {"delta": delta_grams(over, under, modules)}
+    if all(_same_rank(over, under, m) for m in modules):
+        spaces["a"] = factor_grams(over, under, modules, lambda d: d.a)
+        spaces["b"] = factor_grams(over, under, modules, lambda d: d.b)
+    return [
+        Angle("pair", OVER_UNDER, step, epoch, space, group, name, angle(xx, yy, xy))
+        for space, grams in spaces.items()
+        for group, name, rows in groups_of(modules)
+        for xx, xy, yy in [grams[rows].sum(axis=0)]
+    ]
+
+
+def delta_grams(x: Adapter, y: Adapter, modules: list[str]) -> Grams:
+    """Inner products of the changes of each module, (modules, 3): <x, x>, <x, y>, <y, y>.
+
+    A module that one of them does not change is a zero change there.
+    """
+    return np.array(
+        [_gram(x.deltas.get(m), y.deltas.get(m), LowRankDelta.inner) for m in modules], np.float64
+    ).reshape(len(modules), 3)
+
+
+def factor_grams(
+    x: Adapter, y: Adapter, modules: list[str], factor: Callable[[LowRankDelta], Any]
+) -> Grams:
+    """The same of one factor of each module, entry by entry, as a merge of the factors sees it."""
+
+    def inner(one: LowRankDelta, two: LowRankDelta) -> float:
+        return float(np.vdot(factor(one).astype(np.float64), factor(two).astype(np.float64)))
+
+    return np.array(
+        [_gram(x.deltas.get(m), y.deltas.get(m), inner) for m in modules], np.float64
+    ).reshape(len(modules), 3)
+
+
+def change_angles(gram: Iterable[float]) -> dict[str, float | None]:
+    """The angles between 0 to s, s to end and 0 to end, in degrees.
+
+    Args:
+        gram: <s, s>, <s, e>, <e, e>.
+
+    Source: ZJUKLAB, arXiv:2503.21088, figure 4.
+    """
+    ss, se, ee = gram
+    rest = ss - 2 * se + ee  # |e - s|^2
+    if rest <= ZERO * max(ss, ee):
+        rest = 0.0
+    return {
+        FORWARD: angle(ss, rest, se - ss),
+        OVERALL: angle(ss, ee, se),
+        CORRECTION: angle(rest, ee, ee - se),
+    }
+
+
+def angle(xx: float, yy: float, xy: float) -> float | None:
+    """Degrees between two vectors from <x, x>, <y, y> and <x, y>; None where one is zero."""
+    if xx <= 0 or yy <= 0:
+        return None
+    return math.degrees(math.acos(max(-1.0, min(1.0, xy / math.sqrt(xx * yy)))))
+
+
+def groups_of(modules: list[str]) -> list[tuple[str, str, list[int]]]:
+    """(group, name, rows): all modules, then each layer, kind and module."""
+    layers: dict[str, list[int]] = {}
+    kinds: dict[str, list[int]] = {}
+    for row, module in enumerate(modules):
+        if (layer := layer_of(module)) is not None:
+            layers.setdefault(str(layer), []).append(row)
+        kinds.setdefault(kind_of(module), []).append(row)
+    by_number = sorted(layers.items(), key=lambda item: int(item[0]))
+    return [
+        ("all", "", list(range(len(modules)))),
+        *(("layer", name, rows) for name, rows in by_number),
+        *(("kind", name, rows) for name, rows in sorted(kinds.items())),
+        *(("module", module, [row]) for row, module in enumerate(modules)),
+    ]
+
+
+def layer_of(module: str) -> int | None:
+    """``model.layers.3.mlp.up_proj`` -> 3; None outside the layers."""
+    match = re.search(r"\.(\d+)\.", module)
+    return int(match[1]) if match else None
+
+
+def kind_of(module: str) -> str:
+    """``model.layers.3.mlp.up_proj`` -> ``up_proj``."""
+    return module.rsplit(".", 1)[-1]
+
+
+def _pair_over_training(run: Run) -> list[Angle]:
+    """Over against under at each snapshot of over, where under has one at about that epoch.
+
+    The two take batches of different sizes, so their snapshots need not fall on the same instant.
+    """
+    unders = [s for s in read_snapshots(run, "under") if s.epoch is not None]
+    rows = []
+    for snapshot in read_snapshots(run, "over"):
+        if (epoch := snapshot.epoch) is None or not unders:
+            continue
+        other = min(unders, key=lambda s: abs((s.epoch or 0.0) - epoch))
+        if abs((other.epoch or 0.0) - epoch) <= NEAR_EPOCHS:
+            over, under = read_adapter(snapshot.folder), read_adapter(other.folder)
+            rows += pair_angles(over, under, snapshot.step, epoch)
+    return rows
+
+
+def _gram(
+    x: LowRankDelta | None, y: LowRankDelta | None, inner: Callable[[Any, Any], float]
+) -> tuple[float, float, float]:
+    xx = inner(x, x) if x else 0.0
+    yy = inner(y, y) if y else 0.0
+    return xx, (inner(x, y) if x and y else 0.0), yy
+
+
+def _same_rank(x: Adapter, y: Adapter, module: str) -> bool:
+    one, two = x.deltas.get(module), y.deltas.get(module)
+    return one is None or two is None or one.rank == two.rank
+
+
+def _is_there(run: Run, side: str) -> bool:
+    return (run.root / side / "adapter_config.json").is_file()

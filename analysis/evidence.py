@@ -1,0 +1,154 @@
+"""What the analysis reads of a run folder: scores, candidates, the choice, snapshots, answers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError
+from mergeforget.files import read_json, read_jsonl
+from mergeforget.run import Run
+from mergeforget.score import Score
+
+PAIR = ("over", "under")
+REFERENCES = ("base", *PAIR)
+SNAPSHOT = re.compile(r"^(over|under)-step(\d+)$")
+DENSITY = re.compile(r"^(?P<method>.+?)-(?P<space>factors|delta)-d(?P<density>[0-9.]+)(?:-|$)")
+
+
+class MissingError(InputError):
+    """Files that an analysis needs are not there yet; the message names the command."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One adapter as it was at a step of its training.
+
+    Attributes:
+        stage: ``over`` or ``under``.
+        step: optimiser steps done.
+        epoch: passes over the forget set done; None where the history does not say.
+        folder: its PEFT folder.
+    """
+
+    stage: str
+    step: int
+    epoch: float | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The balanced candidate that a search named.
+
+    Attributes:
+        scores: part -> the figures behind the sentence.
+    """
+
+    name: str
+    candidate: Candidate
+    objective: str
+    sentence: str
+    warning: str | None
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+def read_scores(run: Run) -> dict[str, list[Score]]:
+    """Scores by subject, in the order of the file; a figure measured again replaces the old one.
+
+    Raises:
+        MissingError: nothing has been scored.
+    """
+    latest: dict[tuple[str, ...], Score] = {}
+    for row in read_jsonl(run.scores):
+        if not isinstance(row.get("value"), int | float):
+            continue
+        score = Score.from_dict(row)
+        key = (str(row.get("subject")), score.metric, score.split, score.task, score.part)
+        latest[key] = score
+    if not latest:
+        raise MissingError(
+            f"Nothing in {run.root} has been scored yet. Measure the candidates with "
+            f"`mergeforget search {run.root}`, or one model with `mergeforget evaluate {run.root}`."
+        )
+    scores: dict[str, list[Score]] = {}
+    for (subject, *_), score in latest.items():
+        scores.setdefault(subject, []).append(score)
+    return scores
+
+
+def read_candidates(run: Run, subjects: list[str]) -> dict[str, Candidate]:
+    """How each scored subject was merged; those that are no merge are left out.
+
+    A candidate that was scored without being written is known by its name alone.
+    """
+    found = {}
+    for subject in subjects:
+        path = run.candidates / subject / "candidate.json"
+        if path.is_file():
+            found[subject] = Candidate.from_dict(read_json(path))
+        elif match := DENSITY.match(subject):
+            found[subject] = Candidate(
+                match["method"], float(match["density"].rstrip(".")), space=_space(match["space"])
+            )
+    return found
+
+
+def read_chosen(run: Run) -> Chosen | None:
+    """What the search chose, or None before a search."""
+    path = run.search / "chosen.json"
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    return Chosen(
+        name=str(values["name"]),
+        candidate=Candidate.from_dict(values["candidate"]),
+        objective=str(values.get("objective", "")),
+        sentence=str(values.get("sentence", "")),
+        warning=values.get("warning"),
+        scores=values.get("scores") or {},
+    )
+
+
+def read_history(run: Run) -> dict[str, list[dict[str, Any]]]:
+    """Rows of ``history.jsonl`` by stage and by step; a step that was repeated counts once.
+
+    Raises:
+        MissingError: nothing has been trained here.
+    """
+    stages: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in read_jsonl(run.history):
+        stages.setdefault(str(row.get("stage")), {})[int(row.get("step", 0))] = row
+    if not stages:
+        raise MissingError(
+            f"There is no history of a training in {run.root}. `mergeforget train-pair` writes it."
+        )
+    return {stage: [rows[step] for step in sorted(rows)] for stage, rows in stages.items()}
+
+
+def read_snapshots(run: Run, stage: str) -> list[Snapshot]:
+    """Snapshots of one adapter, by step."""
+    epochs = {
+        int(row["step"]): row.get("epoch")
+        for row in read_jsonl(run.history)
+        if row.get("stage") == stage and "step" in row
+    }
+    found = []
+    for folder in sorted(run.snapshots.glob(f"{stage}-step*")) if run.snapshots.is_dir() else []:
+        if match := SNAPSHOT.match(folder.name):
+            step = int(match[2])
+            found.append(Snapshot(stage, step, epochs.get(step), folder))
+    return sorted(found, key=lambda s: s.step)
+
+
+def subjects_shown(run: Run) -> list[str]:
+    """Base, over, under and the chosen candidate: what a reader compares."""
+    chosen = read_chosen(run)
+    return [*REFERENCES, *([chosen.name] if chosen else [])]
+
+
+def _space(text: str) -> Any:
+    return text
