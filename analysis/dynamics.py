@@ -1,0 +1,206 @@
+"""How a training went: every term of the loss, gradient norms, saturation, drift, collapse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.analysis.evidence import PAIR, read_history
+from mergeforget.recipe import Recipe, load_recipe
+from mergeforget.run import Run
+
+Floats = NDArray[np.float64]
+SATURATED = 0.05  # of the way from the first to the last level
+DRIFT = 0.10  # rise of a retain term over its lowest level
+COLLAPSE_NATS = 1.0  # rise of the retain NLL over its first level, a token
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training as curves over its steps.
+
+    Attributes:
+        name: ``memorise``, ``over`` or ``under``.
+        step: (n,) optimiser steps, from 1.
+        epoch: (n,) passes over the forget set (over all rows when memorising).
+        loss: (n,) the weighted sum, in nats.
+        terms: label -> (n,) value of the term before its weight.
+        weights: label -> its weight in the recipe.
+        grad_norm: (n,) before clipping; NaN where it was not recorded.
+        learning_rate: (n,)
+        window: steps of the running mean that the events are read from.
+    """
+
+    name: str
+    step: Floats
+    epoch: Floats
+    loss: Floats
+    terms: dict[str, Floats]
+    weights: dict[str, float]
+    grad_norm: Floats
+    learning_rate: Floats
+    window: int
+
+    def weighted(self, label: str) -> Floats:
+        """A term as it enters the loss."""
+        return self.weights.get(label, 1.0) * self.terms[label]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a training.
+
+    Attributes:
+        kind: ``saturation``, ``drift`` or ``collapse``.
+        epoch: when it began.
+        text: one sentence with its figures.
+    """
+
+    stage: str
+    kind: str
+    term: str
+    step: int
+    epoch: float
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_dynamics(run: Run) -> list[Stage]:
+    """The trainings of a run, in the order they ran.
+
+    Raises:
+        MissingError: nothing was trained.
+    """
+    recipe = load_recipe(run.recipe)
+    return [stage_of(name, rows, recipe) for name, rows in read_history(run).items()]
+
+
+def stage_of(name: str, rows: Sequence[dict[str, Any]], recipe: Recipe) -> Stage:
+    """Curves of the rows of one stage."""
+    labels = list(dict.fromkeys(label for row in rows for label in row.get("terms") or {}))
+    epoch = _column(rows, "epoch")
+    return Stage(
+        name=name,
+        step=_column(rows, "step"),
+        epoch=epoch,
+        loss=_column(rows, "loss"),
+        terms={x: _column([row.get("terms") or {} for row in rows], x) for x in labels},
+        weights=_weights(name, recipe),
+        grad_norm=_column(rows, "grad_norm"),
+        learning_rate=_column(rows, "learning_rate"),
+        window=_half_an_epoch(epoch),
+    )
+
+
+def running_mean(values: Floats, window: int) -> Floats:
+    """(n,) mean of ``window`` values around each; fewer at both ends; NaN are left out."""
+    kept = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(kept, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(kept)])
+    at = np.arange(len(values))
+    start = np.maximum(0, at - (window - 1) // 2)
+    end = np.minimum(len(values), at + window // 2 + 1)
+    n = counts[end] - counts[start]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(n > 0, (sums[end] - sums[start]) / n, np.nan)
+
+
+def events_of(stage: Stage) -> list[Event]:
+    """When forgetting saturated, when retention drifted, and whether the model collapsed."""
+    found = []
+    for label in stage.terms if stage.name in PAIR else []:
+        smooth = running_mean(stage.terms[label], stage.window)
+        if label.endswith("_forget"):
+            found += _saturation(stage, label, smooth)
+        if label == "gd_retain":  # a KL begins at 0 and can only rise
+            found += _drift(stage, label, smooth)
+            found += _collapse(stage, label, smooth)
+    return found
+
+
+def rows_of(stage: Stage) -> list[dict[str, Any]]:
+    """One flat row a step, for csv."""
+    columns = {"loss": stage.loss, "grad_norm": stage.grad_norm, "rate": stage.learning_rate}
+    columns |= {f"{label}": values for label, values in stage.terms.items()}
+    columns |= {f"{label}_weighted": stage.weighted(label) for label in stage.terms}
+    return [
+        {"stage": stage.name, "step": int(stage.step[i]), "epoch": _plain(stage.epoch[i])}
+        | {name: _plain(values[i]) for name, values in columns.items()}
+        for i in range(len(stage.step))
+    ]
+
+
+def _saturation(stage: Stage, label: str, smooth: Floats) -> list[Event]:
+    """The first step from which the term stays within 5 % of its way from its last level."""
+    first, last = smooth[0], smooth[-1]
+    way = abs(last - first)
+    if not way > 0:
+        return []
+    outside = np.flatnonzero(~(np.abs(smooth - last) <= SATURATED * way))
+    at = int(outside[-1]) + 1 if len(outside) else 0
+    if at >= len(smooth) - 1:
+        return []  # it was still moving when the training ended
+    text = (
+        f"In {stage.name}, forgetting saturates at epoch {stage.epoch[at]:.2g}: from there "
+        f"{label} stays within {SATURATED:.0%} of its way from {first:.3g} to {last:.3g}."
+    )
+    return [_event(stage, "saturation", label, at, text)]
+
+
+def _drift(stage: Stage, label: str, smooth: Floats) -> list[Event]:
+    """The step from which a retain term stays 10 % above its lowest level to the end."""
+    low = int(np.nanargmin(smooth)) if np.isfinite(smooth).any() else 0
+    above = smooth > smooth[low] + DRIFT * abs(smooth[low])
+    inside = np.flatnonzero(~above)
+    at = int(inside[-1]) + 1 if len(inside) else 0
+    if at >= len(smooth):
+        return []
+    text = (
+        f"In {stage.name}, retention drifts from epoch {stage.epoch[at]:.2g}: {label} ends at "
+        f"{smooth[-1]:.3g}, its lowest level was {smooth[low]:.3g}."
+    )
+    return [_event(stage, "drift", label, at, text)]
+
+
+def _collapse(stage: Stage, label: str, smooth: Floats) -> list[Event]:
+    """Retain answers lose more than a nat a token against the beginning."""
+    above = np.flatnonzero(smooth > smooth[0] + COLLAPSE_NATS)
+    if not len(above):
+        return []
+    at = int(above[0])
+    text = (
+        f"In {stage.name}, the model collapses at epoch {stage.epoch[at]:.2g}: {label} is "
+        f"{smooth[at]:.3g}, {smooth[at] - smooth[0]:.3g} nats above its first level."
+    )
+    return [_event(stage, "collapse", label, at, text)]
+
+
+def _event(stage: Stage, kind: str, label: str, at: int, text: str) -> Event:
+    return Event(stage.name, kind, label, int(stage.step[at]), float(stage.epoch[at]), text)
+
+
+def _weights(name: str, recipe: Recipe) -> dict[str, float]:
+    side = getattr(recipe.pair, name, None)
+    return {term.label: term.weight for term in side.objective} if side else {}
+
+
+def _half_an_epoch(epoch: Floats) -> int:
+    """Steps in half an epoch: long enough to smooth, short enough to place an event."""
+    span = epoch[-1] - epoch[0] if len(epoch) > 1 else 0.0
+    return max(1, round((len(epoch) - 1) / span / 2)) if span > 0 else 1
+
+
+def _column(rows: Sequence[dict[str, Any]], key: str) -> Floats:
+    values = [row.get(key) for row in rows]
+    return np.array([math.nan if v is None else float(v) for v in values], np.float64)
+
+
+def _plain(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

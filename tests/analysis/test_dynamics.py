@@ -1,0 +1,76 @@
+"""Curves of a training and the events that are read from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mergeforget.analysis.dynamics import events_of, run_dynamics, running_mean, stage_of
+from mergeforget.analysis.evidence import MissingError, read_history
+from mergeforget.files import append_jsonl
+from mergeforget.recipe import load_recipe
+from mergeforget.run import Run
+
+RECIPE = load_recipe("zjuklab")
+
+
+def rows(npo: list[float], gd: list[float]) -> list[dict[str, Any]]:
+    """One step an epoch, so that nothing is smoothed."""
+    return [
+        {"step": i + 1, "epoch": i + 1.0, "loss": f + g, "terms": {"npo_forget": f, "gd_retain": g}}
+        for i, (f, g) in enumerate(zip(npo, gd, strict=True))
+    ]
+
+
+def test_running_mean_by_hand() -> None:
+    values = np.array([1.0, 3.0, np.nan, 5.0])
+    np.testing.assert_allclose(running_mean(values, 3), [2.0, 2.0, 4.0, 5.0])
+    np.testing.assert_allclose(running_mean(values, 1), values)
+
+
+def test_forgetting_saturates_where_it_stays_near_its_last_level() -> None:
+    """From 10 to 0: within 5 % of that way, 0.5, from the fourth step on."""
+    stage = stage_of("over", rows([10, 4, 1, 0.4, 0.1, 0], [1] * 6), RECIPE)
+    (event,) = events_of(stage)
+    assert (event.kind, event.term, event.step, event.epoch) == ("saturation", "npo_forget", 4, 4)
+
+
+def test_what_still_falls_at_the_end_has_not_saturated() -> None:
+    assert events_of(stage_of("over", rows([10, 8, 6, 4, 2, 0], [1] * 6), RECIPE)) == []
+
+
+def test_retention_drifts_where_it_stays_above_its_lowest_level() -> None:
+    """Lowest 1.0; above 1.1 to the end from the fourth step on."""
+    stage = stage_of("over", rows([10, 8, 6, 4, 2, 0], [1.3, 1.0, 1.05, 1.2, 1.3, 1.5]), RECIPE)
+    (event,) = events_of(stage)
+    assert (event.kind, event.term, event.step) == ("drift", "gd_retain", 4)
+
+
+def test_a_retain_loss_a_nat_above_its_beginning_is_a_collapse() -> None:
+    stage = stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.5, 0.5, 1.6, 2, 3, 4]), RECIPE)
+    assert {(e.kind, e.step) for e in events_of(stage)} == {("drift", 3), ("collapse", 3)}
+
+
+def test_terms_enter_the_loss_with_the_weights_of_the_recipe() -> None:
+    over = stage_of("over", rows([10.0], [1.0]), RECIPE)
+    under = stage_of("under", rows([10.0], [1.0]), RECIPE)
+    assert over.weighted("npo_forget")[0] == 4.0 and under.weighted("npo_forget")[0] == 3.0
+
+
+def test_a_step_that_was_repeated_after_a_resume_counts_once(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    append_jsonl(run.history, [{"stage": "over", "step": 1, "loss": 9.0}])
+    append_jsonl(run.history, [{"stage": "over", "step": s, "loss": 1.0 * s} for s in (1, 2)])
+    assert [r["loss"] for r in read_history(run)["over"]] == [1.0, 2.0]
+
+
+def test_no_training_says_which_command_trains(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="train-pair"):
+        read_history(Run(tmp_path))
+
+
+def test_a_run_has_its_stages_in_order(finished: Run) -> None:
+    assert [s.name for s in run_dynamics(finished)] == ["memorise", "over", "under"]
