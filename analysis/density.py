@@ -1,0 +1,162 @@
+"""Every score against the density of the merge, with its interval and the pair beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergeforget.analysis.evidence import (
+    PAIR,
+    MissingError,
+    read_candidates,
+    read_chosen,
+    read_scores,
+)
+from mergeforget.candidate import Candidate
+from mergeforget.run import Run
+from mergeforget.score import Score
+
+ORDER = (
+    "mia_auc", "mia_score", "regurgitation", "knowledge", "exact_match", "nll",
+    "task_aggregate", "mmlu", "aggregate",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """One candidate's score.
+
+    Attributes:
+        density: in (0, 1].
+        interval: 95 %, where the score has one.
+    """
+
+    subject: str
+    density: float
+    value: float
+    interval: tuple[float, float] | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One score of all candidates that differ in nothing but the density.
+
+    Attributes:
+        family: method, space and weights, for example ``ties factors``.
+        part: the half of the data: ``choose``, ``report``, or ``all``.
+        points: by density.
+    """
+
+    metric: str
+    split: str
+    task: str
+    part: str
+    family: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class DensityCurves:
+    """All curves of a run.
+
+    Attributes:
+        references: (subject, metric, split, task, part) -> Score of base, over and under.
+        chosen: name of the chosen candidate; empty before a search.
+    """
+
+    curves: list[Curve]
+    references: dict[tuple[str, str, str, str, str], Score]
+    chosen: str = ""
+
+    def of(self, metric: str, split: str, task: str = "") -> list[Curve]:
+        wanted = (metric, split, task)
+        return [c for c in self.curves if (c.metric, c.split, c.task) == wanted]
+
+    def measures(self, task: str = "") -> list[tuple[str, list[str]]]:
+        """(metric, its splits) that there is a curve of, the best known first."""
+        splits: dict[str, list[str]] = {}
+        for curve in self.curves:
+            if curve.task == task and curve.split not in splits.setdefault(curve.metric, []):
+                splits[curve.metric].append(curve.split)
+        return sorted(splits.items(), key=lambda item: place(item[0]))
+
+    def reference(
+        self, subject: str, metric: str, split: str, task: str, parts: Sequence[str]
+    ) -> Score | None:
+        """The score of base, over or under on the first of ``parts`` that was measured."""
+        every = (self.references.get((subject, metric, split, task, p)) for p in parts)
+        return next((score for score in every if score), None)
+
+
+def run_density(run: Run) -> DensityCurves:
+    """The density curves of a run.
+
+    Raises:
+        MissingError: no candidate with a density has been scored.
+    """
+    scores = read_scores(run)
+    candidates = read_candidates(run, list(scores))
+    curves = curves_of(scores, candidates)
+    if not curves:
+        raise MissingError(
+            f"No candidate with a density has been scored in {run.root}. "
+            f"`mergeforget search {run.root}` scores them."
+        )
+    references = {
+        (subject, s.metric, s.split, s.task, s.part): s
+        for subject in ("base", *PAIR)
+        for s in scores.get(subject, [])
+    }
+    chosen = read_chosen(run)
+    return DensityCurves(curves, references, chosen.name if chosen else "")
+
+
+def curves_of(scores: dict[str, list[Score]], candidates: dict[str, Candidate]) -> list[Curve]:
+    """Curves from the scores of candidates that have a density."""
+    points: dict[tuple[str, str, str, str, str], list[Point]] = {}
+    for subject, candidate in candidates.items():
+        if candidate.density is None:
+            continue
+        for s in scores[subject]:
+            key = (s.metric, s.split, s.task, s.part, family_of(candidate))
+            point = Point(subject, candidate.density, s.value, s.interval, s.n)
+            points.setdefault(key, []).append(point)
+    ordered = sorted(points.items(), key=lambda item: (place(item[0][0]), item[0]))
+    return [
+        Curve(*key, tuple(sorted(found, key=lambda p: (p.density, p.subject))))
+        for key, found in ordered
+    ]
+
+
+def family_of(candidate: Candidate) -> str:
+    """What a candidate shares with those of another density: ``ties factors``."""
+    parts = [candidate.method, candidate.space]
+    if any(w != 1 for w in candidate.weights):
+        parts.append("weights " + ":".join(f"{w:g}" for w in candidate.weights))
+    if candidate.rank is not None:
+        parts.append(f"rank {candidate.rank}")
+    if candidate.seed:
+        parts.append(f"seed {candidate.seed}")
+    parts += [f"{k}={v}" for k, v in sorted(candidate.arguments.items())]
+    return " ".join(parts)
+
+
+def place(metric: str) -> int:
+    """Where a metric stands among the others; unknown ones come last."""
+    return ORDER.index(metric) if metric in ORDER else len(ORDER)
+
+
+def rows_of(curves: Iterable[Curve]) -> list[dict[str, Any]]:
+    """One flat row a point, for csv."""
+    return [
+        {
+            "metric": c.metric, "split": c.split, "task": c.task, "part": c.part,
+            "family": c.family, "subject": p.subject, "density": p.density, "value": p.value,
+            "low": p.interval[0] if p.interval else None,
+            "high": p.interval[1] if p.interval else None, "n": p.n,
+        }
+        for c in curves
+        for p in c.points
+    ]  # fmt: skip
