@@ -1,0 +1,148 @@
+"""Every analysis by its name: what it found, in sentences, rows and figures, and its files.
+
+To add one, write ``analysis/NAME.py`` that returns numbers, a function in plots that draws them,
+and an entry in ANALYSES that brings the two together.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeforget.analysis.evidence import MissingError, read_chosen
+from mergeforget.analysis.style import Picture, save
+from mergeforget.errors import UnknownNameError
+from mergeforget.files import write_json, write_text
+from mergeforget.run import Run
+
+Found = tuple[list[str], list[dict[str, Any]], list[Picture]]  # sentences, rows, figures
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one analysis found.
+
+    Attributes:
+        sentences: the result in words, with its figures.
+        rows: the numbers behind the figures, flat.
+        figures: ``{"name", "title", "alt", "marks"}`` each; files NAME.svg and NAME.png.
+        missing: why there is nothing, and which command makes it; empty otherwise.
+    """
+
+    name: str
+    title: str
+    sentences: list[str] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    missing: str = ""
+
+
+def analyse(run: Run, name: str, folder: Path) -> Finding:
+    """Run one analysis and write NAME.json, NAME.csv and its figures into ``folder``.
+
+    Raises:
+        UnknownNameError: there is no such analysis.
+        MissingError: the run has not got so far.
+    """
+    if name not in ANALYSES:
+        raise UnknownNameError("analysis", name, list(ANALYSES))
+    title, function = ANALYSES[name]
+    sentences, rows, pictures = function(run)
+    figures = [
+        {"name": p.name, "title": p.title, "alt": p.alt, "marks": save(p, folder)} for p in pictures
+    ]
+    values = {"title": title, "sentences": sentences, "figures": figures, "rows": rows}
+    write_json(folder / f"{name}.json", values)
+    write_text(folder / f"{name}.csv", to_csv(rows))
+    return Finding(name, title, sentences, rows, figures)
+
+
+def analyse_all(run: Run, folder: Path) -> list[Finding]:
+    """Every analysis; one whose files are not there yet says which command makes them."""
+    found = []
+    for name, (title, _) in ANALYSES.items():
+        try:
+            found.append(analyse(run, name, folder))
+        except MissingError as missing:
+            found.append(Finding(name, title, missing=str(missing)))
+    return found
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    """Flat rows as csv; a row without a column leaves it empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def angles(run: Run) -> Found:
+    from mergeforget.analysis import plots_training
+    from mergeforget.analysis.angles import FORWARD, run_angles
+
+    found = run_angles(run)
+    sentences = []
+    for a in found:
+        if a.group == "all" and a.subject == "pair" and a.step is None and a.degrees is not None:
+            what = "changes of the weights" if a.space == "delta" else f"factors {a.space.upper()}"
+            sentences.append(f"The {what} of over and under stand at {a.degrees:.1f}°.")
+    for side in ("over", "under"):
+        mine = [
+            a.degrees
+            for a in found
+            if (a.subject, a.vectors, a.group) == (side, FORWARD, "all") and a.degrees is not None
+        ]
+        if mine:
+            sentences.append(
+                f"In {side}, the change up to a step and the change after it stand at "
+                f"{min(mine):.1f}° to {max(mine):.1f}°: 0° would go on straight, 90° is a turn "
+                "into a new direction, more than 90° takes something back."
+            )
+    return sentences, [a.to_dict() for a in found], plots_training.draw_angles(found)
+
+
+def dynamics(run: Run) -> Found:
+    from mergeforget.analysis import plots_training
+    from mergeforget.analysis.dynamics import events_of, rows_of, run_dynamics
+
+    stages = run_dynamics(run)
+    events = [event for stage in stages for event in events_of(stage)]
+    rows = [row for stage in stages for row in rows_of(stage)]
+    return [e.text for e in events], rows, plots_training.draw_dynamics(stages, events)
+
+
+def density(run: Run) -> Found:
+    from mergeforget.analysis import plots
+    from mergeforget.analysis.density import rows_of, run_density
+
+    found = run_density(run)
+    chosen = read_chosen(run)
+    sentences = [text for text in (chosen.sentence, chosen.warning) if text] if chosen else []
+    return sentences, rows_of(found.curves), plots.draw_density(found)
+
+
+def mia(run: Run) -> Found:
+    from mergeforget.analysis import plots
+    from mergeforget.analysis.membership import rows_of, run_membership
+
+    found = run_membership(run)
+    sentences = [
+        f"{x.subject}: MIA AUC {x.auc:.3f} over {len(x.members)} members and "
+        f"{len(x.nonmembers)} non-members."
+        for x in found
+    ]
+    return sentences, rows_of(found), plots.draw_membership(found)
+
+
+ANALYSES: dict[str, tuple[str, Callable[[Run], Found]]] = {
+    "density": ("Density of the merge", density),
+    "mia": ("Membership inference", mia),
+    "angles": ("Angles between weight changes", angles),
+    "dynamics": ("Dynamics of the training", dynamics),
+}

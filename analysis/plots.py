@@ -1,0 +1,154 @@
+"""The figures of the scores. They draw what they are given and compute nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from mergeforget.analysis.density import Curve, DensityCurves
+from mergeforget.analysis.membership import Losses
+from mergeforget.analysis.style import (
+    INK,
+    SUBJECTS,
+    Mark,
+    Picture,
+    legend,
+    panels,
+    series,
+    styled,
+)
+
+TITLES = {
+    "mia_auc": "Membership inference",
+    "mia_score": "Membership inference score",
+    "regurgitation": "Regurgitation",
+    "knowledge": "Knowledge",
+    "exact_match": "Exact answers",
+    "nll": "Loss of the answers",
+    "task_aggregate": "Task aggregate",
+    "mmlu": "MMLU",
+    "aggregate": "Aggregate",
+}
+UNITS = {
+    "mia_auc": "ROC AUC",
+    "mia_score": "1 - 2 |AUC - 0.5|",
+    "regurgitation": "ROUGE-L recall",
+    "knowledge": "share of exact answers",
+    "exact_match": "share of exact answers",
+    "nll": "NLL (nats a token)",
+    "task_aggregate": "harmonic mean",
+    "mmlu": "accuracy",
+    "aggregate": "mean of the three scores",
+}
+
+
+def title_of(metric: str) -> str:
+    return TITLES.get(metric, metric.replace("_", " ").capitalize())
+
+
+def draw_density(found: DensityCurves) -> list[Picture]:
+    """One figure a metric: its splits under each other, against density."""
+    with styled():
+        return [_density(found, metric, splits) for metric, splits in found.measures()]
+
+
+def _density(found: DensityCurves, metric: str, splits: list[str]) -> Picture:
+    figure, axes = panels(len(splits), 3.2 if len(splits) == 1 else 2.4)
+    families = list(dict.fromkeys(c.family for c in found.curves))
+    marks = []
+    for ax, split in zip(axes, splits, strict=True):
+        curves = found.of(metric, split)
+        for curve in curves:
+            marks += _curve(ax, curve, families.index(curve.family), len(families) > 1)
+        _references(ax, found, metric, split, [c.part for c in curves])
+        _ring(ax, curves, found.chosen)
+        if metric == "mia_auc":
+            ax.axhline(0.5, color=INK, linewidth=0.8)
+        ax.set_ylabel(UNITS.get(metric, metric))
+        if len(splits) > 1:
+            ax.set_title(split)
+    axes[-1].set_xlabel("density (fraction of entries kept)")
+    axes[-1].set_xlim(0, 1.03)
+    legend(figure, axes)
+    title = f"{title_of(metric)} against density"
+    alt = f"{title}, with 95 % intervals where there are any; base, over and under beside it."
+    return Picture(f"density-{metric.replace('_', '-')}", title, alt, figure, marks)
+
+
+def _curve(ax: Axes, curve: Curve, i: int, named: bool) -> list[Mark]:
+    """The reporting half is solid with intervals, the choosing half hollow and thin."""
+    x = np.array([p.density for p in curve.points])
+    y = np.array([p.value for p in curve.points])
+    look = dict(series(i))
+    label = " · ".join(([curve.family] if named else []) + [curve.part]).replace(" · all", "")
+    if curve.part == "choose":
+        look |= {"markerfacecolor": "white", "linewidth": 1.0, "linestyle": (0, (2, 2))}
+    else:
+        low = [p.value - p.interval[0] if p.interval else 0.0 for p in curve.points]
+        high = [p.interval[1] - p.value if p.interval else 0.0 for p in curve.points]
+        if any(low) or any(high):
+            errors = np.maximum([low, high], 0.0)
+            ax.errorbar(
+                x, y, yerr=errors, fmt="none", ecolor=look["color"], alpha=0.45, capsize=2.5
+            )
+    ax.plot(x, y, label=label, **look)
+    return [Mark(ax, p.density, p.value, point_text(curve, p)) for p in curve.points]
+
+
+def point_text(curve: Curve, point: Any) -> str:
+    """``ties factors, density 0.7, report: 0.512 (0.41 to 0.61), n 120``."""
+    interval = f" ({point.interval[0]:.3f} to {point.interval[1]:.3f})" if point.interval else ""
+    part = f", {curve.part}" if curve.part != "all" else ""
+    return (
+        f"{curve.family}, density {point.density:g}{part}: {point.value:.3f}{interval}, n {point.n}"
+    )
+
+
+def _references(
+    ax: Axes, found: DensityCurves, metric: str, split: str, parts: Sequence[str]
+) -> None:
+    wanted = [p for p in ("report", "all", "choose") if p in parts or p == "all"]
+    for subject in ("base", "over", "under"):
+        if (score := found.reference(subject, metric, split, "", wanted)) is not None:
+            look = SUBJECTS[subject]
+            ax.axhline(
+                score.value, label=subject, color=look["color"], linestyle=look["linestyle"],
+                linewidth=1.2,
+            )  # fmt: skip
+
+
+def _ring(ax: Axes, curves: Sequence[Curve], chosen: str) -> None:
+    """A ring around the chosen candidate, on the half that reports."""
+    shown = [c for c in curves if c.part != "choose"] or list(curves)
+    for point in (p for c in shown for p in c.points if p.subject == chosen):
+        ax.plot(
+            point.density, point.value, "o", markersize=13, markerfacecolor="none",
+            markeredgecolor=INK, markeredgewidth=1.3, label="chosen",
+        )  # fmt: skip
+
+
+def draw_membership(found: Sequence[Losses]) -> list[Picture]:
+    """Histograms of members against non-members, one panel a model."""
+    with styled():
+        figure, axes = panels(len(found), 1.6)
+        every = np.concatenate([v for x in found for v in (x.members, x.nonmembers)])
+        bins = np.linspace(float(every.min()), float(every.max()) + 1e-9, 25).tolist()
+        for ax, losses in zip(axes, found, strict=True):
+            ax.hist(
+                losses.nonmembers, bins, density=True, label="non-members (holdout)",
+                color="#56b4e9", alpha=0.55,
+            )  # fmt: skip
+            ax.hist(
+                losses.members, bins, density=True, label="members (forget)", histtype="step",
+                color="#a63c00", linewidth=1.7,
+            )  # fmt: skip
+            ax.set_title(f"{losses.subject}: AUC {losses.auc:.3f}")
+            ax.set_ylabel("density")
+        axes[-1].set_xlabel("NLL of a document (nats a token)")
+        legend(figure, axes)
+        title = "Losses of members and non-members"
+        alt = f"{title}: histograms for {', '.join(x.subject for x in found)}."
+        return [Picture("mia-histograms", title, alt, figure)]

@@ -1,0 +1,226 @@
+"""The figures of the training: angles and dynamics. They draw and compute nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from mergeforget.analysis.angles import CORRECTION, FORWARD, OVER_UNDER, OVERALL, Angle
+from mergeforget.analysis.dynamics import Event, Stage, running_mean
+from mergeforget.analysis.style import (
+    FAINT,
+    INK,
+    QUIET,
+    SUBJECTS,
+    Mark,
+    Picture,
+    legend,
+    panels,
+    series,
+    styled,
+)
+
+SPACES = {"delta": "change B A", "a": "factor A", "b": "factor B"}
+
+
+def draw_angles(angles: Sequence[Angle]) -> list[Picture]:
+    """Angles over the training of each adapter, and between the two."""
+    with styled():
+        sides = sorted({a.subject for a in angles if a.subject != "pair"})
+        drawn = [_angles_over_training(side, angles) for side in sides]
+        if any(a.subject == "pair" and a.step is not None for a in angles):
+            drawn.append(_angles_of_pair(angles))
+        if any(a.subject == "pair" and a.step is None for a in angles):
+            drawn.append(_angles_by_layer(angles))
+            drawn.append(_angles_by_kind(angles))
+        return drawn
+
+
+def _angles_over_training(side: str, angles: Sequence[Angle]) -> Picture:
+    figure, (ax,) = panels(1, 3.5)
+    marks = []
+    for i, vectors in enumerate((FORWARD, OVERALL, CORRECTION)):
+        rows = [
+            a
+            for a in angles
+            if (a.subject, a.vectors, a.group) == (side, vectors, "all") and a.degrees is not None
+        ]
+        x = [_time(a) for a in rows]
+        y = [a.degrees for a in rows if a.degrees is not None]
+        ax.plot(x, y, label=vectors.replace(", ", "  ∠  "), **series(i))
+        marks += [
+            Mark(ax, at, d, f"step {a.step}: {vectors}: {d:.1f}°")
+            for a, at, d in zip(rows, x, y, strict=True)
+        ]
+    in_epochs = all(a.epoch is not None for a in angles if a.subject == side)
+    ax.set_xlabel("s (epochs)" if in_epochs else "s (steps)")
+    _degrees(ax)
+    legend(figure, [ax])
+    title = f"Angles between the changes of {side} over its training"
+    alt = f"{title}: from 0 to step s, from s to the end, and from 0 to the end, in degrees."
+    return Picture(f"angles-{side}", title, alt, figure, marks)
+
+
+def _angles_of_pair(angles: Sequence[Angle]) -> Picture:
+    figure, (ax,) = panels(1, 3.2)
+    marks = []
+    for i, (space, label) in enumerate(SPACES.items()):
+        rows = [
+            a
+            for a in angles
+            if (a.subject, a.group, a.space) == ("pair", "all", space)
+            and a.step is not None
+            and a.degrees is not None
+        ]
+        x, y = [_time(a) for a in rows], [a.degrees for a in rows if a.degrees is not None]
+        if rows:
+            ax.plot(x, y, label=label, **series(i))
+        marks += [
+            Mark(ax, at, d, f"epoch {at:.2g}, {label}: {d:.1f}°")
+            for at, d in zip(x, y, strict=True)
+        ]
+    ax.set_xlabel("epochs over the forget set")
+    _degrees(ax)
+    legend(figure, [ax])
+    title = "Angle between over and under over the training"
+    alt = f"{title}, in degrees, for the change of the weights and for each LoRA factor."
+    return Picture("angles-pair", title, alt, figure, marks)
+
+
+def _angles_by_layer(angles: Sequence[Angle]) -> Picture:
+    figure, (ax,) = panels(1, 3.2)
+    marks = []
+    for i, (space, label) in enumerate(SPACES.items()):
+        rows = _pair(angles, "layer", space)
+        x = [int(a.name) for a in rows]
+        y = [a.degrees for a in rows if a.degrees is not None]
+        if rows:
+            ax.plot(x, y, label=label, **series(i))
+        marks += [
+            Mark(ax, at, d, f"layer {at}, {label}: {d:.1f}°") for at, d in zip(x, y, strict=True)
+        ]
+    ax.set_xlabel("layer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _degrees(ax)
+    legend(figure, [ax])
+    title = "Angle between over and under, by layer"
+    alt = f"{title}, in degrees, for the change of the weights and for each LoRA factor."
+    return Picture("angles-layers", title, alt, figure, marks)
+
+
+def _angles_by_kind(angles: Sequence[Angle]) -> Picture:
+    rows = _pair(angles, "kind", "delta")
+    modules = _pair(angles, "module", "delta")
+    figure, (ax,) = panels(1, 1.1 + 0.3 * len(rows))
+    marks = []
+    for i, row in enumerate(rows):
+        mine = [
+            a.degrees for a in modules if a.name.endswith("." + row.name) and a.degrees is not None
+        ]
+        ax.plot(mine, [i] * len(mine), "|", color=QUIET, markersize=9, alpha=0.6)
+        if row.degrees is not None:
+            ax.plot(row.degrees, i, "o", color="#009e73", markersize=7)
+            marks.append(Mark(ax, row.degrees, i, f"{row.name}: {row.degrees:.1f}°"))
+    ax.set_yticks(range(len(rows)), [a.name for a in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.axvline(90, color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
+    ax.set_xlabel("angle (degrees); each bar is one module, the dot is all of them")
+    title = "Angle between over and under, by kind of module"
+    return Picture("angles-kinds", title, f"{title}, in degrees.", figure, marks)
+
+
+def draw_dynamics(stages: Sequence[Stage], events: Sequence[Event]) -> list[Picture]:
+    """Terms of the loss and gradient norms of the pair; the loss of memorising."""
+    with styled():
+        pair = [s for s in stages if s.name != "memorise"]
+        drawn = [_terms(pair, events), _losses(pair)] if pair else []
+        return drawn + [_memorising(s) for s in stages if s.name == "memorise"]
+
+
+def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> Picture:
+    labels = list(dict.fromkeys(label for stage in stages for label in stage.terms))
+    figure, axes = panels(len(labels) + 1, 1.7)
+    for ax, label in zip(axes, labels, strict=False):
+        for stage in stages:
+            if label in stage.terms:
+                _line(ax, stage, stage.terms[label])
+        for event in events:
+            if event.term == label:
+                look = SUBJECTS.get(event.stage, SUBJECTS["base"])
+                ax.axvline(event.epoch, color=look["color"], linewidth=1, linestyle=(0, (1, 1)))
+                ax.annotate(
+                    event.kind, (event.epoch, 1), xycoords=("data", "axes fraction"),
+                    xytext=(3, -9), textcoords="offset points", fontsize=8, color=look["color"],
+                )  # fmt: skip
+        ax.set_title(label.replace("_", " on "))
+        ax.set_ylabel("nats")
+    for stage in stages:
+        _line(axes[-1], stage, stage.grad_norm)
+    axes[-1].set_title("gradient norm, before clipping")
+    axes[-1].set_ylabel("L2 norm")
+    axes[-1].set_xlabel("epochs over the forget set")
+    legend(figure, axes)
+    title = "Terms of the loss over the training"
+    alt = f"{title}, before their weights, for {' and '.join(s.name for s in stages)}."
+    return Picture("dynamics-terms", title, alt, figure)
+
+
+def _losses(stages: Sequence[Stage]) -> Picture:
+    figure, axes = panels(len(stages), 2.1)
+    for ax, stage in zip(axes, stages, strict=True):
+        ax.plot(stage.epoch, stage.loss, color=FAINT, linewidth=1)
+        smooth = running_mean(stage.loss, stage.window)
+        ax.plot(stage.epoch, smooth, label="whole loss", color=INK, linestyle="-")
+        for i, label in enumerate(stage.terms):
+            values = running_mean(stage.weighted(label), stage.window)
+            name = f"{stage.weights.get(label, 1.0):g} {label.replace('_', ' on ')}"
+            ax.plot(stage.epoch, values, label=name, **series(i) | {"marker": ""})
+        ax.set_title(stage.name)
+        ax.set_ylabel("nats")
+        ax.legend(loc="upper right", fontsize=8)
+    axes[-1].set_xlabel("epochs over the forget set")
+    title = "The loss and what each term adds to it"
+    alt = f"{title}: running means over half an epoch."
+    return Picture("dynamics-loss", title, alt, figure)
+
+
+def _memorising(stage: Stage) -> Picture:
+    figure, (ax,) = panels(1, 2.6)
+    ax.plot(stage.epoch, stage.loss, color=FAINT, linewidth=1)
+    ax.plot(stage.epoch, running_mean(stage.loss, stage.window), color=INK)
+    ax.set_xlabel("epochs")
+    ax.set_ylabel("NLL (nats a token)")
+    ax.set_ylim(bottom=0)
+    title = "Loss while the base memorises the data"
+    return Picture("dynamics-memorise", title, f"{title}, over epochs.", figure)
+
+
+def _line(ax: Axes, stage: Stage, values: Any) -> None:
+    look = SUBJECTS.get(stage.name, SUBJECTS["base"]) | {"marker": ""}
+    ax.plot(stage.epoch, values, color=look["color"], alpha=0.25, linewidth=0.9)
+    ax.plot(stage.epoch, running_mean(values, stage.window), label=stage.name, **look)
+
+
+def _pair(angles: Sequence[Angle], group: str, space: str) -> list[Angle]:
+    wanted = ("pair", OVER_UNDER, group, space)
+    return [
+        a
+        for a in angles
+        if (a.subject, a.vectors, a.group, a.space) == wanted
+        and a.step is None
+        and a.degrees is not None
+    ]
+
+
+def _time(a: Angle) -> float:
+    return float(a.epoch if a.epoch is not None else a.step or 0)
+
+
+def _degrees(ax: Axes) -> None:
+    ax.set_ylabel("angle (degrees)")
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(0.0, min(low, 60.0)), min(180.0, max(high, 95.0)))
+    ax.axhline(90, color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))

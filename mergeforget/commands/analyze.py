@@ -1,0 +1,72 @@
+"""`mergeforget analyze`: numbers and figures of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergeforget.commands._options import chosen_run, emit, json_option
+
+
+@click.command("analyze")
+@click.argument("arguments", nargs=-1, metavar="[RUN] [WHAT]...")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder of the results. [RUN/analysis]"
+)
+@json_option
+def command(arguments: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Analyse a run: numbers as json and csv, figures as png and svg.
+
+    RUN is a run folder; without one, the newest under runs/. WHAT is any of density, mia, angles,
+    dynamics, or all, which is also what happens without it.
+    """
+    from mergeforget.analysis.findings import ANALYSES, Finding, analyse, analyse_all
+
+    folder, names = split(arguments, [*ANALYSES, "all"])
+    run = chosen_run(folder)
+    out = out or run.analysis
+    if not names or "all" in names:
+        found: list[Finding] = analyse_all(run, out)
+    else:
+        found = [analyse(run, name, out) for name in dict.fromkeys(names)]
+    emit(
+        {"run": str(run.root), "out": str(out), "analyses": [vars(f) for f in found]},
+        "\n\n".join(text_of(f, out) for f in found),
+        as_json,
+    )
+
+
+def split(arguments: tuple[str, ...], known: list[str]) -> tuple[Path | None, list[str]]:
+    """The run folder and the names of the analyses.
+
+    The first argument is a run unless it is a known name; write ./angles for a run of that name.
+    """
+    from mergeforget.errors import UnknownNameError
+
+    names = list(arguments)
+    folder = None
+    if names and names[0] not in known and (len(names) > 1 or Path(names[0]).exists()):
+        folder = Path(names.pop(0))
+    elif names and names[0] not in known and "/" in names[0]:
+        folder = Path(names.pop(0))  # a run that does not exist: its own message says so
+    for name in names:
+        if name not in known:
+            raise UnknownNameError("analysis", name, known)
+    return folder, names
+
+
+def text_of(found: object, out: Path) -> str:
+    """A few lines for a person."""
+    from mergeforget.analysis.findings import Finding
+
+    assert isinstance(found, Finding)
+    if found.missing:
+        return f"{found.title}: left out.\n  {found.missing}"
+    lines = [found.title + ":", *(f"  {s}" for s in found.sentences)]
+    files = [
+        f"{found.name}.json",
+        f"{found.name}.csv",
+        *(f"{f['name']}.svg" for f in found.figures),
+    ]
+    return "\n".join([*lines, f"  in {out}: {', '.join(files)}"])

@@ -1,0 +1,98 @@
+"""Analyses as files: numbers beside every figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from finished_run import write_pair
+from PIL import Image
+
+from mergeforget.analysis.findings import ANALYSES, analyse, analyse_all
+from mergeforget.cli import main
+from mergeforget.commands.analyze import split
+from mergeforget.errors import UnknownNameError
+from mergeforget.recipe import load_recipe, save_recipe
+from mergeforget.run import Run
+
+
+@pytest.fixture(scope="session")
+def everything(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("analysis")
+    assert not [f.missing for f in analyse_all(finished, out) if f.missing]
+    return out
+
+
+@pytest.mark.parametrize("name", ANALYSES)
+def test_numbers_and_figures_lie_side_by_side(everything: Path, name: str) -> None:
+    found = json.loads((everything / f"{name}.json").read_text())
+    rows = list(csv.DictReader((everything / f"{name}.csv").open()))
+    assert len(rows) == len(found["rows"]) > 0 and found["figures"]
+    for figure in found["figures"]:
+        assert figure["alt"] and figure["title"]
+        assert (everything / f"{figure['name']}.svg").read_text().startswith("<?xml")
+        assert Image.open(everything / f"{figure['name']}.png").width == 1120
+
+
+def test_what_can_be_hovered_lies_inside_its_figure(everything: Path) -> None:
+    marks = [
+        mark
+        for name in ("angles", "density")
+        for figure in json.loads((everything / f"{name}.json").read_text())["figures"]
+        for mark in figure["marks"]
+    ]
+    assert len(marks) > 100
+    assert all(0 < m["x"] < 1 and 0 < m["y"] < 1 and m["text"] for m in marks)
+
+
+def test_the_same_numbers_give_the_same_files(finished: Run, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        analyse(finished, "mia", tmp_path / folder)
+    for name in ("mia.json", "mia.csv", "mia-histograms.svg", "mia-histograms.png"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_what_is_not_there_yet_names_its_command(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    save_recipe(load_recipe("zjuklab"), run.recipe)
+    write_pair(run)
+    found = {f.name: f.missing for f in analyse_all(run, run.analysis)}
+    assert not found["angles"]
+    assert "mergeforget search" in found["density"] and "mergeforget evaluate" in found["mia"]
+
+
+def test_unknown_analysis_suggests_the_nearest(finished: Run, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'angles'"):
+        analyse(finished, "angle", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), (None, [])),
+        (("angles",), (None, ["angles"])),
+        (("angles", "mia"), (None, ["angles", "mia"])),
+        (("runs/one",), (Path("runs/one"), [])),
+        (("runs/one", "angles"), (Path("runs/one"), ["angles"])),
+        (("one", "all"), (Path("one"), ["all"])),
+    ],
+)
+def test_the_run_may_be_left_out(
+    arguments: tuple[str, ...], expected: tuple[Path | None, list[str]]
+) -> None:
+    assert split(arguments, [*ANALYSES, "all"]) == expected
+
+
+def test_a_mistyped_analysis_is_not_taken_for_a_run() -> None:
+    done = CliRunner().invoke(main, ["analyze", "angels"])
+    assert done.exit_code == 2 and "Did you mean 'angles'" in done.output
+
+
+def test_analyze_prints_what_it_found(finished: Run, tmp_path: Path) -> None:
+    call = ["analyze", str(finished.root), "mia", "--out", str(tmp_path), "--json"]
+    done = CliRunner().invoke(main, call)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["analyses"][0]["figures"][0]["name"] == "mia-histograms"
