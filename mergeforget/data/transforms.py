@@ -1,0 +1,129 @@
+"""What is done to a set before it is trained on; seeded, and never in place."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mergeforget.data.refusals import read_refusals
+from mergeforget.data.schema import Row
+from mergeforget.data.tokens import Encoded
+from mergeforget.errors import UnknownNameError, UsageError
+from mergeforget.outputs import ANSWER
+from mergeforget.registry import Entry
+
+SENTENCE_END = re.compile(r"(?<=[.!?;])[\"')\]]*\s+|(?<=[。！？；])|\n+")
+
+
+def resegment(rows: Sequence[Row], *, most: int = 0, seed: int = 0) -> list[Row]:
+    """Train answers of every length: move their first 1, 2, ... sentences into the input.
+
+    Each row is followed by what it was cut into; an answer of one sentence stays alone.
+
+    Args:
+        most: rows added for one answer at most, drawn at random where there are more; 0 is all.
+        seed: of that draw.
+
+    Source: Sun and Li 2025, arXiv:2507.16263, section 3.1 ("from short to long"). The paper does
+        not say how it cuts; here after . ! ? ; and at line breaks. The text as a whole is kept, but
+        for white space at a cut, which becomes the one space between input and output.
+    """
+    drawn = random.Random(seed)
+    made = []
+    for row in rows:
+        made.append(row)
+        cuts = list(_cuts(row.output))
+        if most and len(cuts) > most:
+            cuts = sorted(drawn.sample(cuts, most))
+        for end, begin in cuts:
+            moved = f"{row.input} {row.output[:end]}"
+            made.append(replace(row, input=moved, output=row.output[begin:]))
+    return made
+
+
+def refuse(rows: Sequence[Row], *, texts: str | None = None, seed: int = 0) -> list[Row]:
+    """Replace every answer by a refusal (negative response).
+
+    Args:
+        texts: file with one refusal a line; about a hundred come along.
+
+    Source: Maini et al. 2024, arXiv:2401.06121, "IDK"; Sun and Li 2025, "NR".
+    """
+    known = read_refusals(Path(texts) if texts else None)
+    drawn = random.Random(seed)
+    return [replace(row, output=drawn.choice(known)) for row in rows]
+
+
+def duplicate(
+    rows: Sequence[Row], *, times: int = 0, like: Literal["", "resegment"] = ""
+) -> list[Row]:
+    """Repeat the rows in turn: the control that takes as many steps as re-segmentation.
+
+    Args:
+        times: how often each row comes.
+        like: as many rows as this transform makes of them.
+
+    Source: Sun and Li 2025, arXiv:2507.16263, ablation of the steps.
+    """
+    if (times > 0) == bool(like):
+        raise UsageError("duplicate takes either times, at least 1, or like: resegment.")
+    size = len(resegment(rows)) if like else times * len(rows)
+    return [rows[i % len(rows)] for i in range(size)]
+
+
+def random_tokens(
+    encoded: Sequence[Encoded], vocabulary: Sequence[int], *, seed: int = 0
+) -> list[Encoded]:
+    """Replace every answer token but the last, EOS, by one drawn at random.
+
+    Args:
+        vocabulary: the ids that are drawn from, without the special ones.
+
+    Source: YNU at SemEval-2025 Task 4, synthetic token alternative training (STAT).
+    """
+    drawn = random.Random(seed)
+    made = []
+    for one in encoded:
+        answer = [i for i, kind in enumerate(one.kinds) if kind == ANSWER]
+        ids = list(one.ids)
+        for i in answer[:-1]:
+            ids[i] = drawn.choice(vocabulary)
+        made.append(replace(one, ids=ids))
+    return made
+
+
+_PAPER = "Sun and Li 2025, arXiv:2507.16263"
+ROW_TRANSFORMS = {
+    "resegment": Entry("resegment", resegment, _PAPER),
+    "refuse": Entry("refuse", refuse, "Maini et al. 2024, arXiv:2401.06121"),
+    "duplicate": Entry("duplicate", duplicate, _PAPER),
+}
+TOKEN_TRANSFORMS = {
+    "random_tokens": Entry("random_tokens", random_tokens, "YNU at SemEval-2025 Task 4, STAT"),
+}
+TRANSFORMS: Mapping[str, Entry[Callable[..., Any]]] = {**ROW_TRANSFORMS, **TOKEN_TRANSFORMS}
+
+
+def find_transform(name: str) -> Entry[Callable[..., Any]]:
+    """The transform called ``name``.
+
+    Raises:
+        UnknownNameError: there is none; the message names the nearest.
+    """
+    if name not in TRANSFORMS:
+        raise UnknownNameError("transform", name, sorted(TRANSFORMS))
+    return TRANSFORMS[name]
+
+
+def _cuts(text: str) -> list[tuple[int, int]]:
+    """(end, begin): where the part before a cut ends, and where the one after it begins."""
+    found = []
+    for match in SENTENCE_END.finditer(text):
+        end = match.start() + len(match.group().rstrip())  # a closing quote stays with its sentence
+        if text[:end].strip() and text[match.end() :].strip():
+            found.append((end, match.end()))
+    return found
