@@ -5,13 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mergeforget.errors import InputError, RecipeError, suggest
 from mergeforget.files import write_text
+from mergeforget.training import Lora as Lora
+from mergeforget.training import NotNegative, Part, Positive
+from mergeforget.training import Term as Term
+from mergeforget.training import Tokens as Tokens
+from mergeforget.training import Training as Training
 
 FOLDER = Path(__file__).parent / "recipes"
 
@@ -30,8 +43,6 @@ def _densities(value: Any) -> Any:
 
 Density = Annotated[float, Field(gt=0, le=1)]
 Densities = Annotated[list[Density], BeforeValidator(_densities), Field(min_length=1)]
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 
 
 class Loader(yaml.SafeLoader):
@@ -52,12 +63,6 @@ Loader.add_implicit_resolver(
 )
 
 
-class Part(BaseModel):
-    """A section of a recipe; a key that it does not have is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class ModelSpec(Part):
     name: str = "smollm2"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -75,59 +80,6 @@ class DataSpec(Part):
     seed: int = 0
 
 
-class Term(BaseModel):
-    """One term of an objective; further keys are arguments of the loss."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    loss: str
-    on: Literal["forget", "retain"]
-    weight: float = 1.0
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.__pydantic_extra__ or {})
-
-    @property
-    def label(self) -> str:
-        """How the history and the plots call it, for example ``npo_forget``."""
-        return f"{self.loss}_{self.on}"
-
-
-class Lora(Part):
-    r: Positive = 32
-    lora_alpha: float = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: list[str] | str = "all-linear"  # peft leaves out the output layer by itself
-
-
-class Tokens(Part):
-    """How a row becomes tokens; the defaults are the usual ones, the others ZJUKLAB's code's."""
-
-    join: Literal[" ", ""] = " "  # between prompt and answer
-    prompt_tokens: Positive | None = None  # kept at most, from the prompt's end
-    padding: Literal["none", "left", "right"] = "none"  # none: rows laid end to end
-
-
-class Training(Part):
-    """How one adapter is trained. An epoch is one pass over the forget set."""
-
-    objective: Annotated[list[Term], Field(min_length=1)]
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    epochs: Positive = 5
-    batch_size: Positive = 1
-    gradient_accumulation: Positive = 4
-    schedule: Literal["linear", "constant", "cosine"] = "linear"
-    warmup_epochs: NotNegative = 0.0
-    weight_decay: NotNegative = 0.01
-    max_grad_norm: NotNegative = 1.0
-    max_length: Positive = 256
-    seed: int = 42
-    retain_rows: Literal["shuffled", "same_index"] = "shuffled"
-    tokens: Tokens = Tokens()
-    lora: Lora = Lora()
-    snapshots: Positive = 8  # how many are kept over the whole training
-
-
 class Memorise(Part):
     """Full fine-tuning of the base on forget + retain, before anything is forgotten."""
 
@@ -143,8 +95,17 @@ class Memorise(Part):
 
 
 class Pair(Part):
+    """Two trainings; the name of a recipe stands for its own training of that side."""
+
     over: Training
     under: Training
+
+    @field_validator("over", "under", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        return load_recipe(value).training(info.field_name or "over")
 
 
 class MergeSpec(Part):
@@ -184,18 +145,32 @@ class Recipe(Part):
     model: ModelSpec = ModelSpec()
     data: DataSpec = DataSpec()
     memorise: Memorise = Memorise()
-    pair: Pair
+    train: Training | None = None  # one adapter, for `mergeforget train`
+    pair: Pair | None = None  # two, for `mergeforget train-pair`
     merge: MergeSpec = MergeSpec()
     search: SearchSpec = SearchSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
 
     @model_validator(mode="after")
-    def _one_term_a_label(self) -> Recipe:
-        for side in (self.pair.over, self.pair.under):
-            labels = [t.label for t in side.objective]
-            if len(set(labels)) < len(labels):
-                raise ValueError(f"the objective names a term twice: {', '.join(labels)}")
+    def _trains_something(self) -> Recipe:
+        if self.train is None and self.pair is None:
+            raise ValueError("the recipe trains nothing: it needs `train` or `pair`")
         return self
+
+    def trainings(self) -> dict[str, Training]:
+        """Every training by its place in the recipe: ``train``, ``pair.over``, ``pair.under``."""
+        found = {} if self.train is None else {"train": self.train}
+        if self.pair is not None:
+            found |= {"pair.over": self.pair.over, "pair.under": self.pair.under}
+        return found
+
+    def training(self, side: str) -> Training:
+        """The training that stands for a side of a pair: its own, or else the only one."""
+        if self.pair is not None:
+            found: Training = getattr(self.pair, side)
+            return found
+        assert self.train is not None
+        return self.train
 
 
 def recipe_names() -> list[str]:
@@ -320,7 +295,9 @@ def _keys(where: tuple[str, ...]) -> list[str]:
     section: Any = Recipe
     for key in where:
         inner = section.model_fields.get(key)
-        if inner is None or not isinstance(inner.annotation, type):
+        kinds = [] if inner is None else [inner.annotation, *get_args(inner.annotation)]
+        parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not parts:
             return []
-        section = inner.annotation
+        section = parts[0]
     return list(section.model_fields)

@@ -19,6 +19,7 @@ LAYERS = [
         "outputs",
         "vocabulary",
         "recipe",
+        "training",
         "candidate",
         "score",
         "run",

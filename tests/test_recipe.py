@@ -22,8 +22,8 @@ def test_every_recipe_cites_its_source_and_comes_back_as_written(name: str, tmp_
 
 def test_on_is_a_word_and_2e_4_a_number(tmp_path: Path) -> None:
     recipe = load_recipe("zjuklab", ["pair.over.learning_rate=2e-4"])
-    assert recipe.pair.over.learning_rate == 2e-4
-    assert [t.on for t in recipe.pair.over.objective] == ["forget", "retain", "retain"]
+    assert recipe.training("over").learning_rate == 2e-4
+    assert [t.on for t in recipe.training("over").objective] == ["forget", "retain", "retain"]
 
 
 def test_unknown_key_is_named_with_line_and_nearest(tmp_path: Path) -> None:

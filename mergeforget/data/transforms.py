@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -97,15 +97,15 @@ def random_tokens(
 
 
 _PAPER = "Sun and Li 2025, arXiv:2507.16263"
-ROW_TRANSFORMS = {
+ROW_TRANSFORMS: dict[str, Entry[Callable[..., Any]]] = {
     "resegment": Entry("resegment", resegment, _PAPER),
     "refuse": Entry("refuse", refuse, "Maini et al. 2024, arXiv:2401.06121"),
     "duplicate": Entry("duplicate", duplicate, _PAPER),
 }
-TOKEN_TRANSFORMS = {
+TOKEN_TRANSFORMS: dict[str, Entry[Callable[..., Any]]] = {
     "random_tokens": Entry("random_tokens", random_tokens, "YNU at SemEval-2025 Task 4, STAT"),
 }
-TRANSFORMS: Mapping[str, Entry[Callable[..., Any]]] = {**ROW_TRANSFORMS, **TOKEN_TRANSFORMS}
+TRANSFORMS = ROW_TRANSFORMS | TOKEN_TRANSFORMS
 
 
 def find_transform(name: str) -> Entry[Callable[..., Any]]:

@@ -66,7 +66,7 @@ def train_adapter(
     from peft import LoraConfig, get_peft_model
 
     set_seed(training.seed)  # both adapters of a pair begin with the same A
-    config = LoraConfig(task_type="CAUSAL_LM", **training.lora.model_dump())
+    config = LoraConfig(task_type="CAUSAL_LM", **training.lora.model_dump(exclude_none=True))
     with quiet():
         policy = get_peft_model(model, config)
     encoded = _encode(tokenizer, sets, training)
@@ -101,7 +101,7 @@ def fit(
     rows = PairedRows(sets, seed=training.seed, same_index=same_index)
     tokens = getattr(training, "tokens", None)
     padding = tokens.padding if tokens else "none"
-    accumulation = getattr(training, "gradient_accumulation", 1)
+    accumulation = training.accumulation(len(rows)) if isinstance(training, Training) else 1
     per_epoch = -(-len(rows) // (training.batch_size * accumulation))
     callbacks = [Epochs(rows), Guard(), Bar(job.stage), Checkpoints(job.checkpoint_seconds)]
     if snapshot is not None and isinstance(training, Training):

@@ -2,44 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from mergeforget.errors import NumericError, RecipeError
+from mergeforget.data.transforms import find_transform
+from mergeforget.errors import MergeforgetError, NumericError, RecipeError
 from mergeforget.losses import UNLEARNING_LOSSES
-from mergeforget.outputs import ANSWER, PADDING, PROMPT, TokenOutputs
+from mergeforget.losses.kl import MASKS
+from mergeforget.outputs import ANSWER, TokenOutputs
 from mergeforget.recipe import Recipe, Term, Training
-
-KINDS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMPT, ANSWER)}
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what a schema cannot see: unknown losses and their arguments."""
-    for side, training in (("over", recipe.pair.over), ("under", recipe.pair.under)):
-        for place, term in enumerate(training.objective):
-            try:
+    for place, training in recipe.trainings().items():
+        for i, term in enumerate(training.objective):
+            with _placed(f"{place}.objective.{i}"):
                 UNLEARNING_LOSSES.get(term.loss).check_arguments(term.arguments)
-            except Exception as error:
-                raise RecipeError(f"pair.{side}.objective.{place}: {error}") from error
-        if mask_of(training.objective) == KINDS["all"] and training.tokens.padding == "none":
+                _check_term(term)
+        for i, step in enumerate(training.transforms):
+            with _placed(f"{place}.transforms.{i}"):
+                find_transform(step.transform).check_arguments(step.arguments)
+        if mask_of(training.objective) == MASKS["all"] and training.tokens.padding == "none":
             raise RecipeError(
-                f"pair.{side}: the KL mask 'all' counts padding, but rows are laid end to end "
-                "without any. Set tokens.padding to left, or the mask to tokens or answer."
+                f"{place}: the mask 'all' counts padding, but rows are laid end to end without "
+                "any. Set tokens.padding to left, or the mask to tokens or answer."
             )
+
+
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    try:
+        yield
+    except MergeforgetError as error:
+        raise RecipeError(f"{place}: {error}") from error
+
+
+def _check_term(term: Term) -> None:
+    if "refusal" in needs(term) and term.on != "forget":
+        raise RecipeError(f"{term.loss!r} refuses to answer, which is for the forget set alone.")
+    parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
+    if parameter and term.arguments.get("mask", parameter.default) not in MASKS:
+        raise RecipeError(f"mask is one of {', '.join(MASKS)}, not {term.arguments['mask']!r}.")
 
 
 def mask_of(terms: Sequence[Term]) -> tuple[int, ...]:
     """The kinds of position that the terms read between them."""
-    masks = [KINDS.get(str(term.arguments.get("mask", "answer")), (ANSWER,)) for term in terms]
+    masks: list[tuple[int, ...]] = [(ANSWER,)]
+    for term in terms:
+        parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
+        if parameter is not None:
+            masks.append(MASKS[str(term.arguments.get("mask", parameter.default))])
     return max(masks, key=len)
+
+
+def needs(term: Term) -> tuple[str, ...]:
+    """What must be computed for a term; see ``mergeforget.losses``."""
+    return UNLEARNING_LOSSES.get(term.loss).needs
 
 
 def needs_reference(term: Term) -> bool:
     """Whether a term compares with the model before unlearning."""
-    parameters = UNLEARNING_LOSSES.get(term.loss).needs
-    return any(need.startswith("reference") for need in parameters)
+    return any(need.startswith("reference") for need in needs(term))
 
 
 def compute(

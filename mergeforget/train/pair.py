@@ -53,6 +53,11 @@ def train_pair(
         NumericError: a training diverged or did not move.
         Interrupted: SIGTERM; what was done is saved.
     """
+    if recipe.pair is None:
+        raise RecipeError(
+            f"The recipe {recipe.name} trains one adapter: give it to `mergeforget train`, or make "
+            f"a pair of two recipes in a file: pair: {{over: {recipe.name}, under: zjuklab}}."
+        )
     check_recipe(recipe)
     with run.lock():
         sets = prepare(recipe, run, resume=resume)
@@ -161,7 +166,7 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: Job) -> N
     training = getattr(recipe.pair, job.stage)
     say(
         f"{job.stage}: {describe(training)}, {training.epochs} epochs, "
-        f"{training.batch_size * training.gradient_accumulation} rows a step, "
+        f"{training.batch_size * training.accumulation(len(sets.forget))} rows a step, "
         f"learning rate {training.learning_rate:g}"
     )
     job.run.set_state(job.stage, "running")

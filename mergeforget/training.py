@@ -1,0 +1,156 @@
+"""The part of a recipe that says how one adapter is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Part(BaseModel):
+    """A section of a recipe; a key that it does not have is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Term(BaseModel):
+    """One term of an objective; further keys are arguments of the loss."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    loss: str
+    on: Literal["forget", "retain"]
+    weight: float = 1.0
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def label(self) -> str:
+        """How the history and the plots call it, for example ``npo_forget``."""
+        return f"{self.loss}_{self.on}"
+
+
+class Transform(BaseModel):
+    """What is done to a set before training; further keys are arguments of the transform."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    transform: str
+    on: Literal["forget", "retain"] = "forget"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Lora(Part):
+    r: Positive = 32
+    lora_alpha: float = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: list[str] | str = "all-linear"  # peft leaves out the output layer by itself
+    layers_to_transform: list[int] | None = None  # counted from 0; None is every layer
+
+
+class Full(Part):
+    """Weights of the model itself that are trained, instead of an adapter."""
+
+    last_layers: Positive | None = None  # None: every layer, embeddings and output layer too
+    layers: list[int] | None = None  # counted from 0
+    modules: list[str] = []  # names' ends, for example down_proj; none is all of those layers
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Full:
+        if self.last_layers is not None and self.layers is not None:
+            raise ValueError("give either last_layers or layers")
+        return self
+
+
+class Tokens(Part):
+    """How a row becomes tokens; the defaults are the usual ones, the others ZJUKLAB's code's."""
+
+    join: Literal[" ", ""] = " "  # between prompt and answer
+    prompt_tokens: Positive | None = None  # kept at most, from the prompt's end
+    padding: Literal["none", "left", "right"] = "none"  # none: rows laid end to end
+
+
+class AutoRate(Part):
+    """Fit the learning rate every few steps; see ``mergeforget.train.directions``."""
+
+    method: Literal["probe", "fit"] = "probe"  # AutoLR's, JU-CSE-NLP's
+    every: Positive = 10
+    candidates: Annotated[list[Rate], Field(min_length=3)] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
+
+
+class Watch(Part):
+    """Cheap figures every few steps, on a small fixed sample."""
+
+    every: Positive = 10
+    sample: Positive = 16  # rows of each set
+    collapse: NotNegative = 0.0  # stop when retain NLL is so many nats above its start; 0: never
+    best_by: Literal["last", "mia", "retain_nll"] = "last"  # which step's weights are kept
+
+
+class Training(Part):
+    """How one adapter is trained. An epoch is one pass over the forget set.
+
+    With ``batches: alternating`` every optimiser step holds one set only, forget and retain in
+    turn. With ``chunk_rows`` the forget set is worked off chunk by chunk, all epochs of one before
+    the next begins, each with a fresh optimiser.
+    """
+
+    objective: Annotated[list[Term], Field(min_length=1)]
+    transforms: list[Transform] = []
+    refusals: str | None = None  # file with one a line, for losses that need them
+    direction: Literal["sum", "ngdiff"] = "sum"  # ngdiff: each set's gradient is normalised
+    clip_each: NotNegative = 0.0  # norm of each micro-batch's gradient, with ngdiff; 0: no clip
+    auto_rate: AutoRate | None = None
+    learning_rate: Rate = 1e-4
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    epochs: Positive = 5
+    batch_size: Positive = 1
+    gradient_accumulation: Positive | Literal["epoch"] = 4  # epoch: the whole set is one step
+    batches: Literal["together", "alternating"] = "together"
+    chunk_rows: Positive | None = None
+    retain_per_forget: Positive = 1  # retain rows that go with each forget row
+    schedule: Literal["linear", "constant", "cosine"] = "linear"
+    warmup_epochs: NotNegative = 0.0
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: NotNegative = 1.0
+    max_length: Positive = 256
+    seed: int = 42
+    retain_rows: Literal["shuffled", "same_index"] = "shuffled"
+    tokens: Tokens = Tokens()
+    lora: Lora = Lora()
+    full: Full | None = None  # train the model's own weights instead of an adapter
+    gradient_checkpointing: bool = False
+    snapshots: Positive = 8  # how many are kept over the whole training
+    watch: Watch | None = None
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Training:
+        labels = [t.label for t in self.objective]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"the objective names a term twice: {', '.join(labels)}")
+        sets = {t.on for t in self.objective}
+        if self.direction == "ngdiff" and len(sets) < 2:
+            raise ValueError("direction ngdiff needs terms on forget and on retain")
+        if self.auto_rate and (self.direction, self.optimizer) != ("ngdiff", "sgd"):
+            raise ValueError(
+                "auto_rate fits the step theta - eta g: set direction: ngdiff and optimizer: sgd"
+            )
+        if self.auto_rate and self.schedule != "constant":
+            raise ValueError("auto_rate chooses the rate itself: set schedule: constant")
+        if self.chunk_rows and self.batches == "alternating":
+            raise ValueError("chunk_rows takes forget and retain rows together, not alternating")
+        return self
+
+    def accumulation(self, rows: int) -> int:
+        """Micro-batches of an optimiser step, for a first set of so many rows."""
+        if self.gradient_accumulation == "epoch":
+            return max(1, -(-rows // self.batch_size))
+        return self.gradient_accumulation
