@@ -5,8 +5,6 @@ On a CPU everything is numpy: neither torch nor the base model is needed.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import math
 import os
 from collections.abc import Sequence
@@ -20,22 +18,14 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
-from mergeforget.errors import InputError, UsageError
+from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
 from mergeforget.merge.lowrank import Cut, Svd, cut_dense, cut_factors
-from mergeforget.merge.methods import MERGE_METHODS
-from mergeforget.merge.ops import Thresholds, check_density
-from mergeforget.registry import Entry
+from mergeforget.merge.methods import traits
+from mergeforget.merge.request import canonical, check_candidate, check_ranks
+from mergeforget.merge.select import Source
 
 Array = NDArray[Any]
-PEFT_TYPES = {
-    "svd": "linear",
-    "ties_svd": "ties",
-    "dare_linear_svd": "dare_linear",
-    "dare_ties_svd": "dare_ties",
-    "magnitude_prune_svd": "magnitude_prune",
-}
-GIVEN = ("density", "generator")  # what the engine gives a method; the rest are arguments
 
 
 @dataclass(frozen=True)
@@ -45,9 +35,9 @@ class Merged:
     Attributes:
         adapter: with the scaling multiplied in (lora_alpha equals the rank).
         candidate: how it was merged, in canonical names.
-        report: ``modules``, ``norm`` (Frobenius, over all modules), in delta space
-            ``energy_lost`` (share of the squared norm that the cut to the rank left out), in
-            factor space ``space_error`` where it was measured.
+        report: ``modules``; in delta space ``energy_lost``, the share of the squared norm that
+            the cut to the rank left out; in factor space, where it was measured,
+            ``space_error``, the relative distance from the same method in delta space.
     """
 
     adapter: Adapter
@@ -142,63 +132,6 @@ def sweep(
     ]
 
 
-def canonical(candidate: Candidate) -> Candidate:
-    """The candidate with PEFT's spellings resolved: ``ties_svd`` is ``ties`` in delta space."""
-    method = candidate.method.replace("-", "_")
-    if method == "cat":
-        return replace(candidate, method=method, space="delta")
-    if method in PEFT_TYPES:
-        return replace(candidate, method=PEFT_TYPES[method], space="delta")
-    return replace(candidate, method=method)
-
-
-def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
-    """Raise UsageError where method, density, weights or arguments do not fit; return the method.
-
-    Raises:
-        UnknownNameError, DensityError: both are usage errors.
-    """
-    entry = MERGE_METHODS.get(candidate.method)
-    takes = entry.parameters
-    if "density" in takes and candidate.density is not None:
-        check_density(candidate.density)
-    elif "density" in takes and takes["density"].default is inspect.Parameter.empty:
-        raise UsageError(f"{entry.name} needs a density, for example --density 0.8.")
-    elif candidate.density is not None and "density" not in takes:
-        raise UsageError(f"{entry.name} keeps every entry; it takes no density.")
-    if len(candidate.weights) != adapters:
-        raise UsageError(
-            f"There are {adapters} adapters and {len(candidate.weights)} weights; give one weight "
-            "each, for example --weights 1,0.5."
-        )
-    if not all(math.isfinite(w) for w in candidate.weights):
-        raise UsageError(f"Every weight must be a finite number, not {candidate.weights}.")
-    if candidate.rank is not None and candidate.space == "factors":
-        raise UsageError(
-            "In factor space the result has the rank of the adapters. A rank is chosen in delta "
-            "space: add --space delta."
-        )
-    for name in GIVEN:
-        if name in candidate.arguments:
-            raise UsageError(f"{name} is no argument of a method; give it by its own option.")
-    entry.check_arguments(candidate.arguments)
-    return entry
-
-
-def check_ranks(adapters: Sequence[Adapter], modules: Sequence[str], candidate: Candidate) -> None:
-    """Raise InputError where factor space meets factors of different shapes."""
-    if candidate.space != "factors":
-        return
-    for module in modules:
-        ranks = {a.name: a.deltas[module].rank for a in adapters if module in a.deltas}
-        if len(set(ranks.values())) > 1:
-            found = ", ".join(f"{rank} in {name!r}" for name, rank in ranks.items())
-            raise InputError(
-                f"In factor space ranks must be equal, but {module} has rank {found}. Merge the "
-                "products instead with --space delta."
-            )
-
-
 def merge_module(
     module: str, adapters: Sequence[Adapter], candidates: Sequence[Candidate], how: How
 ) -> list[Part]:
@@ -213,43 +146,14 @@ def merge_module(
         stacked = _stacked(deltas, weights)
         return [Part(stacked, stacked.norm() ** 2, 0.0)] * len(candidates)
     rank = first.rank or max(delta.rank for delta in deltas)
-    if first.method == "linear":
-        stacked = _stacked(deltas, weights)
+    coefficients = traits(first.method).coefficients
+    if coefficients:
+        found = coefficients(lambda: gram(deltas), weights, **first.arguments)
+        stacked = _stacked(deltas, found)
         return [_part(cut_factors(stacked.a, stacked.b, rank))] * len(candidates)
     start = np.concatenate([delta.a for delta in deltas])
-    dense = apply_method(_dense(deltas), weights, candidates, module)
+    dense = merge_whole(products(deltas), weights, candidates, module)
     return [_part(cut_dense(x, rank, start, how.svd)) for x in dense]
-
-
-def apply_method(
-    stack: Array, weights: Array, candidates: Sequence[Candidate], name: str
-) -> list[Array]:
-    """The method on one stack, (n, *shape), once for each candidate's density.
-
-    Args:
-        name: of the tensor; with the seed it decides what a random method draws.
-    """
-    first = candidates[0]
-    entry = MERGE_METHODS.get(first.method)
-    given: dict[str, Any] = dict(first.arguments)
-    densities = [one.density for one in candidates if one.density is not None]
-    if not densities:
-        return [entry.fn(stack, weights, **given)] * len(candidates)
-    results = []
-    for density in Thresholds(stack, densities).shares():
-        if "generator" in entry.parameters:
-            given["generator"] = generator_for(first.seed, name)
-        results.append(entry.fn(stack, weights, density=density, **given))
-    return results
-
-
-def generator_for(seed: int, name: str) -> np.random.Generator:
-    """Numbers that depend on the seed and the tensor's name alone.
-
-    So they are the same whatever the order, the thread count or the device of other tensors.
-    """
-    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
-    return np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
 
 
 def _in_factors(
@@ -263,15 +167,16 @@ def _in_factors(
     scaled = weights * [delta.scaling for delta in deltas]
     roots = np.sqrt(np.abs(scaled))
     signed = np.where(scaled >= 0, roots, -roots)  # on A only: on both the signs would cancel
-    a = apply_method(np.stack([d.a for d in deltas]), signed, candidates, f"{module}.lora_A")
-    b = apply_method(np.stack([d.b for d in deltas]), roots, candidates, f"{module}.lora_B")
+    stacks = np.stack([d.a for d in deltas]), np.stack([d.b for d in deltas])
+    a = merge_whole(in_memory(stacks[0]), signed, candidates, f"{module}.lora_A")
+    b = merge_whole(in_memory(stacks[1]), roots, candidates, f"{module}.lora_B")
     merged = [LowRankDelta(x, y, 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
         wanted = _stacked(deltas, weights)
         return [Part(m, wanted.norm() ** 2, _apart(m, wanted)) for m in merged]
     if not how.compare:
         return [Part(m, 0.0, None) for m in merged]
-    dense = apply_method(_dense(deltas), weights, candidates, module)
+    dense = merge_whole(products(deltas), weights, candidates, module)
     return [Part(m, _square(x), _square(m.dense() - x)) for m, x in zip(merged, dense, strict=True)]
 
 
@@ -284,13 +189,22 @@ def _stacked(deltas: Sequence[LowRankDelta], weights: Array) -> LowRankDelta:
     return LowRankDelta(np.concatenate(scaled), np.concatenate([d.b for d in deltas], axis=1), 1.0)
 
 
-def _dense(deltas: Sequence[LowRankDelta]) -> Array:
-    """(n, out, in)"""
-    stack = np.empty((len(deltas), *deltas[0].shape), deltas[0].a.dtype)
-    for delta, place in zip(deltas, stack, strict=True):
-        np.matmul(delta.b, delta.a, out=place)
-        place *= delta.scaling
-    return stack
+def products(deltas: Sequence[LowRankDelta]) -> Source:
+    """The dense changes of one module, multiplied out block by block."""
+
+    def rows(part: slice, across: slice = slice(None)) -> Array:
+        stack = [d.scaling * (d.b[part] @ d.a[:, across]) for d in deltas]
+        return np.stack(stack)
+
+    def sample(down: int, across: int) -> Array:
+        return rows(slice(None, None, down), slice(None, None, across))
+
+    return Source(len(deltas), deltas[0].shape, rows, sample)
+
+
+def gram(deltas: Sequence[LowRankDelta]) -> Array:
+    """Inner products of the changes, (n, n), from rank-sized matrices."""
+    return np.array([[one.inner(other) for other in deltas] for one in deltas])
 
 
 def _part(cut: Cut) -> Part:
@@ -313,8 +227,7 @@ def _square(x: Array) -> float:
 
 def _merged(adapters: Sequence[Adapter], candidate: Candidate, parts: dict[str, Part]) -> Merged:
     deltas = {module: part.delta for module, part in parts.items()}
-    norm = math.sqrt(sum(delta.norm() ** 2 for delta in deltas.values()))
-    report: dict[str, Any] = {"modules": len(parts), "norm": norm}
+    report: dict[str, Any] = {"modules": len(parts)}
     errors = [part.error for part in parts.values() if part.error is not None]
     energy = sum(part.energy for part in parts.values())
     if errors and energy:

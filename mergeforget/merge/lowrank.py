@@ -16,6 +16,7 @@ from mergeforget.merge.ops import Tensor, cast, library, like
 Svd = Literal["fast", "exact"]
 STEPS = 1  # of subspace iteration: a trimmed delta is then within 1e-4 of the best cut
 SPARE = 16  # directions followed beyond the rank, where the start offers no more
+NOISE_SEED = 0x5EED  # of the random directions, so that one input has one result
 NEGLIGIBLE = 1e-14  # of the largest eigenvalue of a Gram matrix in float64
 
 
@@ -78,7 +79,7 @@ def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = 
     if svd == "exact":
         basis = _top_rows(delta, rank)
     else:
-        basis = _orthonormal(_start(delta, rank, start))
+        basis = _start(delta, rank, start)
         for _ in range(STEPS):
             basis = _orthonormal((delta.T @ _orthonormal((delta @ basis.T).T).T).T)
     cut = cut_factors(basis, delta @ basis.T, rank)
@@ -86,15 +87,15 @@ def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = 
 
 
 def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
-    """(k, in) rows to begin with: the given ones, and random ones where they are too few."""
-    wanted = min(rank + SPARE, *delta.shape)
-    if start is not None and len(start) >= rank:
-        return start
-    given = 0 if start is None else len(start)
-    noise = np.random.default_rng(0).standard_normal((wanted - given, delta.shape[1]))
-    rows = like(noise.astype(np.float32), delta)
-    lib = library(delta)
-    return rows if start is None else lib.concatenate([start, rows])
+    """(k, in) orthonormal rows to begin with: the given ones, and random ones if they are few."""
+    rows = None if start is None else _orthonormal(start)
+    given = 0 if rows is None else len(rows)
+    if rows is not None and given >= rank:
+        return rows
+    wanted = min(rank + SPARE, *delta.shape) - given
+    noise = np.random.default_rng(NOISE_SEED).standard_normal((wanted, delta.shape[1]))
+    more = like(noise.astype(np.float32), delta)
+    return _orthonormal(more if rows is None else library(delta).concatenate([rows, more]))
 
 
 def _top_rows(delta: Tensor, rank: int) -> Tensor:

@@ -8,58 +8,51 @@ that equal inputs give equal bits in both libraries.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from mergeforget.errors import DensityError, UsageError
+from mergeforget.merge.chance import Chance
 
 Tensor = Any  # numpy.ndarray or torch.Tensor
 Sign = Literal["total", "count"]
 Rescale = Literal["density", "l1", "none"]
 
 
-class SharedDensity(float):
-    """A density that shares one sort of a stack with the other densities of a sweep."""
-
-    shared: Thresholds
-
-    def __new__(cls, density: float, shared: Thresholds) -> SharedDensity:
-        self = super().__new__(cls, density)
-        self.shared = shared
-        return self
-
-
-class Thresholds:
-    """The magnitudes at which many densities cut one stack, found in one sort when first asked.
+class Cut(NamedTuple):
+    """Where a trim cuts one tensor: it keeps exactly k entries.
 
     Attributes:
-        densities: each in (0, 1].
-        stack: (n, *shape)
+        value: the k-th largest magnitude; larger ones are kept.
+        last: of the entries at ``value``, those up to this flat index are kept; None for all.
     """
 
-    def __init__(self, stack: Tensor, densities: Sequence[float]) -> None:
-        for density in densities:
-            check_density(density)
-        self.stack, self.densities = stack, densities
-        self._found: dict[int, list[float]] = {}
+    value: float
+    last: int | None = None
 
-    def shares(self) -> list[SharedDensity]:
-        """The densities, in a form that ``trim`` knows for this stack."""
-        return [SharedDensity(density, self) for density in self.densities]
 
-    def at(self, k: int) -> list[float]:
-        """The k-th largest magnitude of each of the n tensors."""
-        if not self._found:
-            flat = self.stack.reshape(len(self.stack), -1)
-            ranks = sorted({kept_count(d, flat.shape[1]) for d in self.densities})
-            columns = zip(*(kth_largest(abs(x), ranks) for x in flat), strict=True)
-            self._found = {k: list(column) for k, column in zip(ranks, columns, strict=True)}
-        return self._found[k]
+class KnownDensity(float):
+    """A density that knows its cuts, so that ``trim`` need not look for them.
+
+    The cuts may be those of whole tensors of which the stack is a block, and many densities may
+    have found theirs in one pass, see ``select``.
+
+    Attributes:
+        cuts: one for each of the n tensors.
+        offset: flat index, in the whole tensors, of the first entry of the stack.
+    """
+
+    cuts: Sequence[Cut]
+    offset: int
+
+    def __new__(cls, density: float, cuts: Sequence[Cut], offset: int = 0) -> KnownDensity:
+        self = super().__new__(cls, density)
+        self.cuts, self.offset = cuts, offset
+        return self
 
 
 def library(x: Tensor) -> ModuleType:
@@ -84,7 +77,7 @@ def trim(stack: Tensor, density: float) -> Tensor:
     Args:
         stack: (n, *shape)
         density: Fraction of entries kept in each tensor, in (0, 1]; at least one is kept. A
-            ``SharedDensity`` of this stack brings its threshold along and gives the same bits.
+            ``KnownDensity`` brings its cuts along and gives the same bits.
 
     Returns:
         Trimmed tensors, same shape, dtype and device.
@@ -101,14 +94,24 @@ def trim(stack: Tensor, density: float) -> Tensor:
         return stack
     flat = stack.reshape(len(stack), -1)
     k = kept_count(density, flat.shape[1])
-    shared = density.shared if isinstance(density, SharedDensity) else None
-    known = shared.at(k) if shared is not None and shared.stack is stack else None
+    known = density if isinstance(density, KnownDensity) else None
     kept = library(stack).empty_like(flat)
     for i, tensor in enumerate(flat):
         magnitude = abs(tensor)
-        threshold = known[i] if known else kth_largest(magnitude, [k])[0]
-        kept[i] = tensor * _largest(magnitude, threshold, k)
+        cut = known.cuts[i] if known else find_cuts(magnitude, [k])[0]
+        kept[i] = tensor * _kept(magnitude, cut, known.offset if known else 0)
     return kept.reshape(stack.shape)
+
+
+def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Cut]:
+    """Where to cut (numel,) magnitudes so that k entries are kept, for each k of ``ranks``."""
+    lib = library(magnitude)
+    cuts = []
+    for k, value in zip(ranks, kth_largest(magnitude, ranks), strict=True):
+        surplus = int(lib.count_nonzero(magnitude >= value)) - k
+        at_cut = lib.where(magnitude == value)[0] if surplus else None
+        cuts.append(Cut(value, None if at_cut is None else int(at_cut[-surplus - 1])))
+    return cuts
 
 
 def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
@@ -127,27 +130,24 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
     return [float(x) for x in found.view(magnitude.dtype)]
 
 
-def _largest(magnitude: Tensor, threshold: float, k: int) -> Tensor:
-    """Mask of exactly k entries (numel,): those above the threshold, then the first ones at it."""
-    mask = magnitude >= threshold
-    surplus = int(library(magnitude).count_nonzero(mask)) - k
-    if surplus > 0:
-        (at_cut,) = library(magnitude).where(magnitude == threshold)
-        mask[at_cut[-surplus:]] = False
+def _kept(magnitude: Tensor, cut: Cut, offset: int) -> Tensor:
+    """Mask of the entries, (numel,), that a cut keeps."""
+    if cut.last is None:
+        return magnitude >= cut.value
+    mask = magnitude > cut.value
+    (at_cut,) = library(magnitude).where(magnitude == cut.value)
+    mask[at_cut[at_cut + offset <= cut.last]] = True
     return mask
 
 
-def drop(
-    stack: Tensor, density: float, generator: np.random.Generator, *, rescale: Rescale = "density"
-) -> Tensor:
+def drop(stack: Tensor, density: float, chance: Chance, *, rescale: Rescale = "density") -> Tensor:
     """Keep each entry with probability ``density``, then make up for what was dropped.
 
     Args:
         stack: (n, *shape)
         density: Probability of keeping an entry, in (0, 1].
-        generator: One number is drawn for each entry, in order, whatever the density: the pattern
-            of a larger density contains that of a smaller one. Drawn on the CPU, so that the
-            pattern is the same on every device.
+        chance: One number is drawn for each entry, in order, whatever the density: the pattern of
+            a larger density contains that of a smaller one.
         rescale: ``density`` divides by it (the paper, PEFT); ``l1`` restores the L1 norm of each
             tensor (mergekit); ``none`` leaves the kept entries as they are.
 
@@ -162,17 +162,11 @@ def drop(
     check_density(density)
     if density == 1:
         return stack
-    kept = stack * like(uniform_below(density, tuple(stack.shape), generator), stack)
-    return rescaled(kept, stack, density, rescale)
-
-
-def uniform_below(
-    density: float, shape: tuple[int, ...], generator: np.random.Generator
-) -> np.ndarray[Any, Any]:
-    """A mask that is true with probability ``density``, to 2^-32."""
-    words = generator.bit_generator.random_raw((math.prod(shape) + 1) // 2)
-    numbers = words.view(np.uint32)[: math.prod(shape)]
-    return (numbers <= np.uint32(math.ceil(density * 2**32) - 1)).reshape(shape)
+    flat = stack.reshape(len(stack), -1)
+    kept = library(stack).empty_like(flat)
+    for i, tensor in enumerate(flat):
+        kept[i] = tensor * like(chance.below(density, i, len(tensor)), stack)
+    return rescaled(kept.reshape(stack.shape), stack, density, rescale)
 
 
 def rescaled(kept: Tensor, stack: Tensor, density: float, rescale: Rescale) -> Tensor:
@@ -277,3 +271,10 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     if isinstance(x, np.ndarray):
         return x.astype(dtype, copy=False)
     return x.to(getattr(library(x), dtype))
+
+
+def empty(shape: tuple[int, ...], model: Tensor) -> Tensor:
+    """Room for a tensor of this shape in the library, dtype and on the device of ``model``."""
+    if isinstance(model, np.ndarray):
+        return np.empty(shape, model.dtype)
+    return model.new_empty(shape)

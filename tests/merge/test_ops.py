@@ -12,17 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mergeforget.errors import DensityError, UsageError
-from mergeforget.merge.engine import generator_for
+from mergeforget.merge.blockwise import in_memory
+from mergeforget.merge.chance import Chance
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.merge.ops import (
-    Thresholds,
+    KnownDensity,
     disjoint_mean,
     drop,
     elect,
     kept_count,
     trim,
-    uniform_below,
 )
+from mergeforget.merge.select import known_densities
 
 WHOLE = st.integers(-4, 4).map(float)  # many equal magnitudes, and sums exact in any order
 densities = st.floats(0.001, 1.0)
@@ -72,9 +73,11 @@ def test_trim_keeps_exactly_k_places_and_the_lowest_index_at_the_cut(
 
 
 @given(stacks(3), st.lists(densities, min_size=1, max_size=5))
-def test_shared_thresholds_trim_to_the_same_bits(stack: Any, many: list[float]) -> None:
-    for shared in Thresholds(stack, many).shares():
-        assert trim(stack, shared).tobytes() == trim(stack, float(shared)).tobytes()
+def test_known_cuts_trim_to_the_same_bits(stack: Any, many: list[float]) -> None:
+    source = in_memory(stack)
+    for density, cuts in zip(many, known_densities(source, many), strict=True):
+        known = KnownDensity(density, cuts)
+        assert trim(stack, known).tobytes() == trim(stack, density).tobytes()
 
 
 @given(stacks(), densities, densities)
@@ -82,31 +85,40 @@ def test_a_larger_density_keeps_what_a_smaller_one_keeps(
     stack: Any, one: float, other: float
 ) -> None:
     low, high = sorted([one, other])
-    kept = uniform_below(low, stack.shape, generator_for(0, "x"))
-    assert not (kept & ~uniform_below(high, stack.shape, generator_for(0, "x"))).any()
+    kept = Chance(0, "x").below(low, 0, stack.size)
+    assert not (kept & ~Chance(0, "x").below(high, 0, stack.size)).any()
 
 
 def test_drop_keeps_the_share_and_the_mean() -> None:
     stack = np.ones((2, 400, 500), np.float32)
-    dropped = drop(stack, 0.3, generator_for(0, "x"))
+    dropped = drop(stack, 0.3, Chance(0, "x"))
     # 4e5 draws: the share's standard deviation is sqrt(.3 * .7 / 4e5) = 7e-4
     assert abs(np.count_nonzero(dropped) / dropped.size - 0.3) < 4e-3
     assert abs(dropped.mean() - 1) < 0.015
-    l1 = drop(stack, 0.3, generator_for(0, "x"), rescale="l1")
+    l1 = drop(stack, 0.3, Chance(0, "x"), rescale="l1")
     np.testing.assert_allclose(np.abs(l1).sum((1, 2)), np.abs(stack).sum((1, 2)), rtol=1e-4)
-    assert set(np.unique(drop(stack, 0.3, generator_for(0, "x"), rescale="none"))) == {0.0, 1.0}
+    assert set(np.unique(drop(stack, 0.3, Chance(0, "x"), rescale="none"))) == {0.0, 1.0}
 
 
 def test_two_names_draw_different_patterns() -> None:
-    first = uniform_below(0.5, (1000,), generator_for(0, "a"))
-    assert not np.array_equal(first, uniform_below(0.5, (1000,), generator_for(0, "b")))
-    assert not np.array_equal(first, uniform_below(0.5, (1000,), generator_for(1, "a")))
+    first = Chance(0, "a").below(0.5, 0, 1000)
+    for other in (Chance(0, "b").below(0.5, 0, 1000), Chance(1, "a").below(0.5, 0, 1000)):
+        assert not np.array_equal(first, other)
+    assert not np.array_equal(first, Chance(0, "a").below(0.5, 1, 1000))
+
+
+@given(st.lists(st.integers(0, 9), max_size=8))
+def test_drawing_in_parts_draws_the_same(parts: list[int]) -> None:
+    chance = Chance(0, "a")
+    drawn = [chance.numbers(0, count) for count in parts]
+    whole = Chance(0, "a").numbers(0, sum(parts))
+    assert np.concatenate([*drawn, np.empty(0, np.uint32)]).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("density", [0.0, 1.5, -0.1, float("nan")])
 def test_a_density_outside_its_range_is_refused(density: float) -> None:
     stack = np.ones((2, 4), np.float32)
-    for act in (lambda: trim(stack, density), lambda: drop(stack, density, generator_for(0, ""))):
+    for act in (lambda: trim(stack, density), lambda: drop(stack, density, Chance(0, ""))):
         with pytest.raises(DensityError):
             act()
 
@@ -118,14 +130,14 @@ def test_unknown_ways_are_refused() -> None:
     with pytest.raises(UsageError, match="count, weights, none"):
         disjoint_mean(stack, weights, elect(stack), "mean")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="density, l1, none"):
-        drop(stack, 0.5, generator_for(0, ""), rescale="l2")  # type: ignore[arg-type]
+        drop(stack, 0.5, Chance(0, ""), rescale="l2")  # type: ignore[arg-type]
 
 
 def call(name: str, stack: Any, weights: Any, density: float = 0.6) -> Any:
     takes = MERGE_METHODS.get(name).parameters
     given: dict[str, Any] = {"density": density} if "density" in takes else {}
-    if "generator" in takes:
-        given["generator"] = generator_for(0, "x")
+    if "chance" in takes:
+        given["chance"] = Chance(0, "x")
     return MERGE_METHODS.get(name).fn(stack, weights, **given)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.candidate import Candidate, Space
-from mergeforget.merge.engine import How, generator_for, merge_adapters, sweep, write_candidate
+from mergeforget.merge.chance import Chance
+from mergeforget.merge.engine import How, merge_adapters, sweep, write_candidate
 from mergeforget.merge.methods import MERGE_METHODS
-from mergeforget.merge.ops import uniform_below
 
 FACTORS = ["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 PRODUCTS = ["svd", "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd"]
@@ -37,15 +38,16 @@ def equal_bits(ours: Any, theirs: torch.Tensor) -> bool:
 
 
 @pytest.fixture
-def shared_chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[np.random.Generator], None]:
-    """Let PEFT drop the entries that ours drops: its Bernoulli draws come from our generator."""
+def shared_chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[Chance], None]:
+    """Let PEFT drop the entries that ours drops: its Bernoulli draws come from our streams."""
 
-    def use(generator: np.random.Generator) -> None:
+    def use(chance: Chance) -> None:
+        streams = itertools.count()
+
         def bernoulli(probabilities: torch.Tensor) -> torch.Tensor:
-            kept = uniform_below(
-                float(probabilities.flatten()[0].double()), tuple(probabilities.shape), generator
-            )
-            return torch.from_numpy(kept).float()
+            density = float(probabilities.flatten()[0].double())
+            kept = chance.below(density, next(streams), probabilities.numel())
+            return torch.from_numpy(kept.reshape(probabilities.shape)).float()
 
         monkeypatch.setattr(torch, "bernoulli", bernoulli)
 
@@ -61,35 +63,32 @@ def test_functions_give_peft_s_bits(
     density: float,
     shape: tuple[int, int],
     weights: tuple[float, ...],
-    shared_chance: Callable[[np.random.Generator], None],
+    shared_chance: Callable[[Chance], None],
 ) -> None:
     stack = np.random.default_rng(0).standard_normal((len(weights), *shape)).astype(np.float32)
-    # An even number of draws a tensor keeps PEFT's calls, one a tensor, in step with our one call.
-    if name.startswith("dare") and stack[0].size % 2:
-        stack = np.ascontiguousarray(stack[..., :-1])
-    shared_chance(generator_for(0, "module"))
+    shared_chance(Chance(0, "module"))
     given: dict[str, Any] = {} if name == "linear" else {"density": density}
     theirs = THEIRS[name](list(torch.from_numpy(stack)), torch.tensor(weights), **given)
     if name.startswith("dare"):
-        given["generator"] = generator_for(0, "module")
+        given["chance"] = Chance(0, "module")
     merge = MERGE_METHODS.get(name).fn
     assert equal_bits(merge(stack, np.array(weights), **given), theirs)
     if name.startswith("dare"):
-        given["generator"] = generator_for(0, "module")
+        given["chance"] = Chance(0, "module")
     assert equal_bits(merge(torch.from_numpy(stack), torch.tensor(weights), **given), theirs)
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
 def test_sign_by_count_is_peft_s_frequency(
-    name: str, shared_chance: Callable[[np.random.Generator], None]
+    name: str, shared_chance: Callable[[Chance], None]
 ) -> None:
     stack = np.random.default_rng(1).standard_normal((3, 16, 8)).astype(np.float32)
     weights = torch.tensor([1.0, 0.5, -1.0])
-    shared_chance(generator_for(0, "module"))
+    shared_chance(Chance(0, "module"))
     theirs = THEIRS[name](
         list(torch.from_numpy(stack)), weights, 0.5, majority_sign_method="frequency"
     )
-    given = {"generator": generator_for(0, "module")} if name == "dare_ties" else {}
+    given = {"chance": Chance(0, "module")} if name == "dare_ties" else {}
     ours = MERGE_METHODS.get(name).fn(stack, weights.numpy(), density=0.5, sign="count", **given)
     assert equal_bits(ours, theirs)
 

@@ -6,15 +6,61 @@ and returns the merged tensor. It is a pure function, on numpy arrays and on tor
 device, streaming and files are the engine's. Nothing else needs an edit: the folder is the list.
 
 Keyword-only arguments are what a recipe or the command line may set. Two are the engine's to
-give: ``density``, and ``generator`` for a method that draws at random.
+give: ``density``, and ``chance`` to a method that draws at random.
+
+A method sees a stack in blocks of rows unless it says ``whole=True``: then what it gives at a
+place depends on more than the row of that place (and the cuts of ``trim``, which are known). A
+method whose result is ``sum_i c_i x_i`` with numbers c that depend on inner products only names the
+function that computes them as ``coefficients``; it is then exact on low-rank factors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from mergeforget.registry import Registry
 
+F = TypeVar("F", bound=Callable[..., Any])
 MERGE_METHODS: Registry[Callable[..., Any]] = Registry("merge method", __name__)
-merge_method = MERGE_METHODS.register
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the engine may do with a method; see the module's docstring.
+
+    Attributes:
+        whole: it must see whole tensors.
+        coefficients: (gram (n, n), weights (n,), **arguments) -> (n,).
+        base: ``delta`` acts on changes only; ``either`` also on whole weights, where no base is.
+    """
+
+    whole: bool = False
+    coefficients: Callable[..., Any] | None = None
+    base: str = "delta"
+
+
+_TRAITS: dict[str, Traits] = {}
+
+
+def merge_method(
+    name: str,
+    *,
+    source: str,
+    whole: bool = False,
+    coefficients: Callable[..., Any] | None = None,
+    base: str = "delta",
+) -> Callable[[F], F]:
+    """Decorator that adds a merge method; see the module's docstring."""
+    _TRAITS[name] = Traits(whole, coefficients, base)
+    return MERGE_METHODS.register(name, source=source)
+
+
+def traits(name: str, arguments: Mapping[str, Any] | None = None) -> Traits:
+    """What the engine may do with a method, given its arguments."""
+    MERGE_METHODS.get(name)
+    found = _TRAITS[name]
+    if (arguments or {}).get("rescale") == "l1":  # a norm of the whole tensor
+        return Traits(True, found.coefficients, found.base)
+    return found

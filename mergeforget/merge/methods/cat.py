@@ -6,7 +6,7 @@ from mergeforget.merge.methods import merge_method
 from mergeforget.merge.ops import Tensor, weighted_sum
 
 
-@merge_method("cat", source="PEFT 0.21.2, LoraModel.add_weighted_adapter")
+@merge_method("cat", source="PEFT 0.21.2, LoraModel.add_weighted_adapter", base="either")
 def cat(stack: Tensor, weights: Tensor) -> Tensor:
     """Add up the weighted deltas exactly, as adapters of the summed rank: ``sum_i w_i x_i``.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from mergeforget.merge.chance import Chance
 from mergeforget.merge.methods import merge_method
 from mergeforget.merge.ops import Rescale, Tensor, drop, weighted_sum
 
@@ -14,8 +13,8 @@ def dare_linear(
     weights: Tensor,
     *,
     density: float,
-    generator: np.random.Generator,
+    chance: Chance,
     rescale: Rescale = "density",
 ) -> Tensor:
     """Keep each entry with probability ``density``, rescale, add up: ``sum_i w_i drop(x_i)``."""
-    return weighted_sum(drop(stack, density, generator, rescale=rescale), weights)
+    return weighted_sum(drop(stack, density, chance, rescale=rescale), weights)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-
+from mergeforget.merge.chance import Chance
 from mergeforget.merge.methods import merge_method
 from mergeforget.merge.ops import Rescale, Sign, Tensor, disjoint_mean, drop, elect
 
@@ -14,10 +13,10 @@ def dare_ties(
     weights: Tensor,
     *,
     density: float,
-    generator: np.random.Generator,
+    chance: Chance,
     sign: Sign = "total",
     rescale: Rescale = "density",
 ) -> Tensor:
     """Keep entries at random and rescale, elect a sign at each place, average what has it."""
-    dropped = drop(stack, density, generator, rescale=rescale)
+    dropped = drop(stack, density, chance, rescale=rescale)
     return disjoint_mean(dropped, weights, elect(dropped, sign))

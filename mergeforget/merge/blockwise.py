@@ -1,0 +1,67 @@
+"""Applies a method to a source of tensors block by block, for one density or for many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mergeforget.candidate import Candidate
+from mergeforget.merge.chance import Chance
+from mergeforget.merge.methods import MERGE_METHODS, traits
+from mergeforget.merge.ops import Tensor, empty
+from mergeforget.merge.select import Source, at, blocks, known_densities
+
+
+def in_memory(stack: Tensor) -> Source:
+    """A stack that is there already, (n, rows, columns)."""
+    return Source(
+        len(stack), (int(stack.shape[1]), int(stack.shape[2])), lambda part: stack[:, part]
+    )
+
+
+def merge_whole(
+    source: Source, weights: Tensor, candidates: Sequence[Candidate], name: str
+) -> list[Tensor]:
+    """The method on whole tensors: one result, (rows, columns), for each candidate's density."""
+    results: list[Tensor] = []
+    for part, merged in merge_blocks(source, weights, candidates, name):
+        if part == slice(0, source.shape[0]):
+            return merged
+        results = results or [empty(source.shape, x) for x in merged]
+        for whole, block in zip(results, merged, strict=True):
+            whole[part] = block
+    return results
+
+
+def merge_blocks(
+    source: Source, weights: Tensor, candidates: Sequence[Candidate], name: str
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Merge a source in blocks of rows.
+
+    Args:
+        candidates: they differ in their density only; they share the passes over the source.
+        name: of the tensor; with the seed it decides what a random method draws.
+
+    Yields:
+        The rows, and one merged block for each candidate.
+    """
+    first = candidates[0]
+    entry = MERGE_METHODS.get(first.method)
+    draws, takes_density = "chance" in entry.parameters, "density" in entry.parameters
+    whole = traits(first.method, first.arguments).whole
+    densities = [one.density for one in candidates if one.density is not None]
+    given: list[dict[str, Any]] = [dict(first.arguments) for _ in candidates]
+    if draws:
+        for one in given:
+            one["chance"] = Chance(first.seed, name)
+    trims = takes_density and densities and not draws and not whole
+    cuts = known_densities(source, densities) if trims else []
+    every = slice(0, source.shape[0])
+    for part in [every] if whole else blocks(source.shape):
+        stack = source.rows(part)
+        for j, density in enumerate(densities):
+            given[j]["density"] = at(density, cuts[j], part, source.shape[1]) if trims else density
+        if densities:
+            yield part, [entry.fn(stack, weights, **one) for one in given]
+        else:
+            yield part, [entry.fn(stack, weights, **given[0])] * len(candidates)

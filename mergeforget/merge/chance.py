@@ -1,0 +1,52 @@
+"""Random numbers that depend on a seed and a tensor's name, and on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Chance:
+    """One stream of numbers for each of the n tensors of a stack.
+
+    The numbers are drawn on the CPU by numpy's SFC64, seeded with SHA-256 of seed, name and the
+    tensor's place in the stack. So a module draws the same whatever the order, the thread or the
+    device of the others, and a tensor draws the same read whole or in blocks.
+    """
+
+    def __init__(self, seed: int, name: str) -> None:
+        self.seed, self.name = seed, name
+        self._streams: dict[int, np.random.SFC64] = {}
+        self._spare: dict[int, NDArray[np.uint32]] = {}
+
+    def below(self, density: float, i: int, count: int) -> NDArray[np.bool_]:
+        """The next ``count`` draws for tensor ``i``: true with probability ``density``, to 2^-32.
+
+        A draw that is true at one density is true at every larger one.
+        """
+        limit = np.uint32(max(0, int(np.ceil(density * 2**32)) - 1))
+        return self.numbers(i, count) <= limit
+
+    def uniform(self, i: int, count: int) -> NDArray[np.float64]:
+        """The next ``count`` draws for tensor ``i``, uniform in [0, 1)."""
+        return self.numbers(i, count) * 2.0**-32
+
+    def numbers(self, i: int, count: int) -> NDArray[Any]:
+        """The next ``count`` draws for tensor ``i``, uint32."""
+        spare = self._spare.pop(i, np.empty(0, np.uint32))
+        words = self._stream(i).random_raw((count - len(spare) + 1) // 2)
+        drawn = words.view(np.uint32)
+        if len(spare):
+            drawn = np.concatenate([spare, drawn])
+        if len(drawn) > count:  # a word holds two numbers; the second waits for the next call
+            self._spare[i] = drawn[count:].copy()
+        return drawn[:count]
+
+    def _stream(self, i: int) -> np.random.SFC64:
+        if i not in self._streams:
+            digest = hashlib.sha256(f"{self.seed}\0{self.name}\0{i}".encode()).digest()
+            self._streams[i] = np.random.SFC64(int.from_bytes(digest[:16], "little"))
+        return self._streams[i]

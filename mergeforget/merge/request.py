@@ -1,0 +1,82 @@
+"""What is asked of a merge: names resolved, and everything checked before any work."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from mergeforget.adapter import Adapter
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError, UsageError
+from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.merge.ops import check_density
+from mergeforget.registry import Entry
+
+PEFT_TYPES = {
+    "svd": "linear",
+    "ties_svd": "ties",
+    "dare_linear_svd": "dare_linear",
+    "dare_ties_svd": "dare_ties",
+    "magnitude_prune_svd": "magnitude_prune",
+}
+GIVEN = ("density", "chance")  # what the engine gives a method; the rest are arguments
+
+
+def canonical(candidate: Candidate) -> Candidate:
+    """The candidate with PEFT's spellings resolved: ``ties_svd`` is ``ties`` in delta space."""
+    method = candidate.method.replace("-", "_")
+    if method == "cat":
+        return replace(candidate, method=method, space="delta")
+    if method in PEFT_TYPES:
+        return replace(candidate, method=PEFT_TYPES[method], space="delta")
+    return replace(candidate, method=method)
+
+
+def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
+    """Raise UsageError where method, density, weights or arguments do not fit; return the method.
+
+    Raises:
+        UnknownNameError, DensityError: both are usage errors.
+    """
+    entry = MERGE_METHODS.get(candidate.method)
+    takes = entry.parameters
+    if "density" in takes and candidate.density is not None:
+        check_density(candidate.density)
+    elif "density" in takes and takes["density"].default is inspect.Parameter.empty:
+        raise UsageError(f"{entry.name} needs a density, for example --density 0.8.")
+    elif candidate.density is not None and "density" not in takes:
+        raise UsageError(f"{entry.name} keeps every entry; it takes no density.")
+    if len(candidate.weights) != adapters:
+        raise UsageError(
+            f"There are {adapters} adapters and {len(candidate.weights)} weights; give one weight "
+            "each, for example --weights 1,0.5."
+        )
+    if not all(math.isfinite(w) for w in candidate.weights):
+        raise UsageError(f"Every weight must be a finite number, not {candidate.weights}.")
+    if candidate.rank is not None and candidate.space == "factors":
+        raise UsageError(
+            "In factor space the result has the rank of the adapters. A rank is chosen in delta "
+            "space: add --space delta."
+        )
+    for name in GIVEN:
+        if name in candidate.arguments:
+            raise UsageError(f"{name} is no argument of a method; give it by its own option.")
+    entry.check_arguments(candidate.arguments)
+    return entry
+
+
+def check_ranks(adapters: Sequence[Adapter], modules: Sequence[str], candidate: Candidate) -> None:
+    """Raise InputError where factor space meets factors of different shapes."""
+    if candidate.space != "factors":
+        return
+    for module in modules:
+        ranks = {a.name: a.deltas[module].rank for a in adapters if module in a.deltas}
+        if len(set(ranks.values())) > 1:
+            found = ", ".join(f"{rank} in {name!r}" for name, rank in ranks.items())
+            raise InputError(
+                f"In factor space ranks must be equal, but {module} has rank {found}. Merge the "
+                "products instead with --space delta."
+            )
