@@ -35,7 +35,7 @@ def whole(path: Path) -> Iterator[Path]:
         with explained(path):
             yield temporary
             _sync(temporary)
-            _replace(temporary, path)
+            take_place(temporary, path)
     finally:
         _remove(temporary)
 
@@ -146,7 +146,8 @@ def _sync(path: Path) -> None:
             os.fsync(stream.fileno())
 
 
-def _replace(temporary: Path, path: Path) -> None:
+def take_place(temporary: Path, path: Path) -> None:
+    """Put a file or folder where ``path`` is, in one step for whoever looks."""
     if path.is_dir():  # os.replace cannot put a folder over one that has files
         old = path.parent / f".{path.name}.{uuid4().hex[:8]}.old"
         os.rename(path, old)

@@ -1,7 +1,8 @@
-"""`mergeforget merge`: the pair of a run, or any adapters, into one."""
+"""`mergeforget merge`: the pair of a run, any adapters, or whole models, into one."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,11 @@ from mergeforget.commands._options import chosen_run, emit, json_option, run_arg
 if TYPE_CHECKING:
     from mergeforget.adapter import Adapter
     from mergeforget.candidate import Candidate
-    from mergeforget.merge.engine import Merged
+    from mergeforget.merge.engine import How, Merged
+    from mergeforget.merge.full import Output, Written
 
 FOLDER = click.Path(path_type=Path)
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -23,6 +26,20 @@ def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[fl
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5") from error
+
+
+def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """``800MB`` or ``4GB`` in bytes."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9.]+)\s*([kKMGT]?)i?B?", text.strip())
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if not match or number <= 0:
+        raise click.BadParameter(f"{text!r} is not a size such as 800MB or 4GB")
+    return int(number * UNITS[match[2].upper()])
 
 
 @click.command("merge")
@@ -62,40 +79,119 @@ def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[fl
     help="How a change is cut to the rank.",
 )
 @click.option("--compare", is_flag=True, help="Measure how far factor space is from delta space.")
+@click.option("--full", is_flag=True, help="Write a whole model: the base with the merged change.")
+@click.option("--base", help="Model that adapters or models came from.  [default: the run's]")
+@click.option("--model", "models", multiple=True, type=FOLDER, help="Model to merge; repeat it.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Of a whole model; auto keeps the base's.",
+)
+@click.option("--max-memory", callback=size, metavar="SIZE", help="For a whole model: 800MB, 4GB.")
+@click.option(
+    "--shard-size", callback=size, default="5GB", show_default=True, help="Of one weights file."
+)
+@click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core]")
+@click.option("--device", default="cpu", show_default=True, help="For whole models: cpu or cuda.")
 @click.option("--out", type=FOLDER, help="Folder to write.  [default: RUN/candidates/NAME]")
 @json_option
 def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
-    """Merge adapters into one.
+    """Merge adapters, or whole models, into one.
 
     Takes over and under of RUN (the newest run when left out), or the folders given by --adapter,
-    and writes a plain PEFT folder. Neither the base model nor torch is loaded.
+    and writes a plain PEFT folder; neither the base model nor torch is loaded. With --full it
+    writes the base with the merged change as a plain model folder. With --model it merges whole
+    models, block by block. An interrupted --full or --model goes on when started again.
     """
-    from mergeforget.errors import UsageError
-    from mergeforget.merge.engine import How, merge_adapters, write_candidate
+    if options["models"]:
+        _models(out, as_json, options)
+    elif options["full"]:
+        _full(run, out, as_json, options)
+    else:
+        _adapters(run, out, as_json, options)
 
-    sources, home = _sources(run, options["adapters"])
-    if out is None and home is None:
-        raise UsageError("Name the folder to write with --out.")
-    candidate = _candidate(options, len(sources))
-    how = How(options["modules"], options["svd"], compare=options["compare"])
-    merged = merge_adapters(sources, candidate, how)
-    folder = out or _under(home, merged)
+
+def _adapters(run: Path | None, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
+    from mergeforget.merge.engine import merge_adapters, write_candidate
+
+    sources, here = _sources(run, options["adapters"])
+    if here is None:
+        out = _named(out)
+    merged = merge_adapters(sources, _candidate(options, len(sources)), _how(options))
+    folder = out or here.candidates / merged.candidate.name
     write_candidate(merged, folder)
     facts = {"folder": str(folder), "candidate": merged.candidate.to_dict(), **merged.report}
     emit(facts, _text(merged, folder), as_json)
 
 
-def _sources(run: Path | None, adapters: tuple[Path, ...]) -> tuple[list[Adapter], Path | None]:
-    """The adapters to merge, and the folder where candidates are kept, if there is a run."""
+def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
+    from mergeforget.merge.full import fold_adapters
+    from mergeforget.models import locate
+
+    out = _named(out)
+    sources, here = _sources(run, options["adapters"])
+    base = options["base"] or (here.base() if here else sources[0].base)
+    candidate = _candidate(options, len(sources))
+    how, output = _how(options), _output(options)
+    written = fold_adapters(locate(base), sources, candidate, out, output, how)
+    _tell(written, as_json)
+
+
+def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.full import merge_models
+    from mergeforget.models import locate
+
+    if options["adapters"]:
+        raise UsageError("Give --adapter or --model, not both.")
+    base = locate(options["base"]) if options["base"] else None
+    models = [locate(str(model)) for model in options["models"]]
+    share = 1.0 if base else 1 / len(models)  # without a base the weights of a mean
+    candidate = _candidate(options, len(models), share)
+    _tell(merge_models(models, base, candidate, _named(out), _output(options)), as_json)
+
+
+def _named(out: Path | None) -> Path:
+    from mergeforget.errors import UsageError
+
+    if out is None:
+        raise UsageError("Name the folder to write with --out.")
+    return out
+
+
+def _sources(run: Path | None, adapters: tuple[Path, ...]) -> tuple[list[Adapter], Any]:
+    """The adapters to merge, and the run that they come from, if they do."""
     from mergeforget.adapter import read_adapter
 
     if adapters:
         return [read_adapter(folder) for folder in adapters], None
     here = chosen_run(run)
-    return [read_adapter(here.over, "over"), read_adapter(here.under, "under")], here.candidates
+    return [read_adapter(here.over, "over"), read_adapter(here.under, "under")], here
 
 
-def _candidate(options: dict[str, Any], n: int) -> Candidate:
+def _how(options: dict[str, Any]) -> How:
+    from mergeforget.merge.engine import How
+
+    return How(
+        options["modules"], options["svd"], compare=options["compare"], threads=options["threads"]
+    )
+
+
+def _output(options: dict[str, Any]) -> Output:
+    from mergeforget.merge.full import Output
+
+    return Output(
+        dtype=options["dtype"],
+        shard_bytes=options["shard_size"],
+        threads=options["threads"],
+        device=options["device"],
+        max_memory=options["max_memory"],
+    )
+
+
+def _candidate(options: dict[str, Any], n: int, weight: float = 1.0) -> Candidate:
     import yaml
 
     from mergeforget.candidate import Candidate
@@ -107,14 +203,9 @@ def _candidate(options: dict[str, Any], n: int) -> Candidate:
         if not equals:
             raise UsageError(f"--set wants NAME=VALUE, for example sign=count, not {assignment!r}.")
         arguments[name.strip()] = yaml.safe_load(value)
-    weights = options["weights"] or (1.0,) * n
+    weights = options["weights"] or (weight,) * n
     chosen = {key: options[key] for key in ("method", "density", "space", "rank", "seed")}
     return Candidate(**chosen, weights=weights, arguments=arguments)
-
-
-def _under(home: Path | None, merged: Merged) -> Path:
-    assert home is not None
-    return home / merged.candidate.name
 
 
 def _text(merged: Merged, folder: Path) -> str:
@@ -129,3 +220,14 @@ def _text(merged: Merged, folder: Path) -> str:
             "method on the deltas."
         )
     return "\n".join(lines)
+
+
+def _tell(written: Written, as_json: bool) -> None:
+    lines = [f"{written.folder}: {written.candidate.name}"]
+    if written.rounding:
+        lines.append(
+            f"Rounding to the output's dtype leaves an error of {written.rounding:.1%} in the "
+            "realised change. --dtype float32 keeps it whole; evaluate the model that you ship."
+        )
+    facts = {"folder": str(written.folder), "candidate": written.candidate.to_dict()}
+    emit(facts | {"rounding": written.rounding}, "\n".join(lines), as_json)

@@ -13,6 +13,7 @@ from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.cli import main
 from mergeforget.merge.engine import merge_adapters
+from mergeforget.tensors import read_safetensors
 
 WriteLora = Callable[..., Path]
 
@@ -89,3 +90,36 @@ def test_adapters_by_name_need_a_place(run: Path, write_lora: WriteLora, tmp_pat
     assert "--out" in call(*words).output
     assert call(*words, "--out", str(tmp_path / "merged")).exit_code == 0
     assert read_adapter(tmp_path / "merged").deltas.keys() == read_adapter(one).deltas.keys()
+
+
+def test_a_full_model_is_written_and_its_rounding_told(
+    tiny_folder: Path, save_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    pair = [save_adapter(tmp_path / name, seed) for seed, name in ((1, "over"), (2, "under"))]
+    words = ["--density", "0.7", "--full", "--base", str(tiny_folder), "--dtype", "bfloat16"]
+    for folder in pair:
+        words += ["--adapter", str(folder)]
+    done = call(*words, "--out", tmp_path / "full")
+    assert done.exit_code == 0, done.output
+    assert "realised change" in done.stdout and (tmp_path / "full" / "config.json").exists()
+
+
+def test_models_are_merged_by_name(tiny_folder: Path, tmp_path: Path) -> None:
+    words: list[str | Path] = [
+        "--model",
+        tiny_folder,
+        "--model",
+        tiny_folder,
+        "--method",
+        "linear",
+        "--json",
+    ]
+    done = call(*words, "--out", tmp_path / "mean", "--max-memory", "100MB")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["candidate"]["weights"] == [0.5, 0.5]
+    weights = [folder / "model.safetensors" for folder in (tiny_folder, tmp_path / "mean")]
+    first, second = (read_safetensors(path)[0] for path in weights)
+    assert all((first[name] == second[name]).all() for name in first)
+    done = call(*words, "--out", tmp_path / "m", "--max-memory", "lots")
+    assert done.exit_code == 2 and "not a size" in done.output
+    assert "not both" in call(*words, "--adapter", "x", "--out", tmp_path / "m").output

@@ -1,0 +1,215 @@
+"""Full models: written as plain folders, exact, resumable, within their memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import mergeforget.merge.writer as writer
+from mergeforget.adapter import read_adapter
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError, NumericError, ResourceError, UsageError
+from mergeforget.merge.engine import merge_adapters, write_candidate
+from mergeforget.merge.full import Output, fold_adapters, merge_models
+
+TOKENS = torch.arange(12).reshape(2, 6)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(TOKENS).logits  # type: ignore[no-any-return]
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, save_adapter: Callable[..., Path]) -> list[Path]:
+    root = tmp_path_factory.mktemp("pair")
+    return [
+        save_adapter(root / name, seed, scale=0.3) for seed, name in ((1, "over"), (2, "under"))
+    ]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any]) -> list[Path]:
+    """A base and two models that differ from it a little."""
+    root = tmp_path_factory.mktemp("models")
+    folders = []
+    for seed, name in enumerate(("base", "one", "two")):
+        model = make_model()
+        torch.manual_seed(seed)
+        if seed:
+            for parameter in model.parameters():
+                parameter.data += 0.02 * torch.randn_like(parameter)
+        model.save_pretrained(root / name)
+        folders.append(root / name)
+    return folders
+
+
+@pytest.mark.parametrize("candidate", [Candidate("ties", 0.7), Candidate("svd", rank=3)])
+def test_a_full_model_answers_as_base_and_adapter_do(
+    tiny_folder: Path, pair: list[Path], tmp_path: Path, candidate: Candidate
+) -> None:
+    adapters = [read_adapter(p) for p in pair]
+    written = fold_adapters(tiny_folder, adapters, candidate, tmp_path / "full")
+    assert written.rounding == 0.0
+    write_candidate(merge_adapters(adapters, candidate), tmp_path / "adapter")
+    wanted = logits(PeftModel.from_pretrained(load(tiny_folder), tmp_path / "adapter"))
+    torch.testing.assert_close(logits(load(tmp_path / "full")), wanted, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "full" / "tokenizer.json").exists()
+    facts = json.loads((tmp_path / "full" / "candidate.json").read_text())
+    assert Candidate.from_dict(facts) == written.candidate
+
+
+def test_delta_space_adds_the_change_uncut(
+    tiny_folder: Path, pair: list[Path], tmp_path: Path
+) -> None:
+    adapters = [read_adapter(p) for p in pair]
+    fold_adapters(tiny_folder, adapters, Candidate("ties_svd", 0.5), tmp_path / "full")
+    whole = merge_adapters(adapters, Candidate("ties_svd", 0.5, rank=32)).adapter
+    plain, merged = load(tiny_folder), load(tmp_path / "full")
+    for module, delta in whole.deltas.items():
+        change = merged.get_submodule(module).weight - plain.get_submodule(module).weight
+        np.testing.assert_allclose(change.detach().numpy(), delta.dense(), atol=2e-5)
+
+
+def test_the_rounding_of_a_half_type_is_measured(
+    tiny_folder: Path, pair: list[Path], tmp_path: Path
+) -> None:
+    adapters = [read_adapter(p) for p in pair]
+    output = Output(dtype="bfloat16")
+    written = fold_adapters(tiny_folder, adapters, Candidate("ties", 0.7), tmp_path / "f", output)
+    change = merge_adapters(adapters, Candidate("ties", 0.7)).adapter
+    base, full = (
+        load_file(tiny_folder / "model.safetensors"),
+        load_file(tmp_path / "f/model.safetensors"),
+    )
+    error = energy = 0.0
+    for module, delta in change.deltas.items():
+        name = f"{module}.weight"
+        meant = torch.from_numpy(delta.dense()).double()
+        error += float((full[name].double() - base[name].double() - meant).square().sum())
+        energy += float(meant.square().sum())
+    assert full["model.norm.weight"].dtype == torch.bfloat16
+    assert written.rounding == pytest.approx((error / energy) ** 0.5, rel=1e-4)
+    assert json.loads((tmp_path / "f" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_merging_models_is_the_method_on_every_tensor(
+    models: list[Path], tmp_path: Path, threads: int
+) -> None:
+    output = Output(threads=threads, shard_bytes=20_000)
+    candidate = Candidate("linear", weights=(0.5, 0.25))
+    merge_models(models[1:], models[0], candidate, tmp_path / "m", output)
+    base, one, two = (load(path).state_dict() for path in models)
+    merged = load(tmp_path / "m").state_dict()
+    assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 2
+    for name, tensor in merged.items():
+        wanted = base[name] + 0.5 * (one[name] - base[name]) + 0.25 * (two[name] - base[name])
+        torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_models_without_a_base_are_averaged(models: list[Path], tmp_path: Path) -> None:
+    merge_models(models[1:], None, Candidate("linear", weights=(0.5, 0.5)), tmp_path / "m")
+    one, two = (load(path).state_dict() for path in models[1:])
+    for name, tensor in load(tmp_path / "m").state_dict().items():
+        torch.testing.assert_close(tensor, (one[name] + two[name]) / 2)
+    with pytest.raises(UsageError, match="--base"):
+        merge_models(models[1:], None, Candidate("ties", 0.5), tmp_path / "n")
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_interrupted_merge_goes_on_and_gives_the_same_bytes(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate, output = Candidate("dare_ties", 0.5), Output(threads=1)
+    merge_models(models[1:], models[0], candidate, tmp_path / "whole", output)
+    written: list[str] = []
+    write = writer._write_tensor
+
+    def until_the_sixth(job: writer.Job, *rest: Any) -> tuple[float, float]:
+        written.append(job.name)
+        if len(written) == 6:
+            raise Killed
+        return write(job, *rest)
+
+    monkeypatch.setattr(writer, "_write_tensor", until_the_sixth)
+    with pytest.raises(Killed):
+        merge_models(models[1:], models[0], candidate, tmp_path / "m", output)
+    assert not (tmp_path / "m").exists()
+    first = written.copy()
+    merge_models(models[1:], models[0], candidate, tmp_path / "m", output)
+    assert not set(first[:5]) & set(written[6:]), "finished tensors were merged again"
+    for name in ("model.safetensors", "candidate.json"):
+        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_what_an_interrupted_merge_left_is_not_used_for_another(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_finish", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            merge_models(models[1:], models[0], Candidate("ties", 0.5), tmp_path / "m")
+    merge_models(models[1:], models[0], Candidate("ties", 0.9), tmp_path / "m")
+    merge_models(models[1:], models[0], Candidate("ties", 0.9), tmp_path / "n")
+    one, two = (tmp_path / x / "model.safetensors" for x in "mn")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_max_memory_is_kept_or_refused_by_name(models: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="--max-memory"):
+        merge_models(
+            models[1:], models[0], Candidate("ties", 0.5), tmp_path / "m", Output(max_memory=1000)
+        )
+
+
+def changed(folder: Path, to: Path, **tensors: Any) -> Path:
+    shutil.copytree(folder, to)
+    every = load_file(to / "model.safetensors") | tensors
+    save_file({k: v for k, v in every.items() if v is not None}, to / "model.safetensors")
+    return to
+
+
+def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) -> None:
+    norm = "model.norm.weight"
+    candidate, out = Candidate("ties", 0.5), tmp_path / "out"
+    nan = changed(models[1], tmp_path / "nan", **{norm: torch.full((32,), torch.nan)})
+    with pytest.raises(NumericError, match=f"{norm} of .*nan holds NaN or Inf"):
+        merge_models([nan, models[2]], models[0], candidate, out)
+    other = changed(models[1], tmp_path / "other", **{norm: torch.ones(31)})
+    with pytest.raises(InputError, match=r"\(32,\) .* and \(31,\)"):
+        merge_models([other, models[2]], models[0], candidate, out)
+    fewer = changed(models[1], tmp_path / "fewer", **{norm: None})
+    with pytest.raises(InputError, match=f"different tensors: {norm}"):
+        merge_models([fewer, models[2]], models[0], candidate, out)
+    untied = changed(models[1], tmp_path / "untied", **{"lm_head.weight": torch.ones(259, 32)})
+    with pytest.raises(InputError, match=r"lm_head\.weight .* differs from model\.embed_tokens"):
+        merge_models([untied, models[2]], models[0], candidate, out)
+    assert not out.exists()
+
+
+def test_a_base_that_lacks_a_module_is_refused(
+    tiny_folder: Path, pair: list[Path], tmp_path: Path
+) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    other = changed(tiny_folder, tmp_path / "other", **{name: None})
+    adapters = [read_adapter(p) for p in pair]
+    with pytest.raises(InputError, match=f"no tensor {name}"):
+        fold_adapters(other, adapters, Candidate("linear"), tmp_path / "out")
