@@ -23,6 +23,8 @@ class Score:
         part: ``choose`` and ``report`` are the disjoint halves of a search; ``all`` is both.
         interval: 95 % interval (low, high), where there is one.
         chance: what guessing gives, where that means something.
+        target: what is best where better is ``nearer``.
+        definition: versioned name of the exact formula, for example ``truth-ratio@2``.
     """
 
     metric: str
@@ -35,6 +37,7 @@ class Score:
     interval: tuple[float, float] | None = None
     chance: float | None = None
     target: float | None = None
+    definition: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, those at their default left out."""

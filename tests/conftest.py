@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("mergeforget", deadline=None)  # a busy machine is no failure
+settings.load_profile("mergeforget")
 
 LORA_MODULES = {  # (out, in) of what write_lora changes
     "model.layers.0.mlp.up_proj": (16, 10),

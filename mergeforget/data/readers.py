@@ -43,7 +43,7 @@ def read_rows(
         InputError: the file is missing, empty or malformed; a row lacks its prompt or answer; an
             id comes twice; the columns are not known.
     """
-    records = _records(path)
+    records = read_records(path)
     if not records:
         raise InputError(f"{path} is empty: it has no rows.")
     names = _column_names(path, records, dict(columns or {}))
@@ -64,7 +64,7 @@ def read_rows(
     return rows
 
 
-def _records(path: Path) -> Records:
+def read_records(path: Path) -> Records:
     """The records of a file, by its ending."""
     readers: dict[str, Callable[[Path], Records]] = {
         ".jsonl": _json,

@@ -34,8 +34,8 @@ class Row:
 
     @property
     def document(self) -> str:
-        """The whole text: prompt and answer joined by one space."""
-        return f"{self.input} {self.output}"
+        """The whole text: prompt and answer joined by one space; a row may be prompt alone."""
+        return f"{self.input} {self.output}" if self.output else self.input
 
     @property
     def subject(self) -> str:
@@ -63,12 +63,32 @@ class DocumentLoss:
         id: of the row the document comes from.
         member: True where the document was in the training data (the forget set).
         nll: mean negative log-likelihood of its tokens, in nats.
+        signals: further membership signals by name; larger means more likely a member.
     """
 
     id: str
     member: bool
     nll: float
     task: str = ""
+    signals: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AnswerLikelihood:
+    """How well a model predicts a row's answer after its prompt.
+
+    Attributes:
+        nll: mean negative log-likelihood of the answer's tokens, in nats.
+        tokens: of the answer.
+        greedy: share of them that the model would have chosen itself.
+        extracted: share of them, counted from the end, that greedy decoding gives without a fault.
+    """
+
+    row: Row
+    nll: float
+    tokens: int
+    greedy: float = 0.0
+    extracted: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -78,9 +98,11 @@ class Measured:
     Attributes:
         answers: generations for forget and retain rows.
         losses: likelihood of members and non-members.
+        likelihoods: of the answers of forget and retain rows.
         mmlu: (correct, asked) by subject; empty where MMLU was not run.
     """
 
     answers: list[Answer]
     losses: list[DocumentLoss]
     mmlu: dict[str, tuple[int, int]] = field(default_factory=dict)
+    likelihoods: list[AnswerLikelihood] = field(default_factory=list)
