@@ -1,15 +1,19 @@
 """Metrics, one file each.
 
-To add one, write ``<name>.py`` here with a function decorated by ``@metric("<name>",
-source=...)``. Nothing else needs an edit: the folder is the list.
+A metric is a function from what was measured on one model to a score: ``fn(measured, split=...,
+task=...)``; None where the measured data has no row it reads. To add one, write ``<name>.py`` here
+with a function decorated by ``@metric("<name>", source=...)``, and give its scores a versioned
+``definition``, so that figures by two readings of a formula are never mixed. Nothing else needs an
+edit: the folder is the list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from mergeforget.registry import Registry
+from mergeforget.score import Score
 
-METRICS: Registry[Callable[..., Any]] = Registry("metric", __name__)
+Metric = Callable[..., Score | None]
+METRICS: Registry[Metric] = Registry("metric", __name__)
 metric = METRICS.register

@@ -1,0 +1,57 @@
+"""Scores as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mergeforget.score import Score
+
+
+def render(scores: Mapping[str, Sequence[Score]]) -> str:
+    """A table with a row a score and a column a subject; one subject gets its intervals too."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("metric", "split", "task"):
+        table.add_column(heading)
+    for subject in scores:
+        table.add_column(subject, justify="right")
+    alone = len(scores) == 1
+    for heading in ["95 % interval", "chance", "n"] if alone else []:
+        table.add_column(heading, justify="right")
+    table.add_column("better")
+    found = {subject: {key_of(s): s for s in every} for subject, every in scores.items()}
+    for key in dict.fromkeys(k for every in found.values() for k in every):
+        cells = [every.get(key) for every in found.values()]
+        one = next(s for s in cells if s is not None)
+        texts = ["" if s is None else f"{s.value:.4f}" for s in cells]
+        table.add_row(*key[:3], *texts, *(_details(one) if alone else []), _better(one))
+    return _text(table)
+
+
+def key_of(score: Score) -> tuple[str, str, str, str]:
+    """What makes two scores the same figure of two models."""
+    return score.metric, score.split, score.task, score.part
+
+
+def _details(score: Score) -> list[str]:
+    interval = "" if score.interval is None else "{:.3f} to {:.3f}".format(*score.interval)
+    chance = "" if score.chance is None else f"{score.chance:.3f}"
+    return [interval, chance, str(score.n) if score.n else ""]
+
+
+def _better(score: Score) -> str:
+    return score.better if score.target is None else f"nearer to {score.target:g}"
+
+
+def _text(table: object) -> str:
+    import io
+    import sys
+
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 160
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    console.print(table)
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined,no-any-return]

@@ -1,0 +1,135 @@
+"""What models generated elsewhere: read back from files, to be scored without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeforget.benchmarks import BENCHMARKS
+from mergeforget.data.readers import read_records
+from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.errors import InputError
+from mergeforget.score import Score
+
+SPLITS = ("forget", "retain")
+NAMES = {  # ours: as ours are written, then as the task's script writes them
+    "output": ("output", "expected_output"),
+    "completion": ("completion", "model_output"),
+}
+AUC_KEYS = ("mia_auc", "mia_loss_acc")  # the script calls its area under the curve an accuracy
+MMLU_KEYS = ("mmlu", "mmlu_average", "average_acc")
+
+
+def score_texts(
+    generations: Sequence[Path],
+    *,
+    mia: Path | None = None,
+    mmlu: Path | None = None,
+    benchmark: str = "semeval2025-task4",
+) -> tuple[Measured, list[Score]]:
+    """Score generations that exist already; no model is loaded.
+
+    Args:
+        generations: files, or folders of them: ours (``answers/SUBJECT.jsonl``) or the task's
+            script's (``forget_0.csv``, ``retain_0.csv``).
+        mia: document losses (``answers/SUBJECT.losses.jsonl``), or a file with the AUC.
+        mmlu: a file with MMLU's average.
+
+    Raises:
+        InputError: a file is missing or lacks what is needed.
+    """
+    answers = [a for path in generations for file in _files(path) for a in read_generations(file)]
+    losses = read_losses(mia) if mia else []
+    known = []
+    if mia and not losses:
+        known.append(
+            Score("mia_auc", "mia", _figure(mia, AUC_KEYS), "nearer", 0, chance=0.5, target=0.5)
+        )
+    if mmlu:
+        known.append(Score("mmlu", "mmlu", _figure(mmlu, MMLU_KEYS), "higher", 0, chance=0.25))
+    measured = Measured(answers, losses)
+    return measured, BENCHMARKS.get(benchmark).fn(measured, known=known)
+
+
+def read_generations(path: Path) -> list[Answer]:
+    """Generations of one file; the split is its column, else it is read off the file's name."""
+    answers = []
+    for line, record in read_records(path):
+        names = {
+            ours: next((n for n in theirs if n in record), "") for ours, theirs in NAMES.items()
+        }
+        missing = [theirs[0] for ours, theirs in NAMES.items() if not names[ours]]
+        missing += [name for name in ("id", "input") if name not in record]
+        if missing:
+            raise InputError(
+                f"{path}, line {line}: no {' and no '.join(map(repr, missing))}. It has: "
+                f"{', '.join(record)}. Generations have id, input, output (or expected_output) and "
+                "completion (or model_output)."
+            )
+        row = Row(
+            str(record["id"]),
+            str(record["input"]),
+            str(record[names["output"]]),
+            str(record.get("task") or ""),
+            _split(record, path, line),
+        )
+        answers.append(Answer(row, str(record[names["completion"]] or "")))
+    return answers
+
+
+def read_losses(path: Path) -> list[DocumentLoss]:
+    """Document losses of one file; none where it holds figures instead of documents."""
+    records = read_records(path)
+    if not all({"id", "member", "nll"} <= record.keys() for _, record in records):
+        return []
+    return [
+        DocumentLoss(
+            str(r["id"]),
+            str(r["member"]).lower() in ("true", "1"),
+            float(r["nll"]),
+            str(r.get("task") or ""),
+        )
+        for _, r in records
+    ]
+
+
+def _figure(path: Path, keys: tuple[str, ...]) -> float:
+    """The first of the keys that the file's one record has."""
+    records = read_records(path)
+    record: dict[str, Any] = records[0][1] if len(records) == 1 else {}
+    for key in keys:
+        if isinstance(record.get(key), int | float):
+            return float(record[key])
+    raise InputError(
+        f"{path} holds none of {', '.join(keys)} as a number. Give the file in which the task's "
+        "script left it, or document losses (id, member, nll) for membership inference."
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the generations in a folder."""
+    if not path.is_dir():
+        return [path]
+    found = [
+        p
+        for split in SPLITS
+        for pattern in (f"{split}*.csv", f"{split}*.jsonl")
+        for p in sorted(path.glob(pattern))
+    ]
+    if not found:
+        raise InputError(f"{path} has no forget*.csv or retain*.csv (or .jsonl) in it.")
+    return found
+
+
+def _split(record: dict[str, Any], path: Path, line: int) -> str:
+    split = str(record.get("split") or "")
+    if split in (*SPLITS, "holdout"):
+        return split
+    for name in SPLITS:
+        if path.name.startswith(name):
+            return name
+    raise InputError(
+        f"{path}, line {line}: forget or retain? Add a column split, or begin the file's name with "
+        "forget or retain."
+    )

@@ -1,0 +1,31 @@
+"""Which rows a metric reads, and which way is better on them."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
+from mergeforget.score import Better
+
+
+def answers_of(measured: Measured, split: str, task: str = "", kind: str = "") -> list[Answer]:
+    """Answers of a split; of one task and one kind of row where these are given."""
+    return [
+        a
+        for a in measured.answers
+        if a.row.split == split
+        and (not task or a.row.task == task)
+        and (not kind or a.row.kind == kind)
+    ]
+
+
+def likelihoods_of(measured: Measured, split: str, task: str = "") -> list[AnswerLikelihood]:
+    """Likelihoods of a split's answers, those without a token left out."""
+    return [
+        one
+        for one in measured.likelihoods
+        if one.row.split == split and one.tokens and (not task or one.row.task == task)
+    ]
+
+
+def direction(split: str) -> Better:
+    """Knowing the forget set is bad, knowing any other is good."""
+    return "lower" if split == "forget" else "higher"

@@ -1,0 +1,23 @@
+"""How much of an answer the model can be made to recite from its beginning."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._rows import direction, likelihoods_of
+from mergeforget.metrics._statistics import mean_score
+from mergeforget.score import Score
+
+DEFINITION = "extraction-strength@1"
+
+
+@metric("extraction_strength", source="Carlini et al. 2021, arXiv:2012.07805; arXiv:2407.06460")
+def extraction_strength(measured: Measured, split: str, task: str = "") -> Score | None:
+    """Mean of ``1 - k/n``: k of the answer's n tokens must be given until the rest comes greedily.
+
+    0 where nothing is extracted: k = n; 1 where the prompt alone brings the whole answer.
+    """
+    values = [one.extracted for one in likelihoods_of(measured, split, task)]
+    return mean_score(
+        "extraction_strength", split, values, direction(split), task=task, definition=DEFINITION
+    )

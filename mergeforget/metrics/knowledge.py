@@ -1,0 +1,25 @@
+"""Whether the model still answers a document's questions."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Answer, Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._rows import answers_of, direction
+from mergeforget.metrics._statistics import mean_score
+from mergeforget.score import Score
+
+DEFINITION = "knowledge@1"
+
+
+@metric("knowledge", source="SemEval-2025 Task 4, evaluation script")
+def knowledge(measured: Measured, split: str, task: str = "") -> Score | None:
+    """Share of the questions (``qa`` rows) answered with the reference and nothing else."""
+    values = [float(is_exact(a)) for a in answers_of(measured, split, task, "qa")]
+    return mean_score(
+        "knowledge", split, values, direction(split), task=task, chance=0.0, definition=DEFINITION
+    )
+
+
+def is_exact(answer: Answer) -> bool:
+    """Whether the whole completion is the reference, but for case and blanks at the ends."""
+    return answer.row.output.strip().lower() == answer.completion.strip().lower()

@@ -1,0 +1,38 @@
+"""Whether the model's likelihood tells the documents to forget from documents it never saw."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._statistics import auc, auc_interval
+from mergeforget.score import Score
+
+DEFINITION = "mia-loss-auc@1"
+
+
+@metric(
+    "mia_auc", source="SemEval-2025 Task 4, evaluation script; the loss attack: arXiv:1709.01604"
+)
+def mia_auc(measured: Measured, split: str = "mia", task: str = "") -> Score | None:
+    """ROC AUC of the loss attack, member = 1, score = -NLL; None without both kinds of document.
+
+    Near 1: the model still knows the forget set; near 0: it avoids it, which gives it away as
+    well; 0.5: it treats the forget set like documents it never saw.
+    """
+    documents = [d for d in measured.losses if not task or d.task == task]
+    members = [-d.nll for d in documents if d.member]
+    nonmembers = [-d.nll for d in documents if not d.member]
+    if not members or not nonmembers:
+        return None
+    return Score(
+        "mia_auc",
+        split,
+        auc(members, nonmembers),
+        "nearer",
+        len(documents),
+        task=task,
+        interval=auc_interval(members, nonmembers),
+        chance=0.5,
+        target=0.5,
+        definition=DEFINITION,
+    )

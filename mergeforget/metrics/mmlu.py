@@ -1,0 +1,21 @@
+"""What the model still knows of everything else."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._statistics import mean_score
+from mergeforget.score import Score
+
+DEFINITION = "mmlu-micro@1"
+
+
+@metric("mmlu", source="MMLU, arXiv:2009.03300, as SemEval-2025 Task 4 runs it")
+def mmlu(measured: Measured, split: str = "mmlu", task: str = "") -> Score | None:
+    """Share of right choices over all questions of all subjects, or of the subject ``task``."""
+    counts = [c for subject, c in measured.mmlu.items() if not task or subject == task]
+    right, asked = sum(r for r, _ in counts), sum(n for _, n in counts)
+    values = [1.0] * right + [0.0] * (asked - right)
+    return mean_score(
+        "mmlu", split, values, "higher", task=task, chance=0.25, definition=DEFINITION
+    )

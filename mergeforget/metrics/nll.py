@@ -1,0 +1,30 @@
+"""How well the model predicts what it should forget, keep, or never saw."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._rows import likelihoods_of
+from mergeforget.metrics._statistics import mean_score
+from mergeforget.score import Better, Score
+
+DEFINITIONS = {"answer": "answer-nll@1", "document": "document-nll@1"}
+
+
+@metric(
+    "nll", source="cross entropy; for documents as in SemEval-2025 Task 4's membership inference"
+)
+def nll(measured: Measured, split: str, task: str = "") -> Score | None:
+    """Mean over rows of the mean negative log-likelihood of their tokens, in nats.
+
+    Of the answers after their prompts; of whole documents on ``holdout``, and wherever only
+    documents were read. Higher is better on the forget set, lower on the others.
+    """
+    values = [one.nll for one in likelihoods_of(measured, split, task)]
+    unit = "answer" if values else "document"
+    if not values and split in ("forget", "holdout"):
+        member = split == "forget"
+        documents = [d for d in measured.losses if d.member == member]
+        values = [d.nll for d in documents if not task or d.task == task]
+    better: Better = "higher" if split == "forget" else "lower"
+    return mean_score("nll", split, values, better, task=task, definition=DEFINITIONS[unit])

@@ -1,0 +1,82 @@
+"""The command `mergeforget score`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mergeforget.cli import main
+
+HEADER = "id,task,input,expected_output,model_output,nll\n"
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, ["score", *map(str, words)])
+
+
+@pytest.fixture
+def script_folder(tmp_path: Path) -> Path:
+    """What the task's script leaves behind; forget terms .5 and 1, retain terms 1 and 1."""
+    forget = 'f1sc1,Task1,a,"one two",one,0.1\nf1qa0,Task1,Who?,Ann,Bob,0.1\n'
+    retain = 'r1sc1,Task1,a,"one two",one two,0.1\nr1qa0,Task1,Who?,Ann,Ann,0.1\n'
+    (tmp_path / "forget_0.csv").write_text(HEADER + forget)
+    (tmp_path / "retain_0.csv").write_text(HEADER + retain)
+    (tmp_path / "results.json").write_text('{"mia_loss_acc": 0.25, "mmlu_average": 0.3}')
+    return tmp_path
+
+
+def test_scripts_folder_is_scored(script_folder: Path) -> None:
+    results = script_folder / "results.json"
+    done = call(script_folder, "--mia", results, "--mmlu", results, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["terms"] == [0.5, 1, 1, 1]
+    values = {(s["metric"], s["split"]): s["value"] for s in facts["scores"]}
+    assert values["task_aggregate", "all"] == 0.8  # 4 / (2 + 1 + 1 + 1)
+    assert values["aggregate", "all"] == pytest.approx((0.8 + 0.5 + 0.3) / 3)
+
+
+def test_own_answers_and_losses_are_scored(tmp_path: Path) -> None:
+    row = {"id": "f1qa0", "task": "", "split": "forget", "input": "Who?", "output": "Ann"}
+    (tmp_path / "over.jsonl").write_text(json.dumps(row | {"completion": "Ann"}) + "\n")
+    losses = [{"id": str(i), "member": i < 2, "task": "", "nll": i} for i in range(4)]
+    text = "".join(json.dumps(one) + "\n" for one in losses)
+    (tmp_path / "over.losses.jsonl").write_text(text)
+    done = call(tmp_path / "over.jsonl", "--mia", tmp_path / "over.losses.jsonl")
+    assert done.exit_code == 0, done.output
+    assert "knowledge" in done.stdout and "mia_auc" in done.stdout
+    assert "nearer to 0.5" in done.stdout
+
+
+def test_words_that_look_like_a_missing_value_stay_words(script_folder: Path) -> None:
+    (script_folder / "forget_0.csv").write_text(HEADER + "f1qa0,Task1,Which?,None,None,0.1\n")
+    facts = json.loads(call(script_folder, "--json").stdout)
+    knowledge = [s for s in facts["scores"] if (s["metric"], s["split"]) == ("knowledge", "forget")]
+    assert knowledge[0]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("forget.csv", "id,input\n1,a\n", "no 'output' and no 'completion'"),
+        ("x.jsonl", '{"id": "1", "input": "a", "output": "b", "completion": "c"}\n', "or retain"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    done = call(tmp_path / name)
+    assert done.exit_code == 4 and message in done.stderr
+
+
+def test_file_without_a_figure_is_refused(script_folder: Path) -> None:
+    (script_folder / "other.json").write_text('{"loss": 1.0}')
+    done = call(script_folder, "--mmlu", script_folder / "other.json")
+    assert done.exit_code == 4 and "mmlu_average" in done.stderr
+
+
+def test_empty_folder_is_named(tmp_path: Path) -> None:
+    done = call(tmp_path)
+    assert done.exit_code == 4 and "no forget*.csv" in done.stderr
