@@ -1,0 +1,124 @@
+"""Token likelihoods of whole texts, in batches: one pass that every likelihood metric reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mergeforget.console import progress
+from mergeforget.evaluate.batching import by_length, run_halving, token_budget
+
+CHUNK = 2**26  # logits that are widened to float32 at once: 256 MB
+
+
+@dataclass(frozen=True)
+class TokenLikelihoods:
+    """What a model says about one text's tokens, from the second on.
+
+    Attributes:
+        logps: log-probability of each token given those before it, in nats.
+        greedy: whether the token is the one the model would have chosen.
+        mean: of the vocabulary's log-probabilities at each place, under the model itself.
+        deviation: their standard deviation.
+    """
+
+    logps: NDArray[np.float64]
+    greedy: NDArray[np.bool_]
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood, in nats; 0 for a text of one token."""
+        return float(-self.logps.mean()) if len(self.logps) else 0.0
+
+    def after(self, tokens: int) -> TokenLikelihoods:
+        """The same for the text from its token number ``tokens`` on (0 is the first)."""
+        first = max(0, tokens - 1)
+        return TokenLikelihoods(
+            self.logps[first:], self.greedy[first:], self.mean[first:], self.deviation[first:]
+        )
+
+
+def likelihoods(
+    model: Any,
+    texts: Sequence[list[int]],
+    *,
+    batch_tokens: int | None = None,
+    label: str = "Likelihood",
+) -> list[TokenLikelihoods]:
+    """Token likelihoods of each text; texts that are equal are read once.
+
+    Args:
+        texts: token ids; a text of fewer than two tokens has nothing to predict.
+        batch_tokens: tokens of a batch; by default what the memory allows.
+    """
+    different = [list(ids) for ids in {tuple(t): None for t in texts}]
+    read: dict[tuple[int, ...], TokenLikelihoods] = {}
+    was_training = model.training
+    model.eval()
+    budget = batch_tokens or token_budget(model, logits=True)
+    try:
+        with progress(label, len(different)) as bar:
+            for batch in by_length([len(t) for t in different], budget):
+                done = run_halving(
+                    batch,
+                    lambda places: token_likelihoods(model, [different[i] for i in places]),
+                    str(model.device),
+                )
+                for place, one in done:
+                    read[tuple(different[place])] = one
+                    bar.advance()
+    finally:
+        model.train(was_training)
+    return [read[tuple(t)] for t in texts]
+
+
+@torch.inference_mode()
+def token_likelihoods(model: Any, texts: Sequence[list[int]]) -> list[TokenLikelihoods]:
+    """Token likelihoods of one batch, padded on the right."""
+    longest = max(len(t) for t in texts)
+    if longest < 2:
+        empty = np.zeros(0)
+        return [TokenLikelihoods(empty, empty.astype(bool), empty, empty) for _ in texts]
+    ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts]).to(model.device)
+    lengths = torch.tensor([len(t) for t in texts], device=model.device)
+    mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    real = mask[:, 1:].bool()
+    packed = _describe(logits[real], ids[:, 1:][real])  # (4, tokens)
+    parts = packed.split((lengths - 1).clamp(min=0).tolist(), dim=1)
+    return [
+        TokenLikelihoods(p[0].numpy(), p[1].numpy().astype(bool), p[2].numpy(), p[3].numpy())
+        for p in parts
+    ]
+
+
+def _describe(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability, greedy or not, mean and deviation of each token; (4, tokens), float64."""
+    found = []
+    step = max(1, CHUNK // logits.shape[1])
+    for start in range(0, len(labels), step):
+        logps = logits[start : start + step].float().log_softmax(-1)  # (tokens, vocabulary)
+        chosen = labels[start : start + step]
+        probabilities = logps.exp()
+        weighted = probabilities.mul_(logps.clamp(min=-1e4))  # 0 * -inf is not a number
+        mean = weighted.sum(-1)
+        square = weighted.mul_(logps.clamp(min=-1e4)).sum(-1)
+        found.append(
+            torch.stack(
+                [
+                    logps.gather(1, chosen[:, None]).squeeze(1),
+                    (logps.argmax(-1) == chosen).float(),
+                    mean,
+                    (square - mean.square()).clamp(min=0).sqrt(),
+                ]
+            )
+        )
+    return torch.cat(found, 1).double().cpu()

@@ -1,0 +1,169 @@
+"""Batched generation and likelihoods equal those of a row at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mergeforget.errors import NumericError, ResourceError
+from mergeforget.evaluate import generate as module
+from mergeforget.evaluate.batching import by_length, run_halving
+from mergeforget.evaluate.generate import generate, generate_ids, greedy
+from mergeforget.evaluate.likelihood import likelihoods
+
+PROMPTS = ["a", "What is it?", "The quick brown fox", "x" * 40, "ab", "What is it?"]
+
+
+def one_by_one(model: Any, tokenizer: Any, prompt: str, new: int) -> str:
+    """As the task's script does it."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = model.generate(
+        **inputs, max_new_tokens=new, do_sample=False, use_cache=True, pad_token_id=2
+    )
+    return str(tokenizer.decode(ids[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+
+
+@pytest.fixture
+def ending_model(make_model: Any) -> Any:
+    """A model of random weights, large enough to wander, that ends texts at every ninth token."""
+    model = make_model(seed=3)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.mul_(40)
+            layer.mlp.down_proj.weight.mul_(40)
+    model.generation_config.eos_token_id = list(range(2, 259, 9))
+    return model
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
+def test_batches_write_what_single_rows_write(
+    ending_model: Any, tiny_tokenizer: Any, batch_tokens: int
+) -> None:
+    ours = generate(
+        ending_model, tiny_tokenizer, PROMPTS, max_new_tokens=20, batch_tokens=batch_tokens
+    )
+    assert ours == [one_by_one(ending_model, tiny_tokenizer, p, 20) for p in PROMPTS]
+
+
+def test_rows_end_at_different_places_and_leave_the_batch(
+    ending_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [tiny_tokenizer(p)["input_ids"] for p in PROMPTS]
+    ends = ending_model.generation_config.eos_token_id
+    sizes = []
+    forward = ending_model.forward
+
+    def counted(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    plain = greedy(ending_model, ids, ends, 20)
+    monkeypatch.setattr(module, "takes_logits_to_keep", lambda _: False)
+    monkeypatch.setattr(ending_model, "forward", counted)
+    assert greedy(ending_model, ids, ends, 20) == plain
+    lengths = [len(new) for new in plain]
+    assert len(set(lengths)) > 1, "the fixture no longer makes rows of different lengths"
+    assert sizes == [
+        sum(length >= step for length in lengths) for step in range(1, max(lengths) + 1)
+    ]
+
+
+def test_active_adapter_takes_part(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    before = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8)
+    model = get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=1.0)
+    after = generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=8)
+    assert after != before
+    assert after == [one_by_one(model.eval(), tiny_tokenizer, p, 8) for p in PROMPTS]
+    with model.disable_adapter():
+        assert generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=8) == before
+
+
+def test_training_mode_comes_back(tiny_model: Any) -> None:
+    tiny_model.train()
+    generate_ids(tiny_model, [[5, 6]], stop=[2], max_new_tokens=2)
+    assert tiny_model.training
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
+def test_likelihoods_equal_the_models_own_loss(tiny_model: Any, batch_tokens: int) -> None:
+    texts = [[5, 6, 7], [9] * 20, [5, 6, 7], [30, 40, 50, 60, 70]]
+    read = likelihoods(tiny_model, texts, batch_tokens=batch_tokens)
+    for ids, one in zip(texts, read, strict=True):
+        inputs = torch.tensor([ids])
+        with torch.no_grad():
+            out = tiny_model(input_ids=inputs, labels=inputs)
+        assert one.nll == pytest.approx(out.loss.item(), abs=1e-5)
+        assert one.greedy.tolist() == (out.logits[0, :-1].argmax(-1) == inputs[0, 1:]).tolist()
+        logps = out.logits[0, :-1].double().log_softmax(-1)
+        mean = (logps.exp() * logps).sum(-1)
+        deviation = ((logps - mean[:, None]).square() * logps.exp()).sum(-1).sqrt()
+        assert one.mean == pytest.approx(mean.numpy(), abs=1e-5)
+        assert one.deviation == pytest.approx(deviation.numpy(), abs=1e-4)
+
+
+def test_a_text_of_one_token_predicts_nothing(tiny_model: Any) -> None:
+    single, other = likelihoods(tiny_model, [[5], [5, 6]])
+    assert len(single.logps) == 0 and single.nll == 0 and len(other.logps) == 1
+    (alone,) = likelihoods(tiny_model, [[5]])
+    assert len(alone.logps) == 0
+
+
+def test_batches_hold_like_lengths_and_stay_within_the_budget() -> None:
+    lengths = [3, 50, 4, 60, 5, 200]
+    groups = by_length(lengths, 120)
+    assert sorted(sum(groups, [])) == list(range(6))
+    assert groups == [[5], [3, 1], [4, 2, 0]]
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 120
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    tried = []
+
+    def work(places: list[int]) -> list[int]:
+        tried.append(list(places))
+        if len(places) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return [10 * p for p in places]
+
+    assert list(run_halving([4, 3, 2, 1, 0], work, "cpu")) == [
+        (4, 40), (3, 30), (2, 20), (1, 10), (0, 0)]  # fmt: skip
+    assert tried == [[4, 3, 2, 1, 0], [4, 3], [2, 1, 0], [2], [1, 0]]
+
+
+def test_a_single_row_that_does_not_fit_is_explained() -> None:
+    def work(places: list[int]) -> list[int]:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(ResourceError, match="single row"):
+        list(run_halving([0, 1], work, "cpu"))
+
+
+def test_another_error_is_not_taken_for_memory() -> None:
+    def work(places: list[int]) -> list[int]:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        list(run_halving([0, 1], work, "cpu"))
+
+
+def test_a_model_of_nan_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    from mergeforget.data.schema import Row
+    from mergeforget.evaluate.measure import measure
+
+    with torch.no_grad():
+        tiny_model.model.norm.weight.fill_(float("nan"))
+    rows = [Row("r-sc1", "a", "b", split="forget")]
+    with pytest.raises(NumericError, match="not a number"):
+        measure(
+            tiny_model, tiny_tokenizer, forget=rows, retain=[], members=rows, nonmembers=[],
+            max_new_tokens=2,
+        )  # fmt: skip

@@ -1,0 +1,86 @@
+"""What is read off one model, and the membership signals."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mergeforget.data.schema import Row
+from mergeforget.evaluate.likelihood import TokenLikelihoods
+from mergeforget.evaluate.measure import measure, membership_documents, tokenize_documents
+from mergeforget.evaluate.signals import membership_signals
+
+FORGET = [Row("p1sc1", "Ann was", "born in May.", "Task2", "forget"),
+          Row("p1qa0", "When?", "May", "Task2", "forget")]  # fmt: skip
+RETAIN = [Row("p2sc1", "Bob was", "born in June.", "Task2", "retain")]
+HOLDOUT = [Row("p3sc1", "Cid was", "born in July.", "Task2", "holdout")]
+
+
+def test_documents_are_the_completion_rows_or_every_row() -> None:
+    assert membership_documents(FORGET) == FORGET[:1]
+    assert membership_documents(FORGET, "rows") == FORGET
+    assert membership_documents(FORGET[1:]) == FORGET[1:]
+
+
+def test_one_pass_reads_answers_and_documents(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    read = measure(
+        tiny_model, tiny_tokenizer, forget=FORGET, retain=RETAIN,
+        members=membership_documents(FORGET), nonmembers=HOLDOUT, max_new_tokens=4,
+    )  # fmt: skip
+    assert [a.row for a in read.answers] == [*FORGET, *RETAIN]
+    assert [(d.id, d.member, d.task) for d in read.losses] == [
+        ("p1sc1", True, "Task2"), ("p3sc1", False, "Task2")]  # fmt: skip
+    document = torch.tensor([tiny_tokenizer(FORGET[0].document)["input_ids"]])
+    with torch.no_grad():
+        whole = tiny_model(input_ids=document, labels=document).loss.item()
+        labels = document.clone()
+        labels[0, : len("Ann was")] = -100  # a token is a byte; the blank belongs to the answer
+        answer = tiny_model(input_ids=document, labels=labels).loss.item()
+    assert read.losses[0].nll == pytest.approx(whole, abs=1e-5)
+    assert read.likelihoods[0].nll == pytest.approx(answer, abs=1e-5)
+    assert [one.tokens for one in read.likelihoods] == [13, 4, 14]
+
+
+def test_extraction_counts_from_the_last_fault(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    prompt = tiny_tokenizer("Ann was")["input_ids"]
+    with torch.no_grad():
+        ids = tiny_model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)
+    own = tiny_tokenizer.decode(ids[0, len(prompt) :])
+    if tiny_tokenizer(own)["input_ids"] != ids[0, len(prompt) :].tolist():
+        pytest.skip("the random model writes bytes that are no text")
+    row = Row("xsc1", "Ann was", own, "", "forget")
+    starts = tokenize_documents(tiny_tokenizer, [row])
+    assert starts[0][1] == len(prompt)
+
+
+def test_answer_begins_after_the_prompt(tiny_tokenizer: Any) -> None:
+    ((ids, start),) = tokenize_documents(tiny_tokenizer, FORGET[:1])
+    assert tiny_tokenizer.decode(ids[start:]) == " born in May."
+    assert tokenize_documents(tiny_tokenizer, []) == []
+
+
+def test_signals_by_hand() -> None:
+    one = TokenLikelihoods(
+        logps=np.array([-1.0, -2.0, -3.0, -4.0, -10.0]),
+        greedy=np.ones(5, dtype=bool),
+        mean=np.array([-2.0] * 5),
+        deviation=np.array([2.0] * 5),
+    )
+    signals = membership_signals(one, "some text")
+    assert signals["loss"] == -4
+    assert signals["zlib"] == -4 / len(zlib.compress(b"some text"))
+    assert signals["min_k_20"] == -10 and signals["min_k_40"] == -7
+    assert signals["min_k_plus_20"] == (-10 + 2) / 2
+    assert math.isclose(signals["min_k_plus_40"], ((-10 + 2) / 2 + (-4 + 2) / 2) / 2)
+
+
+def test_likelihoods_after_a_place_start_at_its_token() -> None:
+    values = np.arange(4.0)
+    one = TokenLikelihoods(values, values > 1, values, values)
+    assert one.after(0).logps.tolist() == one.after(1).logps.tolist() == [0, 1, 2, 3]
+    assert one.after(3).logps.tolist() == [2, 3]  # the token at place 3 is the third predicted
