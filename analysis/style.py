@@ -143,7 +143,6 @@ def save(picture: Picture, folder: Path) -> list[dict[str, Any]]:
         for kind, more in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
             with whole(folder / f"{picture.name}.{kind}") as temporary:
                 picture.figure.savefig(temporary, format=kind, **more)
-        picture.figure.draw_without_rendering()
     return [_placed(mark, picture.figure) for mark in picture.marks]
 
 

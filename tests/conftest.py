@@ -166,3 +166,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from finished_run import write_run
 
     return write_run(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run whose texts attack the page, analysed and reported; not to be changed."""
+    from finished_run import write_run
+
+    from mergeforget.analysis.report import write_report
+
+    run = write_run(tmp_path_factory.mktemp("runs") / "hostile", hostile=True)
+    write_report(run)
+    return run

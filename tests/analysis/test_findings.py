@@ -19,11 +19,9 @@ from mergeforget.recipe import load_recipe, save_recipe
 from mergeforget.run import Run
 
 
-@pytest.fixture(scope="session")
-def everything(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("analysis")
-    assert not [f.missing for f in analyse_all(finished, out) if f.missing]
-    return out
+@pytest.fixture
+def everything(reported: Run) -> Path:
+    return reported.analysis
 
 
 @pytest.mark.parametrize("name", ANALYSES)

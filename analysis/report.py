@@ -1,0 +1,181 @@
+"""The report: one HTML file that needs nothing else, and no network.
+
+The texts of the data are escaped; the page forbids by its content policy every script but its own
+(by hash) and every request. Without scripts the tables and the figures remain.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from mergeforget.analysis.answers import compare_answers
+from mergeforget.analysis.evidence import (
+    PAIR,
+    Chosen,
+    MissingError,
+    read_candidates,
+    read_chosen,
+    read_scores,
+)
+from mergeforget.analysis.findings import Finding, analyse_all
+from mergeforget.analysis.tables import cards_of, label_of, lines_of, measures_of
+from mergeforget.files import read_json, sha256, write_text
+from mergeforget.run import Run, versions
+from mergeforget.score import Score
+
+FOLDER = Path(__file__).parent
+QUESTIONS = 9  # of each split
+
+
+def write_report(run: Run, path: Path | None = None) -> Path:
+    """Analyse a run and write its page.
+
+    Returns:
+        The page's path, ``RUN/report/index.html`` where none was given.
+    """
+    path = path or run.report
+    findings = analyse_all(run, run.analysis)
+    write_text(path, render("report.html", context_of(run, findings)))
+    return path
+
+
+def context_of(run: Run, findings: list[Finding]) -> dict[str, Any]:
+    """Everything the page shows, as plain values."""
+    chosen = read_chosen(run)
+    comparisons = compare_answers(run, QUESTIONS)
+    return {
+        "title": f"mergeforget: {run.name}",
+        "run": run.name,
+        "chosen": chosen,
+        "unchosen": _unchosen(run) if chosen is None else "",
+        "findings": [(f, [image_of(run.analysis, g) for g in f.figures]) for f in findings],
+        "comparisons": [
+            (split, [c for c in comparisons if c.row.split == split])
+            for split in dict.fromkeys(c.row.split for c in comparisons)
+        ],
+        "no_answers": _no_answers(run),
+        "limits": limits_of(run, chosen),
+        **scores_of(run, chosen),
+        **facts_of(run, chosen),
+    }
+
+
+def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
+    """Cards and table; empty, with the reason, before anything was scored."""
+    try:
+        scores = read_scores(run)
+    except MissingError as missing:
+        return {"cards": [], "lines": [], "labels": [], "no_scores": str(missing), "halves": False}
+    name = chosen.name if chosen else ""
+    lines = lines_of(scores, read_candidates(run, list(scores)), name)
+    return {
+        "cards": cards_of(scores, name) if name in scores else [],
+        "lines": lines,
+        "labels": [label_of(m) for m in measures_of(scores)],
+        "no_scores": "",
+        "halves": any(c.choose is not None for line in lines for c in line.cells),
+    }
+
+
+def facts_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
+    """Recipe, versions, what each stage was run with, hashes of what came out."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    folders = [run.root / side for side in PAIR]
+    folders += [run.candidates / chosen.name] if chosen else []
+    hashes = {p.name: sha256(p) for p in folders if (p / "adapter_model.safetensors").is_file()}
+    return {
+        "recipe": run.recipe.read_text(encoding="utf-8"),
+        "versions": manifest.get("versions") or versions(),
+        "machine": manifest.get("machine") or {},
+        "base": flat(manifest.get("base") or {}),
+        "stages": {name: flat(facts) for name, facts in (manifest.get("stages") or {}).items()},
+        "hashes": hashes,
+    }
+
+
+def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
+    """What the figures do not show."""
+    found = [
+        "Membership inference is measured by the loss of whole documents alone. Another attack may "
+        "tell members from non-members where this one does not.",
+        "Greedy answers to the questions of the data were read. A paraphrase, a prefix or sampling "
+        "may bring out what they did not; `mergeforget attack` tries some of these.",
+        "Unlearning by fine-tuning hides rather than erases: a few steps of training on related "
+        "text may bring it back. It is no proof of deletion.",
+    ]
+    if chosen:
+        found.insert(0, _how_many(run, chosen))
+    return [text for text in found if text]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested values as one level, keys joined by dots; a list is one line."""
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
+            found |= flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}.")
+        else:
+            joined = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            found[prefix + str(key)] = joined
+    return found
+
+
+def image_of(folder: Path, figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure with its picture inlined as a data address."""
+    svg = (folder / f"{figure['name']}.svg").read_bytes()
+    data = base64.b64encode(svg).decode("ascii")
+    return figure | {"src": f"data:image/svg+xml;base64,{data}"}
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """Fill a template of this folder; everything but its own style and script is escaped."""
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    page = environment.from_string((FOLDER / template).read_text(encoding="utf-8"))
+    own = {"style": Markup(style), "script": Markup(script), "script_sha256": digest}
+    return page.render(own | context)
+
+
+def _unchosen(run: Run) -> str:
+    return f"No candidate was chosen yet: `mergeforget search {run.root}` searches and names it."
+
+
+def _no_answers(run: Run) -> str:
+    return (
+        f"No answers were kept. `mergeforget evaluate {run.root}` asks every model the questions "
+        "of the forget and the retain set."
+    )
+
+
+def _how_many(run: Run, chosen: Chosen) -> str:
+    """From how much data the figures of the chosen candidate come."""
+    try:
+        scores = read_scores(run).get(chosen.name, [])
+    except MissingError:
+        return ""
+    parts = {"report": "the half that reports", "all": "all data"}
+    shown: list[Score] = [s for s in scores if s.metric == "mia_auc" and s.part in parts]
+    if not shown:
+        return ""
+    score = shown[0]
+    span = (
+        f", 95 % interval {score.interval[0]:.2f} to {score.interval[1]:.2f}"
+        if score.interval
+        else ""
+    )
+    return (
+        f"The MIA AUC comes from {score.n} documents ({parts[score.part]}){span}. A candidate "
+        "within that interval of another is not shown to be better."
+    )

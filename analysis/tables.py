@@ -1,0 +1,152 @@
+"""Scores arranged for reading: the cards of the chosen candidate, and the table of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mergeforget.analysis.density import place
+from mergeforget.analysis.evidence import REFERENCES
+from mergeforget.candidate import Candidate
+from mergeforget.score import Score, find
+
+PARTS = ("report", "all", "choose")  # which half is shown first
+SPLITS = ("mia", "forget", "retain", "holdout", "mmlu", "all")
+LABELS = {
+    ("mia_auc", "mia"): "MIA AUC",
+    ("mia_score", "mia"): "MIA score",
+    ("knowledge", "forget"): "Knowledge, forget",
+    ("knowledge", "retain"): "Knowledge, retain",
+    ("regurgitation", "forget"): "Regurgitation, forget",
+    ("regurgitation", "retain"): "Regurgitation, retain",
+    ("exact_match", "forget"): "Exact, forget",
+    ("exact_match", "retain"): "Exact, retain",
+    ("nll", "forget"): "NLL, forget",
+    ("nll", "retain"): "NLL, retain",
+    ("nll", "holdout"): "NLL, holdout",
+    ("task_aggregate", "all"): "Task aggregate",
+    ("mmlu", "mmlu"): "MMLU",
+    ("aggregate", "all"): "Aggregate",
+}
+WHAT = {
+    "mia_auc": "0.5 cannot tell what was trained on; above: remembers, below: forgot too much",
+    "mia_score": "1 at an AUC of 0.5",
+    "regurgitation": "ROUGE-L recall of the continued documents",
+    "knowledge": "share of questions answered exactly",
+    "exact_match": "share of questions answered exactly",
+    "nll": "nats a token of the answers",
+    "task_aggregate": "harmonic mean over tasks and splits",
+    "mmlu": "accuracy on general questions",
+    "aggregate": "mean of task aggregate, MIA score and MMLU",
+}
+Measure = tuple[str, str]  # metric, split
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table: the reporting half, and the choosing half where there is one."""
+
+    value: float | None
+    interval: tuple[float, float] | None = None
+    n: int = 0
+    choose: float | None = None
+
+    @property
+    def text(self) -> str:
+        return f"{self.value:.3f}" if self.value is not None else ""
+
+    @property
+    def note(self) -> str:
+        """``0.41 to 0.61, 95 %; n 120``"""
+        span = f"{self.interval[0]:.3f} to {self.interval[1]:.3f}, 95 %" if self.interval else ""
+        return "; ".join(t for t in (span, f"n {self.n}" if self.n else "") if t)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model of the table."""
+
+    subject: str
+    role: str  # base, over, under, chosen, candidate
+    method: str
+    space: str
+    density: float | None
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure of the chosen candidate, with the same before forgetting."""
+
+    label: str
+    what: str
+    now: Cell
+    before: Cell
+    direction: str
+
+
+def measures_of(scores: dict[str, list[Score]]) -> list[Measure]:
+    """(metric, split) over all tasks that some model was scored on, the best known first."""
+    found = {(s.metric, s.split) for every in scores.values() for s in every if not s.task}
+    return sorted(found, key=lambda m: (place(m[0]), _split_place(m[1]), m))
+
+
+def label_of(measure: Measure) -> str:
+    metric, split = measure
+    return LABELS.get(measure, f"{metric.replace('_', ' ')}, {split}")
+
+
+def cell_of(scores: Iterable[Score], measure: Measure) -> Cell:
+    """The figure of one model, on the half that reports where there is one."""
+    every = list(scores)
+    found = {p: s for p in PARTS if (s := find(every, *measure, part=p)) is not None}
+    shown = next((found[p] for p in PARTS if p in found), None)
+    if shown is None:
+        return Cell(None)
+    choose = found["choose"].value if "choose" in found and shown.part != "choose" else None
+    return Cell(shown.value, shown.interval, shown.n, choose)
+
+
+def lines_of(
+    scores: dict[str, list[Score]], candidates: dict[str, Candidate], chosen: str
+) -> list[Line]:
+    """Base, over, under and the chosen one first, then every other candidate by its name."""
+    measures = measures_of(scores)
+    first = [s for s in (*REFERENCES, chosen) if s in scores]
+    others = sorted(
+        (s for s in scores if s not in first and s in candidates),
+        key=lambda s: (candidates[s].method, candidates[s].space, candidates[s].density or 0.0, s),
+    )
+    lines = []
+    for subject in [*first, *others]:
+        candidate = candidates.get(subject)
+        role = "chosen" if subject == chosen else subject if subject in REFERENCES else "candidate"
+        lines.append(
+            Line(
+                subject=subject,
+                role=role,
+                method=candidate.method if candidate else "",
+                space=candidate.space if candidate else "",
+                density=candidate.density if candidate else None,
+                cells=[cell_of(scores[subject], m) for m in measures],
+            )
+        )
+    return lines
+
+
+def cards_of(scores: dict[str, list[Score]], chosen: str) -> list[Card]:
+    """Cards of the chosen candidate against the model before forgetting."""
+    cards = []
+    for measure in measures_of(scores):
+        now = cell_of(scores.get(chosen, []), measure)
+        if now.value is None or measure not in LABELS or measure[0] in ("nll", "mia_score"):
+            continue
+        better = next(s.better for s in scores[chosen] if (s.metric, s.split) == measure)
+        before = cell_of(scores.get("base", []), measure)
+        direction = "nearer 0.5 is better" if better == "nearer" else f"{better} is better"
+        cards.append(Card(label_of(measure), WHAT.get(measure[0], ""), now, before, direction))
+    return cards
+
+
+def _split_place(split: str) -> int:
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
