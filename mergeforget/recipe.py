@@ -132,7 +132,7 @@ class EvaluationSpec(Part):
     benchmark: str = "semeval2025-task4"
     max_new_tokens: Positive = 256
     limit: Positive | None = None
-    membership: Literal["documents", "rows"] = "documents"
+    membership: Literal["documents", "rows", "answers"] = "documents"
     mmlu: str | None = None
     mmlu_shots: Annotated[int, Field(ge=0, le=5)] = 5
 

@@ -11,15 +11,15 @@ from mergeforget.evaluate.generate import generate
 from mergeforget.evaluate.likelihood import TokenLikelihoods, likelihoods
 from mergeforget.evaluate.signals import membership_signals
 
+Membership = Literal["documents", "rows", "answers"]
 
-def membership_documents(
-    rows: Sequence[Row], unit: Literal["documents", "rows"] = "documents"
-) -> list[Row]:
+
+def membership_documents(rows: Sequence[Row], unit: Membership = "documents") -> list[Row]:
     """The rows whose documents tell members from non-members.
 
     Args:
         unit: ``documents`` takes the completion rows, one a document, as SemEval-2025 Task 4 does
-            (every row where there is no completion row); ``rows`` takes every row.
+            (every row where there is no completion row); ``rows`` and ``answers`` take every row.
     """
     documents = [r for r in rows if r.kind == "sc"]
     return documents if documents and unit == "documents" else list(rows)
@@ -36,6 +36,7 @@ def measure(
     max_new_tokens: int = 256,
     batch_tokens: int | None = None,
     mmlu: Mapping[str, tuple[int, int]] | None = None,
+    membership: Membership = "documents",
     label: str = "",
 ) -> Measured:
     """Generate answers for forget and retain rows, and read off the likelihood of documents.
@@ -47,6 +48,8 @@ def measure(
         max_new_tokens: a completion that has not ended by then is cut.
         batch_tokens: tokens of a batch, padding counted; by default what the memory allows.
         mmlu: (correct, asked) by subject, from ``evaluate.mmlu``, to be kept with the rest.
+        membership: what of a member's text is judged: with ``answers`` only the answer, given its
+            prompt; else the whole document.
         label: stands before the progress, for example the adapter's name.
 
     Raises:
@@ -68,7 +71,7 @@ def measure(
     return Measured(
         answers=[Answer(row, text) for row, text in zip(rows, completions, strict=True)],
         losses=[
-            _document_loss(row, read[row.input, row.output][0], member)
+            _document_loss(row, *read[row.input, row.output], member, membership)
             for group, member in ((members, True), (nonmembers, False))
             for row in group
         ],
@@ -113,9 +116,14 @@ def tokenize_documents(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[i
     return list(zip(map(list, encoding["input_ids"]), starts, strict=True))
 
 
-def _document_loss(row: Row, one: TokenLikelihoods, member: bool) -> DocumentLoss:
-    signals = membership_signals(one, row.document)
-    return DocumentLoss(row.id, member, one.nll, row.task, signals)
+def _document_loss(
+    row: Row, one: TokenLikelihoods, start: int, member: bool, unit: Membership
+) -> DocumentLoss:
+    if unit == "answers":
+        one, text = one.after(start), row.output
+    else:
+        text = row.document
+    return DocumentLoss(row.id, member, one.nll, row.task, membership_signals(one, text))
 
 
 def _answer_likelihood(row: Row, one: TokenLikelihoods, start: int) -> AnswerLikelihood:

@@ -84,3 +84,13 @@ def test_likelihoods_after_a_place_start_at_its_token() -> None:
     one = TokenLikelihoods(values, values > 1, values, values)
     assert one.after(0).logps.tolist() == one.after(1).logps.tolist() == [0, 1, 2, 3]
     assert one.after(3).logps.tolist() == [2, 3]  # the token at place 3 is the third predicted
+
+
+def test_membership_by_answers_leaves_the_prompt_out(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    rows = [Row("a-qa0", "Who was it?", "Ada."), Row("b-sc1", "It was in", "Lund.")]
+    read = measure(
+        tiny_model, tiny_tokenizer, forget=rows, retain=[], members=rows[:1], nonmembers=rows[1:],
+        max_new_tokens=2, membership="answers",
+    )  # fmt: skip
+    assert [x.nll for x in read.losses] == [x.nll for x in read.likelihoods]
+    assert [x.member for x in read.losses] == [True, False]
