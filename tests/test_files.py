@@ -58,3 +58,9 @@ def test_broken_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.json is not valid JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_row_with_any_line_separator_comes_back(tmp_path: Path) -> None:
+    row = {"text": "a\u2028b\x85c\u2029\x0cd\r\n"}
+    append_jsonl(tmp_path / "rows.jsonl", [row, row])
+    assert read_jsonl(tmp_path / "rows.jsonl") == [row, row]
