@@ -123,6 +123,9 @@ class SearchSpec(Part):
     densities: Densities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     weights: Annotated[list[list[float]], Field(min_length=1)] = [[1.0, 1.0]]
     spaces: Annotated[list[Literal["factors", "delta"]], Field(min_length=1)] = ["factors"]
+    ranks: Annotated[list[Positive | None], Field(min_length=1)] = [None]
+    strategy: Literal["grid", "tpe", "nsga2"] = "grid"
+    finalists: Positive | None = None  # measured in full; None: all of a grid, else a fifth
     objective: str = "mia"
     choose_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     seed: int = 0
