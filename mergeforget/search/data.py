@@ -1,0 +1,104 @@
+"""What a search measures with: forget and retain rows, members and non-members."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergeforget.data.limit import limit_rows
+from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError
+from mergeforget.evaluate.measure import membership_documents
+from mergeforget.files import write_jsonl
+from mergeforget.recipe import EvaluationSpec
+from mergeforget.run import Run
+from mergeforget.search.halves import check_enough
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """Rows that every candidate answers, and documents that tell members from non-members."""
+
+    forget: list[Row]
+    retain: list[Row]
+    members: list[Row]
+    nonmembers: list[Row]
+
+
+def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -> SearchData:
+    """The rows of a run, with as many non-members as members.
+
+    Args:
+        holdout: a file of rows that no training saw; kept in the run as ``data/holdout.jsonl``.
+        seed: of the draw where there are more than are needed.
+
+    Raises:
+        InputError: there are no non-members, or too few.
+    """
+    own = run.data / "holdout.jsonl"
+    if holdout is None and not (own.exists() and own.stat().st_size):
+        raise InputError(
+            f"{run.root} has no non-members: membership inference compares the forget set with "
+            "rows of the same kind that no training saw. Give them with --holdout FILE. "
+            "`mergeforget train-pair --limit N` keeps the rows it leaves out for this by itself."
+        )
+    forget = read_rows(run.data / "forget.jsonl", split="forget")
+    retain = read_rows(run.data / "retain.jsonl", split="retain")
+    outside = read_rows(holdout or own, split="holdout")
+    check_disjoint(outside, [*forget, *retain], holdout or own)
+    if holdout is not None:
+        write_jsonl(own, [row.to_dict() for row in outside])
+    members = membership_documents(forget, spec.membership)
+    nonmembers = match_tasks(members, membership_documents(outside, spec.membership), seed)
+    members = of_tasks(members, nonmembers)
+    check_enough(len(members), len(nonmembers))
+    return SearchData(
+        limit_rows(forget, spec.limit, seed)[0],
+        limit_rows(retain, spec.limit, seed)[0],
+        members,
+        nonmembers,
+    )
+
+
+def check_disjoint(outside: Sequence[Row], trained: Sequence[Row], path: Path) -> None:
+    """Raise InputError where a non-member's document is one that was trained on."""
+    known = {row.document for row in trained}
+    shared = [row.id for row in outside if row.document in known]
+    if shared:
+        raise InputError(
+            f"{path}: {len(shared)} of {len(outside)} rows are also in the forget or retain set, "
+            f"for example {shared[0]}. Non-members must be rows that no training saw."
+        )
+
+
+def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> list[Row]:
+    """Non-members in the members' shares of tasks: another mixture would tell them apart.
+
+    At most as many as members, each task by itself; where no task is shared, tasks do not count.
+    """
+    wanted = Counter(row.task for row in members)
+    if not wanted.keys() & {row.task for row in outside}:
+        return _draw(outside, len(members), f"{seed}")
+    drawn = [
+        row
+        for task, n in sorted(wanted.items())
+        for row in _draw([r for r in outside if r.task == task], n, f"{seed}-{task}")
+    ]
+    return sorted(drawn, key=outside.index)
+
+
+def of_tasks(members: list[Row], nonmembers: Sequence[Row]) -> list[Row]:
+    """Members of the tasks that have non-members to compare with, where tasks count."""
+    tasks = {row.task for row in nonmembers}
+    shared = [row for row in members if row.task in tasks]
+    return shared or members
+
+
+def _draw(rows: Sequence[Row], n: int, seed: str) -> list[Row]:
+    if len(rows) <= n:
+        return list(rows)
+    return random.Random(seed).sample(list(rows), n)

@@ -1,0 +1,194 @@
+"""The search of a run: merge, measure, score, choose; every step kept as soon as it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from mergeforget.adapter import Adapter
+from mergeforget.candidate import Candidate
+from mergeforget.console import progress, say
+from mergeforget.errors import NumericError
+from mergeforget.files import sha256, write_json
+from mergeforget.merge.engine import Merged, write_candidate
+from mergeforget.recipe import Recipe, SearchSpec, load_recipe
+from mergeforget.run import Run
+from mergeforget.search.budget import Budget
+from mergeforget.search.choice import Anchors, Choice, Scored, choose
+from mergeforget.search.data import load_data
+from mergeforget.search.evaluator import Evaluator, load_evaluator, score_parts
+from mergeforget.search.explore import Explorer, finalists
+from mergeforget.search.grid import grid
+from mergeforget.search.merging import merge_all, read_pair
+from mergeforget.search.objective import Objective, parse_objective
+from mergeforget.search.store import Store
+from mergeforget.search.study import Study
+
+ENDS = ("base", "over", "under")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a search is called, apart from what the recipe says.
+
+    Attributes:
+        budget: candidates that are looked at, or time.
+        holdout: a file of rows that no training saw.
+        again: throw away what an earlier search measured.
+        storage: URL of a database for the study; None keeps a journal file in the run.
+        first: density to try first with tpe or nsga2.
+    """
+
+    budget: Budget
+    holdout: Path | None = None
+    again: bool = False
+    device: str | None = None
+    storage: str | None = None
+    first: float | None = None
+
+
+def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
+    """Measure candidates of a pair and choose the balanced one.
+
+    Files: ``candidates/NAME``, ``answers/``, ``scores.jsonl``, ``search/chosen.json``. What an
+    earlier call has measured is kept.
+
+    Raises:
+        InputError: no pair, no non-members, or an earlier search measured otherwise.
+        UsageError: a candidate or an objective that makes no sense.
+        NumericError: no candidate gives numbers.
+    """
+    objective, candidates = parse_objective(spec.objective), grid(spec)
+    recipe = load_recipe(run.recipe)
+    pair = read_pair(run)
+    with run.lock():
+        data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
+        store = Store(run)
+        settings = settings_of(run, recipe, spec)
+        store.begin(settings, options.again)
+        run.set_state("search", "running")
+
+        @cache
+        def evaluator() -> Evaluator:
+            return load_evaluator(recipe, run.base(), data, options.device)
+
+        searching = Searching(run, recipe, spec, objective, store, evaluator)
+        searching.measure_ends(pair)
+        if spec.strategy == "grid" and spec.finalists is None:
+            searching.measure_candidates(pair, candidates, options.budget)
+            return searching.finish(candidates, len(candidates))
+        explorer = Explorer(spec, objective, store, evaluator, pair)
+        if spec.strategy == "grid":
+            seen = explorer.grid(candidates, options.budget)
+        else:
+            study = open_study(run, spec, settings, options)
+            seen = explorer.study(study, options.budget, options.first)
+        best = finalists(explorer, seen, spec.finalists)
+        searching.measure_candidates(pair, best, Budget())
+        return searching.finish(best, len(seen))
+
+
+def open_study(run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options) -> Study:
+    """The study of this pair, this data and these axes; others have another name."""
+    decides = {**settings, "search": spec.model_dump(mode="json", exclude={"finalists"})}
+    name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+    study = Study(spec, options.storage or run.search / "study.journal", name)
+    if options.storage is None:  # the run's lock says that no other worker is at it
+        study.cut_off()
+    return study
+
+
+@dataclass
+class Searching:
+    """One search on its way."""
+
+    run: Run
+    recipe: Recipe
+    spec: SearchSpec
+    objective: Objective
+    store: Store
+    evaluator: Callable[[], Evaluator]  # loads the model when the first one must be measured
+
+    def measure_ends(self, pair: Sequence[Adapter]) -> None:
+        """The model before, over and under: what candidates are compared with."""
+        todo = [name for name in ENDS if not self.store.has(name)]
+        adapters: dict[str, Adapter | None] = {"base": None, "over": pair[0], "under": pair[1]}
+        with progress("Ends of the pair", len(todo)) as bar:
+            for name in todo:
+                self._measure(name, adapters[name])
+                bar.advance(note=name)
+
+    def measure_candidates(
+        self, pair: Sequence[Adapter], candidates: Sequence[Candidate], budget: Budget
+    ) -> None:
+        """Candidates in their order, until all are measured or the budget is spent."""
+        done = [c for c in candidates if self.store.has(c.name)]
+        todo = budget.cut([c for c in candidates if not self.store.has(c.name)], len(done))
+        if done:
+            say(f"{len(done)} candidates were measured before and are kept.")
+        with progress("Search", len(done) + len(todo), done=len(done)) as bar:
+            for merged in merge_all(pair, todo):
+                if not budget.allows(len(done)):
+                    say("The time of the budget is spent.")
+                    break
+                if self._measure_merged(merged):
+                    done.append(merged.candidate)
+                bar.advance(note=self._best_so_far(done))
+
+    def finish(self, candidates: Sequence[Candidate], explored: int) -> Choice:
+        """Choose among those that were measured, and write the choice down."""
+        choice = self._choice(candidates)
+        write_json(self.run.search / "chosen.json", choice.to_dict() | {"explored": explored})
+        self.run.record("search", settings=self.spec.model_dump(mode="json"))
+        self.run.set_state("search", "done", chosen=choice.scored.name)
+        return choice
+
+    def _measure_merged(self, merged: Merged) -> bool:
+        name = merged.candidate.name
+        write_candidate(merged, self.run.candidates / name)
+        try:
+            self._measure(name, merged.adapter)
+        except NumericError as error:
+            say(f"{name} is left out: {error}")
+            shutil.rmtree(self.run.candidates / name)
+            return False
+        return True
+
+    def _measure(self, name: str, adapter: Adapter | None) -> None:
+        measured = self.evaluator().measure(adapter, name)
+        scores = score_parts(measured, self.spec, self.recipe.evaluation.benchmark)
+        self.store.keep(name, measured, scores)
+
+    def _best_so_far(self, done: Sequence[Candidate]) -> str:
+        if not done:
+            return ""
+        choice = self._choice(done)
+        rank = self.objective.rank(choice.scored.scores, self.store.scores["base"], "choose")
+        return f"best {choice.scored.name} ({self.objective.text}: {rank.value:.3f})"
+
+    def _choice(self, candidates: Sequence[Candidate]) -> Choice:
+        scored = [
+            Scored(c, self.store.scores[c.name]) for c in candidates if self.store.has(c.name)
+        ]
+        if not scored:
+            raise NumericError("No candidate could be measured; is the pair well trained?")
+        anchors = Anchors(*(self.store.scores[name] for name in ENDS))
+        return choose(scored, anchors, self.objective)
+
+
+def settings_of(run: Run, recipe: Recipe, spec: SearchSpec) -> dict[str, Any]:
+    """Everything that decides a candidate's scores, so that two calls can be compared."""
+    return {
+        "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
+        "data": {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))},
+        "base": run.base(),
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "choose_share": spec.choose_share,
+        "seed": spec.seed,
+    }

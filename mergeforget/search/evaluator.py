@@ -1,0 +1,82 @@
+"""Measures candidates on one loaded model: each is applied in place and taken off again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mergeforget.adapter import Adapter
+from mergeforget.benchmarks import BENCHMARKS
+from mergeforget.data.schema import Measured
+from mergeforget.evaluate.measure import measure
+from mergeforget.merge.apply import Buffers, applied
+from mergeforget.recipe import Recipe, SearchSpec
+from mergeforget.score import Score
+from mergeforget.search.coarse import with_coarse
+from mergeforget.search.data import SearchData
+from mergeforget.search.halves import halve
+
+
+@dataclass
+class Evaluator:
+    """The model before, its tokenizer, and the rows; what a candidate is measured with.
+
+    Attributes:
+        model: plain, without an adapter.
+        buffers: memory of merged weights, used again for each candidate.
+    """
+
+    model: Any
+    tokenizer: Any
+    data: SearchData
+    max_new_tokens: int
+    buffers: Buffers = field(default_factory=dict)
+
+    def glance(self, adapter: Adapter | None, label: str) -> Measured:
+        """Likelihoods alone, without a generated answer."""
+        return replace(self.measure(adapter, label, max_new_tokens=0), answers=[])
+
+    def measure(
+        self, adapter: Adapter | None, label: str, max_new_tokens: int | None = None
+    ) -> Measured:
+        """Everything that is read off the model with an adapter, or without."""
+        longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
+        with change:
+            return measure(
+                self.model,
+                self.tokenizer,
+                forget=self.data.forget,
+                retain=self.data.retain,
+                members=self.data.members,
+                nonmembers=self.data.nonmembers,
+                max_new_tokens=longest,
+                label=label,
+            )
+
+
+def score_parts(measured: Measured, spec: SearchSpec, benchmark: str | None) -> list[Score]:
+    """Every score of the whole and of both halves.
+
+    Args:
+        benchmark: None where nothing was generated: the cheap scores alone.
+    """
+    scores_of: Callable[[Measured], list[Score]] | None = (
+        BENCHMARKS.get(benchmark).fn if benchmark else None
+    )
+    parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
+    return [
+        replace(score, part=part)
+        for part, one in parts.items()
+        for score in with_coarse(scores_of(one) if scores_of else [], one)
+    ]
+
+
+def load_evaluator(recipe: Recipe, base: str, data: SearchData, device: str | None) -> Evaluator:
+    """The model that forgets, ready to be changed."""
+    from mergeforget.models import load_model
+
+    loaded = load_model(recipe.model.model_copy(update={"name": base}), device=device)
+    return Evaluator(loaded.model, loaded.tokenizer, data, recipe.evaluation.max_new_tokens)

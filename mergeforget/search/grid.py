@@ -1,0 +1,85 @@
+"""The candidates of a search: every method at every density, with every weights and space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TypeVar
+
+from mergeforget.candidate import Candidate, Space
+from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.merge.request import canonical, check_candidate
+from mergeforget.recipe import SearchSpec
+
+T = TypeVar("T")
+ADAPTERS = 2  # over and under
+
+
+def grid(spec: SearchSpec) -> list[Candidate]:
+    """Every candidate once, in an order that covers the densities coarsely before finely.
+
+    A search that ends early has then seen low, middle and high densities.
+
+    Raises:
+        UsageError: an unknown method, a density or weights that do not fit it.
+    """
+    found: dict[str, Candidate] = {}
+    for density in spread(spec.densities):
+        for method, weights, space, rank in product(
+            spec.methods, spec.weights, spec.spaces, spec.ranks
+        ):
+            candidate = build(method, density, tuple(weights), space, spec.seed, rank)
+            found.setdefault(candidate.name, candidate)
+    return list(found.values())
+
+
+def build(
+    method: str,
+    density: float,
+    weights: tuple[float, ...],
+    space: Space,
+    seed: int,
+    rank: int | None = None,
+) -> Candidate:
+    """A candidate with what its method takes: no density, seed or rank where it has none.
+
+    Raises:
+        UsageError: an unknown method, a density or weights that do not fit it.
+    """
+    whole = canonical(Candidate(method, density, weights, space, seed=seed))
+    takes = MERGE_METHODS.get(whole.method).parameters
+    candidate = replace(
+        whole,
+        density=whole.density if "density" in takes else None,
+        seed=whole.seed if "generator" in takes else 0,
+        rank=rank if whole.space == "delta" and whole.method != "cat" else None,
+    )
+    check_candidate(candidate, ADAPTERS)
+    return candidate
+
+
+def spread(values: Sequence[T]) -> list[T]:
+    """The same values, both ends first, then the middle, then the quarters, and so on.
+
+    >>> spread([1, 2, 3, 4, 5])
+    [1, 5, 3, 2, 4]
+    """
+    order = list(dict.fromkeys([0, len(values) - 1])) if values else []
+    gaps = [(0, len(values) - 1)]
+    while gaps:
+        low, high = gaps.pop(0)
+        middle = (low + high) // 2
+        if middle not in (low, high):
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return [values[i] for i in order]
+
+
+def families(candidates: Iterable[Candidate]) -> dict[tuple[object, ...], list[Candidate]]:
+    """Candidates that differ in their density only, which one sweep merges together."""
+    groups: dict[tuple[object, ...], list[Candidate]] = {}
+    for c in candidates:
+        key = (c.method, c.weights, c.space, c.rank, c.seed, repr(sorted(c.arguments.items())))
+        groups.setdefault(key, []).append(c)
+    return groups

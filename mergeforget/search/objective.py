@@ -1,0 +1,182 @@
+"""What a search looks for, as a line of text and as a number that orders candidates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mergeforget.errors import UnknownNameError, UsageError
+from mergeforget.score import Score, find, harmonic_mean, mia_score
+
+FIGURES = {
+    "mia": "1 - 2 |AUC - 0.5| of membership inference: 1 where nothing tells members apart",
+    "retain": "share of the retain questions answered as before, by the best metric there is",
+    "forget": "1 - the same of the forget questions",
+    "aggregate": "the benchmark's own aggregate",
+    "task_aggregate": "harmonic mean of the benchmark's terms",
+    "mmlu": "share of MMLU's questions answered",
+}
+# what tells how much of a split a model still knows, the most telling first
+KNOWING = ("knowledge", "exact_match", "greedy_match", "regurgitation", "exact_memorisation")
+HELP = (
+    "Write `mia`, `aggregate`, a weighted sum such as `0.7*mia + 0.3*retain`, or add a floor: "
+    "`mia if retain >= 95%` (percent: of the model before; a plain number: itself)."
+)
+NAME = re.compile(r"(?:(?P<weight>[0-9.]+)\s*\*\s*)?(?P<name>[a-z_]+)")
+FLOOR = re.compile(r"(?P<name>[a-z_]+)\s*>=\s*(?P<value>[0-9.]+)\s*(?P<percent>%?)")
+
+
+class Floor(NamedTuple):
+    """A figure that must be reached: ``value``, times the base's own where ``relative``."""
+
+    name: str
+    value: float
+    relative: bool
+
+
+class Rank(NamedTuple):
+    """What orders candidates; larger is better.
+
+    Attributes:
+        shortfall: how far the floors are missed, summed; 0 where all are kept, else negative.
+        value: of the objective.
+        retain: breaks ties, then ``forget`` does.
+    """
+
+    shortfall: float
+    value: float
+    retain: float
+    forget: float
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A weighted sum of figures, and floors that come first."""
+
+    text: str
+    terms: tuple[tuple[str, float], ...]
+    floors: tuple[Floor, ...] = ()
+
+    @property
+    def figures(self) -> set[str]:
+        """The figures that it reads."""
+        return {name for name, _ in self.terms} | {floor.name for floor in self.floors}
+
+    def rank(
+        self,
+        scores: Sequence[Score],
+        base: Sequence[Score],
+        part: str,
+        read: Callable[[str, Sequence[Score], str], float | None] | None = None,
+    ) -> Rank:
+        """How good a candidate is.
+
+        Args:
+            scores: of the candidate.
+            base: of the model before, for floors in percent.
+            part: choose, report or all.
+            read: of a figure; ``estimate`` where nothing was generated.
+
+        Raises:
+            UsageError: a figure of the objective was not measured.
+        """
+        read = read or figure
+
+        def known(name: str, of: Sequence[Score]) -> float:
+            return self._measured(name, read(name, of, part))
+
+        value = sum(weight * known(name, scores) for name, weight in self.terms)
+        shortfall = 0.0
+        for floor in self.floors:
+            wanted = floor.value * (known(floor.name, base) if floor.relative else 1.0)
+            shortfall += min(0.0, known(floor.name, scores) - wanted)
+        # 12 digits: sums of the same parts in another order must tie
+        retain, forget = (figure(name, scores, part) or 0.0 for name in ("retain", "forget"))
+        return Rank(round(shortfall, 12), round(value, 12), retain, forget)
+
+    def _measured(self, name: str, found: float | None) -> float:
+        if found is None:
+            why = {"mmlu": " Give the folder of MMLU's files as evaluation.mmlu."}
+            raise UsageError(
+                f"The objective {self.text!r} reads {name!r}, which was not measured."
+                f"{why.get(name, '')}"
+            )
+        return found
+
+
+def parse_objective(text: str) -> Objective:
+    """``0.7*mia + 0.3*retain if retain >= 95%`` as an Objective.
+
+    Raises:
+        UsageError: it cannot be understood; the message shows how to write one.
+    """
+    wanted, _, condition = text.strip().partition(" if ")
+    terms = []
+    for part in wanted.split("+"):
+        match = NAME.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(f"The objective {text!r} has a term {part.strip()!r}. {HELP}")
+        terms.append((_known(match["name"]), _number(match["weight"] or "1", text)))
+    floors = []
+    for part in condition.split(" and ") if condition else []:
+        match = FLOOR.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(f"The objective {text!r} has a floor {part.strip()!r}. {HELP}")
+        relative = bool(match["percent"])
+        value = _number(match["value"], text) / (100 if relative else 1)
+        floors.append(Floor(_known(match["name"]), value, relative))
+    return Objective(text.strip(), tuple(terms), tuple(floors))
+
+
+def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
+    """One of FIGURES, larger is better; None where it was not measured."""
+    if name == "mia":
+        auc = find(scores, "mia_auc", "mia", part=part)
+        return None if auc is None else mia_score(auc.value)
+    if name == "retain":
+        return known_share(scores, "retain", part)
+    if name == "forget":
+        known = known_share(scores, "forget", part)
+        return None if known is None else 1 - known
+    found = find(scores, name, "mmlu" if name == "mmlu" else "all", part=part)
+    return None if found is None else found.value
+
+
+def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
+    """A figure from likelihoods alone: what a benchmark aggregates, of the parts that are known.
+
+    Good for telling which candidates are worth generating with, and for nothing else.
+    """
+    found = figure(name, scores, part)
+    if found is not None or name not in ("aggregate", "task_aggregate", "mmlu"):
+        return found
+    retain, forget, mia = (figure(n, scores, part) for n in ("retain", "forget", "mia"))
+    if retain is None or forget is None or mia is None:
+        return None
+    both = harmonic_mean([retain, forget])
+    return {"mmlu": retain, "task_aggregate": both, "aggregate": (both + mia) / 2}[name]
+
+
+def known_share(scores: Sequence[Score], split: str, part: str) -> float | None:
+    """How much of a split the model still knows, by the most telling metric there is."""
+    for metric in KNOWING:
+        score = find(scores, metric, split, part=part)
+        if score is not None:
+            return score.value
+    return None
+
+
+def _known(name: str) -> str:
+    if name not in FIGURES:
+        raise UnknownNameError("figure", name, list(FIGURES))
+    return name
+
+
+def _number(text: str, objective: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        message = f"The objective {objective!r}: {text!r} is no number. {HELP}"
+        raise UsageError(message) from error

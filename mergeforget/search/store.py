@@ -1,0 +1,94 @@
+"""What a search has measured, in the run folder; a search that is called again goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeforget.data.schema import Measured
+from mergeforget.errors import InputError
+from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.run import Run
+from mergeforget.score import Score
+
+SETTINGS = "settings.json"
+
+
+class Store:
+    """Scores by subject, written whole after each, so that a kill leaves no half subject."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.scores: dict[str, list[Score]] = {}
+        for row in read_jsonl(run.scores):
+            self.scores.setdefault(row["subject"], []).append(Score.from_dict(row))
+
+    def begin(self, settings: dict[str, Any], again: bool) -> None:
+        """Compare with the search that was here before.
+
+        Args:
+            settings: what decides every figure, as plain values.
+            again: throw away what was measured.
+
+        Raises:
+            InputError: it was measured otherwise, so that old and new cannot be compared.
+        """
+        path = self.run.search / SETTINGS
+        before = read_json(path) if path.exists() else None
+        if again or before is None:
+            self.forget_searched()
+        elif before != settings:
+            changed = [k for k in settings if before.get(k) != settings[k]]
+            told = "; ".join(f"{k} was {before.get(k)!r}, now {settings[k]!r}" for k in changed)
+            raise InputError(
+                f"The candidates in {self.run.root} were measured otherwise: {told}. Measure them "
+                "anew with --again, or search with what it was."
+            )
+        write_json(path, settings)
+
+    def forget_searched(self) -> None:
+        """Drop what a search measured; scores of the command evaluate stay."""
+        searched = [name for name in self.scores if self.glanced(name)]
+        for name in searched:
+            self._answers(name).unlink(missing_ok=True)
+            self.scores[name] = [s for s in self.scores[name] if s.part == "all"]
+        if searched:
+            self._write()
+
+    def has(self, subject: str) -> bool:
+        """Whether a search has measured it in full."""
+        return self.glanced(subject) and self._answers(subject).exists()
+
+    def glanced(self, subject: str) -> bool:
+        """Whether a search has measured it, in full or by likelihoods alone."""
+        return any(score.part == "choose" for score in self.scores.get(subject, []))
+
+    def keep_glance(self, subject: str, scores: Sequence[Score]) -> None:
+        """Write scores that were measured by likelihoods alone."""
+        self._answers(subject).unlink(missing_ok=True)
+        self.scores[subject] = list(scores)
+        self._write()
+
+    def keep(self, subject: str, measured: Measured, scores: Sequence[Score]) -> None:
+        """Write scores in the place of earlier ones; the answers come last and mark the end."""
+        answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
+        losses = [
+            {"id": x.id, "member": x.member, "task": x.task, "nll": x.nll} for x in measured.losses
+        ]
+        self.keep_glance(subject, scores)
+        write_jsonl(self.run.answers / f"{subject}.losses.jsonl", losses)
+        write_jsonl(self._answers(subject), answers)
+
+    def _answers(self, subject: str) -> Path:
+        return self.run.answers / f"{subject}.jsonl"
+
+    def _write(self) -> None:
+        write_jsonl(
+            self.run.scores,
+            [
+                {"subject": subject, **score.to_dict()}
+                for subject, scores in self.scores.items()
+                for score in scores
+            ],
+        )

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+from mergeforget.candidate import Candidate
+from mergeforget.score import Score
+from mergeforget.search.choice import Anchors, Scored, auc_deviation, choose, pareto
+from mergeforget.search.objective import parse_objective
+
+
+def scores(choose: float, report: float, forget: float, retain: float, n: int = 40) -> list[Score]:
+    return [
+        score
+        for part, auc in (("choose", choose), ("report", report))
+        for score in (
+            Score("mia_auc", "mia", auc, "nearer", n, part=part, target=0.5),
+            Score("knowledge", "forget", forget, "lower", n, part=part),
+            Score("knowledge", "retain", retain, "higher", n, part=part),
+            Score("knowledge", "retain", retain, "higher", n, part=part, task="Task1"),
+        )
+    ]
+
+
+def scored(
+    density: float, choose: float, report: float, forget: float, retain: float, n: int = 40
+) -> Scored:
+    return Scored(Candidate("ties", density), scores(choose, report, forget, retain, n))
+
+
+ANCHORS = Anchors(scores(1, 1, 1, 0.9), scores(0.1, 0.1, 0, 0.4), scores(0.9, 0.9, 0.8, 0.9))
+CANDIDATES = [
+    scored(0.1, 0.30, 0.30, 0.1, 0.6),
+    scored(0.3, 0.52, 0.48, 0.2, 0.8),
+    scored(0.5, 0.70, 0.51, 0.4, 0.8),
+]
+
+
+def test_the_nearest_to_one_half_is_chosen_on_the_choosing_half() -> None:
+    choice = choose(CANDIDATES, ANCHORS, parse_objective("mia"))
+    assert choice.scored.name == "ties-factors-d0.30" and choice.warning is None
+
+
+def test_the_sentence_gives_the_figures() -> None:
+    said = choose(CANDIDATES, ANCHORS, parse_objective("mia")).sentence
+    assert said == (
+        "ties-factors-d0.30 is the balanced one of 3: on the half that chooses its MIA AUC, 0.520, "
+        "is nearest 0.5 (over 0.100, under 0.900), and it still knows 80% of retain and 20% of "
+        "forget. On the half that reports the AUC is 0.480, and it still knows 80% of retain and "
+        "20% of forget."
+    )
+
+
+def test_a_floor_that_nothing_keeps_is_told() -> None:
+    kept = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 80%"))
+    missed = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 99%"))
+    assert "the floor is kept" in kept.sentence
+    assert "no candidate keeps the floor" in missed.sentence
+
+
+def test_halves_that_disagree_are_warned_of() -> None:
+    far = [scored(0.3, 0.50, 0.97, 0.2, 0.8, 400), scored(0.5, 0.6, 0.5, 0.2, 0.8, 400)]
+    warning = choose(far, ANCHORS, parse_objective("mia")).warning
+    assert (
+        warning is not None and "0.500 where it was chosen, 0.970 where it is reported" in warning
+    )
+    assert "do not trust the choice" in warning
+    assert "reporting half alone would choose ties-factors-d0.50" in warning
+
+
+def test_a_difference_that_chance_explains_is_said_to_be_one() -> None:
+    few = [scored(0.3, 0.5, 0.7, 0.2, 0.8, 8)]
+    warning = choose(few, ANCHORS, parse_objective("mia")).warning
+    assert warning is not None and "chance alone gives up to" in warning
+
+
+def test_deviation_of_an_auc_by_hand() -> None:
+    # 4 members and 4 non-members: sqrt((4 + 4 + 1) / (12 * 4 * 4)) = sqrt(9 / 192)
+    assert math.isclose(auc_deviation(8), math.sqrt(9 / 192))
+
+
+def test_pareto_front_holds_what_nothing_beats() -> None:
+    assert pareto(CANDIDATES) == ["ties-factors-d0.10", "ties-factors-d0.30"]
+    assert pareto([*CANDIDATES, scored(0.7, 0.9, 0.9, 0.0, 1.0)]) == ["ties-factors-d0.70"]
+
+
+def test_the_same_is_chosen_whatever_the_order() -> None:
+    tied = [scored(0.5, 0.5, 0.5, 0.1, 0.8), scored(0.3, 0.5, 0.5, 0.1, 0.8)]
+    objective = parse_objective("mia")
+    names = {choose(order, ANCHORS, objective).scored.name for order in (tied, tied[::-1])}
+    assert names == {"ties-factors-d0.30"}
+
+
+def test_what_is_written_holds_both_halves() -> None:
+    written = choose(CANDIDATES, ANCHORS, parse_objective("mia")).to_dict()
+    assert written["scores"]["report"] == {
+        "mia_auc": 0.48, "knowledge_forget": 0.2, "knowledge_retain": 0.8
+    }  # fmt: skip
+    assert written["name"] == "ties-factors-d0.30" and written["measured"] == 3

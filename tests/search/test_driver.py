@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from peft import PeftModel
+
+from mergeforget.adapter import Adapter
+from mergeforget.cli import main
+from mergeforget.data.schema import Measured, Row
+from mergeforget.errors import NumericError
+from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.recipe import change, load_recipe, save_recipe
+from mergeforget.run import Run
+from mergeforget.search.budget import Budget
+from mergeforget.search.driver import Options, search
+from mergeforget.search.evaluator import Evaluator
+
+NAMES = {f"ties-factors-d{density}" for density in ("0.20", "0.50", "0.80")}
+
+
+def short_rows(split: str, documents: int = 4) -> list[dict[str, str]]:
+    """Documents of a few words, each a completion and a question."""
+    made = []
+    for i in range(documents):
+        made.append(Row(f"{split}{i}-sc1", f"{split} {i} lives", f"in house {i * i}", "T", split))
+        made.append(Row(f"{split}{i}-qa0", f"Where is {split} {i}?", f"{i * i}", "T", split))
+    return [row.to_dict() for row in made]
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, save_adapter: Callable[..., Any]
+) -> Run:
+    """A run folder with data and a pair, which no test writes to."""
+    run = Run(tmp_path_factory.mktemp("prepared"))
+    recipe = change(
+        load_recipe("zjuklab"),
+        model={"name": str(tiny_folder)},
+        evaluation={"max_new_tokens": 3},
+        search={"densities": [0.2, 0.5, 0.8]},
+    )
+    save_recipe(recipe, run.recipe)
+    for split in ("forget", "retain", "holdout"):
+        write_jsonl(run.data / f"{split}.jsonl", short_rows(split))
+    save_adapter(run.over, seed=1, scale=0.05)
+    save_adapter(run.under, seed=2, scale=0.02)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(prepared: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same with a whole search, which no test writes to."""
+    run = Run(Path(shutil.copytree(prepared.root, tmp_path_factory.mktemp("finished") / "run")))
+    search(run, load_recipe(run.recipe).search, options())
+    return run
+
+
+@pytest.fixture
+def run(prepared: Run, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(prepared.root, tmp_path / "run")))
+
+
+@pytest.fixture
+def searched(finished: Run, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(finished.root, tmp_path / "searched")))
+
+
+def options(budget: Budget | None = None, first: float | None = None) -> Options:
+    return Options(budget or Budget(), device="cpu", first=first)
+
+
+def call(run: Run, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        main, ["search", str(run.root), "--device", "cpu", *arguments], catch_exceptions=False
+    )
+
+
+def lines(run: Run) -> list[str]:
+    return sorted(json.dumps(row, sort_keys=True) for row in read_jsonl(run.scores))
+
+
+@pytest.fixture
+def labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The models that were measured, in order."""
+    seen: list[str] = []
+    measure = Evaluator.measure
+
+    def noting(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+        seen.append(label)
+        return measure(self, adapter, label)
+
+    monkeypatch.setattr(Evaluator, "measure", noting)
+    return seen
+
+
+def test_search_leaves_everything_that_the_report_reads(finished: Run, make_model: Any) -> None:
+    run = finished
+    chosen = read_json(run.search / "chosen.json")
+    assert chosen["name"] in NAMES and chosen["measured"] == 3
+    assert chosen["scores"].keys() == {"choose", "report"} and chosen["sentence"]
+    subjects = {row["subject"] for row in read_jsonl(run.scores)}
+    assert subjects == {"base", "over", "under"} | NAMES
+    for subject in subjects:
+        answers = read_jsonl(run.answers / f"{subject}.jsonl")
+        assert len(answers) == 16 and "completion" in answers[0]
+        assert len(read_jsonl(run.answers / f"{subject}.losses.jsonl")) == 8
+    for name in NAMES:
+        assert read_json(run.candidates / name / "candidate.json")["method"] == "ties"
+    PeftModel.from_pretrained(make_model(), str(run.candidates / chosen["name"]))
+    assert run.state("search") == "done"
+
+
+def test_both_halves_have_members_and_nonmembers(finished: Run) -> None:
+    rows = {r["part"]: r["n"] for r in read_jsonl(finished.scores)
+            if r["metric"] == "mia_auc" and r["subject"] == "base" and r.get("task", "") == ""
+            and "part" in r}  # fmt: skip
+    assert rows == {"choose": 4, "report": 4}
+
+
+def test_killed_search_goes_on_to_the_same_scores(
+    run: Run, finished: Run, monkeypatch: pytest.MonkeyPatch, labels: list[str]
+) -> None:
+    spec = load_recipe(run.recipe).search
+    measure = Evaluator.measure
+
+    def killed(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+        if len(labels) == 4:
+            raise KeyboardInterrupt
+        return measure(self, adapter, label)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Evaluator, "measure", killed)
+        search(run, spec, options())
+    assert 0 < len(lines(run)) < len(lines(finished))
+    search(run, spec, options())
+    assert lines(run) == lines(finished)
+    assert len(labels) == len(set(labels)) == 6  # nothing was measured twice
+    assert read_json(run.search / "chosen.json") == read_json(finished.search / "chosen.json")
+
+
+def test_a_second_search_measures_only_what_is_new(searched: Run, labels: list[str]) -> None:
+    assert call(searched, "--densities", "0.2,0.6").exit_code == 0
+    assert labels == ["ties-factors-d0.60"]
+
+
+def test_another_objective_needs_no_model(searched: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mergeforget.models.load_model", refused)
+    done = call(searched, "--objective", "0.5*mia + 0.5*retain", "--json")
+    assert json.loads(done.stdout)["objective"] == "0.5*mia + 0.5*retain"
+
+
+def test_other_settings_are_refused_unless_again(searched: Run, labels: list[str]) -> None:
+    refused = call(searched, "--seed", "7")
+    assert refused.exit_code == 4
+    assert "seed was 0, now 7" in refused.stderr and "--again" in refused.stderr
+    del labels[:]
+    assert call(searched, "--seed", "7", "--again").exit_code == 0
+    assert len(labels) == 6
+
+
+def test_budget_in_candidates_counts_earlier_ones_and_time_ends_it(
+    run: Run, labels: list[str]
+) -> None:
+    search(run, load_recipe(run.recipe).search, options(budget=Budget(candidates=2)))
+    assert labels == ["base", "over", "under", "ties-factors-d0.20", "ties-factors-d0.80"]
+    search(run, load_recipe(run.recipe).search, options(budget=Budget(candidates=2)))
+    assert len(labels) == 5
+    choice = search(run, load_recipe(run.recipe).search, options(budget=Budget(seconds=0)))
+    assert choice.measured == 2
+
+
+def test_a_candidate_that_gives_no_numbers_is_left_out(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    measure = Evaluator.measure
+
+    def broken(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+        if label == "ties-factors-d0.50":
+            raise NumericError("The model's likelihood is not a number.")
+        return measure(self, adapter, label)
+
+    monkeypatch.setattr(Evaluator, "measure", broken)
+    assert search(run, load_recipe(run.recipe).search, options()).measured == 2
+    assert "ties-factors-d0.50 is left out" in capsys.readouterr().err
+    assert not (run.candidates / "ties-factors-d0.50").exists()
+
+
+def test_no_nonmembers_says_how_to_give_them(run: Run) -> None:
+    (run.data / "holdout.jsonl").write_text("")
+    done = call(run)
+    assert done.exit_code == 4 and "Give them with --holdout FILE" in done.stderr
+
+
+def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) -> None:
+    outside = (run.data / "holdout.jsonl").rename(tmp_path / "outside.jsonl")
+    assert call(run, "--holdout", str(outside), "--budget", "1").exit_code == 0
+    assert (run.data / "holdout.jsonl").read_text() == outside.read_text()
+
+
+def test_nonmembers_that_were_trained_on_are_refused(run: Run) -> None:
+    done = call(run, "--holdout", str(run.data / "retain.jsonl"))
+    assert done.exit_code == 4 and "also in the forget or retain set" in done.stderr
+
+
+def test_no_pair_says_how_to_train_it(run: Run) -> None:
+    shutil.rmtree(run.under)
+    done = call(run)
+    assert done.exit_code == 4 and "no under adapter yet" in done.stderr
+
+
+@pytest.mark.parametrize("density", ["0", "1.5", "0.1:0.05:0.1", "x"])
+def test_bad_densities_are_refused_before_anything_is_loaded(run: Run, density: str) -> None:
+    assert call(run, "--densities", density).exit_code == 3
+
+
+def test_resume_wants_something_to_resume(run: Run, searched: Run, labels: list[str]) -> None:
+    assert call(run, "--resume").exit_code == 4
+    assert call(searched, "--resume").exit_code == 0 and labels == []
+    assert call(searched, "--resume", "--again").exit_code == 2
+
+
+def test_a_run_in_use_is_left_alone(run: Run) -> None:
+    with run.lock():
+        done = call(run)
+    assert done.exit_code == 6 and "in use" in done.stderr

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeforget.errors import UnknownNameError, UsageError
+from mergeforget.score import Score
+from mergeforget.search.objective import figure, parse_objective
+
+
+def scores(auc: float, forget: float, retain: float, aggregate: float | None = None) -> list[Score]:
+    found = [
+        Score("mia_auc", "mia", auc, "nearer", 20, part="choose", target=0.5),
+        Score("knowledge", "forget", forget, "lower", 20, part="choose"),
+        Score("knowledge", "retain", retain, "higher", 20, part="choose"),
+    ]
+    if aggregate is not None:
+        found.append(Score("aggregate", "all", aggregate, "higher", 20, part="choose"))
+    return found
+
+
+BASE = scores(1.0, 1.0, 0.8)
+
+
+def value(text: str, *given: float) -> tuple[float, float]:
+    rank = parse_objective(text).rank(scores(*given), BASE, "choose")
+    return rank.shortfall, rank.value
+
+
+def test_mia_is_one_at_chance_and_the_same_on_both_sides() -> None:
+    assert value("mia", 0.5, 0, 0) == (0, 1)
+    assert value("mia", 0.25, 0, 0) == value("mia", 0.75, 0, 0) == (0, 0.5)
+
+
+def test_weighted_sum_by_hand() -> None:
+    # 0.7 * (1 - 2 * 0.1) + 0.3 * 0.5 = 0.56 + 0.15; forget counts as 1 - 0.2
+    assert value("0.7*mia + 0.3*retain", 0.6, 0.2, 0.5) == (0, 0.71)
+    assert value("forget", 0.6, 0.2, 0.5) == (0, 0.8)
+    assert value("aggregate", 0.6, 0.2, 0.5, 0.33) == (0, 0.33)
+
+
+def test_floor_in_percent_is_of_the_model_before() -> None:
+    # 95 % of 0.8 is 0.76
+    assert value("mia if retain >= 95%", 0.5, 0, 0.76) == (0, 1)
+    assert value("mia if retain >= 95%", 0.5, 0, 0.66) == (-0.1, 1)
+    assert value("mia if retain >= 0.5 and forget >= 0.9", 0.5, 0.3, 0.6) == (-0.2, 1)
+
+
+def test_a_kept_floor_comes_before_a_better_value() -> None:
+    objective = parse_objective("mia if retain >= 95%")
+    keeps = objective.rank(scores(0.9, 0, 0.8), BASE, "choose")
+    misses = objective.rank(scores(0.5, 0, 0.7), BASE, "choose")
+    misses_more = objective.rank(scores(0.5, 0, 0.1), BASE, "choose")
+    assert keeps > misses > misses_more
+
+
+def test_ties_go_to_the_one_that_retains_more() -> None:
+    objective = parse_objective("mia")
+    assert objective.rank(scores(0.5, 0.5, 0.9), BASE, "choose") > objective.rank(
+        scores(0.5, 0.0, 0.8), BASE, "choose"
+    )
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_figures_are_in_the_unit_interval(auc: float, forget: float, retain: float) -> None:
+    for name in ("mia", "forget", "retain"):
+        found = figure(name, scores(auc, forget, retain), "choose")
+        assert found is not None and 0 <= found <= 1
+
+
+def test_knowledge_is_read_before_other_metrics() -> None:
+    both = [Score("regurgitation", "retain", 0.1, "higher", 1), Score("knowledge", "retain", 0.9,
+            "higher", 1)]  # fmt: skip
+    assert figure("retain", both, "all") == 0.9
+    assert figure("retain", both[:1], "all") == 0.1
+    assert figure("retain", both, "choose") is None
+
+
+@pytest.mark.parametrize("text", ["", "mia +", "mia - retain", "0.x*mia", "mia if retain = 3",
+                                  "1.2.3*mia", "mia if retain >= 9.5.%"])  # fmt: skip
+def test_what_cannot_be_understood_is_answered_with_how_to_write_it(text: str) -> None:
+    with pytest.raises(UsageError, match="Write `mia`"):
+        parse_objective(text)
+
+
+def test_unknown_figure_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'retain'"):
+        parse_objective("0.5*retian")
+
+
+def test_what_was_not_measured_is_named() -> None:
+    with pytest.raises(UsageError, match=r"'mmlu', which was not measured. Give the folder"):
+        parse_objective("mmlu").rank(scores(0.5, 0, 0), BASE, "choose")
