@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +22,8 @@ class Candidate:
         rank: of the result, in delta space; None keeps the largest of the inputs.
         seed: of the methods that draw at random.
         arguments: further arguments of the method.
+        by_module: what differs by module or depth: settings by ``density``, ``weights`` (a list,
+            one setting per adapter) or an argument's name, see ``merge.by_module``.
     """
 
     method: str
@@ -29,6 +33,7 @@ class Candidate:
     rank: int | None = None
     seed: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
+    by_module: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -47,6 +52,9 @@ class Candidate:
         if self.seed:
             parts.append(f"s{self.seed}")
         parts += [f"{k}={v}" for k, v in sorted(self.arguments.items())]
+        if self.by_module:
+            text = json.dumps(self.by_module, sort_keys=True)
+            parts.append("by" + hashlib.sha256(text.encode()).hexdigest()[:8])
         return "-".join(parts).replace("/", "_")
 
     def to_dict(self) -> dict[str, Any]:

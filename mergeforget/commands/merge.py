@@ -52,6 +52,15 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
     "--weights", callback=numbers, metavar="W,W,...", help="One per adapter.  [default: 1 each]"
 )
 @click.option(
+    "--density-by",
+    multiple=True,
+    metavar="FILTER=D",
+    help="Density of modules whose name holds FILTER; 0.9..0.3 goes from first to last layer.",
+)
+@click.option(
+    "--weights-by", multiple=True, metavar="FILTER=W,W,...", help="Weights of such modules."
+)
+@click.option(
     "--space",
     type=click.Choice(["factors", "delta"]),
     default="factors",
@@ -205,7 +214,24 @@ def _candidate(options: dict[str, Any], n: int, weight: float = 1.0) -> Candidat
         arguments[name.strip()] = yaml.safe_load(value)
     weights = options["weights"] or (weight,) * n
     chosen = {key: options[key] for key in ("method", "density", "space", "rank", "seed")}
-    return Candidate(**chosen, weights=weights, arguments=arguments)
+    by_module = _by_module(options, n)
+    return Candidate(**chosen, weights=weights, arguments=arguments, by_module=by_module)
+
+
+def _by_module(options: dict[str, Any], n: int) -> dict[str, Any]:
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.by_module import parse
+
+    settings: dict[str, Any] = {}
+    for key, count in (("density_by", 1), ("weights_by", n)):
+        rows = [parse(text) for text in options[key]]
+        for pattern, values in rows:
+            if len(values) != count:
+                raise UsageError(f"{pattern}: {len(values)} values are given, {count} are wanted.")
+        found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
+        if rows:
+            settings[key.removesuffix("_by")] = found[0] if key == "density_by" else found
+    return settings
 
 
 def _text(merged: Merged, folder: Path) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.merge.blockwise import in_memory, merge_whole
+from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
 from mergeforget.merge.lowrank import Cut, Svd, cut_dense, cut_factors
 from mergeforget.merge.methods import traits
@@ -120,8 +121,11 @@ def sweep(
     modules = modules_to_merge(adapters, how.modules)
     check_ranks(adapters, modules, candidate)
 
+    depth = depth_of(modules)
+
     def merge(module: str) -> list[Part]:
-        return merge_module(module, adapters, candidates, how)
+        here = [at_module(one, module, depth[module]) for one in candidates]
+        return merge_module(module, adapters, here, how)
 
     with ThreadPoolExecutor(how.threads or os.cpu_count() or 1) as pool:
         parts = list(pool.map(merge, modules))

@@ -16,6 +16,7 @@ from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, NumericError, UsageError, suggest
 from mergeforget.merge.blockwise import merge_blocks
+from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from mergeforget.merge.engine import How, merge_adapters, products
 from mergeforget.merge.inputs import check_adapters, modules_to_merge, some
@@ -97,10 +98,13 @@ def fold_adapters(
         step = Candidate("linear", weights=(1.0,), space="delta")
     with open_checkpoint(base) as model:
         targets = {_target(model, name, adapters).name: name for name in names}
+        depth = depth_of(names)
         jobs = []
         for info in model.tensors.values():
             if info.name in targets:
-                one = _fold_job(model, info, targets[info.name], adapters, step, output)
+                module = targets[info.name]
+                here = at_module(step, module, depth[module])
+                one = _fold_job(model, info, module, adapters, here, output)
             else:
                 one = _kept_job(model, info, output)
             jobs.append(one)
@@ -135,9 +139,10 @@ def merge_models(
         origin = stack.enter_context(open_checkpoint(base)) if base else None
         first = origin or opened[0]
         check_same_tensors([first, *opened])
+        depth = depth_of(first.tensors)
         jobs = [
-            _model_job(first, info, opened, origin, candidate, output)
-            for info in first.tensors.values()
+            _model_job(first, i, opened, origin, at_module(candidate, n, depth[n]), output)
+            for n, i in first.tensors.items()
         ]
         inputs = [_checkpoint_id(c) for c in [first, *opened]]
         return _write(out, jobs, inputs, first, candidate, output)

@@ -21,6 +21,8 @@ from mergeforget.merge.chance import Chance
 Tensor = Any  # numpy.ndarray or torch.Tensor
 Sign = Literal["total", "count"]
 Rescale = Literal["density", "l1", "none"]
+Vote = Literal["unweighted", "weighted"]
+Divide = Literal["count", "weights", "none"]
 
 
 class Cut(NamedTuple):
@@ -215,16 +217,26 @@ def total(stack: Tensor) -> Tensor:
     return summed
 
 
-def weighted_sum(stack: Tensor, weights: Tensor) -> Tensor:
-    """``sum_i weights[i] * stack[i]``, (*shape)."""
-    return total(stack * column(weights, stack))
+def weighted_sum(
+    stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
+) -> Tensor:
+    """``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``, 0 counting as 1."""
+    return total(stack * column(weights * scale_of(weights, normalize, scale), stack))
+
+
+def scale_of(weights: Tensor, normalize: bool, scale: float) -> float:
+    """``scale``, with ``normalize`` over the sum of the weights (0 counts as 1)."""
+    shares = float(weights.sum()) if normalize else 1.0
+    return scale / (shares if abs(shares) >= 1e-8 else 1.0)
 
 
 def disjoint_mean(
     stack: Tensor,
     weights: Tensor,
     agree: Tensor,
-    divide: Literal["count", "weights", "none"] = "count",
+    *,
+    divide: Divide = "count",
+    scale: float = 1.0,
 ) -> Tensor:
     """Average, at each place, the weighted entries that agree with the elected sign.
 
@@ -234,6 +246,7 @@ def disjoint_mean(
         agree: Boolean, (n, *shape), from ``elect``.
         divide: by the number that agree, at least 1 (PEFT, the paper); by the sum of their
             weights, 0 counting as 1 (mergekit's ``normalize``); or not at all.
+        scale: multiplies the result (mergekit's ``lambda``).
 
     Returns:
         (*shape)
@@ -241,15 +254,114 @@ def disjoint_mean(
     Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "disjoint merge".
     """
     summed = total(stack * column(weights, stack) * agree)
-    if divide == "none":
-        return summed
     if divide == "count":
-        count = total(agree * column(weights * 0 + 1, stack))
-        return summed / count.clip(1)
-    if divide != "weights":
+        summed = summed / total(agree * column(weights * 0 + 1, stack)).clip(1)
+    elif divide == "weights":
+        shares = total(agree * column(weights, stack))
+        summed = summed / (shares + (shares == 0))
+    elif divide != "none":
         raise UsageError(f"divide is {divide!r}; it must be one of count, weights, none.")
-    shares = total(agree * column(weights, stack))
-    return summed / (shares + (shares == 0))
+    return summed if scale == 1 else summed * scale
+
+
+def consensus(
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    sign: Sign = "total",
+    vote: Vote = "unweighted",
+    divide: Divide = "count",
+    scale: float = 1.0,
+) -> Tensor:
+    """Elect a sign at each place and average the entries that have it, (*shape).
+
+    Args:
+        vote: ``unweighted`` elects before weighting (PEFT, the paper), ``weighted`` after it
+            (mergekit): then a large or negative weight decides which sign wins.
+
+    The other arguments are those of ``elect`` and ``disjoint_mean``.
+    """
+    if vote not in ("unweighted", "weighted"):
+        raise UsageError(f"vote is {vote!r}; it must be unweighted or weighted.")
+    voters = stack if vote == "unweighted" else stack * column(weights, stack)
+    return disjoint_mean(stack, weights, elect(voters, sign), divide=divide, scale=scale)
+
+
+def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
+    """Drop the largest ``gamma`` share of each tensor, keep the next ``density`` share.
+
+    Args:
+        stack: (n, *shape)
+        density: in (0, 1]; ``int(density * numel)`` entries are kept, fewer where too few are left.
+        gamma: in [0, 1); ``int(gamma * numel)`` entries are dropped as outliers.
+
+    Returns:
+        Same shape, dtype and device. Of entries equal in magnitude at a cut those of the lowest
+        index count as the larger ones.
+
+    Source: Model Breadcrumbs, arXiv:2312.06795.
+    """
+    check_density(density)
+    if not 0 <= gamma < 1:
+        raise UsageError(f"gamma is {gamma}, but it is a share of outliers and must be in [0, 1).")
+    flat = stack.reshape(len(stack), -1)
+    numel = flat.shape[1]
+    top, kept = int(gamma * numel), max(1, int(density * numel))
+    above = min(numel, top + kept)
+    result = library(stack).empty_like(flat)
+    for i, tensor in enumerate(flat):
+        magnitude = abs(tensor)
+        cuts = find_cuts(magnitude, [above, top] if top else [above])
+        mask = _kept(magnitude, cuts[0], 0)
+        result[i] = tensor * (mask & ~_kept(magnitude, cuts[1], 0) if top else mask)
+    return result.reshape(stack.shape)
+
+
+def magprune(
+    stack: Tensor, density: float, epsilon: float, chance: Chance, *, rescale: Rescale = "l1"
+) -> Tensor:
+    """Drop entries at random, the small ones of each row more often, then make up for it.
+
+    Args:
+        stack: (n, rows, columns)
+        density: the mean probability of keeping an entry, in (0, 1).
+        epsilon: the smallest entry of a row is kept with probability ``density - epsilon``, the
+            largest with ``density + epsilon``, linear in the rank between; both in (0, 1).
+
+    Returns:
+        Same shape, dtype and device.
+
+    Source: DELLA-Merging, arXiv:2406.11617, MAGPRUNE. Of entries equal in magnitude the one of
+        the higher index ranks higher.
+    """
+    check_density(density)
+    if density == 1:
+        return stack
+    low, high = density - epsilon, density + epsilon
+    if not (0 < low <= high < 1):
+        raise UsageError(
+            f"density {density:g} and epsilon {epsilon:g} give keep probabilities from {low:g} to "
+            f"{high:g}; both must lie in (0, 1). Choose a smaller epsilon, --set epsilon=0.05."
+        )
+    kept = library(stack).empty_like(stack)
+    columns = stack.shape[-1]
+    for i, tensor in enumerate(stack):
+        ranks = _ranks(abs(tensor).reshape(-1, columns))  # from 0
+        share = ranks / max(1, columns - 1) if columns > 1 else ranks * 0 + 0.5
+        drawn = like(chance.uniform(i, tensor.reshape(-1).shape[0]), tensor)
+        mask = drawn.reshape(tensor.shape) < like(low + share * (high - low), tensor).reshape(
+            tensor.shape
+        )
+        kept[i] = tensor * mask
+    return rescaled(kept, stack, density, rescale)
+
+
+def _ranks(magnitude: Tensor) -> Tensor:
+    """Rank of each entry in its row, ascending from 0, (rows, columns)."""
+    if isinstance(magnitude, np.ndarray):
+        return magnitude.argsort(-1, kind="stable").argsort(-1, kind="stable")
+    order = magnitude.argsort(dim=-1, stable=True)
+    return order.argsort(dim=-1, stable=True)
 
 
 def column(weights: Tensor, stack: Tensor) -> Tensor:

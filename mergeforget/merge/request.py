@@ -22,17 +22,21 @@ PEFT_TYPES = {
     "dare_ties_svd": "dare_ties",
     "magnitude_prune_svd": "magnitude_prune",
 }
+IN_FACTORS = set(PEFT_TYPES.values())  # methods that PEFT applies to A and B apart
+FACTOR_ARGUMENTS = {"sign", "rescale"}  # scales and shares of weights are not those of the product
 GIVEN = ("density", "chance")  # what the engine gives a method; the rest are arguments
 
 
 def canonical(candidate: Candidate) -> Candidate:
-    """The candidate with PEFT's spellings resolved: ``ties_svd`` is ``ties`` in delta space."""
+    """The candidate with PEFT's spellings resolved: ``ties_svd`` is ``ties`` in delta space.
+
+    A method that has no meaning on factors is one of delta space.
+    """
     method = candidate.method.replace("-", "_")
-    if method == "cat":
-        return replace(candidate, method=method, space="delta")
     if method in PEFT_TYPES:
         return replace(candidate, method=PEFT_TYPES[method], space="delta")
-    return replace(candidate, method=method)
+    space = candidate.space if method in IN_FACTORS else "delta"
+    return replace(candidate, method=method, space=space)
 
 
 def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
@@ -65,6 +69,13 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
         if name in candidate.arguments:
             raise UsageError(f"{name} is no argument of a method; give it by its own option.")
     entry.check_arguments(candidate.arguments)
+    _check_by_module(candidate, entry)
+    for name in {*candidate.arguments, *candidate.by_module} - {"density", "weights"}:
+        if candidate.space == "factors" and name not in FACTOR_ARGUMENTS:
+            raise UsageError(
+                f"In factor space {name} would act on A and on B, which is not what it says of "
+                "their product: add --space delta."
+            )
     return entry
 
 
@@ -80,3 +91,26 @@ def check_ranks(adapters: Sequence[Adapter], modules: Sequence[str], candidate: 
                 f"In factor space ranks must be equal, but {module} has rank {found}. Merge the "
                 "products instead with --space delta."
             )
+
+
+def _check_by_module(candidate: Candidate, entry: Entry[Any]) -> None:
+    """Raise UsageError for a setting by module that the method or the adapters do not take."""
+    for key, setting in candidate.by_module.items():
+        if key == "weights":
+            if not isinstance(setting, list) or len(setting) != len(candidate.weights):
+                raise UsageError(f"Weights by module must be {len(candidate.weights)} settings.")
+        elif key == "density" and "density" not in entry.parameters:
+            raise UsageError(f"{entry.name} keeps every entry; it takes no density.")
+        elif key != "density":
+            entry.check_arguments({key: None})
+        for value in _numbers(setting) if key == "density" else ():
+            check_density(value)
+
+
+def _numbers(setting: Any) -> list[float]:
+    """Every number of a setting, see ``by_module``."""
+    if isinstance(setting, dict):
+        return _numbers(setting.get("value"))
+    if isinstance(setting, list):
+        return [number for one in setting for number in _numbers(one)]
+    return [setting] if isinstance(setting, int | float) else []

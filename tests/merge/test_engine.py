@@ -168,6 +168,7 @@ def test_candidate_json_holds_the_recipe_and_the_report(
         (Candidate("ties", 0.5, rank=4), UsageError, "--space delta"),
         (Candidate("ties", 0.5, arguments={"sing": "count"}), UsageError, "Did you mean 'sign'"),
         (Candidate("ties", 0.5, arguments={"density": 1}), UsageError, "its own option"),
+        (Candidate("ties", 0.5, arguments={"scale": 2}), UsageError, "--space delta"),
     ],
 )
 def test_a_candidate_that_does_not_fit_is_refused(

@@ -54,8 +54,8 @@ def test_ties_is_the_example_of_the_specification() -> None:
     assert MERGE_METHODS.get("ties").fn(stack, weights, density=1.0) == [-1.5]
     # weighted, 2 - 1.5 > 0: plus wins: 2 * 1 = 2, over its weight 2 when normalised
     agree = elect(stack * weights[:, None])
-    assert disjoint_mean(stack, weights, agree, "none") == [2.0]
-    assert disjoint_mean(stack, weights, agree, "weights") == [1.0]
+    assert disjoint_mean(stack, weights, agree, divide="none") == [2.0]
+    assert disjoint_mean(stack, weights, agree, divide="weights") == [1.0]
 
 
 @given(stacks(), densities)
@@ -128,7 +128,7 @@ def test_unknown_ways_are_refused() -> None:
     with pytest.raises(UsageError, match="total or count"):
         elect(stack, "majority")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="count, weights, none"):
-        disjoint_mean(stack, weights, elect(stack), "mean")  # type: ignore[arg-type]
+        disjoint_mean(stack, weights, elect(stack), divide="mean")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="density, l1, none"):
         drop(stack, 0.5, Chance(0, ""), rescale="l2")  # type: ignore[arg-type]
 

@@ -59,8 +59,10 @@ def merge_method(
 
 def traits(name: str, arguments: Mapping[str, Any] | None = None) -> Traits:
     """What the engine may do with a method, given its arguments."""
-    MERGE_METHODS.get(name)
+    entry = MERGE_METHODS.get(name)
     found = _TRAITS[name]
-    if (arguments or {}).get("rescale") == "l1":  # a norm of the whole tensor
+    rescale = entry.parameters.get("rescale")
+    chosen = (arguments or {}).get("rescale", rescale.default if rescale else None)
+    if chosen == "l1":  # a norm of the whole tensor
         return Traits(True, found.coefficients, found.base)
     return found

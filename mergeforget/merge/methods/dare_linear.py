@@ -7,7 +7,7 @@ from mergeforget.merge.methods import merge_method
 from mergeforget.merge.ops import Rescale, Tensor, drop, weighted_sum
 
 
-@merge_method("dare_linear", source="DARE, arXiv:2311.03099")
+@merge_method("dare_linear", source="DARE, arXiv:2311.03099; PEFT; mergekit")
 def dare_linear(
     stack: Tensor,
     weights: Tensor,
@@ -15,6 +15,12 @@ def dare_linear(
     density: float,
     chance: Chance,
     rescale: Rescale = "density",
+    normalize: bool = False,
+    scale: float = 1.0,
 ) -> Tensor:
-    """Keep each entry with probability ``density``, rescale, add up: ``sum_i w_i drop(x_i)``."""
-    return weighted_sum(drop(stack, density, chance, rescale=rescale), weights)
+    """Keep each entry with probability ``density``, rescale, add up: ``sum_i w_i drop(x_i)``.
+
+    The defaults are PEFT's; ``rescale=l1`` is mergekit.
+    """
+    dropped = drop(stack, density, chance, rescale=rescale)
+    return weighted_sum(dropped, weights, normalize=normalize, scale=scale)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Rescale, Sign, Tensor, disjoint_mean, drop, elect
+from mergeforget.merge.ops import Divide, Rescale, Sign, Tensor, Vote, consensus, drop
 
 
-@merge_method("dare_ties", source="DARE, arXiv:2311.03099, with TIES's election")
+@merge_method("dare_ties", source="DARE, arXiv:2311.03099, with TIES's election; PEFT; mergekit")
 def dare_ties(
     stack: Tensor,
     weights: Tensor,
     *,
     density: float,
     chance: Chance,
-    sign: Sign = "total",
     rescale: Rescale = "density",
+    sign: Sign = "total",
+    vote: Vote = "unweighted",
+    divide: Divide = "count",
+    scale: float = 1.0,
 ) -> Tensor:
-    """Keep entries at random and rescale, elect a sign at each place, average what has it."""
+    """Keep entries at random and rescale, elect a sign at each place, average what has it.
+
+    The defaults are PEFT's; ``rescale=l1``, ``vote=weighted``, ``divide=none`` is mergekit.
+    """
     dropped = drop(stack, density, chance, rescale=rescale)
-    return disjoint_mean(dropped, weights, elect(dropped, sign))
+    return consensus(dropped, weights, sign=sign, vote=vote, divide=divide, scale=scale)

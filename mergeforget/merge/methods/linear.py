@@ -5,24 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, weighted_sum
+from mergeforget.merge.ops import Tensor, scale_of, weighted_sum
 
 
-def as_given(gram: Any, weights: Tensor) -> Tensor:
-    """The weights themselves."""
-    return weights
+def scaled(gram: Any, weights: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Tensor:
+    """What each input is multiplied by, (n,)."""
+    return weights * scale_of(weights, normalize, scale)
 
 
 @merge_method(
     "linear",
-    source="Editing Models with Task Arithmetic, arXiv:2212.04089; PEFT",
-    coefficients=as_given,
+    source="Editing Models with Task Arithmetic, arXiv:2212.04089; PEFT; mergekit",
+    coefficients=scaled,
     base="either",
 )
-def linear(stack: Tensor, weights: Tensor) -> Tensor:
-    """Add up the weighted deltas: ``sum_i w_i x_i``.
+def linear(
+    stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
+) -> Tensor:
+    """Add up what is weighted: ``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``.
 
     In factor space this is PEFT's ``linear``, whose product has cross terms between the adapters;
-    in delta space it is PEFT's ``svd``.
+    in delta space it is PEFT's ``svd`` and mergekit's ``task_arithmetic``. On models without a
+    base and with ``normalize`` it is mergekit's ``linear``.
     """
-    return weighted_sum(stack, weights)
+    return weighted_sum(stack, weights, normalize=normalize, scale=scale)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Sign, Tensor, disjoint_mean, elect, trim
+from mergeforget.merge.ops import Divide, Sign, Tensor, Vote, consensus, trim
 
 
-@merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT's order of the steps")
-def ties(stack: Tensor, weights: Tensor, *, density: float, sign: Sign = "total") -> Tensor:
+@merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT; mergekit")
+def ties(
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    density: float,
+    sign: Sign = "total",
+    vote: Vote = "unweighted",
+    divide: Divide = "count",
+    scale: float = 1.0,
+) -> Tensor:
     """Keep the largest entries, elect a sign at each place, average the entries that have it.
 
-    The sign is elected before weighting, as PEFT does: a weight changes how much an adapter adds,
-    not which sign wins.
+    The defaults are PEFT's: the sign is elected before weighting, so that a weight changes how
+    much an adapter adds and not which sign wins. ``vote=weighted``, ``divide=weights`` is mergekit.
     """
     trimmed = trim(stack, density)
-    return disjoint_mean(trimmed, weights, elect(trimmed, sign))
+    return consensus(trimmed, weights, sign=sign, vote=vote, divide=divide, scale=scale)

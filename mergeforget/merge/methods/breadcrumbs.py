@@ -1,0 +1,21 @@
+"""Drop outliers and small entries, then add up."""
+
+from __future__ import annotations
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor, outliers, weighted_sum
+
+
+@merge_method("breadcrumbs", source="Model Breadcrumbs, arXiv:2312.06795; mergekit", whole=True)
+def breadcrumbs(
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    density: float,
+    gamma: float = 0.01,
+    normalize: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """Drop the largest ``gamma`` share, keep the next ``density`` share, add up."""
+    kept = outliers(stack, density, gamma)
+    return weighted_sum(kept, weights, normalize=normalize, scale=scale)

@@ -1,0 +1,25 @@
+"""Drop outliers and small entries, elect a sign, add up what agrees."""
+
+from __future__ import annotations
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Divide, Sign, Tensor, Vote, consensus, outliers
+
+
+@merge_method(
+    "breadcrumbs_ties", source="arXiv:2312.06795 with TIES's election; mergekit", whole=True
+)
+def breadcrumbs_ties(
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    density: float,
+    gamma: float = 0.01,
+    sign: Sign = "total",
+    vote: Vote = "weighted",
+    divide: Divide = "none",
+    scale: float = 1.0,
+) -> Tensor:
+    """Drop the largest ``gamma`` share, keep the next ``density`` share, add up what agrees."""
+    kept = outliers(stack, density, gamma)
+    return consensus(kept, weights, sign=sign, vote=vote, divide=divide, scale=scale)

@@ -1,0 +1,18 @@
+"""Keep what several tasks rely on."""
+
+from __future__ import annotations
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor, column, total, weighted_sum
+
+
+@merge_method("consensus", source="TALL-masks and Consensus Merging, arXiv:2405.07813")
+def consensus(stack: Tensor, weights: Tensor, *, ratio: float = 0.4, agreeing: int = 2) -> Tensor:
+    """Add up the weighted changes where at least ``agreeing`` of them matter; zero elsewhere.
+
+    Change i matters where ``|x_i| >= ratio * |sum_j x_j - x_i|``: entries that serve one task only
+    (selfish) or none (catastrophic) are dropped.
+    """
+    rest = abs(total(stack) - stack)
+    matters = total((abs(stack) >= ratio * rest) * column(weights * 0 + 1, stack))
+    return weighted_sum(stack, weights) * (matters >= agreeing)

@@ -1,0 +1,30 @@
+"""Drop at random, small entries more often, elect a sign, average what agrees."""
+
+from __future__ import annotations
+
+from mergeforget.merge.chance import Chance
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Divide, Rescale, Sign, Tensor, Vote, consensus, magprune
+
+
+@merge_method("della", source="DELLA-Merging, arXiv:2406.11617; mergekit")
+def della(
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    density: float,
+    chance: Chance,
+    epsilon: float = 0.15,
+    rescale: Rescale = "l1",
+    sign: Sign = "total",
+    vote: Vote = "weighted",
+    divide: Divide = "weights",
+    scale: float = 1.0,
+) -> Tensor:
+    """Drop entries at random by their rank in the row, rescale, elect a sign, average what has it.
+
+    The defaults are mergekit's; the paper keeps with ``density -+ epsilon`` too, and rescales each
+    entry by its own probability.
+    """
+    kept = magprune(stack, density, epsilon, chance, rescale=rescale)
+    return consensus(kept, weights, sign=sign, vote=vote, divide=divide, scale=scale)

@@ -1,0 +1,24 @@
+"""Drop at random, small entries more often, then add up."""
+
+from __future__ import annotations
+
+from mergeforget.merge.chance import Chance
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Rescale, Tensor, magprune, weighted_sum
+
+
+@merge_method("della_linear", source="DELLA-Merging, arXiv:2406.11617; mergekit")
+def della_linear(
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    density: float,
+    chance: Chance,
+    epsilon: float = 0.15,
+    rescale: Rescale = "l1",
+    normalize: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """Drop entries at random by their rank in the row, rescale, add up."""
+    kept = magprune(stack, density, epsilon, chance, rescale=rescale)
+    return weighted_sum(kept, weights, normalize=normalize, scale=scale)

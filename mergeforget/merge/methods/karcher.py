@@ -1,0 +1,59 @@
+"""The mean on the sphere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor
+from mergeforget.merge.spherical import combine
+
+
+def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
+    """What each input is multiplied by.
+
+    Every direction that occurs lies in the span of the inputs, so it is kept as its coefficients
+    over the unit vectors, and lengths and angles come from their inner products.
+    """
+    found = gram()
+    lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
+    there = lengths > 1e-12
+    if not there.any():
+        return np.zeros(len(found))
+    scale = np.where(there, lengths, 1.0)
+    cosines = found / scale[:, None] / scale[None, :]  # (n, n)
+    shares = np.asarray(weights, np.float64) * there
+    shares = shares / shares.sum()
+    mean = _unit(shares, cosines)
+    for _ in range(max_iter):
+        angles = np.arccos(np.clip(cosines @ mean, -1, 1))
+        pull = shares * np.divide(
+            angles, np.sin(angles), out=np.ones_like(angles), where=angles > tol
+        )
+        tangent = pull - float(pull @ np.cos(angles)) * mean
+        step = np.sqrt(max(0.0, tangent @ cosines @ tangent))
+        if step < tol:
+            break
+        mean = _unit(np.cos(step) * mean + np.sin(step) / step * tangent, cosines)
+    return float(shares @ lengths) * mean / scale
+
+
+def _unit(x: Any, cosines: Any) -> Any:
+    return x / np.sqrt(max(float(x @ cosines @ x), 1e-24))
+
+
+@merge_method(
+    "karcher",
+    source="Karcher 1977, Riemannian center of mass; mergekit",
+    whole=True,
+    coefficients=coefficients,
+    base="either",
+)
+def karcher(stack: Tensor, weights: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
+    """Average directions on the sphere and lengths on the line, weighted.
+
+    The mean direction has the least sum of squared angles; mergekit weighs all inputs alike.
+    """
+    return combine(stack, lambda g: coefficients(g, weights, max_iter=max_iter, tol=tol))

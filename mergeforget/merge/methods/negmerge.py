@@ -1,0 +1,16 @@
+"""Keep only what all agree on."""
+
+from __future__ import annotations
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor, weighted_sum
+
+
+@merge_method("negmerge", source="NegMerge, arXiv:2410.05583, section 3.2")
+def negmerge(stack: Tensor, weights: Tensor) -> Tensor:
+    """Average the weighted entries where every change has one sign; zero elsewhere.
+
+    Made for forgetting by negation: give negative weights to changes learned on the forget set.
+    """
+    unanimous = (stack > 0).all(0) | (stack < 0).all(0)
+    return weighted_sum(stack, weights) * unanimous / len(stack)

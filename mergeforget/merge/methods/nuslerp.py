@@ -1,0 +1,32 @@
+"""Slerp whose place on the arc follows from the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mergeforget.errors import UsageError
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor
+from mergeforget.merge.spherical import arc, combine
+
+
+def coefficients(gram: Any, weights: Tensor) -> Tensor:
+    """What each of the two is multiplied by."""
+    found = gram()
+    if len(found) != 2:
+        raise UsageError(f"nuslerp goes from one to another; {len(found)} are given.")
+    shares = float(weights.sum())
+    t = float(weights[1]) / shares if abs(shares) >= 1e-6 else 0.5
+    lengths = np.sqrt(np.maximum(np.diag(found), 0.0)).clip(1e-8)
+    cosine = float(np.clip(found[0, 1] / (lengths[0] * lengths[1]), -1, 1))
+    return arc(t, cosine, line=1 - cosine * cosine <= 1e-16)
+
+
+@merge_method(
+    "nuslerp", source="mergekit, NuSLERP", whole=True, coefficients=coefficients, base="either"
+)
+def nuslerp(stack: Tensor, weights: Tensor) -> Tensor:
+    """Interpolate two tensors along an arc, ``w_2 / (w_1 + w_2)`` of the way."""
+    return combine(stack, lambda gram: coefficients(gram, weights))

@@ -1,0 +1,17 @@
+"""Average over those that moved a parameter."""
+
+from __future__ import annotations
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor, column, total
+
+
+@merge_method("ram", source="Reinforced Agent Merging, mergekit 0.1.5")
+def ram(stack: Tensor, weights: Tensor, *, epsilon: float = 1e-5) -> Tensor:
+    """Average, at each place, the weighted entries larger than ``epsilon``; one alone stays whole.
+
+    A plain mean would halve what only one of two models learned.
+    """
+    moved = abs(stack) > epsilon
+    count = total(moved * column(weights * 0 + 1, stack))
+    return total(stack * column(weights, stack) * moved) / count.clip(1)

@@ -1,0 +1,41 @@
+"""Go from one change to another on an arc."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mergeforget.errors import UsageError
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.ops import Tensor
+from mergeforget.merge.spherical import arc, combine
+
+COLINEAR = 0.9995  # cosine from which on the arc is taken for a line
+
+
+def coefficients(gram: Any, weights: Tensor, *, t: float = 0.5) -> Tensor:
+    """What each of the two is multiplied by."""
+    found = gram()
+    if len(found) != 2:
+        raise UsageError(f"slerp goes from one to another; {len(found)} are given.")
+    lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
+    lengths = np.where(lengths > 1e-8, lengths, 1.0)
+    cosine = found[0, 1] / (lengths[0] * lengths[1])
+    return arc(t, cosine, line=abs(cosine) > COLINEAR) * np.asarray(weights, np.float64)
+
+
+@merge_method(
+    "slerp",
+    source="Shoemake 1985, Animating rotation with quaternion curves; mergekit",
+    whole=True,
+    coefficients=coefficients,
+    base="either",
+)
+def slerp(stack: Tensor, weights: Tensor, *, t: float = 0.5) -> Tensor:
+    """Interpolate two tensors along the arc between their directions, ``t`` of the way.
+
+    ``sin((1 - t) a) / sin(a) * x_1 + sin(t a) / sin(a) * x_2``, a the angle between them; each is
+    then multiplied by its weight, 1 as a rule.
+    """
+    return combine(stack, lambda gram: coefficients(gram, weights, t=t))

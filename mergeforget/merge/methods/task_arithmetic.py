@@ -1,0 +1,19 @@
+"""The weighted sum of changes, under mergekit's name."""
+
+from __future__ import annotations
+
+from mergeforget.merge.methods import merge_method
+from mergeforget.merge.methods.linear import scaled
+from mergeforget.merge.ops import Tensor, weighted_sum
+
+
+@merge_method(
+    "task_arithmetic",
+    source="Editing Models with Task Arithmetic, arXiv:2212.04089; mergekit",
+    coefficients=scaled,
+)
+def task_arithmetic(
+    stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
+) -> Tensor:
+    """Add up the weighted changes: ``scale * sum_i w_i x_i``; a negative weight takes one away."""
+    return weighted_sum(stack, weights, normalize=normalize, scale=scale)
