@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else None
         raise InputError(f"{folder / CONFIG} describes {kind!r}; only LORA adapters are read.")
+    for fault in _faults(config):
+        raise InputError(f"{folder / CONFIG} is malformed: {fault}.")
     return config
 
 
@@ -189,6 +191,28 @@ def check_same_base(adapters: list[Adapter]) -> None:
                     f"{module} is {here} in {first.name!r} and {there} in {other.name!r}: they "
                     "were trained on different base models."
                 )
+
+
+def _faults(config: dict[str, Any]) -> Iterator[str]:
+    """What in a config would make its scaling mean nothing."""
+    import re
+
+    if not _is_number(config.get("lora_alpha", 1)):
+        yield f"lora_alpha is {config['lora_alpha']!r}, and must be a number"
+    for name in ("alpha_pattern", "rank_pattern"):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
+            yield f"{name} is {pattern!r}, and must give a number for each pattern"
+            continue
+        for key in pattern:
+            try:
+                re.compile(key)
+            except re.error as error:
+                yield f"{name} holds {key!r}, which is no regular expression ({error})"
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _split(key: str) -> tuple[str, str]:

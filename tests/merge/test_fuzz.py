@@ -1,0 +1,142 @@
+"""Malformed files of every kind: only our own errors come out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mergeforget.adapter import read_adapter
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError, MergeforgetError
+from mergeforget.merge.checkpoint import open_checkpoint, read_header
+from mergeforget.merge.engine import merge_adapters
+
+WEIGHTS = "adapter_model.safetensors"
+quick = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.text(max_size=5) | st.just("F32"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["dtype", "shape", "data_offsets", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=8,
+)
+
+
+def read(folder: Path) -> None:
+    """Read and merge an adapter; an error of ours is an answer, any other fails the test."""
+    try:
+        adapter = read_adapter(folder)
+        merge_adapters([adapter, adapter], Candidate("ties", 0.5))
+    except MergeforgetError as error:
+        assert str(error)
+
+
+@pytest.fixture
+def adapter(write_lora: Callable[..., Path]) -> Path:
+    return write_lora("adapter", modules={"model.layers.0.mlp.up_proj": (4, 3)})
+
+
+@quick
+@given(
+    cut=st.integers(0, 2000), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 255)))
+)
+def test_a_file_cut_off_or_damaged(adapter: Path, cut: int, flips: list[tuple[int, int]]) -> None:
+    path = adapter / WEIGHTS
+    whole = path.read_bytes()
+    data = bytearray(whole[: max(0, len(whole) - cut)])
+    for place, bits in flips:
+        if place < len(data):
+            data[place] ^= bits
+    path.write_bytes(data)
+    read(adapter)
+    try:
+        read_header(path)
+    except InputError as error:
+        assert "truncated or not a safetensors" in str(error)
+    path.write_bytes(whole)
+
+
+@quick
+@given(header=st.dictionaries(st.text(max_size=8), values, max_size=3), body=st.binary(max_size=40))
+def test_a_header_of_any_content(tmp_path: Path, header: dict[str, Any], body: bytes) -> None:
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    try:
+        with open_checkpoint(tmp_path) as model:
+            for info in model.tensors.values():
+                model.read(info)
+    except MergeforgetError as error:
+        assert str(error)
+
+
+@quick
+@given(
+    config=st.dictionaries(
+        st.sampled_from(
+            ["peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora",
+             "target_modules", "base_model_name_or_path", "init_lora_weights", "bias"]
+        ),
+        values,
+    )
+)  # fmt: skip
+def test_a_config_of_any_content(adapter: Path, config: dict[str, Any]) -> None:
+    plain = {"peft_type": "LORA", "r": 3, "lora_alpha": 6}
+    (adapter / "adapter_config.json").write_text(json.dumps(plain | config))
+    read(adapter)
+
+
+@pytest.mark.parametrize(
+    "place", ["../other.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin", ""]
+)
+def test_an_index_that_leads_elsewhere_is_refused(
+    tiny_folder: Path, tmp_path: Path, place: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "model.safetensors").rename(tmp_path / "other.safetensors")
+    index = {"weight_map": {"model.norm.weight": place}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="of the folder itself only"):
+        open_checkpoint(folder).__enter__()
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "no weight_map"),
+        ('{"weight_map": {"a": "absent.safetensors"}}', "which is missing"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(tmp_path: Path, index: str, words: str) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError, match=words):
+        open_checkpoint(tmp_path).__enter__()
+
+
+def test_a_folder_of_pickles_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(InputError, match="pickles, which are not read"):
+        open_checkpoint(tmp_path).__enter__()
+
+
+def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
+    facts = '{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
+    text = f'{{"a": {facts}, "a": {facts}}}'.encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(InputError, match="appears twice"):
+        read_header(path)
