@@ -104,6 +104,8 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
 )
 @click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core]")
 @click.option("--device", default="cpu", show_default=True, help="For whole models: cpu or cuda.")
+@click.option("--config", type=FOLDER, help="A mergekit configuration to run instead.")
+@click.option("--print-mergekit", is_flag=True, help="Print the merge of --model for mergekit.")
 @click.option("--out", type=FOLDER, help="Folder to write.  [default: RUN/candidates/NAME]")
 @json_option
 def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -> None:
@@ -114,7 +116,9 @@ def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -
     writes the base with the merged change as a plain model folder. With --model it merges whole
     models, block by block. An interrupted --full or --model goes on when started again.
     """
-    if options["models"]:
+    if options["config"]:
+        _config(out, as_json, options)
+    elif options["models"]:
         _models(out, as_json, options)
     elif options["full"]:
         _full(run, out, as_json, options)
@@ -155,11 +159,44 @@ def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
 
     if options["adapters"]:
         raise UsageError("Give --adapter or --model, not both.")
+    share = 1.0 if options["base"] else 1 / len(options["models"])  # of a mean, without a base
+    candidate = _candidate(options, len(options["models"]), share)
+    if options["print_mergekit"]:
+        _print_mergekit(candidate, options)
+        return
     base = locate(options["base"]) if options["base"] else None
     models = [locate(str(model)) for model in options["models"]]
-    share = 1.0 if base else 1 / len(models)  # without a base the weights of a mean
-    candidate = _candidate(options, len(models), share)
     _tell(merge_models(models, base, candidate, _named(out), _output(options)), as_json)
+
+
+def _print_mergekit(candidate: Candidate, options: dict[str, Any]) -> None:
+    import yaml
+
+    from mergeforget.merge.mergekit_bridge import to_config
+
+    names = [str(model) for model in options["models"]]
+    config = to_config(candidate, names, options["base"], options["dtype"])
+    click.echo(yaml.safe_dump(config, sort_keys=False), nl=False)
+
+
+def _config(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
+    from dataclasses import replace
+
+    from mergeforget.merge.full import merge_models
+    from mergeforget.merge.mergekit_bridge import read_config, run_mergekit
+    from mergeforget.models import locate
+
+    out = _named(out)
+    request = read_config(options["config"])
+    if isinstance(request, str):
+        run_mergekit(options["config"], out, request)
+        emit({"folder": str(out), "engine": "mergekit"}, f"{out}: merged by mergekit", as_json)
+        return
+    output = replace(_output(options), dtype=request.dtype)
+    candidate = replace(request.candidate, seed=options["seed"])
+    base = locate(request.base) if request.base else None
+    models = [locate(model) for model in request.models]
+    _tell(merge_models(models, base, candidate, out, output), as_json)
 
 
 def _named(out: Path | None) -> Path:

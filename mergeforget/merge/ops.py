@@ -292,8 +292,9 @@ def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
 
     Args:
         stack: (n, *shape)
-        density: in (0, 1]; ``int(density * numel)`` entries are kept, fewer where too few are left.
-        gamma: in [0, 1); ``int(gamma * numel)`` entries are dropped as outliers.
+        density: in (0, 1]; ``int(density * numel)`` entries are kept, at least 1.
+        gamma: in [0, 1); ``int(gamma * numel)`` entries are dropped as outliers, fewer where the
+            density needs them.
 
     Returns:
         Same shape, dtype and device. Of entries equal in magnitude at a cut those of the lowest
@@ -306,8 +307,9 @@ def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
         raise UsageError(f"gamma is {gamma}, but it is a share of outliers and must be in [0, 1).")
     flat = stack.reshape(len(stack), -1)
     numel = flat.shape[1]
-    top, kept = int(gamma * numel), max(1, int(density * numel))
-    above = min(numel, top + kept)
+    kept = kept_count(density, numel)
+    top = min(int(gamma * numel), numel - kept)
+    above = top + kept
     result = library(stack).empty_like(flat)
     for i, tensor in enumerate(flat):
         magnitude = abs(tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,3 +124,18 @@ def test_models_are_merged_by_name(tiny_folder: Path, tmp_path: Path) -> None:
     done = call(*words, "--out", tmp_path / "m", "--max-memory", "lots")
     assert done.exit_code == 2 and "not a size" in done.output
     assert "not both" in call(*words, "--adapter", "x", "--out", tmp_path / "m").output
+
+
+def test_a_configuration_of_mergekit_is_run_and_printed(tiny_folder: Path, tmp_path: Path) -> None:
+    words: list[str | Path] = ["--base", tiny_folder, "--density", "0.5"]
+    for name in ("one", "two"):
+        words += ["--model", shutil.copytree(tiny_folder, tmp_path / name)]
+    assert "--set vote=weighted" in call(*words, "--print-mergekit").output
+    words += ["--set", "vote=weighted", "--set", "divide=weights"]
+    printed = call(*words, "--print-mergekit")
+    assert printed.exit_code == 0 and "merge_method: ties" in printed.stdout
+    (tmp_path / "config.yml").write_text(printed.stdout)
+    done = call("--config", tmp_path / "config.yml", "--out", tmp_path / "m", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["candidate"]["method"] == "ties"
+    assert (tmp_path / "m" / "model.safetensors").exists()

@@ -1,0 +1,294 @@
+"""mergekit's configurations, read and written; the only file that imports mergekit.
+
+A configuration whose method and options our engine has is run by it: streamed, threaded, with
+random methods that depend on the seed and the tensor alone. Anything else is run by mergekit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergeforget.candidate import Candidate
+from mergeforget.console import say
+from mergeforget.errors import InputError, MergeforgetError, UsageError
+from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.merge.request import canonical
+
+TASK = {"normalize": "normalize", "lambda": "scale"}
+VOTED = {"normalize": "divide", "lambda": "scale"}
+RANDOM = {"rescale": "rescale", "density": "density"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of mergekit as one of ours.
+
+    Attributes:
+        name: ours.
+        parameters: mergekit's name -> our argument.
+        defaults: mergekit's defaults, where ours differ.
+        fixed: arguments that mergekit's method always has.
+    """
+
+    name: str
+    parameters: Mapping[str, str]
+    defaults: Mapping[str, Any]
+    fixed: Mapping[str, Any]
+
+
+DIVIDE = {True: "weights", False: "none"}
+RESCALE = {True: "l1", False: "none"}
+WEIGHTED = {"vote": "weighted"}
+METHODS = {
+    "linear": Method("linear", {"normalize": "normalize"}, {"normalize": True}, {}),
+    "task_arithmetic": Method("task_arithmetic", TASK, {}, {}),
+    "ties": Method("ties", VOTED | {"density": "density"}, {"normalize": True}, WEIGHTED),
+    "dare_ties": Method(
+        "dare_ties", VOTED | RANDOM, {"normalize": False, "rescale": True}, WEIGHTED
+    ),
+    "dare_linear": Method("dare_linear", TASK | RANDOM, {"rescale": True}, {}),
+    "breadcrumbs": Method("breadcrumbs", TASK | {"density": "density", "gamma": "gamma"}, {}, {}),
+    "breadcrumbs_ties": Method(
+        "breadcrumbs_ties",
+        VOTED | {"density": "density", "gamma": "gamma"},
+        {"normalize": False},
+        WEIGHTED,
+    ),
+    "della": Method(
+        "della",
+        VOTED | RANDOM | {"epsilon": "epsilon"},
+        {"normalize": True, "rescale": True},
+        WEIGHTED,
+    ),
+    "della_linear": Method(
+        "della_linear", TASK | RANDOM | {"epsilon": "epsilon"}, {"rescale": True}, {}
+    ),
+    "sce": Method("sce", {"select_topk": "select_topk"}, {}, {}),
+    "slerp": Method("slerp", {"t": "t"}, {}, {}),
+    "karcher": Method("karcher", {"max_iter": "max_iter", "tol": "tol"}, {}, {}),
+    "model_stock": Method("model_stock", {}, {}, {}),
+    "ram": Method("ram", {"epsilon": "epsilon"}, {}, {}),
+}
+ON_MODELS = {"linear", "slerp", "karcher"}  # they act on the models, not on differences
+PER_MODEL = {"weight", "density", "gamma", "epsilon"}
+KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
+DTYPES = {"float32", "float16", "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A configuration that our engine runs.
+
+    Attributes:
+        dtype: of the output, or ``auto``.
+    """
+
+    models: list[str]
+    base: str | None
+    candidate: Candidate
+    dtype: str
+
+
+class _TheirsOnlyError(Exception):
+    """Our engine has not what a configuration asks for; says what."""
+
+
+def read_config(path: Path) -> Request | str:
+    """A configuration as a merge of ours, or why only mergekit can run it.
+
+    Raises:
+        InputError: the file is no configuration of mergekit.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict) or "merge_method" not in config:
+        raise InputError(f"{path} is no configuration of mergekit: it names no merge_method.")
+    try:
+        return _request(config)
+    except _TheirsOnlyError as reason:
+        return str(reason)
+
+
+def run_mergekit(path: Path, out: Path, why: str) -> None:
+    """Run a configuration through mergekit.
+
+    Raises:
+        MergeforgetError: mergekit refuses it, in its words.
+    """
+    say(f"mergekit runs this configuration, since {why}.")
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    try:
+        config = MergeConfiguration.model_validate(yaml.safe_load(path.read_text()))
+        run_merge(config, str(out), MergeOptions(quiet=True))
+    except Exception as error:
+        raise MergeforgetError(f"mergekit could not run {path}: {error}") from error
+
+
+def to_config(
+    candidate: Candidate, models: list[str], base: str | None, dtype: str = "auto"
+) -> dict[str, Any]:
+    """A merge of models as a configuration of mergekit.
+
+    Raises:
+        UsageError: mergekit has no such method, or not with these arguments.
+    """
+    candidate = canonical(candidate)
+    name = "linear" if candidate.method == "linear" and base is None else candidate.method
+    name = "task_arithmetic" if name == "linear" and base else name
+    if name not in METHODS:
+        raise UsageError(f"mergekit has no {name}. It has: {', '.join(METHODS)}.")
+    _check_expressible(candidate)
+    shared = {ours: theirs for theirs, ours in METHODS[name].parameters.items()}
+    parameters: dict[str, Any] = {}
+    given = _defaults(candidate) | candidate.arguments
+    for ours, value in given.items():
+        if ours in shared and shared[ours] not in PER_MODEL:
+            parameters[shared[ours]] = _theirs(ours, value)
+    for ours, setting in candidate.by_module.items():
+        if ours in shared and shared[ours] not in PER_MODEL:
+            parameters[shared[ours]] = setting
+    if name == "linear" and not candidate.arguments.get("normalize"):
+        parameters["normalize"] = False
+    config: dict[str, Any] = {"merge_method": name}
+    if base is not None or name == "slerp":
+        config["base_model"] = base or models[0]
+    settings = {k: v for k, v in given.items() if shared.get(k) in PER_MODEL}
+    config["models"] = [
+        {"model": model, "parameters": _of_model(candidate, i, settings)}
+        for i, model in enumerate(models)
+    ]
+    if parameters:
+        config["parameters"] = parameters
+    return config | ({} if dtype == "auto" else {"dtype": dtype})
+
+
+def _request(config: dict[str, Any]) -> Request:
+    name = str(config["merge_method"])
+    if name not in METHODS:
+        raise _TheirsOnlyError(f"our engine has no method {name}")
+    for key in sorted(set(config) - KNOWN_KEYS):
+        raise _TheirsOnlyError(f"our engine does not read {key}")
+    dtype = config.get("out_dtype") or config.get("dtype") or "auto"
+    if dtype not in DTYPES | {"auto"}:
+        raise _TheirsOnlyError(f"our engine does not write {dtype}")
+    base = config.get("base_model")
+    rows = [_model(row) for row in config.get("models") or []]
+    if name in ON_MODELS:
+        if name == "slerp":
+            rows.sort(key=lambda row: row[0] != base)  # it goes from the base to the other
+        base = None
+    else:
+        rows = [row for row in rows if row[0] != base]
+    if not rows:
+        raise _TheirsOnlyError("no model is listed under models")
+    return Request([row[0] for row in rows], base, _candidate(name, config, rows), str(dtype))
+
+
+def _model(row: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(row, dict) or not isinstance(row.get("model"), str) or "+" in row["model"]:
+        raise _TheirsOnlyError("a model is not given by its plain name")
+    return row["model"], dict(row.get("parameters") or {})
+
+
+def _candidate(
+    name: str, config: dict[str, Any], rows: list[tuple[str, dict[str, Any]]]
+) -> Candidate:
+    method, shared = METHODS[name], dict(config.get("parameters") or {})
+    arguments: dict[str, Any] = dict(method.fixed)
+    by_module: dict[str, Any] = {}
+    known = {*method.parameters, "weight", "int8_mask"}
+    for key in {*shared, *(k for _, own in rows for k in own)} - known:
+        raise _TheirsOnlyError(f"our {method.name} takes no {key}")
+    for theirs, ours in method.parameters.items():
+        setting = _common(theirs, shared, rows, method.defaults.get(theirs))
+        if setting is None:
+            continue
+        if isinstance(setting, list | dict):
+            if theirs in ("normalize", "rescale"):
+                raise _TheirsOnlyError(f"{theirs} differs by tensor")
+            by_module[ours] = setting
+        else:
+            arguments[ours] = _ours(ours, setting)
+    weights = [own.get("weight", shared.get("weight", 1.0)) for _, own in rows]
+    plain = tuple(float(w) if isinstance(w, int | float) else 1.0 for w in weights)
+    if any(isinstance(w, list | dict) for w in weights):
+        by_module["weights"] = weights
+    density = arguments.pop("density", None)
+    if "density" in method.parameters and density is None:
+        density = 1.0
+    usual = {key: one.default for key, one in MERGE_METHODS.get(method.name).parameters.items()}
+    told = {key: value for key, value in arguments.items() if usual[key] != value}
+    return Candidate(method.name, density, plain, "delta", arguments=told, by_module=by_module)
+
+
+def _common(
+    key: str, shared: dict[str, Any], rows: list[tuple[str, dict[str, Any]]], default: Any
+) -> Any:
+    """The one setting that all models share."""
+    found = [own.get(key, shared.get(key, default)) for _, own in rows]
+    if any(one != found[0] for one in found):
+        raise _TheirsOnlyError(f"{key} differs between the models")
+    return found[0]
+
+
+def _ours(argument: str, value: Any) -> Any:
+    if argument == "divide":
+        return DIVIDE[bool(value)]
+    return RESCALE[bool(value)] if argument == "rescale" else value
+
+
+def _theirs(argument: str, value: Any) -> Any:
+    if argument == "divide":
+        return value == "weights"
+    return value == "l1" if argument == "rescale" else value
+
+
+def _defaults(candidate: Candidate) -> dict[str, Any]:
+    """What our method does where nothing is said and mergekit's does something else."""
+    takes = MERGE_METHODS.get(candidate.method).parameters
+    return {key: takes[key].default for key in ("divide", "rescale", "normalize") if key in takes}
+
+
+def _check_expressible(candidate: Candidate) -> None:
+    takes = MERGE_METHODS.get(candidate.method).parameters
+    given = {key: takes[key].default for key in takes} | candidate.arguments
+    wanted = {"vote": ("weighted",), "divide": ("weights", "none"), "rescale": ("l1", "none")}
+    for key, allowed in wanted.items():
+        if key in takes and given[key] not in allowed:
+            raise UsageError(
+                f"mergekit's {candidate.method} has no {key}={given[key]}; it can be told "
+                f"--set {key}={allowed[0]}."
+            )
+    if given.get("sign", "total") != "total":
+        raise UsageError("mergekit elects signs by total only.")
+
+
+def _of_model(candidate: Candidate, i: int, settings: dict[str, Any]) -> dict[str, Any]:
+    weights = candidate.by_module.get("weights")
+    found: dict[str, Any] = {"weight": candidate.weights[i]}
+    if weights:
+        found["weight"] = _with_rest(weights[i], candidate.weights[i])
+    if candidate.density is not None:
+        by_module = candidate.by_module.get("density")
+        plain = candidate.density
+        found["density"] = _with_rest(by_module, plain) if by_module else plain
+    return found | settings
+
+
+def _with_rest(setting: Any, rest: float) -> Any:
+    """A setting by filters, with the value of what no filter matches."""
+    if isinstance(setting, list) and isinstance(setting[0], dict):
+        return [*setting, {"value": rest}]
+    return setting

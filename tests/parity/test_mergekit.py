@@ -1,0 +1,212 @@
+"""Parity with mergekit 0.1.5: configurations run by both, and its sparsifiers draw for draw."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError, UsageError
+from mergeforget.merge.chance import Chance
+from mergeforget.merge.full import Output, merge_models
+from mergeforget.merge.mergekit_bridge import (
+    METHODS,
+    ON_MODELS,
+    Request,
+    read_config,
+    run_mergekit,
+    to_config,
+)
+from mergeforget.merge.ops import drop, magprune, outliers, trim
+
+RANDOM = {"dare_ties", "dare_linear", "della", "della_linear"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any]) -> list[Path]:
+    """A base and two models that differ from it, float32."""
+    root = tmp_path_factory.mktemp("models")
+    folders = []
+    for seed, name in enumerate(("base", "one", "two")):
+        model = make_model()
+        torch.manual_seed(seed)
+        if seed:
+            for parameter in model.parameters():
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        model.save_pretrained(root / name)
+        folders.append(root / name)
+    return folders
+
+
+def configuration(name: str, models: list[Path], **parameters: Any) -> dict[str, Any]:
+    base, one, two = map(str, models)
+    config: dict[str, Any] = {"merge_method": name, "dtype": "float32"}
+    takes = METHODS[name].parameters
+    density = {"density": 0.6} if "density" in takes else {}
+    weights = ({"weight": 0.7}, {"weight": -0.4}) if name != "karcher" else ({}, {})
+    if name in ("sce", "slerp", "model_stock", "ram"):
+        weights = ({}, {})
+    config["models"] = [
+        {"model": one, "parameters": density | weights[0]},
+        {"model": two, "parameters": density | weights[1]},
+    ]
+    if name not in ON_MODELS:
+        config["base_model"] = base
+    if name == "slerp":
+        config["base_model"] = one
+    if parameters or name == "slerp":
+        config["parameters"] = {"t": [0.2, 0.9]} | parameters if name == "slerp" else parameters
+    return config
+
+
+def both(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What our engine and what mergekit writes for a configuration."""
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    request = read_config(path)
+    assert isinstance(request, Request), request
+    base = Path(request.base) if request.base else None
+    inputs = [Path(model) for model in request.models]
+    merge_models(inputs, base, request.candidate, folder / "ours", Output(dtype=request.dtype))
+    run_mergekit(path, folder / "theirs", "both are compared")
+    ours, theirs = (load_file(folder / n / "model.safetensors") for n in ("ours", "theirs"))
+    return ours, theirs
+
+
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - RANDOM))
+def test_a_configuration_gives_the_same_model(
+    name: str, models: list[Path], tmp_path: Path
+) -> None:
+    assert_same(*both(configuration(name, models), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("ties", {"normalize": False, "lambda": 0.5}),
+        ("task_arithmetic", {"normalize": True, "lambda": 2.0}),
+        ("linear", {"normalize": False}),
+        ("breadcrumbs_ties", {"gamma": 0.1, "normalize": True}),
+        ("sce", {"select_topk": 0.3}),
+    ],
+)
+def test_its_parameters_mean_the_same(
+    name: str, parameters: dict[str, Any], models: list[Path], tmp_path: Path
+) -> None:
+    assert_same(*both(configuration(name, models, **parameters), tmp_path))
+
+
+def test_gradients_and_filters_mean_the_same(models: list[Path], tmp_path: Path) -> None:
+    config = configuration("ties", models)
+    for row in config["models"]:
+        row["parameters"]["density"] = [{"filter": "mlp", "value": 0.3}, {"value": [0.5, 0.9]}]
+    config["models"][0]["parameters"]["weight"] = [1.0, 0.2]
+    assert_same(*both(config, tmp_path))
+
+
+@pytest.fixture
+def shared_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let mergekit draw what the stream of our tensor i draws at its i-th call."""
+    streams, chance = itertools.count(), Chance(0, "x")
+
+    def bernoulli(probabilities: torch.Tensor) -> torch.Tensor:
+        drawn = chance.uniform(next(streams), probabilities.numel())
+        kept = torch.from_numpy(drawn).reshape(probabilities.shape) < probabilities.double()
+        return kept.to(probabilities.dtype)
+
+    monkeypatch.setattr(torch, "bernoulli", bernoulli)
+
+
+@pytest.mark.parametrize("rescale", ["l1", "none"])
+@pytest.mark.parametrize("shape", [(16, 9), (1, 40)])
+def test_sparsifiers_give_the_same(
+    shape: tuple[int, int], rescale: Any, shared_chance: None
+) -> None:
+    from mergekit.sparsify import RescaleNorm, SparsificationMethod, sparsify
+
+    norm = RescaleNorm.l1 if rescale == "l1" else None
+    stack = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
+
+    def theirs(method: Any, **given: Any) -> Any:
+        return np.stack(
+            [sparsify(torch.from_numpy(x), 0.5, method, rescale_norm=norm, **given) for x in stack]
+        )
+
+    kinds = SparsificationMethod
+    dropped = drop(stack, 0.5, Chance(0, "x"), rescale=rescale)
+    np.testing.assert_allclose(dropped, theirs(kinds.random), rtol=1e-6)
+    if rescale == "none":
+        assert np.array_equal(trim(stack, 0.5), theirs(kinds.magnitude))
+        assert np.array_equal(
+            outliers(stack, 0.5, 0.1), theirs(kinds.magnitude_outliers, gamma=0.1)
+        )
+
+
+@pytest.mark.parametrize("rescale", ["l1", "none"])
+def test_magprune_gives_the_same(rescale: Any, shared_chance: None) -> None:
+    from mergekit.sparsify import RescaleNorm, della_magprune
+
+    norm = RescaleNorm.l1 if rescale == "l1" else None
+    stack = np.random.default_rng(0).standard_normal((2, 16, 9)).astype(np.float32)
+    theirs = [della_magprune(torch.from_numpy(x), 0.5, 0.15, rescale_norm=norm) for x in stack]
+    ours = magprune(stack, 0.5, 0.15, Chance(0, "x"), rescale=rescale)
+    np.testing.assert_allclose(ours, np.stack(theirs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_what_is_written_is_read_back(name: str, models: list[Path], tmp_path: Path) -> None:
+    first = tmp_path / "config.yml"
+    first.write_text(yaml.safe_dump(configuration(name, models)))
+    request = read_config(first)
+    assert isinstance(request, Request)
+    again = to_config(request.candidate, request.models, request.base, request.dtype)
+    first.write_text(yaml.safe_dump(again))
+    assert read_config(first) == request
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"merge_method": "arcee_fusion"}, "no method arcee_fusion"),
+        ({"tokenizer_source": "union"}, "tokenizer_source"),
+        ({"dtype": "float64"}, "float64"),
+        ({"parameters": {"rescale_norm": "l1"}}, "rescale_norm"),
+        ({"models": [{"model": "a+lora"}]}, "plain name"),
+    ],
+)
+def test_what_our_engine_lacks_is_left_to_mergekit_with_the_reason(
+    change: dict[str, Any], reason: str, models: list[Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(configuration("ties", models) | change))
+    found = read_config(path)
+    assert isinstance(found, str) and reason in found
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "7", "models: []", "\x00"])
+def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yml"
+    path.write_text(text)
+    with pytest.raises(InputError):
+        read_config(path)
+
+
+def test_what_mergekit_cannot_express_is_refused() -> None:
+    with pytest.raises(UsageError, match="--set vote=weighted"):
+        to_config(Candidate("ties", 0.5), ["a", "b"], "base")
+    with pytest.raises(UsageError, match="mergekit has no negmerge"):
+        to_config(Candidate("negmerge"), ["a", "b"], "base")
