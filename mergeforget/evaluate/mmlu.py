@@ -1,0 +1,171 @@
+"""MMLU from its original csv files, with the prompts of SemEval-2025 Task 4."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergeforget.console import progress
+from mergeforget.errors import InputError
+from mergeforget.evaluate.batching import by_length, run_halving, token_budget
+from mergeforget.evaluate.generate import pad_left, takes_logits_to_keep
+
+LETTERS = "ABCD"
+LONGEST = 2048  # tokens of a prompt; examples are left out until it fits
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: its text, four choices, and the letter of the right one."""
+
+    text: str
+    choices: tuple[str, str, str, str]
+    answer: str
+
+
+def run_mmlu(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    shots: int = 5,
+    limit: int | None = None,
+    batch_tokens: int | None = None,
+) -> dict[str, tuple[int, int]]:
+    """(right, asked) by subject.
+
+    The choice is the letter with the largest next-token logit, of the last token of " A" to " D".
+
+    Args:
+        folder: holds ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv``.
+        shots: examples before the question, 0 to 5; left out from the last while the prompt has
+            more than 2048 tokens.
+        limit: questions of a subject at most, the first ones.
+
+    Raises:
+        InputError: the folder is not MMLU, or a file is malformed.
+    """
+    letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1]
+               for letter in LETTERS]  # fmt: skip
+    subjects = mmlu_subjects(folder)
+    found = {}
+    with progress("MMLU", len(subjects)) as bar:
+        for subject in subjects:
+            questions = read_questions(folder / "test" / f"{subject}_test.csv")[:limit]
+            examples = read_questions(folder / "dev" / f"{subject}_dev.csv")[:shots]
+            prompts = [fitting_prompt(tokenizer, subject, examples, q) for q in questions]
+            chosen = choose(model, prompts, letters, batch_tokens)
+            right = sum(q.answer == LETTERS[c] for q, c in zip(questions, chosen, strict=True))
+            found[subject] = (right, len(questions))
+            bar.advance(note=subject)
+    return found
+
+
+def mmlu_subjects(folder: Path) -> list[str]:
+    """The subjects that have questions in the folder, sorted."""
+    names = sorted(p.name.removesuffix("_test.csv") for p in (folder / "test").glob("*_test.csv"))
+    if not names:
+        raise InputError(
+            f"{folder} is not MMLU: there is no test/SUBJECT_test.csv in it. Give the folder of "
+            "its original files, with dev/ and test/."
+        )
+    return names
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions of one file, everything as text: ``None`` is a choice, not a missing value."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+    for line, row in enumerate(rows, 1):
+        if len(row) != 6 or row[5] not in LETTERS:
+            raise InputError(
+                f"{path}, question {line}: expected the question, four choices and a letter A to "
+                f"D, found {len(row)} fields."
+            )
+    return [Question(r[0], (r[1], r[2], r[3], r[4]), r[5]) for r in rows]
+
+
+def prompt_of(subject: str, examples: Sequence[Question], question: Question) -> str:
+    """The prompt as the task's runner writes it; its header has two blanks before the subject."""
+    name = "".join(f" {word}" for word in subject.split("_"))
+    header = f"The following are multiple choice questions (with answers) about {name}.\n\n"
+    shown = "".join(f"{_asked(e)} {e.answer}\n\n" for e in examples)
+    return header + shown + _asked(question)
+
+
+def fitting_prompt(
+    tokenizer: Any, subject: str, examples: Sequence[Question], question: Question
+) -> list[int]:
+    """Token ids of the prompt, with as many examples as fit."""
+    for k in range(len(examples), -1, -1):
+        ids = list(tokenizer(prompt_of(subject, examples[:k], question))["input_ids"])
+        if len(ids) <= LONGEST:
+            break
+    return ids
+
+
+def choose(
+    model: Any, prompts: Sequence[list[int]], letters: Sequence[int], batch_tokens: int | None
+) -> list[int]:
+    """Place of the most likely letter after each prompt.
+
+    What all prompts begin with, the header and the examples, is read once a batch.
+    """
+    if not prompts:
+        return []
+    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    chosen = [0] * len(prompts)
+    model.eval()
+    budget = batch_tokens or token_budget(model)
+    for batch in by_length([len(p) for p in prompts], budget):
+        work = run_halving(
+            batch,
+            lambda places: _letters(model, [prompts[i] for i in places], shared, letters),
+            str(model.device),
+        )
+        for place, letter in work:
+            chosen[place] = letter
+    return chosen
+
+
+def common_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with alike."""
+    low, high = min(prompts), max(prompts)  # the first and the last in order differ the earliest
+    differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return next(differ, min(len(low), len(high)))
+
+
+@torch.inference_mode()
+def _letters(
+    model: Any, prompts: Sequence[list[int]], shared: int, letters: Sequence[int]
+) -> list[int]:
+    from transformers import DynamicCache
+
+    last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+    ids, mask = pad_left([p[shared:] for p in prompts], model.device)
+    positions = shared + (mask.cumsum(1) - 1).clamp(min=0)
+    inputs: dict[str, Any] = {}
+    if shared:
+        prefix = torch.tensor([prompts[0][:shared]], device=model.device)
+        cache = DynamicCache(config=model.config)
+        model(input_ids=prefix, past_key_values=cache, use_cache=True, **last)
+        cache.batch_repeat_interleave(len(prompts))
+        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
+        inputs = {"past_key_values": cache, "use_cache": True}
+    logits = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, **inputs, **last
+    ).logits[:, -1]
+    return [int(i) for i in logits[:, list(letters)].argmax(-1)]
+
+
+def _asked(question: Question) -> str:
+    options = "".join(f"\n{x}. {c}" for x, c in zip(LETTERS, question.choices, strict=True))
+    return f"{question.text}{options}\nAnswer:"
