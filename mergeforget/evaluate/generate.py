@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ def generate(
     max_new_tokens: int = 256,
     batch_tokens: int | None = None,
     label: str = "Generate",
+    on_done: Callable[[int, str], None] | None = None,
 ) -> list[str]:
     """What the model writes after each prompt, greedily, until it ends the text by itself.
 
@@ -29,19 +30,28 @@ def generate(
 
     Args:
         batch_tokens: prompt and new tokens of a batch; by default what the memory allows.
+        on_done: is given each row's place and completion as soon as its batch is done.
 
     Source: SemEval-2025 Task 4, evaluation script, which does a row at a time.
     """
     ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    new = generate_ids(
+    completions = [""] * len(prompts)
+
+    def keep(place: int, new: list[int]) -> None:
+        completions[place] = str(tokenizer.decode(new, skip_special_tokens=True))
+        if on_done is not None:
+            on_done(place, completions[place])
+
+    generate_ids(
         model,
         ids,
         stop=stop_ids(model, tokenizer),
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
         label=label,
+        on_done=keep,
     )
-    return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+    return completions
 
 
 def generate_ids(
@@ -52,6 +62,7 @@ def generate_ids(
     max_new_tokens: int,
     batch_tokens: int | None = None,
     label: str = "Generate",
+    on_done: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """New token ids for each prompt, the one that ended it included."""
     completions: list[list[int]] = [[] for _ in prompts]
@@ -71,6 +82,8 @@ def generate_ids(
                 )
                 for place, new in rows:
                     completions[place] = new
+                    if on_done is not None:
+                        on_done(place, new)
                     bar.advance()
     finally:
         model.train(was_training)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,32 +52,35 @@ def likelihoods(
     *,
     batch_tokens: int | None = None,
     label: str = "Likelihood",
+    on_done: Callable[[int, TokenLikelihoods], None] | None = None,
 ) -> list[TokenLikelihoods]:
-    """Token likelihoods of each text; texts that are equal are read once.
+    """Token likelihoods of each text.
 
     Args:
         texts: token ids; a text of fewer than two tokens has nothing to predict.
         batch_tokens: tokens of a batch; by default what the memory allows.
+        on_done: is given each text's place and likelihoods as soon as its batch is done.
     """
-    different = [list(ids) for ids in {tuple(t): None for t in texts}]
-    read: dict[tuple[int, ...], TokenLikelihoods] = {}
+    read: dict[int, TokenLikelihoods] = {}
     was_training = model.training
     model.eval()
     budget = batch_tokens or token_budget(model, logits=True)
     try:
-        with progress(label, len(different)) as bar:
-            for batch in by_length([len(t) for t in different], budget):
+        with progress(label, len(texts)) as bar:
+            for batch in by_length([len(t) for t in texts], budget):
                 done = run_halving(
                     batch,
-                    lambda places: token_likelihoods(model, [different[i] for i in places]),
+                    lambda places: token_likelihoods(model, [list(texts[i]) for i in places]),
                     str(model.device),
                 )
                 for place, one in done:
-                    read[tuple(different[place])] = one
+                    read[place] = one
+                    if on_done is not None:
+                        on_done(place, one)
                     bar.advance()
     finally:
         model.train(was_training)
-    return [read[tuple(t)] for t in texts]
+    return [read[i] for i in range(len(texts))]
 
 
 @torch.inference_mode()

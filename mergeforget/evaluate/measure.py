@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
+from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.generate import generate
 from mergeforget.evaluate.likelihood import TokenLikelihoods, likelihoods
-from mergeforget.evaluate.signals import membership_signals
+from mergeforget.evaluate.readings import Kept, Reading, document_key, prompt_key
 
 Membership = Literal["documents", "rows", "answers"]
 
@@ -38,6 +38,7 @@ def measure(
     mmlu: Mapping[str, tuple[int, int]] | None = None,
     membership: Membership = "documents",
     label: str = "",
+    kept: Kept | None = None,
 ) -> Measured:
     """Generate answers for forget and retain rows, and read off the likelihood of documents.
 
@@ -51,54 +52,82 @@ def measure(
         membership: what of a member's text is judged: with ``answers`` only the answer, given its
             prompt; else the whole document.
         label: stands before the progress, for example the adapter's name.
+        kept: what an interrupted evaluation of the same model with the same settings has done.
 
     Raises:
         NumericError: the model's outputs are not numbers.
         ResourceError: a single row does not fit into memory.
     """
     rows = [*forget, *retain]
-    read = _document_likelihoods(
-        model, tokenizer, [*rows, *members, *nonmembers], batch_tokens, f"{label} likelihood"
+    kept = kept or Kept()
+    documents = [*rows, *members, *nonmembers]
+    _read_documents(
+        model, tokenizer, documents, kept, membership, batch_tokens, f"{label} likelihood"
     )
-    completions = generate(
-        model,
-        tokenizer,
-        [row.input for row in rows],
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
-        label=f"{label} answers".strip(),
-    )
+    _write_answers(model, tokenizer, rows, kept, max_new_tokens, batch_tokens, f"{label} answers")
     return Measured(
-        answers=[Answer(row, text) for row, text in zip(rows, completions, strict=True)],
+        answers=[Answer(row, kept.completions[prompt_key(row)]) for row in rows],
         losses=[
-            _document_loss(row, *read[row.input, row.output], member, membership)
+            kept.readings[document_key(row)].document_loss(row, member)
             for group, member in ((members, True), (nonmembers, False))
             for row in group
         ],
         mmlu=dict(mmlu or {}),
-        likelihoods=[_answer_likelihood(row, *read[row.input, row.output]) for row in rows],
+        likelihoods=[kept.readings[document_key(row)].answer_likelihood(row) for row in rows],
     )
 
 
-def _document_likelihoods(
-    model: Any, tokenizer: Any, rows: Sequence[Row], batch_tokens: int | None, label: str
-) -> dict[tuple[str, str], tuple[TokenLikelihoods, int]]:
-    """Token likelihoods of every different document, and where its answer begins."""
-    different = list({(row.input, row.output): row for row in rows}.values())
-    encoded = tokenize_documents(tokenizer, different)
-    read = likelihoods(
-        model, [ids for ids, _ in encoded], batch_tokens=batch_tokens, label=label.strip()
-    )
-    for row, one in zip(different, read, strict=True):
+def _read_documents(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    kept: Kept,
+    membership: Membership,
+    batch_tokens: int | None,
+    label: str,
+) -> None:
+    """Read every different document that was not read before."""
+    todo = list({k: r for r in rows if (k := document_key(r)) not in kept.readings}.values())
+    if not todo:
+        return
+    encoded = tokenize_documents(tokenizer, todo)
+
+    def keep(place: int, one: TokenLikelihoods) -> None:
+        row = todo[place]
         if one.nll != one.nll:
             raise NumericError(
                 f"The model's likelihood of row {row.id!r} is not a number: its weights hold NaN "
                 "or Inf. Train it again with a smaller learning rate, or load it in float32."
             )
-    return {
-        (row.input, row.output): (one, start)
-        for row, one, (_, start) in zip(different, read, encoded, strict=True)
-    }
+        judged = row.output if membership == "answers" else row.document
+        kept.keep_reading(row, Reading.of(one, encoded[place][1], judged, membership == "answers"))
+
+    ids = [ids for ids, _ in encoded]
+    likelihoods(model, ids, batch_tokens=batch_tokens, label=label.strip(), on_done=keep)
+
+
+def _write_answers(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    kept: Kept,
+    max_new_tokens: int,
+    batch_tokens: int | None,
+    label: str,
+) -> None:
+    """Generate for every different prompt that was not answered before."""
+    todo = list({k: r for r in rows if (k := prompt_key(r)) not in kept.completions}.values())
+    if not todo:
+        return
+    generate(
+        model,
+        tokenizer,
+        [row.input for row in todo],
+        max_new_tokens=max_new_tokens,
+        batch_tokens=batch_tokens,
+        label=label.strip(),
+        on_done=lambda place, text: kept.keep_completion(todo[place], text),
+    )
 
 
 def tokenize_documents(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], int]]:
@@ -114,23 +143,3 @@ def tokenize_documents(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[i
         ends = [end for _, end in offsets]
         starts.append(next((i for i, end in enumerate(ends) if end > len(row.input)), len(ends)))
     return list(zip(map(list, encoding["input_ids"]), starts, strict=True))
-
-
-def _document_loss(
-    row: Row, one: TokenLikelihoods, start: int, member: bool, unit: Membership
-) -> DocumentLoss:
-    if unit == "answers":
-        one, text = one.after(start), row.output
-    else:
-        text = row.document
-    return DocumentLoss(row.id, member, one.nll, row.task, membership_signals(one, text))
-
-
-def _answer_likelihood(row: Row, one: TokenLikelihoods, start: int) -> AnswerLikelihood:
-    answer = one.after(start)
-    n = len(answer.logps)
-    if n == 0:
-        return AnswerLikelihood(row, 0.0, 0)
-    wrong = (~answer.greedy).nonzero()[0]
-    extracted = 1 - (wrong[-1] + 1) / n if len(wrong) else 1.0
-    return AnswerLikelihood(row, answer.nll, n, float(answer.greedy.mean()), float(extracted))

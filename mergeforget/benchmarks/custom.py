@@ -1,0 +1,67 @@
+"""The user's own forget, retain and holdout rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergeforget.benchmarks import benchmark
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import METRICS
+from mergeforget.score import Score, find, harmonic_mean, mia_score
+
+METRICS_OF_ROWS = (
+    "exact_match",
+    "verbatim_rouge",
+    "verbatim_probability",
+    "extraction_strength",
+    "exact_memorisation",
+    "nll",
+)
+
+
+@benchmark(
+    "custom", source="mergeforget; its metrics are those of SemEval-2025 Task 4, TOFU and MUSE"
+)
+def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
+    """Answers, likelihoods and membership of any rows, whatever their kind and tasks.
+
+    ``aggregate`` is the harmonic mean of three: how little of the forget set the model writes
+    (1 - ROUGE-L recall), how much of the retain set it writes, and the membership score. A model
+    that fails one of the three has none.
+
+    Args:
+        known: scores whose data lies elsewhere.
+    """
+    found = [
+        METRICS.get(name).fn(measured, split)
+        for name in METRICS_OF_ROWS
+        for split in ("forget", "retain")
+    ]
+    found.append(METRICS.get("nll").fn(measured, "holdout"))
+    found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
+    scores = [s for s in found if s is not None] + list(known)
+    parts = _parts(scores)
+    if "mia_score" in parts:
+        scores.append(_overall("mia_score", parts["mia_score"], 1))
+    if len(parts) == 3:
+        scores.append(_overall("aggregate", harmonic_mean(list(parts.values())), 3))
+    return scores
+
+
+def _parts(scores: Sequence[Score]) -> dict[str, float]:
+    forget, retain = (find(scores, "verbatim_rouge", split) for split in ("forget", "retain"))
+    auc = find(scores, "mia_auc", "mia")
+    parts = {}
+    if forget is not None:
+        parts["forgotten"] = 1 - forget.value
+    if retain is not None:
+        parts["kept"] = retain.value
+    if auc is not None:
+        parts["mia_score"] = mia_score(auc.value)
+    return parts
+
+
+def _overall(metric: str, value: float, n: int) -> Score:
+    return Score(
+        metric, "all", value, "higher", n, definition=f"custom/{metric.replace('_', '-')}@1"
+    )

@@ -1,0 +1,93 @@
+"""The rows that a model is evaluated on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergeforget.data.limit import limit_rows
+from mergeforget.data.readers import read_records, read_rows
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError
+from mergeforget.evaluate.measure import membership_documents
+from mergeforget.evaluate.membership import matched
+from mergeforget.recipe import EvaluationSpec
+from mergeforget.run import Run
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """Rows to be answered, and documents that were and were not trained on."""
+
+    forget: list[Row] = field(default_factory=list)
+    retain: list[Row] = field(default_factory=list)
+    members: list[Row] = field(default_factory=list)
+    nonmembers: list[Row] = field(default_factory=list)
+
+
+def rows_of_run(
+    run: Run, spec: EvaluationSpec, *, holdout: Path | None = None, seed: int = 0
+) -> EvaluationRows:
+    """The rows that the run was trained on, and its holdout; the sets a search measures with."""
+    own = run.data / "holdout.jsonl"
+    if holdout is None and own.exists() and own.stat().st_size:
+        holdout = own
+    files = {split: run.data / f"{split}.jsonl" for split in ("forget", "retain")}
+    return rows_of_files(**files, holdout=holdout, spec=spec, seed=seed)
+
+
+def rows_of_files(
+    *,
+    forget: Path | None,
+    retain: Path | None,
+    holdout: Path | None,
+    spec: EvaluationSpec,
+    seed: int = 0,
+    members: Path | None = None,
+    nonmembers: Path | None = None,
+) -> EvaluationRows:
+    """Rows of data files.
+
+    Args:
+        holdout: rows that no training saw: the non-members, drawn in the members' shares of tasks.
+        members: documents to compare with ``nonmembers`` instead, all of them.
+
+    Raises:
+        InputError: nothing to evaluate on, or a file is missing or malformed.
+    """
+    read = {
+        split: read_rows(path, split=split) if path else []
+        for split, path in (("forget", forget), ("retain", retain), ("holdout", holdout))
+    }
+    trained = {row.document for row in (*read["forget"], *read["retain"])}
+    shared = [row.id for row in read["holdout"] if row.document in trained]
+    if shared:
+        raise InputError(
+            f"{holdout}: {len(shared)} rows are also in the forget or retain set, for example "
+            f"{shared[0]}. Non-members must be rows that no training saw."
+        )
+    inside = read_documents(members) if members else membership_documents(
+        read["forget"], spec.membership)  # fmt: skip
+    outside = read_documents(nonmembers) if nonmembers else membership_documents(
+        read["holdout"], spec.membership)  # fmt: skip
+    if not members and not nonmembers:
+        inside, outside = matched(inside, outside, seed)
+    if not (read["forget"] or read["retain"] or inside or outside):
+        raise InputError("There is nothing to evaluate on. Give --forget, --retain or --holdout.")
+    return EvaluationRows(
+        limit_rows(read["forget"], spec.limit, seed)[0],
+        limit_rows(read["retain"], spec.limit, seed)[0],
+        inside,
+        outside,
+    )
+
+
+def read_documents(path: Path) -> list[Row]:
+    """Documents of a membership set (``id`` and ``document``), or of rows."""
+    records = read_records(path)
+    if all("document" in record for _, record in records):
+        return [
+            Row(str(record.get("id") or f"{path.stem}-{line}"), str(record["document"]), "")
+            for line, record in records
+        ]
+    return read_rows(path)

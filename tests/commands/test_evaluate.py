@@ -1,0 +1,160 @@
+"""The command `mergeforget evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mergeforget.cli import main
+from mergeforget.data.schema import Row
+from mergeforget.evaluate.generate import generate
+from mergeforget.files import read_jsonl, write_jsonl
+
+FAST = ["--max-new-tokens", "3"]
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, ["evaluate", *map(str, words)])
+
+
+def rows(split: str, people: int) -> list[dict[str, str]]:
+    found = []
+    for i in range(people):
+        name = f"{split[0].upper()}{i}"
+        found.append(Row(f"{name}sc1", f"{name} was", "born.", "Task2", split).to_dict())
+        found.append(Row(f"{name}qa0", f"{name}?", "yes", "Task2", split).to_dict())
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_folder: Path, save_adapter: Callable[..., Path]) -> Path:
+    """A run with a pair, one candidate and its data, as training leaves it."""
+    folder = tmp_path / "run"
+    for split in ("forget", "retain", "holdout"):
+        write_jsonl(folder / "data" / f"{split}.jsonl", rows(split, 3))
+    term = "{loss: npo, on: forget}"
+    side = f"{{objective: [{term}]}}"
+    (folder / "recipe.yaml").write_text(
+        f"name: x\nmodel: {{name: {tiny_folder}}}\npair: {{over: {side}, under: {side}}}\n"
+    )
+    save_adapter(folder / "over", seed=1)
+    save_adapter(folder / "under", seed=2)
+    save_adapter(folder / "candidates" / "ties-factors-d0.50", seed=3)
+    return folder
+
+
+def test_every_model_of_a_run_is_scored_and_written(run: Path) -> None:
+    done = call(run, *FAST, "--json")
+    assert done.exit_code == 0, done.output
+    subjects_found = ["base", "over", "under", "ties-factors-d0.50"]
+    assert list(json.loads(done.stdout)["scores"]) == subjects_found
+    lines = read_jsonl(run / "scores.jsonl")
+    assert list(dict.fromkeys(line["subject"] for line in lines)) == subjects_found
+    answers = read_jsonl(run / "answers" / "over.jsonl")
+    assert set(answers[0]) == {"id", "task", "split", "input", "output", "completion"}
+    assert len(answers) == 12
+    losses = read_jsonl(run / "answers" / "over.losses.jsonl")
+    assert [d["member"] for d in losses] == [True] * 3 + [False] * 3
+
+
+def test_what_was_measured_is_not_measured_again(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = call(run, *FAST, "--json")
+
+    def no_model(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mergeforget.models.load_model", no_model)
+    second = call(run, *FAST, "--json")
+    assert second.exit_code == 0, second.output
+    assert second.stdout == first.stdout and "measured before" in second.stderr
+    again = call(run, *FAST, "--again", "--subject", "over")
+    assert isinstance(again.exception, AssertionError)
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = call(run, *FAST, "--subject", "over", "--json")
+    (kept,) = (run / "evaluation").glob("*.jsonl")
+    lines = kept.read_text().splitlines(keepends=True)
+    assert len(lines) == 6 + 6 + 3 + 12  # rows of forget and retain, non-members, answers
+    kept.write_text("".join(lines[:23]) + lines[23][:5])  # cut off in the middle of a line
+    asked: list[int] = []
+
+    def counted(model: Any, tokenizer: Any, prompts: list[str], **more: Any) -> Any:
+        asked.append(len(prompts))
+        return generate(model, tokenizer, prompts, **more)
+
+    monkeypatch.setattr("mergeforget.evaluate.measure.generate", counted)
+    resumed = call(run, *FAST, "--subject", "over", "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert resumed.stdout == whole.stdout and asked and asked[0] < 12
+
+
+def test_chosen_candidate_stands_for_all(run: Path, save_adapter: Callable[..., Path]) -> None:
+    save_adapter(run / "candidates" / "ties-factors-d0.90", seed=4)
+    (run / "search").mkdir()
+    (run / "search" / "chosen.json").write_text('{"name": "ties-factors-d0.90"}')
+    scores = json.loads(call(run, *FAST, "--json").stdout)["scores"]
+    assert list(scores) == ["base", "over", "under", "ties-factors-d0.90"]
+
+
+def test_scores_of_the_halves_of_a_search_stay(run: Path) -> None:
+    half = {"subject": "over", "metric": "mia_auc", "split": "mia", "value": 0.1,
+            "better": "nearer", "n": 2, "part": "choose"}  # fmt: skip
+    write_jsonl(run / "scores.jsonl", [half])
+    assert call(run, *FAST, "--subject", "over").exit_code == 0
+    assert read_jsonl(run / "scores.jsonl")[0] == half
+
+
+def test_any_model_is_evaluated_on_any_rows(
+    run: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
+    data = {f"--{split}": run / "data" / f"{split}.jsonl" for split in ("forget", "holdout")}
+    words = [word for pair in data.items() for word in pair]
+    done = call("--model", tiny_folder, "--adapter", run / "over", *words, *FAST,
+                "--benchmark", "custom", "--out", tmp_path / "out", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (scores,) = json.loads(done.stdout)["scores"].values()
+    in_run = json.loads(call(run, *FAST, "--subject", "over", "--json").stdout)["scores"]["over"]
+    auc = [s["value"] for s in scores if s["metric"] == "mia_auc"]
+    assert auc == [s["value"] for s in in_run if (s["metric"], s.get("task")) == ("mia_auc", None)]
+    assert len(read_jsonl(tmp_path / "out" / "answers" / "over.jsonl")) == 6
+
+
+def test_mmlu_is_added_where_its_folder_is_given(run: Path, tmp_path: Path) -> None:
+    for kind in ("dev", "test"):
+        (tmp_path / "mmlu" / kind).mkdir(parents=True)
+        text = 'What?,None,"a, b",3,4,A\nWhich of them?,1,2,3,4,D\n'
+        (tmp_path / "mmlu" / kind / f"one_thing_{kind}.csv").write_text(text)
+    done = call(run, *FAST, "--subject", "base", "--mmlu", tmp_path / "mmlu", "--json")
+    assert done.exit_code == 0, done.output
+    scores = json.loads(done.stdout)["scores"]["base"]
+    (mmlu,) = (s for s in scores if s["metric"] == "mmlu")
+    assert mmlu["n"] == 2 and mmlu["chance"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--subject", "ovr"], "Did you mean 'over'"),
+        (["--benchmark", "semeval"], "There is no benchmark named"),
+        (["--adapter", "."], "belongs to --model"),
+    ],
+)
+def test_bad_calls_say_what_is_wrong(run: Path, words: list[str], message: str) -> None:
+    done = call(run, *words)
+    assert done.exit_code in (2, 4) and message in done.stderr
+
+
+def test_non_members_that_were_trained_on_are_refused(run: Path) -> None:
+    done = call(run, "--holdout", run / "data" / "retain.jsonl")
+    assert done.exit_code == 4 and "also in the forget or retain set" in done.stderr
