@@ -10,7 +10,7 @@ from typing import Any
 from mergeforget.adapter import Adapter
 from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.data.schema import Measured
-from mergeforget.evaluate.measure import measure
+from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.merge.apply import Buffers, applied
 from mergeforget.recipe import Recipe, SearchSpec
 from mergeforget.score import Score
@@ -32,6 +32,7 @@ class Evaluator:
     tokenizer: Any
     data: SearchData
     max_new_tokens: int
+    membership: Membership = "documents"
     buffers: Buffers = field(default_factory=dict)
 
     def glance(self, adapter: Adapter | None, label: str) -> Measured:
@@ -53,6 +54,7 @@ class Evaluator:
                 members=self.data.members,
                 nonmembers=self.data.nonmembers,
                 max_new_tokens=longest,
+                membership=self.membership,
                 label=label,
             )
 
@@ -79,4 +81,7 @@ def load_evaluator(recipe: Recipe, base: str, data: SearchData, device: str | No
     from mergeforget.models import load_model
 
     loaded = load_model(recipe.model.model_copy(update={"name": base}), device=device)
-    return Evaluator(loaded.model, loaded.tokenizer, data, recipe.evaluation.max_new_tokens)
+    spec = recipe.evaluation
+    return Evaluator(
+        loaded.model, loaded.tokenizer, data, spec.max_new_tokens, membership=spec.membership
+    )
