@@ -1,0 +1,70 @@
+"""`mergeforget list`: the members of a family, with arguments, defaults and sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mergeforget.commands._options import emit, json_option
+
+FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "recipes")
+
+
+@click.command("list")
+@click.argument("family", type=click.Choice(FAMILIES))
+@json_option
+def command(family: str, as_json: bool) -> None:
+    """Name every loss, merge method, metric, benchmark, transform or recipe.
+
+    Arguments are what a recipe may set, for example `{loss: npo, on: forget, beta: 0.1}`.
+    """
+    if family == "recipes":
+        from mergeforget.commands.recipes import list_
+
+        click.get_current_context().invoke(list_, as_json=as_json)
+        return
+    found = {entry.name: facts(entry) for entry in entries(family)}
+    emit(found, "\n".join(_text(name, one) for name, one in found.items()), as_json)
+
+
+def entries(family: str) -> list[Any]:
+    """Every member of a family, sorted by name."""
+    if family == "transforms":
+        from mergeforget.data.transforms import TRANSFORMS
+
+        return [TRANSFORMS[name] for name in sorted(TRANSFORMS)]
+    registry = _registry(family)
+    return [registry.get(name) for name in registry.names()]
+
+
+def facts(entry: Any) -> dict[str, Any]:
+    """What one member does, takes and comes from; an argument without a default is ``required``."""
+    defaults = {
+        name: "required" if p.default is p.empty else p.default
+        for name, p in entry.parameters.items()
+    }
+    return {"does": entry.summary, "arguments": defaults, "source": entry.source}
+
+
+def _registry(family: str) -> Any:
+    if family == "losses":
+        from mergeforget.losses import UNLEARNING_LOSSES
+
+        return UNLEARNING_LOSSES
+    if family == "methods":
+        from mergeforget.merge.methods import MERGE_METHODS
+
+        return MERGE_METHODS
+    if family == "metrics":
+        from mergeforget.metrics import METRICS
+
+        return METRICS
+    from mergeforget.benchmarks import BENCHMARKS
+
+    return BENCHMARKS
+
+
+def _text(name: str, one: dict[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value}" for key, value in one["arguments"].items())
+    return f"{name}({arguments})\n    {one['does'].replace('``', '')}\n    {one['source']}"

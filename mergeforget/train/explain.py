@@ -1,0 +1,98 @@
+"""A recipe in words: where it is from, what it minimises, and how."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from mergeforget.losses import UNLEARNING_LOSSES
+from mergeforget.recipe import Recipe
+from mergeforget.train.objective import describe
+from mergeforget.training import Term, Training
+
+TITLES = {
+    "train": "One adapter",
+    "pair.over": "The adapter that forgets too much (over)",
+    "pair.under": "The adapter that forgets too little (under)",
+}
+
+
+def explain(recipe: Recipe) -> str:
+    """Text for a person: source, published figures, objectives in words, settings.
+
+    Raises:
+        UnknownNameError: the recipe names a loss that there is not.
+    """
+    parts = [recipe.name, _wrapped(recipe.source), _wrapped(recipe.notes)]
+    parts.append(_published(recipe.published))
+    shown: dict[str, Any] = {}
+    for place, training in recipe.trainings().items():
+        parts.append(_training(place, training, shown))
+        shown = settings(training)
+    if recipe.pair is not None:
+        parts.append("Merge and search\n" + "\n".join(_settings(_after(recipe))))
+    return "\n\n".join(part for part in parts if part)
+
+
+def objective_in_words(training: Training) -> list[str]:
+    """One line a term: weight, loss, set, arguments, and what the loss does."""
+    return [_term(term) for term in training.objective]
+
+
+def settings(training: Training) -> dict[str, Any]:
+    """Every setting but the objective; of sections only what was set or is not empty."""
+    values = training.model_dump(mode="json", exclude={"objective"})
+    return {key: value for key, value in values.items() if value not in (None, [], {}, "")}
+
+
+def _training(place: str, training: Training, before: dict[str, Any]) -> str:
+    """One training; of its settings only what is not as in the one shown before."""
+    lines = [f"{TITLES[place]} minimises {describe(training)}", *objective_in_words(training)]
+    own = {k: v for k, v in settings(training).items() if before.get(k) != v}
+    if before:
+        lines.append("  its settings are as above" + (", but:" if own else ""))
+    return "\n".join(lines + _settings(own))
+
+
+def _term(term: Term) -> str:
+    entry = UNLEARNING_LOSSES.get(term.loss)
+    chosen = {name: p.default for name, p in entry.parameters.items()} | term.arguments
+    arguments = ", ".join(f"{name} {value}" for name, value in chosen.items())
+    inside = f" ({arguments})" if arguments else ""
+    return (
+        f"  {term.weight:g} x {entry.name} on the {term.on} set{inside}\n"
+        f"      {entry.summary.replace('``', '')}\n      {entry.source}"
+    )
+
+
+def _settings(values: dict[str, Any]) -> list[str]:
+    width = max((len(key) for key in values), default=0)
+    return [f"  {key:<{width}}  {_plain(value)}" for key, value in values.items()]
+
+
+def _published(figures: dict[str, Any]) -> str:
+    if not figures:
+        return ""
+    return "Published figures\n" + "\n".join(_settings(figures))
+
+
+def _after(recipe: Recipe) -> dict[str, Any]:
+    sections = {"merge": recipe.merge, "search": recipe.search}
+    return {name: part.model_dump(mode="json") for name, part in sections.items()}
+
+
+def _plain(value: Any) -> str:
+    """A value of a recipe on one line."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if v not in (None, [], {})}
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in kept.items())
+    if isinstance(value, list):
+        inside = ", ".join(_plain(inner) for inner in value)
+        return f"[{inside}]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value) if value == " " else str(value)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 100)

@@ -1,0 +1,84 @@
+"""list and recipes: what there is, and what a recipe does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mergeforget.cli import main
+from mergeforget.commands.list import FAMILIES, entries
+from mergeforget.losses import UNLEARNING_LOSSES
+from mergeforget.recipe import load_recipe, recipe_names
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "recipes"])
+def test_list_has_arguments_defaults_and_source_of_every_member(family: str) -> None:
+    found = json.loads(run("list", family, "--json").stdout)
+    assert list(found) == [e.name for e in entries(family)]
+    for entry in entries(family):
+        one = found[entry.name]
+        assert one["source"] and one["does"]
+        for name, parameter in inspect.signature(entry.fn).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                default = parameter.default
+                wanted = "required" if default is parameter.empty else default
+                assert one["arguments"][name] == json.loads(json.dumps(wanted, default=str))
+
+
+def test_list_shows_a_loss_as_a_person_reads_it() -> None:
+    text = run("list", "losses").stdout
+    assert "npo(beta=0.1, reduction=sum)\n    Push forget answers" in text
+    assert text.count("\n    ") >= 2 * len(UNLEARNING_LOSSES.names())
+
+
+def test_an_unknown_family_is_answered_with_those_there_are() -> None:
+    done = run("list", "losess")
+    assert done.exit_code == 2 and "losses" in done.output
+
+
+def test_recipes_list_names_them_all() -> None:
+    for arguments in (("recipes", "list"), ("list", "recipes")):
+        lines = run(*arguments).stdout.splitlines()
+        assert [line.split()[0] for line in lines] == recipe_names()
+        assert set(json.loads(run(*arguments, "--json").stdout)) == set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_show_explains_every_recipe(name: str) -> None:
+    done = run("recipes", "show", name)
+    assert done.exit_code == 0, done.output
+    recipe = load_recipe(name)
+    assert recipe.source.split()[0] in done.stdout
+    for training in recipe.trainings().values():
+        assert f"{training.learning_rate:g}" in done.stdout
+        for term in training.objective:
+            entry = UNLEARNING_LOSSES.get(term.loss)
+            assert f"{term.weight:g} x {entry.name} on the {term.on} set" in done.stdout
+            assert entry.summary.replace("``", "") in done.stdout
+    for value in recipe.published.values():
+        for figure in value.values() if isinstance(value, dict) else []:
+            assert f"{figure:g}" in done.stdout if isinstance(figure, float) else True
+
+
+def test_recipes_copy_gives_the_same_recipe_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("recipes", "copy", "zjuklab").exit_code == 0
+    assert load_recipe("zjuklab.yaml") == load_recipe("zjuklab")
+    again = run("recipes", "copy", "zjuklab")
+    assert again.exit_code == 4 and "--force" in again.output
+    assert run("recipes", "copy", "zjuklab", "zjuklab.yaml", "--force").exit_code == 0
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    done = run("recipes", "show", "zjuklb")
+    assert done.exit_code == 3 and "Did you mean 'zjuklab'" in done.output
