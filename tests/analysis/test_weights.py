@@ -1,0 +1,66 @@
+"""Norms, ranks, overlap and signs against plain computations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished_run import adapter
+
+from mergeforget.analysis.evidence import MissingError
+from mergeforget.analysis.weights import (
+    agreement,
+    effective_rank,
+    module_facts,
+    run_weights,
+    singular_values,
+)
+from mergeforget.merge.ops import trim
+from mergeforget.run import Run
+
+
+def test_singular_values_are_those_of_the_dense_change() -> None:
+    delta = next(iter(adapter("over", 1).deltas.values()))
+    dense = np.linalg.svd(delta.dense().astype(np.float64), compute_uv=False)
+    np.testing.assert_allclose(singular_values(delta), dense[:4], rtol=1e-5)
+
+
+def test_effective_rank_by_hand() -> None:
+    """Equal values count in full; one alone counts as one; (3, 1): exp(H(3/4, 1/4)) = 1.7548."""
+    assert effective_rank(np.array([2.0, 2.0, 2.0])) == pytest.approx(3)
+    assert effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)
+    assert effective_rank(np.array([3.0, 1.0])) == pytest.approx(4 / 3**0.75)
+    assert effective_rank(np.zeros(3)) == 0
+
+
+def test_norm_of_all_modules_is_that_of_the_adapter() -> None:
+    one = adapter("over", 1)
+    facts = module_facts(one)
+    assert len(facts) == 28 and {f.kind for f in facts} >= {"q_proj", "down_proj"}
+    assert facts[0].norm == pytest.approx(np.linalg.norm(one.deltas[facts[0].module].dense()))
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
+def test_agreement_counts_what_a_trim_keeps(density: float) -> None:
+    over, under = adapter("over", 1), adapter("under", 2)
+    both = either = conflict = 0
+    for module, delta in over.deltas.items():
+        for one, two in ((delta.a, under.deltas[module].a), (delta.b, under.deltas[module].b)):
+            x, y = trim(np.stack([one, two]), density)
+            both += ((x != 0) & (y != 0)).sum()
+            either += ((x != 0) | (y != 0)).sum()
+            conflict += (x * y < 0).sum()
+    (found,) = agreement(over, under, [density])
+    assert found.overlap == pytest.approx(both / either)
+    assert found.conflict == pytest.approx(conflict / both)
+
+
+def test_an_adapter_agrees_with_itself() -> None:
+    one = adapter("over", 1)
+    assert {(a.overlap, a.conflict) for a in agreement(one, one)} == {(1.0, 0.0)}
+
+
+def test_no_pair_says_which_command_trains_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="train-pair"):
+        run_weights(Run(tmp_path))
