@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
-from mergeforget.analysis.evidence import PAIR, MissingError, read_snapshots
+from mergeforget.analysis.evidence import PAIR, MissingError, has_adapter, read_snapshots
 from mergeforget.run import Run
 
 Grams = NDArray[np.float64]  # (modules, 3): <x, x>, <x, y>, <y, y>
@@ -62,7 +62,7 @@ def run_angles(run: Run) -> list[Angle]:
     Raises:
         MissingError: neither a trained adapter nor a snapshot is there.
     """
-    ends = {side: read_adapter(run.root / side, side) for side in PAIR if _is_there(run, side)}
+    ends = {side: read_adapter(run.root / side, side) for side in PAIR if has_adapter(run, side)}
     if not ends:
         raise MissingError(
             f"There is no trained adapter in {run.root}. `mergeforget train-pair` makes the pair."
@@ -213,7 +213,3 @@ def _gram(
 def _same_rank(x: Adapter, y: Adapter, module: str) -> bool:
     one, two = x.deltas.get(module), y.deltas.get(module)
     return one is None or two is None or one.rank == two.rank
-
-
-def _is_there(run: Run, side: str) -> bool:
-    return (run.root / side / "adapter_config.json").is_file()

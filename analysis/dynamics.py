@@ -187,8 +187,9 @@ def _event(stage: Stage, kind: str, label: str, at: int, text: str) -> Event:
 
 
 def _weights(name: str, recipe: Recipe) -> dict[str, float]:
-    side = getattr(recipe.pair, name, None)
-    return {term.label: term.weight for term in side.objective} if side else {}
+    if name not in PAIR:
+        return {}
+    return {term.label: term.weight for term in recipe.training(name).objective}
 
 
 def _half_an_epoch(epoch: Floats) -> int:

@@ -144,6 +144,11 @@ def read_snapshots(run: Run, stage: str) -> list[Snapshot]:
     return sorted(found, key=lambda s: s.step)
 
 
+def has_adapter(run: Run, side: str) -> bool:
+    """Whether ``over`` or ``under`` is trained."""
+    return (run.root / side / "adapter_config.json").is_file()
+
+
 def subjects_shown(run: Run) -> list[str]:
     """Base, over, under and the chosen candidate: what a reader compares."""
     chosen = read_chosen(run)

@@ -1,0 +1,77 @@
+"""The prediction of the balanced density."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from finished_run import adapter, write_pair
+
+from mergeforget.adapter import Adapter
+from mergeforget.analysis.evidence import MissingError
+from mergeforget.analysis.selection import predict, run_prediction, zero_of
+from mergeforget.candidate import Candidate
+from mergeforget.merge.engine import merge_adapters
+from mergeforget.recipe import load_recipe, save_recipe
+from mergeforget.run import Run
+
+OVER, UNDER = adapter("over", 1), adapter("under", 2)
+
+
+def dense(x: Adapter) -> np.ndarray:
+    return np.concatenate([x.deltas[m].dense().astype(np.float64).ravel() for m in OVER.deltas])
+
+
+def test_a_linear_gap_in_the_plane_of_the_pair_is_predicted_exactly() -> None:
+    """gap(v) = -1 + <w, v> with w a combination of over and under, computed densely."""
+    o, u = dense(OVER), dense(UNDER)
+    w = 2e-5 * o + 1e-5 * u
+    gaps = {"base": -1.0, "over": -1.0 + float(w @ o), "under": -1.0 + float(w @ u)}
+    grid = [0.1, 0.4, 0.7, 1.0]
+    found = predict(OVER, UNDER, gaps, Candidate("ties"), grid)
+    merged = [merge_adapters([OVER, UNDER], Candidate("ties", d)).adapter for d in grid]
+    expected = [-1.0 + float(w @ dense(m)) for m in merged]
+    np.testing.assert_allclose(found.gaps, expected, atol=1e-5)
+
+
+def test_the_ends_of_the_pair_are_met() -> None:
+    """A merge that keeps one side whole has that side's measured gap."""
+    gaps = {"base": -2.0, "over": 1.5, "under": -0.5}
+    for side, weights in (("over", (1.0, 0.0)), ("under", (0.0, 1.0))):
+        candidate = Candidate("magnitude_prune", weights=weights, space="delta")
+        found = predict(OVER, UNDER, gaps, candidate, [1.0])
+        assert found.gaps[0] == pytest.approx(gaps[side], abs=1e-4)
+
+
+def test_parallel_adapters_are_no_division_by_zero() -> None:
+    found = predict(OVER, OVER, {"base": -1.0, "over": 1.0, "under": 1.0}, Candidate("ties"))
+    assert np.isfinite(found.gaps).all() and found.gaps[-1] == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ([-1.0, 1.0, 3.0], (0.5, True)),
+        ([-1.0, 1.0, -1.0], (1.5, True)),  # of two crossings the one that keeps more
+        ([3.0, 1.0, 2.0], (1.0, False)),
+        ([-1.0, 0.0, 0.0], (2.0, True)),
+    ],
+)
+def test_where_a_curve_crosses_zero(y: list[float], expected: tuple[float, bool]) -> None:
+    assert zero_of(np.arange(3.0), np.array(y)) == expected
+
+
+def test_what_was_measured_since_stands_beside_it(finished: Run) -> None:
+    found = run_prediction(finished)
+    assert found.family == "ties factors" and found.chosen == 0.7
+    assert [d for d, _ in found.found] == [0.7]
+    assert "the search chose 0.7" in found.sentence
+
+
+def test_a_pair_that_was_not_measured_says_which_command_measures_it(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    run = Run(tmp_path_factory.mktemp("young"))
+    save_recipe(load_recipe("zjuklab"), run.recipe)
+    write_pair(run)
+    with pytest.raises(MissingError, match="mergeforget evaluate"):
+        run_prediction(run)
