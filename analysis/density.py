@@ -58,6 +58,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Balance:
+    """One model between forgetting and retention.
+
+    Attributes:
+        family: of a candidate; ``base``, ``over`` or ``under`` otherwise.
+        forgotten: 1 less the score on forget.
+        retained: the score on retain.
+        front: no other model forgets and retains as well and one of them better.
+    """
+
+    subject: str
+    family: str
+    forgotten: float
+    retained: float
+    front: bool
+
+
+@dataclass(frozen=True)
 class DensityCurves:
     """All curves of a run.
 
@@ -81,6 +99,26 @@ class DensityCurves:
             if curve.task == task and curve.split not in splits.setdefault(curve.metric, []):
                 splits[curve.metric].append(curve.split)
         return sorted(splits.items(), key=lambda item: place(item[0]))
+
+    def pairs(self, metric: str) -> list[Balance]:
+        """Forgetting and retention of every model, on the half that reports where there is one."""
+        models: dict[str, tuple[str, dict[str, dict[str, float]]]] = {}
+        for curve in self.curves:
+            if curve.metric == metric and not curve.task:
+                for p in curve.points:
+                    parts = models.setdefault(p.subject, (curve.family, {}))[1]
+                    parts.setdefault(curve.part, {})[curve.split] = p.value
+        for (subject, name, split, task, part), score in self.references.items():
+            if name == metric and not task:
+                parts = models.setdefault(subject, (subject, {}))[1]
+                parts.setdefault(part, {})[split] = score.value
+        found = []
+        for subject, (family, parts) in models.items():
+            shown = next((parts[p] for p in ("report", "all", "choose") if p in parts), {})
+            if "forget" in shown and "retain" in shown:
+                found.append((subject, family, 1 - shown["forget"], shown["retain"]))
+        fronts = on_front([(x, y) for _, _, x, y in found])
+        return [Balance(*one, front) for one, front in zip(found, fronts, strict=True)]
 
     def reference(
         self, subject: str, metric: str, split: str, task: str, parts: Sequence[str]
@@ -146,6 +184,11 @@ def family_of(candidate: Candidate) -> str:
 def place(metric: str) -> int:
     """Where a metric stands among the others; unknown ones come last."""
     return ORDER.index(metric) if metric in ORDER else len(ORDER)
+
+
+def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Whether no other point is at least as good in both and better in one; more is better."""
+    return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
 
 
 def rows_of(curves: Iterable[Curve]) -> list[dict[str, Any]]:

@@ -124,7 +124,8 @@ def density(run: Run) -> Found:
     found = run_density(run)
     chosen = read_chosen(run)
     sentences = [text for text in (chosen.sentence, chosen.warning) if text] if chosen else []
-    return sentences, rows_of(found.curves), plots.draw_density(found)
+    pictures = plots.draw_pareto(found, found.chosen) + plots.draw_density(found)
+    return sentences, rows_of(found.curves), pictures
 
 
 def mia(run: Run) -> Found:
@@ -140,9 +141,42 @@ def mia(run: Run) -> Found:
     return sentences, rows_of(found), plots.draw_membership(found)
 
 
+def weights(run: Run) -> Found:
+    from mergeforget.analysis import plots_training
+    from mergeforget.analysis.weights import run_weights
+
+    facts, agreements = run_weights(run)
+    rows = [f.to_dict() for f in facts] + [a.to_dict() for a in agreements]
+    sentences = []
+    for side in ("over", "under"):
+        mine = [f for f in facts if f.subject == side]
+        length = sum(f.norm**2 for f in mine) ** 0.5
+        rank = sum(f.effective_rank for f in mine) / len(mine)
+        sentences.append(
+            f"The change of {side} has the norm {length:.3g}; its modules have an effective rank "
+            f"of {rank:.1f} of {max(f.rank for f in mine)} on average."
+        )
+    whole = agreements[-1]
+    sentences.append(
+        f"Untrimmed, {whole.conflict:.1%} of the entries of the factors have opposite signs in "
+        "over and under; chance gives 50 %."
+    )
+    return sentences, rows, plots_training.draw_weights(facts, agreements)
+
+
+def prediction(run: Run) -> Found:
+    from mergeforget.analysis import plots
+    from mergeforget.analysis.selection import rows_of, run_prediction
+
+    found = run_prediction(run)
+    return [found.sentence], rows_of(found), plots.draw_prediction(found)
+
+
 ANALYSES: dict[str, tuple[str, Callable[[Run], Found]]] = {
     "density": ("Density of the merge", density),
     "mia": ("Membership inference", mia),
+    "prediction": ("Prediction of the balanced density", prediction),
     "angles": ("Angles between weight changes", angles),
+    "weights": ("Norms, signs and ranks", weights),
     "dynamics": ("Dynamics of the training", dynamics),
 }

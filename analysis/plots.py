@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from mergeforget.analysis.density import Curve, DensityCurves
 from mergeforget.analysis.membership import Losses
+from mergeforget.analysis.selection import Prediction
 from mergeforget.analysis.style import (
     INK,
     SUBJECTS,
@@ -152,3 +153,70 @@ def draw_membership(found: Sequence[Losses]) -> list[Picture]:
         title = "Losses of members and non-members"
         alt = f"{title}: histograms for {', '.join(x.subject for x in found)}."
         return [Picture("mia-histograms", title, alt, figure)]
+
+
+def draw_pareto(found: DensityCurves, chosen: str) -> list[Picture]:
+    """Forgetting against retention, one point a model; nothing where a split was not scored."""
+    with styled():
+        return [p for m in ("knowledge", "regurgitation") if (p := _pareto(found, m, chosen))]
+
+
+def _pareto(found: DensityCurves, metric: str, chosen: str) -> Picture | None:
+    points = found.pairs(metric)
+    if not points:
+        return None
+    figure, (ax,) = panels(1, 3.7)
+    families = list(dict.fromkeys(p.family for p in points))
+    for i, family in enumerate(families):
+        mine = [p for p in points if p.family == family]
+        x, y = [p.forgotten for p in mine], [p.retained for p in mine]
+        if family in SUBJECTS:
+            look = {k: v for k, v in SUBJECTS[family].items() if k != "linestyle"}
+            ax.plot(x, y, label=family, linestyle="", markersize=8, **look)
+        else:
+            ax.plot(x, y, label=family, **series(i) | {"linestyle": "", "alpha": 0.85})
+    front = sorted((p.forgotten, p.retained) for p in points if p.front)
+    ax.plot(
+        [x for x, _ in front], [y for _, y in front], color=INK, linewidth=0.9, label="Pareto front"
+    )
+    for p in (p for p in points if p.subject == chosen):
+        ax.plot(
+            p.forgotten, p.retained, "o", markersize=14, markerfacecolor="none",
+            markeredgecolor=INK, markeredgewidth=1.3, label="chosen",
+        )  # fmt: skip
+    ax.set_xlabel(f"forgotten: 1 - {UNITS[metric]} on forget")
+    ax.set_ylabel(f"retained: {UNITS[metric]}")
+    legend(figure, [ax])
+    marks = [
+        Mark(ax, p.forgotten, p.retained,
+             f"{p.subject}: forgotten {p.forgotten:.3f}, retained {p.retained:.3f}")
+        for p in points
+    ]  # fmt: skip
+    title = f"Forgetting against retention: {title_of(metric).lower()}"
+    alt = f"{title}. Up and to the right is better; the line joins what no other model beats."
+    return Picture(f"pareto-{metric}", title, alt, figure, marks)
+
+
+def draw_prediction(found: Prediction) -> list[Picture]:
+    """The gap that was predicted, and those that were measured."""
+    with styled():
+        figure, (ax,) = panels(1, 3.4)
+        look = dict(series(0)) | {"marker": ""}
+        ax.plot(found.grid, found.gaps, label="predicted from the pair", **look)
+        if found.found:
+            x, y = zip(*found.found, strict=True)
+            ax.plot(x, y, "o", color=INK, label="measured")
+        ax.axhline(0, color=INK, linewidth=0.8)
+        ax.axvline(found.density, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
+        if found.chosen is not None:
+            ax.axvline(
+                found.chosen, color=INK, linewidth=1.0, linestyle=(0, (6, 2)), label="chosen"
+            )
+        ax.set_xlabel("density (fraction of entries kept)")
+        ax.set_ylabel("members - non-members\n(nats a token)")
+        ax.set_xlim(0, 1.03)
+        legend(figure, [ax])
+        marks = [Mark(ax, d, g, f"density {d:g}: measured gap {g:.3f}") for d, g in found.found]
+        title = f"Predicted gap of {found.family}"
+        alt = f"{title} between members and non-members, against density; 0 is balanced."
+        return [Picture("prediction-gap", title, alt, figure, marks)]

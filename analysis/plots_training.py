@@ -22,6 +22,7 @@ from mergeforget.analysis.style import (
     series,
     styled,
 )
+from mergeforget.analysis.weights import Agreement, ModuleFacts
 
 SPACES = {"delta": "change B A", "a": "factor A", "b": "factor B"}
 
@@ -202,6 +203,53 @@ def _line(ax: Axes, stage: Stage, values: Any) -> None:
     look = SUBJECTS.get(stage.name, SUBJECTS["base"]) | {"marker": ""}
     ax.plot(stage.epoch, values, color=look["color"], alpha=0.25, linewidth=0.9)
     ax.plot(stage.epoch, running_mean(values, stage.window), label=stage.name, **look)
+
+
+def draw_weights(facts: Sequence[ModuleFacts], agreements: Sequence[Agreement]) -> list[Picture]:
+    """Norm and effective rank by layer; overlap and sign conflict by density."""
+    with styled():
+        return [_by_layer(facts), _agreement(agreements)]
+
+
+def _by_layer(facts: Sequence[ModuleFacts]) -> Picture:
+    figure, axes = panels(2, 2.2)
+    for side in dict.fromkeys(f.subject for f in facts):
+        look = SUBJECTS[side] | {"linestyle": "", "markersize": 4, "alpha": 0.75}
+        mine = [f for f in facts if f.subject == side and f.layer is not None]
+        x = [float(f.layer or 0) for f in mine]
+        axes[0].plot(x, [f.norm for f in mine], label=side, **look)
+        axes[1].plot(x, [f.effective_rank for f in mine], label=side, **look)
+    axes[0].set_ylabel("Frobenius norm")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_ylabel("effective rank")
+    axes[1].set_ylim(bottom=0)
+    axes[1].set_xlabel("layer; each point is one module")
+    axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(figure, axes)
+    title = "Size and effective rank of the changes, by layer"
+    return Picture("weights-layers", title, f"{title}, of over and under.", figure)
+
+
+def _agreement(agreements: Sequence[Agreement]) -> Picture:
+    figure, (ax,) = panels(1, 3.2)
+    x = [a.density for a in agreements]
+    ax.plot(x, [a.overlap for a in agreements], label="overlap of what is kept", **series(0))
+    chance: dict[str, Any] = {"color": QUIET, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
+    ax.plot(x, [a.chance for a in agreements], label="overlap by chance", **chance)
+    ax.plot(x, [a.conflict for a in agreements], label="opposite signs", **series(1))
+    ax.axhline(0.5, color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
+    ax.set_xlabel("density (fraction of entries kept)")
+    ax.set_ylabel("share of entries")
+    ax.set_ylim(0, 1.02)
+    ax.set_xlim(0, 1.03)
+    legend(figure, [ax])
+    marks = [
+        Mark(ax, a.density, y, f"density {a.density:g}: {name} {y:.3f}")
+        for a in agreements
+        for name, y in (("overlap", a.overlap), ("opposite signs", a.conflict))
+    ]
+    title = "Where the trimmed factors of over and under meet"
+    return Picture("weights-agreement", title, f"{title}, against density.", figure, marks)
 
 
 def _pair(angles: Sequence[Angle], group: str, space: str) -> list[Angle]:

@@ -18,8 +18,8 @@ from mergeforget.commands._options import chosen_run, emit, json_option
 def command(arguments: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Analyse a run: numbers as json and csv, figures as png and svg.
 
-    RUN is a run folder; without one, the newest under runs/. WHAT is any of density, mia, angles,
-    dynamics, or all, which is also what happens without it.
+    RUN is a run folder; without one, the newest under runs/. WHAT is any of density, mia,
+    prediction, angles, weights, dynamics, or all, which is also what happens without it.
     """
     from mergeforget.analysis.findings import ANALYSES, Finding, analyse, analyse_all
 
