@@ -1,0 +1,109 @@
+"""The model card of an exported adapter or model: README.md with the hub's metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, read_scores
+from mergeforget.analysis.report import limits_of
+from mergeforget.analysis.tables import cell_of, label_of, measures_of
+from mergeforget.files import read_json
+from mergeforget.recipe import Recipe, load_recipe
+from mergeforget.run import Run, versions
+
+SUBJECTS = ("base", "over", "under")
+
+
+def card_of(run: Run, name: str, kind: str) -> str:
+    """Text of the card.
+
+    Args:
+        name: of the candidate.
+        kind: ``adapter`` or ``model``.
+    """
+    recipe = load_recipe(run.recipe)
+    chosen = read_chosen(run)
+    why = chosen.sentence if chosen and chosen.name == name else ""
+    parts = [
+        _metadata(run, recipe, kind),
+        f"# {_plain(name)}\n\nA language model that was made to forget chosen training data, by "
+        "merging an over-forgetting and an under-forgetting LoRA adapter with "
+        f"[mergeforget](https://pypi.org/project/mergeforget/).\n\n{_plain(why)}".rstrip(),
+        _use(run, kind),
+        _scores(run, name),
+        _provenance(run, recipe, name),
+        "## Limits\n\n" + "\n".join(f"- {_plain(x)}" for x in limits_of(run, _if(chosen, name))),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _metadata(run: Run, recipe: Recipe, kind: str) -> str:
+    """What the hub reads. The licence is that of the base model, so it is not repeated."""
+    values: dict[str, Any] = {
+        "library_name": "peft" if kind == "adapter" else "transformers",
+        "pipeline_tag": "text-generation",
+        "base_model": recipe.model.name,
+        "tags": ["unlearning", "machine-unlearning", "model-merging", "lora", "mergeforget"],
+    }
+    if kind != "adapter":
+        values["base_model_relation"] = "finetune"
+    return "---\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _use(run: Run, kind: str) -> str:
+    if kind == "adapter":
+        code = (
+            "from peft import PeftModel\n"
+            "from transformers import AutoModelForCausalLM\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({run.base()!r})\n"
+            'model = PeftModel.from_pretrained(base, "this folder")'
+        )
+    else:
+        code = (
+            "from transformers import AutoModelForCausalLM\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("this folder")'
+        )
+    return f"## Use\n\n```python\n{code}\n```"
+
+
+def _scores(run: Run, name: str) -> str:
+    """A table of the candidate against the models around it, on the half that reports."""
+    try:
+        scores = read_scores(run)
+    except MissingError:
+        return ""
+    shown = [s for s in (*SUBJECTS, name) if s in scores]
+    rows = [["score", *shown], ["---"] + ["---:"] * len(shown)]
+    for measure in measures_of({s: scores[s] for s in shown}):
+        cells = [cell_of(scores[s], measure).text for s in shown]
+        rows.append([label_of(measure), *cells])
+    table = "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in rows)
+    return f"## Scores\n\nOn the half of the data that reports, where there are two.\n\n{table}"
+
+
+def _provenance(run: Run, recipe: Recipe, name: str) -> str:
+    path = run.candidates / name / "candidate.json"
+    candidate = read_json(path) if path.is_file() else {}
+    facts: dict[str, Any] = {"recipe": recipe.name, "source": recipe.source}
+    facts |= {
+        k: candidate[k] for k in ("method", "space", "density", "weights", "seed") if k in candidate
+    }
+    facts |= {f"seed of {where}": training.seed for where, training in recipe.trainings().items()}
+    facts |= versions()
+    lines = [
+        f"- {key}: {_plain(str(value))}" for key, value in facts.items() if value not in ("", None)
+    ]
+    return "## Provenance\n\n" + "\n".join(lines)
+
+
+def _if(chosen: Chosen | None, name: str) -> Chosen | None:
+    return chosen if chosen and chosen.name == name else None
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is: no table cell, link, tag or code begins in it."""
+    for character in "\\`*[]<>|":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())

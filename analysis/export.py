@@ -1,0 +1,182 @@
+"""Hand over the chosen adapter, or the whole model, after a check that its logits are right."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeforget.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
+from mergeforget.analysis.card import card_of
+from mergeforget.analysis.evidence import MissingError, read_chosen
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError, VerificationError
+from mergeforget.files import read_jsonl, sha256, whole, write_json, write_text
+from mergeforget.merge.apply import applied
+from mergeforget.merge.full import Output, fold_adapters
+from mergeforget.models import load_model, load_tokenizer, locate
+from mergeforget.recipe import load_recipe
+from mergeforget.run import Run, now
+
+MARK = "export.json"  # a folder that has it was made here, and may be made again
+TEXTS, TOKENS = 4, 128  # how much text the logits are compared on
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # of the largest logit
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        difference: largest difference of a logit from the candidate's, as a share of the largest
+            logit.
+        tolerance: how much was allowed for the dtype.
+    """
+
+    name: str
+    kind: str
+    folder: str
+    dtype: str
+    difference: float
+    tolerance: float
+    sha256: str
+
+
+def export(
+    run: Run, out: Path | None = None, *, name: str = "", full: bool = False, dtype: str = "auto"
+) -> Exported:
+    """Write the adapter, or with ``full`` the whole model, with tokenizer and card.
+
+    The logits of what was written, loaded again as a user would, are compared with those of the
+    base with the candidate's change added in float32.
+
+    Args:
+        name: of a candidate; the chosen one when empty.
+        dtype: of a whole model; ``auto`` keeps the base's.
+
+    Raises:
+        InputError: there is no such candidate, or ``out`` holds something else.
+        VerificationError: the logits differ; what was written is left for inspection.
+    """
+    name = name or _chosen(run)
+    source = run.candidates / name
+    adapter = read_adapter(source, name)
+    kind = "model" if full else "adapter"
+    out = out or run.root / "export" / f"{name}-{kind}"
+    _check_free(out)
+    if full:
+        _write_model(run, adapter, out, dtype)
+    else:
+        _write_adapter(run, source, out)
+    stored, difference = compare_logits(run, adapter, out, full=full)
+    tolerance = TOLERANCE.get(stored, TOLERANCE["bfloat16"])
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"The logits of {out} differ from those of {name} by {difference:.2g} of the largest "
+            f"logit; {tolerance:.0e} is allowed for {stored}. It was not marked as exported. "
+            "Export in float32 with --dtype float32, or merge the candidate again."
+        )
+    write_text(out / "README.md", card_of(run, name, kind))
+    found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(out))
+    write_json(out / MARK, asdict(found) | {"folder": out.name, "time": now()})
+    return found
+
+
+def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tuple[str, float]:
+    """dtype of what was written, and how far its logits are from the candidate's.
+
+    Returns:
+        the dtype, and max |difference| / max |logit| over some texts of the run.
+    """
+    spec = load_recipe(run.recipe).model
+    base = spec.model_copy(update={"name": run.base(), "dtype": "float32"})
+    loaded = load_model(base, device="cpu")
+    texts = texts_of(run)
+    with applied(loaded.model, adapter):
+        meant = logits_of(loaded.model, loaded.tokenizer, texts)
+    if full:
+        del loaded  # two whole models need not lie in memory at once
+        loaded = load_model(
+            spec.model_copy(update={"name": str(out), "dtype": "auto"}), device="cpu"
+        )
+        stored = _stored_dtype(out)
+    else:
+        loaded = load_model(base, device="cpu", adapter=out)
+        stored = "float32"
+    made = logits_of(loaded.model, loaded.tokenizer, texts)
+    largest = max(float(x.abs().max()) for x in meant)
+    apart = max(float((x - y).abs().max()) for x, y in zip(meant, made, strict=True))
+    return stored, apart / largest
+
+
+def logits_of(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+    """(length, vocabulary) of each text, float32."""
+    import torch
+
+    found = []
+    with torch.no_grad():
+        for text in texts:
+            ids = tokenizer(text, return_tensors="pt").input_ids[:, :TOKENS]
+            found.append(model(input_ids=ids.to(model.device)).logits[0].float().cpu())
+    return found
+
+
+def texts_of(run: Run) -> list[str]:
+    """Some documents of the run, from what shall be forgotten and what shall be kept."""
+    rows = [
+        row
+        for split in ("forget", "retain")
+        for row in read_jsonl(run.data / f"{split}.jsonl")[: TEXTS // 2]
+    ]
+    texts = [f"{row.get('input', '')} {row.get('output', '')}".strip() for row in rows]
+    return [t for t in texts if t] or ["What was forgotten, and what was kept?"]
+
+
+def _write_adapter(run: Run, source: Path, out: Path) -> None:
+    """The candidate's own files, byte by byte, with the tokenizer."""
+    tokenizer = load_tokenizer(_base_spec(run))
+    with whole(out) as temporary:
+        temporary.mkdir()
+        for name in (CONFIG, WEIGHTS, "candidate.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, temporary / name)
+        tokenizer.save_pretrained(temporary)
+
+
+def _write_model(run: Run, adapter: Adapter, out: Path, dtype: str) -> None:
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(locate(run.base()), [adapter], itself, out, Output(dtype=dtype))
+
+
+def _base_spec(run: Run) -> Any:
+    return load_recipe(run.recipe).model.model_copy(update={"name": run.base()})
+
+
+def _stored_dtype(folder: Path) -> str:
+    """What a whole model is stored in, by its config."""
+    from mergeforget.files import read_json
+
+    config = read_json(folder / "config.json")
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+
+
+def _chosen(run: Run) -> str:
+    chosen = read_chosen(run)
+    if chosen is None:
+        known = sorted(p.parent.name for p in run.candidates.glob("*/candidate.json"))
+        raise MissingError(
+            f"No candidate of {run.root} was chosen. Choose with `mergeforget search {run.root}`, "
+            f"or name one with --candidate. Candidates: {', '.join(known) or 'none yet'}."
+        )
+    return chosen.name
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not (out / MARK).is_file() and (out.is_file() or any(out.iterdir())):
+        raise InputError(
+            f"{out} holds something that was not exported here. Choose another place with --out."
+        )
+    if (out / MARK).is_file():
+        shutil.rmtree(out)

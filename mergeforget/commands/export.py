@@ -1,0 +1,46 @@
+"""`mergeforget export`: the chosen adapter or the whole model, checked, with its card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+
+
+@click.command("export")
+@run_argument
+@click.option("--candidate", default="", help="Name under RUN/candidates.  [default: the chosen]")
+@click.option("--full", is_flag=True, help="The whole model instead of the adapter.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+    help="Of a whole model; auto keeps the base's.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write.  [default: RUN/export/NAME-adapter or -model]",
+)  # fmt: skip
+@json_option
+def command(
+    run: Path | None, candidate: str, full: bool, dtype: str, out: Path | None, as_json: bool
+) -> None:
+    """Write the chosen adapter or model as a plain folder, with tokenizer and model card.
+
+    RUN is a run folder; without one, the newest under runs/. What was written is loaded again and
+    its logits are compared with the candidate's.
+    """
+    from dataclasses import asdict
+
+    from mergeforget.analysis.export import export
+
+    found = export(chosen_run(run), out, name=candidate, full=full, dtype=dtype)
+    text = (
+        f"{found.name} as {found.kind}: {found.folder}\n"
+        f"Its logits equal the candidate's to {found.difference:.1e} of the largest "
+        f"({found.tolerance:.0e} allowed for {found.dtype})."
+    )
+    emit(asdict(found), text, as_json)

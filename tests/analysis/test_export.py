@@ -1,0 +1,123 @@
+"""What is exported is what was chosen, by its logits, and it loads as a plain folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from click.testing import CliRunner
+from finished_run import rows_of
+
+from mergeforget.analysis.card import _plain
+from mergeforget.analysis.export import export
+from mergeforget.candidate import Candidate
+from mergeforget.cli import main
+from mergeforget.errors import InputError, VerificationError
+from mergeforget.files import write_json, write_jsonl
+from mergeforget.recipe import change, load_recipe, save_recipe
+from mergeforget.run import Run
+from mergeforget.tensors import read_safetensors, write_safetensors
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, tiny_folder: Path, save_adapter: Callable[..., Path]) -> Run:
+    """A run of the tiny model with one candidate, chosen."""
+    run = Run(tmp_path / "run")
+    save_recipe(change(load_recipe("zjuklab"), model={"name": str(tiny_folder)}), run.recipe)
+    candidate = Candidate("ties", 0.5)
+    save_adapter(run.candidates / candidate.name, scale=0.1)
+    write_json(run.candidates / candidate.name / "candidate.json", candidate.to_dict())
+    write_json(
+        run.search / "chosen.json",
+        {"name": candidate.name, "candidate": candidate.to_dict(), "sentence": "It is balanced."},
+    )
+    for split in ("forget", "retain"):
+        write_jsonl(run.data / f"{split}.jsonl", [r.to_dict() for r in rows_of(split, False)])
+    return run
+
+
+def test_an_exported_adapter_loads_with_peft(chosen: Run, tiny_folder: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = export(chosen)
+    folder = chosen.root / "export" / "ties-factors-d0.50-adapter"
+    assert found.folder == str(folder) and found.difference < 1e-5
+    base = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    config: Any = PeftModel.from_pretrained(base, folder).peft_config["default"]
+    assert config.r == 4
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(tokenizer("a b").input_ids) == "a b"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_model_loads_alone(chosen: Run, tmp_path: Path, dtype: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    found = export(chosen, tmp_path / "full", full=True, dtype=dtype)
+    assert found.dtype == dtype and found.difference <= found.tolerance
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "full").config.hidden_size == 32
+    assert json.loads((tmp_path / "full" / "export.json").read_text())["kind"] == "model"
+
+
+def test_a_damaged_export_is_caught(chosen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check compares what lies on the disk, so a change on the way there is seen."""
+    import mergeforget.analysis.export as module
+
+    written = module._write_adapter
+
+    def damaged(run: Run, source: Path, out: Path) -> None:
+        written(run, source, out)
+        path = out / "adapter_model.safetensors"
+        tensors, _ = read_safetensors(path)
+        write_safetensors(path, {k: np.asarray(2 * v) for k, v in tensors.items()})
+
+    monkeypatch.setattr(module, "_write_adapter", damaged)
+    with pytest.raises(VerificationError, match="logits"):
+        export(chosen)
+    out = chosen.root / "export" / "ties-factors-d0.50-adapter"
+    assert not (out / "export.json").exists()
+
+
+def test_a_folder_with_other_things_is_left_alone(chosen: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="another place"):
+        export(chosen, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_exporting_again_replaces_the_first(chosen: Run) -> None:
+    first = export(chosen)
+    assert export(chosen).sha256 == first.sha256
+
+
+def test_a_run_without_a_choice_names_its_candidates(chosen: Run) -> None:
+    (chosen.search / "chosen.json").unlink()
+    done = CliRunner().invoke(main, ["export", str(chosen.root)])
+    assert done.exit_code == 4
+    assert "mergeforget search" in done.stderr and "ties-factors-d0.50" in done.stderr
+    named = ["export", str(chosen.root), "--candidate", "ties-factors-d0.50", "--json"]
+    assert json.loads(CliRunner().invoke(main, named).stdout)["kind"] == "adapter"
+
+
+def test_the_card_has_the_metadata_of_the_hub(chosen: Run, tiny_folder: Path) -> None:
+    text = (Path(export(chosen).folder) / "README.md").read_text()
+    _, metadata, body = text.split("---\n", 2)
+    values: dict[str, Any] = yaml.safe_load(metadata)
+    assert values["base_model"] == str(tiny_folder) and values["library_name"] == "peft"
+    assert "It is balanced." in body and "density: 0.5" in body and "## Limits" in body
+
+
+def test_text_of_the_data_starts_no_markup_in_the_card() -> None:
+    assert _plain("a|b\n<img> [x](y) `z`") == r"a\|b \<img\> \[x\](y) \`z\`"
+
+
+def test_an_adapter_keeps_its_bytes(chosen: Run) -> None:
+    source = chosen.candidates / "ties-factors-d0.50" / "adapter_model.safetensors"
+    assert (Path(export(chosen).folder) / source.name).read_bytes() == source.read_bytes()
