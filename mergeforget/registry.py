@@ -82,6 +82,8 @@ class Registry(Generic[F]):
             UnknownNameError: there is none; the message names the nearest.
         """
         name = name.replace("-", "_")
+        if name in self._entries:
+            return self._entries[name]
         known = self.names()
         if name not in known:
             raise UnknownNameError(self.kind, name, known)

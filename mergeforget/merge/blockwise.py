@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from mergeforget.candidate import Candidate
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.ops import Tensor, empty
+from mergeforget.merge.ops import FEW, Cut, Tensor, empty, kept_by
 from mergeforget.merge.select import Source, at, blocks, known_densities
 
 
@@ -54,14 +56,52 @@ def merge_blocks(
     if draws:
         for one in given:
             one["chance"] = Chance(first.seed, name)
-    trims = takes_density and densities and not draws and not whole
+    trims = takes_density and bool(densities) and traits(first.method).trims
     cuts = known_densities(source, densities) if trims else []
     every = slice(0, source.shape[0])
     for part in [every] if whole else blocks(source.shape):
         stack = source.rows(part)
         for j, density in enumerate(densities):
             given[j]["density"] = at(density, cuts[j], part, source.shape[1]) if trims else density
-        if densities:
+        if trims and len(densities) > FEW and source.n == 2 and isinstance(stack, np.ndarray):
+            offset = part.start * source.shape[1]
+            yield part, _pair(stack, weights, entry.fn, first.arguments, cuts, offset)
+        elif densities:
             yield part, [entry.fn(stack, weights, **one) for one in given]
         else:
             yield part, [entry.fn(stack, weights, **given[0])] * len(candidates)
+
+
+def _pair(
+    stack: Tensor,
+    weights: Tensor,
+    merge: Callable[..., Tensor],
+    arguments: dict[str, Any],
+    cuts: Sequence[Sequence[Cut]],
+    offset: int,
+) -> list[Tensor]:
+    """Merge two trimmed tensors at many densities.
+
+    At each place there are four cases: an entry of the first is kept or not, and one of the
+    second. The method is asked for each case once; every density then picks among the answers, as
+    bits, so that they are those of the method to the last one.
+    """
+    only = np.zeros_like(stack), np.zeros_like(stack)
+    only[0][0], only[1][1] = stack[0], stack[1]
+    cases = [merge(x, weights, density=1.0, **arguments) for x in (*only, stack)]
+    bits = f"i{stack.itemsize}"
+    first, second, both = (x.view(bits) for x in cases)
+    both = both ^ first ^ second
+    magnitudes = [abs(x.reshape(-1)) for x in stack]
+    results = []
+    for pair in cuts:
+        kept = [kept_by(m, cut, offset) for m, cut in zip(magnitudes, pair, strict=True)]
+        one, two = (-(x.view(np.int8).astype(bits)).reshape(first.shape) for x in kept)  # 0 or ~0
+        merged = both & one
+        merged &= two
+        one &= first
+        merged ^= one
+        two &= second
+        merged ^= two
+        results.append(merged.view(stack.dtype))
+    return results

@@ -18,6 +18,7 @@ import numpy as np
 from mergeforget.errors import DensityError, UsageError
 from mergeforget.merge.chance import Chance
 
+FEW = 3  # ranks up to which partitions are faster than one sort
 Tensor = Any  # numpy.ndarray or torch.Tensor
 Sign = Literal["total", "count"]
 Rescale = Literal["density", "l1", "none"]
@@ -101,18 +102,23 @@ def trim(stack: Tensor, density: float) -> Tensor:
     for i, tensor in enumerate(flat):
         magnitude = abs(tensor)
         cut = known.cuts[i] if known else find_cuts(magnitude, [k])[0]
-        kept[i] = tensor * _kept(magnitude, cut, known.offset if known else 0)
+        kept[i] = tensor * kept_by(magnitude, cut, known.offset if known else 0)
     return kept.reshape(stack.shape)
 
 
 def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Cut]:
     """Where to cut (numel,) magnitudes so that k entries are kept, for each k of ``ranks``."""
-    lib = library(magnitude)
+    numel = len(magnitude)
+    tied = [min(numel, k + 1) for k in ranks]  # does the next one lie at the cut too?
+    found = kth_largest(magnitude, [*ranks, *tied])
     cuts = []
-    for k, value in zip(ranks, kth_largest(magnitude, ranks), strict=True):
-        surplus = int(lib.count_nonzero(magnitude >= value)) - k
-        at_cut = lib.where(magnitude == value)[0] if surplus else None
-        cuts.append(Cut(value, None if at_cut is None else int(at_cut[-surplus - 1])))
+    for k, value, following in zip(ranks, found, found[len(ranks) :], strict=False):
+        if k == numel or following != value:
+            cuts.append(Cut(value))
+            continue
+        above = int(library(magnitude).count_nonzero(magnitude > value))
+        (at_cut,) = library(magnitude).where(magnitude == value)
+        cuts.append(Cut(value, int(at_cut[k - above - 1])))
     return cuts
 
 
@@ -125,14 +131,19 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
         ordered = magnitude.sort().values
         return [float(ordered[numel - k]) for k in ranks]
     bits = magnitude.view(f"i{magnitude.itemsize}")  # order of floats >= 0, twice as fast
-    if len(ranks) == 1:
-        found = np.partition(bits, numel - ranks[0])[[numel - ranks[0]]]
+    places = [numel - k for k in ranks]
+    if len(set(places)) > FEW:
+        ordered = np.sort(bits)
     else:
-        found = np.sort(bits)[[numel - k for k in ranks]]
-    return [float(x) for x in found.view(magnitude.dtype)]
+        ordered = bits.copy()
+        end = numel  # what lies from here on is larger, and in place
+        for place in sorted(set(places), reverse=True):
+            ordered[:end].partition(place)
+            end = place
+    return [float(x) for x in ordered[places].view(magnitude.dtype)]
 
 
-def _kept(magnitude: Tensor, cut: Cut, offset: int) -> Tensor:
+def kept_by(magnitude: Tensor, cut: Cut, offset: int) -> Tensor:
     """Mask of the entries, (numel,), that a cut keeps."""
     if cut.last is None:
         return magnitude >= cut.value
@@ -314,8 +325,8 @@ def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
     for i, tensor in enumerate(flat):
         magnitude = abs(tensor)
         cuts = find_cuts(magnitude, [above, top] if top else [above])
-        mask = _kept(magnitude, cuts[0], 0)
-        result[i] = tensor * (mask & ~_kept(magnitude, cuts[1], 0) if top else mask)
+        mask = kept_by(magnitude, cuts[0], 0)
+        result[i] = tensor * (mask & ~kept_by(magnitude, cuts[1], 0) if top else mask)
     return result.reshape(stack.shape)
 
 

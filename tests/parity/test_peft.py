@@ -225,7 +225,7 @@ def test_the_version_that_parity_names_is_installed() -> None:
 
 def test_a_sweep_gives_the_bits_of_each_merge_alone(pair: list[Path]) -> None:
     adapters = [read_adapter(p) for p in pair]
-    densities = [0.1, 0.35, 0.8, 1.0]
+    densities = [0.1, 0.35, 0.5, 0.8, 1.0]
     spaces: list[Space] = ["factors", "delta"]
     for method in ("ties", "magnitude_prune", "dare_ties"):
         for space in spaces:

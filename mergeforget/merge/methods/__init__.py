@@ -11,7 +11,8 @@ give: ``density``, and ``chance`` to a method that draws at random.
 A method sees a stack in blocks of rows unless it says ``whole=True``: then what it gives at a
 place depends on more than the row of that place (and the cuts of ``trim``, which are known). A
 method whose result is ``sum_i c_i x_i`` with numbers c that depend on inner products only names the
-function that computes them as ``coefficients``; it is then exact on low-rank factors.
+function that computes them as ``coefficients``; it is then exact on low-rank factors. A method
+that trims and then works place by place says ``trims=True``; a sweep over densities is then quick.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Traits:
 
     Attributes:
         whole: it must see whole tensors.
+        trims: it trims, and what it does then at a place depends on that place alone.
         coefficients: (gram (n, n), weights (n,), **arguments) -> (n,).
         base: ``delta`` acts on changes only; ``either`` also on whole weights, where no base is.
     """
@@ -39,6 +41,7 @@ class Traits:
     whole: bool = False
     coefficients: Callable[..., Any] | None = None
     base: str = "delta"
+    trims: bool = False
 
 
 _TRAITS: dict[str, Traits] = {}
@@ -51,9 +54,10 @@ def merge_method(
     whole: bool = False,
     coefficients: Callable[..., Any] | None = None,
     base: str = "delta",
+    trims: bool = False,
 ) -> Callable[[F], F]:
     """Decorator that adds a merge method; see the module's docstring."""
-    _TRAITS[name] = Traits(whole, coefficients, base)
+    _TRAITS[name] = Traits(whole, coefficients, base, trims)
     return MERGE_METHODS.register(name, source=source)
 
 

@@ -6,7 +6,9 @@ from mergeforget.merge.methods import merge_method
 from mergeforget.merge.ops import Tensor, trim, weighted_sum
 
 
-@merge_method("magnitude_prune", source="PEFT 0.21.2, peft.utils.merge_utils.magnitude_prune")
+@merge_method(
+    "magnitude_prune", source="PEFT 0.21.2, peft.utils.merge_utils.magnitude_prune", trims=True
+)
 def magnitude_prune(stack: Tensor, weights: Tensor, *, density: float) -> Tensor:
     """Keep the largest entries of each delta, then add up: ``sum_i w_i trim(x_i)``."""
     return weighted_sum(trim(stack, density), weights)

@@ -6,7 +6,7 @@ from mergeforget.merge.methods import merge_method
 from mergeforget.merge.ops import Divide, Sign, Tensor, Vote, consensus, trim
 
 
-@merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT; mergekit")
+@merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT; mergekit", trims=True)
 def ties(
     stack: Tensor,
     weights: Tensor,
