@@ -178,3 +178,38 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     run = write_run(tmp_path_factory.mktemp("runs") / "hostile", hostile=True)
     write_report(run)
     return run
+
+
+def short_rows(split: str, documents: int = 4) -> list[dict[str, str]]:
+    """Documents of a few words, each a completion and a question."""
+    from mergeforget.data.schema import Row
+
+    made = []
+    for i in range(documents):
+        made.append(Row(f"{split}{i}-sc1", f"{split} {i} lives", f"in house {i * i}", "T", split))
+        made.append(Row(f"{split}{i}-qa0", f"Where is {split} {i}?", f"{i * i}", "T", split))
+    return [row.to_dict() for row in made]
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, save_adapter: Callable[..., Any]
+) -> Any:
+    """A run of the tiny model with data and a pair, made without training; do not write there."""
+    from mergeforget.files import write_jsonl
+    from mergeforget.recipe import change, load_recipe, save_recipe
+    from mergeforget.run import Run
+
+    run = Run(tmp_path_factory.mktemp("runs") / "tiny")
+    recipe = change(
+        load_recipe("zjuklab"),
+        model={"name": str(tiny_folder)},
+        evaluation={"max_new_tokens": 3},
+        search={"densities": [0.2, 0.5, 0.8]},
+    )
+    save_recipe(recipe, run.recipe)
+    for split in ("forget", "retain", "holdout"):
+        write_jsonl(run.data / f"{split}.jsonl", short_rows(split))
+    save_adapter(run.over, seed=1, scale=0.05)
+    save_adapter(run.under, seed=2, scale=0.02)
+    return run

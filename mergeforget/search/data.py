@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,17 +77,18 @@ def check_disjoint(outside: Sequence[Row], trained: Sequence[Row], path: Path) -
 def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> list[Row]:
     """Non-members in the members' shares of tasks: another mixture would tell them apart.
 
-    At most as many as members, each task by itself; where no task is shared, tasks do not count.
+    At most as many as members, whole documents, each task by itself; where no task is shared,
+    tasks do not count.
     """
     wanted = Counter(row.task for row in members)
     if not wanted.keys() & {row.task for row in outside}:
-        return _draw(outside, len(members), f"{seed}")
-    drawn = [
-        row
+        return _draw(outside, len(members), seed)
+    drawn = {
+        row.id
         for task, n in sorted(wanted.items())
-        for row in _draw([r for r in outside if r.task == task], n, f"{seed}-{task}")
-    ]
-    return sorted(drawn, key=outside.index)
+        for row in _draw([r for r in outside if r.task == task], n, seed)
+    }
+    return [row for row in outside if row.id in drawn]
 
 
 def of_tasks(members: list[Row], nonmembers: Sequence[Row]) -> list[Row]:
@@ -98,7 +98,7 @@ def of_tasks(members: list[Row], nonmembers: Sequence[Row]) -> list[Row]:
     return shared or members
 
 
-def _draw(rows: Sequence[Row], n: int, seed: str) -> list[Row]:
-    if len(rows) <= n:
-        return list(rows)
-    return random.Random(seed).sample(list(rows), n)
+def _draw(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
+    """Whole documents, at most ``n`` rows; all of them where even the smallest has more."""
+    smallest = min(Counter(row.subject for row in rows).values(), default=0)
+    return limit_rows(rows, max(n, smallest), seed)[0] if rows else []

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from peft import PeftModel
 
 from mergeforget.adapter import Adapter
 from mergeforget.cli import main
-from mergeforget.data.schema import Measured, Row
+from mergeforget.data.schema import Measured
 from mergeforget.errors import NumericError
-from mergeforget.files import read_json, read_jsonl, write_jsonl
-from mergeforget.recipe import change, load_recipe, save_recipe
+from mergeforget.files import read_json, read_jsonl
+from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
 from mergeforget.search.budget import Budget
 from mergeforget.search.driver import Options, search
@@ -24,46 +23,17 @@ from mergeforget.search.evaluator import Evaluator
 NAMES = {f"ties-factors-d{density}" for density in ("0.20", "0.50", "0.80")}
 
 
-def short_rows(split: str, documents: int = 4) -> list[dict[str, str]]:
-    """Documents of a few words, each a completion and a question."""
-    made = []
-    for i in range(documents):
-        made.append(Row(f"{split}{i}-sc1", f"{split} {i} lives", f"in house {i * i}", "T", split))
-        made.append(Row(f"{split}{i}-qa0", f"Where is {split} {i}?", f"{i * i}", "T", split))
-    return [row.to_dict() for row in made]
-
-
 @pytest.fixture(scope="module")
-def prepared(
-    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, save_adapter: Callable[..., Any]
-) -> Run:
-    """A run folder with data and a pair, which no test writes to."""
-    run = Run(tmp_path_factory.mktemp("prepared"))
-    recipe = change(
-        load_recipe("zjuklab"),
-        model={"name": str(tiny_folder)},
-        evaluation={"max_new_tokens": 3},
-        search={"densities": [0.2, 0.5, 0.8]},
-    )
-    save_recipe(recipe, run.recipe)
-    for split in ("forget", "retain", "holdout"):
-        write_jsonl(run.data / f"{split}.jsonl", short_rows(split))
-    save_adapter(run.over, seed=1, scale=0.05)
-    save_adapter(run.under, seed=2, scale=0.02)
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(prepared: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same with a whole search, which no test writes to."""
-    run = Run(Path(shutil.copytree(prepared.root, tmp_path_factory.mktemp("finished") / "run")))
+    run = Run(Path(shutil.copytree(tiny_run.root, tmp_path_factory.mktemp("finished") / "run")))
     search(run, load_recipe(run.recipe).search, options())
     return run
 
 
 @pytest.fixture
-def run(prepared: Run, tmp_path: Path) -> Run:
-    return Run(Path(shutil.copytree(prepared.root, tmp_path / "run")))
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(tiny_run.root, tmp_path / "run")))
 
 
 @pytest.fixture

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mergeforget.adapter import Adapter
+from mergeforget.cli import main
+from mergeforget.data.schema import Measured
+from mergeforget.files import read_json, read_jsonl
+from mergeforget.recipe import SearchSpec
+from mergeforget.run import Run
+from mergeforget.score import Score
+from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.objective import Rank
+from mergeforget.search.study import Study
+
+SPACE = ("--densities", "0.1:1.0:0.1", "--weights", "1,1;1,0.5")
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(tiny_run.root, tmp_path / "run")))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """(model, whether it generated) of every measurement."""
+    seen: list[tuple[str, bool]] = []
+    measure = Evaluator.measure
+
+    def noting(
+        self: Evaluator, adapter: Adapter | None, label: str, max_new_tokens: int | None = None
+    ) -> Measured:
+        seen.append((label, max_new_tokens is None))
+        return measure(self, adapter, label, max_new_tokens)
+
+    monkeypatch.setattr(Evaluator, "measure", noting)
+    return seen
+
+
+def call(run: Run, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        main, ["search", str(run.root), "--device", "cpu", *arguments], catch_exceptions=False
+    )
+
+
+def lines(run: Run) -> list[str]:
+    return sorted(json.dumps(row, sort_keys=True) for row in read_jsonl(run.scores))
+
+
+def generated(calls: list[tuple[str, bool]]) -> list[str]:
+    return [name for name, full in calls if full and name not in ("base", "over", "under")]
+
+
+def test_only_finalists_of_a_grid_generate_and_the_best_is_the_same(
+    run: Run, tiny_run: Run, tmp_path: Path, calls: list[tuple[str, bool]]
+) -> None:
+    whole = Run(Path(shutil.copytree(tiny_run.root, tmp_path / "whole")))
+    densities = ("--densities", "0.2,0.4,0.6,0.8,1.0")
+    assert call(whole, *densities).exit_code == 0
+    del calls[:]
+    assert call(run, *densities, "--finalists", "2").exit_code == 0
+    assert len(generated(calls)) == 2 and len(calls) == 3 + 5 + 2
+    coarse, full = (read_json(r.search / "chosen.json") for r in (run, whole))
+    assert coarse["name"] == full["name"] and coarse["scores"] == full["scores"]
+    assert (coarse["measured"], coarse["explored"]) == (2, 5)
+    subjects = {row["subject"] for row in read_jsonl(run.scores)}
+    assert len(subjects) == 3 + 5  # every density has a point on the curves
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "nsga2"])
+def test_a_killed_study_goes_on_as_if_it_had_not_been(
+    run: Run, tiny_run: Run, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Run(Path(shutil.copytree(tiny_run.root, tmp_path / "whole")))
+    arguments = (*SPACE, "--strategy", strategy, "--budget", "6", "--first", "0.52")
+    assert call(whole, *arguments).exit_code == 0
+    glance, left = Evaluator.glance, [3]
+
+    def killed(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+        if not left[0]:
+            raise SystemExit(137)
+        left[0] -= 1
+        return glance(self, adapter, label)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "glance", killed)
+        assert call(run, *arguments).exit_code == 137
+    assert call(run, *arguments).exit_code == 0
+    assert lines(run) == lines(whole)
+    chosen = read_json(run.search / "chosen.json")
+    assert chosen == read_json(whole.search / "chosen.json")
+    assert (chosen["explored"], chosen["measured"]) == (6, 2)
+    assert any("d0.50" in row["subject"] for row in read_jsonl(run.scores))  # nearest to 0.52
+
+
+def test_an_exhausted_space_ends_the_search(run: Run, calls: list[tuple[str, bool]]) -> None:
+    arguments = ("--densities", "0.2,0.8", "--strategy", "tpe", "--budget", "50")
+    assert call(run, *arguments).exit_code == 0
+    glanced = [name for name, full in calls if not full]
+    assert sorted(glanced) == ["ties-factors-d0.20", "ties-factors-d0.80"]
+
+
+def test_studies_find_the_top_of_a_hill(tmp_path: Path) -> None:
+    spec = SearchSpec(densities="0.01:1.0:0.01", strategy="tpe")  # type: ignore[arg-type]
+    study = Study(spec, tmp_path / "journal", "hill")
+    best = 0.0
+    for _ in range(30):
+        trial, candidate = study.suggest()
+        assert candidate.density is not None
+        value = 1 - abs(candidate.density - 0.37)
+        best = max(best, value)
+        study.tell(trial, Rank(0.0, value, 0.0, 0.0), [Score("nll", "all", 1.0, "lower", 1)])
+    assert best > 0.95  # 30 of 100 points
+
+
+def test_two_workers_share_a_study(tmp_path: Path) -> None:
+    spec = SearchSpec(strategy="tpe")
+    one, other = (Study(spec, tmp_path / "journal", "shared") for _ in range(2))
+    trial, candidate = one.suggest()
+    one.tell(trial, Rank(0.0, 0.5, 0.0, 0.0), [Score("nll", "all", 1.0, "lower", 1)])
+    (seen,) = other.finished()
+    assert other.candidate_of(seen) == candidate
+
+
+def test_optuna_missing_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *more: Any) -> Any:
+        if name == "optuna":
+            raise ImportError(name)
+        return real(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(Exception, match=r"pip install 'mergeforget\[search\]'"):
+        Study(SearchSpec(strategy="tpe"), run.search / "journal", "x")
+
+
+def test_a_storage_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="Cannot open the study in nonsense://"):
+        Study(SearchSpec(strategy="tpe"), "nonsense://host/db", "x")
