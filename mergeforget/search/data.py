@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mergeforget.evaluate.measure import membership_documents
 from mergeforget.files import write_jsonl
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
-from mergeforget.search.halves import check_enough
+from mergeforget.search.halves import Group, check_enough, choosing_subjects, group
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,29 @@ class SearchData:
     retain: list[Row]
     members: list[Row]
     nonmembers: list[Row]
+
+    def choosing(self, share: float, seed: int, figures: Collection[str]) -> SearchData:
+        """The half that chooses, and of it only what an objective's figures read.
+
+        The documents are those of ``halves.halve``, so that a figure is the same but for rounding.
+        """
+        rows = [*self.forget, *self.retain, *self.members, *self.nonmembers]
+        tasks: dict[Group, str] = {}
+        for row in rows:
+            tasks.setdefault(group(row), row.task)
+        chosen = choosing_subjects(tasks, share, seed)
+        aggregated = not figures <= {"mia", "retain", "forget"}
+
+        def part(of: list[Row], figure: str) -> list[Row]:
+            read = aggregated or figure in figures
+            return [row for row in of if read and group(row) in chosen]
+
+        return SearchData(
+            part(self.forget, "forget"),
+            part(self.retain, "retain"),
+            part(self.members, "mia"),
+            part(self.nonmembers, "mia"),
+        )
 
 
 def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -> SearchData:

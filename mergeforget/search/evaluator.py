@@ -35,44 +35,40 @@ class Evaluator:
     membership: Membership = "documents"
     buffers: Buffers = field(default_factory=dict)
 
-    def glance(self, adapter: Adapter | None, label: str) -> Measured:
-        """Likelihoods alone, without a generated answer."""
-        return replace(self.measure(adapter, label, max_new_tokens=0), answers=[])
+    def glance(self, adapter: Adapter | None, label: str, data: SearchData) -> Measured:
+        """Likelihoods of some of the data, without a generated answer."""
+        return replace(self._measure(adapter, label, data, max_new_tokens=0), answers=[])
 
-    def measure(
-        self, adapter: Adapter | None, label: str, max_new_tokens: int | None = None
-    ) -> Measured:
+    def measure(self, adapter: Adapter | None, label: str) -> Measured:
         """Everything that is read off the model with an adapter, or without."""
-        longest = self.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return self._measure(adapter, label, self.data, self.max_new_tokens)
+
+    def _measure(
+        self, adapter: Adapter | None, label: str, data: SearchData, max_new_tokens: int
+    ) -> Measured:
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
         with change:
             return measure(
                 self.model,
                 self.tokenizer,
-                forget=self.data.forget,
-                retain=self.data.retain,
-                members=self.data.members,
-                nonmembers=self.data.nonmembers,
-                max_new_tokens=longest,
+                forget=data.forget,
+                retain=data.retain,
+                members=data.members,
+                nonmembers=data.nonmembers,
+                max_new_tokens=max_new_tokens,
                 membership=self.membership,
                 label=label,
             )
 
 
-def score_parts(measured: Measured, spec: SearchSpec, benchmark: str | None) -> list[Score]:
-    """Every score of the whole and of both halves.
-
-    Args:
-        benchmark: None where nothing was generated: the cheap scores alone.
-    """
-    scores_of: Callable[[Measured], list[Score]] | None = (
-        BENCHMARKS.get(benchmark).fn if benchmark else None
-    )
+def score_parts(measured: Measured, spec: SearchSpec, benchmark: str) -> list[Score]:
+    """Every score of the whole and of both halves."""
+    scores_of: Callable[[Measured], list[Score]] = BENCHMARKS.get(benchmark).fn
     parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
     return [
         replace(score, part=part)
         for part, one in parts.items()
-        for score in with_coarse(scores_of(one) if scores_of else [], one)
+        for score in with_coarse(scores_of(one), one)
     ]
 
 

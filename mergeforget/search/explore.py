@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergeforget.adapter import Adapter
@@ -16,8 +16,9 @@ from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.budget import Budget
 from mergeforget.search.choice import Scored, pareto
-from mergeforget.search.coarse import only_coarse
-from mergeforget.search.evaluator import Evaluator, score_parts
+from mergeforget.search.coarse import coarse_scores, only_coarse
+from mergeforget.search.data import SearchData
+from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.merging import merge_all
 from mergeforget.search.objective import Objective, Rank, estimate
 from mergeforget.search.store import Store
@@ -95,12 +96,20 @@ class Explorer:
 
     def _glance(self, candidate: Candidate, adapter: Adapter) -> bool:
         try:
-            measured = self.evaluator().glance(adapter, candidate.name)
+            measured = self.evaluator().glance(adapter, candidate.name, self._data())
         except NumericError as error:
             say(f"{candidate.name} is left out: {error}")
             return False
-        self.store.keep_glance(candidate.name, score_parts(measured, self.spec, None))
+        scores = [replace(score, part="choose") for score in coarse_scores(measured)]
+        self.store.keep_glance(candidate.name, scores)
         return True
+
+    def _data(self) -> SearchData:
+        spec, every = self.spec, self.evaluator().data
+        figures = self.objective.figures
+        if spec.strategy == "nsga2":  # its front is of forgetting against retention
+            figures = figures | {"forget", "retain"}
+        return every.choosing(spec.choose_share, spec.seed, figures)
 
     def _best(self, seen: Sequence[Candidate]) -> str:
         if not seen:
@@ -113,16 +122,22 @@ def finalists(explorer: Explorer, seen: Sequence[Candidate], wanted: int | None)
     """The candidates that are worth generating with, the best first.
 
     Args:
-        wanted: how many; None takes a fifth, at least two.
+        wanted: how many; None takes a fifth, at least two. Where the objective reads the MIA AUC
+            alone, which a glance measures as well, only those that tie with the best.
 
     Returns:
         The best by rank; with the strategy nsga2 those on the Pareto front come first.
     """
-    wanted = wanted or max(FEWEST, math.ceil(len(seen) / SHARE))
+    most = wanted or max(FEWEST, math.ceil(len(seen) / SHARE))
     front: set[str] = set()
     if explorer.spec.strategy == "nsga2":
         scores = explorer.store.scores
         front = set(pareto([Scored(c, only_coarse(scores[c.name])) for c in seen]))
+    if not seen:
+        return []
     ordered = sorted(seen, key=lambda c: c.name)
     ordered.sort(key=lambda c: (c.name in front, explorer.rank(c.name)), reverse=True)
-    return ordered[:wanted]
+    if wanted is None and explorer.objective.figures == {"mia"}:
+        best = explorer.rank(ordered[0].name).value
+        ordered = [c for c in ordered if explorer.rank(c.name).value == best]
+    return ordered[:most]

@@ -7,13 +7,14 @@ members had a MIA score of .997 there and .048 on others.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from mergeforget.data.schema import DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 
 PARTS = ("choose", "report")
+Group = tuple[str, str]  # (split, subject): a document
 FEWEST = 2  # members, and non-members: one for each part
 
 
@@ -28,7 +29,7 @@ def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
     Returns:
         ``choose`` and ``report``. MMLU is in both, since its questions are no part of the data.
     """
-    choosing = choosing_subjects(measured, share, seed)
+    choosing = choosing_subjects(tasks_of(measured), share, seed)
     return {
         part: replace(
             measured,
@@ -51,29 +52,34 @@ def check_enough(members: int, nonmembers: int) -> None:
         )
 
 
-def choosing_subjects(measured: Measured, share: float, seed: int) -> set[tuple[str, str]]:
-    """(split, subject) of the documents that choose."""
-    tasks: dict[tuple[str, str], str] = {}  # (split, subject) -> task
+def tasks_of(measured: Measured) -> dict[Group, str]:
+    """The task of every document that was measured."""
+    tasks: dict[Group, str] = {}
     for row in [*(a.row for a in measured.answers), *(x.row for x in measured.likelihoods)]:
         tasks.setdefault(group(row), row.task)
     for loss in measured.losses:
         tasks.setdefault(loss_group(loss), loss.task)
-    strata: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    return tasks
+
+
+def choosing_subjects(tasks: Mapping[Group, str], share: float, seed: int) -> set[Group]:
+    """The documents that choose, of those that ``tasks`` names."""
+    strata: dict[tuple[str, str], list[Group]] = {}
     for key in sorted(tasks):
         strata.setdefault((key[0], tasks[key]), []).append(key)
-    chosen: set[tuple[str, str]] = set()
+    chosen: set[Group] = set()
     for split in sorted({split for split, _ in strata}):
         within = {task: keys for (s, task), keys in sorted(strata.items()) if s == split}
         chosen |= _draw(within, share, f"{seed}-{split}")
     return chosen
 
 
-def group(row: Row) -> tuple[str, str]:
+def group(row: Row) -> Group:
     """(split, subject): what stays together."""
     return row.split, row.subject
 
 
-def loss_group(loss: DocumentLoss) -> tuple[str, str]:
+def loss_group(loss: DocumentLoss) -> Group:
     """The same for a document; a member is a document of the forget split."""
     return "forget" if loss.member else "holdout", Row(loss.id, "", "").subject
 
