@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mergeforget.benchmarks import benchmark
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import METRICS
+from mergeforget.metrics._membership import attack_scores
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 METRICS_OF_ROWS = (
@@ -39,7 +40,7 @@ def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     ]
     found.append(METRICS.get("nll").fn(measured, "holdout"))
     found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
-    scores = [s for s in found if s is not None] + list(known)
+    scores = [s for s in found if s is not None] + attack_scores(measured) + list(known)
     parts = _parts(scores)
     if "mia_score" in parts:
         scores.append(_overall("mia_score", parts["mia_score"], 1))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from mergeforget.benchmarks import benchmark
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import METRICS
+from mergeforget.metrics._membership import attack_scores
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 SPLITS = ("forget", "retain")
@@ -39,7 +40,7 @@ def semeval2025_task4(measured: Measured, *, known: Sequence[Score] = ()) -> lis
     scores += [_score(name, measured, split) for name in FORGET_METRICS for split in SPLITS]
     scores += [_score("nll", measured, "holdout"), _score("mmlu", measured, "mmlu")]
     scores += [_score("mia_auc", measured, "mia", task) for task in ["", *tasks]]
-    found = [s for s in scores if s is not None] + list(known)
+    found = [s for s in scores if s is not None] + attack_scores(measured) + list(known)
     return found + aggregates(found, tasks)
 
 

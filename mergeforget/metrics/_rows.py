@@ -29,3 +29,13 @@ def likelihoods_of(measured: Measured, split: str, task: str = "") -> list[Answe
 def direction(split: str) -> Better:
     """Knowing the forget set is bad, knowing any other is good."""
     return "lower" if split == "forget" else "higher"
+
+
+def signals_of(measured: Measured, signal: str, task: str = "") -> tuple[list[float], list[float]]:
+    """A membership signal of members and of non-members; ``loss`` is there for every document."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for document in measured.losses:
+        value = -document.nll if signal == "loss" else document.signals.get(signal)
+        if value is not None and (not task or document.task == task):
+            found[0 if document.member else 1].append(value)
+    return found

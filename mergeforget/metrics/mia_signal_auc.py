@@ -1,0 +1,36 @@
+"""Membership attacks beside the loss: each reads another signal of the same likelihoods."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._rows import signals_of
+from mergeforget.metrics._statistics import auc, auc_interval
+from mergeforget.score import Score
+
+SIGNALS = ("zlib", "min_k_20", "min_k_40", "min_k_plus_20", "min_k_plus_40")
+
+
+@metric("mia_signal_auc", source="zlib: arXiv:2012.07805; min-k: 2310.16789; min-k++: 2404.02936")
+def mia_signal_auc(
+    measured: Measured, split: str = "mia", task: str = "", *, signal: str = "min_k_20"
+) -> Score | None:
+    """ROC AUC of one signal, member = 1; None where documents do not have it.
+
+    The score is called ``mia_auc_`` and the signal, for example ``mia_auc_min_k_20``.
+    """
+    members, nonmembers = signals_of(measured, signal, task)
+    if not members or not nonmembers:
+        return None
+    return Score(
+        f"mia_auc_{signal}",
+        split,
+        auc(members, nonmembers),
+        "nearer",
+        len(members) + len(nonmembers),
+        task=task,
+        interval=auc_interval(members, nonmembers),
+        chance=0.5,
+        target=0.5,
+        definition=f"mia-{signal.replace('_', '-')}-auc@1",
+    )

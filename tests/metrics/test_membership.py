@@ -1,0 +1,39 @@
+"""Membership attacks on documents whose signals are written by hand."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import DocumentLoss, Measured
+from mergeforget.metrics._membership import attack_scores
+from mergeforget.metrics.mia_signal_auc import SIGNALS
+from mergeforget.metrics.mia_tpr import mia_tpr
+
+
+def documents(member: bool, losses: list[float]) -> list[DocumentLoss]:
+    return [
+        DocumentLoss(f"{member}{i}", member, nll, signals={s: nll for s in SIGNALS})
+        for i, nll in enumerate(losses)
+    ]
+
+
+def test_every_signal_has_its_area() -> None:
+    measured = Measured([], documents(True, [1, 3]) + documents(False, [2, 4]))
+    scores = {s.metric: s.value for s in attack_scores(measured)}
+    # the signal is the loss itself here, so larger means a worse prediction: 3 > 2 only
+    assert scores["mia_auc_zlib"] == scores["mia_auc_min_k_plus_40"] == 0.25
+    assert len(scores) == len(SIGNALS) + 1
+
+
+def test_certain_hits_are_counted_below_all_but_one_percent() -> None:
+    nonmembers = [float(i) for i in range(1, 201)]  # 200: two false positives are allowed
+    measured = Measured([], documents(True, [0.5, 2.5, 3.0, 50.0]) + documents(False, nonmembers))
+    score = mia_tpr(measured)
+    assert score is not None and score.value == 0.5  # below 3: 0.5 and 2.5
+    few = Measured([], documents(True, [0.5, 1.5]) + documents(False, [1.0, 2.0]))
+    score = mia_tpr(few)
+    assert score is not None and score.value == 0.5
+
+
+def test_documents_without_signals_have_the_loss_attack_only() -> None:
+    measured = Measured([], [DocumentLoss("a", True, 1.0), DocumentLoss("b", False, 2.0)])
+    assert [s.metric for s in attack_scores(measured)] == ["mia_tpr"]
+    assert attack_scores(Measured([], [])) == []
