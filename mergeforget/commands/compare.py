@@ -1,0 +1,26 @@
+"""`mergeforget compare`: runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergeforget.commands._options import emit, json_option
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--subject", help="Model of each run to compare.  [default: the chosen candidate]")
+@click.option("--part", type=click.Choice(["all", "choose", "report"]), default="all",
+              show_default=True, help="Rows the scores are of; report is the half that chose "
+              "nothing.")  # fmt: skip
+@json_option
+def command(runs: tuple[Path, ...], subject: str | None, part: str, as_json: bool) -> None:
+    """Scores of RUNS in one table, a column a run."""
+    from mergeforget.evaluate.compare import compare
+    from mergeforget.evaluate.table import render
+
+    scores = compare(runs, subject, part)
+    result = {name: [s.to_dict() for s in every] for name, every in scores.items()}
+    emit({"scores": result}, render(scores), as_json)
