@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -95,13 +96,14 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the progress bars of transformers and of the hub's client off stderr."""
+    """Keep others' progress bars, and what they will change one day, off stderr."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -129,7 +129,7 @@ def fit(
         say(f"{job.stage}: going on from {start.name.replace('-', ' ')}")
     else:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-    with explained(job.checkpoints):
+    with explained(job.checkpoints), quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     trainer.accelerator.free_memory()
 
