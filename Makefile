@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/mergeforget demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "not slow" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" tests
 
 study: $(READY)                 # the slow tests: real model, real data where it is at hand
 	$(BIN)/python -m pytest -q -m slow tests
