@@ -171,6 +171,8 @@ def _chunk(source: Tensor | Projection | None, n: slice) -> Tensor | None:
 
 def _in_chunks(part: Callable[[Projection, slice], Tensor], source: Projection) -> Tensor:
     """For an output matrix that is trained too: each chunk is computed again in backward."""
+    if len(source.hidden) <= CHUNK:
+        return part(source, slice(None))
     parts = []
     for n in _slices(len(source.hidden)):
 

@@ -13,17 +13,30 @@ from transformers import TrainerCallback
 
 from mergeforget.console import Progress
 from mergeforget.errors import Interrupted, NumericError
+from mergeforget.train.order import Alternating, Chunked
 from mergeforget.train.rows import PairedRows
 
 
 class Epochs(TrainerCallback):
     """Tells the rows which epoch it is, so that the partners change; also after a resume."""
 
-    def __init__(self, rows: PairedRows) -> None:
-        self.rows = rows
+    def __init__(self, *told: PairedRows | Alternating) -> None:
+        self.told = told
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.rows.set_epoch(int((state.epoch or 0.0) + 1e-6))
+        for one in self.told:
+            one.set_epoch(int((state.epoch or 0.0) + 1e-6))
+
+
+class FreshOptimizer(TrainerCallback):
+    """Empties the optimiser's memory where a chunk begins."""
+
+    def __init__(self, order: Chunked) -> None:
+        self.beginnings = order.beginnings
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        if state.global_step in self.beginnings:
+            more["optimizer"].state.clear()
 
 
 class Bar(TrainerCallback):

@@ -13,8 +13,8 @@ from transformers import PrinterCallback, set_seed
 
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
-from mergeforget.data.tokens import Encoded, encode_rows, truncation
-from mergeforget.errors import InputError, NumericError
+from mergeforget.data.tokens import Encoded
+from mergeforget.errors import NumericError, RecipeError
 from mergeforget.files import explained, read_jsonl, whole, write_jsonl
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
@@ -22,13 +22,20 @@ from mergeforget.train.callbacks import (
     Bar,
     Checkpoints,
     Epochs,
+    FreshOptimizer,
     Guard,
     Snapshots,
     last_checkpoint,
 )
+from mergeforget.train.forward import output_matrix
 from mergeforget.train.objective import mask_of
+from mergeforget.train.order import Alternating, Chunked
+from mergeforget.train.reference import Reference, reference_of
 from mergeforget.train.rows import Collate, PairedRows
+from mergeforget.train.sets import encode_sets, pad_id
+from mergeforget.train.steering import NGDiffTrainer
 from mergeforget.train.trainer import UnlearningTrainer, arguments
+from mergeforget.train.watch import PROXIES, Watcher
 
 CHECKPOINT_SECONDS = 60.0
 
@@ -54,7 +61,7 @@ def train_adapter(
 
     Args:
         model: the base; it is given back without the adapter, bit for bit as it was.
-        sets: ``forget`` first, then ``retain``.
+        sets: ``forget`` first, then ``retain``; ``holdout`` where the watch shall see it.
 
     Returns:
         The adapter's folder, ``run.root / job.stage``.
@@ -69,8 +76,9 @@ def train_adapter(
     config = LoraConfig(task_type="CAUSAL_LM", **training.lora.model_dump(exclude_none=True))
     with quiet():
         policy = get_peft_model(model, config)
-    encoded = _encode(tokenizer, sets, training)
     try:
+        encoded = encode_sets(tokenizer, sets, training)
+        reference = reference_of(policy, encoded, training, job.run.root)
         fit(
             policy,
             tokenizer,
@@ -79,6 +87,7 @@ def train_adapter(
             training,
             job,
             snapshot=lambda step: save_adapter(policy, _snapshot(job, step)),
+            reference=reference,
         )
         save_adapter(policy, job.run.root / job.stage)
     finally:
@@ -95,36 +104,66 @@ def fit(
     training: Training | Memorise,
     job: Job,
     snapshot: Callable[[int], None] | None = None,
+    reference: Reference | None = None,
 ) -> None:
     """Run the Trainer on tokenised sets, from the last checkpoint where ``job.resume`` says so."""
-    same_index = getattr(training, "retain_rows", "") == "same_index"
-    rows = PairedRows(sets, seed=training.seed, same_index=same_index)
-    tokens = getattr(training, "tokens", None)
-    padding = tokens.padding if tokens else "none"
-    accumulation = training.accumulation(len(rows)) if isinstance(training, Training) else 1
-    per_epoch = -(-len(rows) // (training.batch_size * accumulation))
-    callbacks = [Epochs(rows), Guard(), Bar(job.stage), Checkpoints(job.checkpoint_seconds)]
-    if snapshot is not None and isinstance(training, Training):
-        callbacks.insert(0, Snapshots(training.snapshots, snapshot))
-    trainer = UnlearningTrainer(
+    trained = {name: rows for name, rows in sets.items() if name != "holdout"}
+    plan = training if isinstance(training, Training) else None
+    rows = PairedRows(
+        trained,
+        seed=training.seed,
+        same_index=plan is not None and plan.retain_rows == "same_index",
+        partners=plan.retain_per_forget if plan else 1,
+        cyclic=bool(plan and plan.chunk_rows),
+    )
+    accumulation = plan.accumulation(len(rows)) if plan else 1
+    order = _order(plan, len(rows), accumulation)
+    batches = len(order) if order else -(-len(rows) // training.batch_size)
+    told = [order] if isinstance(order, Alternating) else []
+    callbacks = [Epochs(rows, *told), Guard(), Bar(job.stage), Checkpoints(job.checkpoint_seconds)]
+    if snapshot is not None and plan is not None:
+        callbacks.insert(0, Snapshots(plan.snapshots, snapshot))
+    if isinstance(order, Chunked):
+        callbacks.insert(0, FreshOptimizer(order))
+    if plan is not None and plan.watch is not None:
+        callbacks.insert(0, Watcher(plan.watch, sets, job.run.root, job.stage, job.checkpoints))
+    steering = plan is not None and plan.direction == "ngdiff"
+    more: dict[str, Any] = {"training": plan} if steering else {}
+    one_pass = {"num_train_epochs": 1} if isinstance(order, Chunked) else {}
+    trainer = (NGDiffTrainer if steering else UnlearningTrainer)(
         terms=terms,
         stage=job.stage,
         history=job.run.history,
+        reference=reference or Reference(head=output_matrix(model)),
+        order=order,
         model=model,
         args=arguments(
             training,
             job.checkpoints,
-            steps_per_epoch=per_epoch,
+            steps_per_epoch=-(-batches // accumulation),
             accumulation=accumulation,
             save_total_limit=1,
+            **one_pass,
         ),
         train_dataset=rows,
-        data_collator=Collate(mask_of(terms), padding, _pad_id(tokenizer)),
+        data_collator=Collate(
+            mask_of(terms), plan.tokens.padding if plan else "none", pad_id(tokenizer)
+        ),
         callbacks=callbacks,
+        **more,
     )
+    _run(trainer, job)
+
+
+def _run(trainer: UnlearningTrainer, job: Job) -> None:
+    """Train from the beginning or from the last checkpoint."""
+    if trainer.order is not None and trainer.accelerator.num_processes > 1:
+        raise RecipeError("Alternating batches and chunks run in one process; start it plainly.")
     trainer.remove_callback(PrinterCallback)
     start = last_checkpoint(job.checkpoints) if job.resume else None
-    _forget_history(job, int(start.name.split("-")[1]) if start else 0)
+    step = int(start.name.split("-")[1]) if start else 0
+    for file in (job.run.history, job.run.root / PROXIES):
+        _forget_lines(file, job.stage, step)
     if start is not None:
         say(f"{job.stage}: going on from {start.name.replace('-', ' ')}")
     else:
@@ -132,6 +171,17 @@ def fit(
     with explained(job.checkpoints), quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     trainer.accelerator.free_memory()
+
+
+def _order(plan: Training | None, rows: int, accumulation: int) -> Alternating | Chunked | None:
+    if plan is None:
+        return None
+    if plan.batches == "alternating":
+        return Alternating(rows, plan.batch_size, accumulation, plan.seed)
+    if plan.chunk_rows:
+        size = plan.batch_size, accumulation
+        return Chunked(rows, plan.chunk_rows, plan.epochs, *size, plan.seed)
+    return None
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -145,38 +195,13 @@ def save_adapter(model: Any, folder: Path) -> None:
         model.save_pretrained(temporary)
 
 
-def _encode(
-    tokenizer: Any, sets: Mapping[str, Sequence[Row]], training: Training
-) -> dict[str, list[Encoded]]:
-    tokens = training.tokens
-    encoded = {}
-    for name, rows in sets.items():
-        if not rows:
-            raise InputError(f"The {name} set has no rows.")
-        encoded[name] = encode_rows(
-            tokenizer,
-            rows,
-            max_length=training.max_length,
-            join=tokens.join,
-            prompt_tokens=tokens.prompt_tokens,
-        )
-        if cut := truncation(encoded[name], name, training.max_length):
-            say(cut)
-    return encoded
-
-
 def _snapshot(job: Job, step: int) -> Path:
     return job.run.snapshots / f"{job.stage}-step{step:05d}"
 
 
-def _forget_history(job: Job, step: int) -> None:
-    """Leave out the history's lines that will be written again after ``step``."""
-    lines = read_jsonl(job.run.history)
-    kept = [x for x in lines if x.get("stage") != job.stage or x.get("step", 0) <= step]
+def _forget_lines(path: Path, stage: str, step: int) -> None:
+    """Leave out the lines of a stage that will be written again after ``step``."""
+    lines = read_jsonl(path)
+    kept = [x for x in lines if x.get("stage") != stage or x.get("step", 0) <= step]
     if len(kept) < len(lines):
-        write_jsonl(job.run.history, kept)
-
-
-def _pad_id(tokenizer: Any) -> int:
-    pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
+        write_jsonl(path, kept)

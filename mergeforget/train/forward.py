@@ -2,64 +2,162 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mergeforget.data.batches import Batch
+from mergeforget.errors import RecipeError
 from mergeforget.outputs import TokenOutputs
+from mergeforget.vocabulary import Projection
 
 
 def predict(
     model: Any,
     batch: Batch,
     *,
-    row_total: int | None = None,
-    token_total: dict[int, int] | None = None,
+    head: Tensor | None = None,
+    layers: Sequence[int] = (),
+    row_total: float | None = None,
+    token_total: Mapping[int, float] | None = None,
 ) -> TokenOutputs:
     """Run the model on a batch; logits are computed only where a loss reads them.
 
     Args:
-        model: a causal language model, with or without an adapter.
+        model: a causal language model, with or without an adapter, wrapped for several devices or
+            not.
+        head: its output matrix: then no logits are computed here at all, see ``output_matrix``.
+        layers: counted from 0, whose hidden states are wanted.
         row_total: rows of the whole optimiser step; see TokenOutputs.
         token_total: kept positions of the whole optimiser step, by kind.
     """
-    if batch.attention_mask is None:
-        done = model(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            logits_to_keep=batch.keep,
-            use_cache=False,
-        )
-        logits = done.logits[0]
-    else:
-        done = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        )
-        logits = done.logits.flatten(0, 1)[batch.keep]
+    inner = unwrapped(model)
+    packed = batch.attention_mask is None
+    places = (
+        {"position_ids": batch.position_ids, "logits_to_keep": batch.keep}
+        if packed
+        else {"attention_mask": batch.attention_mask}
+    )
+    with ExitStack() as stack:
+        if head is not None:
+            stack.enter_context(_without_head(inner))
+        seen = stack.enter_context(_captured(inner, layers))
+        done = model(input_ids=batch.input_ids, use_cache=False, **places).logits
+    kept = done[0] if packed else done.flatten(0, 1)[batch.keep]
     return TokenOutputs(
-        logits,
+        kept if head is None else Projection(kept, head),
         batch.labels,
         batch.row,
         batch.rows,
         batch.kind,
+        hidden={n: h.flatten(0, 1)[batch.keep] for n, h in seen.items()} or None,
         row_total=row_total,
         token_total=token_total,
     )
 
 
-@contextmanager
-def as_reference(model: Any) -> Iterator[None]:
-    """The model before unlearning: the same one with its adapter switched off, no gradients.
+def output_matrix(model: Any) -> Tensor | None:
+    """The matrix that makes logits of hidden states, or None where there is more to it.
 
-    Bitwise the base model, and no second copy in memory.
+    A bias, a cap or a scale on the logits, or an adapter on the output layer, and the model
+    computes its logits itself. Tried out on two tokens, since every model may have its own ways.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return None
+    ids = torch.tensor([[0, 1]], device=head.weight.device)
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+        with _without_head(model):
+            hidden = model(input_ids=ids, use_cache=False).logits
+    model.train(was_training)
+    same = hidden.shape[-1] == head.weight.shape[1]
+    return head.weight if same and torch.equal(F.linear(hidden, head.weight), logits) else None
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, where it was wrapped for several devices."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The stack of transformer layers."""
+    count = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise RecipeError(f"{type(model).__name__} has no list of its {count} layers; use a LoRA.")
+
+
+@contextmanager
+def as_reference(model: Any, before: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """The model before unlearning, without gradients and without a second copy in memory.
+
+    Args:
+        before: the trained weights as they were, by name, where the model itself is trained.
+            Without, its adapter is switched off, which is bitwise the base model.
     """
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), model.disable_adapter():
+        with torch.no_grad(), model.disable_adapter() if before is None else _put(model, before):
             yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _put(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with other weights for a while."""
+    places = {n: p for n, p in model.named_parameters() if n in weights}
+    own = {name: p.data for name, p in places.items()}
+    try:
+        for name, parameter in places.items():
+            parameter.data = weights[name]
+        yield
+    finally:
+        for name, parameter in places.items():
+            parameter.data = own[name]
+
+
+@contextmanager
+def _without_head(model: Any) -> Iterator[None]:
+    """What the model gives out as logits is what would go into its output layer."""
+    head = model.get_output_embeddings()
+    head.forward = lambda hidden: hidden
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+@contextmanager
+def _captured(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Hidden states after some layers, filled in by the forward pass within."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            seen[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    every = decoder_layers(model) if layers else nn.ModuleList()
+    for layer in layers:
+        if not 0 <= layer < len(every):
+            raise RecipeError(
+                f"There is no layer {layer}: the model has {len(every)}, counted from 0. Set "
+                f"`layer` in the objective, for example to {max(1, len(every) // 2)}."
+            )
+    hooks = [every[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield seen
+    finally:
+        for handle in hooks:
+            handle.remove()

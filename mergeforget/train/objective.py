@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.losses.kl import MASKS
 from mergeforget.outputs import ANSWER, TokenOutputs
 from mergeforget.recipe import Recipe, Term, Training
+from mergeforget.train.rows import REFUSAL
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -64,11 +66,6 @@ def needs(term: Term) -> tuple[str, ...]:
     return UNLEARNING_LOSSES.get(term.loss).needs
 
 
-def needs_reference(term: Term) -> bool:
-    """Whether a term compares with the model before unlearning."""
-    return any(need.startswith("reference") for need in needs(term))
-
-
 def compute(
     terms: Sequence[Term],
     policy: Mapping[str, TokenOutputs],
@@ -84,9 +81,14 @@ def compute(
         NumericError: a term is NaN or infinite.
     """
     values = {}
+    refusal = policy.get(REFUSAL), reference.get(REFUSAL)
     for term in terms:
+        said, before = policy.get(term.on), reference.get(term.on)
+        if refusal[0] is not None and REFUSAL in needs(term):
+            said = replace(said or refusal[0], refusal=refusal[0])
+            before = replace(before or refusal[1], refusal=refusal[1]) if refusal[1] else None
         loss = UNLEARNING_LOSSES.get(term.loss).fn
-        values[term.label] = loss(policy[term.on], reference.get(term.on), **term.arguments)
+        values[term.label] = loss(said, before, **term.arguments)
     plain = {label: float(value.detach()) for label, value in values.items()}
     wrong = [label for label, value in plain.items() if not _finite(value)]
     if wrong:

@@ -58,6 +58,11 @@ def train_pair(
             f"The recipe {recipe.name} trains one adapter: give it to `mergeforget train`, or make "
             f"a pair of two recipes in a file: pair: {{over: {recipe.name}, under: zjuklab}}."
         )
+    if any(side.full for side in (recipe.pair.over, recipe.pair.under)):
+        raise RecipeError(
+            "A pair is made of adapters, but a side trains weights of the model (`full`). Train "
+            "each by `mergeforget train` and merge the models."
+        )
     check_recipe(recipe)
     with run.lock():
         sets = prepare(recipe, run, resume=resume)
@@ -171,6 +176,8 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: Job) -> N
     )
     job.run.set_state(job.stage, "running")
     sides: Mapping[str, list[Row]] = {"forget": sets.forget, "retain": sets.retain}
+    if sets.holdout:
+        sides = {**sides, "holdout": sets.holdout}
     try:
         train_adapter(base.model, base.tokenizer, sides, training, job)
     except Exception:

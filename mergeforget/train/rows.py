@@ -11,20 +11,37 @@ from torch.utils.data import Dataset
 from mergeforget.data.batches import Batch, pack, pad
 from mergeforget.data.tokens import Encoded
 
+REFUSAL = "refusal"  # the set of refusals to the forget rows' prompts
 
-class PairedRows(Dataset[dict[str, Encoded]]):
-    """Item i is row i of the first set with one row of every other set.
+Item = dict[str, list[Encoded]]
 
-    The partner is drawn from a stream of permutations of the other set, so that each of its rows is
+
+class PairedRows(Dataset[Item]):
+    """Item i is row i of the first set with rows of every other set.
+
+    A partner is drawn from a stream of permutations of the other set, so that each of its rows is
     used equally often, and depends only on (seed, epoch, i): a resumed run meets the same pairs.
+    The refusal to row i always goes with it. Item (name, i) is the part of item i that is that set.
+
+    Args:
+        partners: rows of every other set that go with each row of the first.
+        same_index: take row i modulo the set's size (ZJUKLAB's code).
+        cyclic: take the other set's rows in turn, in their order (SUGD).
     """
 
     def __init__(
-        self, sets: Mapping[str, Sequence[Encoded]], *, seed: int, same_index: bool = False
+        self,
+        sets: Mapping[str, Sequence[Encoded]],
+        *,
+        seed: int,
+        same_index: bool = False,
+        partners: int = 1,
+        cyclic: bool = False,
     ) -> None:
         self.sets = dict(sets)
         self.first = next(iter(self.sets))
         self.seed, self.same_index, self.epoch = seed, same_index, 0
+        self.partners, self.cyclic = partners, cyclic
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def set_epoch(self, epoch: int) -> None:
@@ -34,17 +51,25 @@ class PairedRows(Dataset[dict[str, Encoded]]):
     def __len__(self) -> int:
         return len(self.sets[self.first])
 
-    def __getitem__(self, i: int) -> dict[str, Encoded]:
-        item = {}
-        for name, rows in self.sets.items():
-            item[name] = rows[i] if name == self.first else rows[self._partner(name, i)]
-        return item
+    def __getitem__(self, place: int | tuple[str, int]) -> Item:
+        only, i = ("", place) if isinstance(place, int) else place
+        names = [n for n in self.sets if not only or only in (n, self._beside(n))]
+        return {name: [self.sets[name][j] for j in self._places(name, i)] for name in names}
+
+    def _beside(self, name: str) -> str:
+        """The set that a set always goes with: refusals belong to the forget rows."""
+        return self.first if name == REFUSAL else name
+
+    def _places(self, name: str, i: int) -> list[int]:
+        if name in (self.first, REFUSAL):
+            return [i]
+        return [self._partner(name, i * self.partners + j) for j in range(self.partners)]
 
     def _partner(self, name: str, i: int) -> int:
         size = len(self.sets[name])
-        if self.same_index:
+        if self.same_index or self.cyclic:
             return i % size
-        turn, place = divmod(self.epoch * len(self) + i, size)
+        turn, place = divmod(self.epoch * len(self) * self.partners + i, size)
         return self._order(name, turn)[place]
 
     def _order(self, name: str, turn: int) -> list[int]:
@@ -62,8 +87,9 @@ class Collate:
     def __init__(self, kinds: tuple[int, ...], padding: str, pad_id: int) -> None:
         self.kinds, self.padding, self.pad_id = kinds, padding, pad_id
 
-    def __call__(self, items: Sequence[dict[str, Encoded]]) -> dict[str, Any]:
-        return {name: self._batch([item[name] for item in items]) for name in items[0]}
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        names = items[0]
+        return {name: self._batch([r for item in items for r in item[name]]) for name in names}
 
     def _batch(self, rows: list[Encoded]) -> Batch:
         if self.padding == "none":

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from mergeforget.data.batches import Batch
 from mergeforget.files import append_jsonl
 from mergeforget.outputs import TokenOutputs
 from mergeforget.recipe import Memorise, Term, Training
-from mergeforget.train.forward import as_reference, predict
-from mergeforget.train.objective import compute, needs_reference
+from mergeforget.train.forward import as_reference, predict, unwrapped
+from mergeforget.train.objective import compute
+from mergeforget.train.order import Alternating, Chunked
+from mergeforget.train.reads import Reads, reads_of, sets_of
+from mergeforget.train.reference import Reference
 
 
 @dataclass
@@ -23,26 +29,71 @@ class Share:
     """A micro-batch and the totals of the optimiser step that it is a part of."""
 
     batches: dict[str, Batch]
-    rows: dict[str, int]
-    tokens: dict[str, dict[int, int]]
+    rows: dict[str, float]
+    tokens: dict[str, dict[int, float]]
 
 
 class UnlearningTrainer(Trainer):
     """Minimises the terms of a recipe; everything else is transformers'.
 
     The losses of the micro-batches of a step add up to the loss of the whole step (each knows the
-    step's totals), so gradient accumulation equals the larger batch, uneven parts included.
+    step's totals), so gradient accumulation equals the larger batch, uneven parts included; over
+    several processes likewise.
     """
 
     loss_is_scaled_for_ga = True  # our shares add up; the Trainer must not divide once more
 
     def __init__(
-        self, *, terms: Sequence[Term], stage: str, history: Path | None, **settings: Any
+        self,
+        *,
+        terms: Sequence[Term],
+        stage: str,
+        history: Path | None,
+        reference: Reference | None = None,
+        order: Alternating | Chunked | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.terms, self.stage, self.history = list(terms), stage, history
+        self.reference, self.order = reference or Reference(), order
+        self.reads = reads_of(self.terms)
         self._values: dict[str, float] = {}
-        self._compared = sorted({t.on for t in self.terms if needs_reference(t)})
+        self._notes: dict[str, float] = {}
+        self._more: dict[str, Any] = {}  # what a direction adds to the step's line
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The Trainer's own, or micro-batches in the order of the recipe."""
+        if self.order is None:
+            return super().get_train_dataloader()
+        loader: DataLoader[Any] = DataLoader(
+            self.train_dataset,  # type: ignore[arg-type]
+            batch_sampler=self.order,
+            collate_fn=self.data_collator,
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's own; chunk by chunk it begins anew with each chunk."""
+        if not isinstance(self.order, Chunked):
+            return super().create_scheduler(num_training_steps, optimizer)
+        chosen: Any = optimizer or self.optimizer
+        self.lr_scheduler = LambdaLR(chosen, self._factor_in_chunks())
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _factor_in_chunks(self) -> Callable[[int], float]:
+        """Step -> factor of the learning rate, from each chunk's own schedule."""
+        assert isinstance(self.order, Chunked)
+        factors: list[float] = []
+        for steps in self.order.chunk_steps:
+            own = get_scheduler(
+                self.args.lr_scheduler_type,
+                torch.optim.SGD([torch.zeros(1)]),
+                num_warmup_steps=int(self.args.warmup_steps),
+                num_training_steps=steps,
+            )
+            factors += [float(own.lr_lambdas[0](step)) for step in range(steps)]
+        return lambda step: factors[min(step, len(factors) - 1)]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -50,8 +101,8 @@ class UnlearningTrainer(Trainer):
         """The micro-batches of one optimiser step, each with the totals of all of them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         names = batches[0] if batches else {}
-        rows = {n: sum(b[n].rows for b in batches) for n in names}
-        tokens = {n: _added([b[n].count() for b in batches]) for n in names}
+        rows = {n: self._over_processes(sum(b[n].rows for b in batches)) for n in names}
+        tokens = {n: self._added([b[n].count() for b in batches]) for n in names}
         return [Share(b, rows, tokens) for b in batches], None
 
     def _prepare_inputs(self, inputs: Any) -> Any:
@@ -67,33 +118,77 @@ class UnlearningTrainer(Trainer):
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        reference: dict[str, TokenOutputs] = {}
-        for name in self._compared:
-            with as_reference(model):
-                reference[name] = self._predict(model, inputs, name)
-        policy = {name: self._predict(model, inputs, name) for name in inputs.batches}
-        loss, values = compute(self.terms, policy, reference)
+    ) -> Tensor:
+        return self.loss_of(model, inputs, self.terms)
+
+    def loss_of(self, model: Any, share: Share, terms: Sequence[Term]) -> Tensor:
+        """The weighted sum of those terms whose sets are in the micro-batch; noted for the log."""
+        terms = [t for t in terms if set(sets_of(t)) <= share.batches.keys()]
+        reads = reads_of(terms)
+        before = {n: self._reference(model, share, n, r) for n, r in reads.items() if r.reference}
+        policy = {n: self._predict(model, share, n, sorted(r.layers)) for n, r in reads.items()}
+        loss, values = compute(terms, policy, before)
         for label, value in values.items():
             self._values[label] = self._values.get(label, 0.0) + value
+        for name, said in policy.items():
+            for note, value in said.notes.items():
+                key = f"{note}_{name}"
+                self._notes[key] = self._notes.get(key, 0.0) + value
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the step that was just taken, and keep a line of the history."""
         if "loss" in logs and self._values:
+            values = {k: self._over_processes(v) for k, v in self._values.items()}
             line = {"stage": self.stage, "step": self.state.global_step}
-            line |= {"epoch": self.state.epoch, "loss": logs["loss"], "terms": dict(self._values)}
+            line |= {"epoch": self.epoch, "loss": logs["loss"], "terms": values}
             line |= {k: logs[k] for k in ("grad_norm", "learning_rate") if k in logs}
+            line |= {"notes": dict(self._notes)} if self._notes else {}
+            line |= self._more
             if self.history is not None and self.is_world_process_zero():
                 append_jsonl(self.history, [line])
-            logs = logs | {f"term/{label}": value for label, value in self._values.items()}
-            self._values = {}
+            logs = logs | {f"term/{label}": value for label, value in values.items()}
+            self._values, self._notes, self._more = {}, {}, {}
         super().log(logs, start_time)
 
-    def _predict(self, model: Any, share: Share, name: str) -> TokenOutputs:
+    @property
+    def epoch(self) -> float:
+        """Passes over the forget set; chunk by chunk they are one pass of the data loader."""
+        passes = self.order.epochs if isinstance(self.order, Chunked) else 1
+        return float(self.state.epoch or 0.0) * passes
+
+    def _predict(
+        self, model: Any, share: Share, name: str, layers: Sequence[int] = ()
+    ) -> TokenOutputs:
         return predict(
-            model, share.batches[name], row_total=share.rows[name], token_total=share.tokens[name]
+            model,
+            share.batches[name],
+            head=self.reference.head,
+            layers=layers,
+            row_total=share.rows.get(name),
+            token_total=share.tokens.get(name),
         )
+
+    def _reference(self, model: Any, share: Share, name: str, reads: Reads) -> TokenOutputs:
+        if reads.can_be_kept and name in self.reference.known:
+            return self.reference.known[name].outputs(
+                share.batches[name],
+                row_total=share.rows.get(name),
+                token_total=share.tokens.get(name),
+            )
+        inner = unwrapped(model)
+        with as_reference(inner, self.reference.before):
+            return self._predict(inner, share, name, sorted(reads.reference_layers))
+
+    def _added(self, counts: Sequence[dict[int, int]]) -> dict[int, float]:
+        return {kind: self._over_processes(sum(c[kind] for c in counts)) for kind in counts[0]}
+
+    def _over_processes(self, value: float) -> float:
+        """The mean over processes: their gradients are averaged, so totals are taken likewise."""
+        if self.accelerator.num_processes == 1:
+            return value
+        here = torch.tensor(float(value), dtype=torch.float64, device=self.args.device)
+        return float(self.accelerator.reduce(here, "mean"))
 
 
 def arguments(
@@ -125,14 +220,15 @@ def arguments(
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # the default hides a NaN loss
         "save_strategy": "no",  # callbacks decide when
-        "report_to": "none",
+        "report_to": getattr(training, "report_to", None) or "none",
         "remove_unused_columns": False,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
     }
+    if isinstance(training, Training):
+        settings["optim"] = "sgd" if training.optimizer == "sgd" else "adamw_torch"
+        settings["gradient_checkpointing"] = training.gradient_checkpointing
+        settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     return TrainingArguments(**settings | more)
-
-
-def _added(counts: Sequence[dict[int, int]]) -> dict[int, int]:
-    return {kind: sum(count[kind] for count in counts) for kind in counts[0]}

@@ -1,0 +1,63 @@
+"""Training weights of the model itself: all of them, the last layers, or some modules."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from mergeforget.data.schema import Row
+from mergeforget.errors import RecipeError
+from mergeforget.files import whole
+from mergeforget.recipe import Training
+from mergeforget.train.fit import Job, fit
+from mergeforget.train.forward import decoder_layers
+from mergeforget.train.reference import reference_of
+from mergeforget.train.sets import encode_sets
+from mergeforget.training import Full
+
+
+def train_model(
+    model: Any, tokenizer: Any, sets: Mapping[str, Sequence[Row]], training: Training, job: Job
+) -> Path:
+    """Train weights of the model itself and save it as a plain model folder.
+
+    Args and errors as for ``train_adapter``; the model is changed in place.
+    """
+    assert training.full is not None
+    set_seed(training.seed)
+    choose_trained(model, training.full)
+    encoded = encode_sets(tokenizer, sets, training)
+    reference = reference_of(model, encoded, training, job.run.root)
+    fit(model, tokenizer, encoded, training.objective, training, job, None, reference=reference)
+    with whole(job.run.root / job.stage) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    return job.run.root / job.stage
+
+
+def choose_trained(model: Any, full: Full) -> None:
+    """Freeze all weights but those that a recipe names.
+
+    Raises:
+        RecipeError: it names none of this model's.
+    """
+    layers = decoder_layers(model)
+    last = range(max(0, len(layers) - (full.last_layers or 0)), len(layers))
+    numbers = last if full.layers is None else full.layers
+    inside = {id(p) for n in numbers if n < len(layers) for p in layers[n].parameters()}
+    every = full.last_layers is None and full.layers is None
+    for name, parameter in model.named_parameters():
+        here = every or id(parameter) in inside
+        named = not full.modules or any(m in name.split(".") for m in full.modules)
+        parameter.requires_grad_(here and named)
+    if not any(p.requires_grad for p in model.parameters()):
+        modules = ", ".join(n for n, _ in layers[0].named_modules() if n)
+        raise RecipeError(
+            f"full names no weight of this model: it has {len(layers)} layers, counted from 0, "
+            f"with the modules {modules}."
+        )

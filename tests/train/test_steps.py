@@ -1,0 +1,261 @@
+"""What one optimiser step holds: one set or several, chunks, known references, two gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mergeforget.data.batches import pack
+from mergeforget.data.schema import Row
+from mergeforget.data.tokens import encode_rows
+from mergeforget.errors import RecipeError
+from mergeforget.files import read_jsonl
+from mergeforget.outputs import ANSWER, PROMPT
+from mergeforget.run import Run
+from mergeforget.train import forward, steering
+from mergeforget.train.fit import Job, train_adapter
+from mergeforget.train.forward import output_matrix, predict
+from mergeforget.train.full import choose_trained, train_model
+from mergeforget.train.order import Alternating, Chunked
+from mergeforget.training import AutoRate, Full, Lora, Term, Training, Watch
+from mergeforget.vocabulary import Projection
+
+SETS = {
+    name: [Row(f"{name}{i}-qa0", f"Who is {i}?", f"Ada {i} {name}.", "", name) for i in range(5)]
+    for name in ("forget", "retain", "holdout")
+}
+TWO = {n: SETS[n] for n in ("forget", "retain")}
+NPO, GD = Term(loss="npo", on="forget"), Term(loss="gd", on="retain")
+GA = Term(loss="ga", on="forget")
+
+
+def training(**more: Any) -> Training:
+    settings: dict[str, Any] = {
+        "objective": [NPO, GD], "epochs": 2, "batch_size": 2, "gradient_accumulation": 1,
+        "learning_rate": 1e-2, "snapshots": 1, "lora": Lora(r=2, lora_alpha=4, lora_dropout=0.0),
+    }  # fmt: skip
+    return Training(**settings | more)
+
+
+@pytest.fixture
+def train(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> Callable[..., tuple[dict[str, torch.Tensor], list[dict[str, Any]]]]:
+    """Trains an adapter; gives its weights and its history."""
+
+    def run(
+        name: str = "a", sets: Any = TWO, **more: Any
+    ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+        job = Job(Run(tmp_path / name), "over", checkpoint_seconds=1e9)
+        folder = train_adapter(make_model(), tiny_tokenizer, sets, training(**more), job)
+        weights = load_file(folder / "adapter_model.safetensors")
+        return weights, read_jsonl(job.run.history)
+
+    return run
+
+
+def test_alternating_steps_hold_one_set_each(train: Callable[..., Any]) -> None:
+    _, lines = train(batches="alternating", batch_size=1, gradient_accumulation=2, epochs=1)
+    terms = [list(x["terms"]) for x in lines]
+    assert terms == [["npo_forget"], ["gd_retain"]] * 3  # five rows, two a step at most
+
+
+def test_alternating_covers_every_row_once_an_epoch() -> None:
+    order = Alternating(rows=11, batch_size=2, accumulation=2, seed=0)
+    parts = list(order)
+    assert len(parts) == len(order) and all(1 <= len(p) <= 2 for p in parts)
+    for name in ("forget", "retain"):
+        assert sorted(i for p in parts for n, i in p if n == name) == list(range(11))
+    assert all(len({n for n, _ in p}) == 1 for p in parts)
+    order.set_epoch(1)
+    assert list(order) != parts
+
+
+def test_chunks_are_worked_off_one_after_the_other() -> None:
+    order = Chunked(rows=5, chunk=2, epochs=3, batch_size=1, accumulation=1, seed=0)
+    rows = [p[0][1] for p in order]
+    assert order.chunk_steps == [6, 6, 3] and order.beginnings == {0, 6, 12}
+    assert sorted(rows[:6]) == [0, 0, 0, 1, 1, 1] and rows[12:] == [4, 4, 4]
+
+
+def test_each_chunk_begins_with_a_fresh_optimiser_and_schedule(train: Callable[..., Any]) -> None:
+    _, lines = train(chunk_rows=2, epochs=2, batch_size=1, retain_per_forget=3)
+    rates = [x["learning_rate"] for x in lines]
+    assert len(lines) == 10 and rates[:4] == pytest.approx(rates[4:8])
+    assert rates[:4] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+    assert lines[-1]["epoch"] == pytest.approx(2)
+
+
+def test_known_references_equal_running_the_model(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept, _ = train("kept")
+    assert list((tmp_path / "kept" / "reference").glob("*.safetensors"))
+    from mergeforget.train.reads import Reads
+
+    monkeypatch.setattr(Reads, "can_be_kept", property(lambda self: False))
+    live, _ = train("live")
+    for key, value in live.items():
+        torch.testing.assert_close(kept[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_logits_by_chunks_equal_the_model_s_own(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = [NPO, GD, Term.model_validate({"loss": "kl", "on": "retain", "mask": "tokens"})]
+    chunks, _ = train("chunks", objective=terms)
+    for place in ("mergeforget.train.fit", "mergeforget.train.reference"):
+        monkeypatch.setattr(f"{place}.output_matrix", lambda model: None)
+    plain, _ = train("plain", objective=terms)
+    for key, value in plain.items():
+        torch.testing.assert_close(chunks[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_head_with_more_to_it_computes_its_own_logits(tiny_model: Any) -> None:
+    assert output_matrix(tiny_model) is tiny_model.get_output_embeddings().weight
+    plain = tiny_model.forward
+
+    def capped(*args: Any, **more: Any) -> Any:
+        done = plain(*args, **more)
+        done.logits = 30 * torch.tanh(done.logits / 30)
+        return done
+
+    tiny_model.forward = capped
+    assert output_matrix(tiny_model) is None
+
+
+def test_hidden_states_are_those_after_the_layer(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    batch = pack(encode_rows(tiny_tokenizer, SETS["forget"], max_length=64), (PROMPT, ANSWER))
+    head = output_matrix(tiny_model)
+    said = predict(tiny_model, batch, head=head, layers=[0, 1])
+    places = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+    full = tiny_model(**places, output_hidden_states=True, use_cache=False)
+    assert said.hidden is not None and isinstance(said.source, Projection)
+    torch.testing.assert_close(said.hidden[0], full.hidden_states[1][0][batch.keep])
+    torch.testing.assert_close(said.logits, full.logits[0][batch.keep])
+    with pytest.raises(RecipeError, match="There is no layer 7"):
+        predict(tiny_model, batch, layers=[7])
+
+
+def test_ngdiff_steps_along_its_direction(train: Callable[..., Any]) -> None:
+    settings = {
+        "objective": [GA, GD], "direction": "ngdiff", "optimizer": "sgd", "schedule": "constant",
+        "max_grad_norm": 0.0, "weight_decay": 0.0, "epochs": 1,
+    }  # fmt: skip
+    small, lines = train("small", batch_size=1, gradient_accumulation=5, **settings)
+    large, _ = train("large", batch_size=5, **settings)
+    # lora_B is 0 at first, so lora_A has no gradient and the first step moves lora_B alone
+    moved = torch.cat([v.flatten() for k, v in large.items() if "lora_B" in k])
+    assert lines[0]["grad_norm"] <= 2 and moved.norm() == pytest.approx(
+        1e-2 * lines[0]["grad_norm"], rel=1e-3
+    )
+    for key, value in large.items():
+        torch.testing.assert_close(small[key], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["probe", "fit"])
+def test_fitted_rates_are_followed_and_noted(method: str, train: Callable[..., Any]) -> None:
+    rate = AutoRate(method=method, every=2)  # type: ignore[arg-type]
+    _, lines = train(
+        objective=[GA, GD], direction="ngdiff", optimizer="sgd", schedule="constant",
+        auto_rate=rate, max_grad_norm=0.0, clip_each=1.0 if method == "fit" else 0.0,
+        weight_decay=0.0,
+    )  # fmt: skip
+    fits = [x.get("auto_rate") for x in lines]
+    assert [f is not None for f in fits] == [True, False, True, False, True, False]
+    for i in (0, 2, 4):
+        assert lines[i]["learning_rate"] == lines[i + 1]["learning_rate"] == fits[i]["rate"]
+        assert set(fits[i]) == {"rate", "fitted", "curvature", "accepted"}
+
+
+def test_a_probe_leaves_the_weights_bit_for_bit(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "objective": [GA, GD], "direction": "ngdiff", "optimizer": "sgd", "schedule": "constant",
+    }  # fmt: skip
+    without, _ = train("without", **settings)
+    monkeypatch.setattr(steering.NGDiffTrainer, "_set_rate", lambda self, fit: None)
+    probed, _ = train("probed", auto_rate=AutoRate(every=1), **settings)
+    assert all(torch.equal(without[k], probed[k]) for k in without)
+
+
+def test_eul_notes_how_often_it_was_clamped(train: Callable[..., Any]) -> None:
+    eul = Term.model_validate({"loss": "eul", "on": "forget", "floor": 100.0})
+    _, lines = train(objective=[eul, GD])
+    assert all(x["notes"] == {"clamped_forget": pytest.approx(1)} for x in lines)
+
+
+def test_dpo_reads_refusals_with_their_forget_rows(
+    train: Callable[..., Any], tmp_path: Path
+) -> None:
+    own = tmp_path / "refusals.txt"
+    own.write_text("No idea.\n")
+    dpo = Term.model_validate({"loss": "dpo", "on": "forget", "beta": 1.0})
+    _, lines = train(objective=[dpo, GD], refusals=str(own), batches="alternating")
+    # at the start policy and reference agree: 2 ln 2 / beta
+    assert lines[0]["terms"]["dpo_forget"] == pytest.approx(1.386294, abs=1e-4)
+
+
+def test_watch_looks_stops_on_collapse_and_keeps_the_best(
+    train: Callable[..., Any], tmp_path: Path
+) -> None:
+    up = Term(loss="ga", on="retain")
+    _, lines = train(
+        "collapse", SETS, objective=[GA, up], epochs=10, learning_rate=0.05,
+        watch=Watch(every=2, sample=3, collapse=0.05),
+    )  # fmt: skip
+    looks = read_jsonl(tmp_path / "collapse" / "proxies.jsonl")
+    assert [x["step"] for x in looks[:2]] == [0, 2] and len(lines) < 30
+    assert looks[-1]["retain_nll"] - looks[0]["retain_nll"] > 0.05
+    assert all(0 <= x["mia_auc"] <= 1 and 0 <= x["forget_exact"] <= 1 for x in looks)
+    best, _ = train(
+        "best", SETS, objective=[GA, up], epochs=2, learning_rate=0.05,
+        watch=Watch(every=2, sample=3, best_by="retain_nll"),
+    )  # fmt: skip
+    first, _ = train("first", SETS, objective=[GA, up], epochs=2, learning_rate=0.05)
+    assert any(not torch.equal(best[k], first[k]) for k in best)  # step 2, not the last
+
+
+@pytest.mark.parametrize("loss", ["npo", "undial"])
+def test_full_training_compares_with_the_model_as_it_was(
+    loss: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    terms = [Term(loss=loss, on="forget"), Term(loss="kl", on="retain")]
+    plan = training(objective=terms, full=Full(last_layers=1), learning_rate=1e-3)
+    model = make_model()
+    job = Job(Run(tmp_path), "model", checkpoint_seconds=1e9)
+    train_model(model, tiny_tokenizer, TWO, plan, job)
+    lines = read_jsonl(job.run.history)
+    assert lines[0]["terms"]["kl_retain"] == pytest.approx(0, abs=1e-6)
+    assert lines[-1]["terms"]["kl_retain"] > 1e-6
+    before, after = make_model().state_dict(), model.state_dict()
+    changed = {k for k in before if not torch.equal(before[k], after[k])}
+    assert changed and all(k.startswith("model.layers.1.") for k in changed)
+
+
+def test_full_names_what_it_trains(tiny_model: Any) -> None:
+    choose_trained(tiny_model, Full(layers=[1], modules=["down_proj"]))
+    trained = [n for n, p in tiny_model.named_parameters() if p.requires_grad]
+    assert trained == ["model.layers.1.mlp.down_proj.weight"]
+    with pytest.raises(RecipeError, match="names no weight"):
+        choose_trained(tiny_model, Full(layers=[5]))
+
+
+def test_gradient_checkpointing_changes_nothing(train: Callable[..., Any]) -> None:
+    plain, _ = train("plain")
+    saved, _ = train("saved", gradient_checkpointing=True)
+    for key, value in plain.items():
+        torch.testing.assert_close(saved[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_the_head_is_back_after_a_fault(tiny_model: Any) -> None:
+    with pytest.raises(ZeroDivisionError), forward._without_head(tiny_model):
+        raise ZeroDivisionError
+    ids = torch.tensor([[3, 4]])
+    assert tiny_model(input_ids=ids).logits.shape[-1] == tiny_model.config.vocab_size
