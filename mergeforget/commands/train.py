@@ -1,0 +1,61 @@
+"""`mergeforget train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mergeforget.commands._options import emit, json_option, set_option
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--recipe", required=True, help="Name or path of a recipe.")
+@click.option(
+    "--side",
+    type=click.Choice(["over", "under"]),
+    default="over",
+    show_default=True,
+    help="Which training of a recipe that holds a pair.",
+)
+@click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]")
+@click.option("--forget", type=FILE, help="Rows to forget: jsonl, parquet, csv or column json.")
+@click.option("--retain", type=FILE, help="Rows to keep.")
+@click.option("--holdout", type=FILE, help="Rows of the same kind, in neither: non-members.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use at most so many rows of each set.")
+@click.option("--out", type=FILE, help="Run folder.  [default: runs/RECIPE-TIME]")
+@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@set_option
+@json_option
+def command(
+    recipe: str,
+    side: str,
+    model: str | None,
+    forget: Path | None,
+    retain: Path | None,
+    holdout: Path | None,
+    limit: int | None,
+    out: Path | None,
+    resume: bool,
+    assignments: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train one adapter with any objective; a recipe with `full` trains the model itself."""
+    from mergeforget.recipe import change, load_recipe
+    from mergeforget.run import new_run
+    from mergeforget.train.single import train_single
+
+    given = {"forget": forget, "retain": retain, "holdout": holdout}
+    data = {name: str(path) for name, path in given.items() if path is not None}
+    chosen = load_recipe(recipe, assignments)
+    chosen = change(
+        chosen,
+        data=data | ({"limit": limit} if limit else {}),
+        model={"name": model} if model else {},
+    )
+    run = new_run(out, chosen.name, resume=resume)
+    folder = train_single(chosen, run, side=side, resume=resume)
+    what = "model" if folder.name == "model" else "adapter"
+    emit({"run": str(run.root), what: str(folder)}, f"Trained {folder}.", as_json)

@@ -1,0 +1,61 @@
+"""One training by itself: an adapter, or the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mergeforget.console import say
+from mergeforget.models import load_model
+from mergeforget.recipe import Recipe
+from mergeforget.run import Run
+from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter
+from mergeforget.train.full import train_model
+from mergeforget.train.objective import check_recipe, describe
+from mergeforget.train.pair import prepare
+
+
+def train_single(
+    recipe: Recipe,
+    run: Run,
+    *,
+    side: str = "over",
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> Path:
+    """Train what a recipe trains, or one side of its pair, into a run folder.
+
+    Returns:
+        ``adapter`` in the run folder, a PEFT folder; or ``model``, where weights of the model
+        itself are trained.
+
+    Raises:
+        RecipeError, ResourceError, NumericError, Interrupted: as ``train_pair``.
+    """
+    check_recipe(recipe)
+    training = recipe.training(side)
+    stage = "model" if training.full else "adapter"
+    with run.lock():
+        sets = prepare(recipe, run, resume=resume)
+        folder = run.root / stage
+        if resume and run.state(stage) == "done":
+            say(f"{stage}: done already")
+            return folder
+        base = load_model(recipe.model)
+        say(f"{stage}: {describe(training)}, {training.epochs} epochs")
+        run.set_state(stage, "running")
+        rows = {name: found for name, found in vars(sets).items() if found}
+        train = train_model if training.full else train_adapter
+        try:
+            train(
+                base.model,
+                base.tokenizer,
+                rows,
+                training,
+                Job(run, stage, resume, checkpoint_seconds),
+            )
+        except Exception:
+            run.set_state(stage, "failed")
+            raise
+        run.record(stage, seed=training.seed, base=recipe.model.name)
+        run.set_state(stage, "done")
+    return folder

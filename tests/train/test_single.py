@@ -1,0 +1,62 @@
+"""train: one adapter, or the model itself, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mergeforget.adapter import read_adapter
+from mergeforget.cli import main
+from mergeforget.data.people import make_people
+from mergeforget.files import read_jsonl, write_jsonl
+from mergeforget.run import Run
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    rows = make_people({"forget": 1, "retain": 1, "holdout": 1}, seed=1, tasks=("Task2",))
+    words = []
+    for split, some in rows.items():
+        write_jsonl(tmp_path / f"{split}.jsonl", [row.to_dict() for row in some])
+        words += [f"--{split}", str(tmp_path / f"{split}.jsonl")]
+    return words
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def test_one_adapter_is_trained_and_watched(
+    tiny_folder: Path, files: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    settings = ["--set", "train.epochs=1", "--set", "train.watch={every: 1, sample: 2}"]
+    words = ["train", "--recipe", "graddiff", "--model", str(tiny_folder), "--out", str(out)]
+    done = run(*words, *files, *settings)
+    assert done.exit_code == 0, done.output
+    assert any(d.norm() > 0 for d in read_adapter(out / "adapter").deltas.values())
+    assert {x["stage"] for x in read_jsonl(out / "history.jsonl")} == {"adapter"}
+    assert all("mia_auc" in x for x in read_jsonl(out / "proxies.jsonl"))
+    again = run(*words, *files, *settings, "--resume")
+    assert again.exit_code == 0 and "done already" in again.stderr
+    assert Run(out).state("adapter") == "done"
+
+
+def test_full_training_writes_a_model(tiny_folder: Path, files: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(
+        "train", "--recipe", "graddiff", "--model", str(tiny_folder), "--out", str(out), *files,
+        "--set", "train.epochs=1", "--set", "train.full={last_layers: 1}",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert (out / "model" / "model.safetensors").exists()
+
+
+def test_a_recipe_of_one_adapter_is_no_pair(
+    tiny_folder: Path, files: list[str], tmp_path: Path
+) -> None:
+    out = str(tmp_path / "run")
+    done = run("train-pair", "--recipe", "npo", "--model", str(tiny_folder), "--out", out, *files)
+    assert done.exit_code == 3 and "over: npo, under: zjuklab" in done.stderr
