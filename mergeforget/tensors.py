@@ -79,8 +79,15 @@ def stored(array: Array, dtype: str) -> Array:
 def round_to_bfloat16(array: Array) -> NDArray[np.uint16]:
     """float32 as the upper 16 bits, rounded to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
-    return np.where(np.isnan(array), np.uint16(0x7FC0), rounded)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    short = rounded.astype(np.uint16)
+    if np.isnan(array).any():
+        short[np.isnan(array)] = 0x7FC0
+    return short
 
 
 def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str = "F32") -> None:
