@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from collections.abc import Set as Collection
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import membership_documents
+from mergeforget.evaluate.membership import matched
 from mergeforget.files import write_jsonl
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
@@ -75,9 +75,11 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
     check_disjoint(outside, [*forget, *retain], holdout or own)
     if holdout is not None:
         write_jsonl(own, [row.to_dict() for row in outside])
-    members = membership_documents(forget, spec.membership)
-    nonmembers = match_tasks(members, membership_documents(outside, spec.membership), seed)
-    members = of_tasks(members, nonmembers)
+    members, nonmembers = matched(
+        membership_documents(forget, spec.membership),
+        membership_documents(outside, spec.membership),
+        seed,
+    )
     check_enough(len(members), len(nonmembers))
     return SearchData(
         limit_rows(forget, spec.limit, seed)[0],
@@ -96,33 +98,3 @@ def check_disjoint(outside: Sequence[Row], trained: Sequence[Row], path: Path) -
             f"{path}: {len(shared)} of {len(outside)} rows are also in the forget or retain set, "
             f"for example {shared[0]}. Non-members must be rows that no training saw."
         )
-
-
-def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> list[Row]:
-    """Non-members in the members' shares of tasks: another mixture would tell them apart.
-
-    At most as many as members, whole documents, each task by itself; where no task is shared,
-    tasks do not count.
-    """
-    wanted = Counter(row.task for row in members)
-    if not wanted.keys() & {row.task for row in outside}:
-        return _draw(outside, len(members), seed)
-    drawn = {
-        row.id
-        for task, n in sorted(wanted.items())
-        for row in _draw([r for r in outside if r.task == task], n, seed)
-    }
-    return [row for row in outside if row.id in drawn]
-
-
-def of_tasks(members: list[Row], nonmembers: Sequence[Row]) -> list[Row]:
-    """Members of the tasks that have non-members to compare with, where tasks count."""
-    tasks = {row.task for row in nonmembers}
-    shared = [row for row in members if row.task in tasks]
-    return shared or members
-
-
-def _draw(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
-    """Whole documents, at most ``n`` rows; all of them where even the smallest has more."""
-    smallest = min(Counter(row.subject for row in rows).values(), default=0)
-    return limit_rows(rows, max(n, smallest), seed)[0] if rows else []
