@@ -16,7 +16,8 @@ from mergeforget.run import Run
 
 Floats = NDArray[np.float64]
 SATURATED = 0.05  # of the way from the first to the last level
-DRIFT = 0.10  # rise of a retain term over its lowest level
+DRIFT = 0.10  # rise of a retain term over its lowest level, and at least so many nats a token:
+DRIFT_NATS = 0.05
 COLLAPSE_NATS = 1.0  # rise of the retain NLL over its first level, a token
 
 
@@ -56,7 +57,7 @@ class Event:
     """Something that happened in a training.
 
     Attributes:
-        kind: ``saturation``, ``drift`` or ``collapse``.
+        kind: ``saturation``, ``drift``, ``dip`` or ``collapse``.
         epoch: when it began.
         text: one sentence with its figures.
     """
@@ -113,7 +114,7 @@ def running_mean(values: Floats, window: int) -> Floats:
 
 
 def events_of(stage: Stage) -> list[Event]:
-    """When forgetting saturated, when retention drifted, and whether the model collapsed."""
+    """When forgetting saturated, when retention drifted, dipped or collapsed."""
     found = []
     for label in stage.terms if stage.name in PAIR else []:
         smooth = running_mean(stage.terms[label], stage.window)
@@ -157,7 +158,7 @@ def _saturation(stage: Stage, label: str, smooth: Floats) -> list[Event]:
 def _drift(stage: Stage, label: str, smooth: Floats) -> list[Event]:
     """The step from which a retain term stays 10 % above its lowest level to the end."""
     low = int(np.nanargmin(smooth)) if np.isfinite(smooth).any() else 0
-    above = smooth > smooth[low] + DRIFT * abs(smooth[low])
+    above = smooth > smooth[low] + max(DRIFT * abs(smooth[low]), DRIFT_NATS)
     inside = np.flatnonzero(~above)
     at = int(inside[-1]) + 1 if len(inside) else 0
     if at >= len(smooth):
@@ -170,16 +171,20 @@ def _drift(stage: Stage, label: str, smooth: Floats) -> list[Event]:
 
 
 def _collapse(stage: Stage, label: str, smooth: Floats) -> list[Event]:
-    """Retain answers lose more than a nat a token against the beginning."""
+    """Retain answers lose more than a nat a token against the beginning, for good or for a time."""
     above = np.flatnonzero(smooth > smooth[0] + COLLAPSE_NATS)
     if not len(above):
         return []
-    at = int(above[0])
-    text = (
-        f"In {stage.name}, the model collapses at epoch {stage.epoch[at]:.2g}: {label} is "
-        f"{smooth[at]:.3g}, {smooth[at] - smooth[0]:.3g} nats above its first level."
-    )
-    return [_event(stage, "collapse", label, at, text)]
+    at, last = int(above[0]), int(above[-1])
+    worst = float(smooth[above].max())
+    level = f"{label} reaches {worst:.3g}, {worst - smooth[0]:.3g} nats above its first level"
+    when = f"epoch {stage.epoch[at]:.2g}"
+    if last == len(smooth) - 1:
+        text = f"In {stage.name}, retention collapses from {when} on: {level}."
+        return [_event(stage, "collapse", label, at, text)]
+    until = f"{stage.epoch[last]:.2g}"
+    text = f"In {stage.name}, retention dips from {when} to {until}, and recovers: {level}."
+    return [_event(stage, "dip", label, at, text)]
 
 
 def _event(stage: Stage, kind: str, label: str, at: int, text: str) -> Event:

@@ -54,6 +54,20 @@ def test_a_retain_loss_a_nat_above_its_beginning_is_a_collapse() -> None:
     assert {(e.kind, e.step) for e in events_of(stage)} == {("drift", 3), ("collapse", 3)}
 
 
+def test_what_recovers_is_a_dip() -> None:
+    stage = stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.5, 1.6, 1.7, 0.6, 0.5, 0.5]), RECIPE)
+    (event,) = events_of(stage)
+    assert (event.kind, event.step) == ("dip", 2) and "to 3, and recovers" in event.text
+
+
+def test_a_rise_of_next_to_nothing_is_no_drift() -> None:
+    """Three times the lowest level, but two hundredths of a nat."""
+    assert (
+        events_of(stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.01] * 3 + [0.03] * 3), RECIPE))
+        == []
+    )
+
+
 def test_terms_enter_the_loss_with_the_weights_of_the_recipe() -> None:
     over = stage_of("over", rows([10.0], [1.0]), RECIPE)
     under = stage_of("under", rows([10.0], [1.0]), RECIPE)
