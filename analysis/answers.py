@@ -107,7 +107,7 @@ def _completions(run: Run, subject: str) -> dict[tuple[str, str], tuple[Row, str
     for values in read_jsonl(run.answers / f"{subject}.jsonl"):
         texts = {k: str(values.get(k, "")) for k in ("id", "input", "output", "task", "split")}
         row = Row(**texts)
-        found[_key(row)] = (row, str(values.get("completion", "")))
+        found[_key(row)] = (row, str(values.get("completion", "")).strip())
     return found
 
 

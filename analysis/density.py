@@ -89,8 +89,11 @@ class DensityCurves:
     chosen: str = ""
 
     def of(self, metric: str, split: str, task: str = "") -> list[Curve]:
+        """Curves of one score: of the two halves, or of all data where they are not apart."""
         wanted = (metric, split, task)
-        return [c for c in self.curves if (c.metric, c.split, c.task) == wanted]
+        found = [c for c in self.curves if (c.metric, c.split, c.task) == wanted]
+        halves = [c for c in found if c.part != "all"]
+        return halves or found
 
     def measures(self, task: str = "") -> list[tuple[str, list[str]]]:
         """(metric, its splits) that there is a curve of, the best known first."""

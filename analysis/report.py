@@ -28,10 +28,11 @@ from mergeforget.analysis.findings import Finding, analyse_all
 from mergeforget.analysis.tables import cards_of, label_of, lines_of, measures_of
 from mergeforget.files import read_json, sha256, write_text
 from mergeforget.run import Run, versions
-from mergeforget.score import Score
+from mergeforget.score import find
 
 FOLDER = Path(__file__).parent
 QUESTIONS = 9  # of each split
+OPEN = 8  # figures of an analysis that are shown at once; more wait behind a summary
 
 
 def write_report(run: Run, path: Path | None = None) -> Path:
@@ -62,6 +63,7 @@ def context_of(run: Run, findings: list[Finding]) -> dict[str, Any]:
         ],
         "no_answers": _no_answers(run),
         "limits": limits_of(run, chosen),
+        "open_figures": OPEN,
         **scores_of(run, chosen),
         **facts_of(run, chosen),
     }
@@ -116,7 +118,10 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as one level, keys joined by dots; a list is one line."""
+    """Nested values as one level, keys joined by dots; a list is one line.
+
+    The home folder becomes ``~``: a page that is passed on need not tell whose it was.
+    """
     found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -125,7 +130,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             found |= flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}.")
         else:
             joined = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found[prefix + str(key)] = joined
+            found[prefix + str(key)] = joined.replace(str(Path.home()), "~")
     return found
 
 
@@ -166,10 +171,10 @@ def _how_many(run: Run, chosen: Chosen) -> str:
     except MissingError:
         return ""
     parts = {"report": "the half that reports", "all": "all data"}
-    shown: list[Score] = [s for s in scores if s.metric == "mia_auc" and s.part in parts]
-    if not shown:
+    shown = [find(scores, "mia_auc", "mia", part=part) for part in parts]
+    score = next((s for s in shown if s), None)
+    if score is None:
         return ""
-    score = shown[0]
     span = (
         f", 95 % interval {score.interval[0]:.2f} to {score.interval[1]:.2f}"
         if score.interval

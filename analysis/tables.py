@@ -15,6 +15,7 @@ SPLITS = ("mia", "forget", "retain", "holdout", "mmlu", "all")
 LABELS = {
     ("mia_auc", "mia"): "MIA AUC",
     ("mia_score", "mia"): "MIA score",
+    ("mia_score", "all"): "MIA score",
     ("knowledge", "forget"): "Knowledge, forget",
     ("knowledge", "retain"): "Knowledge, retain",
     ("regurgitation", "forget"): "Regurgitation, forget",
@@ -93,7 +94,8 @@ def measures_of(scores: dict[str, list[Score]]) -> list[Measure]:
 
 def label_of(measure: Measure) -> str:
     metric, split = measure
-    return LABELS.get(measure, f"{metric.replace('_', ' ')}, {split}")
+    name = metric.replace("_", " ").capitalize()
+    return LABELS.get(measure, name if split == "all" else f"{name}, {split}")
 
 
 def cell_of(scores: Iterable[Score], measure: Measure) -> Cell:
@@ -137,7 +139,10 @@ def lines_of(
 def cards_of(scores: dict[str, list[Score]], chosen: str) -> list[Card]:
     """Cards of the chosen candidate against the model before forgetting."""
     cards = []
-    for measure in measures_of(scores):
+    known = measures_of(scores)
+    for measure in known:
+        if measure[0] == "exact_match" and ("knowledge", measure[1]) in known:
+            continue  # the same questions, counted in the same way
         now = cell_of(scores.get(chosen, []), measure)
         if now.value is None or measure not in LABELS or measure[0] in ("nll", "mia_score"):
             continue
