@@ -164,6 +164,14 @@ def weights(run: Run) -> Found:
     return sentences, rows, plots_training.draw_weights(facts, agreements)
 
 
+def curves(run: Run) -> Found:
+    from mergeforget.analysis import plots
+    from mergeforget.analysis.curves import run_curves
+
+    moments = run_curves(run)
+    return [], [m.to_dict() for m in moments], plots.draw_curves(moments)
+
+
 def prediction(run: Run) -> Found:
     from mergeforget.analysis import plots
     from mergeforget.analysis.selection import rows_of, run_prediction
@@ -178,5 +186,6 @@ ANALYSES: dict[str, tuple[str, Callable[[Run], Found]]] = {
     "prediction": ("Prediction of the balanced density", prediction),
     "angles": ("Angles between weight changes", angles),
     "weights": ("Norms, signs and ranks", weights),
+    "curves": ("Scores over the training", curves),
     "dynamics": ("Dynamics of the training", dynamics),
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from mergeforget.analysis.curves import Moment
 from mergeforget.analysis.density import Curve, DensityCurves
 from mergeforget.analysis.membership import Losses
 from mergeforget.analysis.selection import Prediction
@@ -153,6 +154,38 @@ def draw_membership(found: Sequence[Losses]) -> list[Picture]:
         title = "Losses of members and non-members"
         alt = f"{title}: histograms for {', '.join(x.subject for x in found)}."
         return [Picture("mia-histograms", title, alt, figure)]
+
+
+def draw_curves(moments: Sequence[Moment]) -> list[Picture]:
+    """Regurgitation and knowledge over the training, a panel a side and split, a line a task."""
+    with styled():
+        metrics = [m for m in ("regurgitation", "knowledge") if any(x.metric == m for x in moments)]
+        return [_curves(moments, metric) for metric in metrics]
+
+
+def _curves(moments: Sequence[Moment], metric: str) -> Picture:
+    mine = [m for m in moments if m.metric == metric]
+    places = list(dict.fromkeys((m.side, m.split) for m in mine))
+    tasks = sorted({m.task for m in mine})
+    figure, axes = panels(len(places), 1.9)
+    marks = []
+    for ax, (side, split) in zip(axes, places, strict=True):
+        for task in tasks:
+            rows = [m for m in mine if (m.side, m.split, m.task) == (side, split, task)]
+            x, y = [m.epoch for m in rows], [m.value for m in rows]
+            look = series(tasks.index(task)) if task else {"color": INK, "marker": "."}
+            ax.plot(x, y, label=task or "all tasks", **look)
+            marks += [
+                Mark(ax, a, b, f"{side}, {split}, {task or 'all tasks'}, epoch {a:.2g}: {b:.3f}")
+                for a, b in zip(x, y, strict=True)
+            ]
+        ax.set_title(f"{side}: {split}")
+        ax.set_ylim(-0.03, 1.03)
+        ax.set_ylabel("score")
+    axes[-1].set_xlabel("epochs over the forget set")
+    legend(figure, axes, columns=4)
+    title = f"{title_of(metric)} over the training ({UNITS[metric]})"
+    return Picture(f"curves-{metric}", title, f"{title}, by task and split.", figure, marks)
 
 
 def draw_pareto(found: DensityCurves, chosen: str) -> list[Picture]:

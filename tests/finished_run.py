@@ -62,6 +62,7 @@ def write_run(folder: Path, *, hostile: bool = False) -> Run:
     write_pair(run)
     write_history(run)
     write_scores(run)
+    write_snapshot_scores(run)
     write_answers(run, hostile=hostile)
     write_json(run.search / "chosen.json", chosen(hostile))
     return run
@@ -141,6 +142,17 @@ def write_scores(run: Run) -> None:
         for part, shift in (("choose", 0.0), ("report", 0.03)):
             rows = [s.to_dict() for s in scores_of(density, leak, part, shift)]
             append_jsonl(run.scores, [{"subject": name, **row} for row in rows])
+
+
+def write_snapshot_scores(run: Run) -> None:
+    for side, end in (("over", 0.1), ("under", 0.7)):
+        for i in range(1, SNAPSHOTS + 1):
+            leak = 1 - (1 - end) * i / SNAPSHOTS
+            name = f"{side}-step{i * STEPS // SNAPSHOTS:05d}"
+            append_jsonl(
+                run.scores,
+                [{"subject": name, **s.to_dict()} for s in scores_of(None, leak, "all")],
+            )
 
 
 def rows_of(split: str, hostile: bool) -> list[Row]:

@@ -19,7 +19,7 @@ def command(arguments: tuple[str, ...], out: Path | None, as_json: bool) -> None
     """Analyse a run: numbers as json and csv, figures as png and svg.
 
     RUN is a run folder; without one, the newest under runs/. WHAT is any of density, mia,
-    prediction, angles, weights, dynamics, or all, which is also what happens without it.
+    prediction, angles, weights, curves, dynamics, or all, which is also what happens without it.
     """
     from mergeforget.analysis.findings import ANALYSES, Finding, analyse, analyse_all
 

@@ -15,12 +15,20 @@ from mergeforget.commands._options import emit, json_option
 @click.option("--part", type=click.Choice(["all", "choose", "report"]), default="all",
               show_default=True, help="Rows the scores are of; report is the half that chose "
               "nothing.")  # fmt: skip
+@click.option("--page", type=click.Path(path_type=Path, dir_okay=False),
+              help="Write the table as an HTML page too.")  # fmt: skip
 @json_option
-def command(runs: tuple[Path, ...], subject: str | None, part: str, as_json: bool) -> None:
+def command(
+    runs: tuple[Path, ...], subject: str | None, part: str, page: Path | None, as_json: bool
+) -> None:
     """Scores of RUNS in one table, a column a run."""
     from mergeforget.evaluate.compare import compare
     from mergeforget.evaluate.table import render
 
     scores = compare(runs, subject, part)
     result = {name: [s.to_dict() for s in every] for name, every in scores.items()}
+    if page is not None:
+        from mergeforget.analysis.comparison import write_comparison
+
+        write_comparison(scores, page)
     emit({"scores": result}, render(scores), as_json)

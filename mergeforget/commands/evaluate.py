@@ -24,6 +24,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--subject", "subjects", multiple=True,
               help="Of a run: base, over, under or a candidate; repeat it.  [default: base, over, "
               "under, and the chosen candidate or else all]")  # fmt: skip
+@click.option("--snapshots", is_flag=True, help="The base and every snapshot of the pair instead: "
+              "scores over the training.")  # fmt: skip
 @click.option("--benchmark", help="semeval2025-task4 or custom.  [default: the recipe's]")
 @click.option("--forget", type=FILE, help="Rows that were to be forgotten (with --model).")
 @click.option("--retain", type=FILE, help="Rows that were to be kept (with --model).")
@@ -53,8 +55,10 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     from mergeforget.evaluate.table import render
 
     if options["model"]:
-        if run is not None or options["subjects"]:
-            raise UsageError("Give RUN or --model, not both; --subject belongs to a run.")
+        if run is not None or options["subjects"] or options["snapshots"]:
+            raise UsageError(
+                "Give RUN or --model, not both; --subject and --snapshots belong to a run."
+            )
         scores = _evaluate_model(options)
     else:
         given = [f"--{n}" for n in ("adapter", "forget", "retain", "out") if options[n]]
@@ -67,7 +71,7 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
 
 def _evaluate_run(folder: Path | None, options: dict[str, Any]) -> dict[str, list[Score]]:
     from mergeforget.evaluate.rows import rows_of_run
-    from mergeforget.evaluate.subjects import Evaluation, evaluate_run
+    from mergeforget.evaluate.subjects import Evaluation, evaluate_run, snapshots_of
     from mergeforget.recipe import load_recipe
 
     run = chosen_run(folder)
@@ -82,7 +86,10 @@ def _evaluate_run(folder: Path | None, options: dict[str, Any]) -> dict[str, lis
         device=options["device"],
         batch_tokens=options["batch_tokens"],
     )
-    return evaluate_run(run, evaluation, options["subjects"], again=options["again"])
+    subjects = options["subjects"]
+    if options["snapshots"]:
+        subjects = [*subjects, "base", *snapshots_of(run)]
+    return evaluate_run(run, evaluation, subjects, again=options["again"])
 
 
 def _evaluate_model(options: dict[str, Any]) -> dict[str, list[Score]]:

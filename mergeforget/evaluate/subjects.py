@@ -185,12 +185,18 @@ def subjects_of(run: Run) -> dict[str, Path | None]:
     if run.candidates.is_dir():
         folders = sorted(p for p in run.candidates.iterdir() if not p.name.startswith("."))
         found |= {p.name: p for p in folders if (p / "adapter_config.json").is_file()}
-    return found
+    return found | snapshots_of(run)
+
+
+def snapshots_of(run: Run) -> dict[str, Path | None]:
+    """The pair at set steps of its training, for example ``over-step00010``."""
+    folders = sorted(run.snapshots.glob("*-step*")) if run.snapshots.is_dir() else []
+    return {p.name: p for p in folders if (p / "adapter_config.json").is_file()}
 
 
 def default_subjects(run: Run) -> list[str]:
     """The pair and the chosen candidate, or every candidate where none is chosen."""
-    subjects = list(subjects_of(run))
+    subjects = [name for name in subjects_of(run) if name not in snapshots_of(run)]
     chosen = run.search / "chosen.json"
     if not chosen.exists():
         return subjects

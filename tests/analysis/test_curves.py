@@ -1,0 +1,49 @@
+"""Scores over a training, and runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from finished_run import HOSTILE
+
+from mergeforget.analysis.comparison import write_comparison
+from mergeforget.analysis.curves import run_curves, widest
+from mergeforget.analysis.evidence import MissingError
+from mergeforget.run import Run
+from mergeforget.score import Score
+
+
+def test_a_curve_goes_from_the_base_through_every_snapshot(finished: Run) -> None:
+    forget = [
+        m
+        for m in run_curves(finished)
+        if (m.side, m.metric, m.split, m.task) == ("over", "knowledge", "forget", "")
+    ]
+    assert [m.epoch for m in forget] == [0, 0.625, 1.25, 1.875, 2.5, 3.125, 3.75, 4.375, 5]
+    assert forget[0].value == 1.0 and forget[-1].value == pytest.approx(0.1)
+
+
+def test_all_data_are_preferred_to_a_half() -> None:
+    halves = [
+        Score("knowledge", "forget", value, "lower", 10, part=part)
+        for part, value in (("all", 0.5), ("report", 0.4), ("choose", 0.6))
+    ]
+    assert [s.value for s in widest(halves)] == [0.5]
+    assert [s.value for s in widest(halves[1:])] == [0.4]
+
+
+def test_no_scored_snapshot_says_which_command_scores_them(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="--snapshots"):
+        run_curves(Run(tmp_path))
+
+
+def test_comparison_is_a_page_of_its_own(tmp_path: Path) -> None:
+    scores = {
+        f"one: {HOSTILE}": [Score("mia_auc", "mia", 0.5, "nearer", 10)],
+        "two: over": [Score("mmlu", "mmlu", 0.25, "higher", 10)],
+    }
+    write_comparison(scores, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "MIA AUC" in page and "0.250" in page and HOSTILE not in page
+    assert "2 models side by side" in page and "default-src 'none'" in page
