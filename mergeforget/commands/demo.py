@@ -52,7 +52,6 @@ def run_chain(recipe: Recipe, run: Run) -> dict[str, Any]:
     Returns:
         The content of ``search/chosen.json``.
     """
-    from mergeforget.analysis.findings import analyse_all
     from mergeforget.analysis.report import write_report
     from mergeforget.search.budget import Budget
     from mergeforget.search.driver import Options, search
@@ -60,8 +59,7 @@ def run_chain(recipe: Recipe, run: Run) -> dict[str, Any]:
 
     train_pair(recipe, run, memorise_first=True, resume=run.recipe.exists())
     choice = search(run, recipe.search, Options(Budget()))
-    analyse_all(run, run.analysis)
-    write_report(run)
+    write_report(run)  # analyses the run as well
     chosen: dict[str, Any] = choice.to_dict()
     return chosen
 

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Rows that no training saw: the non-members.",
 )
-@click.option("--first", type=float, help="Density that tpe and nsga2 try first.")
+@click.option("--first", type=float, help="Density that tpe and nsga2 try first.  "
+              "[default: what the pair predicts, once evaluated]")  # fmt: skip
 @click.option(
     "--storage",
     metavar="URL",
@@ -71,11 +72,23 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     if options["resume"] and not here.search.is_dir():
         raise InputError(f"{here.root} has no search to resume. Begin one without --resume.")
     given = {key: options[key] for key in ("holdout", "again", "device", "storage", "first")}
+    given["first"] = given["first"] or predicted(here)
     called = Options(budget, **given)
     choice = search(here, searched(here, options), called)
     if choice.warning:
         say(f"Warning: {choice.warning}")
     emit(choice.to_dict(), text(choice), as_json)
+
+
+def predicted(run: Run) -> float | None:
+    """The density that the pair itself predicts, where its losses were measured before."""
+    from mergeforget.analysis.evidence import MissingError
+    from mergeforget.analysis.selection import run_prediction
+
+    try:
+        return round(run_prediction(run).density, 2)
+    except MissingError:
+        return None
 
 
 def searched(run: Run, options: dict[str, Any]) -> SearchSpec:
