@@ -141,7 +141,11 @@ def test_every_objective_has_its_equation_here() -> None:
 
 
 @pytest.mark.parametrize("plain", [True, False], ids=["logits", "chunks"])
-@pytest.mark.parametrize(("name", "arguments", "equation"), EQUATIONS, ids=lambda v: "" if callable(v) else str(v)[:30])
+@pytest.mark.parametrize(
+    ("name", "arguments", "equation"),
+    EQUATIONS,
+    ids=lambda v: "" if callable(v) else str(v)[:30],
+)
 def test_loss_equals_its_equation(
     name: str, arguments: dict[str, Any], equation: Equation, plain: bool
 ) -> None:
