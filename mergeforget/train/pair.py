@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
                 "ones, or begin a new run with another --out."
             )
         return read_sets(run)
-    sets = _read(recipe.data)
+    sets = read_data(recipe.data)
     run.root.mkdir(parents=True, exist_ok=True)
     for name, rows in vars(sets).items():
         write_jsonl(run.data / f"{name}.jsonl", [row.to_dict() for row in rows])
@@ -111,7 +111,12 @@ def read_sets(run: Run) -> Sets:
     )
 
 
-def _read(data: DataSpec) -> Sets:
+def read_data(data: DataSpec) -> Sets:
+    """The rows that a recipe names, as many of them as it says.
+
+    Raises:
+        RecipeError: it names none.
+    """
     if not data.forget or not data.retain:
         raise RecipeError(
             "No data: give --forget and --retain, or data.forget and data.retain in the recipe. "

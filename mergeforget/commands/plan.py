@@ -1,0 +1,77 @@
+"""`mergeforget plan`: what a recipe will take, before any weight is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergeforget.commands._options import emit, json_option, set_option
+
+if TYPE_CHECKING:
+    from mergeforget.train.plan import Plan
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command("plan")
+@click.argument("recipe", default="zjuklab")
+@click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]")
+@click.option("--forget", type=FILE, help="Rows to forget.  [default: made-up people]")
+@click.option("--retain", type=FILE, help="Rows to keep.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use at most so many rows of each set.")
+@set_option
+@json_option
+def command(
+    recipe: str,
+    model: str | None,
+    forget: Path | None,
+    retain: Path | None,
+    limit: int | None,
+    assignments: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Print batch, steps, memory and time of RECIPE (zjuklab when left out).
+
+    Only the model's configuration and tokenizer are read. Time is at the speed of one large matrix
+    product, timed just now: a training takes longer, on a CPU two to three times.
+    """
+    from mergeforget.models import default_device
+    from mergeforget.recipe import change, load_recipe
+    from mergeforget.train.example import made_up
+    from mergeforget.train.objective import check_recipe
+    from mergeforget.train.plan import matrix_speed, plan_recipe
+
+    chosen = load_recipe(recipe, assignments)
+    given = {"forget": forget, "retain": retain, "limit": limit}
+    data: dict[str, Any] = {
+        k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None
+    }
+    if not (forget or retain or chosen.data.forget):
+        data |= made_up()
+    chosen = change(chosen, data=data, model={"name": model} if model else {})
+    check_recipe(chosen)
+    plans = plan_recipe(chosen, matrix_speed(default_device()))
+    facts = {place: one.to_dict() for place, one in plans.items()}
+    emit(facts, "\n\n".join(_text(place, one) for place, one in plans.items()), as_json)
+
+
+def _text(place: str, one: Plan) -> str:
+    from mergeforget.console import duration
+
+    rows = ", ".join(f"{n} {name}" for name, n in one.rows.items())
+    parts = ", ".join(f"{name} {_size(n)}" for name, n in one.memory.items() if name != "total")
+    return (
+        f"{place}\n"
+        f"  rows        {rows}; {one.epoch_tokens} forget tokens an epoch\n"
+        f"  batch       {one.effective_batch} rows a step\n"
+        f"  steps       {one.steps} ({one.steps_per_epoch} an epoch, {one.warmup_steps} warm-up)\n"
+        f"  parameters  {one.trained:,} of {one.parameters:,} trained\n"
+        f"  memory      {_size(one.memory['total'])} at least: {parts}\n"
+        f"  time        {duration(one.seconds)} at least ({one.device})"
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

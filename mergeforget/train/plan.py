@@ -1,0 +1,268 @@
+"""What a training will take, known before any weight is loaded.
+
+The model is built from its configuration on tensors without data, run once forward and backward,
+and what autograd keeps and the matrix products multiply is counted: no formula for an architecture.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from mergeforget.console import quiet
+from mergeforget.data.tokens import Encoded
+from mergeforget.models import default_device, dtype_for, load_tokenizer, locate
+from mergeforget.recipe import ModelSpec, Recipe
+from mergeforget.train.full import choose_trained
+from mergeforget.train.order import Alternating, Chunked
+from mergeforget.train.pair import read_data
+from mergeforget.train.reads import reads_of
+from mergeforget.train.sets import encode_sets
+from mergeforget.training import Training
+from mergeforget.vocabulary import CHUNK
+
+FUSED = "mergeforget-fused"
+_FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training in figures.
+
+    Attributes:
+        rows: of each set, after the transforms.
+        epoch_tokens: of the forget set, padding not counted.
+        effective_batch: forget rows of an optimiser step (of a step that holds them).
+        steps_per_epoch, steps, warmup_steps: optimiser steps.
+        parameters, trained: of the model, and those that are trained.
+        memory: bytes by what takes them, of the largest micro-batch; ``total`` is their sum.
+        seconds: at the speed of one large matrix product: no training is faster than that.
+        device: what memory and seconds are of.
+    """
+
+    rows: dict[str, int]
+    epoch_tokens: int
+    effective_batch: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    parameters: int
+    trained: int
+    memory: dict[str, int]
+    seconds: float
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one micro-batch takes: products of forward and backward, and bytes kept between."""
+
+    forward_flops: int
+    backward_flops: int
+    kept_bytes: int
+
+
+def plan(
+    spec: ModelSpec, encoded: Mapping[str, Sequence[Encoded]], training: Training, flops: float
+) -> Plan:
+    """Figures of a training on tokenised sets.
+
+    Args:
+        encoded: the sets that the objective reads, ``forget`` first.
+        flops: multiplications and additions a second, see ``matrix_speed``.
+    """
+    device = default_device()
+    model = empty_model(spec, training, device)
+    own = {p for p in model.parameters() if p.requires_grad}
+    trained = sum(p.numel() for p in own)
+    forget = len(encoded["forget"])
+    steps = count_steps(training, forget)
+    longest = one_pass(model, _tokens_at_once(encoded, training), training.gradient_checkpointing)
+    return Plan(
+        rows={name: len(rows) for name, rows in encoded.items()},
+        epoch_tokens=sum(lengths(encoded["forget"])),
+        effective_batch=min(forget, training.batch_size * training.accumulation(forget)),
+        steps_per_epoch=steps // training.epochs,
+        steps=steps,
+        warmup_steps=round(training.warmup_epochs * (steps // training.epochs)),
+        parameters=sum(p.numel() for p in model.parameters()) - (0 if training.full else trained),
+        trained=trained,
+        memory=_memory(model, own, training, longest.kept_bytes),
+        seconds=training.epochs * _epoch_flops(model, encoded, training) / flops,
+        device=device,
+    )
+
+
+def count_steps(training: Training, rows: int) -> int:
+    """Optimiser steps of a whole training, for a forget set of so many rows."""
+    parts = training.accumulation(rows)
+    if training.chunk_rows:
+        size = training.batch_size, parts
+        return sum(
+            Chunked(rows, training.chunk_rows, training.epochs, *size, training.seed).chunk_steps
+        )
+    if training.batches == "alternating":
+        order = Alternating(rows, training.batch_size, parts, training.seed)
+        return training.epochs * len(order) // parts
+    return training.epochs * -(-rows // (training.batch_size * parts))
+
+
+def lengths(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens of each row, sorted."""
+    return sorted(len(row) for row in rows)
+
+
+def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
+    """The model with what is trained of it, without any data: only its ``config.json`` is read."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    path = locate(spec.name, trust_remote_code=spec.trust_remote_code)
+    trust = spec.trust_remote_code
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=trust)
+    ALL_ATTENTION_FUNCTIONS.register(FUSED, _fused_attention)
+    with torch.device("meta"), quiet(), warnings.catch_warnings(action="ignore"):
+        model: Any = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype_for(spec, device),
+            trust_remote_code=trust,
+            attn_implementation=FUSED,
+        )
+        if training.full:
+            choose_trained(model, training.full)
+        else:
+            lora = training.lora.model_dump(exclude_none=True)
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+    return model.train()
+
+
+def one_pass(model: Any, tokens: int, checkpointing: bool) -> Pass:
+    """Run a model without data on so many tokens, forward and backward, and count."""
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    whole = torch.zeros(1, 1, tokens, tokens, dtype=model.dtype, device="meta")  # looked at by none
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # so that no later storage gets the same address
+        return tensor
+
+    alive: list[Tensor] = []
+    keep_all = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    counted = {
+        _FLASH: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        _FLASH_BACKWARD: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
+    }
+    with FlopCounterMode(display=False, custom_mapping=counted) as forward, keep_all:
+        hidden = model(
+            input_ids=ids, attention_mask=whole, use_cache=False, logits_to_keep=1
+        ).logits
+    with FlopCounterMode(display=False, custom_mapping=counted) as backward:
+        hidden.sum().backward()
+    return Pass(forward.get_total_flops(), backward.get_total_flops(), sum(kept.values()))
+
+
+def _fused_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """Attention as it runs, without a table of scores; tensors without data would get one."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    dropout, scale = more.get("dropout", 0.0), more.get("scaling")
+    out = _FLASH(query, key, value, dropout, False, attn_mask=mask, scale=scale)[0]
+    return out.transpose(1, 2).contiguous(), None
+
+
+def matrix_speed(device: str, seconds: float = 0.3) -> float:
+    """Multiplications and additions a second of a large matrix product on this machine."""
+    dtype = dtype_for(ModelSpec(), device)
+    size = 4096 if device.startswith("cuda") else 768
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    torch.mm(a, a)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        product = torch.mm(a, a)
+        product[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _rows_of(name: str, training: Training) -> int:
+    """Rows of a set that go with each forget row."""
+    return training.retain_per_forget if name == "retain" else 1
+
+
+def _tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training) -> int:
+    """Tokens of the largest micro-batch whose activations are held together."""
+    sizes = [
+        sum(lengths(encoded[name])[-training.batch_size * _rows_of(name, training) :])
+        for name in reads_of(training.objective)
+    ]
+    apart = training.batches == "alternating" or training.direction == "ngdiff"
+    return max(sizes) if apart else sum(sizes)
+
+
+def _epoch_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training) -> float:
+    """Of one pass over the forget set with its partners, the reference's passes included."""
+    total = 0.0
+    for name, reads in reads_of(training.objective).items():
+        sizes = lengths(encoded[name])
+        row = one_pass(model, round(sum(sizes) / len(sizes)), training.gradient_checkpointing)
+        runs = len(encoded["forget"]) * _rows_of(name, training)
+        total += runs * (row.forward_flops * (1 + reads.reference) + row.backward_flops)
+    return total
+
+
+def _memory(model: Any, own: set[Tensor], training: Training, kept: int) -> dict[str, int]:
+    """Bytes by what takes them."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    moving = sum(p.numel() * p.element_size() for p in own)
+    states = 2 if training.optimizer == "adamw" else 0
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    found = {
+        "weights": weights,
+        "gradients": moving,
+        "optimizer": states * moving,
+        "activations": kept,
+        "logits": 3 * CHUNK * vocabulary * 4,  # policy, reference and target of one chunk
+    }
+    return found | {"total": sum(found.values())}
+
+
+def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
+    """``plan`` for every training of a recipe, by its place in it.
+
+    Raises:
+        RecipeError: the recipe names no data.
+        InputError: a file or the model's configuration cannot be read.
+    """
+    tokenizer = load_tokenizer(recipe.model)
+    rows = read_data(recipe.data)
+    sets = {"forget": rows.forget, "retain": rows.retain}
+    return {
+        place: plan(recipe.model, encode_sets(tokenizer, sets, training), training, flops)
+        for place, training in recipe.trainings().items()
+    }
