@@ -15,7 +15,8 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, VerificationError
 from mergeforget.files import read_jsonl, sha256, whole, write_json, write_text
 from mergeforget.merge.apply import applied
-from mergeforget.merge.full import Output, fold_adapters
+from mergeforget.merge.full import fold_adapters
+from mergeforget.merge.tensorwise import Output
 from mergeforget.models import load_model, load_tokenizer, locate
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run, now

@@ -29,8 +29,9 @@ from mergeforget.adapter import PREFIX, Adapter, read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.merge.blockwise import merge_whole
 from mergeforget.merge.engine import How, merge_adapters, products, sweep
-from mergeforget.merge.full import Output, merge_models
+from mergeforget.merge.full import merge_models
 from mergeforget.merge.request import canonical
+from mergeforget.merge.tensorwise import Output
 from mergeforget.run import machine, versions
 from mergeforget.tensors import write_safetensors
 

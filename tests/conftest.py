@@ -96,6 +96,24 @@ def save_adapter() -> Callable[..., Path]:
     return save
 
 
+@pytest.fixture(scope="session")
+def save_models() -> Callable[..., list[Path]]:
+    """Writes the tiny model and two that differ from it: ``save_models(folder, apart=0.02)``."""
+
+    def save(folder: Path, apart: float = 0.02) -> list[Path]:
+        import torch
+
+        for seed, name in enumerate(("base", "one", "two")):
+            model = build_model()
+            torch.manual_seed(seed)
+            for parameter in model.parameters() if seed else ():
+                parameter.data += apart * torch.randn_like(parameter)
+            model.save_pretrained(folder / name)
+        return [folder / name for name in ("base", "one", "two")]
+
+    return save
+
+
 @pytest.fixture
 def write_lora(tmp_path: Path) -> Callable[..., Path]:
     """Writes random factors as PEFT would, without a model or torch.

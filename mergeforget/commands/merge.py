@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mergeforget.adapter import Adapter
     from mergeforget.candidate import Candidate
     from mergeforget.merge.engine import How, Merged
-    from mergeforget.merge.full import Output, Written
+    from mergeforget.merge.full import Written
+    from mergeforget.merge.tensorwise import Output
 
 FOLDER = click.Path(path_type=Path)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -226,7 +227,7 @@ def _how(options: dict[str, Any]) -> How:
 
 
 def _output(options: dict[str, Any]) -> Output:
-    from mergeforget.merge.full import Output
+    from mergeforget.merge.tensorwise import Output
 
     return Output(
         dtype=options["dtype"],

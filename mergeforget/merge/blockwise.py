@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from mergeforget.candidate import Candidate
+from mergeforget.merge.arrays import Tensor, empty
 from mergeforget.merge.chance import Chance
+from mergeforget.merge.cuts import FEW, Cut, kept_by
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.ops import FEW, Cut, Tensor, empty, kept_by
 from mergeforget.merge.select import Source, at, blocks, known_densities
 
 

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mergeforget.merge.ops import Tensor, cast, library, like
+from mergeforget.merge.arrays import Tensor, cast, library, like
 
 Svd = Literal["fast", "exact"]
 MAX_STEPS = 8  # of subspace iteration

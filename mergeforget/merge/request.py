@@ -11,8 +11,8 @@ from typing import Any
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
+from mergeforget.merge.cuts import check_density
 from mergeforget.merge.methods import MERGE_METHODS
-from mergeforget.merge.ops import check_density
 from mergeforget.registry import Entry
 
 PEFT_TYPES = {

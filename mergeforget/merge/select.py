@@ -11,15 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mergeforget.merge.ops import (
-    Cut,
-    KnownDensity,
-    Tensor,
-    find_cuts,
-    kept_count,
-    kth_largest,
-    library,
-)
+from mergeforget.merge.arrays import Tensor, library
+from mergeforget.merge.cuts import Cut, KnownDensity, find_cuts, kept_count, kth_largest
 
 SMALL = 1 << 18  # entries of one tensor up to which it is one block
 SAMPLE = 1 << 15  # entries that bracket a cut

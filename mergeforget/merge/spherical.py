@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergeforget.merge.ops import Tensor, cast, library, weighted_sum
+from mergeforget.merge.arrays import Tensor, cast, library
+from mergeforget.merge.election import weighted_sum
 
 Gram = Callable[[], NDArray[np.float64]]
 

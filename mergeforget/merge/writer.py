@@ -9,106 +9,29 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.console import progress
 from mergeforget.errors import ResourceError
-from mergeforget.files import append_jsonl, explained, read_json, read_jsonl, take_place, write_json
-from mergeforget.merge.checkpoint import INDEX, SINGLE, SIZES, Checkpoint, TensorInfo
+from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, write_json
+from mergeforget.merge.checkpoint import SIZES, Checkpoint
+from mergeforget.merge.jobs import Budget, Job, Rounding
+from mergeforget.merge.shards import PLAN, Place, carry_over, in_shards, opened, put
 from mergeforget.tensors import stored, to_array
 
 Array = NDArray[Any]
+
 SHARD_BYTES = 5_000_000_000
 FLUSH_BYTES = 500_000_000  # written between two flushes of the journal
-JOURNAL, PLAN = "journal.jsonl", "plan.json"
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock")
-
-
-class Block(NamedTuple):
-    """Consecutive rows of a tensor to write.
-
-    Attributes:
-        values: (rows, columns), as computed.
-        energy: squared norm of the change that they hold; None where there is no base.
-    """
-
-    values: Array
-    energy: float | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One tensor to write.
-
-    Attributes:
-        blocks: gives its blocks of rows, first to last; None copies ``source`` as it lies.
-        memory: bytes that it needs at once, at most.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    blocks: Callable[[], Iterator[Block]] | None = None
-    source: tuple[Checkpoint, TensorInfo] | None = None
-    memory: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * SIZES[self.dtype]
-
-
-@dataclass
-class Rounding:
-    """What the output's dtype does to the change: sums of squares over all tensors."""
-
-    error: float = 0.0
-    energy: float = 0.0
-
-    @property
-    def relative(self) -> float | None:
-        """``||realised - meant|| / ||meant||`` of the change; None where nothing changed."""
-        return float((self.error / self.energy) ** 0.5) if self.energy else None
-
-
-@dataclass
-class Budget:
-    """Memory that jobs share; each waits until there is room for it."""
-
-    limit: int | None
-    used: int = 0
-    _turn: threading.Condition = field(default_factory=threading.Condition)
-
-    def check(self, jobs: Sequence[Job]) -> None:
-        """Raise ResourceError where one job alone exceeds the limit."""
-        largest = max(jobs, key=lambda job: job.memory)
-        if self.limit is not None and largest.memory > self.limit:
-            raise ResourceError(
-                f"{largest.name} alone needs {largest.memory / 1e6:.0f} MB at once, more than "
-                f"--max-memory allows ({self.limit / 1e6:.0f} MB). Allow more, or choose a method "
-                "that works on blocks of rows, such as ties or dare_linear."
-            )
-
-    @contextmanager
-    def take(self, count: int) -> Iterator[None]:
-        with self._turn:
-            self._turn.wait_for(lambda: self.limit is None or self.used + count <= self.limit)
-            self.used += count
-        try:
-            yield
-        finally:
-            with self._turn:
-                self.used -= count
-                self._turn.notify_all()
+JOURNAL = "journal.jsonl"
 
 
 def write_model(
@@ -138,10 +61,10 @@ def write_model(
     """
     budget = Budget(max_memory)
     budget.check(jobs)
-    shards = _shards(jobs, shard_bytes)
+    shards = in_shards(jobs, shard_bytes)
     plan = json.loads(json.dumps(plan | {"shards": [[j.name for j in s] for s in shards]}))
     partial = out.parent / f".{out.name}.partial"
-    with explained(out), _alone(out), _places(partial, plan, shards) as places:
+    with explained(out), _alone(out), opened(partial, plan, shards) as places:
         done = {row["name"]: row for row in read_jsonl(partial / JOURNAL)}
         _write_all(
             [j for j in jobs if j.name not in done], places, partial, budget, threads, durable
@@ -150,7 +73,7 @@ def write_model(
         for row in read_jsonl(partial / JOURNAL):
             rounding.error += row["error"]
             rounding.energy += row["energy"]
-        _finish(partial, shards, like, jobs)
+        carry_over(partial, shards, like, jobs)
         write_json(partial / "candidate.json", facts(rounding))
         (partial / JOURNAL).unlink()
         (partial / PLAN).unlink()
@@ -184,13 +107,6 @@ class Journal:
             if self._rows:
                 append_jsonl(self.path, self._rows)
             self._rows, self._bytes = [], 0
-
-
-class Place(NamedTuple):
-    """Where the bytes of a tensor go: an open file and an offset."""
-
-    file: int
-    start: int
 
 
 def _write_all(
@@ -245,7 +161,7 @@ def _write_tensor(job: Job, place: Place, stop: threading.Event) -> tuple[float,
             energy += block.energy
             if job.dtype not in ("F32", "F64"):
                 error += _rounding_error(raw, block.values, job.dtype)
-        _put(place.file, raw.data.cast("B"), offset)
+        put(place.file, raw.data.cast("B"), offset)
         offset += raw.nbytes
     return error, energy
 
@@ -262,97 +178,7 @@ def _copy(job: Job, place: Place) -> None:
     step = 1 << 22
     for start in range(0, info.numel, step):
         data = checkpoint.raw(info, start, min(start + step, info.numel))
-        _put(place.file, memoryview(data), place.start + start * SIZES[info.dtype])
-
-
-def _put(file: int, data: memoryview, offset: int) -> None:
-    while data:
-        count = os.pwrite(file, data, offset)
-        data, offset = data[count:], offset + count
-
-
-def _shards(jobs: Sequence[Job], shard_bytes: int) -> list[list[Job]]:
-    shards: list[list[Job]] = [[]]
-    size = 0
-    for job in jobs:
-        if shards[-1] and size + job.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(job)
-        size += job.nbytes
-    return shards
-
-
-def _names(count: int) -> list[str]:
-    if count == 1:
-        return [SINGLE]
-    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-
-
-@contextmanager
-def _places(
-    partial: Path, plan: dict[str, Any], shards: Sequence[Sequence[Job]]
-) -> Iterator[dict[str, Place]]:
-    """The files to write into, open; begun afresh unless an interrupted merge had the same plan."""
-    if not (partial / PLAN).exists() or read_json(partial / PLAN) != plan:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    places: dict[str, Place] = {}
-    files: list[int] = []
-    try:
-        for name, shard in zip(_names(len(shards)), shards, strict=True):
-            header, starts = _header(shard)
-            path = partial / name
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            files.append(file)
-            os.truncate(file, len(header) + sum(job.nbytes for job in shard))
-            _put(file, memoryview(header), 0)
-            places |= {job.name: Place(file, at) for job, at in zip(shard, starts, strict=True)}
-        if not (partial / PLAN).exists():
-            write_json(partial / PLAN, plan)
-        yield places
-    finally:
-        for file in files:
-            os.close(file)
-
-
-def _header(shard: Sequence[Job]) -> tuple[bytes, list[int]]:
-    """The header of a safetensors file, and where each tensor starts in it."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset, offsets = 0, []
-    for job in shard:
-        end = offset + job.nbytes
-        entries[job.name] = {
-            "dtype": job.dtype,
-            "shape": list(job.shape),
-            "data_offsets": [offset, end],
-        }
-        offsets.append(offset)
-        offset = end
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text, [8 + len(text) + at for at in offsets]
-
-
-def _finish(
-    partial: Path, shards: Sequence[Sequence[Job]], like: Checkpoint, jobs: Sequence[Job]
-) -> None:
-    """Carry config, tokenizer and further small files over, and write the index."""
-    for path in sorted(like.folder.iterdir()):
-        if path.is_file() and not path.name.endswith((*WEIGHTS, ".index.json")):
-            shutil.copyfile(path, partial / path.name)
-    kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-    found = {kinds[job.dtype] for job in jobs if job.dtype in kinds}
-    config = dict(like.config)
-    if len(found) == 1:
-        config["dtype" if "torch_dtype" not in config else "torch_dtype"] = found.pop()
-    if config:
-        write_json(partial / "config.json", config)
-    if len(shards) > 1:
-        names = _names(len(shards))
-        places = {j.name: n for n, shard in zip(names, shards, strict=True) for j in shard}
-        total = sum(job.nbytes for job in jobs)
-        write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        put(place.file, memoryview(data), place.start + start * SIZES[info.dtype])
 
 
 @contextmanager

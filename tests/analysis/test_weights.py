@@ -16,7 +16,7 @@ from mergeforget.analysis.weights import (
     run_weights,
     singular_values,
 )
-from mergeforget.merge.ops import trim
+from mergeforget.merge.sparsify import trim
 from mergeforget.run import Run
 
 

@@ -20,7 +20,9 @@ from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, NumericError, ResourceError, UsageError
 from mergeforget.merge.engine import merge_adapters, write_candidate
-from mergeforget.merge.full import Output, fold_adapters, merge_models
+from mergeforget.merge.full import fold_adapters, merge_models
+from mergeforget.merge.jobs import Job
+from mergeforget.merge.tensorwise import Output
 
 TOKENS = torch.arange(12).reshape(2, 6)
 
@@ -43,19 +45,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, save_adapter: Callable[..., P
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any]) -> list[Path]:
-    """A base and two models that differ from it a little."""
-    root = tmp_path_factory.mktemp("models")
-    folders = []
-    for seed, name in enumerate(("base", "one", "two")):
-        model = make_model()
-        torch.manual_seed(seed)
-        if seed:
-            for parameter in model.parameters():
-                parameter.data += 0.02 * torch.randn_like(parameter)
-        model.save_pretrained(root / name)
-        folders.append(root / name)
-    return folders
+def models(tmp_path_factory: pytest.TempPathFactory, save_models: Callable[..., Any]) -> list[Path]:
+    found: list[Path] = save_models(tmp_path_factory.mktemp("models"), apart=0.02)
+    return found
 
 
 @pytest.mark.parametrize("candidate", [Candidate("ties", 0.7), Candidate("svd", rank=3)])
@@ -143,7 +135,7 @@ def test_an_interrupted_merge_goes_on_and_gives_the_same_bytes(
     written: list[str] = []
     write = writer._write_tensor
 
-    def until_the_sixth(job: writer.Job, *rest: Any) -> tuple[float, float]:
+    def until_the_sixth(job: Job, *rest: Any) -> tuple[float, float]:
         written.append(job.name)
         if len(written) == 6:
             raise Killed
@@ -164,7 +156,7 @@ def test_what_an_interrupted_merge_left_is_not_used_for_another(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_finish", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(writer, "carry_over", lambda *_: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             merge_models(models[1:], models[0], Candidate("ties", 0.5), tmp_path / "m")
     merge_models(models[1:], models[0], Candidate("ties", 0.9), tmp_path / "m")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mergeforget.merge.lowrank import cut_dense, cut_factors
-from mergeforget.merge.ops import trim
+from mergeforget.merge.sparsify import trim
 
 DRAW = np.random.default_rng(1)
 SHAPES = [(40, 30), (30, 40), (7, 50), (50, 7)]

@@ -10,8 +10,8 @@ import pytest
 import mergeforget.merge.select as select
 from mergeforget.candidate import Candidate
 from mergeforget.merge.blockwise import in_memory, merge_whole
+from mergeforget.merge.cuts import find_cuts, kept_count
 from mergeforget.merge.methods import MERGE_METHODS
-from mergeforget.merge.ops import find_cuts, kept_count
 
 DENSITIES = [1e-6, 0.05, 0.3, 0.5, 0.77, 0.999, 1.0]
 DRAW = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.chance import Chance
-from mergeforget.merge.full import Output, merge_models
+from mergeforget.merge.full import merge_models
 from mergeforget.merge.mergekit_bridge import (
     METHODS,
     ON_MODELS,
@@ -25,25 +25,16 @@ from mergeforget.merge.mergekit_bridge import (
     run_mergekit,
     to_config,
 )
-from mergeforget.merge.ops import drop, magprune, outliers, trim
+from mergeforget.merge.sparsify import drop, magprune, outliers, trim
+from mergeforget.merge.tensorwise import Output
 
 RANDOM = {"dare_ties", "dare_linear", "della", "della_linear"}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any]) -> list[Path]:
-    """A base and two models that differ from it, float32."""
-    root = tmp_path_factory.mktemp("models")
-    folders = []
-    for seed, name in enumerate(("base", "one", "two")):
-        model = make_model()
-        torch.manual_seed(seed)
-        if seed:
-            for parameter in model.parameters():
-                parameter.data += 0.05 * torch.randn_like(parameter)
-        model.save_pretrained(root / name)
-        folders.append(root / name)
-    return folders
+def models(tmp_path_factory: pytest.TempPathFactory, save_models: Callable[..., Any]) -> list[Path]:
+    found: list[Path] = save_models(tmp_path_factory.mktemp("models"), apart=0.05)
+    return found
 
 
 def configuration(name: str, models: list[Path], **parameters: Any) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.election import weighted_sum
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, weighted_sum
 
 
 @merge_method("cat", source="PEFT 0.21.2, LoraModel.add_weighted_adapter", base="either")

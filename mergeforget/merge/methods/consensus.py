@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor, column
+from mergeforget.merge.election import total, weighted_sum
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, column, total, weighted_sum
 
 
 @merge_method("consensus", source="TALL-masks and Consensus Merging, arXiv:2405.07813")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor
 from mergeforget.merge.chance import Chance
+from mergeforget.merge.election import Divide, Sign, Vote, consensus
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Divide, Rescale, Sign, Tensor, Vote, consensus, drop
+from mergeforget.merge.sparsify import Rescale, drop
 
 
 @merge_method("dare_ties", source="DARE, arXiv:2311.03099, with TIES's election; PEFT; mergekit")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor
 from mergeforget.merge.chance import Chance
+from mergeforget.merge.election import Divide, Sign, Vote, consensus
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Divide, Rescale, Sign, Tensor, Vote, consensus, magprune
+from mergeforget.merge.sparsify import Rescale, magprune
 
 
 @merge_method("della", source="DELLA-Merging, arXiv:2406.11617; mergekit")

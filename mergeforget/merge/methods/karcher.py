@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mergeforget.merge.arrays import Tensor
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor
 from mergeforget.merge.spherical import combine
 
 

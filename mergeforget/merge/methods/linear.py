@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.election import scale_of, weighted_sum
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, scale_of, weighted_sum
 
 
 def scaled(gram: Any, weights: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.election import weighted_sum
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, trim, weighted_sum
+from mergeforget.merge.sparsify import trim
 
 
 @merge_method(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.election import weighted_sum
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, weighted_sum
 
 
 @merge_method("negmerge", source="NegMerge, arXiv:2410.05583, section 3.2")

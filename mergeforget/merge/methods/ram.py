@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor, column
+from mergeforget.merge.election import total
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, column, total
 
 
 @merge_method("ram", source="Reinforced Agent Merging, mergekit 0.1.5")

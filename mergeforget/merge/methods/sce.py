@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from mergeforget.errors import UsageError
+from mergeforget.merge.arrays import Tensor, column, library
+from mergeforget.merge.cuts import find_cuts
+from mergeforget.merge.election import elect, total
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Tensor, column, elect, find_cuts, library, total
 
 
 @merge_method("sce", source="FuseChat 2.0 (SCE), arXiv:2408.07990; mergekit", whole=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.election import weighted_sum
 from mergeforget.merge.methods import merge_method
 from mergeforget.merge.methods.linear import scaled
-from mergeforget.merge.ops import Tensor, weighted_sum
 
 
 @merge_method(

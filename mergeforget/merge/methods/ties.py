@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.election import Divide, Sign, Vote, consensus
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.ops import Divide, Sign, Tensor, Vote, consensus, trim
+from mergeforget.merge.sparsify import trim
 
 
 @merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT; mergekit", trims=True)

@@ -1,0 +1,175 @@
+"""What is done for each tensor of a full model: add an adapter, merge it, or carry it over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.adapter import Adapter, LowRankDelta
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError, suggest
+from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.blockwise import merge_blocks
+from mergeforget.merge.checkpoint import Checkpoint, TensorInfo
+from mergeforget.merge.compatible import check_equal, check_finite_block, tensor_of
+from mergeforget.merge.engine import products
+from mergeforget.merge.jobs import Block, Job
+from mergeforget.merge.methods import traits
+from mergeforget.merge.select import SMALL, Source
+from mergeforget.merge.select import blocks as row_blocks
+from mergeforget.merge.writer import SHARD_BYTES
+
+Array = NDArray[Any]
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a full model is written.
+
+    Attributes:
+        dtype: ``auto`` keeps that of the base (or first model), tensor by tensor.
+        device: that merges blocks, for example ``cuda``; ``cpu`` is numpy.
+        max_memory: bytes that tensors in work may take together; None sets no limit.
+        durable: see ``writer.write_model``.
+    """
+
+    dtype: str = "auto"
+    shard_bytes: int = SHARD_BYTES
+    threads: int = 0
+    device: str = "cpu"
+    max_memory: int | None = None
+    durable: bool = True
+
+    def stored(self, info: TensorInfo) -> str:
+        """The dtype that a tensor is written in."""
+        if self.dtype == "auto" or not info.floating:
+            return info.dtype
+        return DTYPES[self.dtype]
+
+
+def fold_job(
+    model: Checkpoint,
+    info: TensorInfo,
+    module: str,
+    adapters: Sequence[Adapter],
+    candidate: Candidate,
+    output: Output,
+) -> Job:
+    present = [i for i, adapter in enumerate(adapters) if module in adapter.deltas]
+    deltas = [laid(adapters[i].deltas[module], adapters[i]) for i in present]
+    weights = np.array([candidate.weights[i] for i in present])
+    return _job(model, info, products(deltas), weights, candidate, output, module)
+
+
+def model_job(
+    first: Checkpoint,
+    info: TensorInfo,
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    candidate: Candidate,
+    output: Output,
+) -> Job:
+    theirs = [(model, tensor_of(model, info.name)) for model in models]
+    if not info.floating:
+        check_equal(first, info, theirs)
+        return kept_job(first, info, output)
+
+    def rows(part: slice) -> Array:
+        stack = np.empty((len(theirs), part.stop - part.start, info.matrix[1]), np.float32)
+        origin = base.read(info, part) if base else None
+        for place, (model, one) in zip(stack, theirs, strict=True):
+            values = check_finite_block(model, one, model.read(one, part))
+            np.subtract(values, origin, out=place) if origin is not None else np.copyto(
+                place, values
+            )
+        return stack
+
+    source = Source(len(models), info.matrix, rows)
+    weights = np.array(candidate.weights)
+    return _job(base, info, source, weights, candidate, output, info.name)
+
+
+def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> Job:
+    """Carry a tensor over, in the output's dtype."""
+    if output.stored(info) == info.dtype:
+        return Job(info.name, info.dtype, info.shape, source=(model, info))
+
+    def blocks() -> Iterator[Block]:
+        for part in row_blocks(info.matrix):
+            yield Block(model.read(info, part))
+
+    return Job(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
+
+
+def _job(
+    base: Checkpoint | None,
+    info: TensorInfo,
+    source: Source,
+    weights: Array,
+    candidate: Candidate,
+    output: Output,
+    name: str,
+) -> Job:
+    """Merge a source, add the base where there is one, block by block."""
+    source = _on_device(source, output.device)
+
+    def blocks() -> Iterator[Block]:
+        for part, (merged,) in merge_blocks(source, weights, [candidate], name):
+            change = _numpy(merged)
+            if base is None:
+                yield Block(change)
+            else:
+                energy = float(np.einsum("ij,ij->", change, change, dtype=np.float64))
+                origin = check_finite_block(base, info, base.read(info, part))
+                yield Block(origin + change, energy)
+
+    whole = traits(candidate.method, candidate.arguments).whole
+    held = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
+    memory = 4 * held * (2 * source.n + 4)
+    return Job(info.name, output.stored(info), info.shape, blocks, memory=memory)
+
+
+def target_of(model: Checkpoint, module: str, adapters: Sequence[Adapter]) -> TensorInfo:
+    """The weight that a module's change is added to."""
+    info = model.tensors.get(f"{module}.weight")
+    if info is None:
+        raise InputError(
+            f"{model.folder} has no tensor {module}.weight, which the adapter changes."
+            f"{suggest(f'{module}.weight', model.tensors)} Name the adapter's own base."
+        )
+    delta = next(a.deltas[module] for a in adapters if module in a.deltas)
+    if info.matrix != laid(delta, adapters[0]).shape:
+        raise InputError(
+            f"{info.name} is {info.shape} in {model.folder}, and the adapter changes a weight of "
+            f"{delta.shape}: it was trained on another model."
+        )
+    return info
+
+
+def laid(delta: LowRankDelta, adapter: Adapter) -> LowRankDelta:
+    """The change as the base stores its weights: (in, out) in GPT-2's Conv1D."""
+    if not adapter.config.get("fan_in_fan_out"):
+        return delta
+    return LowRankDelta(delta.b.T, delta.a.T, delta.scaling)
+
+
+def _on_device(source: Source, device: str) -> Source:
+    if device == "cpu":
+        return source
+    import torch
+
+    def moved(read: Callable[..., Array]) -> Callable[..., Tensor]:
+        return lambda *given: torch.from_numpy(read(*given)).to(device)
+
+    sample = moved(source.sample) if source.sample else None
+    return Source(source.n, source.shape, moved(source.rows), sample)
+
+
+def _numpy(x: Tensor) -> Array:
+    return x if isinstance(x, np.ndarray) else x.cpu().numpy()
