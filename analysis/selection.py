@@ -8,8 +8,8 @@ of the weights; of all linear functions that agree with the three, the one of le
     gap(v) = gap(base) + c_over <over, v> + c_under <under, v>
 
 with ``G c = (gap(over) - gap(base), gap(under) - gap(base))`` and G the inner products of the pair,
-that is its norms and its angle. A merge at any density is a change v whose two inner products cost
-rank-sized matrices, so the density at which the gap is 0 is found without running a model.
+that is its norms and its angle. A merge at any density is a change v whose two inner products are
+cheap, so the density at which the gap is 0 is found without running a model.
 
 The prediction is a first guess: the gap bends where a loss saturates. It reads all document losses
 of the pair, and none of a candidate.
@@ -36,7 +36,7 @@ from mergeforget.analysis.evidence import (
 )
 from mergeforget.analysis.membership import Losses, read_losses
 from mergeforget.candidate import Candidate
-from mergeforget.merge.engine import sweep
+from mergeforget.merge.overlap import overlaps
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import Run
 
@@ -128,11 +128,7 @@ def predict(
     gram = np.array([[oo, ou], [ou, uu]])
     rise = np.array([gaps["over"] - gaps["base"], gaps["under"] - gaps["base"]])
     slopes = np.linalg.lstsq(gram, rise, rcond=1e-10)[0]  # least norm where the two are parallel
-    merged = [one.adapter for one in sweep([over, under], candidate, list(grid))]
-    inner = np.array(
-        [[delta_grams(side, m, modules)[:, 1].sum() for side in (over, under)] for m in merged]
-    )
-    predicted = gaps["base"] + inner @ slopes
+    predicted = gaps["base"] + overlaps([over, under], candidate, list(grid)) @ slopes
     density, crosses = zero_of(np.array(grid), predicted)
     return Prediction(
         family=family_of(candidate), density=density, crosses=crosses, grid=np.array(grid),

@@ -6,9 +6,7 @@ On a CPU everything is numpy: neither torch nor the base model is needed.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +23,7 @@ from mergeforget.merge.lowrank import Cut, Svd, cut_dense, cut_factors
 from mergeforget.merge.methods import traits
 from mergeforget.merge.request import canonical, check_candidate, check_ranks
 from mergeforget.merge.select import Source
+from mergeforget.merge.threads import workers
 
 Array = NDArray[Any]
 
@@ -113,6 +112,29 @@ def sweep(
         as ``merge_adapters``.
     """
     how = how or How()
+    candidates, modules = at_densities(adapters, candidate, densities, how)
+    depth = depth_of(modules)
+
+    def merge(module: str) -> list[Part]:
+        here = [at_module(one, module, depth[module]) for one in candidates]
+        return merge_module(module, adapters, here, how)
+
+    with workers(how.threads) as pool:
+        parts = list(pool.map(merge, modules))
+    columns = zip(*parts, strict=True)
+    return [
+        _merged(adapters, one, dict(zip(modules, column, strict=True)))
+        for one, column in zip(candidates, columns, strict=True)
+    ]
+
+
+def at_densities(
+    adapters: Sequence[Adapter],
+    candidate: Candidate,
+    densities: Sequence[float | None],
+    how: How,
+) -> tuple[list[Candidate], list[str]]:
+    """One checked candidate per density, in canonical names, and the modules to merge."""
     candidate = canonical(candidate)
     candidates = [replace(candidate, density=density) for density in densities]
     for one in candidates:
@@ -120,20 +142,7 @@ def sweep(
     check_adapters(adapters)
     modules = modules_to_merge(adapters, how.modules)
     check_ranks(adapters, modules, candidate)
-
-    depth = depth_of(modules)
-
-    def merge(module: str) -> list[Part]:
-        here = [at_module(one, module, depth[module]) for one in candidates]
-        return merge_module(module, adapters, here, how)
-
-    with ThreadPoolExecutor(how.threads or os.cpu_count() or 1) as pool:
-        parts = list(pool.map(merge, modules))
-    columns = zip(*parts, strict=True)
-    return [
-        _merged(adapters, one, dict(zip(modules, column, strict=True)))
-        for one, column in zip(candidates, columns, strict=True)
-    ]
+    return candidates, modules
 
 
 def merge_module(
@@ -158,6 +167,12 @@ def merge_module(
     start = np.concatenate([delta.a for delta in deltas])
     dense = merge_whole(products(deltas), weights, candidates, module)
     return [_part(cut_dense(x, rank, start, how.svd)) for x in dense]
+
+
+def is_dense(candidate: Candidate) -> bool:
+    """Whether merging builds the change of a module whole, and then cuts it back to a rank."""
+    low_rank = candidate.method == "cat" or traits(candidate.method).coefficients
+    return candidate.space == "delta" and not low_rank
 
 
 def _in_factors(

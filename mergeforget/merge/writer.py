@@ -11,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, w
 from mergeforget.merge.checkpoint import SIZES, Checkpoint
 from mergeforget.merge.jobs import Budget, Job, Rounding
 from mergeforget.merge.shards import PLAN, Place, carry_over, in_shards, opened, put
+from mergeforget.merge.threads import workers
 from mergeforget.tensors import stored, to_array
 
 Array = NDArray[Any]
@@ -133,7 +134,7 @@ def _write_all(
     ordered = sorted(jobs, key=lambda job: -job.nbytes)
     with (
         progress("Merging", len(jobs)) as bar,
-        ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool,
+        workers(threads) as pool,
     ):
         futures = [pool.submit(run, job) for job in ordered]
         try:
