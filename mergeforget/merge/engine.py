@@ -35,8 +35,8 @@ class Merged:
     Attributes:
         adapter: with the scaling multiplied in (lora_alpha equals the rank).
         candidate: how it was merged, in canonical names.
-        report: ``modules``; in delta space ``energy_lost``, the share of the squared norm that
-            the cut to the rank left out; in factor space, where it was measured,
+        report: ``modules`` and ``precision``; in delta space ``energy_lost``, the share of the
+            squared norm that the cut to the rank left out; in factor space, where it was measured,
             ``space_error``, the relative distance from the same method in delta space.
     """
 
@@ -123,7 +123,7 @@ def sweep(
         parts = list(pool.map(merge, modules))
     columns = zip(*parts, strict=True)
     return [
-        _merged(adapters, one, dict(zip(modules, column, strict=True)))
+        _merged(adapters, one, dict(zip(modules, column, strict=True)), how.precision)
         for one, column in zip(candidates, columns, strict=True)
     ]
 
@@ -151,7 +151,7 @@ def merge_module(
     """Merge one module for candidates that differ in their density only."""
     first = candidates[0]
     present = [i for i, adapter in enumerate(adapters) if module in adapter.deltas]
-    deltas = [_precise(adapters[i].deltas[module], how.precision) for i in present]
+    deltas = [precise(adapters[i].deltas[module], how.precision) for i in present]
     weights = np.array([first.weights[i] for i in present], np.float64)
     if first.space == "factors":
         return _in_factors(module, deltas, weights, candidates, how)
@@ -230,7 +230,8 @@ def _part(cut: Cut) -> Part:
     return Part(LowRankDelta(cut.a, cut.b, 1.0), cut.energy, max(0.0, cut.energy - cut.kept))
 
 
-def _precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
+def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
+    """A change whose factors are ``float32`` or ``float64``."""
     a, b = delta.a.astype(dtype, copy=False), delta.b.astype(dtype, copy=False)
     return LowRankDelta(a, b, delta.scaling)
 
@@ -244,9 +245,11 @@ def _square(x: Array) -> float:
     return float(np.sum(np.square(x, dtype=np.float64)))
 
 
-def _merged(adapters: Sequence[Adapter], candidate: Candidate, parts: dict[str, Part]) -> Merged:
+def _merged(
+    adapters: Sequence[Adapter], candidate: Candidate, parts: dict[str, Part], precision: str
+) -> Merged:
     deltas = {module: part.delta for module, part in parts.items()}
-    report: dict[str, Any] = {"modules": len(parts)}
+    report: dict[str, Any] = {"modules": len(parts), "precision": precision}
     errors = [part.error for part in parts.values() if part.error is not None]
     energy = sum(part.energy for part in parts.values())
     if errors and energy:

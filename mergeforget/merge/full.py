@@ -14,13 +14,14 @@ import numpy as np
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.merge.by_module import at_module, depth_of
+from mergeforget.merge.changes import Step, bare, changes_of, check_products
 from mergeforget.merge.checkpoint import Checkpoint, open_checkpoint
 from mergeforget.merge.compatible import check_base, check_same_tensors
 from mergeforget.merge.engine import How, merge_adapters
-from mergeforget.merge.inputs import check_adapters, modules_to_merge
+from mergeforget.merge.inputs import check_adapters, shared
 from mergeforget.merge.jobs import Job, Rounding
 from mergeforget.merge.request import canonical, check_candidate
-from mergeforget.merge.tensorwise import Output, fold_job, kept_job, model_job, target_of
+from mergeforget.merge.tensorwise import Output, check_target, fold_job, kept_job, model_job
 from mergeforget.merge.writer import write_model
 
 
@@ -49,7 +50,8 @@ def fold_adapters(
     """Merge adapters and add the result to their base: a plain model folder.
 
     In delta space the merged change is added whole; it is cut to a rank only where the candidate
-    names one. In factor space the model is the base with the merged adapter.
+    names one. In factor space the model is the base with the merged adapter. What adapters change
+    otherwise (whole modules, biases) is merged by the method as it is.
 
     Raises:
         as ``engine.merge_adapters``; InputError where the base lacks a module.
@@ -57,26 +59,41 @@ def fold_adapters(
     output, how = output or Output(), how or How()
     candidate = canonical(candidate)
     check_candidate(candidate, len(adapters))
-    check_adapters(adapters)
-    names = modules_to_merge(adapters, how.modules)
-    step = candidate
-    if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
-        adapters = [merge_adapters(adapters, candidate, how).adapter]
-        step = Candidate("linear", weights=(1.0,), space="delta")
+    check_adapters(adapters, with_base=True)
+    steps = _steps(adapters, candidate, how)
     with open_checkpoint(base) as model:
-        targets = {target_of(model, name, adapters).name: name for name in names}
-        depth = depth_of(names)
-        jobs = []
-        for info in model.tensors.values():
-            if info.name in targets:
-                module = targets[info.name]
-                here = at_module(step, module, depth[module])
-                one = fold_job(model, info, module, adapters, here, output)
-            else:
-                one = kept_job(model, info, output)
-            jobs.append(one)
-        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters)]
+        for name, step in steps.items():
+            check_target(model, name, step)
+        jobs = [
+            fold_job(model, info, steps[info.name], output, how.precision)
+            if info.name in steps
+            else kept_job(model, info, output)
+            for info in model.tensors.values()
+        ]
+        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), how.precision]
         return _write(out, jobs, inputs, model, candidate, output)
+
+
+def _steps(adapters: Sequence[Adapter], candidate: Candidate, how: How) -> dict[str, Step]:
+    """Tensor of the base -> how it is changed."""
+    given = [changes_of(adapter) for adapter in adapters]
+    names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
+    modules = {f"{module}.weight": module for a in adapters for module in a.deltas}
+    depth = depth_of(names)
+    steps = {}
+    for name in names:
+        known = modules.get(name, name)
+        present = [i for i, changes in enumerate(given) if name in changes]
+        here = at_module(replace(candidate, space="delta"), known, depth[name])
+        here = replace(here, weights=tuple(here.weights[i] for i in present))
+        steps[name] = Step(known, [given[i][name] for i in present], here)
+    if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
+        merged = merge_adapters([bare(adapter) for adapter in adapters], candidate, how).adapter
+        once = Candidate("linear", weights=(1.0,), space="delta")
+        for name, change in changes_of(merged).items():
+            check_products(name, steps[name])
+            steps[name] = Step(modules[name], [change], once)
+    return steps
 
 
 def merge_models(
@@ -85,12 +102,14 @@ def merge_models(
     candidate: Candidate,
     out: Path,
     output: Output | None = None,
+    precision: str = "float32",
 ) -> Written:
     """Merge whole checkpoints, tensor by tensor.
 
     Args:
         base: what the models were fine-tuned from: the method then acts on their differences from
             it, and the result is added to it. None lets it act on the weights themselves.
+        precision: of the computation, ``float32`` or ``float64``.
 
     Raises:
         UsageError: a method that needs a base has none, or weights do not fit.
@@ -108,10 +127,10 @@ def merge_models(
         check_same_tensors([first, *opened])
         depth = depth_of(first.tensors)
         jobs = [
-            model_job(first, i, opened, origin, at_module(candidate, n, depth[n]), output)
+            model_job(i, opened, origin, at_module(candidate, n, depth[n]), output, precision)
             for n, i in first.tensors.items()
         ]
-        inputs = [_checkpoint_id(c) for c in [first, *opened]]
+        inputs = [*[_checkpoint_id(c) for c in [first, *opened]], precision]
         return _write(out, jobs, inputs, first, candidate, output)
 
 
@@ -154,4 +173,7 @@ def _adapter_id(adapter: Adapter) -> str:
         digest.update(f"{module} {delta.scaling}".encode())
         digest.update(np.ascontiguousarray(delta.a).data)
         digest.update(np.ascontiguousarray(delta.b).data)
+    for name, value in adapter.extras.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value).data)
     return digest.hexdigest()

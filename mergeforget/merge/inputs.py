@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +13,12 @@ from mergeforget.errors import InputError, NumericError, UsageError
 Modules = Literal["same", "common", "all"]
 
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-NOT_PLAIN = {
+NEEDS_THE_BASE = {  # exact changes of the base's tensors, see ``changes``
     "use_dora": "DoRA rescales the base weight by its row norms",
     "lora_bias": "the biases of lora_B are no part of B @ A",
     "modules_to_save": "whole modules were trained, which have no B @ A",
+}
+NOT_PLAIN = {
     "trainable_token_indices": "token embeddings were trained, which have no B @ A",
     "target_parameters": "parameters outside of linear layers were trained",
     "layer_replication": "layers of the base are replicated",
@@ -30,8 +32,12 @@ NOT_PLAIN = {
 }
 
 
-def check_adapters(adapters: Sequence[Adapter]) -> None:
+def check_adapters(adapters: Sequence[Adapter], *, with_base: bool = False) -> None:
     """Raise for adapters that cannot be merged exactly.
+
+    Args:
+        with_base: the result is a whole model, so that what changes the base otherwise than by
+            ``scaling * B @ A`` may be folded, see ``changes``.
 
     Raises:
         InputError: another base, or trained parts that are not ``scaling * B @ A``.
@@ -40,40 +46,50 @@ def check_adapters(adapters: Sequence[Adapter]) -> None:
     if not adapters:
         raise UsageError("There is nothing to merge: name at least one adapter with --adapter.")
     for adapter in adapters:
-        check_plain(adapter)
+        check_plain(adapter, with_base=with_base)
         check_finite(adapter)
     check_same_base(list(adapters))
 
 
-def check_plain(adapter: Adapter) -> None:
-    """Raise InputError where an adapter is more than ``scaling * B @ A`` on the base's weights."""
+def check_plain(adapter: Adapter, *, with_base: bool = False) -> None:
+    """Raise InputError where an adapter cannot be merged exactly, see ``check_adapters``."""
     config = adapter.config
     faults = [f"{key} is set: {why}" for key, why in NOT_PLAIN.items() if config.get(key)]
-    if config.get("bias") not in (None, "none"):
-        faults.append(f"bias is {config['bias']!r}: biases of the base were trained")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
         faults.append(f"init_lora_weights is {start!r}, which changes the base's weights")
-    if adapter.extras and not faults:
-        faults.append(f"it holds tensors that are no lora_A or lora_B: {some(adapter.extras)}")
+    never = bool(faults)
+    if not with_base:
+        faults += [f"{key} is set: {why}" for key, why in NEEDS_THE_BASE.items() if config.get(key)]
+        if config.get("bias") not in (None, "none"):
+            faults.append(f"bias is {config['bias']!r}: biases of the base were trained")
+        if adapter.extras and not faults:
+            faults.append(f"it holds tensors that are no lora_A or lora_B: {some(adapter.extras)}")
     if faults:
+        way = (
+            "Fold the adapter into its base with PEFT's merge_and_unload and merge the models with "
+            "--model."
+            if never
+            else "Merge into a whole model with --full, where it is folded exactly."
+        )
         raise InputError(
             f"{adapter.name!r} cannot be merged exactly: {'; '.join(faults)}. Train plain LoRA "
-            "adapters with `mergeforget train-pair`, or fold the adapter into its base with PEFT's "
-            "merge_and_unload and merge the models with --model."
+            f"adapters with `mergeforget train-pair`. {way}"
         )
 
 
 def check_finite(adapter: Adapter) -> None:
     """Raise NumericError for NaN or Inf, naming adapter and tensor."""
+    tensors = dict(adapter.extras)
     for module, delta in adapter.deltas.items():
-        for factor, tensor in (("lora_A", delta.a), ("lora_B", delta.b)):
-            if not np.isfinite(tensor).all():
-                what = "NaN" if np.isnan(tensor).any() else "Inf"
-                raise NumericError(
-                    f"{adapter.name!r} holds {what} in {module}.{factor}: the training diverged. "
-                    "Take an earlier snapshot, or train again at a lower learning rate."
-                )
+        tensors |= {f"{module}.lora_A": delta.a, f"{module}.lora_B": delta.b}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            what = "NaN" if np.isnan(tensor).any() else "Inf"
+            raise NumericError(
+                f"{adapter.name!r} holds {what} in {name}: the training diverged. Take an earlier "
+                "snapshot, or train again at a lower learning rate."
+            )
 
 
 def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]:
@@ -86,19 +102,24 @@ def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]
     Raises:
         InputError: the sets differ (``same``), or nothing is common.
     """
-    every = set().union(*(a.deltas for a in adapters))
-    common = every.intersection(*(a.deltas for a in adapters))
+    return shared([(adapter.name, adapter.deltas) for adapter in adapters], modules)
+
+
+def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) -> list[str]:
+    """The same for anything that adapters, here with their names, hold by module or tensor."""
+    every = set().union(*(held for _, held in owners))
+    common = every.intersection(*(held for _, held in owners))
     if modules == "all" or common == every:
         return sorted(every)
     if modules == "same":
-        lacking = next(a for a in adapters if a.deltas.keys() != every)
-        missing = sorted(every - lacking.deltas.keys())
-        owner = next(a for a in adapters if missing[0] in a.deltas)
+        lacking, held = next(one for one in owners if one[1].keys() != every)
+        missing = sorted(every - held.keys())
+        owner = next(name for name, theirs in owners if missing[0] in theirs)
         rest = f"the {len(common)} they share with --modules common, or " if common else ""
         raise InputError(
-            f"Cannot merge: {len(missing)} modules of {owner.name!r} are missing from "
-            f"{lacking.name!r}, for example {missing[0]}. The adapters were trained with different "
-            "target_modules. Train both from one recipe with `mergeforget train-pair`, or merge "
+            f"Cannot merge: {len(missing)} modules of {owner!r} are missing from {lacking!r}, for "
+            f"example {missing[0]}. The adapters were trained with different target_modules. Train "
+            "both from one recipe with `mergeforget train-pair`, or merge "
             f"{rest}each from the adapters that have it with --modules all."
         )
     if not common:

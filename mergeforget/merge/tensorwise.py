@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergeforget.adapter import Adapter, LowRankDelta
+from mergeforget.adapter import LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, suggest
 from mergeforget.merge.arrays import Tensor
 from mergeforget.merge.blockwise import merge_blocks
+from mergeforget.merge.changes import Change, Step
 from mergeforget.merge.checkpoint import Checkpoint, TensorInfo
-from mergeforget.merge.compatible import check_equal, check_finite_block, tensor_of
-from mergeforget.merge.engine import products
+from mergeforget.merge.compatible import OUTPUT, check_equal, check_finite_block, tensor_of
+from mergeforget.merge.engine import precise, products
 from mergeforget.merge.jobs import Block, Job
 from mergeforget.merge.methods import traits
 from mergeforget.merge.select import SMALL, Source
@@ -54,34 +55,53 @@ class Output:
 
 
 def fold_job(
-    model: Checkpoint,
-    info: TensorInfo,
-    module: str,
-    adapters: Sequence[Adapter],
-    candidate: Candidate,
-    output: Output,
+    model: Checkpoint, info: TensorInfo, step: Step, output: Output, precision: str
 ) -> Job:
-    present = [i for i, adapter in enumerate(adapters) if module in adapter.deltas]
-    deltas = [laid(adapters[i].deltas[module], adapters[i]) for i in present]
-    weights = np.array([candidate.weights[i] for i in present])
-    return _job(model, info, products(deltas), weights, candidate, output, module)
+    """Merge what adapters change of a tensor, and add it to the base's."""
+    factors = [one for one in step.changes if isinstance(one, LowRankDelta)]
+    if len(factors) == len(step.changes):
+        source = products([precise(delta, precision) for delta in factors])
+    else:
+        source = _dense(model, info, step.changes, precision)
+    weights = np.array(step.candidate.weights)
+    return _job(model, info, source, weights, step.candidate, output, step.name)
+
+
+def _dense(
+    model: Checkpoint, info: TensorInfo, changes: Sequence[Change], precision: str
+) -> Source:
+    """Changes of which some are no product of factors, worked out from the base's rows."""
+
+    def rows(part: slice) -> Array:
+        origin = check_finite_block(model, info, model.read(info, part)).astype(precision)
+        found = [
+            one.scaling * (one.b[part] @ one.a)
+            if isinstance(one, LowRankDelta)
+            else one.rows(part, origin)
+            for one in changes
+        ]
+        return np.stack(found).astype(precision, copy=False)
+
+    return Source(len(changes), info.matrix, rows)
 
 
 def model_job(
-    first: Checkpoint,
     info: TensorInfo,
     models: Sequence[Checkpoint],
     base: Checkpoint | None,
     candidate: Candidate,
     output: Output,
+    precision: str,
 ) -> Job:
+    """Merge a tensor of whole models, or what changed in it since the base."""
     theirs = [(model, tensor_of(model, info.name)) for model in models]
+    first = base or models[0]
     if not info.floating:
         check_equal(first, info, theirs)
         return kept_job(first, info, output)
 
     def rows(part: slice) -> Array:
-        stack = np.empty((len(theirs), part.stop - part.start, info.matrix[1]), np.float32)
+        stack = np.empty((len(theirs), part.stop - part.start, info.matrix[1]), precision)
         origin = base.read(info, part) if base else None
         for place, (model, one) in zip(stack, theirs, strict=True):
             values = check_finite_block(model, one, model.read(one, part))
@@ -135,28 +155,21 @@ def _job(
     return Job(info.name, output.stored(info), info.shape, blocks, memory=memory)
 
 
-def target_of(model: Checkpoint, module: str, adapters: Sequence[Adapter]) -> TensorInfo:
-    """The weight that a module's change is added to."""
-    info = model.tensors.get(f"{module}.weight")
+def check_target(model: Checkpoint, name: str, step: Step) -> None:
+    """Raise InputError where the base lacks the tensor that is changed, or has it otherwise."""
+    info = model.tensors.get(name)
     if info is None:
+        tied = " Its output layer is its embedding." if name == OUTPUT else ""
         raise InputError(
-            f"{model.folder} has no tensor {module}.weight, which the adapter changes."
-            f"{suggest(f'{module}.weight', model.tensors)} Name the adapter's own base."
+            f"{model.folder} has no tensor {name}, which the adapter changes."
+            f"{suggest(name, model.tensors)}{tied} Name the adapter's own base."
         )
-    delta = next(a.deltas[module] for a in adapters if module in a.deltas)
-    if info.matrix != laid(delta, adapters[0]).shape:
-        raise InputError(
-            f"{info.name} is {info.shape} in {model.folder}, and the adapter changes a weight of "
-            f"{delta.shape}: it was trained on another model."
-        )
-    return info
-
-
-def laid(delta: LowRankDelta, adapter: Adapter) -> LowRankDelta:
-    """The change as the base stores its weights: (in, out) in GPT-2's Conv1D."""
-    if not adapter.config.get("fan_in_fan_out"):
-        return delta
-    return LowRankDelta(delta.b.T, delta.a.T, delta.scaling)
+    for change in step.changes:
+        if info.matrix != change.shape:
+            raise InputError(
+                f"{info.name} is {info.shape} in {model.folder}, and the adapter changes a tensor "
+                f"of {change.shape}: it was trained on another model."
+            )
 
 
 def _on_device(source: Source, device: str) -> Source:
