@@ -115,6 +115,7 @@ class MergeSpec(Part):
     space: Literal["factors", "delta"] = "factors"
     rank: Positive | None = None
     seed: int = 0
+    precision: Literal["float32", "float64"] = "float32"  # of the computation
     arguments: dict[str, Any] = {}
 
 

@@ -2,55 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+from mergeforget.commands import _merge as asked
+from mergeforget.commands._options import emit, json_option, run_argument
 
 if TYPE_CHECKING:
-    from mergeforget.adapter import Adapter
     from mergeforget.candidate import Candidate
-    from mergeforget.merge.engine import How, Merged
+    from mergeforget.merge.engine import Merged
     from mergeforget.merge.full import Written
-    from mergeforget.merge.tensorwise import Output
 
 FOLDER = click.Path(path_type=Path)
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    """``1,0.5`` as floats."""
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5") from error
-
-
-def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    """``800MB`` or ``4GB`` in bytes."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9.]+)\s*([kKMGT]?)i?B?", text.strip())
-    try:
-        number = float(match[1]) if match else 0.0
-    except ValueError:
-        number = 0.0
-    if not match or number <= 0:
-        raise click.BadParameter(f"{text!r} is not a size such as 800MB or 4GB")
-    return int(number * UNITS[match[2].upper()])
 
 
 @click.command("merge")
 @run_argument
-@click.option("--method", default="ties", show_default=True, help="Merge method, or PEFT's name.")
+@click.option(
+    "--method", help="Merge method, or PEFT's name.  [default: the run's recipe says how, or ties]"
+)
 @click.option(
     "--density", type=float, help="Fraction of entries kept, in (0, 1], for methods that take one."
 )
 @click.option(
-    "--weights", callback=numbers, metavar="W,W,...", help="One per adapter.  [default: 1 each]"
+    "--weights",
+    callback=asked.numbers,
+    metavar="W,W,...",
+    help="One per adapter.  [default: 1 each]",
 )
 @click.option(
     "--density-by",
@@ -64,12 +44,15 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
 @click.option(
     "--space",
     type=click.Choice(["factors", "delta"]),
-    default="factors",
-    show_default=True,
-    help="Merge A and B apart, or the products B @ A.",
+    help="Merge A and B apart, or the products B @ A.  [default: factors]",
 )
 @click.option("--rank", type=click.IntRange(1), help="Of the result, in delta space.")
-@click.option("--seed", default=0, show_default=True, help="Of methods that draw at random.")
+@click.option("--seed", type=int, help="Of methods that draw at random.  [default: 0]")
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "float64"]),
+    help="Of the computation, whatever is stored.  [default: float32]",
+)
 @click.option(
     "--set", "arguments", multiple=True, metavar="NAME=VALUE", help="Argument of the method."
 )
@@ -99,9 +82,15 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
     show_default=True,
     help="Of a whole model; auto keeps the base's.",
 )
-@click.option("--max-memory", callback=size, metavar="SIZE", help="For a whole model: 800MB, 4GB.")
 @click.option(
-    "--shard-size", callback=size, default="5GB", show_default=True, help="Of one weights file."
+    "--max-memory", callback=asked.size, metavar="SIZE", help="For a whole model: 800MB, 4GB."
+)
+@click.option(
+    "--shard-size",
+    callback=asked.size,
+    default="5GB",
+    show_default=True,
+    help="Of one weights file.",
 )
 @click.option("--threads", type=click.IntRange(0), default=0, help="[default: one per core]")
 @click.option("--device", default="cpu", show_default=True, help="For whole models: cpu or cuda.")
@@ -113,7 +102,8 @@ def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -
     """Merge adapters, or whole models, into one.
 
     Takes over and under of RUN (the newest run when left out), or the folders given by --adapter,
-    and writes a plain PEFT folder; neither the base model nor torch is loaded. With --full it
+    and writes a plain PEFT folder; neither the base model nor torch is loaded. Without --method a
+    run's recipe (its section merge) says how, and options change what it says. With --full it
     writes the base with the merged change as a plain model folder. With --model it merges whole
     models, block by block. An interrupted --full or --model goes on when started again.
     """
@@ -130,10 +120,10 @@ def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -
 def _adapters(run: Path | None, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
     from mergeforget.merge.engine import merge_adapters, write_candidate
 
-    sources, here = _sources(run, options["adapters"])
+    sources, here = asked.sources(run, options)
     if here is None:
         out = _named(out)
-    merged = merge_adapters(sources, _candidate(options, len(sources)), _how(options))
+    merged = merge_adapters(sources, asked.candidate(options, len(sources)), asked.how(options))
     folder = out or here.candidates / merged.candidate.name
     write_candidate(merged, folder)
     facts = {"folder": str(folder), "candidate": merged.candidate.to_dict(), **merged.report}
@@ -145,10 +135,10 @@ def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, 
     from mergeforget.models import locate
 
     out = _named(out)
-    sources, here = _sources(run, options["adapters"])
+    sources, here = asked.sources(run, options)
     base = options["base"] or (here.base() if here else sources[0].base)
-    candidate = _candidate(options, len(sources))
-    how, output = _how(options), _output(options)
+    candidate = asked.candidate(options, len(sources))
+    how, output = asked.how(options), asked.output(options)
     written = fold_adapters(locate(base), sources, candidate, out, output, how)
     _tell(written, as_json)
 
@@ -161,13 +151,14 @@ def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
     if options["adapters"]:
         raise UsageError("Give --adapter or --model, not both.")
     share = 1.0 if options["base"] else 1 / len(options["models"])  # of a mean, without a base
-    candidate = _candidate(options, len(options["models"]), share)
+    candidate = asked.candidate(options, len(options["models"]), share)
     if options["print_mergekit"]:
         _print_mergekit(candidate, options)
         return
     base = locate(options["base"]) if options["base"] else None
     models = [locate(str(model)) for model in options["models"]]
-    _tell(merge_models(models, base, candidate, _named(out), _output(options)), as_json)
+    output, precision = asked.output(options), asked.how(options).precision
+    _tell(merge_models(models, base, candidate, _named(out), output, precision), as_json)
 
 
 def _print_mergekit(candidate: Candidate, options: dict[str, Any]) -> None:
@@ -193,11 +184,12 @@ def _config(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
         run_mergekit(options["config"], out, request)
         emit({"folder": str(out), "engine": "mergekit"}, f"{out}: merged by mergekit", as_json)
         return
-    output = replace(_output(options), dtype=request.dtype)
-    candidate = replace(request.candidate, seed=options["seed"])
+    output = replace(asked.output(options), dtype=request.dtype)
+    candidate = replace(request.candidate, seed=options["seed"] or 0)
     base = locate(request.base) if request.base else None
     models = [locate(model) for model in request.models]
-    _tell(merge_models(models, base, candidate, out, output), as_json)
+    precision = asked.how(options).precision
+    _tell(merge_models(models, base, candidate, out, output, precision), as_json)
 
 
 def _named(out: Path | None) -> Path:
@@ -206,70 +198,6 @@ def _named(out: Path | None) -> Path:
     if out is None:
         raise UsageError("Name the folder to write with --out.")
     return out
-
-
-def _sources(run: Path | None, adapters: tuple[Path, ...]) -> tuple[list[Adapter], Any]:
-    """The adapters to merge, and the run that they come from, if they do."""
-    from mergeforget.adapter import read_adapter
-
-    if adapters:
-        return [read_adapter(folder) for folder in adapters], None
-    here = chosen_run(run)
-    return [read_adapter(here.over, "over"), read_adapter(here.under, "under")], here
-
-
-def _how(options: dict[str, Any]) -> How:
-    from mergeforget.merge.engine import How
-
-    return How(
-        options["modules"], options["svd"], compare=options["compare"], threads=options["threads"]
-    )
-
-
-def _output(options: dict[str, Any]) -> Output:
-    from mergeforget.merge.tensorwise import Output
-
-    return Output(
-        dtype=options["dtype"],
-        shard_bytes=options["shard_size"],
-        threads=options["threads"],
-        device=options["device"],
-        max_memory=options["max_memory"],
-    )
-
-
-def _candidate(options: dict[str, Any], n: int, weight: float = 1.0) -> Candidate:
-    import yaml
-
-    from mergeforget.candidate import Candidate
-    from mergeforget.errors import UsageError
-
-    arguments = {}
-    for assignment in options["arguments"]:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set wants NAME=VALUE, for example sign=count, not {assignment!r}.")
-        arguments[name.strip()] = yaml.safe_load(value)
-    weights = options["weights"] or (weight,) * n
-    chosen = {key: options[key] for key in ("method", "density", "space", "rank", "seed")}
-    by_module = _by_module(options, n)
-    return Candidate(**chosen, weights=weights, arguments=arguments, by_module=by_module)
-
-
-def _by_module(options: dict[str, Any], n: int) -> dict[str, Any]:
-    from mergeforget.errors import UsageError
-    from mergeforget.merge.by_module import parse
-
-    settings: dict[str, Any] = {}
-    for key, count in (("density_by", 1), ("weights_by", n)):
-        rows = [parse(text) for text in options[key]]
-        for pattern, values in rows:
-            if len(values) != count:
-                raise UsageError(f"{pattern}: {len(values)} values are given, {count} are wanted.")
-        found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
-        if rows:
-            settings[key.removesuffix("_by")] = found[0] if key == "density_by" else found
-    return settings
 
 
 def _text(merged: Merged, folder: Path) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,6 +16,7 @@ from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.cli import main
 from mergeforget.merge.engine import merge_adapters
+from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.tensors import read_safetensors
 
 WriteLora = Callable[..., Path]
@@ -31,7 +34,7 @@ def run(tmp_path: Path, write_lora: WriteLora, monkeypatch: pytest.MonkeyPatch) 
     folder.mkdir(parents=True)
     for seed, name in enumerate(("over", "under")):
         write_lora(name, seed).rename(folder / name)
-    (folder / "recipe.yaml").write_text("name: second\n")
+    save_recipe(load_recipe("zjuklab"), folder / "recipe.yaml")
     return folder
 
 
@@ -46,6 +49,44 @@ def test_the_pair_of_the_newest_run_becomes_a_candidate(run: Path) -> None:
     wanted = merge_adapters([read_adapter(run / "over"), read_adapter(run / "under")], candidate)
     for module, delta in read_adapter(Path(facts["folder"])).deltas.items():
         assert delta.b.tobytes() == wanted.adapter.deltas[module].b.tobytes()
+
+
+def test_without_a_method_the_run_s_recipe_says_how(run: Path) -> None:
+    merge = {"density": 0.3, "weights": [1, 0.5], "seed": 7, "arguments": {"sign": "count"}}
+    save_recipe(change(load_recipe("zjuklab"), merge=merge), run / "recipe.yaml")
+
+    def candidate(*words: str) -> Candidate:
+        done = call(run, *words, "--json")
+        assert done.exit_code == 0, done.output
+        return Candidate.from_dict(json.loads(done.stdout)["candidate"])
+
+    told = Candidate("ties", 0.3, (1.0, 0.5), seed=7, arguments={"sign": "count"})
+    assert candidate() == told
+    assert candidate("--density", "0.9", "--seed", "0") == replace(told, density=0.9, seed=0)
+    assert candidate("--set", "sign=total").arguments == {"sign": "total"}
+    assert candidate("--method", "linear") == Candidate("linear")
+
+
+def test_precision_is_an_option_and_a_key_of_the_recipe(run: Path, tmp_path: Path) -> None:
+    pair = [read_adapter(run / "over"), read_adapter(run / "under")]
+    words = [str(run), "--method", "svd", "--rank", "2", "--json", "--out"]
+    factors = {}
+    for precision in ("float32", "float64"):
+        done = call(*words, str(tmp_path / precision), "--precision", precision)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["precision"] == precision
+        factors[precision] = read_adapter(tmp_path / precision).deltas
+    merge = {"method": "svd", "density": None, "precision": "float64"}
+    save_recipe(change(load_recipe("zjuklab"), merge=merge), run / "recipe.yaml")
+    assert json.loads(call(run, "--json").stdout)["precision"] == "float64"
+    for module, delta in factors["float64"].items():
+        whole = sum(adapter.deltas[module].dense().astype("f8") for adapter in pair)
+        u, s, v = np.linalg.svd(whole)
+        wanted = (u[:, :2] * s[:2]) @ v[:2]
+        apart, usual = (
+            abs(d.b.astype("f8") @ d.a - wanted).max() for d in (delta, factors["float32"][module])
+        )
+        assert apart < 1e-6 and usual < 1e-4
 
 
 def test_peft_s_names_weights_and_arguments_are_understood(run: Path) -> None:
@@ -69,7 +110,7 @@ def test_the_text_says_what_the_cut_and_the_space_cost(run: Path) -> None:
     [
         (["--density", "0"], 2, "must lie in (0, 1]"),
         (["--density", "1.5"], 2, "write 0.8 for 80 percent"),
-        ([], 2, "needs a density"),
+        (["--method", "ties"], 2, "needs a density"),
         (["--method", "tis", "--density", "0.5"], 2, "Did you mean 'ties'?"),
         (["--density", "0.5", "--weights", "1,x"], 2, "not a list of numbers"),
         (["--density", "0.5", "--weights", "1,1,1"], 2, "3 weights"),

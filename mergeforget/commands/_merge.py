@@ -1,0 +1,122 @@
+"""What the options of `mergeforget merge` ask for, as the engine's own types."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergeforget.commands._options import chosen_run
+
+if TYPE_CHECKING:
+    from mergeforget.adapter import Adapter
+    from mergeforget.candidate import Candidate
+    from mergeforget.merge.engine import How
+    from mergeforget.merge.tensorwise import Output
+
+DEFAULTS: dict[str, Any] = {"method": "ties", "space": "factors", "seed": 0, "precision": "float32"}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """``1,0.5`` as floats."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1,0.5") from error
+
+
+def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """``800MB`` or ``4GB`` in bytes."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9.]+)\s*([kKMGT]?)i?B?", text.strip())
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if not match or number <= 0:
+        raise click.BadParameter(f"{text!r} is not a size such as 800MB or 4GB")
+    return int(number * UNITS[match[2].upper()])
+
+
+def sources(run: Path | None, options: dict[str, Any]) -> tuple[list[Adapter], Any]:
+    """The adapters to merge, and the run that they come from, if they do.
+
+    Options that were left out are filled in from the run's recipe, where no method is named.
+    """
+    from mergeforget.adapter import read_adapter
+    from mergeforget.recipe import load_recipe
+
+    if options["adapters"]:
+        return [read_adapter(folder) for folder in options["adapters"]], None
+    here = chosen_run(run)
+    if options["method"] is None:
+        spec = load_recipe(here.recipe).merge.model_dump()
+        arguments, weights = spec.pop("arguments"), spec.pop("weights")
+        options["given"] = arguments
+        options["weights"] = options["weights"] or tuple(weights)
+        options |= {k: value for k, value in spec.items() if options[k] is None}
+    return [read_adapter(here.over, "over"), read_adapter(here.under, "under")], here
+
+
+def how(options: dict[str, Any]) -> How:
+    from mergeforget.merge.engine import How
+
+    return How(
+        options["modules"],
+        options["svd"],
+        options["precision"] or DEFAULTS["precision"],
+        compare=options["compare"],
+        threads=options["threads"],
+    )
+
+
+def output(options: dict[str, Any]) -> Output:
+    from mergeforget.merge.tensorwise import Output
+
+    return Output(
+        dtype=options["dtype"],
+        shard_bytes=options["shard_size"],
+        threads=options["threads"],
+        device=options["device"],
+        max_memory=options["max_memory"],
+    )
+
+
+def candidate(options: dict[str, Any], n: int, weight: float = 1.0) -> Candidate:
+    import yaml
+
+    from mergeforget.candidate import Candidate
+    from mergeforget.errors import UsageError
+
+    arguments = dict(options.get("given", {}))
+    for assignment in options["arguments"]:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set wants NAME=VALUE, for example sign=count, not {assignment!r}.")
+        arguments[name.strip()] = yaml.safe_load(value)
+    weights = options["weights"] or (weight,) * n
+    chosen = {key: options[key] for key in ("density", "rank")}
+    for key in ("method", "space", "seed"):
+        chosen[key] = DEFAULTS[key] if options[key] is None else options[key]
+    by_module = _by_module(options, n)
+    return Candidate(**chosen, weights=weights, arguments=arguments, by_module=by_module)
+
+
+def _by_module(options: dict[str, Any], n: int) -> dict[str, Any]:
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.by_module import parse
+
+    settings: dict[str, Any] = {}
+    for key, count in (("density_by", 1), ("weights_by", n)):
+        rows = [parse(text) for text in options[key]]
+        for pattern, values in rows:
+            if len(values) != count:
+                raise UsageError(f"{pattern}: {len(values)} values are given, {count} are wanted.")
+        found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
+        if rows:
+            settings[key.removesuffix("_by")] = found[0] if key == "density_by" else found
+    return settings
