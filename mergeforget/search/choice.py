@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mergeforget.candidate import Candidate
 from mergeforget.score import Score, find
+from mergeforget.search.disagreement import disagreement
 from mergeforget.search.halves import PARTS
 from mergeforget.search.objective import Objective, figure, known_share
-
-DISAGREE = 0.1  # difference of the two halves' AUC that is worth a warning
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,14 @@ class Choice:
 def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> Choice:
     """The candidate that is best on the choosing part; names break what ties are left."""
     best = best_of(scored, anchors, objective, "choose")
+    warning = disagreement(best.name, best.scores, anchors.base, objective)
+    if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
+        warning += f" The reporting half alone would choose {other.name}."
     return Choice(
         scored=best,
         objective=objective,
         sentence=why(best, scored, anchors, objective),
-        warning=disagreement(best, scored, anchors, objective),
+        warning=warning,
         pareto=pareto(scored),
         measured=len(scored),
     )
@@ -119,39 +120,10 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
     if reported:
         text += f". On the half that reports the AUC is {reported.value:.3f}"
         text += _kept(best, "report")
+        if objective.floors:
+            missed = objective.missed(best.scores, anchors.base, "report")
+            text += "; there the floor is not kept" if missed else "; there the floor is kept"
     return text + "."
-
-
-def disagreement(
-    best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Objective
-) -> str | None:
-    """A warning where the reporting half tells another story than the choosing half."""
-    chose, report = (find(best.scores, "mia_auc", "mia", part=part) for part in PARTS)
-    if chose is None or report is None or abs(chose.value - report.value) <= DISAGREE:
-        return None
-    gap = abs(chose.value - report.value)
-    chance = 1.96 * math.hypot(auc_deviation(chose.n), auc_deviation(report.n))
-    verdict = (
-        f"With {report.n} documents a half, chance alone gives up to {chance:.2f}: use more "
-        "members and non-members before you trust the choice."
-        if gap <= chance
-        else f"Chance gives up to {chance:.2f}: the two halves differ, so do not trust the choice."
-    )
-    other = best_of(scored, anchors, objective, "report")
-    also = f" The reporting half alone would choose {other.name}." if other is not best else ""
-    return (
-        f"The halves disagree about {best.name}: MIA AUC {chose.value:.3f} where it was chosen, "
-        f"{report.value:.3f} where it is reported. {verdict}{also}"
-    )
-
-
-def auc_deviation(n: int) -> float:
-    """Standard deviation of an AUC by chance, with n / 2 members and n / 2 non-members.
-
-    Source: Mann-Whitney U without ties, ``sqrt((m + k + 1) / (12 m k))``.
-    """
-    half = max(1.0, n / 2)
-    return math.sqrt((2 * half + 1) / (12 * half * half))
 
 
 def figures(scores: Sequence[Score], part: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ FIGURES = {
 }
 # what tells how much of a split a model still knows, the most telling first
 KNOWING = ("knowledge", "exact_match", "greedy_match", "regurgitation", "exact_memorisation")
+ROUNDING = 1e-12  # sums of the same parts in another order must tie
 HELP = (
     "Write `mia`, `aggregate`, a weighted sum such as `0.7*mia + 0.3*retain`, or add a floor: "
     "`mia if retain >= 95%` (percent: of the model before; a plain number: itself)."
@@ -34,6 +35,18 @@ class Floor(NamedTuple):
     name: str
     value: float
     relative: bool
+
+    def __str__(self) -> str:
+        share = f"{100 * self.value:g}%" if self.relative else f"{self.value:g}"
+        return f"{self.name} >= {share}"
+
+
+class Missed(NamedTuple):
+    """A floor that was not kept: what was ``found``, and what was ``wanted``."""
+
+    floor: Floor
+    found: float
+    wanted: float
 
 
 class Rank(NamedTuple):
@@ -88,13 +101,30 @@ class Objective:
             return self._measured(name, read(name, of, part))
 
         value = sum(weight * known(name, scores) for name, weight in self.terms)
-        shortfall = 0.0
-        for floor in self.floors:
-            wanted = floor.value * (known(floor.name, base) if floor.relative else 1.0)
-            shortfall += min(0.0, known(floor.name, scores) - wanted)
+        shortfall = sum(m.found - m.wanted for m in self.missed(scores, base, part, read))
         # 12 digits: sums of the same parts in another order must tie
         retain, forget = (figure(name, scores, part) or 0.0 for name in ("retain", "forget"))
         return Rank(round(shortfall, 12), round(value, 12), retain, forget)
+
+    def missed(
+        self,
+        scores: Sequence[Score],
+        base: Sequence[Score],
+        part: str,
+        read: Callable[[str, Sequence[Score], str], float | None] | None = None,
+    ) -> list[Missed]:
+        """The floors that a candidate does not keep; arguments as of ``rank``."""
+        read = read or figure
+        found = []
+        for floor in self.floors:
+            reached = self._measured(floor.name, read(floor.name, scores, part))
+            before = (
+                self._measured(floor.name, read(floor.name, base, part)) if floor.relative else 1
+            )
+            wanted = floor.value * before
+            if reached < wanted - ROUNDING:
+                found.append(Missed(floor, reached, wanted))
+        return found
 
     def _measured(self, name: str, found: float | None) -> float:
         if found is None:
@@ -161,11 +191,14 @@ def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
 
 def known_share(scores: Sequence[Score], split: str, part: str) -> float | None:
     """How much of a split the model still knows, by the most telling metric there is."""
-    for metric in KNOWING:
-        score = find(scores, metric, split, part=part)
-        if score is not None:
-            return score.value
-    return None
+    score = known_score(scores, split, part)
+    return None if score is None else score.value
+
+
+def known_score(scores: Sequence[Score], split: str, part: str) -> Score | None:
+    """The score behind ``known_share``."""
+    found = (find(scores, metric, split, part=part) for metric in KNOWING)
+    return next((score for score in found if score is not None), None)
 
 
 def _known(name: str) -> str:
