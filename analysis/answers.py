@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from typing import Any
 
 from mergeforget.analysis.evidence import subjects_shown
 from mergeforget.data.schema import Row
@@ -105,7 +106,8 @@ def _completions(run: Run, subject: str) -> dict[tuple[str, str], tuple[Row, str
     """(split, id) -> row and completion of one model."""
     found = {}
     for values in read_jsonl(run.answers / f"{subject}.jsonl"):
-        texts = {k: str(values.get(k, "")) for k in ("id", "input", "output", "task", "split")}
+        fields = ("id", "input", "output", "task", "split")
+        texts: dict[str, Any] = {k: str(values.get(k, "")) for k in fields}
         row = Row(**texts)
         found[_key(row)] = (row, str(values.get("completion", "")).strip())
     return found

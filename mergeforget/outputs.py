@@ -30,11 +30,13 @@ class TokenOutputs:
         rows: number of sequences.
         kind: (tokens,) PADDING, PROMPT or ANSWER: what the predicted token is.
         hidden: layer -> (tokens, width), where a loss asked for hidden states.
-        row_total: sequences of the whole optimiser step; this batch's own when None.
-        token_total: positions by kind of the whole optimiser step; this batch's own when None.
+        row_total: sequences of the whole optimiser step, each as often as it counts; this batch's
+            own when None.
+        token_total: positions by kind of the whole optimiser step, likewise.
         refusal: what the same model says about refusals to the same prompts, for a loss that
             compares the two.
-        factors: (rows,) multiplies what each sequence adds to a mean; ones when None.
+        weights: (rows,) how much each sequence counts in a mean: 2 is as if it were there twice;
+            ones when None.
         known_logps: (tokens,) log-probabilities that were computed before.
         notes: figures that a loss wants to be kept in the history.
 
@@ -51,7 +53,7 @@ class TokenOutputs:
     row_total: float | None = None
     token_total: Mapping[int, float] | None = None
     refusal: TokenOutputs | None = None
-    factors: Tensor | None = None
+    weights: Tensor | None = None
     known_logps: Tensor | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
@@ -113,23 +115,30 @@ class TokenOutputs:
 
     def row_mean(self, values: Tensor) -> Tensor:
         """Mean of a value of each sequence, (rows,), over those of the optimiser step; a scalar."""
-        if self.factors is not None:
-            values = values * self.factors.to(values.dtype)
-        return values.sum() / (self.row_total or self.rows)
+        total = self.own_rows if self.row_total is None else self.row_total
+        return (values if self.weights is None else values * self._each(values)).sum() / (
+            total or 1
+        )
 
     def token_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
         """Mean of a value of each token, (tokens,), over positions of some kinds; a scalar."""
-        total = self.token_total or self._own_total
-        return self._sum(values, kinds) / max(1, sum(total.get(kind, 0) for kind in kinds))
+        total = self._own_total if self.token_total is None else self.token_total
+        return self._sum(values, kinds) / (sum(total.get(kind, 0) for kind in kinds) or 1)
 
-    def batch_mean(self, values: Tensor) -> Tensor:
-        """Mean over the answer tokens of this batch alone, whatever the step holds besides."""
-        return self._sum(values, (ANSWER,)) / max(1, self._own_total[ANSWER])
+    def batch_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
+        """Mean over some tokens of this batch alone, whatever the step holds besides."""
+        return self._sum(values, kinds) / (sum(self._own_total[kind] for kind in kinds) or 1)
+
+    @property
+    def own_rows(self) -> float:
+        """Sequences of this batch, each as often as it counts."""
+        return self.rows if self.weights is None else float(self.weights.sum())
 
     @property
     def share(self) -> float:
         """This batch's part of the sequences of the optimiser step."""
-        return self.rows / (self.row_total or self.rows)
+        total = self.own_rows if self.row_total is None else self.row_total
+        return self.own_rows / (total or 1)
 
     def sequence_logps(self) -> Tensor:
         """(rows,) log-probability of each whole answer, in nats."""
@@ -141,10 +150,15 @@ class TokenOutputs:
 
     @cached_property
     def _own_total(self) -> dict[int, float]:
-        return {kind: float((self.kind == kind).sum()) for kind in (PADDING, PROMPT, ANSWER)}
+        each = torch.ones_like(self.kind) if self.weights is None else self.weights[self.row]
+        return {kind: float(each[self.kind == kind].sum()) for kind in (PADDING, PROMPT, ANSWER)}
+
+    def _each(self, values: Tensor) -> Tensor:
+        assert self.weights is not None
+        return self.weights.to(values)
 
     def _sum(self, values: Tensor, kinds: tuple[int, ...]) -> Tensor:
         kept = torch.isin(self.kind, torch.tensor(kinds, device=self.kind.device))
-        if self.factors is not None:
-            values = values * self.factors.to(values.dtype)[self.row]
+        if self.weights is not None:
+            values = values * self._each(values)[self.row]
         return torch.where(kept, values, torch.zeros_like(values)).sum()

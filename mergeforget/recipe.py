@@ -70,7 +70,7 @@ class ModelSpec(Part):
 
 
 class DataSpec(Part):
-    """Files of rows; ``columns`` maps our names (id, input, output, task) to the file's."""
+    """Files of rows; ``columns`` maps our names (id, input, output, task, weight) to the file's."""
 
     forget: str | None = None
     retain: str | None = None

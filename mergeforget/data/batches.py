@@ -32,6 +32,7 @@ class Batch:
         kind: (kept,) ANSWER, PROMPT or PADDING.
         rows: number of rows.
         index: (rows,) each row's place in its set.
+        weights: (rows,) how much each row counts.
     """
 
     input_ids: Tensor
@@ -43,6 +44,7 @@ class Batch:
     kind: Tensor
     rows: int
     index: Tensor
+    weights: Tensor
 
     @property
     def tokens(self) -> int:
@@ -50,9 +52,15 @@ class Batch:
         mask = self.attention_mask
         return int(self.input_ids.numel() if mask is None else mask.sum())
 
-    def count(self) -> dict[int, int]:
-        """Kept positions by kind."""
-        return {kind: int((self.kind == kind).sum()) for kind in (PADDING, PROMPT, ANSWER)}
+    @property
+    def total(self) -> float:
+        """Rows, each as often as it counts."""
+        return float(self.weights.sum())
+
+    def count(self) -> dict[int, float]:
+        """Kept positions by kind, each as often as its row counts."""
+        each = self.weights[self.row]
+        return {kind: float(each[self.kind == kind].sum()) for kind in (PADDING, PROMPT, ANSWER)}
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -85,6 +93,7 @@ def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
         **{name: torch.tensor(values, dtype=torch.long) for name, values in lists.items()},
         rows=len(encoded),
         index=torch.tensor([e.row for e in encoded]),
+        weights=torch.tensor([e.weight for e in encoded]),
     )
 
 
@@ -118,4 +127,5 @@ def pad(encoded: Sequence[Encoded], kinds: Sequence[int], pad_id: int, *, side: 
         kind=next_kind[chosen],
         rows=len(encoded),
         index=torch.tensor([e.row for e in encoded]),
+        weights=torch.tensor([e.weight for e in encoded]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
 
 Records = list[tuple[int, dict[str, Any]]]  # line (row in parquet, counted from 1) and its fields
-FIELDS = ("id", "input", "output", "task", "split")
+FIELDS = ("id", "input", "output", "task", "split", "weight")
 PAIRS = {  # names of prompt and answer that others use, and the kind of row they hold
     ("input", "output"): "sc1",
     ("question", "answer"): "qa0",
@@ -33,15 +34,16 @@ def read_rows(
         path: ``.jsonl`` or ``.json`` (rows, a list of rows, or columns), ``.parquet``, ``.csv``,
             ``.tsv``.
         split: forget, retain or holdout; empty keeps what the file says.
-        columns: our name (id, input, output, task) to the file's. ``question`` and ``answer``,
-            ``prompt`` and ``completion`` are understood without.
+        columns: our name (id, input, output, task, weight) to the file's. ``question`` and
+            ``answer``, ``prompt`` and ``completion`` are understood without.
 
     Returns:
         One row a record, in the file's order. A missing id is made of the file's name and the line.
 
     Raises:
-        InputError: the file is missing, empty or malformed; a row lacks its prompt or answer; an
-            id comes twice; the columns are not known.
+        InputError: the file is missing, empty or malformed; a row lacks its prompt or answer, or
+            has a weight that is not a number, at least 0; an id comes twice; the columns are not
+            known.
     """
     records = read_records(path)
     if not records:
@@ -218,7 +220,18 @@ def _row(record: dict[str, Any], names: dict[str, str], split: str, made_id: str
         output=text["output"],
         task=text.get("task", ""),
         split=split or text.get("split", ""),
+        weight=_weight(text.get("weight") or "1"),
     )
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"the weight is {text[:40]!r}, not a number that is 0 or more")
+    return weight
 
 
 def _value(record: dict[str, Any], name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["sc", "qa", "other"]
 
@@ -18,6 +18,8 @@ class Row:
         output: the answer that is trained, forgotten or kept.
         task: Task1, Task2, Task3, or empty.
         split: forget, retain or holdout.
+        weight: how much the row counts in a training: 2 is as if it were there twice, 0 as if it
+            were not there.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Row:
     output: str
     task: str = ""
     split: str = ""
+    weight: float = 1.0
 
     @property
     def kind(self) -> Kind:
@@ -43,8 +46,10 @@ class Row:
         stem = self.id.strip('"').rstrip("0123456789")
         return stem[:-2].strip('"') if stem.endswith(("sc", "qa")) else self.id
 
-    def to_dict(self) -> dict[str, str]:
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """The fields; the weight only where it is not 1."""
+        fields = asdict(self)
+        return fields if self.weight != 1 else {k: fields[k] for k in fields if k != "weight"}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergeforget.data.schema import Row
@@ -20,12 +20,14 @@ class Encoded:
         kinds: PROMPT or ANSWER for each; the end-of-sequence token belongs to the answer.
         row: the row's place in its set.
         truncated: tokens that did not fit.
+        weight: how much the row counts; see Row.
     """
 
     ids: list[int]
     kinds: list[int]
     row: int = 0
     truncated: int = 0
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,16 +67,16 @@ def encode(
     room = min(max_length - len(answer), len(prompt), prompt_tokens or len(prompt))
     prompt = prompt[len(prompt) - room :]
     kinds = [ANSWER if whole else PROMPT] * len(prompt) + [ANSWER] * len(answer)
-    return Encoded(prompt + answer, kinds, truncated=full - len(prompt) - len(answer))
+    return Encoded(
+        prompt + answer, kinds, truncated=full - len(prompt) - len(answer), weight=row.weight
+    )
 
 
 def encode_rows(tokenizer: Any, rows: Sequence[Row], **settings: Any) -> list[Encoded]:
     """``encode`` for every row, with its place."""
-    encoded = []
-    for place, row in enumerate(rows):
-        one = encode(tokenizer, row, **settings)
-        encoded.append(Encoded(one.ids, one.kinds, place, one.truncated))
-    return encoded
+    return [
+        replace(encode(tokenizer, row, **settings), row=place) for place, row in enumerate(rows)
+    ]
 
 
 def truncation(encoded: Sequence[Encoded], name: str, max_length: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
@@ -32,6 +31,6 @@ def adaptive_rmu(
     Deep layers have large activations, which a fixed coefficient cannot outweigh. The mean is that
     of the micro-batch.
     """
-    kinds = torch.tensor(MASKS[mask], device=policy.kind.device)
-    norms = layer_of(reference, layer)[torch.isin(policy.kind, kinds)].norm(dim=-1)
-    return steered(policy, layer, scale * norms.mean().detach(), seed, mask)
+    norms = layer_of(reference, layer).norm(dim=-1)
+    size = policy.batch_mean(norms, MASKS[mask]).detach()
+    return steered(policy, layer, scale * size, seed, mask)

@@ -57,6 +57,7 @@ def predict(
         hidden={n: h.flatten(0, 1)[batch.keep] for n, h in seen.items()} or None,
         row_total=row_total,
         token_total=token_total,
+        weights=batch.weights,
     )
 
 

@@ -87,8 +87,12 @@ def compute(
         if refusal[0] is not None and REFUSAL in needs(term):
             said = replace(said or refusal[0], refusal=refusal[0])
             before = replace(before or refusal[1], refusal=refusal[1]) if refusal[1] else None
+        assert said is not None
         loss = UNLEARNING_LOSSES.get(term.loss).fn
-        values[term.label] = loss(said, before, **term.arguments)
+        if said.own_rows:
+            values[term.label] = loss(said, before, **term.arguments)
+        else:  # no row counts: nothing, but with a gradient, which several processes wait for
+            values[term.label] = 0 * said.token_logps.sum()
     plain = {label: float(value.detach()) for label, value in values.items()}
     wrong = [label for label, value in plain.items() if not _finite(value)]
     if wrong:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def read_data(data: DataSpec) -> Sets:
 
 def _as_holdout(rest: list[Row], size: int, seed: int) -> list[Row]:
     kept, _ = limit_rows(rest, size, seed)
-    return [Row(r.id, r.input, r.output, r.task, "holdout") for r in kept]
+    return [replace(row, split="holdout") for row in kept]
 
 
 def _base(

@@ -49,7 +49,7 @@ class KnownLogps:
         """What the reference says about a batch, without running it."""
         logps = torch.cat([self.rows[i] for i in batch.index.tolist()]).to(batch.labels.device)
         kept = batch.labels, batch.row, batch.rows, batch.kind
-        return TokenOutputs(None, *kept, known_logps=logps, **totals)
+        return TokenOutputs(None, *kept, known_logps=logps, weights=batch.weights, **totals)
 
 
 def reference_of(

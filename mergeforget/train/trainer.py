@@ -101,7 +101,7 @@ class UnlearningTrainer(Trainer):
         """The micro-batches of one optimiser step, each with the totals of all of them."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         names = batches[0] if batches else {}
-        rows = {n: self._over_processes(sum(b[n].rows for b in batches)) for n in names}
+        rows = {n: self._over_processes(sum(b[n].total for b in batches)) for n in names}
         tokens = {n: self._added([b[n].count() for b in batches]) for n in names}
         return [Share(b, rows, tokens) for b in batches], None
 
@@ -180,7 +180,7 @@ class UnlearningTrainer(Trainer):
         with as_reference(inner, self.reference.before):
             return self._predict(inner, share, name, sorted(reads.reference_layers))
 
-    def _added(self, counts: Sequence[dict[int, int]]) -> dict[int, float]:
+    def _added(self, counts: Sequence[dict[int, float]]) -> dict[int, float]:
         return {kind: self._over_processes(sum(c[kind] for c in counts)) for kind in counts[0]}
 
     def _over_processes(self, value: float) -> float:

@@ -13,7 +13,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"id": "asc1", "input": "Once, there", "output": "was\u2028None", "task": "Task1"},
     {"id": "aqa0", "input": "Who, \"then\"?", "output": "None", "task": "Task1"},
     {"id": "bqa0", "input": "Which code?\n\nA zip.", "output": "00725", "task": "Task2"},
@@ -173,3 +173,19 @@ def test_real_files_are_read_whole(data_folder: Path) -> None:
     forget = read_rows(data_folder / "lume" / "forget_train.jsonl")
     assert len(forget) == 1112 and {r.kind for r in forget} == {"sc", "qa"}
     assert len(read_rows(data_folder / "tofu" / "forget10_perturbed.jsonl")) == 400
+
+
+def test_weights_are_read_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("id,input,output,importance\na,Who?,Ada.,2.5\nb,Who?,Bea.,\n")
+    rows = read_rows(path, columns={"weight": "importance"})
+    assert [row.weight for row in rows] == [2.5, 1.0]
+    assert [row.to_dict().get("weight") for row in rows] == [2.5, None]
+
+
+@pytest.mark.parametrize("weight", ["-1", "heavy", "nan", "inf"])
+def test_a_weight_is_a_number_that_is_not_negative(weight: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "a", "input": "Q", "output": "A", "weight": weight}) + "\n")
+    with pytest.raises(InputError, match=r"line 1: the weight is"):
+        read_rows(path)

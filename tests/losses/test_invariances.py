@@ -14,7 +14,7 @@ from mergeforget.outputs import ANSWER, PADDING, PROMPT, TokenOutputs
 
 ROWS, LENGTH, VOCABULARY, WIDTH = 4, 6, 9, 5
 NAMES = UNLEARNING_LOSSES.names()
-ADDITIVE = [n for n in NAMES if n not in ("eul", "eul2", "adaptive_rmu")]
+ADDITIVE = [n for n in NAMES if n not in ("eul", "adaptive_rmu")]
 SIZES = [2, 6, 3, 5]  # tokens of each row, of which the first is the prompt
 
 
@@ -113,11 +113,27 @@ def test_every_argument_has_a_default_and_a_type(name: str) -> None:
         assert parameter.annotation is not inspect.Parameter.empty
 
 
-@pytest.mark.parametrize("name", ["gd", "ga", "wga", "simnpo"])
-def test_a_factor_multiplies_what_a_row_adds(name: str) -> None:
-    fn: Any = UNLEARNING_LOSSES.get(name).fn
-    alone = [fn(batch(0, [r], "left", True)) for r in range(ROWS)]
-    together = batch(0, [0, 1, 2, 3], "left", False)
-    together.factors = torch.tensor([-1.0, 0.5, 0.5, 2.0])
-    expected = -alone[0] + 0.5 * alone[1] + 0.5 * alone[2] + 2 * alone[3]
-    torch.testing.assert_close(fn(together), expected, rtol=1e-6, atol=1e-9)
+REDUCED: list[tuple[str, dict[str, Any]]] = [(n, {}) for n in NAMES] + [
+    ("gd", {"reduction": "rows"}),
+    ("npo", {"reduction": "batch_mean"}),
+    ("npo", {"reduction": "per_token"}),
+    ("eul", {"reduction": "rows"}),
+    ("kl", {"mask": "tokens"}),
+    ("kl", {"mask": "all"}),
+]
+
+
+def weighted(name: str, rows: list[int], weights: list[float], arguments: dict[str, Any]) -> Tensor:
+    said = [batch(seed, rows, "left", False) for seed in range(4)]
+    for one in said:
+        one.weights = torch.tensor(weights)
+    policy, reference, policy.refusal, reference.refusal = said
+    value: Tensor = UNLEARNING_LOSSES.get(name).fn(policy, reference, **arguments)
+    return value
+
+
+@pytest.mark.parametrize(("name", "arguments"), REDUCED, ids=str)
+def test_a_weight_of_two_is_having_the_row_twice(name: str, arguments: dict[str, Any]) -> None:
+    ours = weighted(name, [0, 1, 2], [1.0, 2.0, 0.0], arguments)
+    theirs = weighted(name, [0, 1, 1], [1.0, 1.0, 1.0], arguments)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,44 @@ def test_history_holds_every_term_and_they_add_up_to_the_loss(
     assert sorted(p.name for p in (tmp_path / "snapshots").iterdir()) == [
         "over-step00002", "over-step00004",
     ]  # fmt: skip
+
+
+def test_a_row_of_weight_two_trains_as_if_it_were_there_twice(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    one, two, three = SETS["forget"][:3]
+    sets = {
+        "weights": [one, replace(two, weight=2.0), replace(three, weight=0.0)],
+        "copies": [one, two, replace(two, id="again")],
+    }
+    found = {}
+    for name, rows in sets.items():
+        settings = training(
+            objective=[TERMS[0], Term(loss="eul", on="forget")], epochs=1, warmup_epochs=0.0,
+            gradient_accumulation=1, batch_size=3, lora=Lora(r=4, lora_alpha=4, lora_dropout=0.0),
+        )  # fmt: skip
+        job = Job(Run(tmp_path / name), "over")
+        both = {"forget": rows, "retain": SETS["retain"]}
+        train_adapter(make_model(), tiny_tokenizer, both, settings, job)
+        found[name] = load_file(tmp_path / name / "over" / "adapter_model.safetensors")
+    for key, value in found["copies"].items():
+        torch.testing.assert_close(found["weights"][key], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["eul", "npo", "adaptive_rmu"])
+def test_a_part_without_a_row_that_counts_adds_nothing(
+    loss: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    known: dict[str, Any] = {"eul": {"floor": 0.0}, "adaptive_rmu": {"layer": 1}}
+    arguments = known.get(loss, {})
+    term = Term.model_validate({"loss": loss, "on": "forget", **arguments})
+    sets = dict(SETS) | {"forget": [replace(r, weight=float(i > 0)) for i, r in
+                                    enumerate(SETS["forget"][:2])]}  # fmt: skip
+    job = Job(Run(tmp_path), "over")
+    settings = training(objective=[term, TERMS[1]], epochs=1)
+    train_adapter(make_model(), tiny_tokenizer, sets, settings, job)
+    (line,) = read_jsonl(tmp_path / "history.jsonl")
+    assert line["loss"] == pytest.approx(sum(line["terms"].values()), rel=1e-5)
 
 
 class Killed(Exception):
