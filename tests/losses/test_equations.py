@@ -118,7 +118,7 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
      lambda a, b: mean([softplus(-2 * (n - 0.5)) for n in a.means()])),
     ("eul", {}, lambda a, b: 1 / mean(a.tokens())),
     ("eul", {"alpha": 2.0, "reduction": "rows"}, lambda a, b: mean([2 / n for n in a.means()])),
-    ("eul2", {"alpha": 2.0}, lambda a, b: (2 / mean(a.tokens())) ** 2),
+    ("eul", {"alpha": 2.0, "power": 2}, lambda a, b: (2 / mean(a.tokens())) ** 2),
     ("kl", {}, lambda a, b: kl(a, b, FLAT)),
     ("kl", {"mask": "tokens"}, lambda a, b: kl(a, b, READ)),
     ("kl", {"mask": "all"}, lambda a, b: kl(a, b, list(range(len(LABELS))))),
@@ -197,7 +197,7 @@ BY_HAND = [
     # p = 1/4: l = ln 4 = 1.386294
     ("ga", {}, -1.386294),
     ("eul", {}, 0.721348),  # 1 / ln 4
-    ("eul2", {}, 0.520342),  # its square
+    ("eul", {"power": 2}, 0.520342),  # its square
     ("simnpo", {"beta": 1.0}, 0.446287),  # -2 ln sigmoid(ln 4) = -2 ln(4/5)
     ("wga", {}, -0.346574),  # p l = ln 4 / 4, negative
     ("satimp", {"beta1": 1.0}, -0.259930),  # p (1 - p) l = 3/16 ln 4
