@@ -12,6 +12,7 @@ import click
 
 from mergeforget import commands
 from mergeforget.errors import MergeforgetError
+from mergeforget.processes import is_main, rank
 
 
 class Commands(click.Group):
@@ -45,7 +46,8 @@ class Commands(click.Group):
         except MergeforgetError as error:
             if os.environ.get("MERGEFORGET_TRACEBACK"):
                 raise
-            click.echo(f"Error: {error}", err=True)
+            which = "" if is_main() else f" in process {rank()}"
+            click.echo(f"Error{which}: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("\nInterrupted. What was finished is kept; --resume goes on.", err=True)

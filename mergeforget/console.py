@@ -13,14 +13,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from mergeforget.processes import is_main
+
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # before this, progress is not worth a line
 LINE_SECONDS = 15.0  # between two plain lines
 
 
 def say(message: str) -> None:
-    """Print a message on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    """Print a message on stderr; of several processes the main one speaks for all."""
+    if is_main():
+        print(message, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -47,7 +50,7 @@ class Progress:
         now = time.monotonic()
         if now - self._start < QUIET_SECONDS:
             return
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_main():
             self._draw()
         elif now - self._shown >= LINE_SECONDS:
             self._shown = now

@@ -5,10 +5,12 @@ Weights are read from safetensors only, since a pickle runs whatever code it hol
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mergeforget.console import quiet
 from mergeforget.embedded import HUB_COPY, INSTALL, embedded_model, gguf_file
 from mergeforget.embedded import NAME as EMBEDDED
 from mergeforget.errors import InputError, ResourceError
+from mergeforget.processes import count, on_main
 from mergeforget.recipe import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -56,7 +59,7 @@ def load_model(
         ResourceError: it does not fit into memory.
     """
     spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
-    path = locate(spec.name, trust_remote_code=spec.trust_remote_code)
+    path = on_main(partial(locate, spec.name, trust_remote_code=spec.trust_remote_code))
     device = device or default_device()
     with quiet(), _explained(spec.name, path):
         model = _read_model(path, spec, device)
@@ -95,10 +98,12 @@ def locate(name: str, *, trust_remote_code: bool = False) -> Path:
 
 
 def default_device() -> str:
-    """``cuda`` where a GPU is visible, else ``cpu``."""
+    """``cuda`` where a GPU is visible, else ``cpu``; of several processes each has its own GPU."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if count() > 1 else "cuda"
 
 
 def dtype_for(spec: ModelSpec, device: str) -> Any:

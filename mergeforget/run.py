@@ -13,8 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mergeforget import processes
 from mergeforget.errors import InputError, ResourceError
 from mergeforget.files import explained, read_json, sha256, write_json
+from mergeforget.processes import is_main, on_main
 
 RUNS = Path("runs")
 PACKAGES = ("mergeforget", "torch", "transformers", "peft", "safetensors", "numpy", "mergekit")
@@ -111,22 +113,27 @@ class Run:
         return str(every.get(stage, {}).get("state", ""))
 
     def set_state(self, stage: str, state: str, **more: Any) -> None:
-        """Note in status.json how far a stage is."""
+        """Note in status.json how far a stage is; of several processes the main one writes."""
+        if not is_main():
+            return
         every = read_json(self.status) if self.status.exists() else {}
         every[stage] = {"state": state, "time": now(), **more}
         write_json(self.status, every)
 
     def record(self, stage: str, **facts: Any) -> None:
-        """Add to manifest.json how a stage was run, with versions and the command."""
+        """Add to manifest.json how a stage was run, with versions, command and processes."""
+        if not is_main():
+            return
         manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}
         manifest["versions"] = versions()
         manifest["machine"] = machine()
-        manifest["stages"][stage] = {"time": now(), "command": sys.argv[1:], **facts}
+        several = {"processes": processes.count()} if processes.count() > 1 else {}
+        manifest["stages"][stage] = {"time": now(), "command": sys.argv[1:], **several, **facts}
         write_json(self.manifest, manifest)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only writer of this folder.
+        """Be the only writer of this folder; of several processes the main one holds the lock.
 
         The lock belongs to the process, so one that was killed leaves none behind.
 
@@ -138,13 +145,17 @@ class Run:
         with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         held = FileLock(self.root / ".lock", timeout=0)
-        try:
-            held.acquire()
-        except Timeout as error:
-            raise ResourceError(
-                f"{self.root} is in use: another mergeforget is writing there. Wait for it, stop "
-                "it, or choose another folder with --out."
-            ) from error
+
+        def acquire() -> None:
+            try:
+                held.acquire()
+            except Timeout as error:
+                raise ResourceError(
+                    f"{self.root} is in use: another mergeforget is writing there. Wait for it, "
+                    "stop it, or choose another folder with --out."
+                ) from error
+
+        on_main(acquire)
         try:
             yield
         finally:
@@ -160,15 +171,17 @@ def new_run(folder: Path | None, name: str, *, resume: bool = False) -> Run:
     Raises:
         InputError: the folder holds a run already and is not resumed.
     """
-    if folder is None:
-        folder = RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = Run(folder)
-    if run.recipe.exists() and not resume:
-        raise InputError(
-            f"{folder} holds a run already. Go on with it by --resume, or choose another folder "
-            "with --out."
-        )
-    return run
+    chosen = folder or RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+    def free() -> Run:
+        if Run(chosen).recipe.exists() and not resume:
+            raise InputError(
+                f"{chosen} holds a run already. Go on with it by --resume, or choose another "
+                "folder with --out."
+            )
+        return Run(chosen)
+
+    return on_main(free)
 
 
 def open_run(folder: Path | None) -> Run:

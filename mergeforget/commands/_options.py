@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from mergeforget.processes import is_main
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -43,5 +45,7 @@ def chosen_run(folder: Path | None) -> Any:
 
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print the result: one JSON object, or the text."""
+    """Print the result: one JSON object, or the text; of several processes only the main one."""
+    if not is_main():
+        return
     click.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)

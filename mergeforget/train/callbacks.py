@@ -13,14 +13,15 @@ from transformers import TrainerCallback
 
 from mergeforget.console import Progress
 from mergeforget.errors import Interrupted, NumericError
-from mergeforget.train.order import Alternating, Chunked
+from mergeforget.processes import in_any
+from mergeforget.train.order import Chunked, Order
 from mergeforget.train.rows import PairedRows
 
 
 class Epochs(TrainerCallback):
     """Tells the rows which epoch it is, so that the partners change; also after a resume."""
 
-    def __init__(self, *told: PairedRows | Alternating) -> None:
+    def __init__(self, *told: PairedRows | Order) -> None:
         self.told = told
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -96,8 +97,9 @@ class Checkpoints(TrainerCallback):
         self.told = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = time.monotonic() - self.last >= self.seconds
-        if self.told or (due and state.global_step < state.max_steps):
+        due = time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps
+        self.told = in_any(self.told)
+        if self.told or in_any(due):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mergeforget.data.people import make_people
 from mergeforget.embedded import cache_folder
 from mergeforget.files import write_jsonl
+from mergeforget.processes import on_main
 
 PEOPLE, SEED = 4, 0
 
@@ -18,6 +19,10 @@ def made_up(people: int = PEOPLE, seed: int = SEED) -> dict[str, str]:
     """
     sizes = {"forget": people, "retain": people, "holdout": 2 * people}
     folder = cache_folder() / "people" / f"{people}-{seed}"
-    for split, rows in make_people(sizes, seed=seed, tasks=("Task2",)).items():
-        write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in rows])
+
+    def write() -> None:
+        for split, rows in make_people(sizes, seed=seed, tasks=("Task2",)).items():
+            write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in rows])
+
+    on_main(write)
     return {split: str(folder / f"{split}.jsonl") for split in sizes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from transformers import PrinterCallback, set_seed
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import Encoded
-from mergeforget.errors import NumericError, RecipeError
+from mergeforget.errors import NumericError
 from mergeforget.files import explained, read_jsonl, whole, write_jsonl
+from mergeforget.processes import count, on_main
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.callbacks import (
@@ -29,7 +31,7 @@ from mergeforget.train.callbacks import (
 )
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.objective import mask_of
-from mergeforget.train.order import Alternating, Chunked
+from mergeforget.train.order import Alternating, Chunked, Order, Together
 from mergeforget.train.reference import Reference, reference_of
 from mergeforget.train.rows import Collate, PairedRows
 from mergeforget.train.sets import encode_sets, pad_id
@@ -92,7 +94,7 @@ def train_adapter(
         save_adapter(policy, job.run.root / job.stage)
     finally:
         policy.unload()
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+    on_main(lambda: shutil.rmtree(job.checkpoints, ignore_errors=True))
     return job.run.root / job.stage
 
 
@@ -116,11 +118,15 @@ def fit(
         partners=plan.retain_per_forget if plan else 1,
         cyclic=bool(plan and plan.chunk_rows),
     )
-    accumulation = plan.accumulation(len(rows)) if plan else 1
-    order = _order(plan, len(rows), accumulation)
-    batches = len(order) if order else -(-len(rows) // training.batch_size)
-    told = [order] if isinstance(order, Alternating) else []
-    callbacks = [Epochs(rows, *told), Guard(), Bar(job.stage), Checkpoints(job.checkpoint_seconds)]
+    # one micro-batch a step is cut up, so that every process has a part of it
+    accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, count())
+    order = _order(training, len(rows), accumulation)
+    callbacks = [
+        Epochs(rows, order),
+        Guard(),
+        Bar(job.stage),
+        Checkpoints(job.checkpoint_seconds),
+    ]
     if snapshot is not None and plan is not None:
         callbacks.insert(0, Snapshots(plan.snapshots, snapshot))
     if isinstance(order, Chunked):
@@ -136,12 +142,13 @@ def fit(
         history=job.run.history,
         reference=reference or Reference(head=output_matrix(model)),
         order=order,
+        accumulation=accumulation,
         model=model,
         args=arguments(
             training,
             job.checkpoints,
-            steps_per_epoch=-(-batches // accumulation),
-            accumulation=accumulation,
+            steps_per_epoch=-(-len(order) // accumulation),
+            accumulation=-(-accumulation // count()),
             save_total_limit=1,
             **one_pass,
         ),
@@ -157,9 +164,15 @@ def fit(
 
 def _run(trainer: UnlearningTrainer, job: Job) -> None:
     """Train from the beginning or from the last checkpoint."""
-    if trainer.order is not None and trainer.accelerator.num_processes > 1:
-        raise RecipeError("Alternating batches and chunks run in one process; start it plainly.")
     trainer.remove_callback(PrinterCallback)
+    start = on_main(lambda: _start(job))
+    with explained(job.checkpoints), quiet():
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    trainer.accelerator.free_memory()
+
+
+def _start(job: Job) -> Path | None:
+    """The checkpoint to go on from; what was written after it is forgotten."""
     start = last_checkpoint(job.checkpoints) if job.resume else None
     step = int(start.name.split("-")[1]) if start else 0
     for file in (job.run.history, job.run.root / PROXIES):
@@ -168,20 +181,18 @@ def _run(trainer: UnlearningTrainer, job: Job) -> None:
         say(f"{job.stage}: going on from {start.name.replace('-', ' ')}")
     else:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
-    with explained(job.checkpoints), quiet():
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
-    trainer.accelerator.free_memory()
+    return start
 
 
-def _order(plan: Training | None, rows: int, accumulation: int) -> Alternating | Chunked | None:
-    if plan is None:
-        return None
-    if plan.batches == "alternating":
-        return Alternating(rows, plan.batch_size, accumulation, plan.seed)
-    if plan.chunk_rows:
-        size = plan.batch_size, accumulation
-        return Chunked(rows, plan.chunk_rows, plan.epochs, *size, plan.seed)
-    return None
+def _order(training: Training | Memorise, rows: int, accumulation: int) -> Order:
+    if isinstance(training, Memorise):
+        return Together(rows, training.batch_size // accumulation, training.seed)
+    size, seed = training.batch_size, training.seed
+    if training.batches == "alternating":
+        return Alternating(rows, size, accumulation, seed)
+    if training.chunk_rows:
+        return Chunked(rows, training.chunk_rows, training.epochs, size, accumulation, seed)
+    return Together(rows, size, seed)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -191,8 +202,12 @@ def save_adapter(model: Any, folder: Path) -> None:
             raise NumericError(
                 f"{name} is not finite after training. Lower the learning rate, or stop earlier."
             )
-    with whole(folder) as temporary, quiet():
-        model.save_pretrained(temporary)
+
+    def save() -> None:
+        with whole(folder) as temporary, quiet():
+            model.save_pretrained(temporary)
+
+    on_main(save)
 
 
 def _snapshot(job: Job, step: int) -> Path:

@@ -12,6 +12,7 @@ from transformers import set_seed
 from mergeforget.data.schema import Row
 from mergeforget.errors import RecipeError
 from mergeforget.files import whole
+from mergeforget.processes import on_main
 from mergeforget.recipe import Training
 from mergeforget.train.fit import Job, fit
 from mergeforget.train.forward import decoder_layers
@@ -33,10 +34,14 @@ def train_model(
     encoded = encode_sets(tokenizer, sets, training)
     reference = reference_of(model, encoded, training, job.run.root)
     fit(model, tokenizer, encoded, training.objective, training, job, None, reference=reference)
-    with whole(job.run.root / job.stage) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-    shutil.rmtree(job.checkpoints, ignore_errors=True)
+
+    def save() -> None:
+        with whole(job.run.root / job.stage) as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+
+    on_main(save)
     return job.run.root / job.stage
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows, truncation
 from mergeforget.embedded import cache_folder
 from mergeforget.files import read_json, whole, write_json
+from mergeforget.processes import on_main
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
 from mergeforget.train.fit import Job, fit
@@ -52,10 +54,15 @@ def memorise(
     if cut := truncation(encoded, "forget and retain", settings.max_length):
         say(cut)
     fit(model, tokenizer, {"memorise": encoded}, TERMS, settings, job)
-    with whole(folder) as temporary, quiet():
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        write_json(temporary / "memorised.json", {"rows": len(rows), **settings.model_dump()})
+
+    def save() -> None:
+        with whole(folder) as temporary, quiet():
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            write_json(temporary / "memorised.json", {"rows": len(rows), **settings.model_dump()})
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+
+    on_main(save)
     return folder
 
 

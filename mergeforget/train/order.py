@@ -1,13 +1,45 @@
-"""Which rows make up each micro-batch: sets alternating, or the forget set chunk by chunk."""
+"""Which rows make up each micro-batch: sets together or alternating, or chunk by chunk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import Sampler
 
-Place = tuple[str, int]  # set ("" for every set together) and place in the first set
+
+class Place(NamedTuple):
+    """A row of the first set with its partners, or the part of them that is one set.
+
+    Attributes:
+        row: its place in the first set.
+        only: the set; empty for every set together.
+        counts: False for a row that only fills up a micro-batch; it weighs nothing.
+    """
+
+    row: int
+    only: str = ""
+    counts: bool = True
+
+
+class Together(Sampler[list[Place]]):
+    """Every set together; the first one shuffled anew every epoch and cut into micro-batches."""
+
+    def __init__(self, rows: int, batch_size: int, seed: int) -> None:
+        self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        order = _permuted(self.rows, self.seed + self.epoch)  # as the Trainer's own sampler
+        for start in range(0, self.rows, self.batch_size):
+            yield [Place(i) for i in order[start : start + self.batch_size]]
 
 
 class Alternating(Sampler[list[Place]]):
@@ -33,7 +65,7 @@ class Alternating(Sampler[list[Place]]):
         for step in _evenly(order, self.steps):
             for name in ("forget", "retain"):
                 for part in _evenly(step, self.accumulation):
-                    yield [(name, i) for i in part or step[:1]]
+                    yield [Place(i, name) for i in part] or [Place(step[0], name, False)]
 
 
 class Chunked(Sampler[list[Place]]):
@@ -60,6 +92,9 @@ class Chunked(Sampler[list[Place]]):
         done = self.chunk_steps
         return {sum(done[:i]) for i in range(len(done))}
 
+    def set_epoch(self, epoch: int) -> None:
+        """All its epochs are one pass."""
+
     def __len__(self) -> int:
         return sum(self.chunk_steps) * self.accumulation
 
@@ -69,15 +104,48 @@ class Chunked(Sampler[list[Place]]):
                 order = _shuffled(len(chunk), self.seed, number * self.epochs + epoch)
                 for step in _evenly([chunk[i] for i in order], self._steps(chunk)):
                     for part in _evenly(step, self.accumulation):
-                        yield [("", i) for i in part or step[:1]]
+                        yield [Place(i) for i in part] or [Place(step[0], counts=False)]
 
     def _steps(self, chunk: range) -> int:
         return -(-len(chunk) // (self.batch_size * self.accumulation))
 
 
+Order = Together | Alternating | Chunked
+
+
+class Dealt(Sampler[list[Place]]):
+    """One process's share of the micro-batches of every optimiser step.
+
+    All processes get equally many; one that lacks a micro-batch gets a row that does not count. So
+    a step holds the same rows, however many processes there are.
+    """
+
+    def __init__(self, order: Order, accumulation: int, process: int, processes: int) -> None:
+        self.order, self.accumulation = order, accumulation
+        self.process, self.processes = process, processes
+
+    def __len__(self) -> int:
+        steps, rest = divmod(len(self.order), self.accumulation)
+        return steps * self._each(self.accumulation) + self._each(rest)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        parts = iter(self.order)
+        while step := list(islice(parts, self.accumulation)):
+            mine = step[self.process :: self.processes]
+            yield from mine
+            if len(mine) < self._each(len(step)):
+                yield [step[0][0]._replace(counts=False)]
+
+    def _each(self, parts: int) -> int:
+        return -(-parts // self.processes)
+
+
 def _shuffled(size: int, seed: int, turn: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
-    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    return _permuted(size, seed * 1_000_003 + turn)
+
+
+def _permuted(size: int, seed: int) -> list[int]:
+    order: list[int] = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
     return order
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import RecipeError
 from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.models import load_model
-from mergeforget.recipe import DataSpec, ModelSpec, Recipe, load_recipe, save_recipe
+from mergeforget.processes import on_main
+from mergeforget.recipe import DataSpec, Recipe, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter
 from mergeforget.train.memorise import is_memorised, memorise, memorised_folder
@@ -68,7 +68,7 @@ def train_pair(
         sets = prepare(recipe, run, resume=resume)
         base, name = _base(recipe, run, sets, memorise_first, resume, checkpoint_seconds)
         for side in SIDES:
-            if resume and run.state(side) == "done":
+            if resume and on_main(lambda side=side: run.state(side)) == "done":  # type: ignore[misc]
                 say(f"{side}: done already")
                 continue
             job = Job(run, side, resume, checkpoint_seconds)
@@ -78,6 +78,10 @@ def train_pair(
 
 def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
     """Read, limit and keep the data in the run folder, with the recipe and the hashes."""
+    return on_main(lambda: _prepare(recipe, run, resume))
+
+
+def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     if resume and run.recipe.exists():
         if load_recipe(run.recipe) != recipe:
             raise RecipeError(
@@ -155,21 +159,24 @@ def _base(
         return loaded, str(loaded.path or loaded.name)
     rows = sets.forget + sets.retain
     folder = memorised_folder(recipe, rows, recipe.model.name)
-    if not is_memorised(folder):
+    if not on_main(lambda: is_memorised(folder)):
         loaded = load_model(recipe.model)
         say(f"memorise: {len(rows)} rows, {recipe.memorise.epochs} epochs")
         job = Job(run, "memorise", resume, max(seconds, 300.0))
         run.set_state("memorise", "running")
         memorise(loaded.model, loaded.tokenizer, rows, recipe.memorise, folder, job)
-        shutil.rmtree(job.checkpoints, ignore_errors=True)
     else:
         say(f"memorise: a model that knows these rows is there already: {folder}")
     run.set_state("memorise", "done")
+    on_main(lambda: _record_base(recipe, run, folder))
+    spec = recipe.model.model_copy(update={"name": str(folder)})
+    return load_model(spec), str(folder)
+
+
+def _record_base(recipe: Recipe, run: Run, folder: Path) -> None:
     manifest = read_json(run.manifest)
     manifest["base"] = {"name": recipe.model.name, "path": str(folder), "memorised": True}
     write_json(run.manifest, manifest)
-    spec = ModelSpec(name=str(folder), dtype=recipe.model.dtype)
-    return load_model(spec), str(folder)
 
 
 def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: Job) -> None:

@@ -16,6 +16,7 @@ from mergeforget.data.tokens import Encoded
 from mergeforget.errors import InputError
 from mergeforget.files import whole
 from mergeforget.outputs import PADDING, TokenOutputs
+from mergeforget.processes import on_main
 from mergeforget.recipe import Training
 from mergeforget.train.forward import as_reference, output_matrix, predict
 from mergeforget.train.objective import mask_of
@@ -97,10 +98,14 @@ def known_logps(
     from safetensors.torch import load_file, save_file
 
     path = folder / f"{_name(model, encoded, kinds)}.safetensors"
-    if not path.exists():
-        tensors = _compute(model, encoded, kinds, head, before)
-        with whole(path) as temporary:
-            save_file(tensors, temporary)
+
+    def find_or_compute() -> None:
+        if not path.exists():
+            tensors = _compute(model, encoded, kinds, head, before)
+            with whole(path) as temporary:
+                save_file(tensors, temporary)
+
+    on_main(find_or_compute)
     try:
         return KnownLogps(**load_file(path))
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 
 from mergeforget.data.batches import Batch, pack, pad
 from mergeforget.data.tokens import Encoded
+from mergeforget.train.order import Place
 
 REFUSAL = "refusal"  # the set of refusals to the forget rows' prompts
 
@@ -21,7 +23,7 @@ class PairedRows(Dataset[Item]):
 
     A partner is drawn from a stream of permutations of the other set, so that each of its rows is
     used equally often, and depends only on (seed, epoch, i): a resumed run meets the same pairs.
-    The refusal to row i always goes with it. Item (name, i) is the part of item i that is that set.
+    The refusal to row i always goes with it.
 
     Args:
         partners: rows of every other set that go with each row of the first.
@@ -51,10 +53,13 @@ class PairedRows(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.sets[self.first])
 
-    def __getitem__(self, place: int | tuple[str, int]) -> Item:
-        only, i = ("", place) if isinstance(place, int) else place
-        names = [n for n in self.sets if not only or only in (n, self._beside(n))]
-        return {name: [self.sets[name][j] for j in self._places(name, i)] for name in names}
+    def __getitem__(self, place: int | Place) -> Item:
+        place = Place(place) if isinstance(place, int) else place
+        names = [n for n in self.sets if not place.only or place.only in (n, self._beside(n))]
+        item = {n: [self.sets[n][j] for j in self._places(n, place.row)] for n in names}
+        if place.counts:
+            return item
+        return {name: [replace(row, weight=0.0) for row in rows] for name, rows in item.items()}
 
     def _beside(self, name: str) -> str:
         """The set that a set always goes with: refusals belong to the forget rows."""

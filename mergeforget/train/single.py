@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mergeforget.console import say
 from mergeforget.models import load_model
+from mergeforget.processes import on_main
 from mergeforget.recipe import Recipe
 from mergeforget.run import Run
 from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter
@@ -37,7 +38,7 @@ def train_single(
     with run.lock():
         sets = prepare(recipe, run, resume=resume)
         folder = run.root / stage
-        if resume and run.state(stage) == "done":
+        if resume and on_main(lambda: run.state(stage)) == "done":
             say(f"{stage}: done already")
             return folder
         base = load_model(recipe.model)

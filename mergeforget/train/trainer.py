@@ -16,10 +16,11 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from mergeforget.data.batches import Batch
 from mergeforget.files import append_jsonl
 from mergeforget.outputs import TokenOutputs
+from mergeforget.processes import gather
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.train.forward import as_reference, predict, unwrapped
 from mergeforget.train.objective import compute
-from mergeforget.train.order import Alternating, Chunked
+from mergeforget.train.order import Chunked, Dealt, Order
 from mergeforget.train.reads import Reads, reads_of, sets_of
 from mergeforget.train.reference import Reference
 
@@ -50,27 +51,29 @@ class UnlearningTrainer(Trainer):
         stage: str,
         history: Path | None,
         reference: Reference | None = None,
-        order: Alternating | Chunked | None = None,
+        order: Order,
+        accumulation: int,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.terms, self.stage, self.history = list(terms), stage, history
         self.reference, self.order = reference or Reference(), order
+        self.accumulation = accumulation  # micro-batches of a step, of all processes
         self.reads = reads_of(self.terms)
         self._values: dict[str, float] = {}
         self._notes: dict[str, float] = {}
         self._more: dict[str, Any] = {}  # what a direction adds to the step's line
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The Trainer's own, or micro-batches in the order of the recipe."""
-        if self.order is None:
-            return super().get_train_dataloader()
+        """Micro-batches in the order of the recipe; of several processes each gets its own."""
+        several = self.accelerator.num_processes
+        dealt = Dealt(self.order, self.accumulation, self.accelerator.process_index, several)
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
-            batch_sampler=self.order,
+            batch_sampler=self.order if several == 1 else dealt,
             collate_fn=self.data_collator,
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        return self.accelerator.prepare(loader) if several == 1 else loader
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The Trainer's own; chunk by chunk it begins anew with each chunk."""
@@ -143,7 +146,10 @@ class UnlearningTrainer(Trainer):
             line = {"stage": self.stage, "step": self.state.global_step}
             line |= {"epoch": self.epoch, "loss": logs["loss"], "terms": values}
             line |= {k: logs[k] for k in ("grad_norm", "learning_rate") if k in logs}
-            line |= {"notes": dict(self._notes)} if self._notes else {}
+            notes = gather(self._notes)  # a process without a row that counts has none
+            if names := sorted({name for one in notes for name in one}):
+                each = {n: sum(one.get(n, 0.0) for one in notes) / len(notes) for n in names}
+                line |= {"notes": each}
             line |= self._more
             if self.history is not None and self.is_world_process_zero():
                 append_jsonl(self.history, [line])
@@ -226,6 +232,7 @@ def arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,  # two forward passes come before one backward
     }
     if isinstance(training, Training):
         settings["optim"] = "sgd" if training.optimizer == "sgd" else "adamw_torch"

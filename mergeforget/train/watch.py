@@ -14,6 +14,7 @@ from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.errors import RecipeError
 from mergeforget.files import append_jsonl, read_jsonl, whole
+from mergeforget.processes import is_main, on_main
 from mergeforget.train.forward import predict, unwrapped
 from mergeforget.training import Watch
 
@@ -50,27 +51,19 @@ class Watcher(TrainerCallback):
     def on_step_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        if state.global_step == 0 and state.is_world_process_zero:
+        if state.global_step == 0 and is_main():
             self._look(model, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         due = state.global_step % self.settings.every == 0 or state.global_step == state.max_steps
-        if not due or not state.is_world_process_zero:
-            return
-        line = self._look(model, state.global_step)
-        risen = line["retain_nll"] - self._seen()[0]["retain_nll"]
-        if self.settings.collapse and risen > self.settings.collapse:
-            say(
-                f"{self.stage}: stopped at step {state.global_step}: the retain answers' NLL rose "
-                f"by {risen:.2f} nats (watch.collapse is {self.settings.collapse:g})."
-            )
+        if due and on_main(lambda: self._collapsed(model, state.global_step)):
             control.should_training_stop = True
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        if self.settings.best_by == "last" or not self.best.exists():
-            return
+        if not is_main() or self.settings.best_by == "last" or not self.best.exists():
+            return  # of several processes the main one's weights are those that are saved
         from safetensors.torch import load_file
 
         places = dict(unwrapped(model).named_parameters())
@@ -78,6 +71,18 @@ class Watcher(TrainerCallback):
             places[name].data.copy_(tensor)
         line = min(self._seen()[1:], key=self._badness)
         say(f"{self.stage}: kept step {line['step']}, the best by {self.settings.best_by}.")
+
+    def _collapsed(self, model: Any, step: int) -> bool:
+        """Look, and say whether the retain answers are lost."""
+        line = self._look(model, step)
+        risen = line["retain_nll"] - self._seen()[0]["retain_nll"]
+        if not self.settings.collapse or risen <= self.settings.collapse:
+            return False
+        say(
+            f"{self.stage}: stopped at step {step}: the retain answers' NLL rose by {risen:.2f} "
+            f"nats (watch.collapse is {self.settings.collapse:g})."
+        )
+        return True
 
     def _look(self, model: Any, step: int) -> dict[str, Any]:
         """Measure, note, and keep the weights where they are the best so far."""

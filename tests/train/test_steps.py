@@ -70,15 +70,17 @@ def test_alternating_covers_every_row_once_an_epoch() -> None:
     parts = list(order)
     assert len(parts) == len(order) and all(1 <= len(p) <= 2 for p in parts)
     for name in ("forget", "retain"):
-        assert sorted(i for p in parts for n, i in p if n == name) == list(range(11))
-    assert all(len({n for n, _ in p}) == 1 for p in parts)
+        assert sorted(place.row for p in parts for place in p if place.only == name) == list(
+            range(11)
+        )
+    assert all(len({place.only for place in p}) == 1 for p in parts)
     order.set_epoch(1)
     assert list(order) != parts
 
 
 def test_chunks_are_worked_off_one_after_the_other() -> None:
     order = Chunked(rows=5, chunk=2, epochs=3, batch_size=1, accumulation=1, seed=0)
-    rows = [p[0][1] for p in order]
+    rows = [p[0].row for p in order]
     assert order.chunk_steps == [6, 6, 3] and order.beginnings == {0, 6, 12}
     assert sorted(rows[:6]) == [0, 0, 0, 1, 1, 1] and rows[12:] == [4, 4, 4]
 
