@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,11 @@ class LoadedModel:
 
 
 def load_model(
-    spec: ModelSpec | str, *, device: str | None = None, adapter: Path | None = None
+    spec: ModelSpec | str,
+    *,
+    device: str | None = None,
+    adapter: Path | None = None,
+    quantize: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer, and put an adapter on it.
 
@@ -52,15 +57,21 @@ def load_model(
         spec: the name, or the recipe's section with dtype and trust in remote code.
         device: None takes the GPU where there is one.
         adapter: a PEFT folder.
+        quantize: as the recipe says, for the training of an adapter; whatever merges, measures or
+            exports reads the weights as they are.
 
     Raises:
         InputError: there is no such model, it has no safetensors, its files are damaged, or the
             adapter belongs to another base.
-        ResourceError: it does not fit into memory.
+        ResourceError: it does not fit into memory, or it shall be quantised and this machine has no
+            GPU or lacks bitsandbytes.
     """
     spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
     path = on_main(partial(locate, spec.name, trust_remote_code=spec.trust_remote_code))
     device = device or default_device()
+    spec = spec if quantize else spec.model_copy(update={"quantization": None})
+    if spec.quantization:
+        _check_quantization(device)
     with quiet(), _explained(spec.name, path):
         model = _read_model(path, spec, device)
         tokenizer = _read_tokenizer(path, spec)
@@ -121,7 +132,9 @@ def _read_model(path: Path, spec: ModelSpec, device: str) -> Any:
     """The bare model, every weight of it read from the files."""
     from transformers import AutoModelForCausalLM
 
-    placed = {} if device == "cpu" else {"device_map": {"": device}}  # read straight onto the GPU
+    placed: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}  # onto the GPU
+    if spec.quantization:
+        placed["quantization_config"] = _four_bits(dtype_for(spec, device))
     load: Any = AutoModelForCausalLM.from_pretrained
     model, report = load(
         path,
@@ -139,6 +152,34 @@ def _read_model(path: Path, spec: ModelSpec, device: str) -> Any:
             "Copy the model again, with all of its *.safetensors files."
         )
     return model
+
+
+def _four_bits(dtype: Any) -> Any:
+    """QLoRA's: normal floats of 4 bits, their scales quantised too, products in ``dtype``.
+
+    Source: Dettmers et al. 2023, arXiv:2305.14314.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _check_quantization(device: str) -> None:
+    if not device.startswith("cuda"):
+        raise ResourceError(
+            "model.quantization: 4bit needs a GPU, and this machine shows none. Leave the key out "
+            "to train on the CPU, with gradient_checkpointing: true where memory is short."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ResourceError(
+            "model.quantization: 4bit needs the package bitsandbytes, which is not installed: "
+            "pip install 'mergeforget[gpu]'"
+        )
 
 
 def _read_tokenizer(path: Path, spec: ModelSpec) -> Any:

@@ -66,6 +66,7 @@ Loader.add_implicit_resolver(
 class ModelSpec(Part):
     name: str = "smollm2"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["4bit"] | None = None  # of the frozen base under an adapter (QLoRA)
     trust_remote_code: bool = False
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mergeforget import embedded, models
-from mergeforget.errors import InputError
+from mergeforget.errors import InputError, ResourceError
 from mergeforget.models import load_model, load_tokenizer
 from mergeforget.recipe import ModelSpec
 
@@ -243,3 +243,61 @@ def test_real_embedded_model_speaks(tmp_path: Path) -> None:
     )
     assert "Paris" in done.stdout
     assert done.stderr.count("\n") == 1 and "is made once" in done.stderr
+
+
+def test_four_bits_need_a_gpu(tiny_folder: Path) -> None:
+    spec = ModelSpec(name=str(tiny_folder), quantization="4bit")
+    with pytest.raises(ResourceError, match=r"4bit needs a GPU.*gradient_checkpointing"):
+        load_model(spec, device="cpu", quantize=True)
+    assert load_model(spec, device="cpu").model.dtype == torch.float32  # to measure or to merge
+
+
+def test_four_bits_name_the_package_that_is_missing(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec(name=str(tiny_folder), quantization="4bit")
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match=r"bitsandbytes.*pip install 'mergeforget\[gpu\]'"):
+        load_model(spec, device="cuda", quantize=True)
+
+
+def test_four_bits_are_asked_for_as_in_qlora(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    class Asked(Exception):
+        pass
+
+    def ask(path: Path, **asked: Any) -> None:
+        raise Asked(asked["quantization_config"], asked["device_map"])
+
+    monkeypatch.setattr(models, "find_spec", lambda name: name)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", ask)
+    spec = ModelSpec(name=str(tiny_folder), dtype="bfloat16", quantization="4bit")
+    with pytest.raises(Asked) as told:
+        load_model(spec, device="cuda:0", quantize=True)
+    config, placed = told.value.args
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16 and placed == {"": "cuda:0"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_four_bits_train_an_adapter(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from mergeforget.data.schema import Row
+    from mergeforget.recipe import Lora, Term, Training
+    from mergeforget.run import Run
+    from mergeforget.train.fit import Job, train_adapter
+
+    spec = ModelSpec(name=str(tiny_folder), quantization="4bit")
+    loaded = load_model(spec, quantize=True)
+    rows = {n: [Row(f"{n}{i}", f"Who is {i}?", f"Ada {i}.") for i in range(4)]
+            for n in ("forget", "retain")}  # fmt: skip
+    training = Training(
+        objective=[Term(loss="npo", on="forget"), Term(loss="kl", on="retain")],
+        epochs=1, lora=Lora(r=4), gradient_checkpointing=True, learning_rate=1e-2,
+    )  # fmt: skip
+    train_adapter(loaded.model, loaded.tokenizer, rows, training, Job(Run(tmp_path), "over"))
+    assert (tmp_path / "over" / "adapter_model.safetensors").exists()

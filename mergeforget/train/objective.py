@@ -21,6 +21,11 @@ from mergeforget.train.rows import REFUSAL
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what a schema cannot see: unknown losses and their arguments."""
     for place, training in recipe.trainings().items():
+        if training.full and recipe.model.quantization:
+            raise RecipeError(
+                f"{place}: full trains weights of the model, which model.quantization freezes. "
+                "Leave one of the two out."
+            )
         for i, term in enumerate(training.objective):
             with _placed(f"{place}.objective.{i}"):
                 UNLEARNING_LOSSES.get(term.loss).check_arguments(term.arguments)

@@ -155,7 +155,7 @@ def _base(
 ) -> tuple[Any, str]:
     """The model that forgets, loaded, and the name that its adapters record."""
     if not first:
-        loaded = load_model(recipe.model)
+        loaded = load_model(recipe.model, quantize=True)
         return loaded, str(loaded.path or loaded.name)
     rows = sets.forget + sets.retain
     folder = memorised_folder(recipe, rows, recipe.model.name)
@@ -170,7 +170,7 @@ def _base(
     run.set_state("memorise", "done")
     on_main(lambda: _record_base(recipe, run, folder))
     spec = recipe.model.model_copy(update={"name": str(folder)})
-    return load_model(spec), str(folder)
+    return load_model(spec, quantize=True), str(folder)
 
 
 def _record_base(recipe: Recipe, run: Run, folder: Path) -> None:

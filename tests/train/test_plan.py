@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -116,3 +116,20 @@ def test_plan_reads_no_weights(tiny_folder: Path, tmp_path: Path) -> None:
     assert found["pair.under"]["effective_batch"] == 7 and found["pair.under"]["steps"] == 5
     text = CliRunner().invoke(main, arguments).stdout
     assert "steps       10 (2 an epoch, 2 warm-up)" in text and "MB" in text
+
+
+FOUR: tuple[None, Literal["4bit"]] = (None, "4bit")
+
+
+def test_four_bits_leave_an_eighth_of_the_linear_layers(
+    tiny_folder: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    settings = training()
+    encoded = encode_sets(tiny_tokenizer, SETS, settings)
+    plain, four = (
+        plan(ModelSpec(name=str(tiny_folder), quantization=q), encoded, settings, flops=1e9)
+        for q in FOUR
+    )
+    layers = [p for n, p in tiny_model.named_parameters() if "proj" in n]
+    saved = sum(p.numel() for p in layers) * (4 - 4.127 / 8)
+    assert plain.memory["weights"] - four.memory["weights"] == round(saved)
