@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, set_seed
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
@@ -150,6 +151,8 @@ def fit(
             steps_per_epoch=-(-len(order) // accumulation),
             accumulation=-(-accumulation // count()),
             save_total_limit=1,
+            run_name=f"{job.run.name}-{job.stage}",
+            project="mergeforget",
             **one_pass,
         ),
         train_dataset=rows,
@@ -165,6 +168,9 @@ def fit(
 def _run(trainer: UnlearningTrainer, job: Job) -> None:
     """Train from the beginning or from the last checkpoint."""
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback):  # not among the checkpoints, which go
+            callback.logging_dir = str(job.run.root / "tensorboard" / job.stage)
     start = on_main(lambda: _start(job))
     with explained(job.checkpoints), quiet():
         trainer.train(resume_from_checkpoint=str(start) if start else None)

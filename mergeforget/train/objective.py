@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -26,6 +27,12 @@ def check_recipe(recipe: Recipe) -> None:
                 f"{place}: full trains weights of the model, which model.quantization freezes. "
                 "Leave one of the two out."
             )
+        for name in training.report_to:
+            if find_spec(name) is None:
+                raise RecipeError(
+                    f"{place}: report_to names {name}, but that package is not installed: "
+                    f"pip install {name}, or leave it out; history.jsonl has the same figures."
+                )
         for i, term in enumerate(training.objective):
             with _placed(f"{place}.objective.{i}"):
                 UNLEARNING_LOSSES.get(term.loss).check_arguments(term.arguments)

@@ -60,3 +60,30 @@ def test_a_recipe_of_one_adapter_is_no_pair(
     out = str(tmp_path / "run")
     done = run("train-pair", "--recipe", "npo", "--model", str(tiny_folder), "--out", out, *files)
     assert done.exit_code == 3 and "over: npo, under: zjuklab" in done.stderr
+
+
+def test_tensorboard_gets_every_term(tiny_folder: Path, files: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    done = run(
+        "train", "--recipe", "graddiff", "--model", str(tiny_folder), "--out", str(out), *files,
+        "--set", "train.epochs=1", "--set", "train.report_to=[tensorboard]",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    seen = EventAccumulator(str(out / "tensorboard" / "adapter")).Reload()
+    lines = read_jsonl(out / "history.jsonl")
+    for label in ("ga_forget", "gd_retain"):
+        shown = [event.value for event in seen.Scalars(f"train/term/{label}")]
+        assert shown == pytest.approx([line["terms"][label] for line in lines])
+
+
+def test_a_reporter_that_is_not_installed_is_named(
+    tiny_folder: Path, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mergeforget.train.objective.find_spec", lambda name: None)
+    words = ["train", "--recipe", "npo", "--model", str(tiny_folder), "--out", str(tmp_path / "r")]
+    done = run(*words, *files, "--set", "train.report_to=[wandb]")
+    assert done.exit_code == 3 and "pip install wandb" in done.stderr
+    assert not (tmp_path / "r" / "history.jsonl").exists()
