@@ -11,12 +11,25 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
+from mergeforget.errors import UsageError
+
 T = TypeVar("T")
 
 
 def count() -> int:
     """Processes that train together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_launch() -> None:
+    """Refuse launchers that cut the model itself into parts: nothing here would gather them."""
+    for name, word in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if os.environ.get(word, "").lower() in ("true", "1"):
+            raise UsageError(
+                f"{name} is not supported: every process holds the whole frozen model. Launch with "
+                "--multi_gpu, and where a GPU is too small for the model set model.quantization: "
+                "4bit and gradient_checkpointing: true."
+            )
 
 
 def rank() -> int:

@@ -15,12 +15,14 @@ from mergeforget.errors import MergeforgetError, NumericError, RecipeError
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.losses.kl import MASKS
 from mergeforget.outputs import ANSWER, TokenOutputs
+from mergeforget.processes import check_launch
 from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.rows import REFUSAL
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what a schema cannot see: unknown losses and their arguments."""
+    check_launch()
     for place, training in recipe.trainings().items():
         if training.full and recipe.model.quantization:
             raise RecipeError(

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from mergeforget import cli
 from mergeforget.data.people import make_people
+from mergeforget.errors import UsageError
 from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.processes import check_launch
 from mergeforget.train.order import Alternating, Chunked, Dealt, Order, Together
 
 RECIPE = """
@@ -67,6 +69,15 @@ def test_every_step_holds_the_same_rows(order: Order, processes: int) -> None:
         mine = [p for parts in each for part in parts[size * step : size * step + size]
                 for p in part if p.counts]  # fmt: skip
         assert sorted(mine) == sorted(wanted)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_launchers_that_cut_up_the_model_are_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UsageError, match="is not supported.*quantization: 4bit"):
+        check_launch()
 
 
 @pytest.fixture
