@@ -58,7 +58,12 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     return arrays, dtypes
 
 
-def to_array(data: bytes | bytearray, dtype: str, shape: list[int], where: str) -> Array:
+def to_array(
+    data: bytes | bytearray | memoryview | NDArray[np.uint8],
+    dtype: str,
+    shape: list[int],
+    where: str,
+) -> Array:
     """Raw bytes of one tensor as an array; half types become float32."""
     if dtype == "BF16":
         wide = np.frombuffer(data, np.uint16).astype(np.uint32) << 16

@@ -98,9 +98,9 @@ def save_adapter() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def save_models() -> Callable[..., list[Path]]:
-    """Writes the tiny model and two that differ from it: ``save_models(folder, apart=0.02)``."""
+    """Writes the tiny model and two that differ: ``save_models(folder, apart=.02, dtype=None)``."""
 
-    def save(folder: Path, apart: float = 0.02) -> list[Path]:
+    def save(folder: Path, apart: float = 0.02, dtype: Any = None) -> list[Path]:
         import torch
 
         for seed, name in enumerate(("base", "one", "two")):
@@ -108,7 +108,7 @@ def save_models() -> Callable[..., list[Path]]:
             torch.manual_seed(seed)
             for parameter in model.parameters() if seed else ():
                 parameter.data += apart * torch.randn_like(parameter)
-            model.save_pretrained(folder / name)
+            model.to(dtype).save_pretrained(folder / name)
         return [folder / name for name in ("base", "one", "two")]
 
     return save

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,11 @@ from mergeforget.merge.arrays import Tensor, empty
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.cuts import FEW, Cut, kept_by
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.select import Source, at, blocks, known_densities
+from mergeforget.merge.select import SMALL, Source, at, blocks, known_densities
+from mergeforget.merge.speedup import Room, loops
+
+HELD = 1 << 23  # entries of all n tensors that are kept in memory rather than read twice
+_room = Room()
 
 
 def in_memory(stack: Tensor) -> Source:
@@ -20,6 +25,20 @@ def in_memory(stack: Tensor) -> Source:
     return Source(
         len(stack), (int(stack.shape[1]), int(stack.shape[2])), lambda part: stack[:, part]
     )
+
+
+def held(source: Source) -> Source:
+    """The same, read once and kept in memory."""
+    stack = source.rows(slice(0, source.shape[0]))
+
+    def rows(part: slice) -> Tensor:
+        if not isinstance(stack, np.ndarray):
+            return stack[:, part]
+        room = _room.take("block", (source.n, part.stop - part.start, source.shape[1]), stack.dtype)
+        np.copyto(room, stack[:, part])  # contiguous
+        return room
+
+    return Source(source.n, source.shape, rows, lambda down, across: stack[:, ::down, ::across])
 
 
 def merge_whole(
@@ -58,6 +77,8 @@ def merge_blocks(
         for one in given:
             one["chance"] = Chance(first.seed, name)
     trims = takes_density and bool(densities) and traits(first.method).trims
+    if trims and source.sample is None and source.numel > SMALL and source.n * source.numel <= HELD:
+        source = held(source)
     cuts = known_densities(source, densities) if trims else []
     every = slice(0, source.shape[0])
     for part in [every] if whole else blocks(source.shape):
@@ -90,6 +111,9 @@ def _pair(
     only = np.zeros_like(stack), np.zeros_like(stack)
     only[0][0], only[1][1] = stack[0], stack[1]
     cases = [merge(x, weights, density=1.0, **arguments) for x in (*only, stack)]
+    quick = loops(*cases, stack)
+    if quick:
+        return [_picked(stack, cases, pair, offset, quick) for pair in cuts]
     bits = f"i{stack.itemsize}"
     first, second, both = (x.view(bits) for x in cases)
     both = both ^ first ^ second
@@ -106,3 +130,19 @@ def _pair(
         merged ^= two
         results.append(merged.view(stack.dtype))
     return results
+
+
+def _picked(
+    stack: Tensor, cases: Sequence[Tensor], pair: Sequence[Cut], offset: int, quick: ModuleType
+) -> Tensor:
+    """The same for one density, by compiled loops."""
+    bounds = [cut.within(offset) for cut in pair]
+    merged = np.empty(cases[0].shape, np.float32)
+    quick.pick(
+        *(x.reshape(-1).view(np.int32) for x in stack),
+        np.array([bits for bits, _ in bounds], np.int32),
+        np.array([last for _, last in bounds]),
+        *(x.reshape(-1).view(np.int32) for x in cases),
+        merged.reshape(-1).view(np.int32),
+    )
+    return merged

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
+from mergeforget.merge.speedup import Room, loops
 from mergeforget.tensors import FLOATS, NUMPY, to_array
 
 Array = NDArray[Any]
@@ -80,23 +81,36 @@ class Checkpoint:
     def name(self) -> str:
         return self.folder.name
 
-    def read(self, info: TensorInfo, rows: slice = slice(None)) -> Array:
+    def read(self, info: TensorInfo, rows: slice = slice(None), room: Room | None = None) -> Array:
         """Rows of a tensor as a matrix, half types widened to float32.
+
+        Args:
+            room: memory to use; the rows lie there until more are read into it.
 
         Raises:
             InputError: the file ends before the tensor does.
         """
         height, width = info.matrix
         start, stop, _ = rows.indices(height)
-        data = self.raw(info, start * width, stop * width)
+        place = None
+        if room is not None:
+            place = room.take("raw", ((stop - start) * width * SIZES[info.dtype],), np.uint8)
+        data = self.raw(info, start * width, stop * width, place)
+        quick = loops()
+        if info.dtype == "BF16" and room is not None and quick:
+            wide = room.take("wide", (stop - start, width), np.uint32)
+            quick.widen(data.view(np.uint16), wide.reshape(-1))
+            return wide.view(np.float32)
         where = f"{info.path}: {info.name}"
         return to_array(data, info.dtype, [stop - start, width], where)
 
-    def raw(self, info: TensorInfo, start: int, stop: int) -> bytearray:
-        """The bytes of a tensor's entries from ``start`` to ``stop``."""
+    def raw(
+        self, info: TensorInfo, start: int, stop: int, room: Array | None = None
+    ) -> NDArray[np.uint8]:
+        """The bytes of a tensor's entries from ``start`` to ``stop``, in ``room`` if given."""
         size = SIZES[info.dtype]
-        data = bytearray((stop - start) * size)
-        view, offset = memoryview(data), info.start + start * size
+        data = np.empty((stop - start) * size, np.uint8) if room is None else room
+        view, offset = data.data, info.start + start * size
         while view:
             count = os.preadv(self.file(info.path), [view], offset)
             if count == 0:

@@ -24,6 +24,17 @@ class Cut(NamedTuple):
     value: float
     last: int | None = None
 
+    @property
+    def bits(self) -> int:
+        """``value`` as float32, read as an integer, which keeps the order of magnitudes."""
+        return int(np.float32(self.value).view(np.int32))
+
+    def within(self, offset: int) -> tuple[int, int]:
+        """As ``compiled.trim`` takes it, for a block that begins at flat index ``offset``."""
+        if self.last is None:
+            return self.bits - 1, -1
+        return self.bits, max(-1, self.last - offset)
+
 
 class KnownDensity(float):
     """A density that knows its cuts, so that ``trim`` need not look for them.

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
+
 from mergeforget.errors import UsageError
-from mergeforget.merge.arrays import Tensor, column
+from mergeforget.merge.arrays import Tensor, column, like
+from mergeforget.merge.speedup import loops
+
+SIGNS, DIVISORS = ("total", "count"), ("count", "weights", "none")
 
 Sign = Literal["total", "count"]
 Vote = Literal["unweighted", "weighted"]
@@ -29,7 +34,13 @@ def weighted_sum(
     stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
 ) -> Tensor:
     """``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``, 0 counting as 1."""
-    return total(stack * column(weights * scale_of(weights, normalize, scale), stack))
+    factors = weights * scale_of(weights, normalize, scale)
+    quick = loops(stack)
+    if not quick:
+        return total(stack * column(factors, stack))
+    summed = np.empty(stack.shape[1:], np.float32)
+    quick.weighted_sum(_flat(stack), like(factors, stack), summed.reshape(-1))
+    return summed
 
 
 def scale_of(weights: Tensor, normalize: bool, scale: float) -> float:
@@ -114,5 +125,16 @@ def consensus(
     """
     if vote not in ("unweighted", "weighted"):
         raise UsageError(f"vote is {vote!r}; it must be unweighted or weighted.")
+    quick = loops(stack)
+    if quick and sign in SIGNS and divide in DIVISORS:
+        merged = np.empty(stack.shape[1:], np.float32)
+        how = sign == "count", vote == "weighted", DIVISORS.index(divide)
+        quick.consensus(_flat(stack), like(weights, stack), *how, merged.reshape(-1))
+        return merged if scale == 1 else merged * scale
     voters = stack if vote == "unweighted" else stack * column(weights, stack)
     return disjoint_mean(stack, weights, elect(voters, sign), divide=divide, scale=scale)
+
+
+def _flat(stack: Tensor) -> Tensor:
+    """(n, *shape) as (n, entries)."""
+    return stack.reshape(len(stack), -1)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
+from mergeforget.merge import speedup
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
@@ -113,6 +114,7 @@ def sweep(
     """
     how = how or How()
     candidates, modules = at_densities(adapters, candidate, densities, how)
+    speedup.expect(_work(adapters, candidates))
     depth = depth_of(modules)
 
     def merge(module: str) -> list[Part]:
@@ -126,6 +128,17 @@ def sweep(
         _merged(adapters, one, dict(zip(modules, column, strict=True)), how.precision)
         for one, column in zip(candidates, columns, strict=True)
     ]
+
+
+def _work(adapters: Sequence[Adapter], candidates: Sequence[Candidate]) -> int:
+    """How many entries the method is to look at."""
+    dense = is_dense(candidates[0])
+    entries = sum(
+        math.prod(delta.shape) if dense else delta.a.size + delta.b.size
+        for adapter in adapters
+        for delta in adapter.deltas.values()
+    )
+    return entries * len(candidates)
 
 
 def at_densities(

@@ -13,6 +13,7 @@ import numpy as np
 
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
+from mergeforget.merge import speedup
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.changes import Step, bare, changes_of, check_products
 from mergeforget.merge.checkpoint import Checkpoint, open_checkpoint
@@ -62,6 +63,7 @@ def fold_adapters(
     check_adapters(adapters, with_base=True)
     steps = _steps(adapters, candidate, how)
     with open_checkpoint(base) as model:
+        speedup.expect(sum(model.tensors[n].numel for n in steps if n in model.tensors))
         for name, step in steps.items():
             check_target(model, name, step)
         jobs = [
@@ -125,6 +127,7 @@ def merge_models(
         origin = stack.enter_context(open_checkpoint(base)) if base else None
         first = origin or opened[0]
         check_same_tensors([first, *opened])
+        speedup.expect(sum(info.numel for info in first.tensors.values()) * len(opened))
         depth = depth_of(first.tensors)
         jobs = [
             model_job(i, opened, origin, at_module(candidate, n, depth[n]), output, precision)

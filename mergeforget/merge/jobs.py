@@ -21,12 +21,14 @@ class Block(NamedTuple):
     """Consecutive rows of a tensor to write.
 
     Attributes:
-        values: (rows, columns), as computed.
-        energy: squared norm of the change that they hold; None where there is no base.
+        raw: as their bits lie in the file; the memory may be used again for the next block.
+        energy: squared norm of the change that they hold; 0 where there is no base.
+        error: squared norm of what the output's dtype leaves out of it.
     """
 
-    values: Array
-    energy: float | None = None
+    raw: Array
+    energy: float = 0.0
+    error: float = 0.0
 
 
 @dataclass(frozen=True)

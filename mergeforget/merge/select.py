@@ -7,17 +7,21 @@ lies inside, a few percent, and the cut is found exactly among those.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 from mergeforget.merge.arrays import Tensor, library
 from mergeforget.merge.cuts import Cut, KnownDensity, find_cuts, kept_count, kth_largest
+from mergeforget.merge.speedup import Room, loops
 
 SMALL = 1 << 18  # entries of one tensor up to which it is one block
 SAMPLE = 1 << 15  # entries that bracket a cut
+FEW_ROWS = 256  # of a tensor that is read row by row
 MARGIN = 0.015  # of the ranks, on either side: some five standard deviations of the sample
 
+_room = Room()
 Rows = Callable[[slice], Tensor]  # rows of the n tensors -> (n, rows, columns)
 
 
@@ -27,7 +31,7 @@ class Source(NamedTuple):
     Attributes:
         n: how many.
         shape: (rows, columns)
-        rows: reads a block, (n, rows of the block, columns).
+        rows: reads a block, (n, rows of the block, columns); it may use the same memory again.
         sample: reads rows and columns with a stride, (n, some, some); None reads them by ``rows``.
     """
 
@@ -77,7 +81,11 @@ class _Bracket:
         self.inside: list[Tensor] = []
 
     def look(self, magnitude: Tensor) -> None:
-        """Count one block, (entries,)."""
+        """Count one block, (entries,), of magnitudes."""
+        quick = loops(magnitude)
+        if quick:
+            self._look_quickly(magnitude, quick)
+            return
         lib = library(magnitude)
         above = int(lib.count_nonzero(magnitude > self.high))
         from_high = int(lib.count_nonzero(magnitude >= self.high))
@@ -89,6 +97,20 @@ class _Bracket:
             self.inside_count += len(inside)
             from_low = int(lib.count_nonzero(magnitude >= self.low))
             self.at_low += from_low - from_high - len(inside)
+
+    def _look_quickly(self, entries: Tensor, quick: ModuleType) -> None:
+        """The same in one pass."""
+        found = _room.take("inside", (len(entries) + 1,), np.int32)
+        low = Cut(self.low).bits if self.low >= 0 else -1
+        above, at_high, between, at_low = quick.census(
+            entries.view(np.int32), low, Cut(self.high).bits, found
+        )
+        self.above += above
+        self.at_high += at_high
+        if self.low < self.high:
+            self.inside.append(found[:between].copy().view(np.float32))
+            self.inside_count += between
+            self.at_low += at_low
 
     def cut(self) -> float | None:
         """The k-th largest magnitude, or None where it lies outside; the bracket then moves."""
@@ -130,7 +152,8 @@ def _search(source: Source, ranks: Sequence[int]) -> list[list[Cut]]:
     while any(value is None for row in values for value in row):
         for part in blocks(source.shape):
             for tensor, row, found in zip(source.rows(part), brackets, values, strict=True):
-                magnitude = abs(tensor.reshape(-1))
+                entries = tensor.reshape(-1)
+                magnitude = entries if loops(entries) else abs(entries)
                 for bracket, value in zip(row, found, strict=True):
                     if value is None:
                         bracket.look(magnitude)
@@ -148,11 +171,14 @@ def _sample(source: Source) -> list[Tensor]:
     """For each tensor the sorted magnitudes of some entries, spread over rows and columns."""
     rows, columns = source.shape
     stride = max(1, int((source.numel / SAMPLE) ** 0.5))
-    down, across = (min(stride, rows), max(1, stride * stride // min(stride, rows)))
+    down = min(stride, rows)
+    if source.sample is None:
+        down = max(down, rows // FEW_ROWS)  # each is read by itself
+    across = max(1, min(columns, stride * stride // down))
     if source.sample is not None:
         picked = source.sample(down, across)
     else:
-        some = [source.rows(slice(r, r + 1))[:, :, ::across] for r in range(0, rows, down)]
+        some = [abs(source.rows(slice(r, r + 1))[:, :, ::across]) for r in range(0, rows, down)]
         picked = library(some[0]).concatenate(some, 1)
     ordered = []
     for x in picked:

@@ -14,6 +14,7 @@ from mergeforget.errors import UsageError
 from mergeforget.merge.arrays import Tensor, column, library, like
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.cuts import KnownDensity, check_density, find_cuts, kept_by, kept_count
+from mergeforget.merge.speedup import loops
 
 Rescale = Literal["density", "l1", "none"]
 
@@ -43,10 +44,14 @@ def trim(stack: Tensor, density: float) -> Tensor:
     k = kept_count(density, flat.shape[1])
     known = density if isinstance(density, KnownDensity) else None
     kept = library(stack).empty_like(flat)
+    offset, quick = known.offset if known else 0, loops(flat)
     for i, tensor in enumerate(flat):
-        magnitude = abs(tensor)
+        magnitude = None if known and quick else abs(tensor)
         cut = known.cuts[i] if known else find_cuts(magnitude, [k])[0]
-        kept[i] = tensor * kept_by(magnitude, cut, known.offset if known else 0)
+        if quick:
+            quick.trim(tensor, tensor.view(np.int32), *cut.within(offset), kept[i])
+        else:
+            kept[i] = tensor * kept_by(magnitude, cut, offset)
     return kept.reshape(stack.shape)
 
 

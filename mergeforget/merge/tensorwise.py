@@ -13,19 +13,22 @@ from mergeforget.adapter import LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, suggest
 from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.blockwise import merge_blocks
+from mergeforget.merge.blockwise import HELD, merge_blocks
 from mergeforget.merge.changes import Change, Step
 from mergeforget.merge.checkpoint import Checkpoint, TensorInfo
 from mergeforget.merge.compatible import OUTPUT, check_equal, check_finite_block, tensor_of
+from mergeforget.merge.encode import changed, encoded
 from mergeforget.merge.engine import precise, products
 from mergeforget.merge.jobs import Block, Job
 from mergeforget.merge.methods import traits
 from mergeforget.merge.select import SMALL, Source
 from mergeforget.merge.select import blocks as row_blocks
+from mergeforget.merge.speedup import Room
 from mergeforget.merge.writer import SHARD_BYTES
 
 Array = NDArray[Any]
 
+_room, _origin = Room(), Room()
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -94,20 +97,21 @@ def model_job(
     precision: str,
 ) -> Job:
     """Merge a tensor of whole models, or what changed in it since the base."""
-    theirs = [(model, tensor_of(model, info.name)) for model in models]
+    theirs, n = [(model, tensor_of(model, info.name)) for model in models], len(models)
     first = base or models[0]
     if not info.floating:
         check_equal(first, info, theirs)
         return kept_job(first, info, output)
 
     def rows(part: slice) -> Array:
-        stack = np.empty((len(theirs), part.stop - part.start, info.matrix[1]), precision)
-        origin = base.read(info, part) if base else None
+        stack = _room.take("stack", (n, part.stop - part.start, info.matrix[1]), precision)
+        origin = base.read(info, part, _origin) if base else None
         for place, (model, one) in zip(stack, theirs, strict=True):
-            values = check_finite_block(model, one, model.read(one, part))
-            np.subtract(values, origin, out=place) if origin is not None else np.copyto(
-                place, values
-            )
+            values = check_finite_block(model, one, model.read(one, part, _room))
+            if origin is None:
+                np.copyto(place, values)
+            else:
+                np.subtract(values, origin, out=place)
         return stack
 
     source = Source(len(models), info.matrix, rows)
@@ -122,7 +126,7 @@ def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> Job:
 
     def blocks() -> Iterator[Block]:
         for part in row_blocks(info.matrix):
-            yield Block(model.read(info, part))
+            yield Block(encoded(model.read(info, part, _room), output.stored(info)))
 
     return Job(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
 
@@ -143,15 +147,14 @@ def _job(
         for part, (merged,) in merge_blocks(source, weights, [candidate], name):
             change = _numpy(merged)
             if base is None:
-                yield Block(change)
+                yield Block(encoded(change, output.stored(info)))
             else:
-                energy = float(np.einsum("ij,ij->", change, change, dtype=np.float64))
-                origin = check_finite_block(base, info, base.read(info, part))
-                yield Block(origin + change, energy)
+                origin = check_finite_block(base, info, base.read(info, part, _room))
+                yield changed(origin, change, output.stored(info))
 
     whole = traits(candidate.method, candidate.arguments).whole
-    held = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
-    memory = 4 * held * (2 * source.n + 4)
+    block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
+    memory = 4 * (block * (2 * source.n + 4) + min(source.n * info.numel, HELD))
     return Job(info.name, output.stored(info), info.shape, blocks, memory=memory)
 
 

@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mergeforget.console import progress
 from mergeforget.errors import ResourceError
 from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, write_json
@@ -26,9 +23,6 @@ from mergeforget.merge.checkpoint import SIZES, Checkpoint
 from mergeforget.merge.jobs import Budget, Job, Rounding
 from mergeforget.merge.shards import PLAN, Place, carry_over, in_shards, opened, put
 from mergeforget.merge.threads import workers
-from mergeforget.tensors import stored, to_array
-
-Array = NDArray[Any]
 
 SHARD_BYTES = 5_000_000_000
 FLUSH_BYTES = 500_000_000  # written between two flushes of the journal
@@ -157,20 +151,11 @@ def _write_tensor(job: Job, place: Place, stop: threading.Event) -> tuple[float,
     for block in job.blocks():
         if stop.is_set():
             break
-        raw = stored(block.values, job.dtype)
-        if block.energy is not None:
-            energy += block.energy
-            if job.dtype not in ("F32", "F64"):
-                error += _rounding_error(raw, block.values, job.dtype)
-        put(place.file, raw.data.cast("B"), offset)
-        offset += raw.nbytes
+        error += block.error
+        energy += block.energy
+        put(place.file, block.raw.data.cast("B"), offset)
+        offset += block.raw.nbytes
     return error, energy
-
-
-def _rounding_error(raw: Array, values: Array, dtype: str) -> float:
-    data = raw.view(np.uint8).reshape(-1).data
-    apart = to_array(data, dtype, list(values.shape), "") - values  # type: ignore[arg-type]
-    return float(np.einsum("ij,ij->", apart, apart, dtype=np.float64))
 
 
 def _copy(job: Job, place: Place) -> None:
@@ -179,7 +164,7 @@ def _copy(job: Job, place: Place) -> None:
     step = 1 << 22
     for start in range(0, info.numel, step):
         data = checkpoint.raw(info, start, min(start + step, info.numel))
-        put(place.file, memoryview(data), place.start + start * SIZES[info.dtype])
+        put(place.file, data.data, place.start + start * SIZES[info.dtype])
 
 
 @contextmanager

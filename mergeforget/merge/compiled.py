@@ -1,0 +1,214 @@
+"""Loops over entries, compiled by numba: what numpy does in many passes over memory in one.
+
+Imported by ``speedup`` only, which knows whether numba is there. Each gives the bits that
+numpy's way gives: the same operations in float32, in the same order, none of them fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Array = NDArray[Any]
+MAGNITUDE = np.int32(0x7FFFFFFF)  # a float without its sign; so taken, floats sort as integers
+CHUNK = 2048  # entries that stay in the first-level cache
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compiled(loop: F) -> F:
+    """Compile a loop so that other threads go on meanwhile; no operation is fused or reordered."""
+    return cast(F, njit(nogil=True, cache=True, error_model="numpy")(loop))
+
+
+def reordered(loop: F) -> F:
+    """The same for a sum whose order does not matter."""
+    return cast(F, njit(nogil=True, cache=True, fastmath={"reassoc"})(loop))
+
+
+@compiled
+def widen(raw: Array, out: Array) -> None:
+    """bfloat16 as (m,) uint16 -> float32 as (m,) uint32."""
+    for i in range(len(raw)):
+        out[i] = np.uint32(raw[i]) << np.uint32(16)
+
+
+@compiled
+def narrow(bits: Array, out: Array) -> None:
+    """float32 as (m,) uint32 -> bfloat16 as (m,) uint16, to nearest even; NaN stays NaN."""
+    for i in range(len(bits)):
+        x = np.uint32(bits[i])
+        rounded = (x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        nan = (x & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        out[i] = np.uint16(0x7FC0) if nan else np.uint16(rounded)
+
+
+@compiled
+def subtract(one: Floats, other: Floats, out: Floats) -> None:
+    """``one - other``, (m,)."""
+    for i in range(len(one)):
+        out[i] = one[i] - other[i]
+
+
+@compiled
+def all_finite(bits: Array) -> bool:
+    """Whether (m,) float32, given as uint32, hold neither NaN nor Inf."""
+    odd = np.uint32(0)
+    for i in range(len(bits)):
+        odd |= np.uint32((bits[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+    return bool(odd == 0)
+
+
+@compiled
+def weighted_sum(stack: Floats, weights: Floats, out: Floats) -> None:
+    """``sum_i w_i x_i`` of (n, m), first to last from zero."""
+    n, m = stack.shape
+    for start in range(0, m, CHUNK):
+        summed = out[start : start + CHUNK]
+        summed[:] = np.float32(0)
+        for i in range(n):
+            x, weight = stack[i, start : start + CHUNK], weights[i]
+            for j in range(len(summed)):
+                summed[j] += x[j] * weight
+
+
+@compiled
+def trim(x: Floats, bits: Array, cut: int, last: int, out: Floats) -> None:
+    """``x``, (m,), where its magnitude's bits exceed ``cut``, or equal it up to index ``last``."""
+    limit = np.int32(cut)
+    if last < 0:  # the usual case, twice as fast
+        for j in range(len(x)):
+            out[j] = x[j] * np.float32((bits[j] & MAGNITUDE) > limit)
+    else:
+        for j in range(len(x)):
+            size = bits[j] & MAGNITUDE
+            out[j] = x[j] * np.float32((size > limit) | ((size == limit) & (j <= last)))
+
+
+@compiled
+def vote(x: Floats, factor: Any, by_count: bool, votes: Floats) -> None:
+    """Add one tensor's say about the sign, (m,)."""
+    zero = np.float32(0)
+    if by_count:
+        for j in range(len(x)):
+            v = x[j] * factor
+            votes[j] += np.float32(v > zero) - np.float32(v < zero)
+    else:
+        for j in range(len(x)):
+            votes[j] += x[j] * factor
+
+
+@compiled
+def add_agreeing(
+    x: Floats, factor: Any, weight: Any, share: Any, votes: Floats, summed: Floats, shares: Floats
+) -> None:
+    """Add the weighted entries that have the elected sign, (m,), and their shares."""
+    zero = np.float32(0)
+    for j in range(len(x)):
+        voter, up = x[j] * factor, votes[j] >= zero
+        agrees = np.float32(((voter > zero) & up) | ((voter < zero) & ~up))
+        summed[j] += x[j] * weight * agrees
+        shares[j] += agrees * share
+
+
+@compiled
+def consensus(
+    stack: Floats,
+    weights: Floats,
+    by_count: bool,
+    weighted: bool,
+    divide: int,
+    out: Floats,
+) -> None:
+    """``election.consensus`` of (n, m), unscaled; ``divide``: 0 by count, 1 by weights, 2 not."""
+    n, m = stack.shape
+    one, zero = np.float32(1), np.float32(0)
+    room = np.empty((2, CHUNK), np.float32)
+    for start in range(0, m, CHUNK):
+        summed = out[start : start + CHUNK]
+        votes, shares = room[0, : len(summed)], room[1, : len(summed)]
+        summed[:], votes[:], shares[:] = zero, zero, zero
+        for i in range(n):
+            x = stack[i, start : start + CHUNK]
+            vote(x, weights[i] if weighted else one, by_count, votes)
+        for i in range(n):
+            x = stack[i, start : start + CHUNK]
+            factor, share = weights[i] if weighted else one, weights[i] if divide == 1 else one
+            add_agreeing(x, factor, weights[i], share, votes, summed, shares)
+        if divide == 0:
+            for j in range(len(summed)):
+                summed[j] /= max(shares[j], one)
+        elif divide == 1:
+            for j in range(len(summed)):
+                summed[j] /= shares[j] + np.float32(shares[j] == zero)
+
+
+@compiled
+def census(bits: Array, low: int, high: int, inside: Array) -> tuple[int, int, int, int]:
+    """Count (m,) magnitudes, given as int32 with a sign, against a bracket.
+
+    Returns:
+        How many exceed ``high``, equal it, lie between, equal ``low``. Those between are put at
+        the front of ``inside``, which has room for all and one more.
+    """
+    bottom, top = np.int32(low), np.int32(high)
+    above: Any = np.int32(0)
+    at_high: Any = np.int32(0)
+    at_low: Any = np.int32(0)
+    for j in range(len(bits)):
+        size = bits[j] & MAGNITUDE
+        above += np.int32(size > top)
+        at_high += np.int32(size == top)
+        at_low += np.int32(size == bottom)
+    between: Any = 0
+    for j in range(len(bits)):
+        size = bits[j] & MAGNITUDE
+        inside[between] = size
+        between += np.int64((size > bottom) & (size < top))
+    return above, at_high, between, at_low
+
+
+@compiled
+def pick(
+    one: Array,
+    two: Array,
+    cuts: Array,
+    lasts: Array,
+    first: Array,
+    second: Array,
+    both: Array,
+    out: Array,
+) -> None:
+    """For each place choose among four results by which of two entries its cut keeps.
+
+    Args:
+        one, two: bits of the two tensors' entries, (m,) int32, as all that follow.
+        cuts, lasts: of the two, as ``trim`` takes them, (2,) int32 and int64.
+        first, second, both: results where only the first is kept, only the second, both.
+    """
+    limit, other = cuts[0], cuts[1]
+    if max(lasts[0], lasts[1]) < 0:
+        for j in range(len(one)):
+            p = -np.int32((one[j] & MAGNITUDE) > limit)  # 0 or all bits
+            q = -np.int32((two[j] & MAGNITUDE) > other)
+            out[j] = (p & ~q & first[j]) | (q & ~p & second[j]) | (p & q & both[j])
+        return
+    for j in range(len(one)):
+        x, y = one[j] & MAGNITUDE, two[j] & MAGNITUDE
+        p = -np.int32((x > limit) | ((x == limit) & (j <= lasts[0])))
+        q = -np.int32((y > other) | ((y == other) & (j <= lasts[1])))
+        out[j] = (p & ~q & first[j]) | (q & ~p & second[j]) | (p & q & both[j])
+
+
+@reordered
+def squares(x: Floats) -> float:
+    """Sum of squares, (m,), in float64; the order is the compiler's."""
+    summed = 0.0
+    for j in range(len(x)):
+        summed += np.float64(x[j]) * np.float64(x[j])
+    return summed
