@@ -15,7 +15,9 @@ from mergeforget.merge.arrays import Tensor, cast, library, like
 
 Svd = Literal["fast", "exact"]
 MAX_STEPS = 8  # of subspace iteration
-GAIN = 5e-4  # share of the squared residual that a step must gain for another one to follow
+NEAR = 1.5e-4  # share of the squared residual that further steps may still gain
+TINY = 1e-6  # a gain, as such a share, after which no other is looked for
+SLANTED = 1e-4  # least ratio of lengths for which a Cholesky factor keeps rows orthonormal
 ROUNDING = 1e-6  # share of the energy that float32 cannot tell from nothing
 SPARE = 16  # directions followed beyond the rank, where the start offers no more
 NOISE_SEED = 0x5EED  # of the random directions, so that one input has one result
@@ -69,8 +71,8 @@ def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = 
         rank: of the result, at most min(out, in).
         start: (k, in), rows near the row space of ``delta``: the factors that were merged.
         svd: ``exact`` is the best approximation; ``fast`` follows ``start`` through steps of
-            subspace iteration until one gains less than 5e-4 of the squared residual, after which
-            the rest of the way is shorter than that step was.
+            subspace iteration until what further steps would take off the residual is 1e-4 of it,
+            by the last gain and the rate at which gains shrink.
 
     ``Cut.energy`` minus ``Cut.kept`` is the squared residual in both modes.
     """
@@ -87,17 +89,38 @@ def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = 
 
 
 def _iterated(delta: Tensor, rank: int, basis: Tensor, energy: float) -> Cut:
-    """Subspace iteration from a basis, until a step improves the squared residual no more."""
+    """Subspace iteration from a basis, (k, in), until further steps would gain next to nothing."""
     image = delta @ basis.T  # (out, k)
-    cut = cut_factors(basis, image, rank)
-    for _ in range(MAX_STEPS):
-        before = cut
-        basis = _orthonormal((delta.T @ _orthonormal(image.T).T).T)
+    kept, whiten, gain = *_caught(image, rank)[:2], 0.0
+    for step in range(MAX_STEPS):
+        basis = _orthonormal((image @ whiten).T @ delta)
         image = delta @ basis.T
-        cut = cut_factors(basis, image, rank)
-        if cut.kept - before.kept <= GAIN * max(energy - cut.kept, ROUNDING * energy):
+        before, last = kept, gain
+        kept, whiten, rate = _caught(image, rank)
+        gain = kept - before
+        rate = max(rate, gain / last if step else 0.0)
+        left = max(energy - kept, ROUNDING * energy)
+        if gain * min(rate, 1.0) <= NEAR * left * max(1 - rate, 0.0) or gain <= TINY * left:
             break
-    return cut
+    return cut_factors(basis, image, rank)
+
+
+def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
+    """What a basis catches of a change, from its image (out, k).
+
+    Returns:
+        The squared norm of the best cut within the basis; (k, p) to make the image orthonormal;
+        by what factor a step of iteration shrinks the distance from the best cut of all, as the
+        ratio of the singular values at the rank and at the end of the basis tells.
+    """
+    wide = cast(image, "float64")
+    values, vectors = library(image).linalg.eigh(wide.T @ wide)  # ascending
+    sound = values > max(float(values[-1]), 0.0) * NEGLIGIBLE
+    if not sound.any():
+        return 0.0, like(vectors[:, -1:], image), 0.0
+    kept, top = float(values[-rank:].sum()), float(values[-rank:][0])
+    rate = (max(float(values[0]), 0.0) / top) ** 2 if top > 0 else 0.0
+    return kept, like(vectors[:, sound] / values[sound] ** 0.5, image), rate
 
 
 def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
@@ -132,8 +155,16 @@ def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
 
 def _orthonormal(rows: Tensor) -> Tensor:
     """Rows spanning the same space, orthonormal; dependent ones are left out."""
-    wide = cast(rows, "float64")
-    whiten, _ = _whitening(wide @ wide.T)
+    wide, lib = cast(rows, "float64"), library(rows)
+    gram = wide @ wide.T
+    try:
+        root = lib.linalg.cholesky(gram)
+    except lib.linalg.LinAlgError:
+        root = gram * 0
+    lengths = root.diagonal()
+    if float(lengths.min()) > SLANTED * float(lengths.max()):
+        return like(lib.linalg.inv(root) @ wide, rows)
+    whiten, _ = _whitening(gram)  # slower, and sound for rows that depend on each other
     return like(whiten.T @ wide, rows)
 
 
