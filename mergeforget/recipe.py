@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -27,6 +27,7 @@ from mergeforget.training import Tokens as Tokens
 from mergeforget.training import Training as Training
 
 FOLDER = Path(__file__).parent / "recipes"
+M = TypeVar("M", bound=BaseModel)
 
 
 def _densities(value: Any) -> Any:
@@ -206,24 +207,39 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: unknown key (nearest match and line named), wrong value, or not YAML.
     """
-    path = recipe_path(str(name))
+    return read_yaml(recipe_path(str(name)), Recipe, assignments)
+
+
+def read_yaml(
+    path: Path, model: type[M], assignments: Iterable[str] = (), what: str = "recipe"
+) -> M:
+    """Read and validate a YAML file of ours.
+
+    Args:
+        model: what the file must hold.
+        what: the word for it in messages.
+
+    Raises:
+        RecipeError: unknown key (nearest match and line named), wrong value, or not YAML.
+        InputError: it cannot be read.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"Cannot read the recipe {path}: {error.strerror or error}.") from error
+        raise InputError(f"Cannot read the {what} {path}: {error.strerror or error}.") from error
     try:
         values = yaml.load(text, Loader)
         lines = _lines(yaml.compose(text, Loader=Loader))
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} is not a recipe: it holds no keys.")
+        raise RecipeError(f"{path} is not a {what}: it holds no keys.")
     for assignment in assignments:
         _assign(values, assignment)
     try:
-        return Recipe.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, path, lines)) from error
+        raise RecipeError(_explain(error, path, lines, model, what)) from error
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -240,7 +256,7 @@ def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, Path("the recipe"), {})) from error
+        raise RecipeError(_explain(error, Path("the recipe"), {}, Recipe)) from error
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
@@ -277,32 +293,46 @@ def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str
     return found
 
 
-def _explain(error: ValidationError, path: Path, lines: dict[tuple[str, ...], int]) -> str:
-    """Every fault of a recipe, a line each, with the place and the nearest known key."""
+def _explain(
+    error: ValidationError,
+    path: Path,
+    lines: dict[tuple[str, ...], int],
+    model: type[BaseModel],
+    what: str = "recipe",
+) -> str:
+    """Every fault of a file, a line each, with the place and the nearest known key."""
     faults = []
     for fault in error.errors():
         where = tuple(str(p) for p in fault["loc"])
         line = lines.get(where)
-        place = f"line {line}, {'.'.join(where)}" if line else ".".join(where) or "the recipe"
+        place = f"line {line}, {'.'.join(where)}" if line else ".".join(where) or f"the {what}"
         if fault["type"] == "extra_forbidden":
-            known = _keys(where[:-1])
+            known = _keys(where[:-1], model)
             text = (
                 f"unknown key {where[-1]!r}.{suggest(where[-1], known)} Known: {', '.join(known)}"
             )
         else:
             text = f"{fault['msg']}, found {fault['input']!r}"[:300]
         faults.append(f"  {place}: {text}")
-    return f"{path} is not a valid recipe:\n" + "\n".join(faults)
+    return f"{path} is not a valid {what}:\n" + "\n".join(faults)
 
 
-def _keys(where: tuple[str, ...]) -> list[str]:
-    """The keys that the section at ``where`` has."""
-    section: Any = Recipe
+def _keys(where: tuple[str, ...], model: type[BaseModel]) -> list[str]:
+    """The keys that the section at ``where`` has; places in lists are passed over."""
+    section = model
     for key in where:
+        if key.isdigit():
+            continue
         inner = section.model_fields.get(key)
-        kinds = [] if inner is None else [inner.annotation, *get_args(inner.annotation)]
-        parts = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        parts = [] if inner is None else _models(inner.annotation)
         if not parts:
             return []
         section = parts[0]
     return list(section.model_fields)
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a type speaks of: ``list[Part] | None`` speaks of Part."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for inner in get_args(annotation) for found in _models(inner)]
