@@ -141,6 +141,7 @@ class EvaluationSpec(Part):
     membership: Literal["documents", "rows", "answers"] = "documents"
     mmlu: str | None = None
     mmlu_shots: Annotated[int, Field(ge=0, le=5)] = 5
+    mmlu_limit: Positive | None = None  # questions of each subject; None: as many as limit says
 
 
 class Recipe(Part):

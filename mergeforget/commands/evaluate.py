@@ -37,6 +37,11 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Of an answer.  [default: 256]")
 @click.option("--mmlu", type=FOLDER, help="Folder with MMLU's dev/ and test/ csv files.")
 @click.option("--mmlu-shots", type=click.IntRange(0, 5), help="Examples shown.  [default: 5]")
+@click.option("--mmlu-limit", type=click.IntRange(1), help="Questions of each MMLU subject.  "
+              "[default: --limit]")  # fmt: skip
+@click.option("--membership", type=click.Choice(["documents", "rows", "answers"]), help="What is "
+              "judged as member or not: the completed documents, every row's document, or every "
+              "answer given its prompt.  [default: documents]")  # fmt: skip
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of a batch.  [default: what "
               "the memory allows]")  # fmt: skip
 @click.option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
@@ -123,7 +128,7 @@ def _settings(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
     """The recipe's section with what the command line says instead."""
     from mergeforget.benchmarks import BENCHMARKS
 
-    names = ("benchmark", "limit", "max_new_tokens", "mmlu_shots")
+    names = ("benchmark", "limit", "max_new_tokens", "mmlu_shots", "mmlu_limit", "membership")
     changes = {name: options[name] for name in names if options[name] is not None}
     if options["mmlu"] is not None:
         changes["mmlu"] = str(options["mmlu"])

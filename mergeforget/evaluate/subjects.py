@@ -74,7 +74,7 @@ class Evaluation:
             "device": (self.device or default_device()).split(":")[0],
             "membership": self.settings.membership,
             "max_new_tokens": self.settings.max_new_tokens,
-            "mmlu": [self.settings.mmlu, self.settings.mmlu_shots, self.settings.limit]
+            "mmlu": [self.settings.mmlu, self.settings.mmlu_shots, self._mmlu_limit()]
             if self.settings.mmlu
             else None,
         }
@@ -104,9 +104,12 @@ class Evaluation:
             loaded.tokenizer,
             Path(spec.mmlu or ""),
             shots=spec.mmlu_shots,
-            limit=spec.limit,
+            limit=self._mmlu_limit(),
             batch_tokens=self.batch_tokens,
         )
+
+    def _mmlu_limit(self) -> int | None:
+        return self.settings.mmlu_limit or self.settings.limit
 
     def _measure(self, model: Any, tokenizer: Any, kept: Kept, label: str) -> Measured:
         return measure(

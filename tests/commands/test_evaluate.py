@@ -158,3 +158,16 @@ def test_bad_calls_say_what_is_wrong(run: Path, words: list[str], message: str) 
 def test_non_members_that_were_trained_on_are_refused(run: Path) -> None:
     done = call(run, "--holdout", run / "data" / "retain.jsonl")
     assert done.exit_code == 4 and "also in the forget or retain set" in done.stderr
+
+
+def test_every_answer_can_tell_members_and_mmlu_has_its_own_limit(run: Path) -> None:
+    mmlu = run / "mmlu"
+    for split, count in (("dev", 1), ("test", 4)):
+        (mmlu / split).mkdir(parents=True)
+        (mmlu / split / f"birds_{split}.csv").write_text("Q,1,2,3,4,A\n" * count)
+    more = ["--membership", "answers", "--mmlu", str(mmlu), "--mmlu-limit", "2", "--limit", "4"]
+    done = call(run, *FAST, "--subject", "base", *more, "--json")
+    assert done.exit_code == 0, done.output
+    found = {s["metric"]: s["n"] for s in json.loads(done.stdout)["scores"]["base"]}
+    assert found["mia_auc"] == 12  # every row of three people inside and three outside
+    assert found["mmlu"] == 2
