@@ -27,6 +27,7 @@ from mergeforget.training import Tokens as Tokens
 from mergeforget.training import Training as Training
 
 FOLDER = Path(__file__).parent / "recipes"
+SIDES = ("over", "under")  # of a pair; the name of a recipe may stand for one
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -269,6 +270,8 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     *path, last = keys.strip().split(".")
     inner: Any = values
     for key in path:
+        if isinstance(inner, dict) and key in SIDES and isinstance(inner.get(key), str):
+            inner[key] = load_recipe(inner[key]).training(key).model_dump(mode="json")
         inner = inner[int(key)] if isinstance(inner, list) else inner.setdefault(key, {})
         if not isinstance(inner, dict | list):
             raise RecipeError(f"--set {keys}: {key!r} has no keys below it.")

@@ -60,3 +60,11 @@ def test_density_range_includes_both_ends(low: int, steps: int) -> None:
     text = f"search.densities={low * step:.2f}:{last:.2f}:{step}"
     found = load_recipe("zjuklab", [text]).search.densities
     assert len(found) == steps + 1 and found[-1] == pytest.approx(last)
+
+
+def test_a_side_that_another_recipe_names_can_be_set_too() -> None:
+    recipe = load_recipe("eul-npo", ["pair.over.batch_size=4", "pair.over.objective.0.alpha=2.0"])
+    assert recipe.pair is not None
+    assert recipe.pair.over.batch_size == 4
+    assert recipe.pair.over.objective[0].arguments["alpha"] == 2.0
+    assert recipe.pair.under == load_recipe("zjuklab").training("under")
