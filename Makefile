@@ -6,15 +6,25 @@ READY   = $(VENV)/.ready
 # A CPU build of torch where there is no NVIDIA GPU: an open range would fetch gigabytes of CUDA.
 TORCH  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo torch || echo torch==2.13.0)
 
-.PHONY: demo test study lint clean
+.PHONY: demo test slow study gpu-study lint clean
 demo: $(READY)
 	$(BIN)/mergeforget demo
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow" tests
 
-study: $(READY)                 # the slow tests: real model, real data where it is at hand
+slow: $(READY)                  # the slow tests: real model, real data where it is at hand
 	$(BIN)/python -m pytest -q -m slow tests
+
+# The published experiments again, within three hours; resumed by the same command. Data sets:
+# MERGEFORGET_DATA. `make study PART=pair` runs one part, with what it reads.
+study: $(READY)
+	$(BIN)/mergeforget study run cpu --results docs/study $(if $(PART),--only $(PART))
+	$(BIN)/mergeforget study write docs/study
+
+gpu-study: $(READY)             # the whole LUME train split on one GPU, in parts of minutes
+	$(BIN)/mergeforget study run gpu --results docs/gpu-study $(if $(PART),--only $(PART))
+	$(BIN)/mergeforget study write docs/gpu-study
 
 lint: $(READY)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -1,0 +1,103 @@
+"""`mergeforget study`: a list of commands, run and resumed, and the document of their results."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from mergeforget.commands._options import emit, json_option
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group("study")
+def command() -> None:
+    """Run the published experiments again, and write down what they gave here."""
+
+
+@command.command("run")
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--out", type=FOLDER, help="Folder of the runs.  [default: runs/study-NAME]")
+@click.option("--results", type=FOLDER, help="Folder of the figures, small json files.  "
+              "[default: OUT/results]")  # fmt: skip
+@click.option("--data", type=FOLDER, help="Folder of the data sets.  [default: $MERGEFORGET_DATA, "
+              "or ../shared/data]")  # fmt: skip
+@click.option("--only", multiple=True, metavar="PART", help="Run this part and what it reads; "
+              "repeat it.")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many; the "
+              "same command goes on.")  # fmt: skip
+@click.option("--again", multiple=True, metavar="STEP", help="Throw this step and what reads it "
+              "away and run them anew; repeat it.")  # fmt: skip
+@click.option("--value", "values", multiple=True, metavar="NAME=TEXT", help="Replace one of the "
+              "study's values, for example limit=32; repeat it.")  # fmt: skip
+@json_option
+def run(
+    name: str,
+    out: Path | None,
+    results: Path | None,
+    data: Path | None,
+    only: tuple[str, ...],
+    minutes: float | None,
+    again: tuple[str, ...],
+    values: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Run the steps of a study that are not done yet.
+
+    Each step is a command of the tool. A step that was stopped goes on where it was; a part whose
+    data is not there is left out, and said so.
+    """
+    from mergeforget.run import RUNS
+    from mergeforget.study.definition import load_study
+    from mergeforget.study.runner import Places, run_study
+
+    given = dict(_pair(value) for value in values)
+    study, file = load_study(name, given)
+    out = out or RUNS / f"study-{study.name}"
+    data = data or Path(os.environ.get("MERGEFORGET_DATA", "../shared/data"))
+    places = Places(out, results or out / "results", data, file)
+    states = run_study(study, places, only=only, minutes=minutes, again=again, given=given)
+    counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
+    told = "\n".join(f"{n} {'step' if n == 1 else 'steps'} {state}" for state, n in counts.items())
+    more = f"\nNext: mergeforget study write {places.results}" if "done" in counts else ""
+    emit({"out": str(out), "results": str(places.results), "steps": states}, told + more, as_json)
+
+
+@command.command("write")
+@click.argument("results", type=FOLDER)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
+              help="The document.  [default: RESULTS.md]")  # fmt: skip
+@json_option
+def write(results: Path, out: Path | None, as_json: bool) -> None:
+    """Write the document of a study from the folder of its results, and nothing else."""
+    from mergeforget.study.document import write_document
+
+    path = write_document(results, out or results.with_name(results.name + ".md"))
+    emit({"document": str(path)}, f"Document: {path}", as_json)
+
+
+@command.command("plan")
+@click.argument("name", metavar="NAME|FILE")
+@json_option
+def plan(name: str, as_json: bool) -> None:
+    """Print the parts, steps and commands of a study, and how long they are expected to take."""
+    from mergeforget.study.definition import load_study
+
+    study, _ = load_study(name)
+    lines = []
+    for section in study.parts:
+        minutes = sum(step.minutes for step in section.steps)
+        lines.append(f"{section.name}: {section.title} ({minutes:g} min)")
+        for step in section.steps:
+            lines.append(f"  {step.name} ({step.minutes:g} min)")
+            lines += [f"    mergeforget {text}" for text in study.commands(step)]
+    emit(study.model_dump(mode="json"), "\n".join(lines), as_json)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not of the form NAME=TEXT.", param_hint="--value")
+    return name, value

@@ -1,0 +1,172 @@
+"""The figures of a study's tables, read from the results of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from mergeforget.analysis.evidence import DENSITY
+from mergeforget.errors import InputError
+from mergeforget.files import read_json
+from mergeforget.study.definition import Column, Row, Study, Table
+from mergeforget.study.gather import full_key
+
+Results = Mapping[str, dict[str, Any]]  # step -> what runner.write_result wrote
+NOT_RUN, DIVERGED, NOTHING = "not run", "diverged", "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one row: of one step, or of several that are averaged.
+
+    Attributes:
+        values: step -> figure, of the steps that have it.
+        n: rows of data it was computed from, where the score says so.
+        why: what stands there instead of a figure.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    n: int = 0
+    why: str = NOTHING
+
+    @property
+    def value(self) -> float | None:
+        """The figure, or the mean over the steps."""
+        return fmean(self.values.values()) if self.values else None
+
+    def text(self, decimals: int) -> str:
+        """``0.501``, or ``0.501 ± 0.020 (3)``: mean, standard deviation and count."""
+        if self.value is None:
+            return self.why
+        shown = f"{self.value:.{decimals}f}"
+        if len(self.values) < 2:
+            return shown
+        return f"{shown} ± {stdev(self.values.values()):.{decimals}f} ({len(self.values)})"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A study as it was run, and the results of its steps.
+
+    Attributes:
+        given: values that were replaced on the command line.
+    """
+
+    study: Study
+    given: Mapping[str, str]
+    results: dict[str, dict[str, Any]]
+
+    @property
+    def command(self) -> str:
+        """What runs the steps that are missing."""
+        values = "".join(f" --value {name}={value}" for name, value in self.given.items())
+        return f"mergeforget study run {self.study.name}{values}"
+
+
+def read_results(folder: Path) -> Found:
+    """The results in a folder; those of other commands than the study's are left out.
+
+    Raises:
+        InputError: the folder holds no study.
+    """
+    path = folder / "study.json"
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds no results of a study (no study.json). `mergeforget study run NAME "
+            f"--results {folder}` makes them."
+        )
+    values = read_json(path)
+    study = Study.model_validate(values["study"])
+    results = {}
+    for _, step in study.steps():
+        file = folder / f"{step.name}.json"
+        result = read_json(file) if file.exists() else {}
+        if result.get("fingerprint") == study.fingerprint(step):
+            results[step.name] = result
+    return Found(study, values["given"], results)
+
+
+def cells_of(table: Table, row: Row, results: Results) -> dict[str, Cell]:
+    """The cells of a row by their column's label."""
+    found: dict[str, Cell] = {}
+    for column in table.columns:
+        every = {step: _figure(table, row, column, results.get(step), found) for step in row.steps}
+        values = {step: v[0] for step, v in every.items() if isinstance(v, tuple)}
+        counts = [v[1] for v in every.values() if isinstance(v, tuple)]
+        words = [v for v in every.values() if isinstance(v, str)]
+        found[column.label] = Cell(values, min(counts, default=0), words[0] if words else NOTHING)
+    return found
+
+
+def published(table: Table) -> dict[str, dict[str, float | None]]:
+    """Column label -> row label -> what the source reports."""
+    return {c.label: {r.label: r.published.get(c.label) for r in table.rows} for c in table.columns}
+
+
+def subject_of(row: Row, measured: Mapping[str, Any]) -> str:
+    """The scored model that a row means; empty where there is none."""
+    scores = measured.get("scores", {})
+    if row.subject == "chosen":
+        return str(measured.get("chosen", {}).get("name", ""))
+    if row.subject.startswith("best "):
+        return _best(row.subject.removeprefix("best "), scores)
+    if not row.subject and len(scores) == 1:
+        return str(next(iter(scores)))
+    return row.subject
+
+
+def _figure(
+    table: Table, row: Row, column: Column, result: dict[str, Any] | None, left: dict[str, Cell]
+) -> tuple[float, int] | str:
+    """(value, n) of one step, or why there is none."""
+    if result is None:
+        return NOT_RUN
+    if result["state"] == "failed" and not column.reads:
+        return DIVERGED
+    measured = result["measured"]
+    if column.mean:
+        values = [left[label].values.get(result["step"]) for label in column.mean]
+        known = [v for v in values if v is not None]
+        return (fmean(known), 0) if len(known) == len(values) else NOTHING
+    if column.reads:
+        return _ratio(measured, column)
+    subject = subject_of(row, measured)
+    if column.candidate:
+        named = DENSITY.match(subject)
+        return (float(named["density"]), 0) if named else NOTHING
+    key = full_key(column.score)
+    part = "all" if key.startswith("mmlu/") else table.part  # its questions are in no half
+    score = measured.get("scores", {}).get(subject, {}).get(part, {}).get(key)
+    return (float(score[0]), int(score[1])) if score else NOTHING
+
+
+def _ratio(measured: Mapping[str, Any], column: Column) -> tuple[float, int] | str:
+    value, by = at(measured, column.reads), at(measured, column.over) if column.over else 1.0
+    numbers = isinstance(value, int | float) and isinstance(by, int | float)
+    return (value / by, 0) if numbers and by else NOTHING
+
+
+def at(values: Any, place: str) -> Any:
+    """What is at ``history.over.steps``; a list is counted through: ``printed.0.trained``."""
+    for key in place.split("."):
+        if isinstance(values, list) and key.isdigit() and int(key) < len(values):
+            values = values[int(key)]
+        elif isinstance(values, dict):
+            values = values.get(key)
+        else:
+            return None
+    return values
+
+
+def _best(method: str, scores: Mapping[str, Any]) -> str:
+    """The candidate of a method with the largest aggregate on the half that chooses."""
+    key = full_key("aggregate")
+    found = {
+        name: parts["choose"][key][0]
+        for name, parts in sorted(scores.items())
+        if name.split("-")[0] == method and key in parts.get("choose", {})
+    }
+    return max(found, key=lambda name: found[name]) if found else ""

@@ -1,0 +1,108 @@
+"""Whether a table shows what the paper's table shows, told from the figures of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from mergeforget.study.cells import Results, cells_of, published
+from mergeforget.study.definition import Claim, Table
+
+Figures = Mapping[str, float | None]  # row label -> figure
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim judged on one set of figures.
+
+    Attributes:
+        holds: None where a figure is missing.
+        detail: the figures that decide, in words.
+    """
+
+    holds: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim judged on what was published and on what was measured."""
+
+    claim: Claim
+    published: Finding
+    here: Finding
+
+    @property
+    def word(self) -> str:
+        """The verdict in a few words."""
+        if self.here.holds is None:
+            return "Not measured yet"
+        if self.published.holds is None:
+            return "Holds" if self.here.holds else "Does not hold"
+        return "Same picture" if self.here.holds == self.published.holds else "Another picture"
+
+    @property
+    def sentence(self) -> str:
+        """``**Same picture.** The merge is .... Here: .... Published: ....``"""
+        told = [("Here", self.here), ("Published", self.published)]
+        details = "".join(f" {who}: {f.detail}." for who, f in told if f.detail)
+        return f"**{self.word}.** {self.claim.text}.{details}"
+
+
+def verdicts(table: Table, results: Results) -> list[Verdict]:
+    """Every claim of a table."""
+    cells = {row.label: cells_of(table, row, results) for row in table.rows}
+    source = published(table)
+    found = []
+    for claim in table.claims:
+        here = {label: every[claim.column].value for label, every in cells.items()}
+        found.append(Verdict(claim, judge(claim, source[claim.column]), judge(claim, here)))
+    return found
+
+
+def judge(claim: Claim, figures: Figures) -> Finding:
+    """Whether a claim holds for these figures."""
+    if claim.kind == "order":
+        return _order(claim, figures)
+    value = figures.get(claim.row)
+    if value is None:
+        return Finding(None)
+    if claim.kind == "within":
+        away = max(claim.low - value, value - claim.high, 0.0)
+        span = f"{claim.low:g} to {claim.high:g}"
+        if away:
+            return Finding(False, f"{value:.3f} lies outside {span}, by {away:.3f}")
+        return Finding(True, f"{value:.3f} lies within {span}")
+    names = claim.of or [name for name in figures if name != claim.row]
+    others = {name: v for name in names if (v := figures.get(name)) is not None}
+    if len(others) < (len(names) if claim.of else 1):
+        return Finding(None)
+    return _extreme(claim, value, others)
+
+
+def _extreme(claim: Claim, value: float, others: Mapping[str, float]) -> Finding:
+    """The row against the one that comes nearest to it, or beats it by most."""
+
+    def goodness(x: float) -> float:
+        signs = {"largest": x, "smallest": -x, "nearest": -abs(x - claim.target)}
+        return signs[claim.kind]
+
+    rival = max(others, key=lambda name: goodness(others[name]))
+    gap = goodness(value) - goodness(others[rival])
+    by = f"by {abs(gap):.3f}" if gap > 0 else f"short by {abs(gap):.3f}" if gap else "a tie"
+    return Finding(gap > 0, f"{value:.3f} against {others[rival]:.3f} of {rival}, {by}")
+
+
+def _order(claim: Claim, figures: Figures) -> Finding:
+    """Pairs of rows that stand as claimed; rows without a figure are not compared."""
+    known = [(name, v) for name in claim.of if (v := figures.get(name)) is not None]
+    pairs = list(combinations(known, 2))
+    if not pairs:
+        return Finding(None)
+    kept = sum(a > b for (_, a), (_, b) in pairs)
+    shown = " > ".join(name for name, _ in sorted(known, key=lambda x: -x[1]))
+    missing = len(claim.of) - len(known)
+    less = f"; {missing} rows are not measured" if missing else ""
+    whole = None if missing else kept == len(pairs)
+    return Finding(whole, f"{kept} of {len(pairs)} pairs stand so ({shown}{less})")

@@ -1,0 +1,161 @@
+"""The document of a study, written from its results and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mergeforget.console import duration
+from mergeforget.files import write_text
+from mergeforget.study.cells import NOT_RUN, Found, Results, at, cells_of, read_results
+from mergeforget.study.claims import Verdict, verdicts
+from mergeforget.study.definition import Section, Step, Study, Table
+
+FACTS = ("processor", "cores", "memory", "device", "python")
+
+
+def write_document(results: Path, path: Path) -> Path:
+    """Write a study's document from the folder of its results."""
+    found = read_results(results)
+    folder = Path(os.path.relpath(results, path.parent)).as_posix()
+    lines = list(document(found, {p.name for p in results.glob("*.svg")}, folder))
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
+    """The lines of the document, in markdown.
+
+    Args:
+        pictures: names of the figures that are there.
+        folder: where they are, seen from the document.
+    """
+    study, results = found.study, found.results
+    yield from (f"# {study.title}", "", study.text.strip(), "")
+    yield from _summary(study, results)
+    for section in study.parts:
+        yield from (f"## {section.title}", "")
+        if section.text:
+            yield from (section.text.strip(), "")
+        for table in section.tables:
+            yield from _table(table, results)
+        quoted = [at(results[q.step]["measured"], q.reads) for q in section.quotes
+                  if q.step in results]  # fmt: skip
+        for sentence in [s for s in quoted if s]:
+            yield from (f"> {sentence}", "")
+        for figure in section.figures:
+            name = f"{figure.step}-{figure.name}.svg"
+            if name in pictures:
+                yield from (f"![{figure.caption}]({folder}/{name})", "", f"*{figure.caption}*", "")
+        yield from _commands(found, section)
+    yield from _circumstances(found)
+
+
+def _summary(study: Study, results: Results) -> Iterator[str]:
+    """How many claims stand, and each in a line."""
+    found = [v for section in study.parts for t in section.tables for v in verdicts(t, results)]
+    done = sum(result["state"] == "done" for result in results.values())
+    total = len(list(study.steps()))
+    yield from ("## In short", "")
+    yield f"{done} of {total} steps are done. The claims, each judged below with its figures:"
+    yield ""
+    yield from ("| claim | published | here | verdict |", "|---|---|---|---|")
+    for verdict in found:
+        yield f"| {verdict.claim.text} | {_truth(verdict, True)} | {_truth(verdict, False)} | " + (
+            f"{verdict.word.lower()} |"
+        )
+    yield ""
+
+
+def _truth(verdict: Verdict, source: bool) -> str:
+    holds = (verdict.published if source else verdict.here).holds
+    return {True: "yes", False: "no", None: "no figure" if source else "not measured"}[holds]
+
+
+def _table(table: Table, results: Results) -> Iterator[str]:
+    """The measured figures beside the published ones, and the verdicts."""
+    yield from (f"### {table.title}", "")
+    if table.text:
+        yield from (table.text.strip(), "")
+    shown = {c.label: any(c.label in r.published for r in table.rows) for c in table.columns}
+    heads = [
+        h for label, both in shown.items() for h in ([label, "published"] if both else [label])
+    ]
+    yield "| | " + " | ".join(heads) + " |"
+    yield "|---|" + "---:|" * len(heads)
+    for row in table.rows:
+        cells = cells_of(table, row, results)
+        texts = []
+        for column in table.columns:
+            texts.append(cells[column.label].text(column.decimals))
+            if shown[column.label]:
+                figure = row.published.get(column.label)
+                texts.append("" if figure is None else f"{figure:.{column.decimals}f}")
+        yield f"| {row.label} | " + " | ".join(texts) + " |"
+    yield ""
+    parts = {"report": "the half of the documents that did not choose",
+             "choose": "the half of the documents that chose", "all": "all rows"}  # fmt: skip
+    source = f" Published: {table.source}." if table.source else ""
+    yield from (f"Scores are of {parts[table.part]}.{source}", "")
+    for verdict in verdicts(table, results):
+        yield f"- {verdict.sentence}"
+    yield from ([""] if table.claims else [])
+
+
+def _commands(found: Found, section: Section) -> Iterator[str]:
+    if not section.steps:
+        return
+    missing = [step.name for step in section.steps if step.name not in found.results]
+    if missing:
+        yield f"Not run yet: {', '.join(missing)}. This runs them:"
+        yield from ("", "```bash", f"{found.command} --only {section.name}")
+        yield from ("```", "")
+    yield from ("<details><summary>Commands of this part</summary>", "", "```text")
+    for step in section.steps:
+        yield f"# {step.name}: {_state(step, found.results)}"
+        yield from (f"mergeforget {command}" for command in found.study.commands(step))
+    yield from ("```", "", "</details>", "")
+
+
+def _state(step: Step, results: Results) -> str:
+    result = results.get(step.name)
+    if result is None:
+        return NOT_RUN
+    state = "diverged" if result["state"] == "failed" else result["state"]
+    return f"{state} in {duration(result['run']['seconds'])}"
+
+
+def _circumstances(found: Found) -> Iterator[str]:
+    """Hardware, versions, commits and time of what was run."""
+    yield from ("## How it was measured", "")
+    if not found.results:
+        yield "Nothing was run yet."
+        return
+    runs = [result["run"] for result in found.results.values()]
+    seconds = sum(run["seconds"] for run in runs)
+    days = sorted({run["time"][:10] for run in runs})
+    loads = [run["load"] for run in runs]
+    yield from ("| | |", "|---|---|")
+    for fact in [*FACTS, *sorted(_facts(runs) - {*FACTS, "commit"}), "commit"]:
+        yield f"| {fact} | {', '.join(_values(runs, fact))} |"
+    when = " to ".join(dict.fromkeys([days[0], days[-1]]))
+    yield f"| time | {duration(seconds)} over all steps, {when} |"
+    yield f"| load of the machine | {min(loads):.1f} to {max(loads):.1f} processes, others' too |"
+    yield ""
+    yield (
+        "In the commands `{here}` is the folder of the step, `{NAME}` that of another, "
+        "`{NAME.base}` the model that forgets there and `{data}` the folder of the data sets."
+    )
+    yield f"`{found.command}` runs what is missing; `mergeforget study write` makes this document"
+    yield "from the results alone."
+
+
+def _facts(runs: list[dict[str, Any]]) -> set[str]:
+    return {key for run in runs for key in run} - {"time", "seconds", "load"}
+
+
+def _values(runs: list[dict[str, Any]], fact: str) -> list[str]:
+    """The different values of a fact, in the order they were met."""
+    return list(dict.fromkeys(str(run[fact]) for run in runs if run.get(fact)))

@@ -1,0 +1,159 @@
+"""What a step measured, as a small JSON object: scores, trainings, the choice, angles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Any
+
+from mergeforget.analysis.evidence import MissingError, read_chosen, read_history
+from mergeforget.files import read_json, read_jsonl
+from mergeforget.run import Run
+from mergeforget.score import Score
+
+METRICS = (
+    "mia_auc", "mia_score", "task_aggregate", "aggregate", "mmlu", "regurgitation", "knowledge",
+    "exact_match", "nll", "extraction_strength", "model_utility", "forget_quality",
+)  # fmt: skip
+SPLITS = {"mia_auc": "mia", "mmlu": "mmlu"}  # of a metric named without its split; else all
+QUIET = ("train-pair", "train", "search", "evaluate", "analyze")  # what they print is in files too
+PRIVATE = ("out", "files", "run", "settings", "examples")  # printed: of this machine, or data
+DIGITS = 6  # kept of every figure: more than the data can tell, and the same on every machine
+
+
+def gather(folder: Path, printed: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The figures of a step's folder.
+
+    Args:
+        printed: (command, the JSON object it printed), in order.
+
+    Returns:
+        ``scores``: subject -> part -> ``metric/split/task`` -> [value, n, low, high];
+        ``history``: stage -> figures of its training; ``chosen``; ``angles``; ``prediction``;
+        ``printed``: what commands printed that leave no files. Only what there is.
+    """
+    run = Run(folder)
+    found = {
+        "scores": scores_of(run),
+        "history": histories(run),
+        "chosen": chosen(run),
+        "angles": angles(run),
+        "prediction": prediction(run),
+        "printed": [value for command, value in printed if command.split()[0] not in QUIET],
+    }
+    rounded: dict[str, Any] = plain({name: value for name, value in found.items() if value})
+    return rounded
+
+
+def key_of(metric: str, split: str, task: str = "") -> str:
+    """``knowledge/retain/Task1``."""
+    return "/".join(part for part in (metric, split, task) if part)
+
+
+def full_key(score: str) -> str:
+    """``mia_auc`` -> ``mia_auc/mia``: the split that goes without saying."""
+    return score if "/" in score else key_of(score, SPLITS.get(score, "all"))
+
+
+def scores_of(run: Run) -> dict[str, Any]:
+    """Every score of the metrics that a study reads; of one measured twice, the later."""
+    found: dict[str, Any] = {}
+    for row in read_jsonl(run.scores):
+        score = Score.from_dict(row)
+        if score.metric not in METRICS:
+            continue
+        part = found.setdefault(str(row["subject"]), {}).setdefault(score.part, {})
+        low_high = list(score.interval or ())
+        part[key_of(score.metric, score.split, score.task)] = [score.value, score.n, *low_high]
+    return found
+
+
+def histories(run: Run) -> dict[str, Any]:
+    """How steady each training was."""
+    try:
+        return {stage: steadiness(rows) for stage, rows in read_history(run).items()}
+    except MissingError:
+        return {}
+
+
+def steadiness(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Steps, loss and gradient norm of one training.
+
+    Returns:
+        ``loss_deviation`` and ``grad_norm_spread`` are the standard deviation over the steps, the
+        second as a multiple of the mean.
+    """
+    losses = [float(row["loss"]) for row in rows]
+    norms = [float(row["grad_norm"]) for row in rows if row.get("grad_norm") is not None]
+    found = {
+        "steps": len(rows),
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "loss_deviation": pstdev(losses),
+    }
+    if norms:
+        mean = fmean(norms)
+        found |= {"grad_norm_mean": mean, "grad_norm_max": max(norms)}
+        found |= {"grad_norm_spread": pstdev(norms) / mean} if mean else {}
+    return found
+
+
+def chosen(run: Run) -> dict[str, Any]:
+    """What the search chose, in its own words."""
+    choice = read_chosen(run)
+    if choice is None:
+        return {}
+    return {
+        "name": choice.name,
+        "density": choice.candidate.density,
+        "objective": choice.objective,
+        "sentence": choice.sentence,
+        "warning": choice.warning,
+    }
+
+
+def angles(run: Run) -> dict[str, Any]:
+    """Of each adapter, the angles over its training; of the pair, the one between them."""
+    path = run.analysis / "angles.json"
+    rows = read_json(path)["rows"] if path.exists() else []
+    whole = [r for r in rows if r["group"] == "all" and r["degrees"] is not None]
+    found: dict[str, Any] = {}
+    for name, vectors in (
+        ("forward", "0 to s, s to end"),
+        ("overall", "0 to s, 0 to end"),
+        ("correction", "s to end, 0 to end"),
+    ):
+        for row in whole:
+            if row["vectors"] == vectors:
+                found.setdefault(row["subject"], {}).setdefault(name, []).append(row["degrees"])
+    for one in found.values():
+        one |= {f"{name}_min": min(values) for name, values in list(one.items())}
+        one |= {f"{n}_max": max(v) for n, v in list(one.items()) if isinstance(v, list)}
+        one |= {f"{n}_first": v[0] for n, v in list(one.items()) if isinstance(v, list)}
+    for row in whole:
+        if row["subject"] == "pair" and row["step"] is None:
+            found.setdefault("pair", {})[row["space"]] = row["degrees"]
+    return found
+
+
+def prediction(run: Run) -> dict[str, Any]:
+    """The density that the pair predicts, where the step asked for it."""
+    from mergeforget.analysis.selection import run_prediction
+
+    if not (run.analysis / "prediction.json").exists():
+        return {}
+    found = run_prediction(run)
+    return {"density": found.density, "found": found.chosen, "sentence": found.sentence}
+
+
+def plain(value: Any) -> Any:
+    """Rounded, without what JSON does not have, without folders and rows of the data."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items() if k not in PRIVATE}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return round(value, DIGITS) if math.isfinite(value) else None
+    return value

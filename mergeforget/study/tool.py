@@ -1,0 +1,110 @@
+"""One command of the tool in a process of its own, and what surrounds it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeforget.errors import Interrupted, MergeforgetError
+from mergeforget.run import Run
+from mergeforget.study.definition import PLACE, Step
+
+PATIENCE = 120.0  # seconds that a command has to save what it did
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+
+
+def words_of(command: str, folders: Mapping[str, Path]) -> list[str]:
+    """The words of a command, with folders in the place of their names.
+
+    Args:
+        folders: name -> folder; ``NAME.base`` is the model that forgets in a run folder.
+    """
+
+    def folder(name: str) -> str:
+        path = folders[name.removesuffix(".base")]
+        return Run(path).base() if name.endswith(".base") else str(path)
+
+    return [PLACE.sub(lambda m: folder(m[1]), word) for word in shlex.split(command)]
+
+
+def call(words: Sequence[str], seconds: float | None) -> tuple[int | None, Any]:
+    """Run one command of the tool in a process of its own.
+
+    Returns:
+        Its exit code, None where the time did not suffice, and the JSON object it printed.
+    """
+    command = [sys.executable, "-m", "mergeforget", *words, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            out, _ = child.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            _end(child)
+            return None, None
+        except BaseException:
+            _end(child)
+            raise
+    if child.returncode:
+        return child.returncode, None
+    return 0, json.loads(out) if out.strip() else None
+
+
+def failed(step: Step, command: str, code: int) -> MergeforgetError:
+    """The error for a command that ended with an exit code."""
+    if code in STOPPED:
+        return Interrupted(f"Interrupted in {step.name}. The same command goes on.")
+    error = MergeforgetError(
+        f"The step {step.name} failed (exit code {code}, its message is above):\n"
+        f"  mergeforget {command}\nWhat is done is kept; mend it and run the same command again, "
+        f"or begin the step anew with --again {step.name}."
+    )
+    error.exit_code = code if code > 0 else 1
+    return error
+
+
+def circumstances() -> dict[str, Any]:
+    """Versions, machine and commit."""
+    import psutil
+
+    _, facts = call(["doctor"], None)
+    left_out = ("extra", "cache", "embed", "memory")
+    shown = {k: v for k, v in (facts or {}).items() if not k.startswith(left_out)}
+    memory = f"{psutil.virtual_memory().total / 1e9:.0f} GB"
+    return {**shown, "memory": memory, "processor": processor(), "commit": commit()}
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """Of the checkout that the package lies in; empty outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip()
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """Tell a command to save and end, and wait for it."""
+    child.terminate()
+    try:
+        child.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()

@@ -1,0 +1,61 @@
+"""Claims, judged by hand-worked figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from mergeforget.study.claims import Finding, Verdict, judge
+from mergeforget.study.definition import Claim
+
+AUC = {"over": 0.022, "under": 0.818, "merged": 0.501}
+
+
+def claim(kind: str, row: str = "merged", **more: object) -> Claim:
+    return Claim.model_validate({"text": "T", "kind": kind, "column": "c", "row": row, **more})
+
+
+@pytest.mark.parametrize(
+    ("one", "holds", "detail"),
+    [
+        (claim("nearest"), True, "0.501 against 0.818 of under, by 0.317"),
+        (claim("nearest", "over"), False, "0.022 against 0.501 of merged, short by 0.477"),
+        (claim("largest", of=["over"]), True, "0.501 against 0.022 of over, by 0.479"),
+        (claim("smallest"), False, "0.501 against 0.022 of over, short by 0.479"),
+        (claim("within", low=0.45, high=0.55), True, "0.501 lies within 0.45 to 0.55"),
+        (claim("within", "over", low=0.45, high=0.55), False,
+         "0.022 lies outside 0.45 to 0.55, by 0.428"),
+        (claim("order", "", of=["under", "merged", "over"]), True,
+         "3 of 3 pairs stand so (under > merged > over)"),
+        (claim("order", "", of=["under", "over", "merged"]), False,
+         "2 of 3 pairs stand so (under > merged > over)"),
+    ],
+)  # fmt: skip
+def test_a_claim_is_judged_by_its_figures(one: Claim, holds: bool, detail: str) -> None:
+    assert judge(one, AUC) == Finding(holds, detail)
+
+
+def test_a_tie_is_not_larger() -> None:
+    assert judge(claim("largest"), {"merged": 0.5, "over": 0.5}).holds is False
+
+
+@pytest.mark.parametrize("kind", ["largest", "nearest", "within", "order"])
+def test_nothing_is_said_where_a_figure_is_missing(kind: str) -> None:
+    one = claim(kind, of=["over", "merged"])
+    assert judge(one, {"merged": None, "over": 0.1}).holds is None
+    if kind in ("largest", "nearest"):
+        assert judge(one, {"merged": 0.1, "over": None}).holds is None
+
+
+@pytest.mark.parametrize(
+    ("published", "here", "word"),
+    [
+        (True, True, "Same picture"),
+        (False, False, "Same picture"),
+        (True, False, "Another picture"),
+        (None, True, "Holds"),
+        (None, False, "Does not hold"),
+        (True, None, "Not measured yet"),
+    ],
+)
+def test_the_word_compares_both(published: bool | None, here: bool | None, word: str) -> None:
+    assert Verdict(claim("largest"), Finding(published), Finding(here)).word == word

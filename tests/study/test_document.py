@@ -1,0 +1,136 @@
+"""The document is made of the results and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from mergeforget.cli import main
+from mergeforget.errors import InputError
+from mergeforget.files import write_json
+from mergeforget.study.cells import cells_of, read_results
+from mergeforget.study.definition import Study, Table, load_study
+from mergeforget.study.document import write_document
+
+HERE = Path(__file__).parent
+RUN = {
+    "time": "2025-01-02T03:04:05Z", "seconds": 61.0, "load": 1.0, "processor": "A processor",
+    "cores": "2", "memory": "8 GB", "device": "cpu (float32)", "python": "3.11", "torch": "2.13.0",
+    "commit": "abc1234",
+}  # fmt: skip
+
+
+def scored(auc: float, task: float) -> dict[str, list[float]]:
+    return {"mia_auc/mia": [auc, 24], "mia_score/all": [1 - 2 * abs(auc - 0.5), 24],
+            "task_aggregate/all": [task, 12], "nll/forget": [auc * 4, 12]}  # fmt: skip
+
+
+def write(folder: Path, study: Study, step: str, measured: dict[str, Any], state: str) -> None:
+    result = {
+        "step": step,
+        "state": state,
+        "fingerprint": study.fingerprint(study.step(step)),
+        "commands": study.commands(study.step(step)),
+        "measured": measured,
+        "run": RUN,
+    }
+    write_json(folder / f"{step}.json", result)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Results of tests/study/tiny.yaml, made up: the pair is done, the baseline is not."""
+    folder = tmp_path / "docs" / "study"
+    study, _ = load_study(str(HERE / "tiny.yaml"), {"model": "tiny"})
+    write_json(folder / "study.json", {"given": {"model": "tiny"}, "study": study.model_dump()})
+    scores = {
+        "base": {"report": scored(0.9, 0.0), "all": scored(0.9, 0.0)},
+        "over": {"report": scored(0.2, 0.8)},
+        "under": {"report": scored(0.8, 0.4)},
+        "ties-factors-d0.50": {"report": scored(0.55, 0.7)},
+    }
+    chosen = {"name": "ties-factors-d0.50", "density": 0.5, "sentence": "It is the balanced one."}
+    write(folder, study, "main", {"scores": scores, "chosen": chosen}, "done")
+    (folder / "main-angles-over.svg").write_text("<svg/>")
+    return folder
+
+
+def test_the_document_is_the_same_byte_for_byte(results: Path) -> None:
+    path = results.parent / "study.md"
+    done = CliRunner().invoke(main, ["study", "write", str(results)])
+    assert done.exit_code == 0, done.output
+    first = path.read_bytes()
+    path.unlink()
+    assert CliRunner().invoke(main, ["study", "write", str(results)]).exit_code == 0
+    assert path.read_bytes() == first
+    assert first.decode() == (HERE / "tiny.md").read_text(), "see tests/study/tiny.md"
+
+
+def test_every_document_of_the_project_is_what_its_results_give(tmp_path: Path) -> None:
+    docs = HERE.parent.parent / "docs"
+    for study in sorted(p.parent for p in docs.glob("*/study.json")):
+        copy = tmp_path / "docs" / study.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.symlink_to(study)
+        path = write_document(copy, copy.with_name(f"{study.name}.md"))
+        assert path.read_text() == (docs / path.name).read_text(), path.name
+
+
+def test_results_of_other_commands_are_not_shown(results: Path) -> None:
+    values = json.loads((results / "main.json").read_text())
+    write_json(results / "main.json", values | {"fingerprint": "of other commands"})
+    text = write_document(results, results.parent / "study.md").read_text()
+    assert "0.550" not in text and "Not run yet: main" in text
+
+
+def test_a_training_that_diverged_is_a_finding(results: Path) -> None:
+    study = read_results(results).study
+    history = {"history": {"adapter": {"steps": 3}}}
+    write(results, study, "npo", history, "failed")
+    text = write_document(results, results.parent / "study.md").read_text()
+    assert "| NPO | diverged | 3 |" in text
+
+
+def test_several_steps_are_averaged() -> None:
+    """0.2, 0.3, 0.7: mean 0.4, deviation sqrt((0.04 + 0.01 + 0.09) / 2) = 0.2646."""
+    table = Table.model_validate({
+        "title": "T",
+        "columns": [{"label": "auc", "score": "mia_auc"}],
+        "rows": [{"label": "a", "step": ["x", "y", "z", "never"], "subject": "over"}],
+    })  # fmt: skip
+    results = {
+        name: {"state": "done", "measured": {"scores": {"over": {"all": scored(auc, 0.0)}}}}
+        for name, auc in (("x", 0.2), ("y", 0.3), ("z", 0.7))
+    }
+    cell = cells_of(table, table.rows[0], results)["auc"]
+    assert cell.text(3) == "0.400 ± 0.265 (3)" and cell.n == 24
+
+
+def test_the_best_of_a_method_is_chosen_on_the_half_that_chooses() -> None:
+    table = Table.model_validate({
+        "title": "T",
+        "part": "report",
+        "columns": [{"label": "density", "candidate": "density"},
+                    {"label": "auc", "score": "mia_auc"}],
+        "rows": [{"label": "a", "step": "x", "subject": "best ties"}],
+    })  # fmt: skip
+    scores = {
+        name: {"choose": {"aggregate/all": [chosen, 4]}, "report": {"mia_auc/mia": [auc, 4]}}
+        for name, chosen, auc in (
+            ("ties-factors-d0.20", 0.3, 0.5),
+            ("ties-factors-d0.80", 0.6, 0.9),
+            ("dare_ties-factors-d0.40", 0.9, 0.1),
+        )
+    }
+    results = {"x": {"state": "done", "measured": {"scores": scores}}}
+    cells = cells_of(table, table.rows[0], results)
+    assert (cells["density"].value, cells["auc"].value) == (0.8, 0.9)
+
+
+def test_a_folder_without_a_study_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="study run NAME"):
+        read_results(tmp_path)

@@ -1,0 +1,200 @@
+"""Steps are run once, in order, and go on where they were stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import short_rows
+
+from mergeforget.cli import main
+from mergeforget.errors import InputError, Interrupted, MergeforgetError
+from mergeforget.files import read_json, write_jsonl
+from mergeforget.study import runner
+from mergeforget.study.definition import Study, load_study
+from mergeforget.study.runner import Clock, Places, run_study
+
+HERE = Path(__file__).parent
+STUDY = """
+name: s
+title: S
+parts:
+  - name: one
+    title: One
+    steps:
+      - {name: a, minutes: 2, commands: ["train --recipe npo --out {here}", "evaluate {here}"]}
+      - {name: b, minutes: 1, at: a, commands: ["search {here}"]}
+  - name: two
+    title: Two
+    needs: [there.jsonl]
+    steps:
+      - {name: c, minutes: 3, commands: ["attack {a} --from {b.base}"]}
+"""
+RECIPE = "name: npo\nmodel: {name: M}\ntrain: {objective: [{loss: npo, on: forget}]}\n"
+REAL = """
+name: real
+title: R
+parts:
+  - name: one
+    title: One
+    steps:
+      - {name: made, commands: ["data make --out {here}/rows --people 1"]}
+      - {name: bad, commands: ["report {made}"]}
+"""
+Call = tuple[int | None, Any]
+
+
+class Tool:
+    """Stands for the tool: notes what it was called with, and ends as it is told."""
+
+    def __init__(self, ends: dict[str, list[Call]] | None = None) -> None:
+        self.ends = ends or {}
+        self.called: list[str] = []
+
+    def __call__(self, words: Sequence[str], seconds: float | None) -> Call:
+        self.called.append(" ".join(words))
+        if words[0] == "train":
+            folder = Path(words[words.index("--out") + 1])
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.yaml").write_text(RECIPE)
+        waiting = self.ends.get(words[0])
+        return waiting.pop(0) if waiting else (0, {"words": len(words)})
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    (tmp_path / "s.yaml").write_text(STUDY)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "there.jsonl").touch()
+    out = tmp_path / "out"
+    return Places(out, out / "results", tmp_path / "data", tmp_path / "s.yaml")
+
+
+def study_of(places: Places) -> Study:
+    return load_study(str(places.file))[0]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
+    tool = Tool()
+    monkeypatch.setattr(runner, "call", tool)
+    monkeypatch.setattr(runner, "circumstances", lambda: {"torch": "2.13.0"})
+    return tool
+
+
+def test_every_step_is_run_once_with_its_folders(places: Places, tool: Tool) -> None:
+    states = run_study(study_of(places), places)
+    a = places.out / "runs" / "a"
+    assert states == {"a": "done", "b": "done", "c": "done"}
+    assert tool.called == [
+        f"train --recipe npo --out {a}", f"evaluate {a}", f"search {a}", f"attack {a} --from M",
+    ]  # fmt: skip
+    assert read_json(places.results / "c.json")["measured"] == {"printed": [{"words": 4}]}
+    assert run_study(study_of(places), places) == states
+    assert len(tool.called) == 4
+
+
+def test_a_killed_step_goes_on_with_the_command_it_was_at(places: Places, tool: Tool) -> None:
+    tool.ends = {"evaluate": [(-9, None)]}
+    with pytest.raises(MergeforgetError, match="step a failed"):
+        run_study(study_of(places), places)
+    run_study(study_of(places), places, only=["one"])
+    assert [text.split()[0] for text in tool.called] == ["train", "evaluate", "evaluate", "search"]
+
+
+def test_a_stopped_training_is_resumed(places: Places, tool: Tool) -> None:
+    tool.ends = {"train": [(143, None)]}
+    with pytest.raises(Interrupted, match="The same command goes on"):
+        run_study(study_of(places), places)
+    run_study(study_of(places), places)
+    first, second = (text for text in tool.called if text.startswith("train"))
+    assert second == f"{first} --resume"
+
+
+def test_another_command_begins_anew_and_so_does_what_reads_it(places: Places, tool: Tool) -> None:
+    run_study(study_of(places), places)
+    (places.out / "runs" / "a" / "old").touch()
+    places.file.write_text(STUDY.replace("--recipe npo", "--recipe ga"))
+    run_study(study_of(places), places)
+    assert len(tool.called) == 8 and not (places.out / "runs" / "a" / "old").exists()
+    assert "--resume" not in tool.called[4]
+
+
+def test_what_diverged_is_kept_and_its_readers_are_left_out(places: Places, tool: Tool) -> None:
+    tool.ends = {"train": [(5, None)]}
+    states = run_study(study_of(places), places)
+    assert states["a"] == "failed" and states["b"] == "left out: it reads a"
+    assert read_json(places.results / "a.json")["state"] == "failed"
+    run_study(study_of(places), places, again=["a"])
+    assert tool.called[1].startswith("train") and "--resume" not in tool.called[1]
+
+
+def test_the_time_stops_a_study_and_it_goes_on(places: Places, tool: Tool) -> None:
+    tool.ends = {"evaluate": [(None, None)]}
+    assert run_study(study_of(places), places, minutes=60)["a"] == "waiting"
+    assert run_study(study_of(places), places) == {"a": "done", "b": "done", "c": "done"}
+
+
+def test_a_part_brings_the_steps_it_reads(places: Places, tool: Tool) -> None:
+    assert list(run_study(study_of(places), places, only=["two"])) == ["a", "b", "c"]
+    with pytest.raises(MergeforgetError, match="Did you mean 'two'"):
+        run_study(study_of(places), places, only=["tow"])
+
+
+def test_a_part_without_its_data_is_left_out_and_said_so(places: Places, tool: Tool) -> None:
+    (places.data / "there.jsonl").unlink()
+    assert run_study(study_of(places), places)["c"].startswith("left out: there is no")
+    assert len(tool.called) == 3
+
+
+def test_a_folder_that_is_not_the_studys_is_not_touched(places: Places, tool: Tool) -> None:
+    (places.out / "runs" / "a").mkdir(parents=True)
+    with pytest.raises(InputError, match="was not made by this study"):
+        run_study(study_of(places), places)
+
+
+def test_time_left_is_at_the_speed_seen_so_far(places: Places) -> None:
+    """Two minutes were expected and one was needed: the other four need two."""
+    steps = [step for _, step in study_of(places).steps()]
+    clock = Clock()
+    assert clock.estimate(steps) == 360
+    clock.ended(steps[0], 60.0)
+    assert clock.estimate(steps[1:]) == 120
+
+
+def test_commands_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    """A real one: made-up people, and a failure that names its command."""
+    path = tmp_path / "real.yaml"
+    path.write_text(REAL)
+    done = CliRunner().invoke(main, ["study", "run", str(path), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 4 and "step bad failed" in done.output
+    result = read_json(tmp_path / "out" / "results" / "made.json")
+    assert result["measured"]["printed"][0]["forget"]["documents"] == 3  # one of each task
+    assert str(tmp_path) not in json.dumps(result)
+
+
+@pytest.mark.slow
+def test_a_study_of_a_tiny_model_twice_gives_the_same(tmp_path: Path, tiny_folder: Path) -> None:
+    """The file format of the studies that come along, every step real."""
+    for split in ("forget", "retain", "holdout"):
+        write_jsonl(tmp_path / "data" / f"{split}.jsonl", short_rows(split, 6))
+    found = []
+    for folder in ("one", "two"):
+        out = tmp_path / folder
+        words = ["study", "run", str(HERE / "tiny.yaml"), "--data", str(tmp_path / "data")]
+        done = CliRunner().invoke(
+            main, [*words, "--value", f"model={tiny_folder}", "--out", str(out), "--json"]
+        )
+        assert done.exit_code == 0, done.output
+        states = json.loads(done.stdout)["steps"]
+        assert states["main"] == states["npo"] == "done" and "no" in states["never"]
+        files = [read_json(out / "results" / f"{name}.json") for name in ("main", "npo")]
+        found.append([file["measured"] for file in files])
+        assert (out / "results" / "main-angles-over.svg").exists()
+        shutil.rmtree(out)
+    assert found[0] == found[1]
