@@ -161,7 +161,7 @@ def curves_of(scores: dict[str, list[Score]], candidates: dict[str, Candidate]) 
         if candidate.density is None:
             continue
         for s in scores[subject]:
-            key = (s.metric, s.split, s.task, s.part, family_of(candidate))
+            key = (s.metric, s.split, s.task, s.part, candidate.family)
             point = Point(subject, candidate.density, s.value, s.interval, s.n)
             points.setdefault(key, []).append(point)
     ordered = sorted(points.items(), key=lambda item: (place(item[0][0]), item[0]))
@@ -169,19 +169,6 @@ def curves_of(scores: dict[str, list[Score]], candidates: dict[str, Candidate]) 
         Curve(*key, tuple(sorted(found, key=lambda p: (p.density, p.subject))))
         for key, found in ordered
     ]
-
-
-def family_of(candidate: Candidate) -> str:
-    """What a candidate shares with those of another density: ``ties factors``."""
-    parts = [candidate.method, candidate.space]
-    if any(w != 1 for w in candidate.weights):
-        parts.append("weights " + ":".join(f"{w:g}" for w in candidate.weights))
-    if candidate.rank is not None:
-        parts.append(f"rank {candidate.rank}")
-    if candidate.seed:
-        parts.append(f"seed {candidate.seed}")
-    parts += [f"{k}={v}" for k, v in sorted(candidate.arguments.items())]
-    return " ".join(parts)
 
 
 def place(metric: str) -> int:

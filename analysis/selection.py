@@ -1,18 +1,7 @@
-"""Prediction of the balanced density before any merge is evaluated.
+"""The prediction of the balanced density, and what the search found since.
 
-The gap of a model is the mean loss of members less that of non-members, in nats a token: below 0 it
-remembers, above 0 it has forgotten too much, and at 0 the two cannot be told apart by their means.
-Base, over and under have a measured gap. To first order the gap is a linear function of the change
-of the weights; of all linear functions that agree with the three, the one of least norm is
-
-    gap(v) = gap(base) + c_over <over, v> + c_under <under, v>
-
-with ``G c = (gap(over) - gap(base), gap(under) - gap(base))`` and G the inner products of the pair,
-that is its norms and its angle. A merge at any density is a change v whose two inner products are
-cheap, so the density at which the gap is 0 is found without running a model.
-
-The prediction is a first guess: the gap bends where a loss saturates. It reads all document losses
-of the pair, and none of a candidate.
+The arithmetic is that of ``merge.prediction``. It reads all document losses of the pair, and none
+of a candidate.
 """
 
 from __future__ import annotations
@@ -22,11 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.analysis.angles import angle, delta_grams
-from mergeforget.analysis.density import family_of
 from mergeforget.analysis.evidence import (
     PAIR,
     MissingError,
@@ -36,12 +23,9 @@ from mergeforget.analysis.evidence import (
 )
 from mergeforget.analysis.membership import Losses, read_losses
 from mergeforget.candidate import Candidate
-from mergeforget.merge.overlap import overlaps
+from mergeforget.merge.prediction import GRID, Floats, predict_gaps
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import Run
-
-Floats = NDArray[np.float64]
-GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 
 @dataclass(frozen=True)
@@ -117,39 +101,18 @@ def predict(
     candidate: Candidate,
     grid: Sequence[float] = GRID,
 ) -> Prediction:
-    """The predicted gap along the densities of one family, and where it is 0.
+    """The predicted gap along the densities of one family, with the facts of the pair beside it.
 
-    Args:
-        gaps: measured gap of ``base``, ``over`` and ``under``, in nats a token.
-        candidate: method, space, weights; its density is not read.
+    Arguments as of ``merge.prediction.predict_gaps``.
     """
+    found = predict_gaps(over, under, gaps, candidate, grid)
     modules = sorted(over.deltas.keys() | under.deltas.keys())
     oo, ou, uu = delta_grams(over, under, modules).sum(axis=0)
-    gram = np.array([[oo, ou], [ou, uu]])
-    rise = np.array([gaps["over"] - gaps["base"], gaps["under"] - gaps["base"]])
-    slopes = np.linalg.lstsq(gram, rise, rcond=1e-10)[0]  # least norm where the two are parallel
-    predicted = gaps["base"] + overlaps([over, under], candidate, list(grid)) @ slopes
-    density, crosses = zero_of(np.array(grid), predicted)
     return Prediction(
-        family=family_of(candidate), density=density, crosses=crosses, grid=np.array(grid),
-        gaps=predicted, pair=gaps, degrees=angle(oo, uu, ou),
+        family=candidate.family, density=found.density, crosses=found.crosses, grid=found.grid,
+        gaps=found.gaps, pair=gaps, degrees=angle(oo, uu, ou),
         norms={"over": float(np.sqrt(oo)), "under": float(np.sqrt(uu))}, found=[],
     )  # fmt: skip
-
-
-def zero_of(x: Floats, y: Floats) -> tuple[float, bool]:
-    """Where a curve crosses 0, interpolated; its nearest point where it does not.
-
-    Of several crossings the one with the largest x is taken: there the most entries are kept.
-    """
-    signs = np.sign(y)
-    at = np.flatnonzero(signs[:-1] * signs[1:] < 0)
-    if np.any(y == 0):
-        return float(x[np.flatnonzero(y == 0)[-1]]), True
-    if not len(at):
-        return float(x[np.argmin(np.abs(y))]), False
-    i = int(at[-1])
-    return float(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])), True
 
 
 def gap_of(losses: Losses) -> float:
@@ -172,7 +135,7 @@ def measured_gaps(run: Run, candidate: Candidate) -> list[tuple[float, float]]:
         subject = path.name.removesuffix(".losses.jsonl")
         one = read_candidates(run, [subject]).get(subject)
         losses = read_losses(run, subject)
-        if one and losses and one.density is not None and family_of(one) == family_of(candidate):
+        if one and losses and one.density is not None and one.family == candidate.family:
             found.append((one.density, gap_of(losses)))
     return sorted(found)
 

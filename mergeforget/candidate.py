@@ -40,22 +40,46 @@ class Candidate:
         """Folder name, for example ``ties-factors-d0.70``; what is at its default is left out."""
         parts = [self.method, self.space]
         if self.density is not None:
-            parts.append(
-                f"d{self.density:.2f}"
-                if round(self.density, 2) == self.density
-                else f"d{self.density:g}"
-            )
-        if any(w != 1 for w in self.weights):
-            parts.append("w" + ",".join(f"{w:g}" for w in self.weights))
-        if self.rank is not None:
-            parts.append(f"r{self.rank}")
-        if self.seed:
-            parts.append(f"s{self.seed}")
-        parts += [f"{k}={v}" for k, v in sorted(self.arguments.items())]
+            parts.append("d" + _two_digits(self.density))
+        parts += [short for short, _ in self._beside()]
         if self.by_module:
-            text = json.dumps(self.by_module, sort_keys=True)
-            parts.append("by" + hashlib.sha256(text.encode()).hexdigest()[:8])
+            parts.append("by" + _digest(self.by_module))
         return "-".join(parts).replace("/", "_")
+
+    @property
+    def family(self) -> str:
+        """What it shares with those of another density: ``ties factors weights 1:0.5``."""
+        parts = [self.method, self.space, *(words for _, words in self._beside())]
+        others = {key: value for key, value in self.by_module.items() if key != "density"}
+        if "density" in self.by_module:
+            parts.append("by layer")
+        if others:
+            parts.append(f"by module {_digest(others)}")
+        return " ".join(parts)
+
+    @property
+    def densities(self) -> str:
+        """``0.70``, or ``0.30, 0.50`` where it differs by module; empty without one."""
+        if self.density is None:
+            return ""
+        setting = self.by_module.get("density")
+        if not isinstance(setting, list) or not all(isinstance(one, dict) for one in setting):
+            return _two_digits(self.density)
+        values = [one["value"] for one in setting]
+        runs = [v for i, v in enumerate(values) if i == 0 or v != values[i - 1]]
+        return ", ".join(_two_digits(v) if isinstance(v, float) else str(v) for v in runs)
+
+    def _beside(self) -> list[tuple[str, str]]:
+        """What is not at its default, as a name and in words; neither density nor by_module."""
+        found = []
+        if any(w != 1 for w in self.weights):
+            every = [f"{w:g}" for w in self.weights]
+            found.append(("w" + ",".join(every), "weights " + ":".join(every)))
+        if self.rank is not None:
+            found.append((f"r{self.rank}", f"rank {self.rank}"))
+        if self.seed:
+            found.append((f"s{self.seed}", f"seed {self.seed}"))
+        return found + [(f"{k}={v}",) * 2 for k, v in sorted(self.arguments.items())]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -66,3 +90,11 @@ class Candidate:
         """The inverse of ``to_dict``; other keys are left out."""
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         return cls(**known | {"weights": tuple(known.get("weights", (1.0, 1.0)))})
+
+
+def _two_digits(density: float) -> str:
+    return f"{density:.2f}" if round(density, 2) == density else f"{density:g}"
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mergeforget.analysis.density import curves_of, family_of, run_density
+from mergeforget.analysis.density import curves_of, run_density
 from mergeforget.analysis.evidence import MissingError, read_candidates, read_chosen, read_scores
 from mergeforget.analysis.membership import run_membership
 from mergeforget.candidate import Candidate
@@ -32,7 +32,21 @@ def test_candidates_that_differ_in_density_alone_share_a_curve() -> None:
 
 def test_family_names_everything_but_the_density() -> None:
     one = Candidate("della", 0.5, space="delta", rank=8, seed=3, arguments={"epsilon": 0.1})
-    assert family_of(one) == "della delta rank 8 seed 3 epsilon=0.1"
+    assert one.family == "della delta rank 8 seed 3 epsilon=0.1"
+    assert one.name == "della-delta-d0.50-r8-s3-epsilon=0.1" and one.densities == "0.50"
+
+
+def test_densities_by_layer_are_one_family() -> None:
+    low, high = (
+        Candidate(
+            "ties", 0.4, by_module={"density": [{"filter": "0.", "value": v}, {"value": 0.5}]}
+        )
+        for v in (0.25, 0.3)
+    )
+    assert low.family == high.family == "ties factors by layer" and low.name != high.name
+    assert (low.densities, high.densities) == ("0.25, 0.50", "0.30, 0.50")
+    weights = Candidate("ties", 0.4, by_module={"weights": [[0, 1], 1]})
+    assert weights.family.startswith("ties factors by module ") and weights.densities == "0.40"
 
 
 def test_parts_are_curves_of_their_own(finished: Run) -> None:

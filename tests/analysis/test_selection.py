@@ -8,9 +8,10 @@ from finished_run import adapter, write_pair
 
 from mergeforget.adapter import Adapter
 from mergeforget.analysis.evidence import MissingError
-from mergeforget.analysis.selection import predict, run_prediction, zero_of
+from mergeforget.analysis.selection import predict, run_prediction
 from mergeforget.candidate import Candidate
 from mergeforget.merge.engine import merge_adapters
+from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import load_recipe, save_recipe
 from mergeforget.run import Run
 
