@@ -46,6 +46,7 @@ class Chosen:
 
     Attributes:
         scores: part -> the figures behind the sentence.
+        predicted: density that the pair predicted when the search asked it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Chosen:
     sentence: str
     warning: str | None
     scores: dict[str, Any] = field(default_factory=dict)
+    predicted: float | None = None
 
 
 def read_scores(run: Run) -> dict[str, list[Score]]:
@@ -83,13 +85,16 @@ def read_scores(run: Run) -> dict[str, list[Score]]:
 def read_candidates(run: Run, subjects: list[str]) -> dict[str, Candidate]:
     """How each scored subject was merged; those that are no merge are left out.
 
-    A candidate that was scored without being written is known by its name alone.
+    One that was scored without being written is known from the search's notes, or from its name.
     """
     found = {}
+    explored = {row["name"]: row for row in read_jsonl(run.search / "explored.jsonl")}
     for subject in subjects:
         path = run.candidates / subject / "candidate.json"
         if path.is_file():
             found[subject] = Candidate.from_dict(read_json(path))
+        elif subject in explored:
+            found[subject] = Candidate.from_dict(explored[subject])
         elif match := DENSITY.match(subject):
             found[subject] = Candidate(
                 match["method"], float(match["density"].rstrip(".")), space=_space(match["space"])
@@ -110,6 +115,7 @@ def read_chosen(run: Run) -> Chosen | None:
         sentence=str(values.get("sentence", "")),
         warning=values.get("warning"),
         scores=values.get("scores") or {},
+        predicted=values.get("predicted"),
     )
 
 

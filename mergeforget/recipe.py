@@ -128,7 +128,8 @@ class SearchSpec(Part):
     weights: Annotated[list[list[float]], Field(min_length=1)] = [[1.0, 1.0]]
     spaces: Annotated[list[Literal["factors", "delta"]], Field(min_length=1)] = ["factors"]
     ranks: Annotated[list[Positive | None], Field(min_length=1)] = [None]
-    strategy: Literal["grid", "tpe", "nsga2"] = "grid"
+    groups: Positive = 1  # of layers, each with a density of its own
+    strategy: Literal["grid", "refine", "tpe", "nsga2"] = "grid"
     finalists: Positive | None = None  # measured in full; None: all of a grid, else a fifth
     objective: str = "mia"
     choose_share: Annotated[float, Field(gt=0, lt=1)] = 0.5

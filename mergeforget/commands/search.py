@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["grid", "tpe", "nsga2"]),
-    help="Every candidate, or those that optuna asks for; nsga2 seeks the whole Pareto front.",
+    type=click.Choice(["grid", "refine", "tpe", "nsga2"]),
+    help="Every candidate; from the density that the pair predicts by ever smaller steps; or those "
+    "that optuna asks for, where nsga2 seeks the whole Pareto front.",
+)
+@click.option(
+    "--groups",
+    type=click.IntRange(min=1),
+    help="Of layers, each with a density of its own, from the best with one for all.",
 )
 @click.option(
     "--finalists",
@@ -43,13 +49,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Rows that no training saw: the non-members.",
 )
-@click.option("--first", type=float, help="Density that tpe and nsga2 try first.  "
-              "[default: what the pair predicts, once evaluated]")  # fmt: skip
+@click.option("--first", type=click.FloatRange(0, 1, min_open=True),
+              help="Density to begin with.  [default: what the pair predicts]")  # fmt: skip
 @click.option(
     "--storage",
-    metavar="URL",
-    help="Database (postgresql://, mysql://) that workers on many machines share.",
+    metavar="URL|FILE",
+    help="Database (postgresql://, mysql://) or journal file that several workers share.",
 )
+@click.option("--worker", is_flag=True, help="Explore for another search on the same storage.")
 @click.option("--resume", is_flag=True, help="Go on with a search; there must be one.")
 @click.option("--again", is_flag=True, help="Measure anew what was measured before.")
 @click.option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
@@ -63,7 +70,7 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     from mergeforget.console import say
     from mergeforget.errors import InputError, UsageError
     from mergeforget.search.budget import parse_budget
-    from mergeforget.search.driver import Options, search
+    from mergeforget.search.driver import Options, search, work
 
     if options["resume"] and options["again"]:
         raise UsageError("--resume keeps what was measured and --again does not; give one of them.")
@@ -72,30 +79,22 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     if options["resume"] and not here.search.is_dir():
         raise InputError(f"{here.root} has no search to resume. Begin one without --resume.")
     given = {key: options[key] for key in ("holdout", "again", "device", "storage", "first")}
-    given["first"] = given["first"] or predicted(here)
-    called = Options(budget, **given)
-    choice = search(here, searched(here, options), called)
+    spec, called = searched(here, options), Options(budget, **given)
+    if options["worker"]:
+        count = work(here, spec, called)
+        emit({"explored": count}, f"{count} candidates are explored.", as_json)
+        return
+    choice = search(here, spec, called)
     if choice.warning:
         say(f"Warning: {choice.warning}")
     emit(choice.to_dict(), text(choice), as_json)
-
-
-def predicted(run: Run) -> float | None:
-    """The density that the pair itself predicts, where its losses were measured before."""
-    from mergeforget.analysis.evidence import MissingError
-    from mergeforget.analysis.selection import run_prediction
-
-    try:
-        return round(run_prediction(run).density, 2)
-    except MissingError:
-        return None
 
 
 def searched(run: Run, options: dict[str, Any]) -> SearchSpec:
     """The recipe's section with what the command line says instead."""
     from mergeforget.recipe import change, load_recipe
 
-    plain = ("densities", "objective", "strategy", "finalists", "seed")
+    plain = ("densities", "groups", "objective", "strategy", "finalists", "seed")
     given = {key: options[key] for key in plain}
     given |= {key: _words(options[key]) for key in ("methods", "spaces", "ranks")}
     given["weights"] = [_words(pair) for pair in (options["weights"] or "").split(";") if pair]

@@ -26,6 +26,11 @@ class Budget:
     seconds: float | None = None
     _start: float = field(default_factory=time.monotonic)
 
+    @property
+    def limited(self) -> bool:
+        """Whether it may end a search before everything is measured."""
+        return self.candidates is not None or self.seconds is not None
+
     def allows(self, measured: int) -> bool:
         """Whether another candidate may begin."""
         if self.candidates is not None and measured >= self.candidates:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
-from mergeforget.errors import NumericError
+from mergeforget.errors import NumericError, UsageError
 from mergeforget.files import sha256, write_json
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.recipe import Recipe, SearchSpec, load_recipe
@@ -24,13 +25,12 @@ from mergeforget.search.choice import Anchors, Choice, Scored, choose
 from mergeforget.search.data import load_data
 from mergeforget.search.evaluator import Evaluator, load_evaluator, score_parts
 from mergeforget.search.explore import Explorer, finalists
-from mergeforget.search.grid import grid
+from mergeforget.search.grid import begin_at, grid
+from mergeforget.search.guess import ENDS, Guess
 from mergeforget.search.merging import merge_all, read_pair
-from mergeforget.search.objective import Objective, parse_objective
+from mergeforget.search.objective import parse_objective
 from mergeforget.search.store import Store
 from mergeforget.search.study import Study
-
-ENDS = ("base", "over", "under")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Options:
         budget: candidates that are looked at, or time.
         holdout: a file of rows that no training saw.
         again: throw away what an earlier search measured.
-        storage: URL of a database for the study; None keeps a journal file in the run.
-        first: density to try first with tpe or nsga2.
+        storage: URL of a database, or a journal file, for the study; None keeps one in the run.
+        first: density to begin with; None asks the pair.
     """
 
     budget: Budget
@@ -64,8 +64,44 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
         UsageError: a candidate or an objective that makes no sense.
         NumericError: no candidate gives numbers.
     """
-    objective, candidates = parse_objective(spec.objective), grid(spec)
-    recipe = load_recipe(run.recipe)
+    candidates = grid(spec)
+    with begun(run, spec, options) as searching:
+        if spec.strategy == "grid" and spec.finalists is None and spec.groups == 1:
+            todo = searching.in_order(candidates)
+            searching.measure_candidates(todo, options.budget)
+            return searching.finish(candidates, len(candidates))
+        explorer = searching.explorer
+        seen = searching.explore(candidates)
+        best = finalists(explorer, seen, spec.finalists)
+        searching.measure_candidates(best, Budget())
+        return searching.finish(best, len(seen))
+
+
+def work(run: Run, spec: SearchSpec, options: Options) -> int:
+    """Explore with other workers on one storage, each with its own copy of the run.
+
+    Whoever calls ``search`` on the same storage adopts what was explored, generates and chooses.
+
+    Returns:
+        How many candidates all workers have explored.
+
+    Raises:
+        UsageError: nothing is shared.
+        others as ``search``.
+    """
+    if options.storage is None or spec.strategy not in ("tpe", "nsga2"):
+        raise UsageError(
+            "A worker shares a study: give --storage URL and --strategy tpe or nsga2, the same as "
+            "to the search that chooses."
+        )
+    with begun(run, spec, options) as searching:
+        return len(searching.explore(grid(spec)))
+
+
+@contextmanager
+def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
+    """Everything that a search needs, with base, over and under measured."""
+    objective, recipe = parse_objective(spec.objective), load_recipe(run.recipe)
     pair = read_pair(run)
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
@@ -78,20 +114,12 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
         def evaluator() -> Evaluator:
             return load_evaluator(recipe, run.base(), data, options.device)
 
-        searching = Searching(run, recipe, spec, objective, store, evaluator)
-        searching.measure_ends(pair)
-        if spec.strategy == "grid" and spec.finalists is None:
-            searching.measure_candidates(pair, candidates, options.budget)
-            return searching.finish(candidates, len(candidates))
-        explorer = Explorer(spec, objective, store, evaluator, pair)
-        if spec.strategy == "grid":
-            seen = explorer.grid(candidates, options.budget)
-        else:
-            study = open_study(run, spec, settings, options)
-            seen = explorer.study(study, options.budget, options.first)
-        best = finalists(explorer, seen, spec.finalists)
-        searching.measure_candidates(pair, best, Budget())
-        return searching.finish(best, len(seen))
+        choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
+        guess = Guess(run, pair, choosing, options.first)
+        explorer = Explorer(spec, objective, store, evaluator, pair, guess)
+        searching = Searching(run, recipe, options, settings, explorer)
+        searching.measure_ends()
+        yield searching
 
 
 def open_study(run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options) -> Study:
@@ -110,30 +138,52 @@ class Searching:
 
     run: Run
     recipe: Recipe
-    spec: SearchSpec
-    objective: Objective
-    store: Store
-    evaluator: Callable[[], Evaluator]  # loads the model when the first one must be measured
+    options: Options
+    settings: dict[str, Any]
+    explorer: Explorer
 
-    def measure_ends(self, pair: Sequence[Adapter]) -> None:
+    def __post_init__(self) -> None:
+        self.spec, self.objective = self.explorer.spec, self.explorer.objective
+        self.store, self.pair = self.explorer.store, self.explorer.pair
+        self.guess: Guess = self.explorer.guess
+
+    def measure_ends(self) -> None:
         """The model before, over and under: what candidates are compared with."""
         todo = [name for name in ENDS if not self.store.has(name)]
-        adapters: dict[str, Adapter | None] = {"base": None, "over": pair[0], "under": pair[1]}
+        adapters = dict(zip(ENDS, (None, *self.pair), strict=True))
         with progress("Ends of the pair", len(todo)) as bar:
             for name in todo:
                 self._measure(name, adapters[name])
                 bar.advance(note=name)
 
-    def measure_candidates(
-        self, pair: Sequence[Adapter], candidates: Sequence[Candidate], budget: Budget
-    ) -> None:
+    def in_order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Where the budget may end the search early, what the pair predicts comes first."""
+        if not self.options.budget.limited:
+            return list(candidates)
+        return begin_at(candidates, self.guess(candidates[0], self.spec.densities))
+
+    def explore(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Look at candidates by likelihoods alone, as the strategy says."""
+        explorer, budget = self.explorer, self.options.budget
+        if self.spec.strategy == "grid":
+            seen = explorer.grid(candidates, budget)
+        elif self.spec.strategy == "refine":
+            seen = explorer.refine(candidates, budget)
+        else:
+            study = open_study(self.run, self.spec, self.settings, self.options)
+            seen = explorer.study(study, budget)
+            if self.options.storage is not None:
+                seen = explorer.await_others(study)
+        return explorer.refine_groups(seen, budget) if self.spec.groups > 1 else seen
+
+    def measure_candidates(self, candidates: Sequence[Candidate], budget: Budget) -> None:
         """Candidates in their order, until all are measured or the budget is spent."""
         done = [c for c in candidates if self.store.has(c.name)]
         todo = budget.cut([c for c in candidates if not self.store.has(c.name)], len(done))
         if done:
             say(f"{len(done)} candidates were measured before and are kept.")
         with progress("Search", len(done) + len(todo), done=len(done)) as bar:
-            for merged in merge_all(pair, todo):
+            for merged in merge_all(self.pair, todo):
                 if not budget.allows(len(done)):
                     say("The time of the budget is spent.")
                     break
@@ -144,7 +194,9 @@ class Searching:
     def finish(self, candidates: Sequence[Candidate], explored: int) -> Choice:
         """Choose among those that were measured, and write the choice down."""
         choice = self._choice(candidates)
-        write_json(self.run.search / "chosen.json", choice.to_dict() | {"explored": explored})
+        predicted = self.guess.made.get(choice.scored.candidate.family)
+        more = {"explored": explored, "predicted": predicted}
+        write_json(self.run.search / "chosen.json", choice.to_dict() | more)
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
         self.run.set_state("search", "done", chosen=choice.scored.name)
         return choice
@@ -161,7 +213,7 @@ class Searching:
         return True
 
     def _measure(self, name: str, adapter: Adapter | None) -> None:
-        measured = self.evaluator().measure(adapter, name)
+        measured = self.explorer.evaluator().measure(adapter, name)
         scores = score_parts(measured, self.spec, self.recipe.evaluation.benchmark)
         self.store.keep(name, measured, scores)
 

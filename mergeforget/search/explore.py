@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,14 +20,19 @@ from mergeforget.search.choice import Scored, pareto
 from mergeforget.search.coarse import coarse_scores, only_coarse
 from mergeforget.search.data import SearchData
 from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.grid import begin_at, families
+from mergeforget.search.groups import layer_groups, with_densities
+from mergeforget.search.guess import Guess
 from mergeforget.search.merging import merge_all
 from mergeforget.search.objective import Objective, Rank, estimate
+from mergeforget.search.refine import Place, climb
 from mergeforget.search.store import Store
 from mergeforget.search.study import Study, size
 
 REPEATS = 20  # draws in a row that bring nothing new, before a study is at its end
 SHARE = 5  # one in so many is measured in full
 FEWEST = 2
+PAUSE = 1.0  # seconds between two looks at what other workers do
 
 
 @dataclass
@@ -38,11 +44,15 @@ class Explorer:
     store: Store
     evaluator: Callable[[], Evaluator]
     pair: Sequence[Adapter]
+    guess: Guess
 
     def grid(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
         """Every candidate of a grid, in its order, until the budget is spent."""
-        seen = [c for c in candidates if self.store.glanced(c.name)]
-        todo = budget.cut([c for c in candidates if not self.store.glanced(c.name)], len(seen))
+        seen = [c for c in candidates if self.known(c)]
+        todo = [c for c in candidates if not self.known(c)]
+        if budget.limited and todo:
+            todo = begin_at(todo, self.guess(todo[0], self.spec.densities))
+        todo = budget.cut(todo, len(seen))
         with progress("Explore", len(seen) + len(todo), done=len(seen)) as bar:
             for merged in merge_all(self.pair, todo):
                 if not budget.allows(len(seen)):
@@ -52,16 +62,51 @@ class Explorer:
                 bar.advance(note=self._best(seen))
         return seen
 
-    def study(self, study: Study, budget: Budget, first: float | None) -> list[Candidate]:
+    def refine(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+        """Along the densities of each family from its first guess on, by ever smaller steps."""
+        seen: dict[str, Candidate] = {}
+        for family in families(candidates).values():
+            line = sorted(family, key=lambda c: c.density or 0.0)
+            nearest = begin_at(line, self.guess(line[0], [c.density or 1.0 for c in line]))[0]
+
+            def look(place: Place, line: list[Candidate] = line) -> Rank | None:
+                return self._look(line[place[0]], seen, budget)
+
+            climb(look, (line.index(nearest),), len(line))
+        return list(seen.values())
+
+    def refine_groups(self, seen: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+        """A density for each group of layers, from the best of those with one for all of them."""
+        densities = sorted(set(self.spec.densities))
+        equal = [c for c in seen if c.density in densities]
+        if not equal:
+            return list(seen)
+        best = max(sorted(equal, key=lambda c: c.name), key=lambda c: self.rank(c.name))
+        groups = layer_groups(self.pair[0].deltas, self.spec.groups)
+        found = {c.name: c for c in seen}
+
+        def look(place: Place) -> Rank | None:
+            one = with_densities(best, groups, [densities[i] for i in place])
+            return self._look(one, found, budget)
+
+        climb(look, (densities.index(best.density or 1.0),) * len(groups), len(densities))
+        return list(found.values())
+
+    def study(self, study: Study, budget: Budget) -> list[Candidate]:
         """Candidates that a study asks for, until the budget is spent or nothing new comes."""
         seen = self.adopt(study)
         total = budget.candidates or size(study.axes)
+        first = self.guess(study.first, self.spec.densities)
         repeats = 0
         with progress("Explore", total, done=len(seen)) as bar:
             while budget.allows(len(seen)) and len(seen) < total and repeats < REPEATS:
                 trial, candidate = study.suggest(first)
+                seen |= self.adopt(study)  # what other workers have told since
                 known = candidate.name in seen
-                repeats = repeats + 1 if known else 0
+                repeats = repeats + 1 if known or study.taken(trial) else 0
+                if not known and study.taken(trial):
+                    study.give_up(trial)
+                    continue
                 if not self._tell(study, trial, candidate):
                     continue
                 if not known:
@@ -69,29 +114,64 @@ class Explorer:
                     bar.advance(note=self._best(list(seen.values())))
         return list(seen.values())
 
+    def await_others(self, study: Study) -> list[Candidate]:
+        """Everything that was told, once no other worker is at a candidate any more."""
+        if study.busy():
+            say("Other workers are still at candidates; waiting for them.")
+        while study.busy():
+            time.sleep(PAUSE)
+        return list(self.adopt(study).values())
+
     def adopt(self, study: Study) -> dict[str, Candidate]:
         """What this and other workers have told the study, taken over into the run folder."""
         seen = {}
         for trial in study.finished():
             candidate = study.candidate_of(trial)
             seen[candidate.name] = candidate
-            if not self.store.glanced(candidate.name):
+            if not self.known(candidate):
                 told = [Score.from_dict(score) for score in trial.user_attrs["scores"]]
-                self.store.keep_glance(candidate.name, told)
+                self.store.keep_explored(candidate, told)
         return seen
 
     def rank(self, name: str) -> Rank:
         """A candidate's rank by what likelihoods tell."""
-        scores, base = (only_coarse(self.store.scores[n]) for n in (name, "base"))
-        return self.objective.rank(scores, base, "choose", estimate)
+        base = only_coarse(self.store.scores["base"])
+        return self.objective.rank(self.scores(name), base, "choose", estimate)
+
+    def scores(self, name: str) -> list[Score]:
+        """What likelihoods tell of a candidate, as it was when it was looked at."""
+        explored = self.store.explored.get(name, [])
+        return explored if self._tells(explored) else only_coarse(self.store.scores.get(name, []))
+
+    def known(self, candidate: Candidate) -> bool:
+        """Whether it was looked at, with every figure that the objective reads."""
+        return self.store.glanced(candidate.name) and self._tells(self.scores(candidate.name))
+
+    def _tells(self, scores: Sequence[Score]) -> bool:
+        figures = self.objective.figures
+        return all(estimate(figure, scores, "choose") is not None for figure in figures)
+
+    def _look(
+        self, candidate: Candidate, seen: dict[str, Candidate], budget: Budget
+    ) -> Rank | None:
+        """Its rank; None where the budget is spent or it gives no numbers."""
+        if not self.known(candidate):
+            if not budget.allows(len(seen)):
+                return None
+            if not self._glance(candidate, merge_adapters(self.pair, candidate).adapter):
+                return None
+        if candidate.name not in seen:
+            seen[candidate.name] = candidate
+            say(f"{len(seen)} explored, {self._best(list(seen.values()))}")
+        return self.rank(candidate.name)
 
     def _tell(self, study: Study, trial: Any, candidate: Candidate) -> bool:
-        if not self.store.glanced(candidate.name):
+        if not self.known(candidate):
             merged = merge_adapters(self.pair, candidate)
             if not self._glance(candidate, merged.adapter):
                 study.fail(trial)
                 return False
-        study.tell(trial, self.rank(candidate.name), only_coarse(self.store.scores[candidate.name]))
+        study.tell(trial, self.rank(candidate.name), self.scores(candidate.name))
         return True
 
     def _glance(self, candidate: Candidate, adapter: Adapter) -> bool:
@@ -101,7 +181,7 @@ class Explorer:
             say(f"{candidate.name} is left out: {error}")
             return False
         scores = [replace(score, part="choose") for score in coarse_scores(measured)]
-        self.store.keep_glance(candidate.name, scores)
+        self.store.keep_explored(candidate, scores)
         return True
 
     def _data(self) -> SearchData:
@@ -131,8 +211,7 @@ def finalists(explorer: Explorer, seen: Sequence[Candidate], wanted: int | None)
     most = wanted or max(FEWEST, math.ceil(len(seen) / SHARE))
     front: set[str] = set()
     if explorer.spec.strategy == "nsga2":
-        scores = explorer.store.scores
-        front = set(pareto([Scored(c, only_coarse(scores[c.name])) for c in seen]))
+        front = set(pareto([Scored(c, explorer.scores(c.name)) for c in seen]))
     if not seen:
         return []
     ordered = sorted(seen, key=lambda c: c.name)

@@ -76,10 +76,20 @@ def spread(values: Sequence[T]) -> list[T]:
     return [values[i] for i in order]
 
 
+def begin_at(candidates: Sequence[Candidate], density: float | None) -> list[Candidate]:
+    """The same candidates, those nearest to a density first; the others keep their order."""
+    known = [c.density for c in candidates if c.density is not None]
+    if density is None or not known:
+        return list(candidates)
+    nearest = min(known, key=lambda d: abs(d - density))
+    return sorted(candidates, key=lambda c: c.density != nearest)
+
+
 def families(candidates: Iterable[Candidate]) -> dict[tuple[object, ...], list[Candidate]]:
     """Candidates that differ in their density only, which one sweep merges together."""
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for c in candidates:
-        key = (c.method, c.weights, c.space, c.rank, c.seed, repr(sorted(c.arguments.items())))
+        others = repr((sorted(c.arguments.items()), sorted(c.by_module.items())))
+        key = (c.method, c.weights, c.space, c.rank, c.seed, others)
         groups.setdefault(key, []).append(c)
     return groups

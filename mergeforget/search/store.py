@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Measured
 from mergeforget.errors import InputError
-from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.run import Run
 from mergeforget.score import Score
 
 SETTINGS = "settings.json"
+EXPLORED = "explored.jsonl"
 
 
 class Store:
@@ -23,6 +25,10 @@ class Store:
         self.scores: dict[str, list[Score]] = {}
         for row in read_jsonl(run.scores):
             self.scores.setdefault(row["subject"], []).append(Score.from_dict(row))
+        self.explored: dict[str, list[Score]] = {
+            row["name"]: [Score.from_dict(score) for score in row["scores"]]
+            for row in read_jsonl(run.search / EXPLORED)
+        }
 
     def begin(self, settings: dict[str, Any], again: bool) -> None:
         """Compare with the search that was here before.
@@ -49,6 +55,8 @@ class Store:
 
     def forget_searched(self) -> None:
         """Drop what a search measured; scores of the command evaluate stay."""
+        (self.run.search / EXPLORED).unlink(missing_ok=True)
+        self.explored = {}
         searched = [name for name in self.scores if self.glanced(name)]
         for name in searched:
             self._answers(name).unlink(missing_ok=True)
@@ -69,6 +77,18 @@ class Store:
         self._answers(subject).unlink(missing_ok=True)
         self.scores[subject] = list(scores)
         self._write()
+
+    def keep_explored(self, candidate: Candidate, scores: Sequence[Score]) -> None:
+        """Write what likelihoods alone tell of a candidate that may never get a folder.
+
+        It stays as it was when the candidate is measured in full, whose figures differ by a
+        rounding: a search that is called again then ranks, and goes, the same way.
+        """
+        found = [score.to_dict() for score in scores]
+        self.explored[candidate.name] = list(scores)
+        row = {"name": candidate.name, **candidate.to_dict(), "scores": found}
+        append_jsonl(self.run.search / EXPLORED, [row])
+        self.keep_glance(candidate.name, scores)
 
     def keep(self, subject: str, measured: Measured, scores: Sequence[Score]) -> None:
         """Write scores in the place of earlier ones; the answers come last and mark the end."""

@@ -8,7 +8,9 @@ as if it had not been.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from mergeforget.search.objective import Rank
 
 FLOOR_MISSED = 10.0  # a missed floor weighs more than any value, which is at most about 1
 CUT_OFF = "cut_off"
+ABANDONED = timedelta(hours=1)  # after so long a worker that told nothing is taken for dead
+OPENINGS = 3  # trials of opening a storage
+UNWRITTEN = 10.0  # seconds after which a trial without values is a killed worker's
+PAUSE = 0.2  # seconds before another look
 INSTALL = "pip install 'mergeforget[search]'"
 
 
@@ -31,7 +37,7 @@ class Study:
         """Open or begin a study.
 
         Args:
-            storage: a journal file, or a URL ``postgresql://`` or ``mysql://``.
+            storage: a journal file, or a URL ``postgresql://``, ``mysql://`` or ``sqlite://``.
             name: of the study; workers with the same name share it.
 
         Raises:
@@ -41,17 +47,21 @@ class Study:
         self.spec = spec
         self.axes = axes(spec)
         directions = ["maximize"] * (1 if spec.strategy == "tpe" else 2)
-        try:
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=_storage(storage),
-                directions=directions,
-                load_if_exists=True,
-            )
-        except MergeforgetError:
-            raise
-        except Exception as error:
-            raise InputError(f"Cannot open the study in {storage}: {error}") from error
+        for left in reversed(range(OPENINGS)):  # two workers that begin at once make one schema
+            try:
+                self.study = optuna.create_study(
+                    study_name=name,
+                    storage=_storage(storage),
+                    directions=directions,
+                    load_if_exists=True,
+                )
+                return
+            except MergeforgetError:
+                raise
+            except Exception as error:
+                if not left:
+                    raise InputError(f"Cannot open the study in {storage}: {error}") from error
+                time.sleep(PAUSE)
 
     def suggest(self, first: float | None = None) -> tuple[Any, Candidate]:
         """The next trial and its candidate.
@@ -66,6 +76,35 @@ class Study:
             self._enqueue(first)
         trial = self.study.ask(self._distributions())
         return trial, self._candidate(trial.params)
+
+    @property
+    def first(self) -> Candidate:
+        """The candidate at the first place of every axis."""
+        return self._candidate(dict.fromkeys(self.axes, 0))
+
+    def taken(self, trial: Any) -> bool:
+        """Whether an earlier trial, of this or another worker, stands for the same candidate.
+
+        Of two workers that ask at the same time the one with the lower number has it. The values of
+        a trial that was just begun may not be written yet: they are waited for.
+        """
+        deadline = time.monotonic() + UNWRITTEN
+        while True:
+            earlier = [t for t in self._alive() if t.number < trial.number]
+            if any(t.params == trial.params for t in earlier):
+                return True
+            whole = all(t.params.keys() == self.axes.keys() for t in earlier)
+            if whole or time.monotonic() > deadline:
+                return False
+            time.sleep(PAUSE)
+
+    def busy(self) -> bool:
+        """Whether a worker is at a candidate."""
+        return any(not t.state.is_finished() for t in self._alive())
+
+    def give_up(self, trial: Any) -> None:
+        """Leave a candidate to the worker that has it."""
+        self.fail(trial)
 
     def cut_off(self) -> None:
         """Set aside trials that a killed search left unfinished; new ones take their places."""
@@ -92,6 +131,13 @@ class Study:
     def candidate_of(self, trial: Any) -> Candidate:
         """What a trial stands for."""
         return self._candidate(trial.params)
+
+    def _alive(self) -> list[Any]:
+        """Trials that were told, and those that a worker is at."""
+        states = _optuna().trial.TrialState
+        trials = self.study.get_trials(deepcopy=False, states=[states.COMPLETE, states.RUNNING])
+        oldest = datetime.now() - ABANDONED
+        return [t for t in trials if t.state.is_finished() or t.datetime_start > oldest]
 
     def _enqueue(self, density: float) -> None:
         densities = self.axes["density"]

@@ -142,7 +142,8 @@ def test_budget_in_candidates_counts_earlier_ones_and_time_ends_it(
     run: Run, labels: list[str]
 ) -> None:
     search(run, load_recipe(run.recipe).search, options(budget=Budget(candidates=2)))
-    assert labels == ["base", "over", "under", "ties-factors-d0.20", "ties-factors-d0.80"]
+    assert labels[:3] == ["base", "over", "under"]
+    assert sorted(labels[3:]) == ["ties-factors-d0.20", "ties-factors-d0.80"]
     search(run, load_recipe(run.recipe).search, options(budget=Budget(candidates=2)))
     assert len(labels) == 5
     choice = search(run, load_recipe(run.recipe).search, options(budget=Budget(seconds=0)))

@@ -1,0 +1,64 @@
+"""The first guess of a search: the density that the pair itself predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from mergeforget.adapter import Adapter
+from mergeforget.candidate import Candidate
+from mergeforget.console import say
+from mergeforget.data.schema import Row
+from mergeforget.files import read_jsonl
+from mergeforget.merge.prediction import predict_gaps
+from mergeforget.run import Run
+from mergeforget.search.data import SearchData
+
+ENDS = ("base", "over", "under")
+
+
+@dataclass
+class Guess:
+    """Predicts from the document losses of base, over and under on the half that chooses.
+
+    Attributes:
+        given: a density that the caller prefers to any prediction.
+        made: what was predicted, by family.
+    """
+
+    run: Run
+    pair: Sequence[Adapter]
+    choosing: SearchData
+    given: float | None
+
+    def __post_init__(self) -> None:
+        self.made: dict[str, float] = {}
+
+    def __call__(self, candidate: Candidate, densities: Sequence[float]) -> float | None:
+        """The density at which a family is predicted to be balanced; None without a density."""
+        if self.given is not None or candidate.density is None:
+            return self.given
+        if candidate.family not in self.made:
+            over, under = self.pair
+            found = predict_gaps(over, under, self._gaps, candidate, sorted(set(densities)))
+            self.made[candidate.family] = found.density
+            say(f"The pair predicts {candidate.family} to be balanced at {found.density:.2f}.")
+        return self.made[candidate.family]
+
+    @cached_property
+    def _gaps(self) -> dict[str, float]:
+        return {name: gap(self.run, name, self.choosing) for name in ENDS}
+
+
+def gap(run: Run, subject: str, data: SearchData) -> float:
+    """Mean loss of a model's members less that of non-members, in nats a token."""
+    losses = {
+        (bool(row["member"]), row["id"]): float(row["nll"])
+        for row in read_jsonl(run.answers / f"{subject}.losses.jsonl")
+    }
+
+    def mean(rows: Sequence[Row], member: bool) -> float:
+        return sum(losses[member, row.id] for row in rows) / len(rows)
+
+    return mean(data.members, True) - mean(data.nonmembers, False)

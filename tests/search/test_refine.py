@@ -1,0 +1,143 @@
+"""From coarse to fine, along the densities and between groups of layers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeforget.adapter import read_adapter
+from mergeforget.candidate import Candidate
+from mergeforget.cli import main
+from mergeforget.errors import UsageError
+from mergeforget.files import read_json, read_jsonl
+from mergeforget.merge.engine import merge_adapters
+from mergeforget.run import Run
+from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.grid import begin_at
+from mergeforget.search.groups import layer_groups, with_densities
+from mergeforget.search.refine import Place, climb
+
+MODULES = [f"model.layers.{i}.mlp.up_proj" for i in range(12)] + ["lm_head"]
+
+
+@given(st.integers(0, 29), st.integers(0, 29))
+def test_the_top_of_a_hill_is_reached_from_anywhere(top: int, start: int) -> None:
+    asked = []
+
+    def rank(place: Place) -> float:
+        asked.append(place)
+        return -abs(place[0] - top)
+
+    assert climb(rank, (start,), 30) == (top,)
+    assert len(asked) == len(set(asked)) <= 17
+
+
+def test_a_good_guess_saves_half_of_ten() -> None:
+    asked = []
+
+    def rank(place: Place) -> float:
+        asked.append(place)
+        return -abs(place[0] - 4)
+
+    assert climb(rank, (4,), 10) == (4,)
+    assert len(asked) == 5
+
+
+def test_several_axes_are_climbed_together() -> None:
+    top = (1, 7, 4)
+
+    def rank(place: Place) -> float:
+        return -sum((a - b) ** 2 for a, b in zip(place, top, strict=True))
+
+    assert climb(rank, (5, 5, 5), 10) == top
+
+
+def test_places_without_a_rank_are_left_out() -> None:
+    """Nothing beyond 5 has a rank, as where the budget is spent."""
+    assert climb(lambda p: p[0] if p[0] <= 5 else None, (3,), 10) == (5,)
+    assert climb(lambda _: None, (3,), 10) == (3,)
+
+
+def test_layers_fall_into_groups_of_like_size() -> None:
+    groups = layer_groups(MODULES, 3)
+    assert [len(g) for g in groups] == [4, 4, 4] and groups[0][1] == "model.layers.1."
+    assert [len(g) for g in layer_groups(MODULES, 5)] == [2, 3, 2, 3, 2]
+    with pytest.raises(UsageError, match="12 layers, too few for 13 groups"):
+        layer_groups(MODULES, 13)
+
+
+def test_each_group_is_merged_at_its_own_density(tiny_run: Run) -> None:
+    """Module by module the same to the bit as a merge of everything at that density."""
+    pair = [read_adapter(tiny_run.over, "over"), read_adapter(tiny_run.under, "under")]
+    groups = layer_groups(pair[0].deltas, 2)
+    mixed = merge_adapters(pair, with_densities(Candidate("ties", 0.5), groups, [0.2, 0.8]))
+    for layer, density in enumerate((0.2, 0.8)):
+        alone = merge_adapters(pair, Candidate("ties", density)).adapter
+        mine = [m for m in alone.deltas if f"layers.{layer}." in m]
+        assert mine
+        for module in mine:
+            assert (mixed.adapter.deltas[module].a == alone.deltas[module].a).all()
+            assert (mixed.adapter.deltas[module].b == alone.deltas[module].b).all()
+    assert mixed.candidate.density == 0.5 and mixed.candidate.densities == "0.20, 0.80"
+
+
+def test_equal_densities_are_one_for_all() -> None:
+    one = with_densities(Candidate("ties", 0.5), layer_groups(MODULES, 3), [0.3, 0.3, 0.3])
+    assert one == Candidate("ties", 0.3)
+
+
+def test_the_guess_comes_first() -> None:
+    line = [Candidate("ties", d) for d in (0.1, 0.9, 0.5)]
+    assert [c.density for c in begin_at(line, 0.55)] == [0.5, 0.1, 0.9]
+    assert begin_at(line, None) == line
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(tiny_run.root, tmp_path / "run")))
+
+
+def call(run: Run, *arguments: str) -> None:
+    command = ["search", str(run.root), "--device", "cpu", *arguments]
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
+
+
+def test_refine_asks_the_pair_and_looks_at_few(run: Run) -> None:
+    call(run, "--strategy", "refine", "--densities", "0.05:1.0:0.05")
+    chosen = read_json(run.search / "chosen.json")
+    assert 0 < chosen["predicted"] <= 1
+    assert chosen["measured"] <= 2 and 4 <= chosen["explored"] <= 14
+
+
+def test_another_objective_looks_again_at_what_it_cannot_read(run: Run) -> None:
+    """Of an objective that reads the AUC alone no retain row was read."""
+    arguments = ("--densities", "0.2,0.5,0.8", "--finalists", "1")
+    call(run, *arguments)
+    call(run, *arguments, "--objective", "0.5*mia + 0.5*retain")
+    assert read_json(run.search / "chosen.json")["explored"] == 3
+
+
+def test_groups_are_refined_from_the_best_of_all(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--groups", "2", "--densities", "0.2,0.5,0.8", "--objective", "0.5*mia+0.5*retain")
+    call(run, *arguments)
+    noted = {
+        row["name"]: Candidate.from_dict(row) for row in read_jsonl(run.search / "explored.jsonl")
+    }
+    mixed = [c for c in noted.values() if c.by_module]
+    assert len(noted) > 3 and mixed and all(c.name == name for name, c in noted.items())
+    before = read_json(run.search / "chosen.json")
+
+    def refused(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Evaluator, "glance", refused)
+    monkeypatch.setattr(Evaluator, "measure", refused)
+    call(run, *arguments)
+    assert read_json(run.search / "chosen.json") == before

@@ -1,0 +1,86 @@
+"""Several workers on one study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mergeforget.cli import main
+from mergeforget.files import read_json, read_jsonl
+from mergeforget.run import Run
+
+WORKER = """
+import json, sys, time
+from mergeforget.recipe import SearchSpec
+from mergeforget.score import Score
+from mergeforget.search.objective import Rank
+from mergeforget.search.study import Study
+
+study = Study(SearchSpec(strategy="tpe"), sys.argv[1], "shared")
+done = []
+for _ in range(8):
+    trial, candidate = study.suggest()
+    if study.taken(trial):
+        study.give_up(trial)
+        continue
+    time.sleep(0.1)
+    done.append(candidate.name)
+    value = 1 - abs(candidate.density - 0.4)
+    study.tell(trial, Rank(0.0, value, 0.0, 0.0), [Score("nll", "all", 1.0, "lower", 1)])
+print(json.dumps(done))
+"""
+SHARED = ("--strategy", "tpe", "--densities", "0.2,0.5,0.8", "--first", "0.5")
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///study.db", "study.journal"])
+def test_two_processes_measure_no_candidate_twice(tmp_path: Path, storage: str) -> None:
+    command = [sys.executable, "-c", WORKER, storage]
+    workers = [
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        for _ in range(2)
+    ]
+    one, other = (json.loads(worker.communicate(timeout=300)[0]) for worker in workers)
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert one and other and len({*one, *other}) == len(one) + len(other)
+
+
+def environment() -> dict[str, str]:
+    """This checkout first on the path, wherever the process runs."""
+    import os
+
+    root = str(Path(__file__).parent.parent.parent)
+    return os.environ | {"PYTHONPATH": root}
+
+
+def test_what_a_worker_explored_is_adopted_by_who_chooses(tiny_run: Run, tmp_path: Path) -> None:
+    runs = [Run(Path(shutil.copytree(tiny_run.root, tmp_path / name))) for name in ("a", "b")]
+    shared = (*SHARED, "--storage", f"sqlite:///{tmp_path / 'study.db'}", "--device", "cpu")
+    worked = call(runs[0], *shared, "--worker", "--budget", "2", "--json")
+    assert json.loads(worked) == {"explored": 2}
+    assert not (runs[0].search / "chosen.json").exists()
+    call(runs[1], *shared)
+    assert read_json(runs[1].search / "chosen.json")["explored"] == 3
+    of_worker, of_chooser = (
+        {r["subject"] for r in read_jsonl(run.scores)} - {"base", "over", "under"} for run in runs
+    )
+    assert len(of_worker) == 2 and of_worker < of_chooser
+
+
+def test_a_worker_needs_something_to_share(tiny_run: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(tiny_run.root, tmp_path / "run")))
+    done = CliRunner().invoke(main, ["search", str(run.root), "--worker"])
+    assert done.exit_code == 2 and "give --storage URL" in done.stderr
+
+
+def call(run: Run, *arguments: str) -> str:
+    done = CliRunner().invoke(main, ["search", str(run.root), *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
