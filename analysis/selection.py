@@ -43,6 +43,7 @@ class Prediction:
         norms: of over and under.
         found: (density, measured gap) of the candidates that were evaluated since.
         chosen: density that the search chose; None before.
+        began: density that the search began with, predicted from the half that chooses.
     """
 
     family: str
@@ -55,6 +56,7 @@ class Prediction:
     norms: dict[str, float]
     found: list[tuple[float, float]]
     chosen: float | None = None
+    began: float | None = None
 
     @property
     def sentence(self) -> str:
@@ -64,8 +66,10 @@ class Prediction:
             "Predicted from the angle of the pair, its norms and its losses, the gap between "
             f"members and non-members of {self.family} {where} density {self.density:.2f}"
         )
-        found = f"; the search chose {self.chosen:g}" if self.chosen is not None else ""
-        return text + found + "."
+        if self.chosen is None:
+            return text + "."
+        began = f" began at {self.began:.2f}, from the half that chooses, and" if self.began else ""
+        return f"{text}; the search{began} chose {self.chosen:g}."
 
 
 def run_prediction(run: Run) -> Prediction:
@@ -91,6 +95,7 @@ def run_prediction(run: Run) -> Prediction:
         found,
         found=measured_gaps(run, candidate),
         chosen=chosen.candidate.density if chosen else None,
+        began=chosen.predicted if chosen else None,
     )
 
 

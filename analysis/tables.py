@@ -72,6 +72,7 @@ class Line:
     method: str
     space: str
     density: float | None
+    densities: str  # the same in words; several where it differs by layer
     cells: list[Cell]
 
 
@@ -130,6 +131,7 @@ def lines_of(
                 method=candidate.method if candidate else "",
                 space=candidate.space if candidate else "",
                 density=candidate.density if candidate else None,
+                densities=candidate.densities if candidate else "",
                 cells=[cell_of(scores[subject], m) for m in measures],
             )
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from finished_run import adapter, write_pair
@@ -66,6 +68,8 @@ def test_what_was_measured_since_stands_beside_it(finished: Run) -> None:
     assert found.family == "ties factors" and found.chosen == 0.7
     assert [d for d, _ in found.found] == [0.7]
     assert "the search chose 0.7" in found.sentence
+    told = replace(found, began=0.62).sentence
+    assert "the search began at 0.62, from the half that chooses, and chose 0.7" in told
 
 
 def test_a_pair_that_was_not_measured_says_which_command_measures_it(
