@@ -4,6 +4,9 @@ A change vector is every module's ``scaling * b @ a`` laid end to end. With the 
 step and the state ``e`` at the end, the three change vectors 0 to s, s to end and 0 to end are s,
 e - s and e, so all their lengths and angles follow from three inner products of each module:
 <s, s>, <s, e>, <e, e>. Those come from rank-sized matrices; nothing of size (out, in) is made.
+
+The factors A and B have angles of their own. They count from zero, as a merge of factors sees them:
+B begins there, and A at its random start, which is a part of "0 to s".
 """
 
 from __future__ import annotations
@@ -81,11 +84,11 @@ def run_angles(run: Run) -> list[Angle]:
 def training_angles(
     subject: str, step: int, epoch: float | None, state: Adapter, end: Adapter
 ) -> list[Angle]:
-    """The three angles at one step, in all, per layer, per kind and per module."""
+    """The three angles at one step, in each space, in all, per layer, per kind and per module."""
     modules = sorted(state.deltas.keys() | end.deltas.keys())
-    grams = delta_grams(state, end, modules)
     return [
-        Angle(subject, vectors, step, epoch, "delta", group, name, degrees)
+        Angle(subject, vectors, step, epoch, space, group, name, degrees)
+        for space, grams in grams_by_space(state, end, modules).items()
         for group, name, rows in groups_of(modules)
         for vectors, degrees in change_angles(grams[rows].sum(axis=0)).items()
     ]
@@ -96,16 +99,21 @@ def pair_angles(
 ) -> list[Angle]:
     """Angles between two adapters, of their changes and of their factors A and B alone."""
     modules = sorted(over.deltas.keys() | under.deltas.keys())
-    spaces: dict[str, Grams] = {"delta": delta_grams(over, under, modules)}
-    if all(_same_rank(over, under, m) for m in modules):
-        spaces["a"] = factor_grams(over, under, modules, lambda d: d.a)
-        spaces["b"] = factor_grams(over, under, modules, lambda d: d.b)
     return [
         Angle("pair", OVER_UNDER, step, epoch, space, group, name, angle(xx, yy, xy))
-        for space, grams in spaces.items()
+        for space, grams in grams_by_space(over, under, modules).items()
         for group, name, rows in groups_of(modules)
         for xx, xy, yy in [grams[rows].sum(axis=0)]
     ]
+
+
+def grams_by_space(x: Adapter, y: Adapter, modules: list[str]) -> dict[str, Grams]:
+    """Inner products in delta space, and of A and of B where the ranks allow it."""
+    spaces: dict[str, Grams] = {"delta": delta_grams(x, y, modules)}
+    if all(_same_rank(x, y, m) for m in modules):
+        spaces["a"] = factor_grams(x, y, modules, lambda d: d.a)
+        spaces["b"] = factor_grams(x, y, modules, lambda d: d.b)
+    return spaces
 
 
 def delta_grams(x: Adapter, y: Adapter, modules: list[str]) -> Grams:

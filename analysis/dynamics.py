@@ -126,6 +126,29 @@ def events_of(stage: Stage) -> list[Event]:
     return found
 
 
+def side_by_side(runs: Sequence[Run]) -> list[tuple[str, Stage]]:
+    """What unlearned in each of several runs, ``RUN: STAGE`` -> its curves.
+
+    Raises:
+        MissingError: nothing was trained in one of them.
+    """
+    return [
+        (f"{run.name}: {stage.name}", stage)
+        for run in runs
+        for stage in run_dynamics(run)
+        if stage.name != "memorise"
+    ]
+
+
+def levels(name: str, stage: Stage) -> str:
+    """One sentence: where every term begins and ends, as a mean over half an epoch."""
+    told = []
+    for label, values in stage.terms.items():
+        smooth = running_mean(values, stage.window)
+        told.append(f"{label} goes from {smooth[0]:.3g} to {smooth[-1]:.3g}")
+    return f"In {name}, {'; '.join(told)}; the gradient norm is at most {_largest(stage):.3g}."
+
+
 def rows_of(stage: Stage) -> list[dict[str, Any]]:
     """One flat row a step, for csv."""
     columns = {"loss": stage.loss, "grad_norm": stage.grad_norm, "rate": stage.learning_rate}
@@ -206,6 +229,11 @@ def _half_an_epoch(epoch: Floats) -> int:
 def _column(rows: Sequence[dict[str, Any]], key: str) -> Floats:
     values = [row.get(key) for row in rows]
     return np.array([math.nan if v is None else float(v) for v in values], np.float64)
+
+
+def _largest(stage: Stage) -> float:
+    known = stage.grad_norm[np.isfinite(stage.grad_norm)]
+    return float(known.max()) if len(known) else math.nan
 
 
 def _plain(value: float) -> float | None:

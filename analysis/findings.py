@@ -51,7 +51,22 @@ def analyse(run: Run, name: str, folder: Path) -> Finding:
     if name not in ANALYSES:
         raise UnknownNameError("analysis", name, list(ANALYSES))
     title, function = ANALYSES[name]
-    sentences, rows, pictures = function(run)
+    return keep(folder, name, title, function(run))
+
+
+def analyse_against(run: Run, other: Run, folder: Path) -> Finding:
+    """Compare the dynamics of two runs and write dynamics-against.json, .csv and its figure.
+
+    Raises:
+        MissingError: nothing was trained in one of them.
+    """
+    title = "Dynamics, trainings side by side"
+    return keep(folder, "dynamics-against", title, against(run, other))
+
+
+def keep(folder: Path, name: str, title: str, found: Found) -> Finding:
+    """Write what was found: the numbers as json and csv, the figures as png and svg."""
+    sentences, rows, pictures = found
     figures = [
         {"name": p.name, "title": p.title, "alt": p.alt, "marks": save(p, folder)} for p in pictures
     ]
@@ -96,7 +111,8 @@ def angles(run: Run) -> Found:
         mine = [
             a.degrees
             for a in found
-            if (a.subject, a.vectors, a.group) == (side, FORWARD, "all") and a.degrees is not None
+            if (a.subject, a.vectors, a.group, a.space) == (side, FORWARD, "all", "delta")
+            and a.degrees is not None
         ]
         if mine:
             sentences.append(
@@ -115,6 +131,16 @@ def dynamics(run: Run) -> Found:
     events = [event for stage in stages for event in events_of(stage)]
     rows = [row for stage in stages for row in rows_of(stage)]
     return [e.text for e in events], rows, plots_training.draw_dynamics(stages, events)
+
+
+def against(run: Run, other: Run) -> Found:
+    """The trainings of two runs side by side, for example NPO alone beside NPO + GDR + KLR."""
+    from mergeforget.analysis import plots_training
+    from mergeforget.analysis.dynamics import levels, rows_of, side_by_side
+
+    named = side_by_side([run, other])
+    rows = [{"training": name} | row for name, stage in named for row in rows_of(stage)]
+    return [levels(*one) for one in named], rows, plots_training.draw_against(named)
 
 
 def density(run: Run) -> Found:

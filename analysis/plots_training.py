@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from mergeforget.analysis.angles import CORRECTION, FORWARD, OVER_UNDER, OVERALL, Angle
@@ -41,28 +42,37 @@ def draw_angles(angles: Sequence[Angle]) -> list[Picture]:
 
 
 def _angles_over_training(side: str, angles: Sequence[Angle]) -> Picture:
-    figure, (ax,) = panels(1, 3.5)
+    """A panel for the change of the weights, and one for each factor."""
+    mine = [a for a in angles if (a.subject, a.group) == (side, "all")]
+    spaces = [space for space in SPACES if any(a.space == space for a in mine)]
+    figure, axes = panels(len(spaces), 3.5 if len(spaces) == 1 else 2.4)
+    marks = []
+    for ax, space in zip(axes, spaces, strict=True):
+        marks += _angles_in(ax, [a for a in mine if a.space == space])
+        ax.set_title(SPACES[space])
+    in_epochs = all(a.epoch is not None for a in mine)
+    axes[-1].set_xlabel("s (epochs)" if in_epochs else "s (steps)")
+    legend(figure, axes)
+    title = f"Angles between the changes of {side} over its training"
+    alt = (
+        f"{title}: from 0 to step s, from s to the end, and from 0 to the end, in degrees, for the "
+        "change of the weights and for each LoRA factor."
+    )
+    return Picture(f"angles-{side}", title, alt, figure, marks)
+
+
+def _angles_in(ax: Axes, angles: Sequence[Angle]) -> list[Mark]:
     marks = []
     for i, vectors in enumerate((FORWARD, OVERALL, CORRECTION)):
-        rows = [
-            a
-            for a in angles
-            if (a.subject, a.vectors, a.group) == (side, vectors, "all") and a.degrees is not None
-        ]
-        x = [_time(a) for a in rows]
-        y = [a.degrees for a in rows if a.degrees is not None]
+        rows = [a for a in angles if a.vectors == vectors and a.degrees is not None]
+        x, y = [_time(a) for a in rows], [a.degrees for a in rows if a.degrees is not None]
         ax.plot(x, y, label=vectors.replace(", ", "  ∠  "), **series(i))
         marks += [
             Mark(ax, at, d, f"step {a.step}: {vectors}: {d:.1f}°")
             for a, at, d in zip(rows, x, y, strict=True)
         ]
-    in_epochs = all(a.epoch is not None for a in angles if a.subject == side)
-    ax.set_xlabel("s (epochs)" if in_epochs else "s (steps)")
     _degrees(ax)
-    legend(figure, [ax])
-    title = f"Angles between the changes of {side} over its training"
-    alt = f"{title}: from 0 to step s, from s to the end, and from 0 to the end, in degrees."
-    return Picture(f"angles-{side}", title, alt, figure, marks)
+    return marks
 
 
 def _angles_of_pair(angles: Sequence[Angle]) -> Picture:
@@ -160,13 +170,37 @@ def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> Picture:
         ax.set_ylabel("nats")
     for stage in stages:
         _line(axes[-1], stage, stage.grad_norm)
+    _gradient(figure, axes)
+    title = "Terms of the loss over the training"
+    alt = f"{title}, before their weights, for {' and '.join(s.name for s in stages)}."
+    return Picture("dynamics-terms", title, alt, figure)
+
+
+def draw_against(named: Sequence[tuple[str, Stage]]) -> list[Picture]:
+    """The same terms of several trainings, one line each, beside their gradient norms."""
+    with styled():
+        labels = list(dict.fromkeys(label for _, stage in named for label in stage.terms))
+        figure, axes = panels(len(labels) + 1, 1.9)
+        for i, (name, stage) in enumerate(named):
+            look = series(i) | {"marker": ""}
+            for ax, label in zip(axes, labels, strict=False):
+                if label in stage.terms:
+                    _smooth(ax, stage, stage.terms[label], name, look)
+            _smooth(axes[-1], stage, stage.grad_norm, name, look)
+        for ax, label in zip(axes, labels, strict=False):
+            ax.set_title(label.replace("_", " on "))
+            ax.set_ylabel("nats")
+        _gradient(figure, axes)
+        title = "Terms of the loss, trainings side by side"
+        alt = f"{title}, before their weights: {', '.join(name for name, _ in named)}."
+        return [Picture("dynamics-against", title, alt, figure)]
+
+
+def _gradient(figure: Figure, axes: list[Axes]) -> None:
     axes[-1].set_title("gradient norm, before clipping")
     axes[-1].set_ylabel("L2 norm")
     axes[-1].set_xlabel("epochs over the forget set")
     legend(figure, axes)
-    title = "Terms of the loss over the training"
-    alt = f"{title}, before their weights, for {' and '.join(s.name for s in stages)}."
-    return Picture("dynamics-terms", title, alt, figure)
 
 
 def _losses(stages: Sequence[Stage]) -> Picture:
@@ -201,8 +235,12 @@ def _memorising(stage: Stage) -> Picture:
 
 def _line(ax: Axes, stage: Stage, values: Any) -> None:
     look = SUBJECTS.get(stage.name, SUBJECTS["base"]) | {"marker": ""}
+    _smooth(ax, stage, values, stage.name, look)
+
+
+def _smooth(ax: Axes, stage: Stage, values: Any, label: str, look: dict[str, Any]) -> None:
     ax.plot(stage.epoch, values, color=look["color"], alpha=0.25, linewidth=0.9)
-    ax.plot(stage.epoch, running_mean(values, stage.window), label=stage.name, **look)
+    ax.plot(stage.epoch, running_mean(values, stage.window), label=label, **look)
 
 
 def draw_weights(facts: Sequence[ModuleFacts], agreements: Sequence[Agreement]) -> list[Picture]:

@@ -14,22 +14,41 @@ from mergeforget.commands._options import chosen_run, emit, json_option
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the results. [RUN/analysis]"
 )
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Another run, whose training is drawn beside this one's (with dynamics).",
+)
 @json_option
-def command(arguments: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+def command(
+    arguments: tuple[str, ...], out: Path | None, against: Path | None, as_json: bool
+) -> None:
     """Analyse a run: numbers as json and csv, figures as png and svg.
 
     RUN is a run folder; without one, the newest under runs/. WHAT is any of density, mia,
     prediction, angles, weights, curves, dynamics, or all, which is also what happens without it.
     """
-    from mergeforget.analysis.findings import ANALYSES, Finding, analyse, analyse_all
+    from mergeforget.analysis.findings import (
+        ANALYSES,
+        Finding,
+        analyse,
+        analyse_against,
+        analyse_all,
+    )
+    from mergeforget.errors import UsageError
+    from mergeforget.run import open_run
 
     folder, names = split(arguments, [*ANALYSES, "all"])
+    if against is not None and "dynamics" not in names:
+        raise UsageError("--against compares trainings: analyze RUN dynamics --against RUN2.")
     run = chosen_run(folder)
     out = out or run.analysis
     if not names or "all" in names:
         found: list[Finding] = analyse_all(run, out)
     else:
         found = [analyse(run, name, out) for name in dict.fromkeys(names)]
+    if against is not None:
+        found.append(analyse_against(run, open_run(against), out))
     emit(
         {"run": str(run.root), "out": str(out), "analyses": [vars(f) for f in found]},
         "\n\n".join(text_of(f, out) for f in found),

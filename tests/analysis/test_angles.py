@@ -58,8 +58,29 @@ def test_angles_of_a_training_match_the_dense_computation(share: float) -> None:
             FORWARD: dense_angle(s, e - s), OVERALL: dense_angle(s, e),
             CORRECTION: dense_angle(e - s, e),
         }  # fmt: skip
-        mine = {a.vectors: a.degrees for a in found if (a.group, a.name) == (group, name)}
+        mine = {
+            a.vectors: a.degrees
+            for a in found
+            if (a.group, a.name, a.space) == (group, name, "delta")
+        }
         assert mine == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("factor", ["a", "b"])
+def test_angles_of_a_factor_match_the_entries_laid_end_to_end(factor: str) -> None:
+    end = adapter("over", 2)
+    state = blend(adapter("over", 1), end, 0.4)
+    s, e = (
+        np.concatenate([getattr(d, factor).astype(np.float64).ravel() for d in x.deltas.values()])
+        for x in (state, end)
+    )
+    found = training_angles("over", 10, 1.0, state, end)
+    mine = {a.vectors: a.degrees for a in found if (a.group, a.space) == ("all", factor)}
+    expected = {
+        FORWARD: dense_angle(s, e - s), OVERALL: dense_angle(s, e),
+        CORRECTION: dense_angle(e - s, e),
+    }  # fmt: skip
+    assert mine == pytest.approx(expected, abs=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -129,7 +150,9 @@ def test_a_run_without_adapters_says_which_command_makes_them(tmp_path: Path) ->
 def test_a_run_without_history_still_has_angles_by_step(tmp_path: Path) -> None:
     run = Run(tmp_path)
     write_pair(run)
-    rows = [a for a in run_angles(run) if a.subject == "over" and a.group == "all"]
+    found = [a for a in run_angles(run) if a.subject == "over" and a.group == "all"]
+    assert {a.space for a in found} == {"delta", "a", "b"}
+    rows = [a for a in found if a.space == "delta"]
     assert [a.step for a in rows[::3]] == [5, 10, 15, 20, 25, 30, 35, 40]
     assert all(a.epoch is None for a in rows)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from mergeforget.analysis.dynamics import events_of, run_dynamics, running_mean, stage_of
 from mergeforget.analysis.evidence import MissingError, read_history
+from mergeforget.cli import main
 from mergeforget.files import append_jsonl
-from mergeforget.recipe import load_recipe
+from mergeforget.recipe import load_recipe, save_recipe
 from mergeforget.run import Run
 
 RECIPE = load_recipe("zjuklab")
@@ -84,6 +87,30 @@ def test_a_step_that_was_repeated_after_a_resume_counts_once(tmp_path: Path) -> 
 def test_no_training_says_which_command_trains(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="train-pair"):
         read_history(Run(tmp_path))
+
+
+def test_two_runs_stand_side_by_side(finished: Run, tmp_path: Path) -> None:
+    """NPO alone has no retain term, and is drawn where it has one."""
+    alone = Run(tmp_path / "alone")
+    save_recipe(load_recipe("npo"), alone.recipe)
+    steps = [{"stage": "adapter", "step": i, "epoch": i / 4, "loss": 9.0 / i,
+              "terms": {"npo_forget": 9.0 / i}, "grad_norm": 2.0} for i in range(1, 9)]  # fmt: skip
+    append_jsonl(alone.history, steps)
+    call = ["analyze", str(finished.root), "dynamics", "--against", str(alone.root)]
+    done = CliRunner().invoke(main, [*call, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert (
+        "In alone: adapter, npo_forget goes from 6.75 to 1.12" in done.stdout
+    )  # (9 + 4.5) / 2, 9 / 8
+    rows = list(csv.DictReader((tmp_path / "out" / "dynamics-against.csv").open()))
+    assert {r["training"] for r in rows} == {"finished: over", "finished: under", "alone: adapter"}
+    assert (tmp_path / "out" / "dynamics-against.svg").exists()
+
+
+def test_only_trainings_can_be_compared(finished: Run) -> None:
+    call = ["analyze", str(finished.root), "mia", "--against", str(finished.root)]
+    done = CliRunner().invoke(main, call)
+    assert done.exit_code == 2 and "dynamics --against RUN2" in done.stderr
 
 
 def test_a_run_has_its_stages_in_order(finished: Run) -> None:
