@@ -3,13 +3,16 @@
     python benchmarks/search.py RUN [--densities 0.1:1.0:0.1] [--objective mia] [--out search.json]
 
 RUN is a trained pair (`mergeforget demo`, or `train-pair`); it is copied, not changed. The cost is
-processor time spent on measuring candidates, which other work on the machine does not change; base,
-over and under are measured once for all and left out. Prints one table and writes JSON.
+processor time from the measured ends to the choice: predicting, merging, measuring. Other work on
+the machine changes it little. Base, over and under are measured once for all and left out, or taken
+from RUN where a search has measured them. Prints one table and writes JSON; a search that is in the
+JSON already is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 import time
@@ -22,8 +25,9 @@ from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import SearchSpec, change, load_recipe
 from mergeforget.run import Run, machine, versions
 from mergeforget.search.budget import Budget
-from mergeforget.search.driver import ENDS, Options, search
+from mergeforget.search.driver import Options, Searching, search
 from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.guess import ENDS
 from mergeforget.search.store import Store
 
 NEEDED = ("recipe.yaml", "manifest.json", "data", "over", "under")
@@ -32,25 +36,33 @@ NEEDED = ("recipe.yaml", "manifest.json", "data", "over", "under")
 def main() -> None:
     """Run the whole grid, then each cheaper search, on copies of one run."""
     options = arguments()
-    spec = search_spec(options)
-    budget = max(3, len(spec.densities) // 2)
-    ways = {
-        "grid": (spec, Budget()),
-        "grid, finalists by likelihood": (spec.model_copy(update={"finalists": 1}), Budget()),
-        "tpe, finalists by likelihood": (
-            spec.model_copy(update={"strategy": "tpe"}),
-            Budget(candidates=budget),
-        ),
-    }
+    before = read_json(options.out)["results"] if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         source = Run(copied(options.run, Path(folder) / "source", NEEDED))
-        results = {}
-        for number, (name, (how, allowed)) in enumerate(ways.items()):
+        if (options.run / "search" / "settings.json").exists():
+            keep_ends(Run(options.run), source)
+        results = dict(before)
+        for number, (name, (how, allowed)) in enumerate(ways(options).items()):
+            if name in before or (options.only and name not in (*options.only, "grid")):
+                continue
             run = Run(copied(source.root, Path(folder) / str(number), None))
             results[name] = measured(run, how, allowed)
-            if number == 0:
+            if not source.search.exists():
                 keep_ends(run, source)
-    report(results, options.out)
+            write_json(options.out, {"results": results})
+    report(results, options)
+
+
+def ways(options: argparse.Namespace) -> dict[str, tuple[SearchSpec, Budget]]:
+    """What is compared; the whole grid comes first."""
+    spec = search_spec(options)
+    budget = Budget(candidates=max(3, len(spec.densities) // 2))
+    return {
+        "grid": (spec, Budget()),
+        "grid, finalists by likelihood": (spec.model_copy(update={"finalists": 1}), Budget()),
+        "tpe, finalists by likelihood": (spec.model_copy(update={"strategy": "tpe"}), budget),
+        "refine": (spec.model_copy(update={"strategy": "refine"}), Budget()),
+    }
 
 
 def arguments() -> argparse.Namespace:
@@ -58,14 +70,17 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--densities", default=None)
-    parser.add_argument("--objective", default="mia")
+    parser.add_argument("--objective", default=None, help="[the recipe's]")
+    parser.add_argument("--only", action="append", help="One of the searches beside the grid.")
     parser.add_argument("--out", type=Path, default=Path("search.json"))
     return parser.parse_args()
 
 
 def search_spec(options: argparse.Namespace) -> SearchSpec:
     """The recipe's section with what the command line says."""
-    changes = {"objective": options.objective, "strategy": "grid", "finalists": None}
+    changes: dict[str, Any] = {"strategy": "grid", "finalists": None, "groups": 1}
+    if options.objective:
+        changes["objective"] = options.objective
     if options.densities:
         changes["densities"] = options.densities
     return change(load_recipe(options.run / "recipe.yaml"), search=changes).search
@@ -86,48 +101,56 @@ def keep_ends(run: Run, source: Run) -> None:
     write_jsonl(source.scores, [r for r in read_jsonl(run.scores) if r["subject"] in ENDS])
     source.answers.mkdir()
     for name in ENDS:
-        shutil.copy(run.answers / f"{name}.jsonl", source.answers)
+        for path in (f"{name}.jsonl", f"{name}.losses.jsonl"):
+            shutil.copy(run.answers / path, source.answers)
     source.search.mkdir()
     shutil.copy(run.search / "settings.json", source.search)
 
 
 def measured(run: Run, spec: SearchSpec, budget: Budget) -> dict[str, Any]:
-    """One search: what it chose and what its candidates cost."""
-    costs: dict[str, list[float]] = {"glance": [], "generate": []}
-    with timed("glance", costs["glance"]), timed("measure", costs["generate"]):
+    """One search: what it chose and what it cost from the measured ends on."""
+    calls: dict[str, int] = {"glance": 0, "measure": 0}
+    start: list[float] = []
+    with counted("glance", calls, start), counted("measure", calls, start):
         choice = search(run, spec, Options(budget))
-    chosen = read_json(run.search / "chosen.json")
     base = Store(run).scores["base"]
     rank = choice.objective.rank(choice.scored.scores, base, "choose")
     return {
-        "chosen": chosen["name"],
+        "objective": spec.objective,
+        "chosen": choice.scored.name,
         "value": rank.value,
-        "glances": len(costs["glance"]),
-        "generations": len(costs["generate"]),
-        "seconds": sum(costs["glance"]) + sum(costs["generate"]),
+        "floors_kept": not rank.shortfall,
+        "glances": calls["glance"],
+        "generations": calls["measure"],
+        "seconds": time.process_time() - start[0],
     }
 
 
 @contextmanager
-def timed(method: str, costs: list[float]) -> Iterator[None]:
-    """Note the processor time of every candidate that the evaluator measures."""
+def counted(method: str, calls: dict[str, int], start: list[float]) -> Iterator[None]:
+    """Count the candidates that the evaluator measures, and note when their turn began."""
     original = getattr(Evaluator, method)
+    ends = Searching.measure_ends
 
-    def timing(self: Evaluator, adapter: Any, label: str, *more: Any) -> Any:
-        start = time.process_time()
-        result = original(self, adapter, label, *more)
-        if label not in ENDS:
-            costs.append(time.process_time() - start)
-        return result
+    def counting(self: Evaluator, adapter: Any, label: str, *more: Any) -> Any:
+        calls[method] += label not in ENDS
+        return original(self, adapter, label, *more)
 
-    setattr(Evaluator, method, timing)
+    def ending(self: Searching) -> None:
+        ends(self)
+        self.explorer.evaluator()  # loads the model, which every search needs
+        start[:] = [time.process_time()]
+
+    setattr(Evaluator, method, counting)
+    Searching.measure_ends = ending  # type: ignore[method-assign]
     try:
         yield
     finally:
         setattr(Evaluator, method, original)
+        Searching.measure_ends = ends  # type: ignore[method-assign]
 
 
-def report(results: dict[str, dict[str, Any]], out: Path) -> None:
+def report(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     """Print the table and write the numbers."""
     grid = results["grid"]
     print(f"{'search':32}{'looked at':>10}{'generated':>10}{'CPU s':>8}{'cost':>7}  chosen")
@@ -140,7 +163,8 @@ def report(results: dict[str, dict[str, Any]], out: Path) -> None:
             f"{name:32}{looked:10}{r['generations']:10}{r['seconds']:8.1f}{r['share']:7.0%}"
             f"  {r['chosen']} {r['value']:.3f}{same}"
         )
-    write_json(out, {"results": results, "machine": machine(), "versions": versions()})
+    facts = {"machine": machine(), "versions": versions(), "load": os.getloadavg()}
+    write_json(options.out, {"results": results, **facts})
 
 
 if __name__ == "__main__":
