@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mergeforget.adapter import Adapter
     from mergeforget.candidate import Candidate
     from mergeforget.merge.engine import How
+    from mergeforget.merge.grams import Grams
     from mergeforget.merge.tensorwise import Output
 
 DEFAULTS: dict[str, Any] = {"method": "ties", "space": "factors", "seed": 0, "precision": "float32"}
@@ -62,7 +63,23 @@ def sources(run: Path | None, options: dict[str, Any]) -> tuple[list[Adapter], A
     return [read_adapter(here.over, "over"), read_adapter(here.under, "under")], here
 
 
-def how(options: dict[str, Any]) -> How:
+def grams(
+    options: dict[str, Any], candidate: Candidate, adapters: list[Adapter], run: Any
+) -> Grams | None:
+    """What the layers are given on the data that was named, or on the run's."""
+    from mergeforget.merge.grams import grams_of, looks_at_data
+
+    files = list(options["data"])
+    if run is not None and not files and looks_at_data(candidate):
+        files = [run.root / "data" / "forget.jsonl", run.root / "data" / "retain.jsonl"]
+    if not files:
+        return None
+    base = options["base"] or (run.base() if run else adapters[0].base)
+    return grams_of(base, adapters, files, candidate)
+
+
+def how(options: dict[str, Any], grams: Grams | None = None) -> How:
+    """How modules are merged."""
     from mergeforget.merge.engine import How
 
     return How(
@@ -71,6 +88,7 @@ def how(options: dict[str, Any]) -> How:
         options["precision"] or DEFAULTS["precision"],
         compare=options["compare"],
         threads=options["threads"],
+        grams=grams,
     )
 
 

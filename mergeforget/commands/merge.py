@@ -71,6 +71,12 @@ FOLDER = click.Path(path_type=Path)
     show_default=True,
     help="How a change is cut to the rank.",
 )
+@click.option(
+    "--data",
+    multiple=True,
+    type=FOLDER,
+    help="Rows for regmean: a file per adapter, or one.  [default: the run's forget and retain]",
+)
 @click.option("--compare", is_flag=True, help="Measure how far factor space is from delta space.")
 @click.option("--full", is_flag=True, help="Write a whole model: the base with the merged change.")
 @click.option("--base", help="Model that adapters or models came from.  [default: the run's]")
@@ -123,7 +129,9 @@ def _adapters(run: Path | None, out: Path | None, as_json: bool, options: dict[s
     sources, here = asked.sources(run, options)
     if here is None:
         out = _named(out)
-    merged = merge_adapters(sources, asked.candidate(options, len(sources)), asked.how(options))
+    candidate = asked.candidate(options, len(sources))
+    how = asked.how(options, asked.grams(options, candidate, sources, here))
+    merged = merge_adapters(sources, candidate, how)
     folder = out or here.candidates / merged.candidate.name
     write_candidate(merged, folder)
     facts = {"folder": str(folder), "candidate": merged.candidate.to_dict(), **merged.report}
@@ -138,7 +146,8 @@ def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, 
     sources, here = asked.sources(run, options)
     base = options["base"] or (here.base() if here else sources[0].base)
     candidate = asked.candidate(options, len(sources))
-    how, output = asked.how(options), asked.output(options)
+    how = asked.how(options, asked.grams(options, candidate, sources, here))
+    output = asked.output(options)
     written = fold_adapters(locate(base), sources, candidate, out, output, how)
     _tell(written, as_json)
 
@@ -150,6 +159,8 @@ def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
 
     if options["adapters"]:
         raise UsageError("Give --adapter or --model, not both.")
+    if options["data"]:
+        raise UsageError("--data is read for adapters, not for --model.")
     share = 1.0 if options["base"] else 1 / len(options["models"])  # of a mean, without a base
     candidate = asked.candidate(options, len(options["models"]), share)
     if options["print_mergekit"]:

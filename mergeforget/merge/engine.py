@@ -19,6 +19,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.merge import speedup
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
+from mergeforget.merge.grams import Grams, check_grams, mapped
 from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
 from mergeforget.merge.lowrank import Cut, Svd, cut_dense, cut_factors
 from mergeforget.merge.methods import traits
@@ -57,6 +58,7 @@ class How:
         compare: measure ``space_error`` for every method; it takes dense deltas. For ``linear`` it
             is always measured, from rank-sized matrices.
         threads: at most; the number changes no bit.
+        grams: of what each module is given, for the methods that ask for it, see ``grams``.
     """
 
     modules: Modules = "same"
@@ -64,6 +66,7 @@ class How:
     precision: str = "float32"
     compare: bool = False
     threads: int = 0
+    grams: Grams | None = None
 
 
 class Part(NamedTuple):
@@ -152,6 +155,7 @@ def at_densities(
     candidates = [replace(candidate, density=density) for density in densities]
     for one in candidates:
         check_candidate(one, len(adapters))
+    check_grams(candidate, how.grams)
     check_adapters(adapters)
     modules = modules_to_merge(adapters, how.modules)
     check_ranks(adapters, modules, candidate)
@@ -168,6 +172,9 @@ def merge_module(
     weights = np.array([first.weights[i] for i in present], np.float64)
     if first.space == "factors":
         return _in_factors(module, deltas, weights, candidates, how)
+    if how.grams is not None:
+        deltas = mapped(deltas, how.grams[module], first)
+        first = replace(first, method="linear", arguments={})
     if first.method == "cat":
         stacked = _stacked(deltas, weights)
         return [Part(stacked, stacked.norm() ** 2, 0.0)] * len(candidates)
@@ -184,7 +191,8 @@ def merge_module(
 
 def is_dense(candidate: Candidate) -> bool:
     """Whether merging builds the change of a module whole, and then cuts it back to a rank."""
-    low_rank = candidate.method == "cat" or traits(candidate.method).coefficients
+    known = traits(candidate.method)
+    low_rank = candidate.method == "cat" or known.coefficients or known.maps
     return candidate.space == "delta" and not low_rank
 
 

@@ -13,12 +13,14 @@ import numpy as np
 
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
+from mergeforget.errors import UsageError
 from mergeforget.merge import speedup
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.changes import Step, bare, changes_of, check_products
 from mergeforget.merge.checkpoint import Checkpoint, open_checkpoint
 from mergeforget.merge.compatible import check_base, check_same_tensors
 from mergeforget.merge.engine import How, merge_adapters
+from mergeforget.merge.grams import as_sum, check_grams, looks_at_data
 from mergeforget.merge.inputs import check_adapters, shared
 from mergeforget.merge.jobs import Job, Rounding
 from mergeforget.merge.request import canonical, check_candidate
@@ -60,8 +62,13 @@ def fold_adapters(
     output, how = output or Output(), how or How()
     candidate = canonical(candidate)
     check_candidate(candidate, len(adapters))
+    check_grams(candidate, how.grams)
     check_adapters(adapters, with_base=True)
-    steps = _steps(adapters, candidate, how)
+    if how.grams is not None:
+        adapters, plain = as_sum(adapters, candidate, how.grams)
+        steps = _steps(adapters, plain, replace(how, grams=None))
+    else:
+        steps = _steps(adapters, candidate, how)
     with open_checkpoint(base) as model:
         speedup.expect(sum(model.tensors[n].numel for n in steps if n in model.tensors))
         for name, step in steps.items():
@@ -122,6 +129,11 @@ def merge_models(
     candidate = replace(canonical(candidate), space="delta")
     check_candidate(candidate, len(models))
     check_base(candidate, base)
+    if looks_at_data(candidate):
+        raise UsageError(
+            f"{candidate.method} looks at what the layers are given, which is read for adapters "
+            "only: give --adapter and --data, with --full for a whole model."
+        )
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(path)) for path in models]
         origin = stack.enter_context(open_checkpoint(base)) if base else None

@@ -24,7 +24,7 @@ PEFT_TYPES = {
 }
 IN_FACTORS = set(PEFT_TYPES.values())  # methods that PEFT applies to A and B apart
 FACTOR_ARGUMENTS = {"sign", "rescale"}  # scales and shares of weights are not those of the product
-GIVEN = ("density", "chance")  # what the engine gives a method; the rest are arguments
+GIVEN = ("density", "chance", "grams")  # what the engine gives a method; the rest are arguments
 
 
 def canonical(candidate: Candidate) -> Candidate:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mergeforget.errors import DensityError, UsageError
+from mergeforget.merge.arrays import like
 from mergeforget.merge.blockwise import in_memory
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.cuts import KnownDensity, kept_count
@@ -133,6 +134,9 @@ def call(name: str, stack: Any, weights: Any, density: float = 0.6) -> Any:
     given: dict[str, Any] = {"density": density} if "density" in takes else {}
     if "chance" in takes:
         given["chance"] = Chance(0, "x")
+    if "grams" in takes:
+        inputs = np.random.default_rng(2).standard_normal((2, 30, stack.shape[-1]))
+        given["grams"] = like(np.einsum("nti,ntj->nij", inputs, inputs), stack)
     return MERGE_METHODS.get(name).fn(stack, weights, **given)
 
 

@@ -1,0 +1,174 @@
+"""What a model's layers are given on some rows: the means of ``h h^T`` that ``regmean`` needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.adapter import Adapter, LowRankDelta
+from mergeforget.candidate import Candidate
+from mergeforget.console import progress
+from mergeforget.errors import UsageError
+from mergeforget.merge.by_module import at_module, depth_of
+from mergeforget.merge.methods import MERGE_METHODS, traits
+from mergeforget.merge.request import canonical
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mergeforget.data.schema import Row
+
+Array = NDArray[Any]
+Grams = Mapping[str, Sequence[Array]]
+MAX_LENGTH = 1024  # tokens of a row
+
+
+def grams_of(
+    base: str, adapters: Sequence[Adapter], files: Sequence[Path], candidate: Candidate
+) -> Grams:
+    """For each module one (in, in) matrix per adapter, from its own model on its own data.
+
+    Args:
+        base: name or folder of the model that the adapters were trained on.
+        files: of rows, one per adapter, or one for all of them.
+
+    Raises:
+        UsageError: another number of files, or a method that looks at no data.
+        InputError: a file or the model cannot be read, or an adapter does not fit it.
+    """
+    from mergeforget.data.readers import read_rows
+    from mergeforget.merge.apply import applied
+    from mergeforget.models import load_model
+
+    check_grams(candidate, {})
+    if len(files) not in (1, len(adapters)):
+        raise UsageError(
+            f"There are {len(adapters)} adapters and {len(files)} files of data. Give --data once "
+            "for each adapter, in their order, or once for all."
+        )
+    loaded = load_model(base)
+    found: list[dict[str, Array]] = []
+    for adapter, path in zip(adapters, list(files) * (len(adapters) // len(files)), strict=True):
+        with applied(loaded.model, adapter):
+            found.append(input_grams(loaded.model, loaded.tokenizer, read_rows(path), adapter))
+    return {m: [one[m] for one in found if m in one] for m in set().union(*found)}
+
+
+def input_grams(
+    model: nn.Module, tokenizer: Any, rows: Sequence[Row], adapter: Adapter
+) -> dict[str, Array]:
+    """The mean of ``h h^T`` over all tokens, (in, in) float64, for each module of the adapter.
+
+    Modules that are given one and the same tensor, as the projections to queries, keys and values
+    are, share one matrix.
+    """
+    import torch
+
+    from mergeforget.data.tokens import encode_rows
+
+    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH)
+    tokens, device = sum(len(one) for one in encoded), next(model.parameters()).device
+    with _watched(model, list(adapter.deltas)) as sums, torch.no_grad():
+        with progress(f"Reading the inputs of {adapter.name}", len(encoded)) as bar:
+            for one in encoded:
+                model(input_ids=torch.tensor([one.ids], device=device), use_cache=False)
+                bar.advance()
+    means = {id(total): (total / tokens).cpu().numpy() for total in sums.values()}
+    return {name: means[id(total)] for name, total in sums.items()}
+
+
+@contextmanager
+def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Add up ``h^T h`` of the modules' inputs while the block runs."""
+    import torch
+
+    sums: dict[str, Any] = {}
+    last: list[Any] = [None, ""]
+
+    def look(name: str, given: Any) -> None:
+        if given is last[0] and sums.get(name, sums[last[1]]) is sums[last[1]]:
+            sums[name] = sums[last[1]]
+            return
+        flat = given.reshape(-1, given.shape[-1]).to(torch.float64)
+        if name not in sums:
+            sums[name] = flat.new_zeros(flat.shape[1], flat.shape[1])
+        sums[name] += flat.T @ flat
+        last[:] = given, name
+
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda _, given, name=name: look(name, given[0])
+        )
+        for name in modules
+    ]
+    try:
+        yield sums
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def looks_at_data(candidate: Candidate) -> bool:
+    """Whether the method must be given ``grams``."""
+    return "grams" in MERGE_METHODS.get(canonical(candidate).method).parameters
+
+
+def check_grams(candidate: Candidate, grams: Grams | None) -> None:
+    """Raise UsageError where a method lacks the data that it needs, or has data it does not."""
+    needs = looks_at_data(candidate)
+    if needs and grams is None:
+        raise UsageError(
+            f"{candidate.method} looks at what the layers are given: name a file of rows for each "
+            "adapter with --data, or one for all."
+        )
+    if grams is not None and not needs:
+        raise UsageError(f"{candidate.method} looks at no data; leave --data out.")
+
+
+def mapped(
+    deltas: Sequence[LowRankDelta], grams: Sequence[Array], candidate: Candidate
+) -> list[LowRankDelta]:
+    """The changes ``x_i M_i`` of one module, still of low rank: they remain to be added up."""
+    maps = traits(candidate.method).maps
+    assert maps is not None
+    found = maps(np.stack(list(grams)), **candidate.arguments)
+    return [
+        replace(delta, a=(delta.a.astype(np.float64) @ m).astype(delta.a.dtype))
+        for delta, m in zip(deltas, found, strict=True)
+    ]
+
+
+def as_sum(
+    adapters: Sequence[Adapter], candidate: Candidate, grams: Grams
+) -> tuple[list[Adapter], Candidate]:
+    """Adapters with mapped changes, and the candidate that adds them up.
+
+    Raises:
+        UsageError: an adapter trained more than factors, of which the data say nothing.
+    """
+    owners: dict[str, list[int]] = {}
+    for i, adapter in enumerate(adapters):
+        if adapter.extras:
+            raise UsageError(
+                f"{candidate.method} merges factors only, and {adapter.name!r} trained more than "
+                "them. Choose a method that looks at no data, such as linear or ties."
+            )
+        for module in adapter.deltas:
+            owners.setdefault(module, []).append(i)
+    changed = [dict(adapter.deltas) for adapter in adapters]
+    depth = depth_of(owners)
+    for module, present in owners.items():
+        here = at_module(candidate, module, depth[module])
+        deltas = [adapters[i].deltas[module] for i in present]
+        for i, delta in zip(present, mapped(deltas, grams[module], here), strict=True):
+            changed[i][module] = delta
+    weights = {key: value for key, value in candidate.by_module.items() if key == "weights"}
+    plain = replace(candidate, method="linear", arguments={}, by_module=weights)
+    moved = [replace(a, deltas=deltas) for a, deltas in zip(adapters, changed, strict=True)]
+    return moved, plain
