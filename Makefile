@@ -23,7 +23,7 @@ study: $(READY)
 	$(BIN)/mergeforget study write docs/study
 
 gpu-study: $(READY)             # the whole LUME train split on one GPU, in parts of minutes
-	$(BIN)/mergeforget study run gpu --results docs/gpu-study $(if $(PART),--only $(PART))
+	$(BIN)/mergeforget study run gpu --jobs 4 --results docs/gpu-study $(if $(PART),--only $(PART))
 	$(BIN)/mergeforget study write docs/gpu-study
 
 lint: $(READY)

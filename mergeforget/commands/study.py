@@ -32,6 +32,8 @@ def command() -> None:
               "away and run them anew; repeat it.")  # fmt: skip
 @click.option("--value", "values", multiple=True, metavar="NAME=TEXT", help="Replace one of the "
               "study's values, for example limit=32; repeat it.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Steps that run "
+              "at the same time.")  # fmt: skip
 @json_option
 def run(
     name: str,
@@ -42,6 +44,7 @@ def run(
     minutes: float | None,
     again: tuple[str, ...],
     values: tuple[str, ...],
+    jobs: int,
     as_json: bool,
 ) -> None:
     """Run the steps of a study that are not done yet.
@@ -51,14 +54,17 @@ def run(
     """
     from mergeforget.run import RUNS
     from mergeforget.study.definition import load_study
-    from mergeforget.study.runner import Places, run_study
+    from mergeforget.study.places import Places
+    from mergeforget.study.schedule import run_study
 
     given = dict(_pair(value) for value in values)
     study, file = load_study(name, given)
     out = out or RUNS / f"study-{study.name}"
     data = data or Path(os.environ.get("MERGEFORGET_DATA", "../shared/data"))
     places = Places(out, results or out / "results", data, file)
-    states = run_study(study, places, only=only, minutes=minutes, again=again, given=given)
+    states = run_study(
+        study, places, only=only, minutes=minutes, again=again, given=given, jobs=jobs
+    )
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     told = "\n".join(f"{n} {'step' if n == 1 else 'steps'} {state}" for state, n in counts.items())
     more = f"\nNext: mergeforget study write {places.results}" if "done" in counts else ""

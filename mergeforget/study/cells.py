@@ -14,7 +14,7 @@ from mergeforget.files import read_json
 from mergeforget.study.definition import Column, Row, Study, Table
 from mergeforget.study.gather import full_key
 
-Results = Mapping[str, dict[str, Any]]  # step -> what runner.write_result wrote
+Results = Mapping[str, dict[str, Any]]  # step -> what steps.write_result wrote
 NOT_RUN, DIVERGED, NOTHING = "not run", "diverged", "–"
 
 

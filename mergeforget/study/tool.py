@@ -16,6 +16,7 @@ from mergeforget.run import Run
 from mergeforget.study.definition import PLACE, Step
 
 PATIENCE = 120.0  # seconds that a command has to save what it did
+CHILDREN: set[subprocess.Popen[str]] = set()  # at work
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 
 
@@ -41,14 +42,14 @@ def call(words: Sequence[str], seconds: float | None) -> tuple[int | None, Any]:
     """
     command = [sys.executable, "-m", "mergeforget", *words, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        CHILDREN.add(child)
         try:
             out, _ = child.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             _end(child)
             return None, None
-        except BaseException:
-            _end(child)
-            raise
+        finally:
+            CHILDREN.discard(child)
     if child.returncode:
         return child.returncode, None
     return 0, json.loads(out) if out.strip() else None
@@ -92,19 +93,34 @@ def processor() -> str:
 
 def commit() -> str:
     """Of the checkout that the package lies in; empty outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not subprocess.run([*git, "ls-files", here.name], capture_output=True).stdout:
+            return ""  # installed below somebody else's checkout
+        done = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True)
     except OSError:
         return ""
-    return done.stdout.strip()
+    return done.stdout.decode().strip()
+
+
+def end_all() -> None:
+    """Tell every command at work to save and end, and wait for it."""
+    for child in list(CHILDREN):
+        child.terminate()
+    for child in list(CHILDREN):
+        _wait(child)
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """Tell a command to save and end, and wait for it."""
     child.terminate()
+    _wait(child)
+    child.communicate()
+
+
+def _wait(child: subprocess.Popen[str]) -> None:
+    """Until it has ended; one that does not is killed."""
     try:
-        child.communicate(timeout=PATIENCE)
+        child.wait(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         child.kill()
-        child.communicate()

@@ -12,6 +12,7 @@ from mergeforget.cli import main
 from mergeforget.errors import RecipeError, UsageError
 from mergeforget.recipe import load_recipe
 from mergeforget.study.definition import STUDIES, load_study
+from mergeforget.train.objective import check_recipe
 
 NAMES = sorted(p.stem for p in STUDIES.glob("*.yaml"))
 COMMANDS = [
@@ -58,7 +59,7 @@ def test_every_command_is_one_that_the_tool_understands(text: str) -> None:
     assert {w for w in words if w.startswith("--")} <= known
     if "--recipe" in words:
         assignments = [words[i + 1] for i, w in enumerate(words) if w == "--set"]
-        load_recipe(words[words.index("--recipe") + 1], assignments)
+        check_recipe(load_recipe(words[words.index("--recipe") + 1], assignments))
 
 
 def test_values_are_put_in_and_folders_stay(tmp_path: Path) -> None:

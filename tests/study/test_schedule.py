@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner
 from conftest import short_rows
@@ -15,9 +20,10 @@ from conftest import short_rows
 from mergeforget.cli import main
 from mergeforget.errors import InputError, Interrupted, MergeforgetError
 from mergeforget.files import read_json, write_jsonl
-from mergeforget.study import runner
+from mergeforget.study import schedule, steps
 from mergeforget.study.definition import Study, load_study
-from mergeforget.study.runner import Clock, Places, run_study
+from mergeforget.study.places import Clock, Places
+from mergeforget.study.schedule import run_study
 
 HERE = Path(__file__).parent
 STUDY = """
@@ -45,6 +51,18 @@ parts:
     steps:
       - {name: made, commands: ["data make --out {here}/rows --people 1"]}
       - {name: bad, commands: ["report {made}"]}
+"""
+TWO = """
+name: two
+title: T
+parts:
+  - name: one
+    title: One
+    steps:
+      - {name: a, commands: ["train --out {here}"]}
+      - {name: b, commands: ["train --out {here}"]}
+      - {name: c, at: a, commands: ["search {here}"]}
+      - {name: d, at: a, commands: ["search {here}"]}
 """
 Call = tuple[int | None, Any]
 
@@ -82,8 +100,8 @@ def study_of(places: Places) -> Study:
 @pytest.fixture
 def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
     tool = Tool()
-    monkeypatch.setattr(runner, "call", tool)
-    monkeypatch.setattr(runner, "circumstances", lambda: {"torch": "2.13.0"})
+    monkeypatch.setattr(steps, "call", tool)
+    monkeypatch.setattr(schedule, "circumstances", lambda: {"torch": "2.13.0"})
     return tool
 
 
@@ -160,11 +178,12 @@ def test_a_folder_that_is_not_the_studys_is_not_touched(places: Places, tool: To
 
 def test_time_left_is_at_the_speed_seen_so_far(places: Places) -> None:
     """Two minutes were expected and one was needed: the other four need two."""
-    steps = [step for _, step in study_of(places).steps()]
+    every = [step for _, step in study_of(places).steps()]
     clock = Clock()
-    assert clock.estimate(steps) == 360
-    clock.ended(steps[0], 60.0)
-    assert clock.estimate(steps[1:]) == 120
+    assert clock.estimate(every) == 360
+    clock.ended(every[0], 60.0)
+    assert clock.estimate(every[1:]) == 120
+    assert clock.estimate(every[1:], jobs=2) == 60
 
 
 def test_commands_run_in_processes_of_their_own(tmp_path: Path) -> None:
@@ -198,3 +217,44 @@ def test_a_study_of_a_tiny_model_twice_gives_the_same(tmp_path: Path, tiny_folde
         assert (out / "results" / "main-angles-over.svg").exists()
         shutil.rmtree(out)
     assert found[0] == found[1]
+
+
+def test_two_steps_run_at_once_but_never_in_one_folder(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each training waits for the other; two searches in one folder would meet."""
+    places.file.write_text(TWO)
+    together, at_work = threading.Barrier(2), set[str]()
+
+    def tool(words: Sequence[str], seconds: float | None) -> Call:
+        if words[0] == "train":
+            together.wait(timeout=60)
+        if words[0] == "search":
+            assert words[1] not in at_work
+            at_work.add(words[1])
+            time.sleep(0.05)
+            at_work.remove(words[1])
+        return 0, {}
+
+    monkeypatch.setattr(steps, "call", tool)
+    monkeypatch.setattr(schedule, "circumstances", dict)
+    states = run_study(study_of(places), places, jobs=4)
+    assert set(states.values()) == {"done"}
+
+
+def test_a_study_that_is_told_to_end_ends_its_command_too(tmp_path: Path) -> None:
+    """The command in flight is gone when the study is, and its step is not done."""
+    path = tmp_path / "long.yaml"
+    path.write_text(REAL.replace("--people 1", "--people 200000"))
+    words = [sys.executable, "-m", "mergeforget", "study", "run", str(path)]
+    out = tmp_path / "out"
+    with subprocess.Popen([*words, "--out", str(out)], stderr=subprocess.PIPE) as study:
+        while not (out / "steps" / "made.json").exists():
+            assert study.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        (child,) = psutil.Process(study.pid).children()
+        study.terminate()
+        assert study.wait(timeout=120) == 143
+        assert not child.is_running()
+    assert read_json(out / "steps" / "made.json")["state"] == "running"

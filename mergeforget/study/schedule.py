@@ -1,0 +1,162 @@
+"""Which step is run next: each once, in order, resumed where it was stopped."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergeforget.console import duration, say
+from mergeforget.errors import Interrupted, UnknownNameError
+from mergeforget.files import write_json
+from mergeforget.run import Run
+from mergeforget.study.definition import Section, Step, Study
+from mergeforget.study.places import Clock, Places
+from mergeforget.study.steps import run_step, state_of
+from mergeforget.study.tool import circumstances, end_all
+
+
+def run_study(
+    study: Study,
+    places: Places,
+    *,
+    only: Sequence[str] = (),
+    minutes: float | None = None,
+    again: Sequence[str] = (),
+    given: Mapping[str, str] | None = None,
+    jobs: int = 1,
+) -> dict[str, str]:
+    """Run what is not done yet.
+
+    Args:
+        only: parts to run, with the steps of others that they read; all by default.
+        minutes: stop after so many; what was begun goes on with the next call.
+        again: steps to throw away and run anew, with those that read them.
+        given: values of the study that were replaced, to be told in the document.
+        jobs: steps that run at the same time, in folders of their own.
+
+    Returns:
+        Step -> ``done``, ``failed`` (its training diverged), ``waiting``, or why it is left out.
+
+    Raises:
+        UnknownNameError: there is no such part or step.
+        MergeforgetError: a command failed in a way that must be mended.
+        Interrupted: told to end; what was done is kept.
+    """
+    names = [step.name for _, step in study.steps()]
+    for kind, asked, known in (
+        ("part", only, [p.name for p in study.parts]),
+        ("step", again, names),
+    ):
+        for name in asked:
+            if name not in known:
+                raise UnknownNameError(kind, name, known)
+    with Run(places.out).lock(), _told_to_end():
+        for name in [n for n in names if {n, *_readings(study, n)} & set(again)]:
+            places.mark(name).unlink(missing_ok=True)
+            (places.results / f"{name}.json").unlink(missing_ok=True)
+            if study.step(name).at is None:
+                shutil.rmtree(places.folder(study.step(name)), ignore_errors=True)
+        write_json(
+            places.results / "study.json",
+            {"given": dict(given or {}), "study": study.model_dump(mode="json")},
+        )
+        clock = Clock(None if minutes is None else 60 * minutes)
+        return _run_steps(study, places, wanted_steps(study, only), clock, jobs)
+
+
+def wanted_steps(study: Study, only: Sequence[str]) -> list[tuple[Section, Step]]:
+    """Steps of these parts and those they read, in order."""
+    every = list(study.steps())
+    names = {s.name for section, s in every if not only or section.name in only}
+    for _, step in reversed(every):
+        names |= set(study.used_by(step)) if step.name in names else set()
+    return [(section, step) for section, step in every if step.name in names]
+
+
+def _readings(study: Study, name: str) -> set[str]:
+    """Every step that a step reads, and those that they read."""
+    direct = study.used_by(study.step(name))
+    return {*direct, *(inner for one in direct for inner in _readings(study, one))}
+
+
+def _run_steps(
+    study: Study, places: Places, steps: Sequence[tuple[Section, Step]], clock: Clock, jobs: int
+) -> dict[str, str]:
+    """Run every step as soon as those that it reads are done, ``jobs`` at a time."""
+    states = {step.name: state_of(study, places, section, step) for section, step in steps}
+    facts = circumstances() if "waiting" in states.values() else {}
+    running: dict[Future[float | None], Step] = {}
+    stopped = False
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while True:
+                while not stopped and len(running) < jobs:
+                    busy = {places.folder(step) for step in running.values()}
+                    step = next_step(study, places, [s for _, s in steps], states, busy)
+                    if step is None or not clock.allows():
+                        break
+                    states[step.name] = "running"
+                    _tell(step, [s for _, s in steps], states, clock, jobs)
+                    running[pool.submit(run_step, study, places, step, clock, facts)] = step
+                if not running:
+                    return states
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    step, seconds = running.pop(future), future.result()
+                    states[step.name] = state_of(study, places, None, step)
+                    stopped = stopped or seconds is None
+                    if seconds is not None:
+                        clock.ended(step, seconds)
+        except BaseException:
+            end_all()
+            raise
+
+
+def next_step(
+    study: Study,
+    places: Places,
+    steps: Sequence[Step],
+    states: dict[str, str],
+    busy: Collection[Path],
+) -> Step | None:
+    """The first step that can begin; those that never can are noted in ``states``.
+
+    Args:
+        busy: folders in which a step is at work.
+    """
+    for step in steps:
+        if states[step.name] != "waiting":
+            continue
+        before = {name: states[name] for name in study.used_by(step)}
+        never = [n for n, state in before.items() if state not in ("done", "waiting", "running")]
+        if never:
+            states[step.name] = f"left out: it reads {never[0]}"
+        elif set(before.values()) <= {"done"} and places.folder(step) not in busy:
+            return step
+    return None
+
+
+def _tell(
+    step: Step, steps: Sequence[Step], states: Mapping[str, str], clock: Clock, jobs: int
+) -> None:
+    """One line: which step begins, and the time that is left."""
+    todo = [s for s in steps if states[s.name] in ("waiting", "running")]
+    say(f"[{steps.index(step) + 1}/{len(steps)}] {step.name}; {duration(clock.elapsed)} so far, "
+        f"about {duration(clock.estimate(todo, jobs))} left")  # fmt: skip
+
+
+@contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Turn SIGTERM into an error, so that the command in flight is ended too."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted("Told to end. What was done is kept; the same command goes on.")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

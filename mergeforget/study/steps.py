@@ -1,0 +1,124 @@
+"""One step of a study: its commands, its mark, its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from typing import Any
+
+from mergeforget.errors import InputError, NumericError
+from mergeforget.files import read_json, write_json, write_text
+from mergeforget.run import now
+from mergeforget.study.definition import Section, Step, Study
+from mergeforget.study.gather import gather
+from mergeforget.study.places import Clock, Places
+from mergeforget.study.tool import call, failed, words_of
+
+RESUMABLE = ("train", "train-pair")  # these want --resume; the others go on by themselves
+LISTS = re.compile(r"\[[-+0-9.eE,\s]+\]")
+
+
+def state_of(study: Study, places: Places, section: Section | None, step: Step) -> str:
+    """``done``, ``failed``, ``waiting``, or why the step is left out."""
+    mark = _mark(places, step)
+    if mark.get("fingerprint") == study.fingerprint(step) and mark["state"] != "running":
+        return str(mark["state"])
+    absent = [n for n in section.needs if not (places.data / n).exists()] if section else []
+    return f"left out: there is no {places.data / absent[0]}" if absent else "waiting"
+
+
+def run_step(
+    study: Study, places: Places, step: Step, clock: Clock, facts: dict[str, Any]
+) -> float | None:
+    """Run the commands that are not done.
+
+    Args:
+        facts: versions and machine, to be kept with the result.
+
+    Returns:
+        Seconds that the step took; None where the time did not suffice.
+    """
+    mark = begin(study, places, step)
+    commands = study.commands(step)
+    folders = places.folders(study, step)
+    for i in range(len(mark["printed"]), len(commands)):
+        words = words_of(commands[i], folders)
+        if words[0] in RESUMABLE and (places.folder(step) / "recipe.yaml").exists():
+            words.append("--resume")
+        start = time.monotonic()
+        try:
+            code, printed = call(words, clock.left())
+        finally:  # also of what was stopped
+            mark["seconds"] += time.monotonic() - start
+            write_json(places.mark(step.name), mark)
+        if code is None:
+            return None
+        if code == NumericError.exit_code:  # a finding: the training diverged
+            mark["state"] = "failed"
+            break
+        if code:
+            raise failed(step, commands[i], code)
+        mark["printed"].append(printed)
+        write_json(places.mark(step.name), mark)
+    else:
+        mark["state"] = "done"
+    write_result(study, places, step, mark, facts)
+    write_json(places.mark(step.name), mark)
+    return float(mark["seconds"])
+
+
+def begin(study: Study, places: Places, step: Step) -> dict[str, Any]:
+    """The mark of a step: the one it was stopped with, or a new one."""
+    known = study.fingerprint(step)
+    mark = _mark(places, step)
+    if mark.get("fingerprint") == known and mark["state"] == "running":
+        return mark
+    folder = places.folder(step)
+    if mark and step.at is None:  # what other commands made
+        shutil.rmtree(folder, ignore_errors=True)
+    elif step.at is None and folder.exists():
+        raise InputError(
+            f"{folder} is there already and was not made by this study. Move it away, or choose "
+            "another folder with --out."
+        )
+    mark = {"fingerprint": known, "state": "running", "seconds": 0.0, "printed": []}
+    write_json(places.mark(step.name), mark)
+    return mark
+
+
+def write_result(
+    study: Study, places: Places, step: Step, mark: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """Keep a step's figures, and copy its pictures."""
+    folder = places.folder(step)
+    commands = study.commands(step)
+    run = {"time": now(), "seconds": round(mark["seconds"], 1), "load": os.getloadavg()[0]}
+    result = {
+        "step": step.name,
+        "state": mark["state"],
+        "fingerprint": mark["fingerprint"],
+        "commands": commands,
+        "measured": gather(folder, list(zip(commands, mark["printed"], strict=False))),
+        "run": {**run, **facts},
+    }
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(places.results / f"{step.name}.json", LISTS.sub(on_one_line, text) + "\n")
+    for section in study.parts:
+        for figure in section.figures:
+            picture = folder / "analysis" / f"{figure.name}.svg"
+            if figure.step == step.name and picture.exists():
+                shutil.copyfile(picture, places.results / f"{step.name}-{figure.name}.svg")
+
+
+def on_one_line(numbers: re.Match[str]) -> str:
+    """A list of numbers as JSON writes it without indents."""
+    return " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]")
+
+
+def _mark(places: Places, step: Step) -> dict[str, Any]:
+    path = places.mark(step.name)
+    found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found
