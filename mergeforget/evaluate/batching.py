@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
+from mergeforget.console import progress
 from mergeforget.errors import ResourceError
 
 Item = TypeVar("Item")
@@ -55,6 +57,44 @@ def by_length(lengths: Sequence[int], budget: int, *, extra: int = 0) -> list[li
     return groups
 
 
+def in_batches(
+    model: Any,
+    lengths: Sequence[int],
+    work: Callable[[list[int]], list[Result]],
+    *,
+    budget: int,
+    extra: int = 0,
+    label: str = "",
+    on_done: Callable[[int, Result], None] | None = None,
+) -> list[Result]:
+    """Do the work of every row, in batches that fit, with the model in eval mode.
+
+    Args:
+        lengths: tokens of each row.
+        work: from the places of a batch's rows to a result of each.
+        budget, extra: as in ``by_length``.
+        label: of the progress; empty shows none.
+        on_done: is given each row's place and result as soon as its batch is done.
+
+    Returns:
+        A result of each row, in their order.
+
+    Raises:
+        ResourceError: a single row does not fit.
+    """
+    found: dict[int, Result] = {}
+    device = str(model.device)
+    with _evaluating(model), progress(label, len(lengths)) if label else nullcontext() as bar:
+        for batch in by_length(lengths, budget, extra=extra):
+            for place, result in run_halving(batch, work, device):
+                found[place] = result
+                if on_done is not None:
+                    on_done(place, result)
+                if bar is not None:
+                    bar.advance()
+    return [found[place] for place in range(len(lengths))]
+
+
 def run_halving(
     places: list[int], work: Callable[[list[int]], list[Result]], device: str
 ) -> Iterator[tuple[int, Result]]:
@@ -85,6 +125,17 @@ def run_halving(
             yield from zip(batch, results, strict=True)
             continue
         _free(device)  # outside the handler, where the traceback no longer holds the tensors
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """The model in eval mode while the block runs, then as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

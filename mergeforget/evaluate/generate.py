@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergeforget.console import progress
-from mergeforget.evaluate.batching import by_length, run_halving, token_budget
+from mergeforget.evaluate.batching import in_batches, token_budget
 
 
 def generate(
@@ -65,29 +64,15 @@ def generate_ids(
     on_done: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """New token ids for each prompt, the one that ended it included."""
-    completions: list[list[int]] = [[] for _ in prompts]
-    was_training = model.training
-    model.eval()
-    device = str(model.device)
-    budget = batch_tokens or token_budget(model)
-    try:
-        with progress(label, len(prompts)) as bar:
-            for batch in by_length([len(p) for p in prompts], budget, extra=max_new_tokens):
-                rows = run_halving(
-                    batch,
-                    lambda places: greedy(
-                        model, [prompts[i] for i in places], stop, max_new_tokens
-                    ),
-                    device,
-                )
-                for place, new in rows:
-                    completions[place] = new
-                    if on_done is not None:
-                        on_done(place, new)
-                    bar.advance()
-    finally:
-        model.train(was_training)
-    return completions
+    return in_batches(
+        model,
+        [len(p) for p in prompts],
+        lambda places: greedy(model, [prompts[i] for i in places], stop, max_new_tokens),
+        budget=batch_tokens or token_budget(model),
+        extra=max_new_tokens,
+        label=label,
+        on_done=on_done,
+    )
 
 
 @torch.inference_mode()

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergeforget.console import progress
-from mergeforget.evaluate.batching import by_length, run_halving, token_budget
+from mergeforget.evaluate.batching import in_batches, token_budget
 
 CHUNK = 2**26  # logits that are widened to float32 at once: 256 MB
 
@@ -61,26 +60,14 @@ def likelihoods(
         batch_tokens: tokens of a batch; by default what the memory allows.
         on_done: is given each text's place and likelihoods as soon as its batch is done.
     """
-    read: dict[int, TokenLikelihoods] = {}
-    was_training = model.training
-    model.eval()
-    budget = batch_tokens or token_budget(model, logits=True)
-    try:
-        with progress(label, len(texts)) as bar:
-            for batch in by_length([len(t) for t in texts], budget):
-                done = run_halving(
-                    batch,
-                    lambda places: token_likelihoods(model, [list(texts[i]) for i in places]),
-                    str(model.device),
-                )
-                for place, one in done:
-                    read[place] = one
-                    if on_done is not None:
-                        on_done(place, one)
-                    bar.advance()
-    finally:
-        model.train(was_training)
-    return [read[i] for i in range(len(texts))]
+    return in_batches(
+        model,
+        [len(t) for t in texts],
+        lambda places: token_likelihoods(model, [list(texts[i]) for i in places]),
+        budget=batch_tokens or token_budget(model, logits=True),
+        label=label,
+        on_done=on_done,
+    )
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ import torch
 
 from mergeforget.console import progress
 from mergeforget.errors import InputError
-from mergeforget.evaluate.batching import by_length, run_halving, token_budget
+from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.generate import pad_left, takes_logits_to_keep
 
 LETTERS = "ABCD"
@@ -122,18 +122,12 @@ def choose(
     if not prompts:
         return []
     shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
-    chosen = [0] * len(prompts)
-    model.eval()
-    budget = batch_tokens or token_budget(model)
-    for batch in by_length([len(p) for p in prompts], budget):
-        work = run_halving(
-            batch,
-            lambda places: _letters(model, [prompts[i] for i in places], shared, letters),
-            str(model.device),
-        )
-        for place, letter in work:
-            chosen[place] = letter
-    return chosen
+    return in_batches(
+        model,
+        [len(p) for p in prompts],
+        lambda places: _letters(model, [prompts[i] for i in places], shared, letters),
+        budget=batch_tokens or token_budget(model),
+    )
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:
