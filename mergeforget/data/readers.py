@@ -16,6 +16,7 @@ from mergeforget.errors import InputError, UsageError, suggest
 
 Records = list[tuple[int, dict[str, Any]]]  # line (row in parquet, counted from 1) and its fields
 FIELDS = ("id", "input", "output", "task", "split", "weight")
+OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU adds "_answer"
 PAIRS = {  # names of prompt and answer that others use, and the kind of row they hold
     ("input", "output"): "sc1",
     ("question", "answer"): "qa0",
@@ -34,8 +35,9 @@ def read_rows(
         path: ``.jsonl`` or ``.json`` (rows, a list of rows, or columns), ``.parquet``, ``.csv``,
             ``.tsv``.
         split: forget, retain or holdout; empty keeps what the file says.
-        columns: our name (id, input, output, task, weight) to the file's. ``question`` and
-            ``answer``, ``prompt`` and ``completion`` are understood without.
+        columns: our name (id, input, output, task, weight, paraphrased, perturbed) to the file's.
+            ``question`` and ``answer``, ``prompt`` and ``completion``, ``paraphrased_answer`` and
+            ``perturbed_answer`` (TOFU) are understood without.
 
     Returns:
         One row a record, in the file's order. A missing id is made of the file's name and the line.
@@ -187,14 +189,15 @@ def _column_names(path: Path, records: Records, columns: dict[str, str]) -> dict
     """Our names to the file's: as given, as they are, or by one pair that others use."""
     have = list(dict.fromkeys(name for _, record in records for name in record))
     for ours, theirs in columns.items():
-        if ours not in FIELDS:
-            raise UsageError(f"There is no column {ours!r} to map.{suggest(ours, FIELDS)}")
+        if ours not in FIELDS + OTHERS:
+            raise UsageError(f"There is no column {ours!r} to map.{suggest(ours, FIELDS + OTHERS)}")
         if theirs not in have:
             raise InputError(
                 f"{path} has no column {theirs!r}.{suggest(theirs, have)} It has: "
                 f"{', '.join(have)}."
             )
-    names = {name: name for name in FIELDS if name in have} | columns
+    names = {name: name for name in FIELDS + OTHERS if name in have}
+    names |= {name: f"{name}_answer" for name in OTHERS if f"{name}_answer" in have} | columns
     if "input" in names and "output" in names:
         return names
     pairs = [pair for pair in PAIRS if pair[0] in have and pair[1] in have]
@@ -209,7 +212,7 @@ def _column_names(path: Path, records: Records, columns: dict[str, str]) -> dict
 
 def _row(record: dict[str, Any], names: dict[str, str], split: str, made_id: str) -> Row:
     """One row; a ValueError says what it lacks."""
-    text = {ours: _value(record, theirs) for ours, theirs in names.items()}
+    text = {ours: _value(record, names[ours]) for ours in names if ours != "perturbed"}
     for ours, what in (("input", "prompt"), ("output", "answer")):
         if not text[ours].strip():
             raise ValueError(f"no {what} ({names[ours]!r} is empty or missing)")
@@ -221,6 +224,8 @@ def _row(record: dict[str, Any], names: dict[str, str], split: str, made_id: str
         task=text.get("task", ""),
         split=split or text.get("split", ""),
         weight=_weight(text.get("weight") or "1"),
+        paraphrased=text.get("paraphrased", ""),
+        perturbed=_list(record, names["perturbed"]) if "perturbed" in names else (),
     )
 
 
@@ -243,6 +248,20 @@ def _value(record: dict[str, Any], name: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise ValueError(f"{name!r} is not text but {json.dumps(value, default=str)[:40]}")
+
+
+def _list(record: dict[str, Any], name: str) -> tuple[str, ...]:
+    """Several texts: a list, or one written as JSON in a file that knows text alone."""
+    value = record.get(name)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"{name!r} is not a JSON list ({error})") from error
+    texts = value if isinstance(value, list) else [value] if value else []
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{name!r} is not a list of texts but {json.dumps(value)[:40]}")
+    return tuple(texts)
 
 
 def _all(path: Path, faults: list[str]) -> str:

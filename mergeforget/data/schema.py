@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
+
+from mergeforget.score import Score
 
 Kind = Literal["sc", "qa", "other"]
 
@@ -17,9 +19,11 @@ class Row:
         input: the prompt.
         output: the answer that is trained, forgotten or kept.
         task: Task1, Task2, Task3, or empty.
-        split: forget, retain or holdout.
+        split: forget, retain, holdout, or the name of a further set.
         weight: how much the row counts in a training: 2 is as if it were there twice, 0 as if it
             were not there.
+        paraphrased: the answer in other words; empty where there is none.
+        perturbed: wrong answers of the same form.
     """
 
     id: str
@@ -28,6 +32,8 @@ class Row:
     task: str = ""
     split: str = ""
     weight: float = 1.0
+    paraphrased: str = ""
+    perturbed: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -46,10 +52,20 @@ class Row:
         stem = self.id.strip('"').rstrip("0123456789")
         return stem[:-2].strip('"') if stem.endswith(("sc", "qa")) else self.id
 
+    @property
+    def alternatives(self) -> list[Row]:
+        """The same prompt with each other answer: the paraphrased one, then the perturbed ones."""
+        others = [self.paraphrased] if self.paraphrased else []
+        return [
+            replace(self, output=output, paraphrased="", perturbed=())
+            for output in [*others, *self.perturbed]
+        ]
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields; the weight only where it is not 1."""
-        fields = asdict(self)
-        return fields if self.weight != 1 else {k: fields[k] for k in fields if k != "weight"}
+        """Plain values for JSON; a weight of 1 and other answers that are not there are left out."""
+        values = asdict(self) | {"perturbed": list(self.perturbed)}
+        usual = {"weight": 1.0, "paraphrased": "", "perturbed": []}
+        return {k: v for k, v in values.items() if k not in usual or v != usual[k]}
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,8 @@ class AnswerLikelihood:
         tokens: of the answer.
         greedy: share of them that the model would have chosen itself.
         extracted: share of them, counted from the end, that greedy decoding gives without a fault.
+        paraphrased: mean NLL of the paraphrased answer; None where the row has none.
+        perturbed: mean NLL of each perturbed answer.
     """
 
     row: Row
@@ -94,6 +112,8 @@ class AnswerLikelihood:
     tokens: int
     greedy: float = 0.0
     extracted: float = 0.0
+    paraphrased: float | None = None
+    perturbed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,9 +125,13 @@ class Measured:
         losses: likelihood of members and non-members.
         likelihoods: of the answers of forget and retain rows.
         mmlu: (correct, asked) by subject; empty where MMLU was not run.
+        known: scores that somebody else computed, for example lm-eval.
+        retrained: the same, read off a model that was trained without the forget set.
     """
 
     answers: list[Answer]
     losses: list[DocumentLoss]
     mmlu: dict[str, tuple[int, int]] = field(default_factory=dict)
     likelihoods: list[AnswerLikelihood] = field(default_factory=list)
+    known: list[Score] = field(default_factory=list)
+    retrained: Measured | None = None

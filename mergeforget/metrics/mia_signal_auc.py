@@ -8,10 +8,15 @@ from mergeforget.metrics._rows import signals_of
 from mergeforget.metrics._statistics import auc, auc_interval
 from mergeforget.score import Score
 
-SIGNALS = ("zlib", "min_k_20", "min_k_40", "min_k_plus_20", "min_k_plus_40")
+SIGNALS = ("zlib", "min_k_20", "min_k_40", "min_k_plus_20", "min_k_plus_40",
+           "reference", "gradient_norm")  # fmt: skip
 
 
-@metric("mia_signal_auc", source="zlib: arXiv:2012.07805; min-k: 2310.16789; min-k++: 2404.02936")
+@metric(
+    "mia_signal_auc",
+    source="zlib, reference: arXiv:2012.07805; min-k: 2310.16789; min-k++: 2404.02936; "
+    "gradient norm: 2402.17012",
+)
 def mia_signal_auc(
     measured: Measured, split: str = "mia", task: str = "", *, signal: str = "min_k_20"
 ) -> Score | None:

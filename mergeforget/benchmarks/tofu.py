@@ -1,0 +1,52 @@
+"""TOFU, A Task of Fictitious Unlearning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from mergeforget.benchmarks import benchmark
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import METRICS
+from mergeforget.metrics._membership import attack_scores
+from mergeforget.metrics.model_utility import OPTION_SPLITS
+from mergeforget.metrics.truth_ratio import Mean
+from mergeforget.score import Score
+
+SPLITS = ("forget", "retain", *OPTION_SPLITS)
+FURTHER = ("nll", "extraction_strength", "exact_memorisation")  # of forget and retain
+MEANS: tuple[Mean, ...] = get_args(Mean)
+
+
+@benchmark("tofu", source="TOFU, arXiv:2401.06121; its code: locuslab/tofu")
+def tofu(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
+    """Probability, ROUGE and truth ratio of each set, model utility, forget quality, PrivLeak.
+
+    The sets are ``forget``, ``retain``, ``real_authors`` and ``world_facts``. Figures that rest on
+    the truth ratio are given by both published readings of its mean; see ``truth_ratio``. Forget
+    quality and PrivLeak compare with ``measured.retrained``, and are left out without it.
+
+    Args:
+        known: scores whose data lies elsewhere.
+    """
+    found = [score for split in SPLITS for score in _of_split(measured, split)]
+    found += [METRICS.get(m).fn(measured, s) for m in FURTHER for s in ("forget", "retain")]
+    found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
+    found += attack_scores(measured)
+    found += [METRICS.get("privleak").fn(measured)]
+    found += [
+        METRICS.get(name).fn(measured, mean=mean)
+        for name in ("model_utility", "forget_quality")
+        for mean in MEANS
+    ]
+    return [score for score in found if score is not None] + list(known)
+
+
+def _of_split(measured: Measured, split: str) -> list[Score | None]:
+    probability = "option_probability" if split in OPTION_SPLITS else "verbatim_probability"
+    ratios = [METRICS.get("truth_ratio").fn(measured, split, mean=mean) for mean in MEANS]
+    return [
+        METRICS.get(probability).fn(measured, split),
+        METRICS.get("verbatim_rouge").fn(measured, split),
+        *ratios,
+    ]

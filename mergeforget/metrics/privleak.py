@@ -1,0 +1,40 @@
+"""How far membership inference differs from that on a model that never saw the forget set."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._rows import signals_of
+from mergeforget.metrics._statistics import auc
+from mergeforget.score import Score
+
+
+@metric("privleak", source="MUSE, arXiv:2407.06460, section 3.1")
+def privleak(
+    measured: Measured, split: str = "mia", task: str = "", *, signal: str = "min_k_40"
+) -> Score | None:
+    """``100 (AUC - AUC of retrained) / AUC of retrained``, percent; best at 0.
+
+    In MUSE's convention the AUC is that of non-member = 1: ``1 - AUC`` of the one reported here.
+    Negative: under-forgotten; positive: over-forgotten. None without ``measured.retrained``, or
+    where its AUC is 0 in that convention, so that there is nothing to compare with.
+    """
+    if measured.retrained is None:
+        return None
+    members, nonmembers = signals_of(measured, signal, task)
+    theirs = signals_of(measured.retrained, signal, task)
+    if not (members and nonmembers and all(theirs)):
+        return None
+    own, retrained = 1 - auc(members, nonmembers), 1 - auc(*theirs)
+    if retrained == 0:
+        return None
+    return Score(
+        "privleak",
+        split,
+        100 * (own - retrained) / retrained,
+        "nearer",
+        len(members) + len(nonmembers),
+        task=task,
+        target=0.0,
+        definition=f"privleak-{signal.replace('_', '-')}@1",
+    )

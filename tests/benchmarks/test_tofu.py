@@ -1,0 +1,174 @@
+"""TOFU: every figure by hand, forget quality as scipy computes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import kstwo
+
+from mergeforget.benchmarks.tofu import tofu
+from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
+from mergeforget.metrics.forget_quality import forget_quality
+from mergeforget.metrics.model_utility import utility_parts
+from mergeforget.metrics.privleak import privleak
+from mergeforget.metrics.truth_ratio import log_ratio
+from mergeforget.score import Score, find
+
+
+def nll(probability: float) -> float:
+    return -math.log(probability)
+
+
+def read(
+    split: str, answer: float, perturbed: tuple[float, ...], paraphrased: float | None = None
+) -> AnswerLikelihood:
+    """The likelihoods of a row, given as probabilities to the power of 1 / tokens."""
+    row = Row(f"{split}-qa0", "Who?", "Ann Lee", "", split)
+    return AnswerLikelihood(
+        row,
+        nll(answer),
+        2,
+        paraphrased=None if paraphrased is None else nll(paraphrased),
+        perturbed=tuple(nll(p) for p in perturbed),
+    )
+
+
+@pytest.fixture
+def by_hand() -> Measured:
+    likelihoods = [
+        read("forget", 0.5, (0.1, 0.4), 0.5),  # R = .25 / .5 = 1/2, or .2 / .5 = .4
+        read("retain", 0.8, (0.1, 0.4), 1.0),  # R = .25, or .2
+        read("real_authors", 0.6, (0.1, 0.1)),  # no paraphrase: R = .1 / .6; of options .6 / .8
+        read("world_facts", 0.2, (0.4, 0.4)),  # R = 2: max(0, 1 - R) = 0
+    ]
+    answers = [Answer(one.row, "Ann is her name") for one in likelihoods]  # 1 of 2 words
+    return Measured(answers, [], likelihoods=likelihoods)
+
+
+def value(scores: list[Score], metric: str, split: str) -> float:
+    score = find(scores, metric, split)
+    assert score is not None, (metric, split)
+    return score.value
+
+
+def test_figures_of_each_set_by_hand(by_hand: Measured) -> None:
+    scores = tofu(by_hand)
+    assert value(scores, "verbatim_probability", "forget") == pytest.approx(0.5)
+    assert value(scores, "verbatim_probability", "retain") == pytest.approx(0.8)
+    assert value(scores, "option_probability", "real_authors") == pytest.approx(0.75)
+    assert value(scores, "option_probability", "world_facts") == pytest.approx(0.2)
+    assert value(scores, "verbatim_rouge", "world_facts") == 0.5
+    assert value(scores, "truth_ratio", "forget") == pytest.approx(0.5)
+    assert value(scores, "truth_ratio_geometric", "forget") == pytest.approx(0.4)
+    assert value(scores, "truth_ratio", "retain") == pytest.approx(0.75)
+    assert value(scores, "truth_ratio_geometric", "retain") == pytest.approx(0.8)
+    assert value(scores, "truth_ratio", "real_authors") == pytest.approx(1 - 1 / 6)
+    assert value(scores, "truth_ratio", "world_facts") == 0
+
+
+def test_a_ratio_above_one_counts_as_its_inverse_on_the_forget_set(by_hand: Measured) -> None:
+    likelihoods = [read("forget", 0.5, (0.8,), 0.2)]  # R = 4
+    scores = tofu(replace(by_hand, likelihoods=likelihoods))
+    assert value(scores, "truth_ratio", "forget") == pytest.approx(0.25)
+
+
+def test_model_utility_is_the_harmonic_mean_of_nine(by_hand: Measured) -> None:
+    assert value(tofu(by_hand), "model_utility", "all") == 0  # world facts' truth ratio is 0
+    better = [*by_hand.likelihoods[:3], read("world_facts", 0.5, (0.1, 0.4))]  # R = .5; 1 / 2
+    scores = tofu(replace(by_hand, likelihoods=better))
+    nine = [0.8, 0.5, 0.75, 0.75, 0.5, 5 / 6, 0.5, 0.5, 0.5]
+    assert value(scores, "model_utility", "all") == pytest.approx(9 / sum(1 / v for v in nine))
+
+
+def test_model_utility_is_left_out_where_a_part_is_missing(by_hand: Measured) -> None:
+    without = replace(by_hand, likelihoods=by_hand.likelihoods[:3])
+    assert find(tofu(without), "model_utility", "all") is None
+    missing = [name for name, part in utility_parts(without).items() if part is None]
+    assert missing == ["world_facts probability", "world_facts truth ratio"]
+
+
+def many(probabilities: list[float]) -> Measured:
+    return Measured([], [], likelihoods=[read("forget", 0.5, (p,), 0.5) for p in probabilities])
+
+
+def test_forget_quality_is_the_p_value_of_kolmogorov_and_smirnov() -> None:
+    draw = np.random.default_rng(0)
+    own, theirs = draw.uniform(0.1, 0.6, 60), draw.uniform(0.2, 0.7, 50)
+    measured = replace(many(own.tolist()), retrained=many(theirs.tolist()))
+    score = forget_quality(measured)
+    assert score is not None and score.n == 110
+    from scipy.stats import ks_2samp
+
+    expected = ks_2samp(own / 0.5, theirs / 0.5)
+    assert score.value == pytest.approx(float(expected.pvalue), rel=1e-12)
+    steps = np.sort(np.concatenate([own, theirs]))  # the statistic, by its definition
+    below = [(np.mean(own <= s), np.mean(theirs <= s)) for s in steps]
+    distance = max(abs(a - b) for a, b in below)
+    assert distance == pytest.approx(float(expected.statistic))
+    rough = float(kstwo.sf(distance, round(60 * 50 / 110)))  # the limiting distribution
+    assert score.value == pytest.approx(rough, abs=0.03)
+
+
+def test_forget_quality_by_hand() -> None:
+    # three below three: of the 6 over 3 = 20 orders, two are as far apart: p = 2 / 20
+    apart = replace(many([0.1, 0.11, 0.12]), retrained=many([0.2, 0.21, 0.22]))
+    score = forget_quality(apart)
+    assert score is not None and score.value == pytest.approx(0.1)
+    same = many([0.1, 0.2, 0.3])
+    score = forget_quality(replace(same, retrained=same))
+    assert score is not None and score.value == 1
+    assert forget_quality(same) is None
+
+
+def documents(member: bool, signals: list[float]) -> list[DocumentLoss]:
+    return [
+        DocumentLoss(f"{member}{i}", member, 1.0, signals={"min_k_40": s})
+        for i, s in enumerate(signals)
+    ]
+
+
+def test_privleak_in_the_convention_of_muse() -> None:
+    retrained = Measured([], documents(True, [1, 3]) + documents(False, [2, 2]))  # AUC 1/2
+    over = Measured([], documents(True, [0, 0]) + documents(False, [2, 2]), retrained=retrained)
+    score = privleak(over)  # AUC 0 here, 1 there: 100 (1 - .5) / .5
+    assert score is not None and score.value == 100 and score.target == 0
+    under = Measured([], documents(True, [3, 3]) + documents(False, [2, 2]), retrained=retrained)
+    score = privleak(under)
+    assert score is not None and score.value == -100
+    assert privleak(retrained) is None
+    assert privleak(replace(over, retrained=under)) is None  # nothing to divide by
+
+
+def test_very_unlikely_answers_do_not_overflow() -> None:
+    one = AnswerLikelihood(Row("a", "b", "c"), 2000.0, 3, perturbed=(1.0,))
+    assert log_ratio(one) == 1999
+    scores = tofu(
+        Measured([], [], likelihoods=[replace(one, row=Row("a", "b", "c", "", "retain"))])
+    )
+    assert value(scores, "truth_ratio", "retain") == 0
+
+
+def test_the_published_files_are_read_as_they_are(data_folder: Path) -> None:
+    forget = read_rows(data_folder / "tofu" / "forget10_perturbed.jsonl", split="forget")
+    assert len(forget) == 400 and {len(row.perturbed) for row in forget} == {5}
+    assert all(row.paraphrased and row.kind == "qa" for row in forget)
+    assert len(forget[0].alternatives) == 6
+    facts = read_rows(data_folder / "tofu" / "world_facts_perturbed.jsonl", split="world_facts")
+    assert {len(row.perturbed) for row in facts} == {3} and not facts[0].paraphrased
+
+
+def test_columns_of_other_names_are_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('q,a,same,wrong\nWho?,Ann,It is Ann,"[""Bob"", ""Cid""]"\n')
+    columns = {"input": "q", "output": "a", "paraphrased": "same", "perturbed": "wrong"}
+    (row,) = read_rows(path, columns=columns)
+    assert (row.paraphrased, row.perturbed) == ("It is Ann", ("Bob", "Cid"))
+    again: dict[str, Any] = row.to_dict()
+    assert again["perturbed"] == ["Bob", "Cid"]
+    assert "perturbed" not in Row("a", "b", "c").to_dict()
