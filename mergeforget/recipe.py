@@ -136,7 +136,23 @@ class SearchSpec(Part):
     seed: int = 0
 
 
+NEW_TOKENS = {"tofu": 200}  # of an answer, where a benchmark says so; else 256
+
+
 class EvaluationSpec(Part):
+    """What is measured, and what it is compared with.
+
+    Attributes:
+        rows: files of further splits, such as ``real_authors``; or of forget and retain, in the
+            place of those that were trained on.
+        retrained: a model trained without the forget set, its adapter, or what was read off it.
+        reference: a model whose loss of each document is taken off, for membership inference.
+        utility: the score that the floor is about; by default MMLU, else TOFU's model utility.
+        floor: of that score's ratio to the one of the model before.
+        lm_eval: names of lm-eval's tasks; ``lm_eval_folder`` holds further tasks.
+        backend: what writes the answers.
+    """
+
     benchmark: str = "semeval2025-task4"
     max_new_tokens: Positive = 256
     limit: Positive | None = None
@@ -144,6 +160,22 @@ class EvaluationSpec(Part):
     mmlu: str | None = None
     mmlu_shots: Annotated[int, Field(ge=0, le=5)] = 5
     mmlu_limit: Positive | None = None  # questions of each subject; None: as many as limit says
+    rows: dict[str, str] = {}
+    retrained: str | None = None
+    reference: str | None = None
+    gradient_norm: bool = False
+    utility: str | None = None
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.75
+    lm_eval: list[str] = []
+    lm_eval_folder: str | None = None
+    backend: Literal["transformers", "vllm"] = "transformers"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_of_benchmark(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("benchmark") not in NEW_TOKENS:
+            return values
+        return {"max_new_tokens": NEW_TOKENS[values["benchmark"]]} | values
 
 
 class Recipe(Part):

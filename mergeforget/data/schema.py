@@ -62,7 +62,7 @@ class Row:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; a weight of 1 and other answers that are not there are left out."""
+        """Plain values for JSON, without a weight of 1 or other answers that are not there."""
         values = asdict(self) | {"perturbed": list(self.perturbed)}
         usual = {"weight": 1.0, "paraphrased": "", "perturbed": []}
         return {k: v for k, v in values.items() if k not in usual or v != usual[k]}

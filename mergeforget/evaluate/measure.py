@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.generate import generate
+from mergeforget.evaluate.gradients import gradient_norms
 from mergeforget.evaluate.likelihood import TokenLikelihoods, likelihoods
 from mergeforget.evaluate.readings import Kept, Reading, document_key, prompt_key
 
 Membership = Literal["documents", "rows", "answers"]
+Generator = Callable[..., list[str]]  # called as ``generate`` is
 
 
 def membership_documents(rows: Sequence[Row], unit: Membership = "documents") -> list[Row]:
@@ -33,10 +36,13 @@ def measure(
     retain: Sequence[Row],
     members: Sequence[Row],
     nonmembers: Sequence[Row],
+    further: Sequence[Row] = (),
     max_new_tokens: int = 256,
     batch_tokens: int | None = None,
     mmlu: Mapping[str, tuple[int, int]] | None = None,
     membership: Membership = "documents",
+    gradient_norm: bool = False,
+    generator: Generator | None = None,
     label: str = "",
     kept: Kept | None = None,
 ) -> Measured:
@@ -46,88 +52,116 @@ def measure(
         model: a causal language model; an active adapter on it takes part.
         members: rows whose documents were trained on (of the forget set).
         nonmembers: rows whose documents were not.
+        further: rows of other splits, answered and read like those of forget and retain.
         max_new_tokens: a completion that has not ended by then is cut.
         batch_tokens: tokens of a batch, padding counted; by default what the memory allows.
         mmlu: (correct, asked) by subject, from ``evaluate.mmlu``, to be kept with the rest.
         membership: what of a member's text is judged: with ``answers`` only the answer, given its
             prompt; else the whole document.
+        gradient_norm: take a backward pass of each member and non-member as well.
+        generator: writes the answers; by default ``generate``.
         label: stands before the progress, for example the adapter's name.
-        kept: what an interrupted evaluation of the same model with the same settings has done.
+        kept: what an interrupted evaluation of the same model with the same settings has done, and
+            the processes that share the rows.
 
     Raises:
         NumericError: the model's outputs are not numbers.
         ResourceError: a single row does not fit into memory.
     """
-    rows = [*forget, *retain]
+    rows = [*forget, *retain, *further]
     kept = kept or Kept()
-    documents = [*rows, *members, *nonmembers]
-    _read_documents(
-        model, tokenizer, documents, kept, membership, batch_tokens, f"{label} likelihood"
-    )
-    _write_answers(model, tokenizer, rows, kept, max_new_tokens, batch_tokens, f"{label} answers")
+    reader = _Reader(model, tokenizer, kept, membership, batch_tokens, label)
+    others = [other for row in rows for other in row.alternatives]
+    reader.read_documents([*rows, *others, *members, *nonmembers])
+    if gradient_norm:
+        reader.read_gradients([*members, *nonmembers])
+    reader.write_answers(rows, max_new_tokens, generator or generate)
     return Measured(
         answers=[Answer(row, kept.completions[prompt_key(row)]) for row in rows],
         losses=[
-            kept.readings[document_key(row)].document_loss(row, member)
+            kept.document_loss(row, member)
             for group, member in ((members, True), (nonmembers, False))
             for row in group
         ],
         mmlu=dict(mmlu or {}),
-        likelihoods=[kept.readings[document_key(row)].answer_likelihood(row) for row in rows],
+        likelihoods=[kept.answer_likelihood(row) for row in rows],
     )
 
 
-def _read_documents(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
-    kept: Kept,
-    membership: Membership,
-    batch_tokens: int | None,
-    label: str,
-) -> None:
-    """Read every different document that was not read before."""
-    todo = list({k: r for r in rows if (k := document_key(r)) not in kept.readings}.values())
-    if not todo:
-        return
-    encoded = tokenize_documents(tokenizer, todo)
+@dataclass(frozen=True)
+class _Reader:
+    """One model, and what was read off it; every pass does what is left to do, once."""
 
-    def keep(place: int, one: TokenLikelihoods) -> None:
-        row = todo[place]
-        if one.nll != one.nll:
-            raise NumericError(
-                f"The model's likelihood of row {row.id!r} is not a number: its weights hold NaN "
-                "or Inf. Train it again with a smaller learning rate, or load it in float32."
+    model: Any
+    tokenizer: Any
+    kept: Kept
+    membership: Membership
+    batch_tokens: int | None
+    label: str
+
+    def read_documents(self, rows: Sequence[Row]) -> None:
+        """Likelihoods of every different document."""
+        todo = self._share({document_key(r): r for r in rows}, self.kept.readings)
+        encoded = tokenize_documents(self.tokenizer, todo)
+
+        def keep(place: int, one: TokenLikelihoods) -> None:
+            row, answers = todo[place], self.membership == "answers"
+            if one.nll != one.nll:
+                raise NumericError(
+                    f"The model's likelihood of row {row.id!r} is not a number: its weights hold "
+                    "NaN or Inf. Train it again with a smaller learning rate, or load it in "
+                    "float32."
+                )
+            judged = row.output if answers else row.document
+            self.kept.keep_reading(row, Reading.of(one, encoded[place][1], judged, answers))
+
+        if todo:
+            likelihoods(
+                self.model,
+                [ids for ids, _ in encoded],
+                batch_tokens=self.batch_tokens,
+                label=self._label("likelihood"),
+                on_done=keep,
             )
-        judged = row.output if membership == "answers" else row.document
-        kept.keep_reading(row, Reading.of(one, encoded[place][1], judged, membership == "answers"))
+        self.kept.gather()
 
-    ids = [ids for ids, _ in encoded]
-    likelihoods(model, ids, batch_tokens=batch_tokens, label=label.strip(), on_done=keep)
+    def read_gradients(self, rows: Sequence[Row]) -> None:
+        """Gradient norms of every different document, or of its answer."""
+        todo = self._share({document_key(r): r for r in rows}, self.kept.gradients)
+        encoded = tokenize_documents(self.tokenizer, todo)
+        if self.membership != "answers":
+            encoded = [(ids, 0) for ids, _ in encoded]
+        if todo:
+            gradient_norms(
+                self.model,
+                encoded,
+                label=self._label("gradients"),
+                on_done=lambda place, norm: self.kept.keep_gradient(todo[place], norm),
+            )
+        self.kept.gather()
 
+    def write_answers(self, rows: Sequence[Row], max_new_tokens: int, generator: Generator) -> None:
+        """Completions of every different prompt."""
+        todo = self._share({prompt_key(r): r for r in rows}, self.kept.completions)
+        if todo:
+            generator(
+                self.model,
+                self.tokenizer,
+                [row.input for row in todo],
+                max_new_tokens=max_new_tokens,
+                batch_tokens=self.batch_tokens,
+                label=self._label("answers"),
+                on_done=lambda place, text: self.kept.keep_completion(todo[place], text),
+            )
+        self.kept.gather()
 
-def _write_answers(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
-    kept: Kept,
-    max_new_tokens: int,
-    batch_tokens: int | None,
-    label: str,
-) -> None:
-    """Generate for every different prompt that was not answered before."""
-    todo = list({k: r for r in rows if (k := prompt_key(r)) not in kept.completions}.values())
-    if not todo:
-        return
-    generate(
-        model,
-        tokenizer,
-        [row.input for row in todo],
-        max_new_tokens=max_new_tokens,
-        batch_tokens=batch_tokens,
-        label=label.strip(),
-        on_done=lambda place, text: kept.keep_completion(todo[place], text),
-    )
+    def _share(self, wanted: Mapping[str, Row], done: Mapping[str, Any]) -> list[Row]:
+        """This process's part of the rows that were not done before."""
+        left = [row for key, row in wanted.items() if key not in done]
+        return self.kept.sharing.share(left, lambda row: len(row.document))
+
+    def _label(self, what: str) -> str:
+        return self.kept.sharing.label(f"{self.label} {what}".strip())
 
 
 def tokenize_documents(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], int]]:

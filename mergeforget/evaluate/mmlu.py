@@ -14,6 +14,7 @@ from mergeforget.console import progress
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.generate import pad_left, takes_logits_to_keep
+from mergeforget.evaluate.sharing import ALONE, Sharing
 
 LETTERS = "ABCD"
 LONGEST = 2048  # tokens of a prompt; examples are left out until it fits
@@ -36,6 +37,7 @@ def run_mmlu(
     shots: int = 5,
     limit: int | None = None,
     batch_tokens: int | None = None,
+    sharing: Sharing = ALONE,
 ) -> dict[str, tuple[int, int]]:
     """(right, asked) by subject.
 
@@ -46,15 +48,18 @@ def run_mmlu(
         shots: examples before the question, 0 to 5; left out from the last while the prompt has
             more than 2048 tokens.
         limit: questions of a subject at most, the first ones.
+        sharing: the processes that share the subjects.
 
     Raises:
         InputError: the folder is not MMLU, or a file is malformed.
     """
     letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1]
                for letter in LETTERS]  # fmt: skip
-    subjects = mmlu_subjects(folder)
+    every = mmlu_subjects(folder)
+    sizes = {s: (folder / "test" / f"{s}_test.csv").stat().st_size for s in every}
+    subjects = sharing.share(every, sizes.__getitem__)
     found = {}
-    with progress("MMLU", len(subjects)) as bar:
+    with progress(sharing.label("MMLU"), len(subjects)) as bar:
         for subject in subjects:
             questions = read_questions(folder / "test" / f"{subject}_test.csv")[:limit]
             examples = read_questions(folder / "dev" / f"{subject}_dev.csv")[:shots]
@@ -63,7 +68,7 @@ def run_mmlu(
             right = sum(q.answer == LETTERS[c] for q, c in zip(questions, chosen, strict=True))
             found[subject] = (right, len(questions))
             bar.advance(note=subject)
-    return found
+    return dict(sorted(sharing.gather(list(found.items()))))
 
 
 def mmlu_subjects(folder: Path) -> list[str]:

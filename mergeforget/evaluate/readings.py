@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Row
 from mergeforget.evaluate.likelihood import TokenLikelihoods
+from mergeforget.evaluate.sharing import ALONE, Sharing
 from mergeforget.evaluate.signals import membership_signals
 from mergeforget.files import append_jsonl, read_jsonl
+from mergeforget.score import Score
 
 
 @dataclass(frozen=True)
@@ -52,40 +54,107 @@ class Reading:
 class Kept:
     """Completions and readings of one model, written as they come, so that a kill loses a batch.
 
+    Where several processes share the rows, each writes a file of its own until they gather.
+
     Attributes:
         path: JSON Lines; None keeps them in memory only.
+        sharing: the processes that share the rows.
+        gradients: norms, by the key of the document.
+        tasks: scores of lm-eval, by task and settings.
     """
 
     path: Path | None = None
+    sharing: Sharing = ALONE
     completions: dict[str, str] = field(default_factory=dict)
     readings: dict[str, Reading] = field(default_factory=dict)
+    gradients: dict[str, float] = field(default_factory=dict)
     mmlu: dict[str, tuple[int, int]] | None = None
+    tasks: dict[str, list[Score]] = field(default_factory=dict)
+    _new: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for row in read_jsonl(self.path) if self.path else []:
-            if "completion" in row:
-                self.completions[row["key"]] = row["completion"]
-            elif "mmlu" in row:
-                self.mmlu = {subject: (right, n) for subject, (right, n) in row["mmlu"].items()}
-            elif "answer" in row:
-                answer = tuple(row["answer"])
-                self.readings[row["key"]] = Reading(row["nll"], row["signals"], answer)
+        if self.path is None:
+            return
+        parts = sorted(self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"))
+        left = [row for part in parts for row in read_jsonl(part)]  # of processes that were killed
+        for row in [*read_jsonl(self.path), *left]:
+            self._take(row)
+        self.sharing.wait()  # nobody writes before all have read
+        if self.sharing.main and parts:
+            append_jsonl(self.path, left)
+            for part in parts:
+                part.unlink()
+        self.sharing.wait()
+
+    def answer_likelihood(self, row: Row) -> AnswerLikelihood:
+        """What was read of a row's answer, and of its other answers."""
+        one = self.readings[document_key(row)].answer_likelihood(row)
+        others = [self.readings[document_key(other)].answer[0] for other in row.alternatives]
+        paraphrased = others.pop(0) if row.paraphrased else None
+        return replace(one, paraphrased=paraphrased, perturbed=tuple(others))
+
+    def document_loss(self, row: Row, member: bool) -> DocumentLoss:
+        """What was read of a document, and the norm of its gradient where that was asked for."""
+        key = document_key(row)
+        one = self.readings[key].document_loss(row, member)
+        norm = self.gradients.get(key)
+        return one if norm is None else replace(one, signals=one.signals | {"gradient_norm": -norm})
 
     def keep_completion(self, row: Row, completion: str) -> None:
-        self.completions[prompt_key(row)] = completion
-        self._append({"key": prompt_key(row), "completion": completion})
+        self._keep({"key": prompt_key(row), "completion": completion})
 
     def keep_reading(self, row: Row, reading: Reading) -> None:
-        self.readings[document_key(row)] = reading
-        self._append({"key": document_key(row), **asdict(reading)})
+        self._keep({"key": document_key(row), **asdict(reading)})
+
+    def keep_gradient(self, row: Row, norm: float) -> None:
+        self._keep({"key": document_key(row), "gradient_norm": norm})
 
     def keep_mmlu(self, counts: dict[str, tuple[int, int]]) -> None:
-        self.mmlu = counts
-        self._append({"mmlu": counts})
+        self._keep({"mmlu": counts})
 
-    def _append(self, values: dict[str, Any]) -> None:
-        if self.path is not None:
-            append_jsonl(self.path, [values])
+    def keep_task(self, key: str, scores: list[Score]) -> None:
+        self._keep({"key": key, "task": [score.to_dict() for score in scores]})
+
+    def gather(self) -> None:
+        """Give every process what the others read; the main one writes it all to ``path``."""
+        if self.sharing.count == 1:
+            return
+        for rank, row in self.sharing.gather([(self.sharing.rank, r) for r in self._new]):
+            self._take(row)
+            if self.path and self.sharing.main and rank != 0:
+                append_jsonl(self.path, [row])
+        self._new.clear()
+        self.sharing.wait()  # what is deleted now is safe in the main file
+        part = self._part()
+        if part is not None and not self.sharing.main:
+            part.unlink(missing_ok=True)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        self._take(row)
+        if self.sharing.count > 1:
+            self._new.append(row)
+        part = self._part()
+        if part is not None:
+            append_jsonl(part, [row])
+
+    def _take(self, row: dict[str, Any]) -> None:
+        if "completion" in row:
+            self.completions[row["key"]] = row["completion"]
+        elif "answer" in row:
+            answer = tuple(row["answer"])
+            self.readings[row["key"]] = Reading(row["nll"], row["signals"], answer)
+        elif "gradient_norm" in row:
+            self.gradients[row["key"]] = row["gradient_norm"]
+        elif "mmlu" in row:
+            self.mmlu = {subject: (right, n) for subject, (right, n) in row["mmlu"].items()}
+        elif "task" in row:
+            self.tasks[row["key"]] = [Score.from_dict(values) for values in row["task"]]
+
+    def _part(self) -> Path | None:
+        """Where this process writes."""
+        if self.path is None or self.sharing.main:
+            return self.path
+        return self.path.with_name(f"{self.path.stem}.rank{self.sharing.rank}.jsonl")
 
 
 def prompt_key(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +18,15 @@ from mergeforget.run import Run
 
 @dataclass(frozen=True)
 class EvaluationRows:
-    """Rows to be answered, and documents that were and were not trained on."""
+    """Rows to be answered, and documents that were and were not trained on.
+
+    Attributes:
+        further: rows of splits other than forget and retain, for example ``real_authors``.
+    """
 
     forget: list[Row] = field(default_factory=list)
     retain: list[Row] = field(default_factory=list)
+    further: list[Row] = field(default_factory=list)
     members: list[Row] = field(default_factory=list)
     nonmembers: list[Row] = field(default_factory=list)
 
@@ -32,8 +38,8 @@ def rows_of_run(
     own = run.data / "holdout.jsonl"
     if holdout is None and own.exists() and own.stat().st_size:
         holdout = own
-    files = {split: run.data / f"{split}.jsonl" for split in ("forget", "retain")}
-    return rows_of_files(**files, holdout=holdout, spec=spec, seed=seed)
+    forget, retain = run.data / "forget.jsonl", run.data / "retain.jsonl"
+    return rows_of_files(forget=forget, retain=retain, holdout=holdout, spec=spec, seed=seed)
 
 
 def rows_of_files(
@@ -45,26 +51,30 @@ def rows_of_files(
     seed: int = 0,
     members: Path | None = None,
     nonmembers: Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> EvaluationRows:
-    """Rows of data files.
+    """Rows of data files; those that ``spec.rows`` names take the place of the same split's.
 
     Args:
         holdout: rows that no training saw: the non-members, drawn in the members' shares of tasks.
         members: documents to compare with ``nonmembers`` instead, all of them.
+        columns: our names of columns to the files'.
 
     Raises:
         InputError: nothing to evaluate on, or a file is missing or malformed.
     """
+    files = {"forget": forget, "retain": retain, "holdout": holdout}
+    files |= {split: Path(path) for split, path in spec.rows.items()}
     read = {
-        split: read_rows(path, split=split) if path else []
-        for split, path in (("forget", forget), ("retain", retain), ("holdout", holdout))
+        split: read_rows(path, split=split, columns=columns) if path else []
+        for split, path in files.items()
     }
     trained = {row.document for row in (*read["forget"], *read["retain"])}
     shared = [row.id for row in read["holdout"] if row.document in trained]
     if shared:
         raise InputError(
-            f"{holdout}: {len(shared)} rows are also in the forget or retain set, for example "
-            f"{shared[0]}. Non-members must be rows that no training saw."
+            f"{files['holdout']}: {len(shared)} rows are also in the forget or retain set, for "
+            f"example {shared[0]}. Non-members must be rows that no training saw."
         )
     inside = read_documents(members) if members else membership_documents(
         read["forget"], spec.membership)  # fmt: skip
@@ -74,11 +84,13 @@ def rows_of_files(
         inside, outside = matched(inside, outside, seed)
     if not (read["forget"] or read["retain"] or inside or outside):
         raise InputError("There is nothing to evaluate on. Give --forget, --retain or --holdout.")
+    asked = {n: limit_rows(r, spec.limit, seed)[0] for n, r in read.items() if n != "holdout"}
     return EvaluationRows(
-        limit_rows(read["forget"], spec.limit, seed)[0],
-        limit_rows(read["retain"], spec.limit, seed)[0],
-        inside,
-        outside,
+        forget=asked.pop("forget"),
+        retain=asked.pop("retain"),
+        further=[row for rows in asked.values() for row in rows],
+        members=inside,
+        nonmembers=outside,
     )
 
 

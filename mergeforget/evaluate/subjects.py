@@ -1,149 +1,27 @@
-"""Evaluates the models of a run, or any model: measured once, kept by the hash of what decides."""
+"""Evaluates the models of a run, or any model."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mergeforget.adapter import read_adapter
+from mergeforget.adapter import read_config
 from mergeforget.benchmarks import BENCHMARKS
-from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.embedded import cache_folder
 from mergeforget.errors import InputError, suggest
-from mergeforget.evaluate.measure import measure
-from mergeforget.evaluate.mmlu import run_mmlu
-from mergeforget.evaluate.readings import Kept, document_key, prompt_key
-from mergeforget.evaluate.rows import EvaluationRows
-from mergeforget.evaluate.store import write_subject
-from mergeforget.files import read_json, sha256
-from mergeforget.recipe import EvaluationSpec, ModelSpec
+from mergeforget.evaluate.beside import Beside, read_beside
+from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.store import read_scores, write_subject
+from mergeforget.evaluate.utility import utility_ratio
+from mergeforget.files import read_json
 from mergeforget.run import Run
 from mergeforget.score import Score
 
 ENDS = ("base", "over", "under")
-
-
-@dataclass
-class Evaluation:
-    """One base model, the rows, and how they are measured; the model is loaded when it is needed.
-
-    Attributes:
-        base: the model's name or folder.
-        folder: where what is measured is kept by its hash.
-    """
-
-    base: str
-    spec: ModelSpec
-    settings: EvaluationSpec
-    rows: EvaluationRows
-    folder: Path
-    device: str | None = None
-    batch_tokens: int | None = None
-    _loaded: Any = None
-    _hashes: dict[Path, str] = field(default_factory=dict)
-
-    def run(self, adapter: Path | None, label: str, *, again: bool = False) -> Measured:
-        """Measure the base with an adapter, or without; what was measured before is kept."""
-        path = self.folder / f"{self.fingerprint(adapter)}.jsonl"
-        if again:
-            path.unlink(missing_ok=True)
-        kept = Kept(path)
-        if self._complete(kept):
-            say(f"{label}: measured before and kept; --again measures anew.")
-            return self._measure(None, None, kept, label)
-        loaded = self.loaded()
-        with self._applied(adapter):
-            if self.settings.mmlu and kept.mmlu is None:
-                kept.keep_mmlu(self._mmlu())
-            return self._measure(loaded.model, loaded.tokenizer, kept, label)
-
-    def fingerprint(self, adapter: Path | None) -> str:
-        """Hash of the weights and of every setting that changes what is measured."""
-        from mergeforget.models import default_device, locate
-
-        facts = {
-            "base": self._hash(locate(self.base, trust_remote_code=self.spec.trust_remote_code)),
-            "adapter": self._hash(adapter) if adapter else "",
-            "dtype": self.spec.dtype,
-            "device": (self.device or default_device()).split(":")[0],
-            "membership": self.settings.membership,
-            "max_new_tokens": self.settings.max_new_tokens,
-            "mmlu": [self.settings.mmlu, self.settings.mmlu_shots, self._mmlu_limit()]
-            if self.settings.mmlu
-            else None,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
-
-    def loaded(self) -> Any:
-        """The base model and its tokenizer, loaded once."""
-        if self._loaded is None:
-            from mergeforget.models import load_model
-
-            spec = self.spec.model_copy(update={"name": self.base})
-            self._loaded = load_model(spec, device=self.device)
-        return self._loaded
-
-    @contextmanager
-    def _applied(self, adapter: Path | None) -> Iterator[None]:
-        from mergeforget.merge.apply import applied
-
-        read = read_adapter(adapter) if adapter else None
-        with applied(self.loaded().model, read) if read else nullcontext():
-            yield
-
-    def _mmlu(self) -> dict[str, tuple[int, int]]:
-        loaded, spec = self.loaded(), self.settings
-        return run_mmlu(
-            loaded.model,
-            loaded.tokenizer,
-            Path(spec.mmlu or ""),
-            shots=spec.mmlu_shots,
-            limit=self._mmlu_limit(),
-            batch_tokens=self.batch_tokens,
-        )
-
-    def _mmlu_limit(self) -> int | None:
-        return self.settings.mmlu_limit or self.settings.limit
-
-    def _measure(self, model: Any, tokenizer: Any, kept: Kept, label: str) -> Measured:
-        return measure(
-            model,
-            tokenizer,
-            forget=self.rows.forget,
-            retain=self.rows.retain,
-            members=self.rows.members,
-            nonmembers=self.rows.nonmembers,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch_tokens=self.batch_tokens,
-            membership=self.settings.membership,
-            mmlu=kept.mmlu,
-            label=label,
-            kept=kept,
-        )
-
-    def _complete(self, kept: Kept) -> bool:
-        asked = [*self.rows.forget, *self.rows.retain]
-        documents = [*asked, *self.rows.members, *self.rows.nonmembers]
-        return (
-            all(prompt_key(row) in kept.completions for row in asked)
-            and all(document_key(row) in kept.readings for row in documents)
-            and (not self.settings.mmlu or kept.mmlu is not None)
-        )
-
-    def _hash(self, folder: Path) -> str:
-        """Of the weights and configuration in a folder."""
-        if folder not in self._hashes:
-            every = [p for p in sorted(folder.iterdir()) if p.name != "candidate.json"]
-            files = [p for p in every if p.suffix in (".safetensors", ".json")]
-            text = "".join(f"{p.name} {sha256(p)}\n" for p in files)
-            self._hashes[folder] = hashlib.sha256(text.encode()).hexdigest()
-        return self._hashes[folder]
 
 
 def evaluate_run(
@@ -152,12 +30,14 @@ def evaluate_run(
     names: Sequence[str] = (),
     *,
     again: bool = False,
+    parquet: bool = False,
 ) -> dict[str, list[Score]]:
     """Measure and score the models of a run, and write scores and answers there.
 
     Args:
         names: base, over, under, or candidates; by default the pair and the chosen candidate, or
             all candidates where none is chosen.
+        parquet: write the answers as parquet as well.
 
     Raises:
         InputError: the run has no such model.
@@ -169,14 +49,74 @@ def evaluate_run(
             f"{run.root} has no model {unknown[0]!r}.{suggest(unknown[0], subjects)} It has: "
             f"{', '.join(subjects)}."
         )
-    found = {}
-    with run.lock():
-        for name in names or default_subjects(run):
-            measured = evaluation.run(subjects[name], name, again=again)
-            found[name] = BENCHMARKS.get(evaluation.settings.benchmark).fn(measured)
-            write_subject(run.scores, run.answers, name, measured, found[name])
-        run.record("evaluate", settings=asdict_of(evaluation), subjects=list(found))
-    return found
+    found: dict[str, list[Score]] = {}
+    main = evaluation.sharing.main
+    wanted = list(names or default_subjects(run))
+    evaluation.rank = max((rank_of(p) for n in wanted if (p := subjects[n])), default=0)
+    with run.lock() if main else nullcontext():
+        beside = read_beside(evaluation)
+        before = read_scores(run.scores).get("base", [])
+        for name in sorted(wanted, key=lambda n: n != "base"):
+            measured, scores = evaluate_model(
+                evaluation, beside, subjects[name], name, before=before, again=again
+            )
+            before = scores if name == "base" else before
+            found[name] = scores
+            if main:
+                write_subject(run.scores, run.answers, name, measured, scores, parquet=parquet)
+        if main:
+            run.record("evaluate", settings=asdict_of(evaluation), subjects=list(found))
+    return {name: found[name] for name in wanted}
+
+
+def evaluate_model(
+    evaluation: Evaluation,
+    beside: Beside,
+    adapter: Path | None,
+    name: str,
+    *,
+    before: Sequence[Score] = (),
+    again: bool = False,
+) -> tuple[Measured, list[Score]]:
+    """Measure one model and score it.
+
+    Args:
+        beside: what it is compared with.
+        before: scores of the model before unlearning, for the ratio of utility.
+    """
+    spec = evaluation.settings
+    measured = beside.add_to(evaluation.run(adapter, name, again=again))
+    scores = BENCHMARKS.get(spec.benchmark).fn(measured, known=measured.known)
+    ratio = utility_ratio(scores, before, spec.utility) if before and name != "base" else None
+    return measured, [*scores, *([ratio] if ratio else [])]
+
+
+def evaluate_any(
+    evaluation: Evaluation,
+    adapter: Path | None,
+    name: str,
+    *,
+    before: str | None = None,
+    again: bool = False,
+) -> tuple[Measured, list[Score]]:
+    """Measure and score a model that belongs to no run.
+
+    Args:
+        before: the model before unlearning, for the ratio of utility.
+    """
+    beside = read_beside(evaluation)
+    theirs: list[Score] = []
+    if before is not None:
+        other = evaluation.varied(evaluation.rows, evaluation.settings, base=before)
+        theirs = evaluate_model(other, Beside(), None, "before", again=again)[1]
+    evaluation.rank = rank_of(adapter) if adapter else 0
+    return evaluate_model(evaluation, beside, adapter, name, before=theirs, again=again)
+
+
+def rank_of(adapter: Path) -> int:
+    """The largest rank of an adapter's modules."""
+    config = read_config(adapter)
+    return max([int(config["r"]), *map(int, config.get("rank_pattern", {}).values())])
 
 
 def subjects_of(run: Run) -> dict[str, Path | None]:

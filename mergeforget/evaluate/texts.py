@@ -89,6 +89,7 @@ def read_losses(path: Path) -> list[DocumentLoss]:
             str(r["member"]).lower() in ("true", "1"),
             float(r["nll"]),
             str(r.get("task") or ""),
+            dict(r["signals"]) if isinstance(r.get("signals"), dict) else {},
         )
         for _, r in records
     ]
@@ -114,11 +115,11 @@ def _files(path: Path) -> list[Path]:
     found = [
         p
         for split in SPLITS
-        for pattern in (f"{split}*.csv", f"{split}*.jsonl")
+        for pattern in (f"{split}*.csv", f"{split}*.jsonl", f"{split}*.parquet")
         for p in sorted(path.glob(pattern))
     ]
     if not found:
-        raise InputError(f"{path} has no forget*.csv or retain*.csv (or .jsonl) in it.")
+        raise InputError(f"{path} has no forget*.csv or retain*.csv (or .jsonl, .parquet) in it.")
     return found
 
 

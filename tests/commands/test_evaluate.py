@@ -171,3 +171,86 @@ def test_every_answer_can_tell_members_and_mmlu_has_its_own_limit(run: Path) -> 
     found = {s["metric"]: s["n"] for s in json.loads(done.stdout)["scores"]["base"]}
     assert found["mia_auc"] == 12  # every row of three people inside and three outside
     assert found["mmlu"] == 2
+
+
+def test_answers_as_parquet_are_read_back(run: Path) -> None:
+    from mergeforget.evaluate.texts import read_generations
+
+    assert call(run, *FAST, "--subject", "over", "--parquet").exit_code == 0
+    both = [read_generations(run / "answers" / f"over.{kind}") for kind in ("jsonl", "parquet")]
+    assert both[0] == both[1] and len(both[0]) == 12
+    done = CliRunner().invoke(main, ["score", str(run / "answers" / "over.parquet"), "--json"])
+    assert done.exit_code == 0, done.output
+
+
+def tofu_rows(split: str) -> list[dict[str, Any]]:
+    """In the format of TOFU's perturbed files."""
+    return [
+        {"question": f"{split} {i}?", "answer": f"Ann {i}", "paraphrased_answer": f"it is Ann {i}",
+         "perturbed_answer": [f"it is Bob {i}", f"Cid {i}"]}
+        for i in range(4)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def tofu(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | Path]:
+    """The words of an evaluation by TOFU of the tiny model."""
+    monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
+    words: list[str | Path] = ["--model", tiny_folder, "--benchmark", "tofu", *FAST, "--json"]
+    for split in ("forget", "retain", "holdout"):
+        write_jsonl(tmp_path / f"{split}.jsonl", tofu_rows(split))
+        words += [f"--{split}", tmp_path / f"{split}.jsonl"]
+    for split in ("real_authors", "world_facts"):
+        write_jsonl(tmp_path / f"{split}.jsonl", tofu_rows(split))
+        words += ["--rows", f"{split}={tmp_path / f'{split}.jsonl'}"]
+    return words
+
+
+def test_tofu_needs_a_retrained_model_for_forget_quality(
+    tofu: list[str | Path], tmp_path: Path, save_adapter: Callable[..., Path]
+) -> None:
+    adapter = save_adapter(tmp_path / "retrained", seed=3)
+    first = json.loads(call(*tofu, "--adapter", adapter, "--out", tmp_path / "out").stdout)
+    (name, scores), = first["scores"].items()  # fmt: skip
+    assert name == "retrained"
+    assert "forget_quality" not in {s["metric"] for s in scores}
+    assert any("--retrained DIR/answers/NAME.likelihoods.jsonl" in note for note in first["notes"])
+    stored = tmp_path / "out" / "answers" / "retrained.likelihoods.jsonl"
+    second = call(*tofu, "--retrained", stored, "--before", tofu[1],
+                  "--utility", "verbatim_probability/retain")  # fmt: skip
+    assert second.exit_code == 0, second.output
+    result = json.loads(second.stdout)
+    found = {(s["metric"], s["split"]): s["value"] for s in result["scores"]["tiny"]}
+    assert 0 < found["forget_quality", "forget"] <= 1 and ("privleak", "mia") in found
+    assert found["utility_ratio", "all"] == 1 and result["notes"] == []
+
+
+def test_tofu_says_which_rows_it_lacks(tofu: list[str | Path]) -> None:
+    done = json.loads(call(*tofu[:-2]).stdout)
+    assert any("world_facts=world_facts_perturbed.jsonl" in note for note in done["notes"])
+
+
+def test_a_model_below_the_floor_is_warned_of(run: Path) -> None:
+    """A run's base is the model before; here the utility is what it keeps of the retain set."""
+    words = ["--utility", "verbatim_probability/retain", "--floor", "1"]
+    done = call(run, *FAST, *words)
+    assert done.exit_code == 0, done.output
+    assert "below the floor of 100%" in done.stdout and "utility_ratio" in done.stdout
+    lines = read_jsonl(run / "scores.jsonl")
+    values = {
+        line["subject"]: line["value"]
+        for line in lines
+        if (line["metric"], line["split"]) == ("verbatim_probability", "retain")
+    }
+    ratios = {s["subject"]: s["value"] for s in lines if s["metric"] == "utility_ratio"}
+    assert set(ratios) == {"over", "under", "ties-factors-d0.50"}
+    assert ratios["over"] == pytest.approx(values["over"] / values["base"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--rows", "real_authors"], "--rows wants A=B"), (["--before", "x"], "belongs to --model")],
+)
+def test_bad_options_say_what_is_wrong(run: Path, words: list[str], message: str) -> None:
+    done = call(run, *words)
+    assert done.exit_code == 2 and message in done.stderr

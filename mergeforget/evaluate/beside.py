@@ -1,0 +1,100 @@
+"""What other models say of the same rows: one that never saw the forget set, and a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mergeforget.data.readers import read_records
+from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
+from mergeforget.errors import InputError
+from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.texts import read_losses
+
+STORED = ".likelihoods.jsonl"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Measured once, compared with every model.
+
+    Attributes:
+        retrained: a model trained without the forget set; forget quality and PrivLeak need it.
+        reference: any model of the same tokenizer; the membership signal ``reference`` needs it.
+    """
+
+    retrained: Measured | None = None
+    reference: Measured | None = None
+
+    def add_to(self, measured: Measured) -> Measured:
+        """What was measured, with the retrained model beside it and the reference's signal."""
+        losses = measured.losses
+        if self.reference is not None:
+            theirs = {(d.id, d.member): d.nll for d in self.reference.losses}
+            losses = [
+                replace(d, signals=d.signals | {"reference": theirs[d.id, d.member] - d.nll})
+                for d in losses
+            ]
+        return replace(measured, losses=losses, retrained=self.retrained)
+
+
+def read_beside(evaluation: Evaluation) -> Beside:
+    """Measure the models that the settings name, or read what was stored of them.
+
+    Raises:
+        InputError: there is no such model or file.
+    """
+    spec, rows = evaluation.settings, evaluation.rows
+    retrained = reference = None
+    if spec.retrained is not None:
+        asked = replace(rows, retain=[], further=[])
+        retrained = _stored(Path(spec.retrained)) or _other(
+            evaluation, spec.retrained, asked, "retrained"
+        )
+    if spec.reference is not None:
+        documents = EvaluationRows(members=rows.members, nonmembers=rows.nonmembers)
+        reference = _other(evaluation, spec.reference, documents, "reference")
+    return Beside(retrained, reference)
+
+
+def _other(evaluation: Evaluation, name: str, rows: EvaluationRows, label: str) -> Measured:
+    """The likelihoods of another model, or of the same base with another adapter."""
+    settings = evaluation.settings.model_copy(
+        update={
+            "max_new_tokens": 0,  # no answer of it is compared
+            "mmlu": None,
+            "lm_eval": [],
+            "gradient_norm": False,
+            "backend": "transformers",
+        }
+    )
+    if (Path(name) / "adapter_config.json").is_file():
+        return evaluation.varied(rows, settings).run(Path(name), label)
+    return evaluation.varied(rows, settings, base=name).run(None, label)
+
+
+def _stored(path: Path) -> Measured | None:
+    """What an evaluation wrote of a model: ``answers/NAME.likelihoods.jsonl`` and its losses."""
+    if not path.name.endswith(".jsonl"):
+        return None
+    if not path.name.endswith(STORED):
+        raise InputError(
+            f"{path} is neither a model nor an answers/NAME{STORED} that an evaluation wrote."
+        )
+    losses = path.with_name(path.name.removesuffix(STORED) + ".losses.jsonl")
+    found: list[DocumentLoss] = read_losses(losses) if losses.exists() else []
+    return Measured([], found, likelihoods=[_likelihood(r, path) for _, r in read_records(path)])
+
+
+def _likelihood(record: dict[str, object], path: Path) -> AnswerLikelihood:
+    values = dict(record)
+    try:
+        row = Row(str(values.pop("id")), "", "", str(values.pop("task")), str(values.pop("split")))
+        perturbed = tuple(float(v) for v in values.pop("perturbed"))  # type: ignore[attr-defined]
+        return AnswerLikelihood(row, perturbed=perturbed, **values)  # type: ignore[arg-type]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} does not hold likelihoods as an evaluation writes them ({error}). Write it "
+            "again with `mergeforget evaluate --model M --forget F --out DIR`."
+        ) from error

@@ -1,0 +1,213 @@
+"""One base model measured with any adapter, and kept by the hash of all that decides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mergeforget.adapter import read_adapter
+from mergeforget.console import say
+from mergeforget.data.schema import Measured
+from mergeforget.evaluate.harness import run_task, task_key
+from mergeforget.evaluate.measure import Generator, measure
+from mergeforget.evaluate.mmlu import run_mmlu
+from mergeforget.evaluate.readings import Kept, document_key, prompt_key
+from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.serve import Server
+from mergeforget.evaluate.sharing import ALONE, Sharing
+from mergeforget.files import sha256
+from mergeforget.recipe import EvaluationSpec, ModelSpec
+
+
+@dataclass
+class Evaluation:
+    """One base model, the rows, and how they are measured; the model is loaded when it is needed.
+
+    Attributes:
+        base: the model's name or folder.
+        folder: where what is measured is kept by its hash.
+        rank: the largest rank of the adapters that will be put on it.
+        sharing: the processes that share the rows.
+    """
+
+    base: str
+    spec: ModelSpec
+    settings: EvaluationSpec
+    rows: EvaluationRows
+    folder: Path
+    device: str | None = None
+    batch_tokens: int | None = None
+    rank: int = 0
+    sharing: Sharing = ALONE
+    _loaded: Any = None
+    _server: Server | None = None
+    _hashes: dict[Path, str] = field(default_factory=dict)
+
+    def varied(
+        self, rows: EvaluationRows, settings: EvaluationSpec, base: str | None = None
+    ) -> Evaluation:
+        """The same with other rows and settings, or on another base."""
+        changed = replace(self, rows=rows, settings=settings, base=base or self.base)
+        if base is not None:
+            changed._loaded = changed._server = None
+        return changed
+
+    def run(self, adapter: Path | None, label: str, *, again: bool = False) -> Measured:
+        """Measure the base with an adapter, or without; what was measured before is kept."""
+        path = self.folder / f"{self.fingerprint(adapter)}.jsonl"
+        if again:
+            self.sharing.wait()
+            path.unlink(missing_ok=True)
+        kept = Kept(path, self.sharing)
+        if self._complete(kept):
+            if self.sharing.main:
+                say(f"{label}: measured before and kept; --again measures anew.")
+            return self._measure(None, None, kept, label)
+        loaded = self.loaded()
+        with self._applied(adapter):
+            if self.settings.mmlu and kept.mmlu is None:
+                counts = self._mmlu()
+                if self.sharing.main:
+                    kept.keep_mmlu(counts)
+            self._run_tasks(kept)
+            return self._measure(loaded.model, loaded.tokenizer, kept, label, adapter)
+
+    def fingerprint(self, adapter: Path | None) -> str:
+        """Hash of the weights and of every setting that changes what is measured."""
+        from mergeforget.models import default_device, locate
+
+        facts = {
+            "base": self._hash(locate(self.base, trust_remote_code=self.spec.trust_remote_code)),
+            "adapter": self._hash(adapter) if adapter else "",
+            "dtype": self.spec.dtype,
+            "device": (self.device or default_device()).split(":")[0],
+            "membership": self.settings.membership,
+            "max_new_tokens": self.settings.max_new_tokens,
+            "mmlu": [self.settings.mmlu, self.settings.mmlu_shots, self._mmlu_limit()]
+            if self.settings.mmlu
+            else None,
+        }
+        if self.settings.backend != "transformers":
+            facts["backend"] = self.settings.backend
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+    def loaded(self) -> Any:
+        """The base model and its tokenizer, loaded once."""
+        if self._loaded is None:
+            from mergeforget.models import load_model
+
+            spec = self.spec.model_copy(update={"name": self.base})
+            self._loaded = load_model(spec, device=self.device)
+        return self._loaded
+
+    @contextmanager
+    def _applied(self, adapter: Path | None) -> Iterator[None]:
+        from mergeforget.merge.apply import applied
+
+        read = read_adapter(adapter) if adapter else None
+        with applied(self.loaded().model, read) if read else nullcontext():
+            yield
+
+    def _mmlu(self) -> dict[str, tuple[int, int]]:
+        loaded, spec = self.loaded(), self.settings
+        return run_mmlu(
+            loaded.model,
+            loaded.tokenizer,
+            Path(spec.mmlu or ""),
+            shots=spec.mmlu_shots,
+            limit=self._mmlu_limit(),
+            batch_tokens=self.batch_tokens,
+            sharing=self.sharing,
+        )
+
+    def _mmlu_limit(self) -> int | None:
+        return self.settings.mmlu_limit or self.settings.limit
+
+    def _run_tasks(self, kept: Kept) -> None:
+        """lm-eval's tasks, by the main process alone: lm-eval shares out rows in its own way."""
+        loaded = self.loaded()
+        for task, key in self._task_keys().items():
+            if self.sharing.main and key not in kept.tasks:
+                scores = run_task(
+                    loaded.model,
+                    loaded.tokenizer,
+                    task,
+                    folder=self._task_folder(),
+                    limit=self.settings.limit,
+                )
+                kept.keep_task(key, scores)
+        kept.gather()  # MMLU's counts, too
+
+    def _task_keys(self) -> dict[str, str]:
+        folder, limit = self._task_folder(), self.settings.limit
+        return {task: task_key(task, folder, limit) for task in self.settings.lm_eval}
+
+    def _task_folder(self) -> Path | None:
+        return Path(self.settings.lm_eval_folder) if self.settings.lm_eval_folder else None
+
+    def _measure(
+        self, model: Any, tokenizer: Any, kept: Kept, label: str, adapter: Path | None = None
+    ) -> Measured:
+        measured = measure(
+            model,
+            tokenizer,
+            forget=self.rows.forget,
+            retain=self.rows.retain,
+            members=self.rows.members,
+            nonmembers=self.rows.nonmembers,
+            further=self.rows.further,
+            max_new_tokens=self.settings.max_new_tokens,
+            batch_tokens=self.batch_tokens,
+            membership=self.settings.membership,
+            gradient_norm=self.settings.gradient_norm,
+            generator=self._generator(adapter),
+            mmlu=kept.mmlu,
+            label=label,
+            kept=kept,
+        )
+        known = [score for key in self._task_keys().values() for score in kept.tasks[key]]
+        return replace(measured, known=known)
+
+    def _generator(self, adapter: Path | None) -> Generator | None:
+        """What writes the answers; None is transformers."""
+        if self.settings.backend != "vllm":
+            return None
+        if self._server is None:
+            from mergeforget.models import default_device, dtype_for, locate
+
+            path = locate(self.base, trust_remote_code=self.spec.trust_remote_code)
+            dtype = str(dtype_for(self.spec, self.device or default_device()))
+            self._server = Server(
+                path, dtype.removeprefix("torch."), self.rank, self.spec.trust_remote_code
+            )
+        self._server.adapter = adapter
+        return self._server
+
+    def _complete(self, kept: Kept) -> bool:
+        asked = [*self.rows.forget, *self.rows.retain, *self.rows.further]
+        documents = [*self.rows.members, *self.rows.nonmembers]
+        every = [*asked, *(other for row in asked for other in row.alternatives), *documents]
+        return (
+            all(prompt_key(row) in kept.completions for row in asked)
+            and all(document_key(row) in kept.readings for row in every)
+            and not (
+                self.settings.gradient_norm
+                and any(document_key(row) not in kept.gradients for row in documents)
+            )
+            and all(key in kept.tasks for key in self._task_keys().values())
+            and (not self.settings.mmlu or kept.mmlu is not None)
+        )
+
+    def _hash(self, folder: Path) -> str:
+        """Of the weights and configuration in a folder."""
+        if folder not in self._hashes:
+            every = [p for p in sorted(folder.iterdir()) if p.name != "candidate.json"]
+            files = [p for p in every if p.suffix in (".safetensors", ".json")]
+            text = "".join(f"{p.name} {sha256(p)}\n" for p in files)
+            self._hashes[folder] = hashlib.sha256(text.encode()).hexdigest()
+        return self._hashes[folder]

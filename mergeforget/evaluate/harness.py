@@ -1,0 +1,112 @@
+"""Tasks of lm-eval on a loaded model; needs the extra ``eval``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mergeforget.errors import InputError, ResourceError, UsageError, suggest
+from mergeforget.score import Score
+
+INSTALL = "pip install 'mergeforget[eval]'"
+
+
+def task_key(task: str, folder: Path | None, limit: int | None) -> str:
+    """The same for the same task asked in the same way."""
+    return json.dumps({"lm_eval": task, "folder": str(folder or ""), "limit": limit})
+
+
+def run_task(
+    model: Any,
+    tokenizer: Any,
+    task: str,
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> list[Score]:
+    """Every figure of one task, or of each task of a group.
+
+    A score is called ``lm_eval_`` and lm-eval's metric, for example ``lm_eval_acc``; its task is
+    lm-eval's, its interval 1.96 of lm-eval's standard errors to each side.
+
+    Args:
+        folder: holds further tasks' YAML files; tasks whose data is local need no network.
+        limit: examples of a task at most.
+
+    Raises:
+        UsageError: lm-eval is not installed, or knows no such task.
+        InputError: the task's data cannot be had.
+    """
+    evaluator, wrapped, managers = _imported()
+    manager = managers(include_path=folder, include_defaults=False) if folder else None
+    if manager is None or task not in manager.all_tasks:  # all tasks take a minute to be read
+        manager = managers(include_path=folder)
+    if task not in manager.all_tasks:
+        raise UsageError(
+            f"lm-eval has no task {task!r}.{suggest(task, manager.all_tasks)} Give the folder of "
+            "your own tasks with --lm-eval-folder."
+        )
+    try:
+        found = evaluator.simple_evaluate(
+            model=wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=[task],
+            task_manager=manager,
+            limit=limit,
+            log_samples=False,
+            bootstrap_iters=0,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        if "out of memory" in str(error).lower():
+            raise ResourceError(f"Out of memory in lm-eval's task {task!r}.") from error
+        raise InputError(
+            f"lm-eval could not run its task {task!r}: {str(error).strip().splitlines()[0]} Its "
+            "data comes from the hub where it is not on this machine."
+        ) from error
+    return [score for name in found["results"] for score in _scores(name, found)]
+
+
+def _imported() -> tuple[Any, Any, Any]:
+    """lm-eval's evaluator, what wraps a loaded model, and what reads tasks."""
+    try:
+        from lm_eval import evaluator
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UsageError(
+            f"lm-eval's tasks need the package lm-eval ({error}). Install it: {INSTALL}"
+        ) from error
+    return evaluator, HFLM, TaskManager
+
+
+def _scores(task: str, found: dict[str, Any]) -> list[Score]:
+    """One task's figures; its alias and its standard errors are none."""
+    values = found["results"][task]
+    better = found.get("higher_is_better", {}).get(task, {})
+    n = found.get("n-samples", {}).get(task, {}).get("effective", 0)
+    version = found.get("versions", {}).get(task, "?")
+    scores = []
+    for key, value in values.items():
+        metric, _, filtered = key.partition(",")
+        if metric.endswith("_stderr") or not isinstance(value, int | float) or not filtered:
+            continue
+        scores.append(
+            Score(
+                f"lm_eval_{metric}" + ("" if filtered == "none" else f"_{filtered}"),
+                "lm_eval",
+                float(value),
+                "higher" if better.get(metric, True) else "lower",
+                int(n),
+                task=task,
+                interval=_interval(value, values.get(f"{metric}_stderr,{filtered}")),
+                definition=f"lm-eval/{task}/{metric}@{version}",
+            )
+        )
+    return scores
+
+
+def _interval(value: float, error: Any) -> tuple[float, float] | None:
+    if not isinstance(error, int | float):
+        return None
+    return value - 1.96 * error, value + 1.96 * error

@@ -1,0 +1,89 @@
+"""The vLLM backend: what it is asked, and what is said where it is absent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mergeforget.data.schema import Row
+from mergeforget.errors import UsageError
+from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.generate import generate, generate_ids, stop_ids
+from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.serve import Server
+from mergeforget.evaluate.subjects import evaluate_any
+from mergeforget.recipe import EvaluationSpec, ModelSpec
+
+ROWS = [Row(f"a{i}qa0", f"Who is {i}?", "Ann", "", "forget") for i in range(3)]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> list[Any]:
+    """Modules that stand for vLLM: they note what they are asked, and the tiny model answers."""
+    calls: list[Any] = []
+
+    class Engine:
+        def __init__(self, **settings: Any) -> None:
+            calls.append(settings)
+
+        def generate(self, prompts: Any, settings: Any, lora_request: Any, use_tqdm: bool) -> Any:
+            calls.append((settings, lora_request))
+            new = generate_ids(
+                tiny_model,
+                [p["prompt_token_ids"] for p in prompts],
+                stop=settings.stop_token_ids,
+                max_new_tokens=settings.max_tokens,
+            )
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids)]) for ids in new]
+
+    modules = {name: ModuleType(name) for name in ("vllm", "vllm.lora", "vllm.lora.request")}
+    vars(modules["vllm"]).update(LLM=Engine, SamplingParams=lambda **kw: SimpleNamespace(**kw))
+    vars(modules["vllm.lora.request"]).update(LoRARequest=lambda *words: words)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def test_it_is_called_and_answers_as_generate_does(
+    engine: list[Any], tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    prompts, done = [row.input for row in ROWS], dict[int, str]()
+    server = Server(tmp_path, "float32", rank=20, adapter=tmp_path / "over")
+    for _ in range(2):
+        texts = server(
+            tiny_model, tiny_tokenizer, prompts, max_new_tokens=5, on_done=done.__setitem__
+        )
+    assert texts == generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=5)
+    assert done == dict(enumerate(texts))
+    started, (settings, lora), _ = engine  # one engine for both calls
+    assert started["enable_lora"] and started["max_lora_rank"] == 32
+    assert settings.temperature == 0 and lora[0] == "over" and lora[2] == str(tmp_path / "over")
+    assert settings.stop_token_ids == stop_ids(tiny_model, tiny_tokenizer)
+
+
+def test_an_evaluation_asks_it_for_the_answers_alone(
+    engine: list[Any], tmp_path: Path, tiny_folder: Path, save_adapter: Callable[..., Path]
+) -> None:
+    name = str(tiny_folder)
+    spec = EvaluationSpec(benchmark="custom", max_new_tokens=4, backend="vllm")
+    evaluation = Evaluation(name, ModelSpec(name=name), spec, EvaluationRows(ROWS), tmp_path)
+    measured, _ = evaluate_any(evaluation, save_adapter(tmp_path / "over"), "over")
+    assert len(measured.answers) == len(measured.likelihoods) == 3
+    assert engine[0]["dtype"] == "float32" and engine[0]["max_lora_rank"] == 8
+    assert engine[1][1][2] == str(tmp_path / "over")
+    same = EvaluationSpec(benchmark="custom", max_new_tokens=4)
+    other = Evaluation(name, ModelSpec(name=name), same, EvaluationRows(ROWS), tmp_path)
+    assert other.fingerprint(None) != evaluation.fingerprint(None)
+
+
+def test_absence_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UsageError, match=r"pip install 'mergeforget\[serve\]'"):
+        Server(tmp_path, "float32")(tiny_model, tiny_tokenizer, ["a"])
