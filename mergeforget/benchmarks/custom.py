@@ -24,7 +24,7 @@ METRICS_OF_ROWS = (
     "custom", source="mergeforget; its metrics are those of SemEval-2025 Task 4, TOFU and MUSE"
 )
 def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
-    """Answers, likelihoods and membership of any rows, whatever their kind and tasks.
+    """Answers, likelihoods and membership of any rows, whatever their kind, tasks and splits.
 
     ``aggregate`` is the harmonic mean of three: how little of the forget set the model writes
     (1 - ROUGE-L recall), how much of the retain set it writes, and the membership score. A model
@@ -33,11 +33,8 @@ def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     Args:
         known: scores whose data lies elsewhere.
     """
-    found = [
-        METRICS.get(name).fn(measured, split)
-        for name in METRICS_OF_ROWS
-        for split in ("forget", "retain")
-    ]
+    splits = dict.fromkeys(["forget", "retain", *(a.row.split for a in measured.answers)])
+    found = [METRICS.get(name).fn(measured, split) for name in METRICS_OF_ROWS for split in splits]
     found.append(METRICS.get("nll").fn(measured, "holdout"))
     found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
     scores = [s for s in found if s is not None] + attack_scores(measured) + list(known)
