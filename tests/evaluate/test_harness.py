@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 import torch
 
+from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
+from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.harness import run_task, task_key
 from mergeforget.evaluate.readings import Kept
+from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.subjects import evaluate_any
+from mergeforget.recipe import EvaluationSpec, ModelSpec
+from mergeforget.score import Score
 
 QUESTIONS = [
     ("a", "xyz", "b", 0),
@@ -79,6 +85,25 @@ def test_scores_are_kept_and_read_back(
     Kept(tmp_path / "kept.jsonl").keep_task(key, scores)
     assert Kept(tmp_path / "kept.jsonl").tasks == {key: scores}
     assert task_key("two_choices", tasks, 2) != key
+
+
+def test_an_evaluation_runs_its_tasks_once(
+    tasks: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tiny_folder)
+    spec = EvaluationSpec(
+        benchmark="custom", max_new_tokens=2, lm_eval=["two_choices"], lm_eval_folder=str(tasks)
+    )
+    rows = EvaluationRows([Row("a-qa0", "Who?", "Ann", "", "forget")])
+
+    def scored() -> list[Score]:
+        evaluation = Evaluation(name, ModelSpec(name=name), spec, rows, tmp_path / "kept")
+        return evaluate_any(evaluation, None, "m")[1]
+
+    first = scored()
+    assert [s.task for s in first if s.metric == "lm_eval_acc"] == ["two_choices"]
+    monkeypatch.setattr("mergeforget.evaluate.evaluation.run_task", None)
+    assert scored() == first
 
 
 @pytest.mark.slow  # lm-eval reads its thousands of tasks before it knows that one is none
