@@ -124,7 +124,8 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
 
 def open_study(run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options) -> Study:
     """The study of this pair, this data and these axes; others have another name."""
-    decides = {**settings, "search": spec.model_dump(mode="json", exclude={"finalists"})}
+    said = spec.model_dump(mode="json", exclude={"finalists"}, exclude_defaults=True)
+    decides = {**settings, "search": said}
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     study = Study(spec, options.storage or run.search / "study.journal", name)
     if options.storage is None:  # the run's lock says that no other worker is at it
@@ -240,7 +241,7 @@ def settings_of(run: Run, recipe: Recipe, spec: SearchSpec) -> dict[str, Any]:
         "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
         "data": {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))},
         "base": run.base(),
-        "evaluation": recipe.evaluation.model_dump(mode="json"),
+        "evaluation": recipe.evaluation.model_dump(mode="json", exclude_defaults=True),
         "choose_share": spec.choose_share,
         "seed": spec.seed,
     }

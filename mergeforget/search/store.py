@@ -10,6 +10,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Measured
 from mergeforget.errors import InputError
 from mergeforget.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 from mergeforget.score import Score
 
@@ -41,7 +42,7 @@ class Store:
             InputError: it was measured otherwise, so that old and new cannot be compared.
         """
         path = self.run.search / SETTINGS
-        before = read_json(path) if path.exists() else None
+        before = _known(read_json(path)) if path.exists() else None
         if again or before is None:
             self.forget_searched()
         elif before != settings:
@@ -112,3 +113,11 @@ class Store:
                 for score in scores
             ],
         )
+
+
+def _known(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what is at its default, so that a key added since then changes nothing."""
+    defaults = EvaluationSpec().model_dump(mode="json")
+    evaluation = settings.get("evaluation", {})
+    told = {key: value for key, value in evaluation.items() if defaults.get(key) != value}
+    return settings | {"evaluation": told}

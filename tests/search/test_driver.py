@@ -13,7 +13,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.cli import main
 from mergeforget.data.schema import Measured
 from mergeforget.errors import NumericError
-from mergeforget.files import read_json, read_jsonl
+from mergeforget.files import read_json, read_jsonl, write_json
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
 from mergeforget.search.budget import Budget
@@ -136,6 +136,16 @@ def test_other_settings_are_refused_unless_again(searched: Run, labels: list[str
     del labels[:]
     assert call(searched, "--seed", "7", "--again").exit_code == 0
     assert len(labels) == 6
+
+
+def test_a_setting_that_came_later_changes_nothing(searched: Run, labels: list[str]) -> None:
+    """Written by a version that knew fewer settings of an evaluation, and wrote their defaults."""
+    path = searched.search / "settings.json"
+    settings = read_json(path)
+    settings["evaluation"] |= {"membership": "documents", "mmlu": None}
+    write_json(path, settings)
+    search(searched, load_recipe(searched.recipe).search, options())
+    assert labels == []
 
 
 def test_budget_in_candidates_counts_earlier_ones_and_time_ends_it(
