@@ -100,7 +100,11 @@ def pareto(scored: Sequence[Scored], part: str = "choose") -> list[str]:
 def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> str:
     """One sentence with the figures that decided."""
     rank = objective.rank(best.scores, anchors.base, "choose")
-    parts = [f"{best.name} is the balanced one of {len(scored)}: on the half that chooses"]
+    candidate = best.candidate
+    told = (
+        f" (densities {candidate.densities} by layer)" if "density" in candidate.by_module else ""
+    )
+    parts = [f"{best.name}{told} is the balanced one of {len(scored)}: on the half that chooses"]
     chosen, over, under = (
         find(scores, "mia_auc", "mia", part="choose")
         for scores in (best.scores, anchors.over, anchors.under)

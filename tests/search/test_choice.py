@@ -51,6 +51,13 @@ def test_the_sentence_gives_the_figures() -> None:
     )
 
 
+def test_densities_by_layer_are_told() -> None:
+    setting = [{"filter": f"layers.{i}.", "value": v} for i, v in enumerate((0.2, 0.2, 0.4))]
+    mixed = Scored(Candidate("ties", 0.3, by_module={"density": setting}), CANDIDATES[1].scores)
+    said = choose([mixed], ANCHORS, parse_objective("mia")).sentence
+    assert said.startswith(f"{mixed.name} (densities 0.20, 0.40 by layer) is the balanced one of 1")
+
+
 def test_a_floor_that_nothing_keeps_is_told() -> None:
     kept = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 80%"))
     missed = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 99%"))
