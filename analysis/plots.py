@@ -96,6 +96,8 @@ def _curve(ax: Axes, curve: Curve, i: int, named: bool) -> list[Mark]:
             ax.errorbar(
                 x, y, yerr=errors, fmt="none", ecolor=look["color"], alpha=0.45, capsize=2.5
             )
+    if curve.family.endswith("by layer"):  # one mean density does not follow on another
+        look |= {"linestyle": ""}
     ax.plot(x, y, label=label, **look)
     return [Mark(ax, p.density, p.value, point_text(curve, p)) for p in curve.points]
 

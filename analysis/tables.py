@@ -59,8 +59,11 @@ class Cell:
     @property
     def note(self) -> str:
         """``0.41 to 0.61, 95 %; n 120``"""
-        span = f"{self.interval[0]:.3f} to {self.interval[1]:.3f}, 95 %" if self.interval else ""
-        return "; ".join(t for t in (span, f"n {self.n}" if self.n else "") if t)
+        told = [f"n {self.n}"] if self.n else []
+        if self.interval:
+            low, high = self.interval
+            told.insert(0, f"{low:.3f} to {high:.3f}, 95\N{NO-BREAK SPACE}%")
+        return "; ".join(told)
 
 
 @dataclass(frozen=True)

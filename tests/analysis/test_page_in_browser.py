@@ -96,14 +96,17 @@ def test_filtering(browser: Any) -> None:
     assert len(column(browser, 0)) == 23
 
 
-def test_hovering_over_a_point_shows_its_figures(browser: Any) -> None:
+@pytest.mark.parametrize(
+    ("figure", "told"), [("density-mia-auc", "n 30"), ("pareto-knowledge", "forgotten")]
+)
+def test_hovering_over_a_point_shows_its_figures(browser: Any, figure: str, told: str) -> None:
     from selenium.webdriver import ActionChains
 
-    mark = browser.find_element("css selector", "#density-mia-auc .plot i")
+    mark = browser.find_element("css selector", f"#{figure} .plot i")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
     ActionChains(browser).move_to_element(mark).perform()
     tip = browser.find_element("id", "tip")
-    assert tip.is_displayed() and "density" in tip.text and "n 30" in tip.text
+    assert tip.is_displayed() and told in tip.text
 
 
 @pytest.mark.parametrize("width", [400, 1600])

@@ -104,7 +104,7 @@ def test_the_half_that_reports_stands_in_front() -> None:
     ]
     cell = cell_of(halves, ("mia_auc", "mia"))
     assert (cell.value, cell.choose, cell.n) == (0.6, 0.5, 12)
-    assert cell.note == "0.400 to 0.800, 95 %; n 12"
+    assert cell.note == "0.400 to 0.800, 95\N{NO-BREAK SPACE}%; n 12"
     assert cell_of(halves[:1], ("mia_auc", "mia")).choose is None
     assert cell_of([], ("mia_auc", "mia")).text == ""
 
