@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -94,6 +95,29 @@ def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
         rows=len(encoded),
         index=torch.tensor([e.row for e in encoded]),
         weights=torch.tensor([e.weight for e in encoded]),
+    )
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Lay packed batches end to end; no row sees another, as within each of them."""
+    tokens = [0, *accumulate(b.input_ids.shape[1] for b in batches)]
+    rows = [0, *accumulate(b.rows for b in batches)]
+
+    def all_of(name: str, dim: int = 0, add: Sequence[int] = ()) -> Tensor:
+        parts = [getattr(b, name) for b in batches]
+        return torch.cat([p + n for p, n in zip(parts, add, strict=False)] if add else parts, dim)
+
+    return Batch(
+        input_ids=all_of("input_ids", 1),
+        position_ids=all_of("position_ids", 1),
+        attention_mask=None,
+        keep=all_of("keep", add=tokens),
+        labels=all_of("labels"),
+        row=all_of("row", add=rows),
+        kind=all_of("kind"),
+        rows=rows[-1],
+        index=all_of("index"),
+        weights=all_of("weights"),
     )
 
 

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergeforget.data.batches import Batch
+from mergeforget.data.batches import Batch, join
 from mergeforget.errors import RecipeError
 from mergeforget.outputs import TokenOutputs
 from mergeforget.vocabulary import Projection
+
+TOGETHER = 1024  # tokens; in longer passes attention between rows, masked as it is, costs more
 
 
 def predict(
@@ -59,6 +61,45 @@ def predict(
         token_total=token_total,
         weights=batch.weights,
     )
+
+
+def predict_sets(
+    model: Any,
+    batches: Mapping[str, Batch],
+    totals: Mapping[str, Mapping[str, Any]],
+    *,
+    head: Tensor | None = None,
+    layers: Sequence[int] = (),
+) -> dict[str, TokenOutputs]:
+    """``predict`` for several sets: short packed ones are laid end to end, for one pass, not many.
+
+    Args:
+        totals: by set, ``row_total`` and ``token_total``.
+    """
+    packed = all(b.attention_mask is None for b in batches.values())
+    if not packed or sum(b.tokens for b in batches.values()) > TOGETHER:
+        return {n: predict(model, b, head=head, layers=layers, **totals[n])
+                for n, b in batches.items()}  # fmt: skip
+    said = predict(model, join(list(batches.values())), head=head, layers=layers)
+    found, start = {}, 0
+    for name, batch in batches.items():
+        part = slice(start, start + len(batch.keep))
+        found[name] = _part(said, part, batch, totals[name])
+        start = part.stop
+    return found
+
+
+def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, Any]) -> TokenOutputs:
+    """Of what was said about several batches, what is about one of them."""
+    source = said.source
+    assert source is not None
+    if isinstance(source, Projection):
+        source = Projection(source.hidden[part], source.weight)
+    else:
+        source = source[part]
+    hidden = {n: h[part] for n, h in (said.hidden or {}).items()} or None
+    kept = batch.labels, batch.row, batch.rows, batch.kind
+    return TokenOutputs(source, *kept, hidden=hidden, weights=batch.weights, **totals)
 
 
 def output_matrix(model: Any) -> Tensor | None:

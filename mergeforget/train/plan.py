@@ -103,7 +103,7 @@ def plan(
         parameters=sum(p.numel() for p in model.parameters()) - (0 if training.full else trained),
         trained=trained,
         memory=_memory(model, own, spec, training, longest.kept_bytes),
-        seconds=training.epochs * _epoch_flops(model, encoded, training) / flops,
+        seconds=_all_flops(model, encoded, training) / flops,
         device=device,
     )
 
@@ -225,14 +225,15 @@ def _tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training
     return max(sizes) if apart else sum(sizes)
 
 
-def _epoch_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training) -> float:
-    """Of one pass over the forget set with its partners, the reference's passes included."""
+def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training) -> float:
+    """Of a whole training; the reference runs once on a set where what it says can be kept."""
     total = 0.0
     for name, reads in reads_of(training.objective).items():
         sizes = lengths(encoded[name])
         row = one_pass(model, round(sum(sizes) / len(sizes)), training.gradient_checkpointing)
-        runs = len(encoded["forget"]) * _rows_of(name, training)
-        total += runs * (row.forward_flops * (1 + reads.reference) + row.backward_flops)
+        runs = training.epochs * len(encoded["forget"]) * _rows_of(name, training)
+        asked = 0 if not reads.reference else len(sizes) if reads.kept else runs
+        total += runs * (row.forward_flops + row.backward_flops) + asked * row.forward_flops
     return total
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.recipe import Term
 from mergeforget.train.rows import REFUSAL
+
+Kept = Literal["logps", "hidden"]  # one number a token, or what goes into the output layer
 
 
 @dataclass
@@ -31,9 +34,11 @@ class Reads:
         return bool(self.logps or self.logits or self.reference_layers)
 
     @property
-    def can_be_kept(self) -> bool:
-        """Whether one number a token, computed once, is all that is read of the reference."""
-        return self.logps and not self.logits and not self.reference_layers
+    def kept(self) -> Kept | None:
+        """What of the reference, computed once, is all that is read of it."""
+        if self.reference_layers or not self.reference:
+            return None
+        return "hidden" if self.logits else "logps"
 
 
 def sets_of(term: Term) -> list[str]:

@@ -1,4 +1,4 @@
-"""The model before unlearning: what it says is computed once where one number a token will do."""
+"""The model before unlearning: what it says is computed once, and kept, wherever it can be."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from mergeforget.processes import on_main
 from mergeforget.recipe import Training
 from mergeforget.train.forward import as_reference, output_matrix, predict
 from mergeforget.train.objective import mask_of
-from mergeforget.train.reads import reads_of
+from mergeforget.train.reads import Kept, reads_of
+from mergeforget.vocabulary import Projection
 
 TOKENS = 2048  # of several rows, run through the model at once
+MOST_BYTES = 2**30  # of hidden states kept for one set, in memory and on disk
 
 
 @dataclass
@@ -30,27 +32,43 @@ class Reference:
     """How the model before unlearning is asked.
 
     Attributes:
-        known: by set, what it says where that was computed before.
+        known: by set, what it says, where that was computed before the first step.
         before: the trained weights as they were, where the model itself is trained.
         head: the output matrix; see ``output_matrix``.
     """
 
-    known: Mapping[str, KnownLogps] = field(default_factory=dict)
+    known: Mapping[str, Known] = field(default_factory=dict)
     before: Mapping[str, Tensor] | None = None
     head: Tensor | None = None
 
 
-class KnownLogps:
-    """Log-probabilities of every row's kept tokens, by the row's place in its set."""
+class Known:
+    """What the reference says of every row's kept tokens, by the row's place in its set.
 
-    def __init__(self, logps: Tensor, counts: Tensor) -> None:
-        self.rows = logps.split(counts.tolist())
+    Args:
+        values: of all rows, one after the other: log-probabilities of the labels, (tokens,), or
+            what goes into the output layer, (tokens, width): any distribution is a product away.
+        counts: (rows,) kept tokens of each.
+        head: the output matrix, for the latter.
+    """
+
+    def __init__(self, values: Tensor, counts: Tensor, head: Tensor | None = None) -> None:
+        self.rows, self.head = values.split(counts.tolist()), head
 
     def outputs(self, batch: Batch, **totals: Any) -> TokenOutputs:
         """What the reference says about a batch, without running it."""
-        logps = torch.cat([self.rows[i] for i in batch.index.tolist()]).to(batch.labels.device)
-        kept = batch.labels, batch.row, batch.rows, batch.kind
-        return TokenOutputs(None, *kept, known_logps=logps, weights=batch.weights, **totals)
+        values = torch.cat([self.rows[i] for i in batch.index.tolist()]).to(batch.labels.device)
+        source = None if self.head is None else Projection(values, self.head)
+        return TokenOutputs(
+            source,
+            batch.labels,
+            batch.row,
+            batch.rows,
+            batch.kind,
+            known_logps=values if self.head is None else None,
+            weights=batch.weights,
+            **totals,
+        )
 
 
 def reference_of(
@@ -59,35 +77,36 @@ def reference_of(
     """Compute what can be known before the first step, while the model still is the reference.
 
     Args:
-        folder: of the run; log-probabilities are kept there.
+        folder: of the run; what is known is kept there.
     """
     reads = reads_of(training.objective)
     kinds = mask_of(training.objective)
     head = output_matrix(model)
-    before = None
-    if training.full and any(r.reference and not r.can_be_kept for r in reads.values()):
-        before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     untrained: dict[str, Tensor] | None = {} if training.full else None  # no adapter to switch off
-    known = {
-        name: known_logps(
-            model, encoded[name], kinds, folder / "reference", head=head, before=untrained
-        )
-        for name, read in reads.items()
-        if read.can_be_kept and PADDING not in kinds
-    }
+    known = {}
+    for name, read in reads.items():
+        what = read.kept
+        if what == "hidden" and not _fits(head, encoded[name], kinds):
+            what = None
+        if what is not None and PADDING not in kinds:
+            place = folder / "reference"
+            known[name] = know(what, model, encoded[name], kinds, place, head, untrained)
+    before = None
+    if training.full and any(r.reference and name not in known for name, r in reads.items()):
+        before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     return Reference(known, before, head)
 
 
-def known_logps(
+def know(
+    what: Kept,
     model: Any,
     encoded: Sequence[Encoded],
     kinds: tuple[int, ...],
     folder: Path,
-    *,
     head: Tensor | None = None,
     before: Mapping[str, Tensor] | None = None,
-) -> KnownLogps:
-    """Read the reference's log-probabilities from the run folder, or compute and keep them there.
+) -> Known:
+    """Read what the reference says from the run folder, or compute it and keep it there.
 
     Both sides of a pair have the same base and often the same rows: the second finds the file.
 
@@ -97,37 +116,51 @@ def known_logps(
     """
     from safetensors.torch import load_file, save_file
 
-    path = folder / f"{_name(model, encoded, kinds)}.safetensors"
+    path = folder / f"{what}-{_name(model, encoded, kinds)}.safetensors"
 
     def find_or_compute() -> None:
         if not path.exists():
-            tensors = _compute(model, encoded, kinds, head, before)
+            tensors = _compute(what, model, encoded, kinds, head, before)
             with whole(path) as temporary:
                 save_file(tensors, temporary)
 
     on_main(find_or_compute)
     try:
-        return KnownLogps(**load_file(path))
+        return Known(**load_file(path), head=head if what == "hidden" else None)
     except Exception as error:
         raise InputError(f"{path} is damaged ({error}). Delete it; it is made again.") from error
 
 
 def _compute(
+    what: Kept,
     model: Any,
     encoded: Sequence[Encoded],
     kinds: tuple[int, ...],
     head: Tensor | None,
     before: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
-    """``logps`` of all kept tokens, row after row, and ``counts`` of each row."""
+    """``values`` of all kept tokens, row after row, and ``counts`` of each row."""
     device = next(model.parameters()).device
-    logps, counts = [], []
+    values, counts = [], []
     with as_reference(model, before):
         for rows in _groups(encoded):
             batch = pack(rows, kinds).to(device)
-            logps.append(predict(model, batch, head=head).token_logps.cpu())
+            said = predict(model, batch, head=head)
+            if what == "logps":
+                values.append(said.token_logps.cpu())
+            else:
+                assert isinstance(said.source, Projection)
+                values.append(said.source.hidden.cpu())
             counts.append(torch.bincount(batch.row.cpu(), minlength=batch.rows))
-    return {"logps": torch.cat(logps), "counts": torch.cat(counts)}
+    return {"values": torch.cat(values), "counts": torch.cat(counts)}
+
+
+def _fits(head: Tensor | None, encoded: Sequence[Encoded], kinds: tuple[int, ...]) -> bool:
+    """Whether what goes into the output layer can be kept, and the layer stays as it is."""
+    if head is None or head.requires_grad:
+        return False
+    tokens = sum(kind in kinds for one in encoded for kind in one.kinds)
+    return tokens * head.shape[1] * head.element_size() <= MOST_BYTES
 
 
 def _groups(encoded: Sequence[Encoded]) -> list[list[Encoded]]:

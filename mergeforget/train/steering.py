@@ -111,8 +111,7 @@ class NGDiffTrainer(UnlearningTrainer):
         self._prepare_inputs(share)
         reads = reads_of(terms)
         before = {n: self._reference(model, share, n, r) for n, r in reads.items() if r.reference}
-        policy = {n: self._predict(model, share, n, sorted(r.layers)) for n, r in reads.items()}
-        return float(compute(terms, policy, before)[0])
+        return float(compute(terms, self._policy(model, share, reads), before)[0])
 
     def _set_rate(self, fit: RateFit) -> None:
         """Go on with a fitted rate: the scheduler keeps it, and a checkpoint the scheduler."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from mergeforget.files import append_jsonl
 from mergeforget.outputs import TokenOutputs
 from mergeforget.processes import gather
 from mergeforget.recipe import Memorise, Term, Training
-from mergeforget.train.forward import as_reference, predict, unwrapped
+from mergeforget.train.forward import as_reference, predict, predict_sets, unwrapped
 from mergeforget.train.objective import compute
 from mergeforget.train.order import Chunked, Dealt, Order
 from mergeforget.train.reads import Reads, reads_of, sets_of
 from mergeforget.train.reference import Reference
+
+Said = dict[str, TokenOutputs]  # by set
 
 
 @dataclass
@@ -32,6 +34,10 @@ class Share:
     batches: dict[str, Batch]
     rows: dict[str, float]
     tokens: dict[str, dict[int, float]]
+
+    def totals(self, name: str) -> dict[str, Any]:
+        """Of a set, as TokenOutputs names them."""
+        return {"row_total": self.rows.get(name), "token_total": self.tokens.get(name)}
 
 
 class UnlearningTrainer(Trainer):
@@ -129,7 +135,7 @@ class UnlearningTrainer(Trainer):
         terms = [t for t in terms if set(sets_of(t)) <= share.batches.keys()]
         reads = reads_of(terms)
         before = {n: self._reference(model, share, n, r) for n, r in reads.items() if r.reference}
-        policy = {n: self._predict(model, share, n, sorted(r.layers)) for n, r in reads.items()}
+        policy = self._policy(model, share, reads)
         loss, values = compute(terms, policy, before)
         for label, value in values.items():
             self._values[label] = self._values.get(label, 0.0) + value
@@ -163,28 +169,20 @@ class UnlearningTrainer(Trainer):
         passes = self.order.epochs if isinstance(self.order, Chunked) else 1
         return float(self.state.epoch or 0.0) * passes
 
-    def _predict(
-        self, model: Any, share: Share, name: str, layers: Sequence[int] = ()
-    ) -> TokenOutputs:
-        return predict(
-            model,
-            share.batches[name],
-            head=self.reference.head,
-            layers=layers,
-            row_total=share.rows.get(name),
-            token_total=share.tokens.get(name),
-        )
+    def _policy(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Said:
+        """What the model that is trained says about each set, in one pass where that can be."""
+        layers = set().union(*(r.layers for r in reads.values()))
+        batches = {name: share.batches[name] for name in reads}
+        totals = {name: share.totals(name) for name in reads}
+        return predict_sets(model, batches, totals, head=self.reference.head, layers=sorted(layers))
 
     def _reference(self, model: Any, share: Share, name: str, reads: Reads) -> TokenOutputs:
-        if reads.can_be_kept and name in self.reference.known:
-            return self.reference.known[name].outputs(
-                share.batches[name],
-                row_total=share.rows.get(name),
-                token_total=share.tokens.get(name),
-            )
-        inner = unwrapped(model)
+        batch, totals = share.batches[name], share.totals(name)
+        if name in self.reference.known:
+            return self.reference.known[name].outputs(batch, **totals)
+        inner, layers = unwrapped(model), sorted(reads.reference_layers)
         with as_reference(inner, self.reference.before):
-            return self._predict(inner, share, name, sorted(reads.reference_layers))
+            return predict(inner, batch, head=self.reference.head, layers=layers, **totals)
 
     def _added(self, counts: Sequence[dict[int, float]]) -> dict[int, float]:
         return {kind: self._over_processes(sum(c[kind] for c in counts)) for kind in counts[0]}

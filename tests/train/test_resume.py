@@ -23,6 +23,7 @@ SETS = {
 }
 NPO, GD, GA = (Term(loss=n, on=s) for n, s in  # type: ignore[arg-type]
                (("npo", "forget"), ("gd", "retain"), ("ga", "forget")))  # fmt: skip
+KL = Term(loss="kl", on="retain")
 STEEPEST: dict[str, Any] = {
     "objective": [GA, GD], "direction": "ngdiff", "optimizer": "sgd", "schedule": "constant",
 }  # fmt: skip
@@ -92,15 +93,16 @@ def test_what_the_reference_says_is_computed_once(
     computed = []
 
     def counted(*args: Any) -> Any:
-        computed.append(len(args[1]))
+        computed.append((args[0], len(args[2])))
         return compute(*args)
 
     monkeypatch.setattr(reference, "_compute", counted)
     with monkeypatch.context() as patched:
         cut(patched, saved=2, killed=3)
         with pytest.raises(Killed):
-            train("run")
-    (kept,) = (tmp_path / "run" / "reference").glob("*.safetensors")
-    before = kept.read_bytes()
-    train("run", resume=True)
-    assert computed == [len(SETS["forget"])] and kept.read_bytes() == before
+            train("run", objective=[NPO, KL])
+    files = sorted((tmp_path / "run" / "reference").iterdir())
+    before = [path.read_bytes() for path in files]
+    train("run", resume=True, objective=[NPO, KL])
+    assert computed == [("logps", len(SETS["forget"])), ("hidden", len(SETS["retain"]))]
+    assert [path.read_bytes() for path in files] == before

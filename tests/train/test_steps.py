@@ -19,7 +19,7 @@ from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.run import Run
 from mergeforget.train import forward, steering
 from mergeforget.train.fit import Job, train_adapter
-from mergeforget.train.forward import output_matrix, predict
+from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
 from mergeforget.train.order import Alternating, Chunked
 from mergeforget.training import AutoRate, Full, Lora, Term, Training, Watch
@@ -93,15 +93,19 @@ def test_each_chunk_begins_with_a_fresh_optimiser_and_schedule(train: Callable[.
     assert lines[-1]["epoch"] == pytest.approx(2)
 
 
+@pytest.mark.parametrize("mask", ["answer", "tokens"])
 def test_known_references_equal_running_the_model(
-    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    mask: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    kept, _ = train("kept")
-    assert list((tmp_path / "kept" / "reference").glob("*.safetensors"))
+    terms = [NPO, GD, Term.model_validate({"loss": "kl", "on": "retain", "mask": mask})]
+    kept, _ = train("kept", objective=terms)
+    names = {p.name.split("-")[0] for p in (tmp_path / "kept" / "reference").iterdir()}
+    assert names == {"logps", "hidden"}
     from mergeforget.train.reads import Reads
 
-    monkeypatch.setattr(Reads, "can_be_kept", property(lambda self: False))
-    live, _ = train("live")
+    monkeypatch.setattr(Reads, "kept", property(lambda self: None))
+    live, _ = train("live", objective=terms)
+    assert not (tmp_path / "live" / "reference").exists()
     for key, value in live.items():
         torch.testing.assert_close(kept[key], value, rtol=1e-3, atol=1e-5)
 
@@ -142,6 +146,22 @@ def test_hidden_states_are_those_after_the_layer(tiny_model: Any, tiny_tokenizer
     torch.testing.assert_close(said.logits, full.logits[0][batch.keep])
     with pytest.raises(RecipeError, match="There is no layer 7"):
         predict(tiny_model, batch, layers=[7])
+
+
+def test_sets_in_one_pass_equal_a_pass_each(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    rows = {n: encode_rows(tiny_tokenizer, SETS[n], max_length=64) for n in TWO}
+    batches = {"forget": pack(rows["forget"][:2]), "retain": pack(rows["retain"], (PROMPT, ANSWER))}
+    totals: dict[str, dict[str, Any]] = {"forget": {"row_total": 5.0}, "retain": {}}
+    for head in (None, output_matrix(tiny_model)):
+        found = predict_sets(tiny_model, batches, totals, head=head, layers=[1])
+        for name, batch in batches.items():
+            alone = predict(tiny_model, batch, head=head, layers=[1])
+            torch.testing.assert_close(found[name].token_logps, alone.token_logps)
+            ours, theirs = found[name].hidden, alone.hidden
+            assert ours is not None and theirs is not None
+            torch.testing.assert_close(ours[1], theirs[1])
+            torch.testing.assert_close(found[name].nll(), alone.nll())
+    assert found["forget"].row_total == 5 and found["retain"].row_total is None
 
 
 def test_ngdiff_steps_along_its_direction(train: Callable[..., Any]) -> None:
