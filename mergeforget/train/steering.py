@@ -27,10 +27,13 @@ class NGDiffTrainer(UnlearningTrainer):
         self.training = training
         self._gathered: dict[str, list[Tensor]] = {}
         self._shares: list[Share] = []
+        self._parts = 1.0  # micro-batches of the step in which a row counts, per process
 
     def get_batch_samples(self, *args: Any, **more: Any) -> Any:
         shares, count = super().get_batch_samples(*args, **more)
         if self.training.clip_each:  # each micro-batch by its own mean, then the mean over them
+            real = sum(any(b.total for b in s.batches.values()) for s in shares)
+            self._parts = self._over_processes(real) or 1.0
             shares = [Share(s.batches, {}, {}) for s in shares]
         self._shares, self._gathered = shares, {}
         return shares, count
@@ -55,7 +58,7 @@ class NGDiffTrainer(UnlearningTrainer):
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained()]
         if self.training.clip_each:
             gradient = clipped(gradient, self.training.clip_each)
-            gradient = [g / len(self._shares) for g in gradient]
+            gradient = [g / self._parts for g in gradient]
         so_far = self._gathered.get(name)
         if so_far is None:
             self._gathered[name] = [g.clone() for g in gradient]
@@ -104,7 +107,7 @@ class NGDiffTrainer(UnlearningTrainer):
             for parameter, data in zip(places, own, strict=True):
                 parameter.data.copy_(data)
             model.train()
-        return self._over_processes(loss / (len(self._shares) if self.training.clip_each else 1))
+        return self._over_processes(loss / self._parts)
 
     def _quiet_loss(self, model: Any, share: Share, terms: Any) -> float:
         """The terms' weighted sum, of which nothing is noted."""
