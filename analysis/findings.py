@@ -206,9 +206,17 @@ def prediction(run: Run) -> Found:
     return [found.sentence], rows_of(found), plots.draw_prediction(found)
 
 
+def attacks(run: Run) -> Found:
+    from mergeforget.analysis.attacks import draw_attacks, rows_of, run_attacks
+
+    found = run_attacks(run)
+    return [f"{r.attack}: {r.verdict}" for r in found], rows_of(found), draw_attacks(found)
+
+
 ANALYSES: dict[str, tuple[str, Callable[[Run], Found]]] = {
     "density": ("Density of the merge", density),
     "mia": ("Membership inference", mia),
+    "attacks": ("Attacks: does the data come back?", attacks),
     "prediction": ("Prediction of the balanced density", prediction),
     "angles": ("Angles between weight changes", angles),
     "weights": ("Norms, signs and ranks", weights),

@@ -95,6 +95,11 @@ class Run:
         return self.root / "analysis"
 
     @property
+    def attacks(self) -> Path:
+        """NAME.json, NAME.csv and a figure of each attack; what was measured in ``kept``."""
+        return self.root / "attacks"
+
+    @property
     def report(self) -> Path:
         return self.root / "report" / "index.html"
 

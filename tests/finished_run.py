@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
+from mergeforget.attack.result import Result, write_result
 from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Row
 from mergeforget.files import append_jsonl, write_json, write_jsonl
@@ -65,6 +66,7 @@ def write_run(folder: Path, *, hostile: bool = False) -> Run:
     write_snapshot_scores(run)
     write_answers(run, hostile=hostile)
     write_json(run.search / "chosen.json", chosen(hostile))
+    write_attacks(run)
     return run
 
 
@@ -205,6 +207,35 @@ def answer(subject: str, row: Row) -> str:
     if subject == "under":
         return " ".join(words[: max(1, len(words) // 2)]) + " in a quiet town"
     return "is not something I can say."
+
+
+def write_attacks(run: Run) -> None:
+    """A result of each attack on the chosen candidate, whose curve lies between the others."""
+    subject = "ties-factors-d0.70"
+    level = {subject: 0.5, "before": 1.0, "control": 0.1}
+    places: dict[str, tuple[str, list[Any]]] = {
+        "relearn": ("step", [0, 1, 2, 5]), "quantise": ("bits", ["all", 8, 4]),
+        "prompts": ("kind", ["plain", "prefix"]), "probe": ("layer", [0, 1, 2, 3]),
+    }  # fmt: skip
+    for attack, (key, values) in places.items():
+        rows = []
+        for model, knows in level.items():
+            for i, value in enumerate(values if (attack, model) != ("relearn", "before") else [0]):
+                share = min(1.0, knows + 0.05 * i)
+                figures = {
+                    "nll": 3 * (1 - share), "greedy_match": share, "mia_auc": 0.5 + share / 2,
+                    "regurgitation": None, "row_leak_rate": share, "rows_leaked": round(6 * share),
+                    "rows": 6, "auc": 0.5 + share / 2,
+                }  # fmt: skip
+                rows.append({"model": model, key: value} | _of_attack(attack, figures))
+        verdict = f"The claim that the data is gone stands against this attack: {attack}."
+        write_result(run.attacks, Result(attack, subject, "none found", verdict, rows))
+
+
+def _of_attack(attack: str, figures: dict[str, Any]) -> dict[str, Any]:
+    own = {"prompts": ("row_leak_rate", "rows_leaked", "rows"), "probe": ("auc",)}
+    names = own.get(attack, ("nll", "greedy_match", "mia_auc", "regurgitation"))
+    return {name: figures[name] for name in names}
 
 
 def chosen(hostile: bool) -> dict[str, Any]:

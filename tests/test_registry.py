@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import mergeforget
+from mergeforget.attack.methods import ATTACKS
 from mergeforget.errors import UnknownNameError
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.merge.methods import MERGE_METHODS
@@ -18,6 +19,7 @@ FAMILIES: list[Registry[Any]] = [MERGE_METHODS, UNLEARNING_LOSSES]
 for name in ("metrics", "benchmarks"):
     module = importlib.import_module(f"mergeforget.{name}")
     FAMILIES.append(getattr(module, name.upper()))
+FAMILIES.append(ATTACKS)
 MEMBERS = [(family, name) for family in FAMILIES for name in family.names()]
 
 

@@ -26,7 +26,8 @@ def command(
     """Analyse a run: numbers as json and csv, figures as png and svg.
 
     RUN is a run folder; without one, the newest under runs/. WHAT is any of density, mia,
-    prediction, angles, weights, curves, dynamics, or all, which is also what happens without it.
+    attacks, prediction, angles, weights, curves, dynamics, or all, which is also what happens
+    without it.
     """
     from mergeforget.analysis.findings import (
         ANALYSES,
@@ -56,8 +57,10 @@ def command(
     )
 
 
-def split(arguments: tuple[str, ...], known: list[str]) -> tuple[Path | None, list[str]]:
-    """The run folder and the names of the analyses.
+def split(
+    arguments: tuple[str, ...], known: list[str], kind: str = "analysis"
+) -> tuple[Path | None, list[str]]:
+    """The run folder and the names of the analyses, or of another kind of thing.
 
     The first argument is a run unless it is a known name; write ./angles for a run of that name.
     """
@@ -71,7 +74,7 @@ def split(arguments: tuple[str, ...], known: list[str]) -> tuple[Path | None, li
         folder = Path(names.pop(0))  # a run that does not exist: its own message says so
     for name in names:
         if name not in known:
-            raise UnknownNameError("analysis", name, known)
+            raise UnknownNameError(kind, name, known)
     return folder, names
 
 

@@ -8,14 +8,14 @@ import click
 
 from mergeforget.commands._options import emit, json_option
 
-FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "recipes")
+FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "attacks", "recipes")
 
 
 @click.command("list")
 @click.argument("family", type=click.Choice(FAMILIES))
 @json_option
 def command(family: str, as_json: bool) -> None:
-    """Name every loss, merge method, metric, benchmark, transform or recipe.
+    """Name every loss, merge method, metric, benchmark, transform, attack or recipe.
 
     Arguments are what a recipe may set, for example `{loss: npo, on: forget, beta: 0.1}`.
     """
@@ -60,6 +60,10 @@ def _registry(family: str) -> Any:
         from mergeforget.metrics import METRICS
 
         return METRICS
+    if family == "attacks":
+        from mergeforget.attack.methods import ATTACKS
+
+        return ATTACKS
     from mergeforget.benchmarks import BENCHMARKS
 
     return BENCHMARKS

@@ -27,7 +27,7 @@ def render(scores: Mapping[str, Sequence[Score]]) -> str:
         one = next(s for s in cells if s is not None)
         texts = ["" if s is None else f"{s.value:.4f}" for s in cells]
         table.add_row(*key[:3], *texts, *(_details(one) if alone else []), _better(one))
-    return _text(table)
+    return as_text(table)
 
 
 def key_of(score: Score) -> tuple[str, str, str, str]:
@@ -45,7 +45,8 @@ def _better(score: Score) -> str:
     return score.better if score.target is None else f"nearer to {score.target:g}"
 
 
-def _text(table: object) -> str:
+def as_text(table: object) -> str:
+    """A rich table as plain text, as wide as the terminal."""
     import io
     import sys
 

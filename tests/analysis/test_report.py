@@ -40,8 +40,10 @@ def test_nothing_is_fetched_from_anywhere(page: str) -> None:
 
 
 def test_the_page_has_every_part(page: str) -> None:
-    for part in ("candidates", "density", "mia", "angles", "dynamics", "answers", "limits"):
+    for part in ("candidates", "density", "mia", "attacks", "angles", "dynamics", "answers",
+                 "limits"):  # fmt: skip
         assert f'id="{part}"' in page
+    assert "stands against this attack: relearn." in page and 'id="attack-probe"' in page
     assert "ties-factors-d0.70 is the balanced one" in page and "The halves disagree" in page
     assert page.count("<tr class=") == 23  # base, over, under, 20 candidates
     assert '<mark class="leak">1970-03-01</mark>' in page
@@ -53,7 +55,7 @@ def test_a_young_run_says_what_comes_next(tmp_path: Path) -> None:
     write_pair(run)
     page = write_report(run).read_text()
     assert page.count("mergeforget search") >= 3 and "mergeforget evaluate" in page
-    assert "angles-over" in page
+    assert "angles-over" in page and "mergeforget attack" in page
 
 
 def test_report_names_its_file(tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""What attacks found in a run, and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from mergeforget.analysis.evidence import MissingError
+from mergeforget.analysis.style import (
+    INK,
+    SUBJECTS,
+    Mark,
+    Picture,
+    legend,
+    panels,
+    series,
+    styled,
+)
+from mergeforget.attack.methods import ATTACKS
+from mergeforget.attack.result import Result, read_results
+from mergeforget.run import Run
+
+AXES = {  # attack: key of the horizontal axis, and its label
+    "relearn": ("step", "steps of relearning"),
+    "quantise": ("bits", "bits of a weight"),
+    "prompts": ("kind", "kind of prompt"),
+    "probe": ("layer", "layer (0: the embeddings)"),
+}
+METRICS = {
+    "nll": "NLL, forget\n(nats a token)",
+    "greedy_match": "exact answers,\nforget",
+    "regurgitation": "ROUGE-L recall,\nforget",
+    "mia_auc": "MIA AUC",
+    "row_leak_rate": "rows that leak",
+    "auc": "AUC of the probe",
+}
+TITLES = {
+    "relearn": "Relearning",
+    "quantise": "Quantisation",
+    "prompts": "Prompts",
+    "probe": "Probes of the hidden states",
+}
+LABELS = {"before": "before unlearning", "control": "never saw the data"}
+CONTROL = {"color": "#009e73", "marker": "o", "linestyle": (0, (3, 1, 1, 1))}
+
+
+def run_attacks(run: Run) -> list[Result]:
+    """Every result of every attack on the run's models.
+
+    Raises:
+        MissingError: there is none yet.
+    """
+    found = [r for name in ATTACKS.names() for r in read_results(run.attacks, name)]
+    if not found:
+        raise MissingError(
+            f"No attack was tried on {run.root}. `mergeforget attack {run.root}` tries to get the "
+            "data back by relearning, quantisation, prompts and probes."
+        )
+    return found
+
+
+def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """The figures of all attacks, flat."""
+    return [{"attack": r.attack, "subject": r.subject, **row} for r in results for row in r.rows]
+
+
+def draw_attacks(results: Sequence[Result]) -> list[Picture]:
+    """One figure an attack, with all models that it was tried on."""
+    names = dict.fromkeys(r.attack for r in results)
+    return [draw_attack([r for r in results if r.attack == name]) for name in names]
+
+
+def draw_attack(results: Sequence[Result]) -> Picture:
+    """The figures of one attack: a panel a metric, a line (prompts: a bar) a model."""
+    name = results[0].attack
+    key, label = AXES[name]
+    models: dict[str, list[dict[str, Any]]] = {row["model"]: [] for r in results for row in r.rows}
+    for result in results:  # of a model that several were compared with, the last
+        for model in dict.fromkeys(row["model"] for row in result.rows):
+            models[model] = [row for row in result.rows if row["model"] == model]
+    metrics = [m for m in METRICS if any(r.get(m) is not None for v in models.values() for r in v)]
+    with styled():
+        figure, axes = panels(len(metrics), 3.2 if len(metrics) == 1 else 1.8)
+        marks = []
+        for ax, metric in zip(axes, metrics, strict=True):
+            draw = _bars if name == "prompts" else _lines
+            marks += draw(ax, models, key, metric)
+            ax.set_ylabel(METRICS[metric])
+            if metric in ("mia_auc", "auc"):
+                ax.axhline(0.5, color=INK, linewidth=0.8)
+        axes[-1].set_xlabel(label)
+        legend(figure, axes)
+    shown = ", ".join(METRICS[m].replace("\n", " ") for m in metrics)
+    alt = f"{TITLES[name]}: {shown}, by {label}."
+    return Picture(f"attack-{name}", TITLES[name], alt, figure, marks)
+
+
+def look_of(model: str, place: int) -> dict[str, Any]:
+    """Colour, marker and dash of a model's line."""
+    if model == "control":
+        return CONTROL
+    known = "base" if model == "before" else model
+    if known in SUBJECTS:
+        return SUBJECTS[known]
+    return SUBJECTS["chosen"] if place == 0 else series(place)
+
+
+def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: str) -> list[Mark]:
+    ticks = list(dict.fromkeys(row[key] for rows in models.values() for row in rows))
+    words = any(isinstance(tick, str) for tick in ticks)
+    marks = []
+    for place, (model, rows) in enumerate(models.items()):
+        found = [(row[key], row[metric]) for row in rows if row.get(metric) is not None]
+        if not found:
+            continue
+        x = [ticks.index(k) if words else k for k, _ in found]
+        y = [value for _, value in found]
+        title = LABELS.get(model, model)
+        look = look_of(model, place)
+        if len(x) == 1:
+            ax.axhline(y[0], label=title, color=look["color"], linestyle=look["linestyle"])
+        else:
+            ax.plot(x, y, label=title, **look)
+        marks += [
+            Mark(ax, a, b, f"{title}, {key} {k}: {b:.3f}")
+            for a, b, (k, _) in zip(x, y, found, strict=True)
+        ]
+    if words:
+        ax.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+    return marks
+
+
+def _bars(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: str) -> list[Mark]:
+    kinds = list(dict.fromkeys(row[key] for rows in models.values() for row in rows))
+    width = 0.8 / len(models)
+    marks = []
+    for place, (model, rows) in enumerate(models.items()):
+        look, title = look_of(model, place), LABELS.get(model, model)
+        x = [kinds.index(row[key]) + (place + 0.5) * width - 0.4 for row in rows]
+        y = [row[metric] for row in rows]
+        hatch = ("", "//", "..", "xx", "--")[place % 5]  # for a print in grey
+        ax.bar(x, y, width * 0.92, label=title, color=look["color"], hatch=hatch, edgecolor="white")
+        marks += [
+            Mark(ax, a, b, f"{title}, {row[key]}: {row['rows_leaked']} of {row['rows']} rows")
+            for a, b, row in zip(x, y, rows, strict=True)
+        ]
+    ax.set_xticks(range(len(kinds)), kinds)
+    ax.set_ylim(0, 1.03)
+    return marks

@@ -1,0 +1,162 @@
+"""Probes: do the hidden states still tell the forgotten rows from rows never seen?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.attack.logistic import coordinates, cross_validated_auc, shuffled_labels
+from mergeforget.attack.methods import attack
+from mergeforget.attack.result import Finding, Result
+from mergeforget.attack.states import Pool, hidden_states
+from mergeforget.attack.target import Facts, Suspect, Target
+from mergeforget.attack.verdict import claim
+from mergeforget.console import track
+
+LEVEL = 0.05  # of a chance as good, over all layers together
+LEAST_EXCESS = 0.1  # of AUC over the control: less may be chance of another kind
+
+
+@attack("probe", source="Alain and Bengio, Understanding intermediate layers, arXiv:1610.01644")
+def probe(
+    target: Target,
+    *,
+    pool: Pool = "last",
+    strength: float = 0.1,
+    shuffles: int = 39,
+    folds: int = 5,
+) -> Result:
+    """Train a logistic regression per layer to tell forget prompts from holdout prompts.
+
+    Args:
+        pool: the state of the prompt's last token, or the mean over its tokens.
+        strength: of the ridge, on standardised features.
+        shuffles: how often labels are dealt out anew to see what chance gives.
+        folds: of the cross-validation, over documents.
+    """
+    target.need("forget", "holdout")
+    settings = {"pool": pool, "strength": strength, "shuffles": shuffles, "folds": folds,
+                "seed": target.seed}  # fmt: skip
+    found = {s.role: _layers(target, s, settings) for s in target.suspects()}
+    names = {s.role: s.name or s.base for s in target.suspects()}
+    return _judged(target.subject.role, found, settings | {"models": names})
+
+
+def _layers(target: Target, suspect: Suspect, settings: dict[str, Any]) -> Facts:
+    """AUC of each layer of one model, and the best layer's under shuffled labels."""
+    rows = [*target.forget, *target.holdout]
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        states = hidden_states(
+            model,
+            tokenizer,
+            [row.input for row in rows],
+            settings["pool"],
+            batch_tokens=target.batch_tokens,
+            label=f"{suspect.role}: hidden states",
+        )
+        labels = np.arange(len(rows)) < len(target.forget)
+        documents = [f"{row.split} {row.subject}" for row in rows]
+        return probe_layers(states, labels, documents, settings, label=suspect.role)
+
+    return target.measured(suspect, "probe", settings, rows, work)
+
+
+def probe_layers(
+    states: NDArray[np.float32],
+    labels: NDArray[np.bool_],
+    documents: list[str],
+    settings: dict[str, Any],
+    *,
+    label: str,
+) -> Facts:
+    """Probe every layer, then again with shuffled labels.
+
+    Args:
+        states: (layers, rows, width).
+
+    Returns:
+        ``auc`` by layer; ``chance``: the best layer's AUC of each shuffle; ``p``: how often chance
+        does as well in its best layer, of all shuffles and the true labels; ``labelings``: how many
+        ways there are to deal out the labels.
+    """
+
+    layers = [coordinates(layer.astype(np.float64)) for layer in states]
+    chosen = {name: settings[name] for name in ("strength", "folds", "seed")}
+
+    def areas(given: NDArray[np.bool_]) -> list[float]:
+        return [cross_validated_auc(layer, given, documents, **chosen) for layer in layers]
+
+    found = areas(labels)
+    tries = range(1, settings["shuffles"] + 1)
+    chance = [
+        max(areas(shuffled_labels(labels, documents, settings["seed"] + i)))
+        for i in track(tries, f"{label}: probes of shuffled labels", len(tries))
+    ]
+    as_good = sum(value >= max(found) for value in chance)
+    inside = len({d for d, one in zip(documents, labels, strict=True) if one})
+    return {
+        "auc": found,
+        "chance": chance,
+        "p": (1 + as_good) / (1 + len(chance)),
+        "labelings": math.comb(len(set(documents)), inside),
+    }
+
+
+def _judged(subject: str, found: dict[str, Facts], settings: dict[str, Any]) -> Result:
+    own, control = found[subject], found.get("control")
+    best = int(np.argmax(own["auc"]))
+    top = own["auc"][best]
+    rival = max(control["auc"]) if control else None
+    enough = own["labelings"] * LEVEL >= 1
+    finding = _finding(own["p"], top, rival) if enough else "undecided"
+    rows = [
+        {"model": role, "layer": layer, "auc": auc}
+        for role, facts in found.items()
+        for layer, auc in enumerate(facts["auc"])
+    ]
+    figures = {
+        "best_layer": best,
+        "best_auc": {role: max(facts["auc"]) for role, facts in found.items()},
+        "p": {role: facts["p"] for role, facts in found.items()},
+        "chance_95": {role: _upper(facts["chance"]) for role, facts in found.items()},
+    }
+    others = [f"{role} {max(f['auc']):.2f}" for role, f in found.items() if role != subject]
+    beside = f" ({', '.join(others)}, in their best layers)" if others else ""
+    verdict = (
+        f"A linear probe of {subject} tells forget prompts from holdout prompts with an AUC of "
+        f"{top:.2f} in its best layer, {best}{beside}; with shuffled labels the best layer stays "
+        f"below {_upper(own['chance']):.2f} 19 times of 20 (p = {own['p']:.2f}). "
+        f"{_meaning(finding, enough, control is not None)}"
+    )
+    return Result("probe", subject, finding, verdict, rows, figures, settings)
+
+
+def _finding(p: float, top: float, rival: float | None) -> Finding:
+    """Traces where the probe beats chance and a model that never saw the data."""
+    if p > LEVEL:
+        return "none found"
+    if rival is None or top - rival < LEAST_EXCESS:
+        return "undecided"
+    return "traces"
+
+
+def _meaning(finding: Finding, enough: bool, has_control: bool) -> str:
+    ends = {
+        "traces": "its hidden states treat the forgotten rows as something known",
+        "none found": "no linear probe of these states does better than chance",
+        "undecided": "there are too few documents to tell a probe from chance"
+        if not enough
+        else "a model that never saw the data tells them apart nearly as well, so the "
+        "texts themselves differ"
+        if has_control
+        else "without a --control the texts themselves may differ",
+    }
+    return claim(finding, ends[finding])
+
+
+def _upper(chance: list[float]) -> float:
+    return float(np.quantile(chance, 0.95)) if chance else 1.0

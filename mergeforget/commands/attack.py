@@ -1,0 +1,186 @@
+"""`mergeforget attack`: does the data come back?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mergeforget.commands._options import chosen_run, emit, json_option
+from mergeforget.commands.analyze import split
+
+if TYPE_CHECKING:
+    from mergeforget.attack.result import Result
+    from mergeforget.attack.target import Target
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+WORDS = ("model", "kind")
+ORDER = ("prompts", "quantise", "probe", "relearn")  # those that take least first
+
+
+@click.command("attack")
+@click.argument("arguments", nargs=-1, metavar="[RUN] [relearn|quantise|prompts|probe]...")
+@click.option("--subject", "subjects", multiple=True,
+              help="Of a run: chosen, base, over, under or a candidate; repeat it.  [default: "
+              "chosen]")  # fmt: skip
+@click.option("--model", help="Attack this model instead of a run: hub id, folder or smollm2.")
+@click.option("--adapter", type=FOLDER, help="PEFT folder to put on the model.")
+@click.option("--base", help="With --model: the model before unlearning.")
+@click.option("--control", help="A model that never saw the data.  [default: the run's model before"
+              " it memorised the data]")  # fmt: skip
+@click.option("--forget", type=FILE, help="Rows that were to be forgotten.  [default: the run's]")
+@click.option("--retain", type=FILE, help="Rows that were to be kept.  [default: the run's]")
+@click.option("--holdout", type=FILE, help="Rows that no model saw.  [default: the run's]")
+@click.option("--limit", type=click.IntRange(1), help="Rows of each split at most.")
+@click.option("--steps", type=click.IntRange(1), help="relearn: optimiser steps.  [default: 20]")
+@click.option("--on", metavar="forget|retain|FILE", help="relearn: what is shown, a few forget "
+              "rows, the retain rows, or other text.  [default: forget]")  # fmt: skip
+@click.option("--shown", type=click.IntRange(1), help="relearn: rows shown at most, whole documents"
+              ".  [default: a quarter of forget, all of others]")  # fmt: skip
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True),
+              help="relearn: of AdamW, constant.  [default: 2e-4]")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), help="relearn: rows a step.  [default: 4]")
+@click.option("--rank", type=click.IntRange(1), help="relearn: of the LoRA.  [default: 16]")
+@click.option("--full", is_flag=True, default=None, help="relearn: train every weight, no LoRA.")
+@click.option("--bits", metavar="N,N", help="quantise: widths to try.  [default: 8,4]")
+@click.option("--group", type=click.IntRange(2), help="quantise: weights that share a scale below "
+              "8 bits.  [default: 64]")  # fmt: skip
+@click.option("--kinds", metavar="K,K", help="prompts: plain, paraphrase, prefix, jailbreak.  "
+              "[default: all]")  # fmt: skip
+@click.option("--words", metavar="N,N", help="prompts: of the answer that a prefix gives.  "
+              "[default: 1,3,5]")  # fmt: skip
+@click.option("--templates", type=FILE, help="prompts: your own jailbreaks, one a line with "
+              "{prompt}.")  # fmt: skip
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Of an answer.  [default: the run's,"
+              " or 64]")  # fmt: skip
+@click.option("--pool", type=click.Choice(["last", "mean"]), help="probe: the state of the prompt's"
+              " last token, or their mean.  [default: last]")  # fmt: skip
+@click.option("--shuffles", type=click.IntRange(19), help="probe: shuffled labels, to see what "
+              "chance gives.  [default: 39]")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every draw.")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of a batch.  [default: what "
+              "the memory allows]")  # fmt: skip
+@click.option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of the results.  [default: RUN/attacks, or attacks]")  # fmt: skip
+@click.option("--again", is_flag=True, help="Measure anew what was measured before.")
+@json_option
+def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Try to get the data back, and say what that means for the claim that it is gone.
+
+    RUN is a run folder; without one, the newest under runs/. Without a name every attack is
+    carried out. What was measured is kept: an interrupted attack goes on with the next model.
+    """
+    from mergeforget.attack.driver import carry_out
+    from mergeforget.attack.methods import ATTACKS
+
+    folder, names = split(arguments, [*ATTACKS.names(), "all"], "attack")
+    names = [n for n in ORDER if n in names] if names and "all" not in names else list(ORDER)
+    given = _arguments(options, names)
+    results, figures = [], []
+    with _targets(folder, options) as targets:
+        for result, every in carry_out(targets, names, given):
+            results.append(result)
+            figures.append(_draw(every, targets[0].folder))
+            if not as_json:
+                click.echo(text_of(result) + "\n")
+        out = targets[0].folder
+    files = [str(out / f"{name}.json") for name in names] + [str(f) for f in dict.fromkeys(figures)]
+    emit(
+        {"out": str(out), "files": files, "results": [r.to_dict() for r in results]},
+        "In " + str(out) + ": " + ", ".join(Path(f).name for f in files),
+        as_json,
+    )
+
+
+def _arguments(options: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """What the attacks are given; an option that none of those named takes is refused."""
+    from mergeforget.attack.methods import ATTACKS
+    from mergeforget.errors import UsageError
+
+    every = {n: set(ATTACKS.get(n).parameters) for n in ATTACKS.names()}
+    own = {key for keys in every.values() for key in keys}
+    given = {k: v for k, v in options.items() if k in own and v is not None}
+    for key in given:
+        if not any(key in every[name] for name in names):
+            whose = next(name for name, keys in every.items() if key in keys)
+            raise UsageError(f"--{key.replace('_', '-')} belongs to the attack {whose}.")
+    for key in ("bits", "words"):
+        if key in given:
+            given[key] = _whole_numbers(key, given[key])
+    if "kinds" in given:
+        given["kinds"] = [kind.strip() for kind in given["kinds"].split(",")]
+    return given
+
+
+def _whole_numbers(key: str, text: str) -> list[int]:
+    from mergeforget.errors import UsageError
+
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < (2 if key == "bits" else 1):
+        example = "8,4" if key == "bits" else "1,3,5"
+        raise UsageError(f"--{key} wants whole numbers such as {example}, not {text!r}.")
+    return found
+
+
+@contextmanager
+def _targets(folder: Path | None, options: dict[str, Any]) -> Iterator[list[Target]]:
+    """The models to attack; a run's folder is held while they are."""
+    from mergeforget.attack.driver import SPLITS, target_of_model, targets_of_run
+    from mergeforget.errors import UsageError
+
+    names = ("seed", "again", "batch_tokens", "max_new_tokens")
+    settings: dict[str, Any] = {n: options[n] for n in names if options[n] is not None}
+    settings |= {n: options[n] for n in ("control", "limit", "device", "out")}
+    settings["files"] = {name: options[name] for name in SPLITS}
+    if options["model"]:
+        if folder is not None or options["subjects"]:
+            raise UsageError("Give RUN or --model, not both; --subject belongs to a run.")
+        more = {"adapter": options["adapter"], "before": options["base"]}
+        yield [target_of_model(options["model"], **more, **settings)]
+        return
+    given = [f"--{n}" for n in ("adapter", "base") if options[n]]
+    if given:
+        raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
+    run = chosen_run(folder)
+    targets = targets_of_run(run, options["subjects"], **settings)
+    with run.lock() if options["out"] is None else nullcontext():
+        yield targets
+
+
+def _draw(results: list[Result], folder: Path) -> Path:
+    """The figure of an attack, beside its numbers."""
+    from mergeforget.analysis.attacks import draw_attack
+    from mergeforget.analysis.style import save
+
+    picture = draw_attack(results)
+    save(picture, folder)
+    return folder / f"{picture.name}.svg"
+
+
+def text_of(result: Result) -> str:
+    """A table of the figures, and what they mean."""
+    from rich import box
+    from rich.table import Table
+
+    from mergeforget.evaluate.table import as_text
+
+    table = Table(box=box.SIMPLE_HEAD, title=f"{result.attack}: {result.subject}")
+    for heading in result.rows[0]:
+        table.add_column(heading.replace("_", " "), justify="left" if heading in WORDS else "right")
+    for row in result.rows:
+        table.add_row(*map(_cell, row.values()))
+    return f"{as_text(table)}\n{result.verdict}"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,197 @@
+"""Attacks on models of which it is known what they know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memorising import FORGET, HOLDOUT, RETAIN, train
+
+from mergeforget.attack.methods import ATTACKS
+from mergeforget.attack.methods.probe import probe
+from mergeforget.attack.methods.prompts import prompts
+from mergeforget.attack.methods.quantise import quantise
+from mergeforget.attack.methods.relearn import relearn
+from mergeforget.attack.result import Result
+from mergeforget.attack.target import Models, Suspect, Target
+from mergeforget.attack.tuning import Tuning, learner, tune
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError, UsageError
+from mergeforget.recipe import ModelSpec
+
+Make = Callable[..., Target]
+FAST: dict[str, Any] = {"steps": 5, "learning_rate": 3e-3, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def folders(
+    tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> dict[str, Path]:
+    """``knows`` memorised forget and retain, ``hides`` is that after a few steps of ascent on
+    forget, ``never`` learned retain alone."""
+    root = tmp_path_factory.mktemp("attacked")
+    found = {}
+
+    def keep(name: str, model: Any) -> None:
+        found[name] = root / name
+        model.save_pretrained(found[name])
+        tiny_tokenizer.save_pretrained(found[name])
+
+    model = make_model(seed=1)
+    train(model, tiny_tokenizer, FORGET + RETAIN, 130, 1e-2)
+    keep("knows", model)
+    train(model, tiny_tokenizer, FORGET, 12, -1e-3)
+    keep("hides", model)
+    never = make_model(seed=1)
+    train(never, tiny_tokenizer, RETAIN, 60, 1e-2)
+    keep("never", never)
+    return found
+
+
+@pytest.fixture
+def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]:
+    """A target with one of the folders as its subject: ``target_of("hides")``."""
+
+    def make(name: str, **more: Any) -> Target:
+        settings: dict[str, Any] = {
+            "before": Suspect("before", str(folders["knows"])),
+            "control": Suspect("control", str(folders["never"])),
+            "forget": FORGET,
+            "retain": RETAIN,
+            "holdout": HOLDOUT,
+            "folder": tmp_path / "attacks",
+            "membership": "answers",
+            "max_new_tokens": 8,
+        }
+        subject = Suspect(name, str(folders[name]))
+        return Target(Models(ModelSpec(name=name)), subject, **(settings | more))
+
+    return make
+
+
+def column(result: Result, model: str, key: str) -> list[Any]:
+    return [row[key] for row in result.rows if row["model"] == model]
+
+
+@pytest.fixture
+def relearned(target_of: Make) -> Result:
+    return relearn(target_of("hides"), **FAST, full=True)
+
+
+def test_relearning_brings_back_what_was_only_hidden(relearned: Result) -> None:
+    hidden, control = (column(relearned, m, "nll") for m in ("hides", "control"))
+    assert column(relearned, "hides", "step") == [0, 1, 2, 5]
+    assert control[-1] > hidden[-1] + 0.5  # nats a token, of rows that neither was shown
+    assert relearned.finding == "traces" and "does not hold" in relearned.verdict
+    assert relearned.figures["advantage"]["low"] > 0 and relearned.settings["hidden"] == 12
+    assert column(relearned, "before", "step") == [0]
+
+
+def test_relearning_finds_nothing_in_a_model_without_the_data(
+    target_of: Make, folders: dict[str, Path]
+) -> None:
+    target = target_of("never", control=Suspect("control", str(folders["never"])))
+    result = relearn(target, **FAST)
+    assert result.finding == "none found" and "stands" in result.verdict
+    assert result.figures["advantage"]["value"] == 0  # the same model, the same lesson
+
+
+def test_relearning_other_text_and_without_a_control(target_of: Make, tmp_path: Path) -> None:
+    target = target_of("hides", control=None)
+    result = relearn(target, **FAST, on="retain")
+    assert result.settings["hidden"] == 16 and result.figures["against"] == "holdout"
+    alone = relearn(target_of("hides", control=None, holdout=[]), **FAST, on="retain")
+    assert alone.finding == "undecided" and "--control" in alone.verdict
+    with pytest.raises(InputError, match="forget, retain or a data file"):
+        relearn(target, on=str(tmp_path / "none.jsonl"))
+    with pytest.raises(UsageError, match="none is left"):
+        relearn(target, shown=99)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_model_is_given_back_as_it_was(tiny_model: Any, full: bool) -> None:
+    before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
+    tuning = Tuning(1, 1e-2, 1, 2, full, seed=0)
+    with pytest.raises(RuntimeError, match="stop"), learner(tiny_model, tuning) as (_, trained):
+        for parameter in trained:
+            parameter.data += 1
+        raise RuntimeError("stop")
+    assert {n for n, _ in tiny_model.named_parameters()} == before.keys()
+    assert all(torch.equal(p, before[n]) for n, p in tiny_model.named_parameters())
+
+
+def test_the_same_seed_relearns_the_same(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    rows = [Row(f"r{i}", f"n {i}", f"{i}{i}") for i in range(5)]
+
+    def norms(policy: Any, step: int) -> dict[str, float]:
+        return {"norm": float(sum(p.detach().double().norm() for p in policy.parameters()))}
+
+    tuning = Tuning(3, 1e-2, 2, 2, False, seed=4)
+    first, second = (
+        tune(tiny_model, tiny_tokenizer, rows, tuning, norms, label="x") for _ in range(2)
+    )
+    assert first == second and len({f["norm"] for f in first}) == len(tuning.points()) == 4
+
+
+def test_points_are_close_at_first() -> None:
+    assert Tuning(20, 1e-3, 4, 8, False, 0).points() == [0, 1, 2, 5, 10, 20]
+    assert Tuning(1, 1e-3, 4, 8, False, 0).points() == [0, 1]
+
+
+def test_a_memory_leaks_by_prefix_and_a_blank_model_does_not(target_of: Make) -> None:
+    result = prompts(target_of("knows", before=None), kinds=["plain", "prefix"], words=[1])
+    leaks = {m: dict(zip(column(result, m, "kind"), column(result, m, "row_leak_rate"),
+                         strict=True)) for m in ("knows", "control")}  # fmt: skip
+    assert leaks["knows"]["prefix"] > 0.8 and leaks["control"]["prefix"] < 0.2
+    assert result.finding == "traces" and result.examples[0]["secret"]
+    blank = prompts(target_of("never", before=None, control=None), kinds=["plain"])
+    assert blank.finding == "none found" and not blank.examples
+    assert "19%" in blank.verdict  # 3 / 16: what none of 16 leaves open
+
+
+def test_fewer_bits_are_scored_beside_the_model_before(target_of: Make) -> None:
+    result = quantise(target_of("hides"), bits=(8, 2), group=16)
+    assert column(result, "hides", "bits") == column(result, "before", "bits") == ["all", 8, 2]
+    whole, eight, two = column(result, "hides", "nll")
+    assert abs(eight - whole) < 0.05 < 0.1 < abs(two - whole)
+    assert result.figures["forgotten"] > 0  # what ascent took away
+    gain = result.figures["gain"]["8"]
+    assert gain["value"] == pytest.approx(whole - eight, abs=1e-6)
+
+
+def test_a_probe_reads_every_layer(target_of: Make) -> None:
+    result = probe(target_of("hides"), shuffles=19)
+    assert column(result, "hides", "layer") == [0, 1, 2]  # embeddings and two layers
+    assert all(0 <= auc <= 1 for auc in column(result, "control", "auc"))
+    assert set(result.figures["p"]) == {"hides", "before", "control"}
+    few = target_of("hides", forget=FORGET[:4], holdout=HOLDOUT[:4])
+    result = probe(few, pool="mean", shuffles=19)  # 6 ways to label four documents
+    assert result.finding == "undecided" and "too few documents" in result.verdict
+
+
+def test_what_was_measured_is_kept(target_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = target_of("hides", before=None, control=None)
+    first = quantise(target, bits=(4,))
+
+    def no_model(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mergeforget.attack.target.load_model", no_model)
+    again = target_of("hides", before=None, control=None)
+    assert quantise(again, bits=(4,)) == first
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        quantise(again, bits=(4,), group=8)  # another setting is another measurement
+
+
+def test_rows_that_an_attack_needs_are_asked_for(target_of: Make) -> None:
+    with pytest.raises(InputError, match="needs holdout rows"):
+        probe(target_of("hides", holdout=[]))
+
+
+def test_every_attack_says_what_it_does() -> None:
+    for name in ATTACKS.names():
+        entry = ATTACKS.get(name)
+        assert entry.name == name and entry.source and entry.summary

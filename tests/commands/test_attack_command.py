@@ -1,0 +1,137 @@
+"""The command `mergeforget attack`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from mergeforget.cli import main
+from mergeforget.files import read_jsonl, write_jsonl
+from mergeforget.run import Run
+
+FAST = ["--steps", "1", "--shuffles", "19", "--kinds", "plain,prefix", "--words", "1",
+        "--max-new-tokens", "2"]  # fmt: skip
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, ["attack", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of its own, whose holdout has documents of other lengths, and a chosen candidate."""
+    folder = tmp_path_factory.mktemp("attack") / "run"
+    shutil.copytree(tiny_run.root, folder)
+    here = Run(folder)
+    shutil.copytree(here.over, here.candidates / "ties-factors-d0.50")
+    here.search.mkdir()
+    (here.search / "chosen.json").write_text(json.dumps({"name": "ties-factors-d0.50"}))
+    return here
+
+
+@pytest.fixture(scope="module")
+def attacked(run: Run) -> dict[str, Any]:
+    done = call(run.root, *FAST, "--json")
+    assert done.exit_code == 0, done.output
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run) -> None:
+    results = {r["attack"]: r for r in attacked["results"]}
+    assert set(results) == {"prompts", "quantise", "probe", "relearn"}
+    for name, result in results.items():
+        assert result["subject"] == "ties-factors-d0.50"
+        assert "claim that the data is gone" in result["verdict"]
+        assert json.loads((run.attacks / f"{name}.json").read_text())["results"] == [result]
+        assert (run.attacks / f"{name}.csv").read_text().startswith("subject,model,")
+        assert Image.open(run.attacks / f"attack-{name}.png").width == 1120
+        assert (run.attacks / f"attack-{name}.svg").read_text().startswith("<?xml")
+
+
+def test_a_second_call_measures_nothing_and_says_the_same(
+    attacked: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_model(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("mergeforget.attack.target.load_model", no_model)
+    again = call(run.root, *FAST, "--json")
+    assert json.loads(again.stdout) == attacked and "measured before" in again.stderr
+    other = call(run.root, *FAST, "--again")
+    assert isinstance(other.exception, AssertionError)
+
+
+def test_text_has_a_table_and_a_verdict(attacked: dict[str, Any], run: Run) -> None:
+    done = call(run.root, "quantise", "--max-new-tokens", "2", "--subject", "chosen")
+    assert done.exit_code == 0, done.output
+    assert "greedy match" in done.stdout and "The MIA AUC" in done.stdout
+    assert "quantise.json" in done.stdout
+
+
+def test_a_run_that_remembers_its_first_model_gets_it_as_control(
+    run: Run, tiny_folder: Path, tmp_path: Path
+) -> None:
+    manifest = {"base": {"name": str(tiny_folder), "path": str(tiny_folder), "memorised": True}}
+    (run.manifest).write_text(json.dumps(manifest | {"stages": {}}))
+    words: list[str | Path] = [
+        "probe",
+        "--shuffles",
+        "19",
+        "--subject",
+        "under",
+        "--out",
+        tmp_path,
+        "--json",
+    ]
+    (result,) = json.loads(call(run.root, *words).stdout)["results"]
+    assert set(result["figures"]["best_auc"]) == {"under", "before", "control"}
+    assert list(run.attacks.glob("*under*")) == [] and (tmp_path / "probe.json").exists()
+
+
+def test_any_model_is_attacked_with_files(
+    run: Run, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = [w for s in ("forget", "holdout") for w in (f"--{s}", run.data / f"{s}.jsonl")]
+    done = call("quantise", "--model", tiny_folder, "--adapter", run.over, "--base", tiny_folder,
+                *data, "--max-new-tokens", "2", "--bits", "6", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(done.stdout)["results"]
+    assert [row["bits"] for row in result["rows"]] == ["all", 6, "all", 6]
+    assert Path("attacks/quantise.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["relern"], 2, "Did you mean 'relearn'"),
+        (["--subject", "ovr"], 4, "Did you mean 'over'"),
+        (["prompts", "--steps", "3"], 2, "--steps belongs to the attack relearn"),
+        (["prompts", "--kinds", "prefx"], 2, "Did you mean 'prefix'"),
+        (["quantise", "--bits", "8,x"], 2, "whole numbers such as 8,4"),
+        (["relearn", "--base", "x"], 2, "belongs to --model"),
+        (["relearn", "--model", "x"], 2, "not both"),
+    ],
+)
+def test_bad_calls_say_what_is_wrong(run: Run, words: list[str], code: int, message: str) -> None:
+    done = call(run.root, *words)
+    assert (done.exit_code, message in done.output) == (code, True), done.output
+
+
+def test_a_run_without_a_choice_asks_for_a_subject(tiny_run: Run) -> None:
+    done = call(tiny_run.root, "probe")
+    assert done.exit_code == 4 and "--subject: base, over, under" in done.output
+
+
+def test_holdout_rows_that_were_trained_on_are_refused(run: Run, tmp_path: Path) -> None:
+    rows = read_jsonl(run.data / "retain.jsonl")
+    write_jsonl(tmp_path / "seen.jsonl", rows)
+    done = call(run.root, "probe", "--holdout", tmp_path / "seen.jsonl")
+    assert done.exit_code == 4 and "rows that no training saw" in done.output
