@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from mergeforget.candidate import Candidate
-from mergeforget.merge.arrays import Tensor, empty
+from mergeforget.merge.arrays import Tensor, empty, library
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.cuts import FEW, Cut, kept_by
 from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.select import SMALL, Source, at, blocks, known_densities
+from mergeforget.merge.sparsify import KnownL1, l1_factors, magprune, row_sums
 from mergeforget.merge.speedup import Room, loops
 
 HELD = 1 << 23  # entries of all n tensors that are kept in memory rather than read twice
@@ -70,18 +71,23 @@ def merge_blocks(
     first = candidates[0]
     entry = MERGE_METHODS.get(first.method)
     draws, takes_density = "chance" in entry.parameters, "density" in entry.parameters
-    whole = traits(first.method, first.arguments).whole
+    known = traits(first.method)
     densities = [one.density for one in candidates if one.density is not None]
     given: list[dict[str, Any]] = [dict(first.arguments) for _ in candidates]
     if draws:
         for one in given:
             one["chance"] = Chance(first.seed, name)
-    trims = takes_density and bool(densities) and traits(first.method).trims
-    if trims and source.sample is None and source.numel > SMALL and source.n * source.numel <= HELD:
+    trims = takes_density and bool(densities) and known.trims
+    rescales = known.drops is not None and _argument(first, "rescale") == "l1"
+    twice = (trims or rescales) and source.sample is None and source.numel > SMALL
+    if twice and source.n * source.numel <= HELD:
         source = held(source)
+    if rescales:
+        for one, density in zip(given, densities, strict=True):
+            one["rescale"] = _known_l1(source, first, density, name)
     cuts = known_densities(source, densities) if trims else []
     every = slice(0, source.shape[0])
-    for part in [every] if whole else blocks(source.shape):
+    for part in [every] if known.whole else blocks(source.shape):
         stack = source.rows(part)
         for j, density in enumerate(densities):
             given[j]["density"] = at(density, cuts[j], part, source.shape[1]) if trims else density
@@ -92,6 +98,28 @@ def merge_blocks(
             yield part, [entry.fn(stack, weights, **one) for one in given]
         else:
             yield part, [entry.fn(stack, weights, **given[0])] * len(candidates)
+
+
+def _argument(candidate: Candidate, name: str) -> Any:
+    """An argument of the candidate's method, or its default."""
+    parameters = MERGE_METHODS.get(candidate.method).parameters
+    return candidate.arguments.get(name, parameters[name].default if name in parameters else None)
+
+
+def _known_l1(source: Source, candidate: Candidate, density: float, name: str) -> KnownL1:
+    """What makes up for a drop, from a pass that draws what the merge will draw."""
+    drops = traits(candidate.method).drops
+    assert drops is not None
+    chance = Chance(candidate.seed, name)
+    arguments = {"epsilon": _argument(candidate, "epsilon")} if drops is magprune else {}
+    before, after = [], []
+    for part in blocks(source.shape):
+        stack = source.rows(part)
+        kept = drops(stack, density, chance=chance, rescale="none", **arguments)
+        before.append(row_sums(stack))
+        after.append(row_sums(kept))
+    join = library(before[0]).concatenate
+    return KnownL1(l1_factors(join(before, 1), join(after, 1)))
 
 
 def _pair(

@@ -27,8 +27,12 @@ class Chance:
 
         A draw that is true at one density is true at every larger one.
         """
-        limit = np.uint32(max(0, int(np.ceil(density * 2**32)) - 1))
-        return self.numbers(i, count) <= limit
+        return self.numbers(i, count) <= self.limit(density)
+
+    @staticmethod
+    def limit(density: float) -> np.uint32:
+        """The largest number drawn that counts as below the density."""
+        return np.uint32(max(0, int(np.ceil(density * 2**32)) - 1))
 
     def uniform(self, i: int, count: int) -> NDArray[np.float64]:
         """The next ``count`` draws for tensor ``i``, uniform in [0, 1)."""

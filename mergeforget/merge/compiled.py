@@ -91,6 +91,14 @@ def trim(x: Floats, bits: Array, cut: int, last: int, out: Floats) -> None:
 
 
 @compiled
+def thin(x: Floats, drawn: Array, limit: int, out: Floats) -> None:
+    """``x``, (m,), where the number drawn, uint32, does not exceed the limit."""
+    largest = np.uint32(limit)
+    for j in range(len(x)):
+        out[j] = x[j] * np.float32(drawn[j] <= largest)
+
+
+@compiled
 def vote(x: Floats, factor: Any, by_count: bool, votes: Floats) -> None:
     """Add one tensor's say about the sign, (m,)."""
     zero = np.float32(0)

@@ -11,12 +11,27 @@ from typing import Literal
 import numpy as np
 
 from mergeforget.errors import UsageError
-from mergeforget.merge.arrays import Tensor, column, library, like
+from mergeforget.merge.arrays import Tensor, cast, column, library, like
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.cuts import KnownDensity, check_density, find_cuts, kept_by, kept_count
 from mergeforget.merge.speedup import loops
 
 Rescale = Literal["density", "l1", "none"]
+
+
+class KnownL1(str):
+    """``l1`` for blocks of tensors whose norms, before and after the drop, are known.
+
+    Attributes:
+        factors: what each of the n tensors is multiplied by, (n,).
+    """
+
+    factors: Tensor
+
+    def __new__(cls, factors: Tensor) -> KnownL1:
+        self = super().__new__(cls, "l1")
+        self.factors = factors
+        return self
 
 
 def trim(stack: Tensor, density: float) -> Tensor:
@@ -79,8 +94,12 @@ def drop(stack: Tensor, density: float, chance: Chance, *, rescale: Rescale = "d
         return stack
     flat = stack.reshape(len(stack), -1)
     kept = library(stack).empty_like(flat)
+    quick = loops(flat)
     for i, tensor in enumerate(flat):
-        kept[i] = tensor * like(chance.below(density, i, len(tensor)), stack)
+        if quick:
+            quick.thin(tensor, chance.numbers(i, len(tensor)), chance.limit(density), kept[i])
+        else:
+            kept[i] = tensor * like(chance.below(density, i, len(tensor)), stack)
     return rescaled(kept.reshape(stack.shape), stack, density, rescale)
 
 
@@ -92,11 +111,22 @@ def rescaled(kept: Tensor, stack: Tensor, density: float, rescale: Rescale) -> T
         return kept / density
     if rescale != "l1":
         raise UsageError(f"rescale is {rescale!r}; it must be one of density, l1, none.")
-    before = library(stack).abs(stack.reshape(len(stack), -1)).sum(-1)  # (n,)
-    after = library(stack).abs(kept.reshape(len(stack), -1)).sum(-1)
-    small = (before < 1e-7) | (after < 1e-7)  # mergekit's guard
-    factor = library(stack).where(small, before * 0 + 1, before / (after + small))
-    return kept * column(factor, stack)
+    if isinstance(rescale, KnownL1):
+        return kept * column(rescale.factors, stack)
+    return kept * column(l1_factors(row_sums(stack), row_sums(kept)), stack)
+
+
+def row_sums(stack: Tensor) -> Tensor:
+    """Sums of the magnitudes in each row, (n, rows); a vector is one row."""
+    rows = stack.reshape(len(stack), -1, stack.shape[-1])
+    return cast(library(stack).abs(rows).sum(-1), "float64")
+
+
+def l1_factors(before: Tensor, after: Tensor) -> Tensor:
+    """What restores each L1 norm, (n,), from ``row_sums`` of the whole tensors."""
+    norms, left = before.sum(-1), after.sum(-1)
+    small = (norms < 1e-7) | (left < 1e-7)  # mergekit's guard
+    return library(norms).where(small, norms * 0 + 1, norms / (left + small))
 
 
 def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:

@@ -152,7 +152,7 @@ def _job(
                 origin = check_finite_block(base, info, base.read(info, part, _room))
                 yield changed(origin, change, output.stored(info))
 
-    whole = traits(candidate.method, candidate.arguments).whole
+    whole = traits(candidate.method).whole
     block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
     memory = 4 * (block * (2 * source.n + 4) + min(source.n * info.numel, HELD))
     return Job(info.name, output.stored(info), info.shape, blocks, memory=memory)

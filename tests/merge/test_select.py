@@ -10,6 +10,7 @@ import pytest
 import mergeforget.merge.select as select
 from mergeforget.candidate import Candidate
 from mergeforget.merge.blockwise import in_memory, merge_whole
+from mergeforget.merge.chance import Chance
 from mergeforget.merge.cuts import find_cuts, kept_count
 from mergeforget.merge.methods import MERGE_METHODS
 
@@ -58,3 +59,14 @@ def test_a_method_gives_the_same_in_blocks(
     request.getfixturevalue("small_blocks")
     for one, other in zip(whole, merge_whole(source, weights, many, "x"), strict=True):
         assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("method", ["dare_ties", "dare_linear", "della", "della_linear"])
+def test_norms_are_restored_the_same_in_blocks(method: str, small_blocks: None) -> None:
+    stack = STACKS["rows of other scales"].astype(np.float32)
+    candidate = Candidate(method, 0.6, arguments={"rescale": "l1"})
+    weights: Any = np.array([1.0, -0.5])
+    [merged] = merge_whole(in_memory(stack), weights, [candidate], "x")
+    fn, chance = MERGE_METHODS.get(method).fn, Chance(0, "x")
+    wanted = fn(stack, weights, density=0.6, chance=chance, rescale="l1")
+    assert merged.tobytes() == wanted.tobytes()

@@ -10,16 +10,18 @@ give: ``density``, ``chance`` to a method that draws at random, and ``grams`` to
 what the layers are given, (n, in, in), see ``merge.grams``.
 
 A method sees a stack in blocks of rows unless it says ``whole=True``: then what it gives at a
-place depends on more than the row of that place (and the cuts of ``trim``, which are known). A
-method whose result is ``sum_i c_i x_i`` with numbers c that depend on inner products only names the
-function that computes them as ``coefficients``; it is then exact on low-rank factors. So is one
-whose result is ``sum_i w_i x_i M_i`` with matrices that ``maps`` gives from the ``grams``. A method
-that trims and then works place by place says ``trims=True``; a sweep over densities is then quick.
+place depends on more than the row of that place (and the cuts of ``trim``, and L1 norms, which are
+known). A method whose result is ``sum_i c_i x_i`` with numbers c that depend on inner products only
+names the function that computes them as ``coefficients``; it is then exact on low-rank factors. So
+is one whose result is ``sum_i w_i x_i M_i`` with matrices that ``maps`` gives from the ``grams``. A
+method that drops at random says what it ``drops`` by, so that norms are known before blocks are
+rescaled. A method that trims and then works place by place says ``trims=True``; a sweep over
+densities is then quick.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -37,6 +39,7 @@ class Traits:
         whole: it must see whole tensors.
         trims: it trims, and what it does then at a place depends on that place alone.
         coefficients: (gram (n, n), weights (n,), **arguments) -> (n,).
+        drops: (stack, density, chance, rescale=..., **arguments) -> stack; None draws nothing.
         maps: (grams (n, in, in), **arguments) -> (n, in, in).
         base: ``delta`` acts on changes only; ``either`` also on whole weights, where no base is.
     """
@@ -46,6 +49,7 @@ class Traits:
     base: str = "delta"
     trims: bool = False
     maps: Callable[..., Any] | None = None
+    drops: Callable[..., Any] | None = None
 
 
 _TRAITS: dict[str, Traits] = {}
@@ -60,18 +64,14 @@ def merge_method(
     base: str = "delta",
     trims: bool = False,
     maps: Callable[..., Any] | None = None,
+    drops: Callable[..., Any] | None = None,
 ) -> Callable[[F], F]:
     """Decorator that adds a merge method; see the module's docstring."""
-    _TRAITS[name] = Traits(whole, coefficients, base, trims, maps)
+    _TRAITS[name] = Traits(whole, coefficients, base, trims, maps, drops)
     return MERGE_METHODS.register(name, source=source)
 
 
-def traits(name: str, arguments: Mapping[str, Any] | None = None) -> Traits:
-    """What the engine may do with a method, given its arguments."""
-    entry = MERGE_METHODS.get(name)
-    found = _TRAITS[name]
-    rescale = entry.parameters.get("rescale")
-    chosen = (arguments or {}).get("rescale", rescale.default if rescale else None)
-    if chosen == "l1":  # a norm of the whole tensor
-        return Traits(True, found.coefficients, found.base)
-    return found
+def traits(name: str) -> Traits:
+    """What the engine may do with a method."""
+    MERGE_METHODS.get(name)  # imports it
+    return _TRAITS[name]

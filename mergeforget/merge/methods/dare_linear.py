@@ -9,7 +9,7 @@ from mergeforget.merge.methods import merge_method
 from mergeforget.merge.sparsify import Rescale, drop
 
 
-@merge_method("dare_linear", source="DARE, arXiv:2311.03099; PEFT; mergekit")
+@merge_method("dare_linear", source="DARE, arXiv:2311.03099; PEFT; mergekit", drops=drop)
 def dare_linear(
     stack: Tensor,
     weights: Tensor,

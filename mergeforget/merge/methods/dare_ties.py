@@ -9,7 +9,9 @@ from mergeforget.merge.methods import merge_method
 from mergeforget.merge.sparsify import Rescale, drop
 
 
-@merge_method("dare_ties", source="DARE, arXiv:2311.03099, with TIES's election; PEFT; mergekit")
+@merge_method(
+    "dare_ties", source="DARE, arXiv:2311.03099, with TIES's election; PEFT; mergekit", drops=drop
+)
 def dare_ties(
     stack: Tensor,
     weights: Tensor,

@@ -9,7 +9,7 @@ from mergeforget.merge.methods import merge_method
 from mergeforget.merge.sparsify import Rescale, magprune
 
 
-@merge_method("della", source="DELLA-Merging, arXiv:2406.11617; mergekit")
+@merge_method("della", source="DELLA-Merging, arXiv:2406.11617; mergekit", drops=magprune)
 def della(
     stack: Tensor,
     weights: Tensor,
