@@ -1,138 +1,132 @@
 """Merging against PEFT and mergekit: both sides in one run on the same inputs, parity asserted.
 
-    python benchmarks/merge.py                     adapters of SmolLM2-135M's shape
-    python benchmarks/merge.py --shape olmo-1b --layers 2
-    python benchmarks/merge.py --checkpoints       whole checkpoints against mergekit
+    python benchmarks/merge.py                    the whole table
+    python benchmarks/merge.py --parts adapters:smollm2-135m checkpoints:smollm2-135m
 
-Prints one table (wall and CPU seconds, peak memory, ratio of CPU seconds) and writes it as JSON.
-PEFT's SVD types are measured on the layers asked for and scaled to the shape's own number, which is
-said. CPU seconds are what to compare on a machine that others use.
+Each side is measured in a process of its own, forked from one that has imported both; they take
+turns, and the better of two rounds counts (one round, without warming up, for PEFT's dense SVD).
+Peak memory is what the process came to hold beyond what it started with. The floor is the time in
+which this machine copies the bytes that must be read and written. Large shapes are measured on
+fewer layers, SVD types of the largest on one projection, and scaled by entries where the table
+says so. CPU seconds are what to compare on a machine that others use.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from merge_inputs import DENSITY, SHAPES, make_models, make_pair, modules, peft_merge, peft_model
 
-from mergeforget.adapter import PREFIX, Adapter, read_adapter
+from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.candidate import Candidate
+from mergeforget.merge import speedup
 from mergeforget.merge.blockwise import merge_whole
 from mergeforget.merge.engine import How, merge_adapters, products, sweep
 from mergeforget.merge.full import merge_models
 from mergeforget.merge.request import canonical
 from mergeforget.merge.tensorwise import Output
 from mergeforget.run import machine, versions
-from mergeforget.tensors import write_safetensors
 
-RANK, ALPHA, DENSITY = 32, 64, 0.5
-SHAPES = {  # hidden, key-value width, intermediate, layers
-    "smollm2-135m": (576, 192, 1536, 30),
-    "olmo-1b": (2048, 2048, 8192, 16),
-    "7b-layer": (4096, 4096, 11008, 1),
+MEASURED = {"smollm2-135m": 30, "olmo-1b": 4, "7b-layer": 1}  # layers, factor space
+DENSE = {"smollm2-135m": 2, "olmo-1b": 0, "7b-layer": 0}  # layers, SVD; 0 is one projection
+WHOLE = {"smollm2-135m": 30, "olmo-1b": 1}  # layers, checkpoints
+PLAIN = ("linear", "cat", "ties", "dare_ties", "magnitude_prune", "ten densities")
+SVD = ("svd", "ties_svd", "magnitude_prune_svd")
+METHODS = ("linear", "task_arithmetic", "ties", "dare_ties")
+DENSITIES = [i / 10 for i in range(1, 11)]
+TARGETS = {
+    "smollm2-135m": {"svd": 30, "ties_svd": 15, "magnitude_prune_svd": 15},
+    "olmo-1b": {"svd": 1000, "ties_svd": 50, "magnitude_prune_svd": 50},
+    "7b-layer": {"svd": 3000, "ties_svd": 80, "magnitude_prune_svd": 80},
+    "adapters": {"ties": 8, "ten densities": 40},
+    "checkpoints": {"linear": 6, "task_arithmetic": 6, "ties": 20, "dare_ties": 20},
 }
 
 
-@dataclass
-class Row:
-    """One measurement: seconds of one side, and what they are scaled by."""
+@dataclass(frozen=True)
+class Cost:
+    """What one side took: seconds, and megabytes beyond those at the start."""
 
-    work: str
-    side: str
     wall: float
     cpu: float
-    peak_mb: float
-    scaled: float = 1.0
+    peak: float
 
 
-def measured(work: str, side: str, act: Callable[[], Any], scaled: float = 1.0) -> tuple[Row, Any]:
-    """Run once to warm up and once to measure."""
-    result = act()
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = act()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    row = Row(work, side, wall * scaled, cpu * scaled, peak, scaled)
-    print(f"{work:16} {side:12} {row.wall:9.3f} {row.cpu:9.3f} {peak:8.0f}", flush=True)
-    return row, result
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; seconds are scaled by ``scaled`` from what was measured."""
+
+    part: str
+    work: str
+    ours: Cost
+    theirs: Cost
+    floor: float
+    scaled: float
+    target: float | None
+
+    def line(self) -> str:
+        """The row in Markdown."""
+        k = self.scaled
+        ours, theirs = (
+            f"{c.wall * k:.3g} / {c.cpu * k:.3g} / {c.peak:.0f}" for c in (self.ours, self.theirs)
+        )
+        ratio = f"{self.theirs.wall / self.ours.wall:.1f} / {self.theirs.cpu / self.ours.cpu:.1f}"
+        note = f" (x{k:.3g})" if k != 1 else ""
+        wanted = f"{self.target:g}" if self.target else ""
+        floor = f"{self.floor * k:.2g}"
+        cells = self.part, self.work + note, ours, theirs, ratio, wanted, floor
+        return f"| {' | '.join(cells)} |"
 
 
-def modules(shape: str, layers: int) -> dict[str, tuple[int, int]]:
-    """Name -> (out, in) of every linear layer."""
-    hidden, kv, inner, _ = SHAPES[shape]
-    kinds = {
-        "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden), "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }  # fmt: skip
-    return {f"model.layers.{i}.{n}": size for i in range(layers) for n, size in kinds.items()}
+def cost(act: Callable[[], Any], warm: bool) -> tuple[Cost, Any]:
+    """What a call costs in a process of its own, and its result if that can be sent back."""
+    here, there = multiprocessing.Pipe(duplex=False)
+
+    def child() -> None:
+        held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        if warm:
+            act()
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = act()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held
+        there.send((Cost(wall, cpu, peak / 1e6), result))
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    there.close()
+    found: tuple[Cost, Any] = here.recv()
+    process.join()
+    return found
 
 
-def make_pair(root: Path, shape: str, layers: int) -> list[Path]:
-    """Two adapters that start from one A, with heavy-tailed B of a falling spectrum."""
-    draw = np.random.default_rng(0)
-    tensors: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
-    spectrum = np.exp(-np.arange(RANK) / 12) * 0.02
-    for module, (rows, columns) in modules(shape, layers).items():
-        first = draw.uniform(-1, 1, (RANK, columns))
-        shared = draw.standard_normal((rows, RANK))
-        for side, sign in zip(tensors, (0.5, -0.15), strict=True):
-            a = (first + 0.15 * draw.uniform(-1, 1, first.shape)) / columns**0.5
-            b = (sign * shared + draw.standard_t(4, shared.shape)) * spectrum
-            side[f"{PREFIX}{module}.lora_A.weight"] = a.astype(np.float32)
-            side[f"{PREFIX}{module}.lora_B.weight"] = b.astype(np.float32)
-    config = {
-        "peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "base_model_name_or_path": shape,
-        "target_modules": sorted({m.rpartition(".")[2] for m in modules(shape, layers)}),
-    }  # fmt: skip
-    folders = [root / "over", root / "under"]
-    for folder, side in zip(folders, tensors, strict=True):
-        folder.mkdir(parents=True)
-        write_safetensors(folder / "adapter_model.safetensors", side)
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folders
-
-
-def peft_model(pair: list[Path], shape: str, layers: int) -> Any:
-    """The pair on a base whose weights are never touched."""
-    import torch
-    from peft import PeftModel
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, kv, inner, _ = SHAPES[shape]
-    config = LlamaConfig(
-        vocab_size=128, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=kv // 64,
-    )  # fmt: skip
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config)
-    model.to_empty(device="cpu")
-    wrapped = PeftModel.from_pretrained(model, str(pair[0]), "over")
-    wrapped.load_adapter(str(pair[1]), "under")
-    return wrapped
-
-
-def peft_merge(model: Any, kind: str, density: float = DENSITY) -> dict[str, Any]:
-    """Merge under a fresh name; returns the factors of the result by module."""
-    if "merged" in model.peft_config:
-        model.delete_adapter("merged")
-    given = {} if kind in ("linear", "cat", "svd") else {"density": density}
-    model.add_weighted_adapter(
-        ["over", "under"], [1.0, 1.0], "merged", combination_type=kind, **given
-    )
-    layers = {n: m for n, m in model.base_model.model.named_modules() if hasattr(m, "lora_A")}
-    return {n: (m.lora_A["merged"].weight, m.lora_B["merged"].weight) for n, m in layers.items()}
+def side_by_side(
+    ours: Callable[[], Any],
+    theirs: Callable[[], Any],
+    check: Callable[[Any, Any], None],
+    rounds: int,
+) -> tuple[Cost, Cost]:
+    """Both in turns; each side's better round by CPU."""
+    one, two = [], []
+    for _ in range(rounds):
+        first, mine = cost(ours, True)
+        second, other = cost(theirs, rounds > 1)
+        check(mine, other)
+        one.append(first)
+        two.append(second)
+    return min(one, key=lambda c: c.cpu), min(two, key=lambda c: c.cpu)
 
 
 def assert_parity(
@@ -143,93 +137,70 @@ def assert_parity(
     Products themselves may differ: where singular values at the cut are close, so are many cuts.
     """
     for module, delta in ours.deltas.items():
-        a, b = (x.detach().numpy() for x in theirs[module])
+        a, b = theirs[module]
         if candidate.method.endswith("svd"):
             step = canonical(candidate)
             stack = products([source.deltas[module] for source in sources])
             [meant] = merge_whole(stack, np.ones(len(sources)), [step], module)
             left, least = np.linalg.norm(meant - delta.dense()), np.linalg.norm(meant - b @ a)
-            assert left <= least * 1.0005, (module, left, least)
+            assert left <= least * 1.0002, (module, left, least)
         elif not candidate.method.startswith("dare"):
             assert np.array_equal(delta.a, a) and np.array_equal(delta.b, b), module
 
 
-def adapters(shape: str, layers: int, kinds: list[str]) -> list[Row]:
-    """Every kind of merge, and a sweep over ten densities."""
-    full = SHAPES[shape][3]
-    rows: list[Row] = []
+def adapters(shape: str, kinds: Sequence[str], layers: int, speed: float) -> Iterable[Row]:
+    """Every kind of merge of a pair, read already, and a sweep over ten densities."""
+    whole = sum(a * b for a, b in modules(shape, SHAPES[shape][3]).values())
+    part = sum(a * b for a, b in modules(shape, layers).values())
+    targets = TARGETS["adapters"] | TARGETS[shape]
     with tempfile.TemporaryDirectory() as place:
         pair = make_pair(Path(place), shape, layers)
         sources = [read_adapter(folder) for folder in pair]
         model = peft_model(pair, shape, layers)
-        how = How(threads=1 if os.environ.get("OMP_NUM_THREADS") == "1" else 0)
+        moved = 3 * (pair[0] / "adapter_model.safetensors").stat().st_size
+        how = How(threads=int(os.environ.get("OMP_NUM_THREADS", 0)))
         for kind in kinds:
-            density = None if kind in ("linear", "cat", "svd") else DENSITY
-            candidate = Candidate(kind, density)
-            row, ours = measured(
-                kind,
-                "mergeforget",
-                lambda c=candidate: merge_adapters(sources, c, how),
-                full / layers,
-            )
-            theirs_row, theirs = measured(
-                kind, "PEFT", lambda k=kind: peft_merge(model, k), full / layers
-            )
-            assert_parity(candidate, sources, ours.adapter, theirs)
-            rows += [row, theirs_row]
-        densities = [i / 10 for i in range(1, 11)]
-        row, _ = measured(
-            "ten densities",
-            "mergeforget",
-            lambda: sweep(sources, Candidate("ties"), densities, how),
-            full / layers,
+            rounds = 1 if kind in SVD else 2
+            costs = side_by_side(*sides(kind, sources, model, how), rounds)
+            scaled = round(whole / part, 3)
+            yield Row(shape, kind, *costs, moved / speed, scaled, targets.get(kind))
+
+
+def sides(
+    kind: str, sources: list[Adapter], model: Any, how: How
+) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[Any, Any], None]]:
+    """Our way, PEFT's way, and the assertion that they agree."""
+    if kind == "ten densities":
+        return (
+            lambda: len(sweep(sources, Candidate("ties"), DENSITIES, how)),
+            lambda: [len(peft_merge(model, "ties", d)) for d in DENSITIES],
+            lambda ours, theirs: None,  # each is a merge that the row of ties compares
         )
-        other, _ = measured(
-            "ten densities",
-            "PEFT",
-            lambda: [peft_merge(model, "ties", d) for d in densities],
-            full / layers,
-        )
-        rows += [row, other]
-    return rows
+    random_or_trimmed = "ties" in kind or "prune" in kind
+    candidate = Candidate(kind, DENSITY if random_or_trimmed else None)
+    return (
+        lambda: merge_adapters(sources, candidate, how).adapter,
+        lambda: peft_merge(model, kind),
+        lambda ours, theirs: assert_parity(candidate, sources, ours, theirs),
+    )
 
 
-def make_models(root: Path, shape: str, layers: int) -> list[Path]:
-    """A base and two models in bfloat16."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    hidden, kv, inner, _ = SHAPES[shape]
-    config = LlamaConfig(
-        vocab_size=49152, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=kv // 64, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    for name in ("base", "one", "two"):
-        model.save_pretrained(root / name)
-        for parameter in model.parameters():
-            parameter.data += (0.002 * torch.randn_like(parameter)).to(torch.bfloat16)
-    return [root / name for name in ("base", "one", "two")]
-
-
-def checkpoints(shape: str, layers: int, methods: list[str]) -> list[Row]:
-    """Whole checkpoints; neither side waits for the disk."""
+def checkpoints(shape: str, layers: int, speed: float) -> Iterable[Row]:
+    """Whole checkpoints in bfloat16; neither side waits for the disk."""
     import yaml
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
+    from safetensors.torch import load_file
 
     from mergeforget.merge.mergekit_bridge import Request, read_config
 
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         base, one, two = make_models(root, shape, layers)
-        for method in methods:
-            own = {"weight": 0.5} | (
-                {} if method in ("linear", "task_arithmetic") else {"density": 0.5}
-            )
+        for method in METHODS:
+            random = method not in ("linear", "task_arithmetic")
+            own = {"weight": 0.5} | ({"density": DENSITY} if random else {})
             config: dict[str, Any] = {
                 "merge_method": method,
                 "models": [{"model": str(m), "parameters": own} for m in (one, two)],
@@ -243,14 +214,23 @@ def checkpoints(shape: str, layers: int, methods: list[str]) -> list[Row]:
             assert isinstance(request, Request)
             origin = base if request.base else None
             output = Output(dtype="bfloat16", durable=False)
-            theirs = MergeConfiguration.model_validate(config)
-            options = MergeOptions(quiet=True, write_model_card=False)
-            out = root / method
-            inputs = ([one, two], origin, request.candidate, out / "ours", output)
-            rows.append(measured(method, "mergeforget", partial(merge_models, *inputs))[0])
-            run = partial(run_merge, theirs, str(out / "theirs"), options)
-            rows.append(measured(method, "mergekit", run)[0])
-    return rows
+            out, options = root / method, MergeOptions(quiet=True, write_model_card=False)
+            ours = partial(merge_models, [one, two], origin, request.candidate, out / "a", output)
+            theirs = partial(
+                run_merge, MergeConfiguration.model_validate(config), str(out / "b"), options
+            )
+
+            def check(_: Any, __: Any, out: Path = out, method: str = method) -> None:
+                found = load_file(out / "a" / "model.safetensors")
+                for name, wanted in load_file(out / "b" / "model.safetensors").items():
+                    apart = (found[name].float() - wanted.float()).abs()
+                    # mergekit rounds differences to bfloat16, so that single entries part ways
+                    assert method == "dare_ties" or float(apart.mean()) < 1e-3, (method, name)
+
+            costs = side_by_side(ours, theirs, check, 2)
+            moved = (2 + (origin is not None) + 1) * (base / "model.safetensors").stat().st_size
+            part = f"{shape}, {layers} of {SHAPES[shape][3]} layers, whole"
+            yield Row(part, method, *costs, moved / speed, 1, TARGETS["checkpoints"][method])
 
 
 def bandwidth() -> float:
@@ -267,29 +247,34 @@ def bandwidth() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="smollm2-135m")
-    parser.add_argument("--layers", type=int, help="how many to measure; SVD types are scaled up")
-    parser.add_argument("--kinds", default="linear,cat,ties,dare_ties,magnitude_prune,svd,ties_svd")
-    parser.add_argument("--checkpoints", action="store_true")
-    parser.add_argument("--methods", default="linear,task_arithmetic,ties,dare_ties")
+    every = [f"adapters:{s}" for s in SHAPES] + [f"checkpoints:{s}" for s in WHOLE]
+    parser.add_argument("--parts", nargs="+", default=every, choices=every, metavar="PART")
+    parser.add_argument("--kinds", nargs="+", default=[*PLAIN, *SVD], metavar="KIND")
     parser.add_argument("--json", type=Path, default=Path("benchmark-merge.json"))
     told = parser.parse_args()
-    layers = told.layers or SHAPES[told.shape][3]
-    print(f"{'work':16} {'side':12} {'wall s':>9} {'CPU s':>9} {'peak MB':>8}")
-    if told.checkpoints:
-        rows = checkpoints(told.shape, layers, told.methods.split(","))
-    else:
-        rows = adapters(told.shape, layers, told.kinds.split(","))
-    speed = bandwidth()
-    print(f"{told.shape}, {layers} layers measured; memory copies at {speed / 1e9:.1f} GB/s")
-    for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
-        print(f"{ours.work:16} {theirs.cpu / ours.cpu:8.1f} times less CPU than {theirs.side}")
-    facts = {
-        "shape": told.shape,
-        "layers": layers,
-        "bandwidth": speed,
-        "rows": [asdict(r) for r in rows],
-    }
+    speed, rows = bandwidth(), []
+    speedup.expect(speedup.WORTH)  # as work of the full size does
+    print(
+        f"Copies at {speed / 1e9:.1f} GB/s, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    )
+    print(
+        "| shape | work | ours: wall s / CPU s / MB | peer | ratio wall / CPU | target | floor s |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for one in told.parts:
+        kind, shape = one.split(":")
+        parts = (
+            [checkpoints(shape, WHOLE[shape], speed)]
+            if kind == "checkpoints"
+            else [
+                adapters(shape, [k for k in PLAIN if k in told.kinds], MEASURED[shape], speed),
+                adapters(shape, [k for k in SVD if k in told.kinds], DENSE[shape], speed),
+            ]
+        )
+        for row in (row for part in parts for row in part):
+            print(row.line(), flush=True)
+            rows.append(row)
+    facts = {"bandwidth": speed, "rows": [asdict(row) for row in rows]}
     told.json.write_text(json.dumps(facts | versions() | machine(), indent=2) + "\n")
 
 
