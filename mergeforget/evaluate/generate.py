@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from mergeforget.evaluate.batching import in_batches, token_budget
 
@@ -79,37 +82,107 @@ def generate_ids(
 def greedy(
     model: Any, prompts: Sequence[list[int]], stop: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """Greedy decoding of one batch, padded on the left; a row that has ended leaves the batch."""
-    from transformers import DynamicCache
-
-    ids, mask = pad_left(prompts, model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    ends = torch.tensor(list(stop), device=model.device)
-    cache = DynamicCache(config=model.config)
-    last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+    """Greedy decoding of one batch; a row that has ended leaves the batch."""
     new = torch.full((len(prompts), max_new_tokens), -1, device=model.device)
-    rows = torch.arange(len(prompts), device=model.device)  # those still in the batch
+    ends = torch.tensor(list(stop), device=model.device)
+    last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
+    if max_new_tokens:
+        order, logits, cache, mask = prefill(model, prompts, last)
+        rows = torch.tensor(order, device=model.device)  # those still in the batch
+        positions = mask.sum(1, keepdim=True)  # of the token that comes next
     for step in range(max_new_tokens):
+        chosen = logits.argmax(-1)  # (rows,)
+        new[rows, step] = chosen
+        going = ~torch.isin(chosen, ends)
+        if step + 1 == max_new_tokens or not going.any():
+            break
+        if not going.all():
+            kept = going.nonzero().squeeze(1)
+            cache.batch_select_indices(kept)
+            rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         logits = model(
-            input_ids=ids,
+            input_ids=chosen[:, None],
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             **last,
-        ).logits
-        chosen = logits[:, -1].argmax(-1)  # (rows,)
-        new[rows, step] = chosen
-        going = ~torch.isin(chosen, ends)
-        if not going.all():
-            if not going.any():
-                break
-            kept = going.nonzero().squeeze(1)
-            cache.batch_select_indices(kept)
-            rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
-        ids, positions = chosen[:, None], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        ).logits[:, -1]
+        positions = positions + 1
     return [[t for t in row if t >= 0] for row in new.tolist()]
+
+
+def prefill(
+    model: Any, prompts: Sequence[list[int]], last: dict[str, int]
+) -> tuple[list[int], Tensor, Any, Tensor]:
+    """Read the prompts, those of like length together, so that little padding is computed.
+
+    Returns:
+        The order of the rows below, as places of ``prompts``; the logits after each prompt,
+        (rows, vocabulary); keys and values of all; and the mask of what in them is no padding.
+    """
+    read = []
+    groups = like_lengths([len(p) for p in prompts]) if _plain_cache(model) else [
+        list(range(len(prompts)))]  # fmt: skip
+    for group in groups:
+        ids, mask = pad_left([prompts[i] for i in group], model.device)
+        cache = DynamicCache(config=model.config)
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            **last,
+        ).logits[:, -1]
+        read.append((logits, cache, mask))
+    order = [place for group in groups for place in group]
+    logits, mask = torch.cat([r[0] for r in read]), _side_by_side([r[2] for r in read], dim=1)
+    return order, logits, _joined([r[1] for r in read], model.config), mask
+
+
+def like_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Places by length, from the longest; in a group none is shorter by more than a quarter.
+
+    Differences of up to 16 tokens do not part rows: a further pass costs more than they do.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if not groups or longest - lengths[place] > max(16, longest // 4):
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def _plain_cache(model: Any) -> bool:
+    """Whether all layers keep keys and values of every token, and nothing else."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def _joined(caches: list[Any], config: Any) -> Any:
+    """One cache of all rows; a group's own is freed layer by layer."""
+    if len(caches) == 1:
+        return caches[0]
+    data = []
+    for number in range(len(caches[0].layers)):
+        layers = [cache.layers[number] for cache in caches]
+        data.append(tuple(_side_by_side([getattr(x, n) for x in layers], dim=2)
+                          for n in ("keys", "values")))  # fmt: skip
+        for layer in layers:
+            layer.keys = layer.values = None
+    return DynamicCache(ddp_cache_data=data, config=config)
+
+
+def _side_by_side(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Rows of all parts, with zeros before those that are shorter along ``dim``."""
+    longest = max(part.shape[dim] for part in parts)
+    padded = []
+    for part in parts:
+        before = [0, 0] * (part.dim() - 1 - dim) + [longest - part.shape[dim], 0]
+        padded.append(F.pad(part, before))
+    return torch.cat(padded)
 
 
 def pad_left(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:

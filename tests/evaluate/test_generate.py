@@ -11,7 +11,7 @@ from torch import nn
 from mergeforget.errors import NumericError, ResourceError
 from mergeforget.evaluate import generate as module
 from mergeforget.evaluate.batching import by_length, run_halving
-from mergeforget.evaluate.generate import generate, generate_ids, greedy
+from mergeforget.evaluate.generate import generate, generate_ids, greedy, like_lengths
 from mergeforget.evaluate.likelihood import likelihoods
 
 PROMPTS = ["a", "What is it?", "The quick brown fox", "x" * 40, "ab", "What is it?"]
@@ -66,9 +66,26 @@ def test_rows_end_at_different_places_and_leave_the_batch(
     assert greedy(ending_model, ids, ends, 20) == plain
     lengths = [len(new) for new in plain]
     assert len(set(lengths)) > 1, "the fixture no longer makes rows of different lengths"
-    assert sizes == [
-        sum(length >= step for length in lengths) for step in range(1, max(lengths) + 1)
+    # 40 tokens | 19, 11 and 11 | 2 and 1: prompts of like length are read together
+    assert sizes == [1, 3, 2] + [
+        sum(length >= step for length in lengths) for step in range(2, max(lengths) + 1)
     ]
+
+
+def test_prompts_of_like_length_are_read_together() -> None:
+    assert like_lengths([5, 100, 76, 74, 20, 7]) == [[1, 2], [3], [4, 5, 0]]
+    assert like_lengths([3]) == [[0]]
+
+
+def test_a_cache_of_another_kind_is_read_at_once(
+    ending_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [tiny_tokenizer(p)["input_ids"] for p in PROMPTS]
+    ends = ending_model.generation_config.eos_token_id
+    plain = greedy(ending_model, ids, ends, 20)
+    monkeypatch.setattr(module, "_plain_cache", lambda _: False)
+    assert greedy(ending_model, ids, ends, 20) == plain
+    assert greedy(ending_model, ids, ends, 0) == [[] for _ in ids]
 
 
 def test_active_adapter_takes_part(tiny_model: Any, tiny_tokenizer: Any) -> None:
