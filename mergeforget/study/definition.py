@@ -128,7 +128,7 @@ class Table(Part):
 
 
 class Picture(Part):
-    """A figure that ``analyze`` drew in a step's folder."""
+    """A figure that ``analyze`` or ``attack`` drew in a step's folder."""
 
     step: Name
     name: str  # of the file, without its ending

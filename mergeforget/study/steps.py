@@ -108,8 +108,7 @@ def write_result(
     write_text(places.results / f"{step.name}.json", LISTS.sub(on_one_line, text) + "\n")
     for section in study.parts:
         for figure in section.figures:
-            picture = folder / "analysis" / f"{figure.name}.svg"
-            if figure.step == step.name and picture.exists():
+            for picture in folder.glob(f"*/{figure.name}.svg") if figure.step == step.name else []:
                 shutil.copyfile(picture, places.results / f"{step.name}-{figure.name}.svg")
 
 
