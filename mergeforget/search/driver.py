@@ -32,6 +32,8 @@ from mergeforget.search.objective import parse_objective
 from mergeforget.search.store import Store
 from mergeforget.search.study import Study
 
+READ_BY_LOOKS = {"mia", "retain", "forget"}  # figures that need no generated answer
+
 
 @dataclass(frozen=True)
 class Options:
@@ -72,8 +74,7 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
             return searching.finish(candidates, len(candidates))
         explorer = searching.explorer
         seen = searching.explore(candidates)
-        best = finalists(explorer, seen, spec.finalists)
-        searching.measure_candidates(best, Budget())
+        best = searching.measure_finalists(finalists(explorer, seen, spec.finalists))
         return searching.finish(best, len(seen))
 
 
@@ -112,7 +113,7 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
 
         @cache
         def evaluator() -> Evaluator:
-            return load_evaluator(recipe, run.base(), data, options.device)
+            return load_evaluator(recipe, run.base(), data, options.device, store.readings)
 
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
         guess = Guess(run, pair, choosing, options.first)
@@ -191,6 +192,28 @@ class Searching:
                 if self._measure_merged(merged):
                     done.append(merged.candidate)
                 bar.advance(note=self._best_so_far(done))
+
+    def measure_finalists(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """The best by looks in full, one after the other until the next cannot be better."""
+        measured: list[Candidate] = []
+        for candidate in candidates:
+            if self.spec.finalists is None and self.settled(measured, candidate):
+                break
+            self.measure_candidates([candidate], Budget())
+            measured.append(candidate)
+        return measured
+
+    def settled(self, measured: Sequence[Candidate], following: Candidate) -> bool:
+        """Whether what was measured is at least as good as the next one looks.
+
+        A look tells it only for an objective of which likelihoods read every figure.
+        """
+        done = [c for c in measured if self.store.has(c.name)]
+        if not done or not self.objective.figures <= READ_BY_LOOKS:
+            return False
+        base = self.store.scores["base"]
+        ranks = [self.objective.rank(self.store.scores[c.name], base, "choose") for c in done]
+        return max(ranks)[:2] >= self.explorer.rank(following.name)[:2]
 
     def finish(self, candidates: Sequence[Candidate], explored: int) -> Choice:
         """Choose among those that were measured, and write the choice down."""

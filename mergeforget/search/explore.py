@@ -63,7 +63,11 @@ class Explorer:
         return seen
 
     def refine(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
-        """Along the densities of each family from its first guess on, by ever smaller steps."""
+        """Along the densities of each family from its first guess on, by ever smaller steps.
+
+        The ends are looked at too, and the walk begins at the best of the three: a floor may hold
+        at one end alone, far from where the gap is predicted to close.
+        """
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
             line = sorted(family, key=lambda c: c.density or 0.0)
@@ -72,7 +76,11 @@ class Explorer:
             def look(place: Place, line: list[Candidate] = line) -> Rank | None:
                 return self._look(line[place[0]], seen, budget)
 
-            climb(look, (line.index(nearest),), len(line))
+            starts = dict.fromkeys((line.index(nearest), 0, len(line) - 1))
+            ranks = {start: look((start,)) for start in starts}
+            known = [(rank, start) for start, rank in ranks.items() if rank is not None]
+            start = max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
+            climb(look, (start,), len(line))
         return list(seen.values())
 
     def refine_groups(self, seen: Sequence[Candidate], budget: Budget) -> list[Candidate]:

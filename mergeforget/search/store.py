@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ class Store:
             for row in read_jsonl(run.search / EXPLORED)
         }
 
+    @property
+    def readings(self) -> Path:
+        """What glances have read, a file a candidate: a finalist's half is not read twice."""
+        return self.run.search / "readings"
+
     def begin(self, settings: dict[str, Any], again: bool) -> None:
         """Compare with the search that was here before.
 
@@ -57,6 +63,7 @@ class Store:
     def forget_searched(self) -> None:
         """Drop what a search measured; scores of the command evaluate stay."""
         (self.run.search / EXPLORED).unlink(missing_ok=True)
+        shutil.rmtree(self.readings, ignore_errors=True)
         self.explored = {}
         searched = [name for name in self.scores if self.glanced(name)]
         for name in searched:

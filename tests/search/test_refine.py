@@ -16,10 +16,14 @@ from mergeforget.cli import main
 from mergeforget.errors import UsageError
 from mergeforget.files import read_json, read_jsonl
 from mergeforget.merge.engine import merge_adapters
+from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
+from mergeforget.search.budget import Budget
 from mergeforget.search.evaluator import Evaluator
-from mergeforget.search.grid import begin_at
+from mergeforget.search.explore import Explorer
+from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.groups import layer_groups, with_densities
+from mergeforget.search.objective import Rank
 from mergeforget.search.refine import Place, climb
 
 MODULES = [f"model.layers.{i}.mlp.up_proj" for i in range(12)] + ["lm_head"]
@@ -120,6 +124,32 @@ def test_another_objective_looks_again_at_what_it_cannot_read(run: Run) -> None:
     call(run, *arguments)
     call(run, *arguments, "--objective", "0.5*mia + 0.5*retain")
     assert read_json(run.search / "chosen.json")["explored"] == 3
+
+
+def test_a_floor_that_holds_at_one_end_alone_is_found(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The AUC says 0.8, the floor says 0.1, and in between nothing leads there."""
+    seen = []
+
+    def look(self: Explorer, candidate: Candidate, *_: object) -> Rank:
+        seen.append(candidate.density)
+        kept = candidate.density == 0.1
+        return Rank(0.0 if kept else -0.5, 1 - abs((candidate.density or 0) - 0.8), 0.0, 0.0)
+
+    explorer = Explorer.__new__(Explorer)
+    explorer.guess = lambda *_: 0.7  # type: ignore[assignment]
+    monkeypatch.setattr(Explorer, "_look", look)
+    explorer.refine(grid(SearchSpec()), Budget())
+    assert 0.1 in seen and len(seen) <= 7
+
+
+def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) -> None:
+    """The next one would have to be better than it looks."""
+    arguments = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--objective")
+    call(run, *arguments, "0.5*mia + 0.5*retain")
+    chosen = read_json(run.search / "chosen.json")
+    assert chosen["measured"] == 1 and chosen["explored"] >= 3
 
 
 def test_groups_are_refined_from_the_best_of_all(
