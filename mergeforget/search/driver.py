@@ -29,10 +29,9 @@ from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.guess import ENDS, Guess
 from mergeforget.search.merging import merge_all, read_pair
 from mergeforget.search.objective import parse_objective
+from mergeforget.search.race import READ_BY_LOOKS, best_rank, next_finalist
 from mergeforget.search.store import Store
 from mergeforget.search.study import Study
-
-READ_BY_LOOKS = {"mia", "retain", "forget"}  # figures that need no generated answer
 
 
 @dataclass(frozen=True)
@@ -72,9 +71,8 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
             todo = searching.in_order(candidates)
             searching.measure_candidates(todo, options.budget)
             return searching.finish(candidates, len(candidates))
-        explorer = searching.explorer
         seen = searching.explore(candidates)
-        best = searching.measure_finalists(finalists(explorer, seen, spec.finalists))
+        best = searching.measure_finalists(seen)
         return searching.finish(best, len(seen))
 
 
@@ -193,27 +191,24 @@ class Searching:
                     done.append(merged.candidate)
                 bar.advance(note=self._best_so_far(done))
 
-    def measure_finalists(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The best by looks in full, one after the other until the next cannot be better."""
+    def measure_finalists(self, seen: Sequence[Candidate]) -> list[Candidate]:
+        """Those in full that are worth it; see ``race`` where likelihoods tell the objective."""
+        chosen = finalists(self.explorer, seen, self.spec.finalists)
+        figures = self.objective.figures
+        races = figures <= READ_BY_LOOKS and figures != {"mia"} and self.spec.strategy != "nsga2"
+        if self.spec.finalists is not None or not races:
+            self.measure_candidates(chosen, Budget())
+            return chosen
         measured: list[Candidate] = []
-        for candidate in candidates:
-            if self.spec.finalists is None and self.settled(measured, candidate):
-                break
-            self.measure_candidates([candidate], Budget())
-            measured.append(candidate)
+        waiting = sorted(seen, key=lambda c: c.name)
+        while following := next_finalist(self.explorer, waiting, measured):
+            best = best_rank(self.explorer, measured)
+            if len(measured) >= len(chosen) and best is not None and not best.shortfall:
+                break  # enough were measured, and the best of them keeps every floor
+            waiting.remove(following)
+            self.measure_candidates([following], Budget())
+            measured += [following] if self.store.has(following.name) else []
         return measured
-
-    def settled(self, measured: Sequence[Candidate], following: Candidate) -> bool:
-        """Whether what was measured is at least as good as the next one looks.
-
-        A look tells it only for an objective of which likelihoods read every figure.
-        """
-        done = [c for c in measured if self.store.has(c.name)]
-        if not done or not self.objective.figures <= READ_BY_LOOKS:
-            return False
-        base = self.store.scores["base"]
-        ranks = [self.objective.rank(self.store.scores[c.name], base, "choose") for c in done]
-        return max(ranks)[:2] >= self.explorer.rank(following.name)[:2]
 
     def finish(self, candidates: Sequence[Candidate], explored: int) -> Choice:
         """Choose among those that were measured, and write the choice down."""

@@ -18,13 +18,16 @@ from mergeforget.files import read_json, read_jsonl
 from mergeforget.merge.engine import merge_adapters
 from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
+from mergeforget.score import Score
 from mergeforget.search.budget import Budget
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.explore import Explorer
 from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.groups import layer_groups, with_densities
-from mergeforget.search.objective import Rank
+from mergeforget.search.objective import Rank, parse_objective
+from mergeforget.search.race import next_finalist
 from mergeforget.search.refine import Place, climb
+from mergeforget.search.store import Store
 
 MODULES = [f"model.layers.{i}.mlp.up_proj" for i in range(12)] + ["lm_head"]
 
@@ -150,6 +153,32 @@ def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) ->
     call(run, *arguments, "0.5*mia + 0.5*retain")
     chosen = read_json(run.search / "chosen.json")
     assert chosen["measured"] == 1 and chosen["explored"] >= 3
+
+
+def test_looks_are_corrected_by_what_was_measured() -> None:
+    """Looks put retention 0.3 too high: only what looks like 1.0 keeps a floor of 0.7."""
+
+    def scores(auc: float, retain: float, metric: str) -> list[Score]:
+        return [
+            Score("mia_auc", "mia", auc, "nearer", 20, part="choose"),
+            Score(metric, "retain", retain, "higher", 10, part="choose"),
+        ]
+
+    low, middle, high = (Candidate("ties", d) for d in (0.1, 0.5, 0.7))
+    explorer = Explorer.__new__(Explorer)
+    explorer.objective = parse_objective("mia if retain >= 70%")
+    explorer.store = Store.__new__(Store)
+    explorer.store.scores = {"base": scores(1.0, 1.0, "knowledge")}
+    explorer.store.explored = {
+        low.name: scores(0.99, 1.0, "greedy_match"),
+        middle.name: scores(0.6, 0.8, "greedy_match"),
+        high.name: scores(0.55, 0.8, "greedy_match"),
+    }
+    assert next_finalist(explorer, [low, middle, high], []) == high
+    explorer.store.scores[high.name] = scores(0.55, 0.5, "knowledge")
+    assert next_finalist(explorer, [low, middle], [high]) == low
+    explorer.store.scores[low.name] = scores(0.99, 1.0, "knowledge")
+    assert next_finalist(explorer, [middle], [high, low]) is None
 
 
 def test_groups_are_refined_from_the_best_of_all(

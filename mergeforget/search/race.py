@@ -1,0 +1,66 @@
+"""The race of the finalists: who is measured in full next, and when nobody can win any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mergeforget.candidate import Candidate
+from mergeforget.score import Score
+from mergeforget.search.explore import Explorer
+from mergeforget.search.objective import Rank, estimate, figure
+
+READ_BY_LOOKS = {"mia", "retain", "forget"}  # figures that likelihoods tell, at least nearly
+
+
+def next_finalist(
+    explorer: Explorer, waiting: Sequence[Candidate], measured: Sequence[Candidate]
+) -> Candidate | None:
+    """The best of those that wait, by looks corrected by what was measured.
+
+    A look takes an answer for known where every token is the model's own choice; a model that then
+    writes on gives another answer when it generates. Candidates of one pair differ alike, so the
+    mean difference of those that were measured is added to the looks of the others.
+
+    Args:
+        waiting: the first of equals is taken.
+
+    Returns:
+        None where none looks better than the best that was measured.
+    """
+    store, objective = explorer.store, explorer.objective
+    base, best = store.scores["base"], best_rank(explorer, measured)
+    shifts = shifts_of(explorer, measured)
+
+    def read(name: str, scores: Sequence[Score], part: str) -> float | None:
+        found = estimate(name, scores, part)
+        return found if found is None or scores is base else found + shifts[name]
+
+    ranks = [objective.rank(explorer.scores(c.name), base, "choose", read) for c in waiting]
+    place = max(range(len(waiting)), key=lambda i: (ranks[i], -i), default=None)
+    if place is None or (best is not None and best[:2] >= ranks[place][:2]):
+        return None
+    return waiting[place]
+
+
+def best_rank(explorer: Explorer, measured: Sequence[Candidate]) -> Rank | None:
+    """The rank of the best that was measured in full."""
+    store, objective = explorer.store, explorer.objective
+    base = store.scores["base"]
+    ranks = [objective.rank(store.scores[c.name], base, "choose") for c in measured]
+    return max(ranks, default=None)
+
+
+def shifts_of(explorer: Explorer, measured: Sequence[Candidate]) -> dict[str, float]:
+    """By how much each figure of the objective, measured in full, lies above its look."""
+    shifts = {}
+    for name in explorer.objective.figures:
+        pairs = [
+            (
+                figure(name, explorer.store.scores[c.name], "choose"),
+                estimate(name, explorer.scores(c.name), "choose"),
+            )
+            for c in measured
+        ]
+        apart = [full - look for full, look in pairs if full is not None and look is not None]
+        shifts[name] = sum(apart) / len(apart) if apart else 0.0
+    return shifts
