@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from mergeforget.console import quiet
 from mergeforget.data.batches import Batch
 from mergeforget.files import append_jsonl
 from mergeforget.outputs import TokenOutputs
@@ -236,4 +237,5 @@ def arguments(
         settings["optim"] = "sgd" if training.optimizer == "sgd" else "adamw_torch"
         settings["gradient_checkpointing"] = training.gradient_checkpointing
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    return TrainingArguments(**settings | more)
+    with quiet():  # some of these names will change one day
+        return TrainingArguments(**settings | more)
