@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from mergeforget.analysis.evidence import MissingError
 from mergeforget.analysis.style import (
@@ -129,6 +130,8 @@ def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: 
         ]
     if words:
         ax.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half step or layer
     return marks
 
 

@@ -173,11 +173,23 @@ def text_of(result: Result) -> str:
     from mergeforget.evaluate.table import as_text
 
     table = Table(box=box.SIMPLE_HEAD, title=f"{result.attack}: {result.subject}")
-    for heading in result.rows[0]:
+    rows = side_by_side(result.rows)
+    for heading in rows[0]:
         table.add_column(heading.replace("_", " "), justify="left" if heading in WORDS else "right")
-    for row in result.rows:
+    for row in rows:
         table.add_row(*map(_cell, row.values()))
     return f"{as_text(table)}\n{result.verdict}"
+
+
+def side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of one figure, a column a model; others as they are."""
+    key, *figures = [name for name in rows[0] if name != "model"]
+    if len(figures) != 1:
+        return rows
+    found: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        found.setdefault(row[key], {key: row[key]})[row["model"]] = row[figures[0]]
+    return list(found.values())
 
 
 def _cell(value: object) -> str:

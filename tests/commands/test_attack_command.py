@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from mergeforget.cli import main
+from mergeforget.commands.attack import side_by_side
 from mergeforget.files import read_jsonl, write_jsonl
 from mergeforget.run import Run
 
@@ -106,6 +107,16 @@ def test_any_model_is_attacked_with_files(
     (result,) = json.loads(done.stdout)["results"]
     assert [row["bits"] for row in result["rows"]] == ["all", 6, "all", 6]
     assert Path("attacks/quantise.json").exists()
+
+
+def test_models_stand_side_by_side_where_there_is_one_figure() -> None:
+    rows = [{"model": m, "layer": n, "auc": n / 4} for m in ("over", "control") for n in (0, 1)]
+    assert side_by_side(rows) == [
+        {"layer": 0, "over": 0.0, "control": 0.0},
+        {"layer": 1, "over": 0.25, "control": 0.25},
+    ]
+    several = [{"model": "over", "step": 0, "nll": 1.0, "mia_auc": 0.5}]
+    assert side_by_side(several) == several
 
 
 @pytest.mark.parametrize(

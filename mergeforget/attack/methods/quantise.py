@@ -81,7 +81,8 @@ def _judged(subject: str, found: dict[str, list[Facts]], settings: dict[str, Any
         known = difference(less(whole, losses_of(before[0], "forget"))).value
     finding = judge(gains[worst], known)
     ends = {
-        "traces": f"rounding to {worst} bits brings some of it back, so it was hidden, not removed",
+        "traces": f"rounding to {worst} bits brings some of it back, so that part was hidden, not "
+        "removed",
         "none found": "fewer bits do not bring it back",
         "undecided": "the interval is too wide, more rows would narrow it",
     }
