@@ -24,7 +24,14 @@ from mergeforget.merge.grams import as_sum, check_grams, looks_at_data
 from mergeforget.merge.inputs import check_adapters, shared
 from mergeforget.merge.jobs import Job, Rounding
 from mergeforget.merge.request import canonical, check_candidate
-from mergeforget.merge.tensorwise import Output, check_target, fold_job, kept_job, model_job
+from mergeforget.merge.tensorwise import (
+    Output,
+    check_device,
+    check_target,
+    fold_job,
+    kept_job,
+    model_job,
+)
 from mergeforget.merge.writer import write_model
 
 
@@ -62,6 +69,7 @@ def fold_adapters(
     output, how = output or Output(), how or How()
     candidate = canonical(candidate)
     check_candidate(candidate, len(adapters))
+    check_device(output.device)
     check_grams(candidate, how.grams)
     check_adapters(adapters, with_base=True)
     if how.grams is not None:
@@ -128,6 +136,7 @@ def merge_models(
     output = output or Output()
     candidate = replace(canonical(candidate), space="delta")
     check_candidate(candidate, len(models))
+    check_device(output.device)
     check_base(candidate, base)
     if looks_at_data(candidate):
         raise UsageError(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import LowRankDelta
 from mergeforget.candidate import Candidate
-from mergeforget.errors import InputError, suggest
+from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.merge.arrays import Tensor
 from mergeforget.merge.blockwise import HELD, merge_blocks
 from mergeforget.merge.changes import Change, Step
@@ -173,6 +173,21 @@ def check_target(model: Checkpoint, name: str, step: Step) -> None:
                 f"{info.name} is {info.shape} in {model.folder}, and the adapter changes a tensor "
                 f"of {change.shape}: it was trained on another model."
             )
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError for a device that torch does not know or this machine does not have."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"--device {device} cannot be used here: {reason}. Leave it out."
+        ) from error
 
 
 def _on_device(source: Source, device: str) -> Source:

@@ -24,6 +24,7 @@ from mergeforget.merge.full import fold_adapters, merge_models
 from mergeforget.merge.jobs import Job
 from mergeforget.merge.tensorwise import Output
 
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TOKENS = torch.arange(12).reshape(2, 6)
 
 
@@ -112,6 +113,28 @@ def test_merging_models_is_the_method_on_every_tensor(
     for name, tensor in merged.items():
         wanted = base[name] + 0.5 * (one[name] - base[name]) + 0.25 * (two[name] - base[name])
         torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu:0", pytest.param("cuda", marks=[pytest.mark.gpu, needs_a_gpu])]
+)
+@pytest.mark.parametrize("method", ["linear", "ties", "magnitude_prune", "dare_linear"])
+def test_torch_on_a_device_gives_numpy_s_bytes(
+    models: list[Path], tmp_path: Path, method: str, device: str
+) -> None:
+    candidate = Candidate(method, None if method == "linear" else 0.5, weights=(0.7, -0.4))
+    for where in ("cpu", device):
+        output = Output(device=where)
+        merge_models(models[1:], models[0], candidate, tmp_path / where, output)
+    ours, theirs = (tmp_path / w / "model.safetensors" for w in ("cpu", device))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_device_that_is_not_there_is_refused(models: list[Path], tmp_path: Path) -> None:
+    for device in ("cude", "cuda:99"):
+        with pytest.raises(UsageError, match=f"--device.*{device}"):
+            output = Output(device=device)
+            merge_models(models[1:], models[0], Candidate("ties", 0.5), tmp_path / "m", output)
 
 
 def test_models_without_a_base_are_averaged(models: list[Path], tmp_path: Path) -> None:
