@@ -121,16 +121,20 @@ def series(i: int) -> dict[str, Any]:
 
 
 def legend(figure: Figure, axes: list[Axes], columns: int = 3) -> None:
-    """One legend above all axes, each label once."""
+    """One legend above all axes, each label once, in as many columns as its words leave room for."""
     found: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    if found:
-        figure.legend(
+    for ncols in range(min(columns, len(found)), 0, -1):
+        drawn = figure.legend(
             list(found.values()), list(found), loc="outside upper left",
-            ncols=min(columns, len(found)), handlelength=2.6, columnspacing=1.4,
+            ncols=ncols, handlelength=2.6, columnspacing=1.4,
         )  # fmt: skip
+        if drawn.get_window_extent().width <= figure.bbox.width:
+            break
+        if ncols > 1:
+            drawn.remove()
 
 
 def save(picture: Picture, folder: Path) -> list[dict[str, Any]]:
