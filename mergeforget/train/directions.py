@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 Gradient = Sequence[Tensor]
@@ -86,20 +85,17 @@ def probed_rate(rate: float, ahead: float, here: float, behind: float) -> RateFi
 
 
 def fitted_rate(retain: Gradient, step: Gradient, candidates: Sequence[float]) -> RateFit:
-    """The rate that minimises ``||g_R - eta g||^2``, by a parabola through candidate rates.
+    """The rate that minimises ``||g_R - eta g||^2``, as a parabola through candidate rates does.
 
-    The loss is a parabola in eta, so the fit finds its minimum ``g_R . g / ||g||^2`` whatever three
-    candidates are given. The smallest candidate where it has no minimum, or not at a positive rate.
+    The loss is a parabola in eta, ``||g_R||^2 - 2 eta g_R . g + eta^2 ||g||^2``, so a fit through
+    any three candidates finds its minimum ``g_R . g / ||g||^2``. It is taken from there: a solver of
+    least squares rounds by where its inputs lie in memory, and a resumed training would go another
+    way. The smallest candidate where the minimum is at no positive rate.
 
     Source: JU-CSE-NLP at SemEval-2025 Task 4, eq. 9 to 11; it does not say what to do with a
         minimum at a negative rate.
     """
-    square, mixed, own = inner(retain, retain), inner(retain, step), inner(step, step)
-    rates = torch.tensor(sorted(candidates), dtype=torch.float64)
-    losses = square - 2 * rates * mixed + rates**2 * own
-    scale = float(rates.max())  # rates of 1e-4 would make the squares vanish beside the ones
-    powers = torch.stack([(rates / scale) ** 2, rates / scale, torch.ones_like(rates)], 1)
-    a, b, _ = torch.linalg.lstsq(powers, losses).solution.tolist()
-    fitted = -b / (2 * a) * scale if a else math.nan
-    good = a > 0 and fitted > 0
-    return RateFit(fitted if good else float(rates[0]), fitted, 2 * a / scale**2, good)
+    mixed, own = inner(retain, step), inner(step, step)
+    fitted = mixed / own if own else math.nan
+    good = own > 0 and fitted > 0
+    return RateFit(fitted if good else float(min(candidates)), fitted, 2 * own, good)
