@@ -121,7 +121,7 @@ def series(i: int) -> dict[str, Any]:
 
 
 def legend(figure: Figure, axes: list[Axes], columns: int = 3) -> None:
-    """One legend above all axes, each label once, in as many columns as its words leave room for."""
+    """One legend above all axes, each label once, in as many columns as fit."""
     found: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):

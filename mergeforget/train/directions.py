@@ -88,7 +88,7 @@ def fitted_rate(retain: Gradient, step: Gradient, candidates: Sequence[float]) -
     """The rate that minimises ``||g_R - eta g||^2``, as a parabola through candidate rates does.
 
     The loss is a parabola in eta, ``||g_R||^2 - 2 eta g_R . g + eta^2 ||g||^2``, so a fit through
-    any three candidates finds its minimum ``g_R . g / ||g||^2``. It is taken from there: a solver of
+    any three candidates finds its minimum ``g_R . g / ||g||^2``. It comes from there: a solver of
     least squares rounds by where its inputs lie in memory, and a resumed training would go another
     way. The smallest candidate where the minimum is at no positive rate.
 
