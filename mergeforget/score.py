@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Better = Literal["higher", "lower", "nearer"]  # nearer: to ``target``
 
@@ -25,6 +28,7 @@ class Score:
         chance: what guessing gives, where that means something.
         target: what is best where better is ``nearer``.
         definition: versioned name of the exact formula, for example ``truth-ratio@2``.
+        draws: the value over resampled rows, where it was just computed; not kept in files.
     """
 
     metric: str
@@ -38,12 +42,12 @@ class Score:
     chance: float | None = None
     target: float | None = None
     definition: str = ""
+    draws: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, those at their default left out."""
-        every = asdict(self)
-        fields = self.__dataclass_fields__
-        return {k: v for k, v in every.items() if v != fields[k].default}
+        fields = {n: f for n, f in self.__dataclass_fields__.items() if n != "draws"}
+        return {n: v for n, f in fields.items() if (v := getattr(self, n)) != f.default}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Score:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mergeforget.benchmarks import benchmark
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import METRICS
 from mergeforget.metrics._membership import attack_scores
+from mergeforget.metrics._statistics import combined_draws, interval_of
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 METRICS_OF_ROWS = (
@@ -40,26 +43,37 @@ def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     scores = [s for s in found if s is not None] + attack_scores(measured) + list(known)
     parts = _parts(scores)
     if "mia_score" in parts:
-        scores.append(_overall("mia_score", parts["mia_score"], 1))
+        scores.append(_overall("mia_score", parts["mia_score"][0], 1, parts["mia_score"][1]))
     if len(parts) == 3:
-        scores.append(_overall("aggregate", harmonic_mean(list(parts.values())), 3))
+        values, draws = zip(*parts.values(), strict=True)
+        every = combined_draws(draws, harmonic_mean)
+        scores.append(_overall("aggregate", harmonic_mean(values), 3, every))
     return scores
 
 
-def _parts(scores: Sequence[Score]) -> dict[str, float]:
+def _parts(scores: Sequence[Score]) -> dict[str, tuple[float, np.ndarray | None]]:
+    """Value and draws of each part of the aggregate."""
     forget, retain = (find(scores, "verbatim_rouge", split) for split in ("forget", "retain"))
     auc = find(scores, "mia_auc", "mia")
     parts = {}
     if forget is not None:
-        parts["forgotten"] = 1 - forget.value
+        parts["forgotten"] = 1 - forget.value, None if forget.draws is None else 1 - forget.draws
     if retain is not None:
-        parts["kept"] = retain.value
+        parts["kept"] = retain.value, retain.draws
     if auc is not None:
-        parts["mia_score"] = mia_score(auc.value)
+        drawn = combined_draws([auc.draws], lambda draw: mia_score(draw[0]))
+        parts["mia_score"] = mia_score(auc.value), drawn
     return parts
 
 
-def _overall(metric: str, value: float, n: int) -> Score:
+def _overall(metric: str, value: float, n: int, draws: np.ndarray | None) -> Score:
     return Score(
-        metric, "all", value, "higher", n, definition=f"custom/{metric.replace('_', '-')}@1"
+        metric,
+        "all",
+        value,
+        "higher",
+        n,
+        interval=interval_of(draws),
+        definition=f"custom/{metric.replace('_', '-')}@1",
+        draws=draws,
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from mergeforget.benchmarks import benchmark
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import METRICS
 from mergeforget.metrics._membership import attack_scores
+from mergeforget.metrics._statistics import combined_draws, interval_of
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 SPLITS = ("forget", "retain")
@@ -54,33 +58,45 @@ def terms(scores: Sequence[Score], tasks: Sequence[str]) -> list[float]:
 
     12 with the three tasks of LUME; a task without such rows has no term.
     """
-    values = []
-    for split in SPLITS:
-        for task in tasks or [""]:
-            for name in TERMS:
-                score = find(scores, name, split, task=task)
-                if score is not None:
-                    values.append(1 - score.value if split == "forget" else score.value)
-    return values
+    return [_term(score.split, score.value) for score in _term_scores(scores, tasks)]
 
 
 def aggregates(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
-    """``task_aggregate``, ``mia_score`` and their mean with MMLU, as far as there is data."""
+    """``task_aggregate``, ``mia_score`` and their mean with MMLU, as far as there is data.
+
+    An interval combines the draws of all parts, each of its own rows.
+    """
     found = []
-    values = terms(scores, tasks)
-    if values:
-        found.append(_overall("task_aggregate", harmonic_mean(values), len(values)))
+    parts = _term_scores(scores, tasks)
+    if parts:
+        values = [_term(s.split, s.value) for s in parts]
+        draws = combined_draws(
+            [None if s.draws is None else _term(s.split, s.draws) for s in parts], harmonic_mean
+        )
+        found.append(_overall("task_aggregate", harmonic_mean(values), len(values), draws))
     auc = find(scores, "mia_auc", "mia")
     if auc is not None:
-        found.append(_overall("mia_score", mia_score(auc.value), auc.n))
-    parts = [*found, *[s for s in scores if s.metric == "mmlu" and not s.task]]
-    if parts:
-        missing = {"task_aggregate", "mia_score", "mmlu"} - {s.metric for s in parts}
+        draws = combined_draws([auc.draws], lambda drawn: mia_score(drawn[0]))
+        found.append(_overall("mia_score", mia_score(auc.value), auc.n, draws))
+    means = [*found, *[s for s in scores if s.metric == "mmlu" and not s.task]]
+    if means:
+        missing = {"task_aggregate", "mia_score", "mmlu"} - {s.metric for s in means}
         without = "".join(f"-without-{name.replace('_', '-')}" for name in sorted(missing))
-        found.append(
-            _overall("aggregate", mean_of(s.value for s in parts), len(parts), without=without)
-        )
+        draws = combined_draws([s.draws for s in means], mean_of)
+        value = mean_of(s.value for s in means)
+        found.append(_overall("aggregate", value, len(means), draws, without=without))
     return found
+
+
+def _term_scores(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
+    wanted = [(name, split, task) for split in SPLITS for task in tasks or [""] for name in TERMS]
+    found = [find(scores, name, split, task=task) for name, split, task in wanted]
+    return [score for score in found if score is not None]
+
+
+def _term(split: str, value: Any) -> Any:
+    """A value, or draws of it, as a term: higher is better."""
+    return 1 - value if split == "forget" else value
 
 
 def mean_of(values: Iterable[float]) -> float:
@@ -93,8 +109,17 @@ def _score(name: str, measured: Measured, split: str, task: str = "") -> Score |
     return METRICS.get(name).fn(measured, split, task)
 
 
-def _overall(metric: str, value: float, n: int, *, without: str = "") -> Score:
+def _overall(
+    metric: str, value: float, n: int, draws: np.ndarray | None, *, without: str = ""
+) -> Score:
     name = metric.replace("_", "-")
     return Score(
-        metric, "all", value, "higher", n, definition=f"semeval2025-task4/{name}{without}@1"
+        metric,
+        "all",
+        value,
+        "higher",
+        n,
+        interval=interval_of(draws),
+        definition=f"semeval2025-task4/{name}{without}@1",
+        draws=draws,
     )

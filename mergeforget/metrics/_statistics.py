@@ -1,8 +1,9 @@
-"""Intervals of means and of areas under the curve, by the bootstrap."""
+"""Intervals of means, of areas under the curve and of what they are combined to: the bootstrap."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,31 +21,71 @@ def mean_score(
     better: Better,
     *,
     task: str = "",
+    kind: str = "",
     chance: float | None = None,
     definition: str = "",
 ) -> Score | None:
-    """The mean of a value of each row with its interval; None without rows."""
+    """The mean of a value of each row with its interval; None without rows.
+
+    Args:
+        kind: of the rows. Scores of the same split, task and kind are of the same rows, and draw
+            them alike; any others draw independently.
+    """
     if not values:
         return None
-    mean = float(np.mean(values))
+    draws = mean_draws(values, seed_of(split, task, kind))
     return Score(
         metric,
         split,
-        mean,
+        float(np.mean(values)),
         better,
         len(values),
         task=task,
-        interval=mean_interval(values),
+        interval=interval_of(draws),
         chance=chance,
         definition=definition,
+        draws=draws,
     )
 
 
-def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap of a mean; rows are drawn independently of each other."""
-    every = np.asarray(values, dtype=np.float64)
-    low, high = np.percentile(_resampled_means(every, np.random.default_rng(seed)), LEVELS)
+def interval_of(draws: np.ndarray | None) -> tuple[float, float] | None:
+    """95 % percentile interval of what was drawn; None where nothing was."""
+    if draws is None:
+        return None
+    low, high = np.percentile(draws, LEVELS)
     return float(low), float(high)
+
+
+def combined_draws(
+    parts: Sequence[np.ndarray | None], combine: Callable[[list[float]], float]
+) -> np.ndarray | None:
+    """A combination computed once for each draw of all its parts, (RESAMPLES,).
+
+    None where a part has no draws: an interval that takes it for certain would be too narrow.
+    """
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    return np.array([combine(row) for row in np.stack(known, axis=1).tolist()])
+
+
+def seed_of(*names: str) -> int:
+    """A seed for each set of rows, the same everywhere."""
+    return zlib.crc32("/".join(names).encode())
+
+
+def mean_draws(values: Sequence[float], seed: int = 0) -> np.ndarray:
+    """The mean of rows drawn with replacement, independently of each other, (RESAMPLES,)."""
+    every, draw = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    different, counts = np.unique(every, return_counts=True)
+    if len(different) < len(every) / 4:  # shares of right answers: draw how often each value comes
+        drawn = draw.multinomial(len(every), counts / len(every), size=RESAMPLES)
+        return np.asarray(drawn @ different / len(every))
+    means = [
+        every[draw.integers(0, len(every), (n, len(every)))].mean(axis=1)
+        for n in _portions(len(every))
+    ]
+    return np.concatenate(means)
 
 
 def auc(members: Sequence[float], nonmembers: Sequence[float]) -> float:
@@ -58,10 +99,8 @@ def auc(members: Sequence[float], nonmembers: Sequence[float]) -> float:
     return float((below + upto).sum() / (2 * len(positive) * len(negative)))
 
 
-def auc_interval(
-    members: Sequence[float], nonmembers: Sequence[float], seed: int = 0
-) -> tuple[float, float]:
-    """95 % percentile bootstrap of an AUC; members and non-members are drawn apart.
+def auc_draws(members: Sequence[float], nonmembers: Sequence[float], seed: int = 0) -> np.ndarray:
+    """The AUC of documents drawn with replacement, members and non-members apart, (RESAMPLES,).
 
     Each draw is a count of every different value; the area is summed along the sorted values, so
     a draw costs time in proportion to the documents, not to their pairs.
@@ -76,20 +115,7 @@ def auc_interval(
         drawn_n = draw.multinomial(len(negative), share[1], size=n) / len(negative)
         below = np.cumsum(drawn_n, axis=1) - drawn_n / 2
         areas.append((drawn_p * below).sum(axis=1))
-    low, high = np.percentile(np.concatenate(areas), LEVELS)
-    return float(low), float(min(1.0, high))
-
-
-def _resampled_means(values: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    different, counts = np.unique(values, return_counts=True)
-    if len(different) < len(values) / 4:  # shares of right answers: draw how often each value comes
-        drawn = draw.multinomial(len(values), counts / len(values), size=RESAMPLES)
-        return np.asarray(drawn @ different / len(values))
-    means = [
-        values[draw.integers(0, len(values), (n, len(values)))].mean(axis=1)
-        for n in _portions(len(values))
-    ]
-    return np.concatenate(means)
+    return np.concatenate(areas).clip(max=1.0)
 
 
 def _counts(values: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
+from mergeforget.metrics._statistics import LEVELS, RESAMPLES
 from mergeforget.metrics.truth_ratio import DEFINITIONS, Mean, log_ratios, named
 from mergeforget.score import Score
 
@@ -16,7 +21,8 @@ def forget_quality(
 
     One sample is of this model, the other of ``measured.retrained``; None without it. High where
     the test cannot tell the models apart, which with few rows it never can. R is compared by its
-    logarithm: the test reads the order alone.
+    logarithm: the test reads the order alone. The interval is that of the p-values of resampled
+    rows; resampling adds distances of its own, so it lies low where the models are alike.
     """
     own = log_ratios(measured, split, task, mean)
     theirs = log_ratios(measured.retrained, split, task, mean) if measured.retrained else []
@@ -32,5 +38,27 @@ def forget_quality(
         "higher",
         len(own) + len(theirs),
         task=task,
+        interval=_interval(own, theirs),
         definition=definition,
     )
+
+
+def _interval(own: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap of the p-value, which falls as the distance grows."""
+    from scipy.stats import ks_2samp
+
+    draw = np.random.default_rng(0)
+    values, n, m = np.unique([*own, *theirs]), len(own), len(theirs)
+    drawn = [
+        draw.choice(np.searchsorted(values, group), (RESAMPLES, len(group)))
+        for group in (own, theirs)
+    ]
+    distances = [
+        np.abs(np.cumsum(np.bincount(a, minlength=len(values)) / n
+                         - np.bincount(b, minlength=len(values)) / m)).max()
+        for a, b in zip(*drawn, strict=True)
+    ]  # fmt: skip
+    order = np.argsort(distances, kind="stable")
+    ends = [order[round(level / 100 * (RESAMPLES - 1))] for level in LEVELS]
+    high, low = (float(ks_2samp(drawn[0][i], drawn[1][i]).pvalue) for i in ends)
+    return low, high

@@ -16,7 +16,14 @@ def knowledge(measured: Measured, split: str, task: str = "") -> Score | None:
     """Share of the questions (``qa`` rows) answered with the reference and nothing else."""
     values = [float(is_exact(a)) for a in answers_of(measured, split, task, "qa")]
     return mean_score(
-        "knowledge", split, values, direction(split), task=task, chance=0.0, definition=DEFINITION
+        "knowledge",
+        split,
+        values,
+        direction(split),
+        task=task,
+        kind="qa",
+        chance=0.0,
+        definition=DEFINITION,
     )
 
 

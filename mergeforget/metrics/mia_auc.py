@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._statistics import auc, auc_interval
+from mergeforget.metrics._statistics import auc, auc_draws, interval_of
 from mergeforget.score import Score
 
 DEFINITION = "mia-loss-auc@1"
@@ -24,6 +24,7 @@ def mia_auc(measured: Measured, split: str = "mia", task: str = "") -> Score | N
     nonmembers = [-d.nll for d in documents if not d.member]
     if not members or not nonmembers:
         return None
+    draws = auc_draws(members, nonmembers)
     return Score(
         "mia_auc",
         split,
@@ -31,8 +32,9 @@ def mia_auc(measured: Measured, split: str = "mia", task: str = "") -> Score | N
         "nearer",
         len(documents),
         task=task,
-        interval=auc_interval(members, nonmembers),
+        interval=interval_of(draws),
         chance=0.5,
         target=0.5,
         definition=DEFINITION,
+        draws=draws,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
 from mergeforget.metrics._rows import signals_of
-from mergeforget.metrics._statistics import auc, auc_interval
+from mergeforget.metrics._statistics import auc, auc_draws, interval_of
 from mergeforget.score import Score
 
 SIGNALS = ("zlib", "min_k_20", "min_k_40", "min_k_plus_20", "min_k_plus_40",
@@ -27,6 +27,7 @@ def mia_signal_auc(
     members, nonmembers = signals_of(measured, signal, task)
     if not members or not nonmembers:
         return None
+    draws = auc_draws(members, nonmembers)
     return Score(
         f"mia_auc_{signal}",
         split,
@@ -34,8 +35,9 @@ def mia_signal_auc(
         "nearer",
         len(members) + len(nonmembers),
         task=task,
-        interval=auc_interval(members, nonmembers),
+        interval=interval_of(draws),
         chance=0.5,
         target=0.5,
         definition=f"mia-{signal.replace('_', '-')}-auc@1",
+        draws=draws,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
+from mergeforget.metrics._statistics import combined_draws, interval_of
 from mergeforget.metrics.option_probability import option_probability
 from mergeforget.metrics.truth_ratio import DEFINITIONS, Mean, named, truth_ratio
 from mergeforget.metrics.verbatim_probability import verbatim_probability
@@ -21,21 +22,25 @@ def model_utility(
     """Harmonic mean of probability, ROUGE-L recall and truth ratio on three sets, in [0, 1].
 
     The sets are ``retain``, ``real_authors`` and ``world_facts``; the latter two count the
-    probability among options. None where one of the nine figures is missing.
+    probability among options. None where one of the nine figures is missing. The interval draws the
+    rows of each set, and all three figures of a set from the same draw.
     """
     parts = utility_parts(measured, task, mean)
-    values = [part.value for part in parts.values() if part is not None]
-    if len(values) < len(parts):
+    known = [part for part in parts.values() if part is not None]
+    if len(known) < len(parts):
         return None
+    draws = combined_draws([part.draws for part in known], harmonic_mean)
     definition = DEFINITIONS[mean].replace("truth-ratio", "model-utility")
     return Score(
         named("model_utility", mean),
         split,
-        harmonic_mean(values),
+        harmonic_mean([part.value for part in known]),
         "higher",
-        len(values),
+        len(known),
         task=task,
+        interval=interval_of(draws),
         definition=definition,
+        draws=draws,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
 from mergeforget.metrics._rows import signals_of
-from mergeforget.metrics._statistics import auc
+from mergeforget.metrics._statistics import auc, auc_draws, combined_draws, interval_of
 from mergeforget.score import Score
 
 
@@ -17,7 +17,8 @@ def privleak(
 
     In MUSE's convention the AUC is that of non-member = 1: ``1 - AUC`` of the one reported here.
     Negative: under-forgotten; positive: over-forgotten. None without ``measured.retrained``, or
-    where its AUC is 0 in that convention, so that there is nothing to compare with.
+    where its AUC is 0 in that convention, so that there is nothing to compare with. The interval is
+    of this model's AUC; the retrained model's is taken as it is.
     """
     if measured.retrained is None:
         return None
@@ -28,6 +29,11 @@ def privleak(
     own, retrained = 1 - auc(members, nonmembers), 1 - auc(*theirs)
     if retrained == 0:
         return None
+
+    def leak(aucs: list[float]) -> float:
+        return 100 * (1 - aucs[0] - retrained) / retrained
+
+    draws = combined_draws([auc_draws(members, nonmembers)], leak)
     return Score(
         "privleak",
         split,
@@ -35,6 +41,7 @@ def privleak(
         "nearer",
         len(members) + len(nonmembers),
         task=task,
+        interval=interval_of(draws),
         target=0.0,
         definition=f"privleak-{signal.replace('_', '-')}@1",
     )

@@ -27,6 +27,7 @@ def regurgitation(measured: Measured, split: str, task: str = "") -> Score | Non
         values,
         direction(split),
         task=task,
+        kind="sc",
         chance=_of_other_rows(rows),
         definition=DEFINITION,
     )

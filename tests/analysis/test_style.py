@@ -18,4 +18,4 @@ def test_a_legend_takes_fewer_columns_where_its_words_are_long(words: str, colum
         legend(figure, [ax])
         (drawn,) = figure.legends
         assert drawn.get_window_extent().width <= figure.bbox.width
-        assert drawn._ncols == columns
+        assert drawn._ncols == columns  # type: ignore[attr-defined]

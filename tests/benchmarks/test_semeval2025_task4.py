@@ -93,10 +93,17 @@ def test_parts_without_data_are_left_out_and_the_aggregate_says_so(by_hand: Meas
 def test_every_score_names_its_definition_direction_and_interval(by_hand: Measured) -> None:
     for score in semeval2025_task4(by_hand):
         assert score.definition and score.n
-        if score.split != "all":
-            assert score.interval is not None
-            low, high = score.interval
-            assert low <= score.value <= high
+        assert score.interval is not None
+        low, high = score.interval
+        assert low <= score.value <= high
+
+
+def test_no_interval_takes_a_figure_without_rows_for_certain(by_hand: Measured) -> None:
+    known = [Score("mmlu", "mmlu", 0.4, "higher", 500)]
+    scores = semeval2025_task4(replace(by_hand, mmlu={}), known=known)
+    aggregate, task = (find(scores, name, "all") for name in ("aggregate", "task_aggregate"))
+    assert aggregate is not None and aggregate.interval is None
+    assert task is not None and task.interval is not None
 
 
 def test_nll_is_of_answers_and_of_documents_on_the_holdout(by_hand: Measured) -> None:

@@ -126,6 +126,33 @@ def test_forget_quality_by_hand() -> None:
     assert forget_quality(same) is None
 
 
+def test_interval_of_forget_quality_is_that_of_resampled_rows() -> None:
+    draw = np.random.default_rng(5)
+    own, theirs = draw.uniform(0.1, 0.6, 60), draw.uniform(0.15, 0.65, 50)
+    score = forget_quality(replace(many(own.tolist()), retrained=many(theirs.tolist())))
+    from scipy.stats import ks_2samp
+
+    plain = [ks_2samp(draw.choice(own, 60), draw.choice(theirs, 50)).pvalue for _ in range(1000)]
+    assert score is not None and score.interval is not None
+    low, high = np.percentile(plain, [2.5, 97.5])
+    assert score.interval[0] == pytest.approx(low, abs=2e-4)
+    assert score.interval[1] == pytest.approx(high, rel=0.4)
+
+
+def test_every_tofu_score_of_several_rows_has_an_interval() -> None:
+    draw = np.random.default_rng(6)
+    splits = [s for s in ("forget", "retain", "real_authors", "world_facts") for _ in range(12)]
+    rows = [read(s, float(draw.uniform(0.3, 0.9)), tuple(draw.uniform(0.1, 0.5, 2)), 0.6)
+            for s in splits]  # fmt: skip
+    answers = [Answer(one.row, "Ann") for one in rows]
+    losses = documents(True, draw.normal(0, 1, 9).tolist()) + documents(False, [1.0, 2.0, -1.0])
+    retrained = Measured(answers, losses, likelihoods=rows[::2])
+    for score in tofu(Measured(answers, losses, likelihoods=rows, retrained=retrained)):
+        assert score.interval is not None, score.metric
+        if not score.metric.startswith("forget_quality"):
+            assert score.interval[0] <= score.value <= score.interval[1], score.metric
+
+
 def documents(member: bool, signals: list[float]) -> list[DocumentLoss]:
     return [
         DocumentLoss(f"{member}{i}", member, 1.0, signals={"min_k_40": s})

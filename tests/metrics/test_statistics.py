@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from mergeforget.metrics._statistics import auc, auc_interval, mean_interval
+from mergeforget.metrics._statistics import (
+    RESAMPLES,
+    auc,
+    auc_draws,
+    combined_draws,
+    interval_of,
+    mean_draws,
+    mean_score,
+)
+from mergeforget.score import harmonic_mean
 
 SCORES = st.lists(st.sampled_from([-3.0, -1.5, -1.0, 0.0, 0.5, 2.0]), min_size=1, max_size=20)
 
@@ -32,15 +41,45 @@ def test_interval_of_an_auc_equals_resampling_the_documents() -> None:
     plain = [
         auc(list(draw.choice(members, 60)), list(draw.choice(nonmembers, 50))) for _ in range(4000)
     ]
-    ours = auc_interval(members, nonmembers)
+    ours = interval_of(auc_draws(members, nonmembers))
     assert ours == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.015)
 
 
 @pytest.mark.parametrize("values", [[0.0] * 70 + [1.0] * 30, list(np.linspace(0, 1, 100))])
 def test_interval_of_a_mean_has_the_normal_width(values: list[float]) -> None:
     error = np.std(values) / np.sqrt(len(values))
-    low, high = mean_interval(values)
+    interval = interval_of(mean_draws(values))
+    assert interval is not None
+    low, high = interval
     assert (low, high) == pytest.approx(
         (np.mean(values) - 1.96 * error, np.mean(values) + 1.96 * error), abs=0.15 * error + 0.01
     )
-    assert mean_interval(values) == (low, high)
+    assert interval_of(mean_draws(values)) == interval
+
+
+def test_a_combination_draws_the_rows_of_its_parts() -> None:
+    draw = np.random.default_rng(2)
+    first, second = draw.uniform(0.2, 0.9, 80), draw.uniform(0.4, 1, 50)
+    plain = [
+        2 / (1 / draw.choice(first, 80).mean() + 1 / draw.choice(second, 50).mean())
+        for _ in range(4000)
+    ]
+    parts = [mean_draws(first.tolist(), seed=1), mean_draws(second.tolist(), seed=2)]
+    ours = interval_of(combined_draws(parts, harmonic_mean))
+    assert ours == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.01)
+
+
+def test_a_part_without_rows_leaves_no_interval() -> None:
+    assert combined_draws([mean_draws([0.1, 0.2]), None], harmonic_mean) is None
+    assert combined_draws([], harmonic_mean) is None
+
+
+def test_scores_of_the_same_rows_draw_them_alike_and_others_do_not() -> None:
+    values = np.random.default_rng(3).uniform(0, 1, 40).tolist()
+    same, again, other = (
+        mean_score("m", "retain", values, "higher", kind=kind) for kind in ("qa", "qa", "sc")
+    )
+    assert same is not None and again is not None and other is not None
+    assert same.draws is not None and again.draws is not None and other.draws is not None
+    assert (same.draws == again.draws).all() and len(same.draws) == RESAMPLES
+    assert abs(np.corrcoef(same.draws, other.draws)[0, 1]) < 0.2
