@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from merge_inputs import DENSITY, SHAPES, make_models, make_pair, modules, peft_merge, peft_model
 
 from mergeforget.adapter import Adapter, read_adapter
@@ -39,6 +40,7 @@ from mergeforget.merge.request import canonical
 from mergeforget.merge.tensorwise import Output
 from mergeforget.run import machine, versions
 
+THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 MEASURED = {"smollm2-135m": 30, "olmo-1b": 4, "7b-layer": 1}  # layers, factor space
 DENSE = {"smollm2-135m": 2, "olmo-1b": 0, "7b-layer": 0}  # layers, SVD; 0 is one projection
 WHOLE = {"smollm2-135m": 30, "olmo-1b": 1}  # layers, checkpoints
@@ -95,6 +97,7 @@ def cost(act: Callable[[], Any], warm: bool) -> tuple[Cost, Any]:
     here, there = multiprocessing.Pipe(duplex=False)
 
     def child() -> None:
+        torch.set_num_threads(THREADS)
         held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         if warm:
             act()
@@ -158,7 +161,7 @@ def adapters(shape: str, kinds: Sequence[str], layers: int, speed: float) -> Ite
         sources = [read_adapter(folder) for folder in pair]
         model = peft_model(pair, shape, layers)
         moved = 3 * (pair[0] / "adapter_model.safetensors").stat().st_size
-        how = How(threads=int(os.environ.get("OMP_NUM_THREADS", 0)))
+        how = How(threads=THREADS)
         for kind in kinds:
             rounds = 1 if kind in SVD else 2
             costs = side_by_side(*sides(kind, sources, model, how), rounds)
@@ -213,7 +216,7 @@ def checkpoints(shape: str, layers: int, speed: float) -> Iterable[Row]:
             request = read_config(path)
             assert isinstance(request, Request)
             origin = base if request.base else None
-            output = Output(dtype="bfloat16", durable=False)
+            output = Output(dtype="bfloat16", threads=THREADS, durable=False)
             out, options = root / method, MergeOptions(quiet=True, write_model_card=False)
             ours = partial(merge_models, [one, two], origin, request.candidate, out / "a", output)
             theirs = partial(
@@ -252,6 +255,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=[*PLAIN, *SVD], metavar="KIND")
     parser.add_argument("--json", type=Path, default=Path("benchmark-merge.json"))
     told = parser.parse_args()
+    torch.set_num_threads(1)  # a process that has threads of its own must not be forked
     speed, rows = bandwidth(), []
     speedup.expect(speedup.WORTH)  # as work of the full size does
     print(

@@ -64,6 +64,24 @@ def all_finite(bits: Array) -> bool:
     return bool(odd == 0)
 
 
+@reordered
+def squares(x: Floats) -> float:
+    """Sum of squares, (m,), in float64; the order is the compiler's."""
+    summed = 0.0
+    for j in range(len(x)):
+        summed += np.float64(x[j]) * np.float64(x[j])
+    return summed
+
+
+@compiled
+def halves_finite(raw: Array) -> bool:
+    """Whether (m,) bfloat16, given as uint16, hold neither NaN nor Inf."""
+    odd = np.uint16(0)
+    for i in range(len(raw)):
+        odd |= np.uint16((raw[i] & np.uint16(0x7F80)) == np.uint16(0x7F80))
+    return bool(odd == 0)
+
+
 @compiled
 def weighted_sum(stack: Floats, weights: Floats, out: Floats) -> None:
     """``sum_i w_i x_i`` of (n, m), first to last from zero."""
@@ -75,6 +93,56 @@ def weighted_sum(stack: Floats, weights: Floats, out: Floats) -> None:
             x, weight = stack[i, start : start + CHUNK], weights[i]
             for j in range(len(summed)):
                 summed[j] += x[j] * weight
+
+
+@compiled
+def half_weighted_sum(
+    raws: Array, base: Array, weights: Floats, room: Array, out: Array
+) -> tuple[bool, float, float]:
+    """``base + sum_i w_i (x_i - base)`` in bfloat16, or without a base ``sum_i w_i x_i``.
+
+    Args:
+        raws: the x as they lie, (n, m) uint16.
+        base: (m,) uint16, or (0,).
+        room: (4, CHUNK) uint32, of any content.
+        out: (m,) uint16.
+
+    Returns:
+        Whether all inputs are finite; the squared norms of the change and of its rounding error.
+    """
+    n, m = raws.shape
+    energy, error, finite = 0.0, 0.0, True
+    for start in range(0, m, CHUNK):
+        stop = min(start + CHUNK, m)
+        one, origin = room[0, : stop - start], room[1, : stop - start]
+        summed, change = room[2, : stop - start], room[3, : stop - start].view(np.float32)
+        x, zero, values = one.view(np.float32), origin.view(np.float32), summed.view(np.float32)
+        change[:] = np.float32(0)
+        if len(base):
+            widen(base[start:stop], origin)
+            finite &= halves_finite(base[start:stop])
+        for i in range(n):
+            widen(raws[i, start:stop], one)
+            finite &= halves_finite(raws[i, start:stop])
+            weight = weights[i]
+            if len(base):
+                for j in range(len(x)):
+                    change[j] += (x[j] - zero[j]) * weight
+            else:
+                for j in range(len(x)):
+                    change[j] += x[j] * weight
+        if not len(base):
+            narrow(change.view(np.uint32), out[start:stop])
+            continue
+        for j in range(len(x)):
+            values[j] = zero[j] + change[j]
+        narrow(summed, out[start:stop])
+        widen(out[start:stop], one)
+        for j in range(len(x)):
+            x[j] -= values[j]
+        energy += squares(change)
+        error += squares(x)
+    return finite, energy, error
 
 
 @compiled
@@ -211,12 +279,3 @@ def pick(
         p = -np.int32((x > limit) | ((x == limit) & (j <= lasts[0])))
         q = -np.int32((y > other) | ((y == other) & (j <= lasts[1])))
         out[j] = (p & ~q & first[j]) | (q & ~p & second[j]) | (p & q & both[j])
-
-
-@reordered
-def squares(x: Floats) -> float:
-    """Sum of squares, (m,), in float64; the order is the compiler's."""
-    summed = 0.0
-    for j in range(len(x)):
-        summed += np.float64(x[j]) * np.float64(x[j])
-    return summed

@@ -7,7 +7,7 @@ inputs give equal bits in both libraries.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,13 +34,18 @@ def weighted_sum(
     stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
 ) -> Tensor:
     """``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``, 0 counting as 1."""
-    factors = weights * scale_of(weights, normalize, scale)
+    factors = scaled(None, weights, normalize=normalize, scale=scale)
     quick = loops(stack)
     if not quick:
         return total(stack * column(factors, stack))
     summed = np.empty(stack.shape[1:], np.float32)
     quick.weighted_sum(_flat(stack), like(factors, stack), summed.reshape(-1))
     return summed
+
+
+def scaled(gram: Any, weights: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Tensor:
+    """What each input of a weighted sum is multiplied by, (n,); the inputs have no say in it."""
+    return weights * scale_of(weights, normalize, scale)
 
 
 def scale_of(weights: Tensor, normalize: bool, scale: float) -> float:

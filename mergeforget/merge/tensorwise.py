@@ -24,6 +24,7 @@ from mergeforget.merge.methods import traits
 from mergeforget.merge.select import SMALL, Source
 from mergeforget.merge.select import blocks as row_blocks
 from mergeforget.merge.speedup import Room
+from mergeforget.merge.summed import half_blocks
 from mergeforget.merge.writer import SHARD_BYTES
 
 Array = NDArray[Any]
@@ -102,6 +103,12 @@ def model_job(
     if not info.floating:
         check_equal(first, info, theirs)
         return kept_job(first, info, output)
+
+    if output.stored(info) == "BF16" and precision == "float32" and output.device == "cpu":
+        summed = half_blocks(theirs, (base, info) if base else None, candidate)
+        if summed:
+            memory = 16 * (n + 2) * min(info.numel, SMALL + info.matrix[1])
+            return Job(info.name, "BF16", info.shape, summed, memory=memory)
 
     def rows(part: slice) -> Array:
         stack = _room.take("stack", (n, part.stop - part.start, info.matrix[1]), precision)

@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 import mergeforget.merge.select as select
 import mergeforget.merge.speedup as speedup
 from mergeforget.candidate import Candidate
+from mergeforget.errors import NumericError
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.chance import Chance
 from mergeforget.merge.election import consensus, weighted_sum
@@ -114,10 +115,10 @@ def models(tmp_path_factory: pytest.TempPathFactory, save_models: Callable[..., 
     return found
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties"])
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
 @pytest.mark.parametrize("dtype", ["auto", "float32", "float16"])
 def test_whole_models(models: list[Path], tmp_path: Path, method: str, dtype: str) -> None:
-    candidate = Candidate(method, None if method == "linear" else 0.5)
+    candidate = Candidate(method, 0.5 if "ties" in method else None, weights=(0.7, -0.3))
 
     def merged() -> bytes:
         merge_models(models[1:], models[0], candidate, tmp_path / "m", Output(dtype=dtype))
@@ -125,6 +126,49 @@ def test_whole_models(models: list[Path], tmp_path: Path, method: str, dtype: st
 
     ours, theirs = both(merged)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("arguments", [{}, {"normalize": True, "scale": 0.3}])
+def test_whole_models_without_a_base(
+    models: list[Path], tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    candidate = Candidate("linear", weights=(0.7, 0.5, -0.1), arguments=arguments)
+
+    def merged() -> bytes:
+        merge_models(models, None, candidate, tmp_path / "m")
+        return (tmp_path / "m" / "model.safetensors").read_bytes()
+
+    assert_same_bits(lambda: np.frombuffer(merged(), np.uint8))
+
+
+def test_a_sum_in_one_pass_tells_how_much_is_rounded_away() -> None:
+    draw = np.random.default_rng(4)
+    m, weights = 5000, np.array([0.7, -0.3], np.float32)
+    raws = round_to_bfloat16(draw.standard_normal((3, m)).astype(np.float32))
+    x = (raws.astype(np.uint32) << 16).view(np.float32)
+    out, room = np.empty(m, np.uint16), np.empty((4, compiled.CHUNK), np.uint32)
+    finite, energy, error = compiled.half_weighted_sum(raws[:2], raws[2], weights, room, out)
+    change = (x[0] - x[2]) * weights[0] + (x[1] - x[2]) * weights[1]
+    left = (out.astype(np.uint32) << 16).view(np.float32) - (x[2] + change)
+    assert finite and energy == pytest.approx(np.square(change, dtype="f8").sum())
+    assert error == pytest.approx(np.square(left, dtype="f8").sum())
+    raws[1, 4999] = 0x7F80
+    assert not compiled.half_weighted_sum(raws[:2], raws[2], weights, room, out)[0]
+
+
+def test_nan_is_named_where_the_sum_is_compiled(
+    tmp_path: Path, save_models: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(speedup, "_loops", compiled)
+    base, one, two = save_models(tmp_path, dtype=torch.bfloat16)
+    tensors = load_file(two / "model.safetensors")
+    name = next(n for n, x in tensors.items() if x.dim() == 2)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, two / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericError, match=f"{name} of {two} holds NaN"):
+        merge_models([one, two], base, Candidate("linear"), tmp_path / "out")
 
 
 @pytest.fixture

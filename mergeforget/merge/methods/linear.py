@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.election import scale_of, weighted_sum
+from mergeforget.merge.election import scaled, weighted_sum
 from mergeforget.merge.methods import merge_method
-
-
-def scaled(gram: Any, weights: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Tensor:
-    """What each input is multiplied by, (n,)."""
-    return weights * scale_of(weights, normalize, scale)
 
 
 @merge_method(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.election import weighted_sum
+from mergeforget.merge.election import scaled, weighted_sum
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.methods.linear import scaled
 
 
 @merge_method(
