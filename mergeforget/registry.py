@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Generic, TypeVar, cast
 
@@ -24,7 +25,7 @@ class Entry(Generic[F]):
     source: str
     needs: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Keyword-only arguments of ``fn``: what a recipe or the command line may set."""
         every = inspect.signature(self.fn).parameters

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -136,12 +135,12 @@ def _pair(
     second. The method is asked for each case once; every density then picks among the answers, as
     bits, so that they are those of the method to the last one.
     """
-    only = np.zeros_like(stack), np.zeros_like(stack)
-    only[0][0], only[1][1] = stack[0], stack[1]
+    only = _room.take("only", (2, *stack.shape), stack.dtype)
+    only[0, 0], only[0, 1], only[1, 0], only[1, 1] = stack[0], 0, 0, stack[1]
     cases = [merge(x, weights, density=1.0, **arguments) for x in (*only, stack)]
     quick = loops(*cases, stack)
     if quick:
-        return [_picked(stack, cases, pair, offset, quick) for pair in cuts]
+        return _picked(stack, cases, cuts, offset, quick)
     bits = f"i{stack.itemsize}"
     first, second, both = (x.view(bits) for x in cases)
     both = both ^ first ^ second
@@ -161,16 +160,16 @@ def _pair(
 
 
 def _picked(
-    stack: Tensor, cases: Sequence[Tensor], pair: Sequence[Cut], offset: int, quick: ModuleType
-) -> Tensor:
-    """The same for one density, by compiled loops."""
-    bounds = [cut.within(offset) for cut in pair]
-    merged = np.empty(cases[0].shape, np.float32)
+    stack: Tensor, cases: Sequence[Tensor], cuts: Sequence[Sequence[Cut]], offset: int, quick: Any
+) -> list[Tensor]:
+    """The same for all densities, by one pass of compiled loops."""
+    bounds = np.array([[cut.within(offset) for cut in pair] for pair in cuts])
+    merged = np.empty((len(cuts), *cases[0].shape), np.float32)
     quick.pick(
         *(x.reshape(-1).view(np.int32) for x in stack),
-        np.array([bits for bits, _ in bounds], np.int32),
-        np.array([last for _, last in bounds]),
+        bounds[:, :, 0].astype(np.int32),
+        bounds[:, :, 1],
         *(x.reshape(-1).view(np.int32) for x in cases),
-        merged.reshape(-1).view(np.int32),
+        merged.reshape(len(cuts), -1).view(np.int32),
     )
-    return merged
+    return list(merged)

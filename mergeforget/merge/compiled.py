@@ -250,6 +250,17 @@ def census(bits: Array, low: int, high: int, inside: Array) -> tuple[int, int, i
 
 
 @compiled
+def pick_by_size(
+    x: Array, y: Array, limit: Any, other: Any, a: Array, b: Array, ab: Array, picked: Array
+) -> None:
+    """The usual case of ``pick``, where a magnitude alone decides."""
+    for j in range(len(x)):
+        p = -np.int32((x[j] & MAGNITUDE) > limit)  # 0 or all bits
+        q = -np.int32((y[j] & MAGNITUDE) > other)
+        picked[j] = (p & ~q & a[j]) | (q & ~p & b[j]) | (p & q & ab[j])
+
+
+@compiled
 def pick(
     one: Array,
     two: Array,
@@ -260,22 +271,31 @@ def pick(
     both: Array,
     out: Array,
 ) -> None:
-    """For each place choose among four results by which of two entries its cut keeps.
+    """For each density and place choose among four results by which of two entries are kept.
 
     Args:
-        one, two: bits of the two tensors' entries, (m,) int32, as all that follow.
-        cuts, lasts: of the two, as ``trim`` takes them, (2,) int32 and int64.
+        one, two: bits of the two tensors' entries, (m,) int32, as ``first`` to ``both``.
+        cuts, lasts: of the two at each density, as ``trim`` takes them, (densities, 2) int32 and
+            int64.
         first, second, both: results where only the first is kept, only the second, both.
+        out: (densities, m) int32.
     """
-    limit, other = cuts[0], cuts[1]
-    if max(lasts[0], lasts[1]) < 0:
-        for j in range(len(one)):
-            p = -np.int32((one[j] & MAGNITUDE) > limit)  # 0 or all bits
-            q = -np.int32((two[j] & MAGNITUDE) > other)
-            out[j] = (p & ~q & first[j]) | (q & ~p & second[j]) | (p & q & both[j])
-        return
-    for j in range(len(one)):
-        x, y = one[j] & MAGNITUDE, two[j] & MAGNITUDE
-        p = -np.int32((x > limit) | ((x == limit) & (j <= lasts[0])))
-        q = -np.int32((y > other) | ((y == other) & (j <= lasts[1])))
-        out[j] = (p & ~q & first[j]) | (q & ~p & second[j]) | (p & q & both[j])
+    m = len(one)
+    for start in range(0, m, CHUNK):
+        stop = min(start + CHUNK, m)
+        x, y = one[start:stop], two[start:stop]
+        a, b, ab = first[start:stop], second[start:stop], both[start:stop]
+        for d in range(len(out)):
+            picked = out[d, start:stop]
+            if max(lasts[d, 0], lasts[d, 1]) < 0:
+                pick_by_size(x, y, cuts[d, 0], cuts[d, 1], a, b, ab, picked)
+                continue
+            for j in range(len(x)):
+                size, other = x[j] & MAGNITUDE, y[j] & MAGNITUDE
+                p = -np.int32(
+                    (size > cuts[d, 0]) | ((size == cuts[d, 0]) & (start + j <= lasts[d, 0]))
+                )
+                q = -np.int32(
+                    (other > cuts[d, 1]) | ((other == cuts[d, 1]) & (start + j <= lasts[d, 1]))
+                )
+                picked[j] = (p & ~q & a[j]) | (q & ~p & b[j]) | (p & q & ab[j])

@@ -213,7 +213,7 @@ def _in_factors(
     merged = [LowRankDelta(x, y, 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
         wanted = _stacked(deltas, weights)
-        return [Part(m, wanted.norm() ** 2, _apart(m, wanted)) for m in merged]
+        return [Part(m, *_compared(m, wanted)) for m in merged]
     if not how.compare:
         return [Part(m, 0.0, None) for m in merged]
     dense = merge_whole(products(deltas), weights, candidates, module)
@@ -257,9 +257,15 @@ def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
     return LowRankDelta(a, b, delta.scaling)
 
 
-def _apart(one: LowRankDelta, other: LowRankDelta) -> float:
-    """Squared Frobenius distance, from rank-sized matrices."""
-    return max(0.0, one.norm() ** 2 + other.norm() ** 2 - 2 * one.inner(other))
+def _compared(one: LowRankDelta, wanted: LowRankDelta) -> tuple[float, float]:
+    """Squared norm of ``wanted`` and squared distance from it, from rank-sized matrices.
+
+    Both have the scaling 1.
+    """
+    a = np.concatenate([one.a, wanted.a]).astype(np.float64)
+    b = np.concatenate([one.b, -wanted.b], axis=1).astype(np.float64)
+    products = (a @ a.T) * (b.T @ b)  # of each pair of rank-one terms
+    return float(products[one.rank :, one.rank :].sum()), max(0.0, float(products.sum()))
 
 
 def _square(x: Array) -> float:
