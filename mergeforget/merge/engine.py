@@ -233,8 +233,14 @@ def products(deltas: Sequence[LowRankDelta]) -> Source:
     """The dense changes of one module, multiplied out block by block."""
 
     def rows(part: slice, across: slice = slice(None)) -> Array:
-        stack = [d.scaling * (d.b[part] @ d.a[:, across]) for d in deltas]
-        return np.stack(stack)
+        factors = [(d.b[part], d.a[:, across]) for d in deltas]
+        stack = np.empty(
+            (len(deltas), len(factors[0][0]), factors[0][1].shape[1]), factors[0][0].dtype
+        )
+        for place, (b, a), d in zip(stack, factors, deltas, strict=True):
+            np.matmul(b, a, out=place)
+            place *= d.scaling
+        return stack
 
     def sample(down: int, across: int) -> Array:
         return rows(slice(None, None, down), slice(None, None, across))
