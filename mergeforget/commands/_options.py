@@ -33,6 +33,17 @@ def set_option(command: F) -> F:
     )
 
 
+def dtype_option(command: F) -> F:
+    """``--dtype``: how the weights of a whole model are stored."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Of a whole model; auto keeps the base's.",
+    )(command)
+
+
 def chosen_run(folder: Path | None) -> Any:
     """The run folder to work on; says which when none was named."""
     from mergeforget.console import say

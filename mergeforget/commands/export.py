@@ -6,20 +6,20 @@ from pathlib import Path
 
 import click
 
-from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+from mergeforget.commands._options import (
+    chosen_run,
+    dtype_option,
+    emit,
+    json_option,
+    run_argument,
+)
 
 
 @click.command("export")
 @run_argument
 @click.option("--candidate", default="", help="Name under RUN/candidates.  [default: the chosen]")
 @click.option("--full", is_flag=True, help="The whole model instead of the adapter.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Of a whole model; auto keeps the base's.",
-)
+@dtype_option
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write.  [default: RUN/export/NAME-adapter or -model]",

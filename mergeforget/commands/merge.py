@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergeforget.commands import _merge as asked
-from mergeforget.commands._options import emit, json_option, run_argument
+from mergeforget.commands._options import dtype_option, emit, json_option, run_argument
 
 if TYPE_CHECKING:
     from mergeforget.candidate import Candidate
@@ -81,13 +81,7 @@ FOLDER = click.Path(path_type=Path)
 @click.option("--full", is_flag=True, help="Write a whole model: the base with the merged change.")
 @click.option("--base", help="Model that adapters or models came from.  [default: the run's]")
 @click.option("--model", "models", multiple=True, type=FOLDER, help="Model to merge; repeat it.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    default="auto",
-    show_default=True,
-    help="Of a whole model; auto keeps the base's.",
-)
+@dtype_option
 @click.option(
     "--max-memory", callback=asked.size, metavar="SIZE", help="For a whole model: 800MB, 4GB."
 )

@@ -24,6 +24,10 @@ from mergeforget.search.objective import Rank
 FLOOR_MISSED = 10.0  # a missed floor weighs more than any value, which is at most about 1
 CUT_OFF = "cut_off"
 ABANDONED = timedelta(hours=1)  # after so long a worker that told nothing is taken for dead
+DRIVERS = (
+    "PostgreSQL: pip install 'psycopg[binary]'. MySQL: pip install pymysql, and write the address "
+    "as mysql+pymysql://..."
+)
 OPENINGS = 3  # trials of opening a storage
 UNWRITTEN = 10.0  # seconds after which a trial without values is a killed worker's
 PAUSE = 0.2  # seconds before another look
@@ -58,6 +62,11 @@ class Study:
                 return
             except MergeforgetError:
                 raise
+            except ImportError as error:
+                raise InputError(
+                    f"The database of {storage} is reached through a package that is not "
+                    f"installed ({error.__cause__ or error}). {DRIVERS}"
+                ) from error
             except Exception as error:
                 if not left:
                     raise InputError(f"Cannot open the study in {storage}: {error}") from error

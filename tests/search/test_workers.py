@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import pytest
 from click.testing import CliRunner
 
 from mergeforget.cli import main
+from mergeforget.errors import InputError
 from mergeforget.files import read_json, read_jsonl
+from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
+from mergeforget.search.study import Study
 
 WORKER = """
 import json, sys, time
@@ -38,7 +42,13 @@ print(json.dumps(done))
 SHARED = ("--strategy", "tpe", "--densities", "0.2,0.5,0.8", "--first", "0.5")
 
 
-@pytest.mark.parametrize("storage", ["sqlite:///study.db", "study.journal"])
+def storages() -> list[str]:
+    """A file of each kind, and the empty databases that MERGEFORGET_DATABASES names, if any."""
+    further = os.environ.get("MERGEFORGET_DATABASES", "").split()
+    return ["sqlite:///study.db", "study.journal", *further]
+
+
+@pytest.mark.parametrize("storage", storages())
 def test_two_processes_measure_no_candidate_twice(tmp_path: Path, storage: str) -> None:
     command = [sys.executable, "-c", WORKER, storage]
     workers = [
@@ -54,8 +64,6 @@ def test_two_processes_measure_no_candidate_twice(tmp_path: Path, storage: str) 
 
 def environment() -> dict[str, str]:
     """This checkout first on the path, wherever the process runs."""
-    import os
-
     root = str(Path(__file__).parent.parent.parent)
     return os.environ | {"PYTHONPATH": root}
 
@@ -72,6 +80,11 @@ def test_what_a_worker_explored_is_adopted_by_who_chooses(tiny_run: Run, tmp_pat
         {r["subject"] for r in read_jsonl(run.scores)} - {"base", "over", "under"} for run in runs
     )
     assert len(of_worker) == 2 and of_worker < of_chooser
+
+
+def test_a_database_without_its_package_says_which(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is reached through a package.*pip install pymysql"):
+        Study(SearchSpec(strategy="tpe"), "mysql+pyodbc://nobody@127.0.0.1/none", "shared")
 
 
 def test_a_worker_needs_something_to_share(tiny_run: Run, tmp_path: Path) -> None:
