@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
+
+BRING_BLAS = ("numpy", "scipy", "scipy.linalg", "torch")
 
 
 @contextmanager
@@ -22,5 +26,12 @@ def workers(threads: int = 0) -> Iterator[ThreadPoolExecutor]:
         threads: 0 for one per core.
     """
     count = threads or os.cpu_count() or 1
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
+    limits = _libraries(tuple(name in sys.modules for name in BRING_BLAS))
+    with limits.limit(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
         yield pool
+
+
+@cache
+def _libraries(loaded: tuple[bool, ...]) -> ThreadpoolController:
+    """The linear algebra in this process; to look for it takes longer than a small merge."""
+    return ThreadpoolController()
