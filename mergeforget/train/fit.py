@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
@@ -172,9 +173,19 @@ def _run(trainer: UnlearningTrainer, job: Job) -> None:
         if isinstance(callback, TensorBoardCallback):  # not among the checkpoints, which go
             callback.logging_dir = str(job.run.root / "tensorboard" / job.stage)
     start = on_main(lambda: _start(job))
-    with explained(job.checkpoints), quiet():
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    try:
+        with explained(job.checkpoints), quiet():
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+    finally:
+        _close_reports()
     trainer.accelerator.free_memory()
+
+
+def _close_reports() -> None:
+    """End a run at Weights & Biases, which the Trainer leaves open for the next stage to fall in."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish()
 
 
 def _start(job: Job) -> Path | None:

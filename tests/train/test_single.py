@@ -79,6 +79,26 @@ def test_tensorboard_gets_every_term(tiny_folder: Path, files: list[str], tmp_pa
         assert shown == pytest.approx([line["terms"][label] for line in lines])
 
 
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_reporters_get_every_term_without_a_network(
+    name: str, tiny_folder: Path, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(kept))
+    monkeypatch.setenv("TRACKIO_DIR", str(kept))  # read when it is imported
+    pytest.importorskip(name)
+    done = run(
+        "train", "--recipe", "graddiff", "--model", str(tiny_folder),
+        "--out", str(tmp_path / "run"), *files,
+        "--set", "train.epochs=1", "--set", f"train.report_to=[{name}]",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    written = b"".join(file.read_bytes() for file in kept.rglob("*") if file.is_file())
+    assert b"term/ga_forget" in written and b"term/gd_retain" in written, sorted(kept.rglob("*"))
+
+
 def test_a_reporter_that_is_not_installed_is_named(
     tiny_folder: Path, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
