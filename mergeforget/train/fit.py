@@ -182,7 +182,7 @@ def _run(trainer: UnlearningTrainer, job: Job) -> None:
 
 
 def _close_reports() -> None:
-    """End a run at Weights & Biases, which the Trainer leaves open for the next stage to fall in."""
+    """End a run at Weights & Biases: the Trainer leaves it open for the next stage to fall in."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
