@@ -104,16 +104,20 @@ def drop(stack: Tensor, density: float, chance: Chance, *, rescale: Rescale = "d
 
 
 def rescaled(kept: Tensor, stack: Tensor, density: float, rescale: Rescale) -> Tensor:
-    """Make up for the entries that a random method dropped, see ``drop``."""
+    """Make up, in place, for the entries that a random method dropped, see ``drop``."""
     if rescale == "none":
         return kept
     if rescale == "density":
-        return kept / density
+        kept /= density
+        return kept
     if rescale != "l1":
         raise UsageError(f"rescale is {rescale!r}; it must be one of density, l1, none.")
     if isinstance(rescale, KnownL1):
-        return kept * column(rescale.factors, stack)
-    return kept * column(l1_factors(row_sums(stack), row_sums(kept)), stack)
+        factors = rescale.factors
+    else:
+        factors = l1_factors(row_sums(stack), row_sums(kept))
+    kept *= column(factors, stack)
+    return kept
 
 
 def row_sums(stack: Tensor) -> Tensor:
