@@ -66,7 +66,7 @@ def peft_model(pair: list[Path], shape: str, layers: int) -> Any:
 
     hidden, kv, inner, _ = SHAPES[shape]
     config = LlamaConfig(
-        vocab_size=128, hidden_size=hidden, intermediate_size=inner, 
+        vocab_size=128, hidden_size=hidden, intermediate_size=inner,
         num_hidden_layers=max(1, layers),
         num_attention_heads=hidden // 64, num_key_value_heads=kv // 64,
     )  # fmt: skip
