@@ -9,6 +9,7 @@ from typing import Any
 from mergeforget.candidate import Candidate
 from mergeforget.score import Score, find
 from mergeforget.search.disagreement import disagreement
+from mergeforget.search.ends import one_sided
 from mergeforget.search.halves import PARTS
 from mergeforget.search.objective import Objective, figure, known_share
 
@@ -65,11 +66,12 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
     warning = disagreement(best.name, best.scores, anchors.base, objective)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
         warning += f" The reporting half alone would choose {other.name}."
+    warnings = [text for text in (one_sided(anchors.over, anchors.under), warning) if text]
     return Choice(
         scored=best,
         objective=objective,
         sentence=why(best, scored, anchors, objective),
-        warning=warning,
+        warning=" ".join(warnings) or None,
         pareto=pareto(scored),
         measured=len(scored),
     )

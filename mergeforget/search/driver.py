@@ -23,6 +23,7 @@ from mergeforget.run import Run
 from mergeforget.search.budget import Budget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose
 from mergeforget.search.data import load_data
+from mergeforget.search.ends import one_sided
 from mergeforget.search.evaluator import Evaluator, load_evaluator, score_parts
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.grid import begin_at, grid
@@ -155,6 +156,8 @@ class Searching:
             for name in todo:
                 self._measure(name, adapters[name])
                 bar.advance(note=name)
+        if warning := one_sided(self.store.scores["over"], self.store.scores["under"]):
+            say(f"Warning: {warning}")
 
     def in_order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Where the budget may end the search early, what the pair predicts comes first."""

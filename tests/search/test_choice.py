@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import re
+
+import pytest
 
 from mergeforget.candidate import Candidate
 from mergeforget.score import Score
@@ -39,6 +42,23 @@ CANDIDATES = [
 def test_the_nearest_to_one_half_is_chosen_on_the_choosing_half() -> None:
     choice = choose(CANDIDATES, ANCHORS, parse_objective("mia"))
     assert choice.scored.name == "ties-factors-d0.30" and choice.warning is None
+
+
+@pytest.mark.parametrize(
+    "over, under, said",
+    [
+        (0.97, 1.0, "both still know the forget set .MIA AUC 0.970 and 1.000.*pair.over.learning"),
+        (0.1, 0.4, "both avoid the forget set.*a lower --set pair.under.learning_rate"),
+        (0.53, 0.9, None),
+        (0.1, 0.47, None),
+    ],
+)
+def test_a_pair_on_one_side_of_chance_is_warned_of(
+    over: float, under: float, said: str | None
+) -> None:
+    ends = [scores(auc, auc, 0.5, 0.9) for auc in (over, under)]
+    warning = choose(CANDIDATES, Anchors(ANCHORS.base, *ends), parse_objective("mia")).warning
+    assert (warning is None) if said is None else re.search(said, warning or "")
 
 
 def test_the_sentence_gives_the_figures() -> None:
