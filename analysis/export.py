@@ -12,7 +12,7 @@ from mergeforget.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
 from mergeforget.analysis.card import card_of
 from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.candidate import Candidate
-from mergeforget.errors import InputError, VerificationError
+from mergeforget.errors import InputError, VerificationError, suggest
 from mergeforget.files import read_jsonl, sha256, whole, write_json, write_text
 from mergeforget.merge.apply import applied
 from mergeforget.merge.full import fold_adapters
@@ -63,6 +63,12 @@ def export(
     """
     name = name or _chosen(run)
     source = run.candidates / name
+    if not source.is_dir():
+        known = sorted(p.name for p in run.candidates.glob("*") if p.is_dir())
+        raise InputError(
+            f"{run.root} has no candidate {name!r}.{suggest(name, known)} Known: "
+            f"{', '.join(known) or 'none yet; mergeforget search makes them'}."
+        )
     adapter = read_adapter(source, name)
     kind = "model" if full else "adapter"
     out = out or run.root / "export" / f"{name}-{kind}"

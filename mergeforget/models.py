@@ -307,5 +307,5 @@ def _explained(name: str, path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what another library says."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of what another library says, as a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ") + "."

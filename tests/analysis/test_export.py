@@ -106,6 +106,11 @@ def test_a_run_without_a_choice_names_its_candidates(chosen: Run) -> None:
     assert json.loads(CliRunner().invoke(main, named).stdout)["kind"] == "adapter"
 
 
+def test_a_candidate_that_is_not_there_is_told_from_those_that_are(chosen: Run) -> None:
+    with pytest.raises(InputError, match="no candidate 'ties-factors-d0.5'. Did you mean 'ties-f"):
+        export(chosen, name="ties-factors-d0.5")
+
+
 def test_the_card_has_the_metadata_of_the_hub(chosen: Run, tiny_folder: Path) -> None:
     text = (Path(export(chosen).folder) / "README.md").read_text()
     _, metadata, body = text.split("---\n", 2)
