@@ -36,19 +36,24 @@ def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) 
     """
     import torch
 
-    weights = {name: _weight(model, name, delta) for name, delta in adapter.deltas.items()}
-    originals = {name: weight.data for name, weight in weights.items()}
+    originals = {name: weight_of(model, name, delta) for name, delta in adapter.deltas.items()}
     try:
         with torch.no_grad():
-            for name, weight in weights.items():
+            for name, weight in originals.items():
                 room = None if buffers is None else buffers.get(name)
-                weight.data = _added(weight.data, adapter.deltas[name], _transposed(adapter), room)
+                merged = _added(weight.data, adapter.deltas[name], _transposed(adapter), room)
                 if buffers is not None:
-                    buffers[name] = weight.data
+                    buffers[name] = merged
+                # a new parameter, not new data: a tied embedding keeps its own
+                _put(model, name, torch.nn.Parameter(merged, weight.requires_grad))
         yield
     finally:
-        for name, weight in weights.items():
-            weight.data = originals[name]
+        for name, weight in originals.items():
+            _put(model, name, weight)
+
+
+def _put(model: nn.Module, name: str, weight: nn.Parameter) -> None:
+    model.get_submodule(name).weight = weight
 
 
 def _added(weight: Tensor, delta: LowRankDelta, transposed: bool, room: Tensor | None) -> Tensor:
@@ -66,7 +71,12 @@ def _added(weight: Tensor, delta: LowRankDelta, transposed: bool, room: Tensor |
     return torch.addmm(weight, left, right, alpha=delta.scaling, out=room)
 
 
-def _weight(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
+def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
+    """The weight of the module that a delta changes.
+
+    Raises:
+        InputError: the model has no such module, or its weight has another shape.
+    """
     try:
         weight: Any = model.get_submodule(name).weight
     except AttributeError as error:

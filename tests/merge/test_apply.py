@@ -75,6 +75,22 @@ def test_a_base_that_stores_its_weights_transposed() -> None:
         torch.testing.assert_close(net[0].weight.data, wanted)
 
 
+def test_a_tied_embedding_stays_when_the_output_layer_changes(make_model: Any) -> None:
+    """As on PEFT's unmerged adapter, which changes what the layer gives and nothing else."""
+    net = make_model()
+    draw = np.random.default_rng(0)
+    a, b = draw.standard_normal((2, 32)), draw.standard_normal((259, 2))
+    delta = LowRankDelta(a.astype(np.float32), b.astype(np.float32), 0.5)
+    embedded = net.get_input_embeddings().weight
+    assert net.lm_head.weight is embedded
+    before = embedded.clone()
+    with applied(net, Adapter("merged", {"lm_head": delta}, {})):
+        assert torch.equal(net.get_input_embeddings().weight, before)
+        changed = before + torch.from_numpy(delta.dense())
+        torch.testing.assert_close(net.lm_head.weight.data, changed)
+    assert net.lm_head.weight is embedded and torch.equal(embedded, before)
+
+
 def test_an_adapter_of_another_model_is_refused() -> None:
     change = adapter()
     with pytest.raises(InputError, match="no module '7'"):
