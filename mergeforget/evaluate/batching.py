@@ -112,7 +112,7 @@ def run_halving(
         try:
             results = work(batch)
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise ResourceError(
@@ -138,7 +138,8 @@ def _evaluating(model: Any) -> Iterator[None]:
         model.train(was_training)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch says so, on a GPU or a CPU."""
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,35 @@ from transformers.cache_utils import DynamicLayer
 from mergeforget.evaluate.batching import in_batches, token_budget
 
 
+@dataclass(frozen=True)
+class Owners:
+    """Whose each prompt is, where a model is another one for each owner; by default it is not.
+
+    Attributes:
+        of: a number for each prompt.
+        tell: is given the owners of the rows of the next passes.
+    """
+
+    of: Sequence[int] = ()
+    tell: Callable[[list[int]], None] | None = None
+
+    def part(self, places: Sequence[int]) -> Owners:
+        """The same for some of the prompts."""
+        return self if self.tell is None else Owners([self.of[i] for i in places], self.tell)
+
+    def together(self, rows: list[int]) -> list[int]:
+        """Rows of one owner beside each other, which costs a pass less."""
+        return rows if self.tell is None else sorted(rows, key=self.of.__getitem__)
+
+    def come(self, rows: Sequence[int]) -> None:
+        """The next passes have these rows."""
+        if self.tell is not None:
+            self.tell([self.of[row] for row in rows])
+
+
+ONE_OWNER = Owners()
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -24,6 +54,7 @@ def generate(
     batch_tokens: int | None = None,
     label: str = "Generate",
     on_done: Callable[[int, str], None] | None = None,
+    owners: Owners = ONE_OWNER,
 ) -> list[str]:
     """What the model writes after each prompt, greedily, until it ends the text by itself.
 
@@ -52,6 +83,7 @@ def generate(
         batch_tokens=batch_tokens,
         label=label,
         on_done=keep,
+        owners=owners,
     )
     return completions
 
@@ -65,12 +97,18 @@ def generate_ids(
     batch_tokens: int | None = None,
     label: str = "Generate",
     on_done: Callable[[int, list[int]], None] | None = None,
+    owners: Owners = ONE_OWNER,
 ) -> list[list[int]]:
     """New token ids for each prompt, the one that ended it included."""
+
+    def work(places: list[int]) -> list[list[int]]:
+        batch = [prompts[place] for place in places]
+        return greedy(model, batch, stop, max_new_tokens, owners.part(places))
+
     return in_batches(
         model,
         [len(p) for p in prompts],
-        lambda places: greedy(model, [prompts[i] for i in places], stop, max_new_tokens),
+        work,
         budget=batch_tokens or token_budget(model),
         extra=max_new_tokens,
         label=label,
@@ -80,14 +118,19 @@ def generate_ids(
 
 @torch.inference_mode()
 def greedy(
-    model: Any, prompts: Sequence[list[int]], stop: Sequence[int], max_new_tokens: int
+    model: Any,
+    prompts: Sequence[list[int]],
+    stop: Sequence[int],
+    max_new_tokens: int,
+    owners: Owners = ONE_OWNER,
 ) -> list[list[int]]:
     """Greedy decoding of one batch; a row that has ended leaves the batch."""
     new = torch.full((len(prompts), max_new_tokens), -1, device=model.device)
     ends = torch.tensor(list(stop), device=model.device)
     last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
     if max_new_tokens:
-        order, logits, cache, mask = prefill(model, prompts, last)
+        order, logits, cache, mask = prefill(model, prompts, last, owners)
+        owners.come(order)
         rows = torch.tensor(order, device=model.device)  # those still in the batch
         positions = mask.sum(1, keepdim=True)  # of the token that comes next
     for step in range(max_new_tokens):
@@ -100,6 +143,7 @@ def greedy(
             kept = going.nonzero().squeeze(1)
             cache.batch_select_indices(kept)
             rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
+            owners.come(rows.tolist())
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         logits = model(
             input_ids=chosen[:, None],
@@ -114,7 +158,7 @@ def greedy(
 
 
 def prefill(
-    model: Any, prompts: Sequence[list[int]], last: dict[str, int]
+    model: Any, prompts: Sequence[list[int]], last: dict[str, int], owners: Owners
 ) -> tuple[list[int], Tensor, Any, Tensor]:
     """Read the prompts, those of like length together, so that little padding is computed.
 
@@ -125,7 +169,9 @@ def prefill(
     read = []
     groups = like_lengths([len(p) for p in prompts]) if _plain_cache(model) else [
         list(range(len(prompts)))]  # fmt: skip
+    groups = [owners.together(group) for group in groups]
     for group in groups:
+        owners.come(group)
         ids, mask = pad_left([prompts[i] for i in group], model.device)
         cache = DynamicCache(config=model.config)
         logits = model(
