@@ -131,6 +131,7 @@ class SearchSpec(Part):
     groups: Positive = 1  # of layers, each with a density of its own
     strategy: Literal["grid", "refine", "tpe", "nsga2"] = "grid"
     finalists: Positive | None = None  # measured in full; None: all of a grid, else a fifth
+    together: Positive | None = None  # that answer in one batch; None: as many as fill it
     objective: str = "mia"
     choose_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     seed: int = 0

@@ -42,6 +42,12 @@ if TYPE_CHECKING:
     help="Generate with so many only, those that are best by likelihoods.  "
     "[default: all of a grid, else a fifth]",
 )
+@click.option(
+    "--together",
+    type=click.IntRange(min=1),
+    help="Let so many answer in one batch, unmerged.  [default: as many as fill a batch of the "
+    "device, in a race of finalists 1]",
+)
 @click.option("--budget", metavar="N|TIME", help="Candidates to look at, or a time: 90s, 10m, 2h.")
 @click.option("--seed", type=int, help="Of the two halves, of methods and strategies that draw.")
 @click.option(
@@ -94,7 +100,7 @@ def searched(run: Run, options: dict[str, Any]) -> SearchSpec:
     """The recipe's section with what the command line says instead."""
     from mergeforget.recipe import change, load_recipe
 
-    plain = ("densities", "groups", "objective", "strategy", "finalists", "seed")
+    plain = ("densities", "groups", "objective", "strategy", "finalists", "together", "seed")
     given = {key: options[key] for key in plain}
     given |= {key: _words(options[key]) for key in ("methods", "spaces", "ranks")}
     given["weights"] = [_words(pair) for pair in (options["weights"] or "").split(";") if pair]

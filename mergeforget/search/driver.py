@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.guess import ENDS, Guess
 from mergeforget.search.merging import merge_all, read_pair
 from mergeforget.search.objective import parse_objective
-from mergeforget.search.race import READ_BY_LOOKS, best_rank, next_finalist
+from mergeforget.search.race import READ_BY_LOOKS, best_rank, next_finalists
 from mergeforget.search.store import Store
 from mergeforget.search.study import Study
 
@@ -124,7 +125,7 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
 
 def open_study(run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options) -> Study:
     """The study of this pair, this data and these axes; others have another name."""
-    said = spec.model_dump(mode="json", exclude={"finalists"}, exclude_defaults=True)
+    said = spec.model_dump(mode="json", exclude={"finalists", "together"}, exclude_defaults=True)
     decides = {**settings, "search": said}
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     study = Study(spec, options.storage or run.search / "study.journal", name)
@@ -150,12 +151,16 @@ class Searching:
 
     def measure_ends(self) -> None:
         """The model before, over and under: what candidates are compared with."""
-        todo = [name for name in ENDS if not self.store.has(name)]
         adapters = dict(zip(ENDS, (None, *self.pair), strict=True))
+        todo = [name for name in ENDS if not self.store.has(name)]
+        at_once = self.together() if len(todo) > 1 else 1
         with progress("Ends of the pair", len(todo)) as bar:
-            for name in todo:
-                self._measure(name, adapters[name])
-                bar.advance(note=name)
+            for _, some in groupby(todo, lambda name: ENDS.index(name) // at_once):
+                every = {name: adapters[name] for name in some}
+                self._answer(every)
+                for name, adapter in every.items():
+                    self._measure(name, adapter)
+                    bar.advance(note=name)
         if warning := one_sided(self.store.scores["over"], self.store.scores["under"]):
             say(f"Warning: {warning}")
 
@@ -185,14 +190,19 @@ class Searching:
         todo = budget.cut([c for c in candidates if not self.store.has(c.name)], len(done))
         if done:
             say(f"{len(done)} candidates were measured before and are kept.")
+        at_once = self.together() if len(todo) > 1 else 1
+        group = {c.name: place // at_once for place, c in enumerate(candidates)}
         with progress("Search", len(done) + len(todo), done=len(done)) as bar:
-            for merged in merge_all(self.pair, todo):
+            for _, some in groupby(merge_all(self.pair, todo), lambda m: group[m.candidate.name]):
                 if not budget.allows(len(done)):
                     say("The time of the budget is spent.")
                     break
-                if self._measure_merged(merged):
-                    done.append(merged.candidate)
-                bar.advance(note=self._best_so_far(done))
+                every = list(some)
+                self._answer({merged.candidate.name: merged.adapter for merged in every})
+                for merged in every:
+                    if self._measure_merged(merged):
+                        done.append(merged.candidate)
+                    bar.advance(note=self._best_so_far(done))
 
     def measure_finalists(self, seen: Sequence[Candidate]) -> list[Candidate]:
         """Those in full that are worth it; see ``race`` where likelihoods tell the objective."""
@@ -204,13 +214,14 @@ class Searching:
             return chosen
         measured: list[Candidate] = []
         waiting = sorted(seen, key=lambda c: c.name)
-        while following := next_finalist(self.explorer, waiting, measured):
+        at_once = self.spec.together or 1  # each corrects the looks of those that wait
+        while following := next_finalists(self.explorer, waiting, measured, at_once):
             best = best_rank(self.explorer, measured)
             if len(measured) >= len(chosen) and best is not None and not best.shortfall:
                 break  # enough were measured, and the best of them keeps every floor
-            waiting.remove(following)
-            self.measure_candidates([following], Budget())
-            measured += [following] if self.store.has(following.name) else []
+            waiting = [c for c in waiting if c not in following]
+            self.measure_candidates(following, Budget())
+            measured += [c for c in following if self.store.has(c.name)]
         return measured
 
     def finish(self, candidates: Sequence[Candidate], explored: int) -> Choice:
@@ -222,6 +233,15 @@ class Searching:
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
         self.run.set_state("search", "done", chosen=choice.scored.name)
         return choice
+
+    def together(self) -> int:
+        """How many answer in one batch."""
+        return self.spec.together or self.explorer.evaluator().room()
+
+    def _answer(self, adapters: Mapping[str, Adapter | None]) -> None:
+        """Let several answer in one batch; one alone does so when it is measured."""
+        if len(adapters) > 1:
+            self.explorer.evaluator().answer(adapters)
 
     def _measure_merged(self, merged: Merged) -> bool:
         name = merged.candidate.name

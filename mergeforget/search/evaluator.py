@@ -1,8 +1,8 @@
-"""Measures candidates on one loaded model: each is applied in place and taken off again."""
+"""Measures candidates on one loaded model: applied in place one by one, or some side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,11 +10,15 @@ from typing import Any
 
 from mergeforget.adapter import Adapter
 from mergeforget.benchmarks import BENCHMARKS
+from mergeforget.console import say
 from mergeforget.data.schema import Measured
+from mergeforget.errors import NumericError, ResourceError
 from mergeforget.evaluate.measure import Membership, measure
-from mergeforget.evaluate.readings import Kept
+from mergeforget.evaluate.readings import Kept, prompt_key
+from mergeforget.evaluate.together import generate_together, room
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
+from mergeforget.merge.side_by_side import UnfitError
 from mergeforget.recipe import Recipe, SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.coarse import with_coarse
@@ -29,35 +33,87 @@ class Evaluator:
     Attributes:
         model: plain, without an adapter.
         buffers: memory of merged weights, used again for each candidate.
-        readings: folder of what glances have read, a file a candidate; None keeps nothing.
+        readings: folder of what was read and answered before ``measure``, two files a candidate.
+        divisible: whether rows of one batch may belong to different candidates, as far as is known.
     """
 
     model: Any
     tokenizer: Any
     data: SearchData
     max_new_tokens: int
+    readings: Path
     membership: Membership = "documents"
     buffers: Buffers = field(default_factory=dict)
-    readings: Path | None = None
+    divisible: bool = True
+
+    def room(self) -> int:
+        """How many candidates are worth answering side by side; see ``evaluate.together``."""
+        prompts = {row.input for row in (*self.data.forget, *self.data.retain)}
+        return room(self.model, self.tokenizer, sorted(prompts), self.max_new_tokens)
+
+    def answer(self, adapters: Mapping[str, Adapter | None]) -> None:
+        """Write the answers of several candidates in one batch, and keep them for ``measure``.
+
+        They are kept batch by batch. A candidate whose likelihoods are no numbers is passed over;
+        when it is measured, that says why. Where the model cannot answer for several at once, each
+        answers when it is measured.
+        """
+        if not self.divisible:
+            return
+        sound = [label for label, adapter in adapters.items() if self._sound(adapter, label)]
+        kept = [Kept(self._answers(label)) for label in sound]
+        rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
+        asked = [[row for key, row in rows.items() if key not in k.completions] for k in kept]
+        try:
+            generate_together(
+                self.model,
+                self.tokenizer,
+                [adapters[label] or Adapter(label, {}, {}) for label in sound],
+                [[row.input for row in own] for own in asked],
+                max_new_tokens=self.max_new_tokens,
+                label=f"answers of {len(sound)} candidates",
+                on_done=lambda i, j, text: kept[i].keep_completion(asked[i][j], text),
+            )
+        except (UnfitError, ResourceError) as error:
+            say(f"Candidates answer one after the other: {error}")
+            self.divisible = False
 
     def glance(self, adapter: Adapter | None, label: str, data: SearchData) -> Measured:
         """Likelihoods of some of the data, without a generated answer; kept for ``measure``."""
-        kept = Kept()
-        measured = self._measure(adapter, label, data, 0, kept)
-        if self.readings is not None:
-            rows = [{"key": key, **asdict(one)} for key, one in kept.readings.items()]
-            write_jsonl(self.readings / f"{label}.jsonl", rows)
-        return replace(measured, answers=[])
+        return self._read(adapter, label, data)
 
     def measure(self, adapter: Adapter | None, label: str) -> Measured:
         """Everything that is read off the model with an adapter, or without.
 
-        What a glance has read of the same candidate is not read again.
+        What a glance has read of the same candidate is not read again, and what was answered side
+        by side with others is not answered again.
         """
-        kept = Kept()
-        if self.readings is not None:
-            kept.readings |= Kept(self.readings / f"{label}.jsonl").readings
+        kept = Kept(
+            readings=Kept(self._readings(label)).readings,
+            completions=Kept(self._answers(label)).completions,
+        )
         return self._measure(adapter, label, self.data, self.max_new_tokens, kept)
+
+    def _sound(self, adapter: Adapter | None, label: str) -> bool:
+        """Read the likelihoods, and say whether they are numbers."""
+        try:
+            self._read(adapter, label, self.data)
+        except NumericError:
+            return False
+        return True
+
+    def _read(self, adapter: Adapter | None, label: str, data: SearchData) -> Measured:
+        kept = Kept(readings=Kept(self._readings(label)).readings)
+        measured = self._measure(adapter, label, data, 0, kept)
+        rows = [{"key": key, **asdict(one)} for key, one in kept.readings.items()]
+        write_jsonl(self._readings(label), rows)
+        return replace(measured, answers=[])
+
+    def _readings(self, label: str) -> Path:
+        return self.readings / f"{label}.jsonl"
+
+    def _answers(self, label: str) -> Path:
+        return self.readings / f"{label}.answers.jsonl"
 
     def _measure(
         self, adapter: Adapter | None, label: str, data: SearchData, max_new_tokens: int, kept: Kept
@@ -90,7 +146,7 @@ def score_parts(measured: Measured, spec: SearchSpec, benchmark: str) -> list[Sc
 
 
 def load_evaluator(
-    recipe: Recipe, base: str, data: SearchData, device: str | None, readings: Path | None = None
+    recipe: Recipe, base: str, data: SearchData, device: str | None, readings: Path
 ) -> Evaluator:
     """The model that forgets, ready to be changed."""
     from mergeforget.models import load_model
@@ -102,6 +158,6 @@ def load_evaluator(
         loaded.tokenizer,
         data,
         spec.max_new_tokens,
-        membership=spec.membership,
-        readings=readings,
+        readings,
+        spec.membership,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 from mergeforget.candidate import Candidate
@@ -12,9 +13,9 @@ from mergeforget.search.objective import Rank, estimate, figure
 READ_BY_LOOKS = {"mia", "retain", "forget"}  # figures that likelihoods tell, at least nearly
 
 
-def next_finalist(
-    explorer: Explorer, waiting: Sequence[Candidate], measured: Sequence[Candidate]
-) -> Candidate | None:
+def next_finalists(
+    explorer: Explorer, waiting: Sequence[Candidate], measured: Sequence[Candidate], most: int = 1
+) -> list[Candidate]:
     """The best of those that wait, by looks corrected by what was measured.
 
     A look takes an answer for known where every token is the model's own choice; a model that then
@@ -23,9 +24,10 @@ def next_finalist(
 
     Args:
         waiting: the first of equals is taken.
+        most: how many are measured at once.
 
     Returns:
-        None where none looks better than the best that was measured.
+        Those that look better than the best that was measured, the best first.
     """
     store, objective = explorer.store, explorer.objective
     base, best = store.scores["base"], best_rank(explorer, measured)
@@ -35,11 +37,9 @@ def next_finalist(
         found = estimate(name, scores, part)
         return found if found is None or scores is base else found + shifts[name]
 
-    ranks = [objective.rank(explorer.scores(c.name), base, "choose", read) for c in waiting]
-    place = max(range(len(waiting)), key=lambda i: (ranks[i], -i), default=None)
-    if place is None or (best is not None and best[:2] >= ranks[place][:2]):
-        return None
-    return waiting[place]
+    ranks = {c.name: objective.rank(explorer.scores(c.name), base, "choose", read) for c in waiting}
+    better = [c for c in waiting if best is None or ranks[c.name][:2] > best[:2]]
+    return heapq.nlargest(most, better, key=lambda c: ranks[c.name])
 
 
 def best_rank(explorer: Explorer, measured: Sequence[Candidate]) -> Rank | None:

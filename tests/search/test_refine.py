@@ -25,7 +25,7 @@ from mergeforget.search.explore import Explorer
 from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.groups import layer_groups, with_densities
 from mergeforget.search.objective import Rank, parse_objective
-from mergeforget.search.race import next_finalist
+from mergeforget.search.race import next_finalists
 from mergeforget.search.refine import Place, climb
 from mergeforget.search.store import Store
 
@@ -174,11 +174,11 @@ def test_looks_are_corrected_by_what_was_measured() -> None:
         middle.name: scores(0.6, 0.8, "greedy_match"),
         high.name: scores(0.55, 0.8, "greedy_match"),
     }
-    assert next_finalist(explorer, [low, middle, high], []) == high
+    assert next_finalists(explorer, [low, middle, high], []) == [high]
     explorer.store.scores[high.name] = scores(0.55, 0.5, "knowledge")
-    assert next_finalist(explorer, [low, middle], [high]) == low
+    assert next_finalists(explorer, [low, middle], [high]) == [low]
     explorer.store.scores[low.name] = scores(0.99, 1.0, "knowledge")
-    assert next_finalist(explorer, [middle], [high, low]) is None
+    assert next_finalists(explorer, [middle], [high, low]) == []
 
 
 def test_groups_are_refined_from_the_best_of_all(
