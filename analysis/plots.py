@@ -20,6 +20,7 @@ from mergeforget.analysis.style import (
     legend,
     panels,
     series,
+    spread,
     styled,
 )
 
@@ -69,6 +70,7 @@ def _density(found: DensityCurves, metric: str, splits: list[str]) -> Picture:
         _ring(ax, curves, found.chosen)
         if metric == "mia_auc":
             ax.axhline(0.5, color=INK, linewidth=0.8)
+        spread(ax)
         ax.set_ylabel(UNITS.get(metric, metric))
         if len(splits) > 1:
             ax.set_title(split)

@@ -137,6 +137,14 @@ def legend(figure: Figure, axes: list[Axes], columns: int = 3) -> None:
             drawn.remove()
 
 
+def spread(ax: Axes, least: float = 0.02) -> None:
+    """Widen an axis on which all values are alike, where rounding would fill the picture."""
+    low, high = ax.get_ylim()
+    if high - low < least:
+        middle = (low + high) / 2
+        ax.set_ylim(middle - least, middle + least)
+
+
 def save(picture: Picture, folder: Path) -> list[dict[str, Any]]:
     """Write NAME.png and NAME.svg.
 

@@ -13,6 +13,8 @@ from mergeforget.search.ends import one_sided
 from mergeforget.search.halves import PARTS
 from mergeforget.search.objective import Objective, figure, known_share
 
+FAR = 0.25  # from 0.5: an AUC that no words should call balanced
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -106,11 +108,13 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
     told = (
         f" (densities {candidate.densities} by layer)" if "density" in candidate.by_module else ""
     )
-    parts = [f"{best.name}{told} is the balanced one of {len(scored)}: on the half that chooses"]
     chosen, over, under = (
         find(scores, "mia_auc", "mia", part="choose")
         for scores in (best.scores, anchors.over, anchors.under)
     )
+    balanced = chosen is None or abs(chosen.value - 0.5) <= FAR
+    what = "is the balanced one" if balanced else "comes nearest to balance, and is far from it,"
+    parts = [f"{best.name}{told} {what} of {len(scored)}: on the half that chooses"]
     if objective.terms == (("mia", 1.0),) and chosen:
         parts.append(f"its MIA AUC, {chosen.value:.3f}, is nearest 0.5")
     else:

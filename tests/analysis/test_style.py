@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mergeforget.analysis.style import legend, panels, styled
+from mergeforget.analysis.style import legend, panels, spread, styled
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,16 @@ def test_a_legend_takes_fewer_columns_where_its_words_are_long(words: str, colum
         (drawn,) = figure.legends
         assert drawn.get_window_extent().width <= figure.bbox.width
         assert drawn._ncols == columns  # type: ignore[attr-defined]
+
+
+def test_equal_values_do_not_fill_the_picture_with_rounding() -> None:
+    with styled():
+        _, (flat, steep) = panels(2, 2.0)
+        flat.plot([0, 1], [0.0, 1e-17])
+        steep.plot([0, 1], [0.0, 0.5])
+        before = steep.get_ylim()
+        for ax in (flat, steep):
+            spread(ax)
+        low, high = flat.get_ylim()
+        assert high - low >= 0.02 and low < 0 < high
+        assert steep.get_ylim() == before

@@ -71,6 +71,14 @@ def test_the_sentence_gives_the_figures() -> None:
     )
 
 
+def test_what_is_far_from_chance_is_not_called_balanced() -> None:
+    said = choose([scored(0.2, 0.97, 0.95, 0.9, 1.0)], ANCHORS, parse_objective("mia")).sentence
+    assert said.startswith(
+        "ties-factors-d0.20 comes nearest to balance, and is far from it, of 1: on the half that "
+        "chooses its MIA AUC, 0.970, is nearest 0.5"
+    )
+
+
 def test_densities_by_layer_are_told() -> None:
     setting = [{"filter": f"layers.{i}.", "value": v} for i, v in enumerate((0.2, 0.2, 0.4))]
     mixed = Scored(Candidate("ties", 0.3, by_module={"density": setting}), CANDIDATES[1].scores)
