@@ -49,6 +49,14 @@ def sets_of(term: Term) -> list[str]:
     return [term.on, REFUSAL] if "answer" in needs else [REFUSAL]
 
 
+def layer_of(term: Term) -> int | None:
+    """The layer whose hidden states a term reads, instead of predictions."""
+    entry = UNLEARNING_LOSSES.get(term.loss)
+    if "hidden" not in entry.needs:
+        return None
+    return int(term.arguments.get("layer", entry.parameters["layer"].default))
+
+
 def reads_of(terms: Sequence[Term]) -> dict[str, Reads]:
     """By set: what all the terms read of it between them."""
     found: dict[str, Reads] = {}
@@ -58,8 +66,7 @@ def reads_of(terms: Sequence[Term]) -> dict[str, Reads]:
             reads = found.setdefault(name, Reads())
             reads.logps |= "reference" in entry.needs
             reads.logits |= "reference_logits" in entry.needs
-            if "hidden" in entry.needs:
-                layer = int(term.arguments.get("layer", entry.parameters["layer"].default))
+            if (layer := layer_of(term)) is not None:
                 reads.layers.add(layer)
                 if "reference_hidden" in entry.needs:
                     reads.reference_layers.add(layer)

@@ -118,13 +118,13 @@ def know(
 
     path = folder / f"{what}-{_name(model, encoded, kinds)}.safetensors"
 
-    def find_or_compute() -> None:
-        if not path.exists():
-            tensors = _compute(what, model, encoded, kinds, head, before)
-            with whole(path) as temporary:
-                save_file(tensors, temporary)
+    def keep(tensors: dict[str, Tensor]) -> None:
+        with whole(path) as temporary:
+            save_file(tensors, temporary)
 
-    on_main(find_or_compute)
+    if not on_main(path.exists):  # computed by all: each may hold only a part of the model
+        tensors = _compute(what, model, encoded, kinds, head, before)
+        on_main(lambda: keep(tensors))
     try:
         return Known(**load_file(path), head=head if what == "hidden" else None)
     except Exception as error:

@@ -51,12 +51,12 @@ class Watcher(TrainerCallback):
     def on_step_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        if state.global_step == 0 and is_main():
+        if state.global_step == 0:
             self._look(model, 0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         due = state.global_step % self.settings.every == 0 or state.global_step == state.max_steps
-        if due and on_main(lambda: self._collapsed(model, state.global_step)):
+        if due and self._look(model, state.global_step):
             control.should_training_stop = True
 
     def on_train_end(
@@ -72,27 +72,26 @@ class Watcher(TrainerCallback):
         line = min(self._seen()[1:], key=self._badness)
         say(f"{self.stage}: kept step {line['step']}, the best by {self.settings.best_by}.")
 
-    def _collapsed(self, model: Any, step: int) -> bool:
-        """Look, and say whether the retain answers are lost."""
-        line = self._look(model, step)
+    def _look(self, model: Any, step: int) -> bool:
+        """Measure, and say whether to stop; all processes look, since each may hold only a part."""
+        line = {"stage": self.stage, "step": step, **proxies(unwrapped(model), self.samples)}
+        return on_main(lambda: self._note(model, line))
+
+    def _note(self, model: Any, line: dict[str, Any]) -> bool:
+        """Note it, keep the weights where they are the best so far, and say whether to stop."""
+        earlier = [self._badness(x) for x in self._seen()[1:]]
+        append_jsonl(self.lines, [line])
+        better = line["step"] > 0 and self._badness(line) < min(earlier, default=float("inf"))
+        if self.settings.best_by != "last" and better:
+            self._keep(model)
         risen = line["retain_nll"] - self._seen()[0]["retain_nll"]
         if not self.settings.collapse or risen <= self.settings.collapse:
             return False
         say(
-            f"{self.stage}: stopped at step {step}: the retain answers' NLL rose by {risen:.2f} "
-            f"nats (watch.collapse is {self.settings.collapse:g})."
+            f"{self.stage}: stopped at step {line['step']}: the retain answers' NLL rose by "
+            f"{risen:.2f} nats (watch.collapse is {self.settings.collapse:g})."
         )
         return True
-
-    def _look(self, model: Any, step: int) -> dict[str, Any]:
-        """Measure, note, and keep the weights where they are the best so far."""
-        line = {"stage": self.stage, "step": step, **proxies(unwrapped(model), self.samples)}
-        earlier = [self._badness(x) for x in self._seen()[1:]]
-        append_jsonl(self.lines, [line])
-        better = step > 0 and self._badness(line) < min(earlier, default=float("inf"))
-        if self.settings.best_by != "last" and better:
-            self._keep(model)
-        return line
 
     def _keep(self, model: Any) -> None:
         from safetensors.torch import save_file
