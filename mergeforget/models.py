@@ -19,7 +19,7 @@ from mergeforget.console import quiet
 from mergeforget.embedded import HUB_COPY, INSTALL, embedded_model, gguf_file
 from mergeforget.embedded import NAME as EMBEDDED
 from mergeforget.errors import InputError, ResourceError
-from mergeforget.processes import count, on_main
+from mergeforget.processes import count, on_main, sharded
 from mergeforget.recipe import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -49,7 +49,7 @@ def load_model(
     *,
     device: str | None = None,
     adapter: Path | None = None,
-    quantize: bool = False,
+    frozen: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer, and put an adapter on it.
 
@@ -57,8 +57,9 @@ def load_model(
         spec: the name, or the recipe's section with dtype and trust in remote code.
         device: None takes the GPU where there is one.
         adapter: a PEFT folder.
-        quantize: as the recipe says, for the training of an adapter; whatever merges, measures or
-            exports reads the weights as they are.
+        frozen: for the training of an adapter: the weights are quantised as the recipe says, or cut
+            into parts as the launcher says; whatever merges, measures or exports reads them as
+            they are.
 
     Raises:
         InputError: there is no such model, it has no safetensors, its files are damaged, or the
@@ -69,11 +70,13 @@ def load_model(
     spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
     path = on_main(partial(locate, spec.name, trust_remote_code=spec.trust_remote_code))
     device = device or default_device()
-    spec = spec if quantize else spec.model_copy(update={"quantization": None})
+    spec = spec if frozen else spec.model_copy(update={"quantization": None})
     if spec.quantization:
         _check_quantization(device)
     with quiet(), _explained(spec.name, path):
-        model = _read_model(path, spec, device)
+        model = _read_model(path, spec, device, parts=frozen and sharded())
+        if frozen:
+            model.requires_grad_(False)
         tokenizer = _read_tokenizer(path, spec)
         if spec.name not in (EMBEDDED, str(path)) and not Path(spec.name).is_dir():
             model.name_or_path = model.config._name_or_path = spec.name  # not a cache folder's hash
@@ -128,13 +131,17 @@ def dtype_for(spec: ModelSpec, device: str) -> Any:
     return torch.bfloat16 if fast else torch.float32
 
 
-def _read_model(path: Path, spec: ModelSpec, device: str) -> Any:
-    """The bare model, every weight of it read from the files."""
+def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any:
+    """The bare model, every weight of it read from the files; or this process's part of each."""
     from transformers import AutoModelForCausalLM
 
     placed: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}  # onto the GPU
     if spec.quantization:
         placed["quantization_config"] = _four_bits(dtype_for(spec, device))
+    if parts:
+        from mergeforget.parts import check_cut, reading
+
+        placed = {"distributed_config": reading()}
     load: Any = AutoModelForCausalLM.from_pretrained
     model, report = load(
         path,
@@ -151,6 +158,8 @@ def _read_model(path: Path, spec: ModelSpec, device: str) -> Any:
             f"{path} lacks {len(missing)} weights, for example {missing[0]}. They would be random. "
             "Copy the model again, with all of its *.safetensors files."
         )
+    if parts:
+        check_cut(model)
     return model
 
 

@@ -14,6 +14,11 @@ from typing import TypeVar
 from mergeforget.errors import UsageError
 
 T = TypeVar("T")
+SHARDED = "MERGEFORGET_SHARDED"  # the launcher's wish for FSDP, once it was taken
+NOT_FSDP = {  # options of the launcher that nothing here would heed
+    "FSDP_OFFLOAD_PARAMS": "The parts stay on the GPUs: leave it out, and launch more processes.",
+    "FSDP_ACTIVATION_CHECKPOINTING": "Set gradient_checkpointing: true in the recipe instead.",
+}
 
 
 def count() -> int:
@@ -21,15 +26,47 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def check_launch() -> None:
-    """Refuse launchers that cut the model itself into parts: nothing here would gather them."""
-    for name, word in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
-        if os.environ.get(word, "").lower() in ("true", "1"):
-            raise UsageError(
-                f"{name} is not supported: every process holds the whole frozen model. Launch with "
-                "--multi_gpu, and where a GPU is too small for the model set model.quantization: "
-                "4bit and gradient_checkpointing: true."
-            )
+def check_launch(*, trains: bool = False) -> None:
+    """Refuse launchers that cut the model into parts, but for FSDP where an adapter is trained.
+
+    Args:
+        trains: take the wish for FSDP from the launcher's words: see ``sharded``. accelerate and
+            transformers must not find it there, or they would cut the model in their own ways.
+
+    Raises:
+        UsageError: the launcher asks for what is not supported here.
+    """
+    if _asked("ACCELERATE_USE_DEEPSPEED"):
+        raise UsageError(
+            "DeepSpeed is not supported. Launch with --multi_gpu; where a GPU is too small for the "
+            "model, an adapter trains with --use_fsdp --fsdp_version 2, or on a 4-bit base "
+            "(model.quantization: 4bit)."
+        )
+    if not _asked("ACCELERATE_USE_FSDP"):
+        return
+    if not trains:
+        raise UsageError(
+            "FSDP is for the training of adapters: here every process holds the whole model. "
+            "Launch with --multi_gpu."
+        )
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise UsageError("FSDP 1 is not supported. Launch with --use_fsdp --fsdp_version 2.")
+    for word, instead in NOT_FSDP.items():
+        if _asked(word):
+            raise UsageError(f"--{word.lower()} is not supported. {instead}")
+    os.environ[SHARDED] = os.environ.pop("ACCELERATE_USE_FSDP")
+
+
+def sharded() -> bool:
+    """Whether each process holds only its part of a frozen model that is trained upon.
+
+    Then every pass through the model is the work of all processes together: what one does, all do.
+    """
+    return count() > 1 and _asked(SHARDED)
+
+
+def _asked(word: str) -> bool:
+    return os.environ.get(word, "").lower() in ("true", "1")
 
 
 def rank() -> int:

@@ -133,6 +133,7 @@ class Run:
         manifest["versions"] = versions()
         manifest["machine"] = machine()
         several = {"processes": processes.count()} if processes.count() > 1 else {}
+        several |= {"sharded": True} if processes.sharded() else {}
         manifest["stages"][stage] = {"time": now(), "command": sys.argv[1:], **several, **facts}
         write_json(self.manifest, manifest)
 

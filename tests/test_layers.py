@@ -25,6 +25,7 @@ LAYERS = [
         "run",
         "embedded",
         "models",
+        "parts",
         "data",
     },
     {"losses", "merge", "metrics", "benchmarks"},

@@ -248,7 +248,7 @@ def test_real_embedded_model_speaks(tmp_path: Path) -> None:
 def test_four_bits_need_a_gpu(tiny_folder: Path) -> None:
     spec = ModelSpec(name=str(tiny_folder), quantization="4bit")
     with pytest.raises(ResourceError, match=r"4bit needs a GPU.*gradient_checkpointing"):
-        load_model(spec, device="cpu", quantize=True)
+        load_model(spec, device="cpu", frozen=True)
     assert load_model(spec, device="cpu").model.dtype == torch.float32  # to measure or to merge
 
 
@@ -258,7 +258,7 @@ def test_four_bits_name_the_package_that_is_missing(
     spec = ModelSpec(name=str(tiny_folder), quantization="4bit")
     monkeypatch.setattr(models, "find_spec", lambda name: None)
     with pytest.raises(ResourceError, match=r"bitsandbytes.*pip install 'mergeforget\[gpu\]'"):
-        load_model(spec, device="cuda", quantize=True)
+        load_model(spec, device="cuda", frozen=True)
 
 
 def test_four_bits_are_asked_for_as_in_qlora(
@@ -276,7 +276,7 @@ def test_four_bits_are_asked_for_as_in_qlora(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", ask)
     spec = ModelSpec(name=str(tiny_folder), dtype="bfloat16", quantization="4bit")
     with pytest.raises(Asked) as told:
-        load_model(spec, device="cuda:0", quantize=True)
+        load_model(spec, device="cuda:0", frozen=True)
     config, placed = told.value.args
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
     assert config.bnb_4bit_compute_dtype == torch.bfloat16 and placed == {"": "cuda:0"}
@@ -292,7 +292,7 @@ def test_four_bits_train_an_adapter(tiny_folder: Path, tmp_path: Path) -> None:
     from mergeforget.train.fit import Job, train_adapter
 
     spec = ModelSpec(name=str(tiny_folder), quantization="4bit")
-    loaded = load_model(spec, quantize=True)
+    loaded = load_model(spec, frozen=True)
     rows = {n: [Row(f"{n}{i}", f"Who is {i}?", f"Ada {i}.") for i in range(4)]
             for n in ("forget", "retain")}  # fmt: skip
     training = Training(

@@ -19,6 +19,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.tokens import Encoded
 from mergeforget.errors import NumericError
 from mergeforget.files import explained, read_jsonl, whole, write_jsonl
+from mergeforget.parts import trained
 from mergeforget.processes import count, on_main
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
@@ -214,15 +215,16 @@ def _order(training: Training | Memorise, rows: int, accumulation: int) -> Order
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Save the adapter of a PEFT model as a plain PEFT folder, whole or not at all."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
+    weights = trained(model)
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
             raise NumericError(
                 f"{name} is not finite after training. Lower the learning rate, or stop earlier."
             )
 
     def save() -> None:
         with whole(folder) as temporary, quiet():
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=weights)
 
     on_main(save)
 

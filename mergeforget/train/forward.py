@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from mergeforget.data.batches import Batch, join
 from mergeforget.errors import RecipeError
 from mergeforget.outputs import TokenOutputs
+from mergeforget.parts import kind, whole
+from mergeforget.processes import in_any, sharded
 from mergeforget.vocabulary import Projection
 
 TOGETHER = 1024  # tokens; in longer passes attention between rows, masked as it is, costs more
@@ -73,11 +75,14 @@ def predict_sets(
 ) -> dict[str, TokenOutputs]:
     """``predict`` for several sets: short packed ones are laid end to end, for one pass, not many.
 
+    Processes that hold parts of the model do so only where the rows of all of them are short.
+
     Args:
         totals: by set, ``row_total`` and ``token_total``.
     """
     packed = all(b.attention_mask is None for b in batches.values())
-    if not packed or sum(b.tokens for b in batches.values()) > TOGETHER:
+    long = sum(b.tokens for b in batches.values()) > TOGETHER
+    if not packed or (in_any(long) if sharded() else long):
         return {n: predict(model, b, head=head, layers=layers, **totals[n])
                 for n, b in batches.items()}  # fmt: skip
     said = predict(model, join(list(batches.values())), head=head, layers=layers)
@@ -109,9 +114,10 @@ def output_matrix(model: Any) -> Tensor | None:
     computes its logits itself. Tried out on two tokens, since every model may have its own ways.
     """
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear or head.bias is not None:
+    if kind(head) is not nn.Linear or head.bias is not None:
         return None
-    ids = torch.tensor([[0, 1]], device=head.weight.device)
+    weight = whole(model, head)
+    ids = torch.tensor([[0, 1]], device=weight.device)
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -119,8 +125,8 @@ def output_matrix(model: Any) -> Tensor | None:
         with _without_head(model):
             hidden = model(input_ids=ids, use_cache=False).logits
     model.train(was_training)
-    same = hidden.shape[-1] == head.weight.shape[1]
-    return head.weight if same and torch.equal(F.linear(hidden, head.weight), logits) else None
+    same = hidden.shape[-1] == weight.shape[1]
+    return weight if same and torch.equal(F.linear(hidden, weight), logits) else None
 
 
 def unwrapped(model: Any) -> Any:
@@ -172,7 +178,7 @@ def _put(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
 def _without_head(model: Any) -> Iterator[None]:
     """What the model gives out as logits is what would go into its output layer."""
     head = model.get_output_embeddings()
-    head.forward = lambda hidden: hidden
+    head.forward = torch.clone if sharded() else lambda hidden: hidden  # FSDP wants no view
     try:
         yield
     finally:

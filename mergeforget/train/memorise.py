@@ -13,8 +13,9 @@ from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows, truncation
 from mergeforget.embedded import cache_folder
+from mergeforget.errors import UsageError
 from mergeforget.files import read_json, whole, write_json
-from mergeforget.processes import on_main
+from mergeforget.processes import on_main, sharded
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
 from mergeforget.train.fit import Job, fit
@@ -64,6 +65,16 @@ def memorise(
 
     on_main(save)
     return folder
+
+
+def check_whole() -> None:
+    """Raise UsageError where processes would hold parts of the model: all of it is trained."""
+    if sharded():
+        raise UsageError(
+            "memorise fine-tunes the whole model, but with FSDP only adapters are trained. Run the "
+            "same command once with --multi_gpu instead of --use_fsdp, and stop it when the first "
+            "adapter begins: the next run finds the model. Or give one that knows the data."
+        )
 
 
 def is_memorised(folder: Path) -> bool:

@@ -15,14 +15,16 @@ from mergeforget.errors import MergeforgetError, NumericError, RecipeError
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.losses.kl import MASKS
 from mergeforget.outputs import ANSWER, TokenOutputs
-from mergeforget.processes import check_launch
+from mergeforget.processes import check_launch, sharded
 from mergeforget.recipe import Recipe, Term, Training
+from mergeforget.train.reads import layer_of
 from mergeforget.train.rows import REFUSAL
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what a schema cannot see: unknown losses and their arguments."""
-    check_launch()
+    check_launch(trains=True)
+    _check_parts(recipe)
     for place, training in recipe.trainings().items():
         if training.full and recipe.model.quantization:
             raise RecipeError(
@@ -46,6 +48,23 @@ def check_recipe(recipe: Recipe) -> None:
             raise RecipeError(
                 f"{place}: the mask 'all' counts padding, but rows are laid end to end without "
                 "any. Set tokens.padding to left, or the mask to tokens or answer."
+            )
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Raise RecipeError for what cannot be trained on a model that is cut into parts."""
+    if not sharded():
+        return
+    if recipe.model.quantization:
+        raise RecipeError(
+            "model.quantization: weights of 4 bits are not cut into parts. Leave it out with FSDP, "
+            "or launch with --multi_gpu, where every process holds the whole model in 4 bits."
+        )
+    for place, training in recipe.trainings().items():
+        if training.full:
+            raise RecipeError(
+                f"{place}: full trains weights of the model, but with FSDP only adapters are "
+                "trained. Launch with --multi_gpu, or train an adapter (lora)."
             )
 
 
@@ -105,8 +124,8 @@ def compute(
         loss = UNLEARNING_LOSSES.get(term.loss).fn
         if said.own_rows:
             values[term.label] = loss(said, before, **term.arguments)
-        else:  # no row counts: nothing, but with a gradient, which several processes wait for
-            values[term.label] = 0 * said.token_logps.sum()
+        else:
+            values[term.label] = _nothing(said, term)
     plain = {label: float(value.detach()) for label, value in values.items()}
     wrong = [label for label, value in plain.items() if not _finite(value)]
     if wrong:
@@ -116,6 +135,18 @@ def compute(
         )
     weighted = [term.weight * values[term.label] for term in terms]
     return torch.stack([w.reshape(()) for w in weighted]).sum(), plain
+
+
+def _nothing(said: TokenOutputs, term: Term) -> Tensor:
+    """0 where no row counts, by the way that the loss takes to the weights.
+
+    Other processes, with rows that count, go that way back and wait for this one at every layer.
+    """
+    layer = layer_of(term)
+    read = [said.token_logps if layer is None else (said.hidden or {})[layer]]
+    if said.refusal is not None:
+        read.append(said.refusal.token_logps)
+    return torch.stack([(0 * values).sum() for values in read]).sum()
 
 
 def describe(training: Training) -> str:

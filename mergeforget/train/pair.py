@@ -18,7 +18,7 @@ from mergeforget.processes import on_main
 from mergeforget.recipe import DataSpec, Recipe, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter
-from mergeforget.train.memorise import is_memorised, memorise, memorised_folder
+from mergeforget.train.memorise import check_whole, is_memorised, memorise, memorised_folder
 from mergeforget.train.objective import check_recipe, describe
 
 SIDES = ("over", "under")
@@ -155,11 +155,12 @@ def _base(
 ) -> tuple[Any, str]:
     """The model that forgets, loaded, and the name that its adapters record."""
     if not first:
-        loaded = load_model(recipe.model, quantize=True)
+        loaded = load_model(recipe.model, frozen=True)
         return loaded, str(loaded.path or loaded.name)
     rows = sets.forget + sets.retain
     folder = memorised_folder(recipe, rows, recipe.model.name)
     if not on_main(lambda: is_memorised(folder)):
+        check_whole()
         loaded = load_model(recipe.model)
         say(f"memorise: {len(rows)} rows, {recipe.memorise.epochs} epochs")
         job = Job(run, "memorise", resume, max(seconds, 300.0))
@@ -170,7 +171,7 @@ def _base(
     run.set_state("memorise", "done")
     on_main(lambda: _record_base(recipe, run, folder))
     spec = recipe.model.model_copy(update={"name": str(folder)})
-    return load_model(spec, quantize=True), str(folder)
+    return load_model(spec, frozen=True), str(folder)
 
 
 def _record_base(recipe: Recipe, run: Run, folder: Path) -> None:

@@ -41,7 +41,7 @@ def train_single(
         if resume and on_main(lambda: run.state(stage)) == "done":
             say(f"{stage}: done already")
             return folder
-        base = load_model(recipe.model, quantize=True)
+        base = load_model(recipe.model, frozen=not training.full)
         say(f"{stage}: {describe(training)}, {training.epochs} epochs")
         run.set_state(stage, "running")
         rows = {name: found for name, found in vars(sets).items() if found}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class NGDiffTrainer(UnlearningTrainer):
         total = torch.zeros((), device=self.args.device)
         for name in ("retain", "forget"):
             terms = [t for t in self.terms if t.on == name]
-            with self.accelerator.no_sync(model):  # the gathered gradients are averaged below
+            with self._apart(model):
                 loss = self.loss_of(model, share, terms)
                 self.accelerator.backward(loss)
             self._gather(name)
@@ -52,6 +53,17 @@ class NGDiffTrainer(UnlearningTrainer):
         if self.accelerator.sync_gradients:
             self._steer(model)
         return total
+
+    @contextmanager
+    def _apart(self, model: Any) -> Iterator[None]:
+        """Let each process keep its own gradients: ``_steer`` averages what was made of them."""
+        synced = self.accelerator.sync_gradients
+        with self.accelerator.no_sync(model):
+            self.accelerator.gradient_state._set_sync_gradients(False)
+            try:
+                yield
+            finally:
+                self.accelerator.gradient_state._set_sync_gradients(synced)
 
     def _gather(self, name: str) -> None:
         """Move the gradient from the parameters to the set it belongs to."""

@@ -17,7 +17,8 @@ from mergeforget.console import quiet
 from mergeforget.data.batches import Batch
 from mergeforget.files import append_jsonl
 from mergeforget.outputs import TokenOutputs
-from mergeforget.processes import gather
+from mergeforget.parts import trained
+from mergeforget.processes import gather, sharded
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.train.forward import as_reference, predict, predict_sets, unwrapped
 from mergeforget.train.objective import compute
@@ -145,6 +146,11 @@ class UnlearningTrainer(Trainer):
                 key = f"{note}_{name}"
                 self._notes[key] = self._notes.get(key, 0.0) + value
         return loss
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if sharded():
+            state_dict = trained(self.model)
+        super()._save(output_dir, state_dict)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the step that was just taken, and keep a line of the history."""
