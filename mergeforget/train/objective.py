@@ -15,7 +15,7 @@ from mergeforget.errors import MergeforgetError, NumericError, RecipeError
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.losses.kl import MASKS
 from mergeforget.outputs import ANSWER, TokenOutputs
-from mergeforget.processes import check_launch, sharded
+from mergeforget.processes import check_launch, count, sharded
 from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.reads import layer_of
 from mergeforget.train.rows import REFUSAL
@@ -52,8 +52,10 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_parts(recipe: Recipe) -> None:
-    """Raise RecipeError for what cannot be trained on a model that is cut into parts."""
+    """Raise RecipeError for what cannot be trained in several processes, or on parts of a model."""
     if not sharded():
+        if count() > 1:
+            _check_every_weight(recipe)
         return
     if recipe.model.quantization:
         raise RecipeError(
@@ -66,6 +68,18 @@ def _check_parts(recipe: Recipe) -> None:
                 f"{place}: full trains weights of the model, but with FSDP only adapters are "
                 "trained. Launch with --multi_gpu, or train an adapter (lora)."
             )
+
+
+def _check_every_weight(recipe: Recipe) -> None:
+    """Raise RecipeError for losses that leave weights without a gradient, which DDP waits for."""
+    for place, training in recipe.trainings().items():
+        for term in training.objective:
+            if layer_of(term) is not None:
+                raise RecipeError(
+                    f"{place}: {term.loss} reads a layer below the last, so the weights above get "
+                    "no gradient, and several processes (DDP) would wait for it. Train in one "
+                    "process, or launch with --use_fsdp --fsdp_version 2."
+                )
 
 
 @contextmanager

@@ -112,6 +112,16 @@ def test_the_wish_for_fsdp_is_taken_from_the_launcher(environment: dict[str, str
     assert not sharded()
 
 
+def test_a_layer_below_the_last_is_read_in_one_process_or_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = load_recipe("rmu")
+    check_recipe(recipe)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="rmu reads a layer below.*--use_fsdp --fsdp_version 2"):
+        check_recipe(recipe)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
