@@ -19,7 +19,7 @@ slow: $(READY)                  # the slow tests: real model, real data where it
 # The published experiments again, within three hours; resumed by the same command. Data sets:
 # MERGEFORGET_DATA. `make study PART=pair` runs one part, with what it reads.
 study: $(READY)
-	$(BIN)/mergeforget study run cpu --results docs/study $(if $(PART),--only $(PART))
+	$(BIN)/mergeforget study run cpu --jobs 2 --results docs/study $(if $(PART),--only $(PART))
 	$(BIN)/mergeforget study write docs/study
 
 gpu-study: $(READY)             # the whole LUME train split on one GPU, in parts of minutes

@@ -33,6 +33,7 @@ def examine() -> dict[str, str]:
 
     facts = dict(versions())
     facts["cores"] = str(os.cpu_count())
+    facts["threads"] = str(torch.get_num_threads())
     facts["memory"] = f"{psutil.virtual_memory().available / 1e9:.1f} GB free"
     facts["device"] = "cpu (float32)"
     if torch.cuda.is_available():

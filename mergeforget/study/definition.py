@@ -18,6 +18,7 @@ from mergeforget.training import Part
 STUDIES = FOLDER / "studies"
 PLACE = re.compile(r"\{([a-z0-9-]+(?:\.base)?)\}")
 OWN = ("here", "data", "study")  # this step's folder, the data sets, the study file's folder
+Threads = Annotated[int | None, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
@@ -161,11 +162,13 @@ class StudyFile(Part):
     Attributes:
         like: another study, whose parts come first and whose values are those not given here.
         pace: minutes of this study for one of the other's.
+        threads: see ``Study``.
     """
 
     name: Name
     title: str
     text: str = ""
+    threads: Threads = None
     like: str = ""
     pace: Annotated[float, Field(gt=0)] = 1.0
     values: dict[str, str] = {}
@@ -173,11 +176,18 @@ class StudyFile(Part):
 
 
 class Study(Part):
-    """A list of commands, and what is made of their results."""
+    """A list of commands, and what is made of their results.
+
+    Attributes:
+        threads: processor threads of one command, as many as the libraries choose when left out.
+            Sums differ with their number in the last bits, so a study that is to give the same
+            figures anywhere, however many steps run at once, names it.
+    """
 
     name: Name
     title: str
     text: str = ""
+    threads: Threads = None
     values: dict[str, str] = {}
     parts: Annotated[list[Section], Field(min_length=1)]
 

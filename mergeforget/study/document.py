@@ -13,7 +13,7 @@ from mergeforget.study.cells import NOT_RUN, Found, Results, at, cells_of, read_
 from mergeforget.study.claims import Verdict, verdicts
 from mergeforget.study.definition import Section, Step, Study, Table
 
-FACTS = ("processor", "cores", "memory", "device", "python")
+FACTS = ("processor", "cores", "threads", "memory", "device", "python")
 
 
 def write_document(results: Path, path: Path) -> Path:

@@ -88,7 +88,7 @@ def _run_steps(
 ) -> dict[str, str]:
     """Run every step as soon as those that it reads are done, ``jobs`` at a time."""
     states = {step.name: state_of(study, places, section, step) for section, step in steps}
-    facts = circumstances() if "waiting" in states.values() else {}
+    facts = circumstances(study.threads) if "waiting" in states.values() else {}
     running: dict[Future[float | None], Step] = {}
     stopped = False
     with ThreadPoolExecutor(jobs) as pool:

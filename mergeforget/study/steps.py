@@ -50,7 +50,7 @@ def run_step(
             words.append("--resume")
         start = time.monotonic()
         try:
-            code, printed = call(words, clock.left())
+            code, printed = call(words, clock.left(), study.threads)
         finally:  # also of what was stopped
             mark["seconds"] += time.monotonic() - start
             write_json(places.mark(step.name), mark)

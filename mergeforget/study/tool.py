@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from mergeforget.errors import Interrupted, MergeforgetError
 from mergeforget.run import Run
 from mergeforget.study.definition import PLACE, Step
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 120.0  # seconds that a command has to save what it did
 CHILDREN: set[subprocess.Popen[str]] = set()  # at work
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -34,14 +36,22 @@ def words_of(command: str, folders: Mapping[str, Path]) -> list[str]:
     return [PLACE.sub(lambda m: folder(m[1]), word) for word in shlex.split(command)]
 
 
-def call(words: Sequence[str], seconds: float | None) -> tuple[int | None, Any]:
+def call(
+    words: Sequence[str], seconds: float | None, threads: int | None = None
+) -> tuple[int | None, Any]:
     """Run one command of the tool in a process of its own.
+
+    Args:
+        seconds: it is ended after so many.
+        threads: that it may compute with; as many as its libraries choose by default.
 
     Returns:
         Its exit code, None where the time did not suffice, and the JSON object it printed.
     """
     command = [sys.executable, "-m", "mergeforget", *words, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+    given = {} if threads is None else dict.fromkeys(THREADS, str(threads))
+    environment = os.environ | given
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
         CHILDREN.add(child)
         try:
             out, _ = child.communicate(timeout=seconds)
@@ -68,11 +78,11 @@ def failed(step: Step, command: str, code: int) -> MergeforgetError:
     return error
 
 
-def circumstances() -> dict[str, Any]:
-    """Versions, machine and commit."""
+def circumstances(threads: int | None = None) -> dict[str, Any]:
+    """Versions, machine and commit, as a command with so many threads sees them."""
     import psutil
 
-    _, facts = call(["doctor"], None)
+    _, facts = call(["doctor"], None, threads)
     left_out = ("extra", "cache", "embed", "memory")
     shown = {k: v for k, v in (facts or {}).items() if not k.startswith(left_out)}
     memory = f"{psutil.virtual_memory().total / 1e9:.0f} GB"

@@ -19,8 +19,8 @@ from mergeforget.study.document import write_document
 HERE = Path(__file__).parent
 RUN = {
     "time": "2025-01-02T03:04:05Z", "seconds": 61.0, "load": 1.0, "processor": "A processor",
-    "cores": "2", "memory": "8 GB", "device": "cpu (float32)", "python": "3.11", "torch": "2.13.0",
-    "commit": "abc1234",
+    "cores": "2", "threads": "1", "memory": "8 GB", "device": "cpu (float32)", "python": "3.11",
+    "torch": "2.13.0", "commit": "abc1234",
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from mergeforget.study import schedule, steps
 from mergeforget.study.definition import Study, load_study
 from mergeforget.study.places import Clock, Places
 from mergeforget.study.schedule import run_study
+from mergeforget.study.tool import circumstances
 
 HERE = Path(__file__).parent
 STUDY = """
@@ -74,7 +75,9 @@ class Tool:
         self.ends = ends or {}
         self.called: list[str] = []
 
-    def __call__(self, words: Sequence[str], seconds: float | None) -> Call:
+    def __call__(
+        self, words: Sequence[str], seconds: float | None, threads: int | None = None
+    ) -> Call:
         self.called.append(" ".join(words))
         if words[0] == "train":
             folder = Path(words[words.index("--out") + 1])
@@ -101,7 +104,7 @@ def study_of(places: Places) -> Study:
 def tool(monkeypatch: pytest.MonkeyPatch) -> Tool:
     tool = Tool()
     monkeypatch.setattr(steps, "call", tool)
-    monkeypatch.setattr(schedule, "circumstances", lambda: {"torch": "2.13.0"})
+    monkeypatch.setattr(schedule, "circumstances", lambda threads: {"torch": "2.13.0"})
     return tool
 
 
@@ -197,6 +200,12 @@ def test_commands_run_in_processes_of_their_own(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(result)
 
 
+def test_a_command_computes_with_the_threads_of_its_study() -> None:
+    """So that the figures do not depend on the machine's cores, or on what else runs."""
+    assert load_study("cpu")[0].threads == 1
+    assert circumstances(1)["threads"] == "1"
+
+
 @pytest.mark.slow
 def test_a_study_of_a_tiny_model_twice_gives_the_same(tmp_path: Path, tiny_folder: Path) -> None:
     """The file format of the studies that come along, every step real."""
@@ -226,7 +235,7 @@ def test_two_steps_run_at_once_but_never_in_one_folder(
     places.file.write_text(TWO)
     together, at_work = threading.Barrier(2), set[str]()
 
-    def tool(words: Sequence[str], seconds: float | None) -> Call:
+    def tool(words: Sequence[str], seconds: float | None, threads: int | None = None) -> Call:
         if words[0] == "train":
             together.wait(timeout=60)
         if words[0] == "search":
@@ -237,7 +246,7 @@ def test_two_steps_run_at_once_but_never_in_one_folder(
         return 0, {}
 
     monkeypatch.setattr(steps, "call", tool)
-    monkeypatch.setattr(schedule, "circumstances", dict)
+    monkeypatch.setattr(schedule, "circumstances", lambda threads: {})
     states = run_study(study_of(places), places, jobs=4)
     assert set(states.values()) == {"done"}
 
