@@ -18,6 +18,7 @@ from mergeforget.processes import is_main
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # before this, progress is not worth a line
 LINE_SECONDS = 15.0  # between two plain lines
+TELLING = 0.05  # share of the work from which the first piece tells how long the rest will take
 
 
 def say(message: str) -> None:
@@ -41,6 +42,7 @@ class Progress:
         self.note = ""
         self._first = done  # what an earlier run had done does not count for the speed
         self._start = self._shown = time.monotonic()
+        self._paced: tuple[int, float] | None = None  # how far and when the first piece was done
         self._bar: Any = None
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -48,6 +50,7 @@ class Progress:
         self.done += n
         self.note = note or self.note
         now = time.monotonic()
+        self._paced = self._paced or (self.done, now)
         if now - self._start < QUIET_SECONDS:
             return
         if sys.stderr.isatty() and is_main():
@@ -58,11 +61,19 @@ class Progress:
 
     def line(self) -> str:
         """One line: what, how far, time left, note."""
-        done = self.done - self._first
-        spent = time.monotonic() - self._start
-        left = f", {duration(spent / done * (self.total - self.done))} left" if done else ""
+        seconds = self._left()
+        left = "" if seconds is None else f", {duration(seconds)} left"
         note = f", {self.note}" if self.note else ""
         return f"{self.label}: {self.done}/{self.total}{left}{note}"
+
+    def _left(self) -> float | None:
+        """Seconds, at the pace since the first piece, which may have loaded a model."""
+        since, start = self._paced or (self._first, self._start)
+        if self.done == since:
+            since, start = self._first, self._start
+            if self.done - since < max(1, TELLING * (self.total - since)):
+                return None
+        return (time.monotonic() - start) / (self.done - since) * (self.total - self.done)
 
     def _draw(self) -> None:
         text = self.line()
