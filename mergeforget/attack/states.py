@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mergeforget.console import progress
-from mergeforget.evaluate.batching import by_length, run_halving, token_budget
+from mergeforget.evaluate.batching import in_batches, token_budget
 
 Pool = Literal["last", "mean"]
 
@@ -30,23 +29,14 @@ def hidden_states(
         pool: ``last`` takes the state at the text's last token, ``mean`` the mean over its tokens.
     """
     ids = [list(tokenizer(text)["input_ids"]) for text in texts]
-    budget = batch_tokens or token_budget(model)
-    found: dict[int, NDArray[np.float32]] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with progress(label, len(texts)) as bar:
-            for batch in by_length([len(i) for i in ids], budget):
-                done = run_halving(
-                    batch, lambda places: _pooled(model, [ids[i] for i in places], pool),
-                    str(model.device),
-                )  # fmt: skip
-                for place, states in done:
-                    found[place] = states
-                    bar.advance()
-    finally:
-        model.train(was_training)
-    return np.stack([found[i] for i in range(len(texts))], axis=1)
+    states = in_batches(
+        model,
+        [len(i) for i in ids],
+        lambda places: _pooled(model, [ids[i] for i in places], pool),
+        budget=batch_tokens or token_budget(model),
+        label=label,
+    )
+    return np.stack(states, axis=1)
 
 
 @torch.inference_mode()

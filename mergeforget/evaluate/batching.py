@@ -90,8 +90,8 @@ def in_batches(
                 found[place] = result
                 if on_done is not None:
                     on_done(place, result)
-                if bar is not None:
-                    bar.advance()
+            if bar is not None:
+                bar.advance(len(batch))
     return [found[place] for place in range(len(lengths))]
 
 

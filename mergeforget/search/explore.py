@@ -8,13 +8,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.errors import NumericError
 from mergeforget.merge.engine import merge_adapters
+from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import SearchSpec
-from mergeforget.score import Score
+from mergeforget.score import Score, find
 from mergeforget.search.budget import Budget
 from mergeforget.search.choice import Scored, pareto
 from mergeforget.search.coarse import coarse_scores, only_coarse
@@ -66,7 +69,8 @@ class Explorer:
         """Along the densities of each family from its first guess on, by ever smaller steps.
 
         The ends are looked at too, and the walk begins at the best of the three: a floor may hold
-        at one end alone, far from where the gap is predicted to close.
+        at one end alone, far from where the gap is predicted to close. As soon as the AUC passes
+        0.5 between two looks, the density where it is expected to is looked at next.
         """
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
@@ -76,11 +80,14 @@ class Explorer:
             def look(place: Place, line: list[Candidate] = line) -> Rank | None:
                 return self._look(line[place[0]], seen, budget)
 
+            def passing(line: list[Candidate] = line) -> Place | None:
+                return self._passing([c for c in line if c.name in seen], line)
+
             starts = dict.fromkeys((line.index(nearest), 0, len(line) - 1))
             ranks = {start: look((start,)) for start in starts}
             known = [(rank, start) for start, rank in ranks.items() if rank is not None]
             start = max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
-            climb(look, (start,), len(line))
+            climb(look, (start,), len(line), passing)
         return list(seen.values())
 
     def refine_groups(self, seen: Sequence[Candidate], budget: Budget) -> list[Candidate]:
@@ -158,6 +165,19 @@ class Explorer:
     def _tells(self, scores: Sequence[Score]) -> bool:
         figures = self.objective.figures
         return all(estimate(figure, scores, "choose") is not None for figure in figures)
+
+    def _passing(self, looked: Sequence[Candidate], line: Sequence[Candidate]) -> Place | None:
+        """Where the AUC is expected to pass 0.5 on a line, from looks at some of it."""
+        aucs = [find(self.scores(c.name), "mia_auc", "mia", part="choose") for c in looked]
+        known = [
+            (line.index(c), auc.value - 0.5)
+            for c, auc in zip(looked, aucs, strict=True)
+            if auc is not None
+        ]
+        if len(known) < 2:
+            return None
+        where, passes = zero_of(*np.array(known).T)
+        return (round(where),) if passes else None
 
     def _look(
         self, candidate: Candidate, seen: dict[str, Candidate], budget: Budget

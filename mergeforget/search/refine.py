@@ -8,7 +8,12 @@ from typing import Any
 Place = tuple[int, ...]
 
 
-def climb(rank: Callable[[Place], Any], start: Place, size: int) -> Place:
+def climb(
+    rank: Callable[[Place], Any],
+    start: Place,
+    size: int,
+    hint: Callable[[], Place | None] = lambda: None,
+) -> Place:
     """The best place that is reached by steps along one axis at a time.
 
     The first steps are a quarter of an axis; where none improves, steps are halved, and the walk
@@ -18,23 +23,32 @@ def climb(rank: Callable[[Place], Any], start: Place, size: int) -> Place:
         rank: of a place, larger is better; None where it has none. A place is asked for once.
         start: one number in [0, size) for each axis.
         size: places on each axis.
+        hint: asked after each rank: where the best is now expected, if anywhere. Where that is
+            better than all before, the walk goes on from there by the smallest steps.
     """
     known: dict[Place, Any] = {}
-
-    def look(place: Place) -> Any:
-        if place not in known:
-            known[place] = rank(place)
-        return known[place]
-
     best, step = start, max(1, size // 4)
-    look(best)
+
+    def better(place: Place) -> bool:
+        if place in known:
+            return False
+        known[place] = rank(place)
+        return known[place] is not None and (known[best] is None or known[place] > known[best])
+
+    def follow(best: Place, step: int) -> tuple[Place, int, bool]:
+        place = hint()
+        return (place, 1, True) if place is not None and better(place) else (best, step, False)
+
+    known[start] = rank(start)
+    best, step, _ = follow(best, step)
     while step:
         moved = False
         for axis in range(len(start)):
-            for way in (-step, step):
-                place = (*best[:axis], best[axis] + way, *best[axis + 1 :])
-                found = look(place) if 0 <= place[axis] < size else None
-                if found is not None and (known[best] is None or found > known[best]):
+            for way in (-1, 1):
+                place = (*best[:axis], best[axis] + way * step, *best[axis + 1 :])
+                if 0 <= place[axis] < size and better(place):
                     best, moved = place, True
+                best, step, followed = follow(best, step)
+                moved = moved or followed
         step = step if moved else step // 2
     return best

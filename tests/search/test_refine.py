@@ -141,10 +141,38 @@ def test_a_floor_that_holds_at_one_end_alone_is_found(
         return Rank(0.0 if kept else -0.5, 1 - abs((candidate.density or 0) - 0.8), 0.0, 0.0)
 
     explorer = Explorer.__new__(Explorer)
+    explorer.objective = parse_objective("mia if retain >= 70%")
     explorer.guess = lambda *_: 0.7  # type: ignore[assignment]
+    explorer.store = Store.__new__(Store)
+    explorer.store.explored, explorer.store.scores = {}, {}
     monkeypatch.setattr(Explorer, "_look", look)
     explorer.refine(grid(SearchSpec()), Budget())
     assert 0.1 in seen and len(seen) <= 7
+
+
+def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The AUC falls evenly from 0.9 at 0.1 to 0.36 at 1.0: 0.8 is nearest to a half."""
+    seen = []
+
+    def look(self: Explorer, candidate: Candidate, known: dict[str, Candidate], _: Budget) -> Rank:
+        known[candidate.name] = candidate
+        auc = 0.96 - 0.6 * (candidate.density or 0)
+        if candidate.name not in self.store.explored:
+            seen.append(candidate.density)
+        found = Score("mia_auc", "mia", auc, "nearer", 20, part="choose")
+        self.store.explored[candidate.name] = [found]
+        return Rank(0.0, 1 - abs(auc - 0.5), 0.0, 0.0)
+
+    explorer = Explorer.__new__(Explorer)
+    explorer.objective = parse_objective("mia")
+    explorer.guess = lambda *_: 0.1  # type: ignore[assignment]
+    explorer.store = Store.__new__(Store)
+    explorer.store.explored, explorer.store.scores = {}, {}
+    monkeypatch.setattr(Explorer, "_look", look)
+    explorer.refine(grid(SearchSpec()), Budget())
+    assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
 
 
 def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) -> None:
