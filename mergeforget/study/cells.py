@@ -26,25 +26,38 @@ class Cell:
         values: step -> figure, of the steps that have it.
         n: rows of data it was computed from, where the score says so.
         why: what stands there instead of a figure.
+        waiting: steps of the row that were not run.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     n: int = 0
     why: str = NOTHING
+    waiting: int = 0
 
     @property
     def value(self) -> float | None:
-        """The figure, or the mean over the steps."""
+        """The figure, or the mean over the steps that have it."""
         return fmean(self.values.values()) if self.values else None
 
+    @property
+    def whole(self) -> float | None:
+        """The same; None while a step was not run, since a part of them proves nothing."""
+        return None if self.waiting else self.value
+
     def text(self, decimals: int) -> str:
-        """``0.501``, or ``0.501 ± 0.020 (3)``: mean, standard deviation and count."""
+        """``0.501``, or ``0.501 ± 0.020 (3)``: mean, standard deviation and count.
+
+        While steps are missing, the count is ``(2 of 3)``.
+        """
         if self.value is None:
             return self.why
         shown = f"{self.value:.{decimals}f}"
-        if len(self.values) < 2:
+        count = len(self.values)
+        if count == 1 and not self.waiting:
             return shown
-        return f"{shown} ± {stdev(self.values.values()):.{decimals}f} ({len(self.values)})"
+        spread = f" ± {stdev(self.values.values()):.{decimals}f}" if count > 1 else ""
+        of = f" of {count + self.waiting}" if self.waiting else ""
+        return f"{shown}{spread} ({count}{of})"
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,8 @@ def cells_of(table: Table, row: Row, results: Results) -> dict[str, Cell]:
         values = {step: v[0] for step, v in every.items() if isinstance(v, tuple)}
         counts = [v[1] for v in every.values() if isinstance(v, tuple)]
         words = [v for v in every.values() if isinstance(v, str)]
-        found[column.label] = Cell(values, min(counts, default=0), words[0] if words else NOTHING)
+        why = words[0] if words else NOTHING
+        found[column.label] = Cell(values, min(counts, default=0), why, words.count(NOT_RUN))
     return found
 
 

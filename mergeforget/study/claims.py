@@ -56,7 +56,7 @@ def verdicts(table: Table, results: Results) -> list[Verdict]:
     source = published(table)
     found = []
     for claim in table.claims:
-        here = {label: every[claim.column].value for label, every in cells.items()}
+        here = {label: every[claim.column].whole for label, every in cells.items()}
         found.append(Verdict(claim, judge(claim, source[claim.column]), judge(claim, here)))
     return found
 

@@ -13,6 +13,7 @@ from mergeforget.cli import main
 from mergeforget.errors import InputError
 from mergeforget.files import write_json
 from mergeforget.study.cells import cells_of, read_results
+from mergeforget.study.claims import verdicts
 from mergeforget.study.definition import Study, Table, load_study
 from mergeforget.study.document import write_document
 
@@ -100,7 +101,8 @@ def test_several_steps_are_averaged() -> None:
     table = Table.model_validate({
         "title": "T",
         "columns": [{"label": "auc", "score": "mia_auc"}],
-        "rows": [{"label": "a", "step": ["x", "y", "z", "never"], "subject": "over"}],
+        "rows": [{"label": "a", "step": ["x", "y", "z"], "subject": "over"}],
+        "claims": [{"text": "c", "kind": "within", "row": "a", "column": "auc"}],
     })  # fmt: skip
     results = {
         name: {"state": "done", "measured": {"scores": {"over": {"all": scored(auc, 0.0)}}}}
@@ -108,6 +110,10 @@ def test_several_steps_are_averaged() -> None:
     }
     cell = cells_of(table, table.rows[0], results)["auc"]
     assert cell.text(3) == "0.400 ± 0.265 (3)" and cell.n == 24
+    assert verdicts(table, results)[0].here.holds
+    del results["y"]
+    assert cells_of(table, table.rows[0], results)["auc"].text(3) == "0.450 ± 0.354 (2 of 3)"
+    assert verdicts(table, results)[0].here.holds is None
 
 
 def test_the_best_of_a_method_is_chosen_on_the_half_that_chooses() -> None:
