@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from mergeforget.analysis.evidence import DENSITY
 from mergeforget.errors import InputError
@@ -14,8 +14,17 @@ from mergeforget.files import read_json
 from mergeforget.study.definition import Column, Row, Study, Table
 from mergeforget.study.gather import full_key
 
+Interval = tuple[float, float]
 Results = Mapping[str, dict[str, Any]]  # step -> what steps.write_result wrote
 NOT_RUN, DIVERGED, NOTHING = "not run", "diverged", "–"
+
+
+class Figure(NamedTuple):
+    """One figure of one step; see ``Cell``."""
+
+    value: float
+    n: int = 0
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -27,12 +36,14 @@ class Cell:
         n: rows of data it was computed from, where the score says so.
         why: what stands there instead of a figure.
         waiting: steps of the row that were not run.
+        interval: 95 % bootstrap interval of the figure of a single step.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
     n: int = 0
     why: str = NOTHING
     waiting: int = 0
+    interval: Interval | None = None
 
     @property
     def value(self) -> float | None:
@@ -107,11 +118,14 @@ def cells_of(table: Table, row: Row, results: Results) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for column in table.columns:
         every = {step: _figure(table, row, column, results.get(step), found) for step in row.steps}
-        values = {step: v[0] for step, v in every.items() if isinstance(v, tuple)}
-        counts = [v[1] for v in every.values() if isinstance(v, tuple)]
+        figures = {step: v for step, v in every.items() if isinstance(v, Figure)}
+        values = {step: figure.value for step, figure in figures.items()}
+        n = min((figure.n for figure in figures.values()), default=0)
+        intervals = [figure.interval for figure in figures.values()]
         words = [v for v in every.values() if isinstance(v, str)]
         why = words[0] if words else NOTHING
-        found[column.label] = Cell(values, min(counts, default=0), why, words.count(NOT_RUN))
+        interval = intervals[0] if len(row.steps) == len(intervals) == 1 else None
+        found[column.label] = Cell(values, n, why, words.count(NOT_RUN), interval)
     return found
 
 
@@ -134,8 +148,8 @@ def subject_of(row: Row, measured: Mapping[str, Any]) -> str:
 
 def _figure(
     table: Table, row: Row, column: Column, result: dict[str, Any] | None, left: dict[str, Cell]
-) -> tuple[float, int] | str:
-    """(value, n) of one step, or why there is none."""
+) -> Figure | str:
+    """The figure of one step, or why there is none."""
     if result is None:
         return NOT_RUN
     if result["state"] == "failed" and not column.reads:
@@ -144,23 +158,26 @@ def _figure(
     if column.mean:
         values = [left[label].values.get(result["step"]) for label in column.mean]
         known = [v for v in values if v is not None]
-        return (fmean(known), 0) if len(known) == len(values) else NOTHING
+        return Figure(fmean(known)) if len(known) == len(values) else NOTHING
     if column.reads:
         return _ratio(measured, column)
     subject = subject_of(row, measured)
     if column.candidate:
         named = DENSITY.match(subject)
-        return (float(named["density"]), 0) if named else NOTHING
+        return Figure(float(named["density"])) if named else NOTHING
     key = full_key(column.score)
     part = "all" if key.startswith("mmlu/") else table.part  # its questions are in no half
     score = measured.get("scores", {}).get(subject, {}).get(part, {}).get(key)
-    return (float(score[0]), int(score[1])) if score else NOTHING
+    if not score:
+        return NOTHING
+    value, n, *interval = score
+    return Figure(value, n, (interval[0], interval[1]) if interval else None)
 
 
-def _ratio(measured: Mapping[str, Any], column: Column) -> tuple[float, int] | str:
+def _ratio(measured: Mapping[str, Any], column: Column) -> Figure | str:
     value, by = at(measured, column.reads), at(measured, column.over) if column.over else 1.0
     numbers = isinstance(value, int | float) and isinstance(by, int | float)
-    return (value / by, 0) if numbers and by else NOTHING
+    return Figure(value / by) if numbers and by else NOTHING
 
 
 def at(values: Any, place: str) -> Any:

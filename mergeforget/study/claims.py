@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from mergeforget.study.cells import Results, cells_of, published
+from mergeforget.study.cells import Interval, Results, cells_of, published
 from mergeforget.study.definition import Claim, Table
 
 Figures = Mapping[str, float | None]  # row label -> figure
@@ -19,19 +19,29 @@ class Finding:
     Attributes:
         holds: None where a figure is missing.
         detail: the figures that decide, in words.
+        rows: labels of the rows that decide.
     """
 
     holds: bool | None
     detail: str = ""
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim judged on what was published and on what was measured."""
+    """A claim judged on what was published and on what was measured.
+
+    Attributes:
+        settled: whether all that the intervals of the measured figures hold gives the same answer;
+            None where a figure has no interval.
+        intervals: the same in words.
+    """
 
     claim: Claim
     published: Finding
     here: Finding
+    settled: bool | None = None
+    intervals: str = ""
 
     @property
     def word(self) -> str:
@@ -47,7 +57,8 @@ class Verdict:
         """``**Same picture.** The merge is .... Here: .... Published: ....``"""
         told = [("Here", self.here), ("Published", self.published)]
         details = "".join(f" {who}: {f.detail}." for who, f in told if f.detail)
-        return f"**{self.word}.** {self.claim.text}.{details}"
+        certainty = f" {self.intervals}." if self.intervals else ""
+        return f"**{self.word}.** {self.claim.text}.{details}{certainty}"
 
 
 def verdicts(table: Table, results: Results) -> list[Verdict]:
@@ -57,8 +68,38 @@ def verdicts(table: Table, results: Results) -> list[Verdict]:
     found = []
     for claim in table.claims:
         here = {label: every[claim.column].whole for label, every in cells.items()}
-        found.append(Verdict(claim, judge(claim, source[claim.column]), judge(claim, here)))
+        finding = judge(claim, here)
+        intervals = {label: every[claim.column].interval for label, every in cells.items()}
+        certainty = settled(claim, finding, intervals)
+        found.append(Verdict(claim, judge(claim, source[claim.column]), finding, *certainty))
     return found
+
+
+def settled(
+    claim: Claim, finding: Finding, intervals: Mapping[str, Interval | None]
+) -> tuple[bool | None, str]:
+    """Whether the intervals of the rows that decide leave one answer only, and that in words."""
+    known = [(row, span) for row in finding.rows if (span := intervals.get(row)) is not None]
+    if not known or len(known) < len(finding.rows):
+        return None, ""
+    if claim.kind == "within":
+        low, high = known[0][1]
+        sure = high < claim.low or claim.high < low or (claim.low <= low and high <= claim.high)
+    else:
+        (low, high), (rival_low, rival_high) = (_goodnesses(claim, span) for _, span in known)
+        sure = high < rival_low or rival_high < low
+    shown = ", ".join(f"{row} {low:.3f} to {high:.3f}" for row, (low, high) in known)
+    if len(known) == 1:
+        return sure, f"The 95 % interval {'settles it' if sure else 'leaves it open'}: {shown}"
+    return sure, f"The 95 % intervals {'settle it' if sure else 'leave it open'}: {shown}"
+
+
+def _goodnesses(claim: Claim, span: Interval) -> Interval:
+    """The range of ``_goodness`` over an interval."""
+    ends = [_goodness(claim, x) for x in span]
+    if claim.kind == "nearest" and span[0] <= claim.target <= span[1]:
+        ends.append(0.0)
+    return min(ends), max(ends)
 
 
 def judge(claim: Claim, figures: Figures) -> Finding:
@@ -72,8 +113,9 @@ def judge(claim: Claim, figures: Figures) -> Finding:
         away = max(claim.low - value, value - claim.high, 0.0)
         span = f"{claim.low:g} to {claim.high:g}"
         if away:
-            return Finding(False, f"{value:.3f} lies outside {span}, by {away:.3f}")
-        return Finding(True, f"{value:.3f} lies within {span}")
+            told = f"{value:.3f} lies outside {span}, by {away:.3f}"
+            return Finding(False, told, (claim.row,))
+        return Finding(True, f"{value:.3f} lies within {span}", (claim.row,))
     names = claim.of or [name for name in figures if name != claim.row]
     others = {name: v for name in names if (v := figures.get(name)) is not None}
     if len(others) < (len(names) if claim.of else 1):
@@ -84,14 +126,15 @@ def judge(claim: Claim, figures: Figures) -> Finding:
 def _extreme(claim: Claim, value: float, others: Mapping[str, float]) -> Finding:
     """The row against the one that comes nearest to it, or beats it by most."""
 
-    def goodness(x: float) -> float:
-        signs = {"largest": x, "smallest": -x, "nearest": -abs(x - claim.target)}
-        return signs[claim.kind]
-
-    rival = max(others, key=lambda name: goodness(others[name]))
-    gap = goodness(value) - goodness(others[rival])
+    rival = max(others, key=lambda name: _goodness(claim, others[name]))
+    gap = _goodness(claim, value) - _goodness(claim, others[rival])
     by = f"by {abs(gap):.3f}" if gap > 0 else f"short by {abs(gap):.3f}" if gap else "a tie"
-    return Finding(gap > 0, f"{value:.3f} against {others[rival]:.3f} of {rival}, {by}")
+    told = f"{value:.3f} against {others[rival]:.3f} of {rival}, {by}"
+    return Finding(gap > 0, told, (claim.row, rival))
+
+
+def _goodness(claim: Claim, x: float) -> float:
+    return {"largest": x, "smallest": -x, "nearest": -abs(x - claim.target)}[claim.kind]
 
 
 def _order(claim: Claim, figures: Figures) -> Finding:

@@ -59,12 +59,15 @@ def _summary(study: Study, results: Results) -> Iterator[str]:
     done = sum(result["state"] == "done" for result in results.values())
     total = len(list(study.steps()))
     yield from ("## In short", "")
-    yield f"{done} of {total} steps are done. The claims, each judged below with its figures:"
+    yield (
+        f"{done} of {total} steps are done. The claims, each judged below with its figures; *open* "
+        "are those of which the 95 % intervals of the figures would allow the other answer:"
+    )
     yield ""
     yield from ("| claim | published | here | verdict |", "|---|---|---|---|")
     for verdict in found:
         yield f"| {verdict.claim.text} | {_truth(verdict, True)} | {_truth(verdict, False)} | " + (
-            f"{verdict.word.lower()} |"
+            f"{verdict.word.lower()}{', open' if verdict.settled is False else ''} |"
         )
     yield ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mergeforget.study.claims import Finding, Verdict, judge
+from mergeforget.study.claims import Finding, Verdict, judge, settled
 from mergeforget.study.definition import Claim
 
 AUC = {"over": 0.022, "under": 0.818, "merged": 0.501}
@@ -31,7 +31,33 @@ def claim(kind: str, row: str = "merged", **more: object) -> Claim:
     ],
 )  # fmt: skip
 def test_a_claim_is_judged_by_its_figures(one: Claim, holds: bool, detail: str) -> None:
-    assert judge(one, AUC) == Finding(holds, detail)
+    found = judge(one, AUC)
+    assert (found.holds, found.detail) == (holds, detail)
+
+
+@pytest.mark.parametrize(
+    ("one", "merged", "over", "sure"),
+    [
+        (claim("within", low=0.45, high=0.55), (0.46, 0.54), None, True),
+        (claim("within", low=0.45, high=0.55), (0.60, 0.70), None, True),
+        (claim("within", low=0.45, high=0.55), (0.40, 0.60), None, False),
+        (claim("largest", of=["over"]), (0.40, 0.60), (0.0, 0.1), True),
+        (claim("largest", of=["over"]), (0.40, 0.60), (0.0, 0.4), False),
+        (claim("nearest", of=["over"]), (0.45, 0.60), (0.1, 0.3), True),
+        (claim("nearest", of=["over"]), (0.45, 0.60), (0.1, 0.42), False),
+        (claim("nearest", of=["over"]), (0.45, 0.60), None, None),
+    ],
+)
+def test_the_intervals_settle_a_claim_or_leave_it_open(
+    one: Claim,
+    merged: tuple[float, float],
+    over: tuple[float, float] | None,
+    sure: bool | None,
+) -> None:
+    found, told = settled(one, judge(one, AUC), {"merged": merged, "over": over})
+    assert found is sure
+    words = {True: "settle", False: "leave", None: ""}[sure]
+    assert words in told and bool(told) == (sure is not None)
 
 
 def test_a_tie_is_not_larger() -> None:
