@@ -12,25 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergeforget.evaluate.batching import in_batches, token_budget
+from mergeforget.evaluate.generate import takes_logits_to_keep
 
 CHUNK = 2**26  # logits that are widened to float32 at once: 256 MB
 
 
 @dataclass(frozen=True)
 class TokenLikelihoods:
-    """What a model says about one text's tokens, from the second on.
+    """What a model says about one text's tokens, from token number ``start`` on (0 is the first).
 
     Attributes:
         logps: log-probability of each token given those before it, in nats.
         greedy: whether the token is the one the model would have chosen.
         mean: of the vocabulary's log-probabilities at each place, under the model itself.
         deviation: their standard deviation.
+        start: of the first token that was read; nothing precedes token 0, so at least 1.
     """
 
     logps: NDArray[np.float64]
     greedy: NDArray[np.bool_]
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
+    start: int = 1
 
     @property
     def nll(self) -> float:
@@ -39,9 +42,13 @@ class TokenLikelihoods:
 
     def after(self, tokens: int) -> TokenLikelihoods:
         """The same for the text from its token number ``tokens`` on (0 is the first)."""
-        first = max(0, tokens - 1)
+        first = max(0, tokens - self.start)
         return TokenLikelihoods(
-            self.logps[first:], self.greedy[first:], self.mean[first:], self.deviation[first:]
+            self.logps[first:],
+            self.greedy[first:],
+            self.mean[first:],
+            self.deviation[first:],
+            self.start + first,
         )
 
 
@@ -49,6 +56,7 @@ def likelihoods(
     model: Any,
     texts: Sequence[list[int]],
     *,
+    starts: Sequence[int] | None = None,
     batch_tokens: int | None = None,
     label: str = "Likelihood",
     on_done: Callable[[int, TokenLikelihoods], None] | None = None,
@@ -57,13 +65,18 @@ def likelihoods(
 
     Args:
         texts: token ids; a text of fewer than two tokens has nothing to predict.
+        starts: number of the first token of each text that is wanted; the second by default. What
+            comes before costs no output layer.
         batch_tokens: tokens of a batch; by default what the memory allows.
         on_done: is given each text's place and likelihoods as soon as its batch is done.
     """
+    wanted = [1] * len(texts) if starts is None else [max(1, start) for start in starts]
     return in_batches(
         model,
         [len(t) for t in texts],
-        lambda places: token_likelihoods(model, [list(texts[i]) for i in places]),
+        lambda places: token_likelihoods(
+            model, [list(texts[i]) for i in places], [wanted[i] for i in places]
+        ),
         budget=batch_tokens or token_budget(model, logits=True),
         label=label,
         on_done=on_done,
@@ -71,22 +84,28 @@ def likelihoods(
 
 
 @torch.inference_mode()
-def token_likelihoods(model: Any, texts: Sequence[list[int]]) -> list[TokenLikelihoods]:
-    """Token likelihoods of one batch, padded on the right."""
+def token_likelihoods(
+    model: Any, texts: Sequence[list[int]], starts: Sequence[int]
+) -> list[TokenLikelihoods]:
+    """Token likelihoods of one batch, padded on the right, of each text from its start on."""
     longest = max(len(t) for t in texts)
-    if longest < 2:
-        empty = np.zeros(0)
-        return [TokenLikelihoods(empty, empty.astype(bool), empty, empty) for _ in texts]
     ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts]).to(model.device)
-    lengths = torch.tensor([len(t) for t in texts], device=model.device)
-    mask = (torch.arange(longest, device=model.device) < lengths[:, None]).long()
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-    real = mask[:, 1:].bool()
-    packed = _describe(logits[real], ids[:, 1:][real])  # (4, tokens)
-    parts = packed.split((lengths - 1).clamp(min=0).tolist(), dim=1)
+    lengths, begins = torch.tensor([[len(t) for t in texts], list(starts)]).to(model.device)
+    places = torch.arange(longest, device=model.device)
+    mask = places < lengths[:, None]
+    wanted = mask & (places >= begins[:, None])
+    if not wanted.any():
+        nothing = np.zeros(0)
+        return [TokenLikelihoods(nothing, nothing > 0, nothing, nothing, s) for s in starts]
+    first = min(starts) - 1 if takes_logits_to_keep(model) else 0  # it predicts the next one
+    kept = {"logits_to_keep": longest - first} if first else {}
+    logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **kept).logits
+    logits, real = logits[:, :-1], wanted[:, 1 + first :]
+    labels = ids[:, 1 + first :][real]
+    packed = _describe(logits[real], labels)  # (4, tokens)
     return [
-        TokenLikelihoods(p[0].numpy(), p[1].numpy().astype(bool), p[2].numpy(), p[3].numpy())
-        for p in parts
+        TokenLikelihoods(p[0].numpy(), p[1].numpy().astype(bool), p[2].numpy(), p[3].numpy(), start)
+        for p, start in zip(packed.split(wanted.sum(1).tolist(), dim=1), starts, strict=True)
     ]
 
 

@@ -119,6 +119,7 @@ class _Reader:
             likelihoods(
                 self.model,
                 [ids for ids, _ in encoded],
+                starts=[s for _, s in encoded] if self.membership == "answers" else None,
                 batch_tokens=self.batch_tokens,
                 label=self._label("likelihood"),
                 on_done=keep,

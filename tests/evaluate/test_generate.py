@@ -126,6 +126,41 @@ def test_likelihoods_equal_the_models_own_loss(tiny_model: Any, batch_tokens: in
         assert one.deviation == pytest.approx(deviation.numpy(), abs=1e-4)
 
 
+@pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
+def test_likelihoods_from_a_start_on_are_those_of_the_whole_text(
+    tiny_model: Any, batch_tokens: int
+) -> None:
+    texts = [[5, 6, 7], [9] * 20, [8], [30, 40, 50, 60, 70], [3, 4]]
+    starts = [2, 15, 0, 4, 2]  # the last begins where its text ends
+    whole = likelihoods(tiny_model, texts, batch_tokens=batch_tokens)
+    for start, one, ours in zip(
+        starts,
+        whole,
+        likelihoods(tiny_model, texts, starts=starts, batch_tokens=batch_tokens),
+        strict=True,
+    ):
+        assert len(ours.logps) == len(one.after(start).logps)
+        for name in ("logps", "greedy", "mean", "deviation"):
+            wanted = getattr(one.after(start), name)
+            assert getattr(ours, name) == pytest.approx(wanted, abs=1e-5)
+            assert getattr(ours.after(start + 1), name) == pytest.approx(wanted[1:], abs=1e-5)
+
+
+def test_what_nobody_asks_for_costs_no_output_layer(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+    head = tiny_model.lm_head.forward
+
+    def counting(states: torch.Tensor) -> Any:
+        places.append(states.shape[1])
+        return head(states)
+
+    monkeypatch.setattr(tiny_model.lm_head, "forward", counting)
+    likelihoods(tiny_model, [[9] * 20, [8] * 20], starts=[15, 18])
+    assert places == [6]  # 14 to 19
+
+
 def test_a_text_of_one_token_predicts_nothing(tiny_model: Any) -> None:
     single, other = likelihoods(tiny_model, [[5], [5, 6]])
     assert len(single.logps) == 0 and single.nll == 0 and len(other.logps) == 1
