@@ -35,7 +35,7 @@ class ScoredRows:
     @classmethod
     def of(cls, target: Target, forget: Sequence[Row] | None = None) -> ScoredRows:
         hidden = target.forget if forget is None else list(forget)
-        return cls(hidden, target.retain, target.holdout)
+        return cls(hidden, target.retain, target.compared())
 
     @property
     def every(self) -> list[Row]:

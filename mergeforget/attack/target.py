@@ -14,7 +14,8 @@ from mergeforget.adapter import read_adapter
 from mergeforget.console import say
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
-from mergeforget.evaluate.measure import Membership
+from mergeforget.evaluate.measure import Membership, membership_documents
+from mergeforget.evaluate.membership import matched
 from mergeforget.files import read_json, sha256, write_json
 from mergeforget.models import default_device, load_model, locate
 from mergeforget.recipe import ModelSpec
@@ -113,6 +114,17 @@ class Target:
     def suspects(self) -> list[Suspect]:
         """The subject, and those of the others that there are."""
         return [s for s in (self.subject, self.before, self.control) if s is not None]
+
+    def compared(self) -> list[Row]:
+        """Of the holdout, the documents that an evaluation compares with the forget set's.
+
+        At most twice as many, task by task: a large holdout would cost time and tell no more.
+        """
+        inside, outside = (
+            membership_documents(rows, self.membership) for rows in (self.forget, self.holdout)
+        )
+        drawn = {row.subject for row in matched(inside, outside, self.seed)[1]}
+        return [row for row in self.holdout if row.subject in drawn]
 
     def need(self, *splits: str) -> None:
         """Raise InputError for a split that has no rows."""

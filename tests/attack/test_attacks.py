@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from memorising import FORGET, HOLDOUT, RETAIN, train
+from memorising import FORGET, HOLDOUT, RETAIN, people, train
 
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.methods.probe import probe
@@ -16,10 +16,12 @@ from mergeforget.attack.methods.prompts import prompts
 from mergeforget.attack.methods.quantise import quantise
 from mergeforget.attack.methods.relearn import relearn
 from mergeforget.attack.result import Result
+from mergeforget.attack.scores import ScoredRows, forget_scores, losses_of
 from mergeforget.attack.target import Models, Suspect, Target
 from mergeforget.attack.tuning import Tuning, learner, tune
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
+from mergeforget.evaluate.membership import matched
 from mergeforget.recipe import ModelSpec
 
 Make = Callable[..., Target]
@@ -70,6 +72,21 @@ def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]
         return Target(Models(ModelSpec(name=name)), subject, **(settings | more))
 
     return make
+
+
+def test_of_a_large_holdout_only_what_is_compared_is_read(target_of: Make) -> None:
+    """Twice as many rows as the forget set has, those that an evaluation draws."""
+    many = people("holdout", 3, 40)
+    target = target_of("hides", forget=FORGET[:4], holdout=many)
+    assert len(target.compared()) == 8
+    assert target.compared() == matched(FORGET[:4], many, target.seed)[1]
+    facts = forget_scores(*_opened(target), ScoredRows.of(target), target, label="")
+    assert len(losses_of(facts, "holdout")) == 4  # of two rows each
+
+
+def _opened(target: Target) -> tuple[Any, Any]:
+    with target.models.opened(target.subject) as opened:
+        return opened
 
 
 def column(result: Result, model: str, key: str) -> list[Any]:

@@ -47,7 +47,7 @@ def probe(
 
 def _layers(target: Target, suspect: Suspect, settings: dict[str, Any]) -> Facts:
     """AUC of each layer of one model, and the best layer's under shuffled labels."""
-    rows = [*target.forget, *target.holdout]
+    rows = [*target.forget, *target.compared()]
 
     def work(model: Any, tokenizer: Any) -> Facts:
         states = hidden_states(
