@@ -68,9 +68,10 @@ class Explorer:
     def refine(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
         """Along the densities of each family from its first guess on, by ever smaller steps.
 
-        The ends are looked at too, and the walk begins at the best of the three: a floor may hold
-        at one end alone, far from where the gap is predicted to close. As soon as the AUC passes
-        0.5 between two looks, the density where it is expected to is looked at next.
+        The upper end is looked at too, and the lower one where the objective has a floor, which
+        may hold there alone, far from where the gap is predicted to close. The walk begins at the
+        best of them. As soon as the AUC passes 0.5 between two looks, the density where it is
+        expected to is looked at next.
         """
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
@@ -83,7 +84,8 @@ class Explorer:
             def passing(line: list[Candidate] = line) -> Place | None:
                 return self._passing([c for c in line if c.name in seen], line)
 
-            starts = dict.fromkeys((line.index(nearest), 0, len(line) - 1))
+            low = [0] if self.objective.floors else []
+            starts = dict.fromkeys([line.index(nearest), len(line) - 1, *low])
             ranks = {start: look((start,)) for start in starts}
             known = [(rank, start) for start, rank in ranks.items() if rank is not None]
             start = max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
