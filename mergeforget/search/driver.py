@@ -75,7 +75,7 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
             return searching.finish(candidates, len(candidates))
         seen = searching.explore(candidates)
         best = searching.measure_finalists(seen)
-        return searching.finish(best, len(seen))
+        return searching.finish(best, len({c.name for c in [*seen, *best]}))
 
 
 def work(run: Run, spec: SearchSpec, options: Options) -> int:
@@ -212,12 +212,23 @@ class Searching:
         if self.spec.finalists is not None or not races:
             self.measure_candidates(chosen, Budget())
             return chosen
-        measured: list[Candidate] = []
-        waiting = sorted(seen, key=lambda c: c.name)
+        measured = self._race(sorted(seen, key=lambda c: c.name), [], len(chosen))
+        best = best_rank(self.explorer, measured)
+        if self.spec.strategy == "refine" and best is not None and best.shortfall:
+            # looks were too kind: of all densities the lowest changes the least
+            low = self.explorer.lowest(grid(self.spec), self.options.budget)
+            measured = self._race(low, measured, len(measured) + len(low))
+        return measured
+
+    def _race(
+        self, waiting: Sequence[Candidate], measured: Sequence[Candidate], enough: int
+    ) -> list[Candidate]:
+        """Measure those that wait while one of them looks better than the best."""
+        measured = list(measured)
         at_once = self.spec.together or 1  # each corrects the looks of those that wait
         while following := next_finalists(self.explorer, waiting, measured, at_once):
             best = best_rank(self.explorer, measured)
-            if len(measured) >= len(chosen) and best is not None and not best.shortfall:
+            if len(measured) >= enough and best is not None and not best.shortfall:
                 break  # enough were measured, and the best of them keeps every floor
             waiting = [c for c in waiting if c not in following]
             self.measure_candidates(following, Budget())

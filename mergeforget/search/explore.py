@@ -68,9 +68,9 @@ class Explorer:
     def refine(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
         """Along the densities of each family from its first guess on, by ever smaller steps.
 
-        The upper end is looked at too, and the lower one where the objective has a floor, which
-        may hold there alone, far from where the gap is predicted to close. The walk begins at the
-        best of them. As soon as the AUC passes 0.5 between two looks, the density where it is
+        The upper end is looked at too, and where both look as if they missed a floor the lower one:
+        it may hold there alone, far from where the gap is predicted to close. The walk begins at
+        the best of them. As soon as the AUC passes 0.5 between two looks, the density where it is
         expected to is looked at next.
         """
         seen: dict[str, Candidate] = {}
@@ -84,12 +84,22 @@ class Explorer:
             def passing(line: list[Candidate] = line) -> Place | None:
                 return self._passing([c for c in line if c.name in seen], line)
 
-            low = [0] if self.objective.floors else []
-            starts = dict.fromkeys([line.index(nearest), len(line) - 1, *low])
+            starts = dict.fromkeys([line.index(nearest), len(line) - 1])
             ranks = {start: look((start,)) for start in starts}
+            if all(rank is None or rank.shortfall for rank in ranks.values()):
+                ranks[0] = look((0,))
             known = [(rank, start) for start, rank in ranks.items() if rank is not None]
             start = max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
             climb(look, (start,), len(line), passing)
+        return list(seen.values())
+
+    def lowest(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+        """The lowest density of each family, of those that were not looked at."""
+        seen: dict[str, Candidate] = {}
+        for family in families(candidates).values():
+            low = min(family, key=lambda c: c.density or 0.0)
+            if not self.known(low):
+                self._look(low, seen, budget)
         return list(seen.values())
 
     def refine_groups(self, seen: Sequence[Candidate], budget: Budget) -> list[Candidate]:

@@ -175,6 +175,22 @@ def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
     assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
 
 
+def test_where_looks_were_too_kind_the_lowest_density_is_looked_at_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look keeps the floor, and nothing that is measured does."""
+    honest = Explorer.rank
+    monkeypatch.setattr(
+        Explorer, "rank", lambda self, name: honest(self, name)._replace(shortfall=0.0)
+    )
+    monkeypatch.setattr(Explorer, "_passing", lambda *_: None)
+    monkeypatch.setattr("mergeforget.search.explore.climb", lambda *_: None)
+    options = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--first", "0.7")
+    call(run, *options, "--objective", "mia if retain >= 2")
+    looked = [row["density"] for row in read_jsonl(run.search / "explored.jsonl")]
+    assert looked == [0.7, 1.0, 0.1]
+
+
 def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) -> None:
     """The next one would have to be better than it looks."""
     arguments = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--objective")
