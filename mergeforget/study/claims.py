@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -84,7 +85,8 @@ def settled(
         return None, ""
     if claim.kind == "within":
         low, high = known[0][1]
-        sure = high < claim.low or claim.high < low or (claim.low <= low and high <= claim.high)
+        bottom = _low(claim)
+        sure = high < bottom or claim.high < low or (bottom <= low and high <= claim.high)
     else:
         (low, high), (rival_low, rival_high) = (_goodnesses(claim, span) for _, span in known)
         sure = high < rival_low or rival_high < low
@@ -110,8 +112,10 @@ def judge(claim: Claim, figures: Figures) -> Finding:
     if value is None:
         return Finding(None)
     if claim.kind == "within":
-        away = max(claim.low - value, value - claim.high, 0.0)
-        span = f"{claim.low:g} to {claim.high:g}"
+        away = max(_low(claim) - value, value - claim.high, 0.0)
+        span = (
+            f"{claim.high:g} or less" if claim.low is None else f"{claim.low:g} to {claim.high:g}"
+        )
         if away:
             told = f"{value:.3f} lies outside {span}, by {away:.3f}"
             return Finding(False, told, (claim.row,))
@@ -131,6 +135,10 @@ def _extreme(claim: Claim, value: float, others: Mapping[str, float]) -> Finding
     by = f"by {abs(gap):.3f}" if gap > 0 else f"short by {abs(gap):.3f}" if gap else "a tie"
     told = f"{value:.3f} against {others[rival]:.3f} of {rival}, {by}"
     return Finding(gap > 0, told, (claim.row, rival))
+
+
+def _low(claim: Claim) -> float:
+    return -math.inf if claim.low is None else claim.low
 
 
 def _goodness(claim: Claim, x: float) -> float:

@@ -87,8 +87,8 @@ class Claim(Part):
     """What a table is to show, judged on the published and on the measured figures alike.
 
     ``largest`` and ``smallest`` compare ``row`` with ``of`` (all others when left out); ``nearest``
-    does so by the distance to ``target``; ``within`` wants ``low <= row <= high``; ``order`` wants
-    the rows ``of`` in falling order.
+    does so by the distance to ``target``; ``within`` wants ``low <= row <= high``, where a low of
+    None bounds nothing; ``order`` wants the rows ``of`` in falling order.
     """
 
     text: str
@@ -97,7 +97,7 @@ class Claim(Part):
     row: str = ""
     of: list[str] = []
     target: float = 0.5
-    low: float = 0.0
+    low: float | None = 0.0
     high: float = 1.0
 
 

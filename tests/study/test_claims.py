@@ -24,6 +24,8 @@ def claim(kind: str, row: str = "merged", **more: object) -> Claim:
         (claim("within", low=0.45, high=0.55), True, "0.501 lies within 0.45 to 0.55"),
         (claim("within", "over", low=0.45, high=0.55), False,
          "0.022 lies outside 0.45 to 0.55, by 0.428"),
+        (claim("within", "over", low=None, high=0.1), True, "0.022 lies within 0.1 or less"),
+        (claim("within", low=None, high=0.1), False, "0.501 lies outside 0.1 or less, by 0.401"),
         (claim("order", "", of=["under", "merged", "over"]), True,
          "3 of 3 pairs stand so (under > merged > over)"),
         (claim("order", "", of=["under", "over", "merged"]), False,
