@@ -16,7 +16,7 @@ test: $(READY)
 slow: $(READY)                  # the slow tests: real model, real data where it is at hand
 	$(BIN)/python -m pytest -q -m slow tests
 
-# The published experiments again, within three hours; resumed by the same command. Data sets:
+# The published experiments again, some three hours; resumed by the same command. Data sets:
 # MERGEFORGET_DATA. `make study PART=pair` runs one part, with what it reads.
 study: $(READY)
 	$(BIN)/mergeforget study run cpu --jobs 2 --results docs/study $(if $(PART),--only $(PART))

@@ -129,6 +129,16 @@ def test_another_objective_looks_again_at_what_it_cannot_read(run: Run) -> None:
     assert read_json(run.search / "chosen.json")["explored"] == 3
 
 
+def explorer_of(objective: str, first: float) -> Explorer:
+    """One that has seen nothing, and that the pair tells to begin at a density."""
+    explorer = Explorer.__new__(Explorer)
+    explorer.objective = parse_objective(objective)
+    explorer.guess = lambda *_: first  # type: ignore[assignment]
+    explorer.store = Store.__new__(Store)
+    explorer.store.explored, explorer.store.scores = {}, {}
+    return explorer
+
+
 def test_a_floor_that_holds_at_one_end_alone_is_found(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,12 +150,8 @@ def test_a_floor_that_holds_at_one_end_alone_is_found(
         kept = candidate.density == 0.1
         return Rank(0.0 if kept else -0.5, 1 - abs((candidate.density or 0) - 0.8), 0.0, 0.0)
 
-    explorer = Explorer.__new__(Explorer)
-    explorer.objective = parse_objective("mia if retain >= 70%")
-    explorer.guess = lambda *_: 0.7  # type: ignore[assignment]
-    explorer.store = Store.__new__(Store)
-    explorer.store.explored, explorer.store.scores = {}, {}
     monkeypatch.setattr(Explorer, "_look", look)
+    explorer = explorer_of("mia if retain >= 70%", first=0.7)
     explorer.refine(grid(SearchSpec()), Budget())
     assert 0.1 in seen and len(seen) <= 7
 
@@ -165,12 +171,8 @@ def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
         self.store.explored[candidate.name] = [found]
         return Rank(0.0, 1 - abs(auc - 0.5), 0.0, 0.0)
 
-    explorer = Explorer.__new__(Explorer)
-    explorer.objective = parse_objective("mia")
-    explorer.guess = lambda *_: 0.1  # type: ignore[assignment]
-    explorer.store = Store.__new__(Store)
-    explorer.store.explored, explorer.store.scores = {}, {}
     monkeypatch.setattr(Explorer, "_look", look)
+    explorer = explorer_of("mia", first=0.1)
     explorer.refine(grid(SearchSpec()), Budget())
     assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
 

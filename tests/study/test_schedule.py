@@ -74,11 +74,13 @@ class Tool:
     def __init__(self, ends: dict[str, list[Call]] | None = None) -> None:
         self.ends = ends or {}
         self.called: list[str] = []
+        self.threads: set[int | None] = set()
 
     def __call__(
         self, words: Sequence[str], seconds: float | None, threads: int | None = None
     ) -> Call:
         self.called.append(" ".join(words))
+        self.threads.add(threads)
         if words[0] == "train":
             folder = Path(words[words.index("--out") + 1])
             folder.mkdir(parents=True, exist_ok=True)
@@ -200,8 +202,10 @@ def test_commands_run_in_processes_of_their_own(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(result)
 
 
-def test_a_command_computes_with_the_threads_of_its_study() -> None:
+def test_a_command_computes_with_the_threads_of_its_study(places: Places, tool: Tool) -> None:
     """So that the figures do not depend on the machine's cores, or on what else runs."""
+    run_study(study_of(places).model_copy(update={"threads": 3}), places)
+    assert tool.threads == {3}
     assert load_study("cpu")[0].threads == 1
     assert circumstances(1)["threads"] == "1"
 
