@@ -24,8 +24,8 @@ def command() -> None:
               "[default: OUT/results]")  # fmt: skip
 @click.option("--data", type=FOLDER, help="Folder of the data sets.  [default: $MERGEFORGET_DATA, "
               "or ../shared/data]")  # fmt: skip
-@click.option("--only", multiple=True, metavar="PART", help="Run this part and what it reads; "
-              "repeat it.")  # fmt: skip
+@click.option("--only", multiple=True, metavar="PART", help="Run this part and what it reads or "
+              "shows; repeat it.")  # fmt: skip
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many; the "
               "same command goes on.")  # fmt: skip
 @click.option("--again", multiple=True, metavar="STEP", help="Throw this step and what reads it "
@@ -95,7 +95,8 @@ def plan(name: str, as_json: bool) -> None:
     lines = []
     for section in study.parts:
         minutes = sum(step.minutes for step in section.steps)
-        lines.append(f"{section.name}: {section.title} ({minutes:g} min)")
+        time = f"{minutes:g} min" if section.steps else "tables of the steps above"
+        lines.append(f"{section.name}: {section.title} ({time})")
         for step in section.steps:
             lines.append(f"  {step.name} ({step.minutes:g} min)")
             lines += [f"    mergeforget {text}" for text in study.commands(step)]

@@ -32,7 +32,7 @@ def run_study(
     """Run what is not done yet.
 
     Args:
-        only: parts to run, with the steps of others that they read; all by default.
+        only: parts to run, with the steps of others that they read or show; all by default.
         minutes: stop after so many; what was begun goes on with the next call.
         again: steps to throw away and run anew, with those that read them.
         given: values of the study that were replaced, to be told in the document.
@@ -69,9 +69,11 @@ def run_study(
 
 
 def wanted_steps(study: Study, only: Sequence[str]) -> list[tuple[Section, Step]]:
-    """Steps of these parts and those they read, in order."""
+    """Steps of these parts, those that their tables show and those that they read, in order."""
     every = list(study.steps())
     names = {s.name for section, s in every if not only or section.name in only}
+    asked = [section for section in study.parts if section.name in only]
+    names |= {s for part in asked for table in part.tables for r in table.rows for s in r.steps}
     for _, step in reversed(every):
         names |= set(study.used_by(step)) if step.name in names else set()
     return [(section, step) for section, step in every if step.name in names]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from mergeforget.cli import main
 from mergeforget.errors import RecipeError, UsageError
@@ -117,3 +118,9 @@ def test_values_that_name_each_other_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('rate: "1"', 'rate: "{more}"'))
     with pytest.raises(RecipeError, match="in a ring"):
         load_study(str(path))
+
+
+def test_a_part_may_show_the_steps_of_others_only() -> None:
+    done = CliRunner().invoke(main, ["study", "plan", "cpu"])
+    title = "beside: Every single adapter beside the merge"
+    assert f"{title} (tables of the steps above)" in done.output

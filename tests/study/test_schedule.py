@@ -169,6 +169,16 @@ def test_a_part_brings_the_steps_it_reads(places: Places, tool: Tool) -> None:
         run_study(study_of(places), places, only=["tow"])
 
 
+def test_a_part_brings_the_steps_that_its_tables_show(places: Places, tool: Tool) -> None:
+    study = study_of(places)
+    rows = [{"label": "b", "step": "b"}]
+    table = {"title": "T", "columns": [{"label": "n", "reads": "n"}], "rows": rows}
+    shown = {"name": "shown", "title": "Shown", "tables": [table]}
+    values = study.model_dump()
+    study = Study.model_validate(values | {"parts": [*values["parts"], shown]})
+    assert list(run_study(study, places, only=["shown"])) == ["a", "b"]
+
+
 def test_a_part_without_its_data_is_left_out_and_said_so(places: Places, tool: Tool) -> None:
     (places.data / "there.jsonl").unlink()
     assert run_study(study_of(places), places)["c"].startswith("left out: there is no")
