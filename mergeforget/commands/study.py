@@ -84,6 +84,34 @@ def write(results: Path, out: Path | None, as_json: bool) -> None:
     emit({"document": str(path)}, f"Document: {path}", as_json)
 
 
+@command.command("compare")
+@click.argument("first", type=FOLDER)
+@click.argument("second", type=FOLDER)
+@json_option
+def compare(first: Path, second: Path, as_json: bool) -> None:
+    """Compare the figures of two runs of a study: the `results` folders of both.
+
+    Steps are compared that both ran with the same commands. Ends with exit code 7 where a figure
+    differs.
+    """
+    from mergeforget.errors import VerificationError
+    from mergeforget.study.cells import read_results
+    from mergeforget.study.compare import compared
+
+    steps = compared(read_results(first).results, read_results(second).results)
+    differ = [one.step for one in steps if one.differ]
+    lines = [one.told for one in steps]
+    lines.append(f"{len(steps) - len(differ)} of {len(steps)} steps gave the same figures.")
+    found = {one.step: {"figures": one.figures, "differ": one.differ} for one in steps}
+    emit({"same": not differ, "steps": found}, "\n".join(lines), as_json)
+    if differ:
+        raise VerificationError(
+            f"The figures of {', '.join(differ)} differ. Sums differ in their last bits with the "
+            "processor, the number of threads and the versions of the libraries: the documents of "
+            "both name them."
+        )
+
+
 @command.command("plan")
 @click.argument("name", metavar="NAME|FILE")
 @json_option

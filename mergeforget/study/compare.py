@@ -1,0 +1,78 @@
+"""Whether two runs of a study, on two machines or two days, gave the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mergeforget.errors import InputError
+from mergeforget.study.cells import Results
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One step of both runs.
+
+    Attributes:
+        figures: numbers, words and empty places that either run measured.
+        differ: place -> what the first and what the second has there; None for nothing.
+    """
+
+    step: str
+    figures: int
+    differ: dict[str, tuple[Any, Any]]
+
+    @property
+    def told(self) -> str:
+        """One line."""
+        if not self.differ:
+            return f"{self.step}: the same, {self.figures} figures"
+        place, (first, second) = max(self.differ.items(), key=lambda item: _gap(*item[1]))
+        return (
+            f"{self.step}: {len(self.differ)} of {self.figures} figures differ, by most at "
+            f"{place}: {first} and {second}"
+        )
+
+
+def compared(first: Results, second: Results) -> list[Compared]:
+    """Every step that both ran, with the same commands.
+
+    Raises:
+        InputError: there is none.
+    """
+    both = [s for s in first if s in second and _commands(first, s) == _commands(second, s)]
+    if not both:
+        raise InputError(
+            "The two have no step in common that was run with the same commands. Give the "
+            "`results` folders of two runs of one study."
+        )
+    return [_step(step, first[step]["measured"], second[step]["measured"]) for step in both]
+
+
+def _step(step: str, first: Any, second: Any) -> Compared:
+    here, there = dict(_flat(first)), dict(_flat(second))
+    places = list(dict.fromkeys([*here, *there]))
+    pairs = {place: (here.get(place), there.get(place)) for place in places}
+    return Compared(step, len(places), {k: v for k, v in pairs.items() if v[0] != v[1]})
+
+
+def _commands(results: Results, step: str) -> Any:
+    return results[step]["fingerprint"]  # of the step's commands and of those before it
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Place -> figure, as ``Column.reads`` names places."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, one in inner:
+        below = f"{place}.{key}" if place else str(key)
+        if isinstance(one, dict | list):
+            yield from _flat(one, below)
+        else:
+            yield below, one
+
+
+def _gap(first: Any, second: Any) -> float:
+    """How far apart two figures are, as a part of the larger; words are furthest."""
+    numbers = isinstance(first, int | float) and isinstance(second, int | float)
+    return abs(first - second) / max(abs(first), abs(second)) if numbers else 2.0
