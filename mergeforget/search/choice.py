@@ -9,11 +9,10 @@ from typing import Any
 from mergeforget.candidate import Candidate
 from mergeforget.score import Score, find
 from mergeforget.search.disagreement import disagreement
+from mergeforget.search.doubts import doubts, warning_of
 from mergeforget.search.ends import one_sided
 from mergeforget.search.halves import PARTS
 from mergeforget.search.objective import Objective, figure, known_share
-
-FAR = 0.25  # from 0.5: an AUC that no words should call balanced
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,16 @@ class Choice:
 def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> Choice:
     """The candidate that is best on the choosing part; names break what ties are left."""
     best = best_of(scored, anchors, objective, "choose")
-    warning = disagreement(best.name, best.scores, anchors.base, objective)
+    warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
         warning += f" The reporting half alone would choose {other.name}."
-    warnings = [text for text in (one_sided(anchors.over, anchors.under), warning) if text]
+    doubted = warning_of(best.name, doubts(best.scores, anchors.base, objective))
+    warnings = [one_sided(anchors.over, anchors.under), doubted, warning]
     return Choice(
         scored=best,
         objective=objective,
         sentence=why(best, scored, anchors, objective),
-        warning=" ".join(warnings) or None,
+        warning=" ".join(text for text in warnings if text) or None,
         pareto=pareto(scored),
         measured=len(scored),
     )
@@ -112,8 +112,8 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
         find(scores, "mia_auc", "mia", part="choose")
         for scores in (best.scores, anchors.over, anchors.under)
     )
-    balanced = chosen is None or abs(chosen.value - 0.5) <= FAR
-    what = "is the balanced one" if balanced else "comes nearest to balance, and is far from it,"
+    balanced = not doubts(best.scores, anchors.base, objective)
+    what = "is the balanced one" if balanced else "comes nearest to balance, and is not balanced,"
     parts = [f"{best.name}{told} {what} of {len(scored)}: on the half that chooses"]
     if objective.terms == (("mia", 1.0),) and chosen:
         parts.append(f"its MIA AUC, {chosen.value:.3f}, is nearest 0.5")

@@ -13,7 +13,7 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.files import write_jsonl
+from mergeforget.files import jsonl_text
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 from mergeforget.search.halves import Group, check_enough, choosing_subjects, group
@@ -21,12 +21,18 @@ from mergeforget.search.halves import Group, check_enough, choosing_subjects, gr
 
 @dataclass(frozen=True)
 class SearchData:
-    """Rows that every candidate answers, and documents that tell members from non-members."""
+    """Rows that every candidate answers, and documents that tell members from non-members.
+
+    Attributes:
+        holdout: the text of a new ``data/holdout.jsonl``, of which the non-members are; empty
+            where they are of the run's own.
+    """
 
     forget: list[Row]
     retain: list[Row]
     members: list[Row]
     nonmembers: list[Row]
+    holdout: str = ""
 
     def choosing(self, share: float, seed: int, figures: Collection[str]) -> SearchData:
         """The half that chooses, and of it only what an objective's figures read.
@@ -56,7 +62,7 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
     """The rows of a run, with as many non-members as members.
 
     Args:
-        holdout: a file of rows that no training saw; kept in the run as ``data/holdout.jsonl``.
+        holdout: a file of rows that no training saw, in the place of the run's own.
         seed: of the draw where there are more than are needed.
 
     Raises:
@@ -73,19 +79,18 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
     retain = read_rows(run.data / "retain.jsonl", split="retain")
     outside = read_rows(holdout or own, split="holdout")
     check_disjoint(outside, [*forget, *retain], holdout or own)
-    if holdout is not None:
-        write_jsonl(own, [row.to_dict() for row in outside])
     members, nonmembers = matched(
         membership_documents(forget, spec.membership),
         membership_documents(outside, spec.membership),
         seed,
     )
-    check_enough(len(members), len(nonmembers))
+    check_enough(members, nonmembers)
     return SearchData(
         limit_rows(forget, spec.limit, seed)[0],
         limit_rows(retain, spec.limit, seed)[0],
         members,
         nonmembers,
+        "" if holdout is None else jsonl_text(row.to_dict() for row in outside),
     )
 
 

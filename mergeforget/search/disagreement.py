@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mergeforget.score import Score, find
 from mergeforget.search.halves import PARTS
-from mergeforget.search.objective import Objective, known_score
+from mergeforget.search.objective import known_score
 
 DISAGREE = 0.1  # difference between the halves that is worth a warning, of an AUC or of a share
 
@@ -41,24 +41,19 @@ class Gap(NamedTuple):
         )
 
 
-def disagreement(
-    name: str, scores: Sequence[Score], base: Sequence[Score], objective: Objective
-) -> str | None:
+def disagreement(name: str, scores: Sequence[Score]) -> str | None:
     """A warning about a candidate, or None where both halves say the same.
 
-    Membership inference, retention and forgetting are compared, and so is every floor of the
-    objective: one that holds where the candidate was chosen and not where it is reported does not
-    hold.
+    Membership inference, retention and forgetting are compared; a floor that is kept on one half
+    only is told by ``doubts``.
 
     Args:
         scores: of the candidate, on both halves.
-        base: of the model before, for floors in percent.
     """
     gaps = [gap for gap in gaps_of(scores) if gap.apart > DISAGREE]
-    floors = broken_floors(scores, base, objective)
-    if not gaps and not floors:
+    if not gaps:
         return None
-    told = [f"The halves disagree about {name}: " + "; ".join([*floors, *map(str, gaps)]) + "."]
+    told = [f"The halves disagree about {name}: {'; '.join(map(str, gaps))}."]
     if any(gap.apart > gap.chance for gap in gaps):
         told.append("The two halves differ, so do not trust the choice.")
     else:
@@ -79,19 +74,6 @@ def gaps_of(scores: Sequence[Score]) -> list[Gap]:
             chance = 1.96 * share_deviation(chose, report)
             found.append(Gap(f"known of {split}", chose.value, report.value, chance))
     return found
-
-
-def broken_floors(
-    scores: Sequence[Score], base: Sequence[Score], objective: Objective
-) -> list[str]:
-    """Floors that are kept on the choosing half and missed on the reporting half."""
-    before = {missed.floor for missed in objective.missed(scores, base, "choose")}
-    return [
-        f"the floor {missed.floor} was kept where it was chosen and is not where it is reported "
-        f"({missed.found:.3f}, wanted {missed.wanted:.3f})"
-        for missed in objective.missed(scores, base, "report")
-        if missed.floor not in before
-    ]
 
 
 def auc_deviation(n: int) -> float:

@@ -16,8 +16,8 @@ from typing import Any
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
-from mergeforget.errors import NumericError, UsageError
-from mergeforget.files import sha256, write_json
+from mergeforget.errors import NumericError, ResourceError, UsageError
+from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.recipe import Recipe, SearchSpec, load_recipe
 from mergeforget.run import Run
@@ -103,17 +103,25 @@ def work(run: Run, spec: SearchSpec, options: Options) -> int:
 def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
     """Everything that a search needs, with base, over and under measured."""
     objective, recipe = parse_objective(spec.objective), load_recipe(run.recipe)
+    if "mmlu" in objective.figures and not recipe.evaluation.mmlu:
+        raise UsageError(
+            f"The objective {objective.text!r} reads MMLU. Name the folder of its files as "
+            f"evaluation.mmlu in {run.recipe}, or with --set evaluation.mmlu=FOLDER when training."
+        )
     pair = read_pair(run)
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
         store = Store(run)
-        settings = settings_of(run, recipe, spec)
+        settings = settings_of(run, recipe, spec, data.holdout)
         store.begin(settings, options.again)
+        if data.holdout:  # not before: a search that is refused must leave the run as it was
+            write_text(run.data / "holdout.jsonl", data.holdout)
         run.set_state("search", "running")
 
         @cache
         def evaluator() -> Evaluator:
-            return load_evaluator(recipe, run.base(), data, options.device, store.readings)
+            asks = not objective.figures.isdisjoint(("mmlu", "aggregate"))
+            return load_evaluator(recipe, run.base(), data, options.device, store.readings, asks)
 
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
         guess = Guess(run, pair, choosing, options.first)
@@ -281,17 +289,29 @@ class Searching:
         scored = [
             Scored(c, self.store.scores[c.name]) for c in candidates if self.store.has(c.name)
         ]
+        if not scored and self.options.budget.seconds is not None:
+            raise ResourceError(
+                "The time of the budget was spent before a candidate was measured. What was "
+                "measured is kept: the same command goes on, or give more time with --budget."
+            )
         if not scored:
             raise NumericError("No candidate could be measured; is the pair well trained?")
         anchors = Anchors(*(self.store.scores[name] for name in ENDS))
         return choose(scored, anchors, self.objective)
 
 
-def settings_of(run: Run, recipe: Recipe, spec: SearchSpec) -> dict[str, Any]:
-    """Everything that decides a candidate's scores, so that two calls can be compared."""
+def settings_of(run: Run, recipe: Recipe, spec: SearchSpec, holdout: str) -> dict[str, Any]:
+    """Everything that decides a candidate's scores, so that two calls can be compared.
+
+    Args:
+        holdout: the text of a new ``data/holdout.jsonl``, where there is one.
+    """
+    data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
+    if holdout:
+        data["holdout"] = hashlib.sha256(holdout.encode("utf-8")).hexdigest()
     return {
         "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
-        "data": {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))},
+        "data": data,
         "base": run.base(),
         "evaluation": recipe.evaluation.model_dump(mode="json", exclude_defaults=True),
         "choose_share": spec.choose_share,

@@ -14,12 +14,13 @@ from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.errors import NumericError, ResourceError
 from mergeforget.evaluate.measure import Membership, measure
+from mergeforget.evaluate.mmlu import run_mmlu
 from mergeforget.evaluate.readings import Kept, prompt_key
 from mergeforget.evaluate.together import generate_together, room
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
 from mergeforget.merge.side_by_side import UnfitError
-from mergeforget.recipe import Recipe, SearchSpec
+from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.coarse import with_coarse
 from mergeforget.search.data import SearchData
@@ -35,6 +36,7 @@ class Evaluator:
         buffers: memory of merged weights, used again for each candidate.
         readings: folder of what was read and answered before ``measure``, two files a candidate.
         divisible: whether rows of one batch may belong to different candidates, as far as is known.
+        mmlu: how MMLU is asked; None where it is not.
     """
 
     model: Any
@@ -45,6 +47,7 @@ class Evaluator:
     membership: Membership = "documents"
     buffers: Buffers = field(default_factory=dict)
     divisible: bool = True
+    mmlu: EvaluationSpec | None = None
 
     def room(self) -> int:
         """How many candidates are worth answering side by side; see ``evaluate.together``."""
@@ -120,9 +123,11 @@ class Evaluator:
     ) -> Measured:
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
         with change:
+            asked = ask_mmlu(self.model, self.tokenizer, self.mmlu) if max_new_tokens else {}
             return measure(
                 self.model,
                 self.tokenizer,
+                mmlu=asked,
                 forget=data.forget,
                 retain=data.retain,
                 members=data.members,
@@ -145,10 +150,22 @@ def score_parts(measured: Measured, spec: SearchSpec, benchmark: str) -> list[Sc
     ]
 
 
+def ask_mmlu(model: Any, tokenizer: Any, spec: EvaluationSpec | None) -> dict[str, tuple[int, int]]:
+    """(right, asked) by subject; nothing where ``spec`` names no MMLU."""
+    if spec is None or not spec.mmlu:
+        return {}
+    limit = spec.mmlu_limit or spec.limit
+    return run_mmlu(model, tokenizer, Path(spec.mmlu), shots=spec.mmlu_shots, limit=limit)
+
+
 def load_evaluator(
-    recipe: Recipe, base: str, data: SearchData, device: str | None, readings: Path
+    recipe: Recipe, base: str, data: SearchData, device: str | None, readings: Path, asks: bool
 ) -> Evaluator:
-    """The model that forgets, ready to be changed."""
+    """The model that forgets, ready to be changed.
+
+    Args:
+        asks: whether the objective reads MMLU, where the recipe names its folder.
+    """
     from mergeforget.models import load_model
 
     loaded = load_model(recipe.model.model_copy(update={"name": base}), device=device)
@@ -160,4 +177,5 @@ def load_evaluator(
         spec.max_new_tokens,
         readings,
         spec.membership,
+        mmlu=spec if asks else None,
     )

@@ -41,14 +41,16 @@ def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
     }
 
 
-def check_enough(members: int, nonmembers: int) -> None:
+def check_enough(members: Iterable[Row], nonmembers: Iterable[Row]) -> None:
     """Raise InputError where there are too few documents for two parts."""
-    if min(members, nonmembers) < FEWEST:
+    inside, outside = (len({group(row) for row in rows}) for rows in (members, nonmembers))
+    if min(inside, outside) < FEWEST:
         raise InputError(
-            f"There are {members} members and {nonmembers} non-members, too few to choose with one "
-            f"half and report with the other: at least {FEWEST} of each. Give more rows, more "
-            "non-members with --holdout FILE, or count every row as a document: "
-            "--set evaluation.membership=rows in train-pair."
+            f"The members are of {inside} and the non-members of {outside} documents, too few to "
+            f"choose with one half and report with the other: at least {FEWEST} of each, since the "
+            "rows of one document stay together. Give more of them, more non-members with "
+            "--holdout FILE, or, where documents are left out because they are not whole, count "
+            "rows: --set evaluation.membership=rows in train-pair."
         )
 
 

@@ -128,7 +128,7 @@ class Objective:
 
     def _measured(self, name: str, found: float | None) -> float:
         if found is None:
-            why = {"mmlu": " Give the folder of MMLU's files as evaluation.mmlu."}
+            why = {"mmlu": " Measure anew with --again."}
             raise UsageError(
                 f"The objective {self.text!r} reads {name!r}, which was not measured."
                 f"{why.get(name, '')}"

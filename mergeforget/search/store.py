@@ -73,8 +73,12 @@ class Store:
             self._write()
 
     def has(self, subject: str) -> bool:
-        """Whether a search has measured it in full."""
-        return self.glanced(subject) and self._answers(subject).exists()
+        """Whether a search has measured it in full.
+
+        A look scores the choosing half only; the command evaluate writes answers, but no halves.
+        """
+        full = any(score.part == "report" for score in self.scores.get(subject, []))
+        return full and self._answers(subject).exists()
 
     def glanced(self, subject: str) -> bool:
         """Whether a search has measured it, in full or by likelihoods alone."""

@@ -74,9 +74,23 @@ def test_the_sentence_gives_the_figures() -> None:
 def test_what_is_far_from_chance_is_not_called_balanced() -> None:
     said = choose([scored(0.2, 0.97, 0.95, 0.9, 1.0)], ANCHORS, parse_objective("mia")).sentence
     assert said.startswith(
-        "ties-factors-d0.20 comes nearest to balance, and is far from it, of 1: on the half that "
+        "ties-factors-d0.20 comes nearest to balance, and is not balanced, of 1: on the half that "
         "chooses its MIA AUC, 0.970, is nearest 0.5"
     )
+
+
+def test_a_model_that_lost_what_it_should_keep_is_not_called_balanced() -> None:
+    choice = choose([scored(0.3, 0.51, 0.52, 0.0, 0.0)], ANCHORS, parse_objective("mia"))
+    assert "comes nearest to balance, and is not balanced, of 1" in choice.sentence
+    assert choice.warning is not None
+    assert "it knows 0% of retain, where the model before knew 90%, on the half" in choice.warning
+    assert "where nothing reaches it, train the pair again" in choice.warning
+
+
+def test_an_auc_far_from_chance_on_the_reporting_half_is_not_called_balanced() -> None:
+    choice = choose([scored(0.3, 0.51, 0.80, 0.1, 0.8)], ANCHORS, parse_objective("mia"))
+    assert "and is not balanced, of 1" in choice.sentence
+    assert "its MIA AUC is 0.800 on the half that reports" in (choice.warning or "")
 
 
 def test_densities_by_layer_are_told() -> None:
@@ -91,6 +105,8 @@ def test_a_floor_that_nothing_keeps_is_told() -> None:
     missed = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 99%"))
     assert kept.sentence.count("the floor is kept") == 2 and kept.warning is None
     assert "no candidate keeps the floor" in missed.sentence
+    told = "it misses the floor retain >= 99% (0.800, wanted 0.891) on the half that chooses"
+    assert told in (missed.warning or "") and "is not balanced" in missed.sentence
 
 
 def test_halves_that_disagree_are_warned_of() -> None:
@@ -132,12 +148,13 @@ def test_retention_that_differs_is_warned_of_where_the_auc_agrees() -> None:
 
 
 def test_a_floor_that_holds_on_one_half_only_is_warned_of() -> None:
-    """Apart by less than a difference is worth: 0.72 is 80 % of the 0.9 before, 0.70 is not."""
+    """0.72 is 80 % of the 0.9 before, 0.70 is not."""
     choice = choose([halves(0.72, 0.70, 100)], ANCHORS, parse_objective("mia if retain >= 80%"))
     assert choice.warning is not None
-    assert "the floor retain >= 80% was kept where it was chosen" in choice.warning
-    assert "(0.700, wanted 0.720)" in choice.warning
+    told = "it misses the floor retain >= 80% (0.700, wanted 0.720) on the half that reports"
+    assert told in choice.warning and "on the half that chooses" not in choice.warning
     assert "there the floor is not kept" in choice.sentence
+    assert "and is not balanced, of 1" in choice.sentence
 
 
 def test_deviation_of_two_shares_by_hand() -> None:

@@ -10,15 +10,18 @@ from click.testing import CliRunner, Result
 from peft import PeftModel
 
 from mergeforget.adapter import Adapter
+from mergeforget.candidate import Candidate
 from mergeforget.cli import main
 from mergeforget.data.schema import Measured
 from mergeforget.errors import NumericError
-from mergeforget.files import read_json, read_jsonl, write_json
-from mergeforget.recipe import load_recipe
+from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
+from mergeforget.score import Score
 from mergeforget.search.budget import Budget
 from mergeforget.search.driver import Options, search
 from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.store import Store
 
 NAMES = {f"ties-factors-d{density}" for density in ("0.20", "0.50", "0.80")}
 
@@ -186,6 +189,45 @@ def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) ->
     outside = (run.data / "holdout.jsonl").rename(tmp_path / "outside.jsonl")
     assert call(run, "--holdout", str(outside), "--budget", "1").exit_code == 0
     assert (run.data / "holdout.jsonl").read_text() == outside.read_text()
+
+
+def test_nonmembers_that_are_refused_leave_the_run_as_it_was(searched: Run, tmp_path: Path) -> None:
+    before = (searched.data / "holdout.jsonl").read_text()
+    other = tmp_path / "other.jsonl"
+    other.write_text(before.replace("holdout", "other"))
+    assert other.read_text() != before
+    done = call(searched, "--holdout", str(other))
+    assert done.exit_code == 4 and "or search with what it was" in done.stderr
+    assert (searched.data / "holdout.jsonl").read_text() == before
+    assert call(searched).exit_code == 0
+
+
+def test_a_look_and_answers_of_evaluate_are_no_full_measurement(run: Run) -> None:
+    store, candidate = Store(run), Candidate("ties", 0.5)
+    store.keep_explored(candidate, [Score("mia_auc", "mia", 0.5, "nearer", 4, part="choose")])
+    write_jsonl(run.answers / f"{candidate.name}.jsonl", [{"id": "a"}])
+    assert store.glanced(candidate.name) and not store.has(candidate.name)
+
+
+def test_mmlu_is_asked_where_the_objective_reads_it(run: Run, tmp_path: Path) -> None:
+    question = "Which?,a,b,c,d,{}\n"
+    for kind, letters in (("dev", "ABCDA"), ("test", "AB")):
+        file = tmp_path / "mmlu" / kind / f"anatomy_{kind}.csv"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(question.format(letter) for letter in letters))
+    done = call(run, "--objective", "mmlu", "--budget", "1")
+    assert done.exit_code == 2 and "evaluation.mmlu" in done.stderr
+    save_recipe(change(load_recipe(run.recipe), evaluation={"mmlu": str(tmp_path / "mmlu")}),
+                run.recipe)  # fmt: skip
+    assert call(run, "--objective", "mmlu", "--budget", "1").exit_code == 0
+    asked = [r for r in read_jsonl(run.scores) if r["metric"] == "mmlu" and "part" in r]
+    assert {r["subject"] for r in asked} > {"base", "over", "under"} and asked[0]["n"] == 2
+
+
+def test_a_budget_shorter_than_the_ends_says_so(run: Run) -> None:
+    done = call(run, "--budget", "0.001s")
+    assert done.exit_code == 6 and "the same command goes on" in done.stderr
+    assert call(run).exit_code == 0
 
 
 def test_nonmembers_that_were_trained_on_are_refused(run: Run) -> None:

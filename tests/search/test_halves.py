@@ -75,6 +75,9 @@ def test_another_seed_draws_other_halves() -> None:
 
 
 def test_too_few_documents_are_refused_with_a_way_out() -> None:
-    check_enough(2, 2)
-    with pytest.raises(InputError, match="1 members and 5 non-members.*--holdout"):
-        check_enough(1, 5)
+    def rows(*ids: str) -> list[Row]:
+        return [Row(name, "q", "a") for name in ids]
+
+    check_enough(rows("asc1", "bsc1"), rows("csc1", "dsc1"))
+    with pytest.raises(InputError, match="are of 1 and .* of 2 documents.*--holdout"):
+        check_enough(rows("asc1", "aqa0", "aqa1"), rows("csc1", "dsc1"))

@@ -90,5 +90,5 @@ def test_unknown_figure_names_the_nearest() -> None:
 
 
 def test_what_was_not_measured_is_named() -> None:
-    with pytest.raises(UsageError, match=r"'mmlu', which was not measured. Give the folder"):
+    with pytest.raises(UsageError, match=r"'mmlu', which was not measured. Measure anew"):
         parse_objective("mmlu").rank(scores(0.5, 0, 0), BASE, "choose")
