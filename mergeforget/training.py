@@ -73,8 +73,9 @@ class Tokens(Part):
     """How a row becomes tokens; the defaults are the usual ones, the others ZJUKLAB's code's."""
 
     join: Literal[" ", ""] = " "  # between prompt and answer
-    prompt_tokens: Positive | None = None  # kept at most, from the prompt's end
+    prompt_tokens: Positive | None = None  # kept at most, from its end; then the answer is cut
     padding: Literal["none", "left", "right"] = "none"  # none: rows laid end to end
+    pad_to: Literal["longest", "max_length"] = "longest"  # with padding: of the micro-batch, or all
 
 
 class AutoRate(Part):

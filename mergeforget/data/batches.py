@@ -121,12 +121,23 @@ def join(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def pad(encoded: Sequence[Encoded], kinds: Sequence[int], pad_id: int, *, side: str) -> Batch:
-    """Fill rows up to the longest; with PADDING among ``kinds`` its predictions are kept too.
+def pad(
+    encoded: Sequence[Encoded],
+    kinds: Sequence[int],
+    pad_id: int,
+    *,
+    side: str,
+    length: int | None = None,
+) -> Batch:
+    """Fill rows up; with PADDING among ``kinds`` its predictions are kept too.
 
-    The prediction after the last token of a row has no label; it counts as PADDING.
+    The prediction after the last token of a row has no label; it counts as PADDING, and so does
+    what is predicted from padding.
+
+    Args:
+        length: of every row, in tokens; by default that of the longest.
     """
-    length = max(len(e) for e in encoded)
+    length = length or max(len(e) for e in encoded)
     ids = torch.full((len(encoded), length), pad_id)
     kind = torch.full((len(encoded), length), PADDING)
     mask = torch.zeros_like(ids)
@@ -136,10 +147,9 @@ def pad(encoded: Sequence[Encoded], kinds: Sequence[int], pad_id: int, *, side: 
         kind[i, place] = torch.tensor(one.kinds)
         mask[i, place] = 1
     after = torch.full((len(encoded), 1), PADDING)
-    next_kind = torch.cat([kind[:, 1:], after], 1)
+    next_kind = torch.where(mask == 1, torch.cat([kind[:, 1:], after], 1), PADDING)
     next_id = torch.cat([ids[:, 1:], torch.full_like(after, pad_id)], 1)
     chosen = torch.isin(next_kind, torch.tensor(list(kinds)))
-    chosen &= (mask == 1) | (next_kind == PADDING)  # no real token is predicted from padding
     rows = torch.arange(len(encoded))[:, None].expand_as(chosen)
     return Batch(
         input_ids=ids,

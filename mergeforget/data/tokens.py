@@ -45,7 +45,9 @@ def encode(
     """Tokenise ``input + join + output``, mark the answer, and end it with EOS.
 
     What does not fit is cut from the beginning of the prompt, since the answer is what is trained;
-    of an answer that alone is too long the end is cut, EOS with it.
+    of an answer that alone is too long the end is cut, EOS with it. With ``prompt_tokens`` the
+    prompt is cut to those, and what still does not fit from the end of the answer, as ZJUKLAB's
+    code does.
 
     Args:
         max_length: tokens kept at most.
@@ -63,9 +65,12 @@ def encode(
         raise InputError(f"Row {row.id!r} has an answer without any token: {row.output!r}.")
     answer = [*answer, tokenizer.eos_token_id]
     full = len(prompt) + len(answer)
-    answer = answer[:max_length]
-    room = min(max_length - len(answer), len(prompt), prompt_tokens or len(prompt))
-    prompt = prompt[len(prompt) - room :]
+    if prompt_tokens is None:
+        answer = answer[:max_length]
+        prompt = prompt[max(0, len(prompt) - (max_length - len(answer))) :]
+    else:
+        prompt = prompt[-min(prompt_tokens, max_length - 1) :]
+        answer = answer[: max_length - len(prompt)]
     kinds = [ANSWER if whole else PROMPT] * len(prompt) + [ANSWER] * len(answer)
     return Encoded(
         prompt + answer, kinds, truncated=full - len(prompt) - len(answer), weight=row.weight

@@ -16,7 +16,7 @@ def ga(
     policy: TokenOutputs,
     reference: TokenOutputs | None = None,
     *,
-    reduction: Literal["tokens", "rows"] = "tokens",
+    reduction: Literal["tokens", "rows", "batch_mean"] = "tokens",
 ) -> Tensor:
     """``-NLL`` of the forget answers: without a lower bound, so it diverges if it is not stopped.
 

@@ -15,14 +15,17 @@ def gd(
     policy: TokenOutputs,
     reference: TokenOutputs | None = None,
     *,
-    reduction: Literal["tokens", "rows"] = "tokens",
+    reduction: Literal["tokens", "rows", "batch_mean"] = "tokens",
 ) -> Tensor:
     """Mean negative log-likelihood of the answers' tokens; a scalar, in nats.
 
     Args:
-        reduction: the mean over all tokens, in which a long answer counts more, or the mean over
-            rows of each row's own.
+        reduction: the mean over all tokens, in which a long answer counts more, the mean over
+            rows of each row's own, or ``batch_mean``: the mean over micro-batches of the token
+            mean of each (ZJUKLAB's code, arXiv:2503.21088).
     """
     if reduction == "rows":
         return policy.row_mean(policy.nll())
+    if reduction == "batch_mean":
+        return -policy.share * policy.batch_mean(policy.token_logps)
     return policy.token_mean(-policy.token_logps)

@@ -158,13 +158,19 @@ def fit(
             **one_pass,
         ),
         train_dataset=rows,
-        data_collator=Collate(
-            mask_of(terms), plan.tokens.padding if plan else "none", pad_id(tokenizer)
-        ),
+        data_collator=collate_of(mask_of(terms), plan, pad_id(tokenizer)),
         callbacks=callbacks,
         **more,
     )
     _run(trainer, job)
+
+
+def collate_of(kinds: tuple[int, ...], plan: Training | None, pad_id: int) -> Collate:
+    """How rows become batches: end to end where no plan says otherwise."""
+    if plan is None:
+        return Collate(kinds, "none", pad_id)
+    whole = plan.tokens.pad_to == "max_length"
+    return Collate(kinds, plan.tokens.padding, pad_id, plan.max_length if whole else None)
 
 
 def _run(trainer: UnlearningTrainer, job: Job) -> None:

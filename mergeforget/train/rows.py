@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,11 +86,18 @@ class PairedRows(Dataset[Item]):
         return self._orders[name, turn]
 
 
+@dataclass(frozen=True)
 class Collate:
-    """Makes one Batch for each set from the items of a PairedRows."""
+    """Makes one Batch for each set from the items of a PairedRows.
 
-    def __init__(self, kinds: tuple[int, ...], padding: str, pad_id: int) -> None:
-        self.kinds, self.padding, self.pad_id = kinds, padding, pad_id
+    Attributes:
+        length: of every padded row, in tokens; None for the longest of the micro-batch.
+    """
+
+    kinds: tuple[int, ...]
+    padding: str
+    pad_id: int
+    length: int | None = None
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         names = items[0]
@@ -99,4 +106,4 @@ class Collate:
     def _batch(self, rows: list[Encoded]) -> Batch:
         if self.padding == "none":
             return pack(rows, self.kinds)
-        return pad(rows, self.kinds, self.pad_id, side=self.padding)
+        return pad(rows, self.kinds, self.pad_id, side=self.padding, length=self.length)

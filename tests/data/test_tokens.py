@@ -48,6 +48,15 @@ def test_an_answer_too_long_loses_its_end(tokenizer: Any) -> None:
     assert tokenizer.decode(encoded.ids) == " In " and set(encoded.kinds) == {ANSWER}
 
 
+def test_a_prompt_with_its_own_share_leaves_the_answer_the_rest(tokenizer: Any) -> None:
+    encoded = encode(tokenizer, ROWS[0], max_length=9, join="", prompt_tokens=5)
+    assert (
+        tokenizer.decode(encoded.ids) == "born?In L"
+        and encoded.kinds == [PROMPT] * 5 + [ANSWER] * 4
+    )
+    assert len(encode(tokenizer, ROWS[0], max_length=3, prompt_tokens=5)) == 3
+
+
 def test_empty_answer_is_refused(tokenizer: Any) -> None:
     with pytest.raises(InputError, match="without any token"):
         encode(tokenizer, Row("x", "Q", ""), max_length=9, join="")
@@ -74,3 +83,11 @@ def test_padded_batch_counts_every_position_when_asked(tokenizer: Any) -> None:
     # every place but the first token of a row is predicted, and after each row the padding is
     assert sum(batch.count().values()) == len(ROWS) * length
     assert batch.count()[ANSWER] == sum(e.kinds.count(ANSWER) for e in encoded)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_padded_to_a_length_count_every_position_of_it(tokenizer: Any, side: str) -> None:
+    encoded = encode_rows(tokenizer, ROWS[:1], max_length=100)
+    batch = pad(encoded, (PADDING, PROMPT, ANSWER), 0, side=side, length=64)
+    assert batch.input_ids.shape == (1, 64) and sum(batch.count().values()) == 64
+    assert batch.count()[ANSWER] == encoded[0].kinds.count(ANSWER)

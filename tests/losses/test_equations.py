@@ -105,6 +105,7 @@ Equation = Callable[[Said, Said], Tensor]
 EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
     ("gd", {}, lambda a, b: mean(a.tokens())),
     ("gd", {"reduction": "rows"}, lambda a, b: mean(a.means())),
+    ("gd", {"reduction": "batch_mean"}, lambda a, b: mean(a.tokens())),
     ("ga", {}, lambda a, b: -mean(a.tokens())),
     ("ga", {"reduction": "rows"}, lambda a, b: -mean(a.means())),
     ("npo", {}, lambda a, b: 20 * mean([softplus(-0.1 * (s - r)) for s, r in both(a, b)])),

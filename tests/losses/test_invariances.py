@@ -115,6 +115,7 @@ def test_every_argument_has_a_default_and_a_type(name: str) -> None:
 
 REDUCED: list[tuple[str, dict[str, Any]]] = [(n, {}) for n in NAMES] + [
     ("gd", {"reduction": "rows"}),
+    ("gd", {"reduction": "batch_mean"}),
     ("npo", {"reduction": "batch_mean"}),
     ("npo", {"reduction": "per_token"}),
     ("eul", {"reduction": "rows"}),
