@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
@@ -36,7 +36,7 @@ class Cell:
         n: rows of data it was computed from, where the score says so.
         why: what stands there instead of a figure.
         waiting: steps of the row that were not run.
-        interval: 95 % bootstrap interval of the figure of a single step.
+        interval: 95 % interval of the figure of a single step, by bootstrap.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
@@ -156,9 +156,7 @@ def _figure(
         return DIVERGED
     measured = result["measured"]
     if column.mean:
-        values = [left[label].values.get(result["step"]) for label in column.mean]
-        known = [v for v in values if v is not None]
-        return Figure(fmean(known)) if len(known) == len(values) else NOTHING
+        return _mean([left[label] for label in column.mean], result["step"])
     if column.reads:
         return _ratio(measured, column)
     subject = subject_of(row, measured)
@@ -172,6 +170,22 @@ def _figure(
         return NOTHING
     value, n, *interval = score
     return Figure(value, n, (interval[0], interval[1]) if interval else None)
+
+
+def _mean(cells: Sequence[Cell], step: str) -> Figure | str:
+    """The mean of figures of one step.
+
+    Its interval is that of the means of their ends: no narrower than 95 %, whether or not the
+    figures move together.
+    """
+    known = [v for cell in cells if (v := cell.values.get(step)) is not None]
+    if len(known) < len(cells):
+        return NOTHING
+    spans = [cell.interval for cell in cells if cell.interval is not None]
+    if len(spans) < len(cells):
+        return Figure(fmean(known))
+    lows, highs = zip(*spans, strict=True)
+    return Figure(fmean(known), interval=(fmean(lows), fmean(highs)))
 
 
 def _ratio(measured: Mapping[str, Any], column: Column) -> Figure | str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from mergeforget.study.cells import Interval, Results, cells_of, published
+from mergeforget.study.cells import DIVERGED, Cell, Interval, Results, cells_of, published
 from mergeforget.study.definition import Claim, Table
 
 Figures = Mapping[str, float | None]  # row label -> figure
@@ -19,8 +19,8 @@ class Finding:
 
     Attributes:
         holds: None where a figure is missing.
-        detail: the figures that decide, in words.
-        rows: labels of the rows that decide.
+        detail: the figures that decide, or why there is none, in words.
+        rows: labels of the row and of those that it was compared with, the best of them first.
     """
 
     holds: bool | None
@@ -48,7 +48,7 @@ class Verdict:
     def word(self) -> str:
         """The verdict in a few words."""
         if self.here.holds is None:
-            return "Not measured yet"
+            return "Diverged" if self.here.detail else "Not measured yet"
         if self.published.holds is None:
             return "Holds" if self.here.holds else "Does not hold"
         return "Same picture" if self.here.holds == self.published.holds else "Another picture"
@@ -68,32 +68,62 @@ def verdicts(table: Table, results: Results) -> list[Verdict]:
     source = published(table)
     found = []
     for claim in table.claims:
-        here = {label: every[claim.column].whole for label, every in cells.items()}
-        finding = judge(claim, here)
-        intervals = {label: every[claim.column].interval for label, every in cells.items()}
+        column = {label: every[claim.column] for label, every in cells.items()}
+        here = {label: cell.whole for label, cell in column.items()}
+        finding = _hindered(claim, column) or judge(claim, here)
+        intervals = {label: cell.interval for label, cell in column.items()}
         certainty = settled(claim, finding, intervals)
         found.append(Verdict(claim, judge(claim, source[claim.column]), finding, *certainty))
     return found
+
+
+def _hindered(claim: Claim, column: Mapping[str, Cell]) -> Finding | None:
+    """No answer while a row that counts was not run, or where it diverged; None where it can be."""
+    if claim.kind == "order":
+        return None  # tells itself how many are missing
+    rivals = [] if claim.kind == "within" else claim.of or [n for n in column if n != claim.row]
+    if any(column[name].waiting for name in (claim.row, *rivals)):
+        return Finding(None)
+    counted = [claim.row, *(claim.of if rivals else [])]  # of all others, one may have diverged
+    gone = [name for name in counted if column[name].why == DIVERGED]
+    return Finding(None, f"{', '.join(gone)} diverged") if gone else None
 
 
 def settled(
     claim: Claim, finding: Finding, intervals: Mapping[str, Interval | None]
 ) -> tuple[bool | None, str]:
     """Whether the intervals of the rows that decide leave one answer only, and that in words."""
-    known = [(row, span) for row in finding.rows if (span := intervals.get(row)) is not None]
-    if not known or len(known) < len(finding.rows):
+    known = {row: span for row in finding.rows if (span := intervals.get(row)) is not None}
+    row = claim.row
+    if row not in known or finding.holds is None:
         return None, ""
     if claim.kind == "within":
-        low, high = known[0][1]
-        bottom = _low(claim)
+        (low, high), bottom = known[row], _low(claim)
         sure = high < bottom or claim.high < low or (bottom <= low and high <= claim.high)
-    else:
-        (low, high), (rival_low, rival_high) = (_goodnesses(claim, span) for _, span in known)
-        sure = high < rival_low or rival_high < low
-    shown = ", ".join(f"{row} {low:.3f} to {high:.3f}" for row, (low, high) in known)
-    if len(known) == 1:
-        return sure, f"The 95 % interval {'settles it' if sure else 'leaves it open'}: {shown}"
-    return sure, f"The 95 % intervals {'settle it' if sure else 'leave it open'}: {shown}"
+        return sure, _certainty(sure, [row], known)
+    rivals = [name for name in finding.rows[1:] if name in known]
+    missing = len(rivals) < len(finding.rows) - 1
+    if finding.holds:
+        near = [name for name in rivals if not _beats(claim, known[row], known[name])]
+        if missing and not near:
+            return None, ""
+        return not near, _certainty(not near, [row, *(near or rivals[:1])], known)
+    past = [name for name in rivals if _beats(claim, known[name], known[row])]
+    if missing and not past:
+        return None, ""
+    return bool(past), _certainty(bool(past), [row, *(past or rivals)[:1]], known)
+
+
+def _beats(claim: Claim, one: Interval, other: Interval) -> bool:
+    """Whether everything in one interval is better than everything in the other."""
+    return _goodnesses(claim, one)[0] > _goodnesses(claim, other)[1]
+
+
+def _certainty(sure: bool, rows: Sequence[str], known: Mapping[str, Interval]) -> str:
+    shown = ", ".join(f"{row} {known[row][0]:.3f} to {known[row][1]:.3f}" for row in rows)
+    if len(rows) == 1:
+        return f"The 95 % interval {'settles it' if sure else 'leaves it open'}: {shown}"
+    return f"The 95 % intervals {'settle it' if sure else 'leave it open'}: {shown}"
 
 
 def _goodnesses(claim: Claim, span: Interval) -> Interval:
@@ -129,12 +159,12 @@ def judge(claim: Claim, figures: Figures) -> Finding:
 
 def _extreme(claim: Claim, value: float, others: Mapping[str, float]) -> Finding:
     """The row against the one that comes nearest to it, or beats it by most."""
-
-    rival = max(others, key=lambda name: _goodness(claim, others[name]))
+    ordered = sorted(others, key=lambda name: -_goodness(claim, others[name]))
+    rival = ordered[0]
     gap = _goodness(claim, value) - _goodness(claim, others[rival])
     by = f"by {abs(gap):.3f}" if gap > 0 else f"short by {abs(gap):.3f}" if gap else "a tie"
     told = f"{value:.3f} against {others[rival]:.3f} of {rival}, {by}"
-    return Finding(gap > 0, told, (claim.row, rival))
+    return Finding(gap > 0, told, (claim.row, *ordered))
 
 
 def _low(claim: Claim) -> float:

@@ -115,7 +115,8 @@ def chosen(run: Run) -> dict[str, Any]:
 
 
 def angles(run: Run) -> dict[str, Any]:
-    """Of each adapter, the angles over its training; of the pair, the one between them."""
+    """Of each adapter, the angles between changes of the weights over its training, one a snapshot;
+    of the pair, the one between them, by space."""
     path = run.analysis / "angles.json"
     rows = read_json(path)["rows"] if path.exists() else []
     whole = [r for r in rows if r["group"] == "all" and r["degrees"] is not None]
@@ -126,7 +127,7 @@ def angles(run: Run) -> dict[str, Any]:
         ("correction", "s to end, 0 to end"),
     ):
         for row in whole:
-            if row["vectors"] == vectors:
+            if row["vectors"] == vectors and row["space"] == "delta":
                 found.setdefault(row["subject"], {}).setdefault(name, []).append(row["degrees"])
     for one in found.values():
         one |= {f"{name}_min": min(values) for name, values in list(one.items())}

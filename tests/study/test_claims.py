@@ -62,6 +62,27 @@ def test_the_intervals_settle_a_claim_or_leave_it_open(
     assert words in told and bool(told) == (sure is not None)
 
 
+@pytest.mark.parametrize(
+    ("under", "sure"), [((0.70, 0.75), True), ((0.42, 0.88), False), (None, None)]
+)
+def test_a_claim_is_open_while_any_row_could_beat_it(
+    under: tuple[float, float] | None, sure: bool | None
+) -> None:
+    """Not only the one that is nearest by its figure."""
+    one, figures = claim("nearest"), {"merged": 0.5, "over": 0.6, "under": 0.65}
+    spans = {"merged": (0.48, 0.52), "over": (0.58, 0.62), "under": under}
+    found, told = settled(one, judge(one, figures), spans)
+    assert found is sure
+    assert ("under" in told) == (sure is False)
+
+
+def test_one_row_that_is_surely_better_settles_that_a_claim_does_not_hold() -> None:
+    one, figures = claim("largest"), {"merged": 0.5, "over": 0.6, "under": 0.9}
+    spans = {"merged": (0.4, 0.55), "over": (0.5, 0.7), "under": (0.8, 1.0)}
+    assert settled(one, judge(one, figures), spans)[0] is True
+    assert settled(one, judge(one, figures), spans | {"under": (0.5, 1.0)})[0] is False
+
+
 def test_a_tie_is_not_larger() -> None:
     assert judge(claim("largest"), {"merged": 0.5, "over": 0.5}).holds is False
 

@@ -12,10 +12,12 @@ from click.testing import CliRunner
 from mergeforget.cli import main
 from mergeforget.errors import InputError
 from mergeforget.files import write_json
+from mergeforget.run import Run
 from mergeforget.study.cells import cells_of, read_results
 from mergeforget.study.claims import verdicts
 from mergeforget.study.definition import Study, Table, load_study
 from mergeforget.study.document import write_document
+from mergeforget.study.gather import angles
 
 HERE = Path(__file__).parent
 RUN = {
@@ -114,6 +116,52 @@ def test_several_steps_are_averaged() -> None:
     del results["y"]
     assert cells_of(table, table.rows[0], results)["auc"].text(3) == "0.450 ± 0.354 (2 of 3)"
     assert verdicts(table, results)[0].here.holds is None
+
+
+def test_a_claim_about_all_waits_for_all_and_one_that_diverged_is_out() -> None:
+    table = Table.model_validate({
+        "title": "T",
+        "columns": [{"label": "auc", "score": "mia_auc"}],
+        "rows": [{"label": name, "step": name, "subject": "over"} for name in "abc"],
+        "claims": [{"text": "all", "kind": "largest", "row": "a", "column": "auc"},
+                   {"text": "c", "kind": "largest", "row": "a", "column": "auc", "of": ["c"]}],
+    })  # fmt: skip
+    results = {
+        name: {"step": name, "state": "done",
+               "measured": {"scores": {"over": {"all": scored(auc, 0.0)}}}}
+        for name, auc in (("a", 0.7), ("b", 0.2))
+    }  # fmt: skip
+    assert [v.word for v in verdicts(table, results)] == ["Not measured yet"] * 2
+    results["c"] = {"step": "c", "state": "failed", "measured": {}}
+    of_all, of_c = verdicts(table, results)
+    assert of_all.word == "Holds" and "0.200 of b" in of_all.here.detail
+    assert of_c.word == "Diverged" and of_c.here.detail == "c diverged"
+
+
+def test_a_mean_of_figures_has_the_means_of_their_ends_as_interval() -> None:
+    table = Table.model_validate({
+        "title": "T",
+        "columns": [{"label": "auc", "score": "mia_auc"}, {"label": "mmlu", "score": "mmlu"},
+                    {"label": "both", "mean": ["auc", "mmlu"]}],
+        "rows": [{"label": "a", "step": "x", "subject": "over"}],
+    })  # fmt: skip
+    figures = {"mia_auc/mia": [0.5, 8, 0.25, 0.75], "mmlu/mmlu": [0.25, 8, 0.125, 0.5]}
+    measured = {"scores": {"over": {"all": figures}}}
+    results = {"x": {"step": "x", "state": "done", "measured": measured}}
+    cell = cells_of(table, table.rows[0], results)["both"]
+    assert (cell.value, cell.interval) == (0.375, (0.1875, 0.625))
+
+
+def test_angles_are_those_of_the_change_itself_one_a_snapshot(tmp_path: Path) -> None:
+    rows = [
+        {"subject": "over", "group": "all", "vectors": "0 to s, s to end", "space": space,
+         "step": step, "degrees": degrees}
+        for step, every in ((8, (63.0, 85.0, 60.0)), (16, (71.0, 87.0, 66.0)))
+        for space, degrees in zip(("delta", "A", "B"), every, strict=True)
+    ]  # fmt: skip
+    write_json(Run(tmp_path).analysis / "angles.json", {"rows": rows})
+    found = angles(Run(tmp_path))["over"]
+    assert (found["forward"], found["forward_min"], found["forward_max"]) == ([63, 71], 63, 71)
 
 
 def test_the_best_of_a_method_is_chosen_on_the_half_that_chooses() -> None:
