@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from mergeforget.analysis.attacks import run_attacks
 from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, read_scores
 from mergeforget.analysis.report import limits_of
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
@@ -24,17 +25,20 @@ def card_of(run: Run, name: str, kind: str) -> str:
         kind: ``adapter`` or ``model``.
     """
     recipe = load_recipe(run.recipe)
-    chosen = read_chosen(run)
-    why = chosen.sentence if chosen and chosen.name == name else ""
+    chosen = _if(read_chosen(run), name)
+    why = chosen.sentence if chosen else ""
+    doubt = f"**Warning.** {_plain(chosen.warning)}" if chosen and chosen.warning else ""
     parts = [
         _metadata(run, recipe, kind),
         f"# {_plain(name)}\n\nA language model that was made to forget chosen training data, by "
         "merging an over-forgetting and an under-forgetting LoRA adapter with "
         f"[mergeforget](https://pypi.org/project/mergeforget/).\n\n{_plain(why)}".rstrip(),
+        doubt,
         _use(run, kind),
         _scores(run, name),
+        _attacks(run, name),
         _provenance(run, recipe, name),
-        "## Limits\n\n" + "\n".join(f"- {_plain(x)}" for x in limits_of(run, _if(chosen, name))),
+        "## Limits\n\n" + "\n".join(f"- {_plain(x)}" for x in limits_of(run, chosen)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -81,6 +85,16 @@ def _scores(run: Run, name: str) -> str:
         rows.append([label_of(measure), *cells])
     table = "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in rows)
     return f"## Scores\n\nOn the half of the data that reports, where there are two.\n\n{table}"
+
+
+def _attacks(run: Run, name: str) -> str:
+    """What attacks on the candidate found, or that none was tried."""
+    try:
+        found = [result for result in run_attacks(run) if result.subject == name]
+    except MissingError:
+        found = []
+    told = [f"- {result.attack}: {_plain(result.verdict)}" for result in found]
+    return "## Does it come back?\n\n" + ("\n".join(told) or "No attack on it was tried.")
 
 
 def _provenance(run: Run, recipe: Recipe, name: str) -> str:

@@ -182,11 +182,13 @@ def weights(run: Run) -> Found:
             f"The change of {side} has the norm {length:.3g}; its modules have an effective rank "
             f"of {rank:.1f} of {max(f.rank for f in mine)} on average."
         )
-    whole = agreements[-1]
-    sentences.append(
-        f"Untrimmed, {whole.conflict:.1%} of the entries of the factors have opposite signs in "
-        "over and under; chance gives 50 %."
-    )
+    if agreements:
+        sentences.append(
+            f"Untrimmed, {agreements[-1].conflict:.1%} of the entries of the factors have opposite "
+            "signs in over and under; chance gives 50 %."
+        )
+    else:
+        sentences.append("The ranks of over and under differ: their factors cannot be compared.")
     return sentences, rows, plots_training.draw_weights(facts, agreements)
 
 

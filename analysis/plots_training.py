@@ -244,9 +244,9 @@ def _smooth(ax: Axes, stage: Stage, values: Any, label: str, look: dict[str, Any
 
 
 def draw_weights(facts: Sequence[ModuleFacts], agreements: Sequence[Agreement]) -> list[Picture]:
-    """Norm and effective rank by layer; overlap and sign conflict by density."""
+    """Norm and effective rank by layer; overlap and sign conflict by density, where known."""
     with styled():
-        return [_by_layer(facts), _agreement(agreements)]
+        return [_by_layer(facts), *([_agreement(agreements)] if agreements else [])]
 
 
 def _by_layer(facts: Sequence[ModuleFacts]) -> Picture:

@@ -27,12 +27,18 @@ from mergeforget.analysis.evidence import (
 from mergeforget.analysis.findings import Finding, analyse_all
 from mergeforget.analysis.tables import cards_of, label_of, lines_of, measures_of
 from mergeforget.files import read_json, sha256, write_text
+from mergeforget.recipe import load_recipe
 from mergeforget.run import Run, versions
 from mergeforget.score import find
 
 FOLDER = Path(__file__).parent
 QUESTIONS = 9  # of each split
 OPEN = 8  # figures of an analysis that are shown at once; more wait behind a summary
+UNITS = {
+    "documents": "whole documents",
+    "rows": "rows, prompt and answer together",
+    "answers": "answers, given their prompts",
+}
 
 
 def write_report(run: Run, path: Path | None = None) -> Path:
@@ -105,8 +111,8 @@ def facts_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
 def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
     """What the figures do not show."""
     found = [
-        "Membership inference is measured by the loss of whole documents alone. Another attack may "
-        "tell members from non-members where this one does not.",
+        f"The MIA AUC is that of one attack, by the loss of {UNITS[_unit(run)]}. Another attack "
+        "may tell members from non-members where this one does not.",
         "Greedy answers to the questions of the data were read. A paraphrase, a prefix or sampling "
         "may bring out what they did not; `mergeforget attack` tries some of these.",
         "Unlearning by fine-tuning hides rather than erases: a few steps of training on related "
@@ -115,6 +121,10 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
     if chosen:
         found.insert(0, _how_many(run, chosen))
     return [text for text in found if text]
+
+
+def _unit(run: Run) -> str:
+    return load_recipe(run.recipe).evaluation.membership
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -114,12 +114,17 @@ def effective_rank(values: NDArray[np.float64]) -> float:
 def agreement(
     over: Adapter, under: Adapter, densities: Sequence[float] = DENSITIES
 ) -> list[Agreement]:
-    """Overlap and sign conflict of the trimmed factors, over the modules of both."""
+    """Overlap and sign conflict of the trimmed factors, over the modules of both.
+
+    Factors of different ranks have no entries in common; where all are so, there is no agreement.
+    """
     counts = np.zeros((len(densities), 3), np.int64)  # kept by both, by either, in conflict
     for module in sorted(over.deltas.keys() & under.deltas.keys()):
         one, two = over.deltas[module], under.deltas[module]
         if one.rank == two.rank:
             counts += _counts(one.a, two.a, densities) + _counts(one.b, two.b, densities)
+    if not counts.any():
+        return []
     return [
         Agreement(density, both / max(1, either), conflict / max(1, both))
         for density, (both, either, conflict) in zip(densities, counts.tolist(), strict=True)

@@ -30,13 +30,13 @@ CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "base_model_name_or_path
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)> $\\frac{1}{0}$ {{ 7 * 7 }}"
 
 
-def adapter(name: str, seed: int, *, scale: float = 1.0) -> Adapter:
-    """A random LoRA of rank 4 on every module; A is the same for every seed, as in a pair."""
+def adapter(name: str, seed: int, *, scale: float = 1.0, rank: int = 4) -> Adapter:
+    """A random LoRA on every module; A is the same for every seed, as in a pair."""
     shared, own = np.random.default_rng(0), np.random.default_rng(seed)
     deltas = {}
     for module, (out, width) in MODULES.items():
-        a = shared.normal(size=(4, width)) + 0.2 * own.normal(size=(4, width))
-        b = scale * own.normal(size=(out, 4))
+        a = shared.normal(size=(rank, width)) + 0.2 * own.normal(size=(rank, width))
+        b = scale * own.normal(size=(out, rank))
         deltas[module] = LowRankDelta(a.astype(np.float32), b.astype(np.float32), 2.0)
     return Adapter(name, deltas, dict(CONFIG))
 

@@ -168,7 +168,7 @@ class Searching:
                 self._answer(every)
                 for name, adapter in every.items():
                     self._measure(name, adapter)
-                    bar.advance(note=name)
+                bar.advance(len(every), note=", ".join(every))
         if warning := one_sided(self.store.scores["over"], self.store.scores["under"]):
             say(f"Warning: {warning}")
 
@@ -210,7 +210,7 @@ class Searching:
                 for merged in every:
                     if self._measure_merged(merged):
                         done.append(merged.candidate)
-                    bar.advance(note=self._best_so_far(done))
+                bar.advance(len(every), note=self._best_so_far(done))
 
     def measure_finalists(self, seen: Sequence[Candidate]) -> list[Candidate]:
         """Those in full that are worth it; see ``race`` where likelihoods tell the objective."""

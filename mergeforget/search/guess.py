@@ -43,7 +43,8 @@ class Guess:
             over, under = self.pair
             found = predict_gaps(over, under, self._gaps, candidate, sorted(set(densities)))
             self.made[candidate.family] = found.density
-            say(f"The pair predicts {candidate.family} to be balanced at {found.density:.2f}.")
+            where = "balanced at" if found.crosses else "never balanced; it comes nearest at"
+            say(f"The pair predicts {candidate.family} to be {where} {found.density:.2f}.")
         return self.made[candidate.family]
 
     @cached_property

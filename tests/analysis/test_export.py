@@ -15,10 +15,11 @@ from finished_run import rows_of
 
 from mergeforget.analysis.card import _plain
 from mergeforget.analysis.export import export
+from mergeforget.attack.result import Result, write_result
 from mergeforget.candidate import Candidate
 from mergeforget.cli import main
 from mergeforget.errors import InputError, VerificationError
-from mergeforget.files import write_json, write_jsonl
+from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.tensors import read_safetensors, write_safetensors
@@ -117,6 +118,23 @@ def test_the_card_has_the_metadata_of_the_hub(chosen: Run, tiny_folder: Path) ->
     values: dict[str, Any] = yaml.safe_load(metadata)
     assert values["base_model"] == str(tiny_folder) and values["library_name"] == "peft"
     assert "It is balanced." in body and "density: 0.5" in body and "## Limits" in body
+    assert "**Warning.**" not in body and "No attack on it was tried." in body
+    assert "by the loss of whole documents." in body
+
+
+def test_the_card_keeps_back_no_warning_and_no_attack(chosen: Run) -> None:
+    path = chosen.search / "chosen.json"
+    write_json(path, read_json(path) | {"warning": "The halves disagree."})
+    recipe = load_recipe(chosen.recipe)
+    save_recipe(change(recipe, evaluation={"membership": "answers"}), chosen.recipe)
+    for subject in ("ties-factors-d0.50", "another"):
+        verdict = f"The claim about {subject} does not hold."
+        write_result(chosen.attacks, Result("relearn", subject, "traces", verdict, []))
+    text = (Path(export(chosen).folder) / "README.md").read_text()
+    assert "**Warning.** The halves disagree." in text
+    assert "- relearn: The claim about ties-factors-d0.50 does not hold." in text
+    assert "about another" not in text
+    assert "by the loss of answers, given their prompts." in text
 
 
 def test_text_of_the_data_starts_no_markup_in_the_card() -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from finished_run import adapter
 
+from mergeforget.adapter import write_adapter
 from mergeforget.analysis.evidence import MissingError
+from mergeforget.analysis.findings import weights
 from mergeforget.analysis.weights import (
     agreement,
     effective_rank,
@@ -59,6 +61,14 @@ def test_agreement_counts_what_a_trim_keeps(density: float) -> None:
 def test_an_adapter_agrees_with_itself() -> None:
     one = adapter("over", 1)
     assert {(a.overlap, a.conflict) for a in agreement(one, one)} == {(1.0, 0.0)}
+
+
+def test_factors_of_different_ranks_are_not_compared(tmp_path: Path) -> None:
+    for side, rank in (("over", 4), ("under", 8)):
+        write_adapter(adapter(side, 1, rank=rank), tmp_path / side)
+    sentences, _, pictures = weights(Run(tmp_path))
+    assert sentences[-1] == "The ranks of over and under differ: their factors cannot be compared."
+    assert [picture.name for picture in pictures] == ["weights-layers"]
 
 
 def test_no_pair_says_which_command_trains_it(tmp_path: Path) -> None:
