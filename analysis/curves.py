@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mergeforget.analysis.evidence import PAIR, MissingError, read_scores, read_snapshots
+from mergeforget.analysis.evidence import (
+    PAIR,
+    MissingError,
+    read_history,
+    read_scores,
+    read_snapshots,
+)
 from mergeforget.run import Run
 from mergeforget.score import Score
 
@@ -36,7 +42,7 @@ class Moment:
 
 
 def run_curves(run: Run) -> list[Moment]:
-    """Scores of the base (epoch 0) and of every snapshot that was scored, by side and epoch.
+    """Scores of the base (epoch 0), of every snapshot that was scored and of the adapter itself.
 
     Raises:
         MissingError: no snapshot was scored.
@@ -61,11 +67,23 @@ def side_curves(run: Run, side: str, scores: Mapping[str, list[Score]]) -> list[
         return []
     times = [("base", 0.0)] if "base" in scores else []
     times += [(s.folder.name, s.epoch if s.epoch is not None else float(s.step)) for s in known]
+    end = _end(run, side)
+    if side in scores and end is not None and end > times[-1][1]:
+        times.append((side, end))
     return [
         Moment(side, epoch, s.metric, s.split, s.task, s.value, s.n)
         for subject, epoch in times
         for s in widest(scores[subject])
     ]
+
+
+def _end(run: Run, side: str) -> float | None:
+    """The epoch at which a training ended."""
+    try:
+        rows = read_history(run).get(side, [])
+    except MissingError:
+        return None
+    return rows[-1].get("epoch") if rows else None
 
 
 def widest(scores: list[Score]) -> list[Score]:

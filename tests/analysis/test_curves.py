@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ from finished_run import HOSTILE
 
 from mergeforget.analysis.comparison import write_comparison
 from mergeforget.analysis.curves import run_curves, widest
-from mergeforget.analysis.evidence import MissingError
+from mergeforget.analysis.evidence import MissingError, read_scores
+from mergeforget.files import append_jsonl, read_jsonl
 from mergeforget.run import Run
-from mergeforget.score import Score
+from mergeforget.score import Score, find
 
 
 def test_a_curve_goes_from_the_base_through_every_snapshot(finished: Run) -> None:
@@ -22,6 +25,18 @@ def test_a_curve_goes_from_the_base_through_every_snapshot(finished: Run) -> Non
     ]
     assert [m.epoch for m in forget] == [0, 0.625, 1.25, 1.875, 2.5, 3.125, 3.75, 4.375, 5]
     assert forget[0].value == 1.0 and forget[-1].value == pytest.approx(0.1)
+
+
+def test_a_curve_ends_with_the_adapter_where_that_is_later(finished: Run, tmp_path: Path) -> None:
+    run = Run(Path(shutil.copytree(finished.root, tmp_path / "run")))
+    last = read_jsonl(run.history)[-1]
+    append_jsonl(run.history, [last | {"stage": "over", "step": 999, "epoch": 7.5}])
+    over = {m.epoch: m.value for m in run_curves(run)
+            if (m.side, m.metric, m.split, m.task) == ("over", "mia_auc", "mia", "")}  # fmt: skip
+    assert max(over) == 7.5
+    own = widest(read_scores(run)["over"])
+    scored = find([replace(score, part="all") for score in own], "mia_auc", "mia")
+    assert scored is not None and over[7.5] == scored.value
 
 
 def test_all_data_are_preferred_to_a_half() -> None:
