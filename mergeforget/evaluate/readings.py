@@ -22,7 +22,7 @@ class Reading:
 
     Attributes:
         nll: mean over the tokens that membership is judged by, in nats.
-        signals: membership signals of the same tokens.
+        signals: membership signals of the same tokens; none where there is no such token.
         answer: NLL, number of tokens, share of greedy ones and share extracted, of the answer.
     """
 
@@ -42,6 +42,11 @@ class Reading:
         answer = one.after(start)
         judged = answer if answer_only else one
         return cls(judged.nll, membership_signals(judged, text), _answer(answer))
+
+    @property
+    def judged(self) -> bool:
+        """Whether there was a token to judge membership by."""
+        return bool(self.signals)
 
     def document_loss(self, row: Row, member: bool) -> DocumentLoss:
         return DocumentLoss(row.id, member, self.nll, row.task, self.signals)

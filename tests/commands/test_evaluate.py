@@ -160,6 +160,21 @@ def test_non_members_that_were_trained_on_are_refused(run: Path) -> None:
     assert done.exit_code == 4 and "also in the forget or retain set" in done.stderr
 
 
+def test_a_run_is_judged_by_other_documents_where_they_are_given(run: Path) -> None:
+    files = {}
+    for name, count in (("members", 4), ("nonmembers", 5)):
+        files[name] = run / f"{name}.jsonl"
+        write_jsonl(files[name], [{"id": f"{name}{i}", "document": f"{name} {i} was here."}
+                                  for i in range(count)])  # fmt: skip
+    words = [word for name, path in files.items() for word in (f"--{name}", path)]
+    done = call(run, *FAST, "--subject", "over", *words)
+    assert done.exit_code == 0, done.output
+    losses = read_jsonl(run / "answers" / "over.losses.jsonl")
+    assert [d["id"][:7] for d in losses] == ["members"] * 4 + ["nonmemb"] * 5
+    refused = call(run, *FAST, "--subject", "over", *words, "--membership", "answers")
+    assert refused.exit_code == 4 and "no answer to judge membership by" in refused.stderr
+
+
 def test_every_answer_can_tell_members_and_mmlu_has_its_own_limit(run: Path) -> None:
     mmlu = run / "mmlu"
     for split, count in (("dev", 1), ("test", 4)):
