@@ -80,7 +80,7 @@ class Kept:
     def __post_init__(self) -> None:
         if self.path is None:
             return
-        parts = sorted(self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"))
+        parts = parts_of(self.path)
         left = [row for part in parts for row in read_jsonl(part)]  # of processes that were killed
         for row in [*read_jsonl(self.path), *left]:
             self._take(row)
@@ -160,6 +160,11 @@ class Kept:
         if self.path is None or self.sharing.main:
             return self.path
         return self.path.with_name(f"{self.path.stem}.rank{self.sharing.rank}.jsonl")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """What processes other than the main one had written when they were killed."""
+    return sorted(path.parent.glob(f"{path.stem}.rank*.jsonl"))
 
 
 def prompt_key(row: Row) -> str:
