@@ -24,16 +24,18 @@ def mean_score(
     kind: str = "",
     chance: float | None = None,
     definition: str = "",
+    by_row: bool = False,
 ) -> Score | None:
     """The mean of a value of each row with its interval; None without rows.
 
     Args:
-        kind: of the rows. Scores of the same split, task and kind are of the same rows, and draw
-            them alike; any others draw independently.
+        kind: of the rows. Scores of another split, task or kind draw independently.
+        by_row: draw the rows themselves: scores ``by_row`` of the same rows, in the same order,
+            draw them alike, and may be combined.
     """
     if not values:
         return None
-    draws = mean_draws(values, seed_of(split, task, kind))
+    draws = mean_draws(values, seed_of(split, task, kind), by_row=by_row)
     return Score(
         metric,
         split,
@@ -74,11 +76,16 @@ def seed_of(*names: str) -> int:
     return zlib.crc32("/".join(names).encode())
 
 
-def mean_draws(values: Sequence[float], seed: int = 0) -> np.ndarray:
-    """The mean of rows drawn with replacement, independently of each other, (RESAMPLES,)."""
+def mean_draws(values: Sequence[float], seed: int = 0, *, by_row: bool = False) -> np.ndarray:
+    """The mean of rows drawn with replacement, independently of each other, (RESAMPLES,).
+
+    Args:
+        by_row: the same seed draws the same rows, whatever their values. Else a few different
+            values are drawn by how often each comes: faster, and unrelated to any other draw.
+    """
     every, draw = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     different, counts = np.unique(every, return_counts=True)
-    if len(different) < len(every) / 4:  # shares of right answers: draw how often each value comes
+    if not by_row and len(different) < len(every) / 4:  # such as shares of right answers
         drawn = draw.multinomial(len(every), counts / len(every), size=RESAMPLES)
         return np.asarray(drawn @ different / len(every))
     means = [

@@ -69,6 +69,18 @@ def test_a_combination_draws_the_rows_of_its_parts() -> None:
     assert ours == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.01)
 
 
+def test_scores_by_row_draw_the_same_rows_whatever_their_values() -> None:
+    """A yes or no that follows from a number must rise and fall with it from draw to draw."""
+    values = np.random.default_rng(3).uniform(0, 1, 120)
+    number, yes = (
+        mean_score("m", "retain", kind.tolist(), "higher", by_row=True)
+        for kind in (values, (values > 0.5).astype(float))
+    )
+    assert number is not None and yes is not None
+    assert number.draws is not None and yes.draws is not None
+    assert np.corrcoef(number.draws, yes.draws)[0, 1] > 0.8
+
+
 def test_a_part_without_rows_leaves_no_interval() -> None:
     assert combined_draws([mean_draws([0.1, 0.2]), None], harmonic_mean) is None
     assert combined_draws([], harmonic_mean) is None
