@@ -28,9 +28,18 @@ def test_certain_hits_are_counted_below_all_but_one_percent() -> None:
     measured = Measured([], documents(True, [0.5, 2.5, 3.0, 50.0]) + documents(False, nonmembers))
     score = mia_tpr(measured)
     assert score is not None and score.value == 0.5  # below 3: 0.5 and 2.5
+    assert score.chance == 3 / 201  # to be among the highest 3 of 200 non-members and itself
     few = Measured([], documents(True, [0.5, 1.5]) + documents(False, [1.0, 2.0]))
     score = mia_tpr(few)
     assert score is not None and score.value == 0.5
+    assert score.chance == 1 / 3  # not 0.01: the highest of three documents
+
+
+def test_certain_hits_are_as_uncertain_as_the_threshold() -> None:
+    """No member lies above the highest non-member, which is missing from one draw in e."""
+    measured = Measured([], documents(True, [2.0] * 50) + documents(False, [1.0] + [3.0] * 49))
+    score = mia_tpr(measured)
+    assert score is not None and score.value == 0.0 and score.interval == (0.0, 1.0)
 
 
 def test_documents_without_signals_have_the_loss_attack_only() -> None:

@@ -16,6 +16,7 @@ from mergeforget.metrics._statistics import (
     interval_of,
     mean_draws,
     mean_score,
+    share_above_draws,
 )
 from mergeforget.score import harmonic_mean
 
@@ -55,6 +56,19 @@ def test_interval_of_a_mean_has_the_normal_width(values: list[float]) -> None:
         (np.mean(values) - 1.96 * error, np.mean(values) + 1.96 * error), abs=0.15 * error + 0.01
     )
     assert interval_of(mean_draws(values)) == interval
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_the_threshold_is_found_anew_in_each_draw(allowed: int) -> None:
+    draw = np.random.default_rng(4)
+    members, nonmembers = draw.normal(1.5, 1, 50), draw.normal(0, 1, 40)
+    plain = []
+    for _ in range(4000):
+        threshold = np.sort(draw.choice(nonmembers, 40))[-1 - allowed]
+        plain.append(np.mean(draw.choice(members, 50) > threshold))
+    ours = share_above_draws(members.tolist(), nonmembers.tolist(), allowed)
+    assert ours.mean() == pytest.approx(np.mean(plain), abs=0.02)
+    assert interval_of(ours) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.03)
 
 
 def test_a_combination_draws_the_rows_of_its_parts() -> None:
