@@ -172,7 +172,7 @@ class Evaluation:
             kept=kept,
         )
         known = [score for key in self._task_keys().values() for score in kept.tasks[key]]
-        return replace(measured, known=known)
+        return replace(measured, known=known, mmlu_shots=self.settings.mmlu_shots)
 
     def _generator(self, adapter: Path | None) -> Generator | None:
         """What writes the answers; None is transformers."""

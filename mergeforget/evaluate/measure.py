@@ -87,6 +87,7 @@ def measure(
         ],
         mmlu=dict(mmlu or {}),
         likelihoods=[kept.answer_likelihood(row) for row in rows],
+        membership=membership,
     )
 
 

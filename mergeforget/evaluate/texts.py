@@ -57,7 +57,8 @@ def score_texts(
         )
     if mmlu:
         known.append(Score("mmlu", "mmlu", _figure(mmlu, MMLU_KEYS), "higher", 0, chance=0.25))
-    measured = Measured(answers, losses)
+    unit = unit_of(mia) if mia and losses else ""
+    measured = Measured(answers, losses, membership=unit or "documents")
     scores = BENCHMARKS.get(benchmark).fn(measured, known=known)
     unread = [split for split in splits if split not in {s.split for s in scores}]
     if unread:
@@ -105,6 +106,18 @@ def read_losses(path: Path) -> list[DocumentLoss]:
     if not all({"id", "member", "nll"} <= record.keys() for _, record in records):
         return []
     return [_loss(record, path, line) for line, record in records]
+
+
+def unit_of(path: Path) -> str:
+    """What document losses are of: documents, rows or answers; empty where they do not say.
+
+    Raises:
+        InputError: of several things at once.
+    """
+    found = sorted({str(record.get("membership") or "") for _, record in read_records(path)})
+    if len(found) > 1:
+        raise InputError(f"{path} mixes losses of {' and '.join(map(repr, found))}.")
+    return "".join(found)
 
 
 def _loss(record: dict[str, Any], path: Path, line: int) -> DocumentLoss:

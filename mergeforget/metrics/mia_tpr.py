@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import signals_of
+from mergeforget.metrics._rows import membership_definition, signals_of
 from mergeforget.metrics._statistics import interval_of, share_above_draws
 from mergeforget.score import Score
-
-DEFINITION = "mia-loss-tpr-at-fpr@1"
 
 
 @metric("mia_tpr", source="Membership Inference Attacks From First Principles, arXiv:2112.03570")
@@ -37,6 +35,6 @@ def mia_tpr(
         task=task,
         interval=interval_of(draws),
         chance=(allowed + 1) / (len(nonmembers) + 1),
-        definition=DEFINITION,
+        definition=membership_definition("mia-loss-tpr-at-fpr", measured),
         draws=draws,
     )

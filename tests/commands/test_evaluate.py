@@ -139,7 +139,12 @@ def test_mmlu_is_added_where_its_folder_is_given(run: Path, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     scores = json.loads(done.stdout)["scores"]["base"]
     (mmlu,) = (s for s in scores if s["metric"] == "mmlu")
-    assert mmlu["n"] == 2 and mmlu["chance"] == 0.25
+    assert mmlu["n"] == 2 and mmlu["chance"] == 0.25 and mmlu["definition"] == "mmlu-micro@1"
+    more = ["--subject", "over", "--mmlu", str(tmp_path / "mmlu"), "--mmlu-shots", "0", "--json"]
+    scores = json.loads(call(run, *FAST, *more).stdout)["scores"]["over"]
+    (mmlu,) = (s for s in scores if s["metric"] == "mmlu")
+    assert mmlu["definition"] == "mmlu-micro-0-shot@1"  # and no ratio to the base's, of 5 shots
+    assert not [s for s in scores if s["metric"] == "utility_ratio"]
 
 
 @pytest.mark.parametrize(

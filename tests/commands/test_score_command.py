@@ -51,6 +51,15 @@ def test_own_answers_and_losses_are_scored(tmp_path: Path) -> None:
     assert "nearer to 0.5" in done.stdout
 
 
+def test_losses_that_say_what_they_are_of_keep_their_definition(script_folder: Path) -> None:
+    path = script_folder / "over.losses.jsonl"
+    losses = [{"id": f"{i}", "member": i < 2, "membership": "answers", "nll": i} for i in range(4)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in losses))
+    facts = json.loads(call(script_folder, "--mia", path, "--json").stdout)
+    definitions = {s["metric"]: s["definition"] for s in facts["scores"]}
+    assert definitions["mia_auc"] == "mia-loss-auc-answers@1"
+
+
 def test_members_are_told_by_true_or_one_in_any_spelling(script_folder: Path) -> None:
     """A table that a tool has widened says 1.0 and 0.0."""
     path = script_folder / "losses.csv"

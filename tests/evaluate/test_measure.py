@@ -109,3 +109,4 @@ def test_membership_by_answers_leaves_the_prompt_out(tiny_model: Any, tiny_token
     )  # fmt: skip
     assert [x.nll for x in read.losses] == [x.nll for x in read.likelihoods]
     assert [x.member for x in read.losses] == [True, False]
+    assert read.membership == "answers"
