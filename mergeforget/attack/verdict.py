@@ -5,7 +5,7 @@ Rows of one document are not independent, so intervals come from drawing whole d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,14 @@ def judge(found: Estimate, known: float | None) -> Finding:
     if found.low > 0 and found.value >= least:
         return "traces"
     return "none found" if found.high < least else "undecided"
+
+
+def worst_of(findings: Iterable[Finding]) -> Finding:
+    """Of several tries: traces where one finds any, none found where every one finds none."""
+    found = set(findings)
+    if "traces" in found:
+        return "traces"
+    return "none found" if found == {"none found"} else "undecided"
 
 
 def share_text(found: Estimate, known: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ SPLITS = ("forget", "retain")
 TERMS = ("regurgitation", "knowledge")
 FORGET_METRICS = ("exact_match", "nll", "extraction_strength", "exact_memorisation",
                   "verbatim_probability")  # fmt: skip
+NO_TASK = "no task"  # of rows without one, where others have one
 
 
 @benchmark(
@@ -35,8 +37,9 @@ def semeval2025_task4(measured: Measured, *, known: Sequence[Score] = ()) -> lis
             part in the aggregates.
     """
     tasks = task_names(measured)
+    answered = _with_tasks(measured) if tasks else measured
     scores = [
-        _score(name, measured, split, task)
+        _score(name, answered, split, task)
         for split in SPLITS
         for name in TERMS
         for task in ["", *tasks]
@@ -49,8 +52,12 @@ def semeval2025_task4(measured: Measured, *, known: Sequence[Score] = ()) -> lis
 
 
 def task_names(measured: Measured) -> list[str]:
-    """The tasks of the rows, sorted; none where rows name no task."""
-    return sorted({a.row.task for a in measured.answers if a.row.task})
+    """The tasks of the forget and retain rows, sorted; none where no row names one.
+
+    Where only some rows name one, NO_TASK stands for the others.
+    """
+    names = {a.row.task for a in measured.answers if a.row.split in SPLITS}
+    return sorted(name or NO_TASK for name in names) if names - {""} else []
 
 
 def terms(scores: Sequence[Score], tasks: Sequence[str]) -> list[float]:
@@ -64,16 +71,20 @@ def terms(scores: Sequence[Score], tasks: Sequence[str]) -> list[float]:
 def aggregates(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
     """``task_aggregate``, ``mia_score`` and their mean with MMLU, as far as there is data.
 
-    An interval combines the draws of all parts, each of its own rows.
+    What was not measured, forget or retain rows among it, is named in the definition. An interval
+    combines the draws of all parts, each of its own rows.
     """
     found = []
+    unmeasured: set[str] = set()  # splits without a term
     parts = _term_scores(scores, tasks)
     if parts:
+        unmeasured = set(SPLITS) - {s.split for s in parts}
         values = [_term(s.split, s.value) for s in parts]
         draws = combined_draws(
             [None if s.draws is None else _term(s.split, s.draws) for s in parts], harmonic_mean
         )
-        found.append(_overall("task_aggregate", harmonic_mean(values), len(values), draws))
+        value = harmonic_mean(values)
+        found.append(_overall("task_aggregate", value, len(values), draws, without=unmeasured))
     auc = find(scores, "mia_auc", "mia")
     if auc is not None:
         draws = combined_draws([auc.draws], lambda drawn: mia_score(drawn[0]))
@@ -81,10 +92,9 @@ def aggregates(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
     means = [*found, *[s for s in scores if s.metric == "mmlu" and not s.task]]
     if means:
         missing = {"task_aggregate", "mia_score", "mmlu"} - {s.metric for s in means}
-        without = "".join(f"-without-{name.replace('_', '-')}" for name in sorted(missing))
         draws = combined_draws([s.draws for s in means], mean_of)
         value = mean_of(s.value for s in means)
-        found.append(_overall("aggregate", value, len(means), draws, without=without))
+        found.append(_overall("aggregate", value, len(means), draws, without=missing | unmeasured))
     return found
 
 
@@ -92,6 +102,14 @@ def _term_scores(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
     wanted = [(name, split, task) for split in SPLITS for task in tasks or [""] for name in TERMS]
     found = [find(scores, name, split, task=task) for name, split, task in wanted]
     return [score for score in found if score is not None]
+
+
+def _with_tasks(measured: Measured) -> Measured:
+    """The same with NO_TASK as the task of rows that have none."""
+    answers = [
+        a if a.row.task else replace(a, row=replace(a.row, task=NO_TASK)) for a in measured.answers
+    ]
+    return replace(measured, answers=answers)
 
 
 def _term(split: str, value: Any) -> Any:
@@ -110,9 +128,9 @@ def _score(name: str, measured: Measured, split: str, task: str = "") -> Score |
 
 
 def _overall(
-    metric: str, value: float, n: int, draws: np.ndarray | None, *, without: str = ""
+    metric: str, value: float, n: int, draws: np.ndarray | None, *, without: Iterable[str] = ()
 ) -> Score:
-    name = metric.replace("_", "-")
+    name = "-without-".join([metric, *sorted(without)]).replace("_", "-")
     return Score(
         metric,
         "all",
@@ -120,6 +138,6 @@ def _overall(
         "higher",
         n,
         interval=interval_of(draws),
-        definition=f"semeval2025-task4/{name}{without}@1",
+        definition=f"semeval2025-task4/{name}@1",
         draws=draws,
     )

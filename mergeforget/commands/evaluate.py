@@ -117,11 +117,12 @@ def _evaluate_run(folder: Path | None, sharing: Sharing, options: dict[str, Any]
     run = chosen_run(folder)
     recipe = load_recipe(run.recipe)
     settings = _settings(recipe.evaluation, options)
+    files = {n: options[n] for n in ("holdout", "members", "nonmembers")}
     evaluation = Evaluation(
         base=run.base(),
         spec=recipe.model,
         settings=settings,
-        rows=rows_of_run(run, settings, holdout=options["holdout"], seed=recipe.search.seed),
+        rows=rows_of_run(run, settings, **files, seed=recipe.search.seed),
         folder=run.root / "evaluation",
         device=options["device"],
         batch_tokens=options["batch_tokens"],

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from mergeforget.score import Score
 
 Kind = Literal["sc", "qa", "other"]
+MMLU_SHOTS = 5  # where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,10 @@ class Measured:
         losses: likelihood of members and non-members.
         likelihoods: of the answers of forget and retain rows.
         mmlu: (correct, asked) by subject; empty where MMLU was not run.
+        mmlu_shots: examples that each of its prompts showed, at most.
         known: scores that somebody else computed, for example lm-eval.
         retrained: the same, read off a model that was trained without the forget set.
+        membership: what ``losses`` are of: documents, rows or answers.
     """
 
     answers: list[Answer]
@@ -135,3 +138,5 @@ class Measured:
     likelihoods: list[AnswerLikelihood] = field(default_factory=list)
     known: list[Score] = field(default_factory=list)
     retrained: Measured | None = None
+    membership: str = "documents"
+    mmlu_shots: int = MMLU_SHOTS

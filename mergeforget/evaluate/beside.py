@@ -9,8 +9,9 @@ from mergeforget.data.readers import read_records
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.measure import Membership
 from mergeforget.evaluate.rows import EvaluationRows
-from mergeforget.evaluate.texts import read_losses
+from mergeforget.evaluate.texts import read_losses, unit_of
 
 STORED = ".likelihoods.jsonl"
 
@@ -49,7 +50,7 @@ def read_beside(evaluation: Evaluation) -> Beside:
     retrained = reference = None
     if spec.retrained is not None:
         asked = replace(rows, retain=[], further=[])
-        retrained = _stored(Path(spec.retrained)) or _other(
+        retrained = _stored(Path(spec.retrained), spec.membership) or _other(
             evaluation, spec.retrained, asked, "retrained"
         )
     if spec.reference is not None:
@@ -74,8 +75,15 @@ def _other(evaluation: Evaluation, name: str, rows: EvaluationRows, label: str) 
     return evaluation.varied(rows, settings, base=name).run(None, label)
 
 
-def _stored(path: Path) -> Measured | None:
-    """What an evaluation wrote of a model: ``answers/NAME.likelihoods.jsonl`` and its losses."""
+def _stored(path: Path, membership: Membership) -> Measured | None:
+    """What an evaluation wrote of a model: ``answers/NAME.likelihoods.jsonl`` and its losses.
+
+    Losses that do not say what they are of were written by an older version, and are taken as
+    they are.
+
+    Raises:
+        InputError: the file holds something else, or the losses are not of what is judged here.
+    """
     if not path.name.endswith(".jsonl"):
         return None
     if not path.name.endswith(STORED):
@@ -84,6 +92,13 @@ def _stored(path: Path) -> Measured | None:
         )
     losses = path.with_name(path.name.removesuffix(STORED) + ".losses.jsonl")
     found: list[DocumentLoss] = read_losses(losses) if losses.exists() else []
+    unit = unit_of(losses) if found else ""
+    if unit and unit != membership:
+        raise InputError(
+            f"{losses} judges membership by {unit}, and here it is judged by {membership}: "
+            f"PrivLeak would compare unlike figures. Give --membership {unit}, or measure the "
+            f"retrained model again with --membership {membership}."
+        )
     return Measured([], found, likelihoods=[_likelihood(r, path) for _, r in read_records(path)])
 
 

@@ -16,7 +16,7 @@ from mergeforget.data.schema import Measured
 from mergeforget.evaluate.harness import run_task, task_key
 from mergeforget.evaluate.measure import Generator, measure
 from mergeforget.evaluate.mmlu import run_mmlu
-from mergeforget.evaluate.readings import Kept, document_key, prompt_key
+from mergeforget.evaluate.readings import Kept, document_key, parts_of, prompt_key
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
 from mergeforget.evaluate.sharing import ALONE, Sharing
@@ -62,7 +62,8 @@ class Evaluation:
         path = self.folder / f"{self.fingerprint(adapter)}.jsonl"
         if again:
             self.sharing.wait()
-            path.unlink(missing_ok=True)
+            for file in (path, *parts_of(path)):
+                file.unlink(missing_ok=True)
         kept = Kept(path, self.sharing)
         if self._complete(kept):
             if self.sharing.main:
@@ -171,7 +172,7 @@ class Evaluation:
             kept=kept,
         )
         known = [score for key in self._task_keys().values() for score in kept.tasks[key]]
-        return replace(measured, known=known)
+        return replace(measured, known=known, mmlu_shots=self.settings.mmlu_shots)
 
     def _generator(self, adapter: Path | None) -> Generator | None:
         """What writes the answers; None is transformers."""

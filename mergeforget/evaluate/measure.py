@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mergeforget.data.schema import Answer, Measured, Row
-from mergeforget.errors import NumericError
+from mergeforget.errors import InputError, NumericError
 from mergeforget.evaluate.generate import generate
 from mergeforget.evaluate.gradients import gradient_norms
 from mergeforget.evaluate.likelihood import TokenLikelihoods, likelihoods
@@ -65,6 +65,7 @@ def measure(
             the processes that share the rows.
 
     Raises:
+        InputError: a member or non-member has no token to judge it by.
         NumericError: the model's outputs are not numbers.
         ResourceError: a single row does not fit into memory.
     """
@@ -73,6 +74,7 @@ def measure(
     reader = _Reader(model, tokenizer, kept, membership, batch_tokens, label)
     others = [other for row in rows for other in row.alternatives]
     reader.read_documents([*rows, *others, *members, *nonmembers])
+    _check_judged(kept, [*members, *nonmembers])
     if gradient_norm:
         reader.read_gradients([*members, *nonmembers])
     reader.write_answers(rows, max_new_tokens, generator or generate)
@@ -85,7 +87,20 @@ def measure(
         ],
         mmlu=dict(mmlu or {}),
         likelihoods=[kept.answer_likelihood(row) for row in rows],
+        membership=membership,
     )
+
+
+def _check_judged(kept: Kept, documents: Sequence[Row]) -> None:
+    """Raise InputError for a document without a judged token: its loss of 0 would look perfect."""
+    empty = [row for row in documents if not kept.readings[document_key(row)].judged]
+    if empty:
+        raise InputError(
+            f"Membership cannot be judged by {len(empty)} of {len(documents)} documents, for "
+            f"example {empty[0].id!r}: a model predicts none of their tokens, since the text is "
+            "empty or a single token, or is judged by an answer that it does not have. Leave "
+            "them out, or judge by another --membership."
+        )
 
 
 @dataclass(frozen=True)

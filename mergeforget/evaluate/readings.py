@@ -22,7 +22,7 @@ class Reading:
 
     Attributes:
         nll: mean over the tokens that membership is judged by, in nats.
-        signals: membership signals of the same tokens.
+        signals: membership signals of the same tokens; none where there is no such token.
         answer: NLL, number of tokens, share of greedy ones and share extracted, of the answer.
     """
 
@@ -42,6 +42,11 @@ class Reading:
         answer = one.after(start)
         judged = answer if answer_only else one
         return cls(judged.nll, membership_signals(judged, text), _answer(answer))
+
+    @property
+    def judged(self) -> bool:
+        """Whether there was a token to judge membership by."""
+        return bool(self.signals)
 
     def document_loss(self, row: Row, member: bool) -> DocumentLoss:
         return DocumentLoss(row.id, member, self.nll, row.task, self.signals)
@@ -75,7 +80,7 @@ class Kept:
     def __post_init__(self) -> None:
         if self.path is None:
             return
-        parts = sorted(self.path.parent.glob(f"{self.path.stem}.rank*.jsonl"))
+        parts = parts_of(self.path)
         left = [row for part in parts for row in read_jsonl(part)]  # of processes that were killed
         for row in [*read_jsonl(self.path), *left]:
             self._take(row)
@@ -155,6 +160,11 @@ class Kept:
         if self.path is None or self.sharing.main:
             return self.path
         return self.path.with_name(f"{self.path.stem}.rank{self.sharing.rank}.jsonl")
+
+
+def parts_of(path: Path) -> list[Path]:
+    """What processes other than the main one had written when they were killed."""
+    return sorted(path.parent.glob(f"{path.stem}.rank*.jsonl"))
 
 
 def prompt_key(row: Row) -> str:

@@ -10,7 +10,7 @@ from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
-from mergeforget.evaluate.measure import membership_documents
+from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
@@ -32,14 +32,31 @@ class EvaluationRows:
 
 
 def rows_of_run(
-    run: Run, spec: EvaluationSpec, *, holdout: Path | None = None, seed: int = 0
+    run: Run,
+    spec: EvaluationSpec,
+    *,
+    holdout: Path | None = None,
+    members: Path | None = None,
+    nonmembers: Path | None = None,
+    seed: int = 0,
 ) -> EvaluationRows:
-    """The rows that the run was trained on, and its holdout; the sets a search measures with."""
+    """The rows that the run was trained on, and its holdout; the sets a search measures with.
+
+    Args:
+        holdout, members, nonmembers: as of ``rows_of_files``; the run's own where none is given.
+    """
     own = run.data / "holdout.jsonl"
     if holdout is None and own.exists() and own.stat().st_size:
         holdout = own
-    forget, retain = run.data / "forget.jsonl", run.data / "retain.jsonl"
-    return rows_of_files(forget=forget, retain=retain, holdout=holdout, spec=spec, seed=seed)
+    return rows_of_files(
+        forget=run.data / "forget.jsonl",
+        retain=run.data / "retain.jsonl",
+        holdout=holdout,
+        spec=spec,
+        seed=seed,
+        members=members,
+        nonmembers=nonmembers,
+    )
 
 
 def rows_of_files(
@@ -76,10 +93,11 @@ def rows_of_files(
             f"{files['holdout']}: {len(shared)} rows are also in the forget or retain set, for "
             f"example {shared[0]}. Non-members must be rows that no training saw."
         )
-    inside = read_documents(members) if members else membership_documents(
-        read["forget"], spec.membership)  # fmt: skip
-    outside = read_documents(nonmembers) if nonmembers else membership_documents(
-        read["holdout"], spec.membership)  # fmt: skip
+    unit = spec.membership
+    inside, outside = (
+        read_documents(file, unit) if file else membership_documents(rows, unit)
+        for file, rows in ((members, read["forget"]), (nonmembers, read["holdout"]))
+    )
     if not members and not nonmembers:
         inside, outside = matched(inside, outside, seed)
     if not (read["forget"] or read["retain"] or inside or outside):
@@ -94,10 +112,19 @@ def rows_of_files(
     )
 
 
-def read_documents(path: Path) -> list[Row]:
-    """Documents of a membership set (``id`` and ``document``), or of rows."""
+def read_documents(path: Path, unit: Membership = "documents") -> list[Row]:
+    """Documents of a membership set (``id`` and ``document``), or of rows.
+
+    Raises:
+        InputError: membership is judged by answers, and the documents have none.
+    """
     records = read_records(path)
     if all("document" in record for _, record in records):
+        if unit == "answers":
+            raise InputError(
+                f"{path} holds whole documents, which have no answer to judge membership by. Give "
+                "rows with input and output, or --membership documents."
+            )
         return [
             Row(str(record.get("id") or f"{path.stem}-{line}"), str(record["document"]), "")
             for line, record in records

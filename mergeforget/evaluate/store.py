@@ -44,9 +44,10 @@ def write_answers(folder: Path, subject: str, measured: Measured, *, parquet: bo
     ``SUBJECT.likelihoods.jsonl``: of the answers, which another evaluation can compare with.
     """
     losses = [
-        {"id": d.id, "member": d.member, "task": d.task, "nll": d.nll, "signals": d.signals}
+        {"id": d.id, "member": d.member, "task": d.task, "membership": measured.membership,
+         "nll": d.nll, "signals": d.signals}
         for d in measured.losses
-    ]
+    ]  # fmt: skip
     write_jsonl(folder / f"{subject}.losses.jsonl", losses)
     likelihoods = [_likelihood(one) for one in measured.likelihoods]
     write_jsonl(folder / f"{subject}.likelihoods.jsonl", likelihoods)

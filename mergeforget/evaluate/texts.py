@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mergeforget.benchmarks import BENCHMARKS
+from mergeforget.console import say
 from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
@@ -17,6 +19,7 @@ NAMES = {  # ours: as ours are written, then as the task's script writes them
     "output": ("output", "expected_output"),
     "completion": ("completion", "model_output"),
 }
+MEMBER = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 AUC_KEYS = ("mia_auc", "mia_loss_acc")  # the script calls its area under the curve an accuracy
 MMLU_KEYS = ("mmlu", "mmlu_average", "average_acc")
 
@@ -40,6 +43,12 @@ def score_texts(
         InputError: a file is missing or lacks what is needed.
     """
     answers = [a for path in generations for file in _files(path) for a in read_generations(file)]
+    splits = dict.fromkeys(a.row.split for a in answers)
+    if answers and not splits.keys() & set(SPLITS):
+        raise InputError(
+            f"{', '.join(map(str, generations))}: no row is of the split forget or retain; there "
+            f"are: {', '.join(splits)}."
+        )
     losses = read_losses(mia) if mia else []
     known = []
     if mia and not losses:
@@ -48,12 +57,21 @@ def score_texts(
         )
     if mmlu:
         known.append(Score("mmlu", "mmlu", _figure(mmlu, MMLU_KEYS), "higher", 0, chance=0.25))
-    measured = Measured(answers, losses)
-    return measured, BENCHMARKS.get(benchmark).fn(measured, known=known)
+    unit = unit_of(mia) if mia and losses else ""
+    measured = Measured(answers, losses, membership=unit or "documents")
+    scores = BENCHMARKS.get(benchmark).fn(measured, known=known)
+    unread = [split for split in splits if split not in {s.split for s in scores}]
+    if unread:
+        say(f"No score of {benchmark} reads the rows of: {', '.join(unread)}.")
+    return measured, scores
 
 
 def read_generations(path: Path) -> list[Answer]:
-    """Generations of one file; the split is its column, else it is read off the file's name."""
+    """Generations of one file.
+
+    The split is its column where that says forget, retain or holdout, else it is read off the
+    file's name, else it is a further split, as the column calls it.
+    """
     answers = []
     for line, record in read_records(path):
         names = {
@@ -79,29 +97,65 @@ def read_generations(path: Path) -> list[Answer]:
 
 
 def read_losses(path: Path) -> list[DocumentLoss]:
-    """Document losses of one file; none where it holds figures instead of documents."""
+    """Document losses of one file; none where it holds figures instead of documents.
+
+    Raises:
+        InputError: whether a document is a member is not told, or its loss is not a number.
+    """
     records = read_records(path)
     if not all({"id", "member", "nll"} <= record.keys() for _, record in records):
         return []
-    return [
-        DocumentLoss(
-            str(r["id"]),
-            str(r["member"]).lower() in ("true", "1"),
-            float(r["nll"]),
-            str(r.get("task") or ""),
-            dict(r["signals"]) if isinstance(r.get("signals"), dict) else {},
+    return [_loss(record, path, line) for line, record in records]
+
+
+def unit_of(path: Path) -> str:
+    """What document losses are of: documents, rows or answers; empty where they do not say.
+
+    Raises:
+        InputError: of several things at once.
+    """
+    found = sorted({str(record.get("membership") or "") for _, record in read_records(path)})
+    if len(found) > 1:
+        raise InputError(f"{path} mixes losses of {' and '.join(map(repr, found))}.")
+    return "".join(found)
+
+
+def _loss(record: dict[str, Any], path: Path, line: int) -> DocumentLoss:
+    member = MEMBER.get(str(record["member"]).strip().lower())
+    if member is None:
+        raise InputError(
+            f"{path}, line {line}: member is {record['member']!r}, neither true (or 1) nor false "
+            "(or 0)."
         )
-        for _, r in records
-    ]
+    try:
+        nll = float(record["nll"])
+    except (TypeError, ValueError):
+        nll = math.nan
+    if math.isnan(nll):
+        raise InputError(f"{path}, line {line}: nll is {record['nll']!r}, not a number.")
+    signals = record.get("signals")
+    return DocumentLoss(
+        str(record["id"]),
+        member,
+        nll,
+        str(record.get("task") or ""),
+        dict(signals) if isinstance(signals, dict) else {},
+    )
 
 
 def _figure(path: Path, keys: tuple[str, ...]) -> float:
-    """The first of the keys that the file's one record has."""
+    """The first of the keys that the file's one record has, a share in [0, 1]."""
     records = read_records(path)
     record: dict[str, Any] = records[0][1] if len(records) == 1 else {}
     for key in keys:
-        if isinstance(record.get(key), int | float):
-            return float(record[key])
+        value = record.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not 0 <= value <= 1:
+            raise InputError(
+                f"{path}: {key} is {value:g}, outside [0, 1]. Give it as a share, not in percent."
+            )
+        return float(value)
     raise InputError(
         f"{path} holds none of {', '.join(keys)} as a number. Give the file in which the task's "
         "script left it, or document losses (id, member, nll) for membership inference."
@@ -130,6 +184,8 @@ def _split(record: dict[str, Any], path: Path, line: int) -> str:
     for name in SPLITS:
         if path.name.startswith(name):
             return name
+    if split:
+        return split
     raise InputError(
         f"{path}, line {line}: forget or retain? Add a column split, or begin the file's name with "
         "forget or retain."

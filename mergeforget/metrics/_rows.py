@@ -31,6 +31,15 @@ def direction(split: str) -> Better:
     return "lower" if split == "forget" else "higher"
 
 
+def membership_definition(name: str, measured: Measured) -> str:
+    """The definition of a membership score; it names rows or answers where these were judged.
+
+    They are easier or harder to tell apart than documents are, so their figures do not compare.
+    """
+    unit = "" if measured.membership == "documents" else f"-{measured.membership}"
+    return f"{name}{unit}@1"
+
+
 def signals_of(measured: Measured, signal: str, task: str = "") -> tuple[list[float], list[float]]:
     """A membership signal of members and of non-members; ``loss`` is there for every document."""
     found: tuple[list[float], list[float]] = ([], [])

@@ -24,16 +24,18 @@ def mean_score(
     kind: str = "",
     chance: float | None = None,
     definition: str = "",
+    by_row: bool = False,
 ) -> Score | None:
     """The mean of a value of each row with its interval; None without rows.
 
     Args:
-        kind: of the rows. Scores of the same split, task and kind are of the same rows, and draw
-            them alike; any others draw independently.
+        kind: of the rows. Scores of another split, task or kind draw independently.
+        by_row: draw the rows themselves: scores ``by_row`` of the same rows, in the same order,
+            draw them alike, and may be combined.
     """
     if not values:
         return None
-    draws = mean_draws(values, seed_of(split, task, kind))
+    draws = mean_draws(values, seed_of(split, task, kind), by_row=by_row)
     return Score(
         metric,
         split,
@@ -74,11 +76,16 @@ def seed_of(*names: str) -> int:
     return zlib.crc32("/".join(names).encode())
 
 
-def mean_draws(values: Sequence[float], seed: int = 0) -> np.ndarray:
-    """The mean of rows drawn with replacement, independently of each other, (RESAMPLES,)."""
+def mean_draws(values: Sequence[float], seed: int = 0, *, by_row: bool = False) -> np.ndarray:
+    """The mean of rows drawn with replacement, independently of each other, (RESAMPLES,).
+
+    Args:
+        by_row: the same seed draws the same rows, whatever their values. Else a few different
+            values are drawn by how often each comes: faster, and unrelated to any other draw.
+    """
     every, draw = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     different, counts = np.unique(every, return_counts=True)
-    if len(different) < len(every) / 4:  # shares of right answers: draw how often each value comes
+    if not by_row and len(different) < len(every) / 4:  # such as shares of right answers
         drawn = draw.multinomial(len(every), counts / len(every), size=RESAMPLES)
         return np.asarray(drawn @ different / len(every))
     means = [
@@ -86,6 +93,23 @@ def mean_draws(values: Sequence[float], seed: int = 0) -> np.ndarray:
         for n in _portions(len(every))
     ]
     return np.concatenate(means)
+
+
+def share_above_draws(
+    members: Sequence[float], nonmembers: Sequence[float], allowed: int, seed: int = 0
+) -> np.ndarray:
+    """The share of members above all but ``allowed`` non-members, over drawn documents.
+
+    Both kinds are drawn with replacement, apart from each other, and the threshold is that of the
+    draw, (RESAMPLES,). Of n places drawn from n the highest but ``allowed`` is ``floor(n * u)``,
+    with u the same order statistic of n uniform numbers, which has a beta distribution: no draw
+    takes time in proportion to the documents.
+    """
+    draw, n = np.random.default_rng(seed), len(nonmembers)
+    places = (n * draw.beta(n - allowed, allowed + 1, RESAMPLES)).astype(int)
+    thresholds = np.sort(nonmembers)[places]
+    above = 1 - np.searchsorted(np.sort(members), thresholds, "right") / len(members)
+    return np.asarray(draw.binomial(len(members), above) / len(members))
 
 
 def auc(members: Sequence[float], nonmembers: Sequence[float]) -> float:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
+from mergeforget.metrics._rows import membership_definition
 from mergeforget.metrics._statistics import auc, auc_draws, interval_of
 from mergeforget.score import Score
-
-DEFINITION = "mia-loss-auc@1"
 
 
 @metric(
@@ -35,6 +34,6 @@ def mia_auc(measured: Measured, split: str = "mia", task: str = "") -> Score | N
         interval=interval_of(draws),
         chance=0.5,
         target=0.5,
-        definition=DEFINITION,
+        definition=membership_definition("mia-loss-auc", measured),
         draws=draws,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import signals_of
+from mergeforget.metrics._rows import membership_definition, signals_of
 from mergeforget.metrics._statistics import auc, auc_draws, interval_of
 from mergeforget.score import Score
 
@@ -38,6 +38,6 @@ def mia_signal_auc(
         interval=interval_of(draws),
         chance=0.5,
         target=0.5,
-        definition=f"mia-{signal.replace('_', '-')}-auc@1",
+        definition=membership_definition(f"mia-{signal.replace('_', '-')}-auc", measured),
         draws=draws,
     )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from mergeforget.data.schema import Measured
+from mergeforget.data.schema import MMLU_SHOTS, Measured
 from mergeforget.metrics import metric
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
-
-DEFINITION = "mmlu-micro@1"
 
 
 @metric("mmlu", source="MMLU, arXiv:2009.03300, as SemEval-2025 Task 4 runs it")
@@ -16,6 +14,8 @@ def mmlu(measured: Measured, split: str = "mmlu", task: str = "") -> Score | Non
     counts = [c for subject, c in measured.mmlu.items() if not task or subject == task]
     right, asked = sum(r for r, _ in counts), sum(n for _, n in counts)
     values = [1.0] * right + [0.0] * (asked - right)
+    shots = measured.mmlu_shots
+    definition = "mmlu-micro@1" if shots == MMLU_SHOTS else f"mmlu-micro-{shots}-shot@1"
     return mean_score(
-        "mmlu", split, values, "higher", task=task, chance=0.25, definition=DEFINITION
+        "mmlu", split, values, "higher", task=task, chance=0.25, definition=definition
     )

@@ -23,7 +23,8 @@ def model_utility(
 
     The sets are ``retain``, ``real_authors`` and ``world_facts``; the latter two count the
     probability among options. None where one of the nine figures is missing. The interval draws the
-    rows of each set, and all three figures of a set from the same draw.
+    rows of each set, and all three figures of a set from the same draw; a set of which some rows
+    lack a figure draws the figures apart.
     """
     parts = utility_parts(measured, task, mean)
     known = [part for part in parts.values() if part is not None]

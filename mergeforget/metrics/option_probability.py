@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numpy as np
 
 from mergeforget.data.schema import AnswerLikelihood, Measured
 from mergeforget.metrics import metric
@@ -30,9 +30,11 @@ def option_probability(measured: Measured, split: str, task: str = "") -> Score 
         task=task,
         chance=sum(chance) / len(chance) if chance else None,
         definition=DEFINITION,
+        by_row=True,
     )
 
 
 def share_of(one: AnswerLikelihood) -> float:
     """The answer's part of the probability of all options."""
-    return 1 / (1 + sum(math.exp(one.nll - nll) for nll in one.perturbed))
+    # by logarithms: exp(710) is no number any more
+    return float(np.exp(-np.logaddexp.reduce([0.0, *(one.nll - nll for nll in one.perturbed)])))

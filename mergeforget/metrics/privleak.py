@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import signals_of
+from mergeforget.metrics._rows import membership_definition, signals_of
 from mergeforget.metrics._statistics import auc, auc_draws, combined_draws, interval_of
 from mergeforget.score import Score
 
@@ -43,5 +43,5 @@ def privleak(
         task=task,
         interval=interval_of(draws),
         target=0.0,
-        definition=f"privleak-{signal.replace('_', '-')}@1",
+        definition=membership_definition(f"privleak-{signal.replace('_', '-')}", measured),
     )

@@ -33,7 +33,13 @@ def truth_ratio(
     else:
         values = [max(0.0, -math.expm1(min(ratio, 0.0))) for ratio in ratios]
     return mean_score(
-        named("truth_ratio", mean), split, values, "higher", task=task, definition=DEFINITIONS[mean]
+        named("truth_ratio", mean),
+        split,
+        values,
+        "higher",
+        task=task,
+        definition=DEFINITIONS[mean],
+        by_row=True,
     )
 
 

@@ -18,5 +18,11 @@ def verbatim_probability(measured: Measured, split: str, task: str = "") -> Scor
     """Mean of ``P(answer | prompt)^(1 / tokens)``, in [0, 1]."""
     values = [math.exp(-one.nll) for one in likelihoods_of(measured, split, task)]
     return mean_score(
-        "verbatim_probability", split, values, direction(split), task=task, definition=DEFINITION
+        "verbatim_probability",
+        split,
+        values,
+        direction(split),
+        task=task,
+        definition=DEFINITION,
+        by_row=True,
     )

@@ -17,5 +17,11 @@ def verbatim_rouge(measured: Measured, split: str, task: str = "") -> Score | No
     """Mean ROUGE-L recall over rows of every kind, in [0, 1]."""
     values = [rouge_l_recall(a.row.output, a.completion) for a in answers_of(measured, split, task)]
     return mean_score(
-        "verbatim_rouge", split, values, direction(split), task=task, definition=DEFINITION
+        "verbatim_rouge",
+        split,
+        values,
+        direction(split),
+        task=task,
+        definition=DEFINITION,
+        by_row=True,
     )

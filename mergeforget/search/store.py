@@ -106,8 +106,10 @@ class Store:
         """Write scores in the place of earlier ones; the answers come last and mark the end."""
         answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
         losses = [
-            {"id": x.id, "member": x.member, "task": x.task, "nll": x.nll} for x in measured.losses
-        ]
+            {"id": x.id, "member": x.member, "task": x.task, "membership": measured.membership,
+             "nll": x.nll}
+            for x in measured.losses
+        ]  # fmt: skip
         self.keep_glance(subject, scores)
         write_jsonl(self.run.answers / f"{subject}.losses.jsonl", losses)
         write_jsonl(self._answers(subject), answers)

@@ -13,15 +13,16 @@ from memorising import FORGET, HOLDOUT, RETAIN, people, train
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.methods.probe import probe
 from mergeforget.attack.methods.prompts import prompts
-from mergeforget.attack.methods.quantise import quantise
-from mergeforget.attack.methods.relearn import relearn
+from mergeforget.attack.methods.quantise import _judged, quantise
+from mergeforget.attack.methods.relearn import _lesson, relearn
 from mergeforget.attack.result import Result
-from mergeforget.attack.scores import ScoredRows, forget_scores, losses_of
-from mergeforget.attack.target import Models, Suspect, Target
+from mergeforget.attack.scores import FOLLOWED, ScoredRows, forget_scores, losses_of
+from mergeforget.attack.target import Facts, Models, Suspect, Target
 from mergeforget.attack.tuning import Tuning, learner, tune
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
 from mergeforget.evaluate.membership import matched
+from mergeforget.files import write_jsonl
 from mergeforget.recipe import ModelSpec
 
 Make = Callable[..., Target]
@@ -128,6 +129,24 @@ def test_relearning_other_text_and_without_a_control(target_of: Make, tmp_path: 
         relearn(target, shown=99)
 
 
+def test_forget_rows_that_a_file_shows_are_not_counted_as_hidden(
+    target_of: Make, tmp_path: Path
+) -> None:
+    target, path = target_of("hides"), tmp_path / "rows.jsonl"
+
+    def lesson_of(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+        write_jsonl(path, [row.to_dict() for row in rows])
+        return _lesson(target, str(path), None)
+
+    lesson, hidden = lesson_of([FORGET[0], RETAIN[0]])
+    assert len(lesson) == 2
+    assert hidden == FORGET[2:]  # the second row is of the first one's document
+    with pytest.raises(UsageError, match="none is left"):
+        lesson_of(FORGET)
+    with pytest.raises(InputError, match="2 rows of the holdout"):
+        lesson_of([FORGET[0], *HOLDOUT[:2]])
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_a_model_is_given_back_as_it_was(tiny_model: Any, full: bool) -> None:
     before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
@@ -169,6 +188,15 @@ def test_a_memory_leaks_by_prefix_and_a_blank_model_does_not(target_of: Make) ->
     assert "19%" in blank.verdict  # 3 / 16: what none of 16 leaves open
 
 
+def test_answers_that_no_prompt_can_ask_for_are_named(target_of: Make) -> None:
+    short = [Row("a1qa0", "How many?", "42", "T", "forget")]
+    with pytest.raises(InputError, match="nothing to ask by prefix"):
+        prompts(target_of("hides", forget=short), kinds=["prefix"])
+    told = [Row("a1qa0", "Is it Lund or Oslo?", "Lund", "T", "forget")]
+    with pytest.raises(InputError, match="each answer is in its own prompt"):
+        prompts(target_of("hides", forget=told), kinds=["plain"])
+
+
 def test_fewer_bits_are_scored_beside_the_model_before(target_of: Make) -> None:
     result = quantise(target_of("hides"), bits=(8, 2), group=16)
     assert column(result, "hides", "bits") == column(result, "before", "bits") == ["all", 8, 2]
@@ -177,6 +205,28 @@ def test_fewer_bits_are_scored_beside_the_model_before(target_of: Make) -> None:
     assert result.figures["forgotten"] > 0  # what ascent took away
     gain = result.figures["gain"]["8"]
     assert gain["value"] == pytest.approx(whole - eight, abs=1e-6)
+
+
+def points_of(**gains: list[float]) -> list[Facts]:
+    """Scores whose losses, 1 of each of some documents, fall by these gains at each width."""
+    widths = {0: [0.0] * len(next(iter(gains.values())))} | {
+        int(name.removeprefix("bits")): values for name, values in gains.items()
+    }
+    losses = {bits: {f"{i}": 1 - v for i, v in enumerate(found)} for bits, found in widths.items()}
+    others = dict.fromkeys((*FOLLOWED, "retain_nll"))
+    return [{"bits": b, "documents": {"forget": one}, **others} for b, one in losses.items()]
+
+
+def test_a_noisy_width_hides_no_traces_of_another() -> None:
+    """Each width is judged by itself, not that with the largest estimate alone."""
+    sure, noisy = [0.3, 0.29, 0.31] * 4, [3.0, -2.0, 0.05] * 4
+    result = _judged("m", {"m": points_of(bits8=sure, bits4=noisy)}, {})
+    gain = result.figures["gain"]
+    assert gain["4"]["value"] > gain["8"]["value"] and gain["4"]["low"] < 0
+    assert result.finding == "traces" and "rounding to 8 bits brings" in result.verdict
+    tight, wide = [0.06] * 12, [0.5, -0.4, 0.05] * 4  # 0.06 is less than 0.1, and 0.05 unknown
+    result = _judged("m", {"m": points_of(bits8=wide, bits4=tight)}, {})
+    assert result.finding == "undecided" and "the interval at 8 bits" in result.verdict
 
 
 def test_a_probe_reads_every_layer(target_of: Make) -> None:

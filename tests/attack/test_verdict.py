@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mergeforget.attack.result import Result, read_results, write_result
-from mergeforget.attack.verdict import Estimate, difference, judge, less
+from mergeforget.attack.verdict import Estimate, difference, judge, less, worst_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,19 @@ def test_findings_by_the_stated_thresholds(
     found: Estimate, known: float | None, expected: str
 ) -> None:
     assert judge(found, known) == expected
+
+
+@pytest.mark.parametrize(
+    ("findings", "expected"),
+    [
+        (["traces", "undecided"], "traces"),
+        (["none found", "traces"], "traces"),
+        (["undecided", "none found"], "undecided"),
+        (["none found", "none found"], "none found"),
+    ],
+)
+def test_one_try_that_finds_traces_is_enough(findings: list[Any], expected: str) -> None:
+    assert worst_of(findings) == expected
 
 
 def test_a_difference_is_of_means_over_documents() -> None:

@@ -90,6 +90,31 @@ def test_parts_without_data_are_left_out_and_the_aggregate_says_so(by_hand: Meas
     assert semeval2025_task4(Measured([], [])) == []
 
 
+def test_rows_without_a_task_have_terms_where_others_have_tasks(by_hand: Measured) -> None:
+    """Retain rows that answer nothing must not vanish from the aggregate."""
+    answers = [
+        replace(a, row=replace(a.row, task=""), completion="zzz") if a.row.split == "retain" else a
+        for a in by_hand.answers
+    ]
+    scores = semeval2025_task4(replace(by_hand, answers=answers))
+    names = task_names(Measured(answers, []))
+    assert names == ["Task1", "Task2", "no task"]
+    assert terms(scores, names) == [0.5, 1, 1, 1, 0, 0]
+    assert value(scores, "knowledge", "retain", "no task") == 0
+    assert value(scores, "task_aggregate", "all") == 0
+    named_elsewhere = [*answers[:4], Answer(row("qa0", "Ann", "News", "news"), "Ann")]
+    assert task_names(Measured(named_elsewhere, [])) == ["Task1", "Task2"]
+
+
+@pytest.mark.parametrize("split", ["forget", "retain"])
+def test_a_split_without_rows_is_named_in_both_aggregates(by_hand: Measured, split: str) -> None:
+    answers = [a for a in by_hand.answers if a.row.split != split]
+    scores = semeval2025_task4(replace(by_hand, answers=answers))
+    definitions = {s.metric: s.definition for s in scores}
+    assert definitions["task_aggregate"] == f"semeval2025-task4/task-aggregate-without-{split}@1"
+    assert definitions["aggregate"] == f"semeval2025-task4/aggregate-without-{split}@1"
+
+
 def test_every_score_names_its_definition_direction_and_interval(by_hand: Measured) -> None:
     for score in semeval2025_task4(by_hand):
         assert score.definition and score.n

@@ -16,6 +16,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.metrics.forget_quality import forget_quality
 from mergeforget.metrics.model_utility import utility_parts
+from mergeforget.metrics.option_probability import share_of
 from mergeforget.metrics.privleak import privleak
 from mergeforget.metrics.truth_ratio import log_ratio
 from mergeforget.score import Score, find
@@ -84,6 +85,27 @@ def test_model_utility_is_the_harmonic_mean_of_nine(by_hand: Measured) -> None:
     scores = tofu(replace(by_hand, likelihoods=better))
     nine = [0.8, 0.5, 0.75, 0.75, 0.5, 5 / 6, 0.5, 0.5, 0.5]
     assert value(scores, "model_utility", "all") == pytest.approx(9 / sum(1 / v for v in nine))
+
+
+def test_interval_of_model_utility_draws_each_row_with_all_its_figures() -> None:
+    """Rows whose three figures rise and fall together: drawn apart they would level out."""
+    draw = np.random.default_rng(7)
+    rows, answers, figures = [], [], []
+    for split in ("retain", "real_authors", "world_facts"):
+        knows = draw.uniform(size=120) < 0.5
+        right = np.where(knows, 0.8, 0.2) * draw.uniform(0.9, 1, 120)
+        rows += [read(split, p, (0.15,)) for p in right]
+        words = ["Ann Lee" if known else "" for known in knows]
+        answers += [Answer(one.row, text) for one, text in zip(rows[-120:], words, strict=True)]
+        of_options = right if split == "retain" else right / (right + 0.15)
+        figures.append(np.stack([of_options, knows, np.maximum(0, 1 - 0.15 / right)]))
+    score = find(tofu(Measured(answers, [], likelihoods=rows)), "model_utility", "all")
+    assert score is not None and score.interval is not None
+    plain = []
+    for _ in range(2000):
+        drawn = [of[:, draw.integers(0, 120, 120)].mean(axis=1) for of in figures]
+        plain.append(9 / (1 / np.concatenate(drawn)).sum())
+    assert score.interval == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.008)
 
 
 def test_model_utility_is_left_out_where_a_part_is_missing(by_hand: Measured) -> None:
@@ -179,6 +201,8 @@ def test_very_unlikely_answers_do_not_overflow() -> None:
         Measured([], [], likelihoods=[replace(one, row=Row("a", "b", "c", "", "retain"))])
     )
     assert value(scores, "truth_ratio", "retain") == 0
+    assert share_of(one) == 0  # exp(-1999), and no exp(1999) on the way
+    assert share_of(replace(one, nll=0.5, perturbed=(0.5, 2000.0))) == pytest.approx(0.5)
 
 
 def test_the_published_files_are_read_as_they_are(data_folder: Path) -> None:

@@ -139,7 +139,12 @@ def test_mmlu_is_added_where_its_folder_is_given(run: Path, tmp_path: Path) -> N
     assert done.exit_code == 0, done.output
     scores = json.loads(done.stdout)["scores"]["base"]
     (mmlu,) = (s for s in scores if s["metric"] == "mmlu")
-    assert mmlu["n"] == 2 and mmlu["chance"] == 0.25
+    assert mmlu["n"] == 2 and mmlu["chance"] == 0.25 and mmlu["definition"] == "mmlu-micro@1"
+    more = ["--subject", "over", "--mmlu", str(tmp_path / "mmlu"), "--mmlu-shots", "0", "--json"]
+    scores = json.loads(call(run, *FAST, *more).stdout)["scores"]["over"]
+    (mmlu,) = (s for s in scores if s["metric"] == "mmlu")
+    assert mmlu["definition"] == "mmlu-micro-0-shot@1"  # and no ratio to the base's, of 5 shots
+    assert not [s for s in scores if s["metric"] == "utility_ratio"]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +163,21 @@ def test_bad_calls_say_what_is_wrong(run: Path, words: list[str], message: str) 
 def test_non_members_that_were_trained_on_are_refused(run: Path) -> None:
     done = call(run, "--holdout", run / "data" / "retain.jsonl")
     assert done.exit_code == 4 and "also in the forget or retain set" in done.stderr
+
+
+def test_a_run_is_judged_by_other_documents_where_they_are_given(run: Path) -> None:
+    files = {}
+    for name, count in (("members", 4), ("nonmembers", 5)):
+        files[name] = run / f"{name}.jsonl"
+        write_jsonl(files[name], [{"id": f"{name}{i}", "document": f"{name} {i} was here."}
+                                  for i in range(count)])  # fmt: skip
+    words = [word for name, path in files.items() for word in (f"--{name}", path)]
+    done = call(run, *FAST, "--subject", "over", *words)
+    assert done.exit_code == 0, done.output
+    losses = read_jsonl(run / "answers" / "over.losses.jsonl")
+    assert [d["id"][:7] for d in losses] == ["members"] * 4 + ["nonmemb"] * 5
+    refused = call(run, *FAST, "--subject", "over", *words, "--membership", "answers")
+    assert refused.exit_code == 4 and "no answer to judge membership by" in refused.stderr
 
 
 def test_every_answer_can_tell_members_and_mmlu_has_its_own_limit(run: Path) -> None:

@@ -51,6 +51,64 @@ def test_own_answers_and_losses_are_scored(tmp_path: Path) -> None:
     assert "nearer to 0.5" in done.stdout
 
 
+def test_losses_that_say_what_they_are_of_keep_their_definition(script_folder: Path) -> None:
+    path = script_folder / "over.losses.jsonl"
+    losses = [{"id": f"{i}", "member": i < 2, "membership": "answers", "nll": i} for i in range(4)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in losses))
+    facts = json.loads(call(script_folder, "--mia", path, "--json").stdout)
+    definitions = {s["metric"]: s["definition"] for s in facts["scores"]}
+    assert definitions["mia_auc"] == "mia-loss-auc-answers@1"
+
+
+def test_members_are_told_by_true_or_one_in_any_spelling(script_folder: Path) -> None:
+    """A table that a tool has widened says 1.0 and 0.0."""
+    path = script_folder / "losses.csv"
+    kinds = ("1.0", "true", "True", "0.0", "0", "false")
+    lines = "".join(f"d{i},{kind},{i}\n" for i, kind in enumerate(kinds))
+    path.write_text("id,member,nll\n" + lines)
+    done = call(script_folder, "--mia", path, "--json")
+    assert done.exit_code == 0, done.output
+    scores = {s["metric"]: s["value"] for s in json.loads(done.stdout)["scores"]}
+    assert scores["mia_auc"] == 1.0  # every member has a lower loss than every other
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "text", "message"),
+    [
+        (
+            "--mia",
+            "l.csv",
+            "id,member,nll\na,1,0.5\nb,no,2\n",
+            "l.csv, line 3: member is 'no'",
+        ),
+        ("--mia", "l.csv", "id,member,nll\na,1,\nb,0,2\n", "l.csv, line 2: nll is ''"),
+        ("--mmlu", "m.json", '{"mmlu": 37.1}', "mmlu is 37.1, outside [0, 1]"),
+        ("--mmlu", "m.json", '{"mmlu": true}', "holds none of"),
+        ("--mia", "m.json", '{"mia_auc": -0.2}', "mia_auc is -0.2, outside [0, 1]"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(
+    script_folder: Path, option: str, name: str, text: str, message: str
+) -> None:
+    path = script_folder / name
+    path.write_text(text)
+    done = call(script_folder, option, path)
+    assert done.exit_code == 4 and message in done.stderr
+
+
+def test_rows_of_further_splits_take_no_part_and_are_named(tmp_path: Path) -> None:
+    row = {"id": "f1qa0", "split": "forget", "input": "Who?", "output": "A", "completion": "A"}
+    further = row | {"id": "w1qa0", "split": "world_facts", "completion": "B"}
+    path = tmp_path / "over.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(further) + "\n")
+    done = call(path, "--json")
+    assert done.exit_code == 0 and "rows of: world_facts" in done.stderr
+    assert {s["split"] for s in json.loads(done.stdout)["scores"]} == {"forget", "all"}
+    path.write_text(json.dumps(further) + "\n")
+    done = call(path)
+    assert done.exit_code == 4 and "there are: world_facts" in done.stderr
+
+
 def test_words_that_look_like_a_missing_value_stay_words(script_folder: Path) -> None:
     (script_folder / "forget_0.csv").write_text(HEADER + "f1qa0,Task1,Which?,None,None,0.1\n")
     facts = json.loads(call(script_folder, "--json").stdout)

@@ -16,6 +16,7 @@ from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.store import write_subject
 from mergeforget.evaluate.subjects import evaluate_any
+from mergeforget.files import read_jsonl, write_jsonl
 from mergeforget.metrics._rows import signals_of
 from mergeforget.metrics.mia_signal_auc import SIGNALS, mia_signal_auc
 from mergeforget.recipe import EvaluationSpec, ModelSpec
@@ -75,6 +76,24 @@ def test_a_retrained_model_and_what_was_stored_of_it_give_the_same(
     assert read == live
     for name, split in (("forget_quality", "forget"), ("privleak", "mia")):
         assert find(read, name, split) is not None and find(scores, name, split) is None
+
+
+def test_stored_losses_of_another_unit_are_refused(
+    evaluation: Callable[..., Evaluation], tmp_path: Path
+) -> None:
+    measured, scores = evaluate_any(evaluation(membership="answers"), None, "r")
+    write_subject(tmp_path / "s.jsonl", tmp_path, "r", measured, scores)
+    stored, losses = tmp_path / "r.likelihoods.jsonl", tmp_path / "r.losses.jsonl"
+    with pytest.raises(InputError, match="by answers, and here it is judged by documents"):
+        read_beside(evaluation(retrained=str(stored)))
+    same = read_beside(evaluation(retrained=str(stored), membership="answers")).retrained
+    assert same is not None and same.losses == measured.losses
+    older = [{k: v for k, v in row.items() if k != "membership"} for row in read_jsonl(losses)]
+    write_jsonl(losses, older)  # what older versions wrote does not say what it is of
+    assert read_beside(evaluation(retrained=str(stored))).retrained is not None
+    write_jsonl(losses, [older[0], older[1] | {"membership": "rows"}])
+    with pytest.raises(InputError, match="mixes losses of '' and 'rows'"):
+        read_beside(evaluation(retrained=str(stored)))
 
 
 def test_files_that_hold_something_else_are_refused(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mergeforget.data.schema import Row
+from mergeforget.errors import InputError
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.measure import measure, membership_documents, tokenize_documents
 from mergeforget.evaluate.signals import membership_signals
@@ -44,6 +45,20 @@ def test_one_pass_reads_answers_and_documents(tiny_model: Any, tiny_tokenizer: A
     assert read.losses[0].nll == pytest.approx(whole, abs=1e-5)
     assert read.likelihoods[0].nll == pytest.approx(answer, abs=1e-5)
     assert [one.tokens for one in read.likelihoods] == [13, 4, 14]
+
+
+@pytest.mark.parametrize(("text", "unit"), [("", "documents"), ("Ann was here.", "answers")])
+def test_a_document_without_a_token_to_judge_is_refused(
+    tiny_model: Any, tiny_tokenizer: Any, text: str, unit: Any
+) -> None:
+    """Its loss would be 0, that of a text known by heart."""
+    empty = [Row("d1", text, "")]
+    for members, nonmembers in ((empty, HOLDOUT), (HOLDOUT, empty)):
+        with pytest.raises(InputError, match=r"judged by 1 of 2 documents, for example 'd1'"):
+            measure(
+                tiny_model, tiny_tokenizer, forget=[], retain=[], members=members,
+                nonmembers=nonmembers, membership=unit,
+            )  # fmt: skip
 
 
 def test_extraction_counts_from_the_last_fault(tiny_model: Any, tiny_tokenizer: Any) -> None:
@@ -94,3 +109,4 @@ def test_membership_by_answers_leaves_the_prompt_out(tiny_model: Any, tiny_token
     )  # fmt: skip
     assert [x.nll for x in read.losses] == [x.nll for x in read.likelihoods]
     assert [x.member for x in read.losses] == [True, False]
+    assert read.membership == "answers"

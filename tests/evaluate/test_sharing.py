@@ -18,9 +18,12 @@ from hypothesis import strategies as st
 
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
-from mergeforget.evaluate.readings import Kept
+from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.readings import Kept, document_key
+from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.sharing import Sharing, together
 from mergeforget.files import append_jsonl, read_jsonl, write_jsonl
+from mergeforget.recipe import EvaluationSpec, ModelSpec
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -46,6 +49,22 @@ def test_what_a_killed_process_had_read_is_not_lost(tmp_path: Path) -> None:
     append_jsonl(path, [{"key": "x", "completion": "ours"}])
     assert set(Kept(path).completions.values()) == {"ours", "theirs"}
     assert not part.exists() and len(read_jsonl(path)) == 2
+
+
+def test_measuring_anew_forgets_what_a_killed_process_had_read(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    """Another rank's half of an old measurement must not pass for the new one."""
+    documents = EvaluationRows(members=[Row("a", "Ann was", "here")],
+                               nonmembers=[Row("b", "Bob was", "there")])  # fmt: skip
+    name, settings = str(tiny_folder), EvaluationSpec(max_new_tokens=2)
+    evaluation = Evaluation(name, ModelSpec(name=name), settings, documents, tmp_path)
+    first = evaluation.run(None, "m")
+    stale = tmp_path / f"{evaluation.fingerprint(None)}.rank1.jsonl"
+    old = {"key": document_key(documents.members[0]), "nll": 99.0, "signals": {"loss": -99.0},
+           "answer": [99.0, 1, 0.0, 0.0]}  # fmt: skip
+    append_jsonl(stale, [old])
+    assert evaluation.run(None, "m", again=True) == first and not stale.exists()
 
 
 def rows(split: str, n: int) -> list[dict[str, Any]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from mergeforget.data.schema import Measured
 from mergeforget.errors import UsageError
 from mergeforget.evaluate.notes import notes
 from mergeforget.evaluate.utility import below_floor, utility_ratio
+from mergeforget.metrics.mmlu import mmlu
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import Score
 
@@ -45,6 +49,16 @@ def test_another_score_can_be_the_utility() -> None:
         utility_ratio([forget, own], [before], "verbatim_rouge/forget")
     with pytest.raises(UsageError, match="no score is called so.*Did you mean"):
         utility_ratio([own], [before], "verbatim_rogue/retain")
+
+
+def test_mmlu_with_other_examples_is_not_compared() -> None:
+    five = Measured([], [], {"anatomy": (3, 4)})
+    none = replace(five, mmlu_shots=0)
+    before, now = mmlu(five), mmlu(none)
+    assert before is not None and now is not None
+    assert before.definition == "mmlu-micro@1" and now.definition == "mmlu-micro-0-shot@1"
+    assert utility_ratio([now], [before]) is None
+    assert utility_ratio([now], [now]) is not None
 
 
 def test_figures_on_other_data_are_not_compared() -> None:

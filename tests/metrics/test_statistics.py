@@ -16,6 +16,7 @@ from mergeforget.metrics._statistics import (
     interval_of,
     mean_draws,
     mean_score,
+    share_above_draws,
 )
 from mergeforget.score import harmonic_mean
 
@@ -57,6 +58,19 @@ def test_interval_of_a_mean_has_the_normal_width(values: list[float]) -> None:
     assert interval_of(mean_draws(values)) == interval
 
 
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_the_threshold_is_found_anew_in_each_draw(allowed: int) -> None:
+    draw = np.random.default_rng(4)
+    members, nonmembers = draw.normal(1.5, 1, 50), draw.normal(0, 1, 40)
+    plain = []
+    for _ in range(4000):
+        threshold = np.sort(draw.choice(nonmembers, 40))[-1 - allowed]
+        plain.append(np.mean(draw.choice(members, 50) > threshold))
+    ours = share_above_draws(members.tolist(), nonmembers.tolist(), allowed)
+    assert ours.mean() == pytest.approx(np.mean(plain), abs=0.02)
+    assert interval_of(ours) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.03)
+
+
 def test_a_combination_draws_the_rows_of_its_parts() -> None:
     draw = np.random.default_rng(2)
     first, second = draw.uniform(0.2, 0.9, 80), draw.uniform(0.4, 1, 50)
@@ -67,6 +81,18 @@ def test_a_combination_draws_the_rows_of_its_parts() -> None:
     parts = [mean_draws(first.tolist(), seed=1), mean_draws(second.tolist(), seed=2)]
     ours = interval_of(combined_draws(parts, harmonic_mean))
     assert ours == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.01)
+
+
+def test_scores_by_row_draw_the_same_rows_whatever_their_values() -> None:
+    """A yes or no that follows from a number must rise and fall with it from draw to draw."""
+    values = np.random.default_rng(3).uniform(0, 1, 120)
+    number, yes = (
+        mean_score("m", "retain", kind.tolist(), "higher", by_row=True)
+        for kind in (values, (values > 0.5).astype(float))
+    )
+    assert number is not None and yes is not None
+    assert number.draws is not None and yes.draws is not None
+    assert np.corrcoef(number.draws, yes.draws)[0, 1] > 0.8
 
 
 def test_a_part_without_rows_leaves_no_interval() -> None:

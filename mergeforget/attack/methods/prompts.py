@@ -13,7 +13,7 @@ from mergeforget.attack.target import Facts, Suspect, Target
 from mergeforget.attack.variants import KINDS, Variant, read_templates, variants
 from mergeforget.attack.verdict import claim, difference, less
 from mergeforget.data.schema import Row
-from mergeforget.errors import UnknownNameError
+from mergeforget.errors import InputError, UnknownNameError
 from mergeforget.evaluate.generate import generate
 
 SHOWN = 5  # leaks that are kept as examples
@@ -38,6 +38,9 @@ def prompts(
         words: of the answer that a prefix gives, each number a prompt.
         templates: file of jailbreaks, one a line with ``{prompt}``; None takes those that come
             along.
+
+    Raises:
+        InputError: no prompt of these kinds is left to ask.
     """
     target.need("forget")
     for kind in kinds:
@@ -49,6 +52,11 @@ def prompts(
         for v in variants(row, kind, words=words, templates=lines)
         if not leaked(v.secret, v.prompt)  # copying the prompt is no memory
     ]  # fmt: skip
+    if not asked:
+        raise InputError(
+            f"There is nothing to ask by {', '.join(kinds)}: each answer is in its own prompt, or "
+            "too short to give its beginning away. Give other --kinds, or rows with longer answers."
+        )
     found = {s.role: _answers(target, s, asked) for s in target.suspects()}
     settings = {"kinds": list(kinds), "words": list(words), "templates": len(lines),
                 "max_new_tokens": target.max_new_tokens, "models": {

@@ -16,7 +16,15 @@ from mergeforget.attack.scores import (
     losses_of,
 )
 from mergeforget.attack.target import Facts, Suspect, Target
-from mergeforget.attack.verdict import Estimate, claim, difference, judge, less, share_text
+from mergeforget.attack.verdict import (
+    Estimate,
+    claim,
+    difference,
+    judge,
+    less,
+    share_text,
+    worst_of,
+)
 
 WHOLE = 0  # bits of the model as it is
 BY_ROW = 8  # from so many bits on, a row has one scale; below, a group has
@@ -75,16 +83,17 @@ def _judged(subject: str, found: dict[str, list[Facts]], settings: dict[str, Any
     own, before = found[subject], found.get("before")
     whole = losses_of(own[0], "forget")
     gains = {p["bits"]: difference(less(whole, losses_of(p, "forget"))) for p in own[1:]}
-    worst = max(gains, key=lambda width: gains[width].value)
     known = None
     if before:
         known = difference(less(whole, losses_of(before[0], "forget"))).value
-    finding = judge(gains[worst], known)
+    findings = {width: judge(gain, known) for width, gain in gains.items()}
+    finding = worst_of(findings.values())
+    telling = " and ".join(str(width) for width, one in findings.items() if one == finding)
     ends = {
-        "traces": f"rounding to {worst} bits brings some of it back, so that part was hidden, not "
-        "removed",
+        "traces": f"rounding to {telling} bits brings some of it back, so that part was hidden, "
+        "not removed",
         "none found": "fewer bits do not bring it back",
-        "undecided": "the interval is too wide, more rows would narrow it",
+        "undecided": f"the interval at {telling} bits is too wide, more rows would narrow it",
     }
     verdict = f"{_words(subject, own, gains, known)} {claim(finding, ends[finding])}"
     rows = [

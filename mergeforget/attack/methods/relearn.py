@@ -48,6 +48,10 @@ def relearn(
         shown: rows shown at most, whole documents; None is a quarter of the forget set, and all
             rows of any other.
         rank: of the LoRA that is trained; ``full`` trains every weight instead.
+
+    Raises:
+        UsageError: no document of the forget set is left that is not shown.
+        InputError: rows of the holdout would be shown.
     """
     target.need("forget")
     lesson, hidden = _lesson(target, on, shown)
@@ -65,24 +69,38 @@ def relearn(
 
 
 def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list[Row]]:
-    """Rows that are shown, and forget rows that are not."""
+    """Rows that are shown, and forget rows of documents of which none is."""
+    lesson = limit_rows(*_source(target, on, shown), target.seed)[0]
+    texts = {row.document for row in lesson}
+    seen = {row.subject for row in target.forget if row.document in texts}
+    hidden = [row for row in target.forget if row.subject not in seen]
+    if not hidden:
+        raise UsageError(
+            f"Relearning shows all {len(target.forget)} forget rows, or a row of each of their "
+            "documents, so that none is left to see what comes back by itself. Show fewer with "
+            "--shown, or other text with --on retain."
+        )
+    shared = [row.id for row in target.holdout if row.document in texts]
+    if shared:
+        raise InputError(
+            f"Relearning would show {len(shared)} rows of the holdout, for example {shared[0]}, "
+            "and the holdout must be rows that no model sees. Give another --on or --holdout."
+        )
+    return lesson, hidden
+
+
+def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int | None]:
+    """What is shown from, and how many rows of it at most."""
     if on == "forget":
         documents = Counter(row.subject for row in target.forget)
         wanted = max(min(documents.values()), len(target.forget) // 4)
-        lesson, hidden = limit_rows(target.forget, shown or wanted, target.seed)
-        if not hidden:
-            raise UsageError(
-                f"Relearning shows all {len(target.forget)} forget rows, so that none is left to "
-                "see what comes back by itself. Show fewer with --shown, or other text with "
-                "--on retain."
-            )
-        return lesson, hidden
+        return target.forget, shown or wanted
     if on == "retain":
         target.need("retain")
-        return limit_rows(target.retain, shown, target.seed)[0], target.forget
+        return target.retain, shown
     if not Path(on).is_file():
         raise InputError(f"--on is forget, retain or a data file, and there is no file {on}.")
-    return limit_rows(read_rows(Path(on)), shown, target.seed)[0], target.forget
+    return read_rows(Path(on)), shown
 
 
 def _curve(
