@@ -103,6 +103,8 @@ def model_job(
     if not info.floating:
         check_equal(first, info, theirs)
         return kept_job(first, info, output)
+    if info.numel == 0:  # there is nothing to merge, and no method to ask
+        return kept_job(first, info, output)
 
     if output.stored(info) == "BF16" and precision == "float32" and output.device == "cpu":
         summed = half_blocks(theirs, (base, info) if base else None, candidate)

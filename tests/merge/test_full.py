@@ -220,6 +220,18 @@ def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) 
     assert not out.exists()
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+@pytest.mark.parametrize("method", ["linear", "ties", "breadcrumbs", "della", "sce", "model_stock"])
+def test_an_empty_tensor_is_carried_over(
+    models: list[Path], tmp_path: Path, method: str, shape: tuple[int, int]
+) -> None:
+    empty = [changed(m, tmp_path / m.name, **{"a.weight": torch.zeros(shape)}) for m in models]
+    density = 0.5 if method in ("ties", "breadcrumbs", "della") else None
+    merge_models(empty[1:], empty[0], Candidate(method, density), tmp_path / "m")
+    merged = load_file(tmp_path / "m" / "model.safetensors")
+    assert merged["a.weight"].shape == shape and torch.isfinite(merged["model.norm.weight"]).all()
+
+
 def test_a_base_that_lacks_a_module_is_refused(
     tiny_folder: Path, pair: list[Path], tmp_path: Path
 ) -> None:
