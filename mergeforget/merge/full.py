@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mergeforget import __version__
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
@@ -87,7 +88,8 @@ def fold_adapters(
             else kept_job(model, info, output)
             for info in model.tensors.values()
         ]
-        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), how.precision]
+        ways = [how.precision, how.modules, how.svd]
+        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *ways]
         return _write(out, jobs, inputs, model, candidate, output)
 
 
@@ -169,7 +171,13 @@ def _write(
     def facts(rounding: Rounding) -> dict[str, Any]:
         return candidate.to_dict() | {"rounding": rounding.relative, "dtype": output.dtype}
 
-    plan = {"candidate": candidate.to_dict(), "dtype": output.dtype, "inputs": list(inputs)}
+    plan = {
+        "candidate": candidate.to_dict(),
+        "dtype": output.dtype,
+        "device": output.device,
+        "inputs": list(inputs),
+        "version": __version__,
+    }
     rounding = write_model(
         out,
         jobs,

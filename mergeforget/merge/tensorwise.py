@@ -168,13 +168,18 @@ def _job(
 
 
 def check_target(model: Checkpoint, name: str, step: Step) -> None:
-    """Raise InputError where the base lacks the tensor that is changed, or has it otherwise."""
+    """Raise InputError where the base lacks the tensor, has it otherwise, or as no floats."""
     info = model.tensors.get(name)
     if info is None:
         tied = " Its output layer is its embedding." if name == OUTPUT else ""
         raise InputError(
             f"{model.folder} has no tensor {name}, which the adapter changes."
             f"{suggest(name, model.tensors)}{tied} Name the adapter's own base."
+        )
+    if not info.floating:
+        raise InputError(
+            f"{info.name} of {model.folder} is stored as {info.dtype} (quantised), to which no "
+            "change can be added. Name the unquantised base with --base."
         )
     for change in step.changes:
         if info.matrix != change.shape:
