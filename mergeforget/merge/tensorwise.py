@@ -135,7 +135,8 @@ def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> Job:
 
     def blocks() -> Iterator[Block]:
         for part in row_blocks(info.matrix):
-            yield Block(encoded(model.read(info, part, _room), output.stored(info)))
+            values = model.read(info, part, _room)
+            yield Block(encoded(values, output.stored(info), info.name))
 
     return Job(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
 
@@ -156,10 +157,10 @@ def _job(
         for part, (merged,) in merge_blocks(source, weights, [candidate], name):
             change = _numpy(merged)
             if base is None:
-                yield Block(encoded(change, output.stored(info)))
+                yield Block(encoded(change, output.stored(info), info.name))
             else:
                 origin = check_finite_block(base, info, base.read(info, part, _room))
-                yield changed(origin, change, output.stored(info))
+                yield changed(origin, change, output.stored(info), info.name)
 
     whole = traits(candidate.method).whole
     block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])

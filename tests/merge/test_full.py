@@ -283,6 +283,27 @@ def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) 
     assert not out.exists()
 
 
+@pytest.mark.parametrize("where", ["carried", "changed", "merged"])
+def test_what_float16_cannot_hold_is_refused_by_name(
+    models: list[Path], tiny_folder: Path, pair: list[Path], tmp_path: Path, where: str
+) -> None:
+    """bfloat16 reaches much further; what was Inf all along stays so."""
+    name = "model.norm.weight" if where == "carried" else "model.layers.0.mlp.up_proj.weight"
+    large = torch.full((32,) if where == "carried" else (64, 32), 1e5, dtype=torch.bfloat16)
+    big, out = changed(tiny_folder, tmp_path / "big", **{name: large}), tmp_path / "out"
+    half = Output(dtype="float16")
+    with pytest.raises(NumericError, match=f"{name} reaches .*bfloat16 or float32"):
+        if where == "merged":
+            merge_models([big, big], None, Candidate("linear", weights=(0.5, 0.5)), out, half)
+        else:
+            fold_adapters(big, [read_adapter(p) for p in pair], Candidate("linear"), out, half)
+    assert not out.exists()
+    endless = changed(tiny_folder, tmp_path / "endless", **{"model.norm.weight": large * torch.inf})
+    if where == "carried":
+        fold_adapters(endless, [read_adapter(p) for p in pair], Candidate("linear"), out, half)
+        assert load_file(out / "model.safetensors")["model.norm.weight"].isinf().all()
+
+
 def test_a_quantised_base_is_refused(tiny_folder: Path, pair: list[Path], tmp_path: Path) -> None:
     name = "model.layers.0.mlp.up_proj.weight"
     small = torch.ones(64, 32, dtype=torch.int8)
