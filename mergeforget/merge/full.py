@@ -17,7 +17,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
 from mergeforget.merge import speedup
 from mergeforget.merge.by_module import at_module, depth_of
-from mergeforget.merge.changes import Step, bare, changes_of, check_products
+from mergeforget.merge.changes import Step, bare, changes_of, check_products, without_copies
 from mergeforget.merge.checkpoint import Checkpoint, open_checkpoint
 from mergeforget.merge.compatible import check_base, check_same_tensors
 from mergeforget.merge.engine import How, merge_adapters
@@ -73,12 +73,13 @@ def fold_adapters(
     check_device(output.device)
     check_grams(candidate, how.grams)
     check_adapters(adapters, with_base=True)
-    if how.grams is not None:
-        adapters, plain = as_sum(adapters, candidate, how.grams)
-        steps = _steps(adapters, plain, replace(how, grams=None))
-    else:
-        steps = _steps(adapters, candidate, how)
     with open_checkpoint(base) as model:
+        adapters = [without_copies(adapter, model) for adapter in adapters]
+        if how.grams is not None:
+            adapters, plain = as_sum(adapters, candidate, how.grams)
+            steps = _steps(adapters, plain, replace(how, grams=None))
+        else:
+            steps = _steps(adapters, candidate, how)
         speedup.expect(sum(model.tensors[n].numel for n in steps if n in model.tensors))
         for name, step in steps.items():
             check_target(model, name, step)

@@ -14,7 +14,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.merge.arrays import Tensor
 from mergeforget.merge.blockwise import HELD, merge_blocks
-from mergeforget.merge.changes import Change, Step
+from mergeforget.merge.changes import Change, Step, rows_of
 from mergeforget.merge.checkpoint import Checkpoint, TensorInfo
 from mergeforget.merge.compatible import OUTPUT, check_equal, check_finite_block, tensor_of
 from mergeforget.merge.encode import changed, encoded
@@ -78,12 +78,7 @@ def _dense(
 
     def rows(part: slice) -> Array:
         origin = check_finite_block(model, info, model.read(info, part)).astype(precision)
-        found = [
-            one.scaling * (one.b[part] @ one.a)
-            if isinstance(one, LowRankDelta)
-            else one.rows(part, origin)
-            for one in changes
-        ]
+        found = [rows_of(one, part, origin) for one in changes]
         return np.stack(found).astype(precision, copy=False)
 
     return Source(len(changes), info.matrix, rows)
