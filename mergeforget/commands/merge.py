@@ -155,7 +155,8 @@ def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
         raise UsageError("Give --adapter or --model, not both.")
     if options["data"]:
         raise UsageError("--data is read for adapters, not for --model.")
-    share = 1.0 if options["base"] else 1 / len(options["models"])  # of a mean, without a base
+    mean = not options["base"] and options["method"] != "slerp"  # of the models themselves
+    share = 1 / len(options["models"]) if mean else 1.0
     candidate = asked.candidate(options, len(options["models"]), share)
     if options["print_mergekit"]:
         _print_mergekit(candidate, options)

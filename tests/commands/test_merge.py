@@ -167,6 +167,18 @@ def test_models_are_merged_by_name(tiny_folder: Path, tmp_path: Path) -> None:
     assert "not both" in call(*words, "--adapter", "x", "--out", tmp_path / "m").output
 
 
+def test_slerp_of_models_goes_all_the_way(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its coefficients are no shares of a mean: those of a model and itself add up to it."""
+    words: list[str | Path] = ["--model", tiny_folder, "--model", tiny_folder, "--method", "slerp"]
+    done = call(*words, "--out", tmp_path / "m")
+    assert done.exit_code == 0, done.output
+    weights = [folder / "model.safetensors" for folder in (tiny_folder, tmp_path / "m")]
+    first, second = (read_safetensors(path)[0] for path in weights)
+    for name, tensor in first.items():
+        np.testing.assert_allclose(second[name], tensor, rtol=1e-5)
+    assert "weight" not in call(*words, "--print-mergekit").stdout
+
+
 def test_a_configuration_of_mergekit_is_run_and_printed(tiny_folder: Path, tmp_path: Path) -> None:
     words: list[str | Path] = ["--base", tiny_folder, "--density", "0.5"]
     for name in ("one", "two"):
