@@ -24,6 +24,7 @@ from mergeforget.merge.engine import How, merge_adapters
 from mergeforget.merge.grams import as_sum, check_grams, looks_at_data
 from mergeforget.merge.inputs import check_adapters, shared
 from mergeforget.merge.jobs import Job, Rounding
+from mergeforget.merge.place import check_apart
 from mergeforget.merge.request import canonical, check_candidate
 from mergeforget.merge.tensorwise import (
     Output,
@@ -65,8 +66,9 @@ def fold_adapters(
     otherwise (whole modules, biases) is merged by the method as it is.
 
     Raises:
-        as ``engine.merge_adapters``; InputError where the base lacks a module.
+        as ``engine.merge_adapters``; InputError where the base lacks a module, or is ``out``.
     """
+    check_apart(out, [base])
     output, how = output or Output(), how or How()
     candidate = canonical(candidate)
     check_candidate(candidate, len(adapters))
@@ -133,9 +135,10 @@ def merge_models(
 
     Raises:
         UsageError: a method that needs a base has none, or weights do not fit.
-        InputError: the models hold different tensors or shapes.
+        InputError: the models hold different tensors or shapes, or ``out`` is one of them.
         NumericError: NaN or Inf in a model.
     """
+    check_apart(out, [*models, *([base] if base else [])])
     output = output or Output()
     candidate = replace(canonical(candidate), space="delta")
     check_candidate(candidate, len(models))

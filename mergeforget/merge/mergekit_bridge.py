@@ -78,6 +78,7 @@ ON_MODELS = {"linear", "slerp", "karcher"}  # they act on the models, not on dif
 UNWEIGHTED = {"sce", "slerp", "karcher", "model_stock", "ram"}  # mergekit's have no weights
 PER_MODEL = {"weight", "density", "gamma", "epsilon"}
 KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
+THEIR_MARK = "mergekit_config.yml"  # mergekit writes it into each of its results
 DTYPES = {"float32", "float16", "bfloat16"}
 
 

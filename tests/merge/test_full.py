@@ -326,6 +326,17 @@ def test_an_empty_tensor_is_carried_over(
     assert merged["a.weight"].shape == shape and torch.isfinite(merged["model.norm.weight"]).all()
 
 
+def test_what_is_read_is_not_written(models: list[Path], pair: list[Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(models[0], tmp_path / "base"))
+    (tmp_path / "link").symlink_to(base)
+    for out in (base, tmp_path / "link", tmp_path):
+        with pytest.raises(InputError, match="read, and would be replaced"):
+            fold_adapters(base, [read_adapter(p) for p in pair], Candidate("linear"), out)
+        with pytest.raises(InputError, match="read, and would be replaced"):
+            merge_models([base, models[1]], None, Candidate("linear"), out)
+    assert load_file(base / "model.safetensors")
+
+
 def test_a_base_that_lacks_a_module_is_refused(
     tiny_folder: Path, pair: list[Path], tmp_path: Path
 ) -> None:
