@@ -22,6 +22,8 @@ from mergeforget.merge.inputs import BASE_LAYER, NEEDS_THE_BASE
 from mergeforget.merge.select import blocks
 
 Array = NDArray[Any]
+CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}  # layers that store (in, out) in these models:
+HAVE_CONV1D = {"gpt2", "openai-gpt", "decision_transformer", "imagegpt"}
 MAGNITUDE, LORA_BIAS = ".lora_magnitude_vector", ".lora_B.bias"
 
 
@@ -118,25 +120,28 @@ def rows_of(change: Change, part: slice, origin: Array) -> Array:
     return change.rows(part, origin)
 
 
-def changes_of(adapter: Adapter) -> dict[str, Change]:
+def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
     """Tensor of the base -> its change.
 
     What an adapter changes of one tensor in two ways, as ``lora_bias`` beside a trained bias, adds
     up.
 
+    Args:
+        config: of the base, the content of its ``config.json``.
+
     Raises:
         InputError: a tensor of the adapter is none that can be folded.
     """
-    turned = bool(adapter.config.get("fan_in_fan_out"))
     found: dict[str, Change] = {}
     for module, delta in adapter.deltas.items():
-        found[f"{module}.weight"] = laid(delta, turned)
+        found[f"{module}.weight"] = laid(delta, is_turned(adapter, module, config))
     # magnitudes first: they say what a module's factors mean
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):
         value = adapter.extras[key]
         name = base_name(key)
         if name.endswith(MAGNITUDE):
             module = name.removesuffix(MAGNITUDE)
+            turned = is_turned(adapter, module, config)
             found[f"{module}.weight"] = _decomposed(adapter, module, value, turned)
         elif name.endswith(LORA_BIAS):
             module = name.removesuffix(LORA_BIAS)
@@ -192,6 +197,17 @@ def check_products(name: str, step: Step) -> None:
             f"{name} is changed by more than B @ A, by DoRA or because it was trained whole. Such "
             "changes are merged as they are: add --space delta, without --rank."
         )
+
+
+def is_turned(adapter: Adapter, module: str, config: dict[str, Any]) -> bool:
+    """Whether the base stores the module's weight as (in, out), as GPT-2's Conv1D does.
+
+    The model tells where it is known. PEFT's ``fan_in_fan_out`` is that of the module which PEFT
+    came to last: false for all where lm_head is one of them.
+    """
+    if config.get("model_type") in HAVE_CONV1D:
+        return module.rpartition(".")[2] in CONV1D
+    return bool(adapter.config.get("fan_in_fan_out"))
 
 
 def laid(delta: LowRankDelta, turned: bool) -> LowRankDelta:

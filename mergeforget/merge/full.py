@@ -79,9 +79,9 @@ def fold_adapters(
         adapters = [without_copies(adapter, model) for adapter in adapters]
         if how.grams is not None:
             adapters, plain = as_sum(adapters, candidate, how.grams)
-            steps = _steps(adapters, plain, replace(how, grams=None))
+            steps = _steps(adapters, plain, replace(how, grams=None), model.config)
         else:
-            steps = _steps(adapters, candidate, how)
+            steps = _steps(adapters, candidate, how, model.config)
         speedup.expect(sum(model.tensors[n].numel for n in steps if n in model.tensors))
         for name, step in steps.items():
             check_target(model, name, step)
@@ -96,9 +96,11 @@ def fold_adapters(
         return _write(out, jobs, inputs, model, candidate, output)
 
 
-def _steps(adapters: Sequence[Adapter], candidate: Candidate, how: How) -> dict[str, Step]:
-    """Tensor of the base -> how it is changed."""
-    given = [changes_of(adapter) for adapter in adapters]
+def _steps(
+    adapters: Sequence[Adapter], candidate: Candidate, how: How, config: dict[str, Any]
+) -> dict[str, Step]:
+    """Tensor of the base, whose config is given -> how it is changed."""
+    given = [changes_of(adapter, config) for adapter in adapters]
     names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
     modules = {f"{module}.weight": module for a in adapters for module in a.deltas}
     depth = depth_of(names)
@@ -112,7 +114,7 @@ def _steps(adapters: Sequence[Adapter], candidate: Candidate, how: How) -> dict[
     if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
         merged = merge_adapters([bare(adapter) for adapter in adapters], candidate, how).adapter
         once = Candidate("linear", weights=(1.0,), space="delta")
-        for name, change in changes_of(merged).items():
+        for name, change in changes_of(merged, config).items():
             check_products(name, steps[name])
             steps[name] = Step(modules[name], [change], once)
     return steps

@@ -10,7 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate, Space
@@ -126,6 +132,24 @@ def test_what_is_no_product_is_merged_by_the_method_beside_merged_factors(
     same = {name for name in factors if torch.equal(factors[name], delta[name])}
     assert "lm_head.weight" in same and "model.layers.0.self_attn.q_proj.weight" not in same
     assert not torch.equal(factors["lm_head.weight"], weights(base)["lm_head.weight"])
+
+
+@pytest.mark.parametrize("targets", [["attn.c_proj", "lm_head"], ["lm_head", "c_attn"], ["c_fc"]])
+def test_weights_that_are_stored_transposed_fold_as_peft_merges_them(
+    tmp_path: Path, targets: list[str]
+) -> None:
+    """A square one as well, whatever ``fan_in_fan_out`` says, which is one for all modules."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    net, base, adapter = GPT2LMHeadModel, tmp_path / "gpt2", tmp_path / "adapter"
+    net(GPT2Config(**sizes, tie_word_embeddings=False)).save_pretrained(base)
+    config = LoraConfig(target_modules=targets, init_lora_weights=False)
+    get_peft_model(net.from_pretrained(base), config).save_pretrained(str(adapter))
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(base, [read_adapter(adapter)], itself, tmp_path / "full")
+    wanted = unloaded(base, adapter)
+    for name, tensor in weights(tmp_path / "full").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
 
 
 FROZEN = "base_model.model.lm_head.base_layer.weight"
