@@ -166,12 +166,13 @@ def base_name(key: str) -> str:
 def without_copies(adapter: Adapter, model: Checkpoint) -> Adapter:
     """The adapter without the base's own frozen weights, which PEFT stores beside LoRA on lm_head.
 
-    They change nothing; one that is not the base's was trained, and is kept.
+    They change nothing, and would be no product of factors. One that is not the base's was
+    trained, and is kept.
     """
     extras = {
         key: value
         for key, value in adapter.extras.items()
-        if BASE_LAYER not in key or not _is_in(model, base_name(key), value)
+        if not key.endswith(f"{BASE_LAYER}weight") or not _is_in(model, base_name(key), value)
     }
     return replace(adapter, extras=extras)
 

@@ -193,6 +193,18 @@ def test_the_frozen_output_layer_beside_lora_is_no_change(
         torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
 
 
+def test_a_bias_that_did_not_move_in_one_of_two_is_merged_all_the_same(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    one, two = (read_adapter(make(name, 1, bias="lora_only")) for name in ("one", "two"))
+    name, plain = "model.layers.0.self_attn.q_proj.bias", weights(base)
+    key = f"base_model.model.{name.removesuffix('bias')}base_layer.bias"
+    two.extras[key][:] = plain[name].numpy()
+    fold_adapters(base, [one, two], Candidate("linear", space="delta"), tmp_path / "full")
+    found = weights(tmp_path / "full")[name]
+    torch.testing.assert_close(found, torch.from_numpy(one.extras[key]), rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_be_folded_is_refused(
     base: Path, make: Callable[..., Path], tiny_folder: Path, tmp_path: Path
 ) -> None:
