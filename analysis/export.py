@@ -13,9 +13,10 @@ from mergeforget.analysis.card import card_of
 from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, VerificationError, suggest
-from mergeforget.files import read_jsonl, sha256, whole, write_json, write_text
+from mergeforget.files import read_jsonl, sha256, take_place, whole, write_json, write_text
 from mergeforget.merge.apply import applied
 from mergeforget.merge.full import fold_adapters
+from mergeforget.merge.place import check_free
 from mergeforget.merge.tensorwise import Output
 from mergeforget.models import load_model, load_tokenizer, locate
 from mergeforget.recipe import load_recipe
@@ -51,7 +52,8 @@ def export(
     """Write the adapter, or with ``full`` the whole model, with tokenizer and card.
 
     The logits of what was written, loaded again as a user would, are compared with those of the
-    base with the candidate's change added in float32.
+    base with the candidate's change added in float32. Only then it takes the place of an earlier
+    export.
 
     Args:
         name: of a candidate; the chosen one when empty.
@@ -59,7 +61,7 @@ def export(
 
     Raises:
         InputError: there is no such candidate, or ``out`` holds something else.
-        VerificationError: the logits differ; what was written is left for inspection.
+        VerificationError: the logits differ; what was written is left beside ``out``.
     """
     name = name or _chosen(run)
     source = run.candidates / name
@@ -72,22 +74,24 @@ def export(
     adapter = read_adapter(source, name)
     kind = "model" if full else "adapter"
     out = out or run.root / "export" / f"{name}-{kind}"
-    _check_free(out)
+    check_free(out, [source, Path(run.base())], MARK, "exported here")
+    fresh = out.parent / f".{out.name}.unchecked"
     if full:
-        _write_model(run, adapter, out, dtype)
+        _write_model(run, adapter, fresh, dtype)
     else:
-        _write_adapter(run, source, out)
-    stored, difference = compare_logits(run, adapter, out, full=full)
+        _write_adapter(run, source, fresh)
+    stored, difference = compare_logits(run, adapter, fresh, full=full)
     tolerance = TOLERANCE.get(stored, TOLERANCE["bfloat16"])
     if not difference <= tolerance:
         raise VerificationError(
-            f"The logits of {out} differ from those of {name} by {difference:.2g} of the largest "
-            f"logit; {tolerance:.0e} is allowed for {stored}. It was not marked as exported. "
+            f"The logits of {fresh} differ from those of {name} by {difference:.2g} of the largest "
+            f"logit; {tolerance:.0e} is allowed for {stored}. It was not exported to {out}. "
             "Export in float32 with --dtype float32, or merge the candidate again."
         )
-    write_text(out / "README.md", card_of(run, name, kind))
-    found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(out))
-    write_json(out / MARK, asdict(found) | {"folder": out.name, "time": now()})
+    write_text(fresh / "README.md", card_of(run, name, kind))
+    found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(fresh))
+    write_json(fresh / MARK, asdict(found) | {"folder": out.name, "time": now()})
+    take_place(fresh, out)
     return found
 
 
@@ -178,12 +182,3 @@ def _chosen(run: Run) -> str:
             f"or name one with --candidate. Candidates: {', '.join(known) or 'none yet'}."
         )
     return chosen.name
-
-
-def _check_free(out: Path) -> None:
-    if out.exists() and not (out / MARK).is_file() and (out.is_file() or any(out.iterdir())):
-        raise InputError(
-            f"{out} holds something that was not exported here. Choose another place with --out."
-        )
-    if (out / MARK).is_file():
-        shutil.rmtree(out)

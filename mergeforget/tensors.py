@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergeforget.errors import InputError, ResourceError
+from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.files import explained
 
 Array = NDArray[Any]
@@ -74,11 +74,28 @@ def to_array(
     return array.astype(np.float32) if dtype == "F16" else array
 
 
-def stored(array: Array, dtype: str) -> Array:
-    """An array as its bits lie in a file of ``dtype``, rounded to nearest even."""
+def stored(array: Array, dtype: str, name: str) -> Array:
+    """An array as its bits lie in a file of ``dtype``, rounded to nearest even.
+
+    Args:
+        name: of the tensor, for messages.
+
+    Raises:
+        NumericError: a finite entry is too large for float16.
+    """
     if dtype == "BF16":
         return round_to_bfloat16(array)
-    return np.ascontiguousarray(array, NUMPY[dtype])
+    if dtype != "F16":
+        return np.ascontiguousarray(array, NUMPY[dtype])
+    with np.errstate(over="ignore"):
+        half = np.ascontiguousarray(array, np.float16)
+    over = np.isinf(half) & np.isfinite(array)
+    if over.any():
+        raise NumericError(
+            f"{name} reaches {np.abs(array[over]).max():.6g}, and float16 ends at 65504. Store it "
+            "as bfloat16 or float32, which --dtype chooses for a whole model."
+        )
+    return half
 
 
 def round_to_bfloat16(array: Array) -> NDArray[np.uint16]:
@@ -102,7 +119,7 @@ def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str = "F32")
     entries, kept = {}, []  # kept: the library writes from these pointers
     for name, array in sorted(tensors.items()):
         kind = dtype if array.dtype.kind == "f" else _name_of(array)
-        raw = stored(array, kind)
+        raw = stored(array, kind, name)
         kept.append(raw)
         entries[name] = safetensors.TensorSpec(
             dtype=NAMES[kind],

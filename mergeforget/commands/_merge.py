@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,23 @@ def sources(run: Path | None, options: dict[str, Any]) -> tuple[list[Adapter], A
         options["weights"] = options["weights"] or tuple(weights)
         options |= {k: value for k, value in spec.items() if options[k] is None}
     return [read_adapter(here.over, "over"), read_adapter(here.under, "under")], here
+
+
+def check_out(
+    out: Path, options: dict[str, Any], bases: Iterable[str], run: Any = None, mark: str = ""
+) -> None:
+    """Raise InputError where ``--out`` is read, or holds what no merge made.
+
+    Args:
+        bases: models, by folder or by their name on the hub.
+        mark: the file by which an earlier result is known, if it is not ``candidate.json``.
+    """
+    from mergeforget.merge.place import MADE, check_free
+
+    given = [*options["adapters"], *options["models"], *options["data"]]
+    given += [Path(name) for name in [options["config"], options["base"], *bases] if name]
+    given += [run.over, run.under] if run is not None else []
+    check_free(out, given, mark or MADE)
 
 
 def grams(

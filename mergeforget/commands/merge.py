@@ -123,6 +123,8 @@ def _adapters(run: Path | None, out: Path | None, as_json: bool, options: dict[s
     sources, here = asked.sources(run, options)
     if here is None:
         out = _named(out)
+    if out is not None:
+        asked.check_out(out, options, [adapter.base for adapter in sources], here)
     candidate = asked.candidate(options, len(sources))
     how = asked.how(options, asked.grams(options, candidate, sources, here))
     merged = merge_adapters(sources, candidate, how)
@@ -139,6 +141,7 @@ def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, 
     out = _named(out)
     sources, here = asked.sources(run, options)
     base = options["base"] or (here.base() if here else sources[0].base)
+    asked.check_out(out, options, [base], here)
     candidate = asked.candidate(options, len(sources))
     how = asked.how(options, asked.grams(options, candidate, sources, here))
     output = asked.output(options)
@@ -155,15 +158,17 @@ def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
         raise UsageError("Give --adapter or --model, not both.")
     if options["data"]:
         raise UsageError("--data is read for adapters, not for --model.")
-    share = 1.0 if options["base"] else 1 / len(options["models"])  # of a mean, without a base
+    mean = not options["base"] and options["method"] != "slerp"  # of the models themselves
+    share = 1 / len(options["models"]) if mean else 1.0
     candidate = asked.candidate(options, len(options["models"]), share)
     if options["print_mergekit"]:
         _print_mergekit(candidate, options)
         return
+    asked.check_out(out := _named(out), options, [])
     base = locate(options["base"]) if options["base"] else None
     models = [locate(str(model)) for model in options["models"]]
     output, precision = asked.output(options), asked.how(options).precision
-    _tell(merge_models(models, base, candidate, _named(out), output, precision), as_json)
+    _tell(merge_models(models, base, candidate, out, output, precision), as_json)
 
 
 def _print_mergekit(candidate: Candidate, options: dict[str, Any]) -> None:
@@ -180,15 +185,17 @@ def _config(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
     from dataclasses import replace
 
     from mergeforget.merge.full import merge_models
-    from mergeforget.merge.mergekit_bridge import read_config, run_mergekit
+    from mergeforget.merge.mergekit_bridge import THEIR_MARK, read_config, run_mergekit
     from mergeforget.models import locate
 
     out = _named(out)
     request = read_config(options["config"])
     if isinstance(request, str):
+        asked.check_out(out, options, [], mark=THEIR_MARK)
         run_mergekit(options["config"], out, request)
         emit({"folder": str(out), "engine": "mergekit"}, f"{out}: merged by mergekit", as_json)
         return
+    asked.check_out(out, options, [*request.models, request.base or ""])
     output = replace(asked.output(options), dtype=request.dtype)
     candidate = replace(request.candidate, seed=options["seed"] or 0)
     base = locate(request.base) if request.base else None

@@ -10,6 +10,7 @@ import numpy as np
 
 from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.errors import InputError, suggest
+from mergeforget.merge.inputs import check_plain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,16 +33,19 @@ def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) 
             runs, its weights lie there.
 
     Raises:
-        InputError: the model has no such module, or its weight has another shape.
+        InputError: the model has no such module, its weight has another shape, or the adapter
+            changes more than that, by DoRA for example, see ``inputs.check_plain``.
     """
     import torch
 
+    check_plain(adapter, done="applied")
     originals = {name: weight_of(model, name, delta) for name, delta in adapter.deltas.items()}
     try:
         with torch.no_grad():
             for name, weight in originals.items():
                 room = None if buffers is None else buffers.get(name)
-                merged = _added(weight.data, adapter.deltas[name], _transposed(adapter), room)
+                transposed = is_transposed(model.get_submodule(name))
+                merged = _added(weight.data, adapter.deltas[name], transposed, room)
                 if buffers is not None:
                     buffers[name] = merged
                 # a new parameter, not new data: a tied embedding keeps its own
@@ -60,8 +64,8 @@ def _added(weight: Tensor, delta: LowRankDelta, transposed: bool, room: Tensor |
     """``weight + scaling * b @ a``, in ``room`` where that fits."""
     import torch
 
-    a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device)
-    b = torch.from_numpy(np.ascontiguousarray(delta.b)).to(weight.device)
+    a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device, torch.float32)
+    b = torch.from_numpy(np.ascontiguousarray(delta.b)).to(weight.device, torch.float32)
     left, right = (a.T, b.T) if transposed else (b, a)
     if weight.dtype != torch.float32:
         wide = torch.addmm(weight.float(), left, right, alpha=delta.scaling)
@@ -78,14 +82,15 @@ def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
         InputError: the model has no such module, or its weight has another shape.
     """
     try:
-        weight: Any = model.get_submodule(name).weight
+        module = model.get_submodule(name)
+        weight: Any = module.weight
     except AttributeError as error:
         known = [n for n, m in model.named_modules() if hasattr(m, "weight")]
         raise InputError(
             f"The model has no module {name!r} with a weight.{suggest(name, known)} The adapter "
             "was trained on another model."
         ) from error
-    if tuple(weight.shape) not in (delta.shape, delta.shape[::-1]):
+    if tuple(weight.shape) != (delta.shape[::-1] if is_transposed(module) else delta.shape):
         raise InputError(
             f"{name} is {tuple(weight.shape)} in the model, and the adapter changes a weight of "
             f"{delta.shape}: it was trained on another model."
@@ -94,6 +99,9 @@ def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
     return found
 
 
-def _transposed(adapter: Adapter) -> bool:
-    """Whether the base stores its weights as (in, out), as GPT-2's Conv1D does."""
-    return bool(adapter.config.get("fan_in_fan_out"))
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a module stores its weight as (in, out), as GPT-2's Conv1D does.
+
+    PEFT's ``fan_in_fan_out`` does not tell: it is that of the module which PEFT came to last.
+    """
+    return type(module).__name__ == "Conv1D"

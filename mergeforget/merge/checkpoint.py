@@ -153,9 +153,13 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder.
 
+    A single file goes before an index, as transformers has it: the index may be left from before.
+
     Raises:
         InputError: there are none, or the index names a file elsewhere.
     """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         places = index.get("weight_map") if isinstance(index, dict) else None
@@ -171,8 +175,6 @@ def weight_files(folder: Path) -> list[Path]:
             if not (folder / name).is_file():
                 raise InputError(f"{folder / INDEX} names {name}, which is missing.")
         return [folder / name for name in names]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
     what = "It holds pickles, which are not read" if list(folder.glob("*.bin")) else "None is there"
     raise InputError(
         f"{folder} holds no {SINGLE} and no {INDEX}. {what}: a model is a folder that "
@@ -211,7 +213,7 @@ def _placed(header: dict[str, Any], path: Path, first: int, size: int) -> dict[s
     for name, facts in sorted(header.items(), key=lambda item: _offsets(item[1])):
         start, stop = _offsets(facts)
         shape, dtype = facts.get("shape"), facts.get("dtype")
-        if dtype not in SIZES:
+        if not isinstance(dtype, str) or dtype not in SIZES:
             raise ValueError(f"{name} has the dtype {dtype!r}, which is not read")
         if not isinstance(shape, list) or not all(type(x) is int and x >= 0 for x in shape):
             raise ValueError(f"{name} has the shape {shape!r}")

@@ -15,24 +15,32 @@ Array = NDArray[Any]
 _room = Room()
 
 
-def changed(origin: Array, change: Array, dtype: str) -> Block:
-    """``origin + change``, (rows, columns), as it is stored in ``dtype``."""
+def changed(origin: Array, change: Array, dtype: str, name: str) -> Block:
+    """``origin + change``, (rows, columns), as it is stored in ``dtype``.
+
+    Raises:
+        NumericError: as ``encoded``.
+    """
     if loops(origin, change) and dtype in ("BF16", "F32"):
         values = np.add(origin, change, out=_room.take("sum", change.shape, np.float32))
     else:
         values = origin + change
-    raw = encoded(values, dtype)
+    raw = encoded(values, dtype, name)
     energy = _squares(change)
     if dtype in ("F32", "F64"):
         return Block(raw, energy)
     return Block(raw, energy, _squares(_decoded(raw, dtype) - values))
 
 
-def encoded(values: Array, dtype: str) -> Array:
-    """Values as their bits lie in a file of ``dtype``."""
+def encoded(values: Array, dtype: str, name: str) -> Array:
+    """Values of a tensor, known by ``name``, as their bits lie in a file of ``dtype``.
+
+    Raises:
+        NumericError: they are too large for it.
+    """
     quick = loops(values) if dtype == "BF16" else None
     if not quick:
-        return stored(values, dtype)
+        return stored(values, dtype, name)
     raw = _room.take("raw", values.shape, np.uint16)
     quick.narrow(values.reshape(-1).view(np.uint32), raw.reshape(-1))
     return raw

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from mergeforget import __version__
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
 from mergeforget.merge import speedup
 from mergeforget.merge.by_module import at_module, depth_of
-from mergeforget.merge.changes import Step, bare, changes_of, check_products
+from mergeforget.merge.changes import Step, bare, changes_of, check_products, without_copies
 from mergeforget.merge.checkpoint import Checkpoint, open_checkpoint
 from mergeforget.merge.compatible import check_base, check_same_tensors
 from mergeforget.merge.engine import How, merge_adapters
 from mergeforget.merge.grams import as_sum, check_grams, looks_at_data
 from mergeforget.merge.inputs import check_adapters, shared
 from mergeforget.merge.jobs import Job, Rounding
+from mergeforget.merge.place import check_apart
 from mergeforget.merge.request import canonical, check_candidate
 from mergeforget.merge.tensorwise import (
     Output,
@@ -64,20 +66,22 @@ def fold_adapters(
     otherwise (whole modules, biases) is merged by the method as it is.
 
     Raises:
-        as ``engine.merge_adapters``; InputError where the base lacks a module.
+        as ``engine.merge_adapters``; InputError where the base lacks a module, or is ``out``.
     """
+    check_apart(out, [base])
     output, how = output or Output(), how or How()
     candidate = canonical(candidate)
     check_candidate(candidate, len(adapters))
     check_device(output.device)
     check_grams(candidate, how.grams)
     check_adapters(adapters, with_base=True)
-    if how.grams is not None:
-        adapters, plain = as_sum(adapters, candidate, how.grams)
-        steps = _steps(adapters, plain, replace(how, grams=None))
-    else:
-        steps = _steps(adapters, candidate, how)
     with open_checkpoint(base) as model:
+        adapters = [without_copies(adapter, model) for adapter in adapters]
+        if how.grams is not None:
+            adapters, plain = as_sum(adapters, candidate, how.grams)
+            steps = _steps(adapters, plain, replace(how, grams=None), model.config)
+        else:
+            steps = _steps(adapters, candidate, how, model.config)
         speedup.expect(sum(model.tensors[n].numel for n in steps if n in model.tensors))
         for name, step in steps.items():
             check_target(model, name, step)
@@ -87,13 +91,16 @@ def fold_adapters(
             else kept_job(model, info, output)
             for info in model.tensors.values()
         ]
-        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), how.precision]
+        ways = [how.precision, how.modules, how.svd]
+        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *ways]
         return _write(out, jobs, inputs, model, candidate, output)
 
 
-def _steps(adapters: Sequence[Adapter], candidate: Candidate, how: How) -> dict[str, Step]:
-    """Tensor of the base -> how it is changed."""
-    given = [changes_of(adapter) for adapter in adapters]
+def _steps(
+    adapters: Sequence[Adapter], candidate: Candidate, how: How, config: dict[str, Any]
+) -> dict[str, Step]:
+    """Tensor of the base, whose config is given -> how it is changed."""
+    given = [changes_of(adapter, config) for adapter in adapters]
     names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
     modules = {f"{module}.weight": module for a in adapters for module in a.deltas}
     depth = depth_of(names)
@@ -107,7 +114,7 @@ def _steps(adapters: Sequence[Adapter], candidate: Candidate, how: How) -> dict[
     if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
         merged = merge_adapters([bare(adapter) for adapter in adapters], candidate, how).adapter
         once = Candidate("linear", weights=(1.0,), space="delta")
-        for name, change in changes_of(merged).items():
+        for name, change in changes_of(merged, config).items():
             check_products(name, steps[name])
             steps[name] = Step(modules[name], [change], once)
     return steps
@@ -130,9 +137,10 @@ def merge_models(
 
     Raises:
         UsageError: a method that needs a base has none, or weights do not fit.
-        InputError: the models hold different tensors or shapes.
+        InputError: the models hold different tensors or shapes, or ``out`` is one of them.
         NumericError: NaN or Inf in a model.
     """
+    check_apart(out, [*models, *([base] if base else [])])
     output = output or Output()
     candidate = replace(canonical(candidate), space="delta")
     check_candidate(candidate, len(models))
@@ -169,7 +177,13 @@ def _write(
     def facts(rounding: Rounding) -> dict[str, Any]:
         return candidate.to_dict() | {"rounding": rounding.relative, "dtype": output.dtype}
 
-    plan = {"candidate": candidate.to_dict(), "dtype": output.dtype, "inputs": list(inputs)}
+    plan = {
+        "candidate": candidate.to_dict(),
+        "dtype": output.dtype,
+        "device": output.device,
+        "inputs": list(inputs),
+        "version": __version__,
+    }
     rounding = write_model(
         out,
         jobs,

@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mergeforget.adapter import Adapter, check_same_base
+from mergeforget.adapter import PREFIX, Adapter, check_same_base
 from mergeforget.errors import InputError, NumericError, UsageError
 
 Modules = Literal["same", "common", "all"]
+
+BASE_LAYER = ".base_layer."  # in PEFT's names: the module that LoRA is beside
 
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 NEEDS_THE_BASE = {  # exact changes of the base's tensors, see ``changes``
@@ -51,8 +53,14 @@ def check_adapters(adapters: Sequence[Adapter], *, with_base: bool = False) -> N
     check_same_base(list(adapters))
 
 
-def check_plain(adapter: Adapter, *, with_base: bool = False) -> None:
-    """Raise InputError where an adapter cannot be merged exactly, see ``check_adapters``."""
+def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merged") -> None:
+    """Raise InputError where an adapter cannot be merged exactly, see ``check_adapters``.
+
+    The frozen weight that PEFT stores beside LoRA on an output layer is the base's, and no change.
+
+    Args:
+        done: what cannot be done with it, for the message.
+    """
     config = adapter.config
     faults = [f"{key} is set: {why}" for key, why in NOT_PLAIN.items() if config.get(key)]
     start = config.get("init_lora_weights")
@@ -63,8 +71,9 @@ def check_plain(adapter: Adapter, *, with_base: bool = False) -> None:
         faults += [f"{key} is set: {why}" for key, why in NEEDS_THE_BASE.items() if config.get(key)]
         if config.get("bias") not in (None, "none"):
             faults.append(f"bias is {config['bias']!r}: biases of the base were trained")
-        if adapter.extras and not faults:
-            faults.append(f"it holds tensors that are no lora_A or lora_B: {some(adapter.extras)}")
+        odd = [key for key in adapter.extras if not _is_frozen(adapter, key)]
+        if odd and not faults:
+            faults.append(f"it holds tensors that are no lora_A or lora_B: {some(odd)}")
     if faults:
         way = (
             "Fold the adapter into its base with PEFT's merge_and_unload and merge the models with "
@@ -73,9 +82,15 @@ def check_plain(adapter: Adapter, *, with_base: bool = False) -> None:
             else "Merge into a whole model with --full, where it is folded exactly."
         )
         raise InputError(
-            f"{adapter.name!r} cannot be merged exactly: {'; '.join(faults)}. Train plain LoRA "
+            f"{adapter.name!r} cannot be {done} exactly: {'; '.join(faults)}. Train plain LoRA "
             f"adapters with `mergeforget train-pair`. {way}"
         )
+
+
+def _is_frozen(adapter: Adapter, key: str) -> bool:
+    """Whether a tensor is the base's own of a module that has lora_A and lora_B."""
+    module, base_layer, _ = key.removeprefix(PREFIX).partition(BASE_LAYER)
+    return bool(base_layer) and module in adapter.deltas
 
 
 def check_finite(adapter: Adapter) -> None:

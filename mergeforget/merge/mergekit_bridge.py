@@ -75,8 +75,10 @@ METHODS = {
     "ram": Method("ram", {"epsilon": "epsilon"}, {}, {}),
 }
 ON_MODELS = {"linear", "slerp", "karcher"}  # they act on the models, not on differences
+UNWEIGHTED = {"sce", "slerp", "karcher", "model_stock", "ram"}  # mergekit's have no weights
 PER_MODEL = {"weight", "density", "gamma", "epsilon"}
 KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
+THEIR_MARK = "mergekit_config.yml"  # mergekit writes it into each of its results
 DTYPES = {"float32", "float16", "bfloat16"}
 
 
@@ -150,6 +152,11 @@ def to_config(
     if name not in METHODS:
         raise UsageError(f"mergekit has no {name}. It has: {', '.join(METHODS)}.")
     _check_expressible(candidate)
+    if name in ON_MODELS and base is not None:
+        raise UsageError(
+            f"mergekit's {name} acts on the models themselves, not on what changed since a base: "
+            "leave --base out."
+        )
     shared = {ours: theirs for theirs, ours in METHODS[name].parameters.items()}
     parameters: dict[str, Any] = {}
     given = _defaults(candidate) | candidate.arguments
@@ -186,6 +193,10 @@ def _request(config: dict[str, Any]) -> Request:
     base = config.get("base_model")
     rows = [_model(row) for row in config.get("models") or []]
     if name in ON_MODELS:
+        if base is not None and all(row[0] != base for row in rows):
+            if name == "linear" and "weight" not in (config.get("parameters") or {}):
+                raise _TheirsOnlyError("base_model is one more model of linear and has no weight")
+            rows.append((base, {}))  # one more model to mergekit
         if name == "slerp":
             rows.sort(key=lambda row: row[0] != base)  # it goes from the base to the other
         base = None
@@ -221,7 +232,7 @@ def _candidate(
             by_module[ours] = setting
         else:
             arguments[ours] = _ours(ours, setting)
-    weights = [own.get("weight", shared.get("weight", 1.0)) for _, own in rows]
+    weights = _weights(name, shared, rows)
     plain = tuple(float(w) if isinstance(w, int | float) else 1.0 for w in weights)
     if any(isinstance(w, list | dict) for w in weights):
         by_module["weights"] = weights
@@ -231,6 +242,17 @@ def _candidate(
     usual = {key: one.default for key, one in MERGE_METHODS.get(method.name).parameters.items()}
     told = {key: value for key, value in arguments.items() if usual[key] != value}
     return Candidate(method.name, density, plain, "delta", arguments=told, by_module=by_module)
+
+
+def _weights(
+    name: str, shared: dict[str, Any], rows: list[tuple[str, dict[str, Any]]]
+) -> list[Any]:
+    """A setting for each model; 1 where mergekit's method has no weight, whatever is written."""
+    if name not in UNWEIGHTED:
+        return [own.get("weight", shared.get("weight", 1.0)) for _, own in rows]
+    if any("weight" in given for given in (shared, *(own for _, own in rows))):
+        say(f"Weights are left out, as mergekit does: its {name} has none.")
+    return [1.0] * len(rows)
 
 
 def _common(
@@ -273,11 +295,20 @@ def _check_expressible(candidate: Candidate) -> None:
             )
     if given.get("sign", "total") != "total":
         raise UsageError("mergekit elects signs by total only.")
+    if candidate.method in UNWEIGHTED:
+        weights = set(candidate.weights)
+        alike = len(weights) == 1 if candidate.method == "karcher" else weights == {1.0}
+        if not alike or "weights" in candidate.by_module:
+            raise UsageError(
+                f"mergekit's {candidate.method} has no weights; leave --weights and --weights-by "
+                "out."
+            )
 
 
 def _of_model(candidate: Candidate, i: int, settings: dict[str, Any]) -> dict[str, Any]:
     weights = candidate.by_module.get("weights")
-    found: dict[str, Any] = {"weight": candidate.weights[i]}
+    unweighted = candidate.method in UNWEIGHTED
+    found: dict[str, Any] = {} if unweighted else {"weight": candidate.weights[i]}
     if weights:
         found["weight"] = _with_rest(weights[i], candidate.weights[i])
     if candidate.density is not None:

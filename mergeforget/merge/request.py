@@ -69,6 +69,8 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
         if name in candidate.arguments:
             raise UsageError(f"{name} is no argument of a method; give it by its own option.")
     entry.check_arguments(candidate.arguments)
+    for name, value in candidate.arguments.items():
+        _check_finite(name, value)
     _check_by_module(candidate, entry)
     for name in {*candidate.arguments, *candidate.by_module} - {"density", "weights"}:
         if candidate.space == "factors" and name not in FACTOR_ARGUMENTS:
@@ -105,6 +107,14 @@ def _check_by_module(candidate: Candidate, entry: Entry[Any]) -> None:
             entry.check_arguments({key: None})
         for value in _numbers(setting) if key == "density" else ():
             check_density(value)
+        _check_finite(f"{key} by module", setting)
+
+
+def _check_finite(name: str, setting: Any) -> None:
+    """Raise UsageError for NaN or Inf, which would spoil a merge and which JSON has not."""
+    for value in _numbers(setting):
+        if not math.isfinite(value):
+            raise UsageError(f"Every number of {name} must be finite, not {value}.")
 
 
 def _numbers(setting: Any) -> list[float]:

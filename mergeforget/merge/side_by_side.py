@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mergeforget.adapter import Adapter
 from mergeforget.errors import InputError
 from mergeforget.merge.apply import weight_of
+from mergeforget.merge.inputs import check_plain
 
 Factors = tuple[Tensor, Tensor]  # of several adapters: a (n, rank, in), scaling * b (n, out, rank)
 
@@ -39,10 +40,12 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
         What must be told whose rows come, by ``rows``, before the first pass of each batch.
 
     Raises:
-        InputError: the model has no such module, or its weight has another shape.
+        InputError: as ``apply.applied``.
         UnfitError: within a pass: a module gets something other than one item a row, or its weight
             is used in another way than by calling it.
     """
+    for adapter in adapters:
+        check_plain(adapter, done="applied")
     names = sorted({name for adapter in adapters for name in adapter.deltas})
     beside = SideBySide({name: _stacked(model, name, adapters) for name in names})
     with ExitStack() as hooks:

@@ -14,7 +14,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.merge.arrays import Tensor
 from mergeforget.merge.blockwise import HELD, merge_blocks
-from mergeforget.merge.changes import Change, Step
+from mergeforget.merge.changes import Change, Step, rows_of
 from mergeforget.merge.checkpoint import Checkpoint, TensorInfo
 from mergeforget.merge.compatible import OUTPUT, check_equal, check_finite_block, tensor_of
 from mergeforget.merge.encode import changed, encoded
@@ -78,12 +78,7 @@ def _dense(
 
     def rows(part: slice) -> Array:
         origin = check_finite_block(model, info, model.read(info, part)).astype(precision)
-        found = [
-            one.scaling * (one.b[part] @ one.a)
-            if isinstance(one, LowRankDelta)
-            else one.rows(part, origin)
-            for one in changes
-        ]
+        found = [rows_of(one, part, origin) for one in changes]
         return np.stack(found).astype(precision, copy=False)
 
     return Source(len(changes), info.matrix, rows)
@@ -102,6 +97,8 @@ def model_job(
     first = base or models[0]
     if not info.floating:
         check_equal(first, info, theirs)
+        return kept_job(first, info, output)
+    if info.numel == 0:  # there is nothing to merge, and no method to ask
         return kept_job(first, info, output)
 
     if output.stored(info) == "BF16" and precision == "float32" and output.device == "cpu":
@@ -133,7 +130,8 @@ def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> Job:
 
     def blocks() -> Iterator[Block]:
         for part in row_blocks(info.matrix):
-            yield Block(encoded(model.read(info, part, _room), output.stored(info)))
+            values = model.read(info, part, _room)
+            yield Block(encoded(values, output.stored(info), info.name))
 
     return Job(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
 
@@ -154,10 +152,10 @@ def _job(
         for part, (merged,) in merge_blocks(source, weights, [candidate], name):
             change = _numpy(merged)
             if base is None:
-                yield Block(encoded(change, output.stored(info)))
+                yield Block(encoded(change, output.stored(info), info.name))
             else:
                 origin = check_finite_block(base, info, base.read(info, part, _room))
-                yield changed(origin, change, output.stored(info))
+                yield changed(origin, change, output.stored(info), info.name)
 
     whole = traits(candidate.method).whole
     block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
@@ -166,13 +164,18 @@ def _job(
 
 
 def check_target(model: Checkpoint, name: str, step: Step) -> None:
-    """Raise InputError where the base lacks the tensor that is changed, or has it otherwise."""
+    """Raise InputError where the base lacks the tensor, has it otherwise, or as no floats."""
     info = model.tensors.get(name)
     if info is None:
         tied = " Its output layer is its embedding." if name == OUTPUT else ""
         raise InputError(
             f"{model.folder} has no tensor {name}, which the adapter changes."
             f"{suggest(name, model.tensors)}{tied} Name the adapter's own base."
+        )
+    if not info.floating:
+        raise InputError(
+            f"{info.name} of {model.folder} is stored as {info.dtype} (quantised), to which no "
+            "change can be added. Name the unquantised base with --base."
         )
     for change in step.changes:
         if info.matrix != change.shape:

@@ -82,7 +82,13 @@ def test_a_damaged_export_is_caught(chosen: Run, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(VerificationError, match="logits"):
         export(chosen)
     out = chosen.root / "export" / "ties-factors-d0.50-adapter"
-    assert not (out / "export.json").exists()
+    assert not out.exists()
+    monkeypatch.setattr(module, "_write_adapter", written)
+    first = export(chosen)
+    monkeypatch.setattr(module, "_write_adapter", damaged)
+    with pytest.raises(VerificationError, match=f"not exported to {out}"):
+        export(chosen)
+    assert json.loads((out / "export.json").read_text())["sha256"] == first.sha256
 
 
 def test_a_folder_with_other_things_is_left_alone(chosen: Run, tmp_path: Path) -> None:
@@ -96,6 +102,8 @@ def test_a_folder_with_other_things_is_left_alone(chosen: Run, tmp_path: Path) -
 def test_exporting_again_replaces_the_first(chosen: Run) -> None:
     first = export(chosen)
     assert export(chosen).sha256 == first.sha256
+    left = [p.name for p in Path(first.folder).parent.iterdir() if not p.name.endswith(".lock")]
+    assert left == [Path(first.folder).name]
 
 
 def test_a_run_without_a_choice_names_its_candidates(chosen: Run) -> None:

@@ -134,6 +134,84 @@ def test_adapters_by_name_need_a_place(run: Path, write_lora: WriteLora, tmp_pat
     assert read_adapter(tmp_path / "merged").deltas.keys() == read_adapter(one).deltas.keys()
 
 
+def test_what_no_merge_made_is_not_replaced(
+    run: Path, write_lora: WriteLora, tmp_path: Path
+) -> None:
+    """A folder of something else, a file, an adapter that is merged, one that holds it."""
+    one, two = write_lora("one"), write_lora("two", 1)
+    words = ["--method", "ties", "--density", "0.5", "--adapter", str(one), "--adapter", str(two)]
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.tex").write_text("years of work")
+    for out, message in [
+        (home, "not merged here: thesis.tex"),
+        (home / "thesis.tex", "is a file"),
+        (one, "one is read"),
+        (tmp_path, "holds"),
+    ]:
+        done = call(*words, "--out", out)
+        assert done.exit_code == 4 and message in done.output, done.output
+    done = call(run, "--method", "linear", "--out", run / "under")
+    assert done.exit_code == 4 and "under is read" in done.output
+    assert (home / "thesis.tex").read_text() == "years of work"
+    assert read_adapter(one).deltas and read_adapter(run / "under").deltas
+
+
+def test_an_earlier_merge_is_replaced_unless_it_is_merged_again(
+    write_lora: WriteLora, tmp_path: Path
+) -> None:
+    one, two, out = write_lora("one"), write_lora("two", 1), tmp_path / "out"
+    out.mkdir()
+    for density in ("0.5", "0.7"):
+        words = ["--density", density, "--adapter", str(one), "--adapter", str(two)]
+        assert call(*words, "--out", out).exit_code == 0
+        facts = json.loads((out / "candidate.json").read_text())
+        assert facts["density"] == float(density)
+    done = call("--density", "0.5", "--adapter", one, "--adapter", out, "--out", out)
+    assert done.exit_code == 4 and "out is read" in done.output, done.output
+
+
+def test_models_that_are_read_are_not_replaced(
+    tiny_folder: Path, save_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_folder, tmp_path / "base")
+    adapter = save_adapter(tmp_path / "adapter")
+    (base / "candidate.json").write_text("{}")  # as if it had been merged
+    config = {
+        "merge_method": "slerp",
+        "base_model": str(base),
+        "models": [{"model": str(tiny_folder)}],
+    }
+    (tmp_path / "config.yml").write_text(json.dumps(config))
+    before = (base / "model.safetensors").read_bytes()
+    every: list[list[str | Path]] = [
+        ["--method", "linear", "--full", "--base", base, "--adapter", adapter],
+        ["--method", "linear", "--model", base, "--model", tiny_folder],
+        ["--config", tmp_path / "config.yml"],
+    ]
+    for words in every:
+        done = call(*words, "--out", base)
+        assert done.exit_code == 4 and "base is read" in done.output, done.output
+    assert (base / "model.safetensors").read_bytes() == before
+
+
+def test_what_mergekit_wrote_is_written_again_and_nothing_else(
+    save_models: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    base, one, _ = save_models(tmp_path)
+    config = {"merge_method": "nearswap", "base_model": str(base), "parameters": {"t": 0.1}}
+    rows = [{"model": str(one)}]
+    (tmp_path / "config.yml").write_text(json.dumps(config | {"models": rows, "dtype": "float32"}))
+    words = ["--config", str(tmp_path / "config.yml"), "--out"]
+    for _ in range(2):
+        done = call(*words, tmp_path / "m")
+        assert done.exit_code == 0 and "merged by mergekit" in done.output, done.output
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    done = call(*words, tmp_path / "home")
+    assert done.exit_code == 4 and "not merged here" in done.output
+
+
 def test_a_full_model_is_written_and_its_rounding_told(
     tiny_folder: Path, save_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -165,6 +243,18 @@ def test_models_are_merged_by_name(tiny_folder: Path, tmp_path: Path) -> None:
     done = call(*words, "--out", tmp_path / "m", "--max-memory", "lots")
     assert done.exit_code == 2 and "not a size" in done.output
     assert "not both" in call(*words, "--adapter", "x", "--out", tmp_path / "m").output
+
+
+def test_slerp_of_models_goes_all_the_way(tiny_folder: Path, tmp_path: Path) -> None:
+    """Its coefficients are no shares of a mean: those of a model and itself add up to it."""
+    words: list[str | Path] = ["--model", tiny_folder, "--model", tiny_folder, "--method", "slerp"]
+    done = call(*words, "--out", tmp_path / "m")
+    assert done.exit_code == 0, done.output
+    weights = [folder / "model.safetensors" for folder in (tiny_folder, tmp_path / "m")]
+    first, second = (read_safetensors(path)[0] for path in weights)
+    for name, tensor in first.items():
+        np.testing.assert_allclose(second[name], tensor, rtol=1e-5)
+    assert "weight" not in call(*words, "--print-mergekit").stdout
 
 
 def test_a_configuration_of_mergekit_is_run_and_printed(tiny_folder: Path, tmp_path: Path) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
-from mergeforget.adapter import Adapter, LowRankDelta
+from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
 from mergeforget.errors import InputError
 from mergeforget.merge.apply import applied
+from mergeforget.merge.side_by_side import side_by_side
 
 
 def model(dtype: torch.dtype = torch.float32) -> Any:
@@ -66,13 +72,58 @@ def test_buffers_are_reused_and_hold_the_next_candidate() -> None:
 
 
 def test_a_base_that_stores_its_weights_transposed() -> None:
-    net = model()
-    net[0].weight.data = net[0].weight.data.T.contiguous()
-    net[1].weight.data = net[1].weight.data.T.contiguous()
-    before, change = net[0].weight.clone(), adapter(fan_in_fan_out=True)
+    """Whatever ``fan_in_fan_out`` says: where modules differ it is that of the last."""
+    for told in (True, False):
+        net: Any = torch.nn.Sequential(Conv1D(6, 4), torch.nn.Linear(6, 5))
+        before, change = [layer.weight.clone() for layer in net], adapter(fan_in_fan_out=told)
+        with applied(net, change):
+            dense = [torch.from_numpy(change.deltas[name].dense()) for name in "01"]
+            torch.testing.assert_close(net[0].weight.data, before[0] + dense[0].T)
+            torch.testing.assert_close(net[1].weight.data, before[1] + dense[1])
+
+
+def test_a_transposed_square_weight_and_an_output_layer_are_changed_as_by_peft(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    net = GPT2LMHeadModel(GPT2Config(**sizes, tie_word_embeddings=False)).eval()
+    tokens = torch.arange(8).reshape(1, 8)
+    lora = LoraConfig(target_modules=["attn.c_proj", "lm_head"], init_lora_weights=False)
+    peft = get_peft_model(copy.deepcopy(net), lora)
+    peft.save_pretrained(str(tmp_path))
+    with torch.no_grad(), applied(net, read_adapter(tmp_path)):
+        torch.testing.assert_close(net(tokens).logits, peft(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_factors_of_float64_are_applied_in_float32() -> None:
+    net, change = model(), adapter()
+    wide = {
+        name: LowRankDelta(d.a.astype(np.float64), d.b.astype(np.float64), d.scaling)
+        for name, d in change.deltas.items()
+    }
     with applied(net, change):
-        wanted = before + torch.from_numpy(change.deltas["0"].dense()).T
-        torch.testing.assert_close(net[0].weight.data, wanted)
+        wanted = net[0].weight.clone()
+    with applied(net, Adapter("wide", wide, {})):
+        assert torch.equal(net[0].weight, wanted)
+
+
+@pytest.mark.parametrize("put", [applied, lambda net, change: side_by_side(net, [change])])
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"use_dora": True}, "DoRA rescales.*--full"),
+        ({"modules_to_save": ["1"]}, "whole modules.*--full"),
+        ({"bias": "all"}, "biases of the base.*--full"),
+        ({"init_lora_weights": "pissa"}, "changes the base's weights"),
+    ],
+)
+def test_an_adapter_that_changes_more_than_products_is_refused(
+    put: Any, config: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InputError, match=f"'merged' cannot be applied exactly: .*{words}"):
+        with put(model(), adapter(**config)):
+            pass
 
 
 def test_a_tied_embedding_stays_when_the_output_layer_changes(make_model: Any) -> None:

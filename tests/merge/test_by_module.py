@@ -76,6 +76,8 @@ def test_each_module_is_merged_as_told(write_lora: Callable[..., Path]) -> None:
         ({"density": [0.5, 1.5]}, DensityError),
         ({"weights": [1.0]}, UsageError),
         ({"sing": "count"}, UsageError),
+        ({"weights": [float("inf"), 1.0]}, UsageError),
+        ({"weights": [1.0, [{"filter": "mlp", "value": [0.5, float("nan")]}]]}, UsageError),
     ],
 )
 def test_settings_are_checked_before_any_work(

@@ -10,20 +10,30 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate, Space
 from mergeforget.errors import InputError, NumericError, UsageError
-from mergeforget.merge.engine import How
+from mergeforget.merge.engine import How, merge_adapters
 from mergeforget.merge.full import fold_adapters
 
+OUTPUT_TOO = ["q_proj", "up_proj", "lm_head"]
 KINDS: dict[str, dict[str, Any]] = {
     "DoRA": {"use_dora": True},
     "bias of lora_B": {"lora_bias": True},
     "every bias": {"bias": "all"},
     "biases of the modules": {"bias": "lora_only"},
     "whole modules": {"modules_to_save": ["lm_head", "norm"]},
+    "LoRA on the output layer": {"target_modules": OUTPUT_TOO},
+    "DoRA on the output layer": {"target_modules": OUTPUT_TOO, "use_dora": True},
+    "both kinds of bias": {"bias": "all", "lora_bias": True},
     "all but DoRA": {"bias": "all", "modules_to_save": ["lm_head"]},
 }
 
@@ -122,6 +132,77 @@ def test_what_is_no_product_is_merged_by_the_method_beside_merged_factors(
     same = {name for name in factors if torch.equal(factors[name], delta[name])}
     assert "lm_head.weight" in same and "model.layers.0.self_attn.q_proj.weight" not in same
     assert not torch.equal(factors["lm_head.weight"], weights(base)["lm_head.weight"])
+
+
+@pytest.mark.parametrize("targets", [["attn.c_proj", "lm_head"], ["lm_head", "c_attn"], ["c_fc"]])
+def test_weights_that_are_stored_transposed_fold_as_peft_merges_them(
+    tmp_path: Path, targets: list[str]
+) -> None:
+    """A square one as well, whatever ``fan_in_fan_out`` says, which is one for all modules."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    net, base, adapter = GPT2LMHeadModel, tmp_path / "gpt2", tmp_path / "adapter"
+    net(GPT2Config(**sizes, tie_word_embeddings=False)).save_pretrained(base)
+    config = LoraConfig(target_modules=targets, init_lora_weights=False)
+    get_peft_model(net.from_pretrained(base), config).save_pretrained(str(adapter))
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(base, [read_adapter(adapter)], itself, tmp_path / "full")
+    wanted = unloaded(base, adapter)
+    for name, tensor in weights(tmp_path / "full").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+FROZEN = "base_model.model.lm_head.base_layer.weight"
+
+
+def test_lora_beside_a_trained_output_layer_adds_up(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT stores the layer's weight beside its factors; here it is not the base's."""
+    adapter = read_adapter(make("head", 1, target_modules=OUTPUT_TOO))
+    trained = adapter.extras[FROZEN] + 0.5
+    adapter.extras[FROZEN] = trained
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(base, [adapter], itself, tmp_path / "full")
+    wanted = trained + adapter.deltas["lm_head"].dense()
+    found = weights(tmp_path / "full")["lm_head.weight"]
+    torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="without --rank"):
+        fold_adapters(base, [adapter, adapter], Candidate("linear"), tmp_path / "out")
+    adapter.extras[FROZEN] = trained[1:]
+    with pytest.raises(InputError, match=r"holds lm_head\.weight as \(39, 16\) and changes it as"):
+        fold_adapters(base, [adapter], itself, tmp_path / "out")
+    dora = read_adapter(make("dora", 2, target_modules=OUTPUT_TOO, use_dora=True))
+    dora.extras[FROZEN] = trained
+    with pytest.raises(InputError, match=r"changes lm_head\.weight by DoRA"):
+        fold_adapters(base, [dora], itself, tmp_path / "out")
+
+
+def test_the_frozen_output_layer_beside_lora_is_no_change(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = ("one", "two")
+    pair = [read_adapter(make(n, i, target_modules=OUTPUT_TOO)) for i, n in enumerate(names)]
+    candidate = Candidate("ties", 0.5)
+    merged = merge_adapters(pair, candidate).adapter
+    assert "lm_head" in merged.deltas and not merged.extras
+    fold_adapters(base, pair, candidate, tmp_path / "full")
+    fold_adapters(base, [merged], Candidate("linear", weights=(1.0,)), tmp_path / "again")
+    one, two = (weights(tmp_path / name) for name in ("full", "again"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_that_did_not_move_in_one_of_two_is_merged_all_the_same(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    one, two = (read_adapter(make(name, 1, bias="lora_only")) for name in ("one", "two"))
+    name, plain = "model.layers.0.self_attn.q_proj.bias", weights(base)
+    key = f"base_model.model.{name.removesuffix('bias')}base_layer.bias"
+    two.extras[key][:] = plain[name].numpy()
+    fold_adapters(base, [one, two], Candidate("linear", space="delta"), tmp_path / "full")
+    found = weights(tmp_path / "full")[name]
+    torch.testing.assert_close(found, torch.from_numpy(one.extras[key]), rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_be_folded_is_refused(

@@ -165,6 +165,7 @@ def test_candidate_json_holds_the_recipe_and_the_report(
         (Candidate("linear", 0.5), UsageError, "takes no density"),
         (Candidate("linear", weights=(1.0,)), UsageError, "2 adapters and 1 weights"),
         (Candidate("linear", weights=(1.0, float("nan"))), UsageError, "finite"),
+        (Candidate("consensus", arguments={"ratio": float("inf")}), UsageError, "finite"),
         (Candidate("ties", 0.5, rank=4), UsageError, "--space delta"),
         (Candidate("ties", 0.5, arguments={"sing": "count"}), UsageError, "Did you mean 'sign'"),
         (Candidate("ties", 0.5, arguments={"density": 1}), UsageError, "its own option"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import mergeforget.merge.full as full
 import mergeforget.merge.writer as writer
 from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, NumericError, ResourceError, UsageError
-from mergeforget.merge.engine import merge_adapters, write_candidate
+from mergeforget.merge.engine import How, merge_adapters, write_candidate
 from mergeforget.merge.full import fold_adapters, merge_models
-from mergeforget.merge.jobs import Job
+from mergeforget.merge.jobs import Job, Rounding
 from mergeforget.merge.tensorwise import Output
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -188,6 +190,67 @@ def test_what_an_interrupted_merge_left_is_not_used_for_another(
     assert one.read_bytes() == two.read_bytes()
 
 
+SVD = Candidate("ties_svd", 0.5, rank=2)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "how", "then"),
+    [
+        (SVD, How(svd="fast"), How(svd="exact")),
+        (SVD, How(modules="common"), How(modules="all")),
+        (SVD, How(), How(precision="float64")),
+    ],
+    ids=["svd", "modules", "precision"],
+)
+def test_an_interrupted_fold_goes_on_with_the_same_options_only(
+    tiny_folder: Path,
+    pair: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    candidate: Candidate,
+    how: How,
+    then: How,
+) -> None:
+    adapters = [read_adapter(p) for p in pair]
+    for options in (how, then):
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, "carry_over", lambda *_: (_ for _ in ()).throw(Killed))
+            with pytest.raises(Killed):
+                fold_adapters(tiny_folder, adapters, candidate, tmp_path / "m", how=how)
+        written: list[str] = []
+        write = writer._write_tensor
+
+        def noted(
+            job: Job, *rest: Any, written: list[str] = written, write: Any = write
+        ) -> tuple[float, float]:
+            written.append(job.name)
+            found: tuple[float, float] = write(job, *rest)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, "_write_tensor", noted)
+            fold_adapters(tiny_folder, adapters, candidate, tmp_path / "m", how=options)
+        assert bool(written) == (options != how)
+
+
+def test_what_another_version_or_device_began_is_not_gone_on_with(
+    models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: list[dict[str, Any]] = []
+
+    def noted(_: Path, __: Any, plan: dict[str, Any], **___: Any) -> Rounding:
+        plans.append(plan)
+        return Rounding()
+
+    monkeypatch.setattr(full, "write_model", noted)
+    candidate, out = Candidate("ties", 0.5), tmp_path / "m"
+    merge_models(models[1:], models[0], candidate, out)
+    merge_models(models[1:], models[0], candidate, out, Output(device="cpu:0"))
+    monkeypatch.setattr(full, "__version__", "0")
+    merge_models(models[1:], models[0], candidate, out)
+    assert all(one != other for one, other in itertools.combinations(plans, 2))
+
+
 def test_max_memory_is_kept_or_refused_by_name(models: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="--max-memory"):
         merge_models(
@@ -218,6 +281,60 @@ def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) 
     with pytest.raises(InputError, match=r"lm_head\.weight .* differs from model\.embed_tokens"):
         merge_models([untied, models[2]], models[0], candidate, out)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("where", ["carried", "changed", "merged"])
+def test_what_float16_cannot_hold_is_refused_by_name(
+    models: list[Path], tiny_folder: Path, pair: list[Path], tmp_path: Path, where: str
+) -> None:
+    """bfloat16 reaches much further; what was Inf all along stays so."""
+    name = "model.norm.weight" if where == "carried" else "model.layers.0.mlp.up_proj.weight"
+    large = torch.full((32,) if where == "carried" else (64, 32), 1e5, dtype=torch.bfloat16)
+    big, out = changed(tiny_folder, tmp_path / "big", **{name: large}), tmp_path / "out"
+    half = Output(dtype="float16")
+    with pytest.raises(NumericError, match=f"{name} reaches .*bfloat16 or float32"):
+        if where == "merged":
+            merge_models([big, big], None, Candidate("linear", weights=(0.5, 0.5)), out, half)
+        else:
+            fold_adapters(big, [read_adapter(p) for p in pair], Candidate("linear"), out, half)
+    assert not out.exists()
+    endless = changed(tiny_folder, tmp_path / "endless", **{"model.norm.weight": large * torch.inf})
+    if where == "carried":
+        fold_adapters(endless, [read_adapter(p) for p in pair], Candidate("linear"), out, half)
+        assert load_file(out / "model.safetensors")["model.norm.weight"].isinf().all()
+
+
+def test_a_quantised_base_is_refused(tiny_folder: Path, pair: list[Path], tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    small = torch.ones(64, 32, dtype=torch.int8)
+    other = changed(tiny_folder, tmp_path / "other", **{name: small})
+    adapters = [read_adapter(p) for p in pair]
+    with pytest.raises(InputError, match=f"{name} .*stored as I8.*unquantised base"):
+        fold_adapters(other, adapters, Candidate("linear"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+@pytest.mark.parametrize("method", ["linear", "ties", "breadcrumbs", "della", "sce", "model_stock"])
+def test_an_empty_tensor_is_carried_over(
+    models: list[Path], tmp_path: Path, method: str, shape: tuple[int, int]
+) -> None:
+    empty = [changed(m, tmp_path / m.name, **{"a.weight": torch.zeros(shape)}) for m in models]
+    density = 0.5 if method in ("ties", "breadcrumbs", "della") else None
+    merge_models(empty[1:], empty[0], Candidate(method, density), tmp_path / "m")
+    merged = load_file(tmp_path / "m" / "model.safetensors")
+    assert merged["a.weight"].shape == shape and torch.isfinite(merged["model.norm.weight"]).all()
+
+
+def test_what_is_read_is_not_written(models: list[Path], pair: list[Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(models[0], tmp_path / "base"))
+    (tmp_path / "link").symlink_to(base)
+    for out in (base, tmp_path / "link", tmp_path):
+        with pytest.raises(InputError, match="read, and would be replaced"):
+            fold_adapters(base, [read_adapter(p) for p in pair], Candidate("linear"), out)
+        with pytest.raises(InputError, match="read, and would be replaced"):
+            merge_models([base, models[1]], None, Candidate("linear"), out)
+    assert load_file(base / "model.safetensors")
 
 
 def test_a_base_that_lacks_a_module_is_refused(

@@ -133,6 +133,28 @@ def test_a_folder_of_pickles_is_refused_by_name(tmp_path: Path) -> None:
         open_checkpoint(tmp_path).__enter__()
 
 
+@pytest.mark.parametrize("dtype", [[], {}, None, 7, "F99"])
+def test_a_dtype_that_is_none_is_refused(tmp_path: Path, dtype: Any) -> None:
+    header = {"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, 4]}}
+    text = json.dumps(header).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(InputError, match="a has the dtype .*, which is not read"):
+        read_header(path)
+
+
+def test_a_single_file_goes_before_an_index_as_in_transformers(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Of a folder that was sharded once and written whole since."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    shutil.copyfile(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with open_checkpoint(folder) as model:
+        assert {info.path.name for info in model.tensors.values()} == {"model.safetensors"}
+
+
 def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
     facts = '{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
     text = f'{{"a": {facts}, "a": {facts}}}'.encode()

@@ -20,6 +20,7 @@ from mergeforget.merge.full import merge_models
 from mergeforget.merge.mergekit_bridge import (
     METHODS,
     ON_MODELS,
+    UNWEIGHTED,
     Request,
     read_config,
     run_mergekit,
@@ -99,6 +100,35 @@ def test_its_parameters_mean_the_same(
     name: str, parameters: dict[str, Any], models: list[Path], tmp_path: Path
 ) -> None:
     assert_same(*both(configuration(name, models, **parameters), tmp_path))
+
+
+@pytest.mark.parametrize("name", ["linear", "karcher", "slerp"])
+def test_a_base_that_is_not_listed_is_one_more_model(
+    name: str, models: list[Path], tmp_path: Path
+) -> None:
+    base, one, two = map(str, models)
+    config: dict[str, Any] = {"merge_method": name, "base_model": base, "dtype": "float32"}
+    config["models"] = [{"model": one}] if name == "slerp" else [{"model": one}, {"model": two}]
+    shared = {"linear": {"weight": 0.5}, "karcher": {}, "slerp": {"t": 0.3}}[name]
+    assert_same(*both(config | {"parameters": shared}, tmp_path))
+    if name == "linear":
+        config["models"] = [{"model": one, "parameters": {"weight": 1.0}}]
+        (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
+        assert "has no weight" in str(read_config(tmp_path / "config.yml"))
+
+
+@pytest.mark.parametrize("name", sorted(UNWEIGHTED))
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_weight_that_mergekit_leaves_out_changes_nothing(
+    name: str, shared: bool, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configuration(name, models)
+    if shared:
+        config["parameters"] = config.get("parameters", {}) | {"weight": 0.3}
+    else:
+        config["models"][1]["parameters"]["weight"] = [0.3, 0.9]
+    assert_same(*both(config, tmp_path))
+    assert f"its {name} has none" in capsys.readouterr().err
 
 
 def test_gradients_and_filters_mean_the_same(models: list[Path], tmp_path: Path) -> None:
@@ -201,3 +231,9 @@ def test_what_mergekit_cannot_express_is_refused() -> None:
         to_config(Candidate("ties", 0.5), ["a", "b"], "base")
     with pytest.raises(UsageError, match="mergekit has no negmerge"):
         to_config(Candidate("negmerge"), ["a", "b"], "base")
+    for name in UNWEIGHTED:
+        with pytest.raises(UsageError, match=f"{name} has no weights"):
+            base = None if name in ON_MODELS else "base"
+            to_config(Candidate(name, weights=(1.0, 0.5)), ["a", "b"], base)
+    with pytest.raises(UsageError, match="karcher acts on the models themselves"):
+        to_config(Candidate("karcher"), ["a", "b"], "base")
