@@ -35,6 +35,18 @@ def test_settings_that_do_not_fit_together_are_refused(
         Full(last_layers=2, layers=[1])
 
 
+@pytest.mark.parametrize("loss", ["gd", "idk"])
+def test_ngdiff_refuses_to_learn_the_forget_set(loss: str) -> None:
+    ngdiff = load_recipe("ngdiff")
+    assert ngdiff.train is not None
+    terms = [Term(loss=loss, on="forget"), GD]
+    wrong = ngdiff.train.model_copy(update={"objective": terms})
+    with pytest.raises(RecipeError, match=rf"train\.objective\.0: .*'{loss}'.* Take ga"):
+        check_recipe(ngdiff.model_copy(update={"train": wrong}))
+    plain = wrong.model_copy(update={"direction": "sum", "auto_rate": None})
+    check_recipe(ngdiff.model_copy(update={"train": plain}))
+
+
 def test_the_whole_set_as_one_step() -> None:
     training = Training(objective=[GD], batch_size=4, gradient_accumulation="epoch")
     assert training.accumulation(9) == 3 and training.accumulation(0) == 1

@@ -180,6 +180,19 @@ def test_ngdiff_steps_along_its_direction(train: Callable[..., Any]) -> None:
         torch.testing.assert_close(small[key], value, rtol=1e-3, atol=1e-6)
 
 
+def test_figures_of_clipped_micro_batches_are_their_means(train: Callable[..., Any]) -> None:
+    settings = {
+        "objective": [GA, GD], "direction": "ngdiff", "optimizer": "sgd", "schedule": "constant",
+        "batch_size": 1, "gradient_accumulation": "epoch", "max_grad_norm": 0.0, "epochs": 1,
+    }  # fmt: skip
+    _, (clipped,) = train("clipped", clip_each=1.0, **settings)
+    _, (plain,) = train("plain", **settings)  # five answers of nearly one length
+    assert clipped["loss"] == pytest.approx(plain["loss"], abs=0.02)
+    for label in ("ga_forget", "gd_retain"):
+        assert clipped["terms"][label] == pytest.approx(plain["terms"][label], rel=0.01)
+    assert clipped["loss"] == pytest.approx(sum(clipped["terms"].values()), abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["probe", "fit"])
 def test_fitted_rates_are_followed_and_noted(method: str, train: Callable[..., Any]) -> None:
     rate = AutoRate(method=method, every=2)  # type: ignore[arg-type]
