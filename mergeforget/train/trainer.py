@@ -189,7 +189,7 @@ class UnlearningTrainer(Trainer):
             return self.reference.known[name].outputs(batch, **totals)
         inner, layers = unwrapped(model), sorted(reads.reference_layers)
         with as_reference(inner, self.reference.before):
-            return predict(inner, batch, head=self.reference.head, layers=layers, **totals)
+            return predict(inner, batch, head=self.reference.old_head, layers=layers, **totals)
 
     def _added(self, counts: Sequence[dict[int, float]]) -> dict[int, float]:
         return {kind: self._over_processes(sum(c[kind] for c in counts)) for kind in counts[0]}

@@ -17,7 +17,7 @@ from mergeforget.errors import RecipeError
 from mergeforget.files import read_jsonl
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.run import Run
-from mergeforget.train import forward, steering
+from mergeforget.train import forward, steering, trainer
 from mergeforget.train.fit import Job, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
@@ -272,6 +272,32 @@ def test_full_training_compares_with_the_model_as_it_was(
     before, after = make_model().state_dict(), model.state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed and all(k.startswith("model.layers.1.") for k in changed)
+
+
+@pytest.mark.parametrize("loss", ["npo", "undial"])
+def test_an_output_matrix_that_is_trained_leaves_the_reference_as_it_was(
+    loss: str,
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen, asked = make_model(), trainer.UnlearningTrainer._reference
+    gaps = []
+
+    def compared(self: Any, model: Any, share: Any, name: str, reads: Any) -> Any:
+        said = asked(self, model, share, name, reads)
+        with torch.no_grad():
+            own = predict(frozen, share.batches[name])
+        if said.source is not None:
+            gaps.append(float((said.logits - own.logits).detach().abs().max()))
+        return said
+
+    monkeypatch.setattr(trainer.UnlearningTrainer, "_reference", compared)
+    terms = [Term(loss=loss, on="forget"), Term(loss="kl", on="retain")]
+    job = Job(Run(tmp_path), "model", checkpoint_seconds=1e9)
+    train_model(make_model(), tiny_tokenizer, TWO, training(objective=terms, full=Full()), job)
+    assert len(gaps) >= 6 and max(gaps) < 1e-5
 
 
 def test_full_names_what_it_trains(tiny_model: Any) -> None:
