@@ -192,7 +192,7 @@ def _close_reports() -> None:
 def _start(job: Job) -> Path | None:
     """The checkpoint to go on from; what was written after it is forgotten."""
     start = last_checkpoint(job.checkpoints) if job.resume else None
-    step = int(start.name.split("-")[1]) if start else 0
+    step = int(start.name.split("-")[1]) if start else -1  # the watch looks before step 1, too
     for file in (job.run.history, job.run.root / PROXIES):
         _forget_lines(file, job.stage, step)
     if start is not None:
