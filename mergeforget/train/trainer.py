@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from mergeforget.console import quiet
 from mergeforget.data.batches import Batch
+from mergeforget.errors import NumericError
 from mergeforget.files import append_jsonl
 from mergeforget.outputs import TokenOutputs
 from mergeforget.parts import trained
@@ -152,6 +154,16 @@ class UnlearningTrainer(Trainer):
             state_dict = trained(self.model)
         super()._save(output_dir, state_dict)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The Trainer's own, read before the step: one that is not finite ends the training."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(float(norm)):
+            raise NumericError(
+                f"The gradient is not finite in step {self.state.global_step + 1} (its norm is "
+                f"{float(norm)}). Lower the learning rate; the last checkpoint is kept."
+            )
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the step that was just taken, and keep a line of the history."""
         if "loss" in logs and self._values:
@@ -244,4 +256,6 @@ def arguments(
         settings["gradient_checkpointing"] = training.gradient_checkpointing
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     with quiet():  # some of these names will change one day
-        return TrainingArguments(**settings | more)
+        made = TrainingArguments(**settings | more)
+    made._n_gpu = min(made.n_gpu, 1)  # one process trains on one GPU, however many it sees
+    return made

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from mergeforget.data.schema import Row
 from mergeforget.errors import Interrupted, NumericError
 from mergeforget.files import read_jsonl
 from mergeforget.recipe import Lora, Term, Training
 from mergeforget.run import Run
-from mergeforget.train import callbacks
+from mergeforget.train import callbacks, trainer
 from mergeforget.train.fit import Job, train_adapter
+from mergeforget.training import Watch
 
 SETS = {
     "forget": [Row(f"f{i}-qa0", f"Who is {i * 'x'}?", f"Ada {i}.", "", "forget") for i in range(6)],
@@ -198,6 +200,38 @@ def test_a_warm_up_from_zero_is_no_reason_to_stop(
     run_one(tmp_path, make_model, tiny_tokenizer, warmup_epochs=1.0)
     rates = [x["learning_rate"] for x in read_jsonl(tmp_path / "history.jsonl")]
     assert rates[0] < rates[2] and max(rates) == pytest.approx(1e-2)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    steep = [TERMS[0].model_copy(update={"weight": 1e30}), TERMS[1]]
+    watch = Watch(every=1, sample=2)
+    with pytest.raises(NumericError, match="gradient is not finite in step 1"):
+        run_one(tmp_path, make_model, tiny_tokenizer, objective=steep, watch=watch)
+    assert read_jsonl(tmp_path / "history.jsonl") == []
+    assert [x["step"] for x in read_jsonl(tmp_path / "proxies.jsonl")] == [0]
+
+
+class TwoGpus(TrainingArguments):
+    """As where two GPUs are visible: the Trainer would wrap the model for both."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = max(2, self.n_gpu)  # its first reading sets the devices up
+
+
+def test_one_process_trains_on_one_of_several_gpus(
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = run_one(tmp_path / "one", make_model, tiny_tokenizer, epochs=1)
+
+    monkeypatch.setattr(trainer, "TrainingArguments", TwoGpus)
+    again = run_one(tmp_path / "two", make_model, tiny_tokenizer, epochs=1)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
 
 
 def test_a_loss_that_is_not_finite_stops(
