@@ -23,6 +23,16 @@ GA, GD = Term(loss="ga", on="forget"), Term(loss="gd", on="retain")
         ({"direction": "ngdiff", "objective": [GA]}, "needs terms on forget and on retain"),
         ({"auto_rate": {}}, "optimizer: sgd"),
         ({"auto_rate": {}, "direction": "ngdiff", "optimizer": "sgd"}, "schedule: constant"),
+        (
+            {
+                "auto_rate": {},
+                "direction": "ngdiff",
+                "optimizer": "sgd",
+                "schedule": "constant",
+                "warmup_epochs": 1,
+            },
+            "leave out warmup_epochs",
+        ),
         ({"chunk_rows": 4, "batches": "alternating"}, "not alternating"),
     ],
 )

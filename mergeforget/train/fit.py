@@ -150,7 +150,7 @@ def fit(
         args=arguments(
             training,
             job.checkpoints,
-            steps_per_epoch=-(-len(order) // accumulation),
+            steps_per_epoch=_steps_per_epoch(order, accumulation),
             accumulation=-(-accumulation // count()),
             save_total_limit=1,
             run_name=f"{job.run.name}-{job.stage}",
@@ -211,6 +211,13 @@ def _order(training: Training | Memorise, rows: int, accumulation: int) -> Order
     if training.chunk_rows:
         return Chunked(rows, training.chunk_rows, training.epochs, size, accumulation, seed)
     return Together(rows, size, seed)
+
+
+def _steps_per_epoch(order: Order, accumulation: int) -> int:
+    """Optimiser steps of one pass over the first set; chunk by chunk, over all chunks once."""
+    if isinstance(order, Chunked):
+        return sum(order.chunk_steps) // order.epochs
+    return -(-len(order) // accumulation)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

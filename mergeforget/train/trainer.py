@@ -95,14 +95,15 @@ class UnlearningTrainer(Trainer):
         return self.lr_scheduler
 
     def _factor_in_chunks(self) -> Callable[[int], float]:
-        """Step -> factor of the learning rate, from each chunk's own schedule."""
+        """Step -> factor of the learning rate, from each chunk's own schedule and warm-up."""
         assert isinstance(self.order, Chunked)
         factors: list[float] = []
-        for steps in self.order.chunk_steps:
+        chunk_steps = self.order.chunk_steps
+        for steps in chunk_steps:
             own = get_scheduler(
                 self.args.lr_scheduler_type,
                 torch.optim.SGD([torch.zeros(1)]),
-                num_warmup_steps=int(self.args.warmup_steps),
+                num_warmup_steps=round(self.args.warmup_steps * steps / sum(chunk_steps)),
                 num_training_steps=steps,
             )
             factors += [float(own.lr_lambdas[0](step)) for step in range(steps)]
@@ -229,13 +230,14 @@ def arguments(
         steps_per_epoch: optimiser steps of one pass over the first set.
     """
     warmup = round(getattr(training, "warmup_epochs", 0.0) * steps_per_epoch)
+    warm = training.schedule == "constant" and warmup > 0  # plain "constant" knows no warm-up
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": training.epochs,
         "per_device_train_batch_size": training.batch_size,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.schedule,
+        "lr_scheduler_type": "constant_with_warmup" if warm else training.schedule,
         "warmup_steps": warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,

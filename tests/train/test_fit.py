@@ -202,6 +202,14 @@ def test_a_warm_up_from_zero_is_no_reason_to_stop(
     assert rates[0] < rates[2] and max(rates) == pytest.approx(1e-2)
 
 
+def test_a_constant_rate_warms_up_too(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    run_one(tmp_path, make_model, tiny_tokenizer, warmup_epochs=1.0, schedule="constant")
+    rates = [x["learning_rate"] for x in read_jsonl(tmp_path / "history.jsonl")]
+    assert rates == pytest.approx([0, 1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2, 1e-2])
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_step(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:

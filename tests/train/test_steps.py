@@ -93,6 +93,13 @@ def test_each_chunk_begins_with_a_fresh_optimiser_and_schedule(train: Callable[.
     assert lines[-1]["epoch"] == pytest.approx(2)
 
 
+def test_each_chunk_has_its_own_warm_up(train: Callable[..., Any]) -> None:
+    _, lines = train(chunk_rows=2, epochs=3, batch_size=1, warmup_epochs=1.0)
+    rates = [x["learning_rate"] for x in lines]
+    chunk = [0, 0.5, 1, 0.75, 0.5, 0.25]  # two steps up, four down; the last chunk has one row
+    assert rates == pytest.approx([1e-2 * f for f in [*chunk, *chunk, 0, 1, 0.5]])
+
+
 @pytest.mark.parametrize("mask", ["answer", "tokens"])
 def test_known_references_equal_running_the_model(
     mask: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
