@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from mergeforget.data.schema import Row
 from mergeforget.errors import Interrupted, NumericError
 from mergeforget.files import read_jsonl
-from mergeforget.recipe import Lora, Term, Training
+from mergeforget.recipe import Lora, Term, Tokens, Training
 from mergeforget.run import Run
 from mergeforget.train import callbacks, trainer
 from mergeforget.train.fit import Job, train_adapter
@@ -240,6 +240,30 @@ def test_one_process_trains_on_one_of_several_gpus(
     monkeypatch.setattr(trainer, "TrainingArguments", TwoGpus)
     again = run_one(tmp_path / "two", make_model, tiny_tokenizer, epochs=1)
     assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize("padding", ["none", "right"])
+def test_rows_that_would_see_each_other_do_not(
+    padding: Literal["none", "right"], tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=259, hidden_size=32, num_hidden_layers=2, ffn_dim=64, word_embed_proj_dim=32,
+        num_attention_heads=4, init_std=0.3, pad_token_id=2, dropout=0.0,
+    )  # fmt: skip
+    settings = training(
+        batch_size=6, epochs=1, tokens=Tokens(padding=padding), watch=Watch(every=1, sample=6),
+        lora=Lora(r=2, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]),
+    )  # fmt: skip
+    train_adapter(
+        OPTForCausalLM(config).eval(), tiny_tokenizer, SETS, settings, Job(Run(tmp_path), "over")
+    )
+    (line,) = read_jsonl(tmp_path / "history.jsonl")
+    # at the start policy and reference agree: 2 ln 2 / 0.1, and no divergence
+    assert line["terms"]["npo_forget"] == pytest.approx(13.8629436, rel=1e-5)
+    assert line["terms"]["kl_retain"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops(
