@@ -146,6 +146,8 @@ class Training(Part):
             )
         if self.auto_rate and self.schedule != "constant":
             raise ValueError("auto_rate chooses the rate itself: set schedule: constant")
+        if self.auto_rate and self.warmup_epochs:
+            raise ValueError("auto_rate chooses the rate itself: leave out warmup_epochs")
         if self.chunk_rows and self.batches == "alternating":
             raise ValueError("chunk_rows takes forget and retain rows together, not alternating")
         return self

@@ -23,6 +23,16 @@ GA, GD = Term(loss="ga", on="forget"), Term(loss="gd", on="retain")
         ({"direction": "ngdiff", "objective": [GA]}, "needs terms on forget and on retain"),
         ({"auto_rate": {}}, "optimizer: sgd"),
         ({"auto_rate": {}, "direction": "ngdiff", "optimizer": "sgd"}, "schedule: constant"),
+        (
+            {
+                "auto_rate": {},
+                "direction": "ngdiff",
+                "optimizer": "sgd",
+                "schedule": "constant",
+                "warmup_epochs": 1,
+            },
+            "leave out warmup_epochs",
+        ),
         ({"chunk_rows": 4, "batches": "alternating"}, "not alternating"),
     ],
 )
@@ -33,6 +43,18 @@ def test_settings_that_do_not_fit_together_are_refused(
         Training(**{"objective": [GA, GD], **settings})
     with pytest.raises(ValidationError, match="either last_layers or layers"):
         Full(last_layers=2, layers=[1])
+
+
+@pytest.mark.parametrize("loss", ["gd", "idk"])
+def test_ngdiff_refuses_to_learn_the_forget_set(loss: str) -> None:
+    ngdiff = load_recipe("ngdiff")
+    assert ngdiff.train is not None
+    terms = [Term(loss=loss, on="forget"), GD]
+    wrong = ngdiff.train.model_copy(update={"objective": terms})
+    with pytest.raises(RecipeError, match=rf"train\.objective\.0: .*'{loss}'.* Take ga"):
+        check_recipe(ngdiff.model_copy(update={"train": wrong}))
+    plain = wrong.model_copy(update={"direction": "sum", "auto_rate": None})
+    check_recipe(ngdiff.model_copy(update={"train": plain}))
 
 
 def test_the_whole_set_as_one_step() -> None:

@@ -2,14 +2,15 @@
 
 Rows of different lengths side by side waste what is filled up; laid end to end, each with its own
 positions, they cost their own tokens only. transformers sees from the positions where a row begins
-and lets no row attend to another.
+and lets no row attend to another; of an architecture where it does not, ``predict`` takes the rows
+apart again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -119,6 +120,30 @@ def join(batches: Sequence[Batch]) -> Batch:
         index=all_of("index"),
         weights=all_of("weights"),
     )
+
+
+def split(batch: Batch) -> list[Batch]:
+    """The rows of a packed batch, each by itself: the opposite of ``join``."""
+    assert batch.position_ids is not None
+    starts = (batch.position_ids[0] == 0).nonzero().flatten().tolist()
+    parts = []
+    for i, (start, end) in enumerate(pairwise([*starts, batch.input_ids.shape[1]])):
+        own = batch.row == i
+        parts.append(
+            Batch(
+                input_ids=batch.input_ids[:, start:end],
+                position_ids=batch.position_ids[:, start:end],
+                attention_mask=None,
+                keep=batch.keep[own] - start,
+                labels=batch.labels[own],
+                row=torch.zeros_like(batch.row[own]),
+                kind=batch.kind[own],
+                rows=1,
+                index=batch.index[i : i + 1],
+                weights=batch.weights[i : i + 1],
+            )
+        )
+    return parts
 
 
 def pad(

@@ -118,7 +118,7 @@ class Checkpoints(TrainerCallback):
 
 
 class Guard(TrainerCallback):
-    """Stops when the trained weights do not move in the first step, or are not finite."""
+    """Stops when the trained weights do not move in the first step."""
 
     def __init__(self) -> None:
         self.before: list[torch.Tensor] | None = None
@@ -152,14 +152,6 @@ class Guard(TrainerCallback):
                 f"The adapter did not move: the learning rate was 0 in all {self.steps} steps, "
                 "since the warm-up is as long as the training. Lower warmup_epochs, or train for "
                 "more epochs."
-            )
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        norm = (logs or {}).get("grad_norm")
-        if norm is not None and not torch.isfinite(torch.tensor(float(norm))):
-            raise NumericError(
-                f"The gradient is not finite in step {state.global_step} (norm {norm}). Lower the "
-                "learning rate; the last checkpoint is kept."
             )
 
 

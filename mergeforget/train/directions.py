@@ -46,9 +46,9 @@ def norm(gradient: Gradient) -> float:
 def ngdiff(retain: Gradient, forget: Gradient) -> list[Tensor]:
     """``g_R / ||g_R|| - g_F / ||g_F||``: descend it to keep the one and lose the other.
 
-    Both losses are likelihoods (NLL), as the gradients of ``gd`` on either set. Then
-    ``g_R . g >= 0 >= g_F . g``: to first order a step never raises the retain loss and never
-    lowers the forget loss. A gradient of norm 0 adds nothing.
+    Both are gradients of an NLL. A recipe's forget term is ``ga``, which is -NLL: the caller turns
+    the sign of its gradient. Then ``g_R . g >= 0 >= g_F . g``: to first order a step never raises
+    the retain loss and never lowers the forget loss. A gradient of norm 0 adds nothing.
 
     Source: Bu et al. 2024, arXiv:2410.22086, eq. 7.
     """

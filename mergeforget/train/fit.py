@@ -150,7 +150,7 @@ def fit(
         args=arguments(
             training,
             job.checkpoints,
-            steps_per_epoch=-(-len(order) // accumulation),
+            steps_per_epoch=_steps_per_epoch(order, accumulation),
             accumulation=-(-accumulation // count()),
             save_total_limit=1,
             run_name=f"{job.run.name}-{job.stage}",
@@ -198,7 +198,7 @@ def _close_reports() -> None:
 def _start(job: Job) -> Path | None:
     """The checkpoint to go on from; what was written after it is forgotten."""
     start = last_checkpoint(job.checkpoints) if job.resume else None
-    step = int(start.name.split("-")[1]) if start else 0
+    step = int(start.name.split("-")[1]) if start else -1  # the watch looks before step 1, too
     for file in (job.run.history, job.run.root / PROXIES):
         _forget_lines(file, job.stage, step)
     if start is not None:
@@ -217,6 +217,13 @@ def _order(training: Training | Memorise, rows: int, accumulation: int) -> Order
     if training.chunk_rows:
         return Chunked(rows, training.chunk_rows, training.epochs, size, accumulation, seed)
     return Together(rows, size, seed)
+
+
+def _steps_per_epoch(order: Order, accumulation: int) -> int:
+    """Optimiser steps of one pass over the first set; chunk by chunk, over all chunks once."""
+    if isinstance(order, Chunked):
+        return sum(order.chunk_steps) // order.epochs
+    return -(-len(order) // accumulation)
 
 
 def save_adapter(model: Any, folder: Path) -> None:

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mergeforget.data.batches import Batch, join
+from mergeforget.data.batches import Batch, join, split
 from mergeforget.errors import RecipeError
 from mergeforget.outputs import TokenOutputs
 from mergeforget.parts import kind, whole
 from mergeforget.processes import in_any, sharded
+from mergeforget.train.leaks import rows_leak
 from mergeforget.vocabulary import Projection
 
 TOGETHER = 1024  # tokens; in longer passes attention between rows, masked as it is, costs more
@@ -31,6 +32,8 @@ def predict(
 ) -> TokenOutputs:
     """Run the model on a batch; logits are computed only where a loss reads them.
 
+    Rows laid end to end are passed one by one where the model would let them see each other.
+
     Args:
         model: a causal language model, with or without an adapter, wrapped for several devices or
             not.
@@ -40,29 +43,41 @@ def predict(
         token_total: kept positions of the whole optimiser step, by kind.
     """
     inner = unwrapped(model)
-    packed = batch.attention_mask is None
-    places = (
-        {"position_ids": batch.position_ids, "logits_to_keep": batch.keep}
-        if packed
-        else {"attention_mask": batch.attention_mask}
-    )
+    apart = batch.attention_mask is None and rows_leak(inner)
     with ExitStack() as stack:
         if head is not None:
             stack.enter_context(_without_head(inner))
         seen = stack.enter_context(_captured(inner, layers))
-        done = model(input_ids=batch.input_ids, use_cache=False, **places).logits
-    kept = done[0] if packed else done.flatten(0, 1)[batch.keep]
+        parts = [_kept(model, part, seen) for part in (split(batch) if apart else [batch])]
+    kept = _joined([part[0] for part in parts])
     return TokenOutputs(
         kept if head is None else Projection(kept, head),
         batch.labels,
         batch.row,
         batch.rows,
         batch.kind,
-        hidden={n: h.flatten(0, 1)[batch.keep] for n, h in seen.items()} or None,
+        hidden={n: _joined([part[1][n] for part in parts]) for n in seen} or None,
         row_total=row_total,
         token_total=token_total,
         weights=batch.weights,
     )
+
+
+def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """One pass: at the kept places what the model gives out, and the hidden states in ``seen``."""
+    packed = batch.attention_mask is None
+    places = (
+        {"position_ids": batch.position_ids, "logits_to_keep": batch.keep}
+        if packed
+        else {"attention_mask": batch.attention_mask}
+    )
+    done = model(input_ids=batch.input_ids, use_cache=False, **places).logits
+    kept = done[0] if packed else done.flatten(0, 1)[batch.keep]
+    return kept, {n: h.flatten(0, 1)[batch.keep] for n, h in seen.items()}
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def predict_sets(

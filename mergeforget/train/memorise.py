@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,23 +15,30 @@ from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows, truncation
 from mergeforget.embedded import cache_folder
 from mergeforget.errors import UsageError
-from mergeforget.files import read_json, whole, write_json
+from mergeforget.files import read_json, sha256, whole, write_json
+from mergeforget.models import default_device, dtype_for, locate
 from mergeforget.processes import on_main, sharded
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
 from mergeforget.train.fit import Job, fit
 
+REVISION = re.compile("[0-9a-f]{40}")
+READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # of a model's folder
 TERMS = [Term.model_construct(loss="gd", on="memorise", weight=1.0)]
 
 
-def memorised_folder(recipe: Recipe, rows: Sequence[Row], base: str) -> Path:
+def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
     """Where the model that memorised these rows with these settings is, or will be.
 
     The name is a hash of all that decides its weights, so that later runs find it again.
+
+    Raises:
+        InputError: there is no such base.
     """
+    spec = recipe.model
     facts = {
-        "base": base,
-        "dtype": recipe.model.dtype,
+        "base": _content(locate(spec.name, trust_remote_code=spec.trust_remote_code)),
+        "dtype": str(dtype_for(spec, default_device())),
         "rows": [row.to_dict() for row in rows],
         "settings": recipe.memorise.model_dump(mode="json"),
         "versions": {k: v for k, v in versions().items() if k in ("torch", "transformers")},
@@ -38,6 +46,14 @@ def memorised_folder(recipe: Recipe, rows: Sequence[Row], base: str) -> Path:
     text = json.dumps(facts, sort_keys=True).encode()
     name = hashlib.sha256(text).hexdigest()[:16]
     return cache_folder() / "memorised" / name
+
+
+def _content(base: Path) -> str | dict[str, str]:
+    """What a base is, wherever it lies: the hub's revision, or a hash of each of its files."""
+    if base.parent.name == "snapshots" and REVISION.fullmatch(base.name):  # of the hub's cache
+        return base.name
+    files = (p for p in base.iterdir() if p.is_file() and p.suffix in READ)
+    return {p.name: sha256(p) for p in sorted(files)}
 
 
 def memorise(

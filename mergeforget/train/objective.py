@@ -20,6 +20,8 @@ from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.reads import layer_of
 from mergeforget.train.rows import REFUSAL
 
+LEARNT = ("gd", "idk")  # losses that are likelihoods: their descent learns
+
 
 def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for what a schema cannot see: unknown losses and their arguments."""
@@ -41,6 +43,7 @@ def check_recipe(recipe: Recipe) -> None:
             with _placed(f"{place}.objective.{i}"):
                 UNLEARNING_LOSSES.get(term.loss).check_arguments(term.arguments)
                 _check_term(term)
+                _check_direction(term, training)
         for i, step in enumerate(training.transforms):
             with _placed(f"{place}.transforms.{i}"):
                 find_transform(step.transform).check_arguments(step.arguments)
@@ -96,6 +99,16 @@ def _check_term(term: Term) -> None:
     parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
     if parameter and term.arguments.get("mask", parameter.default) not in MASKS:
         raise RecipeError(f"mask is one of {', '.join(MASKS)}, not {term.arguments['mask']!r}.")
+
+
+def _check_direction(term: Term, training: Training) -> None:
+    """Raise RecipeError for a term that learns, where ngdiff shall lose the forget answers."""
+    learns = term.loss in LEARNT and term.on == "forget" and term.weight > 0
+    if training.direction == "ngdiff" and learns:
+        raise RecipeError(
+            f"direction ngdiff descends each term, and {term.loss!r} descended on the forget set "
+            "learns its answers or refusals. Take ga, or set direction: sum."
+        )
 
 
 def mask_of(terms: Sequence[Term]) -> tuple[int, ...]:

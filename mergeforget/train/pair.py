@@ -158,7 +158,7 @@ def _base(
         loaded = load_model(recipe.model, frozen=True)
         return loaded, str(loaded.path or loaded.name)
     rows = sets.forget + sets.retain
-    folder = memorised_folder(recipe, rows, recipe.model.name)
+    folder = on_main(lambda: memorised_folder(recipe, rows))
     if not on_main(lambda: is_memorised(folder)):
         check_whole()
         loaded = load_model(recipe.model)

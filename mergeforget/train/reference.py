@@ -35,11 +35,13 @@ class Reference:
         known: by set, what it says, where that was computed before the first step.
         before: the trained weights as they were, where the model itself is trained.
         head: the output matrix; see ``output_matrix``.
+        old_head: the same before unlearning: another tensor where it is trained.
     """
 
     known: Mapping[str, Known] = field(default_factory=dict)
     before: Mapping[str, Tensor] | None = None
     head: Tensor | None = None
+    old_head: Tensor | None = None
 
 
 class Known:
@@ -91,10 +93,12 @@ def reference_of(
         if what is not None and PADDING not in kinds:
             place = folder / "reference"
             known[name] = know(what, model, encoded[name], kinds, place, head, untrained)
-    before = None
+    before, old_head = None, head
     if training.full and any(r.reference and name not in known for name, r in reads.items()):
         before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    return Reference(known, before, head)
+        named = (before[n] for n, p in model.named_parameters() if p is head and n in before)
+        old_head = next(named, head)
+    return Reference(known, before, head, old_head)
 
 
 def know(

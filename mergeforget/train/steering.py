@@ -52,7 +52,13 @@ class NGDiffTrainer(UnlearningTrainer):
             total = total + loss.detach()
         if self.accelerator.sync_gradients:
             self._steer(model)
-        return total
+        return total / self._parts
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Terms and notes of a step are means over its micro-batches where each is clipped."""
+        for noted in (self._values, self._notes):
+            noted.update({key: value / self._parts for key, value in noted.items()})
+        super().log(logs, start_time)
 
     @contextmanager
     def _apart(self, model: Any) -> Iterator[None]:

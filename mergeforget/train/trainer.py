@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from mergeforget.console import quiet
 from mergeforget.data.batches import Batch
+from mergeforget.errors import NumericError
 from mergeforget.files import append_jsonl
 from mergeforget.outputs import TokenOutputs
 from mergeforget.parts import trained
@@ -93,14 +95,15 @@ class UnlearningTrainer(Trainer):
         return self.lr_scheduler
 
     def _factor_in_chunks(self) -> Callable[[int], float]:
-        """Step -> factor of the learning rate, from each chunk's own schedule."""
+        """Step -> factor of the learning rate, from each chunk's own schedule and warm-up."""
         assert isinstance(self.order, Chunked)
         factors: list[float] = []
-        for steps in self.order.chunk_steps:
+        chunk_steps = self.order.chunk_steps
+        for steps in chunk_steps:
             own = get_scheduler(
                 self.args.lr_scheduler_type,
                 torch.optim.SGD([torch.zeros(1)]),
-                num_warmup_steps=int(self.args.warmup_steps),
+                num_warmup_steps=round(self.args.warmup_steps * steps / sum(chunk_steps)),
                 num_training_steps=steps,
             )
             factors += [float(own.lr_lambdas[0](step)) for step in range(steps)]
@@ -152,6 +155,16 @@ class UnlearningTrainer(Trainer):
             state_dict = trained(self.model)
         super()._save(output_dir, state_dict)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The Trainer's own, read before the step: one that is not finite ends the training."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(float(norm)):
+            raise NumericError(
+                f"The gradient is not finite in step {self.state.global_step + 1} (its norm is "
+                f"{float(norm)}). Lower the learning rate; the last checkpoint is kept."
+            )
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the step that was just taken, and keep a line of the history."""
         if "loss" in logs and self._values:
@@ -189,7 +202,7 @@ class UnlearningTrainer(Trainer):
             return self.reference.known[name].outputs(batch, **totals)
         inner, layers = unwrapped(model), sorted(reads.reference_layers)
         with as_reference(inner, self.reference.before):
-            return predict(inner, batch, head=self.reference.head, layers=layers, **totals)
+            return predict(inner, batch, head=self.reference.old_head, layers=layers, **totals)
 
     def _added(self, counts: Sequence[dict[int, float]]) -> dict[int, float]:
         return {kind: self._over_processes(sum(c[kind] for c in counts)) for kind in counts[0]}
@@ -217,13 +230,14 @@ def arguments(
         steps_per_epoch: optimiser steps of one pass over the first set.
     """
     warmup = round(getattr(training, "warmup_epochs", 0.0) * steps_per_epoch)
+    warm = training.schedule == "constant" and warmup > 0  # plain "constant" knows no warm-up
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": training.epochs,
         "per_device_train_batch_size": training.batch_size,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": training.learning_rate,
-        "lr_scheduler_type": training.schedule,
+        "lr_scheduler_type": "constant_with_warmup" if warm else training.schedule,
         "warmup_steps": warmup,
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
@@ -244,4 +258,6 @@ def arguments(
         settings["gradient_checkpointing"] = training.gradient_checkpointing
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     with quiet():  # some of these names will change one day
-        return TrainingArguments(**settings | more)
+        made = TrainingArguments(**settings | more)
+    made._n_gpu = min(made.n_gpu, 1)  # one process trains on one GPU, however many it sees
+    return made

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from mergeforget.data.batches import pack, pad
+from mergeforget.data.batches import join, pack, pad
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode, encode_rows, truncation
-from mergeforget.errors import InputError
+from mergeforget.errors import InputError, UsageError
 from mergeforget.outputs import ANSWER, PADDING, PROMPT
+from mergeforget.train import leaks
 from mergeforget.train.forward import predict
 
 ROWS = [
@@ -74,6 +76,61 @@ def test_rows_laid_end_to_end_predict_as_if_alone(tiny_folder: Path, tokenizer: 
         torch.testing.assert_close(
             together.sequence_logps(), other, rtol=0, atol=1e-7
         )  # float32 rotary angles
+
+
+OTHER: dict[str, dict[str, Any]] = {  # in which rows laid end to end see each other
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "mamba": {"state_size": 4},
+}
+EXPERTS = {"num_local_experts": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+
+
+def other_model(name: str) -> Any:
+    shape = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 2}
+    config = AutoConfig.for_model(name, **shape, num_attention_heads=4, **OTHER.get(name, EXPERTS))
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():
+        parameter.data *= 3  # the usual start is so small that nothing tells rows apart
+    return model
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_rows_that_would_see_each_other_are_passed_one_by_one(
+    name: str, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = other_model(name)
+    encoded = encode_rows(tokenizer, ROWS, max_length=100)
+    other = [replace(encoded[0], ids=encoded[0].ids[::-1]), *encoded[1:]]
+    with torch.no_grad():
+        said, changed = (predict(model, pack(rows), layers=[0]) for rows in (encoded, other))
+        alone = [predict(model, pack([one]), layers=[0]) for one in encoded]
+        again = predict(model, join([pack(encoded[:2]), pack(encoded[2:])]))
+    assert torch.equal(said.sequence_logps(), torch.cat([a.sequence_logps() for a in alone]))
+    assert torch.equal(again.sequence_logps(), said.sequence_logps())
+    assert torch.equal(said.sequence_logps()[1:], changed.sequence_logps()[1:])
+    hidden = [(one.hidden or {})[0] for one in (said, *alone)]
+    assert torch.equal(hidden[0], torch.cat(hidden[1:]))
+    assert capsys.readouterr().err.count("passed by itself") == 1
+
+
+def test_with_parts_of_a_model_rows_that_would_see_each_other_are_refused(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "sharded", lambda: True)
+    encoded = encode_rows(tokenizer, ROWS, max_length=100)
+    with pytest.raises(UsageError, match="OPTForCausalLM .* with FSDP"):
+        predict(other_model("opt"), pack(encoded))
+
+
+def test_rows_that_do_not_see_each_other_are_one_pass(tiny_model: Any, tokenizer: Any) -> None:
+    passes = []
+    encoded = encode_rows(tokenizer, ROWS, max_length=100)
+    predict(tiny_model, pack(encoded))
+    tiny_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    predict(tiny_model, pack(encoded))
+    assert passes == [1] and not leaks.rows_leak(tiny_model)
+    assert not leaks.rows_leak(other_model("mixtral"))  # whose rounding does depend on other rows
 
 
 def test_padded_batch_counts_every_position_when_asked(tokenizer: Any) -> None:

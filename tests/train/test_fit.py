@@ -7,19 +7,21 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from mergeforget.data.schema import Row
 from mergeforget.errors import Interrupted, NumericError
 from mergeforget.files import read_jsonl
-from mergeforget.recipe import Lora, Term, Training
+from mergeforget.recipe import Lora, Term, Tokens, Training
 from mergeforget.run import Run
-from mergeforget.train import callbacks
+from mergeforget.train import callbacks, trainer
 from mergeforget.train.fit import Job, train_adapter
+from mergeforget.training import Watch
 
 SETS = {
     "forget": [Row(f"f{i}-qa0", f"Who is {i * 'x'}?", f"Ada {i}.", "", "forget") for i in range(6)],
@@ -198,6 +200,70 @@ def test_a_warm_up_from_zero_is_no_reason_to_stop(
     run_one(tmp_path, make_model, tiny_tokenizer, warmup_epochs=1.0)
     rates = [x["learning_rate"] for x in read_jsonl(tmp_path / "history.jsonl")]
     assert rates[0] < rates[2] and max(rates) == pytest.approx(1e-2)
+
+
+def test_a_constant_rate_warms_up_too(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    run_one(tmp_path, make_model, tiny_tokenizer, warmup_epochs=1.0, schedule="constant")
+    rates = [x["learning_rate"] for x in read_jsonl(tmp_path / "history.jsonl")]
+    assert rates == pytest.approx([0, 1e-2 / 3, 2e-2 / 3, 1e-2, 1e-2, 1e-2])
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    steep = [TERMS[0].model_copy(update={"weight": 1e30}), TERMS[1]]
+    watch = Watch(every=1, sample=2)
+    with pytest.raises(NumericError, match="gradient is not finite in step 1"):
+        run_one(tmp_path, make_model, tiny_tokenizer, objective=steep, watch=watch)
+    assert read_jsonl(tmp_path / "history.jsonl") == []
+    assert [x["step"] for x in read_jsonl(tmp_path / "proxies.jsonl")] == [0]
+
+
+class TwoGpus(TrainingArguments):
+    """As where two GPUs are visible: the Trainer would wrap the model for both."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._n_gpu = max(2, self.n_gpu)  # its first reading sets the devices up
+
+
+def test_one_process_trains_on_one_of_several_gpus(
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = run_one(tmp_path / "one", make_model, tiny_tokenizer, epochs=1)
+
+    monkeypatch.setattr(trainer, "TrainingArguments", TwoGpus)
+    again = run_one(tmp_path / "two", make_model, tiny_tokenizer, epochs=1)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize("padding", ["none", "right"])
+def test_rows_that_would_see_each_other_do_not(
+    padding: Literal["none", "right"], tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=259, hidden_size=32, num_hidden_layers=2, ffn_dim=64, word_embed_proj_dim=32,
+        num_attention_heads=4, init_std=0.3, pad_token_id=2, dropout=0.0,
+    )  # fmt: skip
+    settings = training(
+        batch_size=6, epochs=1, tokens=Tokens(padding=padding), watch=Watch(every=1, sample=6),
+        lora=Lora(r=2, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]),
+    )  # fmt: skip
+    train_adapter(
+        OPTForCausalLM(config).eval(), tiny_tokenizer, SETS, settings, Job(Run(tmp_path), "over")
+    )
+    (line,) = read_jsonl(tmp_path / "history.jsonl")
+    # at the start policy and reference agree: 2 ln 2 / 0.1, and no divergence
+    assert line["terms"]["npo_forget"] == pytest.approx(13.8629436, rel=1e-5)
+    assert line["terms"]["kl_retain"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops(

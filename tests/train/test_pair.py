@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from mergeforget.adapter import read_adapter
 from mergeforget.cli import main
 from mergeforget.data.people import make_people
 from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.recipe import change, load_recipe
 from mergeforget.run import Run
+from mergeforget.train import memorise
+from mergeforget.train.memorise import memorised_folder
 
 SMALL = [
     "--set", "pair.over.epochs=2", "--set", "pair.under.epochs=1", "--set", "memorise.epochs=1",
@@ -75,6 +80,31 @@ def test_memorised_model_is_reused(
     assert again.exit_code == 0 and "is there already" in again.stderr
     assert Run(tmp_path / "b").base() == str(base)
     assert read_adapter(tmp_path / "b" / "over").base == str(base)
+
+
+def test_a_memorised_model_is_of_one_base_in_one_dtype(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def folder(base: Path | str = "base", **model: str) -> Path:
+        recipe = change(load_recipe("zjuklab"), model={"name": str(base), **model})
+        return memorised_folder(recipe, [])
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder, "base")
+    first = folder()
+    assert folder(tiny_folder) == folder(tmp_path / "base") == first  # wherever it lies
+    half = folder(dtype="bfloat16")
+    monkeypatch.setattr(memorise, "dtype_for", lambda spec, device: torch.bfloat16)  # of "auto"
+    assert folder() == half != first
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    weights = load_file("base/model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, "base/model.safetensors", metadata={"format": "pt"})
+    assert folder() != first
+    revision = tmp_path / "models--a--b" / "snapshots" / (40 * "0")
+    shutil.copytree(tiny_folder, revision)
+    assert folder(revision) not in (first, folder())
 
 
 def test_killed_and_resumed_the_pair_is_bit_identical(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,19 @@ def test_steps_are_those_that_a_training_takes(
     settings = training(**more)
     train_adapter(tiny_model, tiny_tokenizer, SETS, settings, Job(Run(tmp_path), "over"))
     assert count_steps(settings, 7) == len(read_jsonl(tmp_path / "history.jsonl"))
+
+
+@pytest.mark.parametrize("more", [{}, {"chunk_rows": 3}], ids=["together", "chunks"])
+def test_warm_up_is_as_long_as_the_plan_says(
+    more: dict[str, Any], tiny_folder: Path, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    settings = training(batch_size=1, gradient_accumulation=1, warmup_epochs=1.0, **more)
+    train_adapter(tiny_model, tiny_tokenizer, SETS, settings, Job(Run(tmp_path), "over"))
+    rates = [0.0, *(x["learning_rate"] for x in read_jsonl(tmp_path / "history.jsonl"))]
+    climbed = sum(new > old for old, new in pairwise(rates))
+    encoded = encode_sets(tiny_tokenizer, SETS, settings)
+    found = plan(ModelSpec(name=str(tiny_folder)), encoded, settings, flops=1e9)
+    assert climbed == found.warmup_steps == 7
 
 
 def test_sizes_are_those_of_the_model_with_its_adapter(

@@ -86,6 +86,22 @@ def test_resumed_it_is_bit_identical(
         assert one == other and (one or name != "history.jsonl")
 
 
+def test_killed_before_its_first_checkpoint_it_begins_anew(
+    train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    climbing = {"objective": [GA], "learning_rate": 0.05} | {"watch": WAYS["watch"]["watch"]}
+    whole = train("whole", **climbing)
+    with monkeypatch.context() as patched:
+        cut(patched, saved=0, killed=3)
+        with pytest.raises(Killed):
+            train("cut", **climbing)
+    again = train("cut", resume=True, **climbing)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    for name in ("history.jsonl", "proxies.jsonl"):
+        one, other = (read_jsonl(tmp_path / run / name) for run in ("whole", "cut"))
+        assert one and one == other
+
+
 def test_what_the_reference_says_is_computed_once(
     train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from mergeforget.errors import RecipeError
 from mergeforget.files import read_jsonl
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.run import Run
-from mergeforget.train import forward, steering
+from mergeforget.train import forward, steering, trainer
 from mergeforget.train.fit import Job, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
@@ -91,6 +91,13 @@ def test_each_chunk_begins_with_a_fresh_optimiser_and_schedule(train: Callable[.
     assert len(lines) == 10 and rates[:4] == pytest.approx(rates[4:8])
     assert rates[:4] == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
     assert lines[-1]["epoch"] == pytest.approx(2)
+
+
+def test_each_chunk_has_its_own_warm_up(train: Callable[..., Any]) -> None:
+    _, lines = train(chunk_rows=2, epochs=3, batch_size=1, warmup_epochs=1.0)
+    rates = [x["learning_rate"] for x in lines]
+    chunk = [0, 0.5, 1, 0.75, 0.5, 0.25]  # two steps up, four down; the last chunk has one row
+    assert rates == pytest.approx([1e-2 * f for f in [*chunk, *chunk, 0, 1, 0.5]])
 
 
 @pytest.mark.parametrize("mask", ["answer", "tokens"])
@@ -180,6 +187,19 @@ def test_ngdiff_steps_along_its_direction(train: Callable[..., Any]) -> None:
         torch.testing.assert_close(small[key], value, rtol=1e-3, atol=1e-6)
 
 
+def test_figures_of_clipped_micro_batches_are_their_means(train: Callable[..., Any]) -> None:
+    settings = {
+        "objective": [GA, GD], "direction": "ngdiff", "optimizer": "sgd", "schedule": "constant",
+        "batch_size": 1, "gradient_accumulation": "epoch", "max_grad_norm": 0.0, "epochs": 1,
+    }  # fmt: skip
+    _, (clipped,) = train("clipped", clip_each=1.0, **settings)
+    _, (plain,) = train("plain", **settings)  # five answers of nearly one length
+    assert clipped["loss"] == pytest.approx(plain["loss"], abs=0.02)
+    for label in ("ga_forget", "gd_retain"):
+        assert clipped["terms"][label] == pytest.approx(plain["terms"][label], rel=0.01)
+    assert clipped["loss"] == pytest.approx(sum(clipped["terms"].values()), abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["probe", "fit"])
 def test_fitted_rates_are_followed_and_noted(method: str, train: Callable[..., Any]) -> None:
     rate = AutoRate(method=method, every=2)  # type: ignore[arg-type]
@@ -259,6 +279,32 @@ def test_full_training_compares_with_the_model_as_it_was(
     before, after = make_model().state_dict(), model.state_dict()
     changed = {k for k in before if not torch.equal(before[k], after[k])}
     assert changed and all(k.startswith("model.layers.1.") for k in changed)
+
+
+@pytest.mark.parametrize("loss", ["npo", "undial"])
+def test_an_output_matrix_that_is_trained_leaves_the_reference_as_it_was(
+    loss: str,
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frozen, asked = make_model(), trainer.UnlearningTrainer._reference
+    gaps = []
+
+    def compared(self: Any, model: Any, share: Any, name: str, reads: Any) -> Any:
+        said = asked(self, model, share, name, reads)
+        with torch.no_grad():
+            own = predict(frozen, share.batches[name])
+        if said.source is not None:
+            gaps.append(float((said.logits - own.logits).detach().abs().max()))
+        return said
+
+    monkeypatch.setattr(trainer.UnlearningTrainer, "_reference", compared)
+    terms = [Term(loss=loss, on="forget"), Term(loss="kl", on="retain")]
+    job = Job(Run(tmp_path), "model", checkpoint_seconds=1e9)
+    train_model(make_model(), tiny_tokenizer, TWO, training(objective=terms, full=Full()), job)
+    assert len(gaps) >= 6 and max(gaps) < 1e-5
 
 
 def test_full_names_what_it_trains(tiny_model: Any) -> None:
