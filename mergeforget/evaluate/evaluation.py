@@ -15,7 +15,7 @@ from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.evaluate.harness import run_task, task_key
 from mergeforget.evaluate.measure import Generator, measure
-from mergeforget.evaluate.mmlu import run_mmlu
+from mergeforget.evaluate.mmlu import ask_mmlu, mmlu_limit
 from mergeforget.evaluate.readings import Kept, document_key, parts_of, prompt_key
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
@@ -89,7 +89,7 @@ class Evaluation:
             "device": (self.device or default_device()).split(":")[0],
             "membership": self.settings.membership,
             "max_new_tokens": self.settings.max_new_tokens,
-            "mmlu": [self.settings.mmlu, self.settings.mmlu_shots, self._mmlu_limit()]
+            "mmlu": [self.settings.mmlu, self.settings.mmlu_shots, mmlu_limit(self.settings)]
             if self.settings.mmlu
             else None,
         }
@@ -115,19 +115,8 @@ class Evaluation:
             yield
 
     def _mmlu(self) -> dict[str, tuple[int, int]]:
-        loaded, spec = self.loaded(), self.settings
-        return run_mmlu(
-            loaded.model,
-            loaded.tokenizer,
-            Path(spec.mmlu or ""),
-            shots=spec.mmlu_shots,
-            limit=self._mmlu_limit(),
-            batch_tokens=self.batch_tokens,
-            sharing=self.sharing,
-        )
-
-    def _mmlu_limit(self) -> int | None:
-        return self.settings.mmlu_limit or self.settings.limit
+        loaded, more = self.loaded(), {"batch_tokens": self.batch_tokens, "sharing": self.sharing}
+        return ask_mmlu(loaded.model, loaded.tokenizer, self.settings, **more)
 
     def _run_tasks(self, kept: Kept) -> None:
         """lm-eval's tasks, by the main process alone: lm-eval shares out rows in its own way."""

@@ -15,6 +15,7 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.generate import pad_left, takes_logits_to_keep
 from mergeforget.evaluate.sharing import ALONE, Sharing
+from mergeforget.recipe import EvaluationSpec
 
 LETTERS = "ABCD"
 LONGEST = 2048  # tokens of a prompt; examples are left out until it fits
@@ -27,6 +28,19 @@ class Question:
     text: str
     choices: tuple[str, str, str, str]
     answer: str
+
+
+def ask_mmlu(
+    model: Any, tokenizer: Any, spec: EvaluationSpec, **more: Any
+) -> dict[str, tuple[int, int]]:
+    """``run_mmlu`` as a recipe's evaluation asks it; ``spec.mmlu`` names the folder."""
+    folder, limit = Path(spec.mmlu or ""), mmlu_limit(spec)
+    return run_mmlu(model, tokenizer, folder, shots=spec.mmlu_shots, limit=limit, **more)
+
+
+def mmlu_limit(spec: EvaluationSpec) -> int | None:
+    """Questions of each subject at most; None for all."""
+    return spec.mmlu_limit or spec.limit
 
 
 def run_mmlu(

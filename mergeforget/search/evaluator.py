@@ -14,7 +14,7 @@ from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.errors import NumericError, ResourceError
 from mergeforget.evaluate.measure import Membership, measure
-from mergeforget.evaluate.mmlu import run_mmlu
+from mergeforget.evaluate.mmlu import ask_mmlu
 from mergeforget.evaluate.readings import Kept, prompt_key
 from mergeforget.evaluate.together import generate_together, room
 from mergeforget.files import write_jsonl
@@ -123,11 +123,11 @@ class Evaluator:
     ) -> Measured:
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
         with change:
-            asked = ask_mmlu(self.model, self.tokenizer, self.mmlu) if max_new_tokens else {}
-            return measure(
+            asks = self.mmlu if max_new_tokens else None
+            measured = measure(
                 self.model,
                 self.tokenizer,
-                mmlu=asked,
+                mmlu=ask_mmlu(self.model, self.tokenizer, asks) if asks else None,
                 forget=data.forget,
                 retain=data.retain,
                 members=data.members,
@@ -137,6 +137,7 @@ class Evaluator:
                 label=label,
                 kept=kept,
             )
+        return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
 
 
 def score_parts(measured: Measured, spec: SearchSpec, benchmark: str) -> list[Score]:
@@ -148,14 +149,6 @@ def score_parts(measured: Measured, spec: SearchSpec, benchmark: str) -> list[Sc
         for part, one in parts.items()
         for score in with_coarse(scores_of(one), one)
     ]
-
-
-def ask_mmlu(model: Any, tokenizer: Any, spec: EvaluationSpec | None) -> dict[str, tuple[int, int]]:
-    """(right, asked) by subject; nothing where ``spec`` names no MMLU."""
-    if spec is None or not spec.mmlu:
-        return {}
-    limit = spec.mmlu_limit or spec.limit
-    return run_mmlu(model, tokenizer, Path(spec.mmlu), shots=spec.mmlu_shots, limit=limit)
 
 
 def load_evaluator(
@@ -177,5 +170,5 @@ def load_evaluator(
         spec.max_new_tokens,
         readings,
         spec.membership,
-        mmlu=spec if asks else None,
+        mmlu=spec if asks and spec.mmlu else None,
     )

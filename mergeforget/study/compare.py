@@ -41,7 +41,8 @@ def compared(first: Results, second: Results) -> list[Compared]:
     Raises:
         InputError: there is none.
     """
-    both = [s for s in first if s in second and _commands(first, s) == _commands(second, s)]
+    same = "fingerprint"  # of a step's commands, and of those of the steps it reads
+    both = [s for s in first if s in second and first[s][same] == second[s][same]]
     if not both:
         raise InputError(
             "The two have no step in common that was run with the same commands. Give the "
@@ -55,10 +56,6 @@ def _step(step: str, first: Any, second: Any) -> Compared:
     places = list(dict.fromkeys([*here, *there]))
     pairs = {place: (here.get(place), there.get(place)) for place in places}
     return Compared(step, len(places), {k: v for k, v in pairs.items() if v[0] != v[1]})
-
-
-def _commands(results: Results, step: str) -> Any:
-    return results[step]["fingerprint"]  # of the step's commands and of those before it
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -217,11 +217,12 @@ def test_mmlu_is_asked_where_the_objective_reads_it(run: Run, tmp_path: Path) ->
         file.write_text("".join(question.format(letter) for letter in letters))
     done = call(run, "--objective", "mmlu", "--budget", "1")
     assert done.exit_code == 2 and "evaluation.mmlu" in done.stderr
-    save_recipe(change(load_recipe(run.recipe), evaluation={"mmlu": str(tmp_path / "mmlu")}),
-                run.recipe)  # fmt: skip
+    asked_so = {"mmlu": str(tmp_path / "mmlu"), "mmlu_shots": 0}
+    save_recipe(change(load_recipe(run.recipe), evaluation=asked_so), run.recipe)
     assert call(run, "--objective", "mmlu", "--budget", "1").exit_code == 0
     asked = [r for r in read_jsonl(run.scores) if r["metric"] == "mmlu" and "part" in r]
     assert {r["subject"] for r in asked} > {"base", "over", "under"} and asked[0]["n"] == 2
+    assert {r["definition"] for r in asked} == {"mmlu-micro-0-shot@1"}
 
 
 def test_a_budget_shorter_than_the_ends_says_so(run: Run) -> None:
