@@ -40,8 +40,7 @@ HEAVY = ["torch", "transformers", "peft", "matplotlib", "numpy", "pydantic", "me
 
 
 def part(path: Path) -> str:
-    rel = path.relative_to(ROOT)
-    return "analysis" if rel.parts[0] == "analysis" else rel.with_suffix("").parts[1]
+    return path.relative_to(ROOT).with_suffix("").parts[1]
 
 
 def imported_parts(path: Path) -> set[str]:
@@ -58,8 +57,7 @@ def imported_parts(path: Path) -> set[str]:
 
 FILES = [
     p
-    for top in ("mergeforget", "analysis")
-    for p in sorted((ROOT / top).rglob("*.py"))
+    for p in sorted((ROOT / "mergeforget").rglob("*.py"))
     if p.name != "__init__.py" or p.parent.name != "mergeforget"
 ]
 
