@@ -32,12 +32,12 @@ from merge_inputs import DENSITY, SHAPES, make_models, make_pair, modules, peft_
 
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.candidate import Candidate
-from mergeforget.merge import speedup
 from mergeforget.merge.blockwise import merge_whole
+from mergeforget.merge.checkpoint.full import merge_models
+from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.engine import How, merge_adapters, products, sweep
-from mergeforget.merge.full import merge_models
+from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.request import canonical
-from mergeforget.merge.tensorwise import Output
 from mergeforget.run import machine, versions
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
@@ -257,7 +257,7 @@ def main() -> None:
     told = parser.parse_args()
     torch.set_num_threads(1)  # a process that has threads of its own must not be forked
     speed, rows = bandwidth(), []
-    speedup.expect(speedup.WORTH)  # as work of the full size does
+    dispatch.expect(dispatch.WORTH)  # as work of the full size does
     print(
         f"Copies at {speed / 1e9:.1f} GB/s, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     )

@@ -25,9 +25,9 @@ from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import SearchSpec, change, load_recipe
 from mergeforget.run import Run, machine, versions
 from mergeforget.search.budget import Budget
+from mergeforget.search.density_prior import ENDS
 from mergeforget.search.driver import Options, Searching, search
 from mergeforget.search.evaluator import Evaluator
-from mergeforget.search.guess import ENDS
 from mergeforget.search.store import Store
 
 NEEDED = ("recipe.yaml", "manifest.json", "data", "over", "under")

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from mergeforget import commands
+from mergeforget.distributed import is_main, rank
 from mergeforget.errors import MergeforgetError
-from mergeforget.processes import is_main, rank
 
 
 class Commands(click.Group):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from mergeforget.processes import is_main
+from mergeforget.distributed import is_main
 
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # before this, progress is not worth a line

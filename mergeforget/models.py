@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import quiet
-from mergeforget.embedded import HUB_COPY, INSTALL, embedded_model, gguf_file
-from mergeforget.embedded import NAME as EMBEDDED
+from mergeforget.distributed import count, on_main, sharded
+from mergeforget.embedded_model import HUB_COPY, INSTALL, embedded_model, gguf_file
+from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.errors import InputError, ResourceError
-from mergeforget.processes import count, on_main, sharded
 from mergeforget.recipe import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -139,7 +139,7 @@ def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any
     if spec.quantization:
         placed["quantization_config"] = _four_bits(dtype_for(spec, device))
     if parts:
-        from mergeforget.parts import check_cut, reading
+        from mergeforget.fsdp import check_cut, reading
 
         placed = {"distributed_config": reading()}
     load: Any = AutoModelForCausalLM.from_pretrained

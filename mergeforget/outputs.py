@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from mergeforget.vocabulary import Projection, Target, divergence, label_logps
+from mergeforget.chunked_logprobs import Projection, Target, divergence, label_logps
 
 PADDING, PROMPT, ANSWER = 0, 1, 2  # kinds of position
 

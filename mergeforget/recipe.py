@@ -20,11 +20,11 @@ from pydantic import (
 
 from mergeforget.errors import InputError, RecipeError, suggest
 from mergeforget.files import write_text
-from mergeforget.training import Lora as Lora
-from mergeforget.training import NotNegative, Part, Positive
-from mergeforget.training import Term as Term
-from mergeforget.training import Tokens as Tokens
-from mergeforget.training import Training as Training
+from mergeforget.train_config import Lora as Lora
+from mergeforget.train_config import NotNegative, Part, Positive
+from mergeforget.train_config import Term as Term
+from mergeforget.train_config import Tokens as Tokens
+from mergeforget.train_config import Training as Training
 
 FOLDER = Path(__file__).parent / "recipes"
 SIDES = ("over", "under")  # of a pair; the name of a recipe may stand for one

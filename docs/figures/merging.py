@@ -14,7 +14,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mergeforget.merge.chance import Chance
+from mergeforget.merge.kernels.rng import Chance
 from mergeforget.merge.methods import MERGE_METHODS
 
 METHODS = {

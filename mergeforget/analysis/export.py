@@ -15,9 +15,9 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, VerificationError, suggest
 from mergeforget.files import read_jsonl, sha256, take_place, whole, write_json, write_text
 from mergeforget.merge.apply import applied
-from mergeforget.merge.full import fold_adapters
-from mergeforget.merge.place import check_free
-from mergeforget.merge.tensorwise import Output
+from mergeforget.merge.checkpoint.full import fold_adapters
+from mergeforget.merge.checkpoint.tensor_jobs import Output
+from mergeforget.merge.output_folder import check_free
 from mergeforget.models import load_model, load_tokenizer, locate
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run, now

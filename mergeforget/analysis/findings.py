@@ -98,7 +98,7 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def angles(run: Run) -> Found:
-    from mergeforget.analysis import plots_training
+    from mergeforget.analysis import training_plots
     from mergeforget.analysis.angles import FORWARD, run_angles
 
     found = run_angles(run)
@@ -120,27 +120,27 @@ def angles(run: Run) -> Found:
                 f"{min(mine):.1f}° to {max(mine):.1f}°: 0° would go on straight, 90° is a turn "
                 "into a new direction, more than 90° takes something back."
             )
-    return sentences, [a.to_dict() for a in found], plots_training.draw_angles(found)
+    return sentences, [a.to_dict() for a in found], training_plots.draw_angles(found)
 
 
 def dynamics(run: Run) -> Found:
-    from mergeforget.analysis import plots_training
+    from mergeforget.analysis import training_plots
     from mergeforget.analysis.dynamics import events_of, rows_of, run_dynamics
 
     stages = run_dynamics(run)
     events = [event for stage in stages for event in events_of(stage)]
     rows = [row for stage in stages for row in rows_of(stage)]
-    return [e.text for e in events], rows, plots_training.draw_dynamics(stages, events)
+    return [e.text for e in events], rows, training_plots.draw_dynamics(stages, events)
 
 
 def against(run: Run, other: Run) -> Found:
     """The trainings of two runs side by side, for example NPO alone beside NPO + GDR + KLR."""
-    from mergeforget.analysis import plots_training
+    from mergeforget.analysis import training_plots
     from mergeforget.analysis.dynamics import levels, rows_of, side_by_side
 
     named = side_by_side([run, other])
     rows = [{"training": name} | row for name, stage in named for row in rows_of(stage)]
-    return [levels(*one) for one in named], rows, plots_training.draw_against(named)
+    return [levels(*one) for one in named], rows, training_plots.draw_against(named)
 
 
 def density(run: Run) -> Found:
@@ -168,7 +168,7 @@ def mia(run: Run) -> Found:
 
 
 def weights(run: Run) -> Found:
-    from mergeforget.analysis import plots_training
+    from mergeforget.analysis import training_plots
     from mergeforget.analysis.weights import run_weights
 
     facts, agreements = run_weights(run)
@@ -189,7 +189,7 @@ def weights(run: Run) -> Found:
         )
     else:
         sentences.append("The ranks of over and under differ: their factors cannot be compared.")
-    return sentences, rows, plots_training.draw_weights(facts, agreements)
+    return sentences, rows, training_plots.draw_weights(facts, agreements)
 
 
 def curves(run: Run) -> Found:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
 from mergeforget.analysis.angles import kind_of, layer_of
 from mergeforget.analysis.evidence import PAIR, MissingError, has_adapter
-from mergeforget.merge.cuts import kept_count
+from mergeforget.merge.kernels.thresholds import kept_count
 from mergeforget.run import Run
 
 Array = NDArray[Any]

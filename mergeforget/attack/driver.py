@@ -13,7 +13,7 @@ from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
-from mergeforget.evaluate.subjects import subjects_of
+from mergeforget.evaluate.run_models import subjects_of
 from mergeforget.files import read_json
 from mergeforget.recipe import ModelSpec, load_recipe
 from mergeforget.run import Run

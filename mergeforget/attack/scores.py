@@ -12,9 +12,9 @@ from mergeforget.attack.target import Facts, Target
 from mergeforget.attack.verdict import Losses
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
+from mergeforget.evaluate.cache import Kept, document_key
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.evaluate.readings import Kept, document_key
 from mergeforget.metrics import METRICS
 
 FOLLOWED = ("nll", "greedy_match", "regurgitation", "mia_auc")

@@ -14,9 +14,9 @@ from mergeforget.commands._options import chosen_run
 if TYPE_CHECKING:
     from mergeforget.adapter import Adapter
     from mergeforget.candidate import Candidate
+    from mergeforget.merge.activation_grams import Grams
+    from mergeforget.merge.checkpoint.tensor_jobs import Output
     from mergeforget.merge.engine import How
-    from mergeforget.merge.grams import Grams
-    from mergeforget.merge.tensorwise import Output
 
 DEFAULTS: dict[str, Any] = {"method": "ties", "space": "factors", "seed": 0, "precision": "float32"}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -73,7 +73,7 @@ def check_out(
         bases: models, by folder or by their name on the hub.
         mark: the file by which an earlier result is known, if it is not ``candidate.json``.
     """
-    from mergeforget.merge.place import MADE, check_free
+    from mergeforget.merge.output_folder import MADE, check_free
 
     given = [*options["adapters"], *options["models"], *options["data"]]
     given += [Path(name) for name in [options["config"], options["base"], *bases] if name]
@@ -85,7 +85,7 @@ def grams(
     options: dict[str, Any], candidate: Candidate, adapters: list[Adapter], run: Any
 ) -> Grams | None:
     """What the layers are given on the data that was named, or on the run's."""
-    from mergeforget.merge.grams import grams_of, looks_at_data
+    from mergeforget.merge.activation_grams import grams_of, looks_at_data
 
     files = list(options["data"])
     if run is not None and not files and looks_at_data(candidate):
@@ -111,7 +111,7 @@ def how(options: dict[str, Any], grams: Grams | None = None) -> How:
 
 
 def output(options: dict[str, Any]) -> Output:
-    from mergeforget.merge.tensorwise import Output
+    from mergeforget.merge.checkpoint.tensor_jobs import Output
 
     return Output(
         dtype=options["dtype"],

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mergeforget.processes import is_main
+from mergeforget.distributed import is_main
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -28,7 +28,7 @@ def examine() -> dict[str, str]:
     import psutil
     import torch
 
-    from mergeforget.embedded import cache_folder
+    from mergeforget.embedded_model import cache_folder
     from mergeforget.run import versions
 
     facts = dict(versions())
@@ -52,11 +52,11 @@ def examine() -> dict[str, str]:
 
 def _embedded() -> str:
     """Whether the embedded model is ready, every file's hash checked."""
-    from mergeforget import embedded
+    from mergeforget import embedded_model
 
-    folder = embedded.cache_folder() / embedded.NAME
-    if embedded.is_intact(folder):
+    folder = embedded_model.cache_folder() / embedded_model.NAME
+    if embedded_model.is_intact(folder):
         return f"ready: {folder}"
-    if embedded.gguf_file() is None:
-        return embedded.INSTALL
+    if embedded_model.gguf_file() is None:
+        return embedded_model.INSTALL
     return "damaged; the next use makes it again" if folder.exists() else "made at its first use"

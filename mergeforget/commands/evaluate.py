@@ -111,7 +111,7 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
 def _evaluate_run(folder: Path | None, sharing: Sharing, options: dict[str, Any]) -> Scored:
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_run
-    from mergeforget.evaluate.subjects import evaluate_run, snapshots_of
+    from mergeforget.evaluate.run_models import evaluate_run, snapshots_of
     from mergeforget.recipe import load_recipe
 
     run = chosen_run(folder)
@@ -138,8 +138,8 @@ def _evaluate_run(folder: Path | None, sharing: Sharing, options: dict[str, Any]
 def _evaluate_model(sharing: Sharing, options: dict[str, Any]) -> Scored:
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_files
+    from mergeforget.evaluate.run_models import evaluate_any, kept_folder
     from mergeforget.evaluate.store import write_subject
-    from mergeforget.evaluate.subjects import evaluate_any, kept_folder
     from mergeforget.recipe import EvaluationSpec, ModelSpec
 
     settings = _settings(EvaluationSpec(), options)

@@ -12,8 +12,8 @@ from mergeforget.commands._options import dtype_option, emit, json_option, run_a
 
 if TYPE_CHECKING:
     from mergeforget.candidate import Candidate
+    from mergeforget.merge.checkpoint.full import Written
     from mergeforget.merge.engine import Merged
-    from mergeforget.merge.full import Written
 
 FOLDER = click.Path(path_type=Path)
 
@@ -135,7 +135,7 @@ def _adapters(run: Path | None, out: Path | None, as_json: bool, options: dict[s
 
 
 def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
-    from mergeforget.merge.full import fold_adapters
+    from mergeforget.merge.checkpoint.full import fold_adapters
     from mergeforget.models import locate
 
     out = _named(out)
@@ -151,7 +151,7 @@ def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, 
 
 def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
     from mergeforget.errors import UsageError
-    from mergeforget.merge.full import merge_models
+    from mergeforget.merge.checkpoint.full import merge_models
     from mergeforget.models import locate
 
     if options["adapters"]:
@@ -184,7 +184,7 @@ def _print_mergekit(candidate: Candidate, options: dict[str, Any]) -> None:
 def _config(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
     from dataclasses import replace
 
-    from mergeforget.merge.full import merge_models
+    from mergeforget.merge.checkpoint.full import merge_models
     from mergeforget.merge.mergekit_bridge import THEIR_MARK, read_config, run_mergekit
     from mergeforget.models import locate
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mergeforget import processes
+from mergeforget import distributed
 
 Item = TypeVar("Item")
 
@@ -36,7 +36,7 @@ class Sharing:
         """What all processes have, in the order of their ranks; each gets all of it."""
         if self.count == 1:
             return list(own)
-        return [item for part in processes.gather(list(own)) for item in part]
+        return [item for part in distributed.gather(list(own)) for item in part]
 
     def wait(self) -> None:
         """Go on when every process has come here."""
@@ -56,5 +56,5 @@ def together() -> Sharing:
     Raises:
         UsageError: the launcher cuts the model itself into parts.
     """
-    processes.check_launch()
-    return Sharing(processes.rank(), processes.count())
+    distributed.check_launch()
+    return Sharing(distributed.rank(), distributed.count())

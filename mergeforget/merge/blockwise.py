@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from mergeforget.candidate import Candidate
-from mergeforget.merge.arrays import Tensor, empty, library
-from mergeforget.merge.chance import Chance
-from mergeforget.merge.cuts import FEW, Cut, kept_by
+from mergeforget.merge.kernels.arrays import Tensor, empty, library
+from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.sparsify import KnownL1, l1_factors, magprune, row_sums
+from mergeforget.merge.kernels.thresholds import FEW, Cut, kept_by
 from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.select import SMALL, Source, at, blocks, known_densities
-from mergeforget.merge.sparsify import KnownL1, l1_factors, magprune, row_sums
-from mergeforget.merge.speedup import Room, loops
 
 HELD = 1 << 23  # entries of all n tensors that are kept in memory rather than read twice
 _room = Room()

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
-from mergeforget.merge import speedup
+from mergeforget.merge.activation_grams import Grams, check_grams, mapped
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
-from mergeforget.merge.grams import Grams, check_grams, mapped
 from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
-from mergeforget.merge.lowrank import Cut, Svd, cut_dense, cut_factors
+from mergeforget.merge.kernels import dispatch
+from mergeforget.merge.kernels.threads import workers
+from mergeforget.merge.kernels.truncated_svd import Cut, Svd, cut_dense, cut_factors
 from mergeforget.merge.methods import traits
 from mergeforget.merge.request import canonical, check_candidate, check_ranks
 from mergeforget.merge.select import Source
-from mergeforget.merge.threads import workers
 
 Array = NDArray[Any]
 
@@ -117,7 +117,7 @@ def sweep(
     """
     how = how or How()
     candidates, modules = at_densities(adapters, candidate, densities, how)
-    speedup.expect(_work(adapters, candidates))
+    dispatch.expect(_work(adapters, candidates))
     depth = depth_of(modules)
 
     def merge(module: str) -> list[Part]:

@@ -13,7 +13,7 @@ from mergeforget.console import progress
 from mergeforget.merge.blockwise import merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.engine import How, at_densities, is_dense, merge_module, products
-from mergeforget.merge.threads import workers
+from mergeforget.merge.kernels.threads import workers
 
 Floats = NDArray[np.float64]
 

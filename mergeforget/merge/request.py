@@ -11,7 +11,7 @@ from typing import Any
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
-from mergeforget.merge.cuts import check_density
+from mergeforget.merge.kernels.thresholds import check_density
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.registry import Entry
 

@@ -12,9 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mergeforget.merge.arrays import Tensor, library
-from mergeforget.merge.cuts import Cut, KnownDensity, find_cuts, kept_count, kth_largest
-from mergeforget.merge.speedup import Room, loops
+from mergeforget.merge.kernels.arrays import Tensor, library
+from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.thresholds import (
+    Cut,
+    KnownDensity,
+    find_cuts,
+    kept_count,
+    kth_largest,
+)
 
 SMALL = 1 << 18  # entries of one tensor up to which it is one block
 SAMPLE = 1 << 15  # entries that bracket a cut

@@ -16,7 +16,7 @@ from mergeforget.evaluate.membership import matched
 from mergeforget.files import jsonl_text
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
-from mergeforget.search.halves import Group, check_enough, choosing_subjects, group
+from mergeforget.search.split import Group, check_enough, choosing_subjects, group
 
 
 @dataclass(frozen=True)

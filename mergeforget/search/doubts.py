@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mergeforget.score import Score, find
-from mergeforget.search.halves import PARTS
 from mergeforget.search.objective import Objective, known_share
+from mergeforget.search.split import PARTS
 
 FAR = 0.25  # from 0.5: an AUC that no words should call balanced
 KEPT = 0.5  # share of what the model before knew of retain; with less of it a merge is broken

@@ -24,16 +24,16 @@ from mergeforget.run import Run
 from mergeforget.search.budget import Budget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose
 from mergeforget.search.data import load_data
+from mergeforget.search.density_prior import ENDS, Guess
 from mergeforget.search.ends import one_sided
 from mergeforget.search.evaluator import Evaluator, load_evaluator, score_parts
 from mergeforget.search.explore import Explorer, finalists
+from mergeforget.search.finalists import READ_BY_LOOKS, best_rank, next_finalists
 from mergeforget.search.grid import begin_at, grid
-from mergeforget.search.guess import ENDS, Guess
 from mergeforget.search.merging import merge_all, read_pair
 from mergeforget.search.objective import parse_objective
-from mergeforget.search.race import READ_BY_LOOKS, best_rank, next_finalists
+from mergeforget.search.optuna_study import Study
 from mergeforget.search.store import Store
-from mergeforget.search.study import Study
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.errors import NumericError, ResourceError
+from mergeforget.evaluate.cache import Kept, prompt_key
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
-from mergeforget.evaluate.readings import Kept, prompt_key
-from mergeforget.evaluate.together import generate_together, room
+from mergeforget.evaluate.multi_adapter import generate_together, room
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
-from mergeforget.merge.side_by_side import UnfitError
+from mergeforget.merge.multi_adapter import UnfitError
 from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
 from mergeforget.score import Score
-from mergeforget.search.coarse import with_coarse
 from mergeforget.search.data import SearchData
-from mergeforget.search.halves import halve
+from mergeforget.search.proxy import with_coarse
+from mergeforget.search.split import halve
 
 
 @dataclass

@@ -20,17 +20,17 @@ from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score, find
 from mergeforget.search.budget import Budget
 from mergeforget.search.choice import Scored, pareto
-from mergeforget.search.coarse import coarse_scores, only_coarse
 from mergeforget.search.data import SearchData
+from mergeforget.search.density_prior import Guess
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.grid import begin_at, families
 from mergeforget.search.groups import layer_groups, with_densities
-from mergeforget.search.guess import Guess
 from mergeforget.search.merging import merge_all
 from mergeforget.search.objective import Objective, Rank, estimate
-from mergeforget.search.refine import Place, climb
+from mergeforget.search.optuna_study import Study, size
+from mergeforget.search.pattern_search import Place, climb
+from mergeforget.search.proxy import coarse_scores, only_coarse
 from mergeforget.search.store import Store
-from mergeforget.search.study import Study, size
 
 REPEATS = 20  # draws in a row that bring nothing new, before a study is at its end
 SHARE = 5  # one in so many is measured in full

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mergeforget.errors import RecipeError, UsageError, suggest
 from mergeforget.recipe import FOLDER, read_yaml
-from mergeforget.training import Part
+from mergeforget.train_config import Part
 
 STUDIES = FOLDER / "studies"
 PLACE = re.compile(r"\{([a-z0-9-]+(?:\.base)?)\}")

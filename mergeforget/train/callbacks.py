@@ -12,10 +12,10 @@ import torch
 from transformers import TrainerCallback
 
 from mergeforget.console import Progress
+from mergeforget.distributed import in_any
 from mergeforget.errors import Interrupted, NumericError
-from mergeforget.processes import in_any
-from mergeforget.train.order import Chunked, Order
-from mergeforget.train.rows import PairedRows
+from mergeforget.train.dataset import PairedRows
+from mergeforget.train.samplers import Chunked, Order
 
 
 class Epochs(TrainerCallback):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mergeforget.data.people import make_people
-from mergeforget.embedded import cache_folder
+from mergeforget.distributed import on_main
+from mergeforget.embedded_model import cache_folder
 from mergeforget.files import write_jsonl
-from mergeforget.processes import on_main
 
 PEOPLE, SEED = 4, 0
 

@@ -8,7 +8,7 @@ from typing import Any
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.recipe import Recipe
 from mergeforget.train.objective import describe
-from mergeforget.training import Term, Training
+from mergeforget.train_config import Term, Training
 
 TITLES = {
     "train": "One adapter",

@@ -17,10 +17,10 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import Encoded
+from mergeforget.distributed import count, on_main
 from mergeforget.errors import NumericError
 from mergeforget.files import explained, read_jsonl, whole, write_jsonl
-from mergeforget.parts import trained
-from mergeforget.processes import count, on_main
+from mergeforget.fsdp import trained
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.callbacks import (
@@ -32,15 +32,15 @@ from mergeforget.train.callbacks import (
     Snapshots,
     last_checkpoint,
 )
+from mergeforget.train.dataset import Collate, PairedRows
+from mergeforget.train.early_stopping import PROXIES, Watcher
 from mergeforget.train.forward import output_matrix
+from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import mask_of
-from mergeforget.train.order import Alternating, Chunked, Order, Together
 from mergeforget.train.reference import Reference, reference_of
-from mergeforget.train.rows import Collate, PairedRows
-from mergeforget.train.sets import encode_sets, pad_id
-from mergeforget.train.steering import NGDiffTrainer
+from mergeforget.train.samplers import Alternating, Chunked, Order, Together
+from mergeforget.train.tokenize import encode_sets, pad_id
 from mergeforget.train.trainer import UnlearningTrainer, arguments
-from mergeforget.train.watch import PROXIES, Watcher
 
 CHECKPOINT_SECONDS = 60.0
 

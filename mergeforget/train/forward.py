@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mergeforget.chunked_logprobs import Projection
 from mergeforget.data.batches import Batch, join, split
+from mergeforget.distributed import in_any, sharded
 from mergeforget.errors import RecipeError
+from mergeforget.fsdp import kind, whole
 from mergeforget.outputs import TokenOutputs
-from mergeforget.parts import kind, whole
-from mergeforget.processes import in_any, sharded
-from mergeforget.train.leaks import rows_leak
-from mergeforget.vocabulary import Projection
+from mergeforget.train.packing_check import rows_leak
 
 TOGETHER = 1024  # tokens; in longer passes attention between rows, masked as it is, costs more
 

@@ -10,15 +10,15 @@ from typing import Any
 from transformers import set_seed
 
 from mergeforget.data.schema import Row
+from mergeforget.distributed import on_main
 from mergeforget.errors import RecipeError
 from mergeforget.files import whole
-from mergeforget.processes import on_main
 from mergeforget.recipe import Training
 from mergeforget.train.fit import Job, fit
 from mergeforget.train.forward import decoder_layers
 from mergeforget.train.reference import reference_of
-from mergeforget.train.sets import encode_sets
-from mergeforget.training import Full
+from mergeforget.train.tokenize import encode_sets
+from mergeforget.train_config import Full
 
 
 def train_model(

@@ -13,11 +13,11 @@ from typing import Any
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows, truncation
-from mergeforget.embedded import cache_folder
+from mergeforget.distributed import on_main, sharded
+from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import UsageError
 from mergeforget.files import read_json, sha256, whole, write_json
 from mergeforget.models import default_device, dtype_for, locate
-from mergeforget.processes import on_main, sharded
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
 from mergeforget.train.fit import Job, fit

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from mergeforget.data.transforms import find_transform
+from mergeforget.distributed import check_launch, count, sharded
 from mergeforget.errors import MergeforgetError, NumericError, RecipeError
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.losses.kl import MASKS
 from mergeforget.outputs import ANSWER, TokenOutputs
-from mergeforget.processes import check_launch, count, sharded
 from mergeforget.recipe import Recipe, Term, Training
-from mergeforget.train.reads import layer_of
-from mergeforget.train.rows import REFUSAL
+from mergeforget.train.dataset import REFUSAL
+from mergeforget.train.requirements import layer_of
 
 LEARNT = ("gd", "idk")  # losses that are likelihoods: their descent learns
 

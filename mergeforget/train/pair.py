@@ -11,10 +11,10 @@ from mergeforget.console import say
 from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
+from mergeforget.distributed import on_main
 from mergeforget.errors import RecipeError
 from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.models import load_model
-from mergeforget.processes import on_main
 from mergeforget.recipe import DataSpec, Recipe, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter

@@ -20,17 +20,17 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from mergeforget.chunked_logprobs import CHUNK
 from mergeforget.console import quiet
 from mergeforget.data.tokens import Encoded
 from mergeforget.models import default_device, dtype_for, load_tokenizer, locate
 from mergeforget.recipe import ModelSpec, Recipe
 from mergeforget.train.full import choose_trained
-from mergeforget.train.order import Alternating, Chunked
 from mergeforget.train.pair import read_data
-from mergeforget.train.reads import reads_of
-from mergeforget.train.sets import encode_sets
-from mergeforget.training import Training
-from mergeforget.vocabulary import CHUNK
+from mergeforget.train.requirements import reads_of
+from mergeforget.train.samplers import Alternating, Chunked
+from mergeforget.train.tokenize import encode_sets
+from mergeforget.train_config import Training
 
 FUSED = "mergeforget-fused"
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergeforget.chunked_logprobs import Projection
 from mergeforget.data.batches import Batch, pack
 from mergeforget.data.tokens import Encoded
+from mergeforget.distributed import on_main
 from mergeforget.errors import InputError
 from mergeforget.files import whole
 from mergeforget.outputs import PADDING, TokenOutputs
-from mergeforget.processes import on_main
 from mergeforget.recipe import Training
 from mergeforget.train.forward import as_reference, output_matrix, predict
 from mergeforget.train.objective import mask_of
-from mergeforget.train.reads import Kept, reads_of
-from mergeforget.vocabulary import Projection
+from mergeforget.train.requirements import Kept, reads_of
 
 TOKENS = 2048  # of several rows, run through the model at once
 MOST_BYTES = 2**30  # of hidden states kept for one set, in memory and on disk

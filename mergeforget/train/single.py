@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergeforget.console import say
+from mergeforget.distributed import on_main
 from mergeforget.models import load_model
-from mergeforget.processes import on_main
 from mergeforget.recipe import Recipe
 from mergeforget.run import Run
 from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter

@@ -16,17 +16,17 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 
 from mergeforget.console import quiet
 from mergeforget.data.batches import Batch
+from mergeforget.distributed import gather, sharded
 from mergeforget.errors import NumericError
 from mergeforget.files import append_jsonl
+from mergeforget.fsdp import trained
 from mergeforget.outputs import TokenOutputs
-from mergeforget.parts import trained
-from mergeforget.processes import gather, sharded
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.train.forward import as_reference, predict, predict_sets, unwrapped
 from mergeforget.train.objective import compute
-from mergeforget.train.order import Chunked, Dealt, Order
-from mergeforget.train.reads import Reads, reads_of, sets_of
 from mergeforget.train.reference import Reference
+from mergeforget.train.requirements import Reads, reads_of, sets_of
+from mergeforget.train.samplers import Chunked, Dealt, Order
 
 Said = dict[str, TokenOutputs]  # by set
 

@@ -18,7 +18,7 @@ from mergeforget.analysis.weights import (
     run_weights,
     singular_values,
 )
-from mergeforget.merge.sparsify import trim
+from mergeforget.merge.kernels.sparsify import trim
 from mergeforget.run import Run
 
 

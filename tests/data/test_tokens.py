@@ -15,7 +15,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode, encode_rows, truncation
 from mergeforget.errors import InputError, UsageError
 from mergeforget.outputs import ANSWER, PADDING, PROMPT
-from mergeforget.train import leaks
+from mergeforget.train import packing_check
 from mergeforget.train.forward import predict
 
 ROWS = [
@@ -117,7 +117,7 @@ def test_rows_that_would_see_each_other_are_passed_one_by_one(
 def test_with_parts_of_a_model_rows_that_would_see_each_other_are_refused(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leaks, "sharded", lambda: True)
+    monkeypatch.setattr(packing_check, "sharded", lambda: True)
     encoded = encode_rows(tokenizer, ROWS, max_length=100)
     with pytest.raises(UsageError, match="OPTForCausalLM .* with FSDP"):
         predict(other_model("opt"), pack(encoded))
@@ -129,8 +129,10 @@ def test_rows_that_do_not_see_each_other_are_one_pass(tiny_model: Any, tokenizer
     predict(tiny_model, pack(encoded))
     tiny_model.register_forward_pre_hook(lambda *_: passes.append(1))
     predict(tiny_model, pack(encoded))
-    assert passes == [1] and not leaks.rows_leak(tiny_model)
-    assert not leaks.rows_leak(other_model("mixtral"))  # whose rounding does depend on other rows
+    assert passes == [1] and not packing_check.rows_leak(tiny_model)
+    assert not packing_check.rows_leak(
+        other_model("mixtral")
+    )  # whose rounding does depend on other rows
 
 
 def test_padded_batch_counts_every_position_when_asked(tokenizer: Any) -> None:

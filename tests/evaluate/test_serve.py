@@ -15,8 +15,8 @@ from mergeforget.errors import UsageError
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.generate import generate, generate_ids, stop_ids
 from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.run_models import evaluate_any
 from mergeforget.evaluate.serve import Server
-from mergeforget.evaluate.subjects import evaluate_any
 from mergeforget.recipe import EvaluationSpec, ModelSpec
 
 ROWS = [Row(f"a{i}qa0", f"Who is {i}?", "Ann", "", "forget") for i in range(3)]

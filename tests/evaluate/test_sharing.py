@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
+from mergeforget.evaluate.cache import Kept, document_key
 from mergeforget.evaluate.evaluation import Evaluation
-from mergeforget.evaluate.readings import Kept, document_key
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.sharing import Sharing, together
 from mergeforget.files import append_jsonl, read_jsonl, write_jsonl

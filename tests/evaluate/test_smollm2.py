@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mergeforget.data.readers import read_rows
-from mergeforget.embedded import gguf_file
+from mergeforget.embedded_model import gguf_file
 from mergeforget.evaluate.generate import generate_ids, stop_ids
 from mergeforget.evaluate.mmlu import LETTERS, choose, fitting_prompt, mmlu_subjects, read_questions
 from mergeforget.models import load_model

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mergeforget.chunked_logprobs import Projection
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.outputs import ANSWER, PADDING, PROMPT, TokenOutputs
-from mergeforget.vocabulary import Projection
 
 WIDTH, VOCABULARY = 4, 7
 ROW = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2])

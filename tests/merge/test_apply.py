@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
 from mergeforget.errors import InputError
 from mergeforget.merge.apply import applied
-from mergeforget.merge.side_by_side import side_by_side
+from mergeforget.merge.multi_adapter import side_by_side
 
 
 def model(dtype: torch.dtype = torch.float32) -> Any:

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mergeforget.errors import DensityError, UsageError
-from mergeforget.merge.arrays import like
 from mergeforget.merge.blockwise import in_memory
-from mergeforget.merge.chance import Chance
-from mergeforget.merge.cuts import KnownDensity, kept_count
-from mergeforget.merge.election import disjoint_mean, elect
+from mergeforget.merge.kernels.arrays import like
+from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.sign_election import disjoint_mean, elect
+from mergeforget.merge.kernels.sparsify import drop, trim
+from mergeforget.merge.kernels.thresholds import KnownDensity, kept_count
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.merge.select import known_densities
-from mergeforget.merge.sparsify import drop, trim
 
 WHOLE = st.integers(-4, 4).map(float)  # many equal magnitudes, and sums exact in any order
 densities = st.floats(0.001, 1.0)

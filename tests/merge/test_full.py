@@ -16,15 +16,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import mergeforget.merge.full as full
-import mergeforget.merge.writer as writer
+import mergeforget.merge.checkpoint.full as full
+import mergeforget.merge.checkpoint.writer as writer
 from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, NumericError, ResourceError, UsageError
+from mergeforget.merge.checkpoint.full import fold_adapters, merge_models
+from mergeforget.merge.checkpoint.jobs import Job, Rounding
+from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.engine import How, merge_adapters, write_candidate
-from mergeforget.merge.full import fold_adapters, merge_models
-from mergeforget.merge.jobs import Job, Rounding
-from mergeforget.merge.tensorwise import Output
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TOKENS = torch.arange(12).reshape(2, 6)

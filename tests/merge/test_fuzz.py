@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, MergeforgetError
-from mergeforget.merge.checkpoint import open_checkpoint, read_header
+from mergeforget.merge.checkpoint.reader import open_checkpoint, read_header
 from mergeforget.merge.engine import merge_adapters
 
 WEIGHTS = "adapter_model.safetensors"

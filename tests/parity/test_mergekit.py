@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
-from mergeforget.merge.chance import Chance
-from mergeforget.merge.full import merge_models
+from mergeforget.merge.checkpoint.full import merge_models
+from mergeforget.merge.checkpoint.tensor_jobs import Output
+from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.sparsify import drop, magprune, outliers, trim
 from mergeforget.merge.mergekit_bridge import (
     METHODS,
     ON_MODELS,
@@ -26,8 +28,6 @@ from mergeforget.merge.mergekit_bridge import (
     run_mergekit,
     to_config,
 )
-from mergeforget.merge.sparsify import drop, magprune, outliers, trim
-from mergeforget.merge.tensorwise import Output
 
 RANDOM = {"dare_ties", "dare_linear", "della", "della_linear"}
 

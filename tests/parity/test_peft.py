@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.candidate import Candidate, Space
-from mergeforget.merge.chance import Chance
 from mergeforget.merge.engine import How, merge_adapters, sweep, write_candidate
+from mergeforget.merge.kernels.rng import Chance
 from mergeforget.merge.methods import MERGE_METHODS
 
 FACTORS = ["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]

@@ -8,8 +8,8 @@ import pytest
 from mergeforget.candidate import Candidate
 from mergeforget.score import Score
 from mergeforget.search.choice import Anchors, Scored, choose, pareto
-from mergeforget.search.disagreement import auc_deviation, share_deviation
 from mergeforget.search.objective import parse_objective
+from mergeforget.search.warnings import auc_deviation, share_deviation
 
 
 def scores(choose: float, report: float, forget: float, retain: float, n: int = 40) -> list[Score]:

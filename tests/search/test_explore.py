@@ -20,7 +20,7 @@ from mergeforget.score import Score
 from mergeforget.search.data import SearchData
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.objective import Rank
-from mergeforget.search.study import Study
+from mergeforget.search.optuna_study import Study
 
 SPACE = ("--densities", "0.1:1.0:0.1", "--weights", "1,1;1,0.5")
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from mergeforget.adapter import Adapter
 from mergeforget.cli import main
-from mergeforget.evaluate.readings import Kept
+from mergeforget.evaluate.cache import Kept
 from mergeforget.files import read_json, read_jsonl
-from mergeforget.merge.side_by_side import UnfitError
+from mergeforget.merge.multi_adapter import UnfitError
 from mergeforget.recipe import change, load_recipe
 from mergeforget.run import Run
 from mergeforget.search import evaluator as module

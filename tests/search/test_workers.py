@@ -17,14 +17,14 @@ from mergeforget.errors import InputError
 from mergeforget.files import read_json, read_jsonl
 from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
-from mergeforget.search.study import Study
+from mergeforget.search.optuna_study import Study
 
 WORKER = """
 import json, sys, time
 from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.objective import Rank
-from mergeforget.search.study import Study
+from mergeforget.search.optuna_study import Study
 
 study = Study(SearchSpec(strategy="tpe"), sys.argv[1], "shared")
 done = []

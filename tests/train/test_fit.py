@@ -21,7 +21,7 @@ from mergeforget.recipe import Lora, Term, Tokens, Training
 from mergeforget.run import Run
 from mergeforget.train import callbacks, trainer
 from mergeforget.train.fit import Job, train_adapter
-from mergeforget.training import Watch
+from mergeforget.train_config import Watch
 
 SETS = {
     "forget": [Row(f"f{i}-qa0", f"Who is {i * 'x'}?", f"Ada {i}.", "", "forget") for i in range(6)],

@@ -20,7 +20,7 @@ from mergeforget.recipe import Lora, ModelSpec, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.fit import Job, train_adapter
 from mergeforget.train.plan import count_steps, empty_model, one_pass, plan
-from mergeforget.train.sets import encode_sets
+from mergeforget.train.tokenize import encode_sets
 
 SETS = {
     "forget": [Row(f"f{i}-qa0", f"Who is {i}?", f"Ada {i}.", "", "forget") for i in range(7)],

@@ -16,7 +16,7 @@ from mergeforget.run import Run
 from mergeforget.train.fit import Job, train_adapter
 from mergeforget.train.full import train_model
 from mergeforget.train.objective import check_recipe
-from mergeforget.training import Full, Lora, Term, Training
+from mergeforget.train_config import Full, Lora, Term, Training
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i}?", f"Ada {i}. So. Yes!", "", name) for i in range(4)]

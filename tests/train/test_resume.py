@@ -15,7 +15,7 @@ from mergeforget.files import read_jsonl
 from mergeforget.run import Run
 from mergeforget.train import callbacks, reference
 from mergeforget.train.fit import Job, train_adapter
-from mergeforget.training import AutoRate, Lora, Term, Training, Watch
+from mergeforget.train_config import AutoRate, Lora, Term, Training, Watch
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i * 'x'}?", f"Ada {i}.", "", name) for i in range(size)]

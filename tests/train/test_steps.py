@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mergeforget.chunked_logprobs import Projection
 from mergeforget.data.batches import pack
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows
@@ -17,13 +18,12 @@ from mergeforget.errors import RecipeError
 from mergeforget.files import read_jsonl
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.run import Run
-from mergeforget.train import forward, steering, trainer
+from mergeforget.train import forward, ngdiff_trainer, trainer
 from mergeforget.train.fit import Job, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
-from mergeforget.train.order import Alternating, Chunked
-from mergeforget.training import AutoRate, Full, Lora, Term, Training, Watch
-from mergeforget.vocabulary import Projection
+from mergeforget.train.samplers import Alternating, Chunked
+from mergeforget.train_config import AutoRate, Full, Lora, Term, Training, Watch
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i}?", f"Ada {i} {name}.", "", name) for i in range(5)]
@@ -108,7 +108,7 @@ def test_known_references_equal_running_the_model(
     kept, _ = train("kept", objective=terms)
     names = {p.name.split("-")[0] for p in (tmp_path / "kept" / "reference").iterdir()}
     assert names == {"logps", "hidden"}
-    from mergeforget.train.reads import Reads
+    from mergeforget.train.requirements import Reads
 
     monkeypatch.setattr(Reads, "kept", property(lambda self: None))
     live, _ = train("live", objective=terms)
@@ -222,7 +222,7 @@ def test_a_probe_leaves_the_weights_bit_for_bit(
         "objective": [GA, GD], "direction": "ngdiff", "optimizer": "sgd", "schedule": "constant",
     }  # fmt: skip
     without, _ = train("without", **settings)
-    monkeypatch.setattr(steering.NGDiffTrainer, "_set_rate", lambda self, fit: None)
+    monkeypatch.setattr(ngdiff_trainer.NGDiffTrainer, "_set_rate", lambda self, fit: None)
     probed, _ = train("probed", auto_rate=AutoRate(every=1), **settings)
     assert all(torch.equal(without[k], probed[k]) for k in without)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.chance import Chance
-from mergeforget.merge.election import weighted_sum
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.sign_election import weighted_sum
+from mergeforget.merge.kernels.sparsify import Rescale, drop
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.sparsify import Rescale, drop
 
 
 @merge_method("dare_linear", source="DARE, arXiv:2311.03099; PEFT; mergekit", drops=drop)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.chance import Chance
-from mergeforget.merge.election import weighted_sum
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.sign_election import weighted_sum
+from mergeforget.merge.kernels.sparsify import Rescale, magprune
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.sparsify import Rescale, magprune
 
 
 @merge_method("della_linear", source="DELLA-Merging, arXiv:2406.11617; mergekit", drops=magprune)

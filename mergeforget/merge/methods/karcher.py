@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.spherical import combine
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.spherical import combine
 
 
 def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:

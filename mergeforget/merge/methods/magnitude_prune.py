@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.election import weighted_sum
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.sign_election import weighted_sum
+from mergeforget.merge.kernels.sparsify import trim
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.sparsify import trim
 
 
 @merge_method(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mergeforget.errors import UsageError
-from mergeforget.merge.arrays import Tensor
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.spherical import combine
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.spherical import combine
 
 
 def coefficients(gram: Any, weights: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mergeforget.merge.arrays import Tensor, column
-from mergeforget.merge.election import total
+from mergeforget.merge.kernels.arrays import Tensor, column
+from mergeforget.merge.kernels.sign_election import total
 from mergeforget.merge.methods import merge_method
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mergeforget.errors import UsageError
-from mergeforget.merge.arrays import Tensor, cast, library, like
-from mergeforget.merge.election import weighted_sum
+from mergeforget.merge.kernels.arrays import Tensor, cast, library, like
+from mergeforget.merge.kernels.sign_election import weighted_sum
 from mergeforget.merge.methods import merge_method
 
 RIDGE = 1e-9  # of the mean square of an input; inputs that no data reaches are averaged

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from mergeforget.errors import UsageError
-from mergeforget.merge.arrays import Tensor, column, library
-from mergeforget.merge.cuts import find_cuts
-from mergeforget.merge.election import elect, total
+from mergeforget.merge.kernels.arrays import Tensor, column, library
+from mergeforget.merge.kernels.sign_election import elect, total
+from mergeforget.merge.kernels.thresholds import find_cuts
 from mergeforget.merge.methods import merge_method
 
 

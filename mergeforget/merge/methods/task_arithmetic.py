@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.election import scaled, weighted_sum
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.sign_election import scaled, weighted_sum
 from mergeforget.merge.methods import merge_method
 
 

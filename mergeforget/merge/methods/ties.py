@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mergeforget.merge.arrays import Tensor
-from mergeforget.merge.election import Divide, Sign, Vote, consensus
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.sign_election import Divide, Sign, Vote, consensus
+from mergeforget.merge.kernels.sparsify import trim
 from mergeforget.merge.methods import merge_method
-from mergeforget.merge.sparsify import trim
 
 
 @merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT; mergekit", trims=True)

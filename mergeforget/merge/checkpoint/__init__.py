@@ -1,0 +1,1 @@
+"""Merges of whole checkpoints, streamed tensor by tensor between safetensors files."""

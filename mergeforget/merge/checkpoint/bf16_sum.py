@@ -1,0 +1,77 @@
+"""Weighted sums of whole models in bfloat16: one compiled pass over the bytes as they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.candidate import Candidate
+from mergeforget.merge.checkpoint.compatible import check_finite_block
+from mergeforget.merge.checkpoint.jobs import Block
+from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
+from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.sign_election import scaled
+from mergeforget.merge.methods import traits
+from mergeforget.merge.select import blocks as row_blocks
+
+Array = NDArray[Any]
+
+_room = Room()
+
+
+def half_blocks(
+    models: Sequence[tuple[Checkpoint, TensorInfo]],
+    base: tuple[Checkpoint, TensorInfo] | None,
+    candidate: Candidate,
+) -> Callable[[], Iterator[Block]] | None:
+    """Blocks of a merged tensor, to the bit those of the method block by block.
+
+    Args:
+        models: who is merged, and where the tensor lies in each.
+        base: their changes from it are merged, and the result is added to it.
+
+    Returns:
+        None where it is no weighted sum of bfloat16, or the compiled loops are not loaded.
+    """
+    given = [*models, base] if base else [*models]
+    quick = loops()
+    if traits(candidate.method).coefficients is not scaled or not quick:
+        return None
+    if any(info.dtype != "BF16" for _, info in given):
+        return None
+    factors = scaled(None, np.array(candidate.weights), **candidate.arguments).astype(np.float32)
+    first = given[-1][1]
+
+    def blocks() -> Iterator[Block]:
+        for part in row_blocks(first.matrix):
+            yield _block(given, part, base is not None, factors, quick)
+
+    return blocks
+
+
+def _block(
+    given: Sequence[tuple[Checkpoint, TensorInfo]],
+    part: slice,
+    with_base: bool,
+    factors: Array,
+    quick: ModuleType,
+) -> Block:
+    rows, width = part.stop - part.start, given[0][1].matrix[1]
+    raws = _room.take("raws", (len(given), rows * width), np.uint16)
+    for (model, info), place in zip(given, raws, strict=True):
+        model.raw(info, part.start * width, part.stop * width, place.view(np.uint8))
+    out = _room.take("out", (rows, width), np.uint16)
+    chunks = _room.take("chunks", (4, quick.CHUNK), np.uint32)
+    n = len(factors)
+    origin = raws[n] if with_base else raws[0, :0]
+    finite, energy, error = quick.half_weighted_sum(
+        raws[:n], origin, factors, chunks, out.reshape(-1)
+    )
+    if not finite:  # whose it is
+        for model, info in given:
+            check_finite_block(model, info, model.read(info, part))
+    return Block(out, energy, error)

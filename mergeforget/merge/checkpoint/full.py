@@ -1,0 +1,223 @@
+"""Full models: adapters folded into their base, or whole checkpoints merged, streamed to files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergeforget import __version__
+from mergeforget.adapter import Adapter
+from mergeforget.candidate import Candidate
+from mergeforget.errors import UsageError
+from mergeforget.merge.activation_grams import as_sum, check_grams, looks_at_data
+from mergeforget.merge.by_module import at_module, depth_of
+from mergeforget.merge.checkpoint.adapter_deltas import (
+    Step,
+    bare,
+    changes_of,
+    check_products,
+    without_copies,
+)
+from mergeforget.merge.checkpoint.compatible import check_base, check_same_tensors
+from mergeforget.merge.checkpoint.jobs import Job, Rounding
+from mergeforget.merge.checkpoint.reader import Checkpoint, open_checkpoint
+from mergeforget.merge.checkpoint.tensor_jobs import (
+    Output,
+    check_device,
+    check_target,
+    fold_job,
+    kept_job,
+    model_job,
+)
+from mergeforget.merge.checkpoint.writer import write_model
+from mergeforget.merge.engine import How, merge_adapters
+from mergeforget.merge.inputs import check_adapters, shared
+from mergeforget.merge.kernels import dispatch
+from mergeforget.merge.output_folder import check_apart
+from mergeforget.merge.request import canonical, check_candidate
+
+
+@dataclass(frozen=True)
+class Written:
+    """A full model on the disk.
+
+    Attributes:
+        rounding: ``||realised - meant|| / ||meant||`` of the change in the output's dtype; None
+            where there is no base to change.
+    """
+
+    folder: Path
+    candidate: Candidate
+    rounding: float | None
+
+
+def fold_adapters(
+    base: Path,
+    adapters: Sequence[Adapter],
+    candidate: Candidate,
+    out: Path,
+    output: Output | None = None,
+    how: How | None = None,
+) -> Written:
+    """Merge adapters and add the result to their base: a plain model folder.
+
+    In delta space the merged change is added whole; it is cut to a rank only where the candidate
+    names one. In factor space the model is the base with the merged adapter. What adapters change
+    otherwise (whole modules, biases) is merged by the method as it is.
+
+    Raises:
+        as ``engine.merge_adapters``; InputError where the base lacks a module, or is ``out``.
+    """
+    check_apart(out, [base])
+    output, how = output or Output(), how or How()
+    candidate = canonical(candidate)
+    check_candidate(candidate, len(adapters))
+    check_device(output.device)
+    check_grams(candidate, how.grams)
+    check_adapters(adapters, with_base=True)
+    with open_checkpoint(base) as model:
+        adapters = [without_copies(adapter, model) for adapter in adapters]
+        if how.grams is not None:
+            adapters, plain = as_sum(adapters, candidate, how.grams)
+            steps = _steps(adapters, plain, replace(how, grams=None), model.config)
+        else:
+            steps = _steps(adapters, candidate, how, model.config)
+        dispatch.expect(sum(model.tensors[n].numel for n in steps if n in model.tensors))
+        for name, step in steps.items():
+            check_target(model, name, step)
+        jobs = [
+            fold_job(model, info, steps[info.name], output, how.precision)
+            if info.name in steps
+            else kept_job(model, info, output)
+            for info in model.tensors.values()
+        ]
+        ways = [how.precision, how.modules, how.svd]
+        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *ways]
+        return _write(out, jobs, inputs, model, candidate, output)
+
+
+def _steps(
+    adapters: Sequence[Adapter], candidate: Candidate, how: How, config: dict[str, Any]
+) -> dict[str, Step]:
+    """Tensor of the base, whose config is given -> how it is changed."""
+    given = [changes_of(adapter, config) for adapter in adapters]
+    names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
+    modules = {f"{module}.weight": module for a in adapters for module in a.deltas}
+    depth = depth_of(names)
+    steps = {}
+    for name in names:
+        known = modules.get(name, name)
+        present = [i for i, changes in enumerate(given) if name in changes]
+        here = at_module(replace(candidate, space="delta"), known, depth[name])
+        here = replace(here, weights=tuple(here.weights[i] for i in present))
+        steps[name] = Step(known, [given[i][name] for i in present], here)
+    if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
+        merged = merge_adapters([bare(adapter) for adapter in adapters], candidate, how).adapter
+        once = Candidate("linear", weights=(1.0,), space="delta")
+        for name, change in changes_of(merged, config).items():
+            check_products(name, steps[name])
+            steps[name] = Step(modules[name], [change], once)
+    return steps
+
+
+def merge_models(
+    models: Sequence[Path],
+    base: Path | None,
+    candidate: Candidate,
+    out: Path,
+    output: Output | None = None,
+    precision: str = "float32",
+) -> Written:
+    """Merge whole checkpoints, tensor by tensor.
+
+    Args:
+        base: what the models were fine-tuned from: the method then acts on their differences from
+            it, and the result is added to it. None lets it act on the weights themselves.
+        precision: of the computation, ``float32`` or ``float64``.
+
+    Raises:
+        UsageError: a method that needs a base has none, or weights do not fit.
+        InputError: the models hold different tensors or shapes, or ``out`` is one of them.
+        NumericError: NaN or Inf in a model.
+    """
+    check_apart(out, [*models, *([base] if base else [])])
+    output = output or Output()
+    candidate = replace(canonical(candidate), space="delta")
+    check_candidate(candidate, len(models))
+    check_device(output.device)
+    check_base(candidate, base)
+    if looks_at_data(candidate):
+        raise UsageError(
+            f"{candidate.method} looks at what the layers are given, which is read for adapters "
+            "only: give --adapter and --data, with --full for a whole model."
+        )
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_checkpoint(path)) for path in models]
+        origin = stack.enter_context(open_checkpoint(base)) if base else None
+        first = origin or opened[0]
+        check_same_tensors([first, *opened])
+        dispatch.expect(sum(info.numel for info in first.tensors.values()) * len(opened))
+        depth = depth_of(first.tensors)
+        jobs = [
+            model_job(i, opened, origin, at_module(candidate, n, depth[n]), output, precision)
+            for n, i in first.tensors.items()
+        ]
+        inputs = [*[_checkpoint_id(c) for c in [first, *opened]], precision]
+        return _write(out, jobs, inputs, first, candidate, output)
+
+
+def _write(
+    out: Path,
+    jobs: Sequence[Job],
+    inputs: Sequence[Any],
+    like: Checkpoint,
+    candidate: Candidate,
+    output: Output,
+) -> Written:
+    def facts(rounding: Rounding) -> dict[str, Any]:
+        return candidate.to_dict() | {"rounding": rounding.relative, "dtype": output.dtype}
+
+    plan = {
+        "candidate": candidate.to_dict(),
+        "dtype": output.dtype,
+        "device": output.device,
+        "inputs": list(inputs),
+        "version": __version__,
+    }
+    rounding = write_model(
+        out,
+        jobs,
+        plan,
+        like=like,
+        facts=facts,
+        shard_bytes=output.shard_bytes,
+        threads=output.threads,
+        max_memory=output.max_memory,
+        durable=output.durable,
+    )
+    return Written(out, candidate, rounding.relative)
+
+
+def _checkpoint_id(model: Checkpoint) -> list[Any]:
+    """What tells whether a checkpoint is still the one that an interrupted merge read."""
+    facts = {path: path.stat() for path in {info.path for info in model.tensors.values()}}
+    files = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in facts.items()]
+    return [str(model.folder.resolve()), *sorted(files)]
+
+
+def _adapter_id(adapter: Adapter) -> str:
+    digest = hashlib.sha256()
+    for module, delta in adapter.deltas.items():
+        digest.update(f"{module} {delta.scaling}".encode())
+        digest.update(np.ascontiguousarray(delta.a).data)
+        digest.update(np.ascontiguousarray(delta.b).data)
+    for name, value in adapter.extras.items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(value).data)
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""What a writer is given: tensors to write as they are computed, and the memory they may take."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.errors import ResourceError
+from mergeforget.merge.checkpoint.reader import SIZES, Checkpoint, TensorInfo
+
+Array = NDArray[Any]
+
+
+class Block(NamedTuple):
+    """Consecutive rows of a tensor to write.
+
+    Attributes:
+        raw: as their bits lie in the file; the memory may be used again for the next block.
+        energy: squared norm of the change that they hold; 0 where there is no base.
+        error: squared norm of what the output's dtype leaves out of it.
+    """
+
+    raw: Array
+    energy: float = 0.0
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor to write.
+
+    Attributes:
+        blocks: gives its blocks of rows, first to last; None copies ``source`` as it lies.
+        memory: bytes that it needs at once, at most.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterator[Block]] | None = None
+    source: tuple[Checkpoint, TensorInfo] | None = None
+    memory: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * SIZES[self.dtype]
+
+
+@dataclass
+class Rounding:
+    """What the output's dtype does to the change: sums of squares over all tensors."""
+
+    error: float = 0.0
+    energy: float = 0.0
+
+    @property
+    def relative(self) -> float | None:
+        """``||realised - meant|| / ||meant||`` of the change; None where nothing changed."""
+        return float((self.error / self.energy) ** 0.5) if self.energy else None
+
+
+@dataclass
+class Budget:
+    """Memory that jobs share; each waits until there is room for it."""
+
+    limit: int | None
+    used: int = 0
+    _turn: threading.Condition = field(default_factory=threading.Condition)
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """Raise ResourceError where one job alone exceeds the limit."""
+        largest = max(jobs, key=lambda job: job.memory)
+        if self.limit is not None and largest.memory > self.limit:
+            raise ResourceError(
+                f"{largest.name} alone needs {largest.memory / 1e6:.0f} MB at once, more than "
+                f"--max-memory allows ({self.limit / 1e6:.0f} MB). Allow more, or choose a method "
+                "that works on blocks of rows, such as ties or dare_linear."
+            )
+
+    @contextmanager
+    def take(self, count: int) -> Iterator[None]:
+        with self._turn:
+            self._turn.wait_for(lambda: self.limit is None or self.used + count <= self.limit)
+            self.used += count
+        try:
+            yield
+        finally:
+            with self._turn:
+                self.used -= count
+                self._turn.notify_all()

@@ -1,0 +1,241 @@
+"""Whole checkpoints, read tensor by tensor and block by block from safetensors, never a pickle.
+
+Every header is checked before a byte of a tensor is read: a file that was cut off, that names
+another folder or whose tensors overlap is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.errors import InputError
+from mergeforget.files import read_json
+from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.tensors import FLOATS, NUMPY, to_array
+
+Array = NDArray[Any]
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+SIZES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()} | {"BF16": 2}
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies.
+
+    Attributes:
+        start: offset of its first byte in the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    start: int
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """The shape as (rows, columns); a vector is one row."""
+        if len(self.shape) < 2:
+            return 1, math.prod(self.shape)
+        return self.shape[0], math.prod(self.shape[1:])
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * SIZES[self.dtype]
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype in FLOATS
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder whose weights are safetensors.
+
+    Attributes:
+        tensors: by name, in the order of the files.
+        config: the content of ``config.json``.
+    """
+
+    folder: Path
+    tensors: dict[str, TensorInfo]
+    config: dict[str, Any]
+    _files: dict[Path, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def read(self, info: TensorInfo, rows: slice = slice(None), room: Room | None = None) -> Array:
+        """Rows of a tensor as a matrix, half types widened to float32.
+
+        Args:
+            room: memory to use; the rows lie there until more are read into it.
+
+        Raises:
+            InputError: the file ends before the tensor does.
+        """
+        height, width = info.matrix
+        start, stop, _ = rows.indices(height)
+        place = None
+        if room is not None:
+            place = room.take("raw", ((stop - start) * width * SIZES[info.dtype],), np.uint8)
+        data = self.raw(info, start * width, stop * width, place)
+        quick = loops()
+        if info.dtype == "BF16" and room is not None and quick:
+            wide = room.take("wide", (stop - start, width), np.uint32)
+            quick.widen(data.view(np.uint16), wide.reshape(-1))
+            return wide.view(np.float32)
+        where = f"{info.path}: {info.name}"
+        return to_array(data, info.dtype, [stop - start, width], where)
+
+    def raw(
+        self, info: TensorInfo, start: int, stop: int, room: Array | None = None
+    ) -> NDArray[np.uint8]:
+        """The bytes of a tensor's entries from ``start`` to ``stop``, in ``room`` if given."""
+        size = SIZES[info.dtype]
+        data = np.empty((stop - start) * size, np.uint8) if room is None else room
+        view, offset = data.data, info.start + start * size
+        while view:
+            count = os.preadv(self.file(info.path), [view], offset)
+            if count == 0:
+                raise InputError(f"{info.path} is truncated: {info.name} is not whole.")
+            view, offset = view[count:], offset + count
+        return data
+
+    def file(self, path: Path) -> int:
+        """Descriptor of an open weights file."""
+        return self._files[path]
+
+
+@contextmanager
+def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
+    """A checkpoint, its files open while the block runs.
+
+    Raises:
+        InputError: no model is there, or one of its files is malformed.
+    """
+    paths = weight_files(folder)
+    tensors: dict[str, TensorInfo] = {}
+    for path in paths:
+        for name, info in read_header(path).items():
+            if name in tensors:
+                raise InputError(f"{name} lies in {tensors[name].path} and in {path}.")
+            tensors[name] = info
+    config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    if not isinstance(config, dict):
+        raise InputError(f"{folder / 'config.json'} is no JSON object.")
+    files: dict[Path, int] = {}
+    try:
+        for path in paths:
+            files[path] = os.open(path, os.O_RDONLY)
+        yield Checkpoint(folder, tensors, config, files)
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder.
+
+    A single file goes before an index, as transformers has it: the index may be left from before.
+
+    Raises:
+        InputError: there are none, or the index names a file elsewhere.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        places = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(places, dict) or not places:
+            raise InputError(f"{folder / INDEX} has no weight_map.")
+        names = sorted({str(place) for place in places.values()})
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise InputError(
+                    f"{folder / INDEX} names {name!r}. Weights are read from .safetensors files of "
+                    "the folder itself only."
+                )
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / INDEX} names {name}, which is missing.")
+        return [folder / name for name in names]
+    what = "It holds pickles, which are not read" if list(folder.glob("*.bin")) else "None is there"
+    raise InputError(
+        f"{folder} holds no {SINGLE} and no {INDEX}. {what}: a model is a folder that "
+        "save_pretrained wrote."
+    )
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Names, dtypes, shapes and places of the tensors of a file, each checked.
+
+    Raises:
+        InputError: the file is missing, cut off, or not safetensors.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER):
+                raise ValueError("its header is not whole")
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no JSON object")
+        header.pop("__metadata__", None)
+        return _placed(header, path, 8 + length, size)
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is truncated or not a safetensors file ({error}). Copy it again."
+        ) from error
+
+
+def _placed(header: dict[str, Any], path: Path, first: int, size: int) -> dict[str, TensorInfo]:
+    found: dict[str, TensorInfo] = {}
+    end = first
+    for name, facts in sorted(header.items(), key=lambda item: _offsets(item[1])):
+        start, stop = _offsets(facts)
+        shape, dtype = facts.get("shape"), facts.get("dtype")
+        if not isinstance(dtype, str) or dtype not in SIZES:
+            raise ValueError(f"{name} has the dtype {dtype!r}, which is not read")
+        if not isinstance(shape, list) or not all(type(x) is int and x >= 0 for x in shape):
+            raise ValueError(f"{name} has the shape {shape!r}")
+        info = TensorInfo(name, dtype, tuple(shape), path, first + start)
+        if info.nbytes != stop - start or info.start != end:
+            raise ValueError(f"{name} does not lie where its shape and the others say")
+        end += info.nbytes
+        found[name] = info
+    if end != size:
+        raise ValueError(f"it has {size} bytes where its header tells of {end}")
+    return found
+
+
+def _offsets(facts: Any) -> tuple[int, int]:
+    pair = facts.get("data_offsets") if isinstance(facts, dict) else None
+    if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) is int for x in pair):
+        raise ValueError(f"data_offsets are {pair!r}")
+    return pair[0], pair[1]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name appears twice")
+    return found

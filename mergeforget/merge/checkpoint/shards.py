@@ -1,0 +1,116 @@
+"""The safetensors files of a model folder that is being written: what lies where in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergeforget.files import read_json, write_json
+from mergeforget.merge.checkpoint.jobs import Job
+from mergeforget.merge.checkpoint.reader import INDEX, SINGLE, Checkpoint
+
+PLAN = "plan.json"
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock")
+
+
+class Place(NamedTuple):
+    """Where the bytes of a tensor go: an open file and an offset."""
+
+    file: int
+    start: int
+
+
+def in_shards(jobs: Sequence[Job], shard_bytes: int) -> list[list[Job]]:
+    shards: list[list[Job]] = [[]]
+    size = 0
+    for job in jobs:
+        if shards[-1] and size + job.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(job)
+        size += job.nbytes
+    return shards
+
+
+def file_names(count: int) -> list[str]:
+    if count == 1:
+        return [SINGLE]
+    return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+
+@contextmanager
+def opened(
+    partial: Path, plan: dict[str, Any], shards: Sequence[Sequence[Job]]
+) -> Iterator[dict[str, Place]]:
+    """The files to write into, open; begun afresh unless an interrupted merge had the same plan."""
+    if not (partial / PLAN).exists() or read_json(partial / PLAN) != plan:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    places: dict[str, Place] = {}
+    files: list[int] = []
+    try:
+        for name, shard in zip(file_names(len(shards)), shards, strict=True):
+            header, starts = _header(shard)
+            path = partial / name
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            files.append(file)
+            os.truncate(file, len(header) + sum(job.nbytes for job in shard))
+            put(file, memoryview(header), 0)
+            places |= {job.name: Place(file, at) for job, at in zip(shard, starts, strict=True)}
+        if not (partial / PLAN).exists():
+            write_json(partial / PLAN, plan)
+        yield places
+    finally:
+        for file in files:
+            os.close(file)
+
+
+def _header(shard: Sequence[Job]) -> tuple[bytes, list[int]]:
+    """The header of a safetensors file, and where each tensor starts in it."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset, offsets = 0, []
+    for job in shard:
+        end = offset + job.nbytes
+        entries[job.name] = {
+            "dtype": job.dtype,
+            "shape": list(job.shape),
+            "data_offsets": [offset, end],
+        }
+        offsets.append(offset)
+        offset = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text, [8 + len(text) + at for at in offsets]
+
+
+def put(file: int, data: memoryview, offset: int) -> None:
+    while data:
+        count = os.pwrite(file, data, offset)
+        data, offset = data[count:], offset + count
+
+
+def carry_over(
+    partial: Path, shards: Sequence[Sequence[Job]], like: Checkpoint, jobs: Sequence[Job]
+) -> None:
+    """Carry config, tokenizer and further small files over, and write the index."""
+    for path in sorted(like.folder.iterdir()):
+        if path.is_file() and not path.name.endswith((*WEIGHTS, ".index.json")):
+            shutil.copyfile(path, partial / path.name)
+    kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+    found = {kinds[job.dtype] for job in jobs if job.dtype in kinds}
+    config = dict(like.config)
+    if len(found) == 1:
+        config["dtype" if "torch_dtype" not in config else "torch_dtype"] = found.pop()
+    if config:
+        write_json(partial / "config.json", config)
+    if len(shards) > 1:
+        names = file_names(len(shards))
+        places = {j.name: n for n, shard in zip(names, shards, strict=True) for j in shard}
+        total = sum(job.nbytes for job in jobs)
+        write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": places})

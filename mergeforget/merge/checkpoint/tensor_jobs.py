@@ -1,0 +1,221 @@
+"""What is done for each tensor of a full model: add an adapter, merge it, or carry it over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.adapter import LowRankDelta
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError, UsageError, suggest
+from mergeforget.merge.blockwise import HELD, merge_blocks
+from mergeforget.merge.checkpoint.adapter_deltas import Change, Step, rows_of
+from mergeforget.merge.checkpoint.bf16_sum import half_blocks
+from mergeforget.merge.checkpoint.compatible import (
+    OUTPUT,
+    check_equal,
+    check_finite_block,
+    tensor_of,
+)
+from mergeforget.merge.checkpoint.encode import changed, encoded
+from mergeforget.merge.checkpoint.jobs import Block, Job
+from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
+from mergeforget.merge.checkpoint.writer import SHARD_BYTES
+from mergeforget.merge.engine import precise, products
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.dispatch import Room
+from mergeforget.merge.methods import traits
+from mergeforget.merge.select import SMALL, Source
+from mergeforget.merge.select import blocks as row_blocks
+
+Array = NDArray[Any]
+
+_room, _origin = Room(), Room()
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a full model is written.
+
+    Attributes:
+        dtype: ``auto`` keeps that of the base (or first model), tensor by tensor.
+        device: that merges blocks, for example ``cuda``; ``cpu`` is numpy.
+        max_memory: bytes that tensors in work may take together; None sets no limit.
+        durable: see ``writer.write_model``.
+    """
+
+    dtype: str = "auto"
+    shard_bytes: int = SHARD_BYTES
+    threads: int = 0
+    device: str = "cpu"
+    max_memory: int | None = None
+    durable: bool = True
+
+    def stored(self, info: TensorInfo) -> str:
+        """The dtype that a tensor is written in."""
+        if self.dtype == "auto" or not info.floating:
+            return info.dtype
+        return DTYPES[self.dtype]
+
+
+def fold_job(
+    model: Checkpoint, info: TensorInfo, step: Step, output: Output, precision: str
+) -> Job:
+    """Merge what adapters change of a tensor, and add it to the base's."""
+    factors = [one for one in step.changes if isinstance(one, LowRankDelta)]
+    if len(factors) == len(step.changes):
+        source = products([precise(delta, precision) for delta in factors])
+    else:
+        source = _dense(model, info, step.changes, precision)
+    weights = np.array(step.candidate.weights)
+    return _job(model, info, source, weights, step.candidate, output, step.name)
+
+
+def _dense(
+    model: Checkpoint, info: TensorInfo, changes: Sequence[Change], precision: str
+) -> Source:
+    """Changes of which some are no product of factors, worked out from the base's rows."""
+
+    def rows(part: slice) -> Array:
+        origin = check_finite_block(model, info, model.read(info, part)).astype(precision)
+        found = [rows_of(one, part, origin) for one in changes]
+        return np.stack(found).astype(precision, copy=False)
+
+    return Source(len(changes), info.matrix, rows)
+
+
+def model_job(
+    info: TensorInfo,
+    models: Sequence[Checkpoint],
+    base: Checkpoint | None,
+    candidate: Candidate,
+    output: Output,
+    precision: str,
+) -> Job:
+    """Merge a tensor of whole models, or what changed in it since the base."""
+    theirs, n = [(model, tensor_of(model, info.name)) for model in models], len(models)
+    first = base or models[0]
+    if not info.floating:
+        check_equal(first, info, theirs)
+        return kept_job(first, info, output)
+    if info.numel == 0:  # there is nothing to merge, and no method to ask
+        return kept_job(first, info, output)
+
+    if output.stored(info) == "BF16" and precision == "float32" and output.device == "cpu":
+        summed = half_blocks(theirs, (base, info) if base else None, candidate)
+        if summed:
+            memory = 16 * (n + 2) * min(info.numel, SMALL + info.matrix[1])
+            return Job(info.name, "BF16", info.shape, summed, memory=memory)
+
+    def rows(part: slice) -> Array:
+        stack = _room.take("stack", (n, part.stop - part.start, info.matrix[1]), precision)
+        origin = base.read(info, part, _origin) if base else None
+        for place, (model, one) in zip(stack, theirs, strict=True):
+            values = check_finite_block(model, one, model.read(one, part, _room))
+            if origin is None:
+                np.copyto(place, values)
+            else:
+                np.subtract(values, origin, out=place)
+        return stack
+
+    source = Source(len(models), info.matrix, rows)
+    weights = np.array(candidate.weights)
+    return _job(base, info, source, weights, candidate, output, info.name)
+
+
+def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> Job:
+    """Carry a tensor over, in the output's dtype."""
+    if output.stored(info) == info.dtype:
+        return Job(info.name, info.dtype, info.shape, source=(model, info))
+
+    def blocks() -> Iterator[Block]:
+        for part in row_blocks(info.matrix):
+            values = model.read(info, part, _room)
+            yield Block(encoded(values, output.stored(info), info.name))
+
+    return Job(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
+
+
+def _job(
+    base: Checkpoint | None,
+    info: TensorInfo,
+    source: Source,
+    weights: Array,
+    candidate: Candidate,
+    output: Output,
+    name: str,
+) -> Job:
+    """Merge a source, add the base where there is one, block by block."""
+    source = _on_device(source, output.device)
+
+    def blocks() -> Iterator[Block]:
+        for part, (merged,) in merge_blocks(source, weights, [candidate], name):
+            change = _numpy(merged)
+            if base is None:
+                yield Block(encoded(change, output.stored(info), info.name))
+            else:
+                origin = check_finite_block(base, info, base.read(info, part, _room))
+                yield changed(origin, change, output.stored(info), info.name)
+
+    whole = traits(candidate.method).whole
+    block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
+    memory = 4 * (block * (2 * source.n + 4) + min(source.n * info.numel, HELD))
+    return Job(info.name, output.stored(info), info.shape, blocks, memory=memory)
+
+
+def check_target(model: Checkpoint, name: str, step: Step) -> None:
+    """Raise InputError where the base lacks the tensor, has it otherwise, or as no floats."""
+    info = model.tensors.get(name)
+    if info is None:
+        tied = " Its output layer is its embedding." if name == OUTPUT else ""
+        raise InputError(
+            f"{model.folder} has no tensor {name}, which the adapter changes."
+            f"{suggest(name, model.tensors)}{tied} Name the adapter's own base."
+        )
+    if not info.floating:
+        raise InputError(
+            f"{info.name} of {model.folder} is stored as {info.dtype} (quantised), to which no "
+            "change can be added. Name the unquantised base with --base."
+        )
+    for change in step.changes:
+        if info.matrix != change.shape:
+            raise InputError(
+                f"{info.name} is {info.shape} in {model.folder}, and the adapter changes a tensor "
+                f"of {change.shape}: it was trained on another model."
+            )
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError for a device that torch does not know or this machine does not have."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"--device {device} cannot be used here: {reason}. Leave it out."
+        ) from error
+
+
+def _on_device(source: Source, device: str) -> Source:
+    if device == "cpu":
+        return source
+    import torch
+
+    def moved(read: Callable[..., Array]) -> Callable[..., Tensor]:
+        return lambda *given: torch.from_numpy(read(*given)).to(device)
+
+    sample = moved(source.sample) if source.sample else None
+    return Source(source.n, source.shape, moved(source.rows), sample)
+
+
+def _numpy(x: Tensor) -> Array:
+    return x if isinstance(x, np.ndarray) else x.cpu().numpy()

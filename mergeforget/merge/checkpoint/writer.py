@@ -1,0 +1,184 @@
+"""Writes a model folder tensor by tensor as they are ready, with bounded memory, and resumes.
+
+The weights grow in a hidden folder beside the target and take its place when all is there. A
+journal notes each finished tensor; the same merge, started again after an interruption, goes on
+from it. Blocks are written where they belong, so any number of threads gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mergeforget.console import progress
+from mergeforget.errors import ResourceError
+from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, write_json
+from mergeforget.merge.checkpoint.jobs import Budget, Job, Rounding
+from mergeforget.merge.checkpoint.reader import SIZES, Checkpoint
+from mergeforget.merge.checkpoint.shards import PLAN, Place, carry_over, in_shards, opened, put
+from mergeforget.merge.kernels.threads import workers
+
+SHARD_BYTES = 5_000_000_000
+FLUSH_BYTES = 500_000_000  # written between two flushes of the journal
+JOURNAL = "journal.jsonl"
+
+
+def write_model(
+    out: Path,
+    jobs: Sequence[Job],
+    plan: dict[str, Any],
+    *,
+    like: Checkpoint,
+    facts: Callable[[Rounding], dict[str, Any]],
+    shard_bytes: int = SHARD_BYTES,
+    threads: int = 0,
+    max_memory: int | None = None,
+    durable: bool = True,
+) -> Rounding:
+    """Write a plain model folder.
+
+    Args:
+        plan: everything that decides the bytes; an interrupted merge with the same plan goes on.
+        like: its config, tokenizer and further small files are carried over.
+        facts: what ``candidate.json`` shall hold, given the rounding.
+        durable: wait until the disk has the bytes, so that a power cut costs nothing that the
+            journal tells of. Without it a kill costs nothing either.
+        shard_bytes: of one file, at most, where no tensor is larger.
+
+    Raises:
+        ResourceError: the disk is full, memory does not suffice, or somebody else writes there.
+    """
+    budget = Budget(max_memory)
+    budget.check(jobs)
+    shards = in_shards(jobs, shard_bytes)
+    plan = json.loads(json.dumps(plan | {"shards": [[j.name for j in s] for s in shards]}))
+    partial = out.parent / f".{out.name}.partial"
+    with explained(out), _alone(out), opened(partial, plan, shards) as places:
+        done = {row["name"]: row for row in read_jsonl(partial / JOURNAL)}
+        _write_all(
+            [j for j in jobs if j.name not in done], places, partial, budget, threads, durable
+        )
+        rounding = Rounding()
+        for row in read_jsonl(partial / JOURNAL):
+            rounding.error += row["error"]
+            rounding.energy += row["energy"]
+        carry_over(partial, shards, like, jobs)
+        write_json(partial / "candidate.json", facts(rounding))
+        (partial / JOURNAL).unlink()
+        (partial / PLAN).unlink()
+        take_place(partial, out)
+    return rounding
+
+
+class Journal:
+    """Notes finished tensors, after their bytes have reached the disk."""
+
+    def __init__(self, path: Path, files: set[int], durable: bool) -> None:
+        self.path, self.files, self.durable = path, files, durable
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def note(self, row: dict[str, Any], count: int) -> None:
+        """Remember a tensor of ``count`` bytes; now and then they are made safe together."""
+        with self._lock:
+            self._rows.append(row)
+            self._bytes += count
+        if self._bytes > FLUSH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make safe, then write down, all tensors remembered."""
+        with self._lock:
+            if self.durable:
+                for file in self.files:
+                    os.fsync(file)
+            if self._rows:
+                append_jsonl(self.path, self._rows)
+            self._rows, self._bytes = [], 0
+
+
+def _write_all(
+    jobs: Sequence[Job],
+    places: dict[str, Place],
+    partial: Path,
+    budget: Budget,
+    threads: int,
+    durable: bool,
+) -> None:
+    """Write jobs, the largest first, and note each in the journal when it is written."""
+    journal = Journal(partial / JOURNAL, {place.file for place in places.values()}, durable)
+    stop = threading.Event()
+
+    def run(job: Job) -> None:
+        if stop.is_set():
+            return
+        with budget.take(job.memory):
+            error, energy = _write_tensor(job, places[job.name], stop)
+        if not stop.is_set():
+            journal.note({"name": job.name, "error": error, "energy": energy}, job.nbytes)
+            bar.advance(note=job.name)
+
+    ordered = sorted(jobs, key=lambda job: -job.nbytes)
+    with (
+        progress("Merging", len(jobs)) as bar,
+        workers(threads) as pool,
+    ):
+        futures = [pool.submit(run, job) for job in ordered]
+        try:
+            finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in finished:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            journal.flush()
+
+
+def _write_tensor(job: Job, place: Place, stop: threading.Event) -> tuple[float, float]:
+    """Write one tensor; returns squared rounding error and squared norm of its change."""
+    if job.blocks is None:
+        _copy(job, place)
+        return 0.0, 0.0
+    offset, error, energy = place.start, 0.0, 0.0
+    for block in job.blocks():
+        if stop.is_set():
+            break
+        error += block.error
+        energy += block.energy
+        put(place.file, block.raw.data.cast("B"), offset)
+        offset += block.raw.nbytes
+    return error, energy
+
+
+def _copy(job: Job, place: Place) -> None:
+    assert job.source is not None
+    checkpoint, info = job.source
+    step = 1 << 22
+    for start in range(0, info.numel, step):
+        data = checkpoint.raw(info, start, min(start + step, info.numel))
+        put(place.file, data.data, place.start + start * SIZES[info.dtype])
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Be the only one who writes this folder."""
+    from filelock import FileLock, Timeout
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(out.parent / f".{out.name}.lock", timeout=0)
+    try:
+        held.acquire()
+    except Timeout as error:
+        raise ResourceError(f"{out} is being written by another mergeforget.") from error
+    try:
+        yield
+    finally:
+        held.release()

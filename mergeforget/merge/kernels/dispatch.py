@@ -1,0 +1,59 @@
+"""Whether loops that numba compiled stand in for passes of numpy; the bits are the same."""
+
+from __future__ import annotations
+
+import math
+import threading
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORTH = 50_000_000  # entries of work for which numpy takes longer than loading the loops does
+
+_loops: ModuleType | None = None
+
+
+def expect(entries: int) -> None:
+    """Load the compiled loops where so much work comes that it pays, and numba is installed.
+
+    Numba keeps what it compiled beside the source or in the user's cache; where it can write to
+    neither, numpy does the work.
+    """
+    global _loops
+    if _loops is None and entries >= WORTH:
+        try:
+            from mergeforget.merge.kernels import numba_loops
+        except (ImportError, RuntimeError):
+            return
+        _loops = numba_loops
+
+
+def loops(*arrays: Any) -> ModuleType | None:
+    """The compiled loops, if they are loaded and fit: contiguous float32 arrays of numpy."""
+    if _loops is None:
+        return None
+    fit = all(
+        isinstance(x, np.ndarray) and x.dtype == np.float32 and x.flags.c_contiguous for x in arrays
+    )
+    return _loops if fit else None
+
+
+class Room(threading.local):
+    """Memory that a thread uses again for every block; asked for anew it costs more than the sums.
+
+    What is taken under one name is overwritten by the next that is taken under it.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, NDArray[np.uint8]] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array of any content."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        held = self._buffers.get(name)
+        if held is None or held.nbytes < size:
+            held = self._buffers[name] = np.empty(size, np.uint8)
+        taken: NDArray[Any] = held[:size].view(dtype).reshape(shape)
+        return taken

@@ -1,0 +1,145 @@
+"""Adding up n tensors: weighted sums, and means of the entries that have the elected sign.
+
+Every function takes the stacked tensors of one module, (n, *shape), numpy or torch; inputs are
+never changed. Sums over the n tensors run from the first to the last, as torch's do, so that equal
+inputs give equal bits in both libraries.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from mergeforget.errors import UsageError
+from mergeforget.merge.kernels.arrays import Tensor, column, like
+from mergeforget.merge.kernels.dispatch import loops
+
+SIGNS, DIVISORS = ("total", "count"), ("count", "weights", "none")
+
+Sign = Literal["total", "count"]
+Vote = Literal["unweighted", "weighted"]
+Divide = Literal["count", "weights", "none"]
+
+
+def total(stack: Tensor) -> Tensor:
+    """Sum over the n tensors, first to last, starting from zero (so that no -0.0 remains)."""
+    summed = stack[0] + 0.0
+    for tensor in stack[1:]:
+        summed += tensor
+    return summed
+
+
+def weighted_sum(
+    stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
+) -> Tensor:
+    """``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``, 0 counting as 1."""
+    factors = scaled(None, weights, normalize=normalize, scale=scale)
+    quick = loops(stack)
+    if not quick:
+        return total(stack * column(factors, stack))
+    summed = np.empty(stack.shape[1:], np.float32)
+    quick.weighted_sum(_flat(stack), like(factors, stack), summed.reshape(-1))
+    return summed
+
+
+def scaled(gram: Any, weights: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Tensor:
+    """What each input of a weighted sum is multiplied by, (n,); the inputs have no say in it."""
+    return weights * scale_of(weights, normalize, scale)
+
+
+def scale_of(weights: Tensor, normalize: bool, scale: float) -> float:
+    """``scale``, with ``normalize`` over the sum of the weights (0 counts as 1)."""
+    shares = float(weights.sum()) if normalize else 1.0
+    return scale / (shares if abs(shares) >= 1e-8 else 1.0)
+
+
+def elect(stack: Tensor, sign: Sign = "total") -> Tensor:
+    """Say which entries have the sign that most of the tensors want at their place.
+
+    Args:
+        stack: (n, *shape), trimmed.
+        sign: ``total`` takes the sign of the sum, ``count`` that of the sum of signs; a sum of
+            zero counts as positive.
+
+    Returns:
+        Boolean, (n, *shape). An entry of zero never agrees.
+
+    Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "elect". ``count`` is PEFT's "frequency".
+    """
+    if sign not in ("total", "count"):
+        raise UsageError(f"sign is {sign!r}; it must be total or count.")
+    positive, negative = stack > 0, stack < 0
+    if sign == "total":
+        up = total(stack) >= 0
+    else:
+        up = positive.sum(0) >= negative.sum(0)
+    return (positive & up) | (negative & ~up)
+
+
+def disjoint_mean(
+    stack: Tensor,
+    weights: Tensor,
+    agree: Tensor,
+    *,
+    divide: Divide = "count",
+    scale: float = 1.0,
+) -> Tensor:
+    """Average, at each place, the weighted entries that agree with the elected sign.
+
+    Args:
+        stack: (n, *shape)
+        weights: (n,)
+        agree: Boolean, (n, *shape), from ``elect``.
+        divide: by the number that agree, at least 1 (PEFT, the paper); by the sum of their
+            weights, 0 counting as 1 (mergekit's ``normalize``); or not at all.
+        scale: multiplies the result (mergekit's ``lambda``).
+
+    Returns:
+        (*shape)
+
+    Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "disjoint merge".
+    """
+    summed = total(stack * column(weights, stack) * agree)
+    if divide == "count":
+        summed = summed / total(agree * column(weights * 0 + 1, stack)).clip(1)
+    elif divide == "weights":
+        shares = total(agree * column(weights, stack))
+        summed = summed / (shares + (shares == 0))
+    elif divide != "none":
+        raise UsageError(f"divide is {divide!r}; it must be one of count, weights, none.")
+    return summed if scale == 1 else summed * scale
+
+
+def consensus(
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    sign: Sign = "total",
+    vote: Vote = "unweighted",
+    divide: Divide = "count",
+    scale: float = 1.0,
+) -> Tensor:
+    """Elect a sign at each place and average the entries that have it, (*shape).
+
+    Args:
+        vote: ``unweighted`` elects before weighting (PEFT, the paper), ``weighted`` after it
+            (mergekit): then a large or negative weight decides which sign wins.
+
+    The other arguments are those of ``elect`` and ``disjoint_mean``.
+    """
+    if vote not in ("unweighted", "weighted"):
+        raise UsageError(f"vote is {vote!r}; it must be unweighted or weighted.")
+    quick = loops(stack)
+    if quick and sign in SIGNS and divide in DIVISORS:
+        merged = np.empty(stack.shape[1:], np.float32)
+        how = sign == "count", vote == "weighted", DIVISORS.index(divide)
+        quick.consensus(_flat(stack), like(weights, stack), *how, merged.reshape(-1))
+        return merged if scale == 1 else merged * scale
+    voters = stack if vote == "unweighted" else stack * column(weights, stack)
+    return disjoint_mean(stack, weights, elect(voters, sign), divide=divide, scale=scale)
+
+
+def _flat(stack: Tensor) -> Tensor:
+    """(n, *shape) as (n, entries)."""
+    return stack.reshape(len(stack), -1)

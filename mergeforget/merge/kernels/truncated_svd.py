@@ -1,0 +1,188 @@
+"""Cutting a change back to a rank: exactly from its factors, or from the dense change.
+
+Factors are ``b @ a`` with b (out, rank) and a (rank, in), numpy arrays or torch tensors. What is
+returned follows PEFT: the rows of ``a`` are orthonormal and ``b`` carries the singular values.
+Inner products are summed in float64, where squaring a condition number does no harm.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mergeforget.merge.kernels.arrays import Tensor, cast, library, like
+
+Svd = Literal["fast", "exact"]
+MAX_STEPS = 8  # of subspace iteration
+NEAR = 1.5e-4  # share of the squared residual that further steps may still gain
+TINY = 1e-6  # a gain, as such a share, after which no other is looked for
+SLANTED = 1e-4  # least ratio of lengths for which a Cholesky factor keeps rows orthonormal
+ROUNDING = 1e-6  # share of the energy that float32 cannot tell from nothing
+SPARE = 16  # directions followed beyond the rank, where the start offers no more
+NOISE_SEED = 0x5EED  # of the random directions, so that one input has one result
+NEGLIGIBLE = 1e-14  # of the largest eigenvalue of a Gram matrix in float64
+
+
+class Cut(NamedTuple):
+    """A change at a smaller rank.
+
+    Attributes:
+        a: (rank, in)
+        b: (out, rank)
+        energy: squared Frobenius norm before the cut.
+        kept: squared Frobenius norm after it.
+    """
+
+    a: Tensor
+    b: Tensor
+    energy: float
+    kept: float
+
+
+def cut_factors(a: Tensor, b: Tensor, rank: int) -> Cut:
+    """The best approximation of ``b @ a`` with a given rank, without building the product.
+
+    Args:
+        a: (k, in), for example the stacked factors of several adapters.
+        b: (out, k), with weights and scalings multiplied in.
+        rank: of the result; it is less where ``b @ a`` itself has less, at least 1.
+
+    O((out + in) k^2 + k^3): both factors are whitened by their Gram matrices, and what is left is
+    the SVD of a (k, k) core.
+    """
+    wide_a, wide_b = cast(a, "float64"), cast(b, "float64")
+    whiten_a, root_a = _whitening(wide_a @ wide_a.T)
+    whiten_b, root_b = _whitening(wide_b.T @ wide_b)
+    u, s, vt = library(a).linalg.svd(root_b.T @ root_a, full_matrices=False)
+    rank = max(1, min(rank, int((s > s[0] * 1e-9).sum())))
+    new_a = (vt[:rank] @ whiten_a.T) @ wide_a
+    new_b = wide_b @ (whiten_b @ (u[:, :rank] * s[:rank]))
+    squares = s * s
+    kept = float(squares[:rank].sum())
+    return Cut(like(new_a, a), like(new_b, b), float(squares.sum()), kept)
+
+
+def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = "fast") -> Cut:
+    """Approximate a dense change by one of a given rank.
+
+    Args:
+        delta: (out, in)
+        rank: of the result, at most min(out, in).
+        start: (k, in), rows near the row space of ``delta``: the factors that were merged.
+        svd: ``exact`` is the best approximation; ``fast`` follows ``start`` through steps of
+            subspace iteration until what further steps would take off the residual is 1e-4 of it,
+            by the last gain and the rate at which gains shrink.
+
+    ``Cut.energy`` minus ``Cut.kept`` is the squared residual in both modes.
+    """
+    rank = min(rank, *delta.shape)
+    energy = float(_squares(delta))
+    if energy == 0:
+        return Cut(delta[:rank] * 0, delta[:, :rank] * 0, 0.0, 0.0)
+    if svd == "exact":
+        basis = _top_rows(delta, rank)
+        cut = cut_factors(basis, delta @ basis.T, rank)
+    else:
+        cut = _iterated(delta, rank, _start(delta, rank, start), energy)
+    return Cut(cut.a, cut.b, energy, min(cut.kept, energy))
+
+
+def _iterated(delta: Tensor, rank: int, basis: Tensor, energy: float) -> Cut:
+    """Subspace iteration from a basis, (k, in), until further steps would gain next to nothing."""
+    image = delta @ basis.T  # (out, k)
+    kept, whiten, gain = *_caught(image, rank)[:2], 0.0
+    for step in range(MAX_STEPS):
+        basis = _orthonormal((image @ whiten).T @ delta)
+        image = delta @ basis.T
+        before, last = kept, gain
+        kept, whiten, rate = _caught(image, rank)
+        gain = kept - before
+        rate = max(rate, gain / last if step else 0.0)
+        left = max(energy - kept, ROUNDING * energy)
+        if gain * min(rate, 1.0) <= NEAR * left * max(1 - rate, 0.0) or gain <= TINY * left:
+            break
+    return cut_factors(basis, image, rank)
+
+
+def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
+    """What a basis catches of a change, from its image (out, k).
+
+    Returns:
+        The squared norm of the best cut within the basis; (k, p) to make the image orthonormal;
+        by what factor a step of iteration shrinks the distance from the best cut of all, as the
+        ratio of the singular values at the rank and at the end of the basis tells.
+    """
+    wide = cast(image, "float64")
+    values, vectors = library(image).linalg.eigh(wide.T @ wide)  # ascending
+    sound = values > max(float(values[-1]), 0.0) * NEGLIGIBLE
+    if not sound.any():
+        return 0.0, like(vectors[:, -1:], image), 0.0
+    kept, top = float(values[-rank:].sum()), float(values[-rank:][0])
+    rate = (max(float(values[0]), 0.0) / top) ** 2 if top > 0 else 0.0
+    return kept, like(vectors[:, sound] / values[sound] ** 0.5, image), rate
+
+
+def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
+    """(k, in) orthonormal rows to begin with: the given ones, and random ones if they are few."""
+    rows = None if start is None else _orthonormal(start)
+    given = 0 if rows is None else len(rows)
+    if rows is not None and given >= rank:
+        return rows
+    wanted = min(rank + SPARE, *delta.shape) - given
+    noise = np.random.default_rng(NOISE_SEED).standard_normal((wanted, delta.shape[1]))
+    more = like(noise.astype(np.float32), delta)
+    return _orthonormal(more if rows is None else library(delta).concatenate([rows, more]))
+
+
+def _top_rows(delta: Tensor, rank: int) -> Tensor:
+    """(rank, in) right singular vectors, from the Gram matrix of the smaller side in float64."""
+    wide = cast(delta, "float64")
+    if delta.shape[0] >= delta.shape[1]:
+        return like(_top_eigenvectors(wide.T @ wide, rank).T, delta)
+    return _orthonormal(like(_top_eigenvectors(wide @ wide.T, rank).T @ wide, delta))
+
+
+def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
+    """(n, rank) eigenvectors of the largest eigenvalues of a symmetric (n, n) matrix."""
+    if isinstance(gram, np.ndarray):
+        from scipy.linalg import eigh
+
+        n = len(gram)
+        return eigh(gram, subset_by_index=[n - rank, n - 1], overwrite_a=True)[1][:, ::-1]
+    return library(gram).linalg.eigh(gram)[1][:, -rank:].flip(1)
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    """Rows spanning the same space, orthonormal; dependent ones are left out."""
+    wide, lib = cast(rows, "float64"), library(rows)
+    gram = wide @ wide.T
+    try:
+        root = lib.linalg.cholesky(gram)
+    except lib.linalg.LinAlgError:
+        root = gram * 0
+    lengths = root.diagonal()
+    if float(lengths.min()) > SLANTED * float(lengths.max()):
+        return like(lib.linalg.inv(root) @ wide, rows)
+    whiten, _ = _whitening(gram)  # slower, and sound for rows that depend on each other
+    return like(whiten.T @ wide, rows)
+
+
+def _whitening(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """From ``x @ x.T`` (k, k): ``w`` with ``w.T @ x`` orthonormal, and ``r`` with ``r w.T x = x``.
+
+    Both are (k, p), p the numerical rank of x, at least 1.
+    """
+    values, vectors = library(gram).linalg.eigh(gram)  # ascending
+    sound = values > max(float(values[-1]), 0.0) * NEGLIGIBLE
+    if not sound.any():
+        return vectors[:, -1:] * 0, vectors[:, -1:] * 0
+    values, vectors = values[sound], vectors[:, sound]
+    roots = values**0.5
+    return vectors / roots, vectors * roots
+
+
+def _squares(x: Tensor) -> float:
+    """Sum of squares, each row summed in the dtype of ``x`` and the rows in float64."""
+    rows = library(x).einsum("ij,ij->i", x, x)
+    return float(cast(rows, "float64").sum())

@@ -1,0 +1,109 @@
+"""The rows of a training: which forget row meets which retain row, in every epoch the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from mergeforget.data.batches import Batch, pack, pad
+from mergeforget.data.tokens import Encoded
+from mergeforget.train.samplers import Place
+
+REFUSAL = "refusal"  # the set of refusals to the forget rows' prompts
+
+Item = dict[str, list[Encoded]]
+
+
+class PairedRows(Dataset[Item]):
+    """Item i is row i of the first set with rows of every other set.
+
+    A partner is drawn from a stream of permutations of the other set, so that each of its rows is
+    used equally often, and depends only on (seed, epoch, i): a resumed run meets the same pairs.
+    The refusal to row i always goes with it.
+
+    Args:
+        partners: rows of every other set that go with each row of the first.
+        same_index: take row i modulo the set's size (ZJUKLAB's code).
+        cyclic: take the other set's rows in turn, in their order (SUGD).
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[Encoded]],
+        *,
+        seed: int,
+        same_index: bool = False,
+        partners: int = 1,
+        cyclic: bool = False,
+    ) -> None:
+        self.sets = dict(sets)
+        self.first = next(iter(self.sets))
+        self.seed, self.same_index, self.epoch = seed, same_index, 0
+        self.partners, self.cyclic = partners, cyclic
+        self._orders: dict[tuple[str, int], list[int]] = {}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the beginning of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.sets[self.first])
+
+    def __getitem__(self, place: int | Place) -> Item:
+        place = Place(place) if isinstance(place, int) else place
+        names = [n for n in self.sets if not place.only or place.only in (n, self._beside(n))]
+        item = {n: [self.sets[n][j] for j in self._places(n, place.row)] for n in names}
+        if place.counts:
+            return item
+        return {name: [replace(row, weight=0.0) for row in rows] for name, rows in item.items()}
+
+    def _beside(self, name: str) -> str:
+        """The set that a set always goes with: refusals belong to the forget rows."""
+        return self.first if name == REFUSAL else name
+
+    def _places(self, name: str, i: int) -> list[int]:
+        if name in (self.first, REFUSAL):
+            return [i]
+        return [self._partner(name, i * self.partners + j) for j in range(self.partners)]
+
+    def _partner(self, name: str, i: int) -> int:
+        size = len(self.sets[name])
+        if self.same_index or self.cyclic:
+            return i % size
+        turn, place = divmod(self.epoch * len(self) * self.partners + i, size)
+        return self._order(name, turn)[place]
+
+    def _order(self, name: str, turn: int) -> list[int]:
+        if (name, turn) not in self._orders:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+            self._orders[name, turn] = torch.randperm(
+                len(self.sets[name]), generator=generator
+            ).tolist()
+        return self._orders[name, turn]
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes one Batch for each set from the items of a PairedRows.
+
+    Attributes:
+        length: of every padded row, in tokens; None for the longest of the micro-batch.
+    """
+
+    kinds: tuple[int, ...]
+    padding: str
+    pad_id: int
+    length: int | None = None
+
+    def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
+        names = items[0]
+        return {name: self._batch([r for item in items for r in item[name]]) for name in names}
+
+    def _batch(self, rows: list[Encoded]) -> Batch:
+        if self.padding == "none":
+            return pack(rows, self.kinds)
+        return pad(rows, self.kinds, self.pad_id, side=self.padding, length=self.length)

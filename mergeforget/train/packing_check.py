@@ -1,0 +1,73 @@
+"""Whether a model keeps apart rows that are laid end to end: tried out, since nothing says it.
+
+transformers makes a mask from the positions where rows begin. Layers that mix tokens in another way
+(state spaces, convolutions, linear attention), ALiBi and OPT do not read it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from mergeforget.console import say
+from mergeforget.distributed import sharded
+from mergeforget.errors import UsageError
+
+_KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # so that each is tried once
+LENGTH = 4  # tokens of a row that is tried out
+
+
+def rows_leak(model: Any) -> bool:
+    """Whether a row sees the row before it; tried out once on a model, and said where it does.
+
+    Args:
+        model: a causal language model, with or without an adapter, not wrapped.
+
+    Raises:
+        UsageError: it does, and processes hold parts of the model: each would pass its own number
+            of rows one by one, and they would wait for each other.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    name = f"{type(base).__name__} lets rows that are laid end to end see each other"
+    if base not in _KNOWN:
+        _KNOWN[base] = _try_out(model)
+        if _KNOWN[base] and not sharded():
+            say(f"{name}: each is passed by itself, which is slower.")
+    if _KNOWN[base] and sharded():
+        raise UsageError(
+            f"{name}, and with FSDP they cannot be passed one by one. Launch with --multi_gpu, or "
+            "train in one process."
+        )
+    return _KNOWN[base]
+
+
+def _try_out(model: Any) -> bool:
+    """Pass two rows: what is said of the second must not depend on the first one's embeddings.
+
+    Its gradient there is exactly 0 where rows are kept apart. Outputs would tell less: a mixture of
+    experts rounds a row's by how many tokens of other rows meet the same expert.
+    """
+    seen: list[torch.Tensor] = []
+
+    def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[-1]
+
+    device = next(model.parameters()).device
+    embedding = model.get_input_embeddings()
+    ids = torch.arange(2 * LENGTH, device=device)[None] % embedding.weight.shape[0]
+    positions = torch.arange(LENGTH, device=device).repeat(2)[None]
+    was_training = model.training
+    model.eval()
+    hook = embedding.register_forward_hook(look)
+    try:
+        with torch.enable_grad():
+            logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+            (slope,) = torch.autograd.grad(logits[:, LENGTH:].square().sum(), seen[0])
+    finally:
+        hook.remove()
+        model.train(was_training)
+    return bool((slope[:, :LENGTH].nan_to_num(0.0) != 0).any())

@@ -1,0 +1,75 @@
+"""From rows to what a training reads: transforms, tokens, and refusals to the forget rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mergeforget.console import say
+from mergeforget.data.schema import Row
+from mergeforget.data.tokens import Encoded, encode_rows, truncation
+from mergeforget.data.transforms import ROW_TRANSFORMS, TOKEN_TRANSFORMS, refuse
+from mergeforget.errors import InputError
+from mergeforget.recipe import Training
+from mergeforget.train.dataset import REFUSAL
+from mergeforget.train.requirements import reads_of
+
+
+def encode_sets(
+    tokenizer: Any, sets: Mapping[str, Sequence[Row]], training: Training
+) -> dict[str, list[Encoded]]:
+    """Apply a recipe's transforms and tokenise; add refusals where a loss reads them.
+
+    Raises:
+        InputError: a set is empty, or an answer has no token.
+    """
+    encoded = {}
+    for name, rows in sets.items():
+        if not rows:
+            raise InputError(f"The {name} set has no rows.")
+        encoded[name] = _encoded(tokenizer, _changed(rows, name, training), name, training)
+    if REFUSAL in reads_of(training.objective):
+        rows = refuse(
+            _changed(sets["forget"], "forget", training),
+            texts=training.refusals,
+            seed=training.seed,
+        )
+        encoded[REFUSAL] = _encoded(tokenizer, rows, REFUSAL, training)
+    return encoded
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The token that fills up rows; EOS where the tokenizer names none."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def _changed(rows: Sequence[Row], name: str, training: Training) -> list[Row]:
+    for step in training.transforms:
+        if step.on == name and step.transform in ROW_TRANSFORMS:
+            before = len(rows)
+            rows = ROW_TRANSFORMS[step.transform].fn(rows, **step.arguments)
+            if len(rows) != before:
+                say(f"{step.transform}: {before} {name} rows became {len(rows)}.")
+    return list(rows)
+
+
+def _encoded(tokenizer: Any, rows: Sequence[Row], name: str, training: Training) -> list[Encoded]:
+    tokens = training.tokens
+    encoded = encode_rows(
+        tokenizer,
+        rows,
+        max_length=training.max_length,
+        join=tokens.join,
+        prompt_tokens=tokens.prompt_tokens,
+    )
+    if cut := truncation(encoded, name, training.max_length):
+        say(cut)
+    for step in training.transforms:
+        if step.on == name and step.transform in TOKEN_TRANSFORMS:
+            special = set(tokenizer.all_special_ids)
+            plain = [i for i in range(len(tokenizer)) if i not in special]
+            change = TOKEN_TRANSFORMS[step.transform].fn
+            encoded = change(encoded, plain, **step.arguments)
+    return [replace(one, row=place) for place, one in enumerate(encoded)]

@@ -1,0 +1,130 @@
+"""lm-eval's tasks on a loaded model: a task whose data is local, and what is said without it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError, UsageError
+from mergeforget.evaluate.cache import Kept
+from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.lm_eval import run_task, task_key
+from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.run_models import evaluate_any
+from mergeforget.recipe import EvaluationSpec, ModelSpec
+from mergeforget.score import Score
+
+QUESTIONS = [
+    ("a", "xyz", "b", 0),
+    ("Who?", "Ann", "Bob", 1),
+    ("q", "aa", "bb", 0),
+    ("d", "e", "f", 1),
+]
+TASK = """
+task: two_choices
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+metadata: {{version: 3}}
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed (the extra eval)")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    data = tmp_path / "rows.jsonl"
+    rows = [{"question": q, "choices": [a, b], "label": n} for q, a, b, n in QUESTIONS]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "two_choices.yaml").write_text(TASK.format(data=data))
+    return tmp_path
+
+
+def choice(model: Any, tokenizer: Any, question: str, answers: tuple[str, str]) -> int:
+    """The answer of the larger log-likelihood, after a blank as lm-eval joins them."""
+    found = []
+    for answer in answers:
+        prompt, rest = tokenizer(question)["input_ids"], tokenizer(f" {answer}")["input_ids"]
+        with torch.no_grad():
+            logps = model(torch.tensor([prompt + rest])).logits[0].log_softmax(-1)
+        places = range(len(prompt) - 1, len(prompt) + len(rest) - 1)
+        found.append(sum(float(logps[p, t]) for p, t in zip(places, rest, strict=True)))
+    return int(found[1] > found[0])
+
+
+def test_a_local_task_scores_as_worked_out_by_hand(
+    tasks: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    (score,) = run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks)
+    right = [choice(tiny_model, tiny_tokenizer, q, (a, b)) == n for q, a, b, n in QUESTIONS]
+    assert score.value == pytest.approx(sum(right) / 4)
+    assert (score.metric, score.split, score.task, score.n) == (
+        "lm_eval_acc", "lm_eval", "two_choices", 4)  # fmt: skip
+    assert score.better == "higher" and score.definition.startswith("lm-eval/two_choices/acc@3")
+    (few,) = run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks, limit=2)
+    assert few.n == 2
+
+
+def test_scores_are_kept_and_read_back(
+    tasks: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    scores = run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks)
+    key = task_key("two_choices", tasks, None)
+    Kept(tmp_path / "kept.jsonl").keep_task(key, scores)
+    assert Kept(tmp_path / "kept.jsonl").tasks == {key: scores}
+    assert task_key("two_choices", tasks, 2) != key
+
+
+def test_an_evaluation_runs_its_tasks_once(
+    tasks: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tiny_folder)
+    spec = EvaluationSpec(
+        benchmark="custom", max_new_tokens=2, lm_eval=["two_choices"], lm_eval_folder=str(tasks)
+    )
+    rows = EvaluationRows([Row("a-qa0", "Who?", "Ann", "", "forget")])
+
+    def scored() -> list[Score]:
+        evaluation = Evaluation(name, ModelSpec(name=name), spec, rows, tmp_path / "kept")
+        return evaluate_any(evaluation, None, "m")[1]
+
+    first = scored()
+    assert [s.task for s in first if s.metric == "lm_eval_acc"] == ["two_choices"]
+    monkeypatch.setattr("mergeforget.evaluate.evaluation.run_task", None)
+    assert scored() == first
+
+
+@pytest.mark.slow  # lm-eval reads its thousands of tasks before it knows that one is none
+def test_an_unknown_task_names_the_nearest(
+    tasks: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'two_choices'"):
+        run_task(tiny_model, tiny_tokenizer, "two_choice", folder=tasks)
+
+
+def test_a_task_without_its_data_is_named(
+    tasks: Path, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    (tasks / "rows.jsonl").unlink()
+    with pytest.raises(InputError, match="could not run its task 'two_choices'"):
+        run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks)
+
+
+def test_absence_is_explained(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(UsageError, match=r"pip install 'mergeforget\[eval\]'"):
+        run_task(tiny_model, tiny_tokenizer, "hellaswag")

@@ -1,0 +1,228 @@
+"""What an adapter changes beside B @ A is folded into its base as PEFT does, and merged exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from mergeforget.adapter import read_adapter
+from mergeforget.candidate import Candidate, Space
+from mergeforget.errors import InputError, NumericError, UsageError
+from mergeforget.merge.checkpoint.full import fold_adapters
+from mergeforget.merge.engine import How, merge_adapters
+
+OUTPUT_TOO = ["q_proj", "up_proj", "lm_head"]
+KINDS: dict[str, dict[str, Any]] = {
+    "DoRA": {"use_dora": True},
+    "bias of lora_B": {"lora_bias": True},
+    "every bias": {"bias": "all"},
+    "biases of the modules": {"bias": "lora_only"},
+    "whole modules": {"modules_to_save": ["lm_head", "norm"]},
+    "LoRA on the output layer": {"target_modules": OUTPUT_TOO},
+    "DoRA on the output layer": {"target_modules": OUTPUT_TOO, "use_dora": True},
+    "both kinds of bias": {"bias": "all", "lora_bias": True},
+    "all but DoRA": {"bias": "all", "modules_to_save": ["lm_head"]},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with biases and an output layer of its own."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, attention_bias=True, mlp_bias=True,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path_factory.mktemp("base")
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make(base: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes an adapter by PEFT of which everything that trains was moved."""
+
+    def write(name: str, seed: int, **config: Any) -> Path:
+        settings: dict[str, Any] = {
+            "r": 3,
+            "lora_alpha": 6,
+            "target_modules": ["q_proj", "up_proj"],
+        } | config
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        model.save_pretrained(str(tmp_path / name))
+        return tmp_path / name
+
+    return write
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return found
+
+
+def unloaded(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """The weights of PEFT's own merge of one adapter into the base."""
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    found: dict[str, torch.Tensor] = model.merge_and_unload().state_dict()
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_adapter_folds_as_peft_merges_it(
+    base: Path, make: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    adapter = make("odd", 1, **KINDS[kind])
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(base, [read_adapter(adapter)], itself, tmp_path / "full")
+    wanted, plain = unloaded(base, adapter), weights(base)
+    changed = 0
+    for name, tensor in weights(tmp_path / "full").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+        changed += not torch.equal(tensor, plain[name])
+    assert changed == sum(not torch.equal(wanted[n], x) for n, x in plain.items()) >= 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_changes_of_several_are_merged_as_changes_of_the_base(
+    base: Path, make: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    pair = [make("one", 1, **KINDS[kind]), make("two", 2, **KINDS[kind])]
+    candidate = Candidate("linear", weights=(0.7, -0.4), space="delta")
+    adapters = [read_adapter(folder) for folder in pair]
+    fold_adapters(base, adapters, candidate, tmp_path / "full", how=How(precision="float64"))
+    one, two = (unloaded(base, folder) for folder in pair)
+    plain = weights(base)
+    for name, tensor in weights(tmp_path / "full").items():
+        wanted = plain[name] + 0.7 * (one[name] - plain[name]) - 0.4 * (two[name] - plain[name])
+        torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_product_is_merged_by_the_method_beside_merged_factors(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    odd = KINDS["all but DoRA"]
+    adapters = [read_adapter(make("one", 1, **odd)), read_adapter(make("two", 2, **odd))]
+    spaces: list[Space] = ["factors", "delta"]
+    for space in spaces:
+        candidate = Candidate("ties", 0.5, space=space)
+        fold_adapters(base, adapters, candidate, tmp_path / space)
+    factors, delta = weights(tmp_path / "factors"), weights(tmp_path / "delta")
+    same = {name for name in factors if torch.equal(factors[name], delta[name])}
+    assert "lm_head.weight" in same and "model.layers.0.self_attn.q_proj.weight" not in same
+    assert not torch.equal(factors["lm_head.weight"], weights(base)["lm_head.weight"])
+
+
+@pytest.mark.parametrize("targets", [["attn.c_proj", "lm_head"], ["lm_head", "c_attn"], ["c_fc"]])
+def test_weights_that_are_stored_transposed_fold_as_peft_merges_them(
+    tmp_path: Path, targets: list[str]
+) -> None:
+    """A square one as well, whatever ``fan_in_fan_out`` says, which is one for all modules."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    net, base, adapter = GPT2LMHeadModel, tmp_path / "gpt2", tmp_path / "adapter"
+    net(GPT2Config(**sizes, tie_word_embeddings=False)).save_pretrained(base)
+    config = LoraConfig(target_modules=targets, init_lora_weights=False)
+    get_peft_model(net.from_pretrained(base), config).save_pretrained(str(adapter))
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(base, [read_adapter(adapter)], itself, tmp_path / "full")
+    wanted = unloaded(base, adapter)
+    for name, tensor in weights(tmp_path / "full").items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-6)
+
+
+FROZEN = "base_model.model.lm_head.base_layer.weight"
+
+
+def test_lora_beside_a_trained_output_layer_adds_up(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """PEFT stores the layer's weight beside its factors; here it is not the base's."""
+    adapter = read_adapter(make("head", 1, target_modules=OUTPUT_TOO))
+    trained = adapter.extras[FROZEN] + 0.5
+    adapter.extras[FROZEN] = trained
+    itself = Candidate("linear", weights=(1.0,), space="delta")
+    fold_adapters(base, [adapter], itself, tmp_path / "full")
+    wanted = trained + adapter.deltas["lm_head"].dense()
+    found = weights(tmp_path / "full")["lm_head.weight"]
+    torch.testing.assert_close(found, torch.from_numpy(wanted), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UsageError, match="without --rank"):
+        fold_adapters(base, [adapter, adapter], Candidate("linear"), tmp_path / "out")
+    adapter.extras[FROZEN] = trained[1:]
+    with pytest.raises(InputError, match=r"holds lm_head\.weight as \(39, 16\) and changes it as"):
+        fold_adapters(base, [adapter], itself, tmp_path / "out")
+    dora = read_adapter(make("dora", 2, target_modules=OUTPUT_TOO, use_dora=True))
+    dora.extras[FROZEN] = trained
+    with pytest.raises(InputError, match=r"changes lm_head\.weight by DoRA"):
+        fold_adapters(base, [dora], itself, tmp_path / "out")
+
+
+def test_the_frozen_output_layer_beside_lora_is_no_change(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = ("one", "two")
+    pair = [read_adapter(make(n, i, target_modules=OUTPUT_TOO)) for i, n in enumerate(names)]
+    candidate = Candidate("ties", 0.5)
+    merged = merge_adapters(pair, candidate).adapter
+    assert "lm_head" in merged.deltas and not merged.extras
+    fold_adapters(base, pair, candidate, tmp_path / "full")
+    fold_adapters(base, [merged], Candidate("linear", weights=(1.0,)), tmp_path / "again")
+    one, two = (weights(tmp_path / name) for name in ("full", "again"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_that_did_not_move_in_one_of_two_is_merged_all_the_same(
+    base: Path, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    one, two = (read_adapter(make(name, 1, bias="lora_only")) for name in ("one", "two"))
+    name, plain = "model.layers.0.self_attn.q_proj.bias", weights(base)
+    key = f"base_model.model.{name.removesuffix('bias')}base_layer.bias"
+    two.extras[key][:] = plain[name].numpy()
+    fold_adapters(base, [one, two], Candidate("linear", space="delta"), tmp_path / "full")
+    found = weights(tmp_path / "full")[name]
+    torch.testing.assert_close(found, torch.from_numpy(one.extras[key]), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_folded_is_refused(
+    base: Path, make: Callable[..., Path], tiny_folder: Path, tmp_path: Path
+) -> None:
+    dora = read_adapter(make("dora", 1, use_dora=True))
+    plain, out = read_adapter(make("plain", 2)), tmp_path / "out"
+    for candidate in (Candidate("linear"), Candidate("svd", rank=2), Candidate("cat")):
+        with pytest.raises(UsageError, match="without --rank"):
+            fold_adapters(base, [dora, plain], candidate, out)
+    saved = read_adapter(make("saved", 3, modules_to_save=["lm_head"]))
+    with pytest.raises(InputError, match=r"lm_head\.weight.*--modules common"):
+        fold_adapters(base, [saved, plain], Candidate("ties", 0.5, space="delta"), out)
+    alone = Candidate("linear", weights=(1.0,), space="delta")
+    with pytest.raises(InputError, match="changes a tensor of|which the adapter changes"):
+        fold_adapters(tiny_folder, [saved], alone, out)
+    saved.extras["base_model.model.lm_head.weight"][0, 0] = torch.nan
+    with pytest.raises(NumericError, match=r"'saved' holds NaN in .*lm_head\.weight"):
+        fold_adapters(base, [saved], alone, out)
+    odd = read_adapter(make("tokens", 4, trainable_token_indices=[1, 2]))
+    with pytest.raises(InputError, match="token embeddings were trained"):
+        fold_adapters(base, [odd], alone, out)
+    assert not out.exists()

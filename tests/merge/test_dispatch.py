@@ -1,0 +1,206 @@
+"""Compiled loops give numpy's bits, and numpy does the work where they are missing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import mergeforget.merge.kernels.dispatch as speedup
+import mergeforget.merge.select as select
+from mergeforget.candidate import Candidate
+from mergeforget.errors import NumericError
+from mergeforget.merge.blockwise import in_memory, merge_whole
+from mergeforget.merge.checkpoint.full import merge_models
+from mergeforget.merge.checkpoint.tensor_jobs import Output
+from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.sign_election import consensus, weighted_sum
+from mergeforget.merge.kernels.sparsify import trim
+from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.tensors import round_to_bfloat16
+
+IN_BLOCKS = [n for n in MERGE_METHODS.names() if "grams" not in MERGE_METHODS.get(n).parameters]
+compiled = pytest.importorskip(
+    "mergeforget.merge.kernels.numba_loops", reason="numba is not installed"
+)
+floats = st.floats(-4, 4, width=32) | st.integers(-2, 2).map(float)
+stacks = st.tuples(st.integers(1, 4), st.integers(1, 60)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=floats)
+)
+
+
+def both(act: Callable[[], Any]) -> tuple[Any, Any]:
+    """What numpy and what the compiled loops give."""
+    before, results = speedup._loops, []
+    for module in (None, compiled):
+        speedup._loops = module
+        try:
+            results.append(act())
+        finally:
+            speedup._loops = before
+    return results[0], results[1]
+
+
+def assert_same_bits(act: Callable[[], Any]) -> None:
+    ours, theirs = both(act)
+    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+@given(stacks, st.floats(0.01, 1.0))
+def test_trim(stack: Any, density: float) -> None:
+    assert_same_bits(lambda: trim(stack, density))
+
+
+@pytest.mark.parametrize("sign", ["total", "count"])
+@pytest.mark.parametrize("divide", ["count", "weights", "none"])
+@pytest.mark.parametrize("vote", ["unweighted", "weighted"])
+@settings(max_examples=25)
+@given(stack=stacks, data=st.data())
+def test_consensus(sign: Any, vote: Any, divide: Any, stack: Any, data: Any) -> None:
+    weights = data.draw(arrays(np.float64, len(stack), elements=st.floats(-2, 2)))
+    scale = data.draw(st.sampled_from([1.0, 0.3]))
+    assert_same_bits(
+        lambda: consensus(stack, weights, sign=sign, vote=vote, divide=divide, scale=scale)
+    )
+    assert_same_bits(lambda: weighted_sum(stack, weights, normalize=True, scale=scale))
+
+
+def test_more_entries_than_a_chunk() -> None:
+    draw = np.random.default_rng(0)
+    stack, weights = draw.standard_normal((3, 5000)).astype(np.float32), np.array([1, -0.5, 0.3])
+    assert_same_bits(lambda: consensus(stack, weights))
+    assert_same_bits(lambda: weighted_sum(stack, weights))
+    assert compiled.squares(stack[0]) == pytest.approx(np.square(stack[0], dtype="f8").sum())
+
+
+@pytest.mark.parametrize("method", IN_BLOCKS)
+def test_every_method_in_blocks_at_many_densities(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "SMALL", 500)
+    monkeypatch.setattr(select, "SAMPLE", 200)
+    monkeypatch.setattr(select.blocks, "__defaults__", (500,))
+    stack = np.random.default_rng(1).integers(-9, 9, (2, 60, 40)).astype(np.float32)
+    stack[:, ::3] *= np.float32(0.37)
+    densities = (0.1, 0.3, 0.5, 0.7, 1.0) if method not in ("della", "della_linear") else (0.5, 0.6)
+    takes = MERGE_METHODS.get(method).parameters
+    many = [Candidate(method, d if "density" in takes else None) for d in densities]
+    assert_same_bits(lambda: merge_whole(in_memory(stack), np.array([1.0, -0.5]), many, "x"))
+
+
+def test_bfloat16_both_ways() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    wide = np.empty(1 << 16, np.uint32)
+    compiled.widen(every, wide)
+    assert np.array_equal(wide, every.astype(np.uint32) << 16)
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 1 << 16, dtype=np.uint32)
+    bits[:6] = [0x7F800000, 0xFF800000, 0x7F800001, 0xFFFFFFFF, 0x7F7FFFFF, 0x00018000]
+    short = np.empty(1 << 16, np.uint16)
+    compiled.narrow(bits, short)
+    assert np.array_equal(short, round_to_bfloat16(bits.view(np.float32)))
+    found = [compiled.all_finite(bits[i : i + 1]) for i in range(6)]
+    assert found == [False] * 4 + [True] * 2
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, save_models: Callable[..., Any]) -> list[Path]:
+    found: list[Path] = save_models(tmp_path_factory.mktemp("models"), dtype=torch.bfloat16)
+    return found
+
+
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
+@pytest.mark.parametrize("dtype", ["auto", "float32", "float16"])
+def test_whole_models(models: list[Path], tmp_path: Path, method: str, dtype: str) -> None:
+    candidate = Candidate(method, 0.5 if "ties" in method else None, weights=(0.7, -0.3))
+
+    def merged() -> bytes:
+        merge_models(models[1:], models[0], candidate, tmp_path / "m", Output(dtype=dtype))
+        return (tmp_path / "m" / "model.safetensors").read_bytes()
+
+    ours, theirs = both(merged)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("arguments", [{}, {"normalize": True, "scale": 0.3}])
+def test_whole_models_without_a_base(
+    models: list[Path], tmp_path: Path, arguments: dict[str, Any]
+) -> None:
+    candidate = Candidate("linear", weights=(0.7, 0.5, -0.1), arguments=arguments)
+
+    def merged() -> bytes:
+        merge_models(models, None, candidate, tmp_path / "m")
+        return (tmp_path / "m" / "model.safetensors").read_bytes()
+
+    assert_same_bits(lambda: np.frombuffer(merged(), np.uint8))
+
+
+def test_a_sum_in_one_pass_tells_how_much_is_rounded_away() -> None:
+    draw = np.random.default_rng(4)
+    m, weights = 5000, np.array([0.7, -0.3], np.float32)
+    raws = round_to_bfloat16(draw.standard_normal((3, m)).astype(np.float32))
+    x = (raws.astype(np.uint32) << 16).view(np.float32)
+    out, room = np.empty(m, np.uint16), np.empty((4, compiled.CHUNK), np.uint32)
+    finite, energy, error = compiled.half_weighted_sum(raws[:2], raws[2], weights, room, out)
+    change = (x[0] - x[2]) * weights[0] + (x[1] - x[2]) * weights[1]
+    left = (out.astype(np.uint32) << 16).view(np.float32) - (x[2] + change)
+    assert finite and energy == pytest.approx(np.square(change, dtype="f8").sum())
+    assert error == pytest.approx(np.square(left, dtype="f8").sum())
+    raws[1, 4999] = 0x7F80
+    assert not compiled.half_weighted_sum(raws[:2], raws[2], weights, room, out)[0]
+
+
+def test_nan_is_named_where_the_sum_is_compiled(
+    tmp_path: Path, save_models: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setattr(speedup, "_loops", compiled)
+    base, one, two = save_models(tmp_path, dtype=torch.bfloat16)
+    tensors = load_file(two / "model.safetensors")
+    name = next(n for n, x in tensors.items() if x.dim() == 2)
+    tensors[name][0, 0] = float("nan")
+    save_file(tensors, two / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericError, match=f"{name} of {two} holds NaN"):
+        merge_models([one, two], base, Candidate("linear"), tmp_path / "out")
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(speedup, "_loops", None)
+    yield
+
+
+def test_they_are_loaded_where_there_is_work_enough(unloaded: None) -> None:
+    speedup.expect(1000)
+    assert speedup.loops() is None
+    speedup.expect(speedup.WORTH)
+    stack: Any = np.ones((2, 3), np.float32)
+    found: ModuleType | None = speedup.loops(stack)
+    assert found is compiled
+    assert speedup.loops(stack.astype(np.float64)) is None
+    assert speedup.loops(stack[:, ::2]) is None
+    assert speedup.loops(torch.ones(2)) is None
+
+
+def test_without_numba_numpy_does_the_work(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mergeforget.merge as package
+
+    monkeypatch.delattr(package, "compiled")
+    monkeypatch.setitem(sys.modules, "mergeforget.merge.kernels.numba_loops", None)
+    speedup.expect(speedup.WORTH)
+    assert speedup.loops() is None
+
+
+def test_a_draw_is_the_same_whoever_multiplies(unloaded: None) -> None:
+    stack = np.random.default_rng(0).standard_normal((2, 30, 20)).astype(np.float32)
+    fn = MERGE_METHODS.get("dare_ties").fn
+    assert_same_bits(lambda: fn(stack, np.ones(2), density=0.4, chance=Chance(0, "x")))

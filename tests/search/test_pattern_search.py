@@ -1,0 +1,248 @@
+"""From coarse to fine, along the densities and between groups of layers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergeforget.adapter import read_adapter
+from mergeforget.candidate import Candidate
+from mergeforget.cli import main
+from mergeforget.errors import UsageError
+from mergeforget.files import read_json, read_jsonl
+from mergeforget.merge.engine import merge_adapters
+from mergeforget.recipe import SearchSpec
+from mergeforget.run import Run
+from mergeforget.score import Score
+from mergeforget.search.budget import Budget
+from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.explore import Explorer
+from mergeforget.search.finalists import next_finalists
+from mergeforget.search.grid import begin_at, grid
+from mergeforget.search.groups import layer_groups, with_densities
+from mergeforget.search.objective import Rank, parse_objective
+from mergeforget.search.pattern_search import Place, climb
+from mergeforget.search.store import Store
+
+MODULES = [f"model.layers.{i}.mlp.up_proj" for i in range(12)] + ["lm_head"]
+
+
+@given(st.integers(0, 29), st.integers(0, 29))
+def test_the_top_of_a_hill_is_reached_from_anywhere(top: int, start: int) -> None:
+    asked = []
+
+    def rank(place: Place) -> float:
+        asked.append(place)
+        return -abs(place[0] - top)
+
+    assert climb(rank, (start,), 30) == (top,)
+    assert len(asked) == len(set(asked)) <= 17
+
+
+def test_a_good_guess_saves_half_of_ten() -> None:
+    asked = []
+
+    def rank(place: Place) -> float:
+        asked.append(place)
+        return -abs(place[0] - 4)
+
+    assert climb(rank, (4,), 10) == (4,)
+    assert len(asked) == 5
+
+
+def test_several_axes_are_climbed_together() -> None:
+    top = (1, 7, 4)
+
+    def rank(place: Place) -> float:
+        return -sum((a - b) ** 2 for a, b in zip(place, top, strict=True))
+
+    assert climb(rank, (5, 5, 5), 10) == top
+
+
+def test_places_without_a_rank_are_left_out() -> None:
+    """Nothing beyond 5 has a rank, as where the budget is spent."""
+    assert climb(lambda p: p[0] if p[0] <= 5 else None, (3,), 10) == (5,)
+    assert climb(lambda _: None, (3,), 10) == (3,)
+
+
+def test_layers_fall_into_groups_of_like_size() -> None:
+    groups = layer_groups(MODULES, 3)
+    assert [len(g) for g in groups] == [4, 4, 4] and groups[0][1] == "model.layers.1."
+    assert [len(g) for g in layer_groups(MODULES, 5)] == [2, 3, 2, 3, 2]
+    with pytest.raises(UsageError, match="12 layers, too few for 13 groups"):
+        layer_groups(MODULES, 13)
+
+
+def test_each_group_is_merged_at_its_own_density(tiny_run: Run) -> None:
+    """Module by module the same to the bit as a merge of everything at that density."""
+    pair = [read_adapter(tiny_run.over, "over"), read_adapter(tiny_run.under, "under")]
+    groups = layer_groups(pair[0].deltas, 2)
+    mixed = merge_adapters(pair, with_densities(Candidate("ties", 0.5), groups, [0.2, 0.8]))
+    for layer, density in enumerate((0.2, 0.8)):
+        alone = merge_adapters(pair, Candidate("ties", density)).adapter
+        mine = [m for m in alone.deltas if f"layers.{layer}." in m]
+        assert mine
+        for module in mine:
+            assert (mixed.adapter.deltas[module].a == alone.deltas[module].a).all()
+            assert (mixed.adapter.deltas[module].b == alone.deltas[module].b).all()
+    assert mixed.candidate.density == 0.5 and mixed.candidate.densities == "0.20, 0.80"
+
+
+def test_equal_densities_are_one_for_all() -> None:
+    one = with_densities(Candidate("ties", 0.5), layer_groups(MODULES, 3), [0.3, 0.3, 0.3])
+    assert one == Candidate("ties", 0.3)
+
+
+def test_the_guess_comes_first() -> None:
+    line = [Candidate("ties", d) for d in (0.1, 0.9, 0.5)]
+    assert [c.density for c in begin_at(line, 0.55)] == [0.5, 0.1, 0.9]
+    assert begin_at(line, None) == line
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    return Run(Path(shutil.copytree(tiny_run.root, tmp_path / "run")))
+
+
+def call(run: Run, *arguments: str) -> None:
+    command = ["search", str(run.root), "--device", "cpu", *arguments]
+    assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
+
+
+def test_refine_asks_the_pair_and_looks_at_few(run: Run) -> None:
+    call(run, "--strategy", "refine", "--densities", "0.05:1.0:0.05")
+    chosen = read_json(run.search / "chosen.json")
+    assert 0 < chosen["predicted"] <= 1
+    assert chosen["measured"] <= 2 and 4 <= chosen["explored"] <= 14
+
+
+def test_another_objective_looks_again_at_what_it_cannot_read(run: Run) -> None:
+    """Of an objective that reads the AUC alone no retain row was read."""
+    arguments = ("--densities", "0.2,0.5,0.8", "--finalists", "1")
+    call(run, *arguments)
+    call(run, *arguments, "--objective", "0.5*mia + 0.5*retain")
+    assert read_json(run.search / "chosen.json")["explored"] == 3
+
+
+def explorer_of(objective: str, first: float) -> Explorer:
+    """One that has seen nothing, and that the pair tells to begin at a density."""
+    explorer = Explorer.__new__(Explorer)
+    explorer.objective = parse_objective(objective)
+    explorer.guess = lambda *_: first  # type: ignore[assignment]
+    explorer.store = Store.__new__(Store)
+    explorer.store.explored, explorer.store.scores = {}, {}
+    return explorer
+
+
+def test_a_floor_that_holds_at_one_end_alone_is_found(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The AUC says 0.8, the floor says 0.1, and in between nothing leads there."""
+    seen = []
+
+    def look(self: Explorer, candidate: Candidate, *_: object) -> Rank:
+        seen.append(candidate.density)
+        kept = candidate.density == 0.1
+        return Rank(0.0 if kept else -0.5, 1 - abs((candidate.density or 0) - 0.8), 0.0, 0.0)
+
+    monkeypatch.setattr(Explorer, "_look", look)
+    explorer = explorer_of("mia if retain >= 70%", first=0.7)
+    explorer.refine(grid(SearchSpec()), Budget())
+    assert 0.1 in seen and len(seen) <= 7
+
+
+def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The AUC falls evenly from 0.9 at 0.1 to 0.36 at 1.0: 0.8 is nearest to a half."""
+    seen = []
+
+    def look(self: Explorer, candidate: Candidate, known: dict[str, Candidate], _: Budget) -> Rank:
+        known[candidate.name] = candidate
+        auc = 0.96 - 0.6 * (candidate.density or 0)
+        if candidate.name not in self.store.explored:
+            seen.append(candidate.density)
+        found = Score("mia_auc", "mia", auc, "nearer", 20, part="choose")
+        self.store.explored[candidate.name] = [found]
+        return Rank(0.0, 1 - abs(auc - 0.5), 0.0, 0.0)
+
+    monkeypatch.setattr(Explorer, "_look", look)
+    explorer = explorer_of("mia", first=0.1)
+    explorer.refine(grid(SearchSpec()), Budget())
+    assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
+
+
+def test_where_looks_were_too_kind_the_lowest_density_is_looked_at_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every look keeps the floor, and nothing that is measured does."""
+    honest = Explorer.rank
+    monkeypatch.setattr(
+        Explorer, "rank", lambda self, name: honest(self, name)._replace(shortfall=0.0)
+    )
+    monkeypatch.setattr(Explorer, "_passing", lambda *_: None)
+    monkeypatch.setattr("mergeforget.search.explore.climb", lambda *_: None)
+    options = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--first", "0.7")
+    call(run, *options, "--objective", "mia if retain >= 2")
+    looked = [row["density"] for row in read_jsonl(run.search / "explored.jsonl")]
+    assert looked == [0.7, 1.0, 0.1]
+
+
+def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) -> None:
+    """The next one would have to be better than it looks."""
+    arguments = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--objective")
+    call(run, *arguments, "0.5*mia + 0.5*retain")
+    chosen = read_json(run.search / "chosen.json")
+    assert chosen["measured"] == 1 and chosen["explored"] >= 3
+
+
+def test_looks_are_corrected_by_what_was_measured() -> None:
+    """Looks put retention 0.3 too high: only what looks like 1.0 keeps a floor of 0.7."""
+
+    def scores(auc: float, retain: float, metric: str) -> list[Score]:
+        return [
+            Score("mia_auc", "mia", auc, "nearer", 20, part="choose"),
+            Score(metric, "retain", retain, "higher", 10, part="choose"),
+        ]
+
+    low, middle, high = (Candidate("ties", d) for d in (0.1, 0.5, 0.7))
+    explorer = Explorer.__new__(Explorer)
+    explorer.objective = parse_objective("mia if retain >= 70%")
+    explorer.store = Store.__new__(Store)
+    explorer.store.scores = {"base": scores(1.0, 1.0, "knowledge")}
+    explorer.store.explored = {
+        low.name: scores(0.99, 1.0, "greedy_match"),
+        middle.name: scores(0.6, 0.8, "greedy_match"),
+        high.name: scores(0.55, 0.8, "greedy_match"),
+    }
+    assert next_finalists(explorer, [low, middle, high], []) == [high]
+    explorer.store.scores[high.name] = scores(0.55, 0.5, "knowledge")
+    assert next_finalists(explorer, [low, middle], [high]) == [low]
+    explorer.store.scores[low.name] = scores(0.99, 1.0, "knowledge")
+    assert next_finalists(explorer, [middle], [high, low]) == []
+
+
+def test_groups_are_refined_from_the_best_of_all(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--groups", "2", "--densities", "0.2,0.5,0.8", "--objective", "0.5*mia+0.5*retain")
+    call(run, *arguments)
+    noted = {
+        row["name"]: Candidate.from_dict(row) for row in read_jsonl(run.search / "explored.jsonl")
+    }
+    mixed = [c for c in noted.values() if c.by_module]
+    assert len(noted) > 3 and mixed and all(c.name == name for name, c in noted.items())
+    before = read_json(run.search / "chosen.json")
+
+    def refused(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Evaluator, "glance", refused)
+    monkeypatch.setattr(Evaluator, "measure", refused)
+    call(run, *arguments)
+    assert read_json(run.search / "chosen.json") == before

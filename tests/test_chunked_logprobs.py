@@ -1,0 +1,80 @@
+"""Chunks over the vocabulary: the same numbers and gradients as the plain way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mergeforget import chunked_logprobs
+from mergeforget.chunked_logprobs import Projection, divergence, label_logps
+
+
+@pytest.fixture(params=[2, 512])
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked_logprobs, "CHUNK", request.param)
+
+
+def parts(trained: bool) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 3, generator=generator, dtype=torch.float64, requires_grad=trained)
+    return hidden, weight, torch.tensor([0, 10, 3, 3, 7])
+
+
+def target(logits: Tensor, reference: Tensor | None, labels: Tensor) -> Tensor:
+    assert reference is not None
+    return torch.log_softmax(reference, -1)
+
+
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen-head", "trained-head"])
+def test_chunks_equal_the_plain_way(trained: bool) -> None:
+    hidden, weight, labels = parts(trained)
+    other = Projection(hidden.detach() + 0.5, weight.detach())
+    plain = hidden @ weight.T
+    scale = torch.linspace(-1, 2, 5, dtype=torch.float64)  # a different weight for every token
+    pairs = [
+        (label_logps(Projection(hidden, weight), labels), label_logps(plain, labels)),
+        (
+            divergence(Projection(hidden, weight), other, labels, target)[0],
+            divergence(plain, other.logits(), labels, target)[0],
+        ),
+    ]
+    leaves = [hidden, weight] if trained else [hidden]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+        mine = torch.autograd.grad((scale * ours).sum(), leaves, retain_graph=True)
+        other_way = torch.autograd.grad((scale * theirs).sum(), leaves, retain_graph=True)
+        for a, b in zip(mine, other_way, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.usefixtures("chunk")
+def test_gradients_are_those_of_finite_differences() -> None:
+    hidden, weight, labels = parts(False)
+    other = Projection(torch.ones_like(hidden), weight)
+    assert torch.autograd.gradcheck(lambda h: label_logps(Projection(h, weight), labels), hidden)
+    assert torch.autograd.gradcheck(
+        lambda h: divergence(Projection(h, weight), other, labels, target)[0], hidden
+    )
+
+
+def test_no_tokens_are_no_fault() -> None:
+    hidden, weight, labels = parts(False)
+    none = Projection(hidden[:0], weight)
+    assert label_logps(none, labels[:0]).shape == (0,)
+    assert divergence(none, none, labels[:0], target)[0].shape == (0,)
+
+
+def test_what_is_kept_for_backward_does_not_grow_with_the_vocabulary() -> None:
+    kept = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    hidden = torch.randn(600, 4, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        label_logps(Projection(hidden, torch.randn(1000, 4)), torch.zeros(600, dtype=torch.long))
+    assert kept == [600 * 4]
