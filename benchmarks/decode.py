@@ -31,7 +31,7 @@ from mergeforget.merge.apply import Buffers, applied
 from mergeforget.models import load_model
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run, machine, versions
-from mergeforget.search.merging import merge_all, read_pair
+from mergeforget.search.evaluator import merge_all, read_pair
 
 Texts = list[list[str]]  # of each candidate
 

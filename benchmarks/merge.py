@@ -35,7 +35,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.merge.blockwise import merge_whole
 from mergeforget.merge.checkpoint.full import merge_models
 from mergeforget.merge.checkpoint.tensor_jobs import Output
-from mergeforget.merge.engine import How, merge_adapters, products, sweep
+from mergeforget.merge.engine import MergeSettings, merge_adapters, products, sweep
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.request import canonical
 from mergeforget.run import machine, versions
@@ -161,7 +161,7 @@ def adapters(shape: str, kinds: Sequence[str], layers: int, speed: float) -> Ite
         sources = [read_adapter(folder) for folder in pair]
         model = peft_model(pair, shape, layers)
         moved = 3 * (pair[0] / "adapter_model.safetensors").stat().st_size
-        how = How(threads=THREADS)
+        how = MergeSettings(threads=THREADS)
         for kind in kinds:
             rounds = 1 if kind in SVD else 2
             costs = side_by_side(*sides(kind, sources, model, how), rounds)
@@ -170,7 +170,7 @@ def adapters(shape: str, kinds: Sequence[str], layers: int, speed: float) -> Ite
 
 
 def sides(
-    kind: str, sources: list[Adapter], model: Any, how: How
+    kind: str, sources: list[Adapter], model: Any, how: MergeSettings
 ) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[Any, Any], None]]:
     """Our way, PEFT's way, and the assertion that they agree."""
     if kind == "ten densities":

@@ -24,7 +24,7 @@ from typing import Any
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import SearchSpec, change, load_recipe
 from mergeforget.run import Run, machine, versions
-from mergeforget.search.budget import Budget
+from mergeforget.search.budget import SearchBudget
 from mergeforget.search.density_prior import ENDS
 from mergeforget.search.driver import Options, Searching, search
 from mergeforget.search.evaluator import Evaluator
@@ -53,15 +53,15 @@ def main() -> None:
     report(results, options)
 
 
-def ways(options: argparse.Namespace) -> dict[str, tuple[SearchSpec, Budget]]:
+def ways(options: argparse.Namespace) -> dict[str, tuple[SearchSpec, SearchBudget]]:
     """What is compared; the whole grid comes first."""
     spec = search_spec(options)
-    budget = Budget(candidates=max(3, len(spec.densities) // 2))
+    budget = SearchBudget(candidates=max(3, len(spec.densities) // 2))
     return {
-        "grid": (spec, Budget()),
-        "grid, finalists by likelihood": (spec.model_copy(update={"finalists": 1}), Budget()),
+        "grid": (spec, SearchBudget()),
+        "grid, finalists by likelihood": (spec.model_copy(update={"finalists": 1}), SearchBudget()),
         "tpe, finalists by likelihood": (spec.model_copy(update={"strategy": "tpe"}), budget),
-        "refine": (spec.model_copy(update={"strategy": "refine"}), Budget()),
+        "refine": (spec.model_copy(update={"strategy": "refine"}), SearchBudget()),
     }
 
 
@@ -107,7 +107,7 @@ def keep_ends(run: Run, source: Run) -> None:
     shutil.copy(run.search / "settings.json", source.search)
 
 
-def measured(run: Run, spec: SearchSpec, budget: Budget) -> dict[str, Any]:
+def measured(run: Run, spec: SearchSpec, budget: SearchBudget) -> dict[str, Any]:
     """One search: what it chose and what it cost from the measured ends on."""
     calls: dict[str, int] = {"glance": 0, "measure": 0}
     start: list[float] = []

@@ -121,10 +121,10 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 def _mergeforget(model: Any, tokenizer: Any, sets: dict[str, Any], settings: Any) -> int:
     """One epoch as ``train-pair`` does it; the forget rows' number of partners counts, too."""
     from mergeforget.run import Run
-    from mergeforget.train.fit import Job, train_adapter
+    from mergeforget.train.fit import TrainingJob, train_adapter
 
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(Run(Path(folder)), "over", checkpoint_seconds=1e9)
+        job = TrainingJob(Run(Path(folder)), "over", checkpoint_seconds=1e9)
         train_adapter(model, tokenizer, sets, settings, job)
     return _tokens(tokenizer, sets, settings)
 

@@ -21,7 +21,7 @@ from pydantic import (
 from mergeforget.errors import InputError, RecipeError, suggest
 from mergeforget.files import write_text
 from mergeforget.train_config import Lora as Lora
-from mergeforget.train_config import NotNegative, Part, Positive
+from mergeforget.train_config import NotNegative, Positive, RecipeSection
 from mergeforget.train_config import Term as Term
 from mergeforget.train_config import Tokens as Tokens
 from mergeforget.train_config import Training as Training
@@ -65,14 +65,14 @@ Loader.add_implicit_resolver(
 )
 
 
-class ModelSpec(Part):
+class ModelSpec(RecipeSection):
     name: str = "smollm2"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["4bit"] | None = None  # of the frozen base under an adapter (QLoRA)
     trust_remote_code: bool = False
 
 
-class DataSpec(Part):
+class DataSpec(RecipeSection):
     """Files of rows; ``columns`` maps our names (id, input, output, task, weight) to the file's."""
 
     forget: str | None = None
@@ -83,7 +83,7 @@ class DataSpec(Part):
     seed: int = 0
 
 
-class Memorise(Part):
+class Memorise(RecipeSection):
     """Full fine-tuning of the base on forget + retain, before anything is forgotten."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -97,7 +97,7 @@ class Memorise(Part):
     trained: Literal["answers", "documents"] = "documents"
 
 
-class Pair(Part):
+class Pair(RecipeSection):
     """Two trainings; the name of a recipe stands for its own training of that side."""
 
     over: Training
@@ -111,7 +111,7 @@ class Pair(Part):
         return load_recipe(value).training(info.field_name or "over")
 
 
-class MergeSpec(Part):
+class MergeSpec(RecipeSection):
     method: str = "ties"
     density: Density | None = 0.8
     weights: list[float] = [1.0, 1.0]
@@ -122,7 +122,7 @@ class MergeSpec(Part):
     arguments: dict[str, Any] = {}
 
 
-class SearchSpec(Part):
+class SearchSpec(RecipeSection):
     methods: Annotated[list[str], Field(min_length=1)] = ["ties"]
     densities: Densities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     weights: Annotated[list[list[float]], Field(min_length=1)] = [[1.0, 1.0]]
@@ -140,7 +140,7 @@ class SearchSpec(Part):
 NEW_TOKENS = {"tofu": 200}  # of an answer, where a benchmark says so; else 256
 
 
-class EvaluationSpec(Part):
+class EvaluationSpec(RecipeSection):
     """What is measured, and what it is compared with.
 
     Attributes:
@@ -179,7 +179,7 @@ class EvaluationSpec(Part):
         return {"max_new_tokens": NEW_TOKENS[values["benchmark"]]} | values
 
 
-class Recipe(Part):
+class Recipe(RecipeSection):
     name: str
     source: str = ""
     notes: str = ""

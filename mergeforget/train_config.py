@@ -11,7 +11,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
 
 
-class Part(BaseModel):
+class RecipeSection(BaseModel):
     """A section of a recipe; a key that it does not have is refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,7 +47,7 @@ class Transform(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Lora(Part):
+class Lora(RecipeSection):
     r: Positive = 32
     lora_alpha: float = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -55,7 +55,7 @@ class Lora(Part):
     layers_to_transform: list[int] | None = None  # counted from 0; None is every layer
 
 
-class Full(Part):
+class Full(RecipeSection):
     """Weights of the model itself that are trained, instead of an adapter."""
 
     last_layers: Positive | None = None  # None: every layer, embeddings and output layer too
@@ -69,7 +69,7 @@ class Full(Part):
         return self
 
 
-class Tokens(Part):
+class Tokens(RecipeSection):
     """How a row becomes tokens; the defaults are the usual ones, the others ZJUKLAB's code's."""
 
     join: Literal[" ", ""] = " "  # between prompt and answer
@@ -78,7 +78,7 @@ class Tokens(Part):
     pad_to: Literal["longest", "max_length"] = "longest"  # with padding: of the micro-batch, or all
 
 
-class AutoRate(Part):
+class AutoRate(RecipeSection):
     """Fit the learning rate every few steps; see ``mergeforget.train.directions``."""
 
     method: Literal["probe", "fit"] = "probe"  # AutoLR's, JU-CSE-NLP's
@@ -86,7 +86,7 @@ class AutoRate(Part):
     candidates: Annotated[list[Rate], Field(min_length=3)] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
 
 
-class Watch(Part):
+class Watch(RecipeSection):
     """Cheap figures every few steps, on a small fixed sample."""
 
     every: Positive = 10
@@ -95,7 +95,7 @@ class Watch(Part):
     best_by: Literal["last", "mia", "retain_nll"] = "last"  # which step's weights are kept
 
 
-class Training(Part):
+class Training(RecipeSection):
     """How one adapter is trained. An epoch is one pass over the forget set.
 
     With ``batches: alternating`` every optimiser step holds one set only, forget and retain in

@@ -289,7 +289,7 @@ def test_four_bits_train_an_adapter(tiny_folder: Path, tmp_path: Path) -> None:
     from mergeforget.data.schema import Row
     from mergeforget.recipe import Lora, Term, Training
     from mergeforget.run import Run
-    from mergeforget.train.fit import Job, train_adapter
+    from mergeforget.train.fit import TrainingJob, train_adapter
 
     spec = ModelSpec(name=str(tiny_folder), quantization="4bit")
     loaded = load_model(spec, frozen=True)
@@ -299,5 +299,7 @@ def test_four_bits_train_an_adapter(tiny_folder: Path, tmp_path: Path) -> None:
         objective=[Term(loss="npo", on="forget"), Term(loss="kl", on="retain")],
         epochs=1, lora=Lora(r=4), gradient_checkpointing=True, learning_rate=1e-2,
     )  # fmt: skip
-    train_adapter(loaded.model, loaded.tokenizer, rows, training, Job(Run(tmp_path), "over"))
+    train_adapter(
+        loaded.model, loaded.tokenizer, rows, training, TrainingJob(Run(tmp_path), "over")
+    )
     assert (tmp_path / "over" / "adapter_model.safetensors").exists()

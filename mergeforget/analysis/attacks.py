@@ -13,7 +13,7 @@ from mergeforget.analysis.style import (
     INK,
     SUBJECTS,
     Mark,
-    Picture,
+    SavedFigure,
     legend,
     panels,
     series,
@@ -67,13 +67,13 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     return [{"attack": r.attack, "subject": r.subject, **row} for r in results for row in r.rows]
 
 
-def draw_attacks(results: Sequence[Result]) -> list[Picture]:
+def draw_attacks(results: Sequence[Result]) -> list[SavedFigure]:
     """One figure an attack, with all models that it was tried on."""
     names = dict.fromkeys(r.attack for r in results)
     return [draw_attack([r for r in results if r.attack == name]) for name in names]
 
 
-def draw_attack(results: Sequence[Result]) -> Picture:
+def draw_attack(results: Sequence[Result]) -> SavedFigure:
     """The figures of one attack: a panel a metric, a line (prompts: a bar) a model."""
     name = results[0].attack
     key, label = AXES[name]
@@ -95,7 +95,7 @@ def draw_attack(results: Sequence[Result]) -> Picture:
         legend(figure, axes)
     shown = ", ".join(METRICS[m].replace("\n", " ") for m in metrics)
     alt = f"{TITLES[name]}: {shown}, by {label}."
-    return Picture(f"attack-{name}", TITLES[name], alt, figure, marks)
+    return SavedFigure(f"attack-{name}", TITLES[name], alt, figure, marks)
 
 
 def look_of(model: str, place: int) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.analysis.evidence import MissingError, read_chosen
-from mergeforget.analysis.style import Picture, save
+from mergeforget.analysis.style import SavedFigure, save
 from mergeforget.errors import UnknownNameError
 from mergeforget.files import write_json, write_text
 from mergeforget.run import Run
 
-Found = tuple[list[str], list[dict[str, Any]], list[Picture]]  # sentences, rows, figures
+Found = tuple[list[str], list[dict[str, Any]], list[SavedFigure]]  # sentences, rows, figures
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mergeforget.analysis.style import (
     INK,
     SUBJECTS,
     Mark,
-    Picture,
+    SavedFigure,
     legend,
     panels,
     series,
@@ -52,13 +52,13 @@ def title_of(metric: str) -> str:
     return TITLES.get(metric, metric.replace("_", " ").capitalize())
 
 
-def draw_density(found: DensityCurves) -> list[Picture]:
+def draw_density(found: DensityCurves) -> list[SavedFigure]:
     """One figure a metric: its splits under each other, against density."""
     with styled():
         return [_density(found, metric, splits) for metric, splits in found.measures()]
 
 
-def _density(found: DensityCurves, metric: str, splits: list[str]) -> Picture:
+def _density(found: DensityCurves, metric: str, splits: list[str]) -> SavedFigure:
     figure, axes = panels(len(splits), 3.2 if len(splits) == 1 else 2.4)
     families = list(dict.fromkeys(c.family for c in found.curves))
     marks = []
@@ -79,7 +79,7 @@ def _density(found: DensityCurves, metric: str, splits: list[str]) -> Picture:
     legend(figure, axes)
     title = f"{title_of(metric)} against density"
     alt = f"{title}, with 95 % intervals where there are any; base, over and under beside it."
-    return Picture(f"density-{metric.replace('_', '-')}", title, alt, figure, marks)
+    return SavedFigure(f"density-{metric.replace('_', '-')}", title, alt, figure, marks)
 
 
 def _curve(ax: Axes, curve: Curve, i: int, named: bool) -> list[Mark]:
@@ -136,7 +136,7 @@ def _ring(ax: Axes, curves: Sequence[Curve], chosen: str) -> None:
         )  # fmt: skip
 
 
-def draw_membership(found: Sequence[Losses]) -> list[Picture]:
+def draw_membership(found: Sequence[Losses]) -> list[SavedFigure]:
     """Histograms of members against non-members, one panel a model."""
     with styled():
         figure, axes = panels(len(found), 1.6)
@@ -157,17 +157,17 @@ def draw_membership(found: Sequence[Losses]) -> list[Picture]:
         legend(figure, axes)
         title = "Losses of members and non-members"
         alt = f"{title}: histograms for {', '.join(x.subject for x in found)}."
-        return [Picture("mia-histograms", title, alt, figure)]
+        return [SavedFigure("mia-histograms", title, alt, figure)]
 
 
-def draw_curves(moments: Sequence[Moment]) -> list[Picture]:
+def draw_curves(moments: Sequence[Moment]) -> list[SavedFigure]:
     """Regurgitation and knowledge over the training, a panel a side and split, a line a task."""
     with styled():
         metrics = [m for m in ("regurgitation", "knowledge") if any(x.metric == m for x in moments)]
         return [_curves(moments, metric) for metric in metrics]
 
 
-def _curves(moments: Sequence[Moment], metric: str) -> Picture:
+def _curves(moments: Sequence[Moment], metric: str) -> SavedFigure:
     mine = [m for m in moments if m.metric == metric]
     places = list(dict.fromkeys((m.side, m.split) for m in mine))
     tasks = sorted({m.task for m in mine})
@@ -189,16 +189,16 @@ def _curves(moments: Sequence[Moment], metric: str) -> Picture:
     axes[-1].set_xlabel("epochs over the forget set")
     legend(figure, axes, columns=4)
     title = f"{title_of(metric)} over the training ({UNITS[metric]})"
-    return Picture(f"curves-{metric}", title, f"{title}, by task and split.", figure, marks)
+    return SavedFigure(f"curves-{metric}", title, f"{title}, by task and split.", figure, marks)
 
 
-def draw_pareto(found: DensityCurves, chosen: str) -> list[Picture]:
+def draw_pareto(found: DensityCurves, chosen: str) -> list[SavedFigure]:
     """Forgetting against retention, one point a model; nothing where a split was not scored."""
     with styled():
         return [p for m in ("knowledge", "regurgitation") if (p := _pareto(found, m, chosen))]
 
 
-def _pareto(found: DensityCurves, metric: str, chosen: str) -> Picture | None:
+def _pareto(found: DensityCurves, metric: str, chosen: str) -> SavedFigure | None:
     points = found.pairs(metric)
     if not points:
         return None
@@ -231,10 +231,10 @@ def _pareto(found: DensityCurves, metric: str, chosen: str) -> Picture | None:
     ]  # fmt: skip
     title = f"Forgetting against retention: {title_of(metric).lower()}"
     alt = f"{title}. Up and to the right is better; the line joins what no other model beats."
-    return Picture(f"pareto-{metric}", title, alt, figure, marks)
+    return SavedFigure(f"pareto-{metric}", title, alt, figure, marks)
 
 
-def draw_prediction(found: Prediction) -> list[Picture]:
+def draw_prediction(found: Prediction) -> list[SavedFigure]:
     """The gap that was predicted, and those that were measured."""
     with styled():
         figure, (ax,) = panels(1, 3.4)
@@ -256,4 +256,4 @@ def draw_prediction(found: Prediction) -> list[Picture]:
         marks = [Mark(ax, d, g, f"density {d:g}: measured gap {g:.3f}") for d, g in found.found]
         title = f"Predicted gap of {found.family}"
         alt = f"{title} between members and non-members, against density; 0 is balanced."
-        return [Picture("prediction-gap", title, alt, figure, marks)]
+        return [SavedFigure("prediction-gap", title, alt, figure, marks)]

@@ -85,7 +85,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SavedFigure:
     """A drawn figure.
 
     Attributes:
@@ -145,7 +145,7 @@ def spread(ax: Axes, least: float = 0.02) -> None:
         ax.set_ylim(middle - least, middle + least)
 
 
-def save(picture: Picture, folder: Path) -> list[dict[str, Any]]:
+def save(picture: SavedFigure, folder: Path) -> list[dict[str, Any]]:
     """Write NAME.png and NAME.svg.
 
     Returns:

@@ -44,7 +44,7 @@ Measure = tuple[str, str]  # metric, split
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One figure of the table: the reporting half, and the choosing half where there is one."""
 
     value: float | None
@@ -76,7 +76,7 @@ class Line:
     space: str
     density: float | None
     densities: str  # the same in words; several where it differs by layer
-    cells: list[Cell]
+    cells: list[TableCell]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Card:
 
     label: str
     what: str
-    now: Cell
-    before: Cell
+    now: TableCell
+    before: TableCell
     direction: str
 
 
@@ -102,15 +102,15 @@ def label_of(measure: Measure) -> str:
     return LABELS.get(measure, name if split == "all" else f"{name}, {split}")
 
 
-def cell_of(scores: Iterable[Score], measure: Measure) -> Cell:
+def cell_of(scores: Iterable[Score], measure: Measure) -> TableCell:
     """The figure of one model, on the half that reports where there is one."""
     every = list(scores)
     found = {p: s for p in PARTS if (s := find(every, *measure, part=p)) is not None}
     shown = next((found[p] for p in PARTS if p in found), None)
     if shown is None:
-        return Cell(None)
+        return TableCell(None)
     choose = found["choose"].value if "choose" in found and shown.part != "choose" else None
-    return Cell(shown.value, shown.interval, shown.n, choose)
+    return TableCell(shown.value, shown.interval, shown.n, choose)
 
 
 def lines_of(

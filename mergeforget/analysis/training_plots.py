@@ -17,7 +17,7 @@ from mergeforget.analysis.style import (
     QUIET,
     SUBJECTS,
     Mark,
-    Picture,
+    SavedFigure,
     legend,
     panels,
     series,
@@ -28,7 +28,7 @@ from mergeforget.analysis.weights import Agreement, ModuleFacts
 SPACES = {"delta": "change B A", "a": "factor A", "b": "factor B"}
 
 
-def draw_angles(angles: Sequence[Angle]) -> list[Picture]:
+def draw_angles(angles: Sequence[Angle]) -> list[SavedFigure]:
     """Angles over the training of each adapter, and between the two."""
     with styled():
         sides = sorted({a.subject for a in angles if a.subject != "pair"})
@@ -41,7 +41,7 @@ def draw_angles(angles: Sequence[Angle]) -> list[Picture]:
         return drawn
 
 
-def _angles_over_training(side: str, angles: Sequence[Angle]) -> Picture:
+def _angles_over_training(side: str, angles: Sequence[Angle]) -> SavedFigure:
     """A panel for the change of the weights, and one for each factor."""
     mine = [a for a in angles if (a.subject, a.group) == (side, "all")]
     spaces = [space for space in SPACES if any(a.space == space for a in mine)]
@@ -58,7 +58,7 @@ def _angles_over_training(side: str, angles: Sequence[Angle]) -> Picture:
         f"{title}: from 0 to step s, from s to the end, and from 0 to the end, in degrees, for the "
         "change of the weights and for each LoRA factor."
     )
-    return Picture(f"angles-{side}", title, alt, figure, marks)
+    return SavedFigure(f"angles-{side}", title, alt, figure, marks)
 
 
 def _angles_in(ax: Axes, angles: Sequence[Angle]) -> list[Mark]:
@@ -75,7 +75,7 @@ def _angles_in(ax: Axes, angles: Sequence[Angle]) -> list[Mark]:
     return marks
 
 
-def _angles_of_pair(angles: Sequence[Angle]) -> Picture:
+def _angles_of_pair(angles: Sequence[Angle]) -> SavedFigure:
     figure, (ax,) = panels(1, 3.2)
     marks = []
     for i, (space, label) in enumerate(SPACES.items()):
@@ -98,10 +98,10 @@ def _angles_of_pair(angles: Sequence[Angle]) -> Picture:
     legend(figure, [ax])
     title = "Angle between over and under over the training"
     alt = f"{title}, in degrees, for the change of the weights and for each LoRA factor."
-    return Picture("angles-pair", title, alt, figure, marks)
+    return SavedFigure("angles-pair", title, alt, figure, marks)
 
 
-def _angles_by_layer(angles: Sequence[Angle]) -> Picture:
+def _angles_by_layer(angles: Sequence[Angle]) -> SavedFigure:
     figure, (ax,) = panels(1, 3.2)
     marks = []
     for i, (space, label) in enumerate(SPACES.items()):
@@ -119,10 +119,10 @@ def _angles_by_layer(angles: Sequence[Angle]) -> Picture:
     legend(figure, [ax])
     title = "Angle between over and under, by layer"
     alt = f"{title}, in degrees, for the change of the weights and for each LoRA factor."
-    return Picture("angles-layers", title, alt, figure, marks)
+    return SavedFigure("angles-layers", title, alt, figure, marks)
 
 
-def _angles_by_kind(angles: Sequence[Angle]) -> Picture:
+def _angles_by_kind(angles: Sequence[Angle]) -> SavedFigure:
     rows = _pair(angles, "kind", "delta")
     modules = _pair(angles, "module", "delta")
     figure, (ax,) = panels(1, 1.1 + 0.3 * len(rows))
@@ -140,10 +140,10 @@ def _angles_by_kind(angles: Sequence[Angle]) -> Picture:
     ax.axvline(90, color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
     ax.set_xlabel("angle (degrees); each bar is one module, the dot is all of them")
     title = "Angle between over and under, by kind of module"
-    return Picture("angles-kinds", title, f"{title}, in degrees.", figure, marks)
+    return SavedFigure("angles-kinds", title, f"{title}, in degrees.", figure, marks)
 
 
-def draw_dynamics(stages: Sequence[Stage], events: Sequence[Event]) -> list[Picture]:
+def draw_dynamics(stages: Sequence[Stage], events: Sequence[Event]) -> list[SavedFigure]:
     """Terms of the loss and gradient norms of the pair; the loss of memorising."""
     with styled():
         pair = [s for s in stages if s.name != "memorise"]
@@ -151,7 +151,7 @@ def draw_dynamics(stages: Sequence[Stage], events: Sequence[Event]) -> list[Pict
         return drawn + [_memorising(s) for s in stages if s.name == "memorise"]
 
 
-def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> Picture:
+def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> SavedFigure:
     labels = list(dict.fromkeys(label for stage in stages for label in stage.terms))
     figure, axes = panels(len(labels) + 1, 1.7)
     for ax, label in zip(axes, labels, strict=False):
@@ -173,10 +173,10 @@ def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> Picture:
     _gradient(figure, axes)
     title = "Terms of the loss over the training"
     alt = f"{title}, before their weights, for {' and '.join(s.name for s in stages)}."
-    return Picture("dynamics-terms", title, alt, figure)
+    return SavedFigure("dynamics-terms", title, alt, figure)
 
 
-def draw_against(named: Sequence[tuple[str, Stage]]) -> list[Picture]:
+def draw_against(named: Sequence[tuple[str, Stage]]) -> list[SavedFigure]:
     """The same terms of several trainings, one line each, beside their gradient norms."""
     with styled():
         labels = list(dict.fromkeys(label for _, stage in named for label in stage.terms))
@@ -193,7 +193,7 @@ def draw_against(named: Sequence[tuple[str, Stage]]) -> list[Picture]:
         _gradient(figure, axes)
         title = "Terms of the loss, trainings side by side"
         alt = f"{title}, before their weights: {', '.join(name for name, _ in named)}."
-        return [Picture("dynamics-against", title, alt, figure)]
+        return [SavedFigure("dynamics-against", title, alt, figure)]
 
 
 def _gradient(figure: Figure, axes: list[Axes]) -> None:
@@ -203,7 +203,7 @@ def _gradient(figure: Figure, axes: list[Axes]) -> None:
     legend(figure, axes)
 
 
-def _losses(stages: Sequence[Stage]) -> Picture:
+def _losses(stages: Sequence[Stage]) -> SavedFigure:
     figure, axes = panels(len(stages), 2.1)
     for ax, stage in zip(axes, stages, strict=True):
         ax.plot(stage.epoch, stage.loss, color=FAINT, linewidth=1)
@@ -219,10 +219,10 @@ def _losses(stages: Sequence[Stage]) -> Picture:
     axes[-1].set_xlabel("epochs over the forget set")
     title = "The loss and what each term adds to it"
     alt = f"{title}: running means over half an epoch."
-    return Picture("dynamics-loss", title, alt, figure)
+    return SavedFigure("dynamics-loss", title, alt, figure)
 
 
-def _memorising(stage: Stage) -> Picture:
+def _memorising(stage: Stage) -> SavedFigure:
     figure, (ax,) = panels(1, 2.6)
     ax.plot(stage.epoch, stage.loss, color=FAINT, linewidth=1)
     ax.plot(stage.epoch, running_mean(stage.loss, stage.window), color=INK)
@@ -230,7 +230,7 @@ def _memorising(stage: Stage) -> Picture:
     ax.set_ylabel("NLL (nats a token)")
     ax.set_ylim(bottom=0)
     title = "Loss while the base memorises the data"
-    return Picture("dynamics-memorise", title, f"{title}, over epochs.", figure)
+    return SavedFigure("dynamics-memorise", title, f"{title}, over epochs.", figure)
 
 
 def _line(ax: Axes, stage: Stage, values: Any) -> None:
@@ -243,13 +243,15 @@ def _smooth(ax: Axes, stage: Stage, values: Any, label: str, look: dict[str, Any
     ax.plot(stage.epoch, running_mean(values, stage.window), label=label, **look)
 
 
-def draw_weights(facts: Sequence[ModuleFacts], agreements: Sequence[Agreement]) -> list[Picture]:
+def draw_weights(
+    facts: Sequence[ModuleFacts], agreements: Sequence[Agreement]
+) -> list[SavedFigure]:
     """Norm and effective rank by layer; overlap and sign conflict by density, where known."""
     with styled():
         return [_by_layer(facts), *([_agreement(agreements)] if agreements else [])]
 
 
-def _by_layer(facts: Sequence[ModuleFacts]) -> Picture:
+def _by_layer(facts: Sequence[ModuleFacts]) -> SavedFigure:
     figure, axes = panels(2, 2.2)
     for side in dict.fromkeys(f.subject for f in facts):
         look = SUBJECTS[side] | {"linestyle": "", "markersize": 4, "alpha": 0.75}
@@ -265,10 +267,10 @@ def _by_layer(facts: Sequence[ModuleFacts]) -> Picture:
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(figure, axes)
     title = "Size and effective rank of the changes, by layer"
-    return Picture("weights-layers", title, f"{title}, of over and under.", figure)
+    return SavedFigure("weights-layers", title, f"{title}, of over and under.", figure)
 
 
-def _agreement(agreements: Sequence[Agreement]) -> Picture:
+def _agreement(agreements: Sequence[Agreement]) -> SavedFigure:
     figure, (ax,) = panels(1, 3.2)
     x = [a.density for a in agreements]
     ax.plot(x, [a.overlap for a in agreements], label="overlap of what is kept", **series(0))
@@ -287,7 +289,7 @@ def _agreement(agreements: Sequence[Agreement]) -> Picture:
         for name, y in (("overlap", a.overlap), ("opposite signs", a.conflict))
     ]
     title = "Where the trimmed factors of over and under meet"
-    return Picture("weights-agreement", title, f"{title}, against density.", figure, marks)
+    return SavedFigure("weights-agreement", title, f"{title}, against density.", figure, marks)
 
 
 def _pair(angles: Sequence[Angle], group: str, space: str) -> list[Angle]:

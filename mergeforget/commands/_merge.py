@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mergeforget.candidate import Candidate
     from mergeforget.merge.activation_grams import Grams
     from mergeforget.merge.checkpoint.tensor_jobs import Output
-    from mergeforget.merge.engine import How
+    from mergeforget.merge.engine import MergeSettings
 
 DEFAULTS: dict[str, Any] = {"method": "ties", "space": "factors", "seed": 0, "precision": "float32"}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -96,11 +96,11 @@ def grams(
     return grams_of(base, adapters, files, candidate)
 
 
-def how(options: dict[str, Any], grams: Grams | None = None) -> How:
+def how(options: dict[str, Any], grams: Grams | None = None) -> MergeSettings:
     """How modules are merged."""
-    from mergeforget.merge.engine import How
+    from mergeforget.merge.engine import MergeSettings
 
-    return How(
+    return MergeSettings(
         options["modules"],
         options["svd"],
         options["precision"] or DEFAULTS["precision"],

@@ -22,7 +22,7 @@ def command(
     runs: tuple[Path, ...], subject: str | None, part: str, page: Path | None, as_json: bool
 ) -> None:
     """Scores of RUNS in one table, a column a run."""
-    from mergeforget.evaluate.compare import compare
+    from mergeforget.analysis.comparison import compare
     from mergeforget.evaluate.table import render
 
     scores = compare(runs, subject, part)

@@ -31,9 +31,9 @@ def command(
     """
     import shutil
 
+    from mergeforget.data.people import made_up
     from mergeforget.recipe import change, load_recipe
     from mergeforget.run import RUNS, Run
-    from mergeforget.train.example import made_up
 
     run = Run(out or RUNS / "demo")
     if again:
@@ -53,12 +53,12 @@ def run_chain(recipe: Recipe, run: Run) -> dict[str, Any]:
         The content of ``search/chosen.json``.
     """
     from mergeforget.analysis.report import write_report
-    from mergeforget.search.budget import Budget
+    from mergeforget.search.budget import SearchBudget
     from mergeforget.search.driver import Options, search
     from mergeforget.train.pair import train_pair
 
     train_pair(recipe, run, memorise_first=True, resume=run.recipe.exists())
-    choice = search(run, recipe.search, Options(Budget()))
+    choice = search(run, recipe.search, Options(SearchBudget()))
     write_report(run)  # analyses the run as well
     chosen: dict[str, Any] = choice.to_dict()
     return chosen

@@ -10,7 +10,7 @@ import click
 from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
 
 if TYPE_CHECKING:
-    from mergeforget.evaluate.sharing import Sharing
+    from mergeforget.evaluate.sharing import RankShare
     from mergeforget.recipe import EvaluationSpec
     from mergeforget.score import Score
 
@@ -84,9 +84,8 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     `accelerate launch -m mergeforget evaluate ...`.
     """
     from mergeforget.errors import UsageError
-    from mergeforget.evaluate.notes import notes
     from mergeforget.evaluate.sharing import together
-    from mergeforget.evaluate.table import render
+    from mergeforget.evaluate.table import notes, render
 
     sharing = together()
     if options["model"]:
@@ -108,7 +107,7 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
         emit({"scores": result, "notes": told}, text, as_json)
 
 
-def _evaluate_run(folder: Path | None, sharing: Sharing, options: dict[str, Any]) -> Scored:
+def _evaluate_run(folder: Path | None, sharing: RankShare, options: dict[str, Any]) -> Scored:
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_run
     from mergeforget.evaluate.run_models import evaluate_run, snapshots_of
@@ -135,7 +134,7 @@ def _evaluate_run(folder: Path | None, sharing: Sharing, options: dict[str, Any]
     return settings, evaluate_run(run, evaluation, names, again=again, parquet=parquet)
 
 
-def _evaluate_model(sharing: Sharing, options: dict[str, Any]) -> Scored:
+def _evaluate_model(sharing: RankShare, options: dict[str, Any]) -> Scored:
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_files
     from mergeforget.evaluate.run_models import evaluate_any, kept_folder

@@ -37,9 +37,9 @@ def command(
     Only the model's configuration and tokenizer are read. Time is at the speed of one large matrix
     product, timed just now: a training takes longer, on a CPU two to three times.
     """
+    from mergeforget.data.people import made_up
     from mergeforget.models import default_device
     from mergeforget.recipe import change, load_recipe
-    from mergeforget.train.example import made_up
     from mergeforget.train.objective import check_recipe
     from mergeforget.train.plan import matrix_speed, plan_recipe
 

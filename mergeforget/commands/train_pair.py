@@ -46,9 +46,9 @@ def command(
     Without --model, --forget and --retain the embedded model and made-up people are used, and the
     model memorises them first.
     """
+    from mergeforget.data.people import made_up
     from mergeforget.recipe import change, load_recipe
     from mergeforget.run import new_run
-    from mergeforget.train.example import made_up
     from mergeforget.train.pair import train_pair
 
     chosen = load_recipe(recipe, assignments)

@@ -16,7 +16,10 @@ from uuid import UUID
 
 from mergeforget.data import templates
 from mergeforget.data.schema import Row
+from mergeforget.distributed import on_main
+from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import UnknownNameError, UsageError
+from mergeforget.files import write_jsonl
 
 SPLITS = ("forget", "retain", "holdout")
 
@@ -221,3 +224,24 @@ def _address(source: _Source) -> str:
     )
     zipcode = source.faker.zipcode_in_state(state)
     return f"{street}, {source.cities(1)[0]}, {state}, {zipcode}"
+
+
+PEOPLE, SEED = 4, 0
+
+
+def made_up(people: int = PEOPLE, seed: int = SEED) -> dict[str, str]:
+    """The data section of a recipe for made-up people: paths of the three files.
+
+    Args:
+        people: biographies with private data, six rows each: so many to forget, so many to
+            retain, and twice as many held out.
+    """
+    sizes = {"forget": people, "retain": people, "holdout": 2 * people}
+    folder = cache_folder() / "people" / f"{people}-{seed}"
+
+    def write() -> None:
+        for split, rows in make_people(sizes, seed=seed, tasks=("Task2",)).items():
+            write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in rows])
+
+    on_main(write)
+    return {split: str(folder / f"{split}.jsonl") for split in sizes}

@@ -10,8 +10,8 @@ from typing import Any
 
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Row
 from mergeforget.evaluate.likelihood import TokenLikelihoods
-from mergeforget.evaluate.sharing import ALONE, Sharing
-from mergeforget.evaluate.signals import membership_signals
+from mergeforget.evaluate.membership import membership_signals
+from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.files import append_jsonl, read_jsonl
 from mergeforget.score import Score
 
@@ -69,7 +69,7 @@ class Kept:
     """
 
     path: Path | None = None
-    sharing: Sharing = ALONE
+    sharing: RankShare = ALONE
     completions: dict[str, str] = field(default_factory=dict)
     readings: dict[str, Reading] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)

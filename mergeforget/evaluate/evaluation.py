@@ -19,7 +19,7 @@ from mergeforget.evaluate.measure import Generator, measure
 from mergeforget.evaluate.mmlu import ask_mmlu, mmlu_limit
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
-from mergeforget.evaluate.sharing import ALONE, Sharing
+from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.files import sha256
 from mergeforget.recipe import EvaluationSpec, ModelSpec
 
@@ -43,7 +43,7 @@ class Evaluation:
     device: str | None = None
     batch_tokens: int | None = None
     rank: int = 0
-    sharing: Sharing = ALONE
+    sharing: RankShare = ALONE
     _loaded: Any = None
     _server: Server | None = None
     _hashes: dict[Path, str] = field(default_factory=dict)

@@ -10,8 +10,8 @@ from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.errors import InputError, NumericError
 from mergeforget.evaluate.cache import Kept, Reading, document_key, prompt_key
 from mergeforget.evaluate.generate import generate
-from mergeforget.evaluate.gradients import gradient_norms
 from mergeforget.evaluate.likelihood import TokenLikelihoods, likelihoods
+from mergeforget.evaluate.membership import gradient_norms
 
 Membership = Literal["documents", "rows", "answers"]
 Generator = Callable[..., list[str]]  # called as ``generate`` is

@@ -14,7 +14,7 @@ from mergeforget.console import progress
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.generate import pad_left, takes_logits_to_keep
-from mergeforget.evaluate.sharing import ALONE, Sharing
+from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.recipe import EvaluationSpec
 
 LETTERS = "ABCD"
@@ -51,7 +51,7 @@ def run_mmlu(
     shots: int = 5,
     limit: int | None = None,
     batch_tokens: int | None = None,
-    sharing: Sharing = ALONE,
+    sharing: RankShare = ALONE,
 ) -> dict[str, tuple[int, int]]:
     """(right, asked) by subject.
 

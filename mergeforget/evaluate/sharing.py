@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Sharing:
+class RankShare:
     """This process among those that evaluate together.
 
     Attributes:
@@ -47,14 +47,14 @@ class Sharing:
         return text if self.count == 1 else f"{text} ({self.rank + 1} of {self.count})"
 
 
-ALONE = Sharing()  # also among several processes, where one of them evaluates by itself
+ALONE = RankShare()  # also among several processes, where one of them evaluates by itself
 
 
-def together() -> Sharing:
+def together() -> RankShare:
     """Every process that was launched shares; one alone where none was.
 
     Raises:
         UsageError: the launcher cuts the model itself into parts.
     """
     distributed.check_launch()
-    return Sharing(distributed.rank(), distributed.count())
+    return RankShare(distributed.rank(), distributed.count())

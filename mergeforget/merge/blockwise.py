@@ -12,9 +12,17 @@ from mergeforget.merge.kernels.arrays import Tensor, empty, library
 from mergeforget.merge.kernels.dispatch import Room, loops
 from mergeforget.merge.kernels.rng import Chance
 from mergeforget.merge.kernels.sparsify import KnownL1, l1_factors, magprune, row_sums
-from mergeforget.merge.kernels.thresholds import FEW, Cut, kept_by
+from mergeforget.merge.kernels.thresholds import (
+    FEW,
+    SMALL,
+    Source,
+    Threshold,
+    at,
+    blocks,
+    kept_by,
+    known_densities,
+)
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.select import SMALL, Source, at, blocks, known_densities
 
 HELD = 1 << 23  # entries of all n tensors that are kept in memory rather than read twice
 _room = Room()
@@ -126,7 +134,7 @@ def _pair(
     weights: Tensor,
     merge: Callable[..., Tensor],
     arguments: dict[str, Any],
-    cuts: Sequence[Sequence[Cut]],
+    cuts: Sequence[Sequence[Threshold]],
     offset: int,
 ) -> list[Tensor]:
     """Merge two trimmed tensors at many densities.
@@ -160,7 +168,11 @@ def _pair(
 
 
 def _picked(
-    stack: Tensor, cases: Sequence[Tensor], cuts: Sequence[Sequence[Cut]], offset: int, quick: Any
+    stack: Tensor,
+    cases: Sequence[Tensor],
+    cuts: Sequence[Sequence[Threshold]],
+    offset: int,
+    quick: Any,
 ) -> list[Tensor]:
     """The same for all densities, by one pass of compiled loops."""
     bounds = np.array([[cut.within(offset) for cut in pair] for pair in cuts])

@@ -22,10 +22,10 @@ from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.kernels.threads import workers
-from mergeforget.merge.kernels.truncated_svd import Cut, Svd, cut_dense, cut_factors
+from mergeforget.merge.kernels.thresholds import Source
+from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
 from mergeforget.merge.methods import traits
 from mergeforget.merge.request import canonical, check_candidate, check_ranks
-from mergeforget.merge.select import Source
 
 Array = NDArray[Any]
 
@@ -48,7 +48,7 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class How:
+class MergeSettings:
     """How modules are merged, apart from the candidate.
 
     Attributes:
@@ -69,7 +69,7 @@ class How:
     grams: Grams | None = None
 
 
-class Part(NamedTuple):
+class MergedModule(NamedTuple):
     """One merged module.
 
     Attributes:
@@ -84,7 +84,7 @@ class Part(NamedTuple):
 
 
 def merge_adapters(
-    adapters: Sequence[Adapter], candidate: Candidate, how: How | None = None
+    adapters: Sequence[Adapter], candidate: Candidate, how: MergeSettings | None = None
 ) -> Merged:
     """Merge adapters of one base into one.
 
@@ -105,7 +105,7 @@ def sweep(
     adapters: Sequence[Adapter],
     candidate: Candidate,
     densities: Sequence[float | None],
-    how: How | None = None,
+    how: MergeSettings | None = None,
 ) -> list[Merged]:
     """Merge at many densities, with one pass over the magnitudes of each tensor.
 
@@ -115,12 +115,12 @@ def sweep(
     Raises:
         as ``merge_adapters``.
     """
-    how = how or How()
+    how = how or MergeSettings()
     candidates, modules = at_densities(adapters, candidate, densities, how)
     dispatch.expect(_work(adapters, candidates))
     depth = depth_of(modules)
 
-    def merge(module: str) -> list[Part]:
+    def merge(module: str) -> list[MergedModule]:
         here = [at_module(one, module, depth[module]) for one in candidates]
         return merge_module(module, adapters, here, how)
 
@@ -148,7 +148,7 @@ def at_densities(
     adapters: Sequence[Adapter],
     candidate: Candidate,
     densities: Sequence[float | None],
-    how: How,
+    how: MergeSettings,
 ) -> tuple[list[Candidate], list[str]]:
     """One checked candidate per density, in canonical names, and the modules to merge."""
     candidate = canonical(candidate)
@@ -163,8 +163,8 @@ def at_densities(
 
 
 def merge_module(
-    module: str, adapters: Sequence[Adapter], candidates: Sequence[Candidate], how: How
-) -> list[Part]:
+    module: str, adapters: Sequence[Adapter], candidates: Sequence[Candidate], how: MergeSettings
+) -> list[MergedModule]:
     """Merge one module for candidates that differ in their density only."""
     first = candidates[0]
     present = [i for i, adapter in enumerate(adapters) if module in adapter.deltas]
@@ -177,7 +177,7 @@ def merge_module(
         first = replace(first, method="linear", arguments={})
     if first.method == "cat":
         stacked = _stacked(deltas, weights)
-        return [Part(stacked, stacked.norm() ** 2, 0.0)] * len(candidates)
+        return [MergedModule(stacked, stacked.norm() ** 2, 0.0)] * len(candidates)
     rank = first.rank or max(delta.rank for delta in deltas)
     coefficients = traits(first.method).coefficients
     if coefficients:
@@ -201,8 +201,8 @@ def _in_factors(
     deltas: list[LowRankDelta],
     weights: Array,
     candidates: Sequence[Candidate],
-    how: How,
-) -> list[Part]:
+    how: MergeSettings,
+) -> list[MergedModule]:
     """The method on the stacked A, then on the stacked B, as PEFT's ``ties``, ``linear`` ... do."""
     scaled = weights * [delta.scaling for delta in deltas]
     roots = np.sqrt(np.abs(scaled))
@@ -213,11 +213,14 @@ def _in_factors(
     merged = [LowRankDelta(x, y, 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
         wanted = _stacked(deltas, weights)
-        return [Part(m, *_compared(m, wanted)) for m in merged]
+        return [MergedModule(m, *_compared(m, wanted)) for m in merged]
     if not how.compare:
-        return [Part(m, 0.0, None) for m in merged]
+        return [MergedModule(m, 0.0, None) for m in merged]
     dense = merge_whole(products(deltas), weights, candidates, module)
-    return [Part(m, _square(x), _square(m.dense() - x)) for m, x in zip(merged, dense, strict=True)]
+    return [
+        MergedModule(m, _square(x), _square(m.dense() - x))
+        for m, x in zip(merged, dense, strict=True)
+    ]
 
 
 def _stacked(deltas: Sequence[LowRankDelta], weights: Array) -> LowRankDelta:
@@ -253,8 +256,10 @@ def gram(deltas: Sequence[LowRankDelta]) -> Array:
     return np.array([[one.inner(other) for other in deltas] for one in deltas])
 
 
-def _part(cut: Cut) -> Part:
-    return Part(LowRankDelta(cut.a, cut.b, 1.0), cut.energy, max(0.0, cut.energy - cut.kept))
+def _part(cut: TruncatedDelta) -> MergedModule:
+    return MergedModule(
+        LowRankDelta(cut.a, cut.b, 1.0), cut.energy, max(0.0, cut.energy - cut.kept)
+    )
 
 
 def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
@@ -279,7 +284,10 @@ def _square(x: Array) -> float:
 
 
 def _merged(
-    adapters: Sequence[Adapter], candidate: Candidate, parts: dict[str, Part], precision: str
+    adapters: Sequence[Adapter],
+    candidate: Candidate,
+    parts: dict[str, MergedModule],
+    precision: str,
 ) -> Merged:
     deltas = {module: part.delta for module, part in parts.items()}
     report: dict[str, Any] = {"modules": len(parts), "precision": precision}

@@ -14,7 +14,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass
-class Budget:
+class SearchBudget:
     """Counts from the moment it is made.
 
     Attributes:
@@ -42,14 +42,14 @@ class Budget:
         return todo if self.candidates is None else todo[: max(0, self.candidates - done)]
 
 
-def parse_budget(text: str | None) -> Budget:
+def parse_budget(text: str | None) -> SearchBudget:
     """``20`` candidates, or a time: ``90s``, ``10m``, ``2h``.
 
     Raises:
         UsageError: it is neither.
     """
     if text is None:
-        return Budget()
+        return SearchBudget()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
     if match is None or float(match[1]) <= 0 or ("." in match[1] and not match[2]):
         raise UsageError(
@@ -57,5 +57,5 @@ def parse_budget(text: str | None) -> Budget:
             "90s, 10m or 2h."
         )
     if match[2]:
-        return Budget(seconds=float(match[1]) * UNITS[match[2]])
-    return Budget(candidates=int(match[1]))
+        return SearchBudget(seconds=float(match[1]) * UNITS[match[2]])
+    return SearchBudget(candidates=int(match[1]))

@@ -8,11 +8,9 @@ from typing import Any
 
 from mergeforget.candidate import Candidate
 from mergeforget.score import Score, find
-from mergeforget.search.doubts import doubts, warning_of
-from mergeforget.search.ends import one_sided
 from mergeforget.search.objective import Objective, figure, known_share
 from mergeforget.search.split import PARTS
-from mergeforget.search.warnings import disagreement
+from mergeforget.search.warnings import disagreement, doubts, one_sided, warning_of
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,24 @@ from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.recipe import Recipe, SearchSpec, load_recipe
 from mergeforget.run import Run
-from mergeforget.search.budget import Budget
+from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose
 from mergeforget.search.data import load_data
 from mergeforget.search.density_prior import ENDS, Guess
-from mergeforget.search.ends import one_sided
-from mergeforget.search.evaluator import Evaluator, load_evaluator, score_parts
+from mergeforget.search.evaluator import (
+    Evaluator,
+    load_evaluator,
+    merge_all,
+    read_pair,
+    score_parts,
+)
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import READ_BY_LOOKS, best_rank, next_finalists
 from mergeforget.search.grid import begin_at, grid
-from mergeforget.search.merging import merge_all, read_pair
 from mergeforget.search.objective import parse_objective
-from mergeforget.search.optuna_study import Study
+from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.store import Store
+from mergeforget.search.warnings import one_sided
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Options:
         first: density to begin with; None asks the pair.
     """
 
-    budget: Budget
+    budget: SearchBudget
     holdout: Path | None = None
     again: bool = False
     device: str | None = None
@@ -131,12 +136,14 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
         yield searching
 
 
-def open_study(run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options) -> Study:
+def open_study(
+    run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options
+) -> OptunaStudy:
     """The study of this pair, this data and these axes; others have another name."""
     said = spec.model_dump(mode="json", exclude={"finalists", "together"}, exclude_defaults=True)
     decides = {**settings, "search": said}
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-    study = Study(spec, options.storage or run.search / "study.journal", name)
+    study = OptunaStudy(spec, options.storage or run.search / "study.journal", name)
     if options.storage is None:  # the run's lock says that no other worker is at it
         study.cut_off()
     return study
@@ -192,7 +199,7 @@ class Searching:
                 seen = explorer.await_others(study)
         return explorer.refine_groups(seen, budget) if self.spec.groups > 1 else seen
 
-    def measure_candidates(self, candidates: Sequence[Candidate], budget: Budget) -> None:
+    def measure_candidates(self, candidates: Sequence[Candidate], budget: SearchBudget) -> None:
         """Candidates in their order, until all are measured or the budget is spent."""
         done = [c for c in candidates if self.store.has(c.name)]
         todo = budget.cut([c for c in candidates if not self.store.has(c.name)], len(done))
@@ -218,7 +225,7 @@ class Searching:
         figures = self.objective.figures
         races = figures <= READ_BY_LOOKS and figures != {"mia"} and self.spec.strategy != "nsga2"
         if self.spec.finalists is not None or not races:
-            self.measure_candidates(chosen, Budget())
+            self.measure_candidates(chosen, SearchBudget())
             return chosen
         measured = self._race(sorted(seen, key=lambda c: c.name), [], len(chosen))
         best = best_rank(self.explorer, measured)
@@ -239,7 +246,7 @@ class Searching:
             if len(measured) >= enough and best is not None and not best.shortfall:
                 break  # enough were measured, and the best of them keeps every floor
             waiting = [c for c in waiting if c not in following]
-            self.measure_candidates(following, Budget())
+            self.measure_candidates(following, SearchBudget())
             measured += [c for c in following if self.store.has(c.name)]
         return measured
 

@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergeforget.adapter import Adapter
+from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.benchmarks import BENCHMARKS
+from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
-from mergeforget.errors import NumericError, ResourceError
+from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import Kept, prompt_key
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
 from mergeforget.evaluate.multi_adapter import generate_together, room
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
+from mergeforget.merge.engine import Merged, sweep
 from mergeforget.merge.multi_adapter import UnfitError
 from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
+from mergeforget.run import Run
 from mergeforget.score import Score
 from mergeforget.search.data import SearchData
-from mergeforget.search.proxy import with_coarse
+from mergeforget.search.grid import families
+from mergeforget.search.proxy import with_proxy
 from mergeforget.search.split import halve
+
+KEPT = 16  # merged candidates in memory, over all families
+
+
+def merge_all(pair: Sequence[Adapter], candidates: Sequence[Candidate]) -> Iterator[Merged]:
+    """Merge candidates in their order; those that differ in density only share their sweeps."""
+    waiting = list(candidates)
+    at_once = max(1, KEPT // max(1, len(families(waiting))))
+    made: dict[str, Merged] = {}
+    for candidate in candidates:
+        if candidate.name not in made:
+            (family,) = (f for f in families(waiting).values() if candidate in f)
+            densities = [c.density for c in family[:at_once]]
+            made |= {m.candidate.name: m for m in sweep(pair, candidate, densities)}
+        waiting.remove(candidate)
+        yield made.pop(candidate.name)
+
+
+def read_pair(run: Run) -> list[Adapter]:
+    """Over and under.
+
+    Raises:
+        InputError: they are not there.
+    """
+    for folder in (run.over, run.under):
+        if not folder.is_dir():
+            raise InputError(
+                f"{run.root} has no {folder.name} adapter yet. Train the pair first: "
+                f"mergeforget train-pair --out {run.root} --resume"
+            )
+    return [read_adapter(run.over, "over"), read_adapter(run.under, "under")]
 
 
 @dataclass
@@ -147,7 +182,7 @@ def score_parts(measured: Measured, spec: SearchSpec, benchmark: str) -> list[Sc
     return [
         replace(score, part=part)
         for part, one in parts.items()
-        for score in with_coarse(scores_of(one), one)
+        for score in with_proxy(scores_of(one), one)
     ]
 
 

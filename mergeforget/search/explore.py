@@ -1,4 +1,4 @@
-"""The coarse part of a search: likelihoods alone tell which candidates are worth more."""
+"""The proxy part of a search: likelihoods alone tell which candidates are worth more."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score, find
-from mergeforget.search.budget import Budget
+from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Scored, pareto
 from mergeforget.search.data import SearchData
 from mergeforget.search.density_prior import Guess
-from mergeforget.search.evaluator import Evaluator
-from mergeforget.search.grid import begin_at, families
-from mergeforget.search.groups import layer_groups, with_densities
-from mergeforget.search.merging import merge_all
+from mergeforget.search.evaluator import Evaluator, merge_all
+from mergeforget.search.grid import begin_at, families, layer_groups, with_densities
 from mergeforget.search.objective import Objective, Rank, estimate
-from mergeforget.search.optuna_study import Study, size
+from mergeforget.search.optuna_study import OptunaStudy, size
 from mergeforget.search.pattern_search import Place, climb
-from mergeforget.search.proxy import coarse_scores, only_coarse
+from mergeforget.search.proxy import only_proxy, proxy_scores
 from mergeforget.search.store import Store
 
 REPEATS = 20  # draws in a row that bring nothing new, before a study is at its end
@@ -49,7 +47,7 @@ class Explorer:
     pair: Sequence[Adapter]
     guess: Guess
 
-    def grid(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    def grid(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """Every candidate of a grid, in its order, until the budget is spent."""
         seen = [c for c in candidates if self.known(c)]
         todo = [c for c in candidates if not self.known(c)]
@@ -65,7 +63,7 @@ class Explorer:
                 bar.advance(note=self._best(seen))
         return seen
 
-    def refine(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    def refine(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """Along the densities of each family from its first guess on, by ever smaller steps.
 
         The upper end is looked at too, and where both look as if they missed a floor the lower one:
@@ -93,7 +91,7 @@ class Explorer:
             climb(look, (start,), len(line), passing)
         return list(seen.values())
 
-    def lowest(self, candidates: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    def lowest(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """The lowest density of each family, of those that were not looked at."""
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
@@ -102,7 +100,7 @@ class Explorer:
                 self._look(low, seen, budget)
         return list(seen.values())
 
-    def refine_groups(self, seen: Sequence[Candidate], budget: Budget) -> list[Candidate]:
+    def refine_groups(self, seen: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """A density for each group of layers, from the best of those with one for all of them."""
         densities = sorted(set(self.spec.densities))
         equal = [c for c in seen if c.density in densities]
@@ -119,7 +117,7 @@ class Explorer:
         climb(look, (densities.index(best.density or 1.0),) * len(groups), len(densities))
         return list(found.values())
 
-    def study(self, study: Study, budget: Budget) -> list[Candidate]:
+    def study(self, study: OptunaStudy, budget: SearchBudget) -> list[Candidate]:
         """Candidates that a study asks for, until the budget is spent or nothing new comes."""
         seen = self.adopt(study)
         total = budget.candidates or size(study.axes)
@@ -141,7 +139,7 @@ class Explorer:
                     bar.advance(note=self._best(list(seen.values())))
         return list(seen.values())
 
-    def await_others(self, study: Study) -> list[Candidate]:
+    def await_others(self, study: OptunaStudy) -> list[Candidate]:
         """Everything that was told, once no other worker is at a candidate any more."""
         if study.busy():
             say("Other workers are still at candidates; waiting for them.")
@@ -149,7 +147,7 @@ class Explorer:
             time.sleep(PAUSE)
         return list(self.adopt(study).values())
 
-    def adopt(self, study: Study) -> dict[str, Candidate]:
+    def adopt(self, study: OptunaStudy) -> dict[str, Candidate]:
         """What this and other workers have told the study, taken over into the run folder."""
         seen = {}
         for trial in study.finished():
@@ -162,13 +160,13 @@ class Explorer:
 
     def rank(self, name: str) -> Rank:
         """A candidate's rank by what likelihoods tell."""
-        base = only_coarse(self.store.scores["base"])
+        base = only_proxy(self.store.scores["base"])
         return self.objective.rank(self.scores(name), base, "choose", estimate)
 
     def scores(self, name: str) -> list[Score]:
         """What likelihoods tell of a candidate, as it was when it was looked at."""
         explored = self.store.explored.get(name, [])
-        return explored if self._tells(explored) else only_coarse(self.store.scores.get(name, []))
+        return explored if self._tells(explored) else only_proxy(self.store.scores.get(name, []))
 
     def known(self, candidate: Candidate) -> bool:
         """Whether it was looked at, with every figure that the objective reads."""
@@ -192,7 +190,7 @@ class Explorer:
         return (round(where),) if passes else None
 
     def _look(
-        self, candidate: Candidate, seen: dict[str, Candidate], budget: Budget
+        self, candidate: Candidate, seen: dict[str, Candidate], budget: SearchBudget
     ) -> Rank | None:
         """Its rank; None where the budget is spent or it gives no numbers."""
         if not self.known(candidate):
@@ -205,7 +203,7 @@ class Explorer:
             say(f"{len(seen)} explored, {self._best(list(seen.values()))}")
         return self.rank(candidate.name)
 
-    def _tell(self, study: Study, trial: Any, candidate: Candidate) -> bool:
+    def _tell(self, study: OptunaStudy, trial: Any, candidate: Candidate) -> bool:
         if not self.known(candidate):
             merged = merge_adapters(self.pair, candidate)
             if not self._glance(candidate, merged.adapter):
@@ -220,7 +218,7 @@ class Explorer:
         except NumericError as error:
             say(f"{candidate.name} is left out: {error}")
             return False
-        scores = [replace(score, part="choose") for score in coarse_scores(measured)]
+        scores = [replace(score, part="choose") for score in proxy_scores(measured)]
         self.store.keep_explored(candidate, scores)
         return True
 

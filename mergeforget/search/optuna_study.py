@@ -34,7 +34,7 @@ PAUSE = 0.2  # seconds before another look
 INSTALL = "pip install 'mergeforget[search]'"
 
 
-class Study:
+class OptunaStudy:
     """What was asked and told so far, and what to try next."""
 
     def __init__(self, spec: SearchSpec, storage: str | Path, name: str) -> None:

@@ -1,4 +1,4 @@
-"""From coarse to fine: a walk over places on a few axes that begins with large steps."""
+"""From proxy to fine: a walk over places on a few axes that begins with large steps."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ METRICS_READ = {  # metric -> splits
 }
 
 
-def coarse_scores(measured: Measured) -> list[Score]:
+def proxy_scores(measured: Measured) -> list[Score]:
     """Scores that need no generated answer."""
     found = [
         METRICS.get(name).fn(measured, split)
@@ -25,12 +25,12 @@ def coarse_scores(measured: Measured) -> list[Score]:
     return [score for score in found if score is not None]
 
 
-def only_coarse(scores: Iterable[Score]) -> list[Score]:
-    """Those of ``coarse_scores``, so that like is compared with like."""
+def only_proxy(scores: Iterable[Score]) -> list[Score]:
+    """Those of ``proxy_scores``, so that like is compared with like."""
     return [s for s in scores if s.metric in METRICS_READ]
 
 
-def with_coarse(scores: Sequence[Score], measured: Measured) -> list[Score]:
+def with_proxy(scores: Sequence[Score], measured: Measured) -> list[Score]:
     """A benchmark's scores and the cheap ones that it does not have."""
     have = {(s.metric, s.split) for s in scores}
-    return [*scores, *(s for s in coarse_scores(measured) if (s.metric, s.split) not in have)]
+    return [*scores, *(s for s in proxy_scores(measured) if (s.metric, s.split) not in have)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mergeforget.score import Score, find
-from mergeforget.search.objective import known_score
+from mergeforget.search.objective import Objective, known_score, known_share
 from mergeforget.search.split import PARTS
 
 DISAGREE = 0.1  # difference between the halves that is worth a warning, of an AUC or of a share
@@ -93,3 +93,82 @@ def share_deviation(one: Score, other: Score) -> float:
     n, m = max(1, one.n), max(1, other.n)
     p = (n * one.value + m * other.value) / (n + m)
     return math.sqrt(max(0.0, p * (1 - p)) * (1 / n + 1 / m))
+
+
+FAR = 0.25  # from 0.5: an AUC that no words should call balanced
+KEPT = 0.5  # share of what the model before knew of retain; with less of it a merge is broken
+WHERE = dict(zip(PARTS, ("on the half that chooses", "on the half that reports"), strict=True))
+
+
+def doubts(scores: Sequence[Score], base: Sequence[Score], objective: Objective) -> list[str]:
+    """Reasons not to call a candidate balanced, each with its figures; none where it is.
+
+    Args:
+        scores: of the candidate, on both halves.
+        base: of the model before.
+    """
+    return [
+        f"{reason} {WHERE[part]}"
+        for part in PARTS
+        for reason in (*_far(scores, part), *_lost(scores, base, part),
+                       *_below(scores, base, objective, part))
+    ]  # fmt: skip
+
+
+def warning_of(name: str, reasons: Sequence[str]) -> str | None:
+    """The reasons as a warning, with the way out."""
+    if not reasons:
+        return None
+    return (
+        f"{name} is not balanced: {'; '.join(reasons)}. Search other densities and methods, or "
+        "with another floor (`--objective 'mia if retain >= 80%'`); where nothing reaches it, "
+        "train the pair again: over with more epochs or a lower rate keeps more, with a higher "
+        "rate it forgets more."
+    )
+
+
+def _far(scores: Sequence[Score], part: str) -> list[str]:
+    auc = find(scores, "mia_auc", "mia", part=part)
+    far = auc is not None and abs(auc.value - 0.5) > FAR
+    return [f"its MIA AUC is {auc.value:.3f}"] if far and auc else []
+
+
+def _lost(scores: Sequence[Score], base: Sequence[Score], part: str) -> list[str]:
+    now, before = (known_share(of, "retain", part) for of in (scores, base))
+    if now is None or not before or now >= KEPT * before:
+        return []
+    return [f"it knows {now:.0%} of retain, where the model before knew {before:.0%},"]
+
+
+def _below(
+    scores: Sequence[Score], base: Sequence[Score], objective: Objective, part: str
+) -> list[str]:
+    return [
+        f"it misses the floor {missed.floor} ({missed.found:.3f}, wanted {missed.wanted:.3f})"
+        for missed in objective.missed(scores, base, part)
+    ]
+
+
+NEAR = 0.05  # of an AUC to 0.5: such an end is on neither side
+
+
+def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
+    """A warning, with the way out, where chance does not lie between over and under.
+
+    Read on the half that chooses; None where it does, or where there are no non-members.
+    """
+    found = [find(scores, "mia_auc", "mia", part="choose") for scores in (over, under)]
+    values = [score.value for score in found if score is not None]
+    if len(values) < 2 or min(values) <= 0.5 + NEAR and max(values) >= 0.5 - NEAR:
+        return None
+    told = f"(MIA AUC {values[0]:.3f} and {values[1]:.3f}; chance is 0.5)"
+    if min(values) > 0.5:
+        return (
+            f"Over and under both still know the forget set {told}: no merge of the two is "
+            "balanced. Let over forget more: a higher --set pair.over.learning_rate, or more "
+            "pair.over.epochs."
+        )
+    return (
+        f"Over and under both avoid the forget set {told}, which gives it away as well. Let under "
+        "forget less: a lower --set pair.under.learning_rate, or fewer pair.under.epochs."
+    )

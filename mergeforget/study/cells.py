@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from mergeforget.analysis.evidence import DENSITY
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
-from mergeforget.study.definition import Column, Row, Study, Table
+from mergeforget.study.definition import Column, StudyDefinition, Table, TableRow
 from mergeforget.study.gather import full_key
 
 Interval = tuple[float, float]
@@ -20,7 +20,7 @@ NOT_RUN, DIVERGED, NOTHING = "not run", "diverged", "–"
 
 
 class Figure(NamedTuple):
-    """One figure of one step; see ``Cell``."""
+    """One figure of one step; see ``StudyCell``."""
 
     value: float
     n: int = 0
@@ -28,7 +28,7 @@ class Figure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One figure of one row: of one step, or of several that are averaged.
 
     Attributes:
@@ -79,7 +79,7 @@ class Found:
         given: values that were replaced on the command line.
     """
 
-    study: Study
+    study: StudyDefinition
     given: Mapping[str, str]
     results: dict[str, dict[str, Any]]
 
@@ -103,7 +103,7 @@ def read_results(folder: Path) -> Found:
             f"--results {folder}` makes them."
         )
     values = read_json(path)
-    study = Study.model_validate(values["study"])
+    study = StudyDefinition.model_validate(values["study"])
     results = {}
     for _, step in study.steps():
         file = folder / f"{step.name}.json"
@@ -113,9 +113,9 @@ def read_results(folder: Path) -> Found:
     return Found(study, values["given"], results)
 
 
-def cells_of(table: Table, row: Row, results: Results) -> dict[str, Cell]:
+def cells_of(table: Table, row: TableRow, results: Results) -> dict[str, StudyCell]:
     """The cells of a row by their column's label."""
-    found: dict[str, Cell] = {}
+    found: dict[str, StudyCell] = {}
     for column in table.columns:
         every = {step: _figure(table, row, column, results.get(step), found) for step in row.steps}
         figures = {step: v for step, v in every.items() if isinstance(v, Figure)}
@@ -125,7 +125,7 @@ def cells_of(table: Table, row: Row, results: Results) -> dict[str, Cell]:
         words = [v for v in every.values() if isinstance(v, str)]
         why = words[0] if words else NOTHING
         interval = intervals[0] if len(row.steps) == len(intervals) == 1 else None
-        found[column.label] = Cell(values, n, why, words.count(NOT_RUN), interval)
+        found[column.label] = StudyCell(values, n, why, words.count(NOT_RUN), interval)
     return found
 
 
@@ -134,7 +134,7 @@ def published(table: Table) -> dict[str, dict[str, float | None]]:
     return {c.label: {r.label: r.published.get(c.label) for r in table.rows} for c in table.columns}
 
 
-def subject_of(row: Row, measured: Mapping[str, Any]) -> str:
+def subject_of(row: TableRow, measured: Mapping[str, Any]) -> str:
     """The scored model that a row means; empty where there is none."""
     scores = measured.get("scores", {})
     if row.subject == "chosen":
@@ -147,7 +147,11 @@ def subject_of(row: Row, measured: Mapping[str, Any]) -> str:
 
 
 def _figure(
-    table: Table, row: Row, column: Column, result: dict[str, Any] | None, left: dict[str, Cell]
+    table: Table,
+    row: TableRow,
+    column: Column,
+    result: dict[str, Any] | None,
+    left: dict[str, StudyCell],
 ) -> Figure | str:
     """The figure of one step, or why there is none."""
     if result is None:
@@ -172,7 +176,7 @@ def _figure(
     return Figure(value, n, (interval[0], interval[1]) if interval else None)
 
 
-def _mean(cells: Sequence[Cell], step: str) -> Figure | str:
+def _mean(cells: Sequence[StudyCell], step: str) -> Figure | str:
     """The mean of figures of one step.
 
     Its interval is that of the means of their ends: no narrower than 95 %, whether or not the

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from mergeforget.study.cells import DIVERGED, Cell, Interval, Results, cells_of, published
+from mergeforget.study.cells import DIVERGED, Interval, Results, StudyCell, cells_of, published
 from mergeforget.study.definition import Claim, Table
 
 Figures = Mapping[str, float | None]  # row label -> figure
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """A claim judged on one set of figures.
 
     Attributes:
@@ -39,8 +39,8 @@ class Verdict:
     """
 
     claim: Claim
-    published: Finding
-    here: Finding
+    published: ClaimResult
+    here: ClaimResult
     settled: bool | None = None
     intervals: str = ""
 
@@ -77,20 +77,20 @@ def verdicts(table: Table, results: Results) -> list[Verdict]:
     return found
 
 
-def _hindered(claim: Claim, column: Mapping[str, Cell]) -> Finding | None:
+def _hindered(claim: Claim, column: Mapping[str, StudyCell]) -> ClaimResult | None:
     """No answer while a row that counts was not run, or where it diverged; None where it can be."""
     if claim.kind == "order":
         return None  # tells itself how many are missing
     rivals = [] if claim.kind == "within" else claim.of or [n for n in column if n != claim.row]
     if any(column[name].waiting for name in (claim.row, *rivals)):
-        return Finding(None)
+        return ClaimResult(None)
     counted = [claim.row, *(claim.of if rivals else [])]  # of all others, one may have diverged
     gone = [name for name in counted if column[name].why == DIVERGED]
-    return Finding(None, f"{', '.join(gone)} diverged") if gone else None
+    return ClaimResult(None, f"{', '.join(gone)} diverged") if gone else None
 
 
 def settled(
-    claim: Claim, finding: Finding, intervals: Mapping[str, Interval | None]
+    claim: Claim, finding: ClaimResult, intervals: Mapping[str, Interval | None]
 ) -> tuple[bool | None, str]:
     """Whether the intervals of the rows that decide leave one answer only, and that in words."""
     known = {row: span for row in finding.rows if (span := intervals.get(row)) is not None}
@@ -134,13 +134,13 @@ def _goodnesses(claim: Claim, span: Interval) -> Interval:
     return min(ends), max(ends)
 
 
-def judge(claim: Claim, figures: Figures) -> Finding:
+def judge(claim: Claim, figures: Figures) -> ClaimResult:
     """Whether a claim holds for these figures."""
     if claim.kind == "order":
         return _order(claim, figures)
     value = figures.get(claim.row)
     if value is None:
-        return Finding(None)
+        return ClaimResult(None)
     if claim.kind == "within":
         away = max(_low(claim) - value, value - claim.high, 0.0)
         span = (
@@ -148,23 +148,23 @@ def judge(claim: Claim, figures: Figures) -> Finding:
         )
         if away:
             told = f"{value:.3f} lies outside {span}, by {away:.3f}"
-            return Finding(False, told, (claim.row,))
-        return Finding(True, f"{value:.3f} lies within {span}", (claim.row,))
+            return ClaimResult(False, told, (claim.row,))
+        return ClaimResult(True, f"{value:.3f} lies within {span}", (claim.row,))
     names = claim.of or [name for name in figures if name != claim.row]
     others = {name: v for name in names if (v := figures.get(name)) is not None}
     if len(others) < (len(names) if claim.of else 1):
-        return Finding(None)
+        return ClaimResult(None)
     return _extreme(claim, value, others)
 
 
-def _extreme(claim: Claim, value: float, others: Mapping[str, float]) -> Finding:
+def _extreme(claim: Claim, value: float, others: Mapping[str, float]) -> ClaimResult:
     """The row against the one that comes nearest to it, or beats it by most."""
     ordered = sorted(others, key=lambda name: -_goodness(claim, others[name]))
     rival = ordered[0]
     gap = _goodness(claim, value) - _goodness(claim, others[rival])
     by = f"by {abs(gap):.3f}" if gap > 0 else f"short by {abs(gap):.3f}" if gap else "a tie"
     told = f"{value:.3f} against {others[rival]:.3f} of {rival}, {by}"
-    return Finding(gap > 0, told, (claim.row, *ordered))
+    return ClaimResult(gap > 0, told, (claim.row, *ordered))
 
 
 def _low(claim: Claim) -> float:
@@ -175,15 +175,15 @@ def _goodness(claim: Claim, x: float) -> float:
     return {"largest": x, "smallest": -x, "nearest": -abs(x - claim.target)}[claim.kind]
 
 
-def _order(claim: Claim, figures: Figures) -> Finding:
+def _order(claim: Claim, figures: Figures) -> ClaimResult:
     """Pairs of rows that stand as claimed; rows without a figure are not compared."""
     known = [(name, v) for name in claim.of if (v := figures.get(name)) is not None]
     pairs = list(combinations(known, 2))
     if not pairs:
-        return Finding(None)
+        return ClaimResult(None)
     kept = sum(a > b for (_, a), (_, b) in pairs)
     shown = " > ".join(name for name, _ in sorted(known, key=lambda x: -x[1]))
     missing = len(claim.of) - len(known)
     less = f"; {missing} rows are not measured" if missing else ""
     whole = None if missing else kept == len(pairs)
-    return Finding(whole, f"{kept} of {len(pairs)} pairs stand so ({shown}{less})")
+    return ClaimResult(whole, f"{kept} of {len(pairs)} pairs stand so ({shown}{less})")

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mergeforget.errors import RecipeError, UsageError, suggest
 from mergeforget.recipe import FOLDER, read_yaml
-from mergeforget.train_config import Part
+from mergeforget.train_config import RecipeSection
 
 STUDIES = FOLDER / "studies"
 PLACE = re.compile(r"\{([a-z0-9-]+(?:\.base)?)\}")
@@ -22,7 +22,7 @@ Threads = Annotated[int | None, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
-class Step(Part):
+class StudyStep(RecipeSection):
     """Commands that belong together; their files lie in a folder of the step's name.
 
     In a command ``{here}`` is that folder, ``{NAME}`` the folder of an earlier step,
@@ -37,7 +37,7 @@ class Step(Part):
     after: list[Name] = []  # steps that must be done before, beside those that a command names
 
 
-class Column(Part):
+class Column(RecipeSection):
     """One figure of every row, from one source.
 
     Attributes:
@@ -63,7 +63,7 @@ class Column(Part):
         return self
 
 
-class Row(Part):
+class TableRow(RecipeSection):
     """One line of a table.
 
     Attributes:
@@ -83,7 +83,7 @@ class Row(Part):
         return [self.step] if isinstance(self.step, str) else list(self.step)
 
 
-class Claim(Part):
+class Claim(RecipeSection):
     """What a table is to show, judged on the published and on the measured figures alike.
 
     ``largest`` and ``smallest`` compare ``row`` with ``of`` (all others when left out); ``nearest``
@@ -101,13 +101,13 @@ class Claim(Part):
     high: float = 1.0
 
 
-class Table(Part):
+class Table(RecipeSection):
     title: str
     text: str = ""
     source: str = ""  # of the published figures
     part: Literal["all", "choose", "report"] = "all"  # rows of the data that scores are of
     columns: Annotated[list[Column], Field(min_length=1)]
-    rows: Annotated[list[Row], Field(min_length=1)]
+    rows: Annotated[list[TableRow], Field(min_length=1)]
     claims: list[Claim] = []
 
     @model_validator(mode="after")
@@ -128,7 +128,7 @@ class Table(Part):
         return self
 
 
-class Picture(Part):
+class StudyFigure(RecipeSection):
     """A figure that ``analyze`` or ``attack`` drew in a step's folder."""
 
     step: Name
@@ -136,33 +136,33 @@ class Picture(Part):
     caption: str
 
 
-class Quote(Part):
+class Quote(RecipeSection):
     """A sentence that the tool itself wrote about a step."""
 
     step: Name
     reads: str  # a place in its results: chosen.sentence
 
 
-class Section(Part):
+class StudySection(RecipeSection):
     """One part of a study, which can be run apart."""
 
     name: Name
     title: str
     text: str = ""
     needs: list[str] = []  # files below the data folder; without them the part is left out
-    steps: list[Step] = []
+    steps: list[StudyStep] = []
     tables: list[Table] = []
     quotes: list[Quote] = []
-    figures: list[Picture] = []
+    figures: list[StudyFigure] = []
 
 
-class StudyFile(Part):
+class StudyFile(RecipeSection):
     """What a study's file holds.
 
     Attributes:
         like: another study, whose parts come first and whose values are those not given here.
         pace: minutes of this study for one of the other's.
-        threads: see ``Study``.
+        threads: see ``StudyDefinition``.
     """
 
     name: Name
@@ -172,10 +172,10 @@ class StudyFile(Part):
     like: str = ""
     pace: Annotated[float, Field(gt=0)] = 1.0
     values: dict[str, str] = {}
-    parts: list[Section] = []
+    parts: list[StudySection] = []
 
 
-class Study(Part):
+class StudyDefinition(RecipeSection):
     """A list of commands, and what is made of their results.
 
     Attributes:
@@ -189,10 +189,10 @@ class Study(Part):
     text: str = ""
     threads: Threads = None
     values: dict[str, str] = {}
-    parts: Annotated[list[Section], Field(min_length=1)]
+    parts: Annotated[list[StudySection], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _names_fit(self) -> Study:
+    def _names_fit(self) -> StudyDefinition:
         seen: list[str] = []
         for _, step in self.steps():
             if step.name in seen or step.name in (*OWN, *self.values):
@@ -207,24 +207,24 @@ class Study(Part):
             _known("step", [s for t in section.tables for r in t.rows for s in r.steps], seen)
         return self
 
-    def steps(self) -> Iterator[tuple[Section, Step]]:
+    def steps(self) -> Iterator[tuple[StudySection, StudyStep]]:
         """Every step with its part, in order."""
         return ((section, step) for section in self.parts for step in section.steps)
 
-    def step(self, name: str) -> Step:
+    def step(self, name: str) -> StudyStep:
         return next(step for _, step in self.steps() if step.name == name)
 
-    def commands(self, step: Step) -> list[str]:
+    def commands(self, step: StudyStep) -> list[str]:
         """A step's commands with the study's values put in; folders stay as they are named."""
         return [self._filled(command) for command in step.commands]
 
-    def used_by(self, step: Step) -> list[str]:
+    def used_by(self, step: StudyStep) -> list[str]:
         """The steps whose results a step reads."""
         words = [w for command in self.commands(step) for w in PLACE.findall(command)]
         named = [w.removesuffix(".base") for w in words if w not in OWN]
         return list(dict.fromkeys([*([step.at] if step.at else []), *step.after, *named]))
 
-    def fingerprint(self, step: Step) -> str:
+    def fingerprint(self, step: StudyStep) -> str:
         """Hash of a step's commands and of those whose results it reads."""
         before = [self.fingerprint(self.step(name)) for name in self.used_by(step)]
         text = json.dumps([self.commands(step), before])
@@ -239,7 +239,7 @@ class Study(Part):
         raise ValueError("the study's values name each other in a ring")
 
 
-def load_study(name: str, values: Mapping[str, str] | None = None) -> tuple[Study, Path]:
+def load_study(name: str, values: Mapping[str, str] | None = None) -> tuple[StudyDefinition, Path]:
     """A study that comes along, or a file of one, with some of its values replaced.
 
     Returns:
@@ -259,7 +259,7 @@ def load_study(name: str, values: Mapping[str, str] | None = None) -> tuple[Stud
     given = file.model_dump(exclude={"like", "pace"})
     given["values"] |= dict(values or {})
     try:
-        return Study.model_validate(given), path
+        return StudyDefinition.model_validate(given), path
     except ValidationError as error:
         faults = "\n".join(f"  {fault['msg']}" for fault in error.errors())
         raise RecipeError(f"{path} is not a valid study:\n{faults}") from error
@@ -276,7 +276,7 @@ def read_file(path: Path) -> StudyFile:
     return file.model_copy(update={"values": values, "parts": [*parts, *file.parts]})
 
 
-def slowed(section: Section, pace: float) -> Section:
+def slowed(section: StudySection, pace: float) -> StudySection:
     """A part whose steps are expected to take ``pace`` times as long."""
     steps = [s.model_copy(update={"minutes": round(pace * s.minutes, 2)}) for s in section.steps]
     return section.model_copy(update={"steps": steps})

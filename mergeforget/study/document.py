@@ -11,7 +11,7 @@ from mergeforget.console import duration
 from mergeforget.files import write_text
 from mergeforget.study.cells import NOT_RUN, Found, Results, at, cells_of, read_results
 from mergeforget.study.claims import Verdict, verdicts
-from mergeforget.study.definition import Section, Step, Study, Table
+from mergeforget.study.definition import StudyDefinition, StudySection, StudyStep, Table
 
 FACTS = ("processor", "cores", "threads", "memory", "device", "python")
 
@@ -53,7 +53,7 @@ def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
     yield from _circumstances(found)
 
 
-def _summary(study: Study, results: Results) -> Iterator[str]:
+def _summary(study: StudyDefinition, results: Results) -> Iterator[str]:
     """How many claims stand, and each in a line."""
     found = [v for section in study.parts for t in section.tables for v in verdicts(t, results)]
     done = sum(result["state"] == "done" for result in results.values())
@@ -107,7 +107,7 @@ def _table(table: Table, results: Results) -> Iterator[str]:
     yield from ([""] if table.claims else [])
 
 
-def _commands(found: Found, section: Section) -> Iterator[str]:
+def _commands(found: Found, section: StudySection) -> Iterator[str]:
     if not section.steps:
         return
     missing = [step.name for step in section.steps if step.name not in found.results]
@@ -122,7 +122,7 @@ def _commands(found: Found, section: Section) -> Iterator[str]:
     yield from ("```", "", "</details>", "")
 
 
-def _state(step: Step, results: Results) -> str:
+def _state(step: StudyStep, results: Results) -> str:
     result = results.get(step.name)
     if result is None:
         return NOT_RUN

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeforget.study.definition import Step, Study
+from mergeforget.study.definition import StudyDefinition, StudyStep
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Places:
     data: Path
     file: Path
 
-    def folder(self, step: Step) -> Path:
+    def folder(self, step: StudyStep) -> Path:
         """Where a step works: in the folder of its name, or of the step it is at."""
         return self.out / "runs" / (step.at or step.name)
 
-    def folders(self, study: Study, step: Step) -> dict[str, Path]:
+    def folders(self, study: StudyDefinition, step: StudyStep) -> dict[str, Path]:
         """What the names in a step's commands stand for."""
         steps = {other.name: self.folder(other) for _, other in study.steps()}
         own = {"here": self.folder(step), "data": self.data, "study": self.file.parent}
@@ -53,11 +53,11 @@ class Clock:
     def elapsed(self) -> float:
         return time.monotonic() - self.began
 
-    def ended(self, step: Step, seconds: float) -> None:
+    def ended(self, step: StudyStep, seconds: float) -> None:
         self.expected += 60 * step.minutes
         self.spent += seconds
 
-    def estimate(self, steps: Iterable[Step], jobs: int = 1) -> float:
+    def estimate(self, steps: Iterable[StudyStep], jobs: int = 1) -> float:
         """Seconds for these steps, at the speed seen so far, ``jobs`` of them at a time."""
         pace = self.spent / self.expected if self.expected else 1.0
         return pace * sum(60 * step.minutes for step in steps) / jobs

@@ -13,14 +13,14 @@ from mergeforget.console import duration, say
 from mergeforget.errors import Interrupted, UnknownNameError
 from mergeforget.files import write_json
 from mergeforget.run import Run
-from mergeforget.study.definition import Section, Step, Study
+from mergeforget.study.definition import StudyDefinition, StudySection, StudyStep
 from mergeforget.study.places import Clock, Places
 from mergeforget.study.steps import run_step, state_of
 from mergeforget.study.tool import circumstances, end_all
 
 
 def run_study(
-    study: Study,
+    study: StudyDefinition,
     places: Places,
     *,
     only: Sequence[str] = (),
@@ -68,7 +68,9 @@ def run_study(
         return _run_steps(study, places, wanted_steps(study, only), clock, jobs)
 
 
-def wanted_steps(study: Study, only: Sequence[str]) -> list[tuple[Section, Step]]:
+def wanted_steps(
+    study: StudyDefinition, only: Sequence[str]
+) -> list[tuple[StudySection, StudyStep]]:
     """Steps of these parts, those that their tables show and those that they read, in order."""
     every = list(study.steps())
     names = {s.name for section, s in every if not only or section.name in only}
@@ -79,19 +81,23 @@ def wanted_steps(study: Study, only: Sequence[str]) -> list[tuple[Section, Step]
     return [(section, step) for section, step in every if step.name in names]
 
 
-def _readings(study: Study, name: str) -> set[str]:
+def _readings(study: StudyDefinition, name: str) -> set[str]:
     """Every step that a step reads, and those that they read."""
     direct = study.used_by(study.step(name))
     return {*direct, *(inner for one in direct for inner in _readings(study, one))}
 
 
 def _run_steps(
-    study: Study, places: Places, steps: Sequence[tuple[Section, Step]], clock: Clock, jobs: int
+    study: StudyDefinition,
+    places: Places,
+    steps: Sequence[tuple[StudySection, StudyStep]],
+    clock: Clock,
+    jobs: int,
 ) -> dict[str, str]:
     """Run every step as soon as those that it reads are done, ``jobs`` at a time."""
     states = {step.name: state_of(study, places, section, step) for section, step in steps}
     facts = circumstances(study.threads) if "waiting" in states.values() else {}
-    running: dict[Future[float | None], Step] = {}
+    running: dict[Future[float | None], StudyStep] = {}
     stopped = False
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -118,12 +124,12 @@ def _run_steps(
 
 
 def next_step(
-    study: Study,
+    study: StudyDefinition,
     places: Places,
-    steps: Sequence[Step],
+    steps: Sequence[StudyStep],
     states: dict[str, str],
     busy: Collection[Path],
-) -> Step | None:
+) -> StudyStep | None:
     """The first step that can begin; those that never can are noted in ``states``.
 
     Args:
@@ -142,7 +148,7 @@ def next_step(
 
 
 def _tell(
-    step: Step, steps: Sequence[Step], states: Mapping[str, str], clock: Clock, jobs: int
+    step: StudyStep, steps: Sequence[StudyStep], states: Mapping[str, str], clock: Clock, jobs: int
 ) -> None:
     """One line: which step begins, and the time that is left."""
     todo = [s for s in steps if states[s.name] in ("waiting", "running")]

@@ -12,7 +12,7 @@ from typing import Any
 from mergeforget.errors import InputError, NumericError
 from mergeforget.files import read_json, write_json, write_text
 from mergeforget.run import now
-from mergeforget.study.definition import Section, Step, Study
+from mergeforget.study.definition import StudyDefinition, StudySection, StudyStep
 from mergeforget.study.gather import gather
 from mergeforget.study.places import Clock, Places
 from mergeforget.study.tool import call, failed, words_of
@@ -21,7 +21,9 @@ RESUMABLE = ("train", "train-pair")  # these want --resume; the others go on by 
 LISTS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 
 
-def state_of(study: Study, places: Places, section: Section | None, step: Step) -> str:
+def state_of(
+    study: StudyDefinition, places: Places, section: StudySection | None, step: StudyStep
+) -> str:
     """``done``, ``failed``, ``waiting``, or why the step is left out."""
     mark = _mark(places, step)
     if mark.get("fingerprint") == study.fingerprint(step) and mark["state"] != "running":
@@ -31,7 +33,7 @@ def state_of(study: Study, places: Places, section: Section | None, step: Step) 
 
 
 def run_step(
-    study: Study, places: Places, step: Step, clock: Clock, facts: dict[str, Any]
+    study: StudyDefinition, places: Places, step: StudyStep, clock: Clock, facts: dict[str, Any]
 ) -> float | None:
     """Run the commands that are not done.
 
@@ -70,7 +72,7 @@ def run_step(
     return float(mark["seconds"])
 
 
-def begin(study: Study, places: Places, step: Step) -> dict[str, Any]:
+def begin(study: StudyDefinition, places: Places, step: StudyStep) -> dict[str, Any]:
     """The mark of a step: the one it was stopped with, or a new one."""
     known = study.fingerprint(step)
     mark = _mark(places, step)
@@ -90,7 +92,11 @@ def begin(study: Study, places: Places, step: Step) -> dict[str, Any]:
 
 
 def write_result(
-    study: Study, places: Places, step: Step, mark: dict[str, Any], facts: dict[str, Any]
+    study: StudyDefinition,
+    places: Places,
+    step: StudyStep,
+    mark: dict[str, Any],
+    facts: dict[str, Any],
 ) -> None:
     """Keep a step's figures, and copy its pictures."""
     folder = places.folder(step)
@@ -117,7 +123,7 @@ def on_one_line(numbers: re.Match[str]) -> str:
     return " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]")
 
 
-def _mark(places: Places, step: Step) -> dict[str, Any]:
+def _mark(places: Places, step: StudyStep) -> dict[str, Any]:
     path = places.mark(step.name)
     found: dict[str, Any] = read_json(path) if path.exists() else {}
     return found

@@ -14,7 +14,7 @@ from typing import Any
 
 from mergeforget.errors import Interrupted, MergeforgetError
 from mergeforget.run import Run
-from mergeforget.study.definition import PLACE, Step
+from mergeforget.study.definition import PLACE, StudyStep
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 120.0  # seconds that a command has to save what it did
@@ -65,7 +65,7 @@ def call(
     return 0, json.loads(out) if out.strip() else None
 
 
-def failed(step: Step, command: str, code: int) -> MergeforgetError:
+def failed(step: StudyStep, command: str, code: int) -> MergeforgetError:
     """The error for a command that ended with an exit code."""
     if code in STOPPED:
         return Interrupted(f"Interrupted in {step.name}. The same command goes on.")

@@ -15,7 +15,7 @@ from mergeforget.console import Progress
 from mergeforget.distributed import in_any
 from mergeforget.errors import Interrupted, NumericError
 from mergeforget.train.dataset import PairedRows
-from mergeforget.train.samplers import Chunked, Order
+from mergeforget.train.samplers import ChunkedSampler, Order
 
 
 class Epochs(TrainerCallback):
@@ -32,7 +32,7 @@ class Epochs(TrainerCallback):
 class FreshOptimizer(TrainerCallback):
     """Empties the optimiser's memory where a chunk begins."""
 
-    def __init__(self, order: Chunked) -> None:
+    def __init__(self, order: ChunkedSampler) -> None:
         self.beginnings = order.beginnings
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from mergeforget.data.batches import Batch, pack, pad
 from mergeforget.data.tokens import Encoded
-from mergeforget.train.samplers import Place
+from mergeforget.train.samplers import RowIndex
 
 REFUSAL = "refusal"  # the set of refusals to the forget rows' prompts
 
@@ -53,8 +53,8 @@ class PairedRows(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.sets[self.first])
 
-    def __getitem__(self, place: int | Place) -> Item:
-        place = Place(place) if isinstance(place, int) else place
+    def __getitem__(self, place: int | RowIndex) -> Item:
+        place = RowIndex(place) if isinstance(place, int) else place
         names = [n for n in self.sets if not place.only or place.only in (n, self._beside(n))]
         item = {n: [self.sets[n][j] for j in self._places(n, place.row)] for n in names}
         if place.counts:

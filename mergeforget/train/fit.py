@@ -38,7 +38,7 @@ from mergeforget.train.forward import output_matrix
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import mask_of
 from mergeforget.train.reference import Reference, reference_of
-from mergeforget.train.samplers import Alternating, Chunked, Order, Together
+from mergeforget.train.samplers import AlternatingSampler, ChunkedSampler, JointSampler, Order
 from mergeforget.train.tokenize import encode_sets, pad_id
 from mergeforget.train.trainer import UnlearningTrainer, arguments
 
@@ -46,7 +46,7 @@ CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass
-class Job:
+class TrainingJob:
     """One training: what it is called, where its files go, and whether it goes on."""
 
     run: Run
@@ -60,7 +60,11 @@ class Job:
 
 
 def train_adapter(
-    model: Any, tokenizer: Any, sets: Mapping[str, Sequence[Row]], training: Training, job: Job
+    model: Any,
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Row]],
+    training: Training,
+    job: TrainingJob,
 ) -> Path:
     """Train a LoRA adapter on a base model and save it as a plain PEFT folder.
 
@@ -107,7 +111,7 @@ def fit(
     sets: Mapping[str, Sequence[Encoded]],
     terms: Sequence[Term],
     training: Training | Memorise,
-    job: Job,
+    job: TrainingJob,
     snapshot: Callable[[int], None] | None = None,
     reference: Reference | None = None,
 ) -> None:
@@ -132,13 +136,13 @@ def fit(
     ]
     if snapshot is not None and plan is not None:
         callbacks.insert(0, Snapshots(plan.snapshots, snapshot))
-    if isinstance(order, Chunked):
+    if isinstance(order, ChunkedSampler):
         callbacks.insert(0, FreshOptimizer(order))
     if plan is not None and plan.watch is not None:
         callbacks.insert(0, Watcher(plan.watch, sets, job.run.root, job.stage, job.checkpoints))
     steering = plan is not None and plan.direction == "ngdiff"
     more: dict[str, Any] = {"training": plan} if steering else {}
-    one_pass = {"num_train_epochs": 1} if isinstance(order, Chunked) else {}
+    one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
     trainer = (NGDiffTrainer if steering else UnlearningTrainer)(
         terms=terms,
         stage=job.stage,
@@ -173,7 +177,7 @@ def collate_of(kinds: tuple[int, ...], plan: Training | None, pad_id: int) -> Co
     return Collate(kinds, plan.tokens.padding, pad_id, plan.max_length if whole else None)
 
 
-def _run(trainer: UnlearningTrainer, job: Job) -> None:
+def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
     """Train from the beginning or from the last checkpoint."""
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
@@ -195,7 +199,7 @@ def _close_reports() -> None:
         wandb.finish()
 
 
-def _start(job: Job) -> Path | None:
+def _start(job: TrainingJob) -> Path | None:
     """The checkpoint to go on from; what was written after it is forgotten."""
     start = last_checkpoint(job.checkpoints) if job.resume else None
     step = int(start.name.split("-")[1]) if start else -1  # the watch looks before step 1, too
@@ -210,18 +214,18 @@ def _start(job: Job) -> Path | None:
 
 def _order(training: Training | Memorise, rows: int, accumulation: int) -> Order:
     if isinstance(training, Memorise):
-        return Together(rows, training.batch_size // accumulation, training.seed)
+        return JointSampler(rows, training.batch_size // accumulation, training.seed)
     size, seed = training.batch_size, training.seed
     if training.batches == "alternating":
-        return Alternating(rows, size, accumulation, seed)
+        return AlternatingSampler(rows, size, accumulation, seed)
     if training.chunk_rows:
-        return Chunked(rows, training.chunk_rows, training.epochs, size, accumulation, seed)
-    return Together(rows, size, seed)
+        return ChunkedSampler(rows, training.chunk_rows, training.epochs, size, accumulation, seed)
+    return JointSampler(rows, size, seed)
 
 
 def _steps_per_epoch(order: Order, accumulation: int) -> int:
     """Optimiser steps of one pass over the first set; chunk by chunk, over all chunks once."""
-    if isinstance(order, Chunked):
+    if isinstance(order, ChunkedSampler):
         return sum(order.chunk_steps) // order.epochs
     return -(-len(order) // accumulation)
 
@@ -242,7 +246,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     on_main(save)
 
 
-def _snapshot(job: Job, step: int) -> Path:
+def _snapshot(job: TrainingJob, step: int) -> Path:
     return job.run.snapshots / f"{job.stage}-step{step:05d}"
 
 

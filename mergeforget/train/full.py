@@ -14,7 +14,7 @@ from mergeforget.distributed import on_main
 from mergeforget.errors import RecipeError
 from mergeforget.files import whole
 from mergeforget.recipe import Training
-from mergeforget.train.fit import Job, fit
+from mergeforget.train.fit import TrainingJob, fit
 from mergeforget.train.forward import decoder_layers
 from mergeforget.train.reference import reference_of
 from mergeforget.train.tokenize import encode_sets
@@ -22,7 +22,11 @@ from mergeforget.train_config import Full
 
 
 def train_model(
-    model: Any, tokenizer: Any, sets: Mapping[str, Sequence[Row]], training: Training, job: Job
+    model: Any,
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Row]],
+    training: Training,
+    job: TrainingJob,
 ) -> Path:
     """Train weights of the model itself and save it as a plain model folder.
 

@@ -20,7 +20,7 @@ from mergeforget.files import read_json, sha256, whole, write_json
 from mergeforget.models import default_device, dtype_for, locate
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
-from mergeforget.train.fit import Job, fit
+from mergeforget.train.fit import TrainingJob, fit
 
 REVISION = re.compile("[0-9a-f]{40}")
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # of a model's folder
@@ -57,7 +57,12 @@ def _content(base: Path) -> str | dict[str, str]:
 
 
 def memorise(
-    model: Any, tokenizer: Any, rows: Sequence[Row], settings: Memorise, folder: Path, job: Job
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    settings: Memorise,
+    folder: Path,
+    job: TrainingJob,
 ) -> Path:
     """Fine-tune the whole model on the rows, and save it as a plain model folder.
 

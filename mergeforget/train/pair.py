@@ -17,7 +17,7 @@ from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.models import load_model
 from mergeforget.recipe import DataSpec, Recipe, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
-from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter
+from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.memorise import check_whole, is_memorised, memorise, memorised_folder
 from mergeforget.train.objective import check_recipe, describe
 
@@ -71,7 +71,7 @@ def train_pair(
             if resume and on_main(lambda side=side: run.state(side)) == "done":  # type: ignore[misc]
                 say(f"{side}: done already")
                 continue
-            job = Job(run, side, resume, checkpoint_seconds)
+            job = TrainingJob(run, side, resume, checkpoint_seconds)
             _train_side(base, name, recipe, sets, job)
     return run
 
@@ -163,7 +163,7 @@ def _base(
         check_whole()
         loaded = load_model(recipe.model)
         say(f"memorise: {len(rows)} rows, {recipe.memorise.epochs} epochs")
-        job = Job(run, "memorise", resume, max(seconds, 300.0))
+        job = TrainingJob(run, "memorise", resume, max(seconds, 300.0))
         run.set_state("memorise", "running")
         memorise(loaded.model, loaded.tokenizer, rows, recipe.memorise, folder, job)
     else:
@@ -180,7 +180,7 @@ def _record_base(recipe: Recipe, run: Run, folder: Path) -> None:
     write_json(run.manifest, manifest)
 
 
-def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: Job) -> None:
+def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJob) -> None:
     training = getattr(recipe.pair, job.stage)
     say(
         f"{job.stage}: {describe(training)}, {training.epochs} epochs, "

@@ -28,7 +28,7 @@ from mergeforget.recipe import ModelSpec, Recipe
 from mergeforget.train.full import choose_trained
 from mergeforget.train.pair import read_data
 from mergeforget.train.requirements import reads_of
-from mergeforget.train.samplers import Alternating, Chunked
+from mergeforget.train.samplers import AlternatingSampler, ChunkedSampler
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Training
 
@@ -114,10 +114,12 @@ def count_steps(training: Training, rows: int) -> int:
     if training.chunk_rows:
         size = training.batch_size, parts
         return sum(
-            Chunked(rows, training.chunk_rows, training.epochs, *size, training.seed).chunk_steps
+            ChunkedSampler(
+                rows, training.chunk_rows, training.epochs, *size, training.seed
+            ).chunk_steps
         )
     if training.batches == "alternating":
-        order = Alternating(rows, training.batch_size, parts, training.seed)
+        order = AlternatingSampler(rows, training.batch_size, parts, training.seed)
         return training.epochs * len(order) // parts
     return training.epochs * -(-rows // (training.batch_size * parts))
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Sampler
 
 
-class Place(NamedTuple):
+class RowIndex(NamedTuple):
     """A row of the first set with its partners, or the part of them that is one set.
 
     Attributes:
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     counts: bool = True
 
 
-class Together(Sampler[list[Place]]):
+class JointSampler(Sampler[list[RowIndex]]):
     """Every set together; the first one shuffled anew every epoch and cut into micro-batches."""
 
     def __init__(self, rows: int, batch_size: int, seed: int) -> None:
@@ -36,13 +36,13 @@ class Together(Sampler[list[Place]]):
     def __len__(self) -> int:
         return -(-self.rows // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[RowIndex]]:
         order = _permuted(self.rows, self.seed + self.epoch)  # as the Trainer's own sampler
         for start in range(0, self.rows, self.batch_size):
-            yield [Place(i) for i in order[start : start + self.batch_size]]
+            yield [RowIndex(i) for i in order[start : start + self.batch_size]]
 
 
-class Alternating(Sampler[list[Place]]):
+class AlternatingSampler(Sampler[list[RowIndex]]):
     """Optimiser steps of one set only: a forget step, its retain step, the next forget step, ...
 
     The forget set is shuffled anew every epoch and cut into steps of nearly equal size, none larger
@@ -60,15 +60,15 @@ class Alternating(Sampler[list[Place]]):
     def __len__(self) -> int:
         return 2 * self.steps * self.accumulation
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[RowIndex]]:
         order = _shuffled(self.rows, self.seed, self.epoch)
         for step in _evenly(order, self.steps):
             for name in ("forget", "retain"):
                 for part in _evenly(step, self.accumulation):
-                    yield [Place(i, name) for i in part] or [Place(step[0], name, False)]
+                    yield [RowIndex(i, name) for i in part] or [RowIndex(step[0], name, False)]
 
 
-class Chunked(Sampler[list[Place]]):
+class ChunkedSampler(Sampler[list[RowIndex]]):
     """All epochs over the first chunk of the forget set, then all over the next (SUGD).
 
     Source: Premptis et al. 2025, arXiv:2503.02443.
@@ -98,22 +98,22 @@ class Chunked(Sampler[list[Place]]):
     def __len__(self) -> int:
         return sum(self.chunk_steps) * self.accumulation
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[RowIndex]]:
         for number, chunk in enumerate(self.chunks):
             for epoch in range(self.epochs):
                 order = _shuffled(len(chunk), self.seed, number * self.epochs + epoch)
                 for step in _evenly([chunk[i] for i in order], self._steps(chunk)):
                     for part in _evenly(step, self.accumulation):
-                        yield [Place(i) for i in part] or [Place(step[0], counts=False)]
+                        yield [RowIndex(i) for i in part] or [RowIndex(step[0], counts=False)]
 
     def _steps(self, chunk: range) -> int:
         return -(-len(chunk) // (self.batch_size * self.accumulation))
 
 
-Order = Together | Alternating | Chunked
+Order = JointSampler | AlternatingSampler | ChunkedSampler
 
 
-class Dealt(Sampler[list[Place]]):
+class ShardedSampler(Sampler[list[RowIndex]]):
     """One process's share of the micro-batches of every optimiser step.
 
     All processes get equally many; one that lacks a micro-batch gets a row that does not count. So
@@ -128,7 +128,7 @@ class Dealt(Sampler[list[Place]]):
         steps, rest = divmod(len(self.order), self.accumulation)
         return steps * self._each(self.accumulation) + self._each(rest)
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[RowIndex]]:
         parts = iter(self.order)
         while step := list(islice(parts, self.accumulation)):
             mine = step[self.process :: self.processes]

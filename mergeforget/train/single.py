@@ -9,7 +9,7 @@ from mergeforget.distributed import on_main
 from mergeforget.models import load_model
 from mergeforget.recipe import Recipe
 from mergeforget.run import Run
-from mergeforget.train.fit import CHECKPOINT_SECONDS, Job, train_adapter
+from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.full import train_model
 from mergeforget.train.objective import check_recipe, describe
 from mergeforget.train.pair import prepare
@@ -52,7 +52,7 @@ def train_single(
                 base.tokenizer,
                 rows,
                 training,
-                Job(run, stage, resume, checkpoint_seconds),
+                TrainingJob(run, stage, resume, checkpoint_seconds),
             )
         except Exception:
             run.set_state(stage, "failed")

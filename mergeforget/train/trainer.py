@@ -26,7 +26,7 @@ from mergeforget.train.forward import as_reference, predict, predict_sets, unwra
 from mergeforget.train.objective import compute
 from mergeforget.train.reference import Reference
 from mergeforget.train.requirements import Reads, reads_of, sets_of
-from mergeforget.train.samplers import Chunked, Dealt, Order
+from mergeforget.train.samplers import ChunkedSampler, Order, ShardedSampler
 
 Said = dict[str, TokenOutputs]  # by set
 
@@ -77,7 +77,9 @@ class UnlearningTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches in the order of the recipe; of several processes each gets its own."""
         several = self.accelerator.num_processes
-        dealt = Dealt(self.order, self.accumulation, self.accelerator.process_index, several)
+        dealt = ShardedSampler(
+            self.order, self.accumulation, self.accelerator.process_index, several
+        )
         loader: DataLoader[Any] = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=self.order if several == 1 else dealt,
@@ -87,7 +89,7 @@ class UnlearningTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The Trainer's own; chunk by chunk it begins anew with each chunk."""
-        if not isinstance(self.order, Chunked):
+        if not isinstance(self.order, ChunkedSampler):
             return super().create_scheduler(num_training_steps, optimizer)
         chosen: Any = optimizer or self.optimizer
         self.lr_scheduler = LambdaLR(chosen, self._factor_in_chunks())
@@ -96,7 +98,7 @@ class UnlearningTrainer(Trainer):
 
     def _factor_in_chunks(self) -> Callable[[int], float]:
         """Step -> factor of the learning rate, from each chunk's own schedule and warm-up."""
-        assert isinstance(self.order, Chunked)
+        assert isinstance(self.order, ChunkedSampler)
         factors: list[float] = []
         chunk_steps = self.order.chunk_steps
         for steps in chunk_steps:
@@ -186,7 +188,7 @@ class UnlearningTrainer(Trainer):
     @property
     def epoch(self) -> float:
         """Passes over the forget set; chunk by chunk they are one pass of the data loader."""
-        passes = self.order.epochs if isinstance(self.order, Chunked) else 1
+        passes = self.order.epochs if isinstance(self.order, ChunkedSampler) else 1
         return float(self.state.epoch or 0.0) * passes
 
     def _policy(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Said:

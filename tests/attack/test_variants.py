@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mergeforget.attack.leaks import leaked
+from mergeforget.attack.scores import leaked
 from mergeforget.attack.variants import paraphrases, prefixes, read_templates, variants
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError

@@ -8,10 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeforget.data.refusals import REFUSALS, read_refusals
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import Encoded
-from mergeforget.data.transforms import duplicate, find_transform, random_tokens, refuse, resegment
+from mergeforget.data.transforms import (
+    REFUSALS,
+    duplicate,
+    find_transform,
+    random_tokens,
+    read_refusals,
+    refuse,
+    resegment,
+)
 from mergeforget.errors import InputError, UnknownNameError, UsageError
 from mergeforget.outputs import ANSWER, PROMPT
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mergeforget.data.schema import Row
-from mergeforget.evaluate.gradients import gradient_norms
 from mergeforget.evaluate.measure import measure
+from mergeforget.evaluate.membership import gradient_norms
 
 
 def plain_norm(model: Any, ids: list[int], start: int) -> float:

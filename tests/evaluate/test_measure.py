@@ -14,7 +14,7 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.measure import measure, membership_documents, tokenize_documents
-from mergeforget.evaluate.signals import membership_signals
+from mergeforget.evaluate.membership import membership_signals
 
 FORGET = [Row("p1sc1", "Ann was", "born in May.", "Task2", "forget"),
           Row("p1qa0", "When?", "May", "Task2", "forget")]  # fmt: skip

@@ -21,7 +21,7 @@ from mergeforget.data.schema import Row
 from mergeforget.evaluate.cache import Kept, document_key
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.rows import EvaluationRows
-from mergeforget.evaluate.sharing import Sharing, together
+from mergeforget.evaluate.sharing import RankShare, together
 from mergeforget.files import append_jsonl, read_jsonl, write_jsonl
 from mergeforget.recipe import EvaluationSpec, ModelSpec
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @given(st.lists(st.integers(0, 9)), st.integers(1, 5))
 def test_every_item_is_in_one_share(items: list[int], count: int) -> None:
-    shares = [Sharing(rank, count).share(items, int) for rank in range(count)]
+    shares = [RankShare(rank, count).share(items, int) for rank in range(count)]
     assert sorted(sum(shares, [])) == sorted(items)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 

@@ -8,7 +8,7 @@ import pytest
 
 from mergeforget.data.schema import Measured
 from mergeforget.errors import UsageError
-from mergeforget.evaluate.notes import notes
+from mergeforget.evaluate.table import notes
 from mergeforget.evaluate.utility import below_floor, utility_ratio
 from mergeforget.metrics.mmlu import mmlu
 from mergeforget.recipe import EvaluationSpec

@@ -21,7 +21,7 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import UsageError
 from mergeforget.files import write_jsonl
 from mergeforget.merge.activation_grams import grams_of, input_grams
-from mergeforget.merge.engine import How, merge_adapters
+from mergeforget.merge.engine import MergeSettings, merge_adapters
 from mergeforget.merge.methods.regmean import maps, regmean
 
 DRAW = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_factors_are_merged_as_the_products_are(pair: list[Path]) -> None:
     adapters = [read_adapter(folder) for folder in pair]
     grams = made(adapters, np.random.default_rng(1))
     candidate = Candidate("regmean", weights=(1.0, 0.5), rank=8, arguments={"off_diagonal": 0.7})
-    merged = merge_adapters(adapters, candidate, How(precision="float64", grams=grams))
+    merged = merge_adapters(adapters, candidate, MergeSettings(precision="float64", grams=grams))
     for module, delta in merged.adapter.deltas.items():
         stack = np.stack([a.deltas[module].dense() for a in adapters]).astype(np.float64)
         wanted = regmean(stack, np.array([1, 0.5]), grams=np.stack(grams[module]), off_diagonal=0.7)
@@ -150,7 +150,7 @@ def test_without_data_or_with_too_much_it_is_refused(
     with pytest.raises(UsageError, match="--data"):
         merge_adapters(adapters, Candidate("regmean"))
     with pytest.raises(UsageError, match="looks at no data"):
-        merge_adapters(adapters, Candidate("linear"), How(grams={}))
+        merge_adapters(adapters, Candidate("linear"), MergeSettings(grams={}))
     three = [*data, data[0]]
     with pytest.raises(UsageError, match="2 adapters and 3 files"):
         grams_of(str(tiny_folder), adapters, three, Candidate("regmean"))

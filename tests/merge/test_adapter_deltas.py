@@ -22,7 +22,7 @@ from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate, Space
 from mergeforget.errors import InputError, NumericError, UsageError
 from mergeforget.merge.checkpoint.full import fold_adapters
-from mergeforget.merge.engine import How, merge_adapters
+from mergeforget.merge.engine import MergeSettings, merge_adapters
 
 OUTPUT_TOO = ["q_proj", "up_proj", "lm_head"]
 KINDS: dict[str, dict[str, Any]] = {
@@ -111,7 +111,9 @@ def test_changes_of_several_are_merged_as_changes_of_the_base(
     pair = [make("one", 1, **KINDS[kind]), make("two", 2, **KINDS[kind])]
     candidate = Candidate("linear", weights=(0.7, -0.4), space="delta")
     adapters = [read_adapter(folder) for folder in pair]
-    fold_adapters(base, adapters, candidate, tmp_path / "full", how=How(precision="float64"))
+    fold_adapters(
+        base, adapters, candidate, tmp_path / "full", how=MergeSettings(precision="float64")
+    )
     one, two = (unloaded(base, folder) for folder in pair)
     plain = weights(base)
     for name, tensor in weights(tmp_path / "full").items():

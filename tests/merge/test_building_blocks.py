@@ -17,9 +17,8 @@ from mergeforget.merge.kernels.arrays import like
 from mergeforget.merge.kernels.rng import Chance
 from mergeforget.merge.kernels.sign_election import disjoint_mean, elect
 from mergeforget.merge.kernels.sparsify import drop, trim
-from mergeforget.merge.kernels.thresholds import KnownDensity, kept_count
+from mergeforget.merge.kernels.thresholds import KnownDensity, kept_count, known_densities
 from mergeforget.merge.methods import MERGE_METHODS
-from mergeforget.merge.select import known_densities
 
 WHOLE = st.integers(-4, 4).map(float)  # many equal magnitudes, and sums exact in any order
 densities = st.floats(0.001, 1.0)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import mergeforget.merge.kernels.dispatch as speedup
-import mergeforget.merge.select as select
+import mergeforget.merge.kernels.thresholds as select
 from mergeforget.candidate import Candidate
 from mergeforget.errors import NumericError
 from mergeforget.merge.blockwise import in_memory, merge_whole
@@ -192,9 +192,9 @@ def test_they_are_loaded_where_there_is_work_enough(unloaded: None) -> None:
 
 
 def test_without_numba_numpy_does_the_work(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mergeforget.merge as package
+    import mergeforget.merge.kernels as package
 
-    monkeypatch.delattr(package, "compiled")
+    monkeypatch.delattr(package, "numba_loops")
     monkeypatch.setitem(sys.modules, "mergeforget.merge.kernels.numba_loops", None)
     speedup.expect(speedup.WORTH)
     assert speedup.loops() is None

@@ -22,7 +22,7 @@ from mergeforget.errors import (
     UnknownNameError,
     UsageError,
 )
-from mergeforget.merge.engine import How, merge_adapters, write_candidate
+from mergeforget.merge.engine import MergeSettings, merge_adapters, write_candidate
 from mergeforget.merge.methods import MERGE_METHODS
 
 WriteLora = Callable[..., Path]
@@ -66,9 +66,11 @@ def test_one_adapter_at_weight_and_density_1_is_itself(
 @pytest.mark.parametrize("space", ["factors", "delta"])
 def test_order_of_adapters_does_not_matter(pair: list[Adapter], method: str, space: Any) -> None:
     density = 0.6 if "density" in MERGE_METHODS.get(method).parameters else None
-    one = merge_adapters(pair, Candidate(method, density, (1.0, 0.5), space), How(svd="exact"))
+    one = merge_adapters(
+        pair, Candidate(method, density, (1.0, 0.5), space), MergeSettings(svd="exact")
+    )
     two = merge_adapters(
-        pair[::-1], Candidate(method, density, (0.5, 1.0), space), How(svd="exact")
+        pair[::-1], Candidate(method, density, (0.5, 1.0), space), MergeSettings(svd="exact")
     )
     assert_close(one.adapter, dense(two.adapter))
 
@@ -103,9 +105,9 @@ def test_how_far_factor_space_is_from_delta_space_is_measured(
     pair: list[Adapter], method: str
 ) -> None:
     density = 0.6 if method == "ties" else None
-    merged = merge_adapters(pair, Candidate(method, density), How(compare=True))
+    merged = merge_adapters(pair, Candidate(method, density), MergeSettings(compare=True))
     wanted = merge_adapters(
-        pair, Candidate(method, density, space="delta", rank=10), How(svd="exact")
+        pair, Candidate(method, density, space="delta", rank=10), MergeSettings(svd="exact")
     )
     apart = sum(
         np.linalg.norm(x - dense(merged.adapter)[k]) ** 2 for k, x in dense(wanted.adapter).items()
@@ -116,7 +118,7 @@ def test_how_far_factor_space_is_from_delta_space_is_measured(
 
 def test_threads_change_no_bit(pair: list[Adapter]) -> None:
     candidate = Candidate("dare_ties", 0.5, space="delta", seed=3)
-    one, four = (merge_adapters(pair, candidate, How(threads=n)).adapter for n in (1, 4))
+    one, four = (merge_adapters(pair, candidate, MergeSettings(threads=n)).adapter for n in (1, 4))
     for module, delta in one.deltas.items():
         assert delta.b.tobytes() == four.deltas[module].b.tobytes()
 
@@ -242,9 +244,9 @@ def test_modules_that_one_adapter_lacks_are_named_and_merged_as_asked(
     fewer = read_adapter(write_lora("fewer", 3, modules=some))
     with pytest.raises(InputError, match="1 modules of 'over' are missing from 'fewer'"):
         merge_adapters([pair[0], fewer], Candidate("linear"))
-    common = merge_adapters([pair[0], fewer], Candidate("linear"), How("common"))
+    common = merge_adapters([pair[0], fewer], Candidate("linear"), MergeSettings("common"))
     assert common.adapter.deltas.keys() == some.keys()
     assert common.adapter.config["target_modules"] == sorted(some)
-    every = merge_adapters([pair[0], fewer], Candidate("cat"), How("all"))
+    every = merge_adapters([pair[0], fewer], Candidate("cat"), MergeSettings("all"))
     assert every.adapter.deltas.keys() == MODULES.keys()
     assert every.adapter.deltas["model.layers.1.mlp.up_proj"].rank == 3

@@ -22,9 +22,9 @@ from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, NumericError, ResourceError, UsageError
 from mergeforget.merge.checkpoint.full import fold_adapters, merge_models
-from mergeforget.merge.checkpoint.jobs import Job, Rounding
+from mergeforget.merge.checkpoint.jobs import Rounding, TensorJob
 from mergeforget.merge.checkpoint.tensor_jobs import Output
-from mergeforget.merge.engine import How, merge_adapters, write_candidate
+from mergeforget.merge.engine import MergeSettings, merge_adapters, write_candidate
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -160,7 +160,7 @@ def test_an_interrupted_merge_goes_on_and_gives_the_same_bytes(
     written: list[str] = []
     write = writer._write_tensor
 
-    def until_the_sixth(job: Job, *rest: Any) -> tuple[float, float]:
+    def until_the_sixth(job: TensorJob, *rest: Any) -> tuple[float, float]:
         written.append(job.name)
         if len(written) == 6:
             raise Killed
@@ -196,9 +196,9 @@ SVD = Candidate("ties_svd", 0.5, rank=2)
 @pytest.mark.parametrize(
     ("candidate", "how", "then"),
     [
-        (SVD, How(svd="fast"), How(svd="exact")),
-        (SVD, How(modules="common"), How(modules="all")),
-        (SVD, How(), How(precision="float64")),
+        (SVD, MergeSettings(svd="fast"), MergeSettings(svd="exact")),
+        (SVD, MergeSettings(modules="common"), MergeSettings(modules="all")),
+        (SVD, MergeSettings(), MergeSettings(precision="float64")),
     ],
     ids=["svd", "modules", "precision"],
 )
@@ -208,8 +208,8 @@ def test_an_interrupted_fold_goes_on_with_the_same_options_only(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     candidate: Candidate,
-    how: How,
-    then: How,
+    how: MergeSettings,
+    then: MergeSettings,
 ) -> None:
     adapters = [read_adapter(p) for p in pair]
     for options in (how, then):
@@ -221,7 +221,7 @@ def test_an_interrupted_fold_goes_on_with_the_same_options_only(
         write = writer._write_tensor
 
         def noted(
-            job: Job, *rest: Any, written: list[str] = written, write: Any = write
+            job: TensorJob, *rest: Any, written: list[str] = written, write: Any = write
         ) -> tuple[float, float]:
             written.append(job.name)
             found: tuple[float, float] = write(job, *rest)

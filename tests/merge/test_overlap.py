@@ -7,7 +7,7 @@ from finished_run import adapter
 
 from mergeforget.candidate import Candidate, Space
 from mergeforget.merge.engine import is_dense, merge_adapters
-from mergeforget.merge.overlap import overlaps
+from mergeforget.merge.prediction import overlaps
 
 PAIR = [adapter("over", 1), adapter("under", 2)]
 FULL = min(PAIR[0].deltas[next(iter(PAIR[0].deltas))].shape)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import mergeforget.merge.select as select
+import mergeforget.merge.kernels.thresholds as select
 from mergeforget.candidate import Candidate
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.kernels.rng import Chance

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.candidate import Candidate, Space
-from mergeforget.merge.engine import How, merge_adapters, sweep, write_candidate
+from mergeforget.merge.engine import MergeSettings, merge_adapters, sweep, write_candidate
 from mergeforget.merge.kernels.rng import Chance
 from mergeforget.merge.methods import MERGE_METHODS
 
@@ -175,7 +175,9 @@ def test_products_span_the_delta_of_peft(
         **given,
     )
     candidate = Candidate(name, given.get("density"), weights, rank=rank)
-    ours = merge_adapters([read_adapter(p) for p in pair], candidate, How(svd=svd)).adapter
+    ours = merge_adapters(
+        [read_adapter(p) for p in pair], candidate, MergeSettings(svd=svd)
+    ).adapter
     for module, delta in ours.deltas.items():
         wanted = theirs.deltas[module].dense()
         assert delta.rank == theirs.deltas[module].rank

@@ -18,7 +18,7 @@ from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score
-from mergeforget.search.budget import Budget
+from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.store import Store
@@ -44,8 +44,8 @@ def searched(finished: Run, tmp_path: Path) -> Run:
     return Run(Path(shutil.copytree(finished.root, tmp_path / "searched")))
 
 
-def options(budget: Budget | None = None, first: float | None = None) -> Options:
-    return Options(budget or Budget(), device="cpu", first=first)
+def options(budget: SearchBudget | None = None, first: float | None = None) -> Options:
+    return Options(budget or SearchBudget(), device="cpu", first=first)
 
 
 def call(run: Run, *arguments: str) -> Result:
@@ -154,12 +154,12 @@ def test_a_setting_that_came_later_changes_nothing(searched: Run, labels: list[s
 def test_budget_in_candidates_counts_earlier_ones_and_time_ends_it(
     run: Run, labels: list[str]
 ) -> None:
-    search(run, load_recipe(run.recipe).search, options(budget=Budget(candidates=2)))
+    search(run, load_recipe(run.recipe).search, options(budget=SearchBudget(candidates=2)))
     assert labels[:3] == ["base", "over", "under"]
     assert sorted(labels[3:]) == ["ties-factors-d0.20", "ties-factors-d0.80"]
-    search(run, load_recipe(run.recipe).search, options(budget=Budget(candidates=2)))
+    search(run, load_recipe(run.recipe).search, options(budget=SearchBudget(candidates=2)))
     assert len(labels) == 5
-    choice = search(run, load_recipe(run.recipe).search, options(budget=Budget(seconds=0)))
+    choice = search(run, load_recipe(run.recipe).search, options(budget=SearchBudget(seconds=0)))
     assert choice.measured == 2
 
 

@@ -20,7 +20,7 @@ from mergeforget.score import Score
 from mergeforget.search.data import SearchData
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.objective import Rank
-from mergeforget.search.optuna_study import Study
+from mergeforget.search.optuna_study import OptunaStudy
 
 SPACE = ("--densities", "0.1:1.0:0.1", "--weights", "1,1;1,0.5")
 
@@ -74,11 +74,11 @@ def test_only_finalists_of_a_grid_generate_and_the_best_is_the_same(
     del calls[:]
     assert call(run, *densities, "--finalists", "2").exit_code == 0
     assert len(generated(calls)) == 2 and len(calls) == 3 + 5 + 2
-    coarse, full = (read_json(r.search / "chosen.json") for r in (run, whole))
-    assert coarse["name"] == full["name"]
+    proxy, full = (read_json(r.search / "chosen.json") for r in (run, whole))
+    assert proxy["name"] == full["name"]
     for part, scores in full["scores"].items():
-        assert coarse["scores"][part] == pytest.approx(scores, rel=1e-5)
-    assert (coarse["measured"], coarse["explored"]) == (2, 5)
+        assert proxy["scores"][part] == pytest.approx(scores, rel=1e-5)
+    assert (proxy["measured"], proxy["explored"]) == (2, 5)
     subjects = {row["subject"] for row in read_jsonl(run.scores)}
     assert len(subjects) == 3 + 5  # every density has a point on the curves
 
@@ -151,7 +151,7 @@ def test_an_exhausted_space_ends_the_search(run: Run, calls: list[tuple[str, boo
 
 def test_studies_find_the_top_of_a_hill(tmp_path: Path) -> None:
     spec = SearchSpec(densities="0.01:1.0:0.01", strategy="tpe")  # type: ignore[arg-type]
-    study = Study(spec, tmp_path / "journal", "hill")
+    study = OptunaStudy(spec, tmp_path / "journal", "hill")
     best = 0.0
     for _ in range(30):
         trial, candidate = study.suggest()
@@ -164,7 +164,7 @@ def test_studies_find_the_top_of_a_hill(tmp_path: Path) -> None:
 
 def test_two_workers_share_a_study(tmp_path: Path) -> None:
     spec = SearchSpec(strategy="tpe")
-    one, other = (Study(spec, tmp_path / "journal", "shared") for _ in range(2))
+    one, other = (OptunaStudy(spec, tmp_path / "journal", "shared") for _ in range(2))
     trial, candidate = one.suggest()
     one.tell(trial, Rank(0.0, 0.5, 0.0, 0.0), [Score("nll", "all", 1.0, "lower", 1)])
     (seen,) = other.finished()
@@ -181,9 +181,9 @@ def test_optuna_missing_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(Exception, match=r"pip install 'mergeforget\[search\]'"):
-        Study(SearchSpec(strategy="tpe"), run.search / "journal", "x")
+        OptunaStudy(SearchSpec(strategy="tpe"), run.search / "journal", "x")
 
 
 def test_a_storage_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="Cannot open the study in nonsense://"):
-        Study(SearchSpec(strategy="tpe"), "nonsense://host/db", "x")
+        OptunaStudy(SearchSpec(strategy="tpe"), "nonsense://host/db", "x")

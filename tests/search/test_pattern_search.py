@@ -1,4 +1,4 @@
-"""From coarse to fine, along the densities and between groups of layers."""
+"""From proxy to fine, along the densities and between groups of layers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from mergeforget.merge.engine import merge_adapters
 from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
 from mergeforget.score import Score
-from mergeforget.search.budget import Budget
+from mergeforget.search.budget import SearchBudget
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.explore import Explorer
 from mergeforget.search.finalists import next_finalists
-from mergeforget.search.grid import begin_at, grid
-from mergeforget.search.groups import layer_groups, with_densities
+from mergeforget.search.grid import begin_at, grid, layer_groups, with_densities
 from mergeforget.search.objective import Rank, parse_objective
 from mergeforget.search.pattern_search import Place, climb
 from mergeforget.search.store import Store
@@ -152,7 +151,7 @@ def test_a_floor_that_holds_at_one_end_alone_is_found(
 
     monkeypatch.setattr(Explorer, "_look", look)
     explorer = explorer_of("mia if retain >= 70%", first=0.7)
-    explorer.refine(grid(SearchSpec()), Budget())
+    explorer.refine(grid(SearchSpec()), SearchBudget())
     assert 0.1 in seen and len(seen) <= 7
 
 
@@ -162,7 +161,9 @@ def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
     """The AUC falls evenly from 0.9 at 0.1 to 0.36 at 1.0: 0.8 is nearest to a half."""
     seen = []
 
-    def look(self: Explorer, candidate: Candidate, known: dict[str, Candidate], _: Budget) -> Rank:
+    def look(
+        self: Explorer, candidate: Candidate, known: dict[str, Candidate], _: SearchBudget
+    ) -> Rank:
         known[candidate.name] = candidate
         auc = 0.96 - 0.6 * (candidate.density or 0)
         if candidate.name not in self.store.explored:
@@ -173,7 +174,7 @@ def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
 
     monkeypatch.setattr(Explorer, "_look", look)
     explorer = explorer_of("mia", first=0.1)
-    explorer.refine(grid(SearchSpec()), Budget())
+    explorer.refine(grid(SearchSpec()), SearchBudget())
     assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
 
 

@@ -19,7 +19,7 @@ from mergeforget.merge.multi_adapter import UnfitError
 from mergeforget.recipe import change, load_recipe
 from mergeforget.run import Run
 from mergeforget.search import evaluator as module
-from mergeforget.search.budget import Budget
+from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.search.evaluator import Evaluator
 
@@ -28,7 +28,7 @@ BAD = "ties-factors-d0.50"
 
 def searched(run: Run, together: int | None) -> Run:
     spec = change(load_recipe(run.recipe), search={"together": together}).search
-    search(run, spec, Options(Budget(), device="cpu"))
+    search(run, spec, Options(SearchBudget(), device="cpu"))
     return run
 
 

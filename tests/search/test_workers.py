@@ -17,16 +17,16 @@ from mergeforget.errors import InputError
 from mergeforget.files import read_json, read_jsonl
 from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
-from mergeforget.search.optuna_study import Study
+from mergeforget.search.optuna_study import OptunaStudy
 
 WORKER = """
 import json, sys, time
 from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.objective import Rank
-from mergeforget.search.optuna_study import Study
+from mergeforget.search.optuna_study import OptunaStudy
 
-study = Study(SearchSpec(strategy="tpe"), sys.argv[1], "shared")
+study = OptunaStudy(SearchSpec(strategy="tpe"), sys.argv[1], "shared")
 done = []
 for _ in range(8):
     trial, candidate = study.suggest()
@@ -84,7 +84,7 @@ def test_what_a_worker_explored_is_adopted_by_who_chooses(tiny_run: Run, tmp_pat
 
 def test_a_database_without_its_package_says_which(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is reached through a package.*pip install pymysql"):
-        Study(SearchSpec(strategy="tpe"), "mysql+pyodbc://nobody@127.0.0.1/none", "shared")
+        OptunaStudy(SearchSpec(strategy="tpe"), "mysql+pyodbc://nobody@127.0.0.1/none", "shared")
 
 
 def test_a_worker_needs_something_to_share(tiny_run: Run, tmp_path: Path) -> None:

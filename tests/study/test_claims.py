@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mergeforget.study.claims import Finding, Verdict, judge, settled
+from mergeforget.study.claims import ClaimResult, Verdict, judge, settled
 from mergeforget.study.definition import Claim
 
 AUC = {"over": 0.022, "under": 0.818, "merged": 0.501}
@@ -107,4 +107,4 @@ def test_nothing_is_said_where_a_figure_is_missing(kind: str) -> None:
     ],
 )
 def test_the_word_compares_both(published: bool | None, here: bool | None, word: str) -> None:
-    assert Verdict(claim("largest"), Finding(published), Finding(here)).word == word
+    assert Verdict(claim("largest"), ClaimResult(published), ClaimResult(here)).word == word

@@ -15,7 +15,7 @@ from mergeforget.files import write_json
 from mergeforget.run import Run
 from mergeforget.study.cells import cells_of, read_results
 from mergeforget.study.claims import verdicts
-from mergeforget.study.definition import Study, Table, load_study
+from mergeforget.study.definition import StudyDefinition, Table, load_study
 from mergeforget.study.document import write_document
 from mergeforget.study.gather import angles
 
@@ -32,7 +32,9 @@ def scored(auc: float, task: float) -> dict[str, list[float]]:
             "task_aggregate/all": [task, 12], "nll/forget": [auc * 4, 12]}  # fmt: skip
 
 
-def write(folder: Path, study: Study, step: str, measured: dict[str, Any], state: str) -> None:
+def write(
+    folder: Path, study: StudyDefinition, step: str, measured: dict[str, Any], state: str
+) -> None:
     result = {
         "step": step,
         "state": state,

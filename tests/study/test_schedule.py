@@ -21,7 +21,7 @@ from mergeforget.cli import main
 from mergeforget.errors import InputError, Interrupted, MergeforgetError
 from mergeforget.files import read_json, write_jsonl
 from mergeforget.study import schedule, steps
-from mergeforget.study.definition import Study, load_study
+from mergeforget.study.definition import StudyDefinition, load_study
 from mergeforget.study.places import Clock, Places
 from mergeforget.study.schedule import run_study
 from mergeforget.study.tool import circumstances
@@ -98,7 +98,7 @@ def places(tmp_path: Path) -> Places:
     return Places(out, out / "results", tmp_path / "data", tmp_path / "s.yaml")
 
 
-def study_of(places: Places) -> Study:
+def study_of(places: Places) -> StudyDefinition:
     return load_study(str(places.file))[0]
 
 
@@ -175,7 +175,7 @@ def test_a_part_brings_the_steps_that_its_tables_show(places: Places, tool: Tool
     table = {"title": "T", "columns": [{"label": "n", "reads": "n"}], "rows": rows}
     shown = {"name": "shown", "title": "Shown", "tables": [table]}
     values = study.model_dump()
-    study = Study.model_validate(values | {"parts": [*values["parts"], shown]})
+    study = StudyDefinition.model_validate(values | {"parts": [*values["parts"], shown]})
     assert list(run_study(study, places, only=["shown"])) == ["a", "b"]
 
 

@@ -22,7 +22,13 @@ from mergeforget.files import read_json, read_jsonl, write_jsonl
 from mergeforget.recipe import load_recipe
 from mergeforget.train.memorise import check_whole
 from mergeforget.train.objective import check_recipe
-from mergeforget.train.samplers import Alternating, Chunked, Dealt, Order, Together
+from mergeforget.train.samplers import (
+    AlternatingSampler,
+    ChunkedSampler,
+    JointSampler,
+    Order,
+    ShardedSampler,
+)
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 FSDP |= {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}  # the launcher's default
@@ -62,12 +68,12 @@ pair:
 @pytest.mark.parametrize("processes", [2, 3])
 @pytest.mark.parametrize(
     "order",
-    [Together(11, 2, 0), Alternating(11, 2, 4, 0), Chunked(11, 5, 2, 1, 4, 0)],
+    [JointSampler(11, 2, 0), AlternatingSampler(11, 2, 4, 0), ChunkedSampler(11, 5, 2, 1, 4, 0)],
     ids=["together", "alternating", "chunks"],
 )
 def test_every_step_holds_the_same_rows(order: Order, processes: int) -> None:
-    each = [list(Dealt(order, 4, process, processes)) for process in range(processes)]
-    assert {len(parts) for parts in each} == {len(Dealt(order, 4, 0, processes))}
+    each = [list(ShardedSampler(order, 4, process, processes)) for process in range(processes)]
+    assert {len(parts) for parts in each} == {len(ShardedSampler(order, 4, 0, processes))}
     whole, size = list(order), -(-4 // processes)
     for step in range(-(-len(whole) // 4)):
         wanted = [p for part in whole[4 * step : 4 * step + 4] for p in part if p.counts]

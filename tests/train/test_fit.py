@@ -20,7 +20,7 @@ from mergeforget.files import read_jsonl
 from mergeforget.recipe import Lora, Term, Tokens, Training
 from mergeforget.run import Run
 from mergeforget.train import callbacks, trainer
-from mergeforget.train.fit import Job, train_adapter
+from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train_config import Watch
 
 SETS = {
@@ -46,7 +46,7 @@ def training(**more: Any) -> Training:
 def run_one(
     folder: Path, make_model: Callable[..., Any], tokenizer: Any, resume: bool = False, **more: Any
 ) -> dict[str, torch.Tensor]:
-    job = Job(Run(folder), "over", resume, checkpoint_seconds=0)
+    job = TrainingJob(Run(folder), "over", resume, checkpoint_seconds=0)
     train_adapter(make_model(), tokenizer, SETS, training(**more), job)
     return load_file(folder / "over" / "adapter_model.safetensors")
 
@@ -54,7 +54,7 @@ def run_one(
 def test_base_is_given_back_as_it_was(
     tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, make_model: Callable[..., Any]
 ) -> None:
-    job = Job(Run(tmp_path), "over")
+    job = TrainingJob(Run(tmp_path), "over")
     train_adapter(tiny_model, tiny_tokenizer, SETS, training(), job)
     before = make_model().state_dict()
     after = tiny_model.state_dict()
@@ -106,7 +106,7 @@ def test_a_row_of_weight_two_trains_as_if_it_were_there_twice(
             objective=[TERMS[0], Term(loss="eul", on="forget")], epochs=1, warmup_epochs=0.0,
             gradient_accumulation=1, batch_size=3, lora=Lora(r=4, lora_alpha=4, lora_dropout=0.0),
         )  # fmt: skip
-        job = Job(Run(tmp_path / name), "over")
+        job = TrainingJob(Run(tmp_path / name), "over")
         both = {"forget": rows, "retain": SETS["retain"]}
         train_adapter(make_model(), tiny_tokenizer, both, settings, job)
         found[name] = load_file(tmp_path / name / "over" / "adapter_model.safetensors")
@@ -123,7 +123,7 @@ def test_a_part_without_a_row_that_counts_adds_nothing(
     term = Term.model_validate({"loss": loss, "on": "forget", **arguments})
     sets = dict(SETS) | {"forget": [replace(r, weight=float(i > 0)) for i, r in
                                     enumerate(SETS["forget"][:2])]}  # fmt: skip
-    job = Job(Run(tmp_path), "over")
+    job = TrainingJob(Run(tmp_path), "over")
     settings = training(objective=[term, TERMS[1]], epochs=1)
     train_adapter(make_model(), tiny_tokenizer, sets, settings, job)
     (line,) = read_jsonl(tmp_path / "history.jsonl")
@@ -258,7 +258,11 @@ def test_rows_that_would_see_each_other_do_not(
         lora=Lora(r=2, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]),
     )  # fmt: skip
     train_adapter(
-        OPTForCausalLM(config).eval(), tiny_tokenizer, SETS, settings, Job(Run(tmp_path), "over")
+        OPTForCausalLM(config).eval(),
+        tiny_tokenizer,
+        SETS,
+        settings,
+        TrainingJob(Run(tmp_path), "over"),
     )
     (line,) = read_jsonl(tmp_path / "history.jsonl")
     # at the start policy and reference agree: 2 ln 2 / 0.1, and no divergence
@@ -272,4 +276,6 @@ def test_a_loss_that_is_not_finite_stops(
     with torch.no_grad():
         tiny_model.model.norm.weight[0] = float("nan")
     with pytest.raises(NumericError, match=r"not finite: .*npo_forget = nan"):
-        train_adapter(tiny_model, tiny_tokenizer, SETS, training(), Job(Run(tmp_path), "over"))
+        train_adapter(
+            tiny_model, tiny_tokenizer, SETS, training(), TrainingJob(Run(tmp_path), "over")
+        )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_processes import FSDP, start
+from test_distributed import FSDP, start
 from test_resume import GA, GD, KL, NPO, SETS, STEEPEST, Killed, cut
 from torch import nn
 
@@ -18,7 +18,7 @@ from mergeforget.files import read_json, write_json
 from mergeforget.models import LoadedModel, load_model
 from mergeforget.run import Run
 from mergeforget.train import forward
-from mergeforget.train.fit import Job, train_adapter
+from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import output_matrix
 from mergeforget.train_config import AutoRate, Lora, Term, Tokens, Training, Watch
 
@@ -50,7 +50,7 @@ def train(base: LoadedModel, way: str, folder: Path, resume: bool = False) -> di
         "objective": [NPO, GD, KL], "epochs": 1, "batch_size": 1, "gradient_accumulation": 3,
         "learning_rate": 1e-2, "snapshots": 1, "lora": Lora(r=2, lora_dropout=0.0),
     }  # fmt: skip
-    job = Job(Run(folder), "over", resume, checkpoint_seconds=1e9)
+    job = TrainingJob(Run(folder), "over", resume, checkpoint_seconds=1e9)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(forward, "TOGETHER", 37)  # rows of one process are long, another's short
         done = train_adapter(

@@ -18,7 +18,7 @@ from mergeforget.data.schema import Row
 from mergeforget.files import read_jsonl, write_jsonl
 from mergeforget.recipe import Lora, ModelSpec, Term, Training
 from mergeforget.run import Run
-from mergeforget.train.fit import Job, train_adapter
+from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.plan import count_steps, empty_model, one_pass, plan
 from mergeforget.train.tokenize import encode_sets
 
@@ -46,7 +46,7 @@ def test_steps_are_those_that_a_training_takes(
     more: dict[str, Any], tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     settings = training(**more)
-    train_adapter(tiny_model, tiny_tokenizer, SETS, settings, Job(Run(tmp_path), "over"))
+    train_adapter(tiny_model, tiny_tokenizer, SETS, settings, TrainingJob(Run(tmp_path), "over"))
     assert count_steps(settings, 7) == len(read_jsonl(tmp_path / "history.jsonl"))
 
 
@@ -55,7 +55,7 @@ def test_warm_up_is_as_long_as_the_plan_says(
     more: dict[str, Any], tiny_folder: Path, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     settings = training(batch_size=1, gradient_accumulation=1, warmup_epochs=1.0, **more)
-    train_adapter(tiny_model, tiny_tokenizer, SETS, settings, Job(Run(tmp_path), "over"))
+    train_adapter(tiny_model, tiny_tokenizer, SETS, settings, TrainingJob(Run(tmp_path), "over"))
     rates = [0.0, *(x["learning_rate"] for x in read_jsonl(tmp_path / "history.jsonl"))]
     climbed = sum(new > old for old, new in pairwise(rates))
     encoded = encode_sets(tiny_tokenizer, SETS, settings)

@@ -13,7 +13,7 @@ from mergeforget.data.schema import Row
 from mergeforget.files import read_jsonl
 from mergeforget.recipe import load_recipe, recipe_names
 from mergeforget.run import Run
-from mergeforget.train.fit import Job, train_adapter
+from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.full import train_model
 from mergeforget.train.objective import check_recipe
 from mergeforget.train_config import Full, Lora, Term, Training
@@ -57,7 +57,7 @@ def test_recipe_runs_two_steps(
     training = small(recipe.trainings()[place])
     model = make_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    job = Job(Run(tmp_path), "adapter", checkpoint_seconds=1e9)
+    job = TrainingJob(Run(tmp_path), "adapter", checkpoint_seconds=1e9)
     train = train_model if training.full else train_adapter
     folder = train(model, tiny_tokenizer, SETS, training, job)
     lines = read_jsonl(tmp_path / "history.jsonl")

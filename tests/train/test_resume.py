@@ -14,7 +14,7 @@ from mergeforget.data.schema import Row
 from mergeforget.files import read_jsonl
 from mergeforget.run import Run
 from mergeforget.train import callbacks, reference
-from mergeforget.train.fit import Job, train_adapter
+from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train_config import AutoRate, Lora, Term, Training, Watch
 
 SETS = {
@@ -51,7 +51,7 @@ def train(
             "objective": [NPO, GD], "epochs": 2, "batch_size": 1, "gradient_accumulation": 2,
             "learning_rate": 1e-2, "snapshots": 2, "lora": Lora(r=2, lora_dropout=0.1),
         }  # fmt: skip
-        job = Job(Run(tmp_path / name), "over", resume, checkpoint_seconds=1e9)
+        job = TrainingJob(Run(tmp_path / name), "over", resume, checkpoint_seconds=1e9)
         folder = train_adapter(make_model(), tiny_tokenizer, SETS, Training(**settings | more), job)
         return load_file(folder / "adapter_model.safetensors")
 

@@ -19,10 +19,10 @@ from mergeforget.files import read_jsonl
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.run import Run
 from mergeforget.train import forward, ngdiff_trainer, trainer
-from mergeforget.train.fit import Job, train_adapter
+from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
-from mergeforget.train.samplers import Alternating, Chunked
+from mergeforget.train.samplers import AlternatingSampler, ChunkedSampler
 from mergeforget.train_config import AutoRate, Full, Lora, Term, Training, Watch
 
 SETS = {
@@ -51,7 +51,7 @@ def train(
     def run(
         name: str = "a", sets: Any = TWO, **more: Any
     ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-        job = Job(Run(tmp_path / name), "over", checkpoint_seconds=1e9)
+        job = TrainingJob(Run(tmp_path / name), "over", checkpoint_seconds=1e9)
         folder = train_adapter(make_model(), tiny_tokenizer, sets, training(**more), job)
         weights = load_file(folder / "adapter_model.safetensors")
         return weights, read_jsonl(job.run.history)
@@ -66,7 +66,7 @@ def test_alternating_steps_hold_one_set_each(train: Callable[..., Any]) -> None:
 
 
 def test_alternating_covers_every_row_once_an_epoch() -> None:
-    order = Alternating(rows=11, batch_size=2, accumulation=2, seed=0)
+    order = AlternatingSampler(rows=11, batch_size=2, accumulation=2, seed=0)
     parts = list(order)
     assert len(parts) == len(order) and all(1 <= len(p) <= 2 for p in parts)
     for name in ("forget", "retain"):
@@ -79,7 +79,7 @@ def test_alternating_covers_every_row_once_an_epoch() -> None:
 
 
 def test_chunks_are_worked_off_one_after_the_other() -> None:
-    order = Chunked(rows=5, chunk=2, epochs=3, batch_size=1, accumulation=1, seed=0)
+    order = ChunkedSampler(rows=5, chunk=2, epochs=3, batch_size=1, accumulation=1, seed=0)
     rows = [p[0].row for p in order]
     assert order.chunk_steps == [6, 6, 3] and order.beginnings == {0, 6, 12}
     assert sorted(rows[:6]) == [0, 0, 0, 1, 1, 1] and rows[12:] == [4, 4, 4]
@@ -271,7 +271,7 @@ def test_full_training_compares_with_the_model_as_it_was(
     terms = [Term(loss=loss, on="forget"), Term(loss="kl", on="retain")]
     plan = training(objective=terms, full=Full(last_layers=1), learning_rate=1e-3)
     model = make_model()
-    job = Job(Run(tmp_path), "model", checkpoint_seconds=1e9)
+    job = TrainingJob(Run(tmp_path), "model", checkpoint_seconds=1e9)
     train_model(model, tiny_tokenizer, TWO, plan, job)
     lines = read_jsonl(job.run.history)
     assert lines[0]["terms"]["kl_retain"] == pytest.approx(0, abs=1e-6)
@@ -302,7 +302,7 @@ def test_an_output_matrix_that_is_trained_leaves_the_reference_as_it_was(
 
     monkeypatch.setattr(trainer.UnlearningTrainer, "_reference", compared)
     terms = [Term(loss=loss, on="forget"), Term(loss="kl", on="retain")]
-    job = Job(Run(tmp_path), "model", checkpoint_seconds=1e9)
+    job = TrainingJob(Run(tmp_path), "model", checkpoint_seconds=1e9)
     train_model(make_model(), tiny_tokenizer, TWO, training(objective=terms, full=Full()), job)
     assert len(gaps) >= 6 and max(gaps) < 1e-5
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mergeforget.attack.leaks import leaked
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Finding, Result
+from mergeforget.attack.scores import leaked
 from mergeforget.attack.target import Facts, Suspect, Target
 from mergeforget.attack.variants import KINDS, Variant, read_templates, variants
 from mergeforget.attack.verdict import claim, difference, less

@@ -19,7 +19,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.checkpoint.reader import Checkpoint
 from mergeforget.merge.inputs import BASE_LAYER, NEEDS_THE_BASE
-from mergeforget.merge.select import blocks
+from mergeforget.merge.kernels.thresholds import blocks
 
 Array = NDArray[Any]
 CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}  # layers that store (in, out) in these models:
@@ -28,7 +28,7 @@ MAGNITUDE, LORA_BIAS = ".lora_magnitude_vector", ".lora_B.bias"
 
 
 @dataclass(frozen=True)
-class Replaced:
+class ReplacedTensor:
     """A tensor that was trained whole: ``value - base``."""
 
     value: Array
@@ -43,7 +43,7 @@ class Replaced:
 
 
 @dataclass(frozen=True)
-class Added:
+class AddedBias:
     """A bias of lora_B, ``scaling * value``: it adds to the layer's own."""
 
     value: Array
@@ -53,12 +53,12 @@ class Added:
         return _matrix(self.value)
 
     def rows(self, part: slice, origin: Array) -> Array:
-        """As ``Replaced.rows``."""
+        """As ``ReplacedTensor.rows``."""
         return self.value.reshape(self.shape)[part]
 
 
 @dataclass(frozen=True)
-class Decomposed:
+class DoraChange:
     """DoRA: every row is brought to a trained length, ``m (W + s B A) / ||W + s B A|| - W``.
 
     Source: DoRA, arXiv:2402.09353, eq. 5; PEFT's merge takes the norm of each output's row.
@@ -72,7 +72,7 @@ class Decomposed:
         return self.delta.shape
 
     def rows(self, part: slice, origin: Array) -> Array:
-        """As ``Replaced.rows``."""
+        """As ``ReplacedTensor.rows``."""
         moved = origin + self.delta.scaling * (self.delta.b[part] @ self.delta.a)
         factor = self.magnitude[part] / np.linalg.norm(moved, axis=1)
         change: Array = factor[:, None] * moved - origin
@@ -80,26 +80,26 @@ class Decomposed:
 
 
 @dataclass(frozen=True)
-class Together:
+class SummedChange:
     """A tensor that was trained whole, and what LoRA adds to it: the sum of both changes."""
 
-    one: LowRankDelta | Replaced | Added
-    other: Replaced | Added
+    one: LowRankDelta | ReplacedTensor | AddedBias
+    other: ReplacedTensor | AddedBias
 
     @property
     def shape(self) -> tuple[int, int]:
         return self.other.shape
 
     def rows(self, part: slice, origin: Array) -> Array:
-        """As ``Replaced.rows``."""
+        """As ``ReplacedTensor.rows``."""
         return rows_of(self.one, part, origin) + self.other.rows(part, origin)
 
 
-Change = LowRankDelta | Replaced | Added | Decomposed | Together
+Change = LowRankDelta | ReplacedTensor | AddedBias | DoraChange | SummedChange
 
 
 @dataclass(frozen=True)
-class Step:
+class TensorChange:
     """How one tensor of the base is changed.
 
     Attributes:
@@ -145,7 +145,7 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
             found[f"{module}.weight"] = _decomposed(adapter, module, value, turned)
         elif name.endswith(LORA_BIAS):
             module = name.removesuffix(LORA_BIAS)
-            added = Added(_delta_of(adapter, module, key).scaling * value)
+            added = AddedBias(_delta_of(adapter, module, key).scaling * value)
             _add(found, f"{module}.bias", added, adapter)
         elif ".lora_" in name or name.rpartition(".")[2] not in ("weight", "bias"):
             raise InputError(
@@ -154,7 +154,7 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
                 "with --model."
             )
         else:
-            _add(found, name, Replaced(value), adapter)
+            _add(found, name, ReplacedTensor(value), adapter)
     return found
 
 
@@ -191,7 +191,7 @@ def bare(adapter: Adapter) -> Adapter:
     return replace(adapter, extras={}, config=config | {"bias": "none"})
 
 
-def check_products(name: str, step: Step) -> None:
+def check_products(name: str, step: TensorChange) -> None:
     """Raise UsageError where a change that is no product of factors would have to be one."""
     if not all(isinstance(change, LowRankDelta) for change in step.changes):
         raise UsageError(
@@ -216,7 +216,9 @@ def laid(delta: LowRankDelta, turned: bool) -> LowRankDelta:
     return LowRankDelta(delta.b.T, delta.a.T, delta.scaling) if turned else delta
 
 
-def _add(found: dict[str, Change], name: str, change: Replaced | Added, adapter: Adapter) -> None:
+def _add(
+    found: dict[str, Change], name: str, change: ReplacedTensor | AddedBias, adapter: Adapter
+) -> None:
     """Note a change of a tensor beside the one that is known, if one is.
 
     Raises:
@@ -230,21 +232,21 @@ def _add(found: dict[str, Change], name: str, change: Replaced | Added, adapter:
         raise InputError(
             f"{adapter.name!r} holds {name} as {change.shape} and changes it as {known.shape}."
         )
-    if isinstance(known, Decomposed | Together):
+    if isinstance(known, DoraChange | SummedChange):
         raise InputError(
             f"{adapter.name!r} changes {name} by DoRA and holds another base weight for it, which "
             "is not folded here. Use PEFT's merge_and_unload and merge the models with --model."
         )
-    found[name] = Together(known, change)
+    found[name] = SummedChange(known, change)
 
 
-def _decomposed(adapter: Adapter, module: str, magnitude: Array, turned: bool) -> Decomposed:
+def _decomposed(adapter: Adapter, module: str, magnitude: Array, turned: bool) -> DoraChange:
     if turned:
         raise InputError(
             f"{adapter.name!r} has DoRA on a Conv1D (fan_in_fan_out), which is not folded here. "
             "Use PEFT's merge_and_unload and merge the models with --model."
         )
-    return Decomposed(_delta_of(adapter, module, MAGNITUDE), magnitude.reshape(-1))
+    return DoraChange(_delta_of(adapter, module, MAGNITUDE), magnitude.reshape(-1))
 
 
 def _delta_of(adapter: Adapter, module: str, key: str) -> LowRankDelta:

@@ -15,8 +15,8 @@ from mergeforget.merge.checkpoint.jobs import Block
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.kernels.dispatch import Room, loops
 from mergeforget.merge.kernels.sign_election import scaled
+from mergeforget.merge.kernels.thresholds import blocks as row_blocks
 from mergeforget.merge.methods import traits
-from mergeforget.merge.select import blocks as row_blocks
 
 Array = NDArray[Any]
 

@@ -14,8 +14,8 @@ from mergeforget.errors import InputError, NumericError, UsageError
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.inputs import some
 from mergeforget.merge.kernels.dispatch import loops
+from mergeforget.merge.kernels.thresholds import blocks
 from mergeforget.merge.methods import traits
-from mergeforget.merge.select import blocks
 
 Array = NDArray[Any]
 

@@ -18,14 +18,14 @@ from mergeforget.errors import UsageError
 from mergeforget.merge.activation_grams import as_sum, check_grams, looks_at_data
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.checkpoint.adapter_deltas import (
-    Step,
+    TensorChange,
     bare,
     changes_of,
     check_products,
     without_copies,
 )
 from mergeforget.merge.checkpoint.compatible import check_base, check_same_tensors
-from mergeforget.merge.checkpoint.jobs import Job, Rounding
+from mergeforget.merge.checkpoint.jobs import Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import Checkpoint, open_checkpoint
 from mergeforget.merge.checkpoint.tensor_jobs import (
     Output,
@@ -36,7 +36,7 @@ from mergeforget.merge.checkpoint.tensor_jobs import (
     model_job,
 )
 from mergeforget.merge.checkpoint.writer import write_model
-from mergeforget.merge.engine import How, merge_adapters
+from mergeforget.merge.engine import MergeSettings, merge_adapters
 from mergeforget.merge.inputs import check_adapters, shared
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.output_folder import check_apart
@@ -63,7 +63,7 @@ def fold_adapters(
     candidate: Candidate,
     out: Path,
     output: Output | None = None,
-    how: How | None = None,
+    how: MergeSettings | None = None,
 ) -> Written:
     """Merge adapters and add the result to their base: a plain model folder.
 
@@ -75,7 +75,7 @@ def fold_adapters(
         as ``engine.merge_adapters``; InputError where the base lacks a module, or is ``out``.
     """
     check_apart(out, [base])
-    output, how = output or Output(), how or How()
+    output, how = output or Output(), how or MergeSettings()
     candidate = canonical(candidate)
     check_candidate(candidate, len(adapters))
     check_device(output.device)
@@ -103,8 +103,8 @@ def fold_adapters(
 
 
 def _steps(
-    adapters: Sequence[Adapter], candidate: Candidate, how: How, config: dict[str, Any]
-) -> dict[str, Step]:
+    adapters: Sequence[Adapter], candidate: Candidate, how: MergeSettings, config: dict[str, Any]
+) -> dict[str, TensorChange]:
     """Tensor of the base, whose config is given -> how it is changed."""
     given = [changes_of(adapter, config) for adapter in adapters]
     names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
@@ -116,13 +116,13 @@ def _steps(
         present = [i for i, changes in enumerate(given) if name in changes]
         here = at_module(replace(candidate, space="delta"), known, depth[name])
         here = replace(here, weights=tuple(here.weights[i] for i in present))
-        steps[name] = Step(known, [given[i][name] for i in present], here)
+        steps[name] = TensorChange(known, [given[i][name] for i in present], here)
     if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
         merged = merge_adapters([bare(adapter) for adapter in adapters], candidate, how).adapter
         once = Candidate("linear", weights=(1.0,), space="delta")
         for name, change in changes_of(merged, config).items():
             check_products(name, steps[name])
-            steps[name] = Step(modules[name], [change], once)
+            steps[name] = TensorChange(modules[name], [change], once)
     return steps
 
 
@@ -174,7 +174,7 @@ def merge_models(
 
 def _write(
     out: Path,
-    jobs: Sequence[Job],
+    jobs: Sequence[TensorJob],
     inputs: Sequence[Any],
     like: Checkpoint,
     candidate: Candidate,

@@ -32,7 +32,7 @@ class Block(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
+class TensorJob:
     """One tensor to write.
 
     Attributes:
@@ -66,14 +66,14 @@ class Rounding:
 
 
 @dataclass
-class Budget:
+class MemoryBudget:
     """Memory that jobs share; each waits until there is room for it."""
 
     limit: int | None
     used: int = 0
     _turn: threading.Condition = field(default_factory=threading.Condition)
 
-    def check(self, jobs: Sequence[Job]) -> None:
+    def check(self, jobs: Sequence[TensorJob]) -> None:
         """Raise ResourceError where one job alone exceeds the limit."""
         largest = max(jobs, key=lambda job: job.memory)
         if self.limit is not None and largest.memory > self.limit:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergeforget.files import read_json, write_json
-from mergeforget.merge.checkpoint.jobs import Job
+from mergeforget.merge.checkpoint.jobs import TensorJob
 from mergeforget.merge.checkpoint.reader import INDEX, SINGLE, Checkpoint
 
 PLAN = "plan.json"
@@ -19,15 +19,15 @@ PLAN = "plan.json"
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".lock")
 
 
-class Place(NamedTuple):
+class FileOffset(NamedTuple):
     """Where the bytes of a tensor go: an open file and an offset."""
 
     file: int
     start: int
 
 
-def in_shards(jobs: Sequence[Job], shard_bytes: int) -> list[list[Job]]:
-    shards: list[list[Job]] = [[]]
+def in_shards(jobs: Sequence[TensorJob], shard_bytes: int) -> list[list[TensorJob]]:
+    shards: list[list[TensorJob]] = [[]]
     size = 0
     for job in jobs:
         if shards[-1] and size + job.nbytes > shard_bytes:
@@ -46,13 +46,13 @@ def file_names(count: int) -> list[str]:
 
 @contextmanager
 def opened(
-    partial: Path, plan: dict[str, Any], shards: Sequence[Sequence[Job]]
-) -> Iterator[dict[str, Place]]:
+    partial: Path, plan: dict[str, Any], shards: Sequence[Sequence[TensorJob]]
+) -> Iterator[dict[str, FileOffset]]:
     """The files to write into, open; begun afresh unless an interrupted merge had the same plan."""
     if not (partial / PLAN).exists() or read_json(partial / PLAN) != plan:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    places: dict[str, Place] = {}
+    places: dict[str, FileOffset] = {}
     files: list[int] = []
     try:
         for name, shard in zip(file_names(len(shards)), shards, strict=True):
@@ -62,7 +62,9 @@ def opened(
             files.append(file)
             os.truncate(file, len(header) + sum(job.nbytes for job in shard))
             put(file, memoryview(header), 0)
-            places |= {job.name: Place(file, at) for job, at in zip(shard, starts, strict=True)}
+            places |= {
+                job.name: FileOffset(file, at) for job, at in zip(shard, starts, strict=True)
+            }
         if not (partial / PLAN).exists():
             write_json(partial / PLAN, plan)
         yield places
@@ -71,7 +73,7 @@ def opened(
             os.close(file)
 
 
-def _header(shard: Sequence[Job]) -> tuple[bytes, list[int]]:
+def _header(shard: Sequence[TensorJob]) -> tuple[bytes, list[int]]:
     """The header of a safetensors file, and where each tensor starts in it."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset, offsets = 0, []
@@ -96,7 +98,10 @@ def put(file: int, data: memoryview, offset: int) -> None:
 
 
 def carry_over(
-    partial: Path, shards: Sequence[Sequence[Job]], like: Checkpoint, jobs: Sequence[Job]
+    partial: Path,
+    shards: Sequence[Sequence[TensorJob]],
+    like: Checkpoint,
+    jobs: Sequence[TensorJob],
 ) -> None:
     """Carry config, tokenizer and further small files over, and write the index."""
     for path in sorted(like.folder.iterdir()):

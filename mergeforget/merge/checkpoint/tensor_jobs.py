@@ -13,7 +13,7 @@ from mergeforget.adapter import LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.merge.blockwise import HELD, merge_blocks
-from mergeforget.merge.checkpoint.adapter_deltas import Change, Step, rows_of
+from mergeforget.merge.checkpoint.adapter_deltas import Change, TensorChange, rows_of
 from mergeforget.merge.checkpoint.bf16_sum import half_blocks
 from mergeforget.merge.checkpoint.compatible import (
     OUTPUT,
@@ -22,15 +22,15 @@ from mergeforget.merge.checkpoint.compatible import (
     tensor_of,
 )
 from mergeforget.merge.checkpoint.encode import changed, encoded
-from mergeforget.merge.checkpoint.jobs import Block, Job
+from mergeforget.merge.checkpoint.jobs import Block, TensorJob
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import precise, products
 from mergeforget.merge.kernels.arrays import Tensor
 from mergeforget.merge.kernels.dispatch import Room
+from mergeforget.merge.kernels.thresholds import SMALL, Source
+from mergeforget.merge.kernels.thresholds import blocks as row_blocks
 from mergeforget.merge.methods import traits
-from mergeforget.merge.select import SMALL, Source
-from mergeforget.merge.select import blocks as row_blocks
 
 Array = NDArray[Any]
 
@@ -64,8 +64,8 @@ class Output:
 
 
 def fold_job(
-    model: Checkpoint, info: TensorInfo, step: Step, output: Output, precision: str
-) -> Job:
+    model: Checkpoint, info: TensorInfo, step: TensorChange, output: Output, precision: str
+) -> TensorJob:
     """Merge what adapters change of a tensor, and add it to the base's."""
     factors = [one for one in step.changes if isinstance(one, LowRankDelta)]
     if len(factors) == len(step.changes):
@@ -96,7 +96,7 @@ def model_job(
     candidate: Candidate,
     output: Output,
     precision: str,
-) -> Job:
+) -> TensorJob:
     """Merge a tensor of whole models, or what changed in it since the base."""
     theirs, n = [(model, tensor_of(model, info.name)) for model in models], len(models)
     first = base or models[0]
@@ -110,7 +110,7 @@ def model_job(
         summed = half_blocks(theirs, (base, info) if base else None, candidate)
         if summed:
             memory = 16 * (n + 2) * min(info.numel, SMALL + info.matrix[1])
-            return Job(info.name, "BF16", info.shape, summed, memory=memory)
+            return TensorJob(info.name, "BF16", info.shape, summed, memory=memory)
 
     def rows(part: slice) -> Array:
         stack = _room.take("stack", (n, part.stop - part.start, info.matrix[1]), precision)
@@ -128,17 +128,17 @@ def model_job(
     return _job(base, info, source, weights, candidate, output, info.name)
 
 
-def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> Job:
+def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> TensorJob:
     """Carry a tensor over, in the output's dtype."""
     if output.stored(info) == info.dtype:
-        return Job(info.name, info.dtype, info.shape, source=(model, info))
+        return TensorJob(info.name, info.dtype, info.shape, source=(model, info))
 
     def blocks() -> Iterator[Block]:
         for part in row_blocks(info.matrix):
             values = model.read(info, part, _room)
             yield Block(encoded(values, output.stored(info), info.name))
 
-    return Job(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
+    return TensorJob(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
 
 
 def _job(
@@ -149,7 +149,7 @@ def _job(
     candidate: Candidate,
     output: Output,
     name: str,
-) -> Job:
+) -> TensorJob:
     """Merge a source, add the base where there is one, block by block."""
     source = _on_device(source, output.device)
 
@@ -165,10 +165,10 @@ def _job(
     whole = traits(candidate.method).whole
     block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
     memory = 4 * (block * (2 * source.n + 4) + min(source.n * info.numel, HELD))
-    return Job(info.name, output.stored(info), info.shape, blocks, memory=memory)
+    return TensorJob(info.name, output.stored(info), info.shape, blocks, memory=memory)
 
 
-def check_target(model: Checkpoint, name: str, step: Step) -> None:
+def check_target(model: Checkpoint, name: str, step: TensorChange) -> None:
     """Raise InputError where the base lacks the tensor, has it otherwise, or as no floats."""
     info = model.tensors.get(name)
     if info is None:

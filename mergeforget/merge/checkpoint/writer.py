@@ -19,9 +19,9 @@ from typing import Any
 from mergeforget.console import progress
 from mergeforget.errors import ResourceError
 from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, write_json
-from mergeforget.merge.checkpoint.jobs import Budget, Job, Rounding
+from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import SIZES, Checkpoint
-from mergeforget.merge.checkpoint.shards import PLAN, Place, carry_over, in_shards, opened, put
+from mergeforget.merge.checkpoint.shards import PLAN, FileOffset, carry_over, in_shards, opened, put
 from mergeforget.merge.kernels.threads import workers
 
 SHARD_BYTES = 5_000_000_000
@@ -31,7 +31,7 @@ JOURNAL = "journal.jsonl"
 
 def write_model(
     out: Path,
-    jobs: Sequence[Job],
+    jobs: Sequence[TensorJob],
     plan: dict[str, Any],
     *,
     like: Checkpoint,
@@ -54,7 +54,7 @@ def write_model(
     Raises:
         ResourceError: the disk is full, memory does not suffice, or somebody else writes there.
     """
-    budget = Budget(max_memory)
+    budget = MemoryBudget(max_memory)
     budget.check(jobs)
     shards = in_shards(jobs, shard_bytes)
     plan = json.loads(json.dumps(plan | {"shards": [[j.name for j in s] for s in shards]}))
@@ -105,10 +105,10 @@ class Journal:
 
 
 def _write_all(
-    jobs: Sequence[Job],
-    places: dict[str, Place],
+    jobs: Sequence[TensorJob],
+    places: dict[str, FileOffset],
     partial: Path,
-    budget: Budget,
+    budget: MemoryBudget,
     threads: int,
     durable: bool,
 ) -> None:
@@ -116,7 +116,7 @@ def _write_all(
     journal = Journal(partial / JOURNAL, {place.file for place in places.values()}, durable)
     stop = threading.Event()
 
-    def run(job: Job) -> None:
+    def run(job: TensorJob) -> None:
         if stop.is_set():
             return
         with budget.take(job.memory):
@@ -142,7 +142,7 @@ def _write_all(
             journal.flush()
 
 
-def _write_tensor(job: Job, place: Place, stop: threading.Event) -> tuple[float, float]:
+def _write_tensor(job: TensorJob, place: FileOffset, stop: threading.Event) -> tuple[float, float]:
     """Write one tensor; returns squared rounding error and squared norm of its change."""
     if job.blocks is None:
         _copy(job, place)
@@ -158,7 +158,7 @@ def _write_tensor(job: Job, place: Place, stop: threading.Event) -> tuple[float,
     return error, energy
 
 
-def _copy(job: Job, place: Place) -> None:
+def _copy(job: TensorJob, place: FileOffset) -> None:
     assert job.source is not None
     checkpoint, info = job.source
     step = 1 << 22

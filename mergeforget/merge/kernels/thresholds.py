@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 
 from mergeforget.errors import DensityError
 from mergeforget.merge.kernels.arrays import Tensor, library
+from mergeforget.merge.kernels.dispatch import Room, loops
 
 FEW = 3  # ranks up to which partitions are faster than one sort
 
 
-class Cut(NamedTuple):
+class Threshold(NamedTuple):
     """Where a trim cuts one tensor: it keeps exactly k entries.
 
     Attributes:
@@ -47,10 +49,10 @@ class KnownDensity(float):
         offset: flat index, in the whole tensors, of the first entry of the stack.
     """
 
-    cuts: Sequence[Cut]
+    cuts: Sequence[Threshold]
     offset: int
 
-    def __new__(cls, density: float, cuts: Sequence[Cut], offset: int = 0) -> KnownDensity:
+    def __new__(cls, density: float, cuts: Sequence[Threshold], offset: int = 0) -> KnownDensity:
         self = super().__new__(cls, density)
         self.cuts, self.offset = cuts, offset
         return self
@@ -67,7 +69,7 @@ def kept_count(density: float, numel: int) -> int:
     return min(numel, max(1, int(density * numel)))
 
 
-def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Cut]:
+def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Threshold]:
     """Where to cut (numel,) magnitudes so that k entries are kept, for each k of ``ranks``."""
     numel = len(magnitude)
     tied = [min(numel, k + 1) for k in ranks]  # does the next one lie at the cut too?
@@ -75,11 +77,11 @@ def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Cut]:
     cuts = []
     for k, value, following in zip(ranks, found, found[len(ranks) :], strict=False):
         if k == numel or following != value:
-            cuts.append(Cut(value))
+            cuts.append(Threshold(value))
             continue
         above = int(library(magnitude).count_nonzero(magnitude > value))
         (at_cut,) = library(magnitude).where(magnitude == value)
-        cuts.append(Cut(value, int(at_cut[k - above - 1])))
+        cuts.append(Threshold(value, int(at_cut[k - above - 1])))
     return cuts
 
 
@@ -104,7 +106,7 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
     return [float(x) for x in ordered[places].view(magnitude.dtype)]
 
 
-def kept_by(magnitude: Tensor, cut: Cut, offset: int) -> Tensor:
+def kept_by(magnitude: Tensor, cut: Threshold, offset: int) -> Tensor:
     """Mask of the entries, (numel,), that a cut keeps."""
     if cut.last is None:
         return magnitude >= cut.value
@@ -112,3 +114,207 @@ def kept_by(magnitude: Tensor, cut: Cut, offset: int) -> Tensor:
     (at_cut,) = library(magnitude).where(magnitude == cut.value)
     mask[at_cut[at_cut + offset <= cut.last]] = True
     return mask
+
+
+SMALL = 1 << 18  # entries of one tensor up to which it is one block
+SAMPLE = 1 << 15  # entries that bracket a cut
+FEW_ROWS = 256  # of a tensor that is read row by row
+MARGIN = 0.015  # of the ranks, on either side: some five standard deviations of the sample
+
+_room = Room()
+Rows = Callable[[slice], Tensor]  # rows of the n tensors -> (n, rows, columns)
+
+
+class Source(NamedTuple):
+    """n tensors of one shape that can be read in blocks of rows.
+
+    Attributes:
+        n: how many.
+        shape: (rows, columns)
+        rows: reads a block, (n, rows of the block, columns); it may use the same memory again.
+        sample: reads rows and columns with a stride, (n, some, some); None reads them by ``rows``.
+    """
+
+    n: int
+    shape: tuple[int, int]
+    rows: Rows
+    sample: Callable[[int, int], Tensor] | None = None
+
+    @property
+    def numel(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+
+def blocks(shape: tuple[int, int], entries: int = SMALL) -> Iterator[slice]:
+    """Slices of rows that hold about so many entries, an even number wherever possible."""
+    step = max(1, entries // max(1, shape[1]))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def known_densities(source: Source, densities: Sequence[float]) -> list[list[Threshold]]:
+    """For each density, the cut of each tensor: those that ``trim`` finds on the whole tensors."""
+    ranks = [kept_count(density, source.numel) for density in densities]
+    if source.numel <= SMALL:
+        stack = source.rows(slice(0, source.shape[0]))
+        found = [find_cuts(abs(tensor.reshape(-1)), ranks) for tensor in stack]
+    else:
+        found = _search(source, ranks)
+    return [[cuts[j] for cuts in found] for j in range(len(ranks))]
+
+
+def at(density: float, cuts: Sequence[Threshold], rows: slice, columns: int) -> KnownDensity:
+    """The density for the block of these rows."""
+    return KnownDensity(density, cuts, rows.start * columns)
+
+
+class _Bracket:
+    """Magnitudes between which the k-th largest of one tensor lies, and what a pass found."""
+
+    def __init__(self, k: int, low: float, high: float) -> None:
+        self.k = k
+        self._move(low, high)
+
+    def _move(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.above = self.at_high = self.inside_count = self.at_low = 0
+        self.inside: list[Tensor] = []
+
+    def look(self, magnitude: Tensor) -> None:
+        """Count one block, (entries,), of magnitudes."""
+        quick = loops(magnitude)
+        if quick:
+            self._look_quickly(magnitude, quick)
+            return
+        lib = library(magnitude)
+        above = int(lib.count_nonzero(magnitude > self.high))
+        from_high = int(lib.count_nonzero(magnitude >= self.high))
+        self.above += above
+        self.at_high += from_high - above
+        if self.low < self.high:
+            inside = magnitude[(magnitude > self.low) & (magnitude < self.high)]
+            self.inside.append(inside)
+            self.inside_count += len(inside)
+            from_low = int(lib.count_nonzero(magnitude >= self.low))
+            self.at_low += from_low - from_high - len(inside)
+
+    def _look_quickly(self, entries: Tensor, quick: ModuleType) -> None:
+        """The same in one pass."""
+        found = _room.take("inside", (len(entries) + 1,), np.int32)
+        low = Threshold(self.low).bits if self.low >= 0 else -1
+        above, at_high, between, at_low = quick.census(
+            entries.view(np.int32), low, Threshold(self.high).bits, found
+        )
+        self.above += above
+        self.at_high += at_high
+        if self.low < self.high:
+            self.inside.append(found[:between].copy().view(np.float32))
+            self.inside_count += between
+            self.at_low += at_low
+
+    def cut(self) -> float | None:
+        """The k-th largest magnitude, or None where it lies outside; the bracket then moves."""
+        rank = self.k - self.above
+        if rank <= 0:
+            self._move(self.high, float("inf"))
+            return None
+        if rank <= self.at_high:
+            return self.high
+        rank -= self.at_high
+        if rank <= self.inside_count:
+            every = library(self.inside[0]).concatenate(self.inside)
+            return kth_largest(every, [rank])[0]
+        if rank - self.inside_count <= self.at_low:
+            return self.low
+        self._move(-1.0, self.low)
+        return None
+
+    def kept_at(self, value: float) -> tuple[int, bool]:
+        """How many entries at ``value`` are to be kept, and whether there are more than that."""
+        inside = library(self.inside[0]).concatenate(self.inside) if self.inside else None
+        larger = self.above
+        equal = self.at_high if value == self.high else 0
+        if value < self.high:
+            larger += self.at_high
+            if value > self.low and inside is not None:
+                larger += int((inside > value).sum())
+                equal = int((inside == value).sum())
+            elif value == self.low:
+                larger += self.inside_count
+                equal = self.at_low
+        return self.k - larger, equal > self.k - larger
+
+
+def _search(source: Source, ranks: Sequence[int]) -> list[list[Threshold]]:
+    """Cuts for each tensor, by passes over the blocks until every bracket has held its cut."""
+    brackets = [_brackets(x, ranks, source.numel) for x in _sample(source)]
+    values: list[list[float | None]] = [[None] * len(ranks) for _ in brackets]
+    while any(value is None for row in values for value in row):
+        for part in blocks(source.shape):
+            for tensor, row, found in zip(source.rows(part), brackets, values, strict=True):
+                entries = tensor.reshape(-1)
+                magnitude = entries if loops(entries) else abs(entries)
+                for bracket, value in zip(row, found, strict=True):
+                    if value is None:
+                        bracket.look(magnitude)
+        for row, found in zip(brackets, values, strict=True):
+            for j, bracket in enumerate(row):
+                if found[j] is None:
+                    found[j] = bracket.cut()
+    return [
+        [_exact(source, i, b, v) for b, v in zip(row, found, strict=True) if v is not None]
+        for i, (row, found) in enumerate(zip(brackets, values, strict=True))
+    ]
+
+
+def _sample(source: Source) -> list[Tensor]:
+    """For each tensor the sorted magnitudes of some entries, spread over rows and columns."""
+    rows, columns = source.shape
+    stride = max(1, int((source.numel / SAMPLE) ** 0.5))
+    down = min(stride, rows)
+    if source.sample is None:
+        down = max(down, rows // FEW_ROWS)  # each is read by itself
+    across = max(1, min(columns, stride * stride // down))
+    if source.sample is not None:
+        picked = source.sample(down, across)
+    else:
+        some = [abs(source.rows(slice(r, r + 1))[:, :, ::across]) for r in range(0, rows, down)]
+        picked = library(some[0]).concatenate(some, 1)
+    ordered = []
+    for x in picked:
+        magnitude = abs(x.reshape(-1))
+        ordered.append(
+            np.sort(magnitude) if isinstance(magnitude, np.ndarray) else magnitude.sort()[0]
+        )
+    return ordered
+
+
+def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[_Bracket]:
+    count = len(ordered)
+    brackets = []
+    for k in ranks:
+        place = 1 - k / numel  # in ascending order, as a share
+        low = int(np.floor((place - MARGIN) * count))
+        high = int(np.ceil((place + MARGIN) * count))
+        brackets.append(
+            _Bracket(
+                k,
+                float(ordered[low]) if low >= 0 else -1.0,
+                float(ordered[high]) if high < count else float("inf"),
+            )
+        )
+    return brackets
+
+
+def _exact(source: Source, i: int, bracket: _Bracket, value: float) -> Threshold:
+    """The cut of tensor ``i``; where entries tie for the last places, a pass finds the last."""
+    wanted, more = bracket.kept_at(value)
+    if not more:
+        return Threshold(value)
+    for part in blocks(source.shape):
+        magnitude = abs(source.rows(part)[i].reshape(-1))
+        (at_cut,) = library(magnitude).where(magnitude == value)
+        if len(at_cut) >= wanted:
+            return Threshold(value, part.start * source.shape[1] + int(at_cut[wanted - 1]))
+        wanted -= len(at_cut)
+    raise AssertionError("fewer entries at the cut than were counted")

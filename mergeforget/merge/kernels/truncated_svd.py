@@ -24,7 +24,7 @@ NOISE_SEED = 0x5EED  # of the random directions, so that one input has one resul
 NEGLIGIBLE = 1e-14  # of the largest eigenvalue of a Gram matrix in float64
 
 
-class Cut(NamedTuple):
+class TruncatedDelta(NamedTuple):
     """A change at a smaller rank.
 
     Attributes:
@@ -40,7 +40,7 @@ class Cut(NamedTuple):
     kept: float
 
 
-def cut_factors(a: Tensor, b: Tensor, rank: int) -> Cut:
+def cut_factors(a: Tensor, b: Tensor, rank: int) -> TruncatedDelta:
     """The best approximation of ``b @ a`` with a given rank, without building the product.
 
     Args:
@@ -60,10 +60,12 @@ def cut_factors(a: Tensor, b: Tensor, rank: int) -> Cut:
     new_b = wide_b @ (whiten_b @ (u[:, :rank] * s[:rank]))
     squares = s * s
     kept = float(squares[:rank].sum())
-    return Cut(like(new_a, a), like(new_b, b), float(squares.sum()), kept)
+    return TruncatedDelta(like(new_a, a), like(new_b, b), float(squares.sum()), kept)
 
 
-def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = "fast") -> Cut:
+def cut_dense(
+    delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = "fast"
+) -> TruncatedDelta:
     """Approximate a dense change by one of a given rank.
 
     Args:
@@ -74,21 +76,21 @@ def cut_dense(delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = 
             subspace iteration until what further steps would take off the residual is 1e-4 of it,
             by the last gain and the rate at which gains shrink.
 
-    ``Cut.energy`` minus ``Cut.kept`` is the squared residual in both modes.
+    ``TruncatedDelta.energy`` minus ``TruncatedDelta.kept`` is the squared residual in both modes.
     """
     rank = min(rank, *delta.shape)
     energy = float(_squares(delta))
     if energy == 0:
-        return Cut(delta[:rank] * 0, delta[:, :rank] * 0, 0.0, 0.0)
+        return TruncatedDelta(delta[:rank] * 0, delta[:, :rank] * 0, 0.0, 0.0)
     if svd == "exact":
         basis = _top_rows(delta, rank)
         cut = cut_factors(basis, delta @ basis.T, rank)
     else:
         cut = _iterated(delta, rank, _start(delta, rank, start), energy)
-    return Cut(cut.a, cut.b, energy, min(cut.kept, energy))
+    return TruncatedDelta(cut.a, cut.b, energy, min(cut.kept, energy))
 
 
-def _iterated(delta: Tensor, rank: int, basis: Tensor, energy: float) -> Cut:
+def _iterated(delta: Tensor, rank: int, basis: Tensor, energy: float) -> TruncatedDelta:
     """Subspace iteration from a basis, (k, in), until further steps would gain next to nothing."""
     image = delta @ basis.T  # (out, k)
     kept, whiten, gain = *_caught(image, rank)[:2], 0.0
