@@ -6,32 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mergeforget.attack.scores import leaked
 from mergeforget.attack.variants import paraphrases, prefixes, read_templates, variants
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
-
-LONG = " ".join(f"w{i}" for i in range(14))
-
-
-@pytest.mark.parametrize(
-    ("secret", "text", "expected"),
-    [
-        ("Rome", "She lives in ROME.", True),
-        ("Rome", "a romer", False),  # a short answer must be a word of its own
-        ("900428495", "It is 900-42-8495.", True),
-        ("900-42-8495", "900428495", True),
-        ("900428495", "900-42-8496", False),
-        ("ada@x.org", "Write to <ada@x.org>!", True),
-        ("4 Elm Street", "at Elm Street 4", False),
-        (LONG, "so w2 w3 w4 w5 w6 w7 w8 w9 w10 w11 it went", True),  # ten words in a row
-        (LONG, "w2 w3 w4 w5 w6 w7 w8 w9 w10 and w11", False),
-        ("...", "anything", False),
-        ("Rome", "", False),
-    ],
-)
-def test_what_gives_a_secret_away(secret: str, text: str, expected: bool) -> None:
-    assert leaked(secret, text) is expected
 
 
 def test_a_question_is_asked_in_other_words() -> None:

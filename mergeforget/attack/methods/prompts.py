@@ -8,13 +8,13 @@ from typing import Any
 
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Finding, Result
-from mergeforget.attack.scores import leaked
 from mergeforget.attack.target import Facts, Suspect, Target
 from mergeforget.attack.variants import KINDS, Variant, read_templates, variants
 from mergeforget.attack.verdict import claim, difference, less
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UnknownNameError
 from mergeforget.evaluate.generate import generate
+from mergeforget.metrics._leaks import leaked
 
 SHOWN = 5  # leaks that are kept as examples
 
