@@ -1,3 +1,102 @@
-"""Unlearn by merging an over-forgetting and an under-forgetting adapter."""
+"""Unlearn by merging an over-forgetting and an under-forgetting adapter.
+
+The public Python API. Each function has the name and the defaults of the command that calls it::
+
+    import mergeforget as mf
+
+    merged = mf.merge(["runs/a/over", "runs/a/under"], method="ties", density=0.7)
+    merged.save("merged")
+    scores = mf.evaluate("model", adapter="merged", forget="forget.jsonl", retain="retain.jsonl")
+    scores.to_pandas()
+
+Names are loaded at their first use, so importing this package loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_MODULES = {  # public name -> the module that defines it
+    "analyze": "mergeforget.api.runs",
+    "attack": "mergeforget.api.measuring",
+    "compare": "mergeforget.api.runs",
+    "evaluate": "mergeforget.api.measuring",
+    "export": "mergeforget.api.runs",
+    "load_adapter": "mergeforget.api.merging",
+    "load_run": "mergeforget.api.runs",
+    "merge": "mergeforget.api.merging",
+    "merge_full": "mergeforget.api.merging",
+    "report": "mergeforget.api.runs",
+    "search": "mergeforget.api.searching",
+    "train": "mergeforget.api.training",
+    "train_pair": "mergeforget.api.training",
+    "MergeforgetError": "mergeforget.errors",
+}
+if find_spec("mergeforget.api.unlearn"):
+    _MODULES["unlearn"] = "mergeforget.api.unlearn"
+
+if TYPE_CHECKING:
+    from mergeforget.api.measuring import attack as attack
+    from mergeforget.api.measuring import evaluate as evaluate
+    from mergeforget.api.merging import load_adapter as load_adapter
+    from mergeforget.api.merging import merge as merge
+    from mergeforget.api.merging import merge_full as merge_full
+    from mergeforget.api.runs import analyze as analyze
+    from mergeforget.api.runs import compare as compare
+    from mergeforget.api.runs import export as export
+    from mergeforget.api.runs import load_run as load_run
+    from mergeforget.api.runs import report as report
+    from mergeforget.api.searching import search as search
+    from mergeforget.api.training import train as train
+    from mergeforget.api.training import train_pair as train_pair
+    from mergeforget.errors import MergeforgetError as MergeforgetError
+
+__all__ = ["__version__", *sorted(_MODULES)]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _CallableModule(ModuleType):
+    """A subpackage such as ``mergeforget.merge`` that can be called as the function of its name.
+
+    Python binds a subpackage to its parent once it is imported. Without this class ``mf.merge(..)``
+    would work only until something imports ``mergeforget.merge.engine``.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return _function_of(self)(*args, **options)
+
+    @property
+    def __signature__(self) -> Any:
+        import inspect
+
+        return inspect.signature(_function_of(self))
+
+
+def _function_of(module: ModuleType) -> Any:
+    return __getattr__(module.__name__.rpartition(".")[2])
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _MODULES and type(value) is ModuleType:
+            value.__class__ = _CallableModule
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

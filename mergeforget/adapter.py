@@ -25,7 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LowRankDelta:
     """One module's change, ``scaling * b @ a``.
 
@@ -38,6 +38,9 @@ class LowRankDelta:
     a: Array
     b: Array
     scaling: float
+
+    def __repr__(self) -> str:
+        return f"LowRankDelta({self.shape[0]} x {self.shape[1]}, rank {self.rank})"
 
     @property
     def rank(self) -> int:
@@ -66,7 +69,7 @@ class LowRankDelta:
         return math.sqrt(max(0.0, self.inner(self)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Adapter:
     """A LoRA adapter: what train-pair writes and merge reads.
 
@@ -84,6 +87,11 @@ class Adapter:
     config: dict[str, Any]
     extras: dict[str, Array] = field(default_factory=dict)
     dtype: str = "F32"
+
+    def __repr__(self) -> str:
+        ranks = {delta.rank for delta in self.deltas.values()}
+        span = "-".join(map(str, sorted({min(ranks), max(ranks)}))) if ranks else "0"
+        return f"Adapter({self.name!r}, {len(self.deltas)} modules, rank {span}, {self.dtype})"
 
     @property
     def base(self) -> str:

@@ -25,12 +25,13 @@ from mergeforget.merge.kernels.threads import workers
 from mergeforget.merge.kernels.thresholds import Source
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
 from mergeforget.merge.methods import traits
+from mergeforget.merge.output_folder import check_free
 from mergeforget.merge.request import canonical, check_candidate, check_ranks
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Merged:
     """A merged adapter, and what the merge has to tell.
 
@@ -45,6 +46,19 @@ class Merged:
     adapter: Adapter
     candidate: Candidate
     report: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Merged({self.candidate.name}, {len(self.adapter.deltas)} modules)"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a plain PEFT folder with ``candidate.json``, whole or not at all.
+
+        Raises:
+            InputError: ``folder`` holds something that no merge wrote.
+        """
+        check_free(Path(folder), [])
+        write_candidate(self, Path(folder))
+        return Path(folder)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,310 @@
+"""Load and merge adapters: `merge` returns an adapter, `merge_full` writes a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergeforget.api.results import AnyRun, UnlearningRun, as_run
+from mergeforget.run import Run
+
+if TYPE_CHECKING:
+    from mergeforget.adapter import Adapter
+    from mergeforget.candidate import Candidate
+    from mergeforget.merge.activation_grams import Grams
+    from mergeforget.merge.checkpoint.full import Written
+    from mergeforget.merge.engine import Merged, MergeSettings
+
+    Source = AnyRun | Sequence[str | Path | Adapter] | None
+
+DEFAULTS: dict[str, Any] = {"method": "ties", "space": "factors", "seed": 0, "precision": "float32"}
+SHARD_SIZE = 5 * 10**9  # bytes of one weights file
+
+ByModule = Mapping[str, Any] | Sequence[str]
+
+
+def load_adapter(folder: str | Path, name: str = "") -> Adapter:
+    """Read a LoRA adapter from a PEFT folder, without loading torch.
+
+    Args:
+        folder: Holds ``adapter_config.json`` and the weights.
+        name: How messages call it; the folder's name when empty.
+
+    Raises:
+        InputError: A file is missing, truncated, or not a LoRA adapter.
+    """
+    from mergeforget.adapter import read_adapter
+
+    return read_adapter(Path(folder), name)
+
+
+def merge(
+    source: Source = None,
+    *,
+    method: str | None = None,
+    density: float | None = None,
+    weights: Sequence[float] | None = None,
+    density_by: ByModule = (),
+    weights_by: ByModule = (),
+    space: Literal["factors", "delta"] | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
+    precision: Literal["float32", "float64"] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    modules: Literal["same", "common", "all"] = "same",
+    svd: Literal["fast", "exact"] = "fast",
+    data: Sequence[str | Path] = (),
+    compare: bool = False,
+    base: str | Path | None = None,
+    threads: int = 0,
+) -> Merged:
+    """Merge adapters of one base into one adapter. Neither torch nor the base is loaded.
+
+    Args:
+        source: Two or more adapters (folders, or adapters from :func:`load_adapter`), or a run,
+            whose over and under are merged. None is the newest run under ``runs/``.
+        method: Name of a merge method (``mergeforget list methods``), or PEFT's name for it. When
+            omitted: what the run's recipe says, otherwise ``ties``.
+        density: Fraction of entries kept, in (0, 1], for methods that take one.
+        weights: One multiplier per adapter; 1 each when omitted.
+        density_by: Densities of the modules whose name contains a filter, ``{"q_proj": 0.5}``.
+        weights_by: Weights of such modules, ``{"q_proj": [1, 0.5]}``.
+        space: ``factors`` merges A and B separately, ``delta`` merges the products ``B @ A``.
+        rank: Rank of the result, in delta space; the largest input rank when omitted.
+        seed: Random seed of methods that drop entries at random.
+        precision: Of the computation, whatever dtype is stored.
+        arguments: Further arguments of the method, ``{"sign": "count"}``.
+        modules: Which modules to merge where the adapters change different ones.
+        svd: How a delta is truncated to the rank.
+        data: Files of rows for ``regmean``: one per adapter, or one for all.
+        compare: Measure how far factor space is from delta space.
+        base: The model that ``data`` is run through; the adapters' base when omitted.
+        threads: Number of threads; 0 is one per core. It does not change the result.
+
+    Returns:
+        The merged adapter: ``merged.save(folder)`` writes it, ``merged.adapter`` holds it.
+
+    Raises:
+        UsageError: Unknown method or argument, or values that do not fit.
+        InputError: An adapter is malformed, or they belong to different models.
+        NumericError: An adapter contains NaN or Inf.
+    """
+    options = dict(locals())
+    from mergeforget.merge.engine import merge_adapters
+
+    asked = prepare(**options)
+    return merge_adapters(asked.adapters, asked.candidate, asked.settings)
+
+
+def merge_full(
+    source: Source,
+    out: str | Path,
+    *,
+    method: str | None = None,
+    density: float | None = None,
+    weights: Sequence[float] | None = None,
+    density_by: ByModule = (),
+    weights_by: ByModule = (),
+    space: Literal["factors", "delta"] | None = None,
+    rank: int | None = None,
+    seed: int | None = None,
+    precision: Literal["float32", "float64"] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    modules: Literal["same", "common", "all"] = "same",
+    svd: Literal["fast", "exact"] = "fast",
+    data: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    threads: int = 0,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_memory: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    device: str = "cpu",
+) -> Written:
+    """Merge adapters and write their base with the merged change as a whole model.
+
+    The base is streamed: only the tensors in work are in memory. An interrupted call continues
+    when it is repeated.
+
+    Args:
+        source: As in :func:`merge`.
+        out: Folder to write. A model merged here before is replaced.
+        base: Name or folder of the base; the run's, or the one that the adapters name.
+        dtype: Of the written weights; ``auto`` keeps the base's.
+        max_memory: Bytes that the tensors in work may take together.
+        shard_size: Bytes of one weights file.
+        device: ``cpu`` or ``cuda``.
+        method, density, weights, density_by, weights_by, space, rank, seed, precision, arguments,
+            modules, svd, data, threads: As in :func:`merge`.
+
+    Returns:
+        Where the model is, and the relative error of rounding to ``dtype``.
+
+    Raises:
+        UsageError, InputError, NumericError: As :func:`merge`.
+        InputError: ``out`` holds something else, or the base lacks a module.
+    """
+    options = dict(locals())
+    from mergeforget.merge.checkpoint.full import fold_adapters
+    from mergeforget.merge.checkpoint.tensor_jobs import Output
+    from mergeforget.models import locate
+
+    for name in ("out", "dtype", "max_memory", "shard_size", "device"):
+        options.pop(name)
+    asked = prepare(**options, compare=False)
+    folder, found = Path(out), str(base or asked.base)
+    asked.check_out(folder, [found])
+    output = Output(
+        dtype=dtype, shard_bytes=shard_size, threads=threads, device=device, max_memory=max_memory
+    )
+    return fold_adapters(
+        locate(found), asked.adapters, asked.candidate, folder, output, asked.settings
+    )
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """A merge with every default filled in.
+
+    Attributes:
+        run: the run that the adapters belong to, or None.
+        inputs: files and folders that are read, which the output must not replace.
+    """
+
+    adapters: list[Adapter]
+    candidate: Candidate
+    settings: MergeSettings
+    run: Run | None
+    inputs: list[Path]
+
+    @property
+    def base(self) -> str:
+        """The model that the adapters were trained on."""
+        return self.run.base() if self.run else self.adapters[0].base
+
+    def folder(self) -> Path | None:
+        """Where a merge of a run is written by default."""
+        from mergeforget.merge.request import canonical
+
+        return self.run.candidates / canonical(self.candidate).name if self.run else None
+
+    def check_out(self, out: Path, bases: Sequence[str] = ()) -> None:
+        """Raise InputError where ``out`` is an input, or holds what no merge made."""
+        from mergeforget.merge.output_folder import check_free
+
+        check_free(out, [*self.inputs, *(Path(b) for b in [*bases, self.base] if b)])
+
+
+def prepare(
+    source: Source,
+    *,
+    method: str | None,
+    density: float | None,
+    weights: Sequence[float] | None,
+    density_by: ByModule,
+    weights_by: ByModule,
+    space: Any,
+    rank: int | None,
+    seed: int | None,
+    precision: Any,
+    arguments: Mapping[str, Any] | None,
+    modules: Any,
+    svd: Any,
+    data: Sequence[str | Path],
+    compare: bool,
+    base: str | Path | None,
+    threads: int,
+) -> MergeRequest:
+    """Read the adapters and resolve every option of :func:`merge`."""
+    from mergeforget.candidate import Candidate
+    from mergeforget.merge.engine import MergeSettings
+
+    adapters, run, inputs = _read(source)
+    options: dict[str, Any] = {"method": method, "density": density, "space": space, "rank": rank,
+                               "seed": seed, "precision": precision}  # fmt: skip
+    given = dict(arguments or {})
+    if run is not None and method is None:
+        options, weights, given = _from_recipe(run, options, weights, given)
+    chosen = {k: DEFAULTS[k] if v is None and k in DEFAULTS else v for k, v in options.items()}
+    n = len(adapters)
+    by_module = _settings("density", density_by, 1) | _settings("weights", weights_by, n)
+    precision = chosen.pop("precision")
+    candidate = Candidate(
+        **chosen,
+        weights=tuple(weights or (1.0,) * n),
+        arguments=given,
+        by_module=by_module,
+    )
+    grams = _grams(base, data, candidate, adapters, run)
+    settings = MergeSettings(modules, svd, precision, compare=compare, threads=threads, grams=grams)
+    return MergeRequest(adapters, candidate, settings, run, [*inputs, *map(Path, data)])
+
+
+def _read(source: Source) -> tuple[list[Adapter], Run | None, list[Path]]:
+    """The adapters, the run they belong to, and the folders they were read from."""
+    from mergeforget.adapter import Adapter, read_adapter
+
+    if source is None or isinstance(source, str | Path | Run | UnlearningRun):
+        run = as_run(source)
+        folders = [run.over, run.under]
+        return [read_adapter(f, f.name) for f in folders], run, folders
+    paths = [Path(one) for one in source if not isinstance(one, Adapter)]
+    read = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in source]
+    return read, None, paths
+
+
+def _from_recipe(
+    run: Run,
+    options: dict[str, Any],
+    weights: Sequence[float] | None,
+    arguments: dict[str, Any],
+) -> tuple[dict[str, Any], Sequence[float] | None, dict[str, Any]]:
+    """What is omitted, as the section ``merge`` of the run's recipe has it."""
+    from mergeforget.recipe import load_recipe
+
+    spec = load_recipe(run.recipe).merge.model_dump()
+    theirs = spec.pop("arguments") | arguments
+    weights = weights or tuple(spec.pop("weights"))
+    return {k: spec[k] if v is None else v for k, v in options.items()}, weights, theirs
+
+
+def _settings(key: str, by: ByModule, count: int) -> dict[str, Any]:
+    """Settings by module: ``{"q_proj": 0.5}`` or ``["q_proj=0.5"]``, ``count`` values each."""
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.by_module import parse
+
+    if isinstance(by, Mapping):
+        by = [f"{name}={_joined(value)}" for name, value in by.items()]
+    rows = [parse(text) for text in by]
+    for pattern, values in rows:
+        if len(values) != count:
+            raise UsageError(
+                f"{key} of modules {pattern!r}: {len(values)} values are given, {count} are needed."
+            )
+    found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
+    return {key: found if key == "weights" else found[0]} if rows else {}
+
+
+def _joined(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _grams(
+    base: str | Path | None,
+    data: Sequence[str | Path],
+    candidate: Candidate,
+    adapters: list[Adapter],
+    run: Run | None,
+) -> Grams | None:
+    """The Gram matrices of the layers' inputs, for methods that need them."""
+    from mergeforget.merge.activation_grams import grams_of, looks_at_data
+
+    files = [Path(file) for file in data]
+    if run is not None and not files and looks_at_data(candidate):
+        files = [run.data / "forget.jsonl", run.data / "retain.jsonl"]
+    if not files:
+        return None
+    return grams_of(
+        str(base or (run.base() if run else adapters[0].base)), adapters, files, candidate
+    )

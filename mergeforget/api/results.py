@@ -1,0 +1,306 @@
+"""Results that a notebook shows on one line and turns into a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeforget.errors import ResourceError, UsageError, suggest
+from mergeforget.run import Run, open_run
+
+if TYPE_CHECKING:
+    from mergeforget.adapter import Adapter
+    from mergeforget.attack.result import Result
+    from mergeforget.recipe import Recipe
+    from mergeforget.score import Score
+    from mergeforget.search.choice import Choice
+
+HEADLINE = ("mia_auc", "exact_match", "aggregate")  # shown by the repr of scores
+
+
+class Scores(Mapping[str, "list[Score]"]):
+    """Scores by model: ``scores["over"]`` is a list of :class:`~mergeforget.score.Score`.
+
+    Attributes:
+        notes: warnings and remarks on the scores, one sentence each.
+    """
+
+    def __init__(self, models: Mapping[str, Sequence[Score]], notes: Sequence[str] = ()) -> None:
+        self._models = {name: list(scores) for name, scores in models.items()}
+        self.notes = list(notes)
+
+    def __getitem__(self, model: str) -> list[Score]:
+        return self._models[model]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __repr__(self) -> str:
+        parts = []
+        for name, scores in list(self.items())[:3]:
+            shown = [
+                f"{s.metric}[{s.split}]={s.value:.3f}"
+                for s in scores
+                if s.metric in HEADLINE and not s.task and s.part == "all"
+            ]
+            parts.append(f"{name}: {', '.join(shown) or f'{len(scores)} scores'}")
+        more = f"; {len(self) - 3} more models" if len(self) > 3 else ""
+        return f"Scores({'; '.join(parts)}{more})"
+
+    def value(
+        self, metric: str, split: str, *, model: str | None = None, task: str = "",
+        part: str = "all",
+    ) -> float:  # fmt: skip
+        """Return the value of one score.
+
+        Args:
+            model: needed where there are several models.
+
+        Raises:
+            UsageError: there is no such score; the message names the nearest.
+        """
+        from mergeforget.score import find
+
+        if model is None and len(self) != 1:
+            raise UsageError(f"There are scores of {len(self)} models: {', '.join(self)}. Name one "
+                             "with model=.")  # fmt: skip
+        name = next(iter(self)) if model is None else model
+        if name not in self:
+            raise UsageError(f"There are no scores of {name!r}.{suggest(name, self)} There are "
+                             f"scores of: {', '.join(self)}.")  # fmt: skip
+        found = find(self[name], metric, split, task=task, part=part)
+        if found is None:
+            known = sorted({s.metric for s in self[name]})
+            raise UsageError(
+                f"{name!r} has no score {metric!r} on {split!r}.{suggest(metric, known)} "
+                f"Its metrics: {', '.join(known)}."
+            )
+        return found.value
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one flat record per score: ``model``, ``metric``, ``split``, ``value``, ..."""
+        return [
+            {"model": name, "task": "", "part": "all", "low": None, "high": None}
+            | {k: v for k, v in score.to_dict().items() if k != "interval"}
+            | (dict(zip(("low", "high"), score.interval, strict=True)) if score.interval else {})
+            for name, scores in self.items()
+            for score in scores
+        ]
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row per score."""
+        return data_frame(self.to_dicts())
+
+    def save(self, path: str | Path) -> Path:
+        """Write the scores as JSON Lines, the format of ``RUN/scores.jsonl``."""
+        from mergeforget.files import write_jsonl
+
+        lines = [
+            {"subject": name, **score.to_dict()}
+            for name, scores in self.items()
+            for score in scores
+        ]
+        write_jsonl(Path(path), lines)
+        return Path(path)
+
+
+class AttackResults(Sequence["Result"]):
+    """The results of some attacks, in the order in which they were carried out.
+
+    Attributes:
+        folder: where the results, tables and figures were written.
+        files: those files.
+    """
+
+    def __init__(self, results: Sequence[Result], folder: Path, files: Sequence[Path]) -> None:
+        self._results, self.folder, self.files = list(results), folder, list(files)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._results[index]
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{r.attack} on {r.subject}: {r.finding}" for r in self._results[:4])
+        more = f", {len(self) - 4} more" if len(self) > 4 else ""
+        return f"AttackResults({found}{more})"
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one flat record per measured figure."""
+        return [
+            {"attack": r.attack, "subject": r.subject, "finding": r.finding} | row
+            for r in self._results
+            for row in r.rows
+        ]
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with one row per measured figure."""
+        return data_frame(self.to_dicts())
+
+
+class SearchResult:
+    """The chosen candidate of a search and the scores of all that were measured.
+
+    Attributes:
+        run: the run that was searched.
+        choice: the candidate, the sentence that explains it, the Pareto front, a warning or None.
+    """
+
+    def __init__(self, run: UnlearningRun, choice: Choice) -> None:
+        self.run, self.choice = run, choice
+
+    @property
+    def name(self) -> str:
+        """Name of the chosen candidate, for example ``ties-factors-d0.70``."""
+        return self.choice.scored.name
+
+    @property
+    def folder(self) -> Path:
+        """PEFT folder of the chosen candidate."""
+        return self.run.paths.candidates / self.name
+
+    @property
+    def warning(self) -> str | None:
+        """What speaks against the choice, or None."""
+        return self.choice.warning
+
+    def __repr__(self) -> str:
+        from mergeforget.search.choice import figures
+
+        auc = figures(self.choice.scored.scores, "report").get("mia_auc")
+        shown = "" if auc is None else f", report MIA AUC {auc:.3f}"
+        warned = ", with a warning" if self.warning else ""
+        return f"SearchResult({self.name}, best of {self.choice.measured}{shown}{warned})"
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` with the scores of every candidate on both splits."""
+        return self.run.scores_of_search().to_pandas()
+
+
+class UnlearningRun:
+    """A run folder, opened: recipe, adapters, scores and history as Python objects.
+
+    Attributes:
+        paths: where each file of the run is.
+    """
+
+    def __init__(self, paths: Run) -> None:
+        self.paths = paths
+
+    def __repr__(self) -> str:
+        held = [n for n in ("over", "under", "adapter", "model") if (self.root / n).is_dir()]
+        chosen = f", chosen {self.chosen}" if self.chosen else ""
+        return (
+            f"UnlearningRun({str(self.root)!r}: {', '.join(held) or 'nothing trained yet'}, "
+            f"{len(self.candidates)} candidates{chosen})"
+        )
+
+    @property
+    def root(self) -> Path:
+        """The run folder."""
+        return self.paths.root
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe as it was run."""
+        from mergeforget.recipe import load_recipe
+
+        return load_recipe(self.paths.recipe)
+
+    @property
+    def base(self) -> str:
+        """Name or folder of the model before unlearning."""
+        return self.paths.base()
+
+    @property
+    def over(self) -> Adapter:
+        """The over-forgetting adapter."""
+        return self._adapter("over")
+
+    @property
+    def under(self) -> Adapter:
+        """The under-forgetting adapter."""
+        return self._adapter("under")
+
+    @property
+    def candidates(self) -> list[str]:
+        """Names of the merged adapters of this run, sorted."""
+        return sorted(p.parent.name for p in self.paths.candidates.glob("*/candidate.json"))
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the candidate that the search chose, or None."""
+        from mergeforget.files import read_json
+
+        path = self.paths.search / "chosen.json"
+        return str(read_json(path)["name"]) if path.exists() else None
+
+    @property
+    def scores(self) -> Scores:
+        """Scores over all rows, by model; empty before `evaluate`."""
+        return self._scores("all")
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One record per optimizer step: stage, step, epoch, losses, gradient norm, rate."""
+        from mergeforget.files import read_jsonl
+
+        return read_jsonl(self.paths.history)
+
+    def scores_of_search(self) -> Scores:
+        """Scores on the selection and the report split (``part``), by model."""
+        both = [self._scores("choose"), self._scores("report")]
+        names = dict.fromkeys(name for scores in both for name in scores)
+        return Scores({name: [s for part in both for s in part.get(name, [])] for name in names})
+
+    def _scores(self, part: str) -> Scores:
+        from mergeforget.evaluate.store import read_scores
+
+        return Scores(read_scores(self.paths.scores, part) if self.paths.scores.exists() else {})
+
+    def _adapter(self, side: str) -> Adapter:
+        from mergeforget.adapter import read_adapter
+
+        return read_adapter(self.root / side, side)
+
+
+AnyRun = str | Path | Run | UnlearningRun
+
+
+def as_run(run: AnyRun | None) -> Run:
+    """The run folder that is meant; None is the newest under ``runs/``.
+
+    Raises:
+        InputError: there is no such run; the message names those that exist.
+    """
+    if isinstance(run, UnlearningRun):
+        return run.paths
+    if isinstance(run, Run):
+        return run
+    return open_run(None if run is None else Path(run))
+
+
+def optional_path(path: str | Path | None) -> Path | None:
+    """A path, or None."""
+    return None if path is None else Path(path)
+
+
+def data_frame(records: list[dict[str, Any]]) -> Any:
+    """A ``pandas.DataFrame``, one row per record.
+
+    Raises:
+        ResourceError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ResourceError(
+            "to_pandas() needs pandas, which is not installed: pip install pandas. to_dicts() "
+            "returns the same records as a list."
+        ) from error
+    return pandas.DataFrame(records)

@@ -1,0 +1,135 @@
+"""Open a run, and draw, report, compare and export what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mergeforget.api.results import AnyRun, Scores, UnlearningRun, as_run, optional_path
+
+if TYPE_CHECKING:
+    from mergeforget.analysis.export import Exported
+    from mergeforget.analysis.findings import Finding
+
+
+def load_run(run: AnyRun | None = None) -> UnlearningRun:
+    """Open a run folder.
+
+    Args:
+        run: The folder; None is the newest under ``runs/``.
+
+    Raises:
+        InputError: There is no such run; the message names those that exist.
+    """
+    return UnlearningRun(as_run(run))
+
+
+def report(run: AnyRun | None = None, *, out: str | Path | None = None) -> Path:
+    """Write the report of a run: one HTML file that needs no network.
+
+    Args:
+        run: The run folder; None is the newest under ``runs/``.
+        out: File of the page; ``RUN/report/index.html`` when omitted.
+
+    Returns:
+        The file.
+    """
+    from mergeforget.analysis.report import write_report
+
+    return write_report(as_run(run), optional_path(out))
+
+
+def export(
+    run: AnyRun | None = None,
+    *,
+    candidate: str = "",
+    full: bool = False,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    out: str | Path | None = None,
+) -> Exported:
+    """Write the chosen adapter, or the whole model, with tokenizer and model card.
+
+    What was written is loaded again, and its logits are compared with the candidate's.
+
+    Args:
+        run: The run folder; None is the newest under ``runs/``.
+        candidate: Name under ``RUN/candidates``; the chosen one when empty.
+        full: Write the whole model instead of the adapter.
+        dtype: Of the weights of a whole model; ``auto`` keeps the base's.
+        out: Folder to write; ``RUN/export/NAME-adapter`` or ``-model`` when omitted.
+
+    Raises:
+        InputError: There is no such candidate, or ``out`` holds something else.
+        VerificationError: The logits differ by more than the dtype explains.
+    """
+    from mergeforget.analysis.export import export as write
+
+    return write(as_run(run), optional_path(out), name=candidate, full=full, dtype=dtype)
+
+
+def analyze(
+    run: AnyRun | None = None,
+    what: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    against: AnyRun | None = None,
+) -> list[Finding]:
+    """Analyze a run: numbers as json and csv, figures as png and svg.
+
+    Args:
+        run: The run folder; None is the newest under ``runs/``.
+        what: Names of analyses (density, mia, attacks, prediction, angles, weights, curves,
+            dynamics); all of them when empty.
+        out: Folder of the results; ``RUN/analysis`` when omitted.
+        against: Another run, whose training dynamics are drawn in the same figure.
+
+    Raises:
+        UnknownNameError: There is no such analysis.
+        UsageError: ``against`` is given without ``dynamics``.
+        InputError: A named analysis needs files that the run does not have yet.
+    """
+    from mergeforget.analysis.findings import analyse, analyse_against, analyse_all
+    from mergeforget.errors import UsageError
+
+    if against is not None and "dynamics" not in what:
+        raise UsageError("--against compares trainings: analyze RUN dynamics --against RUN2.")
+    here = as_run(run)
+    folder = optional_path(out) or here.analysis
+    if not what or "all" in what:
+        found = analyse_all(here, folder)
+    else:
+        found = [analyse(here, name, folder) for name in dict.fromkeys(what)]
+    if against is not None:
+        found.append(analyse_against(here, as_run(against), folder))
+    return found
+
+
+def compare(
+    runs: Sequence[str | Path],
+    *,
+    subject: str | None = None,
+    part: Literal["all", "choose", "report"] = "all",
+    page: str | Path | None = None,
+) -> Scores:
+    """Collect the scores of one model of each run.
+
+    Args:
+        runs: Run folders.
+        subject: Model to compare: base, over, under or a candidate; the chosen one when omitted.
+        part: ``report`` is the report split of the search, ``choose`` the selection split.
+        page: Write the table as an HTML page, too.
+
+    Returns:
+        Scores by ``RUN: MODEL``.
+
+    Raises:
+        InputError: A run has no such scores.
+    """
+    from mergeforget.analysis.comparison import compare as collect
+    from mergeforget.analysis.comparison import write_comparison
+
+    scores = collect([Path(run) for run in runs], subject, part)
+    if page is not None:
+        write_comparison(scores, Path(page))
+    return Scores(scores)

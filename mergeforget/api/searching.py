@@ -1,0 +1,123 @@
+"""Search the merges of a pair for the balanced one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergeforget.api.results import AnyRun, SearchResult, UnlearningRun, as_run, optional_path
+
+if TYPE_CHECKING:
+    from mergeforget.recipe import SearchSpec
+    from mergeforget.run import Run
+    from mergeforget.search.driver import Options
+
+
+def search(
+    run: AnyRun | None = None,
+    *,
+    methods: Sequence[str] | None = None,
+    densities: str | Sequence[float] | None = None,
+    weights: Sequence[Sequence[float]] | None = None,
+    spaces: Sequence[str] | None = None,
+    ranks: Sequence[int] | None = None,
+    objective: str | None = None,
+    strategy: Literal["grid", "refine", "tpe", "nsga2"] | None = None,
+    groups: int | None = None,
+    finalists: int | None = None,
+    together: int | None = None,
+    budget: int | str | None = None,
+    seed: int | None = None,
+    holdout: str | Path | None = None,
+    first: float | None = None,
+    storage: str | None = None,
+    resume: bool = False,
+    again: bool = False,
+    device: str | None = None,
+) -> SearchResult:
+    """Merge the pair of a run in many ways, evaluate each, and choose the balanced one.
+
+    The selection split chooses the candidate and the report split reports its scores. Results are
+    saved as they are measured; a repeated call continues. What is omitted is as the recipe says.
+
+    Args:
+        run: Run folder with a trained pair; None is the newest under ``runs/``.
+        methods: Merge methods to try.
+        densities: Fractions of entries kept: ``"0.1:1.0:0.1"`` or a list.
+        weights: One list of weights (over, under) per variant.
+        spaces: ``factors``, ``delta``, or both.
+        ranks: Ranks of the result, in delta space.
+        objective: What to maximise, for example ``mia`` or ``0.7*mia + 0.3*retain``.
+        strategy: ``grid``, ``refine``, ``tpe`` or ``nsga2``; the last two need optuna.
+        groups: Number of layer groups that get densities of their own.
+        finalists: Number of candidates that generate answers; the others are scored by likelihood.
+        together: Number of candidates that answer in one batch.
+        budget: Maximum number of candidates, or a time such as ``"10m"``.
+        seed: Random seed of the split, and of methods and strategies that sample.
+        holdout: Rows that no training saw: the non-members.
+        first: Density to begin with.
+        storage: Database URL or journal file that several workers share.
+        resume: Require an earlier search to continue.
+        again: Discard the cached measurements.
+        device: ``cpu``, ``cuda``, ...; the GPU where there is one.
+
+    Raises:
+        InputError: The run has no pair, or no non-members are known.
+        UsageError: A candidate, an objective or a combination of options makes no sense.
+        NumericError: No candidate gives finite scores.
+    """
+    given = dict(locals())
+    from mergeforget.errors import InputError, UsageError
+    from mergeforget.search.driver import search as find_best
+
+    if resume and again:
+        raise UsageError("--resume keeps what was measured and --again discards it; give one.")
+    here = as_run(run)
+    if resume and not here.search.is_dir():
+        raise InputError(f"{here.root} has no search to resume. Start one without --resume.")
+    choice = find_best(here, _spec(here, given), _options(given))
+    return SearchResult(UnlearningRun(here), choice)
+
+
+def work(run: AnyRun | None = None, **options: Any) -> int:
+    """Explore candidates for another search on the same ``storage``.
+
+    Args:
+        options: As in :func:`search`.
+
+    Returns:
+        The number of candidates that all workers have explored.
+    """
+    from mergeforget.search.driver import work as explore
+
+    here = as_run(run)
+    return explore(here, _spec(here, options), _options(options))
+
+
+PLAIN = ("densities", "groups", "objective", "strategy", "finalists", "together", "seed")
+
+
+def _spec(run: Run, given: dict[str, Any]) -> SearchSpec:
+    """The section ``search`` of the run's recipe with the options that were given."""
+    from mergeforget.recipe import change, load_recipe
+
+    changes = {key: given.get(key) for key in (*PLAIN, "methods", "spaces", "ranks", "weights")}
+    lists = {k: v if isinstance(v, str) else list(v) if isinstance(v, Sequence) else v
+             for k, v in changes.items() if v is not None and v != []}  # fmt: skip
+    return change(load_recipe(run.recipe), search=lists).search
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from mergeforget.search.budget import parse_budget
+    from mergeforget.search.driver import Options
+
+    budget = given.get("budget")
+    return Options(
+        parse_budget(None if budget is None else str(budget)),
+        holdout=optional_path(given.get("holdout")),
+        again=bool(given.get("again")),
+        device=given.get("device"),
+        storage=given.get("storage"),
+        first=given.get("first"),
+    )

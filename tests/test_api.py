@@ -1,0 +1,151 @@
+"""The public Python API: light to import, typed, with short reprs and tables."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finished_run import adapter, write_run
+
+import mergeforget as mf
+from mergeforget.adapter import read_adapter, write_adapter
+from mergeforget.errors import InputError, ResourceError, UsageError
+from mergeforget.run import Run
+
+HEAVY = ("torch", "transformers", "peft", "numpy", "pydantic", "yaml", "click", "matplotlib")
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Run:
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "over", tmp_path / "under"]
+    for seed, folder in enumerate(folders):
+        write_adapter(adapter(folder.name, seed + 1), folder)
+    return folders
+
+
+def test_importing_the_package_loads_nothing_heavy_within_a_tenth_of_a_second() -> None:
+    code = (
+        "import sys, time; start = time.process_time(); import mergeforget\n"
+        "spent = time.process_time() - start; dir(mergeforget)\n"
+        f"heavy = set({HEAVY}) & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else f'{spent} s' if spent > 0.1 else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", [n for n in mf.__all__ if n not in ("__version__", "search")])
+def test_every_public_name_can_be_imported_and_is_documented(name: str) -> None:
+    found = getattr(mf, name)
+    assert callable(found)
+    assert name in dir(mf)
+    assert inspect.getdoc(found)
+
+
+def test_a_function_can_be_called_after_the_subpackage_of_its_name_was_imported(
+    pair: list[Path],
+) -> None:
+    import mergeforget.merge.engine
+
+    assert isinstance(mf.merge, types.ModuleType)
+    assert mf.merge(pair, density=0.5).candidate.name == "ties-factors-d0.50"
+    assert "density" in inspect.signature(mf.merge).parameters
+    assert mergeforget.merge.engine.merge_adapters is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="mergeforgot"):
+        _ = mf.mergeforgot
+
+
+def test_merge_takes_paths_texts_and_loaded_adapters(pair: list[Path], tmp_path: Path) -> None:
+    from mergeforget.api.merging import merge
+
+    loaded = [mf.load_adapter(str(folder)) for folder in pair]
+    results = [
+        merge(source, method="ties", density=0.7, weights=[1, 0.5])
+        for source in (pair, [str(p) for p in pair], loaded)
+    ]
+    deltas = [one.adapter.deltas for one in results]
+    for module, delta in deltas[0].items():
+        assert all((other[module].b == delta.b).all() for other in deltas)
+    folder = results[0].save(tmp_path / "merged")
+    assert read_adapter(folder).deltas.keys() == deltas[0].keys()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="was not merged here"):
+        results[0].save(tmp_path / "other")
+
+
+def test_merge_settings_by_module_are_given_as_a_mapping_or_as_texts(pair: list[Path]) -> None:
+    from mergeforget.api.merging import merge
+
+    one = merge(pair, density=0.5, density_by={"q_proj": 0.2}, weights_by={"up_proj": [1, 0.5]})
+    two = merge(pair, density=0.5, density_by=["q_proj=0.2"], weights_by=["up_proj=1,0.5"])
+    assert one.candidate == two.candidate
+    with pytest.raises(UsageError, match="2 are needed"):
+        merge(pair, density=0.5, weights_by={"up_proj": 1})
+
+
+def test_reprs_fit_on_a_line(finished: Run, pair: list[Path]) -> None:
+    from mergeforget.api.merging import merge
+
+    run = mf.load_run(finished.root)
+    shown: list[Any] = [run, run.over, run.scores, merge(pair, density=0.5)]
+    shown += [run.over.deltas[next(iter(run.over.deltas))], run.scores_of_search()]
+    for one in shown:
+        assert len(repr(one)) < 400, repr(one)
+        assert "\n" not in repr(one)
+
+
+def test_a_run_gives_recipe_adapters_scores_and_history(finished: Run) -> None:
+    run = mf.load_run(str(finished.root))
+    assert run.recipe.name == "zjuklab"
+    assert run.over.deltas.keys() == run.under.deltas.keys()
+    assert run.chosen in run.candidates
+    assert run.history[0]["step"] >= 0
+    searched = run.scores_of_search()
+    assert searched.value("mia_auc", "mia", model="over", part="report") >= 0
+    with pytest.raises(UsageError, match="Did you mean 'mia_auc'"):
+        searched.value("mia_auk", "mia", model="over")
+
+
+def test_scores_become_a_table_or_say_that_pandas_is_missing(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = mf.load_run(finished.root).scores_of_search()
+    records = scores.to_dicts()
+    assert {"model", "metric", "split", "value", "low", "high", "part"} <= records[0].keys()
+    seen: dict[str, Any] = {}
+    table = types.SimpleNamespace(DataFrame=lambda rows: seen.update(rows=rows) or "a table")
+    monkeypatch.setitem(sys.modules, "pandas", table)
+    assert scores.to_pandas() == "a table"
+    assert seen["rows"] == records
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ResourceError, match="pip install pandas"):
+        scores.to_pandas()
+    assert scores.save(tmp_path / "scores.jsonl").read_text().count("\n") == len(records)
+
+
+def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
+    finished: Run, tmp_path: Path
+) -> None:
+    page = mf.report(finished.root, out=tmp_path / "page.html")
+    assert "<html" in page.read_text()
+    found = mf.analyze(mf.load_run(finished.root), ["angles"], out=str(tmp_path / "analysis"))
+    assert [one.name for one in found] == ["angles"]
+    assert (tmp_path / "analysis" / "angles.json").is_file()
+    with pytest.raises(UsageError, match="dynamics"):
+        mf.analyze(finished.root, ["angles"], against=finished.root)
+    scores = mf.compare([finished.root], subject="over", part="report")
+    assert list(scores) == ["run: over"]
