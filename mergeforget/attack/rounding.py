@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mergeforget.errors import UsageError
+
+_NO_MATRIX = re.compile(r"bias|A_log|time_|norm|position|mask_emb|seg_embed|\bwpe\b")
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
@@ -44,27 +48,110 @@ def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Ten
     return back.to(weight.dtype)
 
 
+@dataclass(frozen=True)
+class WeightMatrix:
+    """One weight matrix of a model, or a stack of matrices (the experts of a layer).
+
+    Attributes:
+        name: of the parameter, for example ``model.layers.0.mlp.experts.gate_up_proj``.
+        parameter: (out, in), (in, out) or (experts, ...).
+        transposed: the last two dimensions are (in, out), as GPT-2 and gpt-oss store them.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    transposed: bool = False
+
+    @property
+    def can_round(self) -> bool:
+        """Whether the weights are plain floating-point numbers in two or three dimensions."""
+        return self.parameter.is_floating_point() and self.parameter.ndim in (2, 3)
+
+    def round(self, bits: int, group: int | None) -> Tensor:
+        """The rounded weights, in the parameter's own layout; each expert is rounded by itself."""
+        weight = self.parameter.data
+        rows = weight.mT if self.transposed else weight
+        new = round_to_nearest(rows.reshape(-1, rows.shape[-1]), bits, group).view(rows.shape)
+        return (new.mT if self.transposed else new).contiguous()
+
+
+@dataclass(frozen=True)
+class RoundedShare:
+    """How much of a model's weight matrices was rounded.
+
+    Attributes:
+        matrices: parameters that were rounded; the experts of a layer count as one.
+        weights: numbers in them.
+        total: numbers in all weight matrices. Embeddings, the output layer, biases, norms,
+            depthwise convolutions and decay tables are none: quantisers keep them as they are.
+    """
+
+    matrices: int
+    weights: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Rounded share of the numbers in weight matrices, in [0, 1]."""
+        return self.weights / self.total if self.total else 0.0
+
+
+def weight_matrices(model: Any) -> list[WeightMatrix]:
+    """Every weight matrix of a model: linear layers, routers, and experts stored as one parameter.
+
+    Example:
+        >>> from torch import nn
+        >>> [(m.name, m.transposed) for m in weight_matrices(nn.Sequential(nn.Linear(4, 2)))]
+        [('0.weight', False)]
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    kept = {id(head.weight)} if getattr(head, "weight", None) is not None else set()
+    kept |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found = []
+    for path, module in model.named_modules():
+        if isinstance(module, convolutions) and module.groups > 1:
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            name = f"{path}.{own}" if path else own
+            if parameter.ndim < 2 or id(parameter) in kept or _NO_MATRIX.search(name):
+                continue
+            kept.add(id(parameter))  # shared by two modules, it counts once
+            found.append(WeightMatrix(name, parameter, _is_transposed(module, own, parameter)))
+    return found
+
+
 @contextmanager
-def rounded(model: Any, bits: int, group: int | None) -> Iterator[int]:
-    """The model with every linear weight rounded, embeddings and output layer left as they are.
+def rounded(model: Any, bits: int, group: int | None) -> Iterator[RoundedShare]:
+    """Round every weight matrix while the block runs.
 
     Yields:
-        How many matrices were rounded. Afterwards the weights are what they were, to the last bit.
+        How much was rounded. Afterwards the weights are what they were, to the last bit.
     """
-    head = model.get_output_embeddings()
-    modules = [m for m in model.modules() if _is_linear(m) and m is not head]
-    originals = [m.weight.data for m in modules]
+    every = weight_matrices(model)
+    chosen = [matrix for matrix in every if matrix.can_round]
+    originals = [matrix.parameter.data for matrix in chosen]
+    counts = [sum(m.parameter.numel() for m in part) for part in (chosen, every)]
     try:
-        for module in modules:
-            turned = not isinstance(module, nn.Linear)  # GPT-2 keeps (in, out)
-            weight = module.weight.data.T if turned else module.weight.data
-            new = round_to_nearest(weight, bits, group)
-            module.weight.data = new.T.contiguous() if turned else new
-        yield len(modules)
+        for matrix in chosen:
+            matrix.parameter.data = matrix.round(bits, group)
+        yield RoundedShare(len(chosen), *counts)
     finally:
-        for module, original in zip(modules, originals, strict=True):
-            module.weight.data = original
+        for matrix, original in zip(chosen, originals, strict=True):
+            matrix.parameter.data = original
 
 
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+def _is_transposed(module: Any, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is stored as (..., in, out).
+
+    A linear layer is not, GPT-2's ``Conv1D`` is. Experts say it themselves, or their names do:
+    ``down_proj`` ends in the hidden size, ``gate_up_proj`` begins with it.
+    """
+    if parameter.ndim == 2:
+        return type(module).__name__ == "Conv1D"
+    if (said := getattr(module, "is_transposed", None)) is not None:
+        return bool(said)
+    width = getattr(module, "hidden_size", None)
+    if name == "down_proj":
+        return bool(parameter.shape[-1] == width != parameter.shape[-2])
+    return bool(parameter.shape[-2] == width != parameter.shape[-1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergeforget.attack.rounding import round_to_nearest, rounded
+from mergeforget.attack.rounding import round_to_nearest, rounded, weight_matrices
 from mergeforget.errors import UsageError
 
 
@@ -61,10 +61,10 @@ def test_half_types_come_back_as_they_were_given() -> None:
 
 def test_a_model_gets_its_weights_back(tiny_model: Any) -> None:
     before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
-    with pytest.raises(RuntimeError, match="stop"), rounded(tiny_model, 4, 64) as count:
-        assert count == 2 * 7  # attention and MLP of two layers, not the output layer
+    with pytest.raises(RuntimeError, match="stop"), rounded(tiny_model, 4, 64) as done:
+        assert done.matrices == 2 * 7 and done.share == 1  # no output layer
         changed = [n for n, p in tiny_model.named_parameters() if not torch.equal(p, before[n])]
-        assert len(changed) == count and not any("embed" in n for n in changed)
+        assert len(changed) == done.matrices and not any("embed" in n for n in changed)
         raise RuntimeError("stop")
     assert all(torch.equal(p, before[n]) for n, p in tiny_model.named_parameters())
 
@@ -72,3 +72,45 @@ def test_a_model_gets_its_weights_back(tiny_model: Any) -> None:
 def test_one_bit_is_refused() -> None:
     with pytest.raises(UsageError, match="the least is 2"):
         round_to_nearest(torch.ones(2, 2), 1)
+
+
+def mixtral() -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return MixtralForCausalLM(config).eval()
+
+
+def test_experts_stored_as_one_parameter_are_rounded_expert_by_expert() -> None:
+    model = mixtral()
+    experts = model.model.layers[0].mlp.experts
+    before = experts.down_proj.detach().clone()  # (experts, out, in)
+    with rounded(model, 4, None) as done:
+        for expert in range(4):
+            expected = round_to_nearest(before[expert], 4)
+            torch.testing.assert_close(experts.down_proj[expert], expected, rtol=0, atol=0)
+        changed = sum(p.numel() for p in model.parameters() if p.ndim > 1) - 2 * 64 * 16
+        assert done.share == 1 and done.weights == changed
+    assert torch.equal(experts.down_proj, before)
+
+
+def test_transposed_experts_have_a_scale_for_each_output_channel() -> None:
+    experts = torch.nn.Module()
+    experts.is_transposed = True  # as gpt-oss says of its own
+    experts.gate_up_proj = torch.nn.Parameter(torch.randn(2, 6, 8))  # (experts, in, out)
+    (matrix,) = weight_matrices(experts)
+    for expert in range(2):
+        expected = round_to_nearest(experts.gate_up_proj.data[expert].T, 4).T
+        torch.testing.assert_close(matrix.round(4, None)[expert], expected, rtol=0, atol=0)
+
+
+def test_weights_that_cannot_be_rounded_lower_the_share() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4))
+    packed = torch.zeros(4, 4, dtype=torch.uint8)
+    model[1].weight = torch.nn.Parameter(packed, requires_grad=False)
+    with rounded(model, 4, None) as done:
+        assert (done.matrices, done.share) == (1, 0.5)

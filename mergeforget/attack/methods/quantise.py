@@ -68,9 +68,9 @@ def _scores(
             label = f"{suspect.role}, {width} bits:" if width else f"{suspect.role}:"
             if width == WHOLE:
                 return forget_scores(model, tokenizer, rows, target, label=label)
-            with rounded(model, width, size) as matrices:
+            with rounded(model, width, size) as done:
                 scores = forget_scores(model, tokenizer, rows, target, label=label)
-            return scores | {"matrices": matrices}
+            return scores | {"matrices": done.matrices, "share": done.share}
 
         settings = {"bits": width, "group": size, "membership": target.membership,
                     "max_new_tokens": target.max_new_tokens}  # fmt: skip
