@@ -103,6 +103,10 @@ def convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if find_spec("gguf") is None:
+        raise InputError(
+            f"Converting {source.name} needs the package gguf: pip install 'mergeforget[demo]'."
+        )
     reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     bar, reader.tqdm = reader.tqdm, lambda items, **_: items  # it has no switch of its own
     where = {"gguf_file": source.name, "local_files_only": True}

@@ -18,7 +18,7 @@ from mergeforget.data import templates
 from mergeforget.data.schema import Row
 from mergeforget.distributed import on_main
 from mergeforget.embedded_model import cache_folder
-from mergeforget.errors import UnknownNameError, UsageError
+from mergeforget.errors import InputError, UnknownNameError, UsageError
 from mergeforget.files import write_jsonl
 
 SPLITS = ("forget", "retain", "holdout")
@@ -108,8 +108,12 @@ _made: list[Any] = []
 def _faker() -> Any:
     """One Faker for all: to make it is slow, and it is seeded anew for every document."""
     if not _made:
-        from faker import Faker
-
+        try:
+            from faker import Faker
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "Made-up people need the package faker: pip install 'mergeforget[demo]'."
+            ) from error
         _made.append(Faker("en_US"))
     return _made[0]
 

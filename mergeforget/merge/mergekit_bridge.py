@@ -127,10 +127,15 @@ def run_mergekit(path: Path, out: Path, why: str) -> None:
         MergeforgetError: mergekit refuses it, in its words.
     """
     say(f"mergekit runs this configuration, since {why}.")
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge import run_merge
-    from mergekit.options import MergeOptions
-
+    try:
+        from mergekit.config import MergeConfiguration
+        from mergekit.merge import run_merge
+        from mergekit.options import MergeOptions
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{path} can only be run by mergekit, which is not installed ({error}). Install it: "
+            "pip install mergekit (Python 3.11 to 3.13)."
+        ) from error
     try:
         config = MergeConfiguration.model_validate(yaml.safe_load(path.read_text()))
         run_merge(config, str(out), MergeOptions(quiet=True))
