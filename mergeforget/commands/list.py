@@ -9,6 +9,7 @@ import click
 from mergeforget.commands._options import emit, json_option
 
 FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "attacks", "recipes")
+SUPPLIED = ("generator", "grams", "cuts", "l1_factors")  # by the merge engine, not by a user
 
 
 @click.command("list")
@@ -43,6 +44,7 @@ def facts(entry: Any) -> dict[str, Any]:
     defaults = {
         name: "required" if p.default is p.empty else p.default
         for name, p in entry.parameters.items()
+        if name not in SUPPLIED
     }
     return {"does": entry.summary, "arguments": defaults, "source": entry.source}
 

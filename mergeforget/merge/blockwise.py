@@ -6,21 +6,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mergeforget.candidate import Candidate
 from mergeforget.merge.kernels.arrays import Tensor, empty, library
 from mergeforget.merge.kernels.dispatch import Room, loops
-from mergeforget.merge.kernels.rng import Chance
-from mergeforget.merge.kernels.sparsify import KnownL1, l1_factors, magprune, row_sums
+from mergeforget.merge.kernels.rng import NamedGenerator
+from mergeforget.merge.kernels.sparsify import factors_of_l1, magprune, row_sums
 from mergeforget.merge.kernels.thresholds import (
     FEW,
     SMALL,
+    Cuts,
     Source,
     Threshold,
-    at,
     blocks,
     kept_by,
-    known_densities,
+    thresholds_at,
 )
 from mergeforget.merge.methods import MERGE_METHODS, traits
 
@@ -37,12 +38,15 @@ def in_memory(stack: Tensor) -> Source:
 
 def held(source: Source) -> Source:
     """The same, read once and kept in memory."""
-    stack = source.rows(slice(0, source.shape[0]))
+    stack: Tensor = source.rows(slice(0, source.shape[0]))
 
     def rows(part: slice) -> Tensor:
         if not isinstance(stack, np.ndarray):
-            return stack[:, part]
-        room = _room.take("block", (source.n, part.stop - part.start, source.shape[1]), stack.dtype)
+            block: Tensor = stack[:, part]
+            return block
+        room: NDArray[Any] = _room.take(
+            "block", (source.n, part.stop - part.start, source.shape[1]), stack.dtype
+        )
         np.copyto(room, stack[:, part])  # contiguous
         return room
 
@@ -69,42 +73,72 @@ def merge_blocks(
     """Merge a source in blocks of rows.
 
     Args:
-        candidates: they differ in their density only; they share the passes over the source.
-        name: of the tensor; with the seed it decides what a random method draws.
+        candidates: They differ in their density only; they share the passes over the source.
+        name: Of the tensor; with the seed it determines what a random method draws.
 
     Yields:
         The rows, and one merged block for each candidate.
     """
-    first = candidates[0]
-    entry = MERGE_METHODS.get(first.method)
-    draws, takes_density = "chance" in entry.parameters, "density" in entry.parameters
-    known = traits(first.method)
-    densities = [one.density for one in candidates if one.density is not None]
-    given: list[dict[str, Any]] = [dict(first.arguments) for _ in candidates]
-    if draws:
-        for one in given:
-            one["chance"] = Chance(first.seed, name)
-    trims = takes_density and bool(densities) and known.trims
-    rescales = known.drops is not None and _argument(first, "rescale") == "l1"
-    twice = (trims or rescales) and source.sample is None and source.numel > SMALL
-    if twice and source.n * source.numel <= HELD:
+    entry = MERGE_METHODS.get(candidates[0].method)
+    if needs_two_passes(source, candidates[0]) and source.n * source.numel <= HELD:
         source = held(source)
-    if rescales:
-        for one, density in zip(given, densities, strict=True):
-            one["rescale"] = _known_l1(source, first, density, name)
-    cuts = known_densities(source, densities) if trims else []
-    every = slice(0, source.shape[0])
-    for part in [every] if known.whole else blocks(source.shape):
-        stack = source.rows(part)
-        for j, density in enumerate(densities):
-            given[j]["density"] = at(density, cuts[j], part, source.shape[1]) if trims else density
-        if trims and len(densities) > FEW and source.n == 2 and isinstance(stack, np.ndarray):
-            offset = part.start * source.shape[1]
-            yield part, _pair(stack, weights, entry.fn, first.arguments, cuts, offset)
-        elif densities:
-            yield part, [entry.fn(stack, weights, **one) for one in given]
-        else:
-            yield part, [entry.fn(stack, weights, **given[0])] * len(candidates)
+    arguments = block_arguments(source, candidates, name)
+    cuts = thresholds_of(source, candidates)
+    whole = traits(entry.name).whole
+    for part in [slice(0, source.shape[0])] if whole else blocks(source.shape):
+        stack, offset = source.rows(part), part.start * source.shape[1]
+        if cuts and len(candidates) > FEW and source.n == 2 and isinstance(stack, np.ndarray):
+            yield part, _pair(stack, weights, entry.fn, candidates[0].arguments, cuts, offset)
+            continue
+        for one, thresholds in zip(arguments, cuts, strict=False):
+            one["cuts"] = Cuts(thresholds, offset)
+        distinct = arguments if candidates[0].density is not None else arguments[:1]
+        merged = [entry.fn(stack, weights, **one) for one in distinct]
+        yield part, merged if len(merged) == len(candidates) else merged * len(candidates)
+
+
+def needs_two_passes(source: Source, candidate: Candidate) -> bool:
+    """Whether thresholds or L1 norms of the whole tensors are needed before the merge itself."""
+    restores_norms = _restores_norms(candidate)
+    large = source.sample is None and source.numel > SMALL
+    return large and (_trims(candidate) or restores_norms)
+
+
+def block_arguments(
+    source: Source, candidates: Sequence[Candidate], name: str
+) -> list[dict[str, Any]]:
+    """Keyword arguments of the method for each candidate, the same for every block of a tensor."""
+    takes = MERGE_METHODS.get(candidates[0].method).parameters
+    found = []
+    for candidate in candidates:
+        arguments: dict[str, Any] = dict(candidate.arguments)
+        if candidate.density is not None:
+            arguments["density"] = candidate.density
+        if "generator" in takes:
+            arguments["generator"] = NamedGenerator(candidate.seed, name)
+        if _restores_norms(candidate):
+            arguments["l1_factors"] = _l1_factors(source, candidate, name)
+        found.append(arguments)
+    return found
+
+
+def thresholds_of(source: Source, candidates: Sequence[Candidate]) -> list[list[Threshold]]:
+    """For each candidate one threshold per tensor; empty for a method that does not trim."""
+    densities = [one.density for one in candidates if one.density is not None]
+    return thresholds_at(source, densities) if densities and _trims(candidates[0]) else []
+
+
+def _trims(candidate: Candidate) -> bool:
+    return "cuts" in MERGE_METHODS.get(candidate.method).parameters
+
+
+def _restores_norms(candidate: Candidate) -> bool:
+    drops = traits(candidate.method).drops
+    return (
+        drops is not None
+        and candidate.density is not None
+        and _argument(candidate, "rescale") == "l1"
+    )
 
 
 def _argument(candidate: Candidate, name: str) -> Any:
@@ -113,20 +147,20 @@ def _argument(candidate: Candidate, name: str) -> Any:
     return candidate.arguments.get(name, parameters[name].default if name in parameters else None)
 
 
-def _known_l1(source: Source, candidate: Candidate, density: float, name: str) -> KnownL1:
-    """What makes up for a drop, from a pass that draws what the merge will draw."""
+def _l1_factors(source: Source, candidate: Candidate, name: str) -> Tensor:
+    """The factor that restores each L1 norm, (n,), from a pass that draws what the merge draws."""
     drops = traits(candidate.method).drops
-    assert drops is not None
-    chance = Chance(candidate.seed, name)
+    assert drops is not None and candidate.density is not None
+    generator = NamedGenerator(candidate.seed, name)
     arguments = {"epsilon": _argument(candidate, "epsilon")} if drops is magprune else {}
     before, after = [], []
     for part in blocks(source.shape):
         stack = source.rows(part)
-        kept = drops(stack, density, chance=chance, rescale="none", **arguments)
+        kept = drops(stack, candidate.density, generator=generator, rescale="none", **arguments)
         before.append(row_sums(stack))
         after.append(row_sums(kept))
     join = library(before[0]).concatenate
-    return KnownL1(l1_factors(join(before, 1), join(after, 1)))
+    return factors_of_l1(join(before, 1), join(after, 1))
 
 
 def _pair(

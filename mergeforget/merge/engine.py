@@ -21,6 +21,7 @@ from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
 from mergeforget.merge.kernels import dispatch
+from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.threads import workers
 from mergeforget.merge.kernels.thresholds import Source
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
@@ -224,13 +225,13 @@ def _in_factors(
     stacks = np.stack([d.a for d in deltas]), np.stack([d.b for d in deltas])
     a = merge_whole(in_memory(stacks[0]), signed, candidates, f"{module}.lora_A")
     b = merge_whole(in_memory(stacks[1]), roots, candidates, f"{module}.lora_B")
-    merged = [LowRankDelta(x, y, 1.0) for x, y in zip(a, b, strict=True)]
+    merged = [LowRankDelta(as_array(x), as_array(y), 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
         wanted = _stacked(deltas, weights)
         return [MergedModule(m, *_compared(m, wanted)) for m in merged]
     if not how.compare:
         return [MergedModule(m, 0.0, None) for m in merged]
-    dense = merge_whole(products(deltas), weights, candidates, module)
+    dense = map(as_array, merge_whole(products(deltas), weights, candidates, module))
     return [
         MergedModule(m, _square(x), _square(m.dense() - x))
         for m, x in zip(merged, dense, strict=True)
@@ -272,7 +273,9 @@ def gram(deltas: Sequence[LowRankDelta]) -> Array:
 
 def _part(cut: TruncatedDelta) -> MergedModule:
     return MergedModule(
-        LowRankDelta(cut.a, cut.b, 1.0), cut.energy, max(0.0, cut.energy - cut.kept)
+        LowRankDelta(as_array(cut.a), as_array(cut.b), 1.0),
+        cut.energy,
+        max(0.0, cut.energy - cut.kept),
     )
 
 

@@ -28,6 +28,7 @@ from mergeforget.console import progress
 from mergeforget.merge.blockwise import merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.engine import MergeSettings, at_densities, is_dense, merge_module, products
+from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.threads import workers
 
 Floats = NDArray[np.float64]
@@ -127,7 +128,7 @@ def _at_module(module: str, adapters: Sequence[Adapter], candidates: Sequence[Ca
         parts = merge_module(module, adapters, candidates, MergeSettings())
         return np.array([[part.delta.inner(delta) for delta in deltas] for part in parts])
     weights = np.array(candidates[0].weights, np.float64)
-    merged = merge_whole(products(deltas), weights, candidates, module)
+    merged = map(as_array, merge_whole(products(deltas), weights, candidates, module))
     return np.array([[_inner(x, delta) for delta in deltas] for x in merged])
 
 

@@ -12,7 +12,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.kernels.thresholds import check_density
-from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.merge.methods import MERGE_METHODS, SUPPLIED
 from mergeforget.registry import Entry
 
 PEFT_TYPES = {
@@ -24,7 +24,6 @@ PEFT_TYPES = {
 }
 IN_FACTORS = set(PEFT_TYPES.values())  # methods that PEFT applies to A and B apart
 FACTOR_ARGUMENTS = {"sign", "rescale"}  # scales and shares of weights are not those of the product
-GIVEN = ("density", "chance", "grams")  # what the engine gives a method; the rest are arguments
 
 
 def canonical(candidate: Candidate) -> Candidate:
@@ -65,7 +64,7 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
             "In factor space the result has the rank of the adapters. A rank is chosen in delta "
             "space: add --space delta."
         )
-    for name in GIVEN:
+    for name in SUPPLIED:
         if name in candidate.arguments:
             raise UsageError(f"{name} is no argument of a method; give it by its own option.")
     entry.check_arguments(candidate.arguments)

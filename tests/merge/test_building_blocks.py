@@ -13,11 +13,11 @@ from hypothesis.extra.numpy import arrays
 
 from mergeforget.errors import DensityError, UsageError
 from mergeforget.merge.blockwise import in_memory
-from mergeforget.merge.kernels.arrays import like
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.arrays import as_array, like
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sign_election import disjoint_mean, elect
 from mergeforget.merge.kernels.sparsify import drop, trim
-from mergeforget.merge.kernels.thresholds import KnownDensity, kept_count, known_densities
+from mergeforget.merge.kernels.thresholds import Cuts, kept_count, thresholds_at
 from mergeforget.merge.methods import MERGE_METHODS
 
 WHOLE = st.integers(-4, 4).map(float)  # many equal magnitudes, and sums exact in any order
@@ -32,15 +32,21 @@ def stacks(n: int = 2) -> st.SearchStrategy[Any]:
 def test_trim_keeps_the_largest_by_hand() -> None:
     # int(0.5 * 4) = 2 of |1|, |-3|, |2|, |-2|: the 3, and of the two 2s the first
     stack = np.array([[1.0, -3.0, 2.0, -2.0]], np.float32)
-    assert trim(stack, 0.5).tolist() == [[0.0, -3.0, 2.0, 0.0]]
+    assert as_array(trim(stack, 0.5)).tolist() == [[0.0, -3.0, 2.0, 0.0]]
 
 
 def test_election_by_hand() -> None:
     # places: 1-1.5 < 0 -> minus; 2-1 > 0 -> plus; 1-1 = 0 counts as plus; 0 never agrees
     stack = np.array([[1.0, 2.0, 1.0, 0.0], [-1.5, -1.0, -1.0, 3.0]])
-    assert elect(stack).tolist() == [[False, True, True, False], [True, False, False, True]]
+    assert as_array(elect(stack)).tolist() == [
+        [False, True, True, False],
+        [True, False, False, True],
+    ]
     # by count each place is a draw but the last, so plus wins everywhere
-    assert elect(stack, "count").tolist() == [[True, True, True, False], [False] * 3 + [True]]
+    assert as_array(elect(stack, "count")).tolist() == [
+        [True, True, True, False],
+        [False] * 3 + [True],
+    ]
 
 
 def test_ties_is_the_example_of_the_specification() -> None:
@@ -70,9 +76,8 @@ def test_trim_keeps_exactly_k_places_and_the_lowest_index_at_the_cut(
 @given(stacks(3), st.lists(densities, min_size=1, max_size=5))
 def test_known_cuts_trim_to_the_same_bits(stack: Any, many: list[float]) -> None:
     source = in_memory(stack)
-    for density, cuts in zip(many, known_densities(source, many), strict=True):
-        known = KnownDensity(density, cuts)
-        assert trim(stack, known).tobytes() == trim(stack, density).tobytes()
+    for density, found in zip(many, thresholds_at(source, many), strict=True):
+        assert np.array_equal(trim(stack, density, Cuts(found)), trim(stack, density))
 
 
 @given(stacks(), densities, densities)
@@ -80,40 +85,54 @@ def test_a_larger_density_keeps_what_a_smaller_one_keeps(
     stack: Any, one: float, other: float
 ) -> None:
     low, high = sorted([one, other])
-    kept = Chance(0, "x").below(low, 0, stack.size)
-    assert not (kept & ~Chance(0, "x").below(high, 0, stack.size)).any()
+    kept = NamedGenerator(0, "x").below(low, 0, stack.size)
+    assert not (kept & ~NamedGenerator(0, "x").below(high, 0, stack.size)).any()
 
 
 def test_drop_keeps_the_share_and_the_mean() -> None:
     stack = np.ones((2, 400, 500), np.float32)
-    dropped = drop(stack, 0.3, Chance(0, "x"))
+    dropped = as_array(drop(stack, 0.3, NamedGenerator(0, "x")))
     # 4e5 draws: the share's standard deviation is sqrt(.3 * .7 / 4e5) = 7e-4
     assert abs(np.count_nonzero(dropped) / dropped.size - 0.3) < 4e-3
     assert abs(dropped.mean() - 1) < 0.015
-    l1 = drop(stack, 0.3, Chance(0, "x"), rescale="l1")
+    l1 = drop(stack, 0.3, NamedGenerator(0, "x"), rescale="l1")
     np.testing.assert_allclose(np.abs(l1).sum((1, 2)), np.abs(stack).sum((1, 2)), rtol=1e-4)
-    assert set(np.unique(drop(stack, 0.3, Chance(0, "x"), rescale="none"))) == {0.0, 1.0}
+    assert set(np.unique(drop(stack, 0.3, NamedGenerator(0, "x"), rescale="none"))) == {0.0, 1.0}
+
+
+def test_plain_lists_are_accepted_as_peft_accepts_them() -> None:
+    from mergeforget.merge.methods.ties import ties
+
+    draw = np.random.default_rng(0)
+    pair = [draw.standard_normal((3, 4)).astype(np.float32) for _ in range(2)]
+    wanted = ties(np.stack(pair), np.ones(2), density=0.5)
+    assert np.array_equal(ties(pair, [1, 1], density=0.5), wanted)
+    theirs = ties([torch.from_numpy(x) for x in pair], [1, 1], density=0.5)
+    assert isinstance(theirs, torch.Tensor) and np.array_equal(theirs.numpy(), wanted)
 
 
 def test_two_names_draw_different_patterns() -> None:
-    first = Chance(0, "a").below(0.5, 0, 1000)
-    for other in (Chance(0, "b").below(0.5, 0, 1000), Chance(1, "a").below(0.5, 0, 1000)):
+    first = NamedGenerator(0, "a").below(0.5, 0, 1000)
+    for other in (
+        NamedGenerator(0, "b").below(0.5, 0, 1000),
+        NamedGenerator(1, "a").below(0.5, 0, 1000),
+    ):
         assert not np.array_equal(first, other)
-    assert not np.array_equal(first, Chance(0, "a").below(0.5, 1, 1000))
+    assert not np.array_equal(first, NamedGenerator(0, "a").below(0.5, 1, 1000))
 
 
 @given(st.lists(st.integers(0, 9), max_size=8))
 def test_drawing_in_parts_draws_the_same(parts: list[int]) -> None:
-    chance = Chance(0, "a")
-    drawn = [chance.numbers(0, count) for count in parts]
-    whole = Chance(0, "a").numbers(0, sum(parts))
+    generator = NamedGenerator(0, "a")
+    drawn = [generator.numbers(0, count) for count in parts]
+    whole = NamedGenerator(0, "a").numbers(0, sum(parts))
     assert np.concatenate([*drawn, np.empty(0, np.uint32)]).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("density", [0.0, 1.5, -0.1, float("nan")])
 def test_a_density_outside_its_range_is_refused(density: float) -> None:
     stack = np.ones((2, 4), np.float32)
-    for act in (lambda: trim(stack, density), lambda: drop(stack, density, Chance(0, ""))):
+    for act in (lambda: trim(stack, density), lambda: drop(stack, density, NamedGenerator(0, ""))):
         with pytest.raises(DensityError):
             act()
 
@@ -125,14 +144,14 @@ def test_unknown_ways_are_refused() -> None:
     with pytest.raises(UsageError, match="count, weights, none"):
         disjoint_mean(stack, weights, elect(stack), divide="mean")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="density, l1, none"):
-        drop(stack, 0.5, Chance(0, ""), rescale="l2")  # type: ignore[arg-type]
+        drop(stack, 0.5, NamedGenerator(0, ""), rescale="l2")  # type: ignore[arg-type]
 
 
 def call(name: str, stack: Any, weights: Any, density: float = 0.6) -> Any:
     takes = MERGE_METHODS.get(name).parameters
     given: dict[str, Any] = {"density": density} if "density" in takes else {}
-    if "chance" in takes:
-        given["chance"] = Chance(0, "x")
+    if "generator" in takes:
+        given["generator"] = NamedGenerator(0, "x")
     if "grams" in takes:
         inputs = np.random.default_rng(2).standard_normal((2, 30, stack.shape[-1]))
         given["grams"] = like(np.einsum("nti,ntj->nij", inputs, inputs), stack)

@@ -22,7 +22,7 @@ from mergeforget.errors import NumericError
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.checkpoint.full import merge_models
 from mergeforget.merge.checkpoint.tensor_jobs import Output
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sign_election import consensus, weighted_sum
 from mergeforget.merge.kernels.sparsify import trim
 from mergeforget.merge.methods import MERGE_METHODS
@@ -203,4 +203,4 @@ def test_without_numba_numpy_does_the_work(unloaded: None, monkeypatch: pytest.M
 def test_a_draw_is_the_same_whoever_multiplies(unloaded: None) -> None:
     stack = np.random.default_rng(0).standard_normal((2, 30, 20)).astype(np.float32)
     fn = MERGE_METHODS.get("dare_ties").fn
-    assert_same_bits(lambda: fn(stack, np.ones(2), density=0.4, chance=Chance(0, "x")))
+    assert_same_bits(lambda: fn(stack, np.ones(2), density=0.4, generator=NamedGenerator(0, "x")))

@@ -250,3 +250,51 @@ def test_modules_that_one_adapter_lacks_are_named_and_merged_as_asked(
     every = merge_adapters([pair[0], fewer], Candidate("cat"), MergeSettings("all"))
     assert every.adapter.deltas.keys() == MODULES.keys()
     assert every.adapter.deltas["model.layers.1.mlp.up_proj"].rank == 3
+
+
+def test_an_adapter_and_its_modules_print_one_line(pair: list[Any]) -> None:
+    assert len(repr(pair[0])) < 160 and "\n" not in repr(pair[0])
+    delta = next(iter(pair[0].deltas.values()))
+    assert repr(delta) == f"LowRankDelta(16 x 10, rank {delta.rank})"
+
+
+def test_few_files_handle_a_density_between_the_option_and_the_trimmed_tensor(
+    write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Counts the package's files with a frame that holds the density, up to the first trim."""
+    from click.testing import CliRunner
+
+    from mergeforget.cli import main
+
+    names = [str(write_lora(name, i)) for i, name in enumerate(("over", "under"))]
+    command = ["merge", "--adapter", names[0], "--adapter", names[1], "--density", "0.37"]
+    entered: dict[str, None] = {}
+
+    def holds(value: Any) -> bool:
+        if isinstance(value, float):
+            return value == 0.37
+        if isinstance(value, dict):
+            return any(map(holds, value.values()))
+        if isinstance(value, list | tuple):
+            return any(map(holds, value))
+        return getattr(value, "density", None) == 0.37
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        name = frame.f_code.co_filename
+        if event == "call" and "/mergeforget/" in name and "<" not in name:
+            if any(map(holds, frame.f_locals.values())) and "trimmed" not in entered:
+                entered[name.partition("/mergeforget/")[2]] = None
+                if frame.f_code.co_name == "trim":
+                    entered["trimmed"] = None
+
+    import threading
+
+    threading.setprofile(watch)
+    sys.setprofile(watch)
+    try:
+        done = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "out")])
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    assert done.exit_code == 0, done.output
+    assert "trimmed" in entered and len(entered) - 1 <= 12, list(entered)

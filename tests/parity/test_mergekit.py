@@ -17,7 +17,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.checkpoint.full import merge_models
 from mergeforget.merge.checkpoint.tensor_jobs import Output
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sparsify import drop, magprune, outliers, trim
 from mergeforget.merge.mergekit_bridge import (
     METHODS,
@@ -142,10 +142,10 @@ def test_gradients_and_filters_mean_the_same(models: list[Path], tmp_path: Path)
 @pytest.fixture
 def shared_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let mergekit draw what the stream of our tensor i draws at its i-th call."""
-    streams, chance = itertools.count(), Chance(0, "x")
+    streams, generator = itertools.count(), NamedGenerator(0, "x")
 
     def bernoulli(probabilities: torch.Tensor) -> torch.Tensor:
-        drawn = chance.uniform(next(streams), probabilities.numel())
+        drawn = generator.uniform(next(streams), probabilities.numel())
         kept = torch.from_numpy(drawn).reshape(probabilities.shape) < probabilities.double()
         return kept.to(probabilities.dtype)
 
@@ -168,7 +168,7 @@ def test_sparsifiers_give_the_same(
         )
 
     kinds = SparsificationMethod
-    dropped = drop(stack, 0.5, Chance(0, "x"), rescale=rescale)
+    dropped = drop(stack, 0.5, NamedGenerator(0, "x"), rescale=rescale)
     np.testing.assert_allclose(dropped, theirs(kinds.random), rtol=1e-6)
     if rescale == "none":
         assert np.array_equal(trim(stack, 0.5), theirs(kinds.magnitude))
@@ -184,7 +184,7 @@ def test_magprune_gives_the_same(rescale: Any, shared_chance: None) -> None:
     norm = RescaleNorm.l1 if rescale == "l1" else None
     stack = np.random.default_rng(0).standard_normal((2, 16, 9)).astype(np.float32)
     theirs = [della_magprune(torch.from_numpy(x), 0.5, 0.15, rescale_norm=norm) for x in stack]
-    ours = magprune(stack, 0.5, 0.15, Chance(0, "x"), rescale=rescale)
+    ours = magprune(stack, 0.5, 0.15, NamedGenerator(0, "x"), rescale=rescale)
     np.testing.assert_allclose(ours, np.stack(theirs), rtol=1e-6)
 
 

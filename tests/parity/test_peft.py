@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.candidate import Candidate, Space
 from mergeforget.merge.engine import MergeSettings, merge_adapters, sweep, write_candidate
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.methods import MERGE_METHODS
 
 FACTORS = ["linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
@@ -38,15 +38,15 @@ def equal_bits(ours: Any, theirs: torch.Tensor) -> bool:
 
 
 @pytest.fixture
-def shared_chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[Chance], None]:
+def shared_chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[NamedGenerator], None]:
     """Let PEFT drop the entries that ours drops: its Bernoulli draws come from our streams."""
 
-    def use(chance: Chance) -> None:
+    def use(generator: NamedGenerator) -> None:
         streams = itertools.count()
 
         def bernoulli(probabilities: torch.Tensor) -> torch.Tensor:
             density = float(probabilities.flatten()[0].double())
-            kept = chance.below(density, next(streams), probabilities.numel())
+            kept = generator.below(density, next(streams), probabilities.numel())
             return torch.from_numpy(kept.reshape(probabilities.shape)).float()
 
         monkeypatch.setattr(torch, "bernoulli", bernoulli)
@@ -63,32 +63,32 @@ def test_functions_give_peft_s_bits(
     density: float,
     shape: tuple[int, int],
     weights: tuple[float, ...],
-    shared_chance: Callable[[Chance], None],
+    shared_chance: Callable[[NamedGenerator], None],
 ) -> None:
     stack = np.random.default_rng(0).standard_normal((len(weights), *shape)).astype(np.float32)
-    shared_chance(Chance(0, "module"))
+    shared_chance(NamedGenerator(0, "module"))
     given: dict[str, Any] = {} if name == "linear" else {"density": density}
     theirs = THEIRS[name](list(torch.from_numpy(stack)), torch.tensor(weights), **given)
     if name.startswith("dare"):
-        given["chance"] = Chance(0, "module")
+        given["generator"] = NamedGenerator(0, "module")
     merge = MERGE_METHODS.get(name).fn
     assert equal_bits(merge(stack, np.array(weights), **given), theirs)
     if name.startswith("dare"):
-        given["chance"] = Chance(0, "module")
+        given["generator"] = NamedGenerator(0, "module")
     assert equal_bits(merge(torch.from_numpy(stack), torch.tensor(weights), **given), theirs)
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
 def test_sign_by_count_is_peft_s_frequency(
-    name: str, shared_chance: Callable[[Chance], None]
+    name: str, shared_chance: Callable[[NamedGenerator], None]
 ) -> None:
     stack = np.random.default_rng(1).standard_normal((3, 16, 8)).astype(np.float32)
     weights = torch.tensor([1.0, 0.5, -1.0])
-    shared_chance(Chance(0, "module"))
+    shared_chance(NamedGenerator(0, "module"))
     theirs = THEIRS[name](
         list(torch.from_numpy(stack)), weights, 0.5, majority_sign_method="frequency"
     )
-    given = {"chance": Chance(0, "module")} if name == "dare_ties" else {}
+    given = {"generator": NamedGenerator(0, "module")} if name == "dare_ties" else {}
     ours = MERGE_METHODS.get(name).fn(stack, weights.numpy(), density=0.5, sign="count", **given)
     assert equal_bits(ours, theirs)
 

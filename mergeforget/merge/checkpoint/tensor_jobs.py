@@ -26,7 +26,7 @@ from mergeforget.merge.checkpoint.jobs import Block, TensorJob
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import precise, products
-from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.arrays import Tensor, as_array
 from mergeforget.merge.kernels.dispatch import Room
 from mergeforget.merge.kernels.thresholds import SMALL, Source
 from mergeforget.merge.kernels.thresholds import blocks as row_blocks
@@ -155,7 +155,7 @@ def _job(
 
     def blocks() -> Iterator[Block]:
         for part, (merged,) in merge_blocks(source, weights, [candidate], name):
-            change = _numpy(merged)
+            change = as_array(merged)
             if base is None:
                 yield Block(encoded(change, output.stored(info), info.name))
             else:
@@ -210,12 +210,8 @@ def _on_device(source: Source, device: str) -> Source:
         return source
     import torch
 
-    def moved(read: Callable[..., Array]) -> Callable[..., Tensor]:
-        return lambda *given: torch.from_numpy(read(*given)).to(device)
+    def moved(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: torch.from_numpy(as_array(read(*given))).to(device)
 
     sample = moved(source.sample) if source.sample else None
     return Source(source.n, source.shape, moved(source.rows), sample)
-
-
-def _numpy(x: Tensor) -> Array:
-    return x if isinstance(x, np.ndarray) else x.cpu().numpy()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Chance:
+class NamedGenerator:
     """One stream of numbers for each of the n tensors of a stack.
 
     The numbers are drawn on the CPU by numpy's SFC64, seeded with SHA-256 of seed, name and the

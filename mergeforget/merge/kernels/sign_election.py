@@ -24,7 +24,7 @@ Divide = Literal["count", "weights", "none"]
 
 def total(stack: Tensor) -> Tensor:
     """Sum over the n tensors, first to last, starting from zero (so that no -0.0 remains)."""
-    summed = stack[0] + 0.0
+    summed: Tensor = stack[0] + 0.0
     for tensor in stack[1:]:
         summed += tensor
     return summed

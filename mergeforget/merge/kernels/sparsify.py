@@ -6,16 +6,16 @@ never changed.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from mergeforget.errors import UsageError
-from mergeforget.merge.kernels.arrays import Tensor, cast, column, library, like
+from mergeforget.merge.kernels.arrays import Tensor, column, library, like, to_dtype
 from mergeforget.merge.kernels.dispatch import loops
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.thresholds import (
-    KnownDensity,
+    Cuts,
     check_density,
     find_cuts,
     kept_by,
@@ -25,70 +25,65 @@ from mergeforget.merge.kernels.thresholds import (
 Rescale = Literal["density", "l1", "none"]
 
 
-class KnownL1(str):
-    """``l1`` for blocks of tensors whose norms, before and after the drop, are known.
-
-    Attributes:
-        factors: what each of the n tensors is multiplied by, (n,).
-    """
-
-    factors: Tensor
-
-    def __new__(cls, factors: Tensor) -> KnownL1:
-        self = super().__new__(cls, "l1")
-        self.factors = factors
-        return self
-
-
-def trim(stack: Tensor, density: float) -> Tensor:
-    """Keep the largest entries of each tensor, by magnitude; set the others to zero.
+def trim(stack: Tensor, density: float, cuts: Cuts | None = None) -> Tensor:
+    """Keep the largest-magnitude entries of each delta and zero the rest.
 
     Args:
-        stack: (n, *shape)
-        density: Fraction of entries kept in each tensor, in (0, 1]; at least one is kept. A
-            ``KnownDensity`` brings its cuts along and gives the same bits.
+        stack: Deltas of one module, (n, *shape).
+        density: Fraction of entries kept in each delta, in (0, 1]. At least one entry is kept.
+        cuts: Thresholds already found for this density, for example on the whole tensors of which
+            ``stack`` is a block. The result has the same bits as without them.
 
     Returns:
-        Trimmed tensors, same shape, dtype and device.
+        Trimmed deltas with the same shape, dtype and device. The input is not modified.
 
     Raises:
         DensityError: ``density`` is outside (0, 1].
 
-    Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "trim". Each tensor is trimmed by itself,
+    Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "trim". Each tensor is trimmed separately,
         as PEFT does; the paper trims the whole model at once. Of entries equal in magnitude at the
-        cut those of the lowest index are kept; PEFT and mergekit leave their choice open.
+        threshold, those of the lowest index are kept; PEFT and mergekit leave the choice open.
     """
     check_density(density)
     if density == 1:
         return stack
     flat = stack.reshape(len(stack), -1)
     k = kept_count(density, flat.shape[1])
-    known = density if isinstance(density, KnownDensity) else None
-    kept = library(stack).empty_like(flat)
-    offset, quick = known.offset if known else 0, loops(flat)
+    kept: Tensor = library(stack).empty_like(flat)
+    offset, quick = cuts.offset if cuts else 0, loops(flat)
     for i, tensor in enumerate(flat):
-        magnitude = None if known and quick else abs(tensor)
-        cut = known.cuts[i] if known else find_cuts(magnitude, [k])[0]
+        magnitude = tensor if cuts and quick else abs(tensor)  # the loops need none
+        cut = cuts.thresholds[i] if cuts else find_cuts(magnitude, [k])[0]
         if quick:
             quick.trim(tensor, tensor.view(np.int32), *cut.within(offset), kept[i])
         else:
             kept[i] = tensor * kept_by(magnitude, cut, offset)
-    return kept.reshape(stack.shape)
+    trimmed: Tensor = kept.reshape(stack.shape)
+    return trimmed
 
 
-def drop(stack: Tensor, density: float, chance: Chance, *, rescale: Rescale = "density") -> Tensor:
-    """Keep each entry with probability ``density``, then make up for what was dropped.
+def drop(
+    stack: Tensor,
+    density: float,
+    generator: NamedGenerator,
+    *,
+    rescale: Rescale = "density",
+    l1_factors: Tensor | None = None,
+) -> Tensor:
+    """Keep each entry with probability ``density``, then rescale the kept entries.
 
     Args:
-        stack: (n, *shape)
+        stack: Deltas of one module, (n, *shape).
         density: Probability of keeping an entry, in (0, 1].
-        chance: One number is drawn for each entry, in order, whatever the density: the pattern of
-            a larger density contains that of a smaller one.
-        rescale: ``density`` divides by it (the paper, PEFT); ``l1`` restores the L1 norm of each
-            tensor (mergekit); ``none`` leaves the kept entries as they are.
+        generator: Draws one number per entry, in order, at every density. The entries kept at a
+            larger density therefore contain those kept at a smaller one.
+        rescale: ``density`` divides by the density (the paper, PEFT); ``l1`` restores the L1 norm
+            of each tensor (mergekit); ``none`` leaves the kept entries as they are.
+        l1_factors: Factors of ``rescale="l1"``, (n,), found on the whole tensors of which
+            ``stack`` is a block. None computes them from ``stack``.
 
     Returns:
-        Same shape, dtype and device.
+        Same shape, dtype and device. The input is not modified.
 
     Raises:
         DensityError: ``density`` is outside (0, 1].
@@ -99,44 +94,47 @@ def drop(stack: Tensor, density: float, chance: Chance, *, rescale: Rescale = "d
     if density == 1:
         return stack
     flat = stack.reshape(len(stack), -1)
-    kept = library(stack).empty_like(flat)
+    kept: Tensor = library(stack).empty_like(flat)
     quick = loops(flat)
     for i, tensor in enumerate(flat):
         if quick:
-            quick.thin(tensor, chance.numbers(i, len(tensor)), chance.limit(density), kept[i])
+            drawn, limit = generator.numbers(i, len(tensor)), generator.limit(density)
+            quick.thin(tensor, drawn, limit, kept[i])
         else:
-            kept[i] = tensor * like(chance.below(density, i, len(tensor)), stack)
-    return rescaled(kept.reshape(stack.shape), stack, density, rescale)
+            kept[i] = tensor * like(generator.below(density, i, len(tensor)), stack)
+    return rescaled(kept.reshape(stack.shape), stack, density, rescale, l1_factors)
 
 
-def rescaled(kept: Tensor, stack: Tensor, density: float, rescale: Rescale) -> Tensor:
-    """Make up, in place, for the entries that a random method dropped, see ``drop``."""
+def rescaled(
+    kept: Tensor, stack: Tensor, density: float, rescale: Rescale, l1_factors: Tensor | None = None
+) -> Tensor:
+    """Rescale the entries that a random method kept, in place; the arguments are ``drop``'s."""
     if rescale == "none":
         return kept
+    scaled: Any = kept
     if rescale == "density":
-        kept /= density
+        scaled /= density
         return kept
     if rescale != "l1":
         raise UsageError(f"rescale is {rescale!r}; it must be one of density, l1, none.")
-    if isinstance(rescale, KnownL1):
-        factors = rescale.factors
-    else:
-        factors = l1_factors(row_sums(stack), row_sums(kept))
-    kept *= column(factors, stack)
+    if l1_factors is None:
+        l1_factors = factors_of_l1(row_sums(stack), row_sums(kept))
+    scaled *= column(l1_factors, stack)
     return kept
 
 
 def row_sums(stack: Tensor) -> Tensor:
     """Sums of the magnitudes in each row, (n, rows); a vector is one row."""
     rows = stack.reshape(len(stack), -1, stack.shape[-1])
-    return cast(library(stack).abs(rows).sum(-1), "float64")
+    return to_dtype(abs(rows).sum(-1), "float64")
 
 
-def l1_factors(before: Tensor, after: Tensor) -> Tensor:
+def factors_of_l1(before: Tensor, after: Tensor) -> Tensor:
     """What restores each L1 norm, (n,), from ``row_sums`` of the whole tensors."""
     norms, left = before.sum(-1), after.sum(-1)
     small = (norms < 1e-7) | (left < 1e-7)  # mergekit's guard
-    return library(norms).where(small, norms * 0 + 1, norms / (left + small))
+    factors: Tensor = library(norms).where(small, norms * 0 + 1, norms / (left + small))
+    return factors
 
 
 def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
@@ -162,7 +160,7 @@ def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
     kept = kept_count(density, numel)
     top = min(int(gamma * numel), numel - kept)
     above = top + kept
-    result = library(stack).empty_like(flat)
+    result: Tensor = library(stack).empty_like(flat)
     for i, tensor in enumerate(flat):
         magnitude = abs(tensor)
         cuts = find_cuts(magnitude, [above, top] if top else [above])
@@ -172,7 +170,13 @@ def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
 
 
 def magprune(
-    stack: Tensor, density: float, epsilon: float, chance: Chance, *, rescale: Rescale = "l1"
+    stack: Tensor,
+    density: float,
+    epsilon: float,
+    generator: NamedGenerator,
+    *,
+    rescale: Rescale = "l1",
+    l1_factors: Tensor | None = None,
 ) -> Tensor:
     """Drop entries at random, the small ones of each row more often, then make up for it.
 
@@ -197,17 +201,17 @@ def magprune(
             f"density {density:g} and epsilon {epsilon:g} give keep probabilities from {low:g} to "
             f"{high:g}; both must lie in (0, 1). Choose a smaller epsilon, --set epsilon=0.05."
         )
-    kept = library(stack).empty_like(stack)
+    kept: Tensor = library(stack).empty_like(stack)
     columns = stack.shape[-1]
     for i, tensor in enumerate(stack):
         ranks = _ranks(abs(tensor).reshape(-1, columns))  # from 0
         share = ranks / max(1, columns - 1) if columns > 1 else ranks * 0 + 0.5
-        drawn = like(chance.uniform(i, tensor.reshape(-1).shape[0]), tensor)
+        drawn = like(generator.uniform(i, tensor.reshape(-1).shape[0]), tensor)
         mask = drawn.reshape(tensor.shape) < like(low + share * (high - low), tensor).reshape(
             tensor.shape
         )
         kept[i] = tensor * mask
-    return rescaled(kept, stack, density, rescale)
+    return rescaled(kept, stack, density, rescale, l1_factors)
 
 
 def _ranks(magnitude: Tensor) -> Tensor:

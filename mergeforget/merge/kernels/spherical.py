@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergeforget.merge.kernels.arrays import Tensor, cast, library
+from mergeforget.merge.kernels.arrays import Tensor, library, to_dtype
 from mergeforget.merge.kernels.sign_election import weighted_sum
 
 Gram = Callable[[], NDArray[np.float64]]
@@ -26,7 +26,7 @@ def gram(stack: Tensor) -> NDArray[np.float64]:
     for i, one in enumerate(rows):
         for j, other in enumerate(rows[: i + 1]):
             sums = library(stack).einsum("ij,ij->i", one, other)
-            found[i, j] = found[j, i] = float(cast(sums, "float64").sum())
+            found[i, j] = found[j, i] = float(to_dtype(sums, "float64").sum())
     return found
 
 

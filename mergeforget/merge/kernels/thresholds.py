@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mergeforget.errors import DensityError
-from mergeforget.merge.kernels.arrays import Tensor, library
+from mergeforget.merge.kernels.arrays import Tensor, as_torch, library
 from mergeforget.merge.kernels.dispatch import Room, loops
 
 FEW = 3  # ranks up to which partitions are faster than one sort
@@ -38,24 +38,16 @@ class Threshold(NamedTuple):
         return self.bits, max(-1, self.last - offset)
 
 
-class KnownDensity(float):
-    """A density that knows its cuts, so that ``trim`` need not look for them.
-
-    The cuts may be those of whole tensors of which the stack is a block, and many densities may
-    have found theirs in one pass, see ``select``.
+class Cuts(NamedTuple):
+    """Where to cut the tensors of a stack that is a block of larger ones.
 
     Attributes:
-        cuts: one for each of the n tensors.
+        thresholds: one for each of the n tensors, found on the whole tensors.
         offset: flat index, in the whole tensors, of the first entry of the stack.
     """
 
-    cuts: Sequence[Threshold]
-    offset: int
-
-    def __new__(cls, density: float, cuts: Sequence[Threshold], offset: int = 0) -> KnownDensity:
-        self = super().__new__(cls, density)
-        self.cuts, self.offset = cuts, offset
-        return self
+    thresholds: Sequence[Threshold]
+    offset: int = 0
 
 
 def check_density(density: float) -> None:
@@ -90,7 +82,7 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
     numel = len(magnitude)
     if not isinstance(magnitude, np.ndarray):
         if len(ranks) == 1:
-            return [float(magnitude.kthvalue(numel - ranks[0] + 1).values)]
+            return [float(as_torch(magnitude).kthvalue(numel - ranks[0] + 1).values)]
         ordered = magnitude.sort().values
         return [float(ordered[numel - k]) for k in ranks]
     bits = magnitude.view(f"i{magnitude.itemsize}")  # order of floats >= 0, twice as fast
@@ -152,8 +144,8 @@ def blocks(shape: tuple[int, int], entries: int = SMALL) -> Iterator[slice]:
         yield slice(start, min(start + step, shape[0]))
 
 
-def known_densities(source: Source, densities: Sequence[float]) -> list[list[Threshold]]:
-    """For each density, the cut of each tensor: those that ``trim`` finds on the whole tensors."""
+def thresholds_at(source: Source, densities: Sequence[float]) -> list[list[Threshold]]:
+    """For each density, one threshold per tensor, equal to those that ``trim`` finds itself."""
     ranks = [kept_count(density, source.numel) for density in densities]
     if source.numel <= SMALL:
         stack = source.rows(slice(0, source.shape[0]))
@@ -161,11 +153,6 @@ def known_densities(source: Source, densities: Sequence[float]) -> list[list[Thr
     else:
         found = _search(source, ranks)
     return [[cuts[j] for cuts in found] for j in range(len(ranks))]
-
-
-def at(density: float, cuts: Sequence[Threshold], rows: slice, columns: int) -> KnownDensity:
-    """The density for the block of these rows."""
-    return KnownDensity(density, cuts, rows.start * columns)
 
 
 class _Bracket:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from mergeforget.merge.kernels.arrays import Tensor, cast, library, like
+from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
 
 Svd = Literal["fast", "exact"]
 MAX_STEPS = 8  # of subspace iteration
@@ -51,7 +51,7 @@ def cut_factors(a: Tensor, b: Tensor, rank: int) -> TruncatedDelta:
     O((out + in) k^2 + k^3): both factors are whitened by their Gram matrices, and what is left is
     the SVD of a (k, k) core.
     """
-    wide_a, wide_b = cast(a, "float64"), cast(b, "float64")
+    wide_a, wide_b = to_dtype(a, "float64"), to_dtype(b, "float64")
     whiten_a, root_a = _whitening(wide_a @ wide_a.T)
     whiten_b, root_b = _whitening(wide_b.T @ wide_b)
     u, s, vt = library(a).linalg.svd(root_b.T @ root_a, full_matrices=False)
@@ -115,7 +115,7 @@ def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
         by what factor a step of iteration shrinks the distance from the best cut of all, as the
         ratio of the singular values at the rank and at the end of the basis tells.
     """
-    wide = cast(image, "float64")
+    wide = to_dtype(image, "float64")
     values, vectors = library(image).linalg.eigh(wide.T @ wide)  # ascending
     sound = values > max(float(values[-1]), 0.0) * NEGLIGIBLE
     if not sound.any():
@@ -139,7 +139,7 @@ def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
 
 def _top_rows(delta: Tensor, rank: int) -> Tensor:
     """(rank, in) right singular vectors, from the Gram matrix of the smaller side in float64."""
-    wide = cast(delta, "float64")
+    wide = to_dtype(delta, "float64")
     if delta.shape[0] >= delta.shape[1]:
         return like(_top_eigenvectors(wide.T @ wide, rank).T, delta)
     return _orthonormal(like(_top_eigenvectors(wide @ wide.T, rank).T @ wide, delta))
@@ -151,13 +151,15 @@ def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
         from scipy.linalg import eigh
 
         n = len(gram)
-        return eigh(gram, subset_by_index=[n - rank, n - 1], overwrite_a=True)[1][:, ::-1]
-    return library(gram).linalg.eigh(gram)[1][:, -rank:].flip(1)
+        found: Tensor = eigh(gram, subset_by_index=[n - rank, n - 1], overwrite_a=True)[1][:, ::-1]
+    else:
+        found = library(gram).linalg.eigh(gram)[1][:, -rank:].flip(1)
+    return found
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
     """Rows spanning the same space, orthonormal; dependent ones are left out."""
-    wide, lib = cast(rows, "float64"), library(rows)
+    wide, lib = to_dtype(rows, "float64"), library(rows)
     gram = wide @ wide.T
     try:
         root = lib.linalg.cholesky(gram)
@@ -187,4 +189,4 @@ def _whitening(gram: Tensor) -> tuple[Tensor, Tensor]:
 def _squares(x: Tensor) -> float:
     """Sum of squares, each row summed in the dtype of ``x`` and the rows in float64."""
     rows = library(x).einsum("ij,ij->i", x, x)
-    return float(cast(rows, "float64").sum())
+    return float(to_dtype(rows, "float64").sum())

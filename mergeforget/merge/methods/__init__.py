@@ -5,29 +5,36 @@ source=...)``. It takes the stacked tensors of one module, (n, *shape), and one 
 and returns the merged tensor. It is a pure function, on numpy arrays and on torch tensors: space,
 device, streaming and files are the engine's. Nothing else needs an edit: the folder is the list.
 
-Keyword-only arguments are what a recipe or the command line may set. Three are the engine's to
-give: ``density``, ``chance`` to a method that draws at random, and ``grams`` to one that looks at
-what the layers are given, (n, in, in), see ``merge.grams``.
+Keyword-only arguments are what a recipe or the command line may set. The engine supplies those
+named in ``SUPPLIED``: ``density``; ``generator`` for a method that draws at random; ``grams``,
+(n, in, in), the layer's input statistics, see ``merge.activation_grams``; ``cuts``, thresholds
+found on the whole tensor, for a method that trims and then works entry by entry (a sweep over
+densities is then fast); ``l1_factors`` for a method that rescales to the L1 norm of the whole
+tensor.
 
-A method sees a stack in blocks of rows unless it says ``whole=True``: then what it gives at a
-place depends on more than the row of that place (and the cuts of ``trim``, and L1 norms, which are
-known). A method whose result is ``sum_i c_i x_i`` with numbers c that depend on inner products only
-names the function that computes them as ``coefficients``; it is then exact on low-rank factors. So
-is one whose result is ``sum_i w_i x_i M_i`` with matrices that ``maps`` gives from the ``grams``. A
-method that drops at random says what it ``drops`` by, so that norms are known before blocks are
-rescaled. A method that trims and then works place by place says ``trims=True``; a sweep over
-densities is then quick.
+A method sees a stack in blocks of rows unless it is registered with ``whole=True``, which it needs
+where an output entry depends on more than its own row (``cuts`` and ``l1_factors`` aside). A method
+of the form ``sum_i c_i x_i``, with c computed from inner products, names the function that computes
+them as ``coefficients``; it is then exact on low-rank factors. So is one of the form
+``sum_i w_i x_i M_i`` with matrices that ``maps`` computes from the ``grams``, and one that names a
+function of the factors themselves as ``factors``. A method that drops at random names the function
+that it ``drops`` by, so that norms are known before blocks are rescaled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec
 
+from mergeforget.merge.kernels.arrays import Tensor, as_weights, stacked
 from mergeforget.registry import Registry
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+Stack = Tensor | Sequence[Tensor]
+Weights = Tensor | Sequence[float]
+SUPPLIED = ("density", "generator", "grams", "cuts", "l1_factors")  # by the engine
 MERGE_METHODS: Registry[Callable[..., Any]] = Registry("merge method", __name__)
 
 
@@ -36,20 +43,21 @@ class Traits:
     """What the engine may do with a method; see the module's docstring.
 
     Attributes:
-        whole: it must see whole tensors.
-        trims: it trims, and what it does then at a place depends on that place alone.
+        whole: The method must see whole tensors.
         coefficients: (gram (n, n), weights (n,), **arguments) -> (n,).
-        drops: (stack, density, chance, rescale=..., **arguments) -> stack; None draws nothing.
+        base: ``delta`` acts on changes only; ``either`` also on whole weights, without a base.
         maps: (grams (n, in, in), **arguments) -> (n, in, in).
-        base: ``delta`` acts on changes only; ``either`` also on whole weights, where no base is.
+        drops: (stack, density, generator, rescale=..., **arguments) -> stack; None draws nothing.
+        factors: (deltas, weights (n,), **arguments) -> (a, b): the merged change ``b @ a`` from
+            rank-sized matrices, for a method whose result is of low rank.
     """
 
     whole: bool = False
     coefficients: Callable[..., Any] | None = None
     base: str = "delta"
-    trims: bool = False
     maps: Callable[..., Any] | None = None
     drops: Callable[..., Any] | None = None
+    factors: Callable[..., Any] | None = None
 
 
 _TRAITS: dict[str, Traits] = {}
@@ -62,13 +70,30 @@ def merge_method(
     whole: bool = False,
     coefficients: Callable[..., Any] | None = None,
     base: str = "delta",
-    trims: bool = False,
     maps: Callable[..., Any] | None = None,
     drops: Callable[..., Any] | None = None,
-) -> Callable[[F], F]:
-    """Decorator that adds a merge method; see the module's docstring."""
-    _TRAITS[name] = Traits(whole, coefficients, base, trims, maps, drops)
-    return MERGE_METHODS.register(name, source=source)
+    factors: Callable[..., Any] | None = None,
+) -> Callable[
+    [Callable[Concatenate[Tensor, Tensor, P], Tensor]],
+    Callable[Concatenate[Stack, Weights, P], Tensor],
+]:
+    """Decorator that adds a merge method; see the module's docstring.
+
+    The decorated function also accepts a list of tensors and a list of weights.
+    """
+
+    def decorate(
+        fn: Callable[Concatenate[Tensor, Tensor, P], Tensor],
+    ) -> Callable[Concatenate[Stack, Weights, P], Tensor]:
+        @functools.wraps(fn)
+        def merge(stack: Stack, weights: Weights, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+            whole_stack = stacked(stack)
+            return fn(whole_stack, as_weights(weights, whole_stack), *args, **kwargs)
+
+        _TRAITS[name] = Traits(whole, coefficients, base, maps, drops, factors)
+        return MERGE_METHODS.register(name, source=source)(merge)
+
+    return decorate
 
 
 def traits(name: str) -> Traits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sign_election import weighted_sum
 from mergeforget.merge.kernels.sparsify import Rescale, drop
 from mergeforget.merge.methods import merge_method
@@ -15,7 +15,8 @@ def dare_linear(
     weights: Tensor,
     *,
     density: float,
-    chance: Chance,
+    generator: NamedGenerator,
+    l1_factors: Tensor | None = None,
     rescale: Rescale = "density",
     normalize: bool = False,
     scale: float = 1.0,
@@ -24,5 +25,5 @@ def dare_linear(
 
     The defaults are PEFT's; ``rescale=l1`` is mergekit.
     """
-    dropped = drop(stack, density, chance, rescale=rescale)
+    dropped = drop(stack, density, generator, rescale=rescale, l1_factors=l1_factors)
     return weighted_sum(dropped, weights, normalize=normalize, scale=scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sign_election import Divide, Sign, Vote, consensus
 from mergeforget.merge.kernels.sparsify import Rescale, drop
 from mergeforget.merge.methods import merge_method
@@ -17,7 +17,8 @@ def dare_ties(
     weights: Tensor,
     *,
     density: float,
-    chance: Chance,
+    generator: NamedGenerator,
+    l1_factors: Tensor | None = None,
     rescale: Rescale = "density",
     sign: Sign = "total",
     vote: Vote = "unweighted",
@@ -28,5 +29,5 @@ def dare_ties(
 
     The defaults are PEFT's; ``rescale=l1``, ``vote=weighted``, ``divide=none`` is mergekit.
     """
-    dropped = drop(stack, density, chance, rescale=rescale)
+    dropped = drop(stack, density, generator, rescale=rescale, l1_factors=l1_factors)
     return consensus(dropped, weights, sign=sign, vote=vote, divide=divide, scale=scale)

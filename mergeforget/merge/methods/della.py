@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sign_election import Divide, Sign, Vote, consensus
 from mergeforget.merge.kernels.sparsify import Rescale, magprune
 from mergeforget.merge.methods import merge_method
@@ -15,7 +15,8 @@ def della(
     weights: Tensor,
     *,
     density: float,
-    chance: Chance,
+    generator: NamedGenerator,
+    l1_factors: Tensor | None = None,
     epsilon: float = 0.15,
     rescale: Rescale = "l1",
     sign: Sign = "total",
@@ -28,5 +29,5 @@ def della(
     The defaults are mergekit's; the paper keeps with ``density -+ epsilon`` too, and rescales each
     entry by its own probability.
     """
-    kept = magprune(stack, density, epsilon, chance, rescale=rescale)
+    kept = magprune(stack, density, epsilon, generator, rescale=rescale, l1_factors=l1_factors)
     return consensus(kept, weights, sign=sign, vote=vote, divide=divide, scale=scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sign_election import weighted_sum
 from mergeforget.merge.kernels.sparsify import Rescale, magprune
 from mergeforget.merge.methods import merge_method
@@ -15,12 +15,13 @@ def della_linear(
     weights: Tensor,
     *,
     density: float,
-    chance: Chance,
+    generator: NamedGenerator,
+    l1_factors: Tensor | None = None,
     epsilon: float = 0.15,
     rescale: Rescale = "l1",
     normalize: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
     """Drop entries at random by their rank in the row, rescale, add up."""
-    kept = magprune(stack, density, epsilon, chance, rescale=rescale)
+    kept = magprune(stack, density, epsilon, generator, rescale=rescale, l1_factors=l1_factors)
     return weighted_sum(kept, weights, normalize=normalize, scale=scale)

@@ -37,7 +37,8 @@ def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float =
         if step < tol:
             break
         mean = _unit(np.cos(step) * mean + np.sin(step) / step * tangent, cosines)
-    return float(shares @ lengths) * mean / scale
+    combined: Tensor = float(shares @ lengths) * mean / scale
+    return combined
 
 
 def _unit(x: Any, cosines: Any) -> Any:

@@ -13,5 +13,5 @@ def negmerge(stack: Tensor, weights: Tensor) -> Tensor:
 
     Made for forgetting by negation: give negative weights to changes learned on the forget set.
     """
-    unanimous = (stack > 0).all(0) | (stack < 0).all(0)
+    unanimous: Tensor = (stack > 0).all(0) | (stack < 0).all(0)
     return weighted_sum(stack, weights) * unanimous / len(stack)

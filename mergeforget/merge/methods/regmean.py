@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mergeforget.errors import UsageError
-from mergeforget.merge.kernels.arrays import Tensor, cast, library, like
+from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
 from mergeforget.merge.kernels.sign_election import weighted_sum
 from mergeforget.merge.methods import merge_method
 
@@ -16,12 +16,13 @@ def maps(grams: Tensor, *, off_diagonal: float = 0.9) -> Tensor:
     """``M_i = G_i (sum_j G_j)^-1``, (n, in, in) float64; together they are the identity."""
     if not 0 <= off_diagonal <= 1:
         raise UsageError(f"off_diagonal is {off_diagonal}; it is a factor and must be in [0, 1].")
-    wide, lib = cast(grams, "float64"), library(grams)
+    wide, lib = to_dtype(grams, "float64"), library(grams)
     identity = like(np.eye(wide.shape[-1]), wide)
     squares = lib.einsum("nii->ni", wide)  # (n, in)
     ridge = RIDGE * float(squares.mean()) or 1.0
     wide = off_diagonal * wide + ((1 - off_diagonal) * squares + ridge)[:, :, None] * identity
-    return lib.einsum("nij->nji", lib.linalg.solve(wide.sum(0), wide))  # both are symmetric
+    solved: Tensor = lib.einsum("nij->nji", lib.linalg.solve(wide.sum(0), wide))
+    return solved  # transposed: both factors are symmetric
 
 
 @merge_method(

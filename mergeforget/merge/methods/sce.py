@@ -36,12 +36,12 @@ def _selected(stack: Tensor, select_topk: float) -> Tensor:
     """Mask, (*shape), of the entries that vary most over the inputs."""
     lib = library(stack)
     options = {"ddof": 1} if isinstance(stack, np.ndarray) else {"unbiased": True}
-    variance = stack.var(0, **options).reshape(-1)
+    variance: Tensor = stack.var(0, **options).reshape(-1)
     count = int(int(lib.count_nonzero(variance)) * select_topk)
     if count == 0:
         return (variance < 0).reshape(stack.shape[1:])
     cut = find_cuts(variance, [count])[0]
-    mask = variance > cut.value
+    mask: Tensor = variance > cut.value
     (at_cut,) = lib.where(variance == cut.value)
     mask[at_cut if cut.last is None else at_cut[at_cut <= cut.last]] = True
     return mask.reshape(stack.shape[1:])

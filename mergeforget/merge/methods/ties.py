@@ -5,15 +5,17 @@ from __future__ import annotations
 from mergeforget.merge.kernels.arrays import Tensor
 from mergeforget.merge.kernels.sign_election import Divide, Sign, Vote, consensus
 from mergeforget.merge.kernels.sparsify import trim
+from mergeforget.merge.kernels.thresholds import Cuts
 from mergeforget.merge.methods import merge_method
 
 
-@merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT; mergekit", trims=True)
+@merge_method("ties", source="TIES-Merging, arXiv:2306.01708; PEFT; mergekit")
 def ties(
     stack: Tensor,
     weights: Tensor,
     *,
     density: float,
+    cuts: Cuts | None = None,
     sign: Sign = "total",
     vote: Vote = "unweighted",
     divide: Divide = "count",
@@ -24,5 +26,5 @@ def ties(
     The defaults are PEFT's: the sign is elected before weighting, so that a weight changes how
     much an adapter adds and not which sign wins. ``vote=weighted``, ``divide=weights`` is mergekit.
     """
-    trimmed = trim(stack, density)
+    trimmed = trim(stack, density, cuts)
     return consensus(trimmed, weights, sign=sign, vote=vote, divide=divide, scale=scale)
