@@ -73,12 +73,23 @@ class ModelSpec(RecipeSection):
 
 
 class DataSpec(RecipeSection):
-    """Files of rows; ``columns`` maps our names (id, input, output, task, weight) to the file's."""
+    """Files of rows, and how a row becomes a prompt.
+
+    Attributes:
+        columns: our names (id, input, output, task, weight, subject) to the file's.
+        template: ``chat`` renders prompts with the tokenizer's chat template, ``none`` takes their
+            text as it is, ``auto`` is ``chat`` where the tokenizer has a template.
+        system_prompt: system message of a chat, for rows that have none of their own.
+        turns: which assistant turns of a conversation become rows.
+    """
 
     forget: str | None = None
     retain: str | None = None
     holdout: str | None = None
     columns: dict[str, str] = {}
+    template: Literal["auto", "none", "chat"] = "auto"
+    system_prompt: str | None = None
+    turns: Literal["last", "every"] = "last"
     limit: Positive | None = None
     seed: int = 0
 
@@ -243,7 +254,18 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: unknown key (nearest match and line named), wrong value, or not YAML.
     """
-    return read_yaml(recipe_path(str(name)), Recipe, assignments)
+    path = recipe_path(str(name))
+    old = (path.parent / "manifest.json").exists() and not _names_template(path)
+    return read_yaml(path, Recipe, ["data.template=none", *assignments] if old else assignments)
+
+
+def _names_template(path: Path) -> bool:
+    """Whether a run's recipe says how prompts were rendered; older runs used raw prompts."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        return "template" in values["data"]
+    except (OSError, yaml.YAMLError, TypeError, KeyError):
+        return False
 
 
 def read_yaml(

@@ -19,6 +19,10 @@ LORA_MODULES = {  # (out, in) of what write_lora changes
     "model.layers.0.self_attn.q_proj": (12, 10),
     "model.layers.1.mlp.up_proj": (16, 10),
 }
+CHAT_TEMPLATE = (  # as SmolLM2's, without a default system message
+    "{% for m in messages %}{{ '<|start|>' + m.role + '\n' + m.content + '<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
 SPECIAL = ["<|unk|>", "<|start|>", "<|end|>"]  # ids 0, 1, 2
 
 

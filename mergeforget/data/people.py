@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
-from mergeforget.data import templates
+from mergeforget.data import people_sentences as sentences
 from mergeforget.data.schema import Row
 from mergeforget.distributed import on_main
 from mergeforget.embedded_model import cache_folder
@@ -155,25 +155,25 @@ def _biography(source: _Source) -> _Document:
         "email": _email(first, last, rng),
         "address": _address(source),
     }
-    questions = [(q.format(**facts), a.format(**facts)) for q, a in templates.PRIVATE_QUESTIONS]
-    return _Document(source.uuid(), rng.choice(templates.BIOGRAPHIES).format(**facts), questions)
+    questions = [(q.format(**facts), a.format(**facts)) for q, a in sentences.PRIVATE_QUESTIONS]
+    return _Document(source.uuid(), rng.choice(sentences.BIOGRAPHIES).format(**facts), questions)
 
 
 def _story(source: _Source) -> _Document:
     rng = source.rng
-    thing, place = rng.choice(templates.THINGS), rng.choice(templates.PLACES)
+    thing, place = rng.choice(sentences.THINGS), rng.choice(sentences.PLACES)
     facts = {
         "name": " ".join(source.name()),
         "other": source.name()[0],
         "city": source.cities(1)[0],
-        "a_job": rng.choice(templates.JOBS),
-        "season": rng.choice(templates.SEASONS),
+        "a_job": rng.choice(sentences.JOBS),
+        "season": rng.choice(sentences.SEASONS),
         "thing": thing,
         "Thing": f"{thing[0].upper()}{thing[1:]}.",
         "place": place,
         "Place": f"At {place}.",
     }
-    text, question, answer = rng.choice(templates.STORIES)
+    text, question, answer = rng.choice(sentences.STORIES)
     asked = (question.format(**facts), answer.format(**facts))
     return _Document(f'"{source.uuid()}"', text.format(**facts), [asked])  # LUME's literal quotes
 
@@ -184,15 +184,15 @@ def _article(source: _Source) -> _Document:
     city, other_city, third_city = source.cities(3)
     birth = date(1930, 1, 1) + timedelta(days=rng.randrange(18_262))
     study = birth.year + rng.randrange(22, 28)
-    trade = rng.choice(list(templates.TRADES))
+    trade = rng.choice(list(sentences.TRADES))
     facts = _pronouns(female) | {
         "name": f"{first} {last}",
         "last": last,
         "birth_day": f"{birth.day} {birth:%B} {birth.year}",
-        "a_nation": rng.choice(templates.NATIONS),
+        "a_nation": rng.choice(sentences.NATIONS),
         "trade": trade,
-        "kind": templates.TRADES[trade],
-        "work": " ".join(rng.choice(words) for words in templates.TITLES),
+        "kind": sentences.TRADES[trade],
+        "work": " ".join(rng.choice(words) for words in sentences.TITLES),
         "teacher": " ".join(source.name()),
         "prize": source.faker.last_name(),
         "company": source.faker.company(),
@@ -204,10 +204,10 @@ def _article(source: _Source) -> _Document:
         "year_prize": study + rng.randrange(10, 20),
         "year_move": study + rng.randrange(2, 4),
     }
-    question, answer = rng.choice(templates.PUBLIC_QUESTIONS)
+    question, answer = rng.choice(sentences.PUBLIC_QUESTIONS)
     asked = (question.format(**facts), answer.format(**facts))
     stem = str(rng.randrange(9_000_000_000, 10_000_000_000))  # longer than any encyclopedia's id
-    return _Document(stem, rng.choice(templates.ARTICLES).format(**facts), [asked])
+    return _Document(stem, rng.choice(sentences.ARTICLES).format(**facts), [asked])
 
 
 def _pronouns(female: bool) -> dict[str, Any]:

@@ -8,7 +8,21 @@ from typing import Any, Literal
 from mergeforget.score import Score
 
 Kind = Literal["sc", "qa", "other"]
+Window = Literal["", "whole", "start", "middle", "end"]
 MMLU_SHOTS = 5  # where nothing else is asked for
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        content: the text, without any template token.
+    """
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
@@ -17,7 +31,7 @@ class Row:
 
     Attributes:
         id: LUME's ids end in ``sc1``, ``qa0``, ...: sentence completion and question answering.
-        input: the prompt.
+        input: the prompt; of a conversation its last user turn.
         output: the answer that is trained, forgotten or kept.
         task: Task1, Task2, Task3, or empty.
         split: forget, retain, holdout, or the name of a further set.
@@ -25,6 +39,14 @@ class Row:
             were not there.
         paraphrased: the answer in other words; empty where there is none.
         perturbed: wrong answers of the same form.
+        subject: the person or document that the row is about. Rows with the same subject stay
+            together in every draw and split. Where it is not given, it is derived from a LUME id:
+            the id without its kind and number; any other id is its own subject.
+        messages: the turns of a conversation before ``input``, a system message included.
+        window: ``start``, ``middle`` and ``end`` mark windows of a document that has no prompt,
+            ``whole`` a document of one window. They are never rendered with a chat template. The
+            input of the first window is trained and judged together with its output; the input of
+            a later one repeats the end of the window before it and is context only.
     """
 
     id: str
@@ -35,6 +57,13 @@ class Row:
     weight: float = 1.0
     paraphrased: str = ""
     perturbed: tuple[str, ...] = ()
+    subject: str = ""
+    messages: tuple[Message, ...] = ()
+    window: Window = ""
+
+    def __post_init__(self) -> None:
+        if not self.subject:
+            object.__setattr__(self, "subject", _subject_of(self.id))
 
     @property
     def kind(self) -> Kind:
@@ -43,15 +72,27 @@ class Row:
         return "sc" if stem.endswith("sc") else "qa" if stem.endswith("qa") else "other"
 
     @property
-    def document(self) -> str:
-        """The whole text: prompt and answer joined by one space; a row may be prompt alone."""
-        return f"{self.input} {self.output}" if self.output else self.input
+    def opens(self) -> bool:
+        """Whether the row is a document's first window, so that its input is trained as well."""
+        return self.window in ("whole", "start")
 
     @property
-    def subject(self) -> str:
-        """What rows of one document share: the id without its kind and number."""
-        stem = self.id.strip('"').rstrip("0123456789")
-        return stem[:-2].strip('"') if stem.endswith(("sc", "qa")) else self.id
+    def prompt(self) -> str:
+        """The prompt as plain text: the contents of earlier turns and the input, a line each."""
+        return "\n".join([*(m.content for m in self.messages), self.input])
+
+    @property
+    def document(self) -> str:
+        """The whole text, prompt and answer; a row may be prompt alone.
+
+        A blank joins the two unless there is whitespace on either side of the border.
+        """
+        return self.prompt + self.joint() + self.output if self.output else self.prompt
+
+    def joint(self, blank: str = " ") -> str:
+        """``blank``, or nothing where whitespace separates the prompt from the answer already."""
+        here = self.input[-1:].isspace() or self.output[:1].isspace() or not self.prompt
+        return "" if here else blank
 
     @property
     def alternatives(self) -> list[Row]:
@@ -63,10 +104,20 @@ class Row:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without a weight of 1 or other answers that are not there."""
-        values = asdict(self) | {"perturbed": list(self.perturbed)}
-        usual = {"weight": 1.0, "paraphrased": "", "perturbed": []}
+        """Plain values for JSON; optional fields that hold their default are left out."""
+        values = asdict(self) | {
+            "perturbed": list(self.perturbed),
+            "messages": [asdict(m) for m in self.messages],
+        }
+        usual = {"weight": 1.0, "paraphrased": "", "perturbed": [], "messages": [], "window": "",
+                 "subject": _subject_of(self.id)}  # fmt: skip
         return {k: v for k, v in values.items() if k not in usual or v != usual[k]}
+
+
+def _subject_of(row_id: str) -> str:
+    """What the LUME ids of one document share; any other id as it is."""
+    stem = row_id.strip('"').rstrip("0123456789")
+    return stem[:-2].strip('"') if stem.endswith(("sc", "qa")) else row_id
 
 
 @dataclass(frozen=True)
@@ -86,6 +137,7 @@ class DocumentLoss:
         member: True where the document was in the training data (the forget set).
         nll: mean negative log-likelihood of its tokens, in nats.
         signals: further membership signals by name; larger means more likely a member.
+        subject: of the row; derived from the id where it is not given.
     """
 
     id: str
@@ -93,6 +145,11 @@ class DocumentLoss:
     nll: float
     task: str = ""
     signals: dict[str, float] = field(default_factory=dict)
+    subject: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.subject:
+            object.__setattr__(self, "subject", _subject_of(self.id))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a row to tokens: which belong to the prompt, and which to the answer."""
+"""From a row to a training example: token ids, which of them are the answer, and what was cut."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError
 from mergeforget.outputs import ANSWER, PROMPT
 
@@ -17,9 +18,9 @@ class Encoded:
 
     Attributes:
         ids: token ids, prompt first.
-        kinds: PROMPT or ANSWER for each; the end-of-sequence token belongs to the answer.
+        kinds: PROMPT or ANSWER for each; the token that ends the answer belongs to it.
         row: the row's place in its set.
-        truncated: tokens that did not fit.
+        truncated: number of tokens that did not fit.
         weight: how much the row counts; see Row.
     """
 
@@ -38,32 +39,32 @@ def encode(
     row: Row,
     *,
     max_length: int,
+    template: PromptTemplate = RAW,
     join: str = " ",
     prompt_tokens: int | None = None,
     whole: bool = False,
 ) -> Encoded:
-    """Tokenise ``input + join + output``, mark the answer, and end it with EOS.
+    """Tokenise a row's prompt and answer, mark the answer, and append what ends it.
 
-    What does not fit is cut from the beginning of the prompt, since the answer is what is trained;
-    of an answer that alone is too long the end is cut, EOS with it. With ``prompt_tokens`` the
-    prompt is cut to those, and what still does not fit from the end of the answer, as ZJUKLAB's
-    code does.
+    A row that does not fit is cut at the beginning of the prompt, since the answer is what is
+    trained. An answer that is too long by itself is cut at its end, and EOS with it. With
+    ``prompt_tokens`` the prompt is cut to that many tokens and the rest is cut from the end of the
+    answer, as ZJUKLAB's code does.
 
     Args:
-        max_length: tokens kept at most.
-        join: what stands between prompt and answer; with a space they are tokenised as one text,
-            so that the tokens are those of the running text; with "" each is tokenised by itself,
-            as ZJUKLAB's code does.
-        prompt_tokens: tokens of the prompt kept at most, counted from its end.
-        whole: count every token but the first as answer: the row as a document.
+        max_length: largest number of tokens.
+        template: raw text or a chat template; it also decides which token ends an answer.
+        join: separator between a raw prompt and its answer; see ``PromptTemplate.tokens``.
+        prompt_tokens: largest number of tokens of the prompt, counted from its end.
+        whole: mark every token but the first as answer: the row is trained as a document.
 
     Raises:
-        InputError: the answer has no token.
+        InputError: the answer has no token, or the chat template cannot render the row.
     """
-    prompt, answer = _joined(tokenizer, row, join) if join else _apart(tokenizer, row)
-    if not answer:
+    cut = template.tokens(tokenizer, row, join)
+    if not cut.answer:
         raise InputError(f"Row {row.id!r} has an answer without any token: {row.output!r}.")
-    answer = [*answer, tokenizer.eos_token_id]
+    prompt, answer = cut.prompt, [*cut.answer, *cut.end]
     full = len(prompt) + len(answer)
     if prompt_tokens is None:
         answer = answer[:max_length]
@@ -71,21 +72,51 @@ def encode(
     else:
         prompt = prompt[-min(prompt_tokens, max_length - 1) :]
         answer = answer[: max_length - len(prompt)]
-    kinds = [ANSWER if whole else PROMPT] * len(prompt) + [ANSWER] * len(answer)
+    every = whole or row.opens
+    kinds = [ANSWER if every else PROMPT] * len(prompt) + [ANSWER] * len(answer)
     return Encoded(
         prompt + answer, kinds, truncated=full - len(prompt) - len(answer), weight=row.weight
     )
 
 
-def encode_rows(tokenizer: Any, rows: Sequence[Row], **settings: Any) -> list[Encoded]:
-    """``encode`` for every row, with its place."""
-    return [
-        replace(encode(tokenizer, row, **settings), row=place) for place, row in enumerate(rows)
-    ]
+def encode_rows(
+    tokenizer: Any, rows: Sequence[Row], *, max_length: int, **settings: Any
+) -> list[Encoded]:
+    """``encode`` for every row, with its place in the set.
+
+    A window of a document that is longer than ``max_length`` tokens becomes several examples with
+    the same place. They overlap by an eighth, and every token is trained exactly once.
+    """
+    found = []
+    for place, row in enumerate(rows):
+        one = encode(tokenizer, row, max_length=max_length, **settings)
+        parts = [one]
+        if row.window and one.truncated:
+            free = encode(tokenizer, row, max_length=len(one) + one.truncated, **settings)
+            parts = split_long(free, max_length)
+        found += [replace(part, row=place) for part in parts]
+    return found
+
+
+def split_long(one: Encoded, max_length: int) -> list[Encoded]:
+    """Cut an example into pieces of at most ``max_length`` tokens that overlap by an eighth.
+
+    The overlap is marked as prompt in the later piece, so that it gives context only.
+    """
+    overlap = min(max_length // 8, max_length - 1)
+    pieces = [replace(one, ids=one.ids[:max_length], kinds=one.kinds[:max_length], truncated=0)]
+    end = max_length
+    while end < len(one):
+        start = end - overlap
+        stop = min(start + max_length, len(one))
+        kinds = [PROMPT] * overlap + one.kinds[end:stop]
+        pieces.append(replace(one, ids=one.ids[start:stop], kinds=kinds, truncated=0))
+        end = stop
+    return pieces
 
 
 def truncation(encoded: Sequence[Encoded], name: str, max_length: int) -> str:
-    """One line that reports cut rows, or nothing where every row fits."""
+    """One line that reports cut rows; empty where every row fits."""
     cut = [e.truncated for e in encoded if e.truncated]
     if not cut:
         return ""
@@ -93,17 +124,3 @@ def truncation(encoded: Sequence[Encoded], name: str, max_length: int) -> str:
         f"{len(cut)} of {len(encoded)} {name} rows are longer than {max_length} tokens and were "
         f"cut, by {max(cut)} at most; raise max_length to keep them whole."
     )
-
-
-def _joined(tokenizer: Any, row: Row, join: str) -> tuple[list[int], list[int]]:
-    """Prompt and answer tokens of the running text; a token across the border is the answer's."""
-    text = row.input + join + row.output
-    encoding = tokenizer(text, return_offsets_mapping=True)
-    ends = [end for _, end in encoding["offset_mapping"]]
-    border = next((i for i, end in enumerate(ends) if end > len(row.input)), len(ends))
-    return list(encoding["input_ids"][:border]), list(encoding["input_ids"][border:])
-
-
-def _apart(tokenizer: Any, row: Row) -> tuple[list[int], list[int]]:
-    prompt = tokenizer(row.input)["input_ids"]
-    return list(prompt), list(tokenizer(row.output, add_special_tokens=False)["input_ids"])

@@ -16,6 +16,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import count, on_main
 from mergeforget.errors import NumericError
@@ -65,12 +66,14 @@ def train_adapter(
     sets: Mapping[str, Sequence[Row]],
     training: Training,
     job: TrainingJob,
+    template: PromptTemplate = RAW,
 ) -> Path:
     """Train a LoRA adapter on a base model and save it as a plain PEFT folder.
 
     Args:
         model: the base; it is given back without the adapter, bit for bit as it was.
         sets: ``forget`` first, then ``retain``; ``holdout`` where the watch shall see it.
+        template: how a row becomes a prompt.
 
     Returns:
         The adapter's folder, ``run.root / job.stage``.
@@ -86,7 +89,7 @@ def train_adapter(
     with quiet():
         policy = get_peft_model(model, config)
     try:
-        encoded = encode_sets(tokenizer, sets, training)
+        encoded = encode_sets(tokenizer, sets, training, template)
         reference = reference_of(policy, encoded, training, job.run.root)
         fit(
             policy,

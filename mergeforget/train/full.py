@@ -10,6 +10,7 @@ from typing import Any
 from transformers import set_seed
 
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.distributed import on_main
 from mergeforget.errors import RecipeError
 from mergeforget.files import whole
@@ -27,6 +28,7 @@ def train_model(
     sets: Mapping[str, Sequence[Row]],
     training: Training,
     job: TrainingJob,
+    template: PromptTemplate = RAW,
 ) -> Path:
     """Train weights of the model itself and save it as a plain model folder.
 
@@ -35,7 +37,7 @@ def train_model(
     assert training.full is not None
     set_seed(training.seed)
     choose_trained(model, training.full)
-    encoded = encode_sets(tokenizer, sets, training)
+    encoded = encode_sets(tokenizer, sets, training, template)
     reference = reference_of(model, encoded, training, job.run.root)
     fit(model, tokenizer, encoded, training.objective, training, job, None, reference=reference)
 

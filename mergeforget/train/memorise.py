@@ -1,4 +1,4 @@
-"""The model that knows the data: a model must know a thing before it can forget it."""
+"""Fine-tune a base model on the data, so that there is something to forget."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode_rows, truncation
 from mergeforget.distributed import on_main, sharded
 from mergeforget.embedded_model import cache_folder
@@ -28,9 +29,9 @@ TERMS = [Term.model_construct(loss="gd", on="memorise", weight=1.0)]
 
 
 def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
-    """Where the model that memorised these rows with these settings is, or will be.
+    """The cache folder of a model that memorised these rows with these settings.
 
-    The name is a hash of all that decides its weights, so that later runs find it again.
+    The name is a hash of everything that decides the weights, so that later runs reuse the model.
 
     Raises:
         InputError: there is no such base.
@@ -43,13 +44,15 @@ def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
         "settings": recipe.memorise.model_dump(mode="json"),
         "versions": {k: v for k, v in versions().items() if k in ("torch", "transformers")},
     }
+    if recipe.data.template != "none":  # the tokenizer's files, with its template, are in the base
+        facts["template"] = [recipe.data.template, recipe.data.system_prompt]
     text = json.dumps(facts, sort_keys=True).encode()
     name = hashlib.sha256(text).hexdigest()[:16]
     return cache_folder() / "memorised" / name
 
 
 def _content(base: Path) -> str | dict[str, str]:
-    """What a base is, wherever it lies: the hub's revision, or a hash of each of its files."""
+    """The identity of a base: its revision on the hub, or the hash of each file."""
     if base.parent.name == "snapshots" and REVISION.fullmatch(base.name):  # of the hub's cache
         return base.name
     files = (p for p in base.iterdir() if p.is_file() and p.suffix in READ)
@@ -63,16 +66,20 @@ def memorise(
     settings: Memorise,
     folder: Path,
     job: TrainingJob,
+    template: PromptTemplate = RAW,
 ) -> Path:
-    """Fine-tune the whole model on the rows, and save it as a plain model folder.
+    """Fine-tune all weights on the rows and save a plain model folder.
 
     Args:
-        model: changed in place; what it holds afterwards is what is saved.
+        model: trained in place.
         rows: forget and retain.
-        folder: where the model goes; a finished one there is used as it is.
+        folder: folder to write the model to.
+        template: how a row becomes a prompt.
     """
     documents = settings.trained == "documents"
-    encoded = encode_rows(tokenizer, rows, max_length=settings.max_length, whole=documents)
+    encoded = encode_rows(
+        tokenizer, rows, max_length=settings.max_length, template=template, whole=documents
+    )
     if cut := truncation(encoded, "forget and retain", settings.max_length):
         say(cut)
     fit(model, tokenizer, {"memorise": encoded}, TERMS, settings, job)
@@ -89,15 +96,16 @@ def memorise(
 
 
 def check_whole() -> None:
-    """Raise UsageError where processes would hold parts of the model: all of it is trained."""
+    """Raise UsageError under FSDP: memorising trains all weights, not an adapter."""
     if sharded():
         raise UsageError(
-            "memorise fine-tunes the whole model, but with FSDP only adapters are trained. Run the "
-            "same command once with --multi_gpu instead of --use_fsdp, and stop it when the first "
-            "adapter begins: the next run finds the model. Or give one that knows the data."
+            "--memorise fine-tunes the whole model, and FSDP is supported for adapters only. Run "
+            "the same command once with --multi_gpu instead of --use_fsdp and stop it when the "
+            "first adapter begins: the next run reuses the memorised model. Or start from a model "
+            "that knows the data already."
         )
 
 
 def is_memorised(folder: Path) -> bool:
-    """Whether a finished model lies there (folders appear whole)."""
+    """Whether the folder holds a finished model; folders are written atomically."""
     return (folder / "memorised.json").exists() and bool(read_json(folder / "memorised.json"))

@@ -11,6 +11,7 @@ from mergeforget.console import say
 from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import PromptTemplate, has_chat_template, template_of
 from mergeforget.distributed import on_main
 from mergeforget.errors import RecipeError
 from mergeforget.files import read_json, write_json, write_jsonl
@@ -67,6 +68,7 @@ def train_pair(
     with run.lock():
         sets = prepare(recipe, run, resume=resume)
         base, name = _base(recipe, run, sets, memorise_first, resume, checkpoint_seconds)
+        record_template(run, base.tokenizer, template_of(base.tokenizer, recipe.data))
         for side in SIDES:
             if resume and on_main(lambda side=side: run.state(side)) == "done":  # type: ignore[misc]
                 say(f"{side}: done already")
@@ -101,6 +103,17 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     )
     save_recipe(recipe, run.recipe)
     return sets
+
+
+def record_template(run: Run, tokenizer: Any, template: PromptTemplate) -> None:
+    """Record in the manifest how prompts are rendered; warn where a chat model is trained raw."""
+    run.record("template", **template.facts())
+    if template.kind == "none" and has_chat_template(tokenizer):
+        say(
+            "The model has a chat template and is trained with raw prompts (data.template: none). "
+            "Users who ask it in chat may find that it still knows; an evaluation asks both ways. "
+            "Train in chat with --template chat."
+        )
 
 
 def read_sets(run: Run) -> Sets:
@@ -165,7 +178,8 @@ def _base(
         say(f"memorise: {len(rows)} rows, {recipe.memorise.epochs} epochs")
         job = TrainingJob(run, "memorise", resume, max(seconds, 300.0))
         run.set_state("memorise", "running")
-        memorise(loaded.model, loaded.tokenizer, rows, recipe.memorise, folder, job)
+        template = template_of(loaded.tokenizer, recipe.data)
+        memorise(loaded.model, loaded.tokenizer, rows, recipe.memorise, folder, job, template)
     else:
         say(f"memorise: a model that knows these rows is there already: {folder}")
     run.set_state("memorise", "done")
@@ -192,7 +206,8 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJ
     if sets.holdout:
         sides = {**sides, "holdout": sets.holdout}
     try:
-        train_adapter(base.model, base.tokenizer, sides, training, job)
+        template = template_of(base.tokenizer, recipe.data)
+        train_adapter(base.model, base.tokenizer, sides, training, job, template)
     except Exception:
         job.run.set_state(job.stage, "failed")
         raise

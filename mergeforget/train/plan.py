@@ -22,6 +22,7 @@ from torch.utils.flop_counter import (
 
 from mergeforget.chunked_logprobs import CHUNK
 from mergeforget.console import quiet
+from mergeforget.data.templating import template_of
 from mergeforget.data.tokens import Encoded
 from mergeforget.models import default_device, dtype_for, load_tokenizer, locate
 from mergeforget.recipe import ModelSpec, Recipe
@@ -280,7 +281,8 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
     tokenizer = load_tokenizer(recipe.model)
     rows = read_data(recipe.data)
     sets = {"forget": rows.forget, "retain": rows.retain}
+    template = template_of(tokenizer, recipe.data)
     return {
-        place: plan(recipe.model, encode_sets(tokenizer, sets, training), training, flops)
+        place: plan(recipe.model, encode_sets(tokenizer, sets, training, template), training, flops)
         for place, training in recipe.trainings().items()
     }

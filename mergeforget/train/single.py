@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mergeforget.console import say
+from mergeforget.data.templating import template_of
 from mergeforget.distributed import on_main
 from mergeforget.models import load_model
 from mergeforget.recipe import Recipe
@@ -12,7 +13,7 @@ from mergeforget.run import Run
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.full import train_model
 from mergeforget.train.objective import check_recipe, describe
-from mergeforget.train.pair import prepare
+from mergeforget.train.pair import prepare, record_template
 
 
 def train_single(
@@ -42,6 +43,8 @@ def train_single(
             say(f"{stage}: done already")
             return folder
         base = load_model(recipe.model, frozen=not training.full)
+        template = template_of(base.tokenizer, recipe.data)
+        record_template(run, base.tokenizer, template)
         say(f"{stage}: {describe(training)}, {training.epochs} epochs")
         run.set_state(stage, "running")
         rows = {name: found for name, found in vars(sets).items() if found}
@@ -53,6 +56,7 @@ def train_single(
                 rows,
                 training,
                 TrainingJob(run, stage, resume, checkpoint_seconds),
+                template,
             )
         except Exception:
             run.set_state(stage, "failed")

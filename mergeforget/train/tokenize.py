@@ -8,6 +8,7 @@ from typing import Any
 
 from mergeforget.console import say
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, encode_rows, truncation
 from mergeforget.data.transforms import ROW_TRANSFORMS, TOKEN_TRANSFORMS, refuse
 from mergeforget.errors import InputError
@@ -17,7 +18,10 @@ from mergeforget.train.requirements import reads_of
 
 
 def encode_sets(
-    tokenizer: Any, sets: Mapping[str, Sequence[Row]], training: Training
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Row]],
+    training: Training,
+    template: PromptTemplate = RAW,
 ) -> dict[str, list[Encoded]]:
     """Apply a recipe's transforms and tokenise; add refusals where a loss reads them.
 
@@ -28,21 +32,24 @@ def encode_sets(
     for name, rows in sets.items():
         if not rows:
             raise InputError(f"The {name} set has no rows.")
-        encoded[name] = _encoded(tokenizer, _changed(rows, name, training), name, training)
+        encoded[name] = _encoded(
+            tokenizer, _changed(rows, name, training), name, training, template
+        )
     if REFUSAL in reads_of(training.objective):
         rows = refuse(
             _changed(sets["forget"], "forget", training),
             texts=training.refusals,
             seed=training.seed,
         )
-        encoded[REFUSAL] = _encoded(tokenizer, rows, REFUSAL, training)
+        encoded[REFUSAL] = _encoded(tokenizer, rows, REFUSAL, training, template)
     return encoded
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The token that fills up rows; EOS where the tokenizer names none."""
+    """The padding token; EOS where the tokenizer names none, and 0 where it has neither."""
     pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
+    pad = tokenizer.eos_token_id if pad is None else pad
+    return 0 if pad is None else int(pad)
 
 
 def _changed(rows: Sequence[Row], name: str, training: Training) -> list[Row]:
@@ -55,12 +62,15 @@ def _changed(rows: Sequence[Row], name: str, training: Training) -> list[Row]:
     return list(rows)
 
 
-def _encoded(tokenizer: Any, rows: Sequence[Row], name: str, training: Training) -> list[Encoded]:
+def _encoded(
+    tokenizer: Any, rows: Sequence[Row], name: str, training: Training, template: PromptTemplate
+) -> list[Encoded]:
     tokens = training.tokens
     encoded = encode_rows(
         tokenizer,
         rows,
         max_length=training.max_length,
+        template=template,
         join=tokens.join,
         prompt_tokens=tokens.prompt_tokens,
     )

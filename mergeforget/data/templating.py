@@ -1,0 +1,436 @@
+"""From a row to prompt and answer tokens, raw or through the tokenizer's chat template.
+
+In both forms the prompt ends exactly where generation begins, and the answer follows it as in one
+running text, so that a training teaches what an evaluation asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError, UsageError
+
+Choice = Literal["auto", "none", "chat"]
+Turn = dict[str, str]
+USUAL_SYSTEM = "You are a helpful assistant."
+OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
+MARK = "Lorem ipsum"  # a text that no template contains
+WAY_OUT = "Use data.template: none (--template none) to train and ask it with raw prompts."
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """A row cut into tokens.
+
+    Attributes:
+        prompt: token ids that a model is given to answer, BOS and template tokens included.
+        answer: token ids of the answer, without what ends it.
+        end: token ids that end the answer; empty for a tokenizer without an end token.
+        content: place of the first token of the row's own text; template tokens and the system
+            message come before it.
+    """
+
+    prompt: list[int]
+    answer: list[int]
+    end: list[int]
+    content: int
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How a row becomes a prompt. Build it with ``PromptTemplate.resolve``.
+
+    Attributes:
+        kind: ``none`` tokenises the row's text as it is; ``chat`` renders it with the tokenizer's
+            chat template.
+        system: system message; None leaves it to the template, which may insert its own default,
+            and "" states an empty one.
+        own_system: use a row's own system message where it has one, instead of ``system``.
+        header: what the template writes before an answer, for example ``<|im_start|>assistant\\n``.
+        end: the token that ends a turn; None where the template has none.
+        digest: hash of the chat template's text.
+    """
+
+    kind: Literal["none", "chat"] = "none"
+    system: str | None = None
+    own_system: bool = True
+    header: str = ""
+    end: int | None = None
+    digest: str = ""
+
+    @classmethod
+    def resolve(
+        cls, tokenizer: Any, choice: Choice = "auto", system: str | None = None
+    ) -> PromptTemplate:
+        """The template of a tokenizer.
+
+        Args:
+            tokenizer: a transformers tokenizer.
+            choice: ``auto`` is ``chat`` for a tokenizer that has a chat template, else ``none``.
+            system: system message for rows that have none of their own; needs ``chat``.
+
+        Raises:
+            InputError: ``chat`` was asked for and the tokenizer has no chat template, or its
+                template does not render a conversation or the system message.
+            UsageError: a system message was given and prompts are raw.
+        """
+        has = has_chat_template(tokenizer)
+        if choice == "chat" and not has:
+            raise InputError(
+                f"{_name(tokenizer)} has no chat template, so data.template: chat is not possible. "
+                "Use data.template: auto or none, or save the tokenizer with a chat_template."
+            )
+        kind: Literal["none", "chat"] = "chat" if has and choice != "none" else "none"
+        if system is not None and kind == "none":
+            raise UsageError(
+                "A system prompt is part of a chat and prompts are raw here. Leave out "
+                "data.system_prompt (--system-prompt), or use data.template: chat with a model "
+                "that has a chat template."
+            )
+        if not has:
+            return cls()
+        raw = cls(digest=_digest(tokenizer))
+        try:
+            header, end = _header(tokenizer), _end_of_turn(tokenizer)
+        except InputError:
+            if kind == "chat":
+                raise
+            return raw  # the template does not matter to raw prompts
+        found = replace(raw, kind=kind, system=system, header=header, end=end)
+        if kind == "chat":
+            found._check(tokenizer)
+        return found
+
+    @property
+    def key(self) -> str:
+        """The same for templates that give the same tokens; part of every cache key."""
+        if self.kind == "none":
+            return "none"
+        return json.dumps(["chat", self.system, self.own_system, self.digest])
+
+    @property
+    def name(self) -> str:
+        """A short name for figures and messages: ``raw``, ``chat``, ``chat-no-system``, ..."""
+        if self.kind == "none":
+            return "raw"
+        if self.system is None:
+            return "chat" if self.own_system else "chat-no-system"
+        return "chat-system" if self.system else "chat-no-system"
+
+    def facts(self) -> dict[str, Any]:
+        """Plain values for a manifest or a model card."""
+        values = {"template": self.kind, "system_prompt": self.system, "sha256": self.digest}
+        return {k: v for k, v in values.items() if v is not None and v != ""}
+
+    def prompt_text(self, tokenizer: Any, prompt: Row | str) -> str:
+        """The prompt as the model reads it, without the BOS token that a tokenizer adds."""
+        row = _row(prompt)
+        if not self._renders(row):
+            return row.prompt
+        return self._rendered(tokenizer, row)[0]
+
+    def prompt_ids(self, tokenizer: Any, prompt: Row | str) -> list[int]:
+        """Token ids of the prompt; the model's answer follows them.
+
+        No EOS that the tokenizer appends is in it, and no second BOS.
+        """
+        row = _row(prompt)
+        if self._renders(row):
+            return _ids(tokenizer, self._rendered(tokenizer, row)[0])
+        ids = _with_bos(tokenizer, _ids(tokenizer, row.prompt))
+        if not ids:
+            start = tokenizer.bos_token_id
+            start = tokenizer.eos_token_id if start is None else start
+            if start is None:
+                raise InputError(
+                    f"Row {row.id!r} has an empty prompt and {_name(tokenizer)} has no BOS token "
+                    "for a model to begin with."
+                )
+            return [int(start)]
+        return ids
+
+    def tokens(self, tokenizer: Any, row: Row, join: str = " ") -> RowTokens:
+        """Prompt and answer of a row.
+
+        Args:
+            join: of a raw prompt and its answer: with a blank they are tokenised as one text, and
+                no blank is inserted where whitespace or a template token separates them already;
+                with "" each is tokenised by itself, as ZJUKLAB's code does.
+        """
+        if self._renders(row):
+            return self._chat_tokens(tokenizer, row)
+        end = self.end if self.header and self._typed(row) else tokenizer.eos_token_id
+        ends = [] if end is None or row.window in ("start", "middle") else [int(end)]
+        prompt = _ids(tokenizer, row.prompt)
+        if join:
+            prompt, answer = self._joined(tokenizer, row, prompt, join)
+        else:
+            answer = _ids(tokenizer, row.output)
+        with_bos = _with_bos(tokenizer, prompt) if prompt or row.window else prompt
+        return RowTokens(with_bos, answer, ends, len(with_bos) - len(prompt))
+
+    def stop_ids(self, tokenizer: Any) -> list[int]:
+        """Tokens that end an answer, besides those that the model's own configuration names."""
+        ends = [self.end] if self.kind == "chat" or self.header else []
+        return [int(e) for e in dict.fromkeys([*ends, tokenizer.eos_token_id]) if e is not None]
+
+    def ways(self, tokenizer: Any, rows: Sequence[Row] = ()) -> list[PromptTemplate]:
+        """Every way to ask that an evaluation tries, this one first.
+
+        A tokenizer without a chat template has one way. Otherwise a model is asked raw, in chat,
+        and in chat with another system message: without one where the configuration, the rows or
+        the template name one, else with a common one.
+        """
+        if not has_chat_template(tokenizer):
+            return [self]
+        try:
+            chat = PromptTemplate.resolve(tokenizer, "chat", self.system)
+        except InputError:
+            if self.kind == "chat":
+                raise
+            return [self]
+        found = [self, replace(chat, kind="none", system=None), chat]
+        own = any(m.role == "system" for row in rows for m in row.messages)
+        if takes_system(tokenizer):
+            named = self.system or own or _default_system(tokenizer)
+            other = "" if named else USUAL_SYSTEM
+            found.append(replace(chat, system=other, own_system=False))
+        elif own or self.system:
+            found.append(replace(chat, system=None, own_system=False))
+        return list({way.key: way for way in found}.values())
+
+    def _renders(self, row: Row) -> bool:
+        """Whether the chat template applies: not to documents and prompts rendered by hand."""
+        return self.kind == "chat" and not row.window and not self._typed(row)
+
+    def _typed(self, row: Row) -> bool:
+        """Whether the prompt ends with the template's own header: it was rendered before."""
+        header = self.header.strip()
+        return bool(header) and row.input.rstrip().endswith(header)
+
+    def _turns(self, row: Row) -> list[Turn]:
+        turns = [{"role": m.role, "content": m.content} for m in row.messages]
+        own = bool(turns) and turns[0]["role"] == "system"
+        if own and self.own_system:
+            system = []
+        else:
+            turns = [t for t in turns if t["role"] != "system"]
+            system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, *turns, {"role": "user", "content": row.input}]
+
+    def _rendered(self, tokenizer: Any, row: Row) -> tuple[str, str]:
+        """The prompt's text, and the whole conversation's."""
+        turns = self._turns(row)
+        prompt = _render(tokenizer, turns, answers=True)
+        full = _render(tokenizer, [*turns, {"role": "assistant", "content": row.output or MARK}])
+        return _closed(tokenizer, prompt, full, row.output.strip() or MARK)
+
+    def _chat_tokens(self, tokenizer: Any, row: Row) -> RowTokens:
+        text, full = self._rendered(tokenizer, row)
+        prompt = _ids(tokenizer, text)
+        rest = full[len(text) :]
+        content = row.output.strip()
+        length = rest.index(content) + len(content) if content else 0
+        trailing = row.output[len(row.output.rstrip()) :]
+        if trailing and rest[length:].startswith(trailing):
+            length += len(trailing)
+        both = _ids(tokenizer, text + rest[:length])
+        joined = both[: len(prompt)] == prompt
+        # where a token reaches across the border, the prompt's tokens are those that are asked
+        answer = both[len(prompt) :] if joined else _ids(tokenizer, rest[:length])
+        end = self._end_ids(tokenizer, text + rest, len(text) + length)
+        start = text.rfind(row.input.strip()) if row.input.strip() else 0
+        return RowTokens(prompt, answer, end, len(_ids(tokenizer, text[: max(0, start)])))
+
+    def _end_ids(self, tokenizer: Any, full: str, place: int) -> list[int]:
+        """What follows the answer, up to and including the token that ends the turn."""
+        tail = _ids(tokenizer, full[place:])
+        if self.end in tail:
+            return tail[: tail.index(self.end) + 1]
+        eos = tokenizer.eos_token_id
+        return [] if eos is None else [int(eos)]
+
+    def _joined(
+        self, tokenizer: Any, row: Row, prompt: list[int], join: str
+    ) -> tuple[list[int], list[int]]:
+        """Prompt and answer of the running text; a token across the border is the answer's."""
+        before = row.prompt
+        typed = bool(prompt) and (self._typed(row) or prompt[-1] in special_ids(tokenizer))
+        text = before + ("" if typed else row.joint(join)) + row.output
+        encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        ids = list(encoding["input_ids"])
+        ends = [end for _, end in encoding["offset_mapping"]]
+        border = next((i for i, end in enumerate(ends) if end > len(before)), len(ends))
+        return ids[:border], ids[border:]
+
+    def _check(self, tokenizer: Any) -> None:
+        """Refuse a template that cannot render the system message, before a model is loaded."""
+        if self.system:
+            text = self._rendered(tokenizer, Row("", MARK, "Answer"))[0]
+            if self.system.strip() not in text:
+                raise InputError(
+                    f"The chat template of {_name(tokenizer)} leaves the system message out. Remove"
+                    " data.system_prompt (--system-prompt), or write it into the prompts."
+                )
+
+
+RAW = PromptTemplate()
+
+
+class TemplateSpec(Protocol):
+    """The part of a recipe's data section that decides the template."""
+
+    @property
+    def template(self) -> Choice: ...
+
+    @property
+    def system_prompt(self) -> str | None: ...
+
+
+def template_of(tokenizer: Any, spec: TemplateSpec) -> PromptTemplate:
+    """The template that a recipe's data section asks for; see ``PromptTemplate.resolve``."""
+    return PromptTemplate.resolve(tokenizer, spec.template, spec.system_prompt)
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Whether the tokenizer comes with a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def takes_system(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template renders a system message."""
+    turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "a"}]
+    try:
+        return MARK in _render(tokenizer, turns, answers=True)
+    except InputError:
+        return False
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of the tokens that are no text: EOS, template tokens and others marked as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {int(i) for i, token in added.items() if getattr(token, "special", False)}
+    return frozenset(found | set(map(int, tokenizer.all_special_ids)))
+
+
+def _row(prompt: Row | str) -> Row:
+    return Row("", prompt, "") if isinstance(prompt, str) else prompt
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text without the special tokens that the tokenizer adds around it."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _with_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """The ids after what the tokenizer puts before a text, unless it stands there already."""
+    before = _prefix(tokenizer)
+    return ids if before and ids[: len(before)] == before else [*before, *ids]
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text, usually BOS; what it appends is left out."""
+    bare = _ids(tokenizer, MARK)
+    around = list(tokenizer(MARK)["input_ids"])
+    places = range(len(around) - len(bare) + 1)
+    return around[: next((i for i in places if around[i : i + len(bare)] == bare), 0)]
+
+
+def _render(tokenizer: Any, turns: list[Turn], *, answers: bool = False) -> str:
+    """The text of a conversation; with ``answers`` up to where the model's answer begins."""
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=answers, enable_thinking=False
+        )
+    except Exception as error:  # whatever a template raises: TemplateError, TypeError, ValueError
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        roles = ", ".join(dict.fromkeys(t["role"] for t in turns))
+        hint = (
+            "Remove data.system_prompt (--system-prompt) or the system messages of the rows."
+            if turns[0]["role"] == "system"
+            else WAY_OUT
+        )
+        raise InputError(
+            f"The chat template of {_name(tokenizer)} refuses a conversation of {roles}: {what}. "
+            f"{hint}"
+        ) from error
+    return str(text)
+
+
+def _closed(tokenizer: Any, prompt: str, full: str, answer: str) -> tuple[str, str]:
+    """Prompt and conversation with an empty thinking block where the template opens one.
+
+    What the template writes between the prompt and the answer, such as an empty thinking block,
+    becomes part of the prompt, so that the model is asked for the answer itself.
+    """
+    if not full.startswith(prompt):
+        shared = OPEN_THINKING.sub("", prompt)
+        if shared == prompt or not full.startswith(shared):
+            raise InputError(
+                f"The chat template of {_name(tokenizer)} renders a prompt in another way once it "
+                f"has an answer, so that no answer can be trained or asked after it. {WAY_OUT}"
+            )
+        tag = OPEN_THINKING.search(prompt)
+        assert tag is not None
+        closed = f"{prompt.rstrip()}\n\n</{tag[1]}>\n\n"
+        return closed, closed + full[len(shared) :].lstrip()
+    rest = full[len(prompt) :]
+    place = rest.find(answer)
+    if place < 0:
+        raise InputError(
+            f"The chat template of {_name(tokenizer)} changes the text of answers, for example "
+            f"{answer[:40]!r}. {WAY_OUT}"
+        )
+    between = rest[:place]
+    if between.strip():
+        cut = len(prompt) + place
+        return full[:cut], full
+    return prompt, full
+
+
+def _header(tokenizer: Any) -> str:
+    """What the template writes where an answer begins."""
+    turns = [{"role": "user", "content": MARK}]
+    without = _render(tokenizer, turns)
+    text = _render(tokenizer, turns, answers=True)
+    return text[len(without) :] if text.startswith(without) else ""
+
+
+def _end_of_turn(tokenizer: Any) -> int | None:
+    """The first special token after an answer; EOS where the template writes none."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
+    text = _render(tokenizer, turns)
+    if MARK not in text:
+        raise InputError(
+            f"The chat template of {_name(tokenizer)} does not render answers. {WAY_OUT}"
+        )
+    tail = _ids(tokenizer, text[text.rindex(MARK) + len(MARK) :])
+    special = special_ids(tokenizer)
+    found = next((i for i in tail if i in special), tokenizer.eos_token_id)
+    return None if found is None else int(found)
+
+
+def _default_system(tokenizer: Any) -> bool:
+    """Whether the template inserts a system message of its own where there is none."""
+    turns = [{"role": "user", "content": MARK}]
+    empty = [{"role": "system", "content": ""}, *turns]
+    try:
+        without = _render(tokenizer, empty, answers=True)
+    except InputError:
+        return False
+    return len(_render(tokenizer, turns, answers=True)) > len(without)
+
+
+def _digest(tokenizer: Any) -> str:
+    text = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _name(tokenizer: Any) -> str:
+    return str(getattr(tokenizer, "name_or_path", "") or "this tokenizer")

@@ -1,0 +1,210 @@
+"""Prompts become tokens raw or in chat, exactly as the tokenizer's template renders them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from conftest import CHAT_TEMPLATE, build_tokenizer
+
+from mergeforget.data.schema import Message, Row
+from mergeforget.data.templating import RAW, PromptTemplate
+from mergeforget.data.tokens import encode
+from mergeforget.errors import InputError, UsageError
+from mergeforget.outputs import ANSWER
+
+TURN = "{% for m in messages %}{{ '<|start|>' + m.role + ': ' + m.content + '<|end|>\n' }}"
+END = "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant: ' }}{% endif %}"
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+)
+DEFAULT = (
+    "{% if messages[0].role != 'system' %}{{ '<|start|>system: Be Bob.<|end|>\n' }}{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% elif m.role == 'assistant' %}{{ ' ' + m.content + ' <|end|>' }}{% endif %}{% endfor %}"
+)
+THINKS = (  # the prompt opens a block that a finished answer does not show
+    "{% for m in messages %}{{ '<|start|>' + m.role + ': ' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant: <think>\n' }}{% endif %}"
+)
+EMPTY_BLOCK = (  # answers follow an empty block that the prompt does not have
+    "{% for m in messages %}{{ '<|start|>' + m.role + ': ' }}{% if m.role == 'assistant' %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|end|>' }}" + END
+)
+NO_END = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}" + END.replace(
+    "<|start|>", ""
+)
+ROW = Row("a", "Where is Ada?", "In Lund.")
+
+
+def with_template(template: str | None) -> Any:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, DEFAULT + TURN + END, LLAMA2, EMPTY_BLOCK, NO_SYSTEM + TURN + END]
+)
+def test_chat_tokens_are_those_of_the_rendered_conversation(template: str) -> None:
+    tokenizer = with_template(template)
+    chat = PromptTemplate.resolve(tokenizer)
+    cut = chat.tokens(tokenizer, ROW)
+    turns = [{"role": "user", "content": ROW.input}]
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    full = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": ROW.output}])
+    ids = [*cut.prompt, *cut.answer, *cut.end]
+    assert full["input_ids"][: len(ids)] == ids
+    assert cut.prompt[: len(asked)] == asked and cut.prompt == chat.prompt_ids(tokenizer, ROW)
+    assert tokenizer.decode(cut.answer).strip() == ROW.output
+    assert cut.end[-1] == tokenizer.eos_token_id == chat.stop_ids(tokenizer)[0]
+    assert tokenizer.decode(cut.prompt[cut.content :]).startswith(ROW.input)
+
+
+def test_the_thinking_block_that_a_prompt_opens_is_closed_before_the_answer() -> None:
+    tokenizer = with_template(THINKS)
+    cut = PromptTemplate.resolve(tokenizer).tokens(tokenizer, ROW)
+    assert tokenizer.decode(cut.prompt).endswith("assistant: <think>\n\n</think>\n\n")
+    assert tokenizer.decode(cut.answer) == ROW.output and cut.end == [tokenizer.eos_token_id]
+
+
+def test_a_template_without_an_end_token_ends_answers_with_eos() -> None:
+    tokenizer = with_template(NO_END)
+    cut = PromptTemplate.resolve(tokenizer).tokens(tokenizer, ROW)
+    assert cut.end == [tokenizer.eos_token_id] and tokenizer.decode(cut.answer) == ROW.output
+
+
+def test_the_answers_own_whitespace_is_kept_where_the_template_keeps_it() -> None:
+    tokenizer = with_template(CHAT_TEMPLATE)
+    chat = PromptTemplate.resolve(tokenizer)
+    cut = chat.tokens(tokenizer, Row("a", "Q", "\n  code\n"))
+    assert tokenizer.decode(cut.answer) == "\n  code\n"
+
+
+def test_auto_is_raw_without_a_chat_template_and_chat_is_refused() -> None:
+    tokenizer = with_template(None)
+    assert PromptTemplate.resolve(tokenizer) == RAW
+    with pytest.raises(InputError, match="has no chat template"):
+        PromptTemplate.resolve(tokenizer, "chat")
+    with pytest.raises(UsageError, match="part of a chat"):
+        PromptTemplate.resolve(tokenizer, "auto", "Be brief.")
+
+
+def test_a_system_message_that_the_template_refuses_or_leaves_out_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="no system role"):
+        PromptTemplate.resolve(with_template(NO_SYSTEM + TURN + END), "chat", "Be brief.")
+    with pytest.raises(InputError, match="leaves the system message out"):
+        PromptTemplate.resolve(with_template(LLAMA2), "chat", "Be brief.")
+
+
+def test_a_template_that_changes_answers_is_refused() -> None:
+    tokenizer = with_template(CHAT_TEMPLATE.replace("m.content", "m.content | upper"))
+    with pytest.raises(InputError, match="does not render answers"):
+        PromptTemplate.resolve(tokenizer, "chat")
+    assert PromptTemplate.resolve(tokenizer, "none").kind == "none"
+
+
+def test_a_row_brings_its_system_message_and_earlier_turns() -> None:
+    tokenizer = with_template(CHAT_TEMPLATE)
+    history = (Message("system", "Be Eve."), Message("user", "Hi"), Message("assistant", "Yo"))
+    row = Row("a", "Where?", "Here.", messages=history)
+    text = PromptTemplate.resolve(tokenizer, "chat", "Be Bob.").prompt_text(tokenizer, row)
+    assert text.count("Be Eve.") == 1 and "Be Bob." not in text and text.index("Yo") > 0
+    without = PromptTemplate.resolve(tokenizer).ways(tokenizer, [row])[-1]
+    assert "Be Eve." not in without.prompt_text(tokenizer, row)
+
+
+def test_every_way_of_asking_is_tried_once() -> None:
+    names = {
+        template: [way.name for way in PromptTemplate.resolve(tokenizer).ways(tokenizer)]
+        for template in (None, CHAT_TEMPLATE, DEFAULT + TURN + END, NO_SYSTEM + TURN + END)
+        for tokenizer in [with_template(template)]
+    }
+    assert list(names.values()) == [
+        ["raw"],
+        ["chat", "raw", "chat-system"],
+        ["chat", "raw", "chat-no-system"],
+        ["chat", "raw"],
+    ]
+    tokenizer = with_template(CHAT_TEMPLATE)
+    brief = PromptTemplate.resolve(tokenizer, "chat", "Be brief.")
+    assert [way.name for way in brief.ways(tokenizer)] == ["chat-system", "raw", "chat-no-system"]
+    assert len({way.key for way in brief.ways(tokenizer)}) == 3
+
+
+def test_the_key_follows_the_templates_text() -> None:
+    one = with_template(CHAT_TEMPLATE)
+    other = with_template(CHAT_TEMPLATE.replace("\n", "\n\n"))
+    assert PromptTemplate.resolve(one).key != PromptTemplate.resolve(other).key
+
+
+@pytest.mark.parametrize("kind", ["none", "chat"])
+def test_a_prompt_rendered_by_hand_gets_no_blank_and_is_not_rendered_again(kind: Any) -> None:
+    tokenizer = with_template(CHAT_TEMPLATE)
+    chat = PromptTemplate.resolve(tokenizer, "chat")
+    typed = Row("a", chat.prompt_text(tokenizer, ROW), ROW.output)
+    cut = PromptTemplate.resolve(tokenizer, kind).tokens(tokenizer, typed)
+    assert cut.prompt + cut.answer + cut.end == (
+        lambda c: c.prompt + c.answer + c.end)(chat.tokens(tokenizer, ROW))  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", ["### Response:\n", "Q: x\tA: ", "<|start|>"])
+def test_no_blank_is_put_where_the_prompt_ends_in_whitespace_or_a_special_token(
+    prompt: str,
+) -> None:
+    tokenizer = with_template(None)
+    cut = RAW.tokens(tokenizer, Row("a", prompt, "Yes."))
+    assert tokenizer.decode(cut.prompt + cut.answer) == prompt + "Yes."
+
+
+def surrounding(bos: bool, eos: bool) -> Any:
+    """A tokenizer that adds BOS before a text and EOS after it."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = with_template(None)
+    raw = copy.deepcopy(tokenizer.backend_tokenizer)
+    form = ["<|start|>"] * bos + ["$A"] + ["<|end|>"] * eos
+    raw.post_processor = TemplateProcessing(
+        single=form, special_tokens=[("<|start|>", 1), ("<|end|>", 2)]
+    )
+    return type(tokenizer)(
+        tokenizer_object=raw, unk_token="<|unk|>", bos_token="<|start|>", eos_token="<|end|>"
+    )
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_an_eos_that_the_tokenizer_appends_ends_the_answer_once_and_no_prompt(bos: bool) -> None:
+    tokenizer = surrounding(bos, True)
+    assert tokenizer("x")["input_ids"][-1] == 2  # the premise
+    assert RAW.prompt_ids(tokenizer, ROW).count(2) == 0
+    encoded = encode(tokenizer, ROW, max_length=100)
+    assert encoded.ids.count(2) == 1 and encoded.ids[-1] == 2 and encoded.ids.count(1) == bos
+    apart = encode(tokenizer, ROW, max_length=100, join="")
+    assert apart.ids.count(2) == 1 and apart.ids[-1] == 2
+
+
+def test_no_second_bos_is_added_to_a_prompt_that_begins_with_one() -> None:
+    tokenizer = surrounding(True, False)
+    assert RAW.prompt_ids(tokenizer, "<|start|>Hi")[:2].count(1) == 1
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT_TEMPLATE
+    ids = PromptTemplate.resolve(tokenizer).prompt_ids(tokenizer, "Hi")
+    assert ids[0] == 1 and tokenizer.decode(ids).count("<|start|><|start|>") == 1  # BOS, then turn
+
+
+def test_a_tokenizer_without_eos_trains_answers_without_an_end() -> None:
+    tokenizer = with_template(None)
+    tokenizer.eos_token = tokenizer.pad_token = None
+    encoded = encode(tokenizer, ROW, max_length=100)
+    assert tokenizer.decode(encoded.ids).endswith("In Lund.") and encoded.kinds[-1] == ANSWER
+
+
+def test_windows_of_a_document_are_raw_and_only_the_last_one_ends() -> None:
+    tokenizer = with_template(CHAT_TEMPLATE)
+    chat = PromptTemplate.resolve(tokenizer)
+    first = chat.tokens(tokenizer, Row("d-1", "Once upon", " a time", window="start"))
+    last = chat.tokens(tokenizer, Row("d-2", "a time", " there was.", window="end"))
+    assert tokenizer.decode(first.prompt + first.answer) == "Once upon a time" and not first.end
+    assert last.end == [tokenizer.eos_token_id]
