@@ -105,7 +105,7 @@ def weight_matrices(model: Any) -> list[WeightMatrix]:
         [('0.weight', False)]
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    kept = {id(head.weight)} if getattr(head, "weight", None) is not None else set()
+    kept = {id(getattr(head, "weight", None))}
     kept |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     found = []

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergeforget.evaluate.batching import in_batches, token_budget
-from mergeforget.evaluate.generate import takes_logits_to_keep
+from mergeforget.evaluate.decoding import full_pass, pad_right, takes
+from mergeforget.evaluate.self_check import safe_ways
 
 CHUNK = 2**26  # logits that are widened to float32 at once: 256 MB
 
@@ -71,13 +72,14 @@ def likelihoods(
         on_done: is given each text's place and likelihoods as soon as its batch is done.
     """
     wanted = [1] * len(texts) if starts is None else [max(1, start) for start in starts]
+    together = safe_ways(model).scored_together
     return in_batches(
         model,
         [len(t) for t in texts],
         lambda places: token_likelihoods(
             model, [list(texts[i]) for i in places], [wanted[i] for i in places]
         ),
-        budget=batch_tokens or token_budget(model, logits=True),
+        budget=(batch_tokens or token_budget(model, logits=True)) if together else 1,
         label=label,
         on_done=on_done,
     )
@@ -88,8 +90,8 @@ def token_likelihoods(
     model: Any, texts: Sequence[list[int]], starts: Sequence[int]
 ) -> list[TokenLikelihoods]:
     """Token likelihoods of one batch, padded on the right, of each text from its start on."""
-    longest = max(len(t) for t in texts)
-    ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts]).to(model.device)
+    ids, attention = pad_right(texts, model.device)
+    longest = ids.shape[1]
     lengths, begins = torch.tensor([[len(t) for t in texts], list(starts)]).to(model.device)
     places = torch.arange(longest, device=model.device)
     mask = places < lengths[:, None]
@@ -97,9 +99,11 @@ def token_likelihoods(
     if not wanted.any():
         nothing = np.zeros(0)
         return [TokenLikelihoods(nothing, nothing > 0, nothing, nothing, s) for s in starts]
-    first = min(starts) - 1 if takes_logits_to_keep(model) else 0  # it predicts the next one
-    kept = {"logits_to_keep": longest - first} if first else {}
-    logits = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **kept).logits
+    first = min(starts) - 1 if takes(model, "logits_to_keep") else 0  # it predicts the next one
+    more: dict[str, Any] = {"logits_to_keep": longest - first} if first else {}
+    if takes(model, "attention_mask"):
+        more["attention_mask"] = attention
+    logits = full_pass(model, ids, **more)
     logits, real = logits[:, :-1], wanted[:, 1 + first :]
     labels = ids[:, 1 + first :][real]
     packed = _describe(logits[real], labels)  # (4, tokens)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mergeforget.console import progress
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
-from mergeforget.evaluate.generate import pad_left, takes_logits_to_keep
+from mergeforget.evaluate.decoding import cached_prefix_logits
+from mergeforget.evaluate.self_check import safe_ways
 from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.recipe import EvaluationSpec
 
@@ -134,18 +133,25 @@ def fitting_prompt(
 def choose(
     model: Any, prompts: Sequence[list[int]], letters: Sequence[int], batch_tokens: int | None
 ) -> list[int]:
-    """Place of the most likely letter after each prompt.
+    """Place of the most likely letter after each prompt; the same in batches of any size.
 
-    What all prompts begin with, the header and the examples, is read once a batch.
+    What all prompts begin with, the header and the examples, is read once a batch where the
+    model's self-check allows it.
     """
     if not prompts:
         return []
-    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    ways = safe_ways(model)
+    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if ways.prefix else 0
+
+    def work(places: list[int]) -> list[int]:
+        logits = cached_prefix_logits(model, [prompts[i] for i in places], shared)
+        return [int(i) for i in logits[:, list(letters)].argmax(-1)]
+
     return in_batches(
         model,
         [len(p) for p in prompts],
-        lambda places: _letters(model, [prompts[i] for i in places], shared, letters),
-        budget=batch_tokens or token_budget(model),
+        work,
+        budget=(batch_tokens or token_budget(model)) if ways.scored_together else 1,
     )
 
 
@@ -154,29 +160,6 @@ def common_prefix(prompts: Sequence[list[int]]) -> int:
     low, high = min(prompts), max(prompts)  # the first and the last in order differ the earliest
     differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return next(differ, min(len(low), len(high)))
-
-
-@torch.inference_mode()
-def _letters(
-    model: Any, prompts: Sequence[list[int]], shared: int, letters: Sequence[int]
-) -> list[int]:
-    from transformers import DynamicCache
-
-    last = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
-    ids, mask = pad_left([p[shared:] for p in prompts], model.device)
-    positions = shared + (mask.cumsum(1) - 1).clamp(min=0)
-    inputs: dict[str, Any] = {}
-    if shared:
-        prefix = torch.tensor([prompts[0][:shared]], device=model.device)
-        cache = DynamicCache(config=model.config)
-        model(input_ids=prefix, past_key_values=cache, use_cache=True, **last)
-        cache.batch_repeat_interleave(len(prompts))
-        mask = torch.cat([mask.new_ones(len(prompts), shared), mask], 1)
-        inputs = {"past_key_values": cache, "use_cache": True}
-    logits = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, **inputs, **last
-    ).logits[:, -1]
-    return [int(i) for i in logits[:, list(letters)].argmax(-1)]
 
 
 def _asked(question: Question) -> str:

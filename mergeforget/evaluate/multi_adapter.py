@@ -9,7 +9,9 @@ from typing import Any
 from mergeforget.adapter import Adapter
 from mergeforget.errors import ResourceError
 from mergeforget.evaluate.batching import ROWS, out_of_memory, token_budget
-from mergeforget.evaluate.generate import Owners, generate
+from mergeforget.evaluate.decoding import RowOwners
+from mergeforget.evaluate.generate import generate
+from mergeforget.evaluate.self_check import safe_ways
 from mergeforget.merge.multi_adapter import side_by_side
 
 CPU_ROWS = 48  # on one core: a step of as many rows takes as long for each as one of more
@@ -64,6 +66,7 @@ def generate_together(
         if on_done is not None:
             on_done(*places[place], text)
 
+    safe_ways(model)  # its probes belong to no adapter
     with _explained(model), side_by_side(model, adapters) as beside:
         texts = iter(
             generate(
@@ -74,7 +77,7 @@ def generate_together(
                 batch_tokens=batch_tokens,
                 label=label,
                 on_done=keep,
-                owners=Owners([i for i, _ in places], beside.rows),
+                owners=RowOwners([i for i, _ in places], beside.rows),
             )
         )
     return [[next(texts) for _ in own] for own in prompts]

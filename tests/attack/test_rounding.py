@@ -99,7 +99,7 @@ def test_experts_stored_as_one_parameter_are_rounded_expert_by_expert() -> None:
 
 
 def test_transposed_experts_have_a_scale_for_each_output_channel() -> None:
-    experts = torch.nn.Module()
+    experts: Any = torch.nn.Module()
     experts.is_transposed = True  # as gpt-oss says of its own
     experts.gate_up_proj = torch.nn.Parameter(torch.randn(2, 6, 8))  # (experts, in, out)
     (matrix,) = weight_matrices(experts)

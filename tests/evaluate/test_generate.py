@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from mergeforget.errors import NumericError, ResourceError
-from mergeforget.evaluate import generate as module
+from mergeforget.evaluate import decoding as module
 from mergeforget.evaluate.batching import by_length, run_halving
-from mergeforget.evaluate.generate import generate, generate_ids, greedy, like_lengths
+from mergeforget.evaluate.decoding import greedy, similar_lengths
+from mergeforget.evaluate.generate import generate, generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
+from mergeforget.evaluate.self_check import safe_ways
 
 PROMPTS = ["a", "What is it?", "The quick brown fox", "x" * 40, "ab", "What is it?"]
 
@@ -61,7 +63,7 @@ def test_rows_end_at_different_places_and_leave_the_batch(
         return forward(**inputs)
 
     plain = greedy(ending_model, ids, ends, 20)
-    monkeypatch.setattr(module, "takes_logits_to_keep", lambda _: False)
+    monkeypatch.setattr(module, "takes", lambda m, name: name != "logits_to_keep")
     monkeypatch.setattr(ending_model, "forward", counted)
     assert greedy(ending_model, ids, ends, 20) == plain
     lengths = [len(new) for new in plain]
@@ -73,8 +75,8 @@ def test_rows_end_at_different_places_and_leave_the_batch(
 
 
 def test_prompts_of_like_length_are_read_together() -> None:
-    assert like_lengths([5, 100, 76, 74, 20, 7]) == [[1, 2], [3], [4, 5, 0]]
-    assert like_lengths([3]) == [[0]]
+    assert similar_lengths([5, 100, 76, 74, 20, 7]) == [[1, 2], [3], [4, 5, 0]]
+    assert similar_lengths([3]) == [[0]]
 
 
 def test_a_cache_of_another_kind_is_read_at_once(
@@ -83,7 +85,7 @@ def test_a_cache_of_another_kind_is_read_at_once(
     ids = [tiny_tokenizer(p)["input_ids"] for p in PROMPTS]
     ends = ending_model.generation_config.eos_token_id
     plain = greedy(ending_model, ids, ends, 20)
-    monkeypatch.setattr(module, "_plain_cache", lambda _: False)
+    monkeypatch.setattr(module, "has_plain_cache", lambda _: False)
     assert greedy(ending_model, ids, ends, 20) == plain
     assert greedy(ending_model, ids, ends, 0) == [[] for _ in ids]
 
@@ -149,6 +151,7 @@ def test_likelihoods_from_a_start_on_are_those_of_the_whole_text(
 def test_what_nobody_asks_for_costs_no_output_layer(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    safe_ways(tiny_model)
     places = []
     head = tiny_model.lm_head.forward
 

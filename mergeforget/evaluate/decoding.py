@@ -1,0 +1,297 @@
+"""Greedy decoding of one batch with a cache, padded or not, or without a cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+from transformers.cache_utils import DynamicLayer
+
+Pick = Callable[[Tensor, list[int]], Tensor]  # logits (rows, vocabulary), rows -> (rows,) tokens
+
+
+@dataclass(frozen=True)
+class RowOwners:
+    """The owner of each prompt, for a model that answers each owner with another adapter.
+
+    Attributes:
+        of: a number for each prompt; empty where the model is the same for all rows.
+        tell: called with the owners of the rows of the next passes.
+    """
+
+    of: Sequence[int] = ()
+    tell: Callable[[list[int]], None] | None = None
+
+    def part(self, places: Sequence[int]) -> RowOwners:
+        """The owners of some of the prompts."""
+        return self if self.tell is None else RowOwners([self.of[i] for i in places], self.tell)
+
+    def together(self, rows: list[int]) -> list[int]:
+        """The rows sorted by owner, which saves passes."""
+        return rows if self.tell is None else sorted(rows, key=self.of.__getitem__)
+
+    def announce(self, rows: Sequence[int]) -> None:
+        """Tell the model whose rows the next passes have."""
+        if self.tell is not None:
+            self.tell([self.of[row] for row in rows])
+
+
+ONE_OWNER = RowOwners()
+
+
+def most_likely(logits: Tensor, rows: list[int]) -> Tensor:
+    """The token with the largest logit of each row."""
+    return logits.argmax(-1)
+
+
+@torch.inference_mode()
+def greedy(
+    model: Any,
+    prompts: Sequence[list[int]],
+    stop: Sequence[int],
+    max_new_tokens: int,
+    owners: RowOwners = ONE_OWNER,
+    *,
+    padded: bool = True,
+    pick: Pick = most_likely,
+) -> list[list[int]]:
+    """Decode one batch with a cache; a row that has ended leaves the batch.
+
+    Args:
+        prompts: token ids of each row; of one length where ``padded`` is false.
+        stop: tokens that end a row.
+        padded: pad prompts of different lengths on the left, and give the model an attention mask
+            and positions. Otherwise it gets the token ids alone.
+        pick: chooses the next tokens.
+
+    Returns:
+        New token ids of each row, the one that ended it included.
+    """
+    new = torch.full((len(prompts), max_new_tokens), -1, device=model.device)
+    ends = torch.tensor(list(stop), device=model.device)
+    last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    if max_new_tokens:
+        order, logits, cache, mask = prefill(model, prompts, last, owners, padded=padded)
+        owners.announce(order)
+        rows = torch.tensor(order, device=model.device)  # those still in the batch
+        positions = mask.sum(1, keepdim=True)  # of the token that comes next
+    for step in range(max_new_tokens):
+        chosen = pick(logits, rows.tolist())  # (rows,)
+        new[rows, step] = chosen
+        unfinished = ~torch.isin(chosen, ends)
+        if step + 1 == max_new_tokens or not unfinished.any():
+            break
+        if not unfinished.all():
+            kept = unfinished.nonzero().squeeze(1)
+            cache.reorder_cache(kept)
+            rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
+            owners.announce(rows.tolist())
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        places = _places(model, mask, positions) if padded else {}
+        logits = _cached_pass(model, chosen[:, None], cache, **places, **last)
+        positions = positions + 1
+    return [[t for t in row if t >= 0] for row in new.tolist()]
+
+
+def prefill(
+    model: Any,
+    prompts: Sequence[list[int]],
+    last: dict[str, int],
+    owners: RowOwners,
+    *,
+    padded: bool = True,
+) -> tuple[list[int], Tensor, Any, Tensor]:
+    """Read the prompts, those of similar length together, so that little padding is computed.
+
+    Returns:
+        The order of the rows below, as places of ``prompts``; the logits after each prompt,
+        (rows, vocabulary); the cache of all rows; and the mask of what in it is not padding.
+    """
+    read = []
+    groups = similar_lengths([len(p) for p in prompts]) if padded and has_plain_cache(model) else [
+        list(range(len(prompts)))]  # fmt: skip
+    groups = [owners.together(group) for group in groups]
+    for group in groups:
+        owners.announce(group)
+        ids, mask = pad_left([prompts[i] for i in group], model.device)
+        places = _places(model, mask, (mask.cumsum(1) - 1).clamp(min=0)) if padded else {}
+        cache = new_cache(model)
+        read.append((_cached_pass(model, ids, cache, **places, **last), cache, mask))
+    order = [place for group in groups for place in group]
+    logits, mask = torch.cat([r[0] for r in read]), _side_by_side([r[2] for r in read], dim=1)
+    return order, logits, _joined([r[1] for r in read], model), mask
+
+
+@torch.inference_mode()
+def uncached(
+    model: Any, prompt: Sequence[int], stop: Sequence[int], max_new_tokens: int
+) -> list[int]:
+    """Decode one row greedily with a full pass for every token."""
+    ids = list(prompt)
+    for _ in range(max_new_tokens):
+        ids.append(int(full_pass(model, torch.tensor([ids], device=model.device))[0, -1].argmax()))
+        if ids[-1] in stop:
+            break
+    return ids[len(prompt) :]
+
+
+@torch.inference_mode()
+def model_generate(
+    model: Any, prompt: Sequence[int], stop: Sequence[int], max_new_tokens: int
+) -> list[int]:
+    """Decode one row greedily with the model's own ``generate``."""
+    if not max_new_tokens:
+        return []
+    ids = torch.tensor([list(prompt)], device=model.device)
+    settings = {"eos_token_id": list(stop) or None, "max_new_tokens": max_new_tokens}
+    with _plain_generation(model, **settings):
+        found = model.generate(ids, attention_mask=torch.ones_like(ids))
+    return list(found[0, len(prompt) :].tolist())
+
+
+@contextmanager
+def _plain_generation(model: Any, **settings: Any) -> Iterator[None]:
+    """A generation config without sampling, penalties or forced tokens while the block runs."""
+    inner = bare(model)
+    before = inner.generation_config
+    inner.generation_config = GenerationConfig(pad_token_id=0, use_cache=True, **settings)
+    try:
+        yield
+    finally:
+        inner.generation_config = before
+
+
+@torch.inference_mode()
+def cached_prefix_logits(model: Any, rows: Sequence[list[int]], shared: int) -> Tensor:
+    """Logits after each row, (rows, vocabulary), with the first tokens of all rows read once.
+
+    Args:
+        shared: tokens that all rows begin with, fewer than the shortest has. With 0 nothing is
+            cached. What comes after is padded on the right, where a causal model never looks.
+    """
+    ids, mask = pad_right([row[shared:] for row in rows], model.device)
+    inputs: dict[str, Any] = {}
+    if shared:
+        cache = new_cache(model)
+        prefix = torch.tensor([rows[0][:shared]], device=model.device)
+        _cached_pass(model, prefix, cache)
+        cache.batch_repeat_interleave(len(rows))
+        mask = torch.cat([mask.new_ones(len(rows), shared), mask], 1)
+        inputs = {cache_name(model): cache, "use_cache": True}
+    elif takes(model, "use_cache"):
+        inputs = {"use_cache": False}
+    if takes(model, "attention_mask"):
+        inputs["attention_mask"] = mask
+    wanted = mask[:, shared:].sum(1) - 1  # (rows,) the last token of each row
+    places = torch.arange(ids.shape[1], device=model.device)
+    if takes(model, "logits_to_keep"):
+        places = wanted.unique()
+        inputs["logits_to_keep"] = places
+    logits: Tensor = model(input_ids=ids, **inputs).logits  # (rows, places, vocabulary)
+    return logits[torch.arange(len(rows)), torch.searchsorted(places, wanted)]
+
+
+def full_pass(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
+    """Logits of every position, (rows, tokens, vocabulary), computed without a cache."""
+    uncached_by = {"use_cache": False} if takes(model, "use_cache") else {}
+    logits: Tensor = model(input_ids=ids, **uncached_by, **inputs).logits
+    return logits
+
+
+def _cached_pass(model: Any, ids: Tensor, cache: Any, **inputs: Any) -> Tensor:
+    """Logits after the last token of each row, (rows, vocabulary); the cache grows."""
+    inputs = {cache_name(model): cache, "use_cache": True, **inputs}
+    logits: Tensor = model(input_ids=ids, **inputs).logits[:, -1]
+    return logits
+
+
+def _places(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    """Attention mask and positions, as far as the model takes them."""
+    given = {"attention_mask": mask, "position_ids": positions}
+    return {name: value for name, value in given.items() if takes(model, name)}
+
+
+def cache_name(model: Any) -> str:
+    """The argument that takes the cache: Mamba and its kin call it ``cache_params``."""
+    return "past_key_values" if takes(model, "past_key_values") else "cache_params"
+
+
+def new_cache(model: Any) -> Any:
+    """An empty cache with a layer of the right kind for each layer of the model."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def has_plain_cache(model: Any) -> bool:
+    """Whether every layer caches the keys and values of all tokens, and nothing else."""
+    return all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
+
+
+def takes(model: Any, argument: str) -> bool:
+    """Whether the forward pass of the model's class names an argument."""
+    return argument in inspect.signature(type(bare(model)).forward).parameters
+
+
+def bare(model: Any) -> Any:
+    """The model without PEFT's wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
+    """Group places by length, longest first; in a group none is shorter by more than a quarter.
+
+    Differences of up to 16 tokens do not part rows: a further pass costs more than they do.
+    """
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if not groups or longest - lengths[place] > max(16, longest // 4):
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def pad_left(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, (rows, longest); padding is token 0 and is never attended."""
+    longest = max(len(p) for p in prompts)
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    return ids.to(device), mask.to(device)
+
+
+def pad_right(texts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, (rows, longest), padded with token 0 after the text."""
+    longest = max(len(t) for t in texts)
+    ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts])
+    mask = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t in texts])
+    return ids.to(device), mask.to(device)
+
+
+def _joined(caches: list[Any], model: Any) -> Any:
+    """One cache of all rows; the memory of the parts is freed layer by layer."""
+    if len(caches) == 1:
+        return caches[0]
+    data = []
+    for number in range(len(caches[0].layers)):
+        layers = [cache.layers[number] for cache in caches]
+        data.append(tuple(_side_by_side([getattr(x, n) for x in layers], dim=2)
+                          for n in ("keys", "values")))  # fmt: skip
+        for layer in layers:
+            layer.keys = layer.values = None
+    return DynamicCache(ddp_cache_data=data, config=model.config.get_text_config(decoder=True))
+
+
+def _side_by_side(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Rows of all parts, with zeros before those that are shorter along ``dim``."""
+    longest = max(part.shape[dim] for part in parts)
+    padded = []
+    for part in parts:
+        before = [0, 0] * (part.dim() - 1 - dim) + [longest - part.shape[dim], 0]
+        padded.append(F.pad(part, before))
+    return torch.cat(padded)
