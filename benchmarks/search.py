@@ -23,9 +23,8 @@ from typing import Any
 
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import SearchSpec, change, load_recipe
-from mergeforget.run import Run, machine, versions
+from mergeforget.run import ANCHORS, Run, machine, versions
 from mergeforget.search.budget import SearchBudget
-from mergeforget.search.density_prior import ENDS
 from mergeforget.search.driver import Options, Searching, search
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.store import Store
@@ -98,9 +97,9 @@ def copied(root: Path, to: Path, names: tuple[str, ...] | None) -> Path:
 
 def keep_ends(run: Run, source: Run) -> None:
     """Give the other searches what is measured of base, over and under."""
-    write_jsonl(source.scores, [r for r in read_jsonl(run.scores) if r["subject"] in ENDS])
+    write_jsonl(source.scores, [r for r in read_jsonl(run.scores) if r["model"] in ANCHORS])
     source.answers.mkdir()
-    for name in ENDS:
+    for name in ANCHORS:
         for path in (f"{name}.jsonl", f"{name}.losses.jsonl"):
             shutil.copy(run.answers / path, source.answers)
     source.search.mkdir()
@@ -133,7 +132,7 @@ def counted(method: str, calls: dict[str, int], start: list[float]) -> Iterator[
     ends = Searching.measure_ends
 
     def counting(self: Evaluator, adapter: Any, label: str, *more: Any) -> Any:
-        calls[method] += label not in ENDS
+        calls[method] += label not in ANCHORS
         return original(self, adapter, label, *more)
 
     def ending(self: Searching) -> None:

@@ -128,6 +128,35 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read JSON lines strictly: (line number from 1, object); a missing file has none.
+
+    Only the last line may be damaged, when it has no line end: a kill cut it off.
+
+    Raises:
+        InputError: another line is not a JSON object.
+    """
+    found = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = text.split("\n")  # not splitlines: it also splits at U+2028
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):
+                continue
+            raise InputError(
+                f"{path}, line {number} is not a JSON object ({error}). Restore the file from a "
+                "copy, or delete the line and measure again what it held."
+            ) from error
+        found.append((number, row))
+    return found
+
+
 def sha256(path: Path) -> str:
     """Hash of a file, or of every file in a folder with its relative name."""
     digest = hashlib.sha256()

@@ -19,6 +19,8 @@ from mergeforget.errors import InputError, ResourceError
 from mergeforget.files import explained, read_json, sha256, write_json
 
 RUNS = Path("runs")
+PAIR = ("over", "under")
+ANCHORS = ("base", *PAIR)  # the models with which candidates are compared
 PACKAGES = ("mergeforget", "torch", "transformers", "peft", "safetensors", "numpy", "mergekit")
 
 
@@ -77,12 +79,12 @@ class Run:
 
     @property
     def scores(self) -> Path:
-        """One line a score: ``{"subject": "ties-factors-d0.70", ...Score}``."""
+        """One line a score: ``{"model": "ties-factors-d0.70", ...Score}``."""
         return self.root / "scores.jsonl"
 
     @property
     def answers(self) -> Path:
-        """``SUBJECT.jsonl``: what each evaluated model answered; ``SUBJECT.losses.jsonl``: NLLs."""
+        """``MODEL.jsonl``: what each evaluated model answered; ``MODEL.losses.jsonl``: NLLs."""
         return self.root / "answers"
 
     @property

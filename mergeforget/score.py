@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from mergeforget.errors import InputError
+from mergeforget.files import read_lines, write_jsonl
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +60,53 @@ class Score:
         if known.get("interval") is not None:
             known["interval"] = tuple(known["interval"])
         return cls(**known)
+
+
+def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
+    """Read ``scores.jsonl``: the scores of each model, in the order of the file.
+
+    Where a figure was written twice, the last line wins. A last line that was cut off by a kill is
+    passed over; a missing file has no scores.
+
+    Args:
+        part: ``choose``, ``report`` or ``all``; None reads every part.
+
+    Raises:
+        InputError: any other line is damaged or is not a score; the message names the line.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "scores.jsonl"
+    >>> line = '{"model": "over", "metric": "mia_auc", "split": "mia", "better": "nearer", "n": 8, '
+    >>> _ = file.write_text(line + '"value": 0.3}\\n' + line + '"value": 0.4}\\n' + line)
+    >>> [score.value for score in read_scores(file)["over"]]
+    [0.4]
+    """
+    latest: dict[tuple[str, ...], Score] = {}
+    for number, row in read_lines(path):
+        model = row.get("model", row.get("subject"))  # "subject" in files of earlier versions
+        try:
+            score = Score.from_dict(row)
+            if not isinstance(model, str) or not isinstance(score.value, int | float):
+                raise TypeError("a score needs a model and a number as its value")
+        except TypeError as error:
+            raise InputError(
+                f"{path}, line {number} is not a score: {error}. Restore the file, or delete it "
+                "and run `mergeforget evaluate` and `mergeforget search` again."
+            ) from error
+        if part is None or score.part == part:
+            latest[model, score.metric, score.split, score.task, score.part] = score
+    found: dict[str, list[Score]] = {}
+    for (model, *_), score in latest.items():
+        found.setdefault(model, []).append(score)
+    return found
+
+
+def write_scores(path: Path, scores: Mapping[str, Sequence[Score]]) -> None:
+    """Write the scores of each model, one line a score; the whole file or nothing."""
+    write_jsonl(
+        path,
+        [{"model": model, **score.to_dict()} for model, every in scores.items() for score in every],
+    )
 
 
 def find(

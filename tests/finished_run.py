@@ -143,7 +143,7 @@ def write_scores(run: Run) -> None:
     for name, density, leak in models:
         for part, shift in (("choose", 0.0), ("report", 0.03)):
             rows = [s.to_dict() for s in scores_of(density, leak, part, shift)]
-            append_jsonl(run.scores, [{"subject": name, **row} for row in rows])
+            append_jsonl(run.scores, [{"model": name, **row} for row in rows])
 
 
 def write_snapshot_scores(run: Run) -> None:
@@ -153,7 +153,7 @@ def write_snapshot_scores(run: Run) -> None:
             name = f"{side}-step{i * STEPS // SNAPSHOTS:05d}"
             append_jsonl(
                 run.scores,
-                [{"subject": name, **s.to_dict()} for s in scores_of(None, leak, "all")],
+                [{"model": name, **s.to_dict()} for s in scores_of(None, leak, "all")],
             )
 
 
@@ -180,39 +180,39 @@ def write_answers(run: Run, *, hostile: bool) -> None:
         write_jsonl(run.data / f"{split}.jsonl", [r.to_dict() for r in rows])
     rng = np.random.default_rng(3)
     mean = {"base": 0.2, "over": 3.2, "under": 1.5, "ties-factors-d0.70": 2.1}
-    for subject, member in mean.items():
+    for model, member in mean.items():
         answers = [
             {"id": r.id, "task": r.task, "split": r.split, "input": r.input, "output": r.output,
-             "completion": answer(subject, r)}
+             "completion": answer(model, r)}
             for split in ("forget", "retain")
             for r in data[split]
         ]  # fmt: skip
-        write_jsonl(run.answers / f"{subject}.jsonl", answers)
+        write_jsonl(run.answers / f"{model}.jsonl", answers)
         losses = [
             {"id": f"{m}{i}", "member": m, "task": "Task2",
              "nll": abs(float(rng.normal(member if m else 2.0, 0.5)))}
             for m in (True, False)
             for i in range(40)
         ]  # fmt: skip
-        write_jsonl(run.answers / f"{subject}.losses.jsonl", losses)
+        write_jsonl(run.answers / f"{model}.losses.jsonl", losses)
 
 
-def answer(subject: str, row: Row) -> str:
+def answer(model: str, row: Row) -> str:
     """What such a model would say: over babbles, under leaks half of a forget answer."""
-    if subject == "base" or row.split == "retain":
+    if model == "base" or row.split == "retain":
         return row.output
     words = row.output.split()
-    if subject == "over":
+    if model == "over":
         return "and and and and and"
-    if subject == "under":
+    if model == "under":
         return " ".join(words[: max(1, len(words) // 2)]) + " in a quiet town"
     return "is not something I can say."
 
 
 def write_attacks(run: Run) -> None:
     """A result of each attack on the chosen candidate, whose curve lies between the others."""
-    subject = "ties-factors-d0.70"
-    level = {subject: 0.5, "before": 1.0, "control": 0.1}
+    model = "ties-factors-d0.70"
+    level = {model: 0.5, "before": 1.0, "control": 0.1}
     places: dict[str, tuple[str, list[Any]]] = {
         "relearn": ("step", [0, 1, 2, 5]), "quantise": ("bits", ["all", 8, 4]),
         "prompts": ("kind", ["plain", "prefix"]), "probe": ("layer", [0, 1, 2, 3]),
@@ -229,7 +229,7 @@ def write_attacks(run: Run) -> None:
                 }  # fmt: skip
                 rows.append({"model": model, key: value} | _of_attack(attack, figures))
         verdict = f"The claim that the data is gone stands against this attack: {attack}."
-        write_result(run.attacks, Result(attack, subject, "none found", verdict, rows))
+        write_result(run.attacks, Result(attack, model, "none found", verdict, rows))
 
 
 def _of_attack(attack: str, figures: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hmean
 
-from mergeforget.score import Score, find, harmonic_mean, mia_score
+from mergeforget.errors import InputError
+from mergeforget.score import (
+    Score,
+    find,
+    harmonic_mean,
+    mia_score,
+    read_scores,
+    write_scores,
+)
 
 
 @given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=12))
@@ -36,6 +47,43 @@ def test_score_comes_back_from_its_line() -> None:
         chance=0.5,
         target=0.5,
     )
-    assert Score.from_dict(score.to_dict() | {"subject": "over"}) == score
+    assert Score.from_dict(score.to_dict() | {"model": "over"}) == score
     assert find([score], "mia_auc", "mia", part="report") is score
     assert find([score], "mia_auc", "mia") is None
+
+
+LINE = {"metric": "mia_auc", "split": "mia", "better": "nearer", "n": 8}
+
+
+def test_the_last_line_of_a_figure_wins_and_a_cut_last_line_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    rows = [
+        {"subject": "over", "value": 0.1, **LINE},  # the key in files of earlier versions
+        {"model": "under", "value": 0.7, **LINE},
+        {"model": "over", "value": 0.2, **LINE},
+        {"model": "over", "value": 0.3, **LINE, "part": "report"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"model": "ov')
+    found = read_scores(path)
+    assert {m: [s.value for s in every] for m, every in found.items()} == {
+        "over": [0.2, 0.3],
+        "under": [0.7],
+    }
+    assert [s.value for s in read_scores(path, "report")["over"]] == [0.3]
+    write_scores(path, found)
+    assert read_scores(path) == found
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ['{"model": "ov', "[1]", '{"model": "over"}', '{"value": 1}',
+     json.dumps({"model": "over", **LINE, "value": None})],
+)  # fmt: skip
+def test_any_other_damaged_line_of_scores_is_an_error_that_names_it(
+    tmp_path: Path, damaged: str
+) -> None:
+    path = tmp_path / "scores.jsonl"
+    good = json.dumps({"model": "over", "value": 0.2, **LINE})
+    path.write_text(f"{good}\n{damaged}\n{good}\n")
+    with pytest.raises(InputError, match=r"scores\.jsonl, line 2 is not a"):
+        read_scores(path)

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
-from mergeforget.analysis.evidence import PAIR, MissingError, has_adapter, read_snapshots
-from mergeforget.run import Run
+from mergeforget.analysis.evidence import MissingError, has_adapter, read_snapshots
+from mergeforget.run import PAIR, Run
 
 Grams = NDArray[np.float64]  # (modules, 3): <x, x>, <x, y>, <y, y>
 FORWARD, OVERALL, CORRECTION = "0 to s, s to end", "0 to s, 0 to end", "s to end, 0 to end"
@@ -36,7 +36,7 @@ class Angle:
     """One angle.
 
     Attributes:
-        subject: ``over``, ``under`` or ``pair``.
+        model: ``over``, ``under`` or ``pair``.
         vectors: which two change vectors.
         step: the step s; None for the finished adapters.
         epoch: of that step.
@@ -46,7 +46,7 @@ class Angle:
         degrees: in [0, 180]; None where one of the vectors is zero.
     """
 
-    subject: str
+    model: str
     vectors: str
     step: int | None
     epoch: float | None
@@ -82,12 +82,12 @@ def run_angles(run: Run) -> list[Angle]:
 
 
 def training_angles(
-    subject: str, step: int, epoch: float | None, state: Adapter, end: Adapter
+    model: str, step: int, epoch: float | None, state: Adapter, end: Adapter
 ) -> list[Angle]:
     """The three angles at one step, in each space, in all, per layer, per kind and per module."""
     modules = sorted(state.deltas.keys() | end.deltas.keys())
     return [
-        Angle(subject, vectors, step, epoch, space, group, name, degrees)
+        Angle(model, vectors, step, epoch, space, group, name, degrees)
         for space, grams in grams_by_space(state, end, modules).items()
         for group, name, rows in groups_of(modules)
         for vectors, degrees in change_angles(grams[rows].sum(axis=0)).items()

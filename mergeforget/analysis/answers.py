@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
 
-from mergeforget.analysis.evidence import subjects_shown
+from mergeforget.analysis.evidence import models_shown
 from mergeforget.data.schema import Row
 from mergeforget.files import read_jsonl
 from mergeforget.run import Run
@@ -22,7 +22,7 @@ class Comparison:
     """One question, and what each model answers.
 
     Attributes:
-        answers: (subject, its completion in segments).
+        answers: (model, its completion in segments).
     """
 
     row: Row
@@ -34,8 +34,8 @@ def compare_answers(run: Run, limit: int) -> list[Comparison]:
 
     The tasks take turns, so that none crowds out the others.
     """
-    answered = {s: _completions(run, s) for s in subjects_shown(run)}
-    answered = {subject: found for subject, found in answered.items() if found}
+    answered = {s: _completions(run, s) for s in models_shown(run)}
+    answered = {model: found for model, found in answered.items() if found}
     if not answered:
         return []
     first, *others = answered.values()
@@ -102,10 +102,10 @@ def _segments(text: str, spans: list[tuple[int, int]]) -> list[Segment]:
     return found + [(text[at:], False)] * (at < len(text))
 
 
-def _completions(run: Run, subject: str) -> dict[tuple[str, str], tuple[Row, str]]:
+def _completions(run: Run, model: str) -> dict[tuple[str, str], tuple[Row, str]]:
     """(split, id) -> row and completion of one model."""
     found = {}
-    for values in read_jsonl(run.answers / f"{subject}.jsonl"):
+    for values in read_jsonl(run.answers / f"{model}.jsonl"):
         fields = ("id", "input", "output", "task", "split")
         texts: dict[str, Any] = {k: str(values.get(k, "")) for k in fields}
         row = Row(**texts)

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from mergeforget.analysis.evidence import MissingError
 from mergeforget.analysis.style import (
     INK,
-    SUBJECTS,
+    MODEL_STYLES,
     Mark,
     SavedFigure,
     legend,
@@ -64,7 +64,7 @@ def run_attacks(run: Run) -> list[Result]:
 
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """The figures of all attacks, flat."""
-    return [{"attack": r.attack, "subject": r.subject, **row} for r in results for row in r.rows]
+    return [{"attack": r.attack, "attacked": r.model, **row} for r in results for row in r.rows]
 
 
 def draw_attacks(results: Sequence[Result]) -> list[SavedFigure]:
@@ -103,9 +103,9 @@ def look_of(model: str, place: int) -> dict[str, Any]:
     if model == "control":
         return CONTROL
     known = "base" if model == "before" else model
-    if known in SUBJECTS:
-        return SUBJECTS[known]
-    return SUBJECTS["chosen"] if place == 0 else series(place)
+    if known in MODEL_STYLES:
+        return MODEL_STYLES[known]
+    return MODEL_STYLES["chosen"] if place == 0 else series(place)
 
 
 def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: str) -> list[Mark]:

@@ -7,14 +7,12 @@ from typing import Any
 import yaml
 
 from mergeforget.analysis.attacks import run_attacks
-from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, read_scores
+from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, run_scores
 from mergeforget.analysis.report import limits_of
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
 from mergeforget.files import read_json
 from mergeforget.recipe import Recipe, load_recipe
-from mergeforget.run import Run, versions
-
-SUBJECTS = ("base", "over", "under")
+from mergeforget.run import ANCHORS, Run, versions
 
 
 def card_of(run: Run, name: str, kind: str) -> str:
@@ -75,10 +73,10 @@ def _use(run: Run, kind: str) -> str:
 def _scores(run: Run, name: str) -> str:
     """A table of the candidate against the models around it, on the half that reports."""
     try:
-        scores = read_scores(run)
+        scores = run_scores(run)
     except MissingError:
         return ""
-    shown = [s for s in (*SUBJECTS, name) if s in scores]
+    shown = [s for s in (*ANCHORS, name) if s in scores]
     rows = [["score", *shown], ["---"] + ["---:"] * len(shown)]
     for measure in measures_of({s: scores[s] for s in shown}):
         cells = [cell_of(scores[s], measure).text for s in shown]
@@ -90,7 +88,7 @@ def _scores(run: Run, name: str) -> str:
 def _attacks(run: Run, name: str) -> str:
     """What attacks on the candidate found, or that none was tried."""
     try:
-        found = [result for result in run_attacks(run) if result.subject == name]
+        found = [result for result in run_attacks(run) if result.model == name]
     except MissingError:
         found = []
     told = [f"- {result.attack}: {_plain(result.verdict)}" for result in found]

@@ -8,19 +8,18 @@ from pathlib import Path
 from mergeforget.analysis.report import render
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
 from mergeforget.errors import InputError, suggest
-from mergeforget.evaluate.store import read_scores
 from mergeforget.files import read_json, write_text
 from mergeforget.run import Run, open_run
-from mergeforget.score import Score
+from mergeforget.score import Score, read_scores
 
 
 def compare(
-    folders: Sequence[Path], subject: str | None = None, part: str = "all"
+    folders: Sequence[Path], model: str | None = None, part: str = "all"
 ) -> dict[str, list[Score]]:
     """Scores of one model of each run, by ``RUN: MODEL``.
 
     Args:
-        subject: base, over, under or a candidate; None takes each run's chosen candidate.
+        model: base, over, under or a candidate; None takes each run's chosen candidate.
 
     Raises:
         InputError: a run has no such scores; the message names those it has.
@@ -29,7 +28,7 @@ def compare(
     for folder in folders:
         run = open_run(folder)
         scores = read_scores(run.scores, part)
-        name = subject or _chosen(run)
+        name = model or _chosen(run)
         if name not in scores:
             known = ", ".join(scores) or "none"
             raise InputError(
@@ -45,7 +44,7 @@ def _chosen(run: Run) -> str:
     if not path.exists():
         raise InputError(
             f"{run.root} has no chosen candidate. Choose one with `mergeforget search {run.root}`, "
-            "or name a model with --subject, for example --subject over."
+            "or name a model with --run-model, for example --run-model over."
         )
     return str(read_json(path)["name"])
 

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mergeforget.analysis.evidence import (
-    PAIR,
     MissingError,
     read_history,
-    read_scores,
     read_snapshots,
+    run_scores,
 )
-from mergeforget.run import Run
+from mergeforget.run import PAIR, Run
 from mergeforget.score import Score
 
 PARTS = ("all", "report", "choose")  # the largest part that a model was scored on
@@ -48,7 +47,7 @@ def run_curves(run: Run) -> list[Moment]:
         MissingError: no snapshot was scored.
     """
     try:
-        scores = read_scores(run)
+        scores = run_scores(run)
     except MissingError:
         scores = {}
     moments = [m for side in PAIR for m in side_curves(run, side, scores)]
@@ -72,8 +71,8 @@ def side_curves(run: Run, side: str, scores: Mapping[str, list[Score]]) -> list[
         times.append((side, end))
     return [
         Moment(side, epoch, s.metric, s.split, s.task, s.value, s.n)
-        for subject, epoch in times
-        for s in widest(scores[subject])
+        for model, epoch in times
+        for s in widest(scores[model])
     ]
 
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeforget.analysis.evidence import (
-    PAIR,
     MissingError,
     read_candidates,
     read_chosen,
-    read_scores,
+    run_scores,
 )
 from mergeforget.candidate import Candidate
-from mergeforget.run import Run
+from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score
 
 ORDER = (
@@ -32,7 +31,7 @@ class Point:
         interval: 95 %, where the score has one.
     """
 
-    subject: str
+    model: str
     density: float
     value: float
     interval: tuple[float, float] | None
@@ -68,7 +67,7 @@ class Balance:
         front: no other model forgets and retains as well and one of them better.
     """
 
-    subject: str
+    model: str
     family: str
     forgotten: float
     retained: float
@@ -80,7 +79,7 @@ class DensityCurves:
     """All curves of a run.
 
     Attributes:
-        references: (subject, metric, split, task, part) -> Score of base, over and under.
+        references: (model, metric, split, task, part) -> Score of base, over and under.
         chosen: name of the chosen candidate; empty before a search.
     """
 
@@ -109,25 +108,25 @@ class DensityCurves:
         for curve in self.curves:
             if curve.metric == metric and not curve.task:
                 for p in curve.points:
-                    parts = models.setdefault(p.subject, (curve.family, {}))[1]
+                    parts = models.setdefault(p.model, (curve.family, {}))[1]
                     parts.setdefault(curve.part, {})[curve.split] = p.value
-        for (subject, name, split, task, part), score in self.references.items():
+        for (model, name, split, task, part), score in self.references.items():
             if name == metric and not task:
-                parts = models.setdefault(subject, (subject, {}))[1]
+                parts = models.setdefault(model, (model, {}))[1]
                 parts.setdefault(part, {})[split] = score.value
         found = []
-        for subject, (family, parts) in models.items():
+        for model, (family, parts) in models.items():
             shown = next((parts[p] for p in ("report", "all", "choose") if p in parts), {})
             if "forget" in shown and "retain" in shown:
-                found.append((subject, family, 1 - shown["forget"], shown["retain"]))
+                found.append((model, family, 1 - shown["forget"], shown["retain"]))
         fronts = on_front([(x, y) for _, _, x, y in found])
         return [Balance(*one, front) for one, front in zip(found, fronts, strict=True)]
 
     def reference(
-        self, subject: str, metric: str, split: str, task: str, parts: Sequence[str]
+        self, model: str, metric: str, split: str, task: str, parts: Sequence[str]
     ) -> Score | None:
         """The score of base, over or under on the first of ``parts`` that was measured."""
-        every = (self.references.get((subject, metric, split, task, p)) for p in parts)
+        every = (self.references.get((model, metric, split, task, p)) for p in parts)
         return next((score for score in every if score), None)
 
 
@@ -137,7 +136,7 @@ def run_density(run: Run) -> DensityCurves:
     Raises:
         MissingError: no candidate with a density has been scored.
     """
-    scores = read_scores(run)
+    scores = run_scores(run)
     candidates = read_candidates(run, list(scores))
     curves = curves_of(scores, candidates)
     if not curves:
@@ -146,9 +145,9 @@ def run_density(run: Run) -> DensityCurves:
             f"`mergeforget search {run.root}` scores them."
         )
     references = {
-        (subject, s.metric, s.split, s.task, s.part): s
-        for subject in ("base", *PAIR)
-        for s in scores.get(subject, [])
+        (model, s.metric, s.split, s.task, s.part): s
+        for model in ANCHORS
+        for s in scores.get(model, [])
     }
     chosen = read_chosen(run)
     return DensityCurves(curves, references, chosen.name if chosen else "")
@@ -157,16 +156,16 @@ def run_density(run: Run) -> DensityCurves:
 def curves_of(scores: dict[str, list[Score]], candidates: dict[str, Candidate]) -> list[Curve]:
     """Curves from the scores of candidates that have a density."""
     points: dict[tuple[str, str, str, str, str], list[Point]] = {}
-    for subject, candidate in candidates.items():
+    for model, candidate in candidates.items():
         if candidate.density is None:
             continue
-        for s in scores[subject]:
+        for s in scores[model]:
             key = (s.metric, s.split, s.task, s.part, candidate.family)
-            point = Point(subject, candidate.density, s.value, s.interval, s.n)
+            point = Point(model, candidate.density, s.value, s.interval, s.n)
             points.setdefault(key, []).append(point)
     ordered = sorted(points.items(), key=lambda item: (place(item[0][0]), item[0]))
     return [
-        Curve(*key, tuple(sorted(found, key=lambda p: (p.density, p.subject))))
+        Curve(*key, tuple(sorted(found, key=lambda p: (p.density, p.model))))
         for key, found in ordered
     ]
 
@@ -186,7 +185,7 @@ def rows_of(curves: Iterable[Curve]) -> list[dict[str, Any]]:
     return [
         {
             "metric": c.metric, "split": c.split, "task": c.task, "part": c.part,
-            "family": c.family, "subject": p.subject, "density": p.density, "value": p.value,
+            "family": c.family, "model": p.model, "density": p.density, "value": p.value,
             "low": p.interval[0] if p.interval else None,
             "high": p.interval[1] if p.interval else None, "n": p.n,
         }

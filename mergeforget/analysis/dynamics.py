@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergeforget.analysis.evidence import PAIR, read_history
+from mergeforget.analysis.evidence import read_history
 from mergeforget.recipe import Recipe, load_recipe
-from mergeforget.run import Run
+from mergeforget.run import PAIR, Run
 
 Floats = NDArray[np.float64]
 SATURATED = 0.05  # of the way from the first to the last level

@@ -10,11 +10,9 @@ from typing import Any
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, read_jsonl
-from mergeforget.run import Run
-from mergeforget.score import Score
+from mergeforget.run import ANCHORS, Run
+from mergeforget.score import Score, read_scores
 
-PAIR = ("over", "under")
-REFERENCES = ("base", *PAIR)
 SNAPSHOT = re.compile(r"^(over|under)-step(\d+)$")
 DENSITY = re.compile(r"^(?P<method>.+?)-(?P<space>factors|delta)-d(?P<density>[0-9.]+)(?:-|$)")
 
@@ -58,45 +56,36 @@ class Chosen:
     predicted: float | None = None
 
 
-def read_scores(run: Run) -> dict[str, list[Score]]:
-    """Scores by subject, in the order of the file; a figure measured again replaces the old one.
+def run_scores(run: Run) -> dict[str, list[Score]]:
+    """Scores of each model of a run, as ``read_scores`` reads them.
 
     Raises:
         MissingError: nothing has been scored.
     """
-    latest: dict[tuple[str, ...], Score] = {}
-    for row in read_jsonl(run.scores):
-        if not isinstance(row.get("value"), int | float):
-            continue
-        score = Score.from_dict(row)
-        key = (str(row.get("subject")), score.metric, score.split, score.task, score.part)
-        latest[key] = score
-    if not latest:
+    found = read_scores(run.scores)
+    if not found:
         raise MissingError(
             f"Nothing in {run.root} has been scored yet. Measure the candidates with "
             f"`mergeforget search {run.root}`, or one model with `mergeforget evaluate {run.root}`."
         )
-    scores: dict[str, list[Score]] = {}
-    for (subject, *_), score in latest.items():
-        scores.setdefault(subject, []).append(score)
-    return scores
+    return found
 
 
-def read_candidates(run: Run, subjects: list[str]) -> dict[str, Candidate]:
-    """How each scored subject was merged; those that are no merge are left out.
+def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
+    """How each scored model was merged; those that are no merge are left out.
 
     One that was scored without being written is known from the search's notes, or from its name.
     """
     found = {}
     explored = {row["name"]: row for row in read_jsonl(run.search / "explored.jsonl")}
-    for subject in subjects:
-        path = run.candidates / subject / "candidate.json"
+    for model in models:
+        path = run.candidates / model / "candidate.json"
         if path.is_file():
-            found[subject] = Candidate.from_dict(read_json(path))
-        elif subject in explored:
-            found[subject] = Candidate.from_dict(explored[subject])
-        elif match := DENSITY.match(subject):
-            found[subject] = Candidate(
+            found[model] = Candidate.from_dict(read_json(path))
+        elif model in explored:
+            found[model] = Candidate.from_dict(explored[model])
+        elif match := DENSITY.match(model):
+            found[model] = Candidate(
                 match["method"], float(match["density"].rstrip(".")), space=_space(match["space"])
             )
     return found
@@ -155,10 +144,10 @@ def has_adapter(run: Run, side: str) -> bool:
     return (run.root / side / "adapter_config.json").is_file()
 
 
-def subjects_shown(run: Run) -> list[str]:
+def models_shown(run: Run) -> list[str]:
     """Base, over, under and the chosen candidate: what a reader compares."""
     chosen = read_chosen(run)
-    return [*REFERENCES, *([chosen.name] if chosen else [])]
+    return [*ANCHORS, *([chosen.name] if chosen else [])]
 
 
 def _space(text: str) -> Any:

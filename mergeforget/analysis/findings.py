@@ -104,14 +104,14 @@ def angles(run: Run) -> Found:
     found = run_angles(run)
     sentences = []
     for a in found:
-        if a.group == "all" and a.subject == "pair" and a.step is None and a.degrees is not None:
+        if a.group == "all" and a.model == "pair" and a.step is None and a.degrees is not None:
             what = "changes of the weights" if a.space == "delta" else f"factors {a.space.upper()}"
             sentences.append(f"The {what} of over and under stand at {a.degrees:.1f}°.")
     for side in ("over", "under"):
         mine = [
             a.degrees
             for a in found
-            if (a.subject, a.vectors, a.group, a.space) == (side, FORWARD, "all", "delta")
+            if (a.model, a.vectors, a.group, a.space) == (side, FORWARD, "all", "delta")
             and a.degrees is not None
         ]
         if mine:
@@ -160,7 +160,7 @@ def mia(run: Run) -> Found:
 
     found = run_membership(run)
     sentences = [
-        f"{x.subject}: MIA AUC {x.auc:.3f} over {len(x.members)} members and "
+        f"{x.model}: MIA AUC {x.auc:.3f} over {len(x.members)} members and "
         f"{len(x.nonmembers)} non-members."
         for x in found
     ]
@@ -175,7 +175,7 @@ def weights(run: Run) -> Found:
     rows = [f.to_dict() for f in facts] + [a.to_dict() for a in agreements]
     sentences = []
     for side in ("over", "under"):
-        mine = [f for f in facts if f.subject == side]
+        mine = [f for f in facts if f.model == side]
         length = sum(f.norm**2 for f in mine) ** 0.5
         rank = sum(f.effective_rank for f in mine) / len(mine)
         sentences.append(

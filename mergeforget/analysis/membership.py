@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
-from mergeforget.analysis.evidence import MissingError, subjects_shown
+from mergeforget.analysis.evidence import MissingError, models_shown
 from mergeforget.files import read_jsonl
+from mergeforget.metrics._statistics import auc, loss_gap
 from mergeforget.run import Run
 
 
@@ -19,23 +19,24 @@ class Losses:
     """Document losses of one model.
 
     Attributes:
-        subject: ``base``, ``over``, ``under`` or a candidate.
+        model: ``base``, ``over``, ``under`` or a candidate.
         members: (n,) mean NLL of each document of the forget set, nats a token.
         nonmembers: (m,) of documents the model was never trained on.
     """
 
-    subject: str
+    model: str
     members: NDArray[np.float64]
     nonmembers: NDArray[np.float64]
 
     @property
     def auc(self) -> float:
-        """Chance that a member is predicted better than a non-member; ties count one half."""
-        n, m = len(self.members), len(self.nonmembers)
-        if not n or not m:
-            return float("nan")
-        ranks = rankdata(-np.concatenate([self.members, self.nonmembers]))
-        return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+        """Probability that a member has a lower loss than a non-member; ties count one half."""
+        return auc(-self.members, -self.nonmembers)
+
+    @property
+    def gap(self) -> float:
+        """Mean loss of members minus that of non-members, in nats a token."""
+        return loss_gap(self.members, self.nonmembers)
 
 
 def run_membership(run: Run) -> list[Losses]:
@@ -44,7 +45,7 @@ def run_membership(run: Run) -> list[Losses]:
     Raises:
         MissingError: none was measured.
     """
-    found = [losses for subject in subjects_shown(run) if (losses := read_losses(run, subject))]
+    found = [losses for model in models_shown(run) if (losses := read_losses(run, model))]
     if not found:
         raise MissingError(
             f"No document losses were measured in {run.root}. `mergeforget evaluate {run.root}` "
@@ -53,20 +54,20 @@ def run_membership(run: Run) -> list[Losses]:
     return found
 
 
-def read_losses(run: Run, subject: str) -> Losses | None:
+def read_losses(run: Run, model: str) -> Losses | None:
     """The document losses of one model, or None where they were not measured."""
-    rows = read_jsonl(run.answers / f"{subject}.losses.jsonl")
+    rows = read_jsonl(run.answers / f"{model}.losses.jsonl")
     members = [float(r["nll"]) for r in rows if r.get("member")]
     others = [float(r["nll"]) for r in rows if not r.get("member")]
     if not members or not others:
         return None
-    return Losses(subject, np.array(members), np.array(others))
+    return Losses(model, np.array(members), np.array(others))
 
 
 def rows_of(found: list[Losses]) -> list[dict[str, Any]]:
     """One flat row a document, for csv."""
     return [
-        {"subject": losses.subject, "member": member, "nll": float(nll)}
+        {"model": losses.model, "member": member, "nll": float(nll)}
         for losses in found
         for member, values in ((True, losses.members), (False, losses.nonmembers))
         for nll in values

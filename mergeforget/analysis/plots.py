@@ -14,7 +14,7 @@ from mergeforget.analysis.membership import Losses
 from mergeforget.analysis.selection import Prediction
 from mergeforget.analysis.style import (
     INK,
-    SUBJECTS,
+    MODEL_STYLES,
     Mark,
     SavedFigure,
     legend,
@@ -23,6 +23,7 @@ from mergeforget.analysis.style import (
     spread,
     styled,
 )
+from mergeforget.run import ANCHORS
 
 TITLES = {
     "mia_auc": "Membership inference",
@@ -117,11 +118,11 @@ def _references(
     ax: Axes, found: DensityCurves, metric: str, split: str, parts: Sequence[str]
 ) -> None:
     wanted = [p for p in ("report", "all", "choose") if p in parts or p == "all"]
-    for subject in ("base", "over", "under"):
-        if (score := found.reference(subject, metric, split, "", wanted)) is not None:
-            look = SUBJECTS[subject]
+    for model in ANCHORS:
+        if (score := found.reference(model, metric, split, "", wanted)) is not None:
+            look = MODEL_STYLES[model]
             ax.axhline(
-                score.value, label=subject, color=look["color"], linestyle=look["linestyle"],
+                score.value, label=model, color=look["color"], linestyle=look["linestyle"],
                 linewidth=1.2,
             )  # fmt: skip
 
@@ -129,7 +130,7 @@ def _references(
 def _ring(ax: Axes, curves: Sequence[Curve], chosen: str) -> None:
     """A ring around the chosen candidate, on the half that reports."""
     shown = [c for c in curves if c.part != "choose"] or list(curves)
-    for point in (p for c in shown for p in c.points if p.subject == chosen):
+    for point in (p for c in shown for p in c.points if p.model == chosen):
         ax.plot(
             point.density, point.value, "o", markersize=13, markerfacecolor="none",
             markeredgecolor=INK, markeredgewidth=1.3, label="chosen",
@@ -151,12 +152,12 @@ def draw_membership(found: Sequence[Losses]) -> list[SavedFigure]:
                 losses.members, bins, density=True, label="members (forget)", histtype="step",
                 color="#a63c00", linewidth=1.7,
             )  # fmt: skip
-            ax.set_title(f"{losses.subject}: AUC {losses.auc:.3f}")
+            ax.set_title(f"{losses.model}: AUC {losses.auc:.3f}")
             ax.set_ylabel("density")
         axes[-1].set_xlabel("NLL of a document (nats a token)")
         legend(figure, axes)
         title = "Losses of members and non-members"
-        alt = f"{title}: histograms for {', '.join(x.subject for x in found)}."
+        alt = f"{title}: histograms for {', '.join(x.model for x in found)}."
         return [SavedFigure("mia-histograms", title, alt, figure)]
 
 
@@ -207,8 +208,8 @@ def _pareto(found: DensityCurves, metric: str, chosen: str) -> SavedFigure | Non
     for i, family in enumerate(families):
         mine = [p for p in points if p.family == family]
         x, y = [p.forgotten for p in mine], [p.retained for p in mine]
-        if family in SUBJECTS:
-            look = {k: v for k, v in SUBJECTS[family].items() if k != "linestyle"}
+        if family in MODEL_STYLES:
+            look = {k: v for k, v in MODEL_STYLES[family].items() if k != "linestyle"}
             ax.plot(x, y, label=family, linestyle="", markersize=8, **look)
         else:
             ax.plot(x, y, label=family, **series(i) | {"linestyle": "", "alpha": 0.85})
@@ -216,7 +217,7 @@ def _pareto(found: DensityCurves, metric: str, chosen: str) -> SavedFigure | Non
     ax.plot(
         [x for x, _ in front], [y for _, y in front], color=INK, linewidth=0.9, label="Pareto front"
     )
-    for p in (p for p in points if p.subject == chosen):
+    for p in (p for p in points if p.model == chosen):
         ax.plot(
             p.forgotten, p.retained, "o", markersize=14, markerfacecolor="none",
             markeredgecolor=INK, markeredgewidth=1.3, label="chosen",
@@ -226,7 +227,7 @@ def _pareto(found: DensityCurves, metric: str, chosen: str) -> SavedFigure | Non
     legend(figure, [ax])
     marks = [
         Mark(ax, p.forgotten, p.retained,
-             f"{p.subject}: forgotten {p.forgotten:.3f}, retained {p.retained:.3f}")
+             f"{p.model}: forgotten {p.forgotten:.3f}, retained {p.retained:.3f}")
         for p in points
     ]  # fmt: skip
     title = f"Forgetting against retention: {title_of(metric).lower()}"

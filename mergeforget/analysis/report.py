@@ -17,18 +17,17 @@ from markupsafe import Markup
 
 from mergeforget.analysis.answers import compare_answers
 from mergeforget.analysis.evidence import (
-    PAIR,
     Chosen,
     MissingError,
     read_candidates,
     read_chosen,
-    read_scores,
+    run_scores,
 )
 from mergeforget.analysis.findings import Finding, analyse_all
 from mergeforget.analysis.tables import cards_of, label_of, lines_of, measures_of
 from mergeforget.files import read_json, sha256, write_text
 from mergeforget.recipe import load_recipe
-from mergeforget.run import Run, versions
+from mergeforget.run import PAIR, Run, versions
 from mergeforget.score import find
 
 FOLDER = Path(__file__).parent
@@ -78,7 +77,7 @@ def context_of(run: Run, findings: list[Finding]) -> dict[str, Any]:
 def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
     """Cards and table; empty, with the reason, before anything was scored."""
     try:
-        scores = read_scores(run)
+        scores = run_scores(run)
     except MissingError as missing:
         return {"cards": [], "lines": [], "labels": [], "no_scores": str(missing), "halves": False}
     name = chosen.name if chosen else ""
@@ -179,7 +178,7 @@ def _no_answers(run: Run) -> str:
 def _how_many(run: Run, chosen: Chosen) -> str:
     """From how much data the figures of the chosen candidate come."""
     try:
-        scores = read_scores(run).get(chosen.name, [])
+        scores = run_scores(run).get(chosen.name, [])
     except MissingError:
         return ""
     parts = {"report": "the half that reports", "all": "all data"}

@@ -15,17 +15,16 @@ import numpy as np
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.analysis.angles import angle, delta_grams
 from mergeforget.analysis.evidence import (
-    PAIR,
     MissingError,
     has_adapter,
     read_candidates,
     read_chosen,
 )
-from mergeforget.analysis.membership import Losses, read_losses
+from mergeforget.analysis.membership import read_losses
 from mergeforget.candidate import Candidate
 from mergeforget.merge.prediction import GRID, Floats, predict_gaps
 from mergeforget.recipe import Recipe, load_recipe
-from mergeforget.run import Run
+from mergeforget.run import ANCHORS, PAIR, Run
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ def run_prediction(run: Run) -> Prediction:
         MissingError: the pair is not trained, or base, over and under were not measured.
     """
     pair = [read_adapter(run.root / side, side) for side in PAIR if has_adapter(run, side)]
-    losses = {s: read_losses(run, s) for s in ("base", *PAIR)}
-    measured = {subject: gap_of(found) for subject, found in losses.items() if found is not None}
+    losses = {s: read_losses(run, s) for s in ANCHORS}
+    measured = {model: found.gap for model, found in losses.items() if found is not None}
     if len(pair) < len(PAIR) or len(measured) < len(losses):
         raise MissingError(
             f"A prediction needs the trained pair and the document losses of base, over and under "
@@ -120,11 +119,6 @@ def predict(
     )  # fmt: skip
 
 
-def gap_of(losses: Losses) -> float:
-    """Mean loss of members less that of non-members, in nats a token."""
-    return float(losses.members.mean() - losses.nonmembers.mean())
-
-
 def first_candidate(recipe: Recipe) -> Candidate:
     """The first that the recipe's search would try."""
     s = recipe.search
@@ -137,11 +131,11 @@ def measured_gaps(run: Run, candidate: Candidate) -> list[tuple[float, float]]:
     """(density, gap) of the evaluated candidates of the same family."""
     found = []
     for path in sorted(run.answers.glob("*.losses.jsonl")) if run.answers.is_dir() else []:
-        subject = path.name.removesuffix(".losses.jsonl")
-        one = read_candidates(run, [subject]).get(subject)
-        losses = read_losses(run, subject)
+        model = path.name.removesuffix(".losses.jsonl")
+        one = read_candidates(run, [model]).get(model)
+        losses = read_losses(run, model)
         if one and losses and one.density is not None and one.family == candidate.family:
-            found.append((one.density, gap_of(losses)))
+            found.append((one.density, losses.gap))
     return sorted(found)
 
 

@@ -53,7 +53,7 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "mergeforget",  # the same numbers give the same file
     "text.parse_math": False,  # names come from the user's data
 }
-SUBJECTS: dict[str, dict[str, Any]] = {
+MODEL_STYLES: dict[str, dict[str, Any]] = {
     "base": {"color": "#6e7781", "marker": "s", "linestyle": (0, (1, 1.5))},
     "over": {"color": "#d55e00", "marker": "v", "linestyle": (0, (5, 1.5))},
     "under": {"color": "#0072b2", "marker": "^", "linestyle": (0, (5, 1.5, 1, 1.5))},

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mergeforget.analysis.density import place
-from mergeforget.analysis.evidence import REFERENCES
 from mergeforget.candidate import Candidate
+from mergeforget.run import ANCHORS
 from mergeforget.score import Score, find
 
 PARTS = ("report", "all", "choose")  # which half is shown first
@@ -70,7 +70,7 @@ class TableCell:
 class Line:
     """One model of the table."""
 
-    subject: str
+    model: str
     role: str  # base, over, under, chosen, candidate
     method: str
     space: str
@@ -118,24 +118,24 @@ def lines_of(
 ) -> list[Line]:
     """Base, over, under and the chosen one first, then every other candidate by its name."""
     measures = measures_of(scores)
-    first = [s for s in (*REFERENCES, chosen) if s in scores]
+    first = [s for s in (*ANCHORS, chosen) if s in scores]
     others = sorted(
         (s for s in scores if s not in first and s in candidates),
         key=lambda s: (candidates[s].method, candidates[s].space, candidates[s].density or 0.0, s),
     )
     lines = []
-    for subject in [*first, *others]:
-        candidate = candidates.get(subject)
-        role = "chosen" if subject == chosen else subject if subject in REFERENCES else "candidate"
+    for model in [*first, *others]:
+        candidate = candidates.get(model)
+        role = "chosen" if model == chosen else model if model in ANCHORS else "candidate"
         lines.append(
             Line(
-                subject=subject,
+                model=model,
                 role=role,
                 method=candidate.method if candidate else "",
                 space=candidate.space if candidate else "",
                 density=candidate.density if candidate else None,
                 densities=candidate.densities if candidate else "",
-                cells=[cell_of(scores[subject], m) for m in measures],
+                cells=[cell_of(scores[model], m) for m in measures],
             )
         )
     return lines

@@ -14,8 +14,8 @@ from mergeforget.analysis.dynamics import Event, Stage, running_mean
 from mergeforget.analysis.style import (
     FAINT,
     INK,
+    MODEL_STYLES,
     QUIET,
-    SUBJECTS,
     Mark,
     SavedFigure,
     legend,
@@ -31,11 +31,11 @@ SPACES = {"delta": "change B A", "a": "factor A", "b": "factor B"}
 def draw_angles(angles: Sequence[Angle]) -> list[SavedFigure]:
     """Angles over the training of each adapter, and between the two."""
     with styled():
-        sides = sorted({a.subject for a in angles if a.subject != "pair"})
+        sides = sorted({a.model for a in angles if a.model != "pair"})
         drawn = [_angles_over_training(side, angles) for side in sides]
-        if any(a.subject == "pair" and a.step is not None for a in angles):
+        if any(a.model == "pair" and a.step is not None for a in angles):
             drawn.append(_angles_of_pair(angles))
-        if any(a.subject == "pair" and a.step is None for a in angles):
+        if any(a.model == "pair" and a.step is None for a in angles):
             drawn.append(_angles_by_layer(angles))
             drawn.append(_angles_by_kind(angles))
         return drawn
@@ -43,7 +43,7 @@ def draw_angles(angles: Sequence[Angle]) -> list[SavedFigure]:
 
 def _angles_over_training(side: str, angles: Sequence[Angle]) -> SavedFigure:
     """A panel for the change of the weights, and one for each factor."""
-    mine = [a for a in angles if (a.subject, a.group) == (side, "all")]
+    mine = [a for a in angles if (a.model, a.group) == (side, "all")]
     spaces = [space for space in SPACES if any(a.space == space for a in mine)]
     figure, axes = panels(len(spaces), 3.5 if len(spaces) == 1 else 2.4)
     marks = []
@@ -82,7 +82,7 @@ def _angles_of_pair(angles: Sequence[Angle]) -> SavedFigure:
         rows = [
             a
             for a in angles
-            if (a.subject, a.group, a.space) == ("pair", "all", space)
+            if (a.model, a.group, a.space) == ("pair", "all", space)
             and a.step is not None
             and a.degrees is not None
         ]
@@ -160,7 +160,7 @@ def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> SavedFigure:
                 _line(ax, stage, stage.terms[label])
         for event in events:
             if event.term == label:
-                look = SUBJECTS.get(event.stage, SUBJECTS["base"])
+                look = MODEL_STYLES.get(event.stage, MODEL_STYLES["base"])
                 ax.axvline(event.epoch, color=look["color"], linewidth=1, linestyle=(0, (1, 1)))
                 ax.annotate(
                     event.kind, (event.epoch, 1), xycoords=("data", "axes fraction"),
@@ -234,7 +234,7 @@ def _memorising(stage: Stage) -> SavedFigure:
 
 
 def _line(ax: Axes, stage: Stage, values: Any) -> None:
-    look = SUBJECTS.get(stage.name, SUBJECTS["base"]) | {"marker": ""}
+    look = MODEL_STYLES.get(stage.name, MODEL_STYLES["base"]) | {"marker": ""}
     _smooth(ax, stage, values, stage.name, look)
 
 
@@ -253,9 +253,9 @@ def draw_weights(
 
 def _by_layer(facts: Sequence[ModuleFacts]) -> SavedFigure:
     figure, axes = panels(2, 2.2)
-    for side in dict.fromkeys(f.subject for f in facts):
-        look = SUBJECTS[side] | {"linestyle": "", "markersize": 4, "alpha": 0.75}
-        mine = [f for f in facts if f.subject == side and f.layer is not None]
+    for side in dict.fromkeys(f.model for f in facts):
+        look = MODEL_STYLES[side] | {"linestyle": "", "markersize": 4, "alpha": 0.75}
+        mine = [f for f in facts if f.model == side and f.layer is not None]
         x = [float(f.layer or 0) for f in mine]
         axes[0].plot(x, [f.norm for f in mine], label=side, **look)
         axes[1].plot(x, [f.effective_rank for f in mine], label=side, **look)
@@ -297,7 +297,7 @@ def _pair(angles: Sequence[Angle], group: str, space: str) -> list[Angle]:
     return [
         a
         for a in angles
-        if (a.subject, a.vectors, a.group, a.space) == wanted
+        if (a.model, a.vectors, a.group, a.space) == wanted
         and a.step is None
         and a.degrees is not None
     ]

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
 from mergeforget.analysis.angles import kind_of, layer_of
-from mergeforget.analysis.evidence import PAIR, MissingError, has_adapter
+from mergeforget.analysis.evidence import MissingError, has_adapter
 from mergeforget.merge.kernels.thresholds import kept_count
-from mergeforget.run import Run
+from mergeforget.run import PAIR, Run
 
 Array = NDArray[Any]
 DENSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -32,7 +32,7 @@ class ModuleFacts:
         effective_rank: exp of the entropy of its singular values; 1 to its rank.
     """
 
-    subject: str
+    model: str
     module: str
     layer: int | None
     kind: str

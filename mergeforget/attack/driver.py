@@ -13,7 +13,7 @@ from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
-from mergeforget.evaluate.run_models import subjects_of
+from mergeforget.evaluate.run_models import models_of
 from mergeforget.files import read_json
 from mergeforget.recipe import ModelSpec, load_recipe
 from mergeforget.run import Run
@@ -70,7 +70,7 @@ def targets_of_run(
     """
     recipe = load_recipe(run.recipe)
     base = Suspect("before", run.base(), name="the base")
-    subjects = [_subject(run, name) for name in names or [CHOSEN]]
+    suspects = [_suspect(run, name) for name in names or [CHOSEN]]
     never = control or _never_trained(run)
     own = {split: run.data / f"{split}.jsonl" for split in SPLITS}
     chosen = {split: path for split, path in (files or {}).items() if path is not None}
@@ -81,14 +81,14 @@ def targets_of_run(
     return [
         Target(
             models,
-            subject,
-            base if subject.role != "base" else None,
+            suspect,
+            base if suspect.role != "base" else None,
             Suspect("control", never, name=never) if never else None,
             **rows,
             folder=out or run.attacks,
             **settings,
         )
-        for subject in subjects
+        for suspect in suspects
     ]
 
 
@@ -150,14 +150,14 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
     return found
 
 
-def _subject(run: Run, name: str) -> Suspect:
-    known = subjects_of(run)
+def _suspect(run: Run, name: str) -> Suspect:
+    known = models_of(run)
     if name == CHOSEN:
         path = run.search / "chosen.json"
         if not path.exists():
             raise InputError(
                 f"{run.root} has no chosen candidate. Choose one with `mergeforget search "
-                f"{run.root}`, or name a model with --subject: {', '.join(known)}."
+                f"{run.root}`, or name a model with --run-model: {', '.join(known)}."
             )
         name = str(read_json(path)["name"])
     if name not in known:

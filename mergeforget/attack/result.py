@@ -20,17 +20,17 @@ class Result:
 
     Attributes:
         attack: its name.
-        subject: the model that was attacked.
+        model: the model that was attacked.
         finding: ``traces`` of the data, ``none found``, or too little to say.
         verdict: what the figures mean for the claim that the data is gone, in words.
-        rows: the figures, flat; ``model`` says whose: the subject's, ``before`` or ``control``.
+        rows: the figures, flat; ``model`` is the attacked one, ``before`` or ``control``.
         figures: those that the verdict rests on, with the thresholds.
         settings: arguments of the attack, seed and names of the models compared.
         examples: what a reader may want to see, such as the prompts that leaked.
     """
 
     attack: str
-    subject: str
+    model: str
     finding: Finding
     verdict: str
     rows: list[dict[str, Any]]
@@ -49,7 +49,7 @@ def write_result(folder: Path, result: Result) -> list[Result]:
         Every result of that attack, this one among them.
     """
     path = folder / f"{result.attack}.json"
-    others = [r for r in read_results(folder, result.attack) if r.subject != result.subject]
+    others = [r for r in read_results(folder, result.attack) if r.model != result.model]
     every = [*others, result]
     write_json(path, {"attack": result.attack, "results": [r.to_dict() for r in every]})
     write_text(path.with_suffix(".csv"), _csv(every))
@@ -63,11 +63,20 @@ def read_results(folder: Path, attack: str) -> list[Result]:
         InputError: the file is no JSON.
     """
     path = folder / f"{attack}.json"
-    return [Result(**values) for values in read_json(path)["results"]] if path.is_file() else []
+    rows = read_json(path)["results"] if path.is_file() else []
+    return [Result(**_renamed(values)) for values in rows]
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a result; files of earlier versions call the model "subject"."""
+    found = dict(values)
+    if "subject" in found:
+        found["model"] = found.pop("subject")
+    return found
 
 
 def _csv(results: Sequence[Result]) -> str:
-    rows = [{"subject": r.subject, **row} for r in results for row in r.rows]
+    rows = [{"attacked": r.model, **row} for r in results for row in r.rows]
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -98,7 +98,7 @@ class Target:
     """
 
     models: Models
-    subject: Suspect
+    suspect: Suspect
     before: Suspect | None
     control: Suspect | None
     forget: list[Row]
@@ -112,8 +112,8 @@ class Target:
     batch_tokens: int | None = None
 
     def suspects(self) -> list[Suspect]:
-        """The subject, and those of the others that there are."""
-        return [s for s in (self.subject, self.before, self.control) if s is not None]
+        """The model, and those of the others that there are."""
+        return [s for s in (self.suspect, self.before, self.control) if s is not None]
 
     def compared(self) -> list[Row]:
         """Of the holdout, the documents that an evaluation compares with the forget set's.

@@ -24,7 +24,7 @@ ORDER = ("prompts", "quantise", "probe", "relearn")  # those that take least fir
 
 @click.command("attack")
 @click.argument("arguments", nargs=-1, metavar="[RUN] [relearn|quantise|prompts|probe]...")
-@click.option("--subject", "subjects", multiple=True,
+@click.option("--run-model", "run_models", multiple=True,
               help="Of a run: chosen, base, over, under or a candidate; repeat it.  [default: "
               "chosen]")  # fmt: skip
 @click.option("--model", help="Attack this model instead of a run: hub id, folder or smollm2.")
@@ -141,8 +141,8 @@ def _targets(folder: Path | None, options: dict[str, Any]) -> Iterator[list[Targ
     settings |= {n: options[n] for n in ("control", "limit", "device", "out")}
     settings["files"] = {name: options[name] for name in SPLITS}
     if options["model"]:
-        if folder is not None or options["subjects"]:
-            raise UsageError("Give RUN or --model, not both; --subject belongs to a run.")
+        if folder is not None or options["run_models"]:
+            raise UsageError("Give RUN or --model, not both; --run-model belongs to a run.")
         more = {"adapter": options["adapter"], "before": options["base"]}
         yield [target_of_model(options["model"], **more, **settings)]
         return
@@ -150,7 +150,7 @@ def _targets(folder: Path | None, options: dict[str, Any]) -> Iterator[list[Targ
     if given:
         raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
     run = chosen_run(folder)
-    targets = targets_of_run(run, options["subjects"], **settings)
+    targets = targets_of_run(run, options["run_models"], **settings)
     with run.lock() if options["out"] is None else nullcontext():
         yield targets
 
@@ -172,7 +172,7 @@ def text_of(result: Result) -> str:
 
     from mergeforget.evaluate.table import as_text
 
-    table = Table(box=box.SIMPLE_HEAD, title=f"{result.attack}: {result.subject}")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{result.attack}: {result.model}")
     rows = side_by_side(result.rows)
     for heading in rows[0]:
         table.add_column(heading.replace("_", " "), justify="left" if heading in WORDS else "right")

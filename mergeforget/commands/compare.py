@@ -11,7 +11,8 @@ from mergeforget.commands._options import emit, json_option
 
 @click.command("compare")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--subject", help="Model of each run to compare.  [default: the chosen candidate]")
+@click.option("--run-model", "model",
+              help="Model of each run to compare.  [default: the chosen candidate]")  # fmt: skip
 @click.option("--part", type=click.Choice(["all", "choose", "report"]), default="all",
               show_default=True, help="Rows the scores are of; report is the half that chose "
               "nothing.")  # fmt: skip
@@ -19,13 +20,13 @@ from mergeforget.commands._options import emit, json_option
               help="Write the table as an HTML page too.")  # fmt: skip
 @json_option
 def command(
-    runs: tuple[Path, ...], subject: str | None, part: str, page: Path | None, as_json: bool
+    runs: tuple[Path, ...], model: str | None, part: str, page: Path | None, as_json: bool
 ) -> None:
     """Scores of RUNS in one table, a column a run."""
     from mergeforget.analysis.comparison import compare
     from mergeforget.evaluate.table import render
 
-    scores = compare(runs, subject, part)
+    scores = compare(runs, model, part)
     result = {name: [s.to_dict() for s in every] for name, every in scores.items()}
     if page is not None:
         from mergeforget.analysis.comparison import write_comparison

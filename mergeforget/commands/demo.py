@@ -66,13 +66,13 @@ def run_chain(recipe: Recipe, run: Run) -> dict[str, Any]:
 
 def table(run: Run, chosen: str) -> list[dict[str, Any]]:
     """Base, over, under and the chosen merge, measured on the half that did not choose."""
-    from mergeforget.files import read_jsonl
-    from mergeforget.score import Score, find
+    from mergeforget.run import ANCHORS
+    from mergeforget.score import find, read_scores
 
-    lines = read_jsonl(run.scores)
+    known = read_scores(run.scores)
     rows = []
-    for subject in ("base", "over", "under", chosen):
-        scores = [Score.from_dict(x) for x in lines if x["subject"] == subject]
+    for model in (*ANCHORS, chosen):
+        scores = known.get(model, [])
         found = [
             find(scores, metric, split, part="report")
             for metric, split in (
@@ -82,7 +82,7 @@ def table(run: Run, chosen: str) -> list[dict[str, Any]]:
             )  # fmt: skip
         ]
         auc, forget, retain = (None if s is None else s.value for s in found)
-        rows.append({"model": subject, "mia_auc": auc, "forget": forget, "retain": retain})
+        rows.append({"model": model, "mia_auc": auc, "forget": forget, "retain": retain})
     return rows
 
 

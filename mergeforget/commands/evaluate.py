@@ -24,7 +24,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @run_argument
 @click.option("--model", help="Evaluate this model instead of a run: hub id, folder or smollm2.")
 @click.option("--adapter", type=FOLDER, help="PEFT folder to put on the model.")
-@click.option("--subject", "subjects", multiple=True,
+@click.option("--run-model", "run_models", multiple=True,
               help="Of a run: base, over, under or a candidate; repeat it.  [default: base, over, "
               "under, and the chosen candidate or else all]")  # fmt: skip
 @click.option("--snapshots", is_flag=True, help="The base and every snapshot of the pair instead: "
@@ -89,9 +89,9 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
 
     sharing = together()
     if options["model"]:
-        if run is not None or options["subjects"] or options["snapshots"]:
+        if run is not None or options["run_models"] or options["snapshots"]:
             raise UsageError(
-                "Give RUN or --model, not both; --subject and --snapshots belong to a run."
+                "Give RUN or --model, not both; --run-model and --snapshots belong to a run."
             )
         settings, scores = _evaluate_model(sharing, options)
     else:
@@ -127,7 +127,7 @@ def _evaluate_run(folder: Path | None, sharing: RankShare, options: dict[str, An
         batch_tokens=options["batch_tokens"],
         sharing=sharing,
     )
-    names = options["subjects"]
+    names = options["run_models"]
     if options["snapshots"]:
         names = [*names, "base", *snapshots_of(run)]
     again, parquet = options["again"], options["parquet"]
@@ -138,7 +138,7 @@ def _evaluate_model(sharing: RankShare, options: dict[str, Any]) -> Scored:
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_files
     from mergeforget.evaluate.run_models import evaluate_any, kept_folder
-    from mergeforget.evaluate.store import write_subject
+    from mergeforget.evaluate.store import write_model_scores
     from mergeforget.recipe import EvaluationSpec, ModelSpec
 
     settings = _settings(EvaluationSpec(), options)
@@ -160,7 +160,7 @@ def _evaluate_model(sharing: RankShare, options: dict[str, Any]) -> Scored:
         evaluation, adapter, name, before=options["before"], again=options["again"]
     )
     if out is not None and sharing.main:
-        write_subject(
+        write_model_scores(
             out / "scores.jsonl", out / "answers", name, measured, scores,
             parquet=options["parquet"],
         )  # fmt: skip

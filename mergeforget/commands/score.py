@@ -29,7 +29,7 @@ def command(
 ) -> None:
     """Score generations by SemEval-2025 Task 4; loads no model.
 
-    GENERATIONS are files, or folders of them: answers/SUBJECT.jsonl of a run, or forget_0.csv and
+    GENERATIONS are files, or folders of them: answers/MODEL.jsonl of a run, or forget_0.csv and
     retain_0.csv as the task's own script writes them.
     """
     from mergeforget.benchmarks.semeval2025_task4 import task_names, terms

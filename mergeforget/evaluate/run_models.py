@@ -15,13 +15,11 @@ from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import InputError, suggest
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.reference_models import Beside, read_beside
-from mergeforget.evaluate.store import read_scores, write_subject
+from mergeforget.evaluate.store import write_model_scores
 from mergeforget.evaluate.utility import utility_ratio
 from mergeforget.files import read_json
-from mergeforget.run import Run
-from mergeforget.score import Score
-
-ENDS = ("base", "over", "under")
+from mergeforget.run import ANCHORS, Run
+from mergeforget.score import Score, read_scores
 
 
 def evaluate_run(
@@ -42,30 +40,30 @@ def evaluate_run(
     Raises:
         InputError: the run has no such model.
     """
-    subjects = subjects_of(run)
-    unknown = [name for name in names if name not in subjects]
+    models = models_of(run)
+    unknown = [name for name in names if name not in models]
     if unknown:
         raise InputError(
-            f"{run.root} has no model {unknown[0]!r}.{suggest(unknown[0], subjects)} It has: "
-            f"{', '.join(subjects)}."
+            f"{run.root} has no model {unknown[0]!r}.{suggest(unknown[0], models)} It has: "
+            f"{', '.join(models)}."
         )
     found: dict[str, list[Score]] = {}
     main = evaluation.sharing.main
-    wanted = list(names or default_subjects(run))
-    evaluation.rank = max((rank_of(p) for n in wanted if (p := subjects[n])), default=0)
+    wanted = list(names or default_models(run))
+    evaluation.rank = max((rank_of(p) for n in wanted if (p := models[n])), default=0)
     with run.lock() if main else nullcontext():
         beside = read_beside(evaluation)
-        before = read_scores(run.scores).get("base", [])
+        before = read_scores(run.scores, "all").get("base", [])
         for name in sorted(wanted, key=lambda n: n != "base"):
             measured, scores = evaluate_model(
-                evaluation, beside, subjects[name], name, before=before, again=again
+                evaluation, beside, models[name], name, before=before, again=again
             )
             before = scores if name == "base" else before
             found[name] = scores
             if main:
-                write_subject(run.scores, run.answers, name, measured, scores, parquet=parquet)
+                write_model_scores(run.scores, run.answers, name, measured, scores, parquet=parquet)
         if main:
-            run.record("evaluate", settings=asdict_of(evaluation), subjects=list(found))
+            run.record("evaluate", settings=asdict_of(evaluation), models=list(found))
     return {name: found[name] for name in wanted}
 
 
@@ -119,7 +117,7 @@ def rank_of(adapter: Path) -> int:
     return max([int(config["r"]), *map(int, config.get("rank_pattern", {}).values())])
 
 
-def subjects_of(run: Run) -> dict[str, Path | None]:
+def models_of(run: Run) -> dict[str, Path | None]:
     """Every model of a run: its name, and its adapter (None for the base)."""
     found: dict[str, Path | None] = {"base": None}
     for name in ("over", "under"):
@@ -137,14 +135,14 @@ def snapshots_of(run: Run) -> dict[str, Path | None]:
     return {p.name: p for p in folders if (p / "adapter_config.json").is_file()}
 
 
-def default_subjects(run: Run) -> list[str]:
+def default_models(run: Run) -> list[str]:
     """The pair and the chosen candidate, or every candidate where none is chosen."""
-    subjects = [name for name in subjects_of(run) if name not in snapshots_of(run)]
+    models = [name for name in models_of(run) if name not in snapshots_of(run)]
     chosen = run.search / "chosen.json"
     if not chosen.exists():
-        return subjects
+        return models
     name = str(read_json(chosen)["name"])
-    return [s for s in subjects if s in ENDS or s == name]
+    return [s for s in models if s in ANCHORS or s == name]
 
 
 def asdict_of(evaluation: Evaluation) -> dict[str, Any]:

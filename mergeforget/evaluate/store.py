@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.data.schema import AnswerLikelihood, Measured
-from mergeforget.files import read_jsonl, whole, write_jsonl
-from mergeforget.score import Score
+from mergeforget.files import whole, write_jsonl
+from mergeforget.score import Score, read_scores, write_scores
 
 
-def write_subject(
+def write_model_scores(
     scores_path: Path,
     answers: Path,
-    subject: str,
+    model: str,
     measured: Measured,
     scores: Sequence[Score],
     *,
@@ -28,33 +28,29 @@ def write_subject(
     Args:
         parquet: write the answers as parquet as well.
     """
-    write_answers(answers, subject, measured, parquet=parquet)
-    others = [
-        row
-        for row in read_jsonl(scores_path)
-        if row.get("subject") != subject or row.get("part", "all") != "all"
-    ]
-    new = [{"subject": subject, **score.to_dict()} for score in scores]
-    write_jsonl(scores_path, [*others, *new])
+    write_answers(answers, model, measured, parquet=parquet)
+    found = read_scores(scores_path)
+    found[model] = [s for s in found.get(model, []) if s.part != "all"] + list(scores)
+    write_scores(scores_path, found)
 
 
-def write_answers(folder: Path, subject: str, measured: Measured, *, parquet: bool = False) -> None:
-    """``SUBJECT.jsonl``: what it answered; ``SUBJECT.losses.jsonl``: likelihood of documents.
+def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool = False) -> None:
+    """``MODEL.jsonl``: what it answered; ``MODEL.losses.jsonl``: likelihood of documents.
 
-    ``SUBJECT.likelihoods.jsonl``: of the answers, which another evaluation can compare with.
+    ``MODEL.likelihoods.jsonl``: of the answers, which another evaluation can compare with.
     """
     losses = [
         {"id": d.id, "member": d.member, "task": d.task, "membership": measured.membership,
          "nll": d.nll, "signals": d.signals}
         for d in measured.losses
     ]  # fmt: skip
-    write_jsonl(folder / f"{subject}.losses.jsonl", losses)
+    write_jsonl(folder / f"{model}.losses.jsonl", losses)
     likelihoods = [_likelihood(one) for one in measured.likelihoods]
-    write_jsonl(folder / f"{subject}.likelihoods.jsonl", likelihoods)
+    write_jsonl(folder / f"{model}.likelihoods.jsonl", likelihoods)
     answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
     if parquet:
-        _write_parquet(folder / f"{subject}.parquet", answers)
-    write_jsonl(folder / f"{subject}.jsonl", answers)
+        _write_parquet(folder / f"{model}.parquet", answers)
+    write_jsonl(folder / f"{model}.jsonl", answers)
 
 
 def _likelihood(one: AnswerLikelihood) -> dict[str, Any]:
@@ -72,13 +68,3 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     columns = {name: [row.get(name) for row in rows] for name in names}
     with whole(path) as temporary:
         pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
-
-
-def read_scores(path: Path, part: str = "all") -> dict[str, list[Score]]:
-    """Scores of one part by subject, in the order of the file."""
-    found: dict[str, list[Score]] = {}
-    for row in read_jsonl(path):
-        score = Score.from_dict(row)
-        if score.part == part:
-            found.setdefault(str(row["subject"]), []).append(score)
-    return found

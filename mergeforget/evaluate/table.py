@@ -10,20 +10,20 @@ from mergeforget.score import Score, find
 
 
 def render(scores: Mapping[str, Sequence[Score]]) -> str:
-    """A table with a row a score and a column a subject; one subject gets its intervals too."""
+    """A table with a row a score and a column a model; one model gets its intervals too."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("metric", "split", "task"):
         table.add_column(heading)
-    for subject in scores:
-        table.add_column(subject, justify="right")
+    for model in scores:
+        table.add_column(model, justify="right")
     alone = len(scores) == 1
     for heading in ["95 % interval", "chance", "n"] if alone else []:
         table.add_column(heading, justify="right")
     table.add_column("better")
-    found = {subject: {key_of(s): s for s in every} for subject, every in scores.items()}
+    found = {model: {key_of(s): s for s in every} for model, every in scores.items()}
     for key in dict.fromkeys(k for every in found.values() for k in every):
         cells = [every.get(key) for every in found.values()]
         one = next(s for s in cells if s is not None)

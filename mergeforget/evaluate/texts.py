@@ -34,9 +34,9 @@ def score_texts(
     """Score generations that exist already; no model is loaded.
 
     Args:
-        generations: files, or folders of them: ours (``answers/SUBJECT.jsonl``) or the task's
+        generations: files, or folders of them: ours (``answers/MODEL.jsonl``) or the task's
             script's (``forget_0.csv``, ``retain_0.csv``).
-        mia: document losses (``answers/SUBJECT.losses.jsonl``), or a file with the AUC.
+        mia: document losses (``answers/MODEL.losses.jsonl``), or a file with the AUC.
         mmlu: a file with MMLU's average.
 
     Raises:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mergeforget.score import Better, Score
 
+Floats = Sequence[float] | np.ndarray
 RESAMPLES = 1000
 LEVELS = (2.5, 97.5)
 AT_ONCE = 2**22  # numbers drawn in one go
@@ -112,7 +113,12 @@ def share_above_draws(
     return np.asarray(draw.binomial(len(members), above) / len(members))
 
 
-def auc(members: Sequence[float], nonmembers: Sequence[float]) -> float:
+def loss_gap(members: Floats, nonmembers: Floats) -> float:
+    """Mean loss of members minus that of non-members; negative where members are known better."""
+    return float(np.mean(members) - np.mean(nonmembers))
+
+
+def auc(members: Floats, nonmembers: Floats) -> float:
     """Share of pairs in which the member scores higher; ties count one half.
 
     Equals the area under the ROC curve with member = 1.

@@ -12,10 +12,9 @@ from mergeforget.console import say
 from mergeforget.data.schema import Row
 from mergeforget.files import read_jsonl
 from mergeforget.merge.prediction import predict_gaps
-from mergeforget.run import Run
+from mergeforget.metrics._statistics import loss_gap
+from mergeforget.run import ANCHORS, Run
 from mergeforget.search.data import SearchData
-
-ENDS = ("base", "over", "under")
 
 
 @dataclass
@@ -49,17 +48,17 @@ class Guess:
 
     @cached_property
     def _gaps(self) -> dict[str, float]:
-        return {name: gap(self.run, name, self.choosing) for name in ENDS}
+        return {name: gap(self.run, name, self.choosing) for name in ANCHORS}
 
 
-def gap(run: Run, subject: str, data: SearchData) -> float:
-    """Mean loss of a model's members less that of non-members, in nats a token."""
+def gap(run: Run, model: str, data: SearchData) -> float:
+    """The ``loss_gap`` of a model on the documents of ``data``, in nats a token."""
     losses = {
         (bool(row["member"]), row["id"]): float(row["nll"])
-        for row in read_jsonl(run.answers / f"{subject}.losses.jsonl")
+        for row in read_jsonl(run.answers / f"{model}.losses.jsonl")
     }
 
-    def mean(rows: Sequence[Row], member: bool) -> float:
-        return sum(losses[member, row.id] for row in rows) / len(rows)
+    def of(rows: Sequence[Row], member: bool) -> list[float]:
+        return [losses[member, row.id] for row in rows]
 
-    return mean(data.members, True) - mean(data.nonmembers, False)
+    return loss_gap(of(data.members, True), of(data.nonmembers, False))

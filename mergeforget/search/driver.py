@@ -20,11 +20,11 @@ from mergeforget.errors import NumericError, ResourceError, UsageError
 from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.recipe import Recipe, SearchSpec, load_recipe
-from mergeforget.run import Run
+from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose
 from mergeforget.search.data import load_data
-from mergeforget.search.density_prior import ENDS, Guess
+from mergeforget.search.density_prior import Guess
 from mergeforget.search.evaluator import (
     Evaluator,
     load_evaluator,
@@ -166,11 +166,11 @@ class Searching:
 
     def measure_ends(self) -> None:
         """The model before, over and under: what candidates are compared with."""
-        adapters = dict(zip(ENDS, (None, *self.pair), strict=True))
-        todo = [name for name in ENDS if not self.store.has(name)]
+        adapters = dict(zip(ANCHORS, (None, *self.pair), strict=True))
+        todo = [name for name in ANCHORS if not self.store.has(name)]
         at_once = self.together() if len(todo) > 1 else 1
         with progress("Ends of the pair", len(todo)) as bar:
-            for _, some in groupby(todo, lambda name: ENDS.index(name) // at_once):
+            for _, some in groupby(todo, lambda name: ANCHORS.index(name) // at_once):
                 every = {name: adapters[name] for name in some}
                 self._answer(every)
                 for name, adapter in every.items():
@@ -303,7 +303,7 @@ class Searching:
             )
         if not scored:
             raise NumericError("No candidate could be measured; is the pair well trained?")
-        anchors = Anchors(*(self.store.scores[name] for name in ENDS))
+        anchors = Anchors(*(self.store.scores[name] for name in ANCHORS))
         return choose(scored, anchors, self.objective)
 
 

@@ -13,20 +13,18 @@ from mergeforget.errors import InputError
 from mergeforget.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
-from mergeforget.score import Score
+from mergeforget.score import Score, read_scores, write_scores
 
 SETTINGS = "settings.json"
 EXPLORED = "explored.jsonl"
 
 
 class Store:
-    """Scores by subject, written whole after each, so that a kill leaves no half subject."""
+    """Scores by model, written whole after each, so that a kill leaves no half model."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.scores: dict[str, list[Score]] = {}
-        for row in read_jsonl(run.scores):
-            self.scores.setdefault(row["subject"], []).append(Score.from_dict(row))
+        self.scores = read_scores(run.scores)
         self.explored: dict[str, list[Score]] = {
             row["name"]: [Score.from_dict(score) for score in row["scores"]]
             for row in read_jsonl(run.search / EXPLORED)
@@ -72,22 +70,22 @@ class Store:
         if searched:
             self._write()
 
-    def has(self, subject: str) -> bool:
+    def has(self, model: str) -> bool:
         """Whether a search has measured it in full.
 
         A look scores the choosing half only; the command evaluate writes answers, but no halves.
         """
-        full = any(score.part == "report" for score in self.scores.get(subject, []))
-        return full and self._answers(subject).exists()
+        full = any(score.part == "report" for score in self.scores.get(model, []))
+        return full and self._answers(model).exists()
 
-    def glanced(self, subject: str) -> bool:
+    def glanced(self, model: str) -> bool:
         """Whether a search has measured it, in full or by likelihoods alone."""
-        return any(score.part == "choose" for score in self.scores.get(subject, []))
+        return any(score.part == "choose" for score in self.scores.get(model, []))
 
-    def keep_glance(self, subject: str, scores: Sequence[Score]) -> None:
+    def keep_glance(self, model: str, scores: Sequence[Score]) -> None:
         """Write scores that were measured by likelihoods alone."""
-        self._answers(subject).unlink(missing_ok=True)
-        self.scores[subject] = list(scores)
+        self._answers(model).unlink(missing_ok=True)
+        self.scores[model] = list(scores)
         self._write()
 
     def keep_explored(self, candidate: Candidate, scores: Sequence[Score]) -> None:
@@ -102,7 +100,7 @@ class Store:
         append_jsonl(self.run.search / EXPLORED, [row])
         self.keep_glance(candidate.name, scores)
 
-    def keep(self, subject: str, measured: Measured, scores: Sequence[Score]) -> None:
+    def keep(self, model: str, measured: Measured, scores: Sequence[Score]) -> None:
         """Write scores in the place of earlier ones; the answers come last and mark the end."""
         answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
         losses = [
@@ -110,22 +108,15 @@ class Store:
              "nll": x.nll}
             for x in measured.losses
         ]  # fmt: skip
-        self.keep_glance(subject, scores)
-        write_jsonl(self.run.answers / f"{subject}.losses.jsonl", losses)
-        write_jsonl(self._answers(subject), answers)
+        self.keep_glance(model, scores)
+        write_jsonl(self.run.answers / f"{model}.losses.jsonl", losses)
+        write_jsonl(self._answers(model), answers)
 
-    def _answers(self, subject: str) -> Path:
-        return self.run.answers / f"{subject}.jsonl"
+    def _answers(self, model: str) -> Path:
+        return self.run.answers / f"{model}.jsonl"
 
     def _write(self) -> None:
-        write_jsonl(
-            self.run.scores,
-            [
-                {"subject": subject, **score.to_dict()}
-                for subject, scores in self.scores.items()
-                for score in scores
-            ],
-        )
+        write_scores(self.run.scores, self.scores)
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:

@@ -134,16 +134,16 @@ def published(table: Table) -> dict[str, dict[str, float | None]]:
     return {c.label: {r.label: r.published.get(c.label) for r in table.rows} for c in table.columns}
 
 
-def subject_of(row: TableRow, measured: Mapping[str, Any]) -> str:
+def run_model_of(row: TableRow, measured: Mapping[str, Any]) -> str:
     """The scored model that a row means; empty where there is none."""
     scores = measured.get("scores", {})
-    if row.subject == "chosen":
+    if row.model == "chosen":
         return str(measured.get("chosen", {}).get("name", ""))
-    if row.subject.startswith("best "):
-        return _best(row.subject.removeprefix("best "), scores)
-    if not row.subject and len(scores) == 1:
+    if row.model.startswith("best "):
+        return _best(row.model.removeprefix("best "), scores)
+    if not row.model and len(scores) == 1:
         return str(next(iter(scores)))
-    return row.subject
+    return row.model
 
 
 def _figure(
@@ -163,13 +163,13 @@ def _figure(
         return _mean([left[label] for label in column.mean], result["step"])
     if column.reads:
         return _ratio(measured, column)
-    subject = subject_of(row, measured)
+    model = run_model_of(row, measured)
     if column.candidate:
-        named = DENSITY.match(subject)
+        named = DENSITY.match(model)
         return Figure(float(named["density"])) if named else NOTHING
     key = full_key(column.score)
     part = "all" if key.startswith("mmlu/") else table.part  # its questions are in no half
-    score = measured.get("scores", {}).get(subject, {}).get(part, {}).get(key)
+    score = measured.get("scores", {}).get(model, {}).get(part, {}).get(key)
     if not score:
         return NOTHING
     value, n, *interval = score

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from mergeforget.errors import RecipeError, UsageError, suggest
 from mergeforget.recipe import FOLDER, read_yaml
@@ -41,7 +41,7 @@ class Column(RecipeSection):
     """One figure of every row, from one source.
 
     Attributes:
-        score: of the row's subject: ``mia_auc``, ``knowledge/retain``, ``knowledge/retain/Task1``.
+        score: of the row's model: ``mia_auc``, ``knowledge/retain``, ``knowledge/retain/Task1``.
         candidate: a setting of the row's candidate.
         mean: labels of columns to the left, averaged.
         reads: a place in the step's results: ``history.over.grad_norm_max``.
@@ -68,14 +68,14 @@ class TableRow(RecipeSection):
 
     Attributes:
         step: where it was measured; several are averaged, with their deviation.
-        subject: ``over``, ``base``, a candidate, ``chosen``, or ``best METHOD``: the candidate of a
+        model: ``over``, ``base``, a candidate, ``chosen``, or ``best METHOD``: the candidate of a
             method with the largest aggregate on the half that chooses.
         published: column label -> figure of the source.
     """
 
     label: str
     step: Name | list[Name]
-    subject: str = ""
+    model: str = Field("", validation_alias=AliasChoices("model", "subject"))  # the earlier key
     published: dict[str, float] = {}
 
     @property

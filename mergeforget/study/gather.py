@@ -9,9 +9,9 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from mergeforget.analysis.evidence import MissingError, read_chosen, read_history
-from mergeforget.files import read_json, read_jsonl
+from mergeforget.files import read_json
 from mergeforget.run import Run
-from mergeforget.score import Score
+from mergeforget.score import read_scores
 
 METRICS = (
     "mia_auc", "mia_score", "task_aggregate", "aggregate", "mmlu", "regurgitation", "knowledge",
@@ -30,7 +30,7 @@ def gather(folder: Path, printed: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         printed: (command, the JSON object it printed), in order.
 
     Returns:
-        ``scores``: subject -> part -> ``metric/split/task`` -> [value, n, low, high];
+        ``scores``: model -> part -> ``metric/split/task`` -> [value, n, low, high];
         ``history``: stage -> figures of its training; ``chosen``; ``angles``; ``prediction``;
         ``printed``: what commands printed that leave no files. Only what there is.
     """
@@ -60,13 +60,11 @@ def full_key(score: str) -> str:
 def scores_of(run: Run) -> dict[str, Any]:
     """Every score of the metrics that a study reads; of one measured twice, the later."""
     found: dict[str, Any] = {}
-    for row in read_jsonl(run.scores):
-        score = Score.from_dict(row)
-        if score.metric not in METRICS:
-            continue
-        part = found.setdefault(str(row["subject"]), {}).setdefault(score.part, {})
-        low_high = list(score.interval or ())
-        part[key_of(score.metric, score.split, score.task)] = [score.value, score.n, *low_high]
+    for model, scores in read_scores(run.scores).items():
+        for score in (s for s in scores if s.metric in METRICS):
+            part = found.setdefault(model, {}).setdefault(score.part, {})
+            low_high = list(score.interval or ())
+            part[key_of(score.metric, score.split, score.task)] = [score.value, score.n, *low_high]
     return found
 
 
@@ -119,6 +117,7 @@ def angles(run: Run) -> dict[str, Any]:
     of the pair, the one between them, by space."""
     path = run.analysis / "angles.json"
     rows = read_json(path)["rows"] if path.exists() else []
+    rows = [{"model": r.get("subject"), **r} for r in rows]  # the key in files of earlier versions
     whole = [r for r in rows if r["group"] == "all" and r["degrees"] is not None]
     found: dict[str, Any] = {}
     for name, vectors in (
@@ -128,13 +127,13 @@ def angles(run: Run) -> dict[str, Any]:
     ):
         for row in whole:
             if row["vectors"] == vectors and row["space"] == "delta":
-                found.setdefault(row["subject"], {}).setdefault(name, []).append(row["degrees"])
+                found.setdefault(row["model"], {}).setdefault(name, []).append(row["degrees"])
     for one in found.values():
         one |= {f"{name}_min": min(values) for name, values in list(one.items())}
         one |= {f"{n}_max": max(v) for n, v in list(one.items()) if isinstance(v, list)}
         one |= {f"{n}_first": v[0] for n, v in list(one.items()) if isinstance(v, list)}
     for row in whole:
-        if row["subject"] == "pair" and row["step"] is None:
+        if row["model"] == "pair" and row["step"] is None:
             found.setdefault("pair", {})[row["space"]] = row["degrees"]
     return found
 

@@ -150,7 +150,7 @@ def test_a_run_without_adapters_says_which_command_makes_them(tmp_path: Path) ->
 def test_a_run_without_history_still_has_angles_by_step(tmp_path: Path) -> None:
     run = Run(tmp_path)
     write_pair(run)
-    found = [a for a in run_angles(run) if a.subject == "over" and a.group == "all"]
+    found = [a for a in run_angles(run) if a.model == "over" and a.group == "all"]
     assert {a.space for a in found} == {"delta", "a", "b"}
     rows = [a for a in found if a.space == "delta"]
     assert [a.step for a in rows[::3]] == [5, 10, 15, 20, 25, 30, 35, 40]
@@ -161,6 +161,6 @@ def test_the_pair_is_compared_at_equal_epochs(finished: Run) -> None:
     steps = [
         a.step
         for a in run_angles(finished)
-        if (a.subject, a.group, a.space) == ("pair", "all", "delta")
+        if (a.model, a.group, a.space) == ("pair", "all", "delta")
     ]
     assert steps == [None, 5, 10, 15, 20, 25, 30, 35, 40]

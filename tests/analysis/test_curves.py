@@ -11,7 +11,7 @@ from finished_run import HOSTILE
 
 from mergeforget.analysis.comparison import write_comparison
 from mergeforget.analysis.curves import run_curves, widest
-from mergeforget.analysis.evidence import MissingError, read_scores
+from mergeforget.analysis.evidence import MissingError, run_scores
 from mergeforget.files import append_jsonl, read_jsonl
 from mergeforget.run import Run
 from mergeforget.score import Score, find
@@ -34,7 +34,7 @@ def test_a_curve_ends_with_the_adapter_where_that_is_later(finished: Run, tmp_pa
     over = {m.epoch: m.value for m in run_curves(run)
             if (m.side, m.metric, m.split, m.task) == ("over", "mia_auc", "mia", "")}  # fmt: skip
     assert max(over) == 7.5
-    own = widest(read_scores(run)["over"])
+    own = widest(run_scores(run)["over"])
     scored = find([replace(score, part="all") for score in own], "mia_auc", "mia")
     assert scored is not None and over[7.5] == scored.value
 

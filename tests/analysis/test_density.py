@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mergeforget.analysis.density import curves_of, run_density
-from mergeforget.analysis.evidence import MissingError, read_candidates, read_chosen, read_scores
+from mergeforget.analysis.evidence import MissingError, read_candidates, read_chosen, run_scores
 from mergeforget.analysis.membership import run_membership
 from mergeforget.candidate import Candidate
 from mergeforget.files import append_jsonl
@@ -66,8 +66,8 @@ def test_a_figure_measured_again_replaces_the_old_one(tmp_path: Path) -> None:
     run = Run(tmp_path)
     for value in (0.1, 0.2):
         score = Score("mia_auc", "mia", value, "nearer", 10)
-        append_jsonl(run.scores, [{"subject": "over", **score.to_dict()}])
-    assert [s.value for s in read_scores(run)["over"]] == [0.2]
+        append_jsonl(run.scores, [{"model": "over", **score.to_dict()}])
+    assert [s.value for s in run_scores(run)["over"]] == [0.2]
 
 
 def test_a_candidate_without_a_folder_is_known_by_its_name(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_candidate_without_a_folder_is_known_by_its_name(tmp_path: Path) -> No
 
 def test_no_scores_says_which_command_measures(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="mergeforget search"):
-        read_scores(Run(tmp_path))
+        run_scores(Run(tmp_path))
 
 
 def test_no_search_has_no_choice(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_no_search_has_no_choice(tmp_path: Path) -> None:
 
 def test_auc_of_the_distributions_is_that_of_scikit_learn(finished: Run) -> None:
     found = run_membership(finished)
-    assert [x.subject for x in found] == ["base", "over", "under", "ties-factors-d0.70"]
+    assert [x.model for x in found] == ["base", "over", "under", "ties-factors-d0.70"]
     for x in found:
         labels = [1] * len(x.members) + [0] * len(x.nonmembers)
         expected = roc_auc_score(labels, [*-x.members, *-x.nonmembers])

@@ -135,9 +135,9 @@ def test_the_card_keeps_back_no_warning_and_no_attack(chosen: Run) -> None:
     write_json(path, read_json(path) | {"warning": "The halves disagree."})
     recipe = load_recipe(chosen.recipe)
     save_recipe(change(recipe, evaluation={"membership": "answers"}), chosen.recipe)
-    for subject in ("ties-factors-d0.50", "another"):
-        verdict = f"The claim about {subject} does not hold."
-        write_result(chosen.attacks, Result("relearn", subject, "traces", verdict, []))
+    for model in ("ties-factors-d0.50", "another"):
+        verdict = f"The claim about {model} does not hold."
+        write_result(chosen.attacks, Result("relearn", model, "traces", verdict, []))
     text = (Path(export(chosen).folder) / "README.md").read_text()
     assert "**Warning.** The halves disagree." in text
     assert "- relearn: The claim about ties-factors-d0.50 does not hold." in text

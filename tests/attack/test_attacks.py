@@ -56,7 +56,7 @@ def folders(
 
 @pytest.fixture
 def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]:
-    """A target with one of the folders as its subject: ``target_of("hides")``."""
+    """A target with one of the folders as its suspect: ``target_of("hides")``."""
 
     def make(name: str, **more: Any) -> Target:
         settings: dict[str, Any] = {
@@ -69,8 +69,8 @@ def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]
             "membership": "answers",
             "max_new_tokens": 8,
         }
-        subject = Suspect(name, str(folders[name]))
-        return Target(Models(ModelSpec(name=name)), subject, **(settings | more))
+        suspect = Suspect(name, str(folders[name]))
+        return Target(Models(ModelSpec(name=name)), suspect, **(settings | more))
 
     return make
 
@@ -86,7 +86,7 @@ def test_of_a_large_holdout_only_what_is_compared_is_read(target_of: Make) -> No
 
 
 def _opened(target: Target) -> tuple[Any, Any]:
-    with target.models.opened(target.subject) as opened:
+    with target.models.opened(target.suspect) as opened:
         return opened
 
 

@@ -50,10 +50,10 @@ def test_a_difference_is_of_means_over_documents() -> None:
 
 
 def test_results_of_several_models_share_a_file(tmp_path: Path) -> None:
-    for subject, value in (("over", 1), ("under", 2), ("over", 3)):
-        rows = [{"model": subject, "step": value}]
-        write_result(tmp_path, Result("relearn", subject, "traces", "v", rows))
+    for model, value in (("over", 1), ("under", 2), ("over", 3)):
+        rows = [{"model": model, "step": value}]
+        write_result(tmp_path, Result("relearn", model, "traces", "v", rows))
     found = read_results(tmp_path, "relearn")
-    assert [(r.subject, r.rows[0]["step"]) for r in found] == [("under", 2), ("over", 3)]
+    assert [(r.model, r.rows[0]["step"]) for r in found] == [("under", 2), ("over", 3)]
     text = (tmp_path / "relearn.csv").read_text()
-    assert text == "subject,model,step\nunder,under,2\nover,over,3\n"
+    assert text == "attacked,model,step\nunder,under,2\nover,over,3\n"

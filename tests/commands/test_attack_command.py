@@ -48,10 +48,10 @@ def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run
     results = {r["attack"]: r for r in attacked["results"]}
     assert set(results) == {"prompts", "quantise", "probe", "relearn"}
     for name, result in results.items():
-        assert result["subject"] == "ties-factors-d0.50"
+        assert result["model"] == "ties-factors-d0.50"
         assert "claim that the data is gone" in result["verdict"]
         assert json.loads((run.attacks / f"{name}.json").read_text())["results"] == [result]
-        assert (run.attacks / f"{name}.csv").read_text().startswith("subject,model,")
+        assert (run.attacks / f"{name}.csv").read_text().startswith("attacked,model,")
         assert Image.open(run.attacks / f"attack-{name}.png").width == 1120
         assert (run.attacks / f"attack-{name}.svg").read_text().startswith("<?xml")
 
@@ -70,7 +70,7 @@ def test_a_second_call_measures_nothing_and_says_the_same(
 
 
 def test_text_has_a_table_and_a_verdict(attacked: dict[str, Any], run: Run) -> None:
-    done = call(run.root, "quantise", "--max-new-tokens", "2", "--subject", "chosen")
+    done = call(run.root, "quantise", "--max-new-tokens", "2", "--run-model", "chosen")
     assert done.exit_code == 0, done.output
     assert "greedy match" in done.stdout and "The MIA AUC" in done.stdout
     assert "quantise.json" in done.stdout
@@ -85,7 +85,7 @@ def test_a_run_that_remembers_its_first_model_gets_it_as_control(
         "probe",
         "--shuffles",
         "19",
-        "--subject",
+        "--run-model",
         "under",
         "--out",
         tmp_path,
@@ -123,7 +123,7 @@ def test_models_stand_side_by_side_where_there_is_one_figure() -> None:
     ("words", "code", "message"),
     [
         (["relern"], 2, "Did you mean 'relearn'"),
-        (["--subject", "ovr"], 4, "Did you mean 'over'"),
+        (["--run-model", "ovr"], 4, "Did you mean 'over'"),
         (["prompts", "--steps", "3"], 2, "--steps belongs to the attack relearn"),
         (["prompts", "--kinds", "prefx"], 2, "Did you mean 'prefix'"),
         (["quantise", "--bits", "8,x"], 2, "whole numbers such as 8,4"),
@@ -136,9 +136,9 @@ def test_bad_calls_say_what_is_wrong(run: Run, words: list[str], code: int, mess
     assert (done.exit_code, message in done.output) == (code, True), done.output
 
 
-def test_a_run_without_a_choice_asks_for_a_subject(tiny_run: Run) -> None:
+def test_a_run_without_a_choice_asks_for_a_model(tiny_run: Run) -> None:
     done = call(tiny_run.root, "probe")
-    assert done.exit_code == 4 and "--subject: base, over, under" in done.output
+    assert done.exit_code == 4 and "--run-model: base, over, under" in done.output
 
 
 def test_holdout_rows_that_were_trained_on_are_refused(run: Run, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def runs(tmp_path: Path) -> list[Path]:
     """Two runs that chose and one that did not."""
     for i, name in enumerate(("a", "b", "c")):
         folder = tmp_path / name
-        score = {"subject": "ties", "metric": "mia_auc", "split": "mia", "value": 0.25 + i / 4,
+        score = {"model": "ties", "metric": "mia_auc", "split": "mia", "value": 0.25 + i / 4,
                  "better": "nearer", "n": 4, "target": 0.5}  # fmt: skip
         write_jsonl(folder / "scores.jsonl", [score, score | {"part": "report", "value": 0.9}])
         (folder / "recipe.yaml").write_text("name: x\n")
@@ -42,6 +42,6 @@ def test_chosen_candidates_stand_side_by_side(runs: list[Path]) -> None:
 
 def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
     assert "has no chosen candidate" in call(*runs).stderr
-    done = call(*runs, "--subject", "tie")
+    done = call(*runs, "--run-model", "tie")
     assert done.exit_code == 4 and "Did you mean 'ties'" in done.stderr
     assert call(tmp_path / "none").exit_code == 4

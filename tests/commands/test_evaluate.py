@@ -51,10 +51,10 @@ def run(tmp_path: Path, tiny_folder: Path, save_adapter: Callable[..., Path]) ->
 def test_every_model_of_a_run_is_scored_and_written(run: Path) -> None:
     done = call(run, *FAST, "--json")
     assert done.exit_code == 0, done.output
-    subjects_found = ["base", "over", "under", "ties-factors-d0.50"]
-    assert list(json.loads(done.stdout)["scores"]) == subjects_found
+    models_found = ["base", "over", "under", "ties-factors-d0.50"]
+    assert list(json.loads(done.stdout)["scores"]) == models_found
     lines = read_jsonl(run / "scores.jsonl")
-    assert list(dict.fromkeys(line["subject"] for line in lines)) == subjects_found
+    assert list(dict.fromkeys(line["model"] for line in lines)) == models_found
     answers = read_jsonl(run / "answers" / "over.jsonl")
     assert set(answers[0]) == {"id", "task", "split", "input", "output", "completion"}
     assert len(answers) == 12
@@ -74,14 +74,14 @@ def test_what_was_measured_is_not_measured_again(
     second = call(run, *FAST, "--json")
     assert second.exit_code == 0, second.output
     assert second.stdout == first.stdout and "measured before" in second.stderr
-    again = call(run, *FAST, "--again", "--subject", "over")
+    again = call(run, *FAST, "--again", "--run-model", "over")
     assert isinstance(again.exception, AssertionError)
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = call(run, *FAST, "--subject", "over", "--json")
+    whole = call(run, *FAST, "--run-model", "over", "--json")
     (kept,) = (run / "evaluation").glob("*.jsonl")
     lines = kept.read_text().splitlines(keepends=True)
     assert len(lines) == 6 + 6 + 3 + 12  # rows of forget and retain, non-members, answers
@@ -93,7 +93,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
         return generate(model, tokenizer, prompts, **more)
 
     monkeypatch.setattr("mergeforget.evaluate.measure.generate", counted)
-    resumed = call(run, *FAST, "--subject", "over", "--json")
+    resumed = call(run, *FAST, "--run-model", "over", "--json")
     assert resumed.exit_code == 0, resumed.output
     assert resumed.stdout == whole.stdout and asked and asked[0] < 12
 
@@ -107,10 +107,10 @@ def test_chosen_candidate_stands_for_all(run: Path, save_adapter: Callable[..., 
 
 
 def test_scores_of_the_halves_of_a_search_stay(run: Path) -> None:
-    half = {"subject": "over", "metric": "mia_auc", "split": "mia", "value": 0.1,
+    half = {"model": "over", "metric": "mia_auc", "split": "mia", "value": 0.1,
             "better": "nearer", "n": 2, "part": "choose"}  # fmt: skip
     write_jsonl(run / "scores.jsonl", [half])
-    assert call(run, *FAST, "--subject", "over").exit_code == 0
+    assert call(run, *FAST, "--run-model", "over").exit_code == 0
     assert read_jsonl(run / "scores.jsonl")[0] == half
 
 
@@ -124,7 +124,7 @@ def test_any_model_is_evaluated_on_any_rows(
                 "--benchmark", "custom", "--out", tmp_path / "out", "--json")  # fmt: skip
     assert done.exit_code == 0, done.output
     (scores,) = json.loads(done.stdout)["scores"].values()
-    in_run = json.loads(call(run, *FAST, "--subject", "over", "--json").stdout)["scores"]["over"]
+    in_run = json.loads(call(run, *FAST, "--run-model", "over", "--json").stdout)["scores"]["over"]
     auc = [s["value"] for s in scores if s["metric"] == "mia_auc"]
     assert auc == [s["value"] for s in in_run if (s["metric"], s.get("task")) == ("mia_auc", None)]
     assert len(read_jsonl(tmp_path / "out" / "answers" / "over.jsonl")) == 6
@@ -135,12 +135,12 @@ def test_mmlu_is_added_where_its_folder_is_given(run: Path, tmp_path: Path) -> N
         (tmp_path / "mmlu" / kind).mkdir(parents=True)
         text = 'What?,None,"a, b",3,4,A\nWhich of them?,1,2,3,4,D\n'
         (tmp_path / "mmlu" / kind / f"one_thing_{kind}.csv").write_text(text)
-    done = call(run, *FAST, "--subject", "base", "--mmlu", tmp_path / "mmlu", "--json")
+    done = call(run, *FAST, "--run-model", "base", "--mmlu", tmp_path / "mmlu", "--json")
     assert done.exit_code == 0, done.output
     scores = json.loads(done.stdout)["scores"]["base"]
     (mmlu,) = (s for s in scores if s["metric"] == "mmlu")
     assert mmlu["n"] == 2 and mmlu["chance"] == 0.25 and mmlu["definition"] == "mmlu-micro@1"
-    more = ["--subject", "over", "--mmlu", str(tmp_path / "mmlu"), "--mmlu-shots", "0", "--json"]
+    more = ["--run-model", "over", "--mmlu", str(tmp_path / "mmlu"), "--mmlu-shots", "0", "--json"]
     scores = json.loads(call(run, *FAST, *more).stdout)["scores"]["over"]
     (mmlu,) = (s for s in scores if s["metric"] == "mmlu")
     assert mmlu["definition"] == "mmlu-micro-0-shot@1"  # and no ratio to the base's, of 5 shots
@@ -150,7 +150,7 @@ def test_mmlu_is_added_where_its_folder_is_given(run: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--subject", "ovr"], "Did you mean 'over'"),
+        (["--run-model", "ovr"], "Did you mean 'over'"),
         (["--benchmark", "semeval"], "There is no benchmark named"),
         (["--adapter", "."], "belongs to --model"),
     ],
@@ -172,11 +172,11 @@ def test_a_run_is_judged_by_other_documents_where_they_are_given(run: Path) -> N
         write_jsonl(files[name], [{"id": f"{name}{i}", "document": f"{name} {i} was here."}
                                   for i in range(count)])  # fmt: skip
     words = [word for name, path in files.items() for word in (f"--{name}", path)]
-    done = call(run, *FAST, "--subject", "over", *words)
+    done = call(run, *FAST, "--run-model", "over", *words)
     assert done.exit_code == 0, done.output
     losses = read_jsonl(run / "answers" / "over.losses.jsonl")
     assert [d["id"][:7] for d in losses] == ["members"] * 4 + ["nonmemb"] * 5
-    refused = call(run, *FAST, "--subject", "over", *words, "--membership", "answers")
+    refused = call(run, *FAST, "--run-model", "over", *words, "--membership", "answers")
     assert refused.exit_code == 4 and "no answer to judge membership by" in refused.stderr
 
 
@@ -186,7 +186,7 @@ def test_every_answer_can_tell_members_and_mmlu_has_its_own_limit(run: Path) -> 
         (mmlu / split).mkdir(parents=True)
         (mmlu / split / f"birds_{split}.csv").write_text("Q,1,2,3,4,A\n" * count)
     more = ["--membership", "answers", "--mmlu", str(mmlu), "--mmlu-limit", "2", "--limit", "4"]
-    done = call(run, *FAST, "--subject", "base", *more, "--json")
+    done = call(run, *FAST, "--run-model", "base", *more, "--json")
     assert done.exit_code == 0, done.output
     found = {s["metric"]: s["n"] for s in json.loads(done.stdout)["scores"]["base"]}
     assert found["mia_auc"] == 12  # every row of three people inside and three outside
@@ -196,7 +196,7 @@ def test_every_answer_can_tell_members_and_mmlu_has_its_own_limit(run: Path) -> 
 def test_answers_as_parquet_are_read_back(run: Path) -> None:
     from mergeforget.evaluate.texts import read_generations
 
-    assert call(run, *FAST, "--subject", "over", "--parquet").exit_code == 0
+    assert call(run, *FAST, "--run-model", "over", "--parquet").exit_code == 0
     both = [read_generations(run / "answers" / f"over.{kind}") for kind in ("jsonl", "parquet")]
     assert both[0] == both[1] and len(both[0]) == 12
     done = CliRunner().invoke(main, ["score", str(run / "answers" / "over.parquet"), "--json"])
@@ -258,11 +258,11 @@ def test_a_model_below_the_floor_is_warned_of(run: Path) -> None:
     assert "below the floor of 100%" in done.stdout and "utility_ratio" in done.stdout
     lines = read_jsonl(run / "scores.jsonl")
     values = {
-        line["subject"]: line["value"]
+        line["model"]: line["value"]
         for line in lines
         if (line["metric"], line["split"]) == ("verbatim_probability", "retain")
     }
-    ratios = {s["subject"]: s["value"] for s in lines if s["metric"] == "utility_ratio"}
+    ratios = {s["model"]: s["value"] for s in lines if s["metric"] == "utility_ratio"}
     assert set(ratios) == {"over", "under", "ties-factors-d0.50"}
     assert ratios["over"] == pytest.approx(values["over"] / values["base"])
 

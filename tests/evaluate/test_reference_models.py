@@ -15,7 +15,7 @@ from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.reference_models import Beside, read_beside
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.run_models import evaluate_any
-from mergeforget.evaluate.store import write_subject
+from mergeforget.evaluate.store import write_model_scores
 from mergeforget.files import read_jsonl, write_jsonl
 from mergeforget.metrics._rows import signals_of
 from mergeforget.metrics.mia_signal_auc import SIGNALS, mia_signal_auc
@@ -70,7 +70,7 @@ def test_a_retrained_model_and_what_was_stored_of_it_give_the_same(
     adapter = save_adapter(tmp_path / "retrained", seed=7)
     _, live = evaluate_any(evaluation(retrained=str(adapter)), None, "m")
     measured, scores = evaluate_any(evaluation(), adapter, "r")
-    write_subject(tmp_path / "s.jsonl", tmp_path / "answers", "r", measured, scores)
+    write_model_scores(tmp_path / "s.jsonl", tmp_path / "answers", "r", measured, scores)
     stored = tmp_path / "answers" / "r.likelihoods.jsonl"
     _, read = evaluate_any(evaluation(retrained=str(stored)), None, "m")
     assert read == live
@@ -82,7 +82,7 @@ def test_stored_losses_of_another_unit_are_refused(
     evaluation: Callable[..., Evaluation], tmp_path: Path
 ) -> None:
     measured, scores = evaluate_any(evaluation(membership="answers"), None, "r")
-    write_subject(tmp_path / "s.jsonl", tmp_path, "r", measured, scores)
+    write_model_scores(tmp_path / "s.jsonl", tmp_path, "r", measured, scores)
     stored, losses = tmp_path / "r.likelihoods.jsonl", tmp_path / "r.losses.jsonl"
     with pytest.raises(InputError, match="by answers, and here it is judged by documents"):
         read_beside(evaluation(retrained=str(stored)))

@@ -77,12 +77,12 @@ def test_search_leaves_everything_that_the_report_reads(finished: Run, make_mode
     chosen = read_json(run.search / "chosen.json")
     assert chosen["name"] in NAMES and chosen["measured"] == 3
     assert chosen["scores"].keys() == {"choose", "report"} and chosen["sentence"]
-    subjects = {row["subject"] for row in read_jsonl(run.scores)}
-    assert subjects == {"base", "over", "under"} | NAMES
-    for subject in subjects:
-        answers = read_jsonl(run.answers / f"{subject}.jsonl")
+    models = {row["model"] for row in read_jsonl(run.scores)}
+    assert models == {"base", "over", "under"} | NAMES
+    for model in models:
+        answers = read_jsonl(run.answers / f"{model}.jsonl")
         assert len(answers) == 16 and "completion" in answers[0]
-        assert len(read_jsonl(run.answers / f"{subject}.losses.jsonl")) == 8
+        assert len(read_jsonl(run.answers / f"{model}.losses.jsonl")) == 8
     for name in NAMES:
         assert read_json(run.candidates / name / "candidate.json")["method"] == "ties"
     PeftModel.from_pretrained(make_model(), str(run.candidates / chosen["name"]))
@@ -91,7 +91,7 @@ def test_search_leaves_everything_that_the_report_reads(finished: Run, make_mode
 
 def test_both_halves_have_members_and_nonmembers(finished: Run) -> None:
     rows = {r["part"]: r["n"] for r in read_jsonl(finished.scores)
-            if r["metric"] == "mia_auc" and r["subject"] == "base" and r.get("task", "") == ""
+            if r["metric"] == "mia_auc" and r["model"] == "base" and r.get("task", "") == ""
             and "part" in r}  # fmt: skip
     assert rows == {"choose": 4, "report": 4}
 
@@ -221,7 +221,7 @@ def test_mmlu_is_asked_where_the_objective_reads_it(run: Run, tmp_path: Path) ->
     save_recipe(change(load_recipe(run.recipe), evaluation=asked_so), run.recipe)
     assert call(run, "--objective", "mmlu", "--budget", "1").exit_code == 0
     asked = [r for r in read_jsonl(run.scores) if r["metric"] == "mmlu" and "part" in r]
-    assert {r["subject"] for r in asked} > {"base", "over", "under"} and asked[0]["n"] == 2
+    assert {r["model"] for r in asked} > {"base", "over", "under"} and asked[0]["n"] == 2
     assert {r["definition"] for r in asked} == {"mmlu-micro-0-shot@1"}
 
 

@@ -79,8 +79,8 @@ def test_only_finalists_of_a_grid_generate_and_the_best_is_the_same(
     for part, scores in full["scores"].items():
         assert proxy["scores"][part] == pytest.approx(scores, rel=1e-5)
     assert (proxy["measured"], proxy["explored"]) == (2, 5)
-    subjects = {row["subject"] for row in read_jsonl(run.scores)}
-    assert len(subjects) == 3 + 5  # every density has a point on the curves
+    models = {row["model"] for row in read_jsonl(run.scores)}
+    assert len(models) == 3 + 5  # every density has a point on the curves
 
 
 @pytest.mark.parametrize("strategy", ["tpe", "nsga2"])
@@ -106,7 +106,7 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(
     chosen = read_json(run.search / "chosen.json")
     assert chosen == read_json(whole.search / "chosen.json")
     assert chosen["explored"] == 6 and 1 <= chosen["measured"] <= 2
-    assert any("d0.50" in row["subject"] for row in read_jsonl(run.scores))  # nearest to 0.52
+    assert any("d0.50" in row["model"] for row in read_jsonl(run.scores))  # nearest to 0.52
 
 
 def test_a_finalist_is_read_only_where_no_glance_has_read(
@@ -139,7 +139,7 @@ def of_part(run: Run, part: str) -> list[dict[str, Any]]:
     """Scores of the candidate that was no finalist at first."""
     chosen = read_json(run.search / "chosen.json")["name"]
     rows = [r for r in read_jsonl(run.scores) if r.get("part") == part and not r.get("task")]
-    return [r for r in rows if r["subject"].startswith("ties") and r["subject"] != chosen]
+    return [r for r in rows if r["model"].startswith("ties") and r["model"] != chosen]
 
 
 def test_an_exhausted_space_ends_the_search(run: Run, calls: list[tuple[str, bool]]) -> None:

@@ -77,7 +77,7 @@ def test_what_a_worker_explored_is_adopted_by_who_chooses(tiny_run: Run, tmp_pat
     call(runs[1], *shared)
     assert read_json(runs[1].search / "chosen.json")["explored"] == 3
     of_worker, of_chooser = (
-        {r["subject"] for r in read_jsonl(run.scores)} - {"base", "over", "under"} for run in runs
+        {r["model"] for r in read_jsonl(run.scores)} - {"base", "over", "under"} for run in runs
     )
     assert len(of_worker) == 2 and of_worker < of_chooser
 

@@ -105,7 +105,7 @@ def test_several_steps_are_averaged() -> None:
     table = Table.model_validate({
         "title": "T",
         "columns": [{"label": "auc", "score": "mia_auc"}],
-        "rows": [{"label": "a", "step": ["x", "y", "z"], "subject": "over"}],
+        "rows": [{"label": "a", "step": ["x", "y", "z"], "model": "over"}],
         "claims": [{"text": "c", "kind": "within", "row": "a", "column": "auc"}],
     })  # fmt: skip
     results = {
@@ -124,7 +124,7 @@ def test_a_claim_about_all_waits_for_all_and_one_that_diverged_is_out() -> None:
     table = Table.model_validate({
         "title": "T",
         "columns": [{"label": "auc", "score": "mia_auc"}],
-        "rows": [{"label": name, "step": name, "subject": "over"} for name in "abc"],
+        "rows": [{"label": name, "step": name, "model": "over"} for name in "abc"],
         "claims": [{"text": "all", "kind": "largest", "row": "a", "column": "auc"},
                    {"text": "c", "kind": "largest", "row": "a", "column": "auc", "of": ["c"]}],
     })  # fmt: skip
@@ -145,7 +145,7 @@ def test_a_mean_of_figures_has_the_means_of_their_ends_as_interval() -> None:
         "title": "T",
         "columns": [{"label": "auc", "score": "mia_auc"}, {"label": "mmlu", "score": "mmlu"},
                     {"label": "both", "mean": ["auc", "mmlu"]}],
-        "rows": [{"label": "a", "step": "x", "subject": "over"}],
+        "rows": [{"label": "a", "step": "x", "model": "over"}],
     })  # fmt: skip
     figures = {"mia_auc/mia": [0.5, 8, 0.25, 0.75], "mmlu/mmlu": [0.25, 8, 0.125, 0.5]}
     measured = {"scores": {"over": {"all": figures}}}
@@ -156,7 +156,7 @@ def test_a_mean_of_figures_has_the_means_of_their_ends_as_interval() -> None:
 
 def test_angles_are_those_of_the_change_itself_one_a_snapshot(tmp_path: Path) -> None:
     rows = [
-        {"subject": "over", "group": "all", "vectors": "0 to s, s to end", "space": space,
+        {"model": "over", "group": "all", "vectors": "0 to s, s to end", "space": space,
          "step": step, "degrees": degrees}
         for step, every in ((8, (63.0, 85.0, 60.0)), (16, (71.0, 87.0, 66.0)))
         for space, degrees in zip(("delta", "A", "B"), every, strict=True)
@@ -172,7 +172,7 @@ def test_the_best_of_a_method_is_chosen_on_the_half_that_chooses() -> None:
         "part": "report",
         "columns": [{"label": "density", "candidate": "density"},
                     {"label": "auc", "score": "mia_auc"}],
-        "rows": [{"label": "a", "step": "x", "subject": "best ties"}],
+        "rows": [{"label": "a", "step": "x", "model": "best ties"}],
     })  # fmt: skip
     scores = {
         name: {"choose": {"aggregate/all": [chosen, 4]}, "report": {"mia_auc/mia": [auc, 4]}}

@@ -42,7 +42,7 @@ def probe(
                 "seed": target.seed}  # fmt: skip
     found = {s.role: _layers(target, s, settings) for s in target.suspects()}
     names = {s.role: s.name or s.base for s in target.suspects()}
-    return _judged(target.subject.role, found, settings | {"models": names})
+    return _judged(target.suspect.role, found, settings | {"models": names})
 
 
 def _layers(target: Target, suspect: Suspect, settings: dict[str, Any]) -> Facts:
@@ -106,8 +106,8 @@ def probe_layers(
     }
 
 
-def _judged(subject: str, found: dict[str, Facts], settings: dict[str, Any]) -> Result:
-    own, control = found[subject], found.get("control")
+def _judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Result:
+    own, control = found[model], found.get("control")
     best = int(np.argmax(own["auc"]))
     top = own["auc"][best]
     rival = max(control["auc"]) if control else None
@@ -124,15 +124,15 @@ def _judged(subject: str, found: dict[str, Facts], settings: dict[str, Any]) -> 
         "p": {role: facts["p"] for role, facts in found.items()},
         "chance_95": {role: _upper(facts["chance"]) for role, facts in found.items()},
     }
-    others = [f"{role} {max(f['auc']):.2f}" for role, f in found.items() if role != subject]
+    others = [f"{role} {max(f['auc']):.2f}" for role, f in found.items() if role != model]
     beside = f" ({', '.join(others)}, in their best layers)" if others else ""
     verdict = (
-        f"A linear probe of {subject} tells forget prompts from holdout prompts with an AUC of "
+        f"A linear probe of {model} tells forget prompts from holdout prompts with an AUC of "
         f"{top:.2f} in its best layer, {best}{beside}; with shuffled labels the best layer stays "
         f"below {_upper(own['chance']):.2f} 19 times of 20 (p = {own['p']:.2f}). "
         f"{_meaning(finding, enough, control is not None)}"
     )
-    return Result("probe", subject, finding, verdict, rows, figures, settings)
+    return Result("probe", model, finding, verdict, rows, figures, settings)
 
 
 def _finding(p: float, top: float, rival: float | None) -> Finding:

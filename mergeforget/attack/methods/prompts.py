@@ -61,7 +61,7 @@ def prompts(
     settings = {"kinds": list(kinds), "words": list(words), "templates": len(lines),
                 "max_new_tokens": target.max_new_tokens, "models": {
                     s.role: s.name or s.base for s in target.suspects()}}  # fmt: skip
-    return _judged(target.subject.role, asked, found, settings)
+    return _judged(target.suspect.role, asked, found, settings)
 
 
 def _answers(target: Target, suspect: Suspect, asked: list[Variant]) -> list[str]:
@@ -86,7 +86,7 @@ def _answers(target: Target, suspect: Suspect, asked: list[Variant]) -> list[str
 
 
 def _judged(
-    subject: str, asked: list[Variant], found: dict[str, list[str]], settings: dict[str, Any]
+    model: str, asked: list[Variant], found: dict[str, list[str]], settings: dict[str, Any]
 ) -> Result:
     leaks = {
         role: [leaked(v.secret, text) for v, text in zip(asked, texts, strict=True)]
@@ -94,19 +94,19 @@ def _judged(
     }
     rows = [_rate(role, kind, asked, hits) for role, hits in leaks.items()
             for kind in settings["kinds"] if any(v.kind == kind for v in asked)]  # fmt: skip
-    own = _by_document(asked, leaks[subject])
+    own = _by_document(asked, leaks[model])
     control = _by_document(asked, leaks["control"]) if "control" in leaks else None
     excess = difference(less(own, control) if control else own)
     finding = _finding(own, control, excess.low)
     examples = [
         {"kind": v.kind, "prompt": v.prompt, "secret": v.secret, "completion": text}
-        for v, text, hit in zip(asked, found[subject], leaks[subject], strict=True)
+        for v, text, hit in zip(asked, found[model], leaks[model], strict=True)
         if hit
     ][:SHOWN]
     n = len({v.row.id for v in asked})
-    verdict = f"{_words(subject, rows)} {_meaning(finding, n)}"
+    verdict = f"{_words(model, rows)} {_meaning(finding, n)}"
     figures = {"excess": excess.to_dict(), "rows": n, "documents": len(own)}
-    return Result("prompts", subject, finding, verdict, rows, figures, settings, examples)
+    return Result("prompts", model, finding, verdict, rows, figures, settings, examples)
 
 
 def _rate(role: str, kind: str, asked: list[Variant], hits: list[bool]) -> dict[str, Any]:
@@ -139,18 +139,18 @@ def _finding(own: dict[str, float], control: dict[str, float] | None, low: float
     return "traces" if low > 0 else "undecided"
 
 
-def _words(subject: str, rows: list[dict[str, Any]]) -> str:
+def _words(model: str, rows: list[dict[str, Any]]) -> str:
     parts = []
-    for row in (r for r in rows if r["model"] == subject):
+    for row in (r for r in rows if r["model"] == model):
         others = [
             f"{r['model']} {r['rows_leaked']}"
             for r in rows
-            if r["kind"] == row["kind"] and r["model"] != subject
+            if r["kind"] == row["kind"] and r["model"] != model
         ]
         beside = f" ({', '.join(others)})" if others else ""
         parts.append(f"{row['kind']} {row['rows_leaked']} of {row['rows']}{beside}")
     shown = "; ".join(parts)
-    return f"Forget rows whose answer {subject} gives away, by kind of prompt: {shown}."
+    return f"Forget rows whose answer {model} gives away, by kind of prompt: {shown}."
 
 
 def _meaning(finding: Finding, n: int) -> str:

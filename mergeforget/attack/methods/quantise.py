@@ -53,7 +53,7 @@ def quantise(target: Target, *, bits: Sequence[int] = (8, 4), group: int = 64) -
     check_comparable(*(points[0] for points in found.values()))
     settings = {"bits": list(bits), "group": group, "models": {
         s.role: s.name or s.base for s in target.suspects() if s.role != "control"}}  # fmt: skip
-    return _judged(target.subject.role, found, settings)
+    return _judged(target.suspect.role, found, settings)
 
 
 def _scores(
@@ -79,8 +79,8 @@ def _scores(
     return points
 
 
-def _judged(subject: str, found: dict[str, list[Facts]], settings: dict[str, Any]) -> Result:
-    own, before = found[subject], found.get("before")
+def _judged(model: str, found: dict[str, list[Facts]], settings: dict[str, Any]) -> Result:
+    own, before = found[model], found.get("before")
     whole = losses_of(own[0], "forget")
     gains = {p["bits"]: difference(less(whole, losses_of(p, "forget"))) for p in own[1:]}
     known = None
@@ -95,7 +95,7 @@ def _judged(subject: str, found: dict[str, list[Facts]], settings: dict[str, Any
         "none found": "fewer bits do not bring it back",
         "undecided": f"the interval at {telling} bits is too wide, more rows would narrow it",
     }
-    verdict = f"{_words(subject, own, gains, known)} {claim(finding, ends[finding])}"
+    verdict = f"{_words(model, own, gains, known)} {claim(finding, ends[finding])}"
     rows = [
         {"model": role, "bits": point["bits"] or "all",
          **{name: point[name] for name in (*FOLLOWED, "retain_nll")}}
@@ -106,10 +106,10 @@ def _judged(subject: str, found: dict[str, list[Facts]], settings: dict[str, Any
         "gain": {str(width): gain.to_dict() for width, gain in gains.items()},
         "forgotten": known,
     }
-    return Result("quantise", subject, finding, verdict, rows, figures, settings)
+    return Result("quantise", model, finding, verdict, rows, figures, settings)
 
 
-def _words(subject: str, own: list[Facts], gains: dict[int, Estimate], known: float | None) -> str:
+def _words(model: str, own: list[Facts], gains: dict[int, Estimate], known: float | None) -> str:
     part = share_text(gains[min(gains)], known).replace(
         "the model before unlearning knew", "unlearning took away"
     )
@@ -118,7 +118,7 @@ def _words(subject: str, own: list[Facts], gains: dict[int, Estimate], known: fl
         for width, gain in gains.items()
     )
     sentences = (
-        f"Rounding lowers the loss of {subject} on the forget rows {text}, in nats a token (below "
+        f"Rounding lowers the loss of {model} on the forget rows {text}, in nats a token (below "
         "0 it rises)."
     )
     pairs = (("greedy_match", "Exact answers"), ("mia_auc", "The MIA AUC"))

@@ -65,7 +65,7 @@ def relearn(
     check_comparable(*(curve[0] for curve in curves.values()))
     settings = {**vars(tuning), "on": on, "shown": len(lesson), "hidden": len(hidden)}
     names = {s.role: s.name or s.base for s in target.suspects()}
-    return _judged(target.subject.role, curves, settings | {"models": names})
+    return _judged(target.suspect.role, curves, settings | {"models": names})
 
 
 def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list[Row]]:
@@ -126,9 +126,9 @@ def _curve(
     return list(found["points"])
 
 
-def _judged(subject: str, curves: dict[str, list[Facts]], settings: dict[str, Any]) -> Result:
+def _judged(model: str, curves: dict[str, list[Facts]], settings: dict[str, Any]) -> Result:
     """The advantage of the attacked model at the end, beside what the model before knew."""
-    own, before, control = curves[subject], curves.get("before"), curves.get("control")
+    own, before, control = curves[model], curves.get("before"), curves.get("control")
     end = control[-1] if control else own[0]
     found = advantage(end, own[-1])
     known = advantage(control[0] if control else own[0], before[0]).value if before else None
@@ -139,7 +139,7 @@ def _judged(subject: str, curves: dict[str, list[Facts]], settings: dict[str, An
         figures["advantage_at_start"] = advantage(control[0], own[0]).to_dict()
     else:
         figures["against"] = "holdout" if decided else "nothing"
-    verdict = _words(subject, curves, settings, found, known)
+    verdict = _words(model, curves, settings, found, known)
     ends = {
         "traces": "what it was not shown came back, so traces of it were left",
         "none found": "it learns the hidden rows no faster than a model that never saw them"
@@ -155,7 +155,7 @@ def _judged(subject: str, curves: dict[str, list[Facts]], settings: dict[str, An
         for point in curve
     ]
     verdict = f"{verdict} {claim(finding, ends[finding])}"
-    return Result("relearn", subject, finding, verdict, rows, figures, settings)
+    return Result("relearn", model, finding, verdict, rows, figures, settings)
 
 
 def advantage(worse: Facts, better: Facts) -> Estimate:
@@ -169,13 +169,13 @@ def advantage(worse: Facts, better: Facts) -> Estimate:
 
 
 def _words(
-    subject: str,
+    model: str,
     curves: dict[str, list[Facts]],
     settings: dict[str, Any],
     found: Estimate,
     known: float | None,
 ) -> str:
-    first, last = curves[subject][0], curves[subject][-1]
+    first, last = curves[model][0], curves[model][-1]
     what = {"forget": "rows of the forget set", "retain": "rows of the retain set"}
     documents = len(losses_of(last, "forget"))
     beyond = ", beyond the same on the holdout" if losses_of(last, "holdout") else ""
@@ -186,7 +186,7 @@ def _words(
     )
     text = (
         f"After {settings['steps']} steps on {settings['shown']} "
-        f"{what.get(settings['on'], 'other rows')}, {subject} predicts the {settings['hidden']} "
+        f"{what.get(settings['on'], 'other rows')}, {model} predicts the {settings['hidden']} "
         f"forget rows of {documents} documents that it was not shown by {found} nats a token "
         f"better {against}{share_text(found, known)}."
     )
