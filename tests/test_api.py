@@ -147,5 +147,5 @@ def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
     assert (tmp_path / "analysis" / "angles.json").is_file()
     with pytest.raises(UsageError, match="dynamics"):
         mf.analyze(finished.root, ["angles"], against=finished.root)
-    scores = mf.compare([finished.root], subject="over", part="report")
+    scores = mf.compare([finished.root], run_model="over", part="report")
     assert list(scores) == ["run: over"]

@@ -36,7 +36,7 @@ def evaluate(
     *,
     run: AnyRun | None = None,
     adapter: str | Path | None = None,
-    subjects: Sequence[str] = (),
+    run_models: Sequence[str] = (),
     snapshots: bool = False,
     benchmark: str | None = None,
     forget: str | Path | None = None,
@@ -74,7 +74,7 @@ def evaluate(
             candidate are then evaluated on the run's own rows.
         run: The run, where ``model`` is omitted; None is the newest under ``runs/``.
         adapter: PEFT folder to put on the model.
-        subjects: Models of the run: base, over, under or candidates.
+        run_models: Models of the run: base, over, under or candidates.
         snapshots: Evaluate the base and every snapshot of the pair instead.
         benchmark: ``semeval2025-task4``, ``tofu`` or ``custom``; the recipe's when omitted.
         forget, retain, holdout: Files of rows that were to be forgotten, that were to be kept, and
@@ -120,9 +120,9 @@ def evaluate(
             raise UsageError("Give the run once: evaluate(RUN) or evaluate(run=RUN).")
         model, run = None, model
     if model is not None:
-        if run is not None or subjects or snapshots:
+        if run is not None or run_models or snapshots:
             raise UsageError(
-                "Give RUN or --model, not both; --subject and --snapshots belong to a run."
+                "Give RUN or --model, not both; --run-model and --snapshots belong to a run."
             )
         spec, scores = _evaluate_model(str(model), sharing, options)
     else:
@@ -139,7 +139,7 @@ def attack(
     attacks: Sequence[str] = (),
     *,
     run: AnyRun | None = None,
-    subjects: Sequence[str] = (),
+    run_models: Sequence[str] = (),
     adapter: str | Path | None = None,
     base: str | None = None,
     control: str | None = None,
@@ -162,7 +162,7 @@ def attack(
         model: A model (hub id, folder or ``smollm2``) or a run folder.
         attacks: Names of attacks (``mergeforget list attacks``); every attack when empty.
         run: The run, where ``model`` is omitted; None is the newest under ``runs/``.
-        subjects: Models of the run: chosen (the default), base, over, under or candidates.
+        run_models: Models of the run: chosen (the default), base, over, under or candidates.
         adapter: PEFT folder to put on the model.
         base: With a model: the model before unlearning.
         control: A model that never saw the data.
@@ -197,7 +197,7 @@ def attack(
         "batch_tokens": batch_tokens, "device": device, "out": optional_path(out), "again": again,
     }  # fmt: skip
     results, figures = [], []
-    with _targets(None if model is None else str(model), run, subjects, options) as targets:
+    with _targets(None if model is None else str(model), run, run_models, options) as targets:
         for result, every in carry_out(targets, names, arguments):
             results.append(result)
             figures.append(_draw(every, targets[0].folder))
@@ -250,7 +250,7 @@ def _evaluate_run(run: Run, sharing: RankShare, options: dict[str, Any]) -> Scor
         batch_tokens=options["batch_tokens"],
         sharing=sharing,
     )
-    names = list(options["subjects"])
+    names = list(options["run_models"])
     if options["snapshots"]:
         names = [*names, "base", *snapshots_of(run)]
     again, parquet = options["again"], options["parquet"]
@@ -261,7 +261,7 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_files
     from mergeforget.evaluate.run_models import evaluate_any, kept_folder
-    from mergeforget.evaluate.store import write_subject
+    from mergeforget.evaluate.store import write_model_scores
     from mergeforget.recipe import EvaluationSpec, ModelSpec
 
     spec = _spec(EvaluationSpec(), options)
@@ -283,7 +283,7 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
         evaluation, adapter, name, before=options["before"], again=options["again"]
     )
     if out is not None and sharing.main:
-        write_subject(
+        write_model_scores(
             out / "scores.jsonl", out / "answers", name, measured, scores,
             parquet=options["parquet"],
         )  # fmt: skip
@@ -312,7 +312,7 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
 
 @contextmanager
 def _targets(
-    model: str | None, run: AnyRun | None, subjects: Sequence[str], options: dict[str, Any]
+    model: str | None, run: AnyRun | None, run_models: Sequence[str], options: dict[str, Any]
 ) -> Iterator[list[Target]]:
     """The models to attack; a run is locked meanwhile."""
     from mergeforget.attack.driver import SPLITS, target_of_model, targets_of_run
@@ -323,8 +323,8 @@ def _targets(
     settings |= {n: options[n] for n in ("control", "limit", "device", "out")}
     settings["files"] = {name: options[name] for name in SPLITS}
     if model is not None:
-        if run is not None or subjects:
-            raise UsageError("Give RUN or --model, not both; --subject belongs to a run.")
+        if run is not None or run_models:
+            raise UsageError("Give RUN or --model, not both; --run-model belongs to a run.")
         more = {"adapter": options["adapter"], "before": options["base"]}
         yield [target_of_model(model, **more, **settings)]
         return
@@ -332,7 +332,7 @@ def _targets(
     if given:
         raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
     here = as_run(run)
-    targets = targets_of_run(here, subjects, **settings)
+    targets = targets_of_run(here, run_models, **settings)
     with here.lock() if options["out"] is None else nullcontext():
         yield targets
 

@@ -100,9 +100,7 @@ class Scores(Mapping[str, "list[Score]"]):
         from mergeforget.files import write_jsonl
 
         lines = [
-            {"subject": name, **score.to_dict()}
-            for name, scores in self.items()
-            for score in scores
+            {"model": name, **score.to_dict()} for name, scores in self.items() for score in scores
         ]
         write_jsonl(Path(path), lines)
         return Path(path)
@@ -126,14 +124,14 @@ class AttackResults(Sequence["Result"]):
         return len(self._results)
 
     def __repr__(self) -> str:
-        found = ", ".join(f"{r.attack} on {r.subject}: {r.finding}" for r in self._results[:4])
+        found = ", ".join(f"{r.attack} on {r.model}: {r.finding}" for r in self._results[:4])
         more = f", {len(self) - 4} more" if len(self) > 4 else ""
         return f"AttackResults({found}{more})"
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one flat record per measured figure."""
         return [
-            {"attack": r.attack, "subject": r.subject, "finding": r.finding} | row
+            {"attack": r.attack, "attacked": r.model, "finding": r.finding} | row
             for r in self._results
             for row in r.rows
         ]
@@ -259,7 +257,7 @@ class UnlearningRun:
         return Scores({name: [s for part in both for s in part.get(name, [])] for name in names})
 
     def _scores(self, part: str) -> Scores:
-        from mergeforget.evaluate.store import read_scores
+        from mergeforget.score import read_scores
 
         return Scores(read_scores(self.paths.scores, part) if self.paths.scores.exists() else {})
 

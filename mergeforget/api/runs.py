@@ -108,7 +108,7 @@ def analyze(
 def compare(
     runs: Sequence[str | Path],
     *,
-    subject: str | None = None,
+    run_model: str | None = None,
     part: Literal["all", "choose", "report"] = "all",
     page: str | Path | None = None,
 ) -> Scores:
@@ -116,7 +116,7 @@ def compare(
 
     Args:
         runs: Run folders.
-        subject: Model to compare: base, over, under or a candidate; the chosen one when omitted.
+        run_model: Model to compare: base, over, under or a candidate; the chosen one when omitted.
         part: ``report`` is the report split of the search, ``choose`` the selection split.
         page: Write the table as an HTML page, too.
 
@@ -129,7 +129,7 @@ def compare(
     from mergeforget.analysis.comparison import compare as collect
     from mergeforget.analysis.comparison import write_comparison
 
-    scores = collect([Path(run) for run in runs], subject, part)
+    scores = collect([Path(run) for run in runs], run_model, part)
     if page is not None:
         write_comparison(scores, Path(page))
     return Scores(scores)
