@@ -1,13 +1,14 @@
 """LoRA adapters as plain arrays: read from and written to PEFT folders, without torch.
 
-Everything that two adapters have between them (norms, inner products, angles) is computed from
-rank-sized matrices, never from the (out, in) product.
+Norms, inner products and angles of adapters are computed from rank-sized matrices, never from the
+(out, in) product.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergeforget.errors import InputError
+from mergeforget.errors import InputError, NumericError
 from mergeforget.files import explained, read_json, whole, write_json
 
 Array = NDArray[Any]
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
+INDEX = "adapter_model.safetensors.index.json"
+PICKLE = "adapter_model.bin"
 CONFIG = "adapter_config.json"
+DEFAULT_ALPHA = 8  # PEFT's LoraConfig, for a config without lora_alpha
+FACTOR = re.compile(  # X.lora_A.weight, X.lora_A.default.weight, X.lora_embedding_A[.default]
+    r"^(?P<module>.+)\.(?:lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight"
+    r"|lora_embedding_(?P<embedding>[AB])(?:\.(?P<of>[^.]+))?)$"
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -80,6 +88,8 @@ class Adapter:
         extras: tensors that are not a lora_A or lora_B weight (biases, DoRA's magnitudes, saved
             modules), by their name in the file.
         dtype: how the factors are stored ("F32", "F16", "BF16"); in memory they are float32.
+        embeddings: names of the modules that are embeddings. Their delta is that of the (tokens,
+            size) weight; PEFT stores its transpose as ``lora_embedding_A`` and ``_B``.
     """
 
     name: str
@@ -87,6 +97,7 @@ class Adapter:
     config: dict[str, Any]
     extras: dict[str, Array] = field(default_factory=dict)
     dtype: str = "F32"
+    embeddings: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
         ranks = {delta.rank for delta in self.deltas.values()}
@@ -102,30 +113,90 @@ class Adapter:
 def read_adapter(folder: Path, name: str = "") -> Adapter:
     """Read a PEFT LoRA folder.
 
+    A folder without a config that holds one adapter saved under a name is read as that adapter.
+
     Args:
-        folder: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
-        name: for messages; the folder's own name when empty.
+        folder: Holds ``adapter_config.json`` and the weights: ``adapter_model.safetensors``, or
+            shards of it with an index.
+        name: For messages; the folder's own name when empty.
 
     Raises:
-        InputError: a file is missing, truncated or not a LoRA adapter.
+        InputError: A file is missing, truncated, a pickle, or not a LoRA adapter, or the config
+            names another rank than the weights have.
+        NumericError: The scaling is NaN or Inf.
     """
+    name, folder = name or folder.name, adapter_folder(folder)
     config = read_config(folder)
-    tensors, dtypes = read_tensors(folder / WEIGHTS)
     factors: dict[str, dict[str, Array]] = {}
     extras: dict[str, Array] = {}
-    for key, tensor in tensors.items():
-        module, factor = _split(key)
-        if factor:
-            factors.setdefault(module, {})[factor] = tensor
-        else:
+    stored, embeddings, names = set(), set(), set()
+    for key, (tensor, dtype) in _weights(folder).items():
+        match = FACTOR.match(key)
+        if not match:
             extras[key] = tensor
+            continue
+        module = match["module"].removeprefix(PREFIX)
+        letter = (match["factor"] or match["embedding"]).lower()
+        names.add(match["name"] or match["of"] or "")
+        if match["embedding"]:  # the weight of an embedding is (tokens, size), its delta (B A)^T
+            embeddings.add(module)
+            tensor, letter = tensor.T, {"a": "b", "b": "a"}[letter]
+        factors.setdefault(module, {})[letter] = tensor
+        stored.add(dtype)
+    if len(names) > 1:
+        raise InputError(
+            f"{folder} holds several adapters in one file: {', '.join(sorted(names))}. Save each "
+            "with PEFT's save_pretrained(..., selected_adapters=[name]) and read one of them."
+        )
     deltas = {m: _delta(m, factors[m], config, folder) for m in sorted(factors)}
     if not deltas:
-        raise InputError(f"{folder / WEIGHTS} holds no lora_A and lora_B weights: not a LoRA.")
-    stored = {dtypes[k] for k in tensors if _split(k)[1]}
-    return Adapter(
-        name or folder.name, deltas, config, extras, stored.pop() if len(stored) == 1 else "F32"
-    )
+        raise InputError(f"{folder} holds no lora_A and lora_B weights, so it is not a LoRA.")
+    dtype = stored.pop() if len(stored) == 1 else "F32"  # mixed dtypes are widened
+    return Adapter(name, deltas, config, extras, dtype, frozenset(embeddings))
+
+
+def adapter_folder(folder: Path) -> Path:
+    """The folder that holds the adapter: ``folder``, or its only subfolder with an adapter.
+
+    PEFT writes an adapter that is not named ``default`` into a subfolder of its name.
+
+    Raises:
+        InputError: Several subfolders hold an adapter.
+    """
+    if (folder / CONFIG).is_file() or not folder.is_dir():
+        return folder
+    named = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    if len(named) > 1:
+        raise InputError(
+            f"{folder} holds several adapters: {', '.join(path.name for path in named)}. Name one "
+            f"of them, for example {named[0]}."
+        )
+    return named[0] if named else folder
+
+
+def _weights(folder: Path) -> dict[str, tuple[Array, str]]:
+    """Every tensor of an adapter with its stored dtype, from one file or from shards."""
+    paths = [folder / WEIGHTS]
+    if not paths[0].is_file() and (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        places = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(places, dict) or not places:
+            raise InputError(f"{folder / INDEX} has no weight_map.")
+        shards = sorted({str(place) for place in places.values()})
+        if any(Path(shard).name != shard for shard in shards):
+            raise InputError(f"{folder / INDEX} names a file outside of its folder.")
+        paths = [folder / shard for shard in shards]
+    elif not paths[0].is_file() and (folder / PICKLE).is_file():
+        raise InputError(
+            f"{folder / PICKLE} is a pickle, which can run code and is therefore not read. If you "
+            "trust it, load it with PEFT once and write it with save_pretrained, which stores "
+            f"{WEIGHTS}."
+        )
+    found: dict[str, tuple[Array, str]] = {}
+    for path in paths:
+        tensors, dtypes = read_tensors(path)
+        found |= {key: (tensor, dtypes[key]) for key, tensor in tensors.items()}
+    return found
 
 
 def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
@@ -141,6 +212,15 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
 
     tensors = dict(adapter.extras)
     for module, delta in adapter.deltas.items():
+        if not (np.isfinite(delta.a).all() and np.isfinite(delta.b).all()):
+            raise NumericError(
+                f"The factors of {module} in {adapter.name!r} overflow or are NaN, so nothing was "
+                "written. Use smaller weights, or --precision float64."
+            )
+        if module in adapter.embeddings:
+            tensors[f"{PREFIX}{module}.lora_embedding_A"] = np.ascontiguousarray(delta.b.T)
+            tensors[f"{PREFIX}{module}.lora_embedding_B"] = np.ascontiguousarray(delta.a.T)
+            continue
         tensors[f"{PREFIX}{module}.lora_A.weight"] = delta.a
         tensors[f"{PREFIX}{module}.lora_B.weight"] = delta.b
     with whole(folder) as temporary, explained(folder):
@@ -161,9 +241,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             "wrote, for example RUN/over after `mergeforget train-pair`."
         )
     config = read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise InputError(f"{folder / CONFIG} describes {kind!r}; only LORA adapters are read.")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or kind != "LORA":
+        raise InputError(
+            f"{folder / CONFIG} describes an adapter of type {kind!r}; only LORA is read. Convert "
+            f"it with `mergeforget extract-lora {folder} --base BASE --rank 16 --out OUT`."
+        )
     for fault in _faults(config):
         raise InputError(f"{folder / CONFIG} is malformed: {fault}.")
     return config
@@ -177,9 +260,23 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def scaling_of(config: dict[str, Any], module: str, rank: int) -> float:
-    """``lora_alpha / rank`` of a module, with its alpha pattern and rsLoRA, as PEFT does."""
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha") or rank)
-    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+    """The factor of ``B @ A`` in one module, as PEFT computes it.
+
+    It is ``lora_alpha / rank``, or ``lora_alpha / sqrt(rank)`` with rsLoRA; ``alpha_pattern`` may
+    give a module its own alpha. A config without ``lora_alpha`` has PEFT's default, 8.
+
+    Raises:
+        NumericError: It is NaN, Inf, or too large for float32.
+    """
+    given = config.get("lora_alpha")
+    alpha = _pattern(config.get("alpha_pattern"), module, DEFAULT_ALPHA if given is None else given)
+    scaling = float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+    if not abs(scaling) <= float(np.finfo(np.float32).max):
+        raise NumericError(
+            f"The scaling of {module} is {scaling:g} (lora_alpha {alpha:g}, rank {rank}), which "
+            f"float32 cannot hold. Correct lora_alpha or alpha_pattern in {CONFIG}."
+        )
+    return scaling
 
 
 def check_same_base(adapters: list[Adapter]) -> None:
@@ -202,11 +299,12 @@ def check_same_base(adapters: list[Adapter]) -> None:
 
 
 def _faults(config: dict[str, Any]) -> Iterator[str]:
-    """What in a config would make its scaling mean nothing."""
-    import re
-
-    if not _is_number(config.get("lora_alpha", 1)):
+    """Values of a config from which no scaling can be computed."""
+    if not _is_number(config.get("lora_alpha")):
         yield f"lora_alpha is {config['lora_alpha']!r}, and must be a number"
+    rank = config.get("r")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        yield f"r is {rank!r}, and must be a positive integer"
     for name in ("alpha_pattern", "rank_pattern"):
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
@@ -223,33 +321,32 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _split(key: str) -> tuple[str, str]:
-    """``base_model.model.X.lora_A.weight`` -> (``X``, ``a``); another key -> (key, "")."""
-    for suffix, factor in ((".lora_A.weight", "a"), (".lora_B.weight", "b")):
-        if key.endswith(suffix):
-            return key.removesuffix(suffix).removeprefix(PREFIX), factor
-    return key, ""
-
-
 def _delta(
     module: str, factors: dict[str, Array], config: dict[str, Any], folder: Path
 ) -> LowRankDelta:
     if factors.keys() != {"a", "b"}:
         missing = "lora_B" if "a" in factors else "lora_A"
-        raise InputError(f"{folder / WEIGHTS}: {module} has no {missing} weight.")
+        raise InputError(f"{folder}: {module} has no {missing} weight.")
     a, b = factors["a"], factors["b"]
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] == 0:
         raise InputError(
-            f"{folder / WEIGHTS}: {module} has lora_A {a.shape} and lora_B {b.shape}; expected "
+            f"{folder}: {module} has lora_A {a.shape} and lora_B {b.shape}; expected "
             "(rank, in) and (out, rank)."
         )
-    return LowRankDelta(a, b, scaling_of(config, module, a.shape[0]))
+    rank = int(a.shape[0])
+    if config.get("r") is not None:
+        stated = _pattern(config.get("rank_pattern"), module, config["r"])
+        if stated != rank:
+            raise InputError(
+                f"{folder / CONFIG} gives {module} the rank {stated:g}, but its weights have rank "
+                f"{rank}. PEFT refuses to load such an adapter, and the scaling would be a guess. "
+                "Correct r, or rank_pattern, in the config."
+            )
+    return LowRankDelta(a, b, scaling_of(config, module, rank))
 
 
 def _pattern(pattern: Any, module: str, default: float) -> float:
     """PEFT's rule: a pattern's key matches a module's name, or the end of it after a dot."""
-    import re
-
     for key, value in (pattern or {}).items():
         if re.fullmatch(rf"(.*\.)?({key})", module):
             return float(value)
@@ -258,8 +355,6 @@ def _pattern(pattern: Any, module: str, default: float) -> float:
 
 def _config_of(adapter: Adapter) -> dict[str, Any]:
     """The config that gives every delta its rank and scaling when PEFT loads the folder."""
-    import re
-
     ranks = {m: d.rank for m, d in adapter.deltas.items()}
     rank = max(ranks.values())
     alphas = {m: d.scaling * d.rank for m, d in adapter.deltas.items()}

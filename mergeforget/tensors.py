@@ -6,6 +6,7 @@ bits; writing rounds to nearest, ties to even, as torch does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,18 @@ def stored(array: Array, dtype: str, name: str) -> Array:
             "as bfloat16 or float32, which --dtype chooses for a whole model."
         )
     return half
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """The dtype that holds the values of all: bfloat16 and float16 together need float32.
+
+    >>> widest(["BF16", "BF16"]), widest(["BF16", "F32"]), widest(["BF16", "F16"])
+    ('BF16', 'F32', 'F32')
+    """
+    found = set(dtypes)
+    if "F64" in found:
+        return "F64"
+    return found.pop() if len(found) == 1 else "F32"
 
 
 def round_to_bfloat16(array: Array) -> NDArray[np.uint16]:

@@ -16,10 +16,17 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
+from mergeforget.errors import NumericError
 from mergeforget.merge.activation_grams import Grams, check_grams, mapped
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
-from mergeforget.merge.inputs import Modules, check_adapters, merged_config, modules_to_merge
+from mergeforget.merge.inputs import (
+    Modules,
+    check_adapters,
+    check_finite,
+    merged_config,
+    modules_to_merge,
+)
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.threads import workers
@@ -28,6 +35,7 @@ from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_den
 from mergeforget.merge.methods import traits
 from mergeforget.merge.output_folder import check_free
 from mergeforget.merge.request import canonical, check_candidate, check_ranks
+from mergeforget.tensors import widest
 
 Array = NDArray[Any]
 
@@ -137,7 +145,14 @@ def sweep(
 
     def merge(module: str) -> list[MergedModule]:
         here = [at_module(one, module, depth[module]) for one in candidates]
-        return merge_module(module, adapters, here, how)
+        with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
+            try:
+                return merge_module(module, adapters, here, how)
+            except np.linalg.LinAlgError as error:
+                raise NumericError(
+                    f"{module} cannot be truncated to a rank: its values are too large ({error}). "
+                    "Use smaller weights, or --precision float64."
+                ) from error
 
     with workers(how.threads) as pool:
         parts = list(pool.map(merge, modules))
@@ -317,7 +332,10 @@ def _merged(
         else:
             report["space_error"] = math.sqrt(share)
     config = merged_config(adapters, list(parts))
-    adapter = Adapter(candidate.name, deltas, config, {}, adapters[0].dtype)
+    embeddings = frozenset().union(*(a.embeddings for a in adapters)) & deltas.keys()
+    dtype = widest([a.dtype for a in adapters])
+    adapter = Adapter(candidate.name, deltas, config, {}, dtype, frozenset(embeddings))
+    check_finite(adapter, "The merge overflows: use smaller weights, or --precision float64.")
     return Merged(adapter, candidate, report)
 
 

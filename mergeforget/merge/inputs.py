@@ -93,18 +93,24 @@ def _is_frozen(adapter: Adapter, key: str) -> bool:
     return bool(base_layer) and module in adapter.deltas
 
 
-def check_finite(adapter: Adapter) -> None:
-    """Raise NumericError for NaN or Inf, naming adapter and tensor."""
+DIVERGED = (
+    "The training diverged: take an earlier snapshot, or train again at a lower learning rate."
+)
+
+
+def check_finite(adapter: Adapter, cause: str = DIVERGED) -> None:
+    """Raise NumericError for NaN or Inf, naming adapter and tensor.
+
+    Args:
+        cause: Why it may be so and what to do, for the message.
+    """
     tensors = dict(adapter.extras)
     for module, delta in adapter.deltas.items():
         tensors |= {f"{module}.lora_A": delta.a, f"{module}.lora_B": delta.b}
     for name, tensor in tensors.items():
         if not np.isfinite(tensor).all():
             what = "NaN" if np.isnan(tensor).any() else "Inf"
-            raise NumericError(
-                f"{adapter.name!r} holds {what} in {name}: the training diverged. Take an earlier "
-                "snapshot, or train again at a lower learning rate."
-            )
+            raise NumericError(f"{adapter.name!r} holds {what} in {name}. {cause}")
 
 
 def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]:

@@ -345,3 +345,18 @@ def test_a_base_that_lacks_a_module_is_refused(
     adapters = [read_adapter(p) for p in pair]
     with pytest.raises(InputError, match=f"no tensor {name}"):
         fold_adapters(other, adapters, Candidate("linear"), tmp_path / "out")
+
+
+def test_a_sum_that_overflows_is_refused(
+    save_models: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    for dtype, large in ((torch.float32, 3e38), (torch.bfloat16, 3e38)):
+        folder = tmp_path / str(dtype)
+        _, one, two = save_models(folder, dtype=dtype)
+        for model in (one, two):
+            tensors = load_file(model / "model.safetensors")
+            next(iter(tensors.values())).view(-1)[0] = large
+            save_file(tensors, model / "model.safetensors", {"format": "pt"})
+        with pytest.raises(NumericError, match="overflows"):
+            merge_models([one, two], None, Candidate("linear", space="delta"), folder / "out")
+        assert not (folder / "out").exists()

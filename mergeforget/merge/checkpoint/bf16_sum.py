@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mergeforget.candidate import Candidate
 from mergeforget.merge.checkpoint.compatible import check_finite_block
+from mergeforget.merge.checkpoint.encode import overflow
 from mergeforget.merge.checkpoint.jobs import Block
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.kernels.dispatch import Room, loops
@@ -74,4 +75,6 @@ def _block(
     if not finite:  # whose it is
         for model, info in given:
             check_finite_block(model, info, model.read(info, part))
+    if not quick.halves_finite(out.reshape(-1)):
+        raise overflow(given[0][1].name, "BF16")
     return Block(out, energy, error)

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mergeforget.errors import NumericError
 from mergeforget.merge.checkpoint.jobs import Block
 from mergeforget.merge.kernels.dispatch import Room, loops
-from mergeforget.tensors import stored, to_array
+from mergeforget.tensors import FLOATS, NAMES, stored, to_array
 
 Array = NDArray[Any]
 _room = Room()
@@ -24,7 +25,8 @@ def changed(origin: Array, change: Array, dtype: str, name: str) -> Block:
     if loops(origin, change) and dtype in ("BF16", "F32"):
         values = np.add(origin, change, out=_room.take("sum", change.shape, np.float32))
     else:
-        values = origin + change
+        with np.errstate(over="ignore", invalid="ignore"):  # checked below
+            values = origin + change
     raw = encoded(values, dtype, name)
     energy = _squares(change)
     if dtype in ("F32", "F64"):
@@ -32,18 +34,47 @@ def changed(origin: Array, change: Array, dtype: str, name: str) -> Block:
     return Block(raw, energy, _squares(_decoded(raw, dtype) - values))
 
 
-def encoded(values: Array, dtype: str, name: str) -> Array:
-    """Values of a tensor, known by ``name``, as their bits lie in a file of ``dtype``.
+def encoded(values: Array, dtype: str, name: str, *, carried: bool = False) -> Array:
+    """The bits of a tensor's values in a file of ``dtype``.
+
+    Args:
+        name: Of the tensor, for messages.
+        carried: The values are copied from a checkpoint, so NaN and Inf in it are copied too.
 
     Raises:
-        NumericError: they are too large for it.
+        NumericError: A value is NaN or Inf, or too large for the dtype.
     """
     quick = loops(values) if dtype == "BF16" else None
-    if not quick:
-        return stored(values, dtype, name)
-    raw = _room.take("raw", values.shape, np.uint16)
-    quick.narrow(values.reshape(-1).view(np.uint32), raw.reshape(-1))
+    if quick:
+        raw = _room.take("raw", values.shape, np.uint16)
+        quick.narrow(values.reshape(-1).view(np.uint32), raw.reshape(-1))
+    else:
+        raw = stored(values, dtype, name)
+    if dtype in FLOATS and not bits_are_finite(raw, dtype):
+        if not (carried and not np.isfinite(values).all()):
+            raise overflow(name, dtype)
     return raw
+
+
+def bits_are_finite(raw: Array, dtype: str) -> bool:
+    """Whether values, given as they are stored in ``dtype``, hold neither NaN nor Inf."""
+    if dtype == "BF16":
+        quick = loops()
+        if quick and raw.flags.c_contiguous:
+            return bool(quick.halves_finite(raw.reshape(-1)))
+        return not ((raw & 0x7F80) == 0x7F80).any()
+    quick = loops(raw)
+    if quick:
+        return bool(quick.all_finite(raw.reshape(-1).view(np.uint32)))
+    return bool(np.isfinite(raw).all())
+
+
+def overflow(name: str, dtype: str) -> NumericError:
+    """The error of a merged tensor that its dtype cannot hold."""
+    return NumericError(
+        f"The merged {name} overflows {NAMES[dtype]} or is NaN, so it was not written. Use smaller "
+        "weights or --dtype float32, or check the inputs for extreme values."
+    )
 
 
 def _decoded(raw: Array, dtype: str) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from mergeforget.merge.methods import traits
 Array = NDArray[Any]
 
 _room, _origin = Room(), Room()
+T = TypeVar("T")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -136,7 +137,7 @@ def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> TensorJob:
     def blocks() -> Iterator[Block]:
         for part in row_blocks(info.matrix):
             values = model.read(info, part, _room)
-            yield Block(encoded(values, output.stored(info), info.name))
+            yield Block(encoded(values, output.stored(info), info.name, carried=True))
 
     return TensorJob(info.name, output.stored(info), info.shape, blocks, memory=16 * SMALL)
 
@@ -154,7 +155,7 @@ def _job(
     source = _on_device(source, output.device)
 
     def blocks() -> Iterator[Block]:
-        for part, (merged,) in merge_blocks(source, weights, [candidate], name):
+        for part, (merged,) in _silently(merge_blocks(source, weights, [candidate], name)):
             change = as_array(merged)
             if base is None:
                 yield Block(encoded(change, output.stored(info), info.name))
@@ -166,6 +167,16 @@ def _job(
     block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])
     memory = 4 * (block * (2 * source.n + 4) + min(source.n * info.numel, HELD))
     return TensorJob(info.name, output.stored(info), info.shape, blocks, memory=memory)
+
+
+def _silently(blocks: Iterator[T]) -> Iterator[T]:
+    """The same blocks without numpy's warnings of an overflow: what is written is checked."""
+    while True:
+        with np.errstate(over="ignore", invalid="ignore"):
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
 
 
 def check_target(model: Checkpoint, name: str, step: TensorChange) -> None:
