@@ -16,6 +16,8 @@ from torch import Tensor
 from mergeforget.chunked_logprobs import Projection, Target, divergence, label_logps
 
 PADDING, PROMPT, ANSWER = 0, 1, 2  # kinds of position
+MASKS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMPT, ANSWER)}
+"""What an objective's argument ``mask`` counts: the answer, all but padding, or everything."""
 
 
 @dataclass
@@ -79,8 +81,20 @@ class TokenOutputs:
     @cached_property
     def counts(self) -> Tensor:
         """(rows,) answer tokens of each sequence, at least 1."""
-        ones = self.answer.to(torch.float32)
+        return self.counted((ANSWER,))
+
+    def counted(self, kinds: tuple[int, ...]) -> Tensor:
+        """(rows,) tokens of the given kinds in each sequence, at least 1."""
+        ones = self._of(kinds).to(torch.float32)
         return ones.new_zeros(self.rows).index_add(0, self.row, ones).clamp(min=1)
+
+    @cached_property
+    def first_answer_token(self) -> Tensor:
+        """(tokens,) True at the first answer token of each sequence; rows must be contiguous."""
+        seen = self.answer.long().cumsum(0)
+        start = seen.new_full((self.rows,), len(seen) + 1)
+        start = start.scatter_reduce(0, self.row[self.answer], seen[self.answer], "amin")
+        return self.answer & (seen == start[self.row])
 
     @cached_property
     def logits(self) -> Tensor:
@@ -108,9 +122,9 @@ class TokenOutputs:
         other = None if reference is None else reference.source
         return divergence(self.source, other, self.labels, target)
 
-    def per_row(self, values: Tensor) -> Tensor:
-        """(rows,) sum of a value of each token over the answer tokens of each sequence."""
-        kept = torch.where(self.answer, values, torch.zeros_like(values))
+    def per_row(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
+        """(rows,) sum of a value of each token over the tokens of some kinds in each sequence."""
+        kept = torch.where(self._of(kinds), values, torch.zeros_like(values))
         return kept.new_zeros(self.rows).index_add(0, self.row, kept)
 
     def row_mean(self, values: Tensor) -> Tensor:
@@ -122,8 +136,12 @@ class TokenOutputs:
 
     def token_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
         """Mean of a value of each token, (tokens,), over positions of some kinds; a scalar."""
+        return self._sum(values, kinds) / (self.total(kinds) or 1)
+
+    def total(self, kinds: tuple[int, ...] = (ANSWER,)) -> float:
+        """Tokens of some kinds in the optimiser step, each as often as its row counts."""
         total = self._own_total if self.token_total is None else self.token_total
-        return self._sum(values, kinds) / (sum(total.get(kind, 0) for kind in kinds) or 1)
+        return sum(total.get(kind, 0) for kind in kinds)
 
     def batch_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
         """Mean over some tokens of this batch alone, whatever the step holds besides."""
@@ -140,13 +158,13 @@ class TokenOutputs:
         total = self.own_rows if self.row_total is None else self.row_total
         return self.own_rows / (total or 1)
 
-    def sequence_logps(self) -> Tensor:
-        """(rows,) log-probability of each whole answer, in nats."""
-        return self.per_row(self.token_logps)
+    def sequence_logps(self, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
+        """(rows,) log-probability of each whole answer (or of other kinds of token), in nats."""
+        return self.per_row(self.token_logps, kinds)
 
-    def nll(self) -> Tensor:
-        """(rows,) mean negative log-likelihood of each answer's tokens, in nats."""
-        return -self.sequence_logps() / self.counts.to(self.token_logps.dtype)
+    def nll(self, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
+        """(rows,) mean negative log-likelihood of the tokens of some kinds, in nats."""
+        return -self.sequence_logps(kinds) / self.counted(kinds).to(self.token_logps.dtype)
 
     @cached_property
     def _own_total(self) -> dict[int, float]:
@@ -158,7 +176,12 @@ class TokenOutputs:
         return self.weights.to(values)
 
     def _sum(self, values: Tensor, kinds: tuple[int, ...]) -> Tensor:
-        kept = torch.isin(self.kind, torch.tensor(kinds, device=self.kind.device))
         if self.weights is not None:
             values = values * self._each(values)[self.row]
-        return torch.where(kept, values, torch.zeros_like(values)).sum()
+        return torch.where(self._of(kinds), values, torch.zeros_like(values)).sum()
+
+    def _of(self, kinds: tuple[int, ...]) -> Tensor:
+        """(tokens,) True where the predicted token is of one of the kinds."""
+        if kinds == (ANSWER,):
+            return self.answer
+        return torch.isin(self.kind, torch.tensor(kinds, device=self.kind.device))

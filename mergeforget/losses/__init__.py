@@ -1,14 +1,19 @@
 """Unlearning objectives, one file each.
 
 To add one, write ``<name>.py`` here with a function decorated by ``@unlearning_loss("<name>",
-source=...)``. It takes what the policy and the reference say about some tokens and returns a
-scalar to minimise. Keyword-only arguments are what a recipe may set. Nothing else needs an edit.
+source=...)``. It takes the predictions of the policy and of the reference as ``TokenOutputs`` and
+returns a scalar to minimise. Keyword-only arguments are what a recipe may set.
 
-``needs=(...)`` names what must be computed for it; a loss without reads the log-probabilities of
-the policy's answers. ``reference``: log-probabilities from the model before unlearning.
-``logits``, ``reference_logits``: whole distributions. ``hidden``, ``reference_hidden``: hidden
-states after the layer that its argument ``layer`` names. ``refusal``: refusals to the same prompts,
-in ``policy.refusal``; and ``answer`` where the answers are read besides.
+``needs=(...)`` names what the trainer must compute for the loss. Without it, a loss reads the
+policy's log-probabilities of the answers.
+
+- ``reference``: log-probabilities from the model before unlearning.
+- ``logits``, ``reference_logits``: whole next-token distributions.
+- ``hidden``, ``reference_hidden``: hidden states after the layer named by the argument ``layer``.
+- ``refusal``: refusals to the same prompts, in ``policy.refusal``; add ``answer`` where the forget
+  answers are read as well.
+
+An argument ``mask`` is one of ``mergeforget.outputs.MASKS``: it selects the counted positions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RMU whose steering follows the size of the activations."""
+"""RMU with a steering coefficient proportional to the activation norm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
 from mergeforget.losses._hidden import layer_of, steered
-from mergeforget.losses.kl import MASKS
-from mergeforget.outputs import TokenOutputs
+from mergeforget.outputs import MASKS, TokenOutputs
 
 
 @unlearning_loss(
@@ -25,12 +24,19 @@ def adaptive_rmu(
     scale: float = 5.0,
     seed: int = 0,
     mask: Literal["answer", "tokens", "all"] = "tokens",
+    normalise: Literal["none", "width"] = "none",
 ) -> Tensor:
-    """As ``rmu``, with ``c = scale * mean ||h_ref||`` of the reference on the same tokens.
+    """RMU with ``c = scale * mean ||h_ref||`` of the reference on the same tokens.
 
-    Deep layers have large activations, which a fixed coefficient cannot outweigh. The mean is that
-    of the micro-batch.
+    Deep layers have large activations, which a fixed coefficient cannot outweigh. The mean is
+    taken over the micro-batch. Known failure: as ``rmu``.
+
+    Args:
+        layer: Counted from 0; the hidden states after it are read.
+        scale: Multiple of the reference's mean activation norm.
+        mask: Counted positions.
+        normalise: "width" divides the squared distance by the width.
     """
     norms = layer_of(reference, layer).norm(dim=-1)
     size = policy.batch_mean(norms, MASKS[mask]).detach()
-    return steered(policy, layer, scale * size, seed, mask)
+    return steered(policy, layer, scale * size, seed, mask, normalise)

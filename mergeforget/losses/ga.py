@@ -17,10 +17,14 @@ def ga(
     reference: TokenOutputs | None = None,
     *,
     reduction: Literal["tokens", "rows", "batch_mean"] = "tokens",
+    mask: Literal["answer", "tokens"] = "answer",
 ) -> Tensor:
-    """``-NLL`` of the forget answers: without a lower bound, so it diverges if it is not stopped.
+    """``-NLL`` of the forget set; a scalar, in nats.
+
+    Known failure: it has no lower bound and diverges unless the training is stopped.
 
     Args:
-        reduction: as for ``gd``.
+        reduction: As for ``gd``.
+        mask: As for ``gd``.
     """
-    return -gd(policy, reduction=reduction)
+    return -gd(policy, reduction=reduction, mask=mask)

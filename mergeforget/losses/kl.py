@@ -8,9 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
-from mergeforget.outputs import ANSWER, PADDING, PROMPT, TokenOutputs
-
-MASKS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMPT, ANSWER)}
+from mergeforget.outputs import MASKS, TokenOutputs
 
 
 @unlearning_loss(

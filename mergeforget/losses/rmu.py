@@ -1,4 +1,4 @@
-"""Representation misdirection for unlearning."""
+"""Representation misdirection for unlearning (RMU)."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ def rmu(
     coefficient: float = 6.5,
     seed: int = 0,
     mask: Literal["answer", "tokens", "all"] = "tokens",
+    normalise: Literal["none", "width"] = "none",
 ) -> Tensor:
-    """``mean ||h - c u||^2``: drive hidden states of the forget set to one random direction.
+    """Drive the forget set's hidden states to one random direction: ``mean ||h - c u||^2``.
 
-    ``u`` is a fixed random unit vector. The published code divides by the width as well, here and
-    in ``rmu_retain``: the balance of the two is the same.
+    ``u`` is a fixed random unit vector. Known failure: the model answers with noise, which is
+    easy to recognise, and the knowledge returns after a few steps of fine-tuning.
 
     Args:
-        layer: counted from 0, after which the hidden states are read.
+        layer: Counted from 0; the hidden states after it are read.
         coefficient: c, in units of the hidden states.
+        mask: Counted positions. The published code counts every position ("all"),
+            OpenUnlearning the answer.
+        normalise: "width" divides by the width, as the published code does (a mean squared
+            error). Set it in ``rmu_retain`` as well, or the balance of the two changes.
     """
-    return steered(policy, layer, coefficient, seed, mask)
+    return steered(policy, layer, coefficient, seed, mask, normalise)

@@ -7,9 +7,8 @@ from typing import Literal
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
-from mergeforget.losses._hidden import layer_of
-from mergeforget.losses.kl import MASKS
-from mergeforget.outputs import TokenOutputs
+from mergeforget.losses._hidden import layer_of, squared_distance
+from mergeforget.outputs import MASKS, TokenOutputs
 
 
 @unlearning_loss(
@@ -23,7 +22,14 @@ def rmu_retain(
     *,
     layer: int = 7,
     mask: Literal["answer", "tokens", "all"] = "tokens",
+    normalise: Literal["none", "width"] = "none",
 ) -> Tensor:
-    """``mean ||h - h_ref||^2``: keep hidden states of the retain set where they were."""
+    """Keep the retain set's hidden states where the reference has them: ``mean ||h - h_ref||^2``.
+
+    Args:
+        layer: Counted from 0; the hidden states after it are read.
+        mask: Counted positions.
+        normalise: "width" divides by the width, as the published code does.
+    """
     gap = layer_of(policy, layer) - layer_of(reference, layer).detach()
-    return policy.token_mean((gap**2).sum(-1), MASKS[mask])
+    return policy.token_mean(squared_distance(gap, normalise), MASKS[mask])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
-from mergeforget.outputs import TokenOutputs
+from mergeforget.outputs import MASKS, TokenOutputs
 
 
 @unlearning_loss("simnpo", source="Fan et al. 2024, arXiv:2410.07163, eq. 4")
@@ -16,13 +18,15 @@ def simnpo(
     *,
     beta: float = 4.5,
     delta: float = 0.0,
+    mask: Literal["answer", "tokens"] = "answer",
 ) -> Tensor:
     """``-(2 / beta) mean log sigmoid(beta (NLL - delta))`` over sequences; a scalar, in nats.
 
-    The mean over an answer's length takes the reference's place: what is unlikely already is
-    pushed less.
+    Length normalisation replaces the reference model: answers that are already unlikely are pushed
+    less. Known failure: with ``delta`` at 0 the push never ends for short answers.
 
     Args:
-        delta: the NLL, in nats, around which the push fades; the paper's gamma is beta delta.
+        delta: The NLL, in nats, around which the push fades; the paper's gamma is beta * delta.
+        mask: Counted positions.
     """
-    return policy.row_mean(-2 / beta * F.logsigmoid(beta * (policy.nll() - delta)))
+    return policy.row_mean(-2 / beta * F.logsigmoid(beta * (policy.nll(MASKS[mask]) - delta)))

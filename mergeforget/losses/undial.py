@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
-from mergeforget.outputs import TokenOutputs
+from mergeforget.outputs import MASKS, TokenOutputs
 
 
 @unlearning_loss("undial", source="Dong et al. 2024, arXiv:2402.10052", needs=("reference_logits",))
-def undial(policy: TokenOutputs, reference: TokenOutputs, *, beta: float = 10.0) -> Tensor:
+def undial(
+    policy: TokenOutputs,
+    reference: TokenOutputs,
+    *,
+    beta: float = 10.0,
+    mask: Literal["answer", "tokens"] = "answer",
+) -> Tensor:
     """Cross entropy to ``softmax(z_ref - beta onehot(label))``; a scalar, in nats.
 
-    The reference teaches, with the true token made less likely by ``beta`` logits.
+    The reference is the teacher, with the true token's logit lowered by ``beta``. The published
+    system uses no retain term. Known failure: the second-best token is learned instead, often a
+    near-synonym of the secret.
+
+    Args:
+        beta: Logits taken off the true token.
+        mask: Counted positions.
     """
 
     def lowered(logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
@@ -21,4 +35,4 @@ def undial(policy: TokenOutputs, reference: TokenOutputs, *, beta: float = 10.0)
         return F.log_softmax(teacher - beta * F.one_hot(labels, teacher.shape[1]), -1)
 
     value, entropy = policy.divergence(lowered, reference)
-    return policy.token_mean(value + entropy)
+    return policy.token_mean(value + entropy, MASKS[mask])

@@ -14,8 +14,7 @@ from mergeforget.data.transforms import find_transform
 from mergeforget.distributed import check_launch, count, sharded
 from mergeforget.errors import MergeforgetError, NumericError, RecipeError
 from mergeforget.losses import UNLEARNING_LOSSES
-from mergeforget.losses.kl import MASKS
-from mergeforget.outputs import ANSWER, TokenOutputs
+from mergeforget.outputs import ANSWER, MASKS, TokenOutputs
 from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.dataset import REFUSAL
 from mergeforget.train.requirements import layer_of

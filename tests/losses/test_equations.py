@@ -47,6 +47,12 @@ class Said:
     def means(self) -> list[Tensor]:
         return [s / len(at) for s, at in zip(self.sums(), ANSWERS, strict=True)]
 
+    def row_sums(self, at: list[int]) -> list[Tensor]:
+        return [torch.stack([self.l[i] for i in at if ROW[i] == r]).sum() for r in range(3)]
+
+    def row_means(self, at: list[int]) -> list[Tensor]:
+        return [torch.stack([self.l[i] for i in at if ROW[i] == r]).mean() for r in range(3)]
+
     def tokens(self) -> list[Tensor]:
         return [self.l[i] for at in ANSWERS for i in at]
 
@@ -93,6 +99,24 @@ def adaptive(a: Said, b: Said) -> Tensor:
     return mean([((a.hidden[i] - c * unit(WIDTH)) ** 2).sum() for i in READ])
 
 
+def ceu_after_the_first(a: Said, b: Said) -> Tensor:
+    total = []
+    for i in [i for at in ANSWERS for i in at[1:]]:
+        z = a.logits[i].detach().exp()
+        z[LABELS[i]] = 0
+        total.append(-((z / z.sum()) * a.p[i].log()).sum())
+    return mean(total)
+
+
+def margins(a: Said, at: list[int]) -> Tensor:
+    return mean([(a.logits[i].max() - a.logits[i].mean()) ** 2 for i in at])
+
+
+def jsd(p: Tensor, q: Tensor) -> Tensor:
+    m = (p + q) / 2
+    return ((p * (p / m).log()).sum() + (q * (q / m).log()).sum()) / 2
+
+
 def kl(a: Said, b: Said, at: list[int]) -> Tensor:
     return mean([(b.p[i].detach() * (b.p[i].detach().log() - a.p[i].log())).sum() for i in at])
 
@@ -129,6 +153,27 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
     ("wga", {"beta": 3.0}, lambda a, b: -mean([(-3 * x.detach()).exp() * x for x in a.tokens()])),
     ("satimp", {}, lambda a, b: -mean(
         [(-5 * x.detach()).exp() * (1 - (-x.detach()).exp()) * x for x in a.tokens()])),
+    ("gd", {"mask": "tokens"}, lambda a, b: mean([a.l[i] for i in READ])),
+    ("gd", {"mask": "tokens", "reduction": "batch_mean"},
+     lambda a, b: mean([a.l[i] for i in READ])),
+    ("gd", {"mask": "tokens", "reduction": "rows"}, lambda a, b: mean(a.row_means(READ))),
+    ("ga", {"mask": "tokens"}, lambda a, b: -mean([a.l[i] for i in READ])),
+    ("eul", {"mask": "tokens"}, lambda a, b: 1 / mean([a.l[i] for i in READ])),
+    ("npo", {"mask": "tokens"}, lambda a, b: 20 * mean(
+        [softplus(-0.1 * (s - r)) for s, r in
+         zip(a.row_sums(READ), b.row_sums(READ), strict=True)])),
+    ("simnpo", {"mask": "tokens"},
+     lambda a, b: 2 / 4.5 * mean([softplus(-4.5 * n) for n in a.row_means(READ)])),
+    ("wga", {"mask": "tokens"},
+     lambda a, b: -mean([(-a.l[i].detach()).exp() * a.l[i] for i in READ])),
+    ("ceu", {"skip_first": True}, ceu_after_the_first),
+    ("pdu", {}, lambda a, b: margins(a, READ)),
+    ("pdu", {"mask": "answer"}, lambda a, b: margins(a, FLAT)),
+    ("jensun_retain", {}, lambda a, b: mean([jsd(a.p[i], b.p[i].detach()) for i in FLAT])),
+    ("rmu", {"normalise": "width"}, lambda a, b: mean(
+        [((a.hidden[i] - 6.5 * unit(WIDTH)) ** 2).mean() for i in READ])),
+    ("rmu_retain", {"normalise": "width"}, lambda a, b: mean(
+        [((a.hidden[i] - b.hidden[i].detach()) ** 2).mean() for i in READ])),
     ("rmu", {}, lambda a, b: mean([((a.hidden[i] - 6.5 * unit(WIDTH)) ** 2).sum() for i in READ])),
     ("adaptive_rmu", {}, adaptive),
     ("rmu_retain", {}, lambda a, b: mean(
@@ -137,7 +182,7 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
 
 
 def test_every_objective_has_its_equation_here() -> None:
-    paired = {"dpo", "idk"}  # they read refusals too; below
+    paired = {"dpo", "idk", "flat", "jensun"}  # they read refusals too; below
     assert {name for name, _, _ in EQUATIONS} | paired == set(UNLEARNING_LOSSES.names())
 
 
@@ -187,6 +232,53 @@ def test_idk_is_the_likelihood_of_the_refusal() -> None:
     torch.testing.assert_close(ours, mean(refusal.tokens()))
 
 
+@pytest.mark.parametrize("divergence", ["kl", "tv", "js", "pearson"])
+def test_flat_equals_its_equation(divergence: str) -> None:
+    known, refused = Said(0), Said(1)
+    policy = known.outputs(plain=False)
+    policy.refusal = refused.outputs(plain=True)
+    ours = UNLEARNING_LOSSES.get("flat").fn(policy, divergence=divergence)
+    g: Callable[[Tensor], Tensor] = {
+        "tv": lambda v: v.tanh() / 2,
+        "js": lambda v: (2 / (1 + (-v).exp())).log(),
+    }.get(divergence, lambda v: v)
+    conjugate: Callable[[Tensor], Tensor] = {
+        "kl": lambda u: (u - 1).exp(),
+        "tv": lambda u: u,
+        "js": lambda u: -(2 - u.exp()).log(),
+        "pearson": lambda u: u**2 / 4 + u,
+    }[divergence]
+    terms = []
+    for at in ANSWERS:
+        p = torch.stack([(-known.l[i]).exp() for i in at]).mean()
+        q = torch.stack([(-refused.l[i]).exp() for i in at]).mean()
+        terms.append(conjugate(g(p)) - g(q))
+    theirs = mean(terms)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    for said in (known, refused):
+        (mine,) = torch.autograd.grad(ours, said.hidden, retain_graph=True)
+        (other,) = torch.autograd.grad(theirs, said.hidden, retain_graph=True)
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
+
+
+def test_jensun_is_the_divergence_from_the_refusal_token() -> None:
+    policy, refused = Said(0).outputs(plain=True), Said(1)
+    policy.refusal = refused.outputs(plain=False)
+    ours = UNLEARNING_LOSSES.get("jensun").fn(policy)
+    terms = []
+    for i in FLAT:
+        target = torch.zeros(VOCABULARY, dtype=torch.float64)
+        target[LABELS[i]] = 1
+        m = (refused.p[i] + target) / 2
+        to_target = -m[LABELS[i]].log()
+        terms.append(((refused.p[i] * (refused.p[i] / m).log()).sum() + to_target) / 2)
+    theirs = mean(terms)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    (mine,) = torch.autograd.grad(ours, refused.hidden, retain_graph=True)
+    (other,) = torch.autograd.grad(theirs, refused.hidden)
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
+
+
 def one_token(p: float) -> TokenOutputs:
     """One answer of one token that has probability ``p`` among two."""
     logits = torch.tensor([[math.log(p / (1 - p)), 0.0]], dtype=torch.float64, requires_grad=True)
@@ -202,6 +294,7 @@ BY_HAND = [
     ("simnpo", {"beta": 1.0}, 0.446287),  # -2 ln sigmoid(ln 4) = -2 ln(4/5)
     ("wga", {}, -0.346574),  # p l = ln 4 / 4, negative
     ("satimp", {"beta1": 1.0}, -0.259930),  # p (1 - p) l = 3/16 ln 4
+    ("pdu", {}, 0.301737),  # logits (-ln 3, 0): max 0, mean -ln(3) / 2, squared
     ("ceu", {}, 0.287682),  # the other token has all of the target: -ln(3/4)
 ]
 

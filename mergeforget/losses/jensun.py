@@ -1,0 +1,29 @@
+"""Jensen-Shannon divergence from a refusal (JensUn, forget term)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from mergeforget.losses import unlearning_loss
+from mergeforget.outputs import TokenOutputs
+
+
+@unlearning_loss(
+    "jensun", source="Singh et al. 2025, JensUn, arXiv:2509.02820, eq. 4", needs=("refusal",)
+)
+def jensun(policy: TokenOutputs, reference: TokenOutputs | None = None) -> Tensor:
+    """``JSD(policy || refusal token)`` over the refusal's tokens; in nats, in [0, ln 2].
+
+    The target is one-hot, so with q the probability of the refusal's token the divergence is
+    ``ln 2 + (q ln q - (1 + q) ln(1 + q)) / 2``: bounded, with a gradient that fades as q goes to 0,
+    which spares the model at the start. The published code sets every token of "No idea" to 1 at
+    every position of the forget row; this is the equation of the paper, with one target a position.
+    Known failure: as ``idk``, the answer may return under another prompt.
+    """
+    assert policy.refusal is not None
+    logq = policy.refusal.token_logps
+    q = logq.exp()
+    value = math.log(2) + (q * logq - (1 + q) * q.log1p()) / 2
+    return policy.refusal.token_mean(value)
