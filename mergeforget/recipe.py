@@ -20,6 +20,7 @@ from pydantic import (
 
 from mergeforget.errors import InputError, RecipeError, suggest
 from mergeforget.files import write_text
+from mergeforget.train_config import Dual as Dual
 from mergeforget.train_config import Lora as Lora
 from mergeforget.train_config import NotNegative, Positive, RecipeSection
 from mergeforget.train_config import Term as Term

@@ -86,6 +86,14 @@ class AutoRate(RecipeSection):
     candidates: Annotated[list[Rate], Field(min_length=3)] = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
 
 
+class Dual(RecipeSection):
+    """Raise one term's weight while it is above a limit; see ``mergeforget.train.dual``."""
+
+    term: str = "gd_retain"  # label of the term: its loss and its set
+    limit: NotNegative  # in the term's unit, for most losses nats
+    step: Rate = 1.0  # step size of the dual ascent, in weight per nat
+
+
 class Watch(RecipeSection):
     """Cheap figures every few steps, on a small fixed sample."""
 
@@ -109,6 +117,7 @@ class Training(RecipeSection):
     direction: Literal["sum", "ngdiff"] = "sum"  # ngdiff: each set's gradient is normalised
     clip_each: NotNegative = 0.0  # norm of each micro-batch's gradient, with ngdiff; 0: no clip
     auto_rate: AutoRate | None = None
+    dual: Dual | None = None
     learning_rate: Rate = 1e-4
     optimizer: Literal["adamw", "sgd"] = "adamw"
     epochs: Positive = 5
@@ -137,6 +146,10 @@ class Training(RecipeSection):
         labels = [t.label for t in self.objective]
         if len(set(labels)) < len(labels):
             raise ValueError(f"the objective names a term twice: {', '.join(labels)}")
+        if self.dual and self.dual.term not in labels:
+            raise ValueError(
+                f"dual.term is {self.dual.term!r}, but the objective has: {', '.join(labels)}"
+            )
         sets = {t.on for t in self.objective}
         if self.direction == "ngdiff" and len(sets) < 2:
             raise ValueError("direction ngdiff needs terms on forget and on retain")

@@ -34,6 +34,7 @@ from mergeforget.train.callbacks import (
     last_checkpoint,
 )
 from mergeforget.train.dataset import Collate, PairedRows
+from mergeforget.train.dual import DualWeight
 from mergeforget.train.early_stopping import PROXIES, Watcher
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
@@ -143,6 +144,9 @@ def fit(
         callbacks.insert(0, FreshOptimizer(order))
     if plan is not None and plan.watch is not None:
         callbacks.insert(0, Watcher(plan.watch, sets, job.run.root, job.stage, job.checkpoints))
+    dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
+    if dual is not None:
+        callbacks.insert(0, dual)
     steering = plan is not None and plan.direction == "ngdiff"
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
@@ -169,6 +173,8 @@ def fit(
         callbacks=callbacks,
         **more,
     )
+    if dual is not None:
+        dual.trainer = trainer
     _run(trainer, job)
 
 

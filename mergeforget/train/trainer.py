@@ -152,6 +152,16 @@ class UnlearningTrainer(Trainer):
                 self._notes[key] = self._notes.get(key, 0.0) + value
         return loss
 
+    def value_of(self, label: str) -> float | None:
+        """A term's value in the step so far, over all processes; None if it was not computed."""
+        if label not in self._values:
+            return None
+        return self._over_processes(self._values[label])
+
+    def note(self, **values: Any) -> None:
+        """Add entries to the history's line of the current step."""
+        self._more |= values
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if sharded():
             state_dict = trained(self.model)

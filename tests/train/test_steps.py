@@ -23,7 +23,7 @@ from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
 from mergeforget.train.samplers import AlternatingSampler, ChunkedSampler
-from mergeforget.train_config import AutoRate, Full, Lora, Term, Training, Watch
+from mergeforget.train_config import AutoRate, Dual, Full, Lora, Term, Training, Watch
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i}?", f"Ada {i} {name}.", "", name) for i in range(5)]
@@ -231,6 +231,22 @@ def test_eul_notes_how_often_it_was_clamped(train: Callable[..., Any]) -> None:
     eul = Term.model_validate({"loss": "eul", "on": "forget", "floor": 100.0})
     _, lines = train(objective=[eul, GD])
     assert all(x["notes"] == {"clamped_forget": pytest.approx(1)} for x in lines)
+
+
+def test_dual_weight_rises_while_the_term_is_above_its_limit(train: Callable[..., Any]) -> None:
+    _, lines = train(objective=[GA, GD], dual=Dual(limit=3.0, step=0.5))
+    weight = 1.0
+    for line in lines:
+        assert line["dual_weight"] == pytest.approx(weight)
+        value = line["terms"]["gd_retain"]
+        assert line["loss"] == pytest.approx(line["terms"]["ga_forget"] + weight * value, abs=1e-5)
+        weight = max(0.0, weight + 0.5 * (value - 3.0))
+    assert weight != 1.0
+
+
+def test_dual_of_an_unknown_term_is_refused() -> None:
+    with pytest.raises(ValueError, match="dual.term is 'kl_retain'.*npo_forget, gd_retain"):
+        training(dual=Dual(term="kl_retain", limit=1.0))
 
 
 def test_dpo_reads_refusals_with_their_forget_rows(
