@@ -107,8 +107,9 @@ class Training(RecipeSection):
     """How one adapter is trained. An epoch is one pass over the forget set.
 
     With ``batches: alternating`` every optimiser step holds one set only, forget and retain in
-    turn. With ``chunk_rows`` the forget set is worked off chunk by chunk, all epochs of one before
-    the next begins, each with a fresh optimiser.
+    turn. With ``batches: by_set`` every step holds rows of one set too, in random order, and an
+    epoch is every row of every set, refusals included, once. With ``chunk_rows`` the forget set is
+    trained in chunks: all epochs of one chunk before the next begins, each with a fresh optimiser.
     """
 
     objective: Annotated[list[Term], Field(min_length=1)]
@@ -123,7 +124,7 @@ class Training(RecipeSection):
     epochs: Positive = 5
     batch_size: Positive = 1
     gradient_accumulation: Positive | Literal["epoch"] = 4  # epoch: the whole set is one step
-    batches: Literal["together", "alternating"] = "together"
+    batches: Literal["together", "alternating", "by_set"] = "together"
     chunk_rows: Positive | None = None
     retain_per_forget: Positive = 1  # retain rows that go with each forget row
     schedule: Literal["linear", "constant", "cosine"] = "linear"
@@ -161,8 +162,12 @@ class Training(RecipeSection):
             raise ValueError("auto_rate chooses the rate itself: set schedule: constant")
         if self.auto_rate and self.warmup_epochs:
             raise ValueError("auto_rate chooses the rate itself: leave out warmup_epochs")
-        if self.chunk_rows and self.batches == "alternating":
-            raise ValueError("chunk_rows takes forget and retain rows together, not alternating")
+        if self.chunk_rows and self.batches != "together":
+            raise ValueError(f"chunk_rows needs batches: together, not {self.batches}")
+        if self.batches == "by_set" and self.direction != "sum":
+            raise ValueError("batches: by_set has one set a step; direction ngdiff needs two")
+        if self.batches == "by_set" and self.retain_per_forget != 1:
+            raise ValueError("batches: by_set takes each retain row once; omit retain_per_forget")
         return self
 
     def accumulation(self, rows: int) -> int:

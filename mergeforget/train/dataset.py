@@ -55,8 +55,11 @@ class PairedRows(Dataset[Item]):
 
     def __getitem__(self, place: int | RowIndex) -> Item:
         place = RowIndex(place) if isinstance(place, int) else place
-        names = [n for n in self.sets if not place.only or place.only in (n, self._beside(n))]
-        item = {n: [self.sets[n][j] for j in self._places(n, place.row)] for n in names}
+        if place.own:
+            item = {place.only: [self.sets[place.only][place.row]]}
+        else:
+            names = [n for n in self.sets if not place.only or place.only in (n, self._beside(n))]
+            item = {n: [self.sets[n][j] for j in self._places(n, place.row)] for n in names}
         if place.counts:
             return item
         return {name: [replace(row, weight=0.0) for row in rows] for name, rows in item.items()}

@@ -40,7 +40,14 @@ from mergeforget.train.forward import output_matrix
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import mask_of
 from mergeforget.train.reference import Reference, reference_of
-from mergeforget.train.samplers import AlternatingSampler, ChunkedSampler, JointSampler, Order
+from mergeforget.train.requirements import reads_of
+from mergeforget.train.samplers import (
+    AlternatingSampler,
+    BySetSampler,
+    ChunkedSampler,
+    JointSampler,
+    Order,
+)
 from mergeforget.train.tokenize import encode_sets, pad_id
 from mergeforget.train.trainer import UnlearningTrainer, arguments
 
@@ -131,7 +138,7 @@ def fit(
     )
     # one micro-batch a step is cut up, so that every process has a part of it
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, count())
-    order = _order(training, len(rows), accumulation)
+    order = _order(training, rows, accumulation)
     callbacks = [
         Epochs(rows, order),
         Guard(),
@@ -221,10 +228,14 @@ def _start(job: TrainingJob) -> Path | None:
     return start
 
 
-def _order(training: Training | Memorise, rows: int, accumulation: int) -> Order:
+def _order(training: Training | Memorise, data: PairedRows, accumulation: int) -> Order:
+    rows = len(data)
     if isinstance(training, Memorise):
         return JointSampler(rows, training.batch_size // accumulation, training.seed)
     size, seed = training.batch_size, training.seed
+    if training.batches == "by_set":
+        sizes = {name: len(data.sets[name]) for name in reads_of(training.objective)}
+        return BySetSampler(sizes, size, accumulation, seed)
     if training.batches == "alternating":
         return AlternatingSampler(rows, size, accumulation, seed)
     if training.chunk_rows:

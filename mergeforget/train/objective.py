@@ -43,6 +43,7 @@ def check_recipe(recipe: Recipe) -> None:
                 UNLEARNING_LOSSES.get(term.loss).check_arguments(term.arguments)
                 _check_term(term)
                 _check_direction(term, training)
+                _check_batches(term, training)
         for i, step in enumerate(training.transforms):
             with _placed(f"{place}.transforms.{i}"):
                 find_transform(step.transform).check_arguments(step.arguments)
@@ -107,6 +108,15 @@ def _check_direction(term: Term, training: Training) -> None:
         raise RecipeError(
             f"direction ngdiff descends each term, and {term.loss!r} descended on the forget set "
             "learns its answers or refusals. Take ga, or set direction: sum."
+        )
+
+
+def _check_batches(term: Term, training: Training) -> None:
+    """Raise RecipeError for a term that compares two sets, where a step holds one set only."""
+    if training.batches == "by_set" and {"answer", "refusal"} <= set(needs(term)):
+        raise RecipeError(
+            f"{term.loss!r} compares answers with refusals, but with batches: by_set a step holds "
+            "one of the two. Set batches: together."
         )
 
 

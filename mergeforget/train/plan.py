@@ -29,7 +29,7 @@ from mergeforget.recipe import ModelSpec, Recipe
 from mergeforget.train.full import choose_trained
 from mergeforget.train.pair import read_data
 from mergeforget.train.requirements import reads_of
-from mergeforget.train.samplers import AlternatingSampler, ChunkedSampler
+from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Training
 
@@ -92,7 +92,8 @@ def plan(
     own = {p for p in model.parameters() if p.requires_grad}
     trained = sum(p.numel() for p in own)
     forget = len(encoded["forget"])
-    steps = count_steps(training, forget)
+    sizes = {name: len(encoded[name]) for name in reads_of(training.objective)}
+    steps = count_steps(training, {"forget": forget} | sizes)
     longest = one_pass(model, _tokens_at_once(encoded, training), training.gradient_checkpointing)
     return Plan(
         rows={name: len(rows) for name, rows in encoded.items()},
@@ -109,8 +110,9 @@ def plan(
     )
 
 
-def count_steps(training: Training, rows: int) -> int:
-    """Optimiser steps of a whole training, for a forget set of so many rows."""
+def count_steps(training: Training, sizes: Mapping[str, int]) -> int:
+    """Optimiser steps of a whole training, from the rows of each set it reads."""
+    rows = sizes["forget"]
     parts = training.accumulation(rows)
     if training.chunk_rows:
         size = training.batch_size, parts
@@ -119,6 +121,9 @@ def count_steps(training: Training, rows: int) -> int:
                 rows, training.chunk_rows, training.epochs, *size, training.seed
             ).chunk_steps
         )
+    if training.batches == "by_set":
+        by_set = BySetSampler(sizes, training.batch_size, parts, training.seed)
+        return training.epochs * len(by_set) // parts
     if training.batches == "alternating":
         order = AlternatingSampler(rows, training.batch_size, parts, training.seed)
         return training.epochs * len(order) // parts
@@ -224,7 +229,7 @@ def _tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training
         sum(lengths(encoded[name])[-training.batch_size * _rows_of(name, training) :])
         for name in reads_of(training.objective)
     ]
-    apart = training.batches == "alternating" or training.direction == "ngdiff"
+    apart = training.batches != "together" or training.direction == "ngdiff"
     return max(sizes) if apart else sum(sizes)
 
 
@@ -234,7 +239,8 @@ def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: T
     for name, reads in reads_of(training.objective).items():
         sizes = lengths(encoded[name])
         row = one_pass(model, round(sum(sizes) / len(sizes)), training.gradient_checkpointing)
-        runs = training.epochs * len(encoded["forget"]) * _rows_of(name, training)
+        each_epoch = len(encoded["forget"]) * _rows_of(name, training)
+        runs = training.epochs * (len(sizes) if training.batches == "by_set" else each_epoch)
         asked = 0 if not reads.reference else len(sizes) if reads.kept else runs
         total += runs * (row.forward_flops + row.backward_flops) + asked * row.forward_flops
     return total

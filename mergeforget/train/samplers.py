@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,14 +14,16 @@ class RowIndex(NamedTuple):
     """A row of the first set with its partners, or the part of them that is one set.
 
     Attributes:
-        row: its place in the first set.
-        only: the set; empty for every set together.
-        counts: False for a row that only fills up a micro-batch; it weighs nothing.
+        row: Index in the first set; with ``own``, index in the set ``only``.
+        only: Name of the single set to read; empty reads every set.
+        counts: False for a row that only fills up a micro-batch; its weight is 0.
+        own: True where ``row`` counts the rows of ``only`` itself, not those of the first set.
     """
 
     row: int
     only: str = ""
     counts: bool = True
+    own: bool = False
 
 
 class JointSampler(Sampler[list[RowIndex]]):
@@ -68,6 +70,44 @@ class AlternatingSampler(Sampler[list[RowIndex]]):
                     yield [RowIndex(i, name) for i in part] or [RowIndex(step[0], name, False)]
 
 
+class BySetSampler(Sampler[list[RowIndex]]):
+    """Optimiser steps of one set only, in random order; an epoch is every row of every set once.
+
+    Each set is shuffled and cut into steps once; every epoch shuffles the order of the steps of all
+    sets. Each step is cut into ``accumulation`` micro-batches of nearly equal size.
+
+    Args:
+        sizes: Rows of each set; refusals to the forget rows are a set of their own.
+        batch_size: Rows of a micro-batch.
+
+    Source: the published code of iShumei-Chinchunmei, arXiv:2507.16263.
+    """
+
+    def __init__(
+        self, sizes: Mapping[str, int], batch_size: int, accumulation: int, seed: int
+    ) -> None:
+        self.accumulation, self.seed, self.epoch = accumulation, seed, 0
+        size = batch_size * accumulation
+        self.steps: list[tuple[str, list[int]]] = []
+        for turn, (name, rows) in enumerate(sizes.items()):
+            order = _shuffled(rows, seed, turn)
+            self.steps += [(name, order[s : s + size]) for s in range(0, rows, size)]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[RowIndex]]:
+        for index in _shuffled(len(self.steps), self.seed + 1, self.epoch):
+            name, rows = self.steps[index]
+            for part in _evenly(rows, self.accumulation):
+                yield [RowIndex(i, name, own=True) for i in part] or [
+                    RowIndex(rows[0], name, counts=False, own=True)
+                ]
+
+
 class ChunkedSampler(Sampler[list[RowIndex]]):
     """All epochs over the first chunk of the forget set, then all over the next (SUGD).
 
@@ -110,7 +150,7 @@ class ChunkedSampler(Sampler[list[RowIndex]]):
         return -(-len(chunk) // (self.batch_size * self.accumulation))
 
 
-Order = JointSampler | AlternatingSampler | ChunkedSampler
+Order = JointSampler | AlternatingSampler | BySetSampler | ChunkedSampler
 
 
 class ShardedSampler(Sampler[list[RowIndex]]):

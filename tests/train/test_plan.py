@@ -39,15 +39,22 @@ def training(**more: Any) -> Training:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"batches": "alternating"}, {"chunk_rows": 3}, {"gradient_accumulation": "epoch"}],
-    ids=["together", "alternating", "chunks", "epoch"],
+    [
+        {},
+        {"batches": "alternating"},
+        {"batches": "by_set"},
+        {"chunk_rows": 3},
+        {"gradient_accumulation": "epoch"},
+    ],
+    ids=["together", "alternating", "by_set", "chunks", "epoch"],
 )
 def test_steps_are_those_that_a_training_takes(
     more: dict[str, Any], tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     settings = training(**more)
     train_adapter(tiny_model, tiny_tokenizer, SETS, settings, TrainingJob(Run(tmp_path), "over"))
-    assert count_steps(settings, 7) == len(read_jsonl(tmp_path / "history.jsonl"))
+    sizes = {name: len(rows) for name, rows in SETS.items()}
+    assert count_steps(settings, sizes) == len(read_jsonl(tmp_path / "history.jsonl"))
 
 
 @pytest.mark.parametrize("more", [{}, {"chunk_rows": 3}], ids=["together", "chunks"])

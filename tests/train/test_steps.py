@@ -22,7 +22,7 @@ from mergeforget.train import forward, ngdiff_trainer, trainer
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
-from mergeforget.train.samplers import AlternatingSampler, ChunkedSampler
+from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
 from mergeforget.train_config import AutoRate, Dual, Full, Lora, Term, Training, Watch
 
 SETS = {
@@ -76,6 +76,29 @@ def test_alternating_covers_every_row_once_an_epoch() -> None:
     assert all(len({place.only for place in p}) == 1 for p in parts)
     order.set_epoch(1)
     assert list(order) != parts
+
+
+def test_by_set_takes_every_row_of_every_set_once_an_epoch() -> None:
+    sizes = {"forget": 5, "retain": 7, "refusal": 5}
+    order = BySetSampler(sizes, batch_size=2, accumulation=2, seed=0)
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        parts = list(order)
+        assert len(parts) == len(order) == 2 * (2 + 2 + 2)
+        assert all(len({place.only for place in part}) == 1 for part in parts)
+        counted = sorted((p.only, p.row) for part in parts for p in part if p.counts)
+        assert counted == sorted((name, i) for name, size in sizes.items() for i in range(size))
+    names = [part[0].only for part in parts[::2]]
+    assert names != sorted(names)
+
+
+def test_by_set_trains_each_term_on_steps_of_its_own_set(train: Callable[..., Any]) -> None:
+    terms = [GA, Term(loss="idk", on="forget"), GD]
+    _, lines = train(objective=terms, batches="by_set")
+    assert all(len(line["terms"]) == 1 for line in lines)
+    assert {name for line in lines for name in line["terms"]} == {
+        "ga_forget", "idk_forget", "gd_retain"
+    }  # fmt: skip
 
 
 def test_chunks_are_worked_off_one_after_the_other() -> None:
