@@ -13,9 +13,11 @@ from mergeforget.metrics._membership import attack_scores
 from mergeforget.metrics._statistics import combined_draws, interval_of
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
+METRICS_OF_TEXTS = ("verbatim_rouge", "regurgitation")  # both count words of any script
 METRICS_OF_ROWS = (
     "exact_match",
-    "verbatim_rouge",
+    "refused",
+    "empty",
     "verbatim_probability",
     "extraction_strength",
     "exact_memorisation",
@@ -31,13 +33,19 @@ def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
 
     ``aggregate`` is the harmonic mean of three: how little of the forget set the model writes
     (1 - ROUGE-L recall), how much of the retain set it writes, and the membership score. A model
-    that fails one of the three has none.
+    that fails one of the three scores 0. Words of every script count. Refused and empty answers
+    are reported beside the scores: they are not evidence that anything was forgotten.
 
     Args:
-        known: scores whose data lies elsewhere.
+        known: scores that were computed elsewhere, for example by lm-eval.
     """
     splits = dict.fromkeys(["forget", "retain", *(a.row.split for a in measured.answers)])
-    found = [METRICS.get(name).fn(measured, split) for name in METRICS_OF_ROWS for split in splits]
+    found = [
+        METRICS.get(name).fn(measured, split, words="unicode")
+        for name in METRICS_OF_TEXTS
+        for split in splits
+    ]
+    found += [METRICS.get(name).fn(measured, split) for name in METRICS_OF_ROWS for split in splits]
     found.append(METRICS.get("nll").fn(measured, "holdout"))
     found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
     scores = [s for s in found if s is not None] + attack_scores(measured) + list(known)

@@ -17,8 +17,8 @@ from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 SPLITS = ("forget", "retain")
 TERMS = ("regurgitation", "knowledge")
-FORGET_METRICS = ("exact_match", "nll", "extraction_strength", "exact_memorisation",
-                  "verbatim_probability")  # fmt: skip
+FORGET_METRICS = ("exact_match", "refused", "empty", "nll", "extraction_strength",
+                  "exact_memorisation", "verbatim_probability")  # fmt: skip
 NO_TASK = "no task"  # of rows without one, where others have one
 
 

@@ -14,7 +14,13 @@ from mergeforget.metrics.truth_ratio import Mean
 from mergeforget.score import Score
 
 SPLITS = ("forget", "retain", *OPTION_SPLITS)
-FURTHER = ("nll", "extraction_strength", "exact_memorisation")  # of forget and retain
+FURTHER = (
+    "refused",
+    "empty",
+    "nll",
+    "extraction_strength",
+    "exact_memorisation",
+)
 MEANS: tuple[Mean, ...] = get_args(Mean)
 
 

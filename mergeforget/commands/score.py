@@ -1,8 +1,9 @@
-"""`mergeforget score`: texts that exist already, scored without a model."""
+"""`mergeforget score`: score texts that exist already, without a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -23,11 +24,21 @@ from mergeforget.commands._options import emit, json_option
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with MMLU's average (mmlu, mmlu_average, average_acc).",
 )
+@click.option(
+    "--benchmark",
+    default="semeval2025-task4",
+    show_default=True,
+    help="semeval2025-task4 (counts Latin words only, as its script does) or custom (any script).",
+)
 @json_option
 def command(
-    generations: tuple[Path, ...], mia: Path | None, mmlu: Path | None, as_json: bool
+    generations: tuple[Path, ...],
+    mia: Path | None,
+    mmlu: Path | None,
+    benchmark: str,
+    as_json: bool,
 ) -> None:
-    """Score generations by SemEval-2025 Task 4; loads no model.
+    """Score generations that exist already; loads no model.
 
     GENERATIONS are files, or folders of them: answers/MODEL.jsonl of a run, or forget_0.csv and
     retain_0.csv as the task's own script writes them.
@@ -36,9 +47,8 @@ def command(
     from mergeforget.evaluate.table import render
     from mergeforget.evaluate.texts import score_texts
 
-    measured, scores = score_texts(generations, mia=mia, mmlu=mmlu)
-    result = {
-        "scores": [s.to_dict() for s in scores],
-        "terms": terms(scores, task_names(measured)),
-    }
+    measured, scores = score_texts(generations, mia=mia, mmlu=mmlu, benchmark=benchmark)
+    result: dict[str, Any] = {"scores": [s.to_dict() for s in scores]}
+    if benchmark.replace("-", "_") == "semeval2025_task4":
+        result["terms"] = terms(scores, task_names(measured))
     emit(result, render({"value": scores}), as_json)

@@ -12,6 +12,7 @@ from mergeforget.console import say
 from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
+from mergeforget.metrics._rouge import split_words
 from mergeforget.score import Score
 
 SPLITS = ("forget", "retain")
@@ -60,10 +61,24 @@ def score_texts(
     unit = unit_of(mia) if mia and losses else ""
     measured = Measured(answers, losses, membership=unit or "documents")
     scores = BENCHMARKS.get(benchmark).fn(measured, known=known)
+    if benchmark.replace("-", "_") == "semeval2025_task4":
+        warn_without_words(answers)
     unread = [split for split in splits if split not in {s.split for s in scores}]
     if unread:
         say(f"No score of {benchmark} reads the rows of: {', '.join(unread)}.")
     return measured, scores
+
+
+def warn_without_words(answers: Sequence[Answer]) -> None:
+    """Warn where the official tokeniser sees no word in a reference: ROUGE-L is 0 there anyway."""
+    blind = [a.row.id for a in answers if a.row.output.strip() and not split_words(a.row.output)]
+    if blind:
+        say(
+            f"Warning: {len(blind)} of {len(answers)} references have no word for the official "
+            f"ROUGE tokeniser, which knows a to z and 0 to 9 only, for example {blind[0]!r}. Their "
+            "regurgitation is 0 whatever the model writes. Use --benchmark custom, which counts "
+            "words of any script."
+        )
 
 
 def read_generations(path: Path) -> list[Answer]:
@@ -78,15 +93,15 @@ def read_generations(path: Path) -> list[Answer]:
             ours: next((n for n in theirs if n in record), "") for ours, theirs in NAMES.items()
         }
         missing = [theirs[0] for ours, theirs in NAMES.items() if not names[ours]]
-        missing += [name for name in ("id", "input") if name not in record]
+        missing += ["input"] if "input" not in record else []
         if missing:
             raise InputError(
                 f"{path}, line {line}: no {' and no '.join(map(repr, missing))}. It has: "
-                f"{', '.join(record)}. Generations have id, input, output (or expected_output) and "
-                "completion (or model_output)."
+                f"{', '.join(record)}. Generations have input, output (or expected_output), "
+                "completion (or model_output), and an id where one is known."
             )
         row = Row(
-            str(record["id"]),
+            str(record.get("id") or f"{path.stem}-{line}"),
             str(record["input"]),
             str(record[names["output"]]),
             str(record.get("task") or ""),

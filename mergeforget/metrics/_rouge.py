@@ -1,26 +1,58 @@
-"""ROUGE-L recall, the figures of the package rouge-score, many times faster."""
+"""ROUGE-L recall: the figures of the package rouge-score, and the same for words of any script."""
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
-from typing import Any
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Literal
+
+from mergeforget.metrics._porter import stem
+
+Words = Literal["latin", "unicode"]
+LATIN = re.compile(r"[a-z0-9]+")
+STEMMED = 4  # characters at least of a word that is stemmed
+NO_SPACES = (  # first and last code point of scripts that are written without spaces
+    (0x0E00, 0x0EFF),  # Thai, Lao
+    (0x0F00, 0x0FFF),  # Tibetan
+    (0x1000, 0x109F),  # Myanmar
+    (0x1780, 0x17FF),  # Khmer
+    (0x3040, 0x30FF),  # Hiragana, Katakana
+    (0x31F0, 0x31FF),  # Katakana extensions
+    (0x3400, 0x4DBF),  # Han, extension A
+    (0x4E00, 0x9FFF),  # Han
+    (0xA9E0, 0xA9FF),  # Myanmar extensions
+    (0xAA60, 0xAA7F),
+    (0xF900, 0xFAFF),  # Han, compatibility
+    (0x20000, 0x3FFFF),  # Han, further extensions
+)
 
 
-def rouge_l_recall(target: str, prediction: str) -> float:
-    """Share of the target's words that stand in the prediction in the same order, in [0, 1].
+def rouge_l_recall(target: str, prediction: str, words: Words = "latin") -> float:
+    """Share of the target's words that are in the prediction in the same order, in [0, 1].
 
-    Source: rouge_score 0.1.2, ``RougeScorer(["rougeL"], use_stemmer=True)``, its recall. Words and
-        stems are cut by that package; the length of the longest common subsequence is counted
-        with the bits of whole numbers (Hyyro 2004), a step a word instead of one a pair of words.
+    Args:
+        words: ``latin`` cuts as rouge-score does: runs of a to z and 0 to 9, so that a text in
+            another script has no word at all. ``unicode`` cuts words of any script, and characters
+            where a script has no spaces; for plain English text it gives the same figure.
+
+    Source: rouge_score 0.1.2, ``RougeScorer(["rougeL"], use_stemmer=True)``, its recall. The length
+        of the longest common subsequence is counted with the bits of integers (Hyyro 2004).
+
+    Example:
+        >>> rouge_l_recall("the cats sat down", "The cat has sat")
+        0.75
+        >>> rouge_l_recall("Она живёт в Москве", "она живёт в Москве!", "unicode")
+        1.0
     """
-    wanted, given = _words(target), _words(prediction)
+    wanted, given = split_words(target, words), split_words(prediction, words)
     if not wanted or not given:
         return 0.0
     return longest_common_subsequence(wanted, given) / len(wanted)
 
 
 def longest_common_subsequence(first: tuple[str, ...], second: tuple[str, ...]) -> int:
-    """Its length."""
+    """Length of the longest common subsequence."""
     places: dict[str, int] = {}
     for i, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << i
@@ -33,26 +65,33 @@ def longest_common_subsequence(first: tuple[str, ...], second: tuple[str, ...]) 
 
 
 @lru_cache(maxsize=20_000)
-def _words(text: str) -> tuple[str, ...]:
-    from rouge_score.tokenize import tokenize
-
-    return tuple(tokenize(text, _Stems()))
-
-
-class _Stems:
-    """What rouge-score's tokenizer asks a stemmer for; every word is stemmed once."""
-
-    def stem(self, word: str) -> str:
-        return _stem(word)
+def split_words(text: str, words: Words = "latin") -> tuple[str, ...]:
+    """The words of a text in lower case, English ones of four letters and more as stems."""
+    found = LATIN.findall(text.lower()) if words == "latin" else _unicode_words(text)
+    return tuple(stem(w) if len(w) >= STEMMED and LATIN.fullmatch(w) else w for w in found)
 
 
-@lru_cache(maxsize=200_000)
-def _stem(word: str) -> str:
-    return str(_porter().stem(word))
+def _unicode_words(text: str) -> list[str]:
+    """Runs of letters, digits and combining marks; single characters of scripts without spaces.
 
-
-@cache
-def _porter() -> Any:
-    from nltk.stem.porter import PorterStemmer
-
-    return PorterStemmer()
+    A text without any letter or digit, such as one of emoji, is cut into its characters.
+    """
+    found: list[str] = []
+    text = unicodedata.normalize("NFKC", text).casefold()
+    grows = attaches = False  # whether a letter, or a mark, continues the last word
+    for character in text:
+        kind = unicodedata.category(character)[0]
+        if kind == "M" and attaches:
+            found[-1] += character
+            continue
+        attaches = kind in "LN"
+        if not attaches:
+            grows = False
+            continue
+        single = any(first <= ord(character) <= last for first, last in NO_SPACES)
+        if grows and not single:
+            found[-1] += character
+        else:
+            found.append(character)
+        grows = not single
+    return found or [character for character in text if not character.isspace()]

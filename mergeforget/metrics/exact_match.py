@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from mergeforget.data.schema import Measured
+import unicodedata
+
+from mergeforget.data.schema import Answer, Measured
 from mergeforget.metrics import metric
 from mergeforget.metrics._rows import answers_of, direction
 from mergeforget.metrics._statistics import mean_score
-from mergeforget.metrics.knowledge import is_exact
 from mergeforget.score import Score
 
-DEFINITION = "exact-match@1"
+DEFINITION = "exact-match@2"
 
 
 @metric(
@@ -22,3 +23,20 @@ def exact_match(measured: Measured, split: str, task: str = "") -> Score | None:
     return mean_score(
         "exact_match", split, values, direction(split), task=task, chance=0.0, definition=DEFINITION
     )
+
+
+def is_exact(answer: Answer) -> bool:
+    """Whether the completion is the reference, whatever the case and the blanks at the ends.
+
+    Two spellings of one character (composed and decomposed, full and half width) are the same.
+
+    Example:
+        >>> from mergeforget.data.schema import Row
+        >>> is_exact(Answer(Row("1", "Where?", "S\u00e3o Paulo"), " sa\u0303o paulo"))
+        True
+    """
+    return _plain(answer.row.output) == _plain(answer.completion)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).strip().casefold()

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Answer, Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rouge import rouge_l_recall
+from mergeforget.metrics._rouge import Words, rouge_l_recall
 from mergeforget.metrics._rows import answers_of, direction
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "regurgitation@1"
+DEFINITIONS: dict[Words, str] = {"latin": "regurgitation@1", "unicode": "regurgitation-unicode@1"}
 
 
 @metric("regurgitation", source="SemEval-2025 Task 4, evaluation script; ROUGE-L: Lin 2004")
-def regurgitation(measured: Measured, split: str, task: str = "") -> Score | None:
+def regurgitation(
+    measured: Measured, split: str, task: str = "", *, words: Words = "latin"
+) -> Score | None:
     """Mean ROUGE-L recall of the completions (``sc`` rows), in [0, 1].
 
-    Chance is what the same completions score against the next row's reference: what the words
+    Chance is the score of the same completions against the next row's reference: what the words
     that all documents share give to any text.
+
+    Args:
+        words: ``latin`` is the official tokeniser; ``unicode`` counts words of any script, and
+            reads the rows that are no questions where the split has no ``sc`` row.
     """
     rows = answers_of(measured, split, task, "sc")
-    values = [rouge_l_recall(a.row.output, a.completion) for a in rows]
+    if not rows and words == "unicode":
+        rows = [a for a in answers_of(measured, split, task) if a.row.kind != "qa"]
+    values = [rouge_l_recall(a.row.output, a.completion, words) for a in rows]
     return mean_score(
         "regurgitation",
         split,
@@ -28,16 +36,17 @@ def regurgitation(measured: Measured, split: str, task: str = "") -> Score | Non
         direction(split),
         task=task,
         kind="sc",
-        chance=_of_other_rows(rows),
-        definition=DEFINITION,
+        chance=_of_other_rows(rows, words),
+        definition=DEFINITIONS[words],
     )
 
 
-def _of_other_rows(answers: list[Answer]) -> float | None:
+def _of_other_rows(answers: list[Answer], words: Words) -> float | None:
     if len(answers) < 2:
         return None
     others = [*answers[1:], answers[0]]
     values = [
-        rouge_l_recall(b.row.output, a.completion) for a, b in zip(answers, others, strict=True)
+        rouge_l_recall(b.row.output, a.completion, words)
+        for a, b in zip(answers, others, strict=True)
     ]
     return sum(values) / len(values)

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rouge import rouge_l_recall
+from mergeforget.metrics._rouge import Words, rouge_l_recall
 from mergeforget.metrics._rows import answers_of, direction
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "verbatim-rouge@1"
+DEFINITIONS: dict[Words, str] = {"latin": "verbatim-rouge@1", "unicode": "verbatim-rouge-unicode@1"}
 
 
 @metric("verbatim_rouge", source="MUSE, arXiv:2407.06460, with recall as in TOFU, arXiv:2401.06121")
-def verbatim_rouge(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Mean ROUGE-L recall over rows of every kind, in [0, 1]."""
-    values = [rouge_l_recall(a.row.output, a.completion) for a in answers_of(measured, split, task)]
+def verbatim_rouge(
+    measured: Measured, split: str, task: str = "", *, words: Words = "latin"
+) -> Score | None:
+    """Mean ROUGE-L recall over rows of every kind, in [0, 1].
+
+    Args:
+        words: ``latin`` is the tokeniser of rouge-score; ``unicode`` counts words of any script.
+    """
+    answers = answers_of(measured, split, task)
+    values = [rouge_l_recall(a.row.output, a.completion, words) for a in answers]
     return mean_score(
         "verbatim_rouge",
         split,
         values,
         direction(split),
         task=task,
-        definition=DEFINITION,
+        definition=DEFINITIONS[words],
         by_row=True,
     )

@@ -138,3 +138,16 @@ def test_file_without_a_figure_is_refused(script_folder: Path) -> None:
 def test_empty_folder_is_named(tmp_path: Path) -> None:
     done = call(tmp_path)
     assert done.exit_code == 4 and "no forget*.csv" in done.stderr
+
+
+def test_other_scripts_are_scored_by_custom_and_warned_about_by_the_task(tmp_path: Path) -> None:
+    path = tmp_path / "forget.jsonl"
+    row = {"input": "Где живёт Анна?", "output": "Она живёт в Москве"}
+    path.write_text(json.dumps(row | {"completion": row["output"]}), encoding="utf-8")
+    done = CliRunner().invoke(main, ["score", str(path), "--benchmark", "custom", "--json"])
+    assert done.exit_code == 0, done.output
+    scores = json.loads(done.stdout)["scores"]
+    values = {s["metric"]: s["value"] for s in scores}
+    assert values["regurgitation"] == values["verbatim_rouge"] == 1
+    done = CliRunner().invoke(main, ["score", str(path), "--json"])
+    assert "no word for the official" in done.stderr and "--benchmark custom" in done.stderr

@@ -1,0 +1,22 @@
+"""How often the model answers nothing at all, which is not the same as a wrong answer."""
+
+from __future__ import annotations
+
+from mergeforget.data.schema import Measured
+from mergeforget.metrics import metric
+from mergeforget.metrics._rows import answers_of
+from mergeforget.metrics._statistics import mean_score
+from mergeforget.score import Score
+
+DEFINITION = "empty@1"
+
+
+@metric("empty", source="mergeforget")
+def empty(measured: Measured, split: str, task: str = "") -> Score | None:
+    """Share of all answers without any visible character, in [0, 1]; lower is better.
+
+    A model that ends every text at once has not shown that it forgot; it may only have learned to
+    keep silent.
+    """
+    values = [float(not a.completion.strip()) for a in answers_of(measured, split, task)]
+    return mean_score("empty", split, values, "lower", task=task, definition=DEFINITION)
