@@ -59,6 +59,7 @@ def merge(
     compare: bool = False,
     base: str | Path | None = None,
     threads: int = 0,
+    out: str | Path | None = None,
 ) -> Merged:
     """Merge adapters of one base into one adapter. Neither torch nor the base is loaded.
 
@@ -82,6 +83,8 @@ def merge(
         compare: Measure how far factor space is from delta space.
         base: The model that ``data`` is run through; the adapters' base when omitted.
         threads: Number of threads; 0 is one per core. It does not change the result.
+        out: Folder to write the result to, as a PEFT folder. A merge written here before is
+            replaced.
 
     Returns:
         The merged adapter: ``merged.save(folder)`` writes it, ``merged.adapter`` holds it.
@@ -94,8 +97,14 @@ def merge(
     options = dict(locals())
     from mergeforget.merge.engine import merge_adapters
 
+    folder = options.pop("out")
     asked = prepare(**options)
-    return merge_adapters(asked.adapters, asked.candidate, asked.settings)
+    if folder is not None:
+        asked.check_out(Path(folder))
+    merged = merge_adapters(asked.adapters, asked.candidate, asked.settings)
+    if folder is not None:
+        merged.save(folder)
+    return merged
 
 
 def merge_full(
@@ -182,12 +191,6 @@ class MergeRequest:
     def base(self) -> str:
         """The model that the adapters were trained on."""
         return self.run.base() if self.run else self.adapters[0].base
-
-    def folder(self) -> Path | None:
-        """Where a merge of a run is written by default."""
-        from mergeforget.merge.request import canonical
-
-        return self.run.candidates / canonical(self.candidate).name if self.run else None
 
     def check_out(self, out: Path, bases: Sequence[str] = ()) -> None:
         """Raise InputError where ``out`` is an input, or holds what no merge made."""

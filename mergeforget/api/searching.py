@@ -68,14 +68,10 @@ def search(
         NumericError: No candidate gives finite scores.
     """
     given = dict(locals())
-    from mergeforget.errors import InputError, UsageError
     from mergeforget.search.driver import search as find_best
 
-    if resume and again:
-        raise UsageError("--resume keeps what was measured and --again discards it; give one.")
     here = as_run(run)
-    if resume and not here.search.is_dir():
-        raise InputError(f"{here.root} has no search to resume. Start one without --resume.")
+    _check(here, given)
     choice = find_best(here, _spec(here, given), _options(given))
     return SearchResult(UnlearningRun(here), choice)
 
@@ -92,7 +88,17 @@ def work(run: AnyRun | None = None, **options: Any) -> int:
     from mergeforget.search.driver import work as explore
 
     here = as_run(run)
+    _check(here, options)
     return explore(here, _spec(here, options), _options(options))
+
+
+def _check(run: Run, given: dict[str, Any]) -> None:
+    from mergeforget.errors import InputError, UsageError
+
+    if given.get("resume") and given.get("again"):
+        raise UsageError("--resume keeps what was measured and --again discards it; give one.")
+    if given.get("resume") and not run.search.is_dir():
+        raise InputError(f"{run.root} has no search to resume. Start one without --resume.")
 
 
 PLAIN = ("densities", "groups", "objective", "strategy", "finalists", "together", "seed")

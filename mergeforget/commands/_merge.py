@@ -1,4 +1,4 @@
-"""What the options of `mergeforget merge` ask for, as the engine's own types."""
+"""Parse the options of `mergeforget merge` into the types of the merge engine."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergeforget.commands._options import chosen_run
+from mergeforget.api.merging import DEFAULTS
 
 if TYPE_CHECKING:
-    from mergeforget.adapter import Adapter
     from mergeforget.candidate import Candidate
-    from mergeforget.merge.activation_grams import Grams
     from mergeforget.merge.checkpoint.tensor_jobs import Output
-    from mergeforget.merge.engine import MergeSettings
 
-DEFAULTS: dict[str, Any] = {"method": "ties", "space": "factors", "seed": 0, "precision": "float32"}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -44,70 +40,18 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
     return int(number * UNITS[match[2].upper()])
 
 
-def sources(run: Path | None, options: dict[str, Any]) -> tuple[list[Adapter], Any]:
-    """The adapters to merge, and the run that they come from, if they do.
-
-    Options that were left out are filled in from the run's recipe, where no method is named.
-    """
-    from mergeforget.adapter import read_adapter
-    from mergeforget.recipe import load_recipe
-
-    if options["adapters"]:
-        return [read_adapter(folder) for folder in options["adapters"]], None
-    here = chosen_run(run)
-    if options["method"] is None:
-        spec = load_recipe(here.recipe).merge.model_dump()
-        arguments, weights = spec.pop("arguments"), spec.pop("weights")
-        options["given"] = arguments
-        options["weights"] = options["weights"] or tuple(weights)
-        options |= {k: value for k, value in spec.items() if options[k] is None}
-    return [read_adapter(here.over, "over"), read_adapter(here.under, "under")], here
-
-
-def check_out(
-    out: Path, options: dict[str, Any], bases: Iterable[str], run: Any = None, mark: str = ""
-) -> None:
-    """Raise InputError where ``--out`` is read, or holds what no merge made.
+def check_out(out: Path, options: dict[str, Any], bases: Iterable[str], mark: str = "") -> None:
+    """Raise InputError where ``--out`` is an input, or holds what no merge made.
 
     Args:
-        bases: models, by folder or by their name on the hub.
-        mark: the file by which an earlier result is known, if it is not ``candidate.json``.
+        bases: Models, by folder or by their name on the hub.
+        mark: The file that marks an earlier result, if it is not ``candidate.json``.
     """
     from mergeforget.merge.output_folder import MADE, check_free
 
     given = [*options["adapters"], *options["models"], *options["data"]]
     given += [Path(name) for name in [options["config"], options["base"], *bases] if name]
-    given += [run.over, run.under] if run is not None else []
     check_free(out, given, mark or MADE)
-
-
-def grams(
-    options: dict[str, Any], candidate: Candidate, adapters: list[Adapter], run: Any
-) -> Grams | None:
-    """What the layers are given on the data that was named, or on the run's."""
-    from mergeforget.merge.activation_grams import grams_of, looks_at_data
-
-    files = list(options["data"])
-    if run is not None and not files and looks_at_data(candidate):
-        files = [run.root / "data" / "forget.jsonl", run.root / "data" / "retain.jsonl"]
-    if not files:
-        return None
-    base = options["base"] or (run.base() if run else adapters[0].base)
-    return grams_of(base, adapters, files, candidate)
-
-
-def how(options: dict[str, Any], grams: Grams | None = None) -> MergeSettings:
-    """How modules are merged."""
-    from mergeforget.merge.engine import MergeSettings
-
-    return MergeSettings(
-        options["modules"],
-        options["svd"],
-        options["precision"] or DEFAULTS["precision"],
-        compare=options["compare"],
-        threads=options["threads"],
-        grams=grams,
-    )
 
 
 def output(options: dict[str, Any]) -> Output:
@@ -122,18 +66,26 @@ def output(options: dict[str, Any]) -> Output:
     )
 
 
-def candidate(options: dict[str, Any], n: int, weight: float = 1.0) -> Candidate:
+def arguments_of(assignments: Iterable[str]) -> dict[str, Any]:
+    """``sign=count`` each, values in YAML, as arguments of a merge method."""
     import yaml
 
-    from mergeforget.candidate import Candidate
     from mergeforget.errors import UsageError
 
-    arguments = dict(options.get("given", {}))
-    for assignment in options["arguments"]:
+    found = {}
+    for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set wants NAME=VALUE, for example sign=count, not {assignment!r}.")
-        arguments[name.strip()] = yaml.safe_load(value)
+        found[name.strip()] = yaml.safe_load(value)
+    return found
+
+
+def candidate(options: dict[str, Any], n: int, weight: float = 1.0) -> Candidate:
+    """How whole models are merged."""
+    from mergeforget.candidate import Candidate
+
+    arguments = arguments_of(options["arguments"])
     weights = options["weights"] or (weight,) * n
     chosen = {key: options[key] for key in ("density", "rank")}
     for key in ("method", "space", "seed"):

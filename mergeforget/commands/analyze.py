@@ -29,27 +29,13 @@ def command(
     attacks, prediction, angles, weights, curves, dynamics, or all, which is also what happens
     without it.
     """
-    from mergeforget.analysis.findings import (
-        ANALYSES,
-        Finding,
-        analyse,
-        analyse_against,
-        analyse_all,
-    )
-    from mergeforget.errors import UsageError
-    from mergeforget.run import open_run
+    from mergeforget.analysis.findings import ANALYSES
+    from mergeforget.api.runs import analyze
 
     folder, names = split(arguments, [*ANALYSES, "all"])
-    if against is not None and "dynamics" not in names:
-        raise UsageError("--against compares trainings: analyze RUN dynamics --against RUN2.")
     run = chosen_run(folder)
+    found = analyze(run, names, out=out, against=against)
     out = out or run.analysis
-    if not names or "all" in names:
-        found: list[Finding] = analyse_all(run, out)
-    else:
-        found = [analyse(run, name, out) for name in dict.fromkeys(names)]
-    if against is not None:
-        found.append(analyse_against(run, open_run(against), out))
     emit(
         {"run": str(run.root), "out": str(out), "analyses": [vars(f) for f in found]},
         "\n\n".join(text_of(f, out) for f in found),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +12,10 @@ from mergeforget.commands.analyze import split
 
 if TYPE_CHECKING:
     from mergeforget.attack.result import Result
-    from mergeforget.attack.target import Target
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 WORDS = ("model", "kind")
-ORDER = ("prompts", "quantise", "probe", "relearn")  # those that take least first
 
 
 @click.command("attack")
@@ -75,46 +71,33 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     RUN is a run folder; without one, the newest under runs/. Without a name every attack is
     carried out. What was measured is kept: an interrupted attack goes on with the next model.
     """
-    from mergeforget.attack.driver import carry_out
-    from mergeforget.attack.methods import ATTACKS
-
-    folder, names = split(arguments, [*ATTACKS.names(), "all"], "attack")
-    names = [n for n in ORDER if n in names] if names and "all" not in names else list(ORDER)
-    given = _arguments(options, names)
-    results, figures = [], []
-    with _targets(folder, options) as targets:
-        for result, every in carry_out(targets, names, given):
-            results.append(result)
-            figures.append(_draw(every, targets[0].folder))
-            if not as_json:
-                click.echo(text_of(result) + "\n")
-        out = targets[0].folder
-    files = [str(out / f"{name}.json") for name in names] + [str(f) for f in dict.fromkeys(figures)]
-    emit(
-        {"out": str(out), "files": files, "results": [r.to_dict() for r in results]},
-        "In " + str(out) + ": " + ", ".join(Path(f).name for f in files),
-        as_json,
-    )
-
-
-def _arguments(options: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """What the attacks are given; an option that none of those named takes is refused."""
+    from mergeforget.api.measuring import attack
     from mergeforget.attack.methods import ATTACKS
     from mergeforget.errors import UsageError
 
-    every = {n: set(ATTACKS.get(n).parameters) for n in ATTACKS.names()}
-    own = {key for keys in every.values() for key in keys}
-    given = {k: v for k, v in options.items() if k in own and v is not None}
-    for key in given:
-        if not any(key in every[name] for name in names):
-            whose = next(name for name, keys in every.items() if key in keys)
-            raise UsageError(f"--{key.replace('_', '-')} belongs to the attack {whose}.")
+    folder, names = split(arguments, [*ATTACKS.names(), "all"], "attack")
+    if options["model"] and folder is not None:
+        raise UsageError("Give RUN or --model, not both; --subject belongs to a run.")
+    own = {key for name in ATTACKS.names() for key in ATTACKS.get(name).parameters}
+    given = {k: v for k, v in options.items() if k not in own or v is not None}
     for key in ("bits", "words"):
         if key in given:
             given[key] = _whole_numbers(key, given[key])
     if "kinds" in given:
         given["kinds"] = [kind.strip() for kind in given["kinds"].split(",")]
-    return given
+
+    def show(result: Result) -> None:
+        if not as_json:
+            click.echo(text_of(result) + "\n")
+
+    run = None if options["model"] else chosen_run(folder)
+    found = attack(attacks=names, run=run, on_result=show, **given)
+    files = [str(file) for file in found.files]
+    emit(
+        {"out": str(found.folder), "files": files, "results": [r.to_dict() for r in found]},
+        f"In {found.folder}: " + ", ".join(Path(f).name for f in files),
+        as_json,
+    )
 
 
 def _whole_numbers(key: str, text: str) -> list[int]:
@@ -128,41 +111,6 @@ def _whole_numbers(key: str, text: str) -> list[int]:
         example = "8,4" if key == "bits" else "1,3,5"
         raise UsageError(f"--{key} wants whole numbers such as {example}, not {text!r}.")
     return found
-
-
-@contextmanager
-def _targets(folder: Path | None, options: dict[str, Any]) -> Iterator[list[Target]]:
-    """The models to attack; a run's folder is held while they are."""
-    from mergeforget.attack.driver import SPLITS, target_of_model, targets_of_run
-    from mergeforget.errors import UsageError
-
-    names = ("seed", "again", "batch_tokens", "max_new_tokens")
-    settings: dict[str, Any] = {n: options[n] for n in names if options[n] is not None}
-    settings |= {n: options[n] for n in ("control", "limit", "device", "out")}
-    settings["files"] = {name: options[name] for name in SPLITS}
-    if options["model"]:
-        if folder is not None or options["run_models"]:
-            raise UsageError("Give RUN or --model, not both; --run-model belongs to a run.")
-        more = {"adapter": options["adapter"], "before": options["base"]}
-        yield [target_of_model(options["model"], **more, **settings)]
-        return
-    given = [f"--{n}" for n in ("adapter", "base") if options[n]]
-    if given:
-        raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
-    run = chosen_run(folder)
-    targets = targets_of_run(run, options["run_models"], **settings)
-    with run.lock() if options["out"] is None else nullcontext():
-        yield targets
-
-
-def _draw(results: list[Result], folder: Path) -> Path:
-    """The figure of an attack, beside its numbers."""
-    from mergeforget.analysis.attacks import draw_attack
-    from mergeforget.analysis.style import save
-
-    picture = draw_attack(results)
-    save(picture, folder)
-    return folder / f"{picture.name}.svg"
 
 
 def text_of(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,16 +21,12 @@ from mergeforget.commands._options import emit, json_option
               help="Write the table as an HTML page too.")  # fmt: skip
 @json_option
 def command(
-    runs: tuple[Path, ...], model: str | None, part: str, page: Path | None, as_json: bool
+    runs: tuple[Path, ...], model: str | None, part: Any, page: Path | None, as_json: bool
 ) -> None:
     """Scores of RUNS in one table, a column a run."""
-    from mergeforget.analysis.comparison import compare
+    from mergeforget.api.runs import compare
     from mergeforget.evaluate.table import render
 
-    scores = compare(runs, model, part)
+    scores = compare(runs, run_model=model, part=part, page=page)
     result = {name: [s.to_dict() for s in every] for name, every in scores.items()}
-    if page is not None:
-        from mergeforget.analysis.comparison import write_comparison
-
-        write_comparison(scores, page)
     emit({"scores": result}, render(scores), as_json)

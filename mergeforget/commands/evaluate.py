@@ -1,20 +1,13 @@
-"""`mergeforget evaluate`: what the models of a run, or any model, still know."""
+"""`mergeforget evaluate`: score the models of a run, or any model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
-
-if TYPE_CHECKING:
-    from mergeforget.evaluate.sharing import RankShare
-    from mergeforget.recipe import EvaluationSpec
-    from mergeforget.score import Score
-
-    Scored = tuple[EvaluationSpec, dict[str, list[Score]]]
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -83,110 +76,20 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     interrupted evaluation goes on where it was. Many processes share the rows:
     `accelerate launch -m mergeforget evaluate ...`.
     """
+    from mergeforget.api.measuring import evaluate
+    from mergeforget.distributed import is_main
     from mergeforget.errors import UsageError
-    from mergeforget.evaluate.sharing import together
-    from mergeforget.evaluate.table import notes, render
+    from mergeforget.evaluate.table import render
 
-    sharing = together()
-    if options["model"]:
-        if run is not None or options["run_models"] or options["snapshots"]:
-            raise UsageError(
-                "Give RUN or --model, not both; --run-model and --snapshots belong to a run."
-            )
-        settings, scores = _evaluate_model(sharing, options)
-    else:
-        only = ("adapter", "forget", "retain", "columns", "before", "out")
-        given = [f"--{n.removesuffix('s')}" for n in only if options[n]]
-        if given:
-            raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
-        settings, scores = _evaluate_run(run, sharing, options)
-    if sharing.main:
-        told = notes(settings, scores)
+    if options["model"] and run is not None:
+        raise UsageError("Give RUN or --model, not both.")
+    for name in ("rows", "columns"):
+        options[name] = _pairs(f"--{name.removesuffix('s')}", options[name])
+    scores = evaluate(run=None if options["model"] else chosen_run(run), **options)
+    if is_main():
         result = {name: [s.to_dict() for s in every] for name, every in scores.items()}
-        text = "\n".join([render(scores), *told])
-        emit({"scores": result, "notes": told}, text, as_json)
-
-
-def _evaluate_run(folder: Path | None, sharing: RankShare, options: dict[str, Any]) -> Scored:
-    from mergeforget.evaluate.evaluation import Evaluation
-    from mergeforget.evaluate.rows import rows_of_run
-    from mergeforget.evaluate.run_models import evaluate_run, snapshots_of
-    from mergeforget.recipe import load_recipe
-
-    run = chosen_run(folder)
-    recipe = load_recipe(run.recipe)
-    settings = _settings(recipe.evaluation, options)
-    files = {n: options[n] for n in ("holdout", "members", "nonmembers")}
-    evaluation = Evaluation(
-        base=run.base(),
-        spec=recipe.model,
-        settings=settings,
-        rows=rows_of_run(run, settings, **files, seed=recipe.search.seed),
-        folder=run.root / "evaluation",
-        device=options["device"],
-        batch_tokens=options["batch_tokens"],
-        sharing=sharing,
-    )
-    names = options["run_models"]
-    if options["snapshots"]:
-        names = [*names, "base", *snapshots_of(run)]
-    again, parquet = options["again"], options["parquet"]
-    return settings, evaluate_run(run, evaluation, names, again=again, parquet=parquet)
-
-
-def _evaluate_model(sharing: RankShare, options: dict[str, Any]) -> Scored:
-    from mergeforget.evaluate.evaluation import Evaluation
-    from mergeforget.evaluate.rows import rows_of_files
-    from mergeforget.evaluate.run_models import evaluate_any, kept_folder
-    from mergeforget.evaluate.store import write_model_scores
-    from mergeforget.recipe import EvaluationSpec, ModelSpec
-
-    settings = _settings(EvaluationSpec(), options)
-    files = {n: options[n] for n in ("forget", "retain", "holdout", "members", "nonmembers")}
-    columns = _pairs("--column", options["columns"])
-    evaluation = Evaluation(
-        base=options["model"],
-        spec=ModelSpec(name=options["model"]),
-        settings=settings,
-        rows=rows_of_files(**files, spec=settings, columns=columns),
-        folder=kept_folder(),
-        device=options["device"],
-        batch_tokens=options["batch_tokens"],
-        sharing=sharing,
-    )
-    adapter, out = options["adapter"], options["out"]
-    name = adapter.name if adapter else Path(options["model"]).name
-    measured, scores = evaluate_any(
-        evaluation, adapter, name, before=options["before"], again=options["again"]
-    )
-    if out is not None and sharing.main:
-        write_model_scores(
-            out / "scores.jsonl", out / "answers", name, measured, scores,
-            parquet=options["parquet"],
-        )  # fmt: skip
-    return settings, {name: scores}
-
-
-def _settings(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
-    """The recipe's section with what the command line says instead."""
-    from mergeforget.benchmarks import BENCHMARKS
-    from mergeforget.recipe import NEW_TOKENS
-
-    names = ("benchmark", "limit", "max_new_tokens", "mmlu_shots", "mmlu_limit", "membership",
-             "retrained", "reference", "utility", "floor", "backend")  # fmt: skip
-    changes = {name: options[name] for name in names if options[name] is not None}
-    folders = {name: options[name] for name in ("mmlu", "lm_eval_folder") if options[name]}
-    changes |= {name: str(folder) for name, folder in folders.items()}
-    if options["lm_eval"]:
-        changes["lm_eval"] = list(options["lm_eval"])
-    if options["gradient_norm"]:
-        changes["gradient_norm"] = True
-    if "benchmark" in changes:
-        changes = {"max_new_tokens": NEW_TOKENS.get(changes["benchmark"], 256)} | changes
-    changes["rows"] = spec.rows | _pairs("--rows", options["rows"])
-    changed = spec.model_copy(update=changes)
-    BENCHMARKS.get(changed.benchmark)
-    return changed
+        text = "\n".join([render(scores), *scores.notes])
+        emit({"scores": result, "notes": scores.notes}, text, as_json)
 
 
 def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,7 +27,7 @@ from mergeforget.commands._options import (
 )  # fmt: skip
 @json_option
 def command(
-    run: Path | None, candidate: str, full: bool, dtype: str, out: Path | None, as_json: bool
+    run: Path | None, candidate: str, full: bool, dtype: Any, out: Path | None, as_json: bool
 ) -> None:
     """Write the chosen adapter or model as a plain folder, with tokenizer and model card.
 
@@ -35,9 +36,9 @@ def command(
     """
     from dataclasses import asdict
 
-    from mergeforget.analysis.export import export
+    from mergeforget.api.runs import export
 
-    found = export(chosen_run(run), out, name=candidate, full=full, dtype=dtype)
+    found = export(chosen_run(run), candidate=candidate, full=full, dtype=dtype, out=out)
     text = (
         f"{found.name} as {found.kind}: {found.folder}\n"
         f"Its logits equal the candidate's to {found.difference:.1e} of the largest "

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergeforget.api.merging import DEFAULTS
 from mergeforget.commands import _merge as asked
-from mergeforget.commands._options import dtype_option, emit, json_option, run_argument
+from mergeforget.commands._options import (
+    chosen_run,
+    dtype_option,
+    emit,
+    json_option,
+    run_argument,
+)
 
 if TYPE_CHECKING:
     from mergeforget.candidate import Candidate
@@ -118,35 +125,36 @@ def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -
 
 
 def _adapters(run: Path | None, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
-    from mergeforget.merge.engine import merge_adapters, write_candidate
+    from mergeforget.api.merging import merge
 
-    sources, here = asked.sources(run, options)
-    if here is None:
-        out = _named(out)
-    if out is not None:
-        asked.check_out(out, options, [adapter.base for adapter in sources], here)
-    candidate = asked.candidate(options, len(sources))
-    how = asked.how(options, asked.grams(options, candidate, sources, here))
-    merged = merge_adapters(sources, candidate, how)
-    folder = out or here.candidates / merged.candidate.name
-    write_candidate(merged, folder)
+    source = _source(run, options)
+    out = _named(out) if options["adapters"] else out
+    merged = merge(source, **_given(options), compare=options["compare"], out=out)
+    folder = out or merged.save(source.candidates / merged.candidate.name)
     facts = {"folder": str(folder), "candidate": merged.candidate.to_dict(), **merged.report}
     emit(facts, _text(merged, folder), as_json)
 
 
 def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
-    from mergeforget.merge.checkpoint.full import fold_adapters
-    from mergeforget.models import locate
+    from mergeforget.api.merging import merge_full
 
-    out = _named(out)
-    sources, here = asked.sources(run, options)
-    base = options["base"] or (here.base() if here else sources[0].base)
-    asked.check_out(out, options, [base], here)
-    candidate = asked.candidate(options, len(sources))
-    how = asked.how(options, asked.grams(options, candidate, sources, here))
-    output = asked.output(options)
-    written = fold_adapters(locate(base), sources, candidate, out, output, how)
+    names = ("dtype", "max_memory", "shard_size", "device")
+    written = merge_full(
+        _source(run, options), _named(out), **_given(options), **{n: options[n] for n in names}
+    )
     _tell(written, as_json)
+
+
+def _source(run: Path | None, options: dict[str, Any]) -> Any:
+    return list(options["adapters"]) or chosen_run(run)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that the API functions take, by their names there."""
+    names = ("method", "density", "weights", "density_by", "weights_by", "space", "rank", "seed",
+             "precision", "modules", "svd", "data", "base", "threads")  # fmt: skip
+    arguments = asked.arguments_of(options["arguments"])
+    return {name: options[name] for name in names} | {"arguments": arguments}
 
 
 def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
@@ -167,7 +175,7 @@ def _models(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
     asked.check_out(out := _named(out), options, [])
     base = locate(options["base"]) if options["base"] else None
     models = [locate(str(model)) for model in options["models"]]
-    output, precision = asked.output(options), asked.how(options).precision
+    output, precision = asked.output(options), options["precision"] or DEFAULTS["precision"]
     _tell(merge_models(models, base, candidate, out, output, precision), as_json)
 
 
@@ -200,7 +208,7 @@ def _config(out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
     candidate = replace(request.candidate, seed=options["seed"] or 0)
     base = locate(request.base) if request.base else None
     models = [locate(model) for model in request.models]
-    precision = asked.how(options).precision
+    precision = options["precision"] or DEFAULTS["precision"]
     _tell(merge_models(models, base, candidate, out, output, precision), as_json)
 
 

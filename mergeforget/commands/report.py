@@ -23,9 +23,9 @@ def command(run: Path | None, out: Path | None, open_it: bool, as_json: bool) ->
 
     RUN is a run folder; without one, the newest under runs/.
     """
-    from mergeforget.analysis.report import write_report
+    from mergeforget.api.runs import report
 
-    path = write_report(chosen_run(run), out)
+    path = report(chosen_run(run), out=out)
     emit({"report": str(path.resolve())}, f"Report: {path}", as_json)
     if open_it:
         click.launch(path.resolve().as_uri())

@@ -10,8 +10,6 @@ import click
 from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
 
 if TYPE_CHECKING:
-    from mergeforget.recipe import SearchSpec
-    from mergeforget.run import Run
     from mergeforget.search.choice import Choice
 
 
@@ -73,39 +71,20 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     One half of the documents chooses, the other reports. Everything is kept in RUN as soon as it is
     measured; a second call goes on from there. What is not given is as the recipe says.
     """
+    from mergeforget.api import searching
     from mergeforget.console import say
-    from mergeforget.errors import InputError, UsageError
-    from mergeforget.search.budget import parse_budget
-    from mergeforget.search.driver import Options, search, work
 
-    if options["resume"] and options["again"]:
-        raise UsageError("--resume keeps what was measured and --again does not; give one of them.")
-    budget = parse_budget(options["budget"])
-    here = chosen_run(run)
-    if options["resume"] and not here.search.is_dir():
-        raise InputError(f"{here.root} has no search to resume. Begin one without --resume.")
-    given = {key: options[key] for key in ("holdout", "again", "device", "storage", "first")}
-    spec, called = searched(here, options), Options(budget, **given)
-    if options["worker"]:
-        count = work(here, spec, called)
+    given = options | {key: _words(options[key]) for key in ("methods", "spaces", "ranks")}
+    given["weights"] = [_words(pair) for pair in (options["weights"] or "").split(";") if pair]
+    worker, here = given.pop("worker"), chosen_run(run)
+    if worker:
+        count = searching.work(here, **given)
         emit({"explored": count}, f"{count} candidates are explored.", as_json)
         return
-    choice = search(here, spec, called)
+    choice = searching.search(here, **given).choice
     if choice.warning:
         say(f"Warning: {choice.warning}")
     emit(choice.to_dict(), text(choice), as_json)
-
-
-def searched(run: Run, options: dict[str, Any]) -> SearchSpec:
-    """The recipe's section with what the command line says instead."""
-    from mergeforget.recipe import change, load_recipe
-
-    plain = ("densities", "groups", "objective", "strategy", "finalists", "together", "seed")
-    given = {key: options[key] for key in plain}
-    given |= {key: _words(options[key]) for key in ("methods", "spaces", "ranks")}
-    given["weights"] = [_words(pair) for pair in (options["weights"] or "").split(";") if pair]
-    changes = {key: value for key, value in given.items() if value not in (None, [])}
-    return change(load_recipe(run.recipe), search=changes).search
 
 
 def _words(text: str | None) -> list[str]:

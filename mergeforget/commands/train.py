@@ -1,8 +1,9 @@
-"""`mergeforget train`."""
+"""`mergeforget train`: train one adapter, or the model itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -31,7 +32,7 @@ FILE = click.Path(path_type=Path)
 @json_option
 def command(
     recipe: str,
-    side: str,
+    side: Literal["over", "under"],
     model: str | None,
     forget: Path | None,
     retain: Path | None,
@@ -43,19 +44,19 @@ def command(
     as_json: bool,
 ) -> None:
     """Train one adapter with any objective; a recipe with `full` trains the model itself."""
-    from mergeforget.recipe import change, load_recipe
-    from mergeforget.run import new_run
-    from mergeforget.train.single import train_single
+    from mergeforget.api.training import train
 
-    given = {"forget": forget, "retain": retain, "holdout": holdout}
-    data = {name: str(path) for name, path in given.items() if path is not None}
-    chosen = load_recipe(recipe, assignments)
-    chosen = change(
-        chosen,
-        data=data | ({"limit": limit} if limit else {}),
-        model={"name": model} if model else {},
+    run = train(
+        recipe,
+        side=side,
+        model=model,
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        limit=limit,
+        out=out,
+        resume=resume,
+        settings=assignments,
     )
-    run = new_run(out, chosen.name, resume=resume)
-    folder = train_single(chosen, run, side=side, resume=resume)
-    what = "model" if folder.name == "model" else "adapter"
-    emit({"run": str(run.root), what: str(folder)}, f"Trained {folder}.", as_json)
+    what = "model" if run.recipe.training(side).full else "adapter"
+    emit({"run": str(run.root), what: str(run.root / what)}, f"Trained {run.root / what}.", as_json)

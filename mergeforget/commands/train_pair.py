@@ -1,9 +1,8 @@
-"""`mergeforget train-pair`."""
+"""`mergeforget train-pair`: train the over- and the under-forgetting adapter."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -46,22 +45,20 @@ def command(
     Without --model, --forget and --retain the embedded model and made-up people are used, and the
     model memorises them first.
     """
-    from mergeforget.data.people import made_up
-    from mergeforget.recipe import change, load_recipe
-    from mergeforget.run import new_run
-    from mergeforget.train.pair import train_pair
+    from mergeforget.api.training import train_pair
 
-    chosen = load_recipe(recipe, assignments)
-    given = {"forget": forget, "retain": retain, "holdout": holdout, "limit": limit}
-    data: dict[str, Any] = {
-        k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None
-    }
-    if model is None and not (forget or retain or chosen.data.forget):
-        data |= made_up()
-        memorise = True
-    chosen = change(chosen, data=data, model={"name": model} if model else {})
-    run = new_run(out, chosen.name, resume=resume)
-    train_pair(chosen, run, memorise_first=memorise, resume=resume)
+    run = train_pair(
+        model,
+        recipe=recipe,
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        limit=limit,
+        memorise=memorise,
+        out=out,
+        resume=resume,
+        settings=assignments,
+    ).paths
     result = {"run": str(run.root), "over": str(run.over), "under": str(run.under)}
     emit(
         result, f"Trained {run.over} and {run.under}.\nNext: mergeforget search {run.root}", as_json
