@@ -84,7 +84,8 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     if options["model"] and run is not None:
         raise UsageError("Give RUN or --model, not both.")
     for name in ("rows", "columns"):
-        options[name] = _pairs(f"--{name.removesuffix('s')}", options[name])
+        option = "--rows" if name == "rows" else "--column"
+        options[name] = _pairs(option, options[name])
     scores = evaluate(run=None if options["model"] else chosen_run(run), **options)
     if is_main():
         result = {name: [s.to_dict() for s in every] for name, every in scores.items()}
