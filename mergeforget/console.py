@@ -1,16 +1,19 @@
-"""What a person sees while something runs: messages and progress, on stderr.
+"""Messages and progress while something runs, on stderr.
 
-On a terminal progress is a bar; piped into a file it is a plain line now and then. Anything that
-ends within two seconds shows nothing.
+Messages go through ``logging.getLogger("mergeforget")``, which prints them on stderr by default;
+its level and handlers can be changed as usual. On a terminal progress is a bar; piped into a file
+it is a plain line now and then. Anything that ends within two seconds shows nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mergeforget.distributed import is_main
@@ -21,10 +24,72 @@ LINE_SECONDS = 15.0  # between two plain lines
 TELLING = 0.05  # share of the work from which the first piece tells how long the rest will take
 
 
+LOGGER = logging.getLogger("mergeforget")
+
+
+class _Stderr(logging.Handler):
+    """Prints to the ``sys.stderr`` of the moment, which a caller may have redirected."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+if not LOGGER.handlers:  # as transformers and optuna do: visible by default, never printed twice
+    LOGGER.addHandler(_Stderr())
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+
+
+def set_verbosity(level: int) -> None:
+    """Show messages from a logging level on; ``logging.DEBUG`` adds the time to each."""
+    LOGGER.setLevel(level)
+    style = "%(asctime)s %(message)s" if level <= logging.DEBUG else "%(message)s"
+    for handler in LOGGER.handlers:
+        if isinstance(handler, _Stderr):
+            handler.setFormatter(logging.Formatter(style, "%H:%M:%S"))
+            handler.setLevel(level)
+
+
 def say(message: str) -> None:
-    """Print a message on stderr; of several processes the main one speaks for all."""
+    """Log a message; of several processes the main one speaks for all."""
     if is_main():
-        print(message, file=sys.stderr, flush=True)
+        warned = message.lower().startswith("warning")
+        LOGGER.log(logging.WARNING if warned else logging.INFO, "%s", message)
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Append every message, with the time, to a file while the block runs; ``-q`` does not matter.
+
+    The main process writes the file.
+    """
+    if not is_main():
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    shown = LOGGER.level
+    levels = {other: other.level for other in LOGGER.handlers}
+    for other, level in levels.items():  # the logger lets more pass now; the others show as before
+        other.setLevel(max(level, shown))
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(min(shown, logging.INFO))
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        handler.close()
+        LOGGER.setLevel(shown)
+        for other, level in levels.items():
+            other.setLevel(level)
+
+
+def shows_progress() -> bool:
+    """Whether stderr shows messages that are no warnings: not after ``-q``."""
+    return any(
+        isinstance(h, _Stderr) and max(h.level, LOGGER.level) <= logging.INFO
+        for h in LOGGER.handlers
+    )
 
 
 def duration(seconds: float) -> str:
@@ -54,7 +119,8 @@ class Progress:
         if now - self._start < QUIET_SECONDS:
             return
         if sys.stderr.isatty() and is_main():
-            self._draw()
+            if shows_progress():
+                self._draw()
         elif now - self._shown >= LINE_SECONDS:
             self._shown = now
             say(self.line())

@@ -156,6 +156,7 @@ class EvaluationSpec(RecipeSection):
     """What is measured, and what it is compared with.
 
     Attributes:
+        metrics: further metrics, ``NAME`` or ``NAME/SPLIT`` each, besides the benchmark's.
         rows: files of further splits, such as ``real_authors``; or of forget and retain, in the
             place of those that were trained on.
         retrained: a model trained without the forget set, its adapter, or what was read off it.
@@ -167,6 +168,7 @@ class EvaluationSpec(RecipeSection):
     """
 
     benchmark: str = "semeval2025-task4"
+    metrics: list[str] = []
     max_new_tokens: Positive = 256
     limit: Positive | None = None
     membership: Literal["documents", "rows", "answers"] = "documents"

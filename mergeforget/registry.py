@@ -1,16 +1,28 @@
-"""One folder per family, one file per member, one decorator per file."""
+"""One folder per family, one file per member, one decorator per file; and members of plugins.
+
+A third party adds a member by an entry point of the family's group, for example::
+
+    [project.entry-points."mergeforget.losses"]
+    margin = "my_package.margin"
+
+where ``my_package/margin.py`` registers ``margin`` with the family's decorator; or by ``--plugin
+FILE``, a Python file that does the same.
+"""
 
 from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
+from importlib import import_module, metadata, util
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from mergeforget.errors import UnknownNameError, UsageError, suggest
+from mergeforget.errors import InputError, UnknownNameError, UsageError, suggest
 
 F = TypeVar("F", bound=Callable[..., Any])  # what the family promises
 G = TypeVar("G", bound=Callable[..., Any])  # one member, with its own signature kept
@@ -18,12 +30,20 @@ G = TypeVar("G", bound=Callable[..., Any])  # one member, with its own signature
 
 @dataclass(frozen=True)
 class Entry(Generic[F]):
-    """A registered function, its name, where it was published, and what it needs to be given."""
+    """A registered function.
+
+    Attributes:
+        name: What recipes and the command line call it.
+        source: Where it was published.
+        needs: What a caller must compute for it.
+        traits: Further facts that its decorator was given.
+    """
 
     name: str
     fn: F
     source: str
     needs: tuple[str, ...] = ()
+    traits: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
@@ -50,43 +70,131 @@ class Entry(Generic[F]):
 class Registry(Generic[F]):
     """The members of one family, for example every merge method.
 
-    A member lives in ``<package>/<name>.py``; the file name is its name, so listing the
-    family imports nothing and fetching one member imports one file.
+    A member lives in ``<package>/<name>.py``; the file name is its name, so listing the family
+    imports nothing and fetching one member imports one file. Plugins add further members.
+
+    Args:
+        kind: What messages call a member, for example ``merge method``.
+        package: The package that holds the built-in members.
+        group: Entry-point group in which installed packages announce members.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, group: str = "") -> None:
         self.kind = kind
         self.package = package
+        self.group = group
         self._entries: dict[str, Entry[F]] = {}
 
-    def register(self, name: str, *, source: str, needs: tuple[str, ...] = ()) -> Callable[[G], G]:
-        """Decorator that adds a function under ``name``; ``source`` says where it is published.
+    def register(
+        self, name: str, *, source: str, needs: tuple[str, ...] = (), **traits: Any
+    ) -> Callable[[G], G]:
+        """Decorator that adds a function under ``name``.
 
-        ``needs`` names what a caller must compute for it, in the family's own words.
+        Args:
+            source: Where it was published.
+            needs: What a caller must compute for it, in the family's words.
+            traits: Further facts about the function; the family says which it reads.
+
+        Raises:
+            UsageError: The name is taken, or is no lower-case identifier.
         """
 
         def keep(fn: G) -> G:
-            self._entries[name] = Entry(name, cast(F, fn), source, needs)
+            self._check_name(name, fn)
+            self._entries[name] = Entry(name, cast(F, fn), source, needs, traits)
             return fn
 
         return keep
 
     def names(self) -> list[str]:
-        """Every member, sorted; nothing is imported."""
-        path = import_module(self.package).__path__
-        return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+        """Every member, sorted: built-in, registered by a plugin, or announced by a package."""
+        return sorted({*self._builtin(), *self._entries, *self._announced()})
 
     def get(self, name: str) -> Entry[F]:
         """The member called ``name`` (dashes and underscores are the same).
 
         Raises:
-            UnknownNameError: there is none; the message names the nearest.
+            UnknownNameError: There is none; the message names the nearest.
+            InputError: The package that announces it cannot be imported or does not register it.
         """
         name = name.replace("-", "_")
         if name in self._entries:
             return self._entries[name]
-        known = self.names()
-        if name not in known:
-            raise UnknownNameError(self.kind, name, known)
-        import_module(f"{self.package}.{name}")
+        if name in self._builtin():
+            import_module(f"{self.package}.{name}")
+        elif name in self._announced():
+            self._load(self._announced()[name])
+        else:
+            raise UnknownNameError(self.kind, name, self.names())
         return self._entries[name]
+
+    def _builtin(self) -> set[str]:
+        path = import_module(self.package).__path__
+        return {m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")}
+
+    def _announced(self) -> dict[str, metadata.EntryPoint]:
+        """Members of installed packages, by name."""
+        if not self.group:
+            return {}
+        found = metadata.entry_points(group=self.group)
+        return {e.name.replace("-", "_"): e for e in found}
+
+    def _load(self, entry: metadata.EntryPoint) -> None:
+        name = entry.name.replace("-", "_")
+        package = entry.dist.name if entry.dist else entry.value
+        try:
+            entry.load()
+        except Exception as error:
+            raise InputError(
+                f"The {self.kind} {name!r} of the package {package} cannot be imported: "
+                f"{type(error).__name__}: {error}."
+            ) from error
+        if name not in self._entries:
+            raise InputError(
+                f"The package {package} announces the {self.kind} {name!r} as {entry.value}, but "
+                f"importing that registers no {self.kind} of that name."
+            )
+
+    def _check_name(self, name: str, fn: Callable[..., Any]) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise UsageError(
+                f"{name!r} cannot name a {self.kind}: use lower-case letters, digits and "
+                "underscores, for example 'my_method'."
+            )
+        builtin = name in self._builtin() and fn.__module__ != f"{self.package}.{name}"
+        known = self._entries.get(name)
+        if builtin or (known is not None and known.fn.__module__ != fn.__module__):
+            owner = f"{self.package}.{name}" if builtin else known.fn.__module__  # type: ignore[union-attr]
+            raise UsageError(
+                f"There is a {self.kind} named {name!r} already, from {owner}. Register "
+                f"{fn.__module__} under another name."
+            )
+
+
+def load_plugin(path: str | Path) -> None:
+    """Import a Python file that registers losses, merge methods, metrics, attacks or benchmarks.
+
+    Args:
+        path: The file. Loading it twice has no effect.
+
+    Raises:
+        InputError: There is no such file, or importing it fails.
+    """
+    file = Path(path).resolve()
+    name = f"mergeforget_plugin_{re.sub(r'[^0-9a-zA-Z_]', '_', file.stem)}_{abs(hash(file)):x}"
+    if name in sys.modules:
+        return
+    spec = util.spec_from_file_location(name, file) if file.suffix == ".py" else None
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise InputError(f"The plugin {path} is not a Python file: give the path of a .py file.")
+    module = util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        if isinstance(error, UsageError | InputError):
+            raise
+        raise InputError(
+            f"The plugin {path} cannot be imported: {type(error).__name__}: {error}."
+        ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget import distributed
+from mergeforget.console import logged_to
 from mergeforget.distributed import is_main, on_main
 from mergeforget.errors import InputError, ResourceError
 from mergeforget.files import explained, read_json, sha256, write_json
@@ -53,6 +54,11 @@ class Run:
     def history(self) -> Path:
         """One line an optimiser step: stage, step, epoch, loss and its terms, norms, rate."""
         return self.root / "history.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Every message of the commands that wrote here, with the time."""
+        return self.root / "log.txt"
 
     @property
     def data(self) -> Path:
@@ -165,7 +171,8 @@ class Run:
 
         on_main(acquire)
         try:
-            yield
+            with logged_to(self.log):
+                yield
         finally:
             held.release()
 

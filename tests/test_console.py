@@ -1,10 +1,21 @@
-"""What progress says of the time that is left."""
+"""Progress estimates the time that is left; messages go through logging."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import pytest
 
-from mergeforget.console import Progress, duration
+from mergeforget.console import (
+    LOGGER,
+    Progress,
+    duration,
+    logged_to,
+    say,
+    set_verbosity,
+    shows_progress,
+)
 
 
 class Clock:
@@ -54,3 +65,42 @@ def test_what_an_earlier_run_did_says_nothing_of_the_pace(clock: Clock) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (75, "1:15"), (3725, "1:02:05")])
 def test_durations_as_people_write_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_quiet_shows_warnings_only_and_the_log_file_has_every_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    level = LOGGER.level
+    try:
+        set_verbosity(logging.WARNING)
+        with logged_to(tmp_path / "log.txt"):
+            say("over: 5 epochs")
+            say("Warning: the pair is on one side")
+        say("not in the file")
+        assert capsys.readouterr().err == "Warning: the pair is on one side\n"
+        lines = (tmp_path / "log.txt").read_text().splitlines()
+        assert [line.split(" ", 3)[2:] for line in lines] == [
+            ["INFO", "over: 5 epochs"],
+            ["WARNING", "Warning: the pair is on one side"],
+        ]
+        assert not shows_progress()
+        set_verbosity(logging.DEBUG)
+        say("hello")
+        assert capsys.readouterr().err.endswith(" hello\n") and shows_progress()
+    finally:
+        set_verbosity(level)
+
+
+def test_the_level_of_the_logger_counts_for_stderr_while_a_log_file_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        with logged_to(tmp_path / "log.txt"):
+            say("quiet on stderr")
+        assert capsys.readouterr().err == ""
+        assert "quiet on stderr" in (tmp_path / "log.txt").read_text()
+    finally:
+        LOGGER.setLevel(logging.INFO)
+    say("shown again")
+    assert capsys.readouterr().err == "shown again\n"

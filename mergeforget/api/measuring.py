@@ -39,6 +39,7 @@ def evaluate(
     run_models: Sequence[str] = (),
     snapshots: bool = False,
     benchmark: str | None = None,
+    metrics: Sequence[str] = (),
     forget: str | Path | None = None,
     retain: str | Path | None = None,
     holdout: str | Path | None = None,
@@ -77,6 +78,7 @@ def evaluate(
         run_models: Models of the run: base, over, under or candidates.
         snapshots: Evaluate the base and every snapshot of the pair instead.
         benchmark: ``semeval2025-task4``, ``tofu`` or ``custom``; the recipe's when omitted.
+        metrics: Further metrics, ``NAME`` or ``NAME/SPLIT``, besides those of the benchmark.
         forget, retain, holdout: Files of rows that were to be forgotten, that were to be kept, and
             that no training saw.
         members, nonmembers: Documents for membership inference instead of forget's and holdout's.
@@ -293,6 +295,7 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
 def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
     """The section ``evaluation`` of a recipe with the options that were given."""
     from mergeforget.benchmarks import BENCHMARKS
+    from mergeforget.metrics import METRICS
     from mergeforget.recipe import NEW_TOKENS
 
     changes = {name: options[name] for name in SETTINGS if options[name] is not None}
@@ -300,6 +303,8 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
     changes |= {name: str(folder) for name, folder in folders.items()}
     if options["lm_eval"]:
         changes["lm_eval"] = list(options["lm_eval"])
+    if options["metrics"]:
+        changes["metrics"] = list(options["metrics"])
     if options["gradient_norm"]:
         changes["gradient_norm"] = True
     if "benchmark" in changes:
@@ -307,6 +312,8 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
     changes["rows"] = spec.rows | dict(options["rows"] or {})
     changed = spec.model_copy(update=changes)
     BENCHMARKS.get(changed.benchmark)
+    for text in changed.metrics:
+        METRICS.get(text.partition("/")[0].strip())
     return changed
 
 

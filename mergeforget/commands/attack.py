@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mergeforget.commands._merge import arguments_of
 from mergeforget.commands._options import chosen_run, emit, json_option
 from mergeforget.commands.analyze import split
 
@@ -57,6 +58,8 @@ WORDS = ("model", "kind")
               " last token, or their mean.  [default: last]")  # fmt: skip
 @click.option("--shuffles", type=click.IntRange(19), help="probe: shuffled labels, to see what "
               "chance gives.  [default: 39]")  # fmt: skip
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any argument of "
+              "an attack, for example of a plugin's.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every draw.")
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of a batch.  [default: what "
               "the memory allows]")  # fmt: skip
@@ -77,7 +80,7 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     folder, names = split(arguments, [*ATTACKS.names(), "all"], "attack")
     if options["model"] and folder is not None:
-        raise UsageError("Give RUN or --model, not both; --subject belongs to a run.")
+        raise UsageError("Give RUN or --model, not both; --run-model belongs to a run.")
     own = {key for name in ATTACKS.names() for key in ATTACKS.get(name).parameters}
     given = {k: v for k, v in options.items() if k not in own or v is not None}
     for key in ("bits", "words"):
@@ -85,6 +88,8 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
             given[key] = _whole_numbers(key, given[key])
     if "kinds" in given:
         given["kinds"] = [kind.strip() for kind in given["kinds"].split(",")]
+
+    given |= arguments_of(given.pop("assignments"))
 
     def show(result: Result) -> None:
         if not as_json:

@@ -23,6 +23,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--snapshots", is_flag=True, help="The base and every snapshot of the pair instead: "
               "scores over the training.")  # fmt: skip
 @click.option("--benchmark", help="semeval2025-task4, tofu or custom.  [default: the recipe's]")
+@click.option("--metrics", metavar="M,M[/SPLIT]", help="Further metrics, besides those of the "
+              "benchmark; `mergeforget list metrics` names them.")  # fmt: skip
 @click.option("--forget", type=FILE, help="Rows that were to be forgotten (with --model).")
 @click.option("--retain", type=FILE, help="Rows that were to be kept (with --model).")
 @click.option("--holdout", type=FILE, help="Rows that no training saw: the non-members.")
@@ -86,6 +88,7 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
     for name in ("rows", "columns"):
         option = "--rows" if name == "rows" else "--column"
         options[name] = _pairs(option, options[name])
+    options["metrics"] = [m.strip() for m in (options["metrics"] or "").split(",") if m.strip()]
     scores = evaluate(run=None if options["model"] else chosen_run(run), **options)
     if is_main():
         result = {name: [s.to_dict() for s in every] for name, every in scores.items()}

@@ -146,6 +146,10 @@ def _full(run: Path | None, out: Path | None, as_json: bool, options: dict[str, 
 
 
 def _source(run: Path | None, options: dict[str, Any]) -> Any:
+    from mergeforget.adapter import read_config
+
+    for folder in options["adapters"]:  # before any other fault of the options is reported
+        read_config(folder)
     return list(options["adapters"]) or chosen_run(run)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.adapter import read_config
-from mergeforget.benchmarks import BENCHMARKS
+from mergeforget.benchmarks import score, selected
+from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import InputError, suggest
@@ -84,7 +85,10 @@ def evaluate_model(
     """
     spec = evaluation.settings
     measured = beside.add_to(evaluation.run(adapter, name, again=again))
-    scores = BENCHMARKS.get(spec.benchmark).fn(measured, known=measured.known)
+    scores = score(spec.benchmark, measured, metrics=spec.metrics, known=measured.known)
+    for text in spec.metrics:
+        if not selected(text, measured):
+            say(f"Warning: {name} has no score {text!r}: the rows hold no data for that metric.")
     ratio = utility_ratio(scores, before, spec.utility) if before and name != "base" else None
     return measured, [*scores, *([ratio] if ratio else [])]
 

@@ -2,7 +2,8 @@
 
 To add one, write ``<name>.py`` here with a function decorated by ``@unlearning_loss("<name>",
 source=...)``. It takes the predictions of the policy and of the reference as ``TokenOutputs`` and
-returns a scalar to minimise. Keyword-only arguments are what a recipe may set.
+returns a scalar to minimise. Keyword-only arguments are what a recipe may set. Nothing else needs
+an edit: the folder is the list, and ``mergeforget.testing.check_loss`` runs on every member.
 
 ``needs=(...)`` names what the trainer must compute for the loss. Without it, a loss reads the
 policy's log-probabilities of the answers.
@@ -12,6 +13,9 @@ policy's log-probabilities of the answers.
 - ``hidden``, ``reference_hidden``: hidden states after the layer named by the argument ``layer``.
 - ``refusal``: refusals to the same prompts, in ``policy.refusal``; add ``answer`` where the forget
   answers are read as well.
+
+``additive=False`` declares that the losses of the micro-batches of a step do not add up to the loss
+of the whole batch, so that gradient accumulation is only an approximation.
 
 An argument ``mask`` is one of ``mergeforget.outputs.MASKS``: it selects the counted positions.
 """
@@ -26,5 +30,7 @@ from mergeforget.registry import Registry
 if TYPE_CHECKING:
     from torch import Tensor
 
-UNLEARNING_LOSSES: Registry[Callable[..., Tensor]] = Registry("loss", __name__)
+UNLEARNING_LOSSES: Registry[Callable[..., Tensor]] = Registry(
+    "loss", __name__, "mergeforget.losses"
+)
 unlearning_loss = UNLEARNING_LOSSES.register

@@ -15,6 +15,7 @@ from mergeforget.outputs import MASKS, TokenOutputs
     "adaptive_rmu",
     source="Dang et al. 2024, arXiv:2408.06223",
     needs=("hidden", "reference_hidden"),
+    additive=False,
 )
 def adaptive_rmu(
     policy: TokenOutputs,

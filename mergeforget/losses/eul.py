@@ -10,7 +10,11 @@ from mergeforget.losses import unlearning_loss
 from mergeforget.outputs import MASKS, TokenOutputs
 
 
-@unlearning_loss("eul", source="Sun and Li 2025, arXiv:2507.16263, eq. 2 and section 5.2.5")
+@unlearning_loss(
+    "eul",
+    source="Sun and Li 2025, arXiv:2507.16263, eq. 2 and section 5.2.5",
+    additive=False,
+)
 def eul(
     policy: TokenOutputs,
     reference: TokenOutputs | None = None,

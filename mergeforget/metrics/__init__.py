@@ -15,5 +15,5 @@ from mergeforget.registry import Registry
 from mergeforget.score import Score
 
 Metric = Callable[..., Score | None]
-METRICS: Registry[Metric] = Registry("metric", __name__)
+METRICS: Registry[Metric] = Registry("metric", __name__, "mergeforget.metrics")
 metric = METRICS.register

@@ -282,7 +282,8 @@ class Searching:
 
     def _measure(self, name: str, adapter: Adapter | None) -> None:
         measured = self.explorer.evaluator().measure(adapter, name)
-        scores = score_parts(measured, self.spec, self.recipe.evaluation.benchmark)
+        evaluation = self.recipe.evaluation
+        scores = score_parts(measured, self.spec, evaluation.benchmark, evaluation.metrics)
         self.store.keep(name, measured, scores)
 
     def _best_so_far(self, done: Sequence[Candidate]) -> str:

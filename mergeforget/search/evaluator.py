@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mergeforget.adapter import Adapter, read_adapter
-from mergeforget.benchmarks import BENCHMARKS
+from mergeforget.benchmarks import score as score_by
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
@@ -175,14 +175,15 @@ class Evaluator:
         return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
 
 
-def score_parts(measured: Measured, spec: SearchSpec, benchmark: str) -> list[Score]:
+def score_parts(
+    measured: Measured, spec: SearchSpec, benchmark: str, metrics: Sequence[str] = ()
+) -> list[Score]:
     """Every score of the whole and of both halves."""
-    scores_of: Callable[[Measured], list[Score]] = BENCHMARKS.get(benchmark).fn
     parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
     return [
         replace(score, part=part)
         for part, one in parts.items()
-        for score in with_proxy(scores_of(one), one)
+        for score in with_proxy(score_by(benchmark, one, metrics=metrics), one)
     ]
 
 

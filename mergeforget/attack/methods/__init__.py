@@ -14,5 +14,5 @@ from collections.abc import Callable
 from mergeforget.attack.result import Result
 from mergeforget.registry import Registry
 
-ATTACKS: Registry[Callable[..., Result]] = Registry("attack", __name__)
+ATTACKS: Registry[Callable[..., Result]] = Registry("attack", __name__, "mergeforget.attacks")
 attack = ATTACKS.register

@@ -35,7 +35,9 @@ P = ParamSpec("P")
 Stack = Tensor | Sequence[Tensor]
 Weights = Tensor | Sequence[float]
 SUPPLIED = ("density", "generator", "grams", "cuts", "l1_factors")  # by the engine
-MERGE_METHODS: Registry[Callable[..., Any]] = Registry("merge method", __name__)
+MERGE_METHODS: Registry[Callable[..., Any]] = Registry(
+    "merge method", __name__, "mergeforget.merge_methods"
+)
 
 
 @dataclass(frozen=True)
