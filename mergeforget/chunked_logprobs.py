@@ -1,10 +1,10 @@
-"""Sums over the vocabulary in chunks of tokens, so that no table tokens x vocabulary is kept.
+"""Log-probabilities and divergences computed in chunks, without a tokens x vocabulary table.
 
-A loss reads one number a token: a label's log-probability, or a divergence from a target. Their
-gradients with respect to the hidden state are a difference of two distributions times the output
-matrix, known as soon as the value is. So the forward pass keeps (tokens, width) and drops the
-logits of each chunk; the backward pass only scales what was kept. With a frozen output matrix,
-as with LoRA, this costs no more arithmetic than the plain way.
+A loss reads one number per token: a label's log-probability, or a divergence from a target. The
+gradient with respect to the hidden state is a difference of two distributions times the output
+matrix, and it is known together with the value. The forward pass stores this (tokens, width)
+gradient and drops each chunk's logits; the backward pass only scales it. With a frozen output
+matrix, as with LoRA, this needs no more arithmetic than materialising the logits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Target = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Projection:
-    """Logits that are not computed yet: ``hidden @ weight.T``.
+    """Deferred logits: ``hidden @ weight.T``.
 
     Attributes:
-        hidden: (tokens, width), what goes into the output layer.
+        hidden: (tokens, width), input of the output layer.
         weight: (vocabulary, width), the output matrix.
     """
 
@@ -54,11 +54,11 @@ def label_logps(source: Tensor | Projection, labels: Tensor) -> Tensor:
 def divergence(
     source: Tensor | Projection, other: Tensor | Projection | None, labels: Tensor, target: Target
 ) -> tuple[Tensor, Tensor]:
-    """How far predictions are from a target that is held fixed.
+    """Divergence of predictions from a fixed target distribution.
 
     Args:
-        source: the policy's predictions.
-        other: the reference's, where ``target`` reads them.
+        source: The policy's predictions.
+        other: The reference's predictions, where ``target`` reads them.
 
     Returns:
         ``KL(target || policy)`` and the target's entropy, each (tokens,), in nats. Their sum is the
@@ -82,7 +82,7 @@ def divergence(
 
 
 def widened(logits: Tensor) -> Tensor:
-    """float32 where they are narrower: a softmax over a vocabulary loses bits in a half type."""
+    """Logits in float32 or wider; a softmax over a vocabulary loses bits in half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -98,7 +98,7 @@ class _LabelLogps(torch.autograd.Function):
             here = labels[n, None]
             logps.append((logits.gather(1, here) - log_z).squeeze(1))
             if ctx.needs_input_grad[0]:
-                p = logits.sub_(log_z).exp_()  # in place: the chunk is the largest thing here
+                p = logits.sub_(log_z).exp_()  # in place: the chunk is the largest tensor here
                 p.scatter_add_(1, here, torch.full_like(here, -1, dtype=p.dtype))
                 slopes.append(-(p.to(weight.dtype) @ weight))
         if slopes:
@@ -170,7 +170,7 @@ def _chunk(source: Tensor | Projection | None, n: slice) -> Tensor | None:
 
 
 def _in_chunks(part: Callable[[Projection, slice], Tensor], source: Projection) -> Tensor:
-    """For an output matrix that is trained too: each chunk is computed again in backward."""
+    """Chunked evaluation for a trained output matrix; the backward pass recomputes each chunk."""
     if len(source.hidden) <= CHUNK:
         return part(source, slice(None))
     parts = []

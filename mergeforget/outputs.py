@@ -1,7 +1,7 @@
-"""What a model says about some tokens: the one thing that every objective reads.
+"""Next-token predictions of a batch: the input of every objective.
 
-Logits are shifted and masked once, and only the positions that a loss reads are kept: rows of a
-flat table, whatever the padding side or the length of the others in the batch.
+Logits are shifted and masked once, and only positions that a loss reads are kept, as rows of a flat
+table. Padding side and lengths of other rows do not matter.
 """
 
 from __future__ import annotations
@@ -22,28 +22,26 @@ MASKS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMP
 
 @dataclass
 class TokenOutputs:
-    """Next-token predictions of a batch, packed: one row a predicted token.
+    """Packed next-token predictions of a batch: one table row per predicted token.
 
     Attributes:
-        source: (tokens, vocabulary) logits, of which row i predicts ``labels[i]``; or what they are
-            computed from; or None where only ``known_logps`` are at hand.
+        source: (tokens, vocabulary) logits, where row i predicts ``labels[i]``; or a Projection
+            to compute them from; or None where only ``known_logps`` exist.
         labels: (tokens,) token ids.
-        row: (tokens,) which sequence of the batch the token belongs to.
-        rows: number of sequences.
-        kind: (tokens,) PADDING, PROMPT or ANSWER: what the predicted token is.
-        hidden: layer -> (tokens, width), where a loss asked for hidden states.
-        row_total: sequences of the whole optimiser step, each as often as it counts; this batch's
-            own when None.
-        token_total: positions by kind of the whole optimiser step, likewise.
-        refusal: what the same model says about refusals to the same prompts, for a loss that
-            compares the two.
-        weights: (rows,) how much each sequence counts in a mean: 2 is as if it were there twice;
-            ones when None.
-        known_logps: (tokens,) log-probabilities that were computed before.
-        notes: figures that a loss wants to be kept in the history.
+        row: (tokens,) index of the token's sequence in the batch.
+        rows: Number of sequences.
+        kind: (tokens,) PADDING, PROMPT or ANSWER, the kind of the predicted token.
+        hidden: layer -> (tokens, width), where a loss reads hidden states.
+        row_total: Weighted number of sequences in the whole optimiser step; None uses this batch.
+        token_total: Weighted number of positions of each kind in the whole optimiser step.
+        refusal: The same model's outputs for refusals to the same prompts.
+        weights: (rows,) weight of each sequence in means; weight 2 equals having it twice. None is
+            all ones.
+        known_logps: (tokens,) precomputed log-probabilities.
+        notes: Values that a loss adds to the history.
 
-    A loss takes its means by ``row_mean`` and ``token_mean``: then the losses of the parts of a
-    batch add up to the loss of the batch, and gradient accumulation equals the larger batch.
+    Losses take means with ``row_mean`` and ``token_mean``. The losses of micro-batches then add up
+    to the loss of the step, so gradient accumulation equals the larger batch.
     """
 
     source: Tensor | Projection | None
@@ -61,7 +59,7 @@ class TokenOutputs:
 
     @classmethod
     def from_padded(cls, logits: Tensor, labels: Tensor, kind: Tensor) -> TokenOutputs:
-        """Shift and pack what a causal model returns.
+        """Shift and pack the logits of a causal model.
 
         Args:
             logits: (batch, length, vocabulary)
@@ -98,7 +96,7 @@ class TokenOutputs:
 
     @cached_property
     def logits(self) -> Tensor:
-        """(tokens, vocabulary); a loss that can do without should."""
+        """(tokens, vocabulary); avoid it where possible, it materialises the whole table."""
         assert self.source is not None, "a loss read logits without naming them in its needs"
         return self.source if isinstance(self.source, Tensor) else self.source.logits()
 
@@ -115,8 +113,8 @@ class TokenOutputs:
     ) -> tuple[Tensor, Tensor]:
         """``KL(target || self)`` and the target's entropy, each (tokens,), in nats.
 
-        The target is held fixed; it may read the reference's logits. No table of tokens x
-        vocabulary is kept where the logits are not there yet.
+        The target is held fixed; it may read the reference's logits. With a Projection, no
+        tokens x vocabulary table is kept.
         """
         assert self.source is not None, "a loss read logits without naming them in its needs"
         other = None if reference is None else reference.source
@@ -139,22 +137,22 @@ class TokenOutputs:
         return self._sum(values, kinds) / (self.total(kinds) or 1)
 
     def total(self, kinds: tuple[int, ...] = (ANSWER,)) -> float:
-        """Tokens of some kinds in the optimiser step, each as often as its row counts."""
+        """Weighted number of tokens of some kinds in the optimiser step."""
         total = self._own_total if self.token_total is None else self.token_total
         return sum(total.get(kind, 0) for kind in kinds)
 
     def batch_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
-        """Mean over some tokens of this batch alone, whatever the step holds besides."""
+        """Mean over some tokens of this micro-batch alone, not of the whole step."""
         return self._sum(values, kinds) / (sum(self._own_total[kind] for kind in kinds) or 1)
 
     @property
     def own_rows(self) -> float:
-        """Sequences of this batch, each as often as it counts."""
+        """Weighted number of sequences in this batch."""
         return self.rows if self.weights is None else float(self.weights.sum())
 
     @property
     def share(self) -> float:
-        """This batch's part of the sequences of the optimiser step."""
+        """Share of the optimiser step's sequences that this batch holds, in [0, 1]."""
         total = self.own_rows if self.row_total is None else self.row_total
         return self.own_rows / (total or 1)
 

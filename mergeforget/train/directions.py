@@ -1,7 +1,7 @@
-"""Directions made of two gradients, and the rate at which to follow them: pure functions.
+"""Update directions from two gradients, and fitted learning rates, as pure functions.
 
-A gradient is a list of tensors, one for each trained parameter; norms and inner products run over
-all of them at once, in float64.
+A gradient is a list of tensors, one for each trained parameter. Norms and inner products run over
+all parameters in float64.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Gradient = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class RateFit:
-    """What a fit of the learning rate found.
+    """Result of fitting the learning rate.
 
     Attributes:
-        rate: the rate to go on with.
-        fitted: the minimum of the parabola, NaN where it has none.
-        curvature: of the parabola, loss per squared rate.
-        accepted: whether ``rate`` is the fitted one.
+        rate: The rate to use.
+        fitted: The minimum of the parabola, NaN where it has none.
+        curvature: Curvature of the parabola, in loss per squared rate.
+        accepted: Whether ``rate`` is the fitted one.
     """
 
     rate: float
@@ -44,11 +44,11 @@ def norm(gradient: Gradient) -> float:
 
 
 def ngdiff(retain: Gradient, forget: Gradient) -> list[Tensor]:
-    """``g_R / ||g_R|| - g_F / ||g_F||``: descend it to keep the one and lose the other.
+    """``g_R / ||g_R|| - g_F / ||g_F||``; descending it keeps retain and loses forget.
 
-    Both are gradients of an NLL. A recipe's forget term is ``ga``, which is -NLL: the caller turns
-    the sign of its gradient. Then ``g_R . g >= 0 >= g_F . g``: to first order a step never raises
-    the retain loss and never lowers the forget loss. A gradient of norm 0 adds nothing.
+    Both are gradients of an NLL. A recipe's forget term is ``ga``, which is -NLL, so the caller
+    flips the sign of its gradient. Then ``g_R . g >= 0 >= g_F . g``: to first order a step never
+    raises the retain loss and never lowers the forget loss. A gradient of norm 0 adds nothing.
 
     Source: Bu et al. 2024, arXiv:2410.22086, eq. 7.
     """
@@ -58,7 +58,7 @@ def ngdiff(retain: Gradient, forget: Gradient) -> list[Tensor]:
 
 
 def clipped(gradient: Gradient, most: float) -> list[Tensor]:
-    """The gradient, scaled down to a norm of ``most`` where it is longer."""
+    """The gradient, scaled down to norm ``most`` if its norm is larger."""
     length = norm(gradient)
     factor = most / length if length > most else 1.0
     return [g * factor for g in gradient]
@@ -67,11 +67,11 @@ def clipped(gradient: Gradient, most: float) -> list[Tensor]:
 def probed_rate(rate: float, ahead: float, here: float, behind: float) -> RateFit:
     """The rate that minimises the parabola through three retain losses.
 
-    ``rate (L- - L+) / (2 (L+ - 2 L0 + L-))``; kept as it is where the curvature or the fitted rate
+    ``rate (L- - L+) / (2 (L+ - 2 L0 + L-))``; unchanged where the curvature or the fitted rate
     is not positive.
 
     Args:
-        rate: how far the probes are, the current rate.
+        rate: Distance of the probes; the current rate.
         ahead, here, behind: L+ at ``theta - rate g``, L0 at ``theta``, L- at ``theta + rate g``.
 
     Source: Bu et al. 2024, arXiv:2410.22086, AutoLR. As printed, its algorithm has the opposite
@@ -88,12 +88,12 @@ def fitted_rate(retain: Gradient, step: Gradient, candidates: Sequence[float]) -
     """The rate that minimises ``||g_R - eta g||^2``, as a parabola through candidate rates does.
 
     The loss is a parabola in eta, ``||g_R||^2 - 2 eta g_R . g + eta^2 ||g||^2``, so a fit through
-    any three candidates finds its minimum ``g_R . g / ||g||^2``. It comes from there: a solver of
-    least squares rounds by where its inputs lie in memory, and a resumed training would go another
-    way. The smallest candidate where the minimum is at no positive rate.
+    any three candidates finds its minimum ``g_R . g / ||g||^2``. The closed form is used, because a
+    least-squares solver rounds differently from run to run, and a resumed training would diverge.
+    Where the minimum is not at a positive rate, the smallest candidate is returned.
 
-    Source: JU-CSE-NLP at SemEval-2025 Task 4, eq. 9 to 11; it does not say what to do with a
-        minimum at a negative rate.
+    Source: JU-CSE-NLP at SemEval-2025 Task 4, eq. 9 to 11; it does not cover a minimum at a
+        negative rate.
     """
     mixed, own = inner(retain, step), inner(step, step)
     fitted = mixed / own if own else math.nan

@@ -1,4 +1,4 @@
-"""A recipe in words: where it is from, what it minimises, and how."""
+"""Describe a recipe in words: source, objective and settings."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TITLES = {
 
 
 def explain(recipe: Recipe) -> str:
-    """Text for a person: source, published figures, objectives in words, settings.
+    """Readable description: source, published results, objective in words, settings.
 
     Raises:
-        UnknownNameError: the recipe names a loss that there is not.
+        UnknownNameError: the recipe names an unknown loss.
     """
     parts = [recipe.name, _wrapped(recipe.source), _wrapped(recipe.notes)]
     parts.append(_published(recipe.published))
@@ -35,18 +35,18 @@ def explain(recipe: Recipe) -> str:
 
 
 def objective_in_words(training: Training) -> list[str]:
-    """One line a term: weight, loss, set, arguments, and what the loss does."""
+    """One line per term: weight, loss, set, arguments, and a summary of the loss."""
     return [_term(term) for term in training.objective]
 
 
 def settings(training: Training) -> dict[str, Any]:
-    """Every setting but the objective; of sections only what was set or is not empty."""
+    """Settings other than the objective; of sections only keys that were set or are not empty."""
     values = training.model_dump(mode="json", exclude={"objective"})
     return {key: value for key, value in values.items() if value not in (None, [], {}, "")}
 
 
 def _training(place: str, training: Training, before: dict[str, Any]) -> str:
-    """One training; of its settings only what is not as in the one shown before."""
+    """One training; only settings that differ from the training shown before."""
     lines = [f"{TITLES[place]} minimises {describe(training)}", *objective_in_words(training)]
     own = {k: v for k, v in settings(training).items() if before.get(k) != v}
     if before:

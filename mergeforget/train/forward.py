@@ -1,4 +1,4 @@
-"""One forward pass: the outputs that losses read, from the policy or from its reference."""
+"""Forward passes that return what losses read, for the policy and for the reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from mergeforget.fsdp import kind, whole
 from mergeforget.outputs import TokenOutputs
 from mergeforget.train.packing_check import rows_leak
 
-TOGETHER = 1024  # tokens; in longer passes attention between rows, masked as it is, costs more
+TOGETHER = (
+    1024  # tokens; in longer passes the masked attention between rows costs more than it saves
+)
 
 
 def predict(
@@ -32,15 +34,15 @@ def predict(
 ) -> TokenOutputs:
     """Run the model on a batch; logits are computed only where a loss reads them.
 
-    Rows laid end to end are passed one by one where the model would let them see each other.
+    Packed rows get one pass each where the model leaks attention between them.
 
     Args:
-        model: a causal language model, with or without an adapter, wrapped for several devices or
-            not.
-        head: its output matrix: then no logits are computed here at all, see ``output_matrix``.
-        layers: counted from 0, whose hidden states are wanted.
-        row_total: rows of the whole optimiser step; see TokenOutputs.
-        token_total: kept positions of the whole optimiser step, by kind.
+        model: A causal language model, with or without an adapter, possibly wrapped for several
+            devices.
+        head: The output matrix. If given, no logits are computed here; see ``output_matrix``.
+        layers: Layers, counted from 0, whose hidden states are returned.
+        row_total: Rows of the whole optimiser step; see TokenOutputs.
+        token_total: Kept positions of the whole optimiser step, by kind.
     """
     inner = unwrapped(model)
     apart = batch.attention_mask is None and rows_leak(inner)
@@ -64,7 +66,7 @@ def predict(
 
 
 def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-    """One pass: at the kept places what the model gives out, and the hidden states in ``seen``."""
+    """One pass: the model's output and the hidden states in ``seen`` at the kept positions."""
     packed = batch.attention_mask is None
     places = (
         {"position_ids": batch.position_ids, "logits_to_keep": batch.keep}
@@ -88,12 +90,12 @@ def predict_sets(
     head: Tensor | None = None,
     layers: Sequence[int] = (),
 ) -> dict[str, TokenOutputs]:
-    """``predict`` for several sets: short packed ones are laid end to end, for one pass, not many.
+    """``predict`` for several sets; short packed sets share one pass.
 
-    Processes that hold parts of the model do so only where the rows of all of them are short.
+    With a sharded model, sets share a pass only where they are short on every rank.
 
     Args:
-        totals: by set, ``row_total`` and ``token_total``.
+        totals: ``row_total`` and ``token_total`` of each set.
     """
     packed = all(b.attention_mask is None for b in batches.values())
     long = sum(b.tokens for b in batches.values()) > TOGETHER
@@ -110,7 +112,7 @@ def predict_sets(
 
 
 def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, Any]) -> TokenOutputs:
-    """Of what was said about several batches, what is about one of them."""
+    """Outputs of one batch, cut from the joint outputs of several."""
     source = said.source
     assert source is not None
     if isinstance(source, Projection):
@@ -123,10 +125,10 @@ def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, An
 
 
 def output_matrix(model: Any) -> Tensor | None:
-    """The matrix that makes logits of hidden states, or None where there is more to it.
+    """The output matrix if logits are exactly ``hidden @ matrix.T``, else None.
 
-    A bias, a cap or a scale on the logits, or an adapter on the output layer, and the model
-    computes its logits itself. Tried out on two tokens, since every model may have its own ways.
+    With a bias, a cap or a scale on the logits, or with an adapter on the output layer, the model
+    computes its logits itself. The check runs two tokens, so it covers unknown architectures.
     """
     head = model.get_output_embeddings()
     if kind(head) is not nn.Linear or head.bias is not None:
@@ -145,7 +147,7 @@ def output_matrix(model: Any) -> Tensor | None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model itself, where it was wrapped for several devices."""
+    """The model inside a wrapper for several devices."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
@@ -163,8 +165,8 @@ def as_reference(model: Any, before: Mapping[str, Tensor] | None = None) -> Iter
     """The model before unlearning, without gradients and without a second copy in memory.
 
     Args:
-        before: the trained weights as they were, by name, where the model itself is trained.
-            Without, its adapter is switched off, which is bitwise the base model.
+        before: Initial values of the trained weights, by name, where the model itself is trained.
+            If None, the adapter is switched off, which is bitwise the base model.
     """
     was_training = model.training
     model.eval()
@@ -177,7 +179,7 @@ def as_reference(model: Any, before: Mapping[str, Tensor] | None = None) -> Iter
 
 @contextmanager
 def _put(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """The model with other weights for a while."""
+    """Temporarily replace some weights of the model."""
     places = {n: p for n, p in model.named_parameters() if n in weights}
     own = {name: p.data for name, p in places.items()}
     try:
@@ -191,9 +193,11 @@ def _put(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _without_head(model: Any) -> Iterator[None]:
-    """What the model gives out as logits is what would go into its output layer."""
+    """Make the model return the input of its output layer instead of logits."""
     head = model.get_output_embeddings()
-    head.forward = torch.clone if sharded() else lambda hidden: hidden  # FSDP wants no view
+    head.forward = (
+        torch.clone if sharded() else lambda hidden: hidden
+    )  # FSDP does not accept a view
     try:
         yield
     finally:
@@ -202,7 +206,7 @@ def _without_head(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _captured(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Hidden states after some layers, filled in by the forward pass within."""
+    """Record hidden states after some layers during the enclosed forward pass."""
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:

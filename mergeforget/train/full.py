@@ -1,4 +1,4 @@
-"""Training weights of the model itself: all of them, the last layers, or some modules."""
+"""Train the model's own weights: all of them, the last layers, or chosen modules."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def train_model(
 
 
 def choose_trained(model: Any, full: Full) -> None:
-    """Freeze all weights but those that a recipe names.
+    """Freeze all weights except those a recipe selects.
 
     Raises:
-        RecipeError: it names none of this model's.
+        RecipeError: The recipe selects no weight of this model.
     """
     layers = decoder_layers(model)
     last = range(max(0, len(layers) - (full.last_layers or 0)), len(layers))

@@ -1,4 +1,4 @@
-"""A Trainer that takes each set's gradient by itself: NGDiff, its rate, and chunks."""
+"""A Trainer that combines the gradients of both sets: NGDiff and its fitted learning rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mergeforget.train.trainer import Share, UnlearningTrainer
 
 
 class NGDiffTrainer(UnlearningTrainer):
-    """Follows ``g_R / ||g_R|| - g_F / ||g_F||`` and, where asked, fits the rate.
+    """Follows ``g_R / ||g_R|| - g_F / ||g_F||`` and optionally fits the learning rate.
 
     The forget terms of a recipe are minimised, as ``ga`` is, so ``g_F`` is minus their gradient.
     """
@@ -55,14 +55,14 @@ class NGDiffTrainer(UnlearningTrainer):
         return total / self._parts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Terms and notes of a step are means over its micro-batches where each is clipped."""
+        """Log terms and notes as means over micro-batches where each is clipped."""
         for noted in (self._values, self._notes):
             noted.update({key: value / self._parts for key, value in noted.items()})
         super().log(logs, start_time)
 
     @contextmanager
     def _apart(self, model: Any) -> Iterator[None]:
-        """Let each process keep its own gradients: ``_steer`` averages what was made of them."""
+        """Keep gradients local to each rank; ``_steer`` averages them later."""
         synced = self.accelerator.sync_gradients
         with self.accelerator.no_sync(model):
             self.accelerator.gradient_state._set_sync_gradients(False)
@@ -72,7 +72,7 @@ class NGDiffTrainer(UnlearningTrainer):
                 self.accelerator.gradient_state._set_sync_gradients(synced)
 
     def _gather(self, name: str) -> None:
-        """Move the gradient from the parameters to the set it belongs to."""
+        """Add the parameters' gradient to its set's sum and clear it."""
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained()]
         if self.training.clip_each:
             gradient = clipped(gradient, self.training.clip_each)
@@ -87,7 +87,7 @@ class NGDiffTrainer(UnlearningTrainer):
             parameter.grad = None
 
     def _steer(self, model: Any) -> None:
-        """Write the direction where the optimiser looks for a gradient, and fit the rate."""
+        """Store the direction as the parameters' gradient and fit the learning rate."""
         for gradient in self._gathered.values():
             for g in gradient:
                 if self.accelerator.num_processes > 1:
@@ -111,7 +111,7 @@ class NGDiffTrainer(UnlearningTrainer):
         return probed_rate(rate, ahead, here, behind)
 
     def _retain_loss(self, model: Any, step: Sequence[Tensor], distance: float) -> float:
-        """The step's retain loss at ``theta + distance * step``; theta is put back bit for bit."""
+        """The step's retain loss at ``theta + distance * step``; theta is restored bit for bit."""
         terms = [t for t in self.terms if t.on == "retain"]
         places = list(self._trained())
         own = [p.data.clone() for p in places]
@@ -128,20 +128,20 @@ class NGDiffTrainer(UnlearningTrainer):
         return self._over_processes(loss / self._parts)
 
     def _quiet_loss(self, model: Any, share: Share, terms: Any) -> float:
-        """The terms' weighted sum, of which nothing is noted."""
+        """Weighted sum of the terms, without logging."""
         self._prepare_inputs(share)
         reads = reads_of(terms)
         before = {n: self._reference(model, share, n, r) for n, r in reads.items() if r.reference}
         return float(compute(terms, self._policy(model, share, reads), before)[0])
 
     def _set_rate(self, fit: RateFit) -> None:
-        """Go on with a fitted rate: the scheduler keeps it, and a checkpoint the scheduler."""
+        """Use a fitted rate from here on; the scheduler, and so each checkpoint, stores it."""
         optimizer: Any = self.optimizer
         for group in optimizer.param_groups:
             group["lr"] = fit.rate
         scheduler: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         scheduler.base_lrs = [fit.rate] * len(scheduler.base_lrs)
-        scheduler._last_lr = list(scheduler.base_lrs)  # what the log says of this step
+        scheduler._last_lr = list(scheduler.base_lrs)  # logged as the rate of this step
         fitted = fit.fitted if math.isfinite(fit.fitted) else None
         self._more["auto_rate"] = {
             "rate": fit.rate,

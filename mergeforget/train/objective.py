@@ -1,4 +1,4 @@
-"""The objective of a recipe: its terms checked, computed and added up."""
+"""Check a recipe's objective and compute its weighted sum of terms."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.dataset import REFUSAL
 from mergeforget.train.requirements import layer_of
 
-LEARNT = ("gd", "idk")  # losses that are likelihoods: their descent learns
+LEARNT = ("gd", "idk")  # likelihood losses: minimising them learns the data
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise RecipeError for what a schema cannot see: unknown losses and their arguments."""
+    """Raise RecipeError for errors beyond the schema, such as unknown losses and arguments."""
     check_launch(trains=True)
     _check_parts(recipe)
     for place, training in recipe.trainings().items():
@@ -55,7 +55,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _check_parts(recipe: Recipe) -> None:
-    """Raise RecipeError for what cannot be trained in several processes, or on parts of a model."""
+    """Raise RecipeError for trainings that DDP or FSDP cannot run."""
     if not sharded():
         if count() > 1:
             _check_every_weight(recipe)
@@ -74,7 +74,7 @@ def _check_parts(recipe: Recipe) -> None:
 
 
 def _check_every_weight(recipe: Recipe) -> None:
-    """Raise RecipeError for losses that leave weights without a gradient, which DDP waits for."""
+    """Raise RecipeError for losses that leave weights without a gradient: DDP would wait for it."""
     for place, training in recipe.trainings().items():
         for term in training.objective:
             if layer_of(term) is not None:
@@ -102,7 +102,7 @@ def _check_term(term: Term) -> None:
 
 
 def _check_direction(term: Term, training: Training) -> None:
-    """Raise RecipeError for a term that learns, where ngdiff shall lose the forget answers."""
+    """Raise RecipeError for a likelihood on the forget set under ``direction: ngdiff``."""
     learns = term.loss in LEARNT and term.on == "forget" and term.weight > 0
     if training.direction == "ngdiff" and learns:
         raise RecipeError(
@@ -121,7 +121,7 @@ def _check_batches(term: Term, training: Training) -> None:
 
 
 def mask_of(terms: Sequence[Term]) -> tuple[int, ...]:
-    """The kinds of position that the terms read between them."""
+    """Kinds of position that any of the terms reads."""
     masks: list[tuple[int, ...]] = [(ANSWER,)]
     for term in terms:
         parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
@@ -140,11 +140,11 @@ def compute(
     policy: Mapping[str, TokenOutputs],
     reference: Mapping[str, TokenOutputs],
 ) -> tuple[Tensor, dict[str, float]]:
-    """The weighted sum of the terms, and each of them unweighted.
+    """Weighted sum of the terms, and the unweighted value of each.
 
     Args:
-        policy: by set (forget, retain): what the model that is trained says.
-        reference: the same from the model before unlearning, where a term needs it.
+        policy: Outputs of the trained model, by set (forget, retain).
+        reference: Outputs of the model before unlearning, by set, where a term needs them.
 
     Raises:
         NumericError: a term is NaN or infinite.
@@ -174,9 +174,9 @@ def compute(
 
 
 def _nothing(said: TokenOutputs, term: Term) -> Tensor:
-    """0 where no row counts, by the way that the loss takes to the weights.
+    """Zero that depends on the weights, for a micro-batch in which no row counts.
 
-    Other processes, with rows that count, go that way back and wait for this one at every layer.
+    Other ranks run a backward pass for their rows and wait for this rank at every layer.
     """
     layer = layer_of(term)
     read = [said.token_logps if layer is None else (said.hidden or {})[layer]]

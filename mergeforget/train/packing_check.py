@@ -1,7 +1,8 @@
-"""Whether a model keeps apart rows that are laid end to end: tried out, since nothing says it.
+"""Check a model for attention leakage between packed rows.
 
-transformers makes a mask from the positions where rows begin. Layers that mix tokens in another way
-(state spaces, convolutions, linear attention), ALiBi and OPT do not read it.
+transformers builds a block mask from the positions where rows begin. Layers that mix tokens in
+another way (state spaces, convolutions, linear attention), ALiBi and OPT ignore it. No flag of
+transformers says so, and the check measures it.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from mergeforget.console import say
 from mergeforget.distributed import sharded
 from mergeforget.errors import UsageError
 
-_KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # so that each is tried once
-LENGTH = 4  # tokens of a row that is tried out
+_KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # each model is checked once
+LENGTH = 4  # tokens of a row in the check
 
 
 def rows_leak(model: Any) -> bool:
-    """Whether a row sees the row before it; tried out once on a model, and said where it does.
+    """Whether a packed row is influenced by the row before it; measured once per model.
 
     Args:
-        model: a causal language model, with or without an adapter, not wrapped.
+        model: A causal language model, with or without an adapter, not wrapped.
 
     Raises:
-        UsageError: it does, and processes hold parts of the model: each would pass its own number
-            of rows one by one, and they would wait for each other.
+        UsageError: Rows leak and the model is sharded: each rank would run its own number of
+            passes, and the ranks would wait for each other.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = f"{type(base).__name__} lets rows that are laid end to end see each other"
@@ -45,10 +46,10 @@ def rows_leak(model: Any) -> bool:
 
 
 def _try_out(model: Any) -> bool:
-    """Pass two rows: what is said of the second must not depend on the first one's embeddings.
+    """Pass two packed rows; the second must not depend on the first one's embeddings.
 
-    Its gradient there is exactly 0 where rows are kept apart. Outputs would tell less: a mixture of
-    experts rounds a row's by how many tokens of other rows meet the same expert.
+    That gradient is exactly 0 where rows are separated. Comparing outputs would be less exact: a
+    mixture of experts rounds differently with the number of tokens that reach an expert.
     """
     seen: list[torch.Tensor] = []
 

@@ -1,7 +1,8 @@
-"""What a training will take, known before any weight is loaded.
+"""Estimate batch, steps, memory and time of a training before any weight is loaded.
 
-The model is built from its configuration on tensors without data, run once forward and backward,
-and what autograd keeps and the matrix products multiply is counted: no formula for an architecture.
+The model is built from its configuration on meta tensors and run once forward and backward. The
+estimate counts the bytes autograd keeps and the matrix products, so it needs no formula per
+architecture.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True)
 class Plan:
-    """One training in figures.
+    """Estimated cost of one training.
 
     Attributes:
-        rows: of each set, after the transforms.
-        epoch_tokens: of the forget set, padding not counted.
-        effective_batch: forget rows of an optimiser step (of a step that holds them).
-        steps_per_epoch, steps, warmup_steps: optimiser steps.
-        parameters, trained: of the model, and those that are trained.
-        memory: bytes by what takes them, of the largest micro-batch; ``total`` is their sum.
-        seconds: at the speed of one large matrix product: no training is faster than that.
-        device: what memory and seconds are of.
+        rows: Rows of each set, after the transforms.
+        epoch_tokens: Tokens of the forget set without padding.
+        effective_batch: Forget rows of an optimiser step (of a step that holds them).
+        steps_per_epoch, steps, warmup_steps: Optimiser steps.
+        parameters, trained: Parameters of the model, and trained parameters.
+        memory: Bytes by use, for the largest micro-batch; ``total`` is their sum.
+        seconds: Lower bound: time at the speed of one large matrix product.
+        device: Device that memory and seconds refer to.
     """
 
     rows: dict[str, int]
@@ -71,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one micro-batch takes: products of forward and backward, and bytes kept between."""
+    """Cost of one micro-batch: matrix-product FLOPs and bytes kept for the backward pass."""
 
     forward_flops: int
     backward_flops: int
@@ -81,11 +82,11 @@ class Pass:
 def plan(
     spec: ModelSpec, encoded: Mapping[str, Sequence[Encoded]], training: Training, flops: float
 ) -> Plan:
-    """Figures of a training on tokenised sets.
+    """Estimate the cost of a training on tokenised sets.
 
     Args:
-        encoded: the sets that the objective reads, ``forget`` first.
-        flops: multiplications and additions a second, see ``matrix_speed``.
+        encoded: The sets that the objective reads, ``forget`` first.
+        flops: FLOPs per second of this machine, see ``matrix_speed``.
     """
     device = default_device()
     model = empty_model(spec, training, device)
@@ -136,7 +137,7 @@ def lengths(rows: Sequence[Encoded]) -> list[int]:
 
 
 def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
-    """The model with what is trained of it, without any data: only its ``config.json`` is read."""
+    """The model on meta tensors with its trained parameters; only ``config.json`` is read."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -161,7 +162,7 @@ def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
 
 
 def one_pass(model: Any, tokens: int, checkpointing: bool) -> Pass:
-    """Run a model without data on so many tokens, forward and backward, and count."""
+    """Count FLOPs and kept bytes of one forward and backward pass on meta tensors."""
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -195,7 +196,7 @@ def one_pass(model: Any, tokens: int, checkpointing: bool) -> Pass:
 def _fused_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """Attention as it runs, without a table of scores; tensors without data would get one."""
+    """Fused attention for meta tensors, which would otherwise materialise the score matrix."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     dropout, scale = more.get("dropout", 0.0), more.get("scaling")
@@ -204,7 +205,7 @@ def _fused_attention(
 
 
 def matrix_speed(device: str, seconds: float = 0.3) -> float:
-    """Multiplications and additions a second of a large matrix product on this machine."""
+    """Measured FLOPs per second of a large matrix product on this machine."""
     dtype = dtype_for(ModelSpec(), device)
     size = 4096 if device.startswith("cuda") else 768
     a = torch.ones(size, size, dtype=dtype, device=device)
@@ -234,7 +235,7 @@ def _tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training
 
 
 def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training) -> float:
-    """Of a whole training; the reference runs once on a set where what it says can be kept."""
+    """FLOPs of a whole training; stored reference outputs are computed once per set."""
     total = 0.0
     for name, reads in reads_of(training.objective).items():
         sizes = lengths(encoded[name])
@@ -249,7 +250,7 @@ def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: T
 def _memory(
     model: Any, own: set[Tensor], spec: ModelSpec, training: Training, kept: int
 ) -> dict[str, int]:
-    """Bytes by what takes them."""
+    """Bytes by use."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     if spec.quantization:
         weights -= round(_saved_by_four_bits(model, own))
@@ -267,9 +268,9 @@ def _memory(
 
 
 def _saved_by_four_bits(model: Any, own: set[Tensor]) -> float:
-    """Bytes that linear layers but the output layer do not need, quantised to 4 bits.
+    """Bytes saved by quantising all linear layers except the output layer to 4 bits.
 
-    4.127 bits a weight: one scale of 8 bits for 64 of them, and one of 32 bits for 256 scales.
+    4.127 bits per weight: an 8-bit scale for 64 weights, and a 32-bit scale for 256 scales.
     """
     head = model.get_output_embeddings()
     layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
@@ -278,10 +279,10 @@ def _saved_by_four_bits(model: Any, own: set[Tensor]) -> float:
 
 
 def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
-    """``plan`` for every training of a recipe, by its place in it.
+    """``plan`` for every training of a recipe, by its key in the recipe.
 
     Raises:
-        RecipeError: the recipe names no data.
+        RecipeError: The recipe names no data.
         InputError: a file or the model's configuration cannot be read.
     """
     tokenizer = load_tokenizer(recipe.model)

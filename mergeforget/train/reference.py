@@ -1,4 +1,4 @@
-"""The model before unlearning: what it says is computed once, and kept, wherever it can be."""
+"""Outputs of the model before unlearning, computed once and stored where possible."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from mergeforget.train.forward import as_reference, output_matrix, predict
 from mergeforget.train.objective import mask_of
 from mergeforget.train.requirements import Kept, reads_of
 
-TOKENS = 2048  # of several rows, run through the model at once
-MOST_BYTES = 2**30  # of hidden states kept for one set, in memory and on disk
+TOKENS = 2048  # tokens of packed rows in one pass
+MOST_BYTES = 2**30  # bytes of hidden states stored for one set, in memory and on disk
 
 
 @dataclass
 class Reference:
-    """How the model before unlearning is asked.
+    """Access to the outputs of the model before unlearning.
 
     Attributes:
-        known: by set, what it says, where that was computed before the first step.
-        before: the trained weights as they were, where the model itself is trained.
-        head: the output matrix; see ``output_matrix``.
-        old_head: the same before unlearning: another tensor where it is trained.
+        known: Outputs computed before the first step, by set.
+        before: Initial values of the trained weights, where the model itself is trained.
+        head: The output matrix; see ``output_matrix``.
+        old_head: The output matrix before unlearning; a copy where the matrix is trained.
     """
 
     known: Mapping[str, Known] = field(default_factory=dict)
@@ -45,20 +45,20 @@ class Reference:
 
 
 class Known:
-    """What the reference says of every row's kept tokens, by the row's place in its set.
+    """Stored reference outputs of a set, addressed by row index.
 
     Args:
-        values: of all rows, one after the other: log-probabilities of the labels, (tokens,), or
-            what goes into the output layer, (tokens, width): any distribution is a product away.
-        counts: (rows,) kept tokens of each.
-        head: the output matrix, for the latter.
+        values: Log-probabilities of the labels, (tokens,), or inputs of the output layer,
+            (tokens, width), of all rows in order.
+        counts: (rows,) kept tokens of each row.
+        head: The output matrix, needed with inputs of the output layer.
     """
 
     def __init__(self, values: Tensor, counts: Tensor, head: Tensor | None = None) -> None:
         self.rows, self.head = values.split(counts.tolist()), head
 
     def outputs(self, batch: Batch, **totals: Any) -> TokenOutputs:
-        """What the reference says about a batch, without running it."""
+        """Stored reference outputs of a batch; the model is not run."""
         values = torch.cat([self.rows[i] for i in batch.index.tolist()]).to(batch.labels.device)
         source = None if self.head is None else Projection(values, self.head)
         return TokenOutputs(
@@ -76,10 +76,10 @@ class Known:
 def reference_of(
     model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training, folder: Path
 ) -> Reference:
-    """Compute what can be known before the first step, while the model still is the reference.
+    """Compute reference outputs before the first step, while the model equals the reference.
 
     Args:
-        folder: of the run; what is known is kept there.
+        folder: Run folder, where the outputs are stored.
     """
     reads = reads_of(training.objective)
     kinds = mask_of(training.objective)
@@ -110,12 +110,12 @@ def know(
     head: Tensor | None = None,
     before: Mapping[str, Tensor] | None = None,
 ) -> Known:
-    """Read what the reference says from the run folder, or compute it and keep it there.
+    """Load reference outputs from the run folder, or compute and store them.
 
-    Both sides of a pair have the same base and often the same rows: the second finds the file.
+    Both sides of a pair have the same base and often the same rows, so the second loads the file.
 
     Args:
-        kinds: of position that are kept of a row.
+        kinds: Kinds of position that are kept of a row.
         head, before: see ``predict`` and ``as_reference``.
     """
     from safetensors.torch import load_file, save_file
@@ -126,7 +126,7 @@ def know(
         with whole(path) as temporary:
             save_file(tensors, temporary)
 
-    if not on_main(path.exists):  # computed by all: each may hold only a part of the model
+    if not on_main(path.exists):  # on every rank: each may hold only a shard of the model
         tensors = _compute(what, model, encoded, kinds, head, before)
         on_main(lambda: keep(tensors))
     try:
@@ -160,7 +160,7 @@ def _compute(
 
 
 def _fits(head: Tensor | None, encoded: Sequence[Encoded], kinds: tuple[int, ...]) -> bool:
-    """Whether what goes into the output layer can be kept, and the layer stays as it is."""
+    """Whether inputs of the output layer fit the budget and the layer is frozen."""
     if head is None or head.requires_grad:
         return False
     tokens = sum(kind in kinds for one in encoded for kind in one.kinds)
@@ -168,7 +168,7 @@ def _fits(head: Tensor | None, encoded: Sequence[Encoded], kinds: tuple[int, ...
 
 
 def _groups(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-    """Rows in their order, packed up to a number of tokens."""
+    """Yield groups of consecutive rows, each up to a number of tokens."""
     groups: list[list[Encoded]] = []
     size = TOKENS
     for one in encoded:
@@ -181,7 +181,7 @@ def _groups(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
 
 
 def _name(model: Any, encoded: Sequence[Encoded], kinds: tuple[int, ...]) -> str:
-    """A hash of all that decides the numbers."""
+    """Hash of everything that determines the stored values."""
     dtype = next(model.parameters()).dtype
     digest = hashlib.sha256(f"{model.config._name_or_path} {dtype} {sorted(kinds)}".encode())
     for one in encoded:
