@@ -1,7 +1,8 @@
-"""The `mergeforget` command: finds the commands, and turns errors into messages."""
+"""The `mergeforget` command: finds the commands and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pkgutil
@@ -13,9 +14,11 @@ from typing import Any
 import click
 
 from mergeforget import commands
-from mergeforget.console import set_verbosity
+from mergeforget.console import save_details, set_verbosity
 from mergeforget.distributed import is_main, rank
-from mergeforget.errors import MergeforgetError
+from mergeforget.errors import MergeforgetError, suggest
+from mergeforget.parsing import printable
+from mergeforget.replace import NO_SPACE
 
 
 class Commands(click.Group):
@@ -35,8 +38,6 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        from mergeforget.errors import suggest
-
         name = args[0].replace("_", "-")
         if not name.startswith("-") and name not in self.list_commands(ctx):
             known = self.list_commands(ctx)
@@ -45,21 +46,63 @@ class Commands(click.Group):
             )
         return super().resolve_command(ctx, [name, *args[1:]])
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **more)
+        except click.ClickException as error:
+            object.__setattr__(error, "message", printable(error.message))
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except MergeforgetError as error:
+        except (click.exceptions.Exit, click.Abort, SystemExit, GeneratorExit):
+            raise
+        except click.ClickException as error:
+            object.__setattr__(error, "message", printable(error.message))
+            raise
+        except BrokenPipeError:  # the reader of stdout ended, as `| head` does
+            raise
+        except BaseException as error:  # also a panic of a library in Rust
             if os.environ.get("MERGEFORGET_TRACEBACK"):
                 raise
+            message, code = explain(error)
             which = "" if is_main() else f" in process {rank()}"
-            click.echo(f"Error{which}: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("\nInterrupted. What was finished is kept; --resume goes on.", err=True)
-            ctx.exit(130)
-        except MemoryError:
-            click.echo("Error: Out of memory. Use a smaller --batch-size or model.", err=True)
-            ctx.exit(6)
+            click.echo(f"Error{which}: {printable(message)}", err=True)
+            ctx.exit(code)
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The message and the exit code for an error that ends a command.
+
+    Codes: 1 unexpected, 2 usage, 3 recipe, 4 input, 5 numeric, 6 resources, 7 verification failed,
+    130 and 143 interrupted by SIGINT and SIGTERM.
+    """
+    if isinstance(error, MergeforgetError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted. Finished work is kept; run the command again with --resume.", 130
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "Out of memory. Use a smaller batch size or model.", 6
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"The disk is full or the file is too large: {error}. Free some space.", 6
+    if isinstance(error, OSError) and error.errno in FILE_ERRORS:
+        return f"Cannot use {error.filename or 'a file'}: {error.strerror}.", 4
+    first = str(error).strip().split("\n")[0][:300]
+    details = save_details(error)
+    where = f"The details are in {details}. " if details else ""
+    return (
+        f"Unexpected {type(error).__name__}: {first or 'no message'}. {where}This is a fault of "
+        "mergeforget unless the file or model it names is damaged; MERGEFORGET_TRACEBACK=1 prints "
+        "the traceback.",
+        1,
+    )
+
+
+FILE_ERRORS = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EXDEV, errno.ENOTEMPTY, errno.EMFILE, errno.EIO,
+}  # fmt: skip
 
 
 def add_common_options(command: click.Command) -> None:
@@ -88,6 +131,11 @@ def common_options() -> list[click.Parameter]:
             ["-q", "--quiet"], is_flag=True, expose_value=False, callback=_set_verbosity,
             help="Show warnings and results only.",
         ),
+        click.Option(
+            ["--trust-remote-code"], is_flag=True, expose_value=False, callback=_trust,
+            help="Run the Python code that is stored with a model. Only for models whose code you "
+            "trust; recipes and run folders cannot allow it.",
+        ),
     ]  # fmt: skip
 
 
@@ -101,6 +149,14 @@ def _load_plugins(ctx: click.Context, _: click.Parameter, files: tuple[Path, ...
 def _set_verbosity(_: click.Context, option: click.Parameter, chosen: bool) -> None:
     if chosen:
         set_verbosity(logging.DEBUG if option.name == "verbose" else logging.WARNING)
+
+
+def _trust(ctx: click.Context, _: click.Parameter, chosen: bool) -> None:
+    if chosen:
+        from mergeforget.recipe import TRUSTED
+
+        token = TRUSTED.set(True)
+        ctx.find_root().call_on_close(lambda: TRUSTED.reset(token))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,37 +1,40 @@
-"""Messages and progress while something runs, on stderr.
+"""Messages and progress on stderr, through ``logging.getLogger("mergeforget")``.
 
-Messages go through ``logging.getLogger("mergeforget")``, which prints them on stderr by default;
-its level and handlers can be changed as usual. On a terminal progress is a bar; piped into a file
-it is a plain line now and then. Anything that ends within two seconds shows nothing.
+The logger prints on stderr by default; its level and handlers can be changed as usual. On a
+terminal progress is a bar; written to a file it is a plain line every 15 seconds. Work that ends
+within two seconds shows no progress. Control characters in messages are printed as escapes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mergeforget.distributed import is_main
+from mergeforget.parsing import printable
 
 T = TypeVar("T")
 QUIET_SECONDS = 2.0  # before this, progress is not worth a line
 LINE_SECONDS = 15.0  # between two plain lines
-TELLING = 0.05  # share of the work from which the first piece tells how long the rest will take
-
+TELLING = 0.05  # fraction of the work after which the pace predicts the time left
 
 LOGGER = logging.getLogger("mergeforget")
 
 
 class _Stderr(logging.Handler):
-    """Prints to the ``sys.stderr`` of the moment, which a caller may have redirected."""
+    """Prints to the current ``sys.stderr``, which a caller may have redirected."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(printable(self.format(record)), file=sys.stderr, flush=True)
 
 
 if not LOGGER.handlers:  # as transformers and optuna do: visible by default, never printed twice
@@ -51,23 +54,33 @@ def set_verbosity(level: int) -> None:
 
 
 def say(message: str) -> None:
-    """Log a message; of several processes the main one speaks for all."""
+    """Log a message; of several processes only the main one logs."""
     if is_main():
         warned = message.lower().startswith("warning")
         LOGGER.log(logging.WARNING if warned else logging.INFO, "%s", message)
 
 
+def warn_once(message: str) -> None:
+    """Log a warning the first time that it occurs in this process."""
+    if message not in _warned:
+        _warned.add(message)
+        say(f"Warning: {message}")
+
+
+_warned: set[str] = set()
+
+
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Append every message, with the time, to a file while the block runs; ``-q`` does not matter.
+    """Append each message with its time to a file while the block runs, also after ``-q``.
 
     The main process writes the file.
     """
     if not is_main():
         yield
         return
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     shown = LOGGER.level
     levels = {other: other.level for other in LOGGER.handlers}
     for other, level in levels.items():  # the logger lets more pass now; the others show as before
@@ -84,8 +97,30 @@ def logged_to(path: Path) -> Iterator[None]:
             other.setLevel(level)
 
 
+class _OneLine(logging.Formatter):
+    """Escapes control characters, so that a message cannot imitate another line of the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record)).replace("\n", "\n  ")
+
+
+def save_details(error: BaseException) -> Path | None:
+    """Write the traceback of an unexpected error to a new file in the temporary folder.
+
+    Returns:
+        The file; None where it cannot be written.
+    """
+    text = "".join(traceback.format_exception(error))
+    with suppress(OSError):
+        number, name = tempfile.mkstemp(prefix="mergeforget-", suffix=".log")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"mergeforget {' '.join(sys.argv[1:])}\n{text}")
+        return Path(name)
+    return None
+
+
 def shows_progress() -> bool:
-    """Whether stderr shows messages that are no warnings: not after ``-q``."""
+    """Whether stderr shows messages below the level of a warning; false after ``-q``."""
     return any(
         isinstance(h, _Stderr) and max(h.level, LOGGER.level) <= logging.INFO
         for h in LOGGER.handlers
@@ -100,18 +135,18 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Counts work done, and tells how far it is and how long it will take."""
+    """Counts finished work and estimates the time left."""
 
     def __init__(self, label: str, total: int, *, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
         self.note = ""
-        self._first = done  # what an earlier run had done does not count for the speed
+        self._first = done  # work of an earlier run does not count for the pace
         self._start = self._shown = time.monotonic()
-        self._paced: tuple[int, float] | None = None  # how far and when the first piece was done
+        self._paced: tuple[int, float] | None = None  # count and time after the first item
         self._bar: Any = None
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Count ``n`` more; ``note`` is shown behind the figures."""
+        """Count ``n`` more items; ``note`` is shown after the numbers."""
         self.done += n
         self.note = note or self.note
         now = time.monotonic()
@@ -126,14 +161,14 @@ class Progress:
             say(self.line())
 
     def line(self) -> str:
-        """One line: what, how far, time left, note."""
+        """One line: label, count, time left, note."""
         seconds = self._left()
         left = "" if seconds is None else f", {duration(seconds)} left"
         note = f", {self.note}" if self.note else ""
         return f"{self.label}: {self.done}/{self.total}{left}{note}"
 
     def _left(self) -> float | None:
-        """Seconds, at the pace since the first piece, which may have loaded a model."""
+        """Seconds left, at the pace since the first item, which may have loaded a model."""
         since, start = self._paced or (self._first, self._start)
         if self.done == since:
             since, start = self._first, self._start
@@ -143,11 +178,11 @@ class Progress:
 
     def _draw(self) -> None:
         text = self.line()
-        print(f"\r\x1b[2K{text[:150]}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[2K{printable(text)[:150]}", end="", file=sys.stderr, flush=True)
         self._bar = True
 
     def close(self) -> None:
-        """End the bar and say how long it took."""
+        """Remove the bar and print the duration."""
         spent = time.monotonic() - self._start
         if self._bar:
             print("\r\x1b[2K", end="", file=sys.stderr)
@@ -158,7 +193,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: int, *, done: int = 0) -> Iterator[Progress]:
-    """A Progress that closes itself."""
+    """A Progress that is closed when the block ends."""
     bar = Progress(label, total, done=done)
     try:
         yield bar
@@ -176,7 +211,7 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep others' progress bars, and what they will change one day, off stderr."""
+    """Hide progress bars of transformers and FutureWarnings."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

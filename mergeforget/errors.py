@@ -1,7 +1,7 @@
 """Errors whose message a user can act on; the command line prints them without a traceback.
 
-Each kind has an exit code, so that a script can tell a typing mistake from a full disk. A message
-says what happened, why, and how to mend it.
+Each kind has an exit code, so that a script can tell a misspelled option from a full disk. A
+message says what happened, why, and how to fix it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 
 
 class MergeforgetError(Exception):
-    """Base of every error raised on purpose by this package."""
+    """Base of every error that this package raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(MergeforgetError):
-    """A call that cannot be understood: an unknown name, a value out of range."""
+    """An unknown name, an option that does not apply, or a value out of range."""
 
     exit_code = 2
 
@@ -29,25 +29,25 @@ class RecipeError(MergeforgetError):
 
 
 class InputError(MergeforgetError):
-    """A file, model or adapter that is missing, malformed or does not fit."""
+    """A file, model or adapter that is missing, malformed or incompatible."""
 
     exit_code = 4
 
 
 class NumericError(MergeforgetError):
-    """NaN, Inf, divergence, or an adapter that did not move."""
+    """NaN, infinity, divergence, or an adapter that did not change."""
 
     exit_code = 5
 
 
 class ResourceError(MergeforgetError):
-    """Not enough memory or disk, or a folder that somebody else is writing."""
+    """Not enough memory or disk space, or a folder that another process is writing."""
 
     exit_code = 6
 
 
 class VerificationError(MergeforgetError):
-    """What was written does not equal what was meant."""
+    """A written result differs from the expected one."""
 
     exit_code = 7
 
@@ -78,6 +78,15 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 class Interrupted(MergeforgetError):
-    """Told to end from outside; a checkpoint is saved."""
+    """Training was stopped by a signal after it saved a checkpoint.
+
+    Args:
+        message: The message for the user.
+        signum: The signal: SIGINT gives exit code 130, SIGTERM 143.
+    """
 
     exit_code = 143
+
+    def __init__(self, message: str, signum: int = 15) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum

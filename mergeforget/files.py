@@ -1,65 +1,19 @@
-"""Files that appear whole or not at all, and the small formats every step reads and writes."""
+"""The formats that every step reads and writes: text, JSON and JSON Lines, whole or not at all."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from mergeforget.errors import InputError, MergeforgetError, ResourceError
-
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary file or folder beside ``path`` that takes its place when the block succeeds.
-
-    The block creates whatever it likes at the yielded path. A failure leaves what stood at
-    ``path`` before untouched.
-
-    Raises:
-        ResourceError: the disk is full.
-        InputError: the place cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.tmp"
-    try:
-        with explained(path):
-            yield temporary
-            _sync(temporary)
-            take_place(temporary, path)
-    finally:
-        _remove(temporary)
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn an operating system's error about ``path`` into one of ours."""
-    try:
-        yield
-    except MergeforgetError:
-        raise
-    except Exception as error:
-        reason = error if isinstance(error, OSError) else error.__cause__
-        if (isinstance(reason, OSError) and reason.errno in NO_SPACE) or "os error 28" in str(
-            error
-        ):
-            raise ResourceError(
-                f"The disk is full: {path} was not written, and nothing that was there is lost. "
-                f"{_free(path)} Free some space, or choose another place with --out, and run the "
-                "same command again."
-            ) from error
-        if isinstance(error, OSError):
-            raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
-        raise
+from mergeforget.errors import InputError, NumericError
+from mergeforget.parsing import parse_json, read_text
+from mergeforget.replace import explained as explained
+from mergeforget.replace import take_place as take_place
+from mergeforget.replace import whole as whole
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,62 +23,88 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all; NaN is refused, since JSON has none."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write indented JSON, whole or not at all.
+
+    Raises:
+        NumericError: A number is NaN or infinite, which JSON cannot hold.
+    """
+    write_text(path, _json(value, path, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: it is missing or is not JSON.
+        InputError: It is missing or is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    return parse_json(read_text(path), path)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        InputError: It is missing, is not JSON, or holds another value such as null.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path} does not hold a JSON object but {str(value)[:40]!r}.")
+    return value
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows, one JSON object a line, and flush them to the disk."""
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with explained(path), open(path, "ab") as file:
-        if file.tell() and not _ends_with_newline(path):
-            file.write(b"\n")  # the last writer was cut off in the middle of a line
-        file.write(text.encode("utf-8"))
-        file.flush()
-        os.fsync(file.fileno())
+    text = "".join(_json(row, path) + "\n" for row in rows)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _end_last_line(path)
+        with open(path, "ab") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows, one JSON object a line, whole or not at all."""
-    write_text(path, jsonl_text(rows))
+    write_text(path, "".join(_json(row, path) + "\n" for row in rows))
 
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
-    """What ``write_jsonl`` writes."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """The text that ``write_jsonl`` writes."""
+    return "".join(_json(row, "the rows") + "\n" for row in rows)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read what ``append_jsonl`` wrote; a line cut off by a kill is left out.
+    """Read the rows that ``append_jsonl`` wrote; a missing file has none.
 
-    A missing file has no rows.
+    A last line that has no line feed and is not JSON was cut off by a kill and is left out.
+
+    Raises:
+        InputError: Another line is damaged; the message names it.
     """
     if not path.exists():
         return []
+    try:
+        # not splitlines: it also splits at U+2028, which a row may hold
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
     rows = []
-    # not splitlines: it also splits at U+2028, which a row may hold
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except ValueError:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
             continue
-        if isinstance(row, dict):
-            rows.append(row)
+        try:
+            row = parse_json(line, f"{path}, line {number},")
+        except InputError as error:
+            if number == len(lines):
+                continue
+            raise InputError(
+                f"{error} The line is damaged: restore the file, or delete the line to drop what "
+                "it recorded."
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}, does not hold a JSON object.")
+        rows.append(row)
     return rows
 
 
@@ -169,38 +149,32 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
-
-
-def _sync(path: Path) -> None:
-    for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-        with open(file, "rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def take_place(temporary: Path, path: Path) -> None:
-    """Put a file or folder where ``path`` is, in one step for whoever looks."""
-    if path.is_dir():  # os.replace cannot put a folder over one that has files
-        old = path.parent / f".{path.name}.{uuid4().hex[:8]}.old"
-        os.rename(path, old)
-        os.rename(temporary, path)
-        _remove(old)
-    else:
-        os.replace(temporary, path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _free(path: Path) -> str:
+def _json(value: Any, where: object, indent: int | None = None) -> str:
     try:
-        return f"{shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free there."
-    except OSError:
-        return ""
+        return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise NumericError(
+            f"{where} was not written: a value is NaN or infinite, so the figures would be wrong."
+        ) from error
+
+
+def _end_last_line(path: Path) -> None:
+    """Remove a last line that a kill cut off, or end one that is complete."""
+    if not path.exists():
+        return
+    with open(path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail, start = b"", size
+        while start and b"\n" not in tail:
+            start = max(0, start - (1 << 16))
+            file.seek(start)
+            tail = file.read(size - start)
+        last = tail.rpartition(b"\n")[2]
+        if not last:
+            return
+        try:
+            parse_json(last, path)
+        except InputError:
+            file.truncate(size - len(last))
+        else:
+            file.write(b"\n")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -18,8 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from mergeforget.errors import InputError, RecipeError, suggest
+from mergeforget.console import warn_once
+from mergeforget.errors import MergeforgetError, RecipeError, suggest
 from mergeforget.files import write_text
+from mergeforget.parsing import parse_yaml, parse_yaml_lines, read_text
 from mergeforget.train_config import Dual as Dual
 from mergeforget.train_config import Lora as Lora
 from mergeforget.train_config import NotNegative, Positive, RecipeSection
@@ -48,22 +50,10 @@ Density = Annotated[float, Field(gt=0, le=1)]
 Densities = Annotated[list[Density], BeforeValidator(_densities), Field(min_length=1)]
 
 
-class Loader(yaml.SafeLoader):
-    """YAML 1.2's scalars: ``on`` is a word and ``2e-4`` a number, unlike in YAML 1.1."""
-
-
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":bool", ":float"))]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|^[-+]?\.inf$|^\.nan$"),
-    list("-+0123456789."),
-)
+TRUST_KEY = "model.trust_remote_code"
+TRUSTED: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
+"""Whether this call may run code that is stored with a model: ``--trust-remote-code``."""
+_NESTED: ContextVar[int] = ContextVar("nested_recipes", default=0)
 
 
 class ModelSpec(RecipeSection):
@@ -114,20 +104,20 @@ class Pair(RecipeSection):
 
     over: Training
     under: Training
-    trajectory: Literal["separate", "shared"] = "separate"  # shared: under is a snapshot of over
 
     @field_validator("over", "under", mode="before")
     @classmethod
     def _by_name(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, str):
             return value
-        return load_recipe(value).training(info.field_name or "over")
-
-    @model_validator(mode="after")
-    def _one_trajectory(self) -> Pair:
-        if self.trajectory == "shared" and not (self.over.until and self.under.until):
-            raise ValueError("trajectory: shared needs over.until and under.until")
-        return self
+        depth = _NESTED.get()
+        if depth > 4:
+            raise ValueError(f"recipes name each other in a circle, the last is {value!r}")
+        token = _NESTED.set(depth + 1)
+        try:
+            return load_recipe(value).training(info.field_name or "over")
+        finally:
+            _NESTED.reset(token)
 
 
 class MergeSpec(RecipeSection):
@@ -172,8 +162,6 @@ class EvaluationSpec(RecipeSection):
         floor: of that score's ratio to the one of the model before.
         lm_eval: names of lm-eval's tasks; ``lm_eval_folder`` holds further tasks.
         backend: what writes the answers.
-        ask: ``all`` asks a model that has a chat template raw and in chat, and reports the worst
-            case; ``own`` asks it as ``data.template`` says only.
     """
 
     benchmark: str = "semeval2025-task4"
@@ -193,7 +181,6 @@ class EvaluationSpec(RecipeSection):
     lm_eval: list[str] = []
     lm_eval_folder: str | None = None
     backend: Literal["transformers", "vllm"] = "transformers"
-    ask: Literal["all", "own"] = "all"
 
     @model_validator(mode="before")
     @classmethod
@@ -269,15 +256,27 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     """
     path = recipe_path(str(name))
     old = (path.parent / "manifest.json").exists() and not _names_template(path)
-    return read_yaml(path, Recipe, ["data.template=none", *assignments] if old else assignments)
+    assignments = [*(["data.template=none"] if old else []), *assignments]
+    recipe = read_yaml(path, Recipe, assignments)
+    asked = any(a.partition("=")[0].strip() in ("model", TRUST_KEY) for a in assignments)
+    if recipe.model.trust_remote_code and not (asked or TRUSTED.get()):
+        warn_once(
+            f"{path} sets {TRUST_KEY}, which is ignored: a file cannot allow code to run. To run "
+            "the code of a model that you trust, start the command as `mergeforget "
+            "--trust-remote-code ...`."
+        )
+    trusted = TRUSTED.get() or (asked and recipe.model.trust_remote_code)
+    if trusted == recipe.model.trust_remote_code:
+        return recipe
+    return change(recipe, model={"trust_remote_code": trusted})
 
 
 def _names_template(path: Path) -> bool:
     """Whether a run's recipe says how prompts were rendered; older runs used raw prompts."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        values = parse_yaml(read_text(path), path)
         return "template" in values["data"]
-    except (OSError, yaml.YAMLError, TypeError, KeyError):
+    except (MergeforgetError, TypeError, KeyError):
         return False
 
 
@@ -294,15 +293,7 @@ def read_yaml(
         RecipeError: unknown key (nearest match and line named), wrong value, or not YAML.
         InputError: it cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"Cannot read the {what} {path}: {error.strerror or error}.") from error
-    try:
-        values = yaml.load(text, Loader)
-        lines = _lines(yaml.compose(text, Loader=Loader))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from error
+    values, lines = parse_yaml_lines(read_text(path, RecipeError), path, RecipeError)
     if not isinstance(values, dict):
         raise RecipeError(f"{path} is not a {what}: it holds no keys.")
     for assignment in assignments:
@@ -336,34 +327,32 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         raise RecipeError(
             f"--set wants KEY=VALUE, for example pair.over.epochs=3, not {assignment!r}."
         )
+    parsed = parse_yaml(value, f"--set {keys.strip()}", RecipeError)
     *path, last = keys.strip().split(".")
     inner: Any = values
     for key in path:
         if isinstance(inner, dict) and key in SIDES and isinstance(inner.get(key), str):
             inner[key] = load_recipe(inner[key]).training(key).model_dump(mode="json")
-        inner = inner[int(key)] if isinstance(inner, list) else inner.setdefault(key, {})
+        if isinstance(inner, list):
+            inner = inner[_index(inner, key, keys)]
+        else:
+            inner = inner.setdefault(key, {})
         if not isinstance(inner, dict | list):
             raise RecipeError(f"--set {keys}: {key!r} has no keys below it.")
-    parsed = yaml.load(value, Loader)
     if isinstance(inner, list):
-        inner[int(last)] = parsed
+        inner[_index(inner, last, keys)] = parsed
     else:
         inner[last] = parsed
 
 
-def _lines(node: yaml.Node | None, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
-    """Line of every key of a YAML document, counted from 1."""
-    found: dict[tuple[str, ...], int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*path, str(key.value))
-            found[here] = key.start_mark.line + 1
-            found |= _lines(value, here)
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            found[(*path, str(i))] = value.start_mark.line + 1
-            found |= _lines(value, (*path, str(i)))
-    return found
+def _index(inner: list[Any], key: str, keys: str) -> int:
+    """Position of a list entry that ``--set`` names."""
+    if not key.isdecimal() or len(key) > 4 or int(key) >= len(inner):
+        raise RecipeError(
+            f"--set {keys}: {key[:40]!r} is not the number of an entry; the list has "
+            f"{len(inner)}, counted from 0."
+        )
+    return int(key)
 
 
 def _explain(

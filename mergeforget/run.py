@@ -1,4 +1,4 @@
-"""A run folder: where each step finds and leaves its files."""
+"""A run folder: the paths of the files that each step reads and writes."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mergeforget import distributed
-from mergeforget.console import logged_to
+from mergeforget.console import LOGGER, logged_to
 from mergeforget.distributed import is_main, on_main
-from mergeforget.errors import InputError, ResourceError
-from mergeforget.files import explained, read_json, sha256, write_json
+from mergeforget.errors import InputError
+from mergeforget.files import read_json_object, sha256, write_json
+from mergeforget.replace import locked, tidy
 
 RUNS = Path("runs")
+PAIR = ("over", "under")
+ANCHORS = ("base", *PAIR)  # the models with which candidates are compared
 PAIR = ("over", "under")
 ANCHORS = ("base", *PAIR)  # the models with which candidates are compared
 PACKAGES = ("mergeforget", "torch", "transformers", "peft", "safetensors", "numpy", "mergekit")
@@ -27,7 +30,7 @@ PACKAGES = ("mergeforget", "torch", "transformers", "peft", "safetensors", "nump
 
 @dataclass(frozen=True)
 class Run:
-    """The paths of one run; nothing is read or made until a method is called."""
+    """The paths of one run. No file is read or written before a method is called."""
 
     root: Path
 
@@ -37,7 +40,7 @@ class Run:
 
     @property
     def recipe(self) -> Path:
-        """The recipe as it was run, written back whole."""
+        """The complete recipe of the run."""
         return self.root / "recipe.yaml"
 
     @property
@@ -47,22 +50,17 @@ class Run:
 
     @property
     def status(self) -> Path:
-        """What is done: ``{stage: {"state": "running" | "done" | "failed", ...}}``."""
+        """State of each stage: ``{stage: {"state": "running" | "done" | "failed", ...}}``."""
         return self.root / "status.json"
 
     @property
     def history(self) -> Path:
-        """One line an optimiser step: stage, step, epoch, loss and its terms, norms, rate."""
+        """One line per optimizer step: stage, step, epoch, loss and its terms, norms, rate."""
         return self.root / "history.jsonl"
 
     @property
-    def log(self) -> Path:
-        """Every message of the commands that wrote here, with the time."""
-        return self.root / "log.txt"
-
-    @property
     def data(self) -> Path:
-        """forget.jsonl, retain.jsonl, holdout.jsonl as they were used."""
+        """The rows that were used: forget.jsonl, retain.jsonl, holdout.jsonl."""
         return self.root / "data"
 
     @property
@@ -75,17 +73,17 @@ class Run:
 
     @property
     def snapshots(self) -> Path:
-        """``over-step00010`` ...: the adapter at set steps, as PEFT folders."""
+        """``over-step00010`` ...: the adapter at some steps, as PEFT folders."""
         return self.root / "snapshots"
 
     @property
     def candidates(self) -> Path:
-        """One PEFT folder a merge, with ``candidate.json``."""
+        """One PEFT folder per merge, with ``candidate.json``."""
         return self.root / "candidates"
 
     @property
     def scores(self) -> Path:
-        """One line a score: ``{"model": "ties-factors-d0.70", ...Score}``."""
+        """One line per score: ``{"model": "ties-factors-d0.70", ...Score}``."""
         return self.root / "scores.jsonl"
 
     @property
@@ -95,7 +93,7 @@ class Run:
 
     @property
     def search(self) -> Path:
-        """``chosen.json`` and what a search keeps to go on after an interruption."""
+        """``chosen.json`` and the state from which a search resumes."""
         return self.root / "search"
 
     @property
@@ -111,33 +109,58 @@ class Run:
     def report(self) -> Path:
         return self.root / "report" / "index.html"
 
+    @property
+    def log(self) -> Path:
+        """Messages of the commands that wrote to this run, each with its time."""
+        return self.root / "log.txt"
+
     def base(self) -> str:
-        """The model that forgets: the recipe's, or the one that memorised the data first."""
-        base = read_json(self.manifest).get("base") if self.manifest.exists() else None
-        if base:
+        """The model before unlearning: the recipe's, or the one that memorised the data first."""
+        base = self.read_manifest().get("base")
+        if isinstance(base, dict) and isinstance(base.get("path"), str):
             return str(base["path"])
         from mergeforget.recipe import load_recipe
 
         return load_recipe(self.recipe).model.name
 
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest, with ``stages`` always an object.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        manifest = read_json_object(self.manifest) if self.manifest.exists() else {}
+        if not isinstance(manifest.setdefault("stages", {}), dict):
+            raise InputError(f"{self.manifest} is damaged: 'stages' is not an object.")
+        return manifest
+
+    def read_status(self) -> dict[str, dict[str, Any]]:
+        """The state of each stage.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        status = read_json_object(self.status) if self.status.exists() else {}
+        for stage, value in status.items():
+            if not isinstance(value, dict):
+                raise InputError(f"{self.status} is damaged: {stage!r} is not an object.")
+        return status
+
     def state(self, stage: str) -> str:
-        """``running``, ``done``, ``failed``, or empty where the stage never began."""
-        every = read_json(self.status) if self.status.exists() else {}
-        return str(every.get(stage, {}).get("state", ""))
+        """``running``, ``done``, ``failed``, or empty where the stage has not started."""
+        return str(self.read_status().get(stage, {}).get("state", ""))
 
     def set_state(self, stage: str, state: str, **more: Any) -> None:
-        """Note in status.json how far a stage is; of several processes the main one writes."""
-        if not is_main():
-            return
-        every = read_json(self.status) if self.status.exists() else {}
-        every[stage] = {"state": state, "time": now(), **more}
-        write_json(self.status, every)
+        """Record the state of a stage in status.json; only the main process writes."""
+        if is_main():
+            status = self.read_status() | {stage: {"state": state, "time": now(), **more}}
+            write_json(self.status, status)
 
     def record(self, stage: str, **facts: Any) -> None:
         """Add to manifest.json how a stage was run, with versions, command and processes."""
         if not is_main():
             return
-        manifest = read_json(self.manifest) if self.manifest.exists() else {"stages": {}}
+        manifest = self.read_manifest()
         manifest["versions"] = versions()
         manifest["machine"] = machine()
         several = {"processes": distributed.count()} if distributed.count() > 1 else {}
@@ -149,32 +172,23 @@ class Run:
     def lock(self) -> Iterator[None]:
         """Be the only writer of this folder; of several processes the main one holds the lock.
 
-        The lock belongs to the process, so one that was killed leaves none behind.
+        The lock belongs to the process, so a killed process leaves none. Under the lock, files of
+        killed writers are removed and messages are appended to ``log.txt``.
 
         Raises:
-            ResourceError: another process is writing here.
+            ResourceError: Another process is writing here.
+            InputError: The folder cannot be written.
         """
-        from filelock import FileLock, Timeout
-
-        with explained(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-        held = FileLock(self.root / ".lock", timeout=0)
-
-        def acquire() -> None:
-            try:
-                held.acquire()
-            except Timeout as error:
-                raise ResourceError(
-                    f"{self.root} is in use: another mergeforget is writing there. Wait for it, "
-                    "stop it, or choose another folder with --out."
-                ) from error
-
-        on_main(acquire)
-        try:
-            with logged_to(self.log):
-                yield
-        finally:
-            held.release()
+        in_use = (
+            f"{self.root} is in use: another mergeforget is writing there. Wait for it, stop it, "
+            "or choose another folder with --out."
+        )
+        with locked(self.root / ".lock", in_use, on_main), ExitStack() as stack:
+            if is_main():
+                tidy(self.root)
+                stack.enter_context(logged_to(self.log))
+                LOGGER.debug("mergeforget %s", " ".join(sys.argv[1:]))
+            yield
 
 
 def new_run(folder: Path | None, name: str, *, resume: bool = False) -> Run:

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "registry", "files", "console", "distributed"},
+    {"errors", "registry", "parsing", "replace", "files", "console", "distributed"},
     {
         "tensors",
         "adapter",

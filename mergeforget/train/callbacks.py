@@ -41,10 +41,10 @@ class FreshOptimizer(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """Show steps done, time left, and the loss or what a controller has measured."""
+    """Steps done, time left, loss."""
 
-    def __init__(self, label: str, controller: Any = None) -> None:
-        self.label, self.controller = label, controller
+    def __init__(self, label: str) -> None:
+        self.label = label
         self.bar: Progress | None = None
         self.loss = float("nan")
 
@@ -54,8 +54,7 @@ class Bar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         self.loss = (logs or {}).get("loss", self.loss)
         if self.bar is not None and state.global_step > self.bar.done:
-            note = getattr(self.controller, "note", "") or f"loss {self.loss:.3g}"
-            self.bar.advance(state.global_step - self.bar.done, note)
+            self.bar.advance(state.global_step - self.bar.done, f"loss {self.loss:.3g}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:
