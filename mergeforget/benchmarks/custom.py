@@ -81,7 +81,7 @@ def _overall(metric: str, value: float, n: int, draws: np.ndarray | None) -> Sco
         value,
         "higher",
         n,
-        interval=interval_of(draws),
+        interval=interval_of(draws, value),
         definition=f"custom/{metric.replace('_', '-')}@1",
         draws=draws,
     )

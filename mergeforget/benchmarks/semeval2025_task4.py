@@ -137,7 +137,7 @@ def _overall(
         value,
         "higher",
         n,
-        interval=interval_of(draws),
+        interval=interval_of(draws, value),
         definition=f"semeval2025-task4/{name}@1",
         draws=draws,
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
 from mergeforget.score import Better
 
@@ -40,11 +43,30 @@ def membership_definition(name: str, measured: Measured) -> str:
     return f"{name}{unit}@1"
 
 
-def signals_of(measured: Measured, signal: str, task: str = "") -> tuple[list[float], list[float]]:
-    """A membership signal of members and of non-members; ``loss`` is there for every document."""
-    found: tuple[list[float], list[float]] = ([], [])
+class Signals(NamedTuple):
+    """A membership signal of documents; larger means more likely a member.
+
+    Attributes:
+        members, nonmembers: The signal of each document.
+        subjects: The subjects of the members, and of the non-members.
+    """
+
+    members: list[float]
+    nonmembers: list[float]
+    subjects: tuple[list[str], list[str]]
+
+
+def signals_of(measured: Measured, signal: str, task: str = "") -> Signals:
+    """Return a membership signal of the documents; ``loss`` exists for every document."""
+    found = Signals([], [], ([], []))
     for document in measured.losses:
         value = -document.nll if signal == "loss" else document.signals.get(signal)
         if value is not None and (not task or document.task == task):
-            found[0 if document.member else 1].append(value)
+            (found.members if document.member else found.nonmembers).append(value)
+            found.subjects[0 if document.member else 1].append(document.subject)
     return found
+
+
+def subjects_of(rows: Iterable[Answer | AnswerLikelihood]) -> list[str]:
+    """Return the subject of each row."""
+    return [one.row.subject for one in rows]

@@ -6,7 +6,7 @@ import unicodedata
 
 from mergeforget.data.schema import Answer, Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import answers_of, direction
+from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -21,7 +21,14 @@ def exact_match(measured: Measured, split: str, task: str = "") -> Score | None:
     rows = answers_of(measured, split, task, "qa") or answers_of(measured, split, task)
     values = [float(is_exact(a)) for a in rows]
     return mean_score(
-        "exact_match", split, values, direction(split), task=task, chance=0.0, definition=DEFINITION
+        "exact_match",
+        split,
+        values,
+        direction(split),
+        subjects=subjects_of(rows),
+        task=task,
+        chance=0.0,
+        definition=DEFINITION,
     )
 
 

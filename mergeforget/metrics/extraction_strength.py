@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import direction, likelihoods_of
+from mergeforget.metrics._rows import direction, likelihoods_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -17,7 +17,13 @@ def extraction_strength(measured: Measured, split: str, task: str = "") -> Score
 
     0 where nothing is extracted: k = n; 1 where the prompt alone brings the whole answer.
     """
-    values = [one.extracted for one in likelihoods_of(measured, split, task)]
+    rows = likelihoods_of(measured, split, task)
     return mean_score(
-        "extraction_strength", split, values, direction(split), task=task, definition=DEFINITION
+        "extraction_strength",
+        split,
+        [one.extracted for one in rows],
+        direction(split),
+        subjects=subjects_of(rows),
+        task=task,
+        definition=DEFINITION,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import direction, likelihoods_of
+from mergeforget.metrics._rows import direction, likelihoods_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -21,7 +21,13 @@ def greedy_match(measured: Measured, split: str, task: str = "") -> Score | None
     """
     rows = likelihoods_of(measured, split, task)
     questions = [one for one in rows if one.row.kind == "qa"]
-    values = [float(one.greedy == 1) for one in questions or rows]
+    asked = questions or rows
     return mean_score(
-        "greedy_match", split, values, direction(split), task=task, definition=DEFINITION
+        "greedy_match",
+        split,
+        [float(one.greedy == 1) for one in asked],
+        direction(split),
+        subjects=subjects_of(asked),
+        task=task,
+        definition=DEFINITION,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Answer, Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import answers_of, direction
+from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -14,12 +14,14 @@ DEFINITION = "knowledge@1"
 @metric("knowledge", source="SemEval-2025 Task 4, evaluation script")
 def knowledge(measured: Measured, split: str, task: str = "") -> Score | None:
     """Share of the questions (``qa`` rows) answered with the reference and nothing else."""
-    values = [float(is_exact(a)) for a in answers_of(measured, split, task, "qa")]
+    rows = answers_of(measured, split, task, "qa")
+    values = [float(is_exact(a)) for a in rows]
     return mean_score(
         "knowledge",
         split,
         values,
         direction(split),
+        subjects=subjects_of(rows),
         task=task,
         kind="qa",
         chance=0.0,

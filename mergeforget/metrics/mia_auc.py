@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import membership_definition
+from mergeforget.metrics._rows import membership_definition, signals_of
 from mergeforget.metrics._statistics import auc, auc_draws, interval_of
 from mergeforget.score import Score
 
@@ -18,18 +18,16 @@ def mia_auc(measured: Measured, split: str = "mia", task: str = "") -> Score | N
     Near 1: the model still knows the forget set; near 0: it avoids it, which gives it away as
     well; 0.5: it treats the forget set like documents it never saw.
     """
-    documents = [d for d in measured.losses if not task or d.task == task]
-    members = [-d.nll for d in documents if d.member]
-    nonmembers = [-d.nll for d in documents if not d.member]
+    members, nonmembers, subjects = signals_of(measured, "loss", task)
     if not members or not nonmembers:
         return None
-    draws = auc_draws(members, nonmembers)
+    draws = auc_draws(members, nonmembers, subjects=subjects)
     return Score(
         "mia_auc",
         split,
         auc(members, nonmembers),
         "nearer",
-        len(documents),
+        len(members) + len(nonmembers),
         task=task,
         interval=interval_of(draws),
         chance=0.5,

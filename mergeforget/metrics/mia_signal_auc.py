@@ -24,10 +24,10 @@ def mia_signal_auc(
 
     The score is called ``mia_auc_`` and the signal, for example ``mia_auc_min_k_20``.
     """
-    members, nonmembers = signals_of(measured, signal, task)
+    members, nonmembers, subjects = signals_of(measured, signal, task)
     if not members or not nonmembers:
         return None
-    draws = auc_draws(members, nonmembers)
+    draws = auc_draws(members, nonmembers, subjects=subjects)
     return Score(
         f"mia_auc_{signal}",
         split,

@@ -20,12 +20,12 @@ def mia_tpr(
     highest ``allowed + 1``. The interval draws members and non-members, and finds the threshold
     anew in each draw; the highest of few non-members is often not drawn, so it reaches far up.
     """
-    members, nonmembers = signals_of(measured, "loss", task)
+    members, nonmembers, subjects = signals_of(measured, "loss", task)
     if not members or not nonmembers:
         return None
     allowed = int(false_positives * len(nonmembers) + 1e-9)
     threshold = sorted(nonmembers, reverse=True)[allowed]
-    draws = share_above_draws(members, nonmembers, allowed)
+    draws = share_above_draws(members, nonmembers, allowed, subjects=subjects[0])
     return Score(
         "mia_tpr",
         split,

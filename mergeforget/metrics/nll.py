@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import likelihoods_of
+from mergeforget.metrics._rows import likelihoods_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Better, Score
 
@@ -20,11 +20,23 @@ def nll(measured: Measured, split: str, task: str = "") -> Score | None:
     Of the answers after their prompts; of whole documents on ``holdout``, and wherever only
     documents were read. Higher is better on the forget set, lower on the others.
     """
-    values = [one.nll for one in likelihoods_of(measured, split, task)]
+    rows = likelihoods_of(measured, split, task)
+    values, subjects = [one.nll for one in rows], subjects_of(rows)
     unit = "answer" if values else "document"
     if not values and split in ("forget", "holdout"):
         member = split == "forget"
-        documents = [d for d in measured.losses if d.member == member]
-        values = [d.nll for d in documents if not task or d.task == task]
+        documents = [
+            d for d in measured.losses if d.member == member and (not task or d.task == task)
+        ]
+        values, subjects = [d.nll for d in documents], [d.subject for d in documents]
     better: Better = "higher" if split == "forget" else "lower"
-    return mean_score("nll", split, values, better, task=task, definition=DEFINITIONS[unit])
+    return mean_score(
+        "nll",
+        split,
+        values,
+        better,
+        subjects=subjects,
+        bounded=False,
+        task=task,
+        definition=DEFINITIONS[unit],
+    )

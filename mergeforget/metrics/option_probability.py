@@ -6,7 +6,7 @@ import numpy as np
 
 from mergeforget.data.schema import AnswerLikelihood, Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import direction, likelihoods_of
+from mergeforget.metrics._rows import direction, likelihoods_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -27,6 +27,7 @@ def option_probability(measured: Measured, split: str, task: str = "") -> Score 
         split,
         [share_of(one) for one in rows],
         direction(split),
+        subjects=subjects_of(rows),
         task=task,
         chance=sum(chance) / len(chance) if chance else None,
         definition=DEFINITION,

@@ -22,18 +22,18 @@ def privleak(
     """
     if measured.retrained is None:
         return None
-    members, nonmembers = signals_of(measured, signal, task)
+    members, nonmembers, subjects = signals_of(measured, signal, task)
     theirs = signals_of(measured.retrained, signal, task)
-    if not (members and nonmembers and all(theirs)):
+    if not (members and nonmembers and theirs.members and theirs.nonmembers):
         return None
-    own, retrained = 1 - auc(members, nonmembers), 1 - auc(*theirs)
+    own, retrained = 1 - auc(members, nonmembers), 1 - auc(theirs.members, theirs.nonmembers)
     if retrained == 0:
         return None
 
     def leak(aucs: list[float]) -> float:
         return 100 * (1 - aucs[0] - retrained) / retrained
 
-    draws = combined_draws([auc_draws(members, nonmembers)], leak)
+    draws = combined_draws([auc_draws(members, nonmembers, subjects=subjects)], leak)
     return Score(
         "privleak",
         split,

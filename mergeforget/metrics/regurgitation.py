@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergeforget.data.schema import Answer, Measured
 from mergeforget.metrics import metric
 from mergeforget.metrics._rouge import Words, rouge_l_recall
-from mergeforget.metrics._rows import answers_of, direction
+from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -34,6 +34,7 @@ def regurgitation(
         split,
         values,
         direction(split),
+        subjects=subjects_of(rows),
         task=task,
         kind="sc",
         chance=_of_other_rows(rows, words),

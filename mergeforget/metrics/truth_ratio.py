@@ -9,7 +9,7 @@ import numpy as np
 
 from mergeforget.data.schema import AnswerLikelihood, Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import likelihoods_of
+from mergeforget.metrics._rows import likelihoods_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -27,7 +27,8 @@ def truth_ratio(
     cannot tell truth from imitation; any other the mean of ``max(0, 1 - R)``, 1 where it surely
     can. Both are better higher. The score by the geometric mean is ``truth_ratio_geometric``.
     """
-    ratios = log_ratios(measured, split, task, mean)
+    rows = [one for one in likelihoods_of(measured, split, task) if one.perturbed]
+    ratios = [log_ratio(one, mean) for one in rows]
     if split == "forget":
         values = [math.exp(-abs(ratio)) for ratio in ratios]
     else:
@@ -37,6 +38,7 @@ def truth_ratio(
         split,
         values,
         "higher",
+        subjects=subjects_of(rows),
         task=task,
         definition=DEFINITIONS[mean],
         by_row=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ def nll(probability: float) -> float:
     return -math.log(probability)
 
 
+NUMBERS = count()  # each row is about a person of its own
+
+
 def read(
     split: str, answer: float, perturbed: tuple[float, ...], paraphrased: float | None = None
 ) -> AnswerLikelihood:
     """The likelihoods of a row, given as probabilities to the power of 1 / tokens."""
-    row = Row(f"{split}-qa0", "Who?", "Ann Lee", "", split)
+    row = Row(f"{split}-{next(NUMBERS)}-qa0", "Who?", "Ann Lee", "", split)
     return AnswerLikelihood(
         row,
         nll(answer),

@@ -115,7 +115,7 @@ def test_areas_of_every_signal_equal_scikit_learn() -> None:
     ]  # fmt: skip
     measured = Beside().add_to(Measured([], losses))
     for signal in SIGNALS:
-        members, nonmembers = signals_of(measured, signal)
+        members, nonmembers, _ = signals_of(measured, signal)
         labels = [1] * len(members) + [0] * len(nonmembers)
         score = mia_signal_auc(measured, signal=signal)
         assert score is not None

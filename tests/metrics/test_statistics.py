@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from mergeforget.metrics._statistics import (
@@ -16,7 +17,10 @@ from mergeforget.metrics._statistics import (
     interval_of,
     mean_draws,
     mean_score,
+    paired_auc_difference,
+    paired_difference,
     share_above_draws,
+    wilson,
 )
 from mergeforget.score import harmonic_mean
 
@@ -35,17 +39,6 @@ def test_auc_by_hand() -> None:
     assert auc([2, 0], [1, 2]) == 0.375
 
 
-def test_interval_of_an_auc_equals_resampling_the_documents() -> None:
-    draw = np.random.default_rng(1)
-    members = draw.normal(0.5, 1, 60).tolist()
-    nonmembers = draw.normal(0, 1, 50).tolist()
-    plain = [
-        auc(list(draw.choice(members, 60)), list(draw.choice(nonmembers, 50))) for _ in range(4000)
-    ]
-    ours = interval_of(auc_draws(members, nonmembers))
-    assert ours == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.015)
-
-
 @pytest.mark.parametrize("values", [[0.0] * 70 + [1.0] * 30, list(np.linspace(0, 1, 100))])
 def test_interval_of_a_mean_has_the_normal_width(values: list[float]) -> None:
     error = np.std(values) / np.sqrt(len(values))
@@ -56,19 +49,6 @@ def test_interval_of_a_mean_has_the_normal_width(values: list[float]) -> None:
         (np.mean(values) - 1.96 * error, np.mean(values) + 1.96 * error), abs=0.15 * error + 0.01
     )
     assert interval_of(mean_draws(values)) == interval
-
-
-@pytest.mark.parametrize("allowed", [0, 2])
-def test_the_threshold_is_found_anew_in_each_draw(allowed: int) -> None:
-    draw = np.random.default_rng(4)
-    members, nonmembers = draw.normal(1.5, 1, 50), draw.normal(0, 1, 40)
-    plain = []
-    for _ in range(4000):
-        threshold = np.sort(draw.choice(nonmembers, 40))[-1 - allowed]
-        plain.append(np.mean(draw.choice(members, 50) > threshold))
-    ours = share_above_draws(members.tolist(), nonmembers.tolist(), allowed)
-    assert ours.mean() == pytest.approx(np.mean(plain), abs=0.02)
-    assert interval_of(ours) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.03)
 
 
 def test_a_combination_draws_the_rows_of_its_parts() -> None:
@@ -109,3 +89,107 @@ def test_scores_of_the_same_rows_draw_them_alike_and_others_do_not() -> None:
     assert same.draws is not None and again.draws is not None and other.draws is not None
     assert (same.draws == again.draws).all() and len(same.draws) == RESAMPLES
     assert abs(np.corrcoef(same.draws, other.draws)[0, 1]) < 0.2
+
+
+def subjects_of(groups: int, size: int) -> list[str]:
+    return [str(i) for i in range(groups) for _ in range(size)]
+
+
+def normal(draw: np.random.Generator, groups: int, size: int, correlation: float) -> np.ndarray:
+    """Standard normal values; rows of one subject are correlated."""
+    shared = np.repeat(draw.standard_normal(groups), size)
+    own = draw.standard_normal(groups * size)
+    return np.asarray(np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own)
+
+
+@pytest.mark.parametrize("area", [0.5, 0.7, 0.85, 0.95])
+@pytest.mark.parametrize(("size", "correlation"), [(1, 0.0), (5, 0.3), (5, 0.8)])
+def test_intervals_of_an_auc_cover_the_truth_for_6_and_16_subjects(
+    area: float, size: int, correlation: float
+) -> None:
+    draw, shift, covered, runs = np.random.default_rng(5), np.sqrt(2) * norm.ppf(area), 0, 400
+    subjects = subjects_of(6, size), subjects_of(16, size)
+    for _ in range(runs):
+        members = normal(draw, 6, size, correlation) + shift
+        found = auc_draws(members, normal(draw, 16, size, correlation), subjects=subjects)
+        low, high = np.percentile(found, [2.5, 97.5])
+        covered += low <= area <= high
+    assert covered / runs >= 0.92
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.8, 0.95])
+@pytest.mark.parametrize(("groups", "size"), [(6, 1), (6, 5), (16, 1), (16, 5)])
+def test_intervals_of_a_share_cover_the_truth(share: float, groups: int, size: int) -> None:
+    draw, covered, runs, subjects = np.random.default_rng(6), 0, 400, subjects_of(groups, size)
+    for _ in range(runs):
+        # beta with (1 - c) / c = 7 / 3: rows of one subject have a correlation of c = 0.3
+        own = draw.beta(share * 7 / 3, (1 - share) * 7 / 3, groups) if size > 1 else share
+        values = draw.random(groups * size) < np.repeat(own, size)
+        low, high = np.percentile(mean_draws(values, subjects=subjects), [2.5, 97.5])
+        covered += low <= share <= high
+    assert covered / runs >= 0.92
+
+
+def test_intervals_of_a_mean_cover_the_truth_where_rows_are_clustered() -> None:
+    draw, covered, subjects = np.random.default_rng(7), 0, subjects_of(6, 5)
+    for _ in range(400):
+        values = 3 + normal(draw, 6, 5, 0.5)
+        found = mean_draws(values, subjects=subjects, bounded=False)
+        low, high = np.percentile(found, [2.5, 97.5])
+        covered += low <= 3 <= high
+    assert covered / 400 >= 0.92
+
+
+@pytest.mark.parametrize("values", [[1.0] * 6, [0.0] * 6])
+def test_a_share_of_all_or_none_has_a_real_interval(values: list[float]) -> None:
+    score = mean_score("m", "forget", values, "lower")
+    assert score is not None and score.interval is not None
+    low, high = score.interval
+    assert low <= score.value <= high and high - low > 0.3
+    # Wilson for 6 of 6 by hand: n / (n + z^2), z = t(5) = 2.571: 6 / (6 + 6.608) = 0.476
+    assert high - low == pytest.approx(1 - 0.476, abs=0.01)
+    perfect = interval_of(auc_draws([1.0] * 6, [0.0] * 16))
+    assert perfect is not None and perfect[0] < 0.85 and perfect[1] == 1.0
+    certain = interval_of(share_above_draws([1.0] * 6, [0.0] * 16, 0))
+    assert certain is not None and certain[0] < 0.6 and certain[1] == 1.0
+
+
+def test_wilson_by_hand() -> None:
+    # p = .5, n = 4, z = 2: centre (.5 + 4/8) / 2 = .5, reach 2 * sqrt(1/16 + 1/16) / 2 = .3536
+    assert wilson(0.5, 4, np.array([-2.0, 2.0])) == pytest.approx([0.1464, 0.8536], abs=1e-4)
+
+
+def test_rows_of_one_subject_do_not_narrow_an_interval() -> None:
+    values = [0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    copied = [v for v in values for _ in range(50)]
+    once = interval_of(mean_draws(values))
+    often = interval_of(mean_draws(copied, subjects=subjects_of(6, 50)))
+    assert often == pytest.approx(once, abs=0.03)
+
+
+def test_differences_of_two_models_on_the_same_documents_are_paired() -> None:
+    draw, covered, widths, runs = np.random.default_rng(8), 0, [], 300
+    subjects = subjects_of(6, 5), subjects_of(16, 5)
+    truth = 0.8 - 0.6
+    for _ in range(runs):
+        members, others = normal(draw, 6, 5, 0.5), normal(draw, 16, 5, 0.5)
+        one = members + np.sqrt(2) * norm.ppf(0.8), others
+        mixed = [0.9 * v + np.sqrt(1 - 0.81) * normal(draw, len(v) // 5, 5, 0.5) for v in one]
+        other = mixed[0] + np.sqrt(2) * (norm.ppf(0.6) - 0.9 * norm.ppf(0.8)), mixed[1]
+        _, (low, high) = paired_auc_difference(one, other, subjects)
+        covered += low <= truth <= high
+        widths.append(high - low)
+    assert covered / runs >= 0.92
+    assert np.mean(widths) < 0.3  # two intervals of 0.3 each would give 0.42
+
+
+def test_paired_differences_of_shares_cover_the_truth() -> None:
+    draw, covered, runs = np.random.default_rng(9), 0, 400
+    for _ in range(runs):
+        first = draw.random(16) < 0.8
+        second = first & (draw.random(16) < 0.75)  # 0.6
+        _, (low, high) = paired_difference(first, second)
+        covered += low <= 0.2 <= high
+    assert covered / runs >= 0.92
+    value, (low, high) = paired_difference([1.0] * 6, [1.0] * 6)
+    assert value == 0 and low < -0.1 and high > 0.1
