@@ -146,7 +146,7 @@ class SearchSpec(RecipeSection):
     seed: int = 0
 
 
-NEW_TOKENS = {"tofu": 200}  # of an answer, where a benchmark says so; else 256
+NEW_TOKENS = {"tofu": 200, "muse": 128}  # per answer, as the benchmark defines; else 256
 
 
 class EvaluationSpec(RecipeSection):

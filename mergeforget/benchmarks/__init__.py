@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeforget.errors import UsageError
 from mergeforget.registry import Registry
 
 if TYPE_CHECKING:
-    from mergeforget.data.schema import Measured
+    from mergeforget.data.schema import Measured, Row
     from mergeforget.score import Score
 
 BENCHMARKS: Registry[Callable[..., Any]] = Registry("benchmark", __name__, "mergeforget.benchmarks")
@@ -62,3 +65,23 @@ def selected(text: str, measured: Measured) -> list[Score]:
     else:
         found = [fn(measured)]
     return [one for one in found if one is not None]
+
+
+def published_rows(benchmark: str, folder: Path) -> dict[str, list[Row]]:
+    """Rows of a benchmark's data as its authors publish it, by split.
+
+    A benchmark with file formats of its own defines ``read_folder(folder)`` beside its function.
+
+    Raises:
+        UnknownNameError: There is no such benchmark.
+        UsageError: The benchmark reads ordinary rows and needs no conversion.
+        InputError: The folder does not hold its data.
+    """
+    module = import_module(BENCHMARKS.get(benchmark).fn.__module__)
+    reader = getattr(module, "read_folder", None)
+    if reader is None:
+        raise UsageError(
+            f"{benchmark} has no file format of its own: give its files to --forget and --retain."
+        )
+    rows: dict[str, list[Row]] = reader(folder)
+    return rows

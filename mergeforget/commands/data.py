@@ -89,6 +89,34 @@ def check(
     emit(facts, "\n".join(_text(Path(p), f) for p, f in facts.items()), as_json)
 
 
+@command.command("convert")
+@click.argument("benchmark")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="Folder for one JSON Lines file per split.")  # fmt: skip
+@json_option
+def convert(benchmark: str, folder: Path, out: Path, as_json: bool) -> None:
+    """Convert the published files of a benchmark to rows.
+
+    FOLDER is the data as the benchmark's authors publish it, for example MUSE's data/news.
+    """
+    from mergeforget.benchmarks import published_rows
+    from mergeforget.files import write_jsonl
+
+    found = published_rows(benchmark, folder)
+    files = {}
+    for split, rows in found.items():
+        files[split] = str(out / f"{split}.jsonl")
+        write_jsonl(out / f"{split}.jsonl", [_record(row) for row in rows])
+    lines = [f"{len(found[split])} rows in {path}" for split, path in files.items()]
+    emit({"files": files}, "\n".join(lines), as_json)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    """A row as evaluate reads it; a whole document has no answer."""
+    return row.to_dict() if row.output else {"id": row.id, "document": row.input}
+
+
 def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
     """Counts of rows, documents, tasks and kinds; token lengths where a tokenizer is given."""
     from collections import Counter

@@ -1,0 +1,109 @@
+"""MUSE: its files as published, and its scores on answers made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mergeforget.benchmarks.muse import first_answer, muse, read_folder
+from mergeforget.cli import main
+from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.errors import InputError
+from mergeforget.evaluate.rows import read_documents
+from mergeforget.metrics.rouge_l_f1 import f1
+from mergeforget.score import find
+
+
+def corpus(folder: Path) -> Path:
+    files: dict[str, Any] = {
+        "verbmem/forget.json": [{"prompt": "Once upon", "gt": "a time there was"}],
+        "knowmem/forget_qa.json": [{"question": "Who?", "answer": "Ada"}],
+        "knowmem/forget_qa_icl.json": [{"question": "When?", "answer": "Today"}],
+        "knowmem/retain_qa.json": [{"question": "Where?", "answer": "Paris"}],
+        "privleak/forget.json": ["seen text"],
+        "privleak/holdout.json": [{"text": "unseen text"}],
+    }
+    for name, rows in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+    return folder
+
+
+def test_published_folder_becomes_rows_with_the_examples_in_front(tmp_path: Path) -> None:
+    rows = read_folder(corpus(tmp_path))
+    assert rows["forget"] == [Row("forget-0", "Once upon", "a time there was", split="forget")]
+    asked = rows["forget_qa"][0]
+    assert asked.input == "Question: When?\nAnswer: Today\n\nQuestion: Who?\nAnswer: "
+    assert asked.output == "Ada"
+    assert rows["retain_qa"][0].input == "Question: Where?\nAnswer: "
+    assert [r.document for r in rows["members"] + rows["nonmembers"]] == [
+        "seen text", "unseen text"
+    ]  # fmt: skip
+
+
+def test_convert_writes_rows_that_evaluate_reads(tmp_path: Path) -> None:
+    source, out = corpus(tmp_path / "news"), tmp_path / "rows"
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "convert", "muse", str(source), "--out", str(out)])
+    assert ended.value.code == 0
+    (row,) = read_rows(out / "forget_qa.jsonl", split="forget_qa")
+    assert row.output == "Ada" and row.input.endswith("Question: Who?\nAnswer: ")
+    assert len(read_documents(out / "members.jsonl")) == 1
+    with pytest.raises(SystemExit) as refused:
+        main(["data", "convert", "tofu", str(source), "--out", str(out)])
+    assert refused.value.code == 2
+
+
+def test_other_folders_and_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no corpus of MUSE"):
+        read_folder(tmp_path)
+    corpus(tmp_path)
+    (tmp_path / "knowmem/retain_qa.json").write_text('[{"q": 1, "answer": "x"}]')
+    with pytest.raises(InputError, match="no 'question'"):
+        read_folder(tmp_path)
+
+
+def test_scores_by_hand() -> None:
+    rows = [
+        Row("a", "p", "the cat sat on the mat", split="forget"),
+        Row("b", "p", "Ada Lovelace", split="forget_qa"),
+        Row("c", "p", "Paris", split="retain_qa"),
+    ]
+    said = ["the cat sat", "Ada\n\nQuestion: Who? Ada Lovelace", "in Paris"]
+    answers = [Answer(row, text) for row, text in zip(rows, said, strict=True)]
+    losses = [
+        DocumentLoss(str(i), i < 2, 1.0 + i, signals={"min_k_40": -1.0 - i}) for i in range(4)
+    ]
+    retrained = [
+        DocumentLoss(str(i), i < 2, 1.0, signals={"min_k_40": float(i % 2)}) for i in range(4)
+    ]
+    measured = Measured(answers, losses, retrained=Measured([], retrained))
+    scores = muse(measured)
+    # 3 common words of 6 and 3: 2 * 3 / 9
+    assert find(scores, "rouge_l_f1", "forget").value == pytest.approx(2 / 3)  # type: ignore[union-attr]
+    # the second question is cut off: 1 common word of 2 and 1: 2 / 3
+    assert find(scores, "rouge_l_f1", "forget_qa").value == pytest.approx(2 / 3)  # type: ignore[union-attr]
+    assert find(scores, "rouge_l_f1", "retain_qa").value == pytest.approx(2 / 3)  # type: ignore[union-attr]
+    # members are told apart (AUC 1, in MUSE's convention 0), the retrained model's AUC is 0.5
+    assert find(scores, "privleak", "mia").value == pytest.approx(-100)  # type: ignore[union-attr]
+
+
+def test_rouge_equals_the_package() -> None:
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(
+        ["rougeL"], use_stemmer=False
+    )
+    texts = ["The cats sat, on 2 mats.", "a cat sat on mats", "", "Running runs run", "cat cat cat"]
+    for target in texts:
+        for prediction in texts:
+            theirs = scorer.score(target, prediction)["rougeL"].fmeasure
+            assert f1(target, prediction) == pytest.approx(theirs, abs=1e-12)
+
+
+def test_an_answer_ends_before_the_next_question() -> None:
+    assert first_answer("Ada\nQuestion: Who?") == "Ada"
+    assert first_answer("Ada") == "Ada"
