@@ -32,6 +32,7 @@ _MODULES = {  # public name -> the module that defines it
     "load_run": "mergeforget.api.runs",
     "merge": "mergeforget.api.merging",
     "merge_full": "mergeforget.api.merging",
+    "merge_models": "mergeforget.api.merging",
     "report": "mergeforget.api.runs",
     "search": "mergeforget.api.searching",
     "train": "mergeforget.api.training",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from mergeforget.api.merging import load_adapter as load_adapter
     from mergeforget.api.merging import merge as merge
     from mergeforget.api.merging import merge_full as merge_full
+    from mergeforget.api.merging import merge_models as merge_models
     from mergeforget.api.runs import analyze as analyze
     from mergeforget.api.runs import compare as compare
     from mergeforget.api.runs import export as export

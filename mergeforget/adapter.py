@@ -279,25 +279,6 @@ def scaling_of(config: dict[str, Any], module: str, rank: int) -> float:
     return scaling
 
 
-def check_same_base(adapters: list[Adapter]) -> None:
-    """Raise InputError where adapters change different modules, shapes or base models."""
-    first = adapters[0]
-    for other in adapters[1:]:
-        if first.base and other.base and Path(first.base).name != Path(other.base).name:
-            raise InputError(
-                f"{first.name!r} was trained on {first.base} and {other.name!r} on {other.base}. "
-                "Merging adapters of different models has no meaning; train both on one base with "
-                "`mergeforget train-pair`."
-            )
-        for module in first.deltas.keys() & other.deltas.keys():
-            here, there = first.deltas[module].shape, other.deltas[module].shape
-            if here != there:
-                raise InputError(
-                    f"{module} is {here} in {first.name!r} and {there} in {other.name!r}: they "
-                    "were trained on different base models."
-                )
-
-
 def _faults(config: dict[str, Any]) -> Iterator[str]:
     """Values of a config from which no scaling can be computed."""
     if not _is_number(config.get("lora_alpha")):

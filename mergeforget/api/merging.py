@@ -1,9 +1,9 @@
-"""Load and merge adapters: `merge` returns an adapter, `merge_full` writes a whole model."""
+"""Load and merge adapters: `merge_full` and `merge_models` write whole models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULTS: dict[str, Any] = {"method": "ties", "space": "factors", "seed": 0, "precision": "float32"}
 SHARD_SIZE = 5 * 10**9  # bytes of one weights file
+UNSHARED = ("slerp", "nuslerp")  # without a base their weights are no shares of a mean
 
 ByModule = Mapping[str, Any] | Sequence[str]
 
@@ -58,6 +59,7 @@ def merge(
     data: Sequence[str | Path] = (),
     compare: bool = False,
     base: str | Path | None = None,
+    same_base: bool = False,
     threads: int = 0,
     out: str | Path | None = None,
 ) -> Merged:
@@ -82,6 +84,7 @@ def merge(
         data: Files of rows for ``regmean``: one per adapter, or one for all.
         compare: Measure how far factor space is from delta space.
         base: The model that ``data`` is run through; the adapters' base when omitted.
+        same_base: Merge although the adapters name bases with different content.
         threads: Number of threads; 0 is one per core. It does not change the result.
         out: Folder to write the result to, as a PEFT folder. A merge written here before is
             replaced.
@@ -125,6 +128,7 @@ def merge_full(
     svd: Literal["fast", "exact"] = "fast",
     data: Sequence[str | Path] = (),
     base: str | Path | None = None,
+    same_base: bool = False,
     threads: int = 0,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     max_memory: int | None = None,
@@ -145,7 +149,7 @@ def merge_full(
         shard_size: Bytes of one weights file.
         device: ``cpu`` or ``cuda``.
         method, density, weights, density_by, weights_by, space, rank, seed, precision, arguments,
-            modules, svd, data, threads: As in :func:`merge`.
+            modules, svd, data, same_base, threads: As in :func:`merge`.
 
     Returns:
         Where the model is, and the relative error of rounding to ``dtype``.
@@ -155,20 +159,150 @@ def merge_full(
         InputError: ``out`` holds something else, or the base lacks a module.
     """
     options = dict(locals())
+    for name in ("out", "dtype", "max_memory", "shard_size", "device"):
+        options.pop(name)
+    asked = prepare(**options, compare=False)
+    output: dict[str, Any] = {
+        "dtype": dtype,
+        "shard_size": shard_size,
+        "max_memory": max_memory,
+        "device": device,
+    }
+    return write_full(asked, Path(out), base, **output)
+
+
+def write_full(
+    asked: MergeRequest,
+    out: Path,
+    base: str | Path | None,
+    *,
+    dtype: Any,
+    shard_size: int,
+    max_memory: int | None,
+    device: str,
+) -> Written:
+    """Write the base with the merged change; the arguments are those of :func:`merge_full`.
+
+    A base that is named vouches for the adapters: their own names of it are not compared.
+    """
     from mergeforget.merge.checkpoint.full import fold_adapters
     from mergeforget.merge.checkpoint.tensor_jobs import Output
     from mergeforget.models import locate
 
-    for name in ("out", "dtype", "max_memory", "shard_size", "device"):
-        options.pop(name)
-    asked = prepare(**options, compare=False)
-    folder, found = Path(out), str(base or asked.base)
-    asked.check_out(folder, [found])
+    found = str(base or asked.base)
+    asked.check_out(out, [found])
+    how = replace(asked.settings, same_base=asked.settings.same_base or base is not None)
+    threads = how.threads
     output = Output(
         dtype=dtype, shard_bytes=shard_size, threads=threads, device=device, max_memory=max_memory
     )
-    return fold_adapters(
-        locate(found), asked.adapters, asked.candidate, folder, output, asked.settings
+    return fold_adapters(locate(found), asked.adapters, asked.candidate, out, output, how)
+
+
+def merge_models(
+    models: Sequence[str | Path],
+    out: str | Path,
+    *,
+    base: str | Path | None = None,
+    method: str = "ties",
+    density: float | None = None,
+    weights: Sequence[float] | None = None,
+    density_by: ByModule = (),
+    weights_by: ByModule = (),
+    seed: int | None = None,
+    precision: Literal["float32", "float64"] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    same_base: bool = False,
+    threads: int = 0,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_memory: int | None = None,
+    shard_size: int = SHARD_SIZE,
+    device: str = "cpu",
+) -> Written:
+    """Merge whole models tensor by tensor and write the result as a model folder.
+
+    Args:
+        models: Names or folders of the models.
+        out: Folder to write. A model merged here before is replaced.
+        base: The model that they were fine-tuned from. The method acts on the differences from it;
+            without one, on the weights themselves.
+        weights: One multiplier per model; 1 each when omitted, or the mean without a base.
+        same_base: Merge although architectures or vocabularies differ.
+        method, density, density_by, weights_by, seed, precision, arguments, threads: As in
+            :func:`merge`.
+        dtype, max_memory, shard_size, device: As in :func:`merge_full`.
+
+    Raises:
+        UsageError: The method needs a base, or values do not fit.
+        InputError: The models have different tensors, architectures or vocabularies.
+        NumericError: A model contains NaN or Inf, or the result overflows.
+    """
+    candidate = candidate_of_models(
+        len(models), base=base, method=method, density=density, weights=weights,
+        density_by=density_by, weights_by=weights_by, seed=seed, arguments=arguments,
+    )  # fmt: skip
+    return run_merge_models(
+        models, out, base, candidate, dtype=dtype, precision=precision, same_base=same_base,
+        threads=threads, device=device, max_memory=max_memory, shard_size=shard_size,
+    )  # fmt: skip
+
+
+def candidate_of_models(
+    n: int,
+    *,
+    base: Any,
+    method: str,
+    density: float | None,
+    weights: Sequence[float] | None,
+    density_by: ByModule,
+    weights_by: ByModule,
+    seed: int | None,
+    arguments: Mapping[str, Any] | None,
+) -> Candidate:
+    """The candidate of a merge of n whole models."""
+    from mergeforget.candidate import Candidate
+
+    share = 1.0 if base or method in UNSHARED else 1 / n
+    return Candidate(
+        method,
+        density,
+        tuple(weights or (share,) * n),
+        "delta",
+        seed=seed or 0,
+        arguments=dict(arguments or {}),
+        by_module=_settings("density", density_by, 1) | _settings("weights", weights_by, n),
+    )
+
+
+def run_merge_models(
+    models: Sequence[str | Path],
+    out: str | Path,
+    base: str | Path | None,
+    candidate: Candidate,
+    *,
+    dtype: Any,
+    precision: Any,
+    same_base: bool,
+    threads: int,
+    device: str,
+    max_memory: int | None,
+    shard_size: int,
+) -> Written:
+    """Run a merge of whole models whose candidate is known."""
+    from mergeforget.merge.checkpoint import full
+    from mergeforget.merge.checkpoint.tensor_jobs import Output
+    from mergeforget.merge.output_folder import check_free
+    from mergeforget.models import locate
+
+    check_free(Path(out), [Path(one) for one in [*models, *([base] if base else [])]])
+    output = Output(
+        dtype=dtype, shard_bytes=shard_size, threads=threads, device=device, max_memory=max_memory
+    )
+    origin = locate(str(base)) if base else None
+    found = [locate(str(model)) for model in models]
+    precision = precision or DEFAULTS["precision"]
+    return full.merge_models(
+        found, origin, candidate, Path(out), output, precision, same_base=same_base
     )
 
 
@@ -218,6 +352,7 @@ def prepare(
     compare: bool,
     base: str | Path | None,
     threads: int,
+    same_base: bool = False,
 ) -> MergeRequest:
     """Read the adapters and resolve every option of :func:`merge`."""
     from mergeforget.candidate import Candidate
@@ -240,7 +375,9 @@ def prepare(
         by_module=by_module,
     )
     grams = _grams(base, data, candidate, adapters, run)
-    settings = MergeSettings(modules, svd, precision, compare=compare, threads=threads, grams=grams)
+    settings = MergeSettings(
+        modules, svd, precision, compare=compare, threads=threads, grams=grams, same_base=same_base
+    )
     return MergeRequest(adapters, candidate, settings, run, [*inputs, *map(Path, data)])
 
 

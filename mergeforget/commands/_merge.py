@@ -1,20 +1,20 @@
-"""Parse the options of `mergeforget merge` into the types of the merge engine."""
+"""Options that `merge`, `merge-models` and `extract-lora` share, and how options are refused."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-
-from mergeforget.api.merging import DEFAULTS
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from mergeforget.candidate import Candidate
-    from mergeforget.merge.checkpoint.tensor_jobs import Output
+    from mergeforget.merge.checkpoint.full import Written
 
+F = TypeVar("F", bound=Callable[..., Any])
+FOLDER = click.Path(path_type=Path)
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -40,71 +40,166 @@ def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
     return int(number * UNITS[match[2].upper()])
 
 
-def check_out(out: Path, options: dict[str, Any], bases: Iterable[str], mark: str = "") -> None:
-    """Raise InputError where ``--out`` is an input, or holds what no merge made.
+METHOD = [
+    click.option(
+        "--density",
+        type=float,
+        help="Fraction of entries kept, in (0, 1], for methods that take one.",
+    ),
+    click.option(
+        "--density-by",
+        multiple=True,
+        metavar="FILTER=D",
+        help="Density of the modules whose name contains FILTER; 0.9..0.3 interpolates from the "
+        "first to the last layer. Repeatable.",
+    ),
+    click.option(
+        "--weights-by",
+        multiple=True,
+        metavar="FILTER=W,W,...",
+        help="Weights of the modules whose name contains FILTER. Repeatable.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        help="Random seed, for methods that drop entries at random.  [default: 0]",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "float64"]),
+        help="Precision of the computation, whatever dtype is stored.  [default: float32]",
+    ),
+    click.option(
+        "--set",
+        "arguments",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Set an argument of the method, for example --set sign=count. Repeatable.",
+    ),
+    click.option(
+        "--same-base",
+        is_flag=True,
+        help="Merge although the inputs name or contain different base models.",
+    ),
+]
+MODEL_OUTPUT = [
+    click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        default="auto",
+        show_default=True,
+        help="Dtype of the written model; auto keeps the base's.",
+    ),
+    click.option(
+        "--max-memory",
+        callback=size,
+        metavar="SIZE",
+        help="Memory for the tensors in work, for example 800MB.  [default: no limit]",
+    ),
+    click.option(
+        "--shard-size",
+        callback=size,
+        metavar="SIZE",
+        default="5GB",
+        show_default=True,
+        help="Largest size of one weights file.",
+    ),
+    click.option(
+        "--device", default="cpu", show_default=True, help="Device of the computation, cpu or cuda."
+    ),
+]
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(0),
+    default=0,
+    help="Number of threads; the result is the same.  [default: one per core]",
+)
+NAMES = {"arguments": "--set", "models": "--model", "adapters": "--adapter", "as_json": "--json"}
+OUTPUT_ONLY = ("dtype", "max_memory", "shard_size", "device")
+
+
+def options(*groups: Any) -> Callable[[F], F]:
+    """Apply several click options in the order given."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(
+            [one for g in groups for one in (g if isinstance(g, list) else [g])]
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def given(name: str) -> bool:
+    """Whether an option was written on the command line."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
+
+
+def refuse(names: Iterable[str], why: str) -> None:
+    """Raise UsageError for options that were given and do not apply.
 
     Args:
-        bases: Models, by folder or by their name on the hub.
-        mark: The file that marks an earlier result, if it is not ``candidate.json``.
+        names: Parameters of the command.
+        why: Completes the sentence "--name does not apply ...".
     """
-    from mergeforget.merge.output_folder import MADE, check_free
+    from mergeforget.errors import UsageError
 
-    given = [*options["adapters"], *options["models"], *options["data"]]
-    given += [Path(name) for name in [options["config"], options["base"], *bases] if name]
-    check_free(out, given, mark or MADE)
-
-
-def output(options: dict[str, Any]) -> Output:
-    from mergeforget.merge.checkpoint.tensor_jobs import Output
-
-    return Output(
-        dtype=options["dtype"],
-        shard_bytes=options["shard_size"],
-        threads=options["threads"],
-        device=options["device"],
-        max_memory=options["max_memory"],
-    )
+    found = [NAMES.get(n, "--" + n.replace("_", "-")) for n in names if given(n)]
+    if found:
+        verb = "does" if len(found) == 1 else "do"
+        raise UsageError(f"{', '.join(found)} {verb} not apply {why}.")
 
 
-def arguments_of(assignments: Iterable[str]) -> dict[str, Any]:
-    """``sign=count`` each, values in YAML, as arguments of a merge method."""
+def refuse_unused(method: str, space: str | None = None, *, cuts: bool = False) -> None:
+    """Raise UsageError for options that the method does not use.
+
+    Args:
+        cuts: The command truncates a merged delta to a rank, which ``--svd`` governs.
+    """
+    from mergeforget.candidate import Candidate
+    from mergeforget.merge.engine import is_dense
+    from mergeforget.merge.methods import MERGE_METHODS
+    from mergeforget.merge.request import canonical
+
+    candidate = canonical(Candidate(method, space=space or "factors"))  # type: ignore[arg-type]
+    entry = MERGE_METHODS.get(candidate.method)
+    if "generator" not in entry.parameters:
+        refuse(["seed"], f"to {entry.name}, which draws nothing at random")
+    if cuts and not is_dense(candidate):
+        refuse(["svd"], f"to {entry.name} in {candidate.space} space, which truncates no delta")
+    if cuts and candidate.space == "delta":
+        refuse(["compare"], "in delta space: it measures how far factor space is from it")
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` texts as arguments of a method."""
     import yaml
 
     from mergeforget.errors import UsageError
 
     found = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
+    for text in texts:
+        name, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--set wants NAME=VALUE, for example sign=count, not {assignment!r}.")
-        found[name.strip()] = yaml.safe_load(value)
+            raise UsageError(f"--set expects NAME=VALUE, for example sign=count, not {text!r}.")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {text!r}: the value is not valid YAML.") from error
     return found
 
 
-def candidate(options: dict[str, Any], n: int, weight: float = 1.0) -> Candidate:
-    """How whole models are merged."""
-    from mergeforget.candidate import Candidate
+def print_written(written: Written, as_json: bool) -> None:
+    """Print where a whole model was written, and what rounding to its dtype costs."""
+    from mergeforget.commands._options import emit
 
-    arguments = arguments_of(options["arguments"])
-    weights = options["weights"] or (weight,) * n
-    chosen = {key: options[key] for key in ("density", "rank")}
-    for key in ("method", "space", "seed"):
-        chosen[key] = DEFAULTS[key] if options[key] is None else options[key]
-    by_module = _by_module(options, n)
-    return Candidate(**chosen, weights=weights, arguments=arguments, by_module=by_module)
-
-
-def _by_module(options: dict[str, Any], n: int) -> dict[str, Any]:
-    from mergeforget.errors import UsageError
-    from mergeforget.merge.by_module import parse
-
-    settings: dict[str, Any] = {}
-    for key, count in (("density_by", 1), ("weights_by", n)):
-        rows = [parse(text) for text in options[key]]
-        for pattern, values in rows:
-            if len(values) != count:
-                raise UsageError(f"{pattern}: {len(values)} values are given, {count} are wanted.")
-        found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
-        if rows:
-            settings[key.removesuffix("_by")] = found[0] if key == "density_by" else found
-    return settings
+    lines = [f"{written.folder}: {written.candidate.name}"]
+    if written.rounding:
+        lines.append(
+            f"Rounding to the output's dtype leaves an error of {written.rounding:.1%} in the "
+            "realised change. --dtype float32 avoids it; evaluate the model that you ship."
+        )
+    facts = {"folder": str(written.folder), "candidate": written.candidate.to_dict()}
+    emit(facts | {"rounding": written.rounding}, "\n".join(lines), as_json)

@@ -81,7 +81,9 @@ class MergeSettings:
         compare: measure ``space_error`` for every method; it takes dense deltas. For ``linear`` it
             is always measured, from rank-sized matrices.
         threads: at most; the number changes no bit.
-        grams: of what each module is given, for the methods that ask for it, see ``grams``.
+        grams: statistics of each module's inputs, for methods that need them, see
+            ``activation_grams``.
+        same_base: merge although the adapters name bases with different content.
     """
 
     modules: Modules = "same"
@@ -90,6 +92,7 @@ class MergeSettings:
     compare: bool = False
     threads: int = 0
     grams: Grams | None = None
+    same_base: bool = False
 
 
 class MergedModule(NamedTuple):
@@ -186,7 +189,7 @@ def at_densities(
     for one in candidates:
         check_candidate(one, len(adapters))
     check_grams(candidate, how.grams)
-    check_adapters(adapters)
+    check_adapters(adapters, same_base=how.same_base)
     modules = modules_to_merge(adapters, how.modules)
     check_ranks(adapters, modules, candidate)
     return candidates, modules

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from mergeforget.adapter import PREFIX, Adapter, check_same_base
+from mergeforget.adapter import PREFIX, Adapter
 from mergeforget.errors import InputError, NumericError, UsageError
 
 Modules = Literal["same", "common", "all"]
@@ -34,12 +36,15 @@ NOT_PLAIN = {
 }
 
 
-def check_adapters(adapters: Sequence[Adapter], *, with_base: bool = False) -> None:
+def check_adapters(
+    adapters: Sequence[Adapter], *, with_base: bool = False, same_base: bool = False
+) -> None:
     """Raise for adapters that cannot be merged exactly.
 
     Args:
         with_base: the result is a whole model, so that what changes the base otherwise than by
             ``scaling * B @ A`` may be folded, see ``changes``.
+        same_base: Trust that the adapters belong to one base, whatever they name.
 
     Raises:
         InputError: another base, or trained parts that are not ``scaling * B @ A``.
@@ -50,7 +55,52 @@ def check_adapters(adapters: Sequence[Adapter], *, with_base: bool = False) -> N
     for adapter in adapters:
         check_plain(adapter, with_base=with_base)
         check_finite(adapter)
-    check_same_base(list(adapters))
+    check_same_base(adapters, trusted=same_base)
+
+
+def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> None:
+    """Raise InputError where adapters belong to different bases.
+
+    Two names mean the same base where they differ in case, or where one is a quantised copy
+    (``-bnb-4bit``), or where both are folders with the same weights, see ``same_content``.
+
+    Args:
+        trusted: Compare shapes only.
+    """
+    first = adapters[0]
+    for other in adapters[1:]:
+        if not trusted and first.base and other.base and not _one_base(first.base, other.base):
+            raise InputError(
+                f"{first.name!r} was trained on {first.base} and {other.name!r} on {other.base}. "
+                "Merging adapters of different models has no meaning; train both on one base with "
+                "`mergeforget train-pair`. If both names mean the same model, add --same-base."
+            )
+        for module in first.deltas.keys() & other.deltas.keys():
+            here, there = first.deltas[module].shape, other.deltas[module].shape
+            if here != there:
+                raise InputError(
+                    f"{module} is {here} in {first.name!r} and {there} in {other.name!r}: they "
+                    "were trained on different base models."
+                )
+
+
+def _one_base(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    folders = [Path(name) for name in (one, other)]
+    if all(folder.is_dir() for folder in folders):
+        from mergeforget.merge.checkpoint.compatible import same_content
+        from mergeforget.merge.checkpoint.reader import open_checkpoint
+
+        if folders[0].resolve() == folders[1].resolve():
+            return True
+        with open_checkpoint(folders[0]) as first, open_checkpoint(folders[1]) as second:
+            return same_content(first, second)
+    names = [QUANTISED.sub("", folder.name.lower()) for folder in folders]
+    return names[0] == names[1]
+
+
+QUANTISED = re.compile(r"([-_.](unsloth|bnb|dynamic|[48]bit|int[48]|awq|gptq|nf4|fp8|quantized))+$")
 
 
 def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merged") -> None:
@@ -76,8 +126,8 @@ def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merge
             faults.append(f"it holds tensors that are no lora_A or lora_B: {some(odd)}")
     if faults:
         way = (
-            "Fold the adapter into its base with PEFT's merge_and_unload and merge the models with "
-            "--model."
+            "Or convert it to a plain LoRA with `mergeforget extract-lora ADAPTER --base BASE "
+            "--rank 32 --out OUT`."
             if never
             else "Merge into a whole model with --full, where it is folded exactly."
         )

@@ -29,13 +29,16 @@ FACTOR_ARGUMENTS = {"sign", "rescale"}  # scales and shares of weights are not t
 def canonical(candidate: Candidate) -> Candidate:
     """The candidate with PEFT's spellings resolved: ``ties_svd`` is ``ties`` in delta space.
 
-    A method that has no meaning on factors is one of delta space.
+    A method that has no meaning on factors works in delta space, and one that draws nothing at
+    random has the seed 0, so that what is recorded is what was used.
     """
     method = candidate.method.replace("-", "_")
-    if method in PEFT_TYPES:
-        return replace(candidate, method=PEFT_TYPES[method], space="delta")
     space = candidate.space if method in IN_FACTORS else "delta"
-    return replace(candidate, method=method, space=space)
+    if method in PEFT_TYPES:
+        method, space = PEFT_TYPES[method], "delta"
+    takes = MERGE_METHODS.get(method).parameters
+    seed = candidate.seed if "generator" in takes else 0
+    return replace(candidate, method=method, space=space, seed=seed)
 
 
 def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
@@ -64,9 +67,14 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
             "In factor space the result has the rank of the adapters. A rank is chosen in delta "
             "space: add --space delta."
         )
+    if candidate.rank is not None and entry.name == "cat":
+        raise UsageError(
+            "cat stacks the factors, so its rank is the sum of theirs: leave --rank out, or use "
+            "linear with --space delta, which truncates the same sum."
+        )
     for name in SUPPLIED:
         if name in candidate.arguments:
-            raise UsageError(f"{name} is no argument of a method; give it by its own option.")
+            raise UsageError(f"{name} is not set as an argument; it has its own option.")
     entry.check_arguments(candidate.arguments)
     for name, value in candidate.arguments.items():
         _check_finite(name, value)

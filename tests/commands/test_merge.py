@@ -23,7 +23,10 @@ WriteLora = Callable[..., Path]
 
 
 def call(*words: str | Path) -> Result:
-    return CliRunner().invoke(main, ["merge", *map(str, words)])
+    """`merge`, or `merge-models` where the options are its own."""
+    given = [str(word) for word in words]
+    models = {"--model", "--config"} & set(given)
+    return CliRunner().invoke(main, ["merge-models" if models else "merge", *given])
 
 
 @pytest.fixture
@@ -53,6 +56,7 @@ def test_the_pair_of_the_newest_run_becomes_a_candidate(run: Path) -> None:
 
 def test_without_a_method_the_run_s_recipe_says_how(run: Path) -> None:
     merge = {"density": 0.3, "weights": [1, 0.5], "seed": 7, "arguments": {"sign": "count"}}
+    merge["method"] = "dare_ties"
     save_recipe(change(load_recipe("zjuklab"), merge=merge), run / "recipe.yaml")
 
     def candidate(*words: str) -> Candidate:
@@ -60,7 +64,7 @@ def test_without_a_method_the_run_s_recipe_says_how(run: Path) -> None:
         assert done.exit_code == 0, done.output
         return Candidate.from_dict(json.loads(done.stdout)["candidate"])
 
-    told = Candidate("ties", 0.3, (1.0, 0.5), seed=7, arguments={"sign": "count"})
+    told = Candidate("dare_ties", 0.3, (1.0, 0.5), seed=7, arguments={"sign": "count"})
     assert candidate() == told
     assert candidate("--density", "0.9", "--seed", "0") == replace(told, density=0.9, seed=0)
     assert candidate("--set", "sign=total").arguments == {"sign": "total"}
@@ -102,7 +106,7 @@ def test_peft_s_names_weights_and_arguments_are_understood(run: Path) -> None:
 
 def test_the_text_says_what_the_cut_and_the_space_cost(run: Path) -> None:
     assert "of the energy" in call(run, "--method", "svd").output
-    assert "away from the same method" in call(run, "--method", "linear").output
+    assert "from the same method" in call(run, "--method", "linear").output
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_the_text_says_what_the_cut_and_the_space_cost(run: Path) -> None:
         (["--density", "0.5", "--weights", "1,x"], 2, "not a list of numbers"),
         (["--density", "0.5", "--weights", "1,1,1"], 2, "3 weights"),
         (["--density", "0.5", "--set", "sign"], 2, "NAME=VALUE"),
-        (["--density", "0.5", "--adapter", "absent"], 4, "absent is not an adapter"),
+        (["--density", "0.5", "--adapter", "absent", "--out", "x"], 4, "absent is not an adapter"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_coded(
@@ -242,7 +246,7 @@ def test_models_are_merged_by_name(tiny_folder: Path, tmp_path: Path) -> None:
     assert all((first[name] == second[name]).all() for name in first)
     done = call(*words, "--out", tmp_path / "m", "--max-memory", "lots")
     assert done.exit_code == 2 and "not a size" in done.output
-    assert "not both" in call(*words, "--adapter", "x", "--out", tmp_path / "m").output
+    assert "No such option" in call(*words, "--adapter", "x", "--out", tmp_path / "m").output
 
 
 def test_slerp_of_models_goes_all_the_way(tiny_folder: Path, tmp_path: Path) -> None:
@@ -270,3 +274,128 @@ def test_a_configuration_of_mergekit_is_run_and_printed(tiny_folder: Path, tmp_p
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["candidate"]["method"] == "ties"
     assert (tmp_path / "m" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--density", "0.5", "--dtype", "bfloat16"], "--dtype"),
+        (["--density", "0.5", "--device", "cuda"], "--device"),
+        (["--density", "0.5", "--max-memory", "800MB", "--shard-size", "1GB"], "--max-memory"),
+        (["--density", "0.5", "--base", "b"], "--base"),
+        (["--density", "0.5", "--seed", "0"], "--seed"),
+        (["--density", "0.5", "--svd", "exact"], "--svd"),
+        (["--method", "svd", "--compare"], "--compare"),
+        (["--method", "cat", "--rank", "2"], "--rank"),
+        (["--density", "0.5", "--rank", "2"], "space delta"),
+        (["--density", "0.5", "--data", "rows.jsonl"], "--data"),
+        (["--density", "0.5", "--full", "--compare", "--out", "m"], "--compare"),
+        (["--density", "0.5", "--adapter", "a", "--out", "m"], "RUN and --adapter"),
+    ],
+)
+def test_an_option_that_does_not_apply_is_refused_by_name(
+    run: Path, words: list[str], option: str
+) -> None:
+    done = call(run, *words)
+    assert done.exit_code == 2 and option in done.output, done.output
+    assert not (run / "candidates").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--config", "mk.yml", "--method", "ties", "--density", ".3"], "--method, --density"),
+        (["--config", "mk.yml", "--model", "m"], "--model"),
+        (["--config", "mk.yml", "--dtype", "float16"], "--dtype"),
+        (["--config", "mk.yml", "--seed", "3"], "--seed"),
+        (["--config", "mk.yml", "--print-mergekit"], "--print-mergekit"),
+        (["--model", "m", "--method", "linear", "--print-mergekit", "--threads", "2"], "--threads"),
+        (["--model", "m", "--method", "linear", "--seed", "2"], "--seed"),
+        (["--model", "m", "--method", "linear", "--rank", "1"], "No such option '--rank'"),
+    ],
+)
+def test_an_option_that_merge_models_does_not_use_is_refused_by_name(
+    words: list[str], option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"model": "a"}, {"model": "b"}]
+    Path("mk.yml").write_text(json.dumps({"merge_method": "linear", "models": rows}))
+    done = CliRunner().invoke(main, ["merge-models", *words, "--out", "out"])
+    if "--print-mergekit" in words and "--config" not in words:
+        option = f"--out, {option}" if option == "--threads" else option
+    assert done.exit_code == 2 and option.split(", ")[-1] in done.output, done.output
+
+
+def test_one_adapter_is_truncated_to_a_rank(write_lora: WriteLora, tmp_path: Path) -> None:
+    one = write_lora("one", rank=4)
+    done = call("--adapter", one, "--rank", "2", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["candidate"]["method"] == "linear" and facts["candidate"]["rank"] == 2
+    lost = energy = 0.0
+    whole, found = read_adapter(one), read_adapter(tmp_path / "out")
+    for module, delta in whole.deltas.items():
+        s = np.linalg.svd(delta.dense(), compute_uv=False)
+        assert found.deltas[module].rank == 2
+        best = float(np.linalg.norm(s[2:]))
+        apart = np.linalg.norm(delta.dense() - found.deltas[module].dense())
+        assert apart == pytest.approx(best, rel=1e-3)
+        lost, energy = lost + best**2, energy + (s**2).sum()
+    assert facts["energy_lost"] == pytest.approx(lost / energy, rel=1e-3)
+
+
+def test_models_of_other_kinds_are_refused_or_named(
+    save_models: Callable[..., list[Path]], tiny_folder: Path, tmp_path: Path
+) -> None:
+    _, one, two = save_models(tmp_path)
+    for model in (one, two):
+        shutil.copy(tiny_folder / "tokenizer.json", model / "tokenizer.json")
+    words: list[str | Path] = ["--method", "linear", "--model", one, "--model", two, "--out"]
+    assert call(*words, tmp_path / "same").exit_code == 0
+    config = json.loads((two / "config.json").read_text())
+    rope = config.get("rope_parameters") or {}
+    changed = config | {"rope_parameters": rope | {"rope_theta": 123.0}, "rms_norm_eps": 0.5}
+    (two / "config.json").write_text(json.dumps(changed))
+    done = call(*words, tmp_path / "rope")
+    assert done.exit_code == 0 and "rms_norm_eps is" in done.stderr, done.output
+    assert "rope_parameters is" in done.stderr
+    (two / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
+    done = call(*words, tmp_path / "other")
+    assert done.exit_code == 4 and "a mistral" in done.output, done.output
+    assert call(*words, tmp_path / "other", "--same-base").exit_code == 0
+    (two / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((two / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
+    (two / "tokenizer.json").write_text(json.dumps(tokenizer))
+    done = call(*words, tmp_path / "permuted")
+    assert done.exit_code == 4 and "'A' is token" in done.output, done.output
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_tied_output_layer_may_be_stored_or_not(
+    stored: bool, stated: bool, save_models: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    """Models that tie their output layer merge, whoever stores it and whatever the config says."""
+    from safetensors.numpy import load_file, save_file
+
+    _, one, two = save_models(tmp_path)
+    if stored:
+        tensors = load_file(two / "model.safetensors")
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        save_file(tensors, two / "model.safetensors", {"format": "pt"})
+    if not stated:
+        for model in (one, two):
+            config = json.loads((model / "config.json").read_text())
+            config.pop("tie_word_embeddings", None)
+            (model / "config.json").write_text(json.dumps(config))
+    for i, pair in enumerate(((one, two), (two, one))):
+        words = [w for model in pair for w in ("--model", model)]
+        done = call("--method", "linear", *words, "--out", tmp_path / f"m{i}")
+        assert done.exit_code == 0, done.output
+        found = load_file(tmp_path / f"m{i}" / "model.safetensors")
+        name = "model.embed_tokens.weight"
+        wanted = sum(load_file(m / "model.safetensors")[name] for m in pair) / 2
+        for tensor in {name, "lm_head.weight"} & found.keys():
+            np.testing.assert_allclose(found[tensor], wanted, rtol=1e-6)

@@ -28,7 +28,7 @@ from mergeforget.adapter import PREFIX, read_adapter, write_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, NumericError
 from mergeforget.merge.checkpoint.full import fold_adapters
-from mergeforget.merge.engine import merge_adapters, write_candidate
+from mergeforget.merge.engine import MergeSettings, merge_adapters, write_candidate
 from mergeforget.tensors import read_safetensors, write_safetensors
 
 LIKE_LLAMA: dict[str, Any] = {
@@ -40,7 +40,7 @@ ARCHITECTURES: dict[str, Any] = {
     "mistral": MistralConfig(**LIKE_LLAMA),
     "qwen2": Qwen2Config(**LIKE_LLAMA, tie_word_embeddings=True),
     "gemma": GemmaConfig(**LIKE_LLAMA, head_dim=8),
-    "phi": PhiConfig(**LIKE_LLAMA | {"num_key_value_heads": 2}, partial_rotary_factor=0.5),
+    "phi": PhiConfig(**LIKE_LLAMA | {"num_key_value_heads": 2}),
     "opt": OPTConfig(
         vocab_size=40, hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=64, word_embed_proj_dim=16,
@@ -69,7 +69,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def make(base: Path, folder: Path, seed: int = 1, **settings: Any) -> Path:
     """An adapter by PEFT whose trainable parameters were all moved."""
-    config = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"} | settings
+    config: Any = {"r": 4, "lora_alpha": 6, "target_modules": "all-linear"} | settings
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**config))
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -260,3 +260,68 @@ def test_factors_that_overflow_are_refused(
         delta.a[:], delta.b[:] = 3e38, 3e38
     with pytest.raises(NumericError):
         merge_adapters([one, one], candidate)
+
+
+TIED: dict[str, dict[str, Any]] = {
+    "trained embedding": {"modules_to_save": ["embed_tokens"]},
+    "trained output layer": {"modules_to_save": ["lm_head"]},
+    "both": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "both kept equal": {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "LoRA on the output layer": {"target_modules": ["q_proj", "lm_head"]},
+    "LoRA on the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+}
+
+
+@pytest.mark.parametrize("kind", TIED)
+def test_a_tied_embedding_is_folded_as_peft_computes_it(
+    kind: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = bases["qwen2"]
+    settings = {"target_modules": ["q_proj", "up_proj"]} | TIED[kind]
+    folder = make(base, tmp_path / "adapter", **settings)
+    wanted = logits(base, folder)
+    fold_adapters(base, [read_adapter(folder)], Candidate("linear", weights=(1.0,), space="delta"),
+                  tmp_path / "full")  # fmt: skip
+    torch.testing.assert_close(logits(tmp_path / "full"), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_names_of_the_hub_are_found(bases: dict[str, Path], tmp_path: Path) -> None:
+    """GPT-2 is stored as ``h.0.attn...`` on the hub, and has ``transformer.h.0.attn...`` here."""
+    base = shutil.copytree(bases["gpt2"], tmp_path / "hub")
+    tensors, _ = read_safetensors(base / "model.safetensors")
+    plain = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    assert plain.keys() != tensors.keys()
+    write_safetensors(base / "model.safetensors", plain)
+    folder = make(base, tmp_path / "adapter", target_modules=["c_attn", "c_fc"])
+    wanted = logits(base, folder)
+    fold_adapters(base, [read_adapter(folder)], Candidate("linear", weights=(1.0,), space="delta"),
+                  tmp_path / "full")  # fmt: skip
+    torch.testing.assert_close(logits(tmp_path / "full"), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_bases_are_compared_by_content(
+    bases: dict[str, Path], write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bases["llama"], tmp_path / "renamed")
+    other = shutil.copytree(bases["llama"], tmp_path / "others" / "llama")
+    tensors, _ = read_safetensors(other / "model.safetensors")
+    write_safetensors(other / "model.safetensors", {k: x + 0.1 for k, x in tensors.items()})
+    half = shutil.copytree(bases["llama"], tmp_path / "bf16")
+    write_safetensors(half / "model.safetensors", tensors, "BF16")
+    one = read_adapter(write_lora("one", base_model_name_or_path=str(bases["llama"])))
+
+    def merged_with(name: str, base: Path | str, **how: Any) -> None:
+        adapter = read_adapter(write_lora(f"{name} adapter", base_model_name_or_path=str(base)))
+        merge_adapters([one, adapter], Candidate("linear"), MergeSettings(**how))
+
+    merged_with("copy", copy)
+    merged_with("half", half)
+    with pytest.raises(InputError, match="--same-base"):
+        merged_with("other", other)
+    merged_with("trusted", other, same_base=True)
+    quantised = read_adapter(write_lora("q", base_model_name_or_path="unsloth/Llama-1B-bnb-4bit"))
+    plain = read_adapter(write_lora("p", base_model_name_or_path="meta/llama-1b"))
+    merge_adapters([quantised, plain], Candidate("linear"))
+    with pytest.raises(InputError, match="--same-base"):
+        merge_adapters([quantised, read_adapter(write_lora("x", base_model_name_or_path="m/l-3b"))],
+                       Candidate("linear"))  # fmt: skip

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mergeforget.adapter import PREFIX, Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
+from mergeforget.merge.checkpoint.compatible import OUTPUTS, embedding_of, find_tensor, plain_name
 from mergeforget.merge.checkpoint.reader import Checkpoint
 from mergeforget.merge.inputs import BASE_LAYER, NEEDS_THE_BASE
 from mergeforget.merge.kernels.thresholds import blocks
@@ -134,7 +135,8 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
     """
     found: dict[str, Change] = {}
     for module, delta in adapter.deltas.items():
-        found[f"{module}.weight"] = laid(delta, is_turned(adapter, module, config))
+        turned = module not in adapter.embeddings and is_turned(adapter, module, config)
+        found[f"{module}.weight"] = laid(delta, turned)
     # magnitudes first: they say what a module's factors mean
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):
         value = adapter.extras[key]
@@ -150,8 +152,7 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
         elif ".lora_" in name or name.rpartition(".")[2] not in ("weight", "bias"):
             raise InputError(
                 f"{adapter.name!r} holds {key}, which is no change of a tensor of the base that is "
-                "known here. Fold the adapter with PEFT's merge_and_unload and merge the models "
-                "with --model."
+                "known here. Convert it with `mergeforget extract-lora` first."
             )
         else:
             _add(found, name, ReplacedTensor(value), adapter)
@@ -178,7 +179,9 @@ def without_copies(adapter: Adapter, model: Checkpoint) -> Adapter:
 
 
 def _is_in(model: Checkpoint, name: str, value: Array) -> bool:
-    info = model.tensors.get(name)
+    info = find_tensor(model, name)
+    if info is None and plain_name(name) in OUTPUTS:
+        info = embedding_of(model)  # of a tied model
     if info is None or info.shape != value.shape:
         return False
     matrix = value.reshape(info.matrix)
@@ -235,7 +238,7 @@ def _add(
     if isinstance(known, DoraChange | SummedChange):
         raise InputError(
             f"{adapter.name!r} changes {name} by DoRA and holds another base weight for it, which "
-            "is not folded here. Use PEFT's merge_and_unload and merge the models with --model."
+            "is not folded here. Convert it with `mergeforget extract-lora` first."
         )
     found[name] = SummedChange(known, change)
 
@@ -244,7 +247,7 @@ def _decomposed(adapter: Adapter, module: str, magnitude: Array, turned: bool) -
     if turned:
         raise InputError(
             f"{adapter.name!r} has DoRA on a Conv1D (fan_in_fan_out), which is not folded here. "
-            "Use PEFT's merge_and_unload and merge the models with --model."
+            "Convert it with `mergeforget extract-lora` first."
         )
     return DoraChange(_delta_of(adapter, module, MAGNITUDE), magnitude.reshape(-1))
 

@@ -1,4 +1,4 @@
-"""Whether models can be merged tensor by tensor: same names and shapes, finite numbers."""
+"""Checks that models can be merged: same tensors, architecture and vocabulary, finite numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.candidate import Candidate
+from mergeforget.console import say
 from mergeforget.errors import InputError, NumericError, UsageError
+from mergeforget.files import read_json
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.inputs import some
 from mergeforget.merge.kernels.dispatch import loops
@@ -19,7 +21,62 @@ from mergeforget.merge.methods import traits
 
 Array = NDArray[Any]
 
-OUTPUT, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+WRAPPERS = {"model", "language_model", "transformer", "base_model"}  # prefixes that vary
+OUTPUTS = {"lm_head.weight", "embed_out.weight"}
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+COSMETIC = {  # keys of config.json that do not change what a model computes
+    "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id",
+    "pad_token_id", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
+    "_attn_implementation_autoset", "attn_implementation", "chat_template",
+}  # fmt: skip
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without the prefixes that differ between ways of saving one model.
+
+    >>> plain_name("transformer.h.0.attn.c_attn.weight")
+    'h.0.attn.c_attn.weight'
+    >>> plain_name("language_model.model.layers.0.mlp.up_proj.weight")
+    'layers.0.mlp.up_proj.weight'
+    """
+    parts = name.split(".")
+    while len(parts) > 1 and parts[0] in WRAPPERS:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def find_tensor(model: Checkpoint, name: str) -> TensorInfo | None:
+    """A tensor by name, or by its name under another prefix; None where there is none."""
+    if name in model.tensors:
+        return model.tensors[name]
+    plain = plain_name(name)
+    found = [info for other, info in model.tensors.items() if plain_name(other) == plain]
+    return found[0] if len(found) == 1 else None
+
+
+def embedding_of(model: Checkpoint) -> TensorInfo | None:
+    """The token embedding, or None where it is not recognised."""
+    found = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
+    return found[0] if len(found) == 1 else None
+
+
+def output_of(model: Checkpoint) -> TensorInfo | None:
+    """The weight of the output layer, or None where none is stored."""
+    found = [info for name, info in model.tensors.items() if plain_name(name) in OUTPUTS]
+    return found[0] if len(found) == 1 else None
+
+
+def is_tied(model: Checkpoint) -> bool:
+    """Whether the output layer is the embedding: it is not stored, or stored as an equal copy."""
+    embedding, output = embedding_of(model), output_of(model)
+    if embedding is None or model.config.get("tie_word_embeddings") is False:
+        return False
+    if output is None:
+        return True
+    return output.shape == embedding.shape and all(
+        np.array_equal(model.read(output, part), model.read(embedding, part))
+        for part in blocks(output.matrix)
+    )
 
 
 def check_same_tensors(models: Sequence[Checkpoint]) -> None:
@@ -42,20 +99,105 @@ def check_same_tensors(models: Sequence[Checkpoint]) -> None:
                 )
 
 
+def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
+    """Compare architecture, vocabulary and further settings with those of the first model.
+
+    Settings that differ, such as ``rope_theta``, are reported; the first model's are written.
+
+    Args:
+        trusted: Report another architecture or vocabulary instead of raising.
+
+    Raises:
+        InputError: The models have different architectures or vocabularies.
+    """
+    first = models[0]
+    vocabulary = read_vocabulary(first.folder)
+    for other in models[1:]:
+        faults = []
+        ours, theirs = (model.config.get("model_type") for model in (first, other))
+        if ours != theirs and None not in (ours, theirs):
+            faults.append(f"{first.folder} is a {ours} and {other.folder} a {theirs}")
+        found = read_vocabulary(other.folder)
+        if vocabulary and found and vocabulary != found:
+            token = min(t for t in vocabulary | found if vocabulary.get(t) != found.get(t))
+            faults.append(
+                f"their vocabularies differ: {token!r} is token {vocabulary.get(token)} in "
+                f"{first.folder} and {found.get(token)} in {other.folder}"
+            )
+        for fault in faults:
+            if not trusted:
+                raise InputError(
+                    f"{fault[0].upper()}{fault[1:]}. Their weights mean different things, so a "
+                    "merge of them is noise. Add --same-base if you know that they are compatible."
+                )
+            say(f"Warning: {fault}. They are merged because of --same-base.")
+        keys = sorted((first.config.keys() & other.config.keys()) - COSMETIC - {"model_type"})
+        for key in keys:
+            if first.config[key] != other.config[key]:
+                say(
+                    f"Warning: {key} is {first.config[key]} in {first.folder} and "
+                    f"{other.config[key]} in {other.folder}. The merged model has the first."
+                )
+
+
+def read_vocabulary(folder: Path) -> dict[str, int]:
+    """Token -> id from a model's ``tokenizer.json`` or ``vocab.json``; empty without them."""
+    for name in ("tokenizer.json", "vocab.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        content = read_json(path)
+        if name == "vocab.json":
+            return dict(content) if isinstance(content, dict) else {}
+        inner = content.get("model") if isinstance(content, dict) else None
+        words = inner.get("vocab") if isinstance(inner, dict) else None
+        if isinstance(words, list):  # Unigram: pairs of a token and its score
+            words = {str(pair[0]): i for i, pair in enumerate(words)}
+        added = content.get("added_tokens") or [] if isinstance(content, dict) else []
+        found = dict(words or {}) | {one["content"]: one["id"] for one in added}
+        if found:
+            return found
+    return {}
+
+
+def same_content(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints hold the same weights, judged by the first row of each matrix.
+
+    A copy in another floating dtype counts as the same. Of a quantised copy only the sizes in its
+    config are compared.
+    """
+    if any("quantization_config" in model.config for model in (one, other)):
+        keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+        return all(one.config.get(key) == other.config.get(key) for key in keys)
+    if _names(one) != _names(other):
+        return False
+    for info in one.tensors.values():
+        theirs = tensor_of(other, info.name)
+        if info.shape != theirs.shape:
+            return False
+        if not info.numel:
+            continue
+        rows = one.read(info, slice(0, 1)), other.read(theirs, slice(0, 1))
+        rounded = 0 if info.dtype == theirs.dtype else 2**-7  # of bfloat16
+        if not np.allclose(*rows, rtol=rounded, atol=0):
+            return False
+    return True
+
+
 def tensor_of(model: Checkpoint, name: str) -> TensorInfo:
     """A tensor by name; the output layer of a tied model is its embedding."""
-    if name not in model.tensors and name == OUTPUT and model.config.get("tie_word_embeddings"):
-        name = EMBEDDING
-    return model.tensors[name]
+    info = find_tensor(model, name)
+    if info is None and plain_name(name) in OUTPUTS and is_tied(model):
+        info = embedding_of(model)
+    if info is None:
+        raise InputError(f"{model.folder} has no tensor {name}.")
+    return info
 
 
 def _names(model: Checkpoint) -> set[str]:
-    """Tensor names; a tied output layer that is stored all the same does not count."""
-    names = set(model.tensors)
-    if model.config.get("tie_word_embeddings") and {OUTPUT, EMBEDDING} <= names:
-        check_equal(model, model.tensors[OUTPUT], [(model, model.tensors[EMBEDDING])])
-        names.discard(OUTPUT)
-    return names
+    """Names without prefixes; a tied output layer that is stored all the same does not count."""
+    names = {plain_name(name) for name in model.tensors}
+    return names - OUTPUTS if is_tied(model) else names
 
 
 def check_equal(

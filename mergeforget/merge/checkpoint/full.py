@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,22 +18,30 @@ from mergeforget.errors import UsageError
 from mergeforget.merge.activation_grams import as_sum, check_grams, looks_at_data
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.checkpoint.adapter_deltas import (
+    ReplacedTensor,
     TensorChange,
     bare,
     changes_of,
     check_products,
     without_copies,
 )
-from mergeforget.merge.checkpoint.compatible import check_base, check_same_tensors
+from mergeforget.merge.checkpoint.compatible import (
+    check_base,
+    check_same_kind,
+    check_same_tensors,
+    embedding_of,
+    is_tied,
+    output_of,
+)
 from mergeforget.merge.checkpoint.jobs import Rounding, TensorJob
-from mergeforget.merge.checkpoint.reader import Checkpoint, open_checkpoint
+from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mergeforget.merge.checkpoint.tensor_jobs import (
     Output,
     check_device,
-    check_target,
     fold_job,
     kept_job,
     model_job,
+    target,
 )
 from mergeforget.merge.checkpoint.writer import write_model
 from mergeforget.merge.engine import MergeSettings, merge_adapters
@@ -41,6 +49,8 @@ from mergeforget.merge.inputs import check_adapters, shared
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.output_folder import check_apart
 from mergeforget.merge.request import canonical, check_candidate
+
+OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # other than lm_head.weight
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ def fold_adapters(
     check_candidate(candidate, len(adapters))
     check_device(output.device)
     check_grams(candidate, how.grams)
-    check_adapters(adapters, with_base=True)
+    check_adapters(adapters, with_base=True, same_base=how.same_base)
     with open_checkpoint(base) as model:
         adapters = [without_copies(adapter, model) for adapter in adapters]
         if how.grams is not None:
@@ -88,14 +98,15 @@ def fold_adapters(
             steps = _steps(adapters, plain, replace(how, grams=None), model.config)
         else:
             steps = _steps(adapters, candidate, how, model.config)
-        dispatch.expect(sum(model.tensors[n].numel for n in steps if n in model.tensors))
-        for name, step in steps.items():
-            check_target(model, name, step)
+        targets = {name: target(model, name, step) for name, step in steps.items()}
+        by_tensor = {targets[name].name: step for name, step in steps.items()}
+        dispatch.expect(sum(info.numel for info in targets.values()))
+        model, tensors = _untied(model, by_tensor)
         jobs = [
-            fold_job(model, info, steps[info.name], output, how.precision)
-            if info.name in steps
+            fold_job(model, info, by_tensor[info.name], output, how.precision)
+            if info.name in by_tensor
             else kept_job(model, info, output)
-            for info in model.tensors.values()
+            for info in tensors
         ]
         ways = [how.precision, how.modules, how.svd]
         inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *ways]
@@ -126,6 +137,40 @@ def _steps(
     return steps
 
 
+def _untied(
+    model: Checkpoint, steps: Mapping[str, TensorChange]
+) -> tuple[Checkpoint, list[TensorInfo]]:
+    """The tensors to write, and the model with the config to write.
+
+    The output layer of a tied model is its embedding. PEFT changes the one without the other, so
+    the result has an output layer of its own, unless both are replaced by equal tensors.
+    """
+    tensors = list(model.tensors.values())
+    embedding, output = embedding_of(model), output_of(model)
+    added = [name for name in steps if name not in model.tensors]
+    if embedding is None or not is_tied(model):
+        return model, tensors
+    one, other = steps.get(embedding.name), steps.get(output.name if output else "".join(added))
+    if one is None and other is None:
+        return model, tensors
+    if one is not None and other is not None and _equal(one, other):
+        return model, tensors
+    if output is None:
+        name = added[0] if added else OUTPUT_OF.get(embedding.name, "lm_head.weight")
+        tensors.append(embedding._replace(name=name))
+    return replace(model, config=model.config | {"tie_word_embeddings": False}), tensors
+
+
+def _equal(one: TensorChange, other: TensorChange) -> bool:
+    """Whether two steps replace their tensors by the same values."""
+    return len(one.changes) == len(other.changes) and all(
+        isinstance(a, ReplacedTensor)
+        and isinstance(b, ReplacedTensor)
+        and np.array_equal(a.value, b.value)
+        for a, b in zip(one.changes, other.changes, strict=True)
+    )
+
+
 def merge_models(
     models: Sequence[Path],
     base: Path | None,
@@ -133,6 +178,8 @@ def merge_models(
     out: Path,
     output: Output | None = None,
     precision: str = "float32",
+    *,
+    same_base: bool = False,
 ) -> Written:
     """Merge whole checkpoints, tensor by tensor.
 
@@ -140,6 +187,7 @@ def merge_models(
         base: what the models were fine-tuned from: the method then acts on their differences from
             it, and the result is added to it. None lets it act on the weights themselves.
         precision: of the computation, ``float32`` or ``float64``.
+        same_base: merge although architectures or vocabularies differ.
 
     Raises:
         UsageError: a method that needs a base has none, or weights do not fit.
@@ -149,6 +197,8 @@ def merge_models(
     check_apart(out, [*models, *([base] if base else [])])
     output = output or Output()
     candidate = replace(canonical(candidate), space="delta")
+    if candidate.rank is not None:
+        raise UsageError("Whole models are merged at full rank: leave --rank out.")
     check_candidate(candidate, len(models))
     check_device(output.device)
     check_base(candidate, base)
@@ -162,6 +212,7 @@ def merge_models(
         origin = stack.enter_context(open_checkpoint(base)) if base else None
         first = origin or opened[0]
         check_same_tensors([first, *opened])
+        check_same_kind([first, *opened], trusted=same_base)
         dispatch.expect(sum(info.numel for info in first.tensors.values()) * len(opened))
         depth = depth_of(first.tensors)
         jobs = [

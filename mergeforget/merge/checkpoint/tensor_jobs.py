@@ -16,9 +16,13 @@ from mergeforget.merge.blockwise import HELD, merge_blocks
 from mergeforget.merge.checkpoint.adapter_deltas import Change, TensorChange, rows_of
 from mergeforget.merge.checkpoint.bf16_sum import half_blocks
 from mergeforget.merge.checkpoint.compatible import (
-    OUTPUT,
+    OUTPUTS,
     check_equal,
     check_finite_block,
+    embedding_of,
+    find_tensor,
+    is_tied,
+    plain_name,
     tensor_of,
 )
 from mergeforget.merge.checkpoint.encode import changed, encoded
@@ -179,14 +183,20 @@ def _silently(blocks: Iterator[T]) -> Iterator[T]:
         yield block
 
 
-def check_target(model: Checkpoint, name: str, step: TensorChange) -> None:
-    """Raise InputError where the base lacks the tensor, has it otherwise, or as no floats."""
-    info = model.tensors.get(name)
+def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
+    """The tensor of the base that a step changes; a tied output layer gets one of its own.
+
+    Raises:
+        InputError: The base lacks the tensor, has it in another shape, or stores integers.
+    """
+    info = find_tensor(model, name)
+    if info is None and plain_name(name) in OUTPUTS and is_tied(model):
+        embedding = embedding_of(model)
+        info = embedding._replace(name=name) if embedding else None
     if info is None:
-        tied = " Its output layer is its embedding." if name == OUTPUT else ""
         raise InputError(
             f"{model.folder} has no tensor {name}, which the adapter changes."
-            f"{suggest(name, model.tensors)}{tied} Name the adapter's own base."
+            f"{suggest(name, model.tensors)} Name the adapter's own base."
         )
     if not info.floating:
         raise InputError(
@@ -199,6 +209,7 @@ def check_target(model: Checkpoint, name: str, step: TensorChange) -> None:
                 f"{info.name} is {info.shape} in {model.folder}, and the adapter changes a tensor "
                 f"of {change.shape}: it was trained on another model."
             )
+    return info
 
 
 def check_device(device: str) -> None:
