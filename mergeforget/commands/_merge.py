@@ -173,7 +173,7 @@ def refuse_unused(method: str, space: str | None = None, *, cuts: bool = False) 
         refuse(["compare"], "in delta space: it measures how far factor space is from it")
 
 
-def assignments(texts: Iterable[str]) -> dict[str, Any]:
+def arguments_of(texts: Iterable[str]) -> dict[str, Any]:
     """``NAME=VALUE`` texts as arguments of a method."""
     import yaml
 

@@ -92,7 +92,7 @@ def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -
     adapters, full = options.pop("adapters"), options.pop("full")
     if run is not None and adapters:
         raise UsageError(f"RUN and --adapter exclude each other: leave out {run} or --adapter.")
-    options["arguments"] = shared.assignments(options["arguments"])
+    options["arguments"] = shared.arguments_of(options["arguments"])
     if options["method"] is None and (len(adapters) == 1):
         options["method"] = "linear"
         options["space"] = options["space"] or "delta"

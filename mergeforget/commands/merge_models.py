@@ -67,7 +67,7 @@ def command(out: Path | None, as_json: bool, **options: Any) -> None:
     if not options["models"]:
         raise UsageError("There is nothing to merge: name models with --model, or a --config.")
     shared.refuse_unused(options["method"])
-    options["arguments"] = shared.assignments(options["arguments"])
+    options["arguments"] = shared.arguments_of(options["arguments"])
     if options["print_mergekit"]:
         names = ("out", "as_json", "precision", "same_base", "seed", *RUNTIME)
         shared.refuse(names, "to --print-mergekit, which writes nothing")
