@@ -78,7 +78,7 @@ def explained(path: Path) -> Iterator[None]:
             raise ResourceError(
                 f"The disk is full: {path} was not written, and nothing that was there is lost. "
                 f"{_free(path)} Free some space, or choose another place with --out, and run the "
-                "same command again."
+                "same command again, with --resume if it trains."
             ) from error
         if isinstance(error, OSError):
             raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error

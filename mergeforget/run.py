@@ -192,32 +192,33 @@ class Run:
 
 
 def new_run(folder: Path | None, name: str, *, resume: bool = False) -> Run:
-    """The folder of a run that begins, or goes on with ``resume``.
+    """The folder of a new run, or of one that is resumed.
 
     Args:
-        folder: what the user named; None makes ``runs/NAME-<time>``.
+        folder: The folder that the user chose; None makes ``runs/NAME-<time>``.
 
     Raises:
-        InputError: the folder holds a run already and is not resumed.
+        InputError: The folder contains a run that has started a stage, and ``resume`` is false.
     """
     chosen = folder or RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     def free() -> Run:
-        if Run(chosen).recipe.exists() and not resume:
+        run = Run(chosen)
+        if run.recipe.exists() and not resume and run.read_status():
             raise InputError(
-                f"{chosen} holds a run already. Go on with it by --resume, or choose another "
+                f"{chosen} already contains a run. Continue it with --resume, or choose another "
                 "folder with --out."
             )
-        return Run(chosen)
+        return run
 
     return on_main(free)
 
 
 def open_run(folder: Path | None) -> Run:
-    """A run that exists: the named one, or the newest under ``runs/``.
+    """An existing run: the one in ``folder``, or the newest under ``runs/``.
 
     Raises:
-        InputError: it is not there; the message names those that are.
+        InputError: There is none; the message names the known runs.
     """
     runs = sorted(RUNS.glob("*/recipe.yaml"), key=lambda p: p.stat().st_mtime)
     if folder is None:

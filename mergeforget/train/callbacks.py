@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import signal
 import time
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from mergeforget.console import Progress
-from mergeforget.distributed import in_any
-from mergeforget.errors import Interrupted, NumericError
+from mergeforget.console import Progress, say
+from mergeforget.distributed import gather, in_any, is_main
+from mergeforget.errors import InputError, Interrupted, NumericError
+from mergeforget.files import read_json_object, sha256, write_json
+from mergeforget.parsing import read_text
 from mergeforget.train.dataset import PairedRows
 from mergeforget.train.samplers import ChunkedSampler, Order
 
@@ -77,44 +84,52 @@ class Snapshots(TrainerCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Saves a checkpoint now and then by the clock, and when the process is told to end.
+    """Saves a checkpoint every ``seconds``, and when SIGINT or SIGTERM asks the process to stop.
 
-    A short training is checkpointed often and a long one does not spend its time on it.
+    A second signal ends the process at once. Each complete checkpoint has a file with the hashes
+    of its files, which ``last_checkpoint`` checks.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.last = time.monotonic()
-        self.told = False
+        self.signum = 0
+        self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        try:
-            signal.signal(signal.SIGTERM, self._tell)
-        except ValueError:  # not the main thread: whoever owns the process handles its signals
-            pass
+        with suppress(ValueError):  # not the main thread: its owner handles the signals
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._stop)
 
-    def _tell(self, *_: Any) -> None:
-        self.told = True
+    def _stop(self, signum: int, *_: Any) -> None:
+        self.signum = signum
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back to the handlers that they had before the training."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps
-        self.told = in_any(self.told)
-        if self.told or in_any(due):
+        self.signum = max(gather(self.signum))
+        if self.signum or in_any(due):
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        in_any(False)  # wait until every process has written its files
+        if is_main():
+            seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.last = time.monotonic()
-        if self.told:
+        if self.signum:
             raise Interrupted(
-                f"Told to end: step {state.global_step} of {state.max_steps} is saved. Go on with "
-                "the same command and --resume."
+                f"Interrupted: step {state.global_step} of {state.max_steps} is saved. Run the "
+                "same command with --resume to continue.",
+                self.signum,
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        try:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        except ValueError:
-            pass
+        self.restore()
 
 
 class Guard(TrainerCallback):
@@ -155,19 +170,56 @@ class Guard(TrainerCallback):
             )
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; cut-off ones are removed."""
-    import json
-    import shutil
+SEAL = "complete.json"  # hashes of a checkpoint's files, written last
 
+
+def seal_checkpoint(folder: Path) -> None:
+    """Flush a finished checkpoint to the disk and record the hashes of its files."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SEAL)
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    hashes = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    write_json(folder / SEAL, hashes)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint; cut-off and damaged ones are removed with a message."""
     found = []
     for path in folder.glob("checkpoint-*"):
-        try:  # the state is the last file that is written
-            json.loads((path / "trainer_state.json").read_text())
-            found.append((int(path.name.split("-")[1]), path))
-        except (OSError, ValueError):
-            shutil.rmtree(path, ignore_errors=True)
-    return max(found)[1] if found else None
+        step = path.name.split("-")[1]
+        if step.isdecimal():
+            found.append((int(step), path))
+    for step, path in sorted(found, reverse=True):
+        damage = _damage(path)
+        if not damage:
+            return path
+        say(f"Warning: the checkpoint of step {step} is not used: {damage}.")
+        shutil.rmtree(path, ignore_errors=True)
+    return None
+
+
+def _damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint; empty where nothing is."""
+    try:
+        # the Trainer writes its state last; unlike our files it may hold NaN
+        json.loads(read_text(checkpoint / "trainer_state.json"))
+        seal = checkpoint / SEAL
+        if seal.exists():
+            for name, expected in read_json_object(seal).items():
+                if not (checkpoint / name).is_file():
+                    return f"{name} is missing"
+                if sha256(checkpoint / name) != expected:
+                    return f"{name} is damaged"
+        else:  # killed before the hashes were written, or written by an earlier version
+            for path in checkpoint.iterdir():
+                if path.suffix in (".pt", ".pth") and not zipfile.is_zipfile(path):
+                    return f"{path.name} is damaged"
+                if path.is_file() and path.stat().st_size == 0:
+                    return f"{path.name} is empty"
+    except (InputError, OSError, ValueError) as error:
+        return str(error).rstrip(".")
+    return ""
 
 
 def _trained(model: Any) -> list[torch.Tensor]:

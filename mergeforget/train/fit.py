@@ -170,7 +170,7 @@ def fit(
             job.checkpoints,
             steps_per_epoch=_steps_per_epoch(order, accumulation),
             accumulation=-(-accumulation // count()),
-            save_total_limit=1,
+            save_total_limit=2,  # one more, in case the newest is damaged
             run_name=f"{job.run.name}-{job.stage}",
             project="mergeforget",
             **one_pass,
@@ -205,6 +205,9 @@ def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         _close_reports()
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.restore()
     trainer.accelerator.free_memory()
 
 
@@ -222,7 +225,7 @@ def _start(job: TrainingJob) -> Path | None:
     for file in (job.run.history, job.run.root / PROXIES):
         _forget_lines(file, job.stage, step)
     if start is not None:
-        say(f"{job.stage}: going on from {start.name.replace('-', ' ')}")
+        say(f"{job.stage}: resuming from {start.name.replace('-', ' ')}")
     else:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
     return start

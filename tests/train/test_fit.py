@@ -161,19 +161,24 @@ def test_resumed_after_a_kill_it_is_bit_identical(
     assert one == other
 
 
-def test_sigterm_saves_and_says_how_to_go_on(
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_a_checkpoint_and_its_handlers_are_restored(
+    signum: signal.Signals,
+    code: int,
     tmp_path: Path,
     make_model: Callable[..., Any],
     tiny_tokenizer: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def tell(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        if state.global_step == 1:
+            os.kill(os.getpid(), signum)
 
     monkeypatch.setattr(callbacks.Epochs, "on_step_end", tell)
     with pytest.raises(Interrupted, match="--resume") as told:
         run_one(tmp_path, make_model, tiny_tokenizer)
-    assert told.value.exit_code == 143
+    assert told.value.exit_code == code
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert callbacks.last_checkpoint(tmp_path / "checkpoints" / "over") is not None
 
 

@@ -103,7 +103,7 @@ def work(model: str, folder: Path) -> None:
     for way in WAYS:
         train(base, way, folder / way)
     with pytest.MonkeyPatch.context() as patched:
-        cut(patched, saved=2, killed=3)
+        cut(patched, 2, killed=3)
         with pytest.raises(Killed):
             train(base, "together", folder / "resumed")
     train(base, "together", folder / "resumed", resume=True)

@@ -59,11 +59,11 @@ def train(
     return run
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, saved: int, killed: int) -> None:
-    """Save a checkpoint at one step, and die at a later one."""
+def cut(monkeypatch: pytest.MonkeyPatch, *saved: int, killed: int) -> None:
+    """Save a checkpoint at each of some steps, and die at a later one."""
 
     def step(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_save = state.global_step == saved
+        control.should_save = state.global_step in saved
         if state.global_step == killed:
             raise Killed
 
@@ -76,7 +76,7 @@ def test_resumed_it_is_bit_identical(
 ) -> None:
     whole = train("whole", **WAYS[way])
     with monkeypatch.context() as patched:
-        cut(patched, saved=2, killed=5)
+        cut(patched, 2, killed=5)
         with pytest.raises(Killed):
             train("cut", **WAYS[way])
     torch.rand(100)  # other work draws from the global generator in between
@@ -93,7 +93,7 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(
     climbing = {"objective": [GA], "learning_rate": 0.05} | {"watch": WAYS["watch"]["watch"]}
     whole = train("whole", **climbing)
     with monkeypatch.context() as patched:
-        cut(patched, saved=0, killed=3)
+        cut(patched, killed=3)
         with pytest.raises(Killed):
             train("cut", **climbing)
     again = train("cut", resume=True, **climbing)
@@ -115,7 +115,7 @@ def test_what_the_reference_says_is_computed_once(
 
     monkeypatch.setattr(reference, "_compute", counted)
     with monkeypatch.context() as patched:
-        cut(patched, saved=2, killed=3)
+        cut(patched, 2, killed=3)
         with pytest.raises(Killed):
             train("run", objective=[NPO, KL])
     files = sorted((tmp_path / "run" / "reference").iterdir())
@@ -123,3 +123,38 @@ def test_what_the_reference_says_is_computed_once(
     train("run", resume=True, objective=[NPO, KL])
     assert computed == [("logps", len(SETS["forget"])), ("hidden", len(SETS["retain"]))]
     assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "seal"),
+    [("optimizer.pt", True), ("adapter_model.safetensors", True), ("rng_state.pth", False)],
+)
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(
+    name: str,
+    seal: bool,
+    train: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = {"epochs": 1, "snapshots": 1}
+    whole = train("whole", **settings)
+    with monkeypatch.context() as patched:
+        cut(patched, 1, 2, killed=3)
+        with pytest.raises(Killed):
+            train("cut", **settings)
+    newest = tmp_path / "cut" / "checkpoints" / "over" / "checkpoint-2"
+    content = (newest / name).read_bytes()
+    if seal:  # one changed bit
+        middle = len(content) // 2
+        (newest / name).write_bytes(
+            content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        )
+    else:
+        (newest / callbacks.SEAL).unlink()
+        (newest / name).write_bytes(b"")
+    again = train("cut", resume=True, **settings)
+    assert all(torch.equal(whole[k], again[k]) for k in whole)
+    said = capsys.readouterr().err
+    assert f"checkpoint of step 2 is not used: {name}" in said
+    assert "resuming from checkpoint 1" in said
