@@ -115,7 +115,9 @@ class Training(RecipeSection):
     objective: Annotated[list[Term], Field(min_length=1)]
     transforms: list[Transform] = []
     refusals: str | None = None  # file with one a line, for losses that need them
-    direction: Literal["sum", "ngdiff"] = "sum"  # ngdiff: each set's gradient is normalised
+    direction: Literal["sum", "ngdiff", "gru", "sam"] = "sum"  # how both gradients are combined
+    gru_smoothing: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the retain gradient, with gru
+    sam_radius: Rate = 0.01  # norm of the weight perturbation, with sam
     clip_each: NotNegative = 0.0  # norm of each micro-batch's gradient, with ngdiff; 0: no clip
     auto_rate: AutoRate | None = None
     dual: Dual | None = None
@@ -152,8 +154,16 @@ class Training(RecipeSection):
                 f"dual.term is {self.dual.term!r}, but the objective has: {', '.join(labels)}"
             )
         sets = {t.on for t in self.objective}
-        if self.direction == "ngdiff" and len(sets) < 2:
-            raise ValueError("direction ngdiff needs terms on forget and on retain")
+        if self.direction in ("ngdiff", "gru") and len(sets) < 2:
+            raise ValueError(f"direction {self.direction} needs terms on forget and on retain")
+        if self.direction == "sam" and "forget" not in sets:
+            raise ValueError("direction sam perturbs along the forget gradient: add a forget term")
+        if self.clip_each and self.direction != "ngdiff":
+            raise ValueError("clip_each belongs to direction ngdiff; max_grad_norm clips a step")
+        if "gru_smoothing" in self.model_fields_set and self.direction != "gru":
+            raise ValueError("gru_smoothing belongs to direction gru")
+        if "sam_radius" in self.model_fields_set and self.direction != "sam":
+            raise ValueError("sam_radius belongs to direction sam")
         if self.auto_rate and (self.direction, self.optimizer) != ("ngdiff", "sgd"):
             raise ValueError(
                 "auto_rate fits the step theta - eta g: set direction: ngdiff and optimizer: sgd"
@@ -165,7 +175,9 @@ class Training(RecipeSection):
         if self.chunk_rows and self.batches != "together":
             raise ValueError(f"chunk_rows needs batches: together, not {self.batches}")
         if self.batches == "by_set" and self.direction != "sum":
-            raise ValueError("batches: by_set has one set a step; direction ngdiff needs two")
+            raise ValueError(
+                f"batches: by_set has one set a step; direction {self.direction} needs two"
+            )
         if self.batches == "by_set" and self.retain_per_forget != 1:
             raise ValueError("batches: by_set takes each retain row once; omit retain_per_forget")
         return self

@@ -57,6 +57,27 @@ def ngdiff(retain: Gradient, forget: Gradient) -> list[Tensor]:
     return [a * keep - b * lose for a, b in zip(retain, forget, strict=True)]
 
 
+def rectified(objective: Gradient, retain: Gradient) -> list[Tensor]:
+    """The objective's gradient without its component that raises the retain loss.
+
+    If ``<objective, retain> < 0``, a descent step along ``objective`` would raise the retain loss;
+    the projection ``objective - <objective, retain> / ||retain||^2 retain`` removes that component.
+    Otherwise the gradient is returned unchanged.
+
+    Source: Wang et al. 2025, GRU, arXiv:2503.09117, eq. 7.
+
+    Example:
+        >>> import torch
+        >>> rectified([torch.tensor([1.0, -1.0])], [torch.tensor([0.0, 2.0])])
+        [tensor([1., 0.])]
+    """
+    conflict, own = inner(objective, retain), inner(retain, retain)
+    if conflict >= 0 or not own:
+        return list(objective)
+    factor = conflict / own
+    return [g - factor * r for g, r in zip(objective, retain, strict=True)]
+
+
 def clipped(gradient: Gradient, most: float) -> list[Tensor]:
     """The gradient, scaled down to norm ``most`` if its norm is larger."""
     length = norm(gradient)

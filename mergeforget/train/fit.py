@@ -154,7 +154,7 @@ def fit(
     dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
     if dual is not None:
         callbacks.insert(0, dual)
-    steering = plan is not None and plan.direction == "ngdiff"
+    steering = plan is not None and plan.direction != "sum"
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
     trainer = (NGDiffTrainer if steering else UnlearningTrainer)(

@@ -1,26 +1,43 @@
-"""A Trainer that combines the gradients of both sets: NGDiff and its fitted learning rate."""
+"""A Trainer that combines the gradients of both sets: NGDiff, GRU and SAM."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mergeforget.recipe import Training
-from mergeforget.train.directions import RateFit, clipped, fitted_rate, ngdiff, probed_rate
+from mergeforget.train.directions import (
+    RateFit,
+    clipped,
+    fitted_rate,
+    ngdiff,
+    norm,
+    probed_rate,
+    rectified,
+)
 from mergeforget.train.objective import compute
 from mergeforget.train.requirements import reads_of
 from mergeforget.train.trainer import Share, UnlearningTrainer
 
+EMA = "retain_gradient.safetensors"  # of a checkpoint: GRU's smoothed retain gradient
+
 
 class NGDiffTrainer(UnlearningTrainer):
-    """Follows ``g_R / ||g_R|| - g_F / ||g_F||`` and optionally fits the learning rate.
+    """Combines the gradients of the retain and the forget terms into one update direction.
 
-    The forget terms of a recipe are minimised, as ``ga`` is, so ``g_F`` is minus their gradient.
+    - ``ngdiff`` follows ``g_R / ||g_R|| - g_F / ||g_F||`` and optionally fits the learning rate.
+      The forget terms are minimised, as ``ga`` is, so ``g_F`` is minus their gradient.
+    - ``gru`` follows the gradient of the forget terms, rectified against the retain gradient, which
+      is smoothed over steps (arXiv:2503.09117). Each checkpoint holds the smoothed gradient.
+    - ``sam`` adds the retain gradient to the gradient of the forget terms at
+      ``theta + radius * g / ||g||``, g their gradient at theta (arXiv:2502.05374).
     """
 
     def __init__(self, *, training: Training, **settings: Any) -> None:
@@ -28,6 +45,7 @@ class NGDiffTrainer(UnlearningTrainer):
         self.training = training
         self._gathered: dict[str, list[Tensor]] = {}
         self._shares: list[Share] = []
+        self._mean: list[Tensor] = []  # GRU's smoothed retain gradient
         self._parts = 1.0  # micro-batches of the step in which a row counts, per process
 
     def get_batch_samples(self, *args: Any, **more: Any) -> Any:
@@ -45,6 +63,8 @@ class NGDiffTrainer(UnlearningTrainer):
         total = torch.zeros((), device=self.args.device)
         for name in ("retain", "forget"):
             terms = [t for t in self.terms if t.on == name]
+            if not terms:  # sam without retain terms
+                continue
             with self._apart(model):
                 loss = self.loss_of(model, share, terms)
                 self.accelerator.backward(loss)
@@ -92,13 +112,68 @@ class NGDiffTrainer(UnlearningTrainer):
             for g in gradient:
                 if self.accelerator.num_processes > 1:
                     g.copy_(self.accelerator.reduce(g, "mean"))
-        retain = self._gathered["retain"]
-        step = ngdiff(retain, [-g for g in self._gathered["forget"]])
+        zeros = [torch.zeros_like(p) for p in self._trained()]
+        retain = self._gathered.get("retain", zeros)
+        if self.training.direction == "gru":
+            step = rectified(self._gathered["forget"], self._smoothed(retain))
+        elif self.training.direction == "sam":
+            sharp = self._perturbed_gradient(model, self._gathered["forget"])
+            step = [r + f for r, f in zip(retain, sharp, strict=True)]
+        else:
+            step = ngdiff(retain, [-g for g in self._gathered["forget"]])
         for parameter, g in zip(self._trained(), step, strict=True):
             parameter.grad = g
         rate = self.training.auto_rate
         if rate is not None and self.state.global_step % rate.every == 0:
             self._set_rate(self._fit(model, retain, step))
+
+    def _smoothed(self, retain: Sequence[Tensor]) -> list[Tensor]:
+        """Exponential moving average of the retain gradient."""
+        weight = self.training.gru_smoothing
+        if self._mean:
+            pairs = zip(retain, self._mean, strict=True)
+            self._mean = [weight * g + (1 - weight) * mean.to(g) for g, mean in pairs]
+        else:
+            self._mean = [g.clone() for g in retain]
+        return self._mean
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._mean and self.is_world_process_zero():
+            tensors = {str(i): g.contiguous() for i, g in enumerate(self._mean)}
+            save_file(tensors, Path(output_dir) / EMA)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint and (path := Path(checkpoint) / EMA).exists():
+            tensors = load_file(path)
+            self._mean = [tensors[str(i)] for i in range(len(tensors))]
+
+    def _perturbed_gradient(self, model: Any, gradient: Sequence[Tensor]) -> list[Tensor]:
+        """Forget gradient of the step at ``theta + radius * g / ||g||``; theta is restored."""
+        length, places = norm(gradient), list(self._trained())
+        if not length:
+            return list(gradient)
+        own = [p.data.clone() for p in places]
+        noted = dict(self._values), dict(self._notes)
+        terms = [t for t in self.terms if t.on == "forget"]
+        self._gathered.pop("forget")
+        with torch.no_grad():
+            for parameter, g in zip(places, gradient, strict=True):
+                parameter.data.add_(g, alpha=self.training.sam_radius / length)
+        try:
+            for share in self._shares:
+                with self._apart(model):
+                    self.accelerator.backward(self.loss_of(model, share, terms))
+                self._gather("forget")
+        finally:
+            for parameter, data in zip(places, own, strict=True):
+                parameter.data.copy_(data)
+            self._values, self._notes = noted
+        sharp = self._gathered["forget"]
+        if self.accelerator.num_processes > 1:
+            sharp = [self.accelerator.reduce(g, "mean") for g in sharp]
+        return sharp
 
     def _fit(self, model: Any, retain: Sequence[Tensor], step: Sequence[Tensor]) -> RateFit:
         asked = self.training.auto_rate

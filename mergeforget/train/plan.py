@@ -230,7 +230,7 @@ def _tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training
         sum(lengths(encoded[name])[-training.batch_size * _rows_of(name, training) :])
         for name in reads_of(training.objective)
     ]
-    apart = training.batches != "together" or training.direction == "ngdiff"
+    apart = training.batches != "together" or training.direction != "sum"
     return max(sizes) if apart else sum(sizes)
 
 

@@ -17,6 +17,7 @@ from mergeforget.train.directions import (
     ngdiff,
     norm,
     probed_rate,
+    rectified,
 )
 
 
@@ -36,6 +37,28 @@ def test_ngdiff_by_hand() -> None:
     # (3, 4) / 5 - (0, -2) / 2 = (0.6, 0.8 + 1)
     (g,) = ngdiff([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, -2.0])])
     torch.testing.assert_close(g, torch.tensor([0.6, 1.8]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rectified_is_the_nearest_gradient_that_does_not_raise_the_retain_loss(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    g, r = (
+        [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((3, 2), (4,))]
+        for _ in range(2)
+    )
+    step = rectified(g, r)
+    conflict = inner(g, r)
+    if conflict >= 0:
+        assert all(torch.equal(a, b) for a, b in zip(step, g, strict=True))
+        return
+    assert inner(step, r) == pytest.approx(0, abs=1e-12)
+    moved = [a - b for a, b in zip(step, g, strict=True)]  # along r alone
+    assert inner(moved, r) ** 2 == pytest.approx(inner(moved, moved) * inner(r, r))
+
+
+def test_rectified_without_a_retain_gradient_changes_nothing() -> None:
+    g, zero = [torch.ones(2)], [torch.zeros(2)]
+    assert torch.equal(rectified(g, zero)[0], g[0])
 
 
 def test_ngdiff_of_a_vanished_gradient_is_finite() -> None:

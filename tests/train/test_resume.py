@@ -34,6 +34,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "auto-rate": STEEPEST | {"auto_rate": AutoRate(every=2)},
     "auto-rate-fit": STEEPEST | {"auto_rate": AutoRate(method="fit", every=3), "clip_each": 1.0},
     "watch": {"watch": Watch(every=2, sample=3, best_by="retain_nll"), "learning_rate": 0.1},
+    "gru": {"direction": "gru", "objective": [GA, GD]},
+    "sam": {"direction": "sam"},
     "dual": {"dual": Dual(limit=1.0, step=0.5)},
     "checkpointing": {"gradient_checkpointing": True},
 }

@@ -18,7 +18,7 @@ from mergeforget.errors import RecipeError
 from mergeforget.files import read_jsonl
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.run import Run
-from mergeforget.train import forward, ngdiff_trainer, trainer
+from mergeforget.train import directions, forward, ngdiff_trainer, trainer
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
 from mergeforget.train.full import choose_trained, train_model
@@ -208,6 +208,50 @@ def test_ngdiff_steps_along_its_direction(train: Callable[..., Any]) -> None:
     )
     for key, value in large.items():
         torch.testing.assert_close(small[key], value, rtol=1e-3, atol=1e-6)
+
+
+def test_gru_never_steps_against_the_smoothed_retain_gradient(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def spied(objective: Any, retain: Any) -> list[torch.Tensor]:
+        step = directions.rectified(objective, retain)
+        size = directions.norm(step) * directions.norm(retain)
+        seen.append(directions.inner(step, retain) / size)
+        return step
+
+    monkeypatch.setattr(ngdiff_trainer, "rectified", spied)
+    train(objective=[GA, GD], direction="gru")
+    assert len(seen) == 6 and min(seen) > -1e-5
+
+
+def test_sam_takes_the_forget_gradient_at_the_perturbed_weights(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, _ = train("plain", objective=[NPO, GD], optimizer="sgd", max_grad_norm=0.0)
+    tiny, lines = train("tiny", direction="sam", sam_radius=1e-7, objective=[NPO, GD],
+                        optimizer="sgd", max_grad_norm=0.0)  # fmt: skip
+    for name, weight in plain.items():
+        torch.testing.assert_close(tiny[name], weight, rtol=1e-4, atol=1e-6)
+    assert set(lines[0]["terms"]) == {"npo_forget", "gd_retain"}
+    wide, _ = train("wide", direction="sam", sam_radius=0.5, objective=[NPO, GD],
+                    optimizer="sgd", max_grad_norm=0.0)  # fmt: skip
+    assert any(not torch.allclose(wide[name], plain[name], atol=1e-5) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"direction": "gru", "objective": [GA]}, "needs terms on forget and on retain"),
+        ({"gru_smoothing": 0.5}, "belongs to direction gru"),
+        ({"sam_radius": 0.5}, "belongs to direction sam"),
+        ({"clip_each": 1.0}, "belongs to direction ngdiff"),
+    ],
+)
+def test_settings_of_another_direction_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        training(**more)
 
 
 def test_figures_of_clipped_micro_batches_are_their_means(train: Callable[..., Any]) -> None:
