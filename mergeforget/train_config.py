@@ -51,7 +51,7 @@ class Lora(RecipeSection):
     r: Positive = 32
     lora_alpha: float = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    target_modules: list[str] | str = "all-linear"  # peft leaves out the output layer by itself
+    target_modules: list[str] | str = "all-linear"  # without the output layer and fused experts
     layers_to_transform: list[int] | None = None  # counted from 0; None is every layer
 
 

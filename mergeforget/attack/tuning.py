@@ -18,6 +18,7 @@ from mergeforget.data.tokens import Encoded, encode_rows
 from mergeforget.errors import NumericError
 from mergeforget.losses.gd import gd
 from mergeforget.train.forward import predict
+from mergeforget.train.lora_targets import lora_config
 
 MAX_LENGTH = 512
 
@@ -105,10 +106,10 @@ def learner(model: Any, tuning: Tuning) -> Iterator[tuple[Any, list[torch.nn.Par
 
 
 def _with_lora(model: Any, tuning: Tuning) -> Any:
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
+    config = lora_config(
+        model,
         r=tuning.rank,
         lora_alpha=tuning.rank,
         lora_dropout=0.0,

@@ -156,6 +156,18 @@ def model_generate(
     return list(found[0, len(prompt) :].tolist())
 
 
+@torch.inference_mode()
+def model_generate_logits(
+    model: Any, prompt: Sequence[int], max_new_tokens: int
+) -> tuple[list[int], Tensor]:
+    """What ``model_generate`` writes, and the logits of each step, (tokens, vocabulary)."""
+    ids = torch.tensor([list(prompt)], device=model.device)
+    told = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
+    with _plain_generation(model, output_logits=True, **told):
+        found = model.generate(ids, attention_mask=torch.ones_like(ids))
+    return found.sequences[0, len(prompt) :].tolist(), torch.stack(found.logits)[:, 0]
+
+
 @contextmanager
 def _plain_generation(model: Any, **settings: Any) -> Iterator[None]:
     """A generation config without sampling, penalties or forced tokens while the block runs."""

@@ -26,10 +26,9 @@ from mergeforget.evaluate.decoding import (
     full_pass,
     greedy,
     has_plain_cache,
-    model_generate,
+    model_generate_logits,
     pad_right,
     takes,
-    uncached,
 )
 
 Rows = Literal["padded", "equal", "generate", "uncached"]
@@ -137,10 +136,17 @@ def _check(model: Any) -> SafeWays | None:
     rows: Rows = "uncached"
     if works(lambda: decoded(0, True)):
         rows = "padded"
-    elif works(lambda: decoded(2, False)):
-        rows = "equal"
-    elif works(lambda: _generates(model, probes.prompts[1])):
-        rows = "generate"
+    else:
+        own = _generates(model, probes.prompts[1], close)
+        if own is False:
+            raise InputError(
+                f"{_name(model)} cannot be evaluated: model.generate and a forward pass over the "
+                "same tokens disagree, so it is not known what its users would see."
+            )
+        if works(lambda: decoded(2, False)):
+            rows = "equal"
+        elif own:
+            rows = "generate"
     prefix = rows == "padded" and has_plain_cache(model) and works(prefixed)
     return SafeWays(rows, works(scored), prefix)
 
@@ -197,9 +203,15 @@ def _decodes(
     )
 
 
-def _generates(model: Any, prompt: list[int]) -> bool:
-    """Whether ``model.generate`` writes what full passes without a cache write."""
-    return model_generate(model, prompt, [], 2 * NEW) == uncached(model, prompt, [], 2 * NEW)
+def _generates(model: Any, prompt: list[int], close: Any) -> bool | None:
+    """Whether the logits of ``model.generate`` are those of a full pass; None where it fails."""
+    try:
+        with quiet():
+            new, logits = model_generate_logits(model, prompt, NEW)
+    except Exception:  # an architecture that transformers does not let generate
+        return None
+    full = full_pass(model, _batch(model, [*prompt, *new]))[0]
+    return bool(close(logits, full[len(prompt) - 1 : -1]))
 
 
 def _check_causal(model: Any, text: list[int], truth: Tensor, close: Any) -> None:

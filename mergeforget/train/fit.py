@@ -37,6 +37,7 @@ from mergeforget.train.dataset import Collate, PairedRows
 from mergeforget.train.dual import DualWeight
 from mergeforget.train.early_stopping import PROXIES, Watcher
 from mergeforget.train.forward import output_matrix
+from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import mask_of
 from mergeforget.train.reference import Reference, reference_of
@@ -90,10 +91,10 @@ def train_adapter(
         NumericError: a loss that is not finite, or an adapter that does not move.
         Interrupted: SIGTERM; the step is saved.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     set_seed(training.seed)  # both adapters of a pair begin with the same A
-    config = LoraConfig(task_type="CAUSAL_LM", **training.lora.model_dump(exclude_none=True))
+    config = lora_config(model, **training.lora.model_dump(exclude_none=True))
     with quiet():
         policy = get_peft_model(model, config)
     try:

@@ -28,6 +28,7 @@ from mergeforget.data.tokens import Encoded
 from mergeforget.models import default_device, dtype_for, load_tokenizer, locate
 from mergeforget.recipe import ModelSpec, Recipe
 from mergeforget.train.full import choose_trained
+from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.pair import read_data
 from mergeforget.train.requirements import reads_of
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
@@ -138,7 +139,7 @@ def lengths(rows: Sequence[Encoded]) -> list[int]:
 
 def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
     """The model on meta tensors with its trained parameters; only ``config.json`` is read."""
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -157,7 +158,7 @@ def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
             choose_trained(model, training.full)
         else:
             lora = training.lora.model_dump(exclude_none=True)
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora))
+            model = get_peft_model(model, lora_config(model, **lora))
     return model.train()
 
 

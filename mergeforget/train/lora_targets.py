@@ -1,0 +1,127 @@
+"""Which modules a LoRA is put on: the linear layers that can be trained and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mergeforget.console import say
+from mergeforget.errors import RecipeError
+
+ALL_LINEAR = "all-linear"
+UNUSABLE = {  # by model type, as PEFT refuses them: their layers read the weights without a call
+    name: {"out_proj", "conv1d"}
+    for name in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
+}
+
+
+def lora_config(model: Any, **settings: Any) -> Any:
+    """A PEFT ``LoraConfig`` whose targets fit the model.
+
+    ``all-linear`` means every linear layer but the output layer, as for PEFT. Experts that
+    transformers keeps in one parameter are not among them: PEFT would wrap the parameter, which
+    takes no dropout and which no merge can read. They stay as they are, and a message says so.
+
+    Args:
+        model: the bare causal language model.
+        settings: of ``LoraConfig``; ``target_modules`` names modules or is ``all-linear``.
+
+    Raises:
+        RecipeError: the recipe names such experts, or no linear layer is left.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> tiny = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        ...                    num_attention_heads=2, vocab_size=16)
+        >>> config = lora_config(LlamaForCausalLM(tiny), target_modules="all-linear", r=4)
+        >>> sorted(name.rsplit(".", 1)[-1] for name in config.target_modules)
+        ['down_proj', 'gate_proj', 'k_proj', 'o_proj', 'q_proj', 'up_proj', 'v_proj']
+    """
+    from peft import LoraConfig
+
+    wanted = settings.pop("target_modules", ALL_LINEAR)
+    experts = _expert_names(model)
+    if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+        left_out = experts | UNUSABLE.get(str(getattr(model.config, "model_type", "")), set())
+        layers = settings.pop("layers_to_transform", None)  # PEFT ignores it for whole names
+        wanted = _linear_layers(model, left_out, layers)
+        _say_what_stays(model, wanted)
+    else:
+        _check_named(model, [wanted] if isinstance(wanted, str) else wanted, experts)
+    return LoraConfig(task_type="CAUSAL_LM", target_modules=wanted, **settings)
+
+
+def _linear_layers(model: Any, left_out: set[str], layers: Sequence[int] | None) -> list[str]:
+    """Names of the linear layers that a LoRA can be put on, without the output layer.
+
+    Args:
+        layers: numbers of the decoder layers, counted from 0; None is every layer.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and not _returns_more(module)
+        and module is not head
+        and name.rpartition(".")[2] not in left_out
+        and (layers is None or _layer_of(name) in layers)
+    ]
+    if not found:
+        raise RecipeError(
+            f"{type(model).__name__} has no linear layer that a LoRA can be put on. Train weights "
+            "of the model itself, with `full` in the recipe."
+        )
+    return found
+
+
+def _returns_more(module: Any) -> bool:
+    """Whether a linear layer of a model's own overrides the product, as Llama 4's router does."""
+    own = type(module)
+    return own.__module__.startswith("transformers.models.") and "forward" in vars(own)
+
+
+def _layer_of(name: str) -> int | None:
+    """The first number among the parts of a module's name."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _say_what_stays(model: Any, targets: Sequence[str]) -> None:
+    """Report experts that are kept in one parameter, since ``all-linear`` sounds like all."""
+    experts = sorted({n.rpartition(".")[2] for n, p in model.named_parameters()
+                      if p.ndim == 3 and min(p.shape) > 1 and "conv" not in n})  # fmt: skip
+    if experts:
+        trained = sorted({name.rpartition(".")[2] for name in targets})
+        say(
+            f"{type(model).__name__} keeps its experts in one parameter each "
+            f"({', '.join(experts)}), which no LoRA layer can be put on: they stay as they are. "
+            f"Trained: {', '.join(trained)}."
+        )
+
+
+def _check_named(model: Any, wanted: Sequence[str], experts: set[str]) -> None:
+    named = sorted({name for name in wanted if name.rpartition(".")[2] in experts})
+    if named:
+        raise RecipeError(
+            f"lora.target_modules names {', '.join(named)}, which {type(model).__name__} keeps as "
+            "experts in one parameter: an adapter on them could be trained but not merged. Leave "
+            f"them out, or write {ALL_LINEAR}, which does."
+        )
+
+
+def _expert_names(model: Any) -> set[str]:
+    """Module names that PEFT redirects to the experts' parameters of this kind of model."""
+    from peft.utils import transformers_weight_conversion as conversion
+
+    kinds: dict[str, str] = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names: dict[str, dict[str, str]] = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    kind = kinds.get(str(getattr(model.config, "model_type", "")), "")
+    mapping = names.get(kind, {})
+    return set(mapping) | set(mapping.values()) if _has_experts(model) else set()
+
+
+def _has_experts(model: Any) -> bool:
+    return any(p.ndim == 3 and ".experts." in n for n, p in model.named_parameters())

@@ -1,0 +1,112 @@
+"""Batched answers, likelihoods and MMLU choices of every architecture are those of single rows."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from tiny_models import FAST, REFUSED, SLOW, build
+
+from mergeforget.errors import InputError
+from mergeforget.evaluate.decoding import model_generate, uncached
+from mergeforget.evaluate.generate import generate_ids
+from mergeforget.evaluate.likelihood import likelihoods
+from mergeforget.evaluate.mmlu import choose
+from mergeforget.evaluate.self_check import safe_ways
+
+STOP = list(range(2, 259, 9))  # so that rows end at different steps
+NEW = 12
+NO_GENERATE = ("xlstm", "bailing_hybrid")  # where transformers' own generate raises
+DRAW = random.Random(1)
+PROMPTS = [[DRAW.randrange(5, 250) for _ in range(n)] for n in (3, 17, 9, 17, 40)]
+ALL = FAST | SLOW
+EVERY = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+def alone(model: Any, name: str) -> list[list[int]]:
+    """New tokens of each prompt, a row at a time."""
+    if name in NO_GENERATE:
+        return [uncached(model, prompt, STOP, NEW) for prompt in PROMPTS]
+    return [model_generate(model, prompt, STOP, NEW) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if n not in REFUSED])
+def test_a_batch_gives_what_single_rows_give(name: str) -> None:
+    model = build(name, **ALL[name])
+    expected = alone(model, name)
+    assert len(set(map(tuple, expected))) > 3, "the random model answers every prompt alike"
+    assert generate_ids(model, PROMPTS, stop=STOP, max_new_tokens=NEW) == expected
+    assert generate_ids(model, PROMPTS, stop=STOP, max_new_tokens=NEW, batch_tokens=1) == expected
+
+    single = likelihoods(model, PROMPTS, batch_tokens=1)
+    for ours, theirs in zip(likelihoods(model, PROMPTS), single, strict=True):
+        assert ours.nll == pytest.approx(theirs.nll, abs=1e-4)
+        assert (ours.greedy == theirs.greedy).all()
+
+    asked = [[7, 8, 9] * 4 + prompt for prompt in PROMPTS]  # a shared beginning, longer than WINDOW
+    letters = [20, 30, 40, 50]
+    assert choose(model, asked, letters, None) == choose(model, asked, letters, 1)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_reads_ahead_is_refused_by_name(name: str) -> None:
+    with pytest.raises(InputError, match="is not a causal language model"):
+        generate_ids(build(name), PROMPTS, stop=STOP, max_new_tokens=2)
+    with pytest.raises(InputError, match="is not a causal language model"):
+        likelihoods(build(name), PROMPTS)
+
+
+def test_a_model_whose_generate_disagrees_with_its_forward_pass_is_refused() -> None:
+    model = build("roberta", is_decoder=True)  # generate counts positions from 0, forward from 1
+    with pytest.raises(InputError, match="disagree"):
+        generate_ids(model, PROMPTS, stop=STOP, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("llama", "padded"), ("mamba", "equal"), ("openai-gpt", "generate"), ("rwkv", "generate")],
+)
+def test_a_slower_way_is_taken_only_where_it_must_be_and_is_reported(
+    name: str, rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert safe_ways(build(name, **FAST[name])).rows == rows
+    reported = capsys.readouterr().err
+    assert ("slower" in reported) == (rows != "padded")
+
+
+@pytest.mark.parametrize("fault", ["ignores the mask", "mixes up rows", "ignores the cache"])
+def test_an_unknown_model_with_a_fault_gets_single_row_answers_or_is_refused(fault: str) -> None:
+    from transformers import LlamaForCausalLM
+
+    plain = LlamaForCausalLM.forward
+
+    class Faulty(LlamaForCausalLM):
+        def forward(
+            self,
+            input_ids: Any = None,
+            attention_mask: Any = None,
+            position_ids: Any = None,
+            past_key_values: Any = None,
+            use_cache: Any = None,
+            **more: Any,
+        ) -> Any:
+            more |= {"attention_mask": attention_mask, "position_ids": position_ids}
+            more |= {"past_key_values": past_key_values, "use_cache": use_cache}
+            if fault == "ignores the cache":
+                more = {"use_cache": False}
+            elif fault == "ignores the mask":
+                more |= {"attention_mask": None, "position_ids": None}
+            elif past_key_values is not None and input_ids.shape[0] > 1:  # mixes up the rows
+                input_ids = input_ids.roll(1, 0)
+            return plain(self, input_ids=input_ids, **more)
+
+    model = build("llama", tie_word_embeddings=False)
+    faulty = Faulty(model.config).eval()
+    faulty.load_state_dict(model.state_dict())
+    if fault == "ignores the cache":  # then model.generate sees the last token only
+        with pytest.raises(InputError, match="disagree"):
+            generate_ids(faulty, PROMPTS, stop=STOP, max_new_tokens=NEW)
+        return
+    found = generate_ids(faulty, PROMPTS, stop=STOP, max_new_tokens=NEW)
+    assert found == [uncached(model, prompt, STOP, NEW) for prompt in PROMPTS]

@@ -1,0 +1,77 @@
+"""Every architecture goes through the whole chain with the default targets, or is refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAST, REFUSED, SLOW, build, save
+
+from mergeforget.adapter import read_adapter, write_adapter
+from mergeforget.analysis.export import export
+from mergeforget.api.merging import merge
+from mergeforget.attack.rounding import rounded
+from mergeforget.candidate import Candidate
+from mergeforget.data.schema import Row
+from mergeforget.evaluate.likelihood import likelihoods
+from mergeforget.files import write_json, write_jsonl
+from mergeforget.models import load_model
+from mergeforget.recipe import Term, Training, change, load_recipe, save_recipe
+from mergeforget.run import Run
+from mergeforget.train.fit import TrainingJob, train_adapter
+from mergeforget.train_config import Lora
+
+CORE = ("gpt2", "mistral", "mixtral", "mamba", "qwen3_next", "llama4_text", "gpt_oss")
+ALL = FAST | SLOW
+EVERY = [
+    pytest.param(name, marks=() if name in CORE else pytest.mark.slow)
+    for name in ALL
+    if name not in REFUSED
+]
+SETS = {
+    split: [Row(f"{split}{i}", f"Who is {split} {i}?", f"{i} and {i}", "", split) for i in (1, 2)]
+    for split in ("forget", "retain")
+}
+TRAINING = Training(
+    objective=[Term(loss="npo", on="forget"), Term(loss="gd", on="retain")],
+    epochs=1, batch_size=2, gradient_accumulation=1, learning_rate=1e-2, lora=Lora(r=4),
+    warmup_epochs=0.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_train_merge_fold_export_and_quantise(name: str, tmp_path: Path) -> None:
+    base = save(build(name, **ALL[name]), tmp_path / "base")
+    run = Run(tmp_path / "run")
+    recipe = load_recipe("zjuklab")
+    save_recipe(change(recipe, model={"name": str(base), "dtype": "float32"}), run.recipe)
+    for split, rows in SETS.items():
+        write_jsonl(run.data / f"{split}.jsonl", [row.to_dict() for row in rows])
+    loaded = load_model(str(base))
+    train_adapter(loaded.model, loaded.tokenizer, SETS, TRAINING, TrainingJob(run, "over"))
+    over = read_adapter(run.root / "over")
+    moved = [d for d in over.deltas.values() if d.norm() > 0]
+    assert len(moved) > len(over.deltas) / 2, "most layers that are trained take part"
+    under = read_adapter(run.root / "over", "under")
+    for delta in under.deltas.values():
+        delta.b[:] *= 0.5
+    write_adapter(under, run.root / "under")
+
+    candidate = Candidate("ties", 0.7)
+    merge([over, under], method="ties", density=0.7).save(run.candidates / candidate.name)
+    write_json(run.candidates / candidate.name / "candidate.json", candidate.to_dict())
+    plain = export(run, name=candidate.name)  # compares logits with those of the merged weights
+    whole = export(run, name=candidate.name, full=True)
+    assert max(plain.difference, whole.difference) < 1e-4
+
+    model: Any = load_model(whole.folder).model
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    text = loaded.tokenizer(SETS["forget"][0].document)["input_ids"]
+    with rounded(model, 4, 64) as done:
+        assert done.share >= 0.99
+        assert math.isfinite(likelihoods(model, [text])[0].nll)
+        kept = sum(torch.equal(p, before[n]) for n, p in model.named_parameters() if p.ndim > 1)
+        assert kept <= 8, "embeddings, the output layer and convolutions keep their weights"
