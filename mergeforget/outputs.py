@@ -38,6 +38,7 @@ class TokenOutputs:
         weights: (rows,) weight of each sequence in means; weight 2 equals having it twice. None is
             all ones.
         known_logps: (tokens,) precomputed log-probabilities.
+        levels: (rows,) NLL to aim at for each sequence, in nats; see the level loss.
         notes: Values that a loss adds to the history.
 
     Losses take means with ``row_mean`` and ``token_mean``. The losses of micro-batches then add up
@@ -55,6 +56,7 @@ class TokenOutputs:
     refusal: TokenOutputs | None = None
     weights: Tensor | None = None
     known_logps: Tensor | None = None
+    levels: Tensor | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -104,6 +104,7 @@ class Pair(RecipeSection):
 
     over: Training
     under: Training
+    trajectory: Literal["separate", "shared"] = "separate"  # shared: under is a snapshot of over
 
     @field_validator("over", "under", mode="before")
     @classmethod
@@ -118,6 +119,12 @@ class Pair(RecipeSection):
             return load_recipe(value).training(info.field_name or "over")
         finally:
             _NESTED.reset(token)
+
+    @model_validator(mode="after")
+    def _one_trajectory(self) -> Pair:
+        if self.trajectory == "shared" and not (self.over.until and self.under.until):
+            raise ValueError("trajectory: shared needs over.until and under.until")
+        return self
 
 
 class MergeSpec(RecipeSection):

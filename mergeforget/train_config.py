@@ -22,7 +22,7 @@ class Term(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     loss: str
-    on: Literal["forget", "retain"]
+    on: Literal["forget", "retain", "held"]  # held: unseen rows, kept at the base model's NLL
     weight: float = 1.0
 
     @property
@@ -103,6 +103,57 @@ class Watch(RecipeSection):
     best_by: Literal["last", "mia", "retain_nll"] = "last"  # which step's weights are kept
 
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Until(RecipeSection):
+    """Train until a condition on the selection split holds, instead of a number of epochs.
+
+    With AUC the probability that an unseen row of the selection split has a higher NLL than a
+    forget row of it, the condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
+    forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
+    share of answers that greedy decoding repeats. Every ``every`` steps these are measured, and:
+
+    * the retain NLL has risen by more than ``collapse`` nats: the weights of the last check return
+      and the learning rate is halved, at most ``back_offs`` times;
+    * the forget NLL has moved by less than ``slow`` nats: the learning rate is multiplied by
+      ``growth``;
+    * with the ``level`` loss, the aim moves ``margin`` nats beyond the level of unseen rows where
+      the check before reached it without the condition.
+
+    Attributes:
+        range_test: Choose the first learning rate by a range test: one gradient, steps of several
+            lengths along its sign, and the longest that costs the retain rows little.
+        max_steps: Steps after which the training ends in any case.
+    """
+
+    auc_at_least: Fraction | None = None
+    auc_at_most: Fraction | None = None
+    forget_exact: Fraction | None = None
+    forget_risen: NotNegative = 0.0  # nats that the forget NLL must lie above the base's
+    retain_kept: Fraction | None = None
+    every: Positive = 4
+    max_steps: Positive = 240
+    collapse: Annotated[float, Field(gt=0)] = 1.0
+    back_offs: Annotated[int, Field(ge=0)] = 4
+    growth: Annotated[float, Field(ge=1)] = 1.4
+    slow: NotNegative = 0.15
+    largest_rate: Rate = 1e-3
+    margin: NotNegative = 0.3
+    range_test: bool = True
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Until:
+        asked = (self.auc_at_least, self.auc_at_most, self.forget_exact, self.retain_kept)
+        if all(value is None for value in asked) and not self.forget_risen:
+            raise ValueError("until names no condition, for example auc_at_most: 0.35")
+        if None not in (self.auc_at_least, self.auc_at_most) and (
+            self.auc_at_least > self.auc_at_most  # type: ignore[operator]
+        ):
+            raise ValueError("until: auc_at_least is above auc_at_most")
+        return self
+
+
 class Training(RecipeSection):
     """How one adapter is trained. An epoch is one pass over the forget set.
 
@@ -142,6 +193,7 @@ class Training(RecipeSection):
     gradient_checkpointing: bool = False
     snapshots: Positive = 8  # how many are kept over the whole training
     watch: Watch | None = None
+    until: Until | None = None  # instead of epochs
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
 
     @model_validator(mode="after")
@@ -180,6 +232,14 @@ class Training(RecipeSection):
             )
         if self.batches == "by_set" and self.retain_per_forget != 1:
             raise ValueError("batches: by_set takes each retain row once; omit retain_per_forget")
+        if self.until and (self.chunk_rows or self.auto_rate or self.watch):
+            raise ValueError(
+                "until measures and chooses the rate itself: leave out chunk_rows, auto_rate, watch"
+            )
+        if self.until and (self.schedule != "constant" or self.warmup_epochs):
+            raise ValueError("until sets the rate itself: set schedule: constant, without warm-up")
+        if "held" in sets and any(t.loss == "level" for t in self.objective) and not self.until:
+            raise ValueError("the level loss aims at measured levels: give `until`")
         return self
 
     def accumulation(self, rows: int) -> int:

@@ -70,9 +70,10 @@ class UnlearningTrainer(Trainer):
         self.reference, self.order = reference or Reference(), order
         self.accumulation = accumulation  # micro-batches of a step, of all processes
         self.reads = reads_of(self.terms)
+        self.levels: dict[str, Tensor] = {}  # by set: (rows,) NLL to aim at, for the level loss
         self._values: dict[str, float] = {}
         self._notes: dict[str, float] = {}
-        self._more: dict[str, Any] = {}  # what a direction adds to the step's line
+        self._more: dict[str, Any] = {}  # what a direction or a check adds to the step's line
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches in the order of the recipe; of several processes each gets its own."""
@@ -143,6 +144,9 @@ class UnlearningTrainer(Trainer):
         reads = reads_of(terms)
         before = {n: self._reference(model, share, n, r) for n, r in reads.items() if r.reference}
         policy = self._policy(model, share, reads)
+        for name, levels in self.levels.items():
+            if name in policy:
+                policy[name].levels = levels[share.batches[name].index.to(levels.device)]
         loss, values = compute(terms, policy, before)
         for label, value in values.items():
             self._values[label] = self._values.get(label, 0.0) + value

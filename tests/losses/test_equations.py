@@ -125,6 +125,17 @@ def both(a: Said, b: Said) -> list[tuple[Tensor, Tensor]]:
     return list(zip(a.sums(), b.sums(), strict=True))
 
 
+def level(a: Said, tau: float, offset: float = 0.0, below: float = 1.0) -> Tensor:
+    return mean([(10 if float(n.detach()) < below else 1) * (n - tau - offset).abs()
+                 for n in a.means()])  # fmt: skip
+
+
+def hold(a: Said, b: Said, beta: float) -> Tensor:
+    gaps = [n - m.detach() for n, m in zip(a.means(), b.means(), strict=True)]
+    return mean([g**2 / (2 * beta) if abs(float(g.detach())) < beta else abs(g) - beta / 2
+                 for g in gaps])  # fmt: skip
+
+
 Equation = Callable[[Said, Said], Tensor]
 EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
     ("gd", {}, lambda a, b: mean(a.tokens())),
@@ -178,6 +189,11 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
     ("adaptive_rmu", {}, adaptive),
     ("rmu_retain", {}, lambda a, b: mean(
         [((a.hidden[i] - b.hidden[i].detach()) ** 2).sum() for i in READ])),
+    ("level", {}, lambda a, b: level(a, 3.0)),
+    ("level", {"tau": 1.0, "offset": 0.5, "known_below": 2.0},
+     lambda a, b: level(a, 1.0, 0.5, 2.0)),
+    ("hold", {}, lambda a, b: hold(a, b, 1.0)),
+    ("hold", {"beta": 0.1}, lambda a, b: hold(a, b, 0.1)),
 ]  # fmt: skip
 
 
@@ -294,6 +310,8 @@ BY_HAND = [
     ("wga", {}, -0.346574),  # p l = ln 4 / 4, negative
     ("satimp", {"beta1": 1.0}, -0.259930),  # p (1 - p) l = 3/16 ln 4
     ("pdu", {}, 0.301737),  # logits (-ln 3, 0): max 0, mean -ln(3) / 2, squared
+    ("level", {"tau": 2.0}, 0.613706),  # 2 - ln 4, above 1 nat: weight 1
+    ("level", {"tau": 2.0, "known_below": 1.5}, 6.137056),  # ten times that
     ("ceu", {}, 0.287682),  # the other token has all of the target: -ln(3/4)
 ]
 
@@ -302,6 +320,16 @@ BY_HAND = [
 def test_by_hand(name: str, arguments: dict[str, Any], expected: float) -> None:
     value = UNLEARNING_LOSSES.get(name).fn(one_token(0.25), None, **arguments)
     assert float(value.detach()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_level_aims_at_the_level_of_each_row() -> None:
+    policy = Said(0).outputs(plain=True)
+    policy.levels = torch.tensor([1.0, 2.0, 4.0])
+    gaps = [
+        (10 if float(n.detach()) < 1 else 1) * (n - t).abs()
+        for n, t in zip(Said(0).means(), (1.0, 2.0, 4.0), strict=True)
+    ]
+    torch.testing.assert_close(UNLEARNING_LOSSES.get("level").fn(policy), mean(gaps))
 
 
 def test_undial_by_hand() -> None:

@@ -1,0 +1,40 @@
+"""Bring forget rows to the NLL of rows that the model never saw."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergeforget.losses import unlearning_loss
+from mergeforget.outputs import TokenOutputs
+
+
+@unlearning_loss("level", source="mergeforget, docs/unlearn.md", needs=("levels",))
+def level(
+    policy: TokenOutputs,
+    reference: TokenOutputs | None = None,
+    *,
+    tau: float = 3.0,
+    offset: float = 0.0,
+    known_below: float = 1.0,
+    known_weight: float = 10.0,
+) -> Tensor:
+    """``mean w_i |NLL_i - (tau_i + offset)|`` over sequences; a scalar, in nats.
+
+    ``tau_i`` is the NLL that a row like row i has when the model never saw it
+    (``policy.levels``). The weight ``w_i`` is ``known_weight`` while the NLL is below
+    ``known_below`` nats per token and 1 above: the gradient of a memorised answer is close to zero.
+    Unlike NPO or gradient ascent, the loss stops at the level instead of passing it.
+
+    Args:
+        tau: Level of every row, in nats per token, where ``policy.levels`` is None. A training
+            with ``until`` measures the levels and sets them.
+        offset: Nats above the level to aim at: positive over-forgets, negative under-forgets.
+        known_below: NLL per token below which a row counts as memorised.
+        known_weight: Weight of such rows.
+    """
+    nll = policy.nll()  # (rows,)
+    levels = torch.full_like(nll, tau) if policy.levels is None else policy.levels.to(nll)
+    known = nll.detach() < known_below
+    weight = torch.where(known, known_weight, 1.0).to(nll)
+    return policy.row_mean(weight * (nll - levels - offset).abs())
