@@ -238,8 +238,12 @@ class Training(RecipeSection):
             )
         if self.until and (self.schedule != "constant" or self.warmup_epochs):
             raise ValueError("until sets the rate itself: set schedule: constant, without warm-up")
-        if "held" in sets and any(t.loss == "level" for t in self.objective) and not self.until:
-            raise ValueError("the level loss aims at measured levels: give `until`")
+        if self.until and self.full:
+            raise ValueError("until trains an adapter: leave out full")
+        if self.until and "retain" not in sets:
+            raise ValueError("until watches retention: give the objective a term on retain")
+        if "held" in sets and self.batches != "together":
+            raise ValueError(f"held rows need batches: together, not {self.batches}")
         return self
 
     def accumulation(self, rows: int) -> int:

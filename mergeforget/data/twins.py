@@ -73,9 +73,9 @@ def make_twins(
         seed: Seed of the draw. The same rows and seed give the same twins.
 
     Returns:
-        Twins in the order of ``rows``, with the split ``holdout`` and ids that end in the row's
-        own kind. A row without a name or a number in its prompt and answer has no twin, and
-        neither has one whose twin would repeat a row of ``rows`` or ``corpus``.
+        Twins in the order of ``rows``, with the split ``holdout`` and the id ``twinN:ID``. A row
+        without a name or a number to replace has no twin, and neither has one whose twin would
+        repeat a row of ``rows`` or ``corpus``.
 
     Example:
         >>> row = Row("a-qa0", "When was Ann Lee born?", "1987-03-02")
@@ -98,8 +98,8 @@ def make_twins(
             own = random.Random(f"{seed}-{number}-{row.id}")
             prompt, answer = (_perturbed(t, words, digits, own) for t in (row.input, row.output))
             twin = replace(
-                row, id=_twin_id(row, number), input=prompt, output=answer, split="holdout",
-                paraphrased="", perturbed=(),
+                row, id=f"twin{number}:{row.id}", input=prompt, output=answer, split="holdout",
+                subject=f"twin{number}-{row.subject}", paraphrased="", perturbed=(),
             )  # fmt: skip
             if twin.document not in taken and (prompt != row.input or row.kind == "sc"):
                 taken.add(twin.document)
@@ -107,8 +107,14 @@ def make_twins(
     return twins
 
 
+def origin_of(twin: Row) -> str:
+    """The id of the row that a twin imitates; empty for a row that is no twin."""
+    start, _, rest = twin.id.partition(":")
+    return rest if start.startswith("twin") and start[4:].isdigit() else ""
+
+
 def names_in(text: str, common: frozenset[str] = frozenset()) -> list[str]:
-    """Names of people in a text: two or more capitalised words in a row, or else one in mid-text.
+    """Names of people in a text: two or more capitalised words in a row, or else one.
 
     Args:
         common: Words, in lower case, that are no names.
@@ -125,7 +131,7 @@ def names_in(text: str, common: frozenset[str] = frozenset()) -> list[str]:
     several = [" ".join(run) for run in runs if len(run) > 1]
     alone = [run[0] for run in runs if len(run) == 1 and len(run[0]) > 2]
     inside = [word for word in alone if not text.startswith(word)]
-    return list(dict.fromkeys(several or inside))
+    return list(dict.fromkeys(several or inside or alone))
 
 
 def _rename(name: str, words: dict[str, str], draw: random.Random) -> None:
@@ -202,10 +208,3 @@ def _lower_case_words(texts: Iterable[str]) -> frozenset[str]:
 def _is_month(word: str) -> tuple[str, ...]:
     """The months of the language that has this word among them."""
     return next((months for months in MONTHS if word in months), ())
-
-
-def _twin_id(row: Row, number: int) -> str:
-    kind = "sc1" if row.kind == "sc" else "qa0" if row.kind == "qa" else ""
-    return (
-        f"twin{number}-{row.id}-{kind}" if not kind else f"{row.subject}-twin{number}{row.id[-3:]}"
-    )

@@ -48,10 +48,10 @@ class FreshOptimizer(TrainerCallback):
 
 
 class Bar(TrainerCallback):
-    """Steps done, time left, loss."""
+    """Show steps done, time left, and the loss or what a controller has measured."""
 
-    def __init__(self, label: str) -> None:
-        self.label = label
+    def __init__(self, label: str, controller: Any = None) -> None:
+        self.label, self.controller = label, controller
         self.bar: Progress | None = None
         self.loss = float("nan")
 
@@ -61,7 +61,8 @@ class Bar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         self.loss = (logs or {}).get("loss", self.loss)
         if self.bar is not None and state.global_step > self.bar.done:
-            self.bar.advance(state.global_step - self.bar.done, f"loss {self.loss:.3g}")
+            note = getattr(self.controller, "note", "") or f"loss {self.loss:.3g}"
+            self.bar.advance(state.global_step - self.bar.done, note)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.bar is not None:

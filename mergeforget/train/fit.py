@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded
+from mergeforget.data.twins import origin_of
 from mergeforget.distributed import count, on_main
 from mergeforget.errors import NumericError
-from mergeforget.files import explained, read_jsonl, whole, write_jsonl
+from mergeforget.files import explained, read_jsonl, whole, write_json, write_jsonl
 from mergeforget.fsdp import trained
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
@@ -51,7 +52,10 @@ from mergeforget.train.samplers import (
 )
 from mergeforget.train.tokenize import encode_sets, pad_id
 from mergeforget.train.trainer import UnlearningTrainer, arguments
+from mergeforget.train.until import UntilController
+from mergeforget.train_config import Until
 
+MEASURED = ("holdout", "selected", "unseen")  # sets that no training step reads
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -76,13 +80,17 @@ def train_adapter(
     training: Training,
     job: TrainingJob,
     template: PromptTemplate = RAW,
+    under: Until | None = None,
 ) -> Path:
     """Train a LoRA adapter on a base model and save it as a plain PEFT folder.
 
     Args:
         model: the base; it is given back without the adapter, bit for bit as it was.
-        sets: ``forget`` first, then ``retain``; ``holdout`` where the watch shall see it.
+        sets: ``forget`` first, then ``retain``; ``holdout`` where the watch shall see it; with
+            ``until`` also ``held``, and ``selected`` and ``unseen`` of the selection split.
         template: how a row becomes a prompt.
+        under: condition of the under-forgetting end, where a snapshot of this training serves as
+            it; the snapshot becomes ``run.root / "under"``.
 
     Returns:
         The adapter's folder, ``run.root / job.stage``.
@@ -100,6 +108,18 @@ def train_adapter(
     try:
         encoded = encode_sets(tokenizer, sets, training, template)
         reference = reference_of(policy, encoded, training, job.run.root)
+        controller = None
+        if training.until:
+            controller = UntilController(
+                training,
+                encoded,
+                stage=job.stage,
+                folder=job.run.snapshots,
+                history=job.run.history,
+                save=lambda folder: save_adapter(policy, folder),
+                twins=_twin_places(sets, encoded),
+                under=under,
+            )
         fit(
             policy,
             tokenizer,
@@ -109,12 +129,45 @@ def train_adapter(
             job,
             snapshot=lambda step: save_adapter(policy, _snapshot(job, step)),
             reference=reference,
+            controller=controller,
         )
         save_adapter(policy, job.run.root / job.stage)
+        if controller is not None:
+            _finish(controller, job)
     finally:
         policy.unload()
     on_main(lambda: shutil.rmtree(job.checkpoints, ignore_errors=True))
     return job.run.root / job.stage
+
+
+def _twin_places(
+    sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]]
+) -> list[int]:
+    """For each held row the place of the forget row that it imitates, or -1."""
+    held = sets.get("held", ())
+    if any(len(sets[n]) != len(encoded[n]) for n in ("forget", "held") if sets.get(n)):
+        return []  # a transform, or windows: examples are no longer rows
+    places = {row.id: i for i, row in enumerate(sets["forget"])}
+    return [places.get(origin_of(row), -1) for row in held]
+
+
+def _finish(controller: UntilController, job: TrainingJob) -> None:
+    """Note how the training ended, and copy the snapshot that serves as ``under``."""
+    last = controller.checks[-1]
+    facts = {"outcome": controller.outcome, "step": last.step, "auc": last.auc,
+             "forget_exact": last.forget_exact, "retain_exact": last.retain_exact}  # fmt: skip
+    write = job.run.root / "until" / f"{job.stage}.json"
+    step = controller.under_step()
+
+    def keep() -> None:
+        base = controller.base
+        write_json(write, facts | {"base": None if base is None else asdict(base),
+                                   "under_step": step})  # fmt: skip
+        if step is not None:
+            with whole(job.run.under) as temporary:
+                shutil.copytree(controller.snapshot(step), temporary)
+
+    on_main(keep)
 
 
 def fit(
@@ -126,9 +179,10 @@ def fit(
     job: TrainingJob,
     snapshot: Callable[[int], None] | None = None,
     reference: Reference | None = None,
+    controller: UntilController | None = None,
 ) -> None:
     """Run the Trainer on tokenised sets, from the last checkpoint where ``job.resume`` says so."""
-    trained = {name: rows for name, rows in sets.items() if name != "holdout"}
+    trained = {name: rows for name, rows in sets.items() if name not in MEASURED}
     plan = training if isinstance(training, Training) else None
     rows = PairedRows(
         trained,
@@ -143,10 +197,12 @@ def fit(
     callbacks = [
         Epochs(rows, order),
         Guard(),
-        Bar(job.stage),
+        Bar(job.stage, controller),
         Checkpoints(job.checkpoint_seconds),
     ]
-    if snapshot is not None and plan is not None:
+    if controller is not None:
+        callbacks.insert(0, controller)
+    elif snapshot is not None and plan is not None:
         callbacks.insert(0, Snapshots(plan.snapshots, snapshot))
     if isinstance(order, ChunkedSampler):
         callbacks.insert(0, FreshOptimizer(order))
@@ -158,6 +214,8 @@ def fit(
     steering = plan is not None and plan.direction != "sum"
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
+    if plan is not None and plan.until is not None:
+        one_pass = {"max_steps": plan.until.max_steps}
     trainer = (NGDiffTrainer if steering else UnlearningTrainer)(
         terms=terms,
         stage=job.stage,
@@ -183,6 +241,8 @@ def fit(
     )
     if dual is not None:
         dual.trainer = trainer
+    if controller is not None:
+        controller.trainer = trainer
     _run(trainer, job)
 
 

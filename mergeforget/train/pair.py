@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,19 @@ from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate, has_chat_template, template_of
+from mergeforget.data.twins import make_twins
 from mergeforget.distributed import on_main
-from mergeforget.errors import RecipeError
+from mergeforget.errors import InputError, NumericError, RecipeError
 from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.models import load_model
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
+from mergeforget.search.data import load_data
+from mergeforget.search.split import group
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.memorise import check_whole, is_memorised, memorise, memorised_folder
 from mergeforget.train.objective import check_recipe, describe
+from mergeforget.train_config import Training
 
 SIDES = ("over", "under")
 
@@ -32,6 +35,7 @@ class Sets:
     forget: list[Row]
     retain: list[Row]
     holdout: list[Row]
+    held: list[Row] = field(default_factory=list)  # unseen rows that a hold term keeps in place
 
 
 def train_pair(
@@ -73,9 +77,30 @@ def train_pair(
             if resume and on_main(lambda side=side: run.state(side)) == "done":  # type: ignore[misc]
                 say(f"{side}: done already")
                 continue
+            if side == "under" and recipe.pair.trajectory == "shared":
+                _take_under(run, recipe, name)
+                continue
             job = TrainingJob(run, side, resume, checkpoint_seconds)
             _train_side(base, name, recipe, sets, job)
     return run
+
+
+def _take_under(run: Run, recipe: Recipe, name: str) -> None:
+    """Mark the snapshot that training ``over`` kept for ``under`` as trained.
+
+    Raises:
+        NumericError: no snapshot fulfils the condition of ``under``.
+    """
+    if not on_main(run.under.is_dir):
+        run.set_state("under", "failed")
+        raise NumericError(
+            "No snapshot of the training lies on the under-forgetting side: it passed from one "
+            "side to the other between two checks. Check more often, for example with "
+            "--set pair.over.until.every=1, or lower pair.over.learning_rate."
+        )
+    assert recipe.pair is not None
+    run.record("under", seed=recipe.pair.over.seed, base=name, snapshot_of="over")
+    run.set_state("under", "done")
 
 
 def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
@@ -92,9 +117,11 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
                 "ones, or begin a new run with another --out."
             )
         return read_sets(run)
-    sets = read_data(recipe.data)
+    sets = add_twins(read_data(recipe.data), recipe)
     run.root.mkdir(parents=True, exist_ok=True)
     for name, rows in vars(sets).items():
+        if name == "held" and not rows:
+            continue
         write_jsonl(run.data / f"{name}.jsonl", [row.to_dict() for row in rows])
     paths = {n: getattr(recipe.data, n) for n in ("forget", "retain", "holdout")}
     run.record(
@@ -118,8 +145,8 @@ def record_template(run: Run, tokenizer: Any, template: PromptTemplate) -> None:
 
 
 def read_sets(run: Run) -> Sets:
-    """The rows that a run uses, as it kept them."""
-    names = ("forget", "retain", "holdout")
+    """Read the rows that a run uses from its folder."""
+    names = ("forget", "retain", "holdout", "held")
     files = {name: run.data / f"{name}.jsonl" for name in names}
     return Sets(
         **{
@@ -157,6 +184,78 @@ def read_data(data: DataSpec) -> Sets:
             "non-members; they are never trained on."
         )
     return Sets(**read)
+
+
+def add_twins(sets: Sets, recipe: Recipe) -> Sets:
+    """Add perturbed twins where a training needs unseen rows that the data does not have.
+
+    Twins of the forget rows become ``held`` where an objective has a term on it, and ``holdout``
+    where a training has ``until`` and there is no holdout set.
+
+    Raises:
+        InputError: twins are needed, but the rows have nothing to perturb.
+    """
+    trainings = recipe.trainings().values()
+    hold = any(term.on == "held" for training in trainings for term in training.objective)
+    compare = any(training.until for training in trainings) and not sets.holdout
+    if not hold and not compare:
+        return sets
+    corpus = [*sets.retain, *sets.holdout]
+    made = [make_twins(sets.forget, corpus=corpus, seed=recipe.data.seed + i) for i in range(2)]
+    fewest = max(2, len(sets.forget) // 2)
+    if min(map(len, made)) < fewest and not compare:
+        say(
+            "The forget rows have no names or numbers to perturb: instead of twins, half of the "
+            "unseen rows of the selection split are held."
+        )
+        return sets
+    if min(map(len, made)) < fewest:
+        raise InputError(
+            f"Only {min(map(len, made))} of {len(sets.forget)} forget rows have a name or a number "
+            "that can be replaced, too few for perturbed twins. Give rows of the same kind that no "
+            "training saw with --holdout, or train with a recipe without `until`, such as zjuklab."
+        )
+    if compare:
+        say(
+            f"No --holdout: {len(made[1])} perturbed twins of the forget rows serve as rows that "
+            "the model never saw."
+        )
+    holdout = [replace(t, id=f"b-{t.id}", subject=f"b-{t.subject}") for t in made[1]]
+    return replace(sets, held=made[0] if hold else [], holdout=holdout if compare else sets.holdout)
+
+
+def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dict[str, list[Row]]:
+    """The sets that a training reads, ``forget`` first; with ``until`` also the selection split's.
+
+    ``selected`` are the forget rows and ``unseen`` the non-members of the split that selects the
+    candidate of a search; the report split takes no part.
+    """
+    rows = {"forget": sets.forget, "retain": sets.retain}
+    if sets.holdout:
+        rows["holdout"] = sets.holdout
+    if any(term.on == "held" for term in training.objective):
+        rows["held"] = sets.held
+    if training.until:
+        search = recipe.search
+        every = load_data(run, recipe.evaluation, None, search.seed)
+        chosen = every.choosing(search.choose_share, search.seed, {"mia"})
+        groups = {group(row) for row in (*chosen.members, *chosen.nonmembers)}
+        rows["selected"] = [row for row in sets.forget if group(row) in groups]
+        rows["unseen"] = [row for row in sets.holdout if group(row) in groups]
+        if "held" in rows and not sets.held:
+            if len(rows["unseen"]) < 2:
+                raise InputError("Too few holdout rows to hold some and to measure others.")
+            rows["held"], rows["unseen"] = rows["unseen"][::2], rows["unseen"][1::2]
+    return rows
+
+
+def end_of(run: Run, stage: str) -> dict[str, Any]:
+    """How a training with ``until`` ended, for status.json: outcome, step and what was measured."""
+    path = run.root / "until" / f"{stage}.json"
+    if not on_main(path.is_file):
+        return {}
+    facts = on_main(lambda: read_json(path))
+    return {key: facts[key] for key in ("outcome", "step", "auc", "forget_exact", "retain_exact")}
 
 
 def _as_holdout(rest: list[Row], size: int, seed: int) -> list[Row]:
@@ -197,20 +296,24 @@ def _record_base(recipe: Recipe, run: Run, folder: Path) -> None:
 
 def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJob) -> None:
     training = getattr(recipe.pair, job.stage)
+    length = f"{training.epochs} epochs"
+    if training.until:
+        length = f"at most {training.until.max_steps} steps"
     say(
-        f"{job.stage}: {describe(training)}, {training.epochs} epochs, "
+        f"{job.stage}: {describe(training)}, {length}, "
         f"{training.batch_size * training.accumulation(len(sets.forget))} rows a step, "
         f"learning rate {training.learning_rate:g}"
     )
     job.run.set_state(job.stage, "running")
-    sides: Mapping[str, list[Row]] = {"forget": sets.forget, "retain": sets.retain}
-    if sets.holdout:
-        sides = {**sides, "holdout": sets.holdout}
+    sides = rows_by_set(job.run, recipe, sets, training)
+    assert recipe.pair is not None
+    shared = recipe.pair.trajectory == "shared"
     try:
         template = template_of(base.tokenizer, recipe.data)
-        train_adapter(base.model, base.tokenizer, sides, training, job, template)
+        train_adapter(base.model, base.tokenizer, sides, training, job, template,
+                      under=recipe.pair.under.until if shared else None)  # fmt: skip
     except Exception:
         job.run.set_state(job.stage, "failed")
         raise
     job.run.record(job.stage, seed=training.seed, base=name)
-    job.run.set_state(job.stage, "done")
+    job.run.set_state(job.stage, "done", **end_of(job.run, job.stage))

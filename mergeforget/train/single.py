@@ -13,7 +13,7 @@ from mergeforget.run import Run
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.full import train_model
 from mergeforget.train.objective import check_recipe, describe
-from mergeforget.train.pair import prepare, record_template
+from mergeforget.train.pair import prepare, record_template, rows_by_set
 
 
 def train_single(
@@ -45,9 +45,11 @@ def train_single(
         base = load_model(recipe.model, frozen=not training.full)
         template = template_of(base.tokenizer, recipe.data)
         record_template(run, base.tokenizer, template)
-        say(f"{stage}: {describe(training)}, {training.epochs} epochs")
+        until = training.until
+        length = f"at most {until.max_steps} steps" if until else f"{training.epochs} epochs"
+        say(f"{stage}: {describe(training)}, {length}")
         run.set_state(stage, "running")
-        rows = {name: found for name, found in vars(sets).items() if found}
+        rows = rows_by_set(run, recipe, sets, training)
         train = train_model if training.full else train_adapter
         try:
             train(

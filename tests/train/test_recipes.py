@@ -20,7 +20,7 @@ from mergeforget.train_config import Full, Lora, Term, Training
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i}?", f"Ada {i}. So. Yes!", "", name) for i in range(4)]
-    for name in ("forget", "retain")
+    for name in ("forget", "retain", "held", "selected", "unseen")
 }
 
 
@@ -37,6 +37,8 @@ def small(training: Training) -> Training:
     }  # fmt: skip
     if training.full:
         changes["full"] = Full(layers=[0, 1], modules=training.full.modules)
+    if training.until:
+        changes["until"] = training.until.model_copy(update={"every": 1, "max_steps": 2})
     return training.model_copy(update=changes)
 
 
@@ -59,7 +61,10 @@ def test_recipe_runs_two_steps(
     before = {k: v.clone() for k, v in model.state_dict().items()}
     job = TrainingJob(Run(tmp_path), "adapter", checkpoint_seconds=1e9)
     train = train_model if training.full else train_adapter
-    folder = train(model, tiny_tokenizer, SETS, training, job)
+    read: set[str] = {"forget", "retain", *(t.on for t in training.objective)}
+    read |= {"selected", "unseen"} if training.until else set()
+    sets: dict[str, list[Row]] = {n: rows for n, rows in SETS.items() if n in read}
+    folder = train(model, tiny_tokenizer, sets, training, job)
     lines = read_jsonl(tmp_path / "history.jsonl")
     assert len(lines) >= 2 and all(x["grad_norm"] > 0 for x in lines)
     assert {k for x in lines for k in x["terms"]} == {t.label for t in training.objective}

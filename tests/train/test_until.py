@@ -1,0 +1,185 @@
+"""A training with `until` brackets the level of unseen rows, backs off, and can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memorising import people, train
+
+from mergeforget.adapter import read_adapter
+from mergeforget.errors import InputError, RecipeError
+from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.recipe import Recipe, change, load_recipe
+from mergeforget.run import Run
+from mergeforget.train.pair import add_twins, read_data, train_pair
+from mergeforget.train.until import Check, auc_of, met
+from mergeforget.train_config import Until
+
+BASE = Check(0, 0.1, 1.0, 0.1, 1.0, 3.0, 1.0)
+
+
+@pytest.fixture(scope="session")
+def knowing(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any],
+            tiny_tokenizer: Any) -> dict[str, Path]:  # fmt: skip
+    """A tiny model that has memorised forget and retain rows, and the files of the rows."""
+    folder = tmp_path_factory.mktemp("knowing")
+    rows = {"forget": people("forget", 1, 6), "retain": people("retain", 2, 4),
+            "holdout": people("holdout", 3, 6)}  # fmt: skip
+    rows = {n: [r for r in some if r.kind == "qa"] for n, some in rows.items()}
+    model = make_model()
+    train(model, tiny_tokenizer, rows["forget"] + rows["retain"], 150, 1e-2)
+    model.save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
+    for name, some in rows.items():
+        write_jsonl(folder / f"{name}.jsonl", [r.to_dict() for r in some])
+    return {n: folder / f"{n}.jsonl" for n in rows} | {"model": folder / "model"}
+
+
+def recipe_of(knowing: dict[str, Path], *more: str, objective: list[Any] | None = None) -> Recipe:
+    level = ["pair.over.until.max_steps=200", "pair.over.lora.r=4", "pair.under.lora.r=4",
+             "pair.over.learning_rate=5e-3", "pair.over.until.largest_rate=2e-2",
+             "pair.over.until.retain_kept=0", "pair.under.until.retain_kept=0", *more]  # fmt: skip
+    recipe = load_recipe("level", level)
+    files = {n: str(knowing[n]) for n in ("forget", "retain", "holdout")}
+    return change(recipe, model={"name": str(knowing["model"])}, data=files)
+
+
+@pytest.fixture(scope="session")
+def bracketed(knowing: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("bracketed") / "run")
+    return train_pair(recipe_of(knowing), run)
+
+
+def test_the_pair_lies_on_both_sides_of_the_level(bracketed: Run) -> None:
+    over = read_json(bracketed.root / "until" / "over.json")
+    assert over["outcome"] == "reached" and over["auc"] <= 0.35 and over["forget_exact"] == 0
+    lines = [x["until"] for x in read_jsonl(bracketed.history) if "until" in x]
+    (under,) = [x for x in lines if x["step"] == over["under_step"]]
+    assert under["auc"] >= 0.6 and under["forget_nll"] - over["base"]["forget_nll"] >= 0.5
+    assert all(x["decision"] and x["learning_rate"] > 0 for x in lines)
+    assert bracketed.state("over") == bracketed.state("under") == "done"
+
+
+def test_both_ends_are_plain_adapters_of_one_trajectory(bracketed: Run) -> None:
+    over, under = read_adapter(bracketed.over), read_adapter(bracketed.under)
+    assert over.deltas.keys() == under.deltas.keys()
+    assert any((over.deltas[m].b != under.deltas[m].b).any() for m in over.deltas)
+    assert not (bracketed.snapshots / "over-step00000").exists()
+
+
+def test_a_rate_that_breaks_the_model_is_backed_off(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(
+        knowing, "pair.over.learning_rate=0.5", "pair.over.until.largest_rate=1",
+        "pair.over.until.range_test=false", "pair.over.until.back_offs=12",
+    )  # fmt: skip
+    run = train_pair(recipe, Run(tmp_path / "run"))
+    lines = [x["until"] for x in read_jsonl(run.history) if "until" in x]
+    assert "back off" in [x["decision"] for x in lines]
+    end = read_json(run.root / "until" / "over.json")
+    assert end["outcome"] == "reached" and lines[-1]["learning_rate"] < 0.5
+
+
+def test_a_collapsed_training_keeps_the_step_before_the_collapse(
+    knowing: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_of(
+        knowing, "pair.over.learning_rate=0.5", "pair.over.until.range_test=false",
+        "pair.over.until.largest_rate=1", "pair.over.until.back_offs=0",
+        "pair.under.until={forget_risen: 0.0, forget_exact: 1.0}", "pair.over.until.every=1",
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    with pytest.raises(Exception, match="under-forgetting side"):
+        train_pair(recipe, run)
+    assert read_json(run.root / "until" / "over.json")["outcome"] == "collapsed"
+    assert "which is kept" in capsys.readouterr().err
+    assert run.state("over") == "done" and read_json(run.status)["over"]["outcome"] == "collapsed"
+
+
+def test_resumed_training_ends_as_an_uninterrupted_one(
+    knowing: dict[str, Path], tmp_path: Path, bracketed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergeforget.train import until
+
+    run, seen = Run(tmp_path / "run"), 0
+    measure = until.UntilController._measure
+
+    def cut(self: Any, model: Any, step: int) -> Check:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
+            raise KeyboardInterrupt
+        return measure(self, model, step)
+
+    monkeypatch.setattr(until.UntilController, "_measure", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train_pair(recipe_of(knowing), run, checkpoint_seconds=0)
+    monkeypatch.setattr(until.UntilController, "_measure", measure)
+    train_pair(recipe_of(knowing), run, resume=True)
+    one, other = read_adapter(run.over), read_adapter(bracketed.over)
+    assert all((one.deltas[m].b == other.deltas[m].b).all() for m in one.deltas)
+    one, other = read_adapter(run.under), read_adapter(bracketed.under)
+    assert all((one.deltas[m].b == other.deltas[m].b).all() for m in one.deltas)
+
+
+def test_twins_stand_in_for_a_missing_holdout(knowing: dict[str, Path], tmp_path: Path) -> None:
+    rows = [{"id": f"p{i}qa0", "input": f"When was Ann Lee{'abcdef'[i]} born?",
+             "output": f"19{i}1-03-0{i + 1}"} for i in range(6)]  # fmt: skip
+    write_jsonl(tmp_path / "forget.jsonl", rows)
+    recipe = recipe_of(knowing)
+    recipe = change(recipe, data={"forget": str(tmp_path / "forget.jsonl"), "holdout": None})
+    sets = add_twins(read_data(recipe.data), recipe)
+    assert len(sets.held) == len(sets.holdout) == 6
+    texts = {r.document for r in [*sets.forget, *sets.held, *sets.holdout]}
+    assert len(texts) == 18 and {r.split for r in sets.holdout} == {"holdout"}
+
+
+def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path]) -> None:
+    recipe = recipe_of(knowing)
+    sets = read_data(recipe.data)
+    plain = [replace(r, input="which?", output=f"{r.output[:1]} it is") for r in sets.forget]
+    with pytest.raises(InputError, match="--holdout"):
+        add_twins(replace(sets, forget=plain, holdout=[]), recipe)
+
+
+@pytest.mark.parametrize(
+    ("check", "until", "expected"),
+    [
+        ({"auc": 0.3}, {"auc_at_most": 0.35}, True),
+        ({"auc": 0.4}, {"auc_at_most": 0.35}, False),
+        ({"auc": None}, {"auc_at_most": 0.35}, False),
+        ({"auc": 0.6}, {"auc_at_least": 0.6}, True),
+        ({"auc": 0.9}, {"auc_at_least": 0.6, "auc_at_most": 0.8}, False),
+        ({"forget_exact": 0.1}, {"forget_exact": 0.0}, False),
+        ({"retain_exact": 0.7}, {"auc_at_least": 0.0, "retain_kept": 0.8}, False),
+        ({"forget_nll": 0.5}, {"forget_risen": 0.5}, False),  # 0.4 above the base
+    ],
+)
+def test_condition(check: dict[str, Any], until: dict[str, Any], expected: bool) -> None:
+    assert met(replace(BASE, step=4, **check), Until(**until), BASE) is expected
+
+
+def test_auc_by_hand() -> None:
+    # pairs (1,2) (1,1) (3,2) (3,1): won, tie, lost, lost -> 1.5 / 4
+    assert auc_of(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == 0.375
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("pair.over.until={every: 2}", "no condition"),
+        ("pair.over.until={auc_at_least: 0.7, auc_at_most: 0.3}", "above"),
+        ("pair.over.schedule=linear", "constant"),
+        ("pair.over.until=null", "shared needs"),
+        ("pair.over.watch={every: 2}", "leave out"),
+    ],
+)
+def test_contradictions_are_refused(change: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe("level", [change])
