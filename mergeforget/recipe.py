@@ -169,6 +169,8 @@ class EvaluationSpec(RecipeSection):
         floor: of that score's ratio to the one of the model before.
         lm_eval: names of lm-eval's tasks; ``lm_eval_folder`` holds further tasks.
         backend: what writes the answers.
+        ask: ``all`` asks a model that has a chat template raw and in chat, and reports the worst
+            case; ``own`` asks it as ``data.template`` says only.
     """
 
     benchmark: str = "semeval2025-task4"
@@ -188,6 +190,7 @@ class EvaluationSpec(RecipeSection):
     lm_eval: list[str] = []
     lm_eval_folder: str | None = None
     backend: Literal["transformers", "vllm"] = "transformers"
+    ask: Literal["all", "own"] = "all"
 
     @model_validator(mode="before")
     @classmethod

@@ -32,6 +32,8 @@ class Score:
         chance: what guessing gives, where that means something.
         target: what is best where better is ``nearer``.
         definition: versioned name of the exact formula, for example ``truth-ratio@2``.
+        ways: the value in each way of asking, raw and in chat, where a model was asked in several;
+            ``value`` is then the worst case.
         draws: the value over resampled rows, where it was just computed; not kept in files.
     """
 
@@ -46,6 +48,7 @@ class Score:
     chance: float | None = None
     target: float | None = None
     definition: str = ""
+    ways: dict[str, float] | None = field(default=None, compare=False)
     draws: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

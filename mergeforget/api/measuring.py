@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from mergeforget.attack.result import Result
     from mergeforget.attack.target import Target
     from mergeforget.evaluate.sharing import RankShare
-    from mergeforget.recipe import EvaluationSpec
+    from mergeforget.recipe import DataSpec, EvaluationSpec
     from mergeforget.score import Score
 
     Scored = tuple[EvaluationSpec, dict[str, list[Score]]]
 
 ORDER = ("prompts", "quantise", "probe", "relearn")  # the cheapest attacks first
 SETTINGS = ("benchmark", "limit", "max_new_tokens", "mmlu_shots", "mmlu_limit", "membership",
-            "retrained", "reference", "utility", "floor", "backend")  # fmt: skip
+            "retrained", "reference", "utility", "floor", "backend", "ask")  # fmt: skip
 
 
 def evaluate(
@@ -47,6 +47,9 @@ def evaluate(
     nonmembers: str | Path | None = None,
     rows: Mapping[str, str] | None = None,
     columns: Mapping[str, str] | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
+    ask: Literal["all", "own"] | None = None,
     retrained: str | None = None,
     reference: str | None = None,
     gradient_norm: bool = False,
@@ -84,6 +87,11 @@ def evaluate(
         members, nonmembers: Documents for membership inference instead of forget's and holdout's.
         rows: Files of further splits, by split.
         columns: Names of the columns in the files, by our names.
+        template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
+            ``auto``; the run's when omitted.
+        system_prompt: System message of a chat.
+        ask: ``all`` asks a model that has a chat template raw and in chat and reports the worst
+            case; ``own`` asks it as ``template`` says only.
         retrained: Model trained without the forget set, for forget quality and PrivLeak.
         reference: Model whose loss is subtracted, for membership inference.
         gradient_norm: Use gradient norms for membership inference, too.
@@ -244,6 +252,7 @@ def _evaluate_run(run: Run, sharing: RankShare, options: dict[str, Any]) -> Scor
     files = {n: optional_path(options[n]) for n in ("holdout", "members", "nonmembers")}
     evaluation = Evaluation(
         base=run.base(),
+        data=data_of(recipe.data, options),
         spec=recipe.model,
         settings=spec,
         rows=rows_of_run(run, spec, **files, seed=recipe.search.seed),
@@ -264,13 +273,14 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
     from mergeforget.evaluate.rows import rows_of_files
     from mergeforget.evaluate.run_models import evaluate_any, kept_folder
     from mergeforget.evaluate.store import write_model_scores
-    from mergeforget.recipe import EvaluationSpec, ModelSpec
+    from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
     spec = _spec(EvaluationSpec(), options)
     splits = ("forget", "retain", "holdout", "members", "nonmembers")
     files: dict[str, Any] = {n: optional_path(options[n]) for n in splits}
     evaluation = Evaluation(
         base=model,
+        data=data_of(DataSpec(), options),
         spec=ModelSpec(name=model),
         settings=spec,
         rows=rows_of_files(**files, spec=spec, columns=dict(options["columns"] or {})),
@@ -290,6 +300,12 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
             parquet=options["parquet"],
         )  # fmt: skip
     return spec, {name: scores}
+
+
+def data_of(data: DataSpec, options: Mapping[str, Any]) -> DataSpec:
+    """The section ``data`` of a recipe with the template and system prompt that were given."""
+    names = ("template", "system_prompt")
+    return data.model_copy(update={n: options[n] for n in names if options.get(n) is not None})
 
 
 def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:

@@ -25,6 +25,19 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help=text)(command)
 
 
+def template_options(command: F) -> F:
+    """``--template`` and ``--system-prompt``: passed as ``template`` and ``system_prompt``."""
+    command = click.option("--system-prompt", metavar="TEXT", help="System message of the chat.")(
+        command
+    )
+    return click.option(
+        "--template",
+        type=click.Choice(["auto", "none", "chat"]),
+        help="Prompts: raw (none), with the tokenizer's chat template, or chat where there is one "
+        "(auto).  [default: the recipe's, else auto]",
+    )(command)
+
+
 def set_option(command: F) -> F:
     """``--set key.of.recipe=value``, any number of times; passed as ``assignments``."""
     text = "Set one recipe key, for example --set pair.over.learning_rate=2e-4. Repeatable."

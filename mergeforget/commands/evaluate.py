@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+from mergeforget.commands._options import (
+    chosen_run,
+    emit,
+    json_option,
+    run_argument,
+    template_options,
+)
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -34,6 +40,10 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "real_authors; or of forget or retain instead of a run's. Repeatable.")  # fmt: skip
 @click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS", help="With --model: a "
               "column's name in the files; ours are id, input, output, task, ...")  # fmt: skip
+@template_options
+@click.option("--ask", type=click.Choice(["all", "own"]), help="all: ask a model that has a chat "
+              "template raw and in chat, and report the worst case; own: ask it by --template only."
+              "  [default: all]")  # fmt: skip
 @click.option("--retrained", help="Model or adapter trained without the forget set, or its answers/"
               "NAME.likelihoods.jsonl: for forget quality and PrivLeak.")  # fmt: skip
 @click.option("--reference", help="Model for the membership signal reference: its loss of each "

@@ -163,7 +163,7 @@ class PromptTemplate:
                 no blank is inserted where whitespace or a template token separates them already;
                 with "" each is tokenised by itself, as ZJUKLAB's code does.
         """
-        if self._renders(row):
+        if self._renders(row) and row.output:
             return self._chat_tokens(tokenizer, row)
         end = self.end if self.header and self._typed(row) else tokenizer.eos_token_id
         ends = [] if end is None or row.window in ("start", "middle") else [int(end)]
@@ -262,7 +262,7 @@ class PromptTemplate:
         """Prompt and answer of the running text; a token across the border is the answer's."""
         before = row.prompt
         typed = bool(prompt) and (self._typed(row) or prompt[-1] in special_ids(tokenizer))
-        text = before + ("" if typed else row.joint(join)) + row.output
+        text = before + ("" if typed or not row.output else row.joint(join)) + row.output
         encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids = list(encoding["input_ids"])
         ends = [end for _, end in encoding["offset_mapping"]]

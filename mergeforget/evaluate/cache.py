@@ -31,16 +31,19 @@ class Reading:
     answer: tuple[float, int, float, float]
 
     @classmethod
-    def of(cls, one: TokenLikelihoods, start: int, text: str, answer_only: bool) -> Reading:
+    def of(
+        cls, one: TokenLikelihoods, start: int, text: str, answer_only: bool, content: int = 0
+    ) -> Reading:
         """From the likelihoods of a document's tokens.
 
         Args:
             start: number of the answer's first token.
             text: what membership is judged by, the document or its answer.
             answer_only: that text is the answer.
+            content: number of the document's first token after BOS, system message and template.
         """
         answer = one.after(start)
-        judged = answer if answer_only else one
+        judged = answer if answer_only else one.after(content)
         return cls(judged.nll, membership_signals(judged, text), _answer(answer))
 
     @property
@@ -49,7 +52,7 @@ class Reading:
         return bool(self.signals)
 
     def document_loss(self, row: Row, member: bool) -> DocumentLoss:
-        return DocumentLoss(row.id, member, self.nll, row.task, self.signals)
+        return DocumentLoss(row.id, member, self.nll, row.task, self.signals, row.subject)
 
     def answer_likelihood(self, row: Row) -> AnswerLikelihood:
         return AnswerLikelihood(row, *self.answer)
@@ -169,12 +172,20 @@ def parts_of(path: Path) -> list[Path]:
 
 def prompt_key(row: Row) -> str:
     """The same for equal prompts."""
-    return hashlib.sha256(row.input.encode()).hexdigest()[:32]
+    text = json.dumps([row.input, *_form(row)]) if _form(row) else row.input
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def document_key(row: Row) -> str:
     """The same for equal documents with the answer at the same place."""
-    return hashlib.sha256(json.dumps([row.input, row.output]).encode()).hexdigest()[:32]
+    text = json.dumps([row.input, row.output, *_form(row)])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _form(row: Row) -> list[Any]:
+    """What besides prompt and answer decides a row's tokens."""
+    turns = [[m.role, m.content] for m in row.messages]
+    return [turns, row.window] if turns or row.window else []
 
 
 def _answer(answer: TokenLikelihoods) -> tuple[float, int, float, float]:

@@ -13,6 +13,7 @@ from typing import Any
 from mergeforget.adapter import read_adapter
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
+from mergeforget.data.templating import RAW, PromptTemplate, has_chat_template, template_of
 from mergeforget.evaluate.cache import Kept, document_key, parts_of, prompt_key
 from mergeforget.evaluate.lm_eval import run_task, task_key
 from mergeforget.evaluate.measure import Generator, measure
@@ -21,7 +22,7 @@ from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
 from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.files import sha256
-from mergeforget.recipe import EvaluationSpec, ModelSpec
+from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Evaluation:
         base: the model's name or folder.
         folder: where what is measured is kept by its hash.
         rank: the largest rank of the adapters that will be put on it.
+        data: decides how prompts are rendered: ``template`` and ``system_prompt``.
         sharing: the processes that share the rows.
     """
 
@@ -44,6 +46,8 @@ class Evaluation:
     batch_tokens: int | None = None
     rank: int = 0
     sharing: RankShare = ALONE
+    data: DataSpec = DataSpec()
+    _ways: list[PromptTemplate] = field(default_factory=list)
     _loaded: Any = None
     _server: Server | None = None
     _hashes: dict[Path, str] = field(default_factory=dict)
@@ -55,11 +59,59 @@ class Evaluation:
         changed = replace(self, rows=rows, settings=settings, base=base or self.base)
         if base is not None:
             changed._loaded = changed._server = None
+            changed._ways = []
         return changed
 
-    def run(self, adapter: Path | None, label: str, *, again: bool = False) -> Measured:
-        """Measure the base with an adapter, or without; what was measured before is kept."""
-        path = self.folder / f"{self.fingerprint(adapter)}.jsonl"
+    def ways(self) -> list[PromptTemplate]:
+        """The ways to ask, the configured one first; see ``PromptTemplate.ways``.
+
+        Only the configured one where the settings say ``ask: own``, or where the rows are windows
+        of documents, which no template changes.
+        """
+        if not self._ways:
+            tokenizer = self._tokenizer()
+            own = template_of(tokenizer, self.data)
+            rows = [*self.rows.forget, *self.rows.retain, *self.rows.further]
+            rows += [*self.rows.members, *self.rows.nonmembers]
+            alike = all(row.window for row in rows)
+            only = self.settings.ask == "own" or alike
+            self._ways = [own] if only else own.ways(tokenizer, rows)
+            if only and own.kind == "none" and has_chat_template(tokenizer) and not alike:
+                say(
+                    f"Warning: {self.base} has a chat template and is asked with raw prompts only. "
+                    "A model that answers in chat may be reported as having forgotten. Leave out "
+                    "--ask own."
+                )
+        return self._ways
+
+    def run_ways(
+        self, adapter: Path | None, label: str, *, again: bool = False
+    ) -> dict[str, Measured]:
+        """``run`` in every way to ask, by the name of the way; MMLU and lm-eval run once."""
+        first, *others = self.ways()
+        found = {first.name: self.run(adapter, label, again=again, way=first)}
+        settings = self.settings.model_copy(update={"mmlu": None, "lm_eval": []})
+        for way in others:
+            one = self.varied(self.rows, settings)
+            found[way.name] = one.run(adapter, f"{label} ({way.name})", again=again, way=way)
+            self._loaded, self._server = one._loaded, one._server
+        return found
+
+    def run(
+        self,
+        adapter: Path | None,
+        label: str,
+        *,
+        again: bool = False,
+        way: PromptTemplate | None = None,
+    ) -> Measured:
+        """Measure the base with an adapter, or without; measurements are cached.
+
+        Args:
+            way: how prompts are rendered; the configured template by default.
+        """
+        way = way or self.ways()[0]
+        path = self.folder / f"{self.fingerprint(adapter, way)}.jsonl"
         if again:
             self.sharing.wait()
             for file in (path, *parts_of(path)):
@@ -68,7 +120,7 @@ class Evaluation:
         if self._complete(kept):
             if self.sharing.main:
                 say(f"{label}: measured before and kept; --again measures anew.")
-            return self._measure(None, None, kept, label)
+            return self._measure(None, None, kept, label, way)
         loaded = self.loaded()
         with self._applied(adapter):
             if self.settings.mmlu and kept.mmlu is None:
@@ -76,9 +128,9 @@ class Evaluation:
                 if self.sharing.main:
                     kept.keep_mmlu(counts)
             self._run_tasks(kept)
-            return self._measure(loaded.model, loaded.tokenizer, kept, label, adapter)
+            return self._measure(loaded.model, loaded.tokenizer, kept, label, way, adapter)
 
-    def fingerprint(self, adapter: Path | None) -> str:
+    def fingerprint(self, adapter: Path | None, way: PromptTemplate = RAW) -> str:
         """Hash of the weights and of every setting that changes what is measured."""
         from mergeforget.models import default_device, locate
 
@@ -93,6 +145,8 @@ class Evaluation:
             if self.settings.mmlu
             else None,
         }
+        if way.key != RAW.key:
+            facts["template"] = way.key
         if self.settings.backend != "transformers":
             facts["backend"] = self.settings.backend
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
@@ -113,6 +167,13 @@ class Evaluation:
         read = read_adapter(adapter) if adapter else None
         with applied(self.loaded().model, read) if read else nullcontext():
             yield
+
+    def _tokenizer(self) -> Any:
+        if self._loaded is not None:
+            return self._loaded.tokenizer
+        from mergeforget.models import load_tokenizer
+
+        return load_tokenizer(self.spec.model_copy(update={"name": self.base}))
 
     def _mmlu(self) -> dict[str, tuple[int, int]]:
         loaded, more = self.loaded(), {"batch_tokens": self.batch_tokens, "sharing": self.sharing}
@@ -141,7 +202,13 @@ class Evaluation:
         return Path(self.settings.lm_eval_folder) if self.settings.lm_eval_folder else None
 
     def _measure(
-        self, model: Any, tokenizer: Any, kept: Kept, label: str, adapter: Path | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        kept: Kept,
+        label: str,
+        way: PromptTemplate,
+        adapter: Path | None = None,
     ) -> Measured:
         measured = measure(
             model,
@@ -154,6 +221,7 @@ class Evaluation:
             max_new_tokens=self.settings.max_new_tokens,
             batch_tokens=self.batch_tokens,
             membership=self.settings.membership,
+            template=way,
             gradient_norm=self.settings.gradient_norm,
             generator=self._generator(adapter),
             mmlu=kept.mmlu,

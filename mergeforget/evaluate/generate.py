@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import (
     ONE_OWNER,
@@ -19,8 +21,9 @@ from mergeforget.evaluate.self_check import SafeWays, safe_ways
 def generate(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Row],
     *,
+    template: PromptTemplate = RAW,
     max_new_tokens: int = 256,
     batch_tokens: int | None = None,
     label: str = "Generate",
@@ -29,17 +32,17 @@ def generate(
 ) -> list[str]:
     """Complete each prompt greedily, until the model ends the text by itself.
 
-    The prompt is used as it is, with the tokenizer's own special tokens and no chat template; the
-    completion is returned without special tokens.
+    Prompts are not truncated; completions are returned without special tokens.
 
     Args:
+        template: how a prompt is rendered, raw by default, and which tokens end an answer.
         batch_tokens: prompt and new tokens of a batch; by default what the memory allows.
         on_done: called with each row's place and completion as soon as its batch is done.
         owners: whose adapter answers each prompt, where several answer in one batch.
 
     Source: SemEval-2025 Task 4, evaluation script, which does a row at a time.
     """
-    ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    ids = [template.prompt_ids(tokenizer, prompt) for prompt in prompts]
     completions = [""] * len(prompts)
 
     def keep(place: int, new: list[int]) -> None:
@@ -50,7 +53,7 @@ def generate(
     generate_ids(
         model,
         ids,
-        stop=stop_ids(model, tokenizer),
+        stop=stop_ids(model, tokenizer, template),
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
         label=label,
@@ -129,9 +132,11 @@ def _decode(
     return [decode(model, prompts[0], stop, max_new_tokens)]
 
 
-def stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a text: those of the model's generation config, else the tokenizer's EOS."""
+def stop_ids(model: Any, tokenizer: Any, template: PromptTemplate = RAW) -> list[int]:
+    """The tokens that end a text: the model's own, else the tokenizer's; in chat the template's."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     if ends is None:
         ends = tokenizer.eos_token_id
-    return [] if ends is None else [int(e) for e in (ends if isinstance(ends, list) else [ends])]
+    own = [] if ends is None else [int(e) for e in (ends if isinstance(ends, list) else [ends])]
+    chat = template.stop_ids(tokenizer) if template.header or template.kind == "chat" else []
+    return list(dict.fromkeys([*own, *chat]))

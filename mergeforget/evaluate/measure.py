@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mergeforget.data.schema import Answer, Measured, Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError
 from mergeforget.evaluate.cache import Kept, Reading, document_key, prompt_key
 from mergeforget.evaluate.generate import generate
@@ -41,6 +42,7 @@ def measure(
     batch_tokens: int | None = None,
     mmlu: Mapping[str, tuple[int, int]] | None = None,
     membership: Membership = "documents",
+    template: PromptTemplate = RAW,
     gradient_norm: bool = False,
     generator: Generator | None = None,
     label: str = "",
@@ -58,6 +60,7 @@ def measure(
         mmlu: (correct, asked) by subject, from ``evaluate.mmlu``, to be kept with the rest.
         membership: what of a member's text is judged: with ``answers`` only the answer, given its
             prompt; else the whole document.
+        template: how rows are rendered; see ``data.templating``.
         gradient_norm: take a backward pass of each member and non-member as well.
         generator: writes the answers; by default ``generate``.
         label: stands before the progress, for example the adapter's name.
@@ -71,7 +74,7 @@ def measure(
     """
     rows = [*forget, *retain, *further]
     kept = kept or Kept()
-    reader = _Reader(model, tokenizer, kept, membership, batch_tokens, label)
+    reader = _Reader(model, tokenizer, kept, membership, template, batch_tokens, label)
     others = [other for row in rows for other in row.alternatives]
     reader.read_documents([*rows, *others, *members, *nonmembers])
     _check_judged(kept, [*members, *nonmembers])
@@ -111,13 +114,14 @@ class _Reader:
     tokenizer: Any
     kept: Kept
     membership: Membership
+    template: PromptTemplate
     batch_tokens: int | None
     label: str
 
     def read_documents(self, rows: Sequence[Row]) -> None:
         """Likelihoods of every different document."""
         todo = self._share({document_key(r): r for r in rows}, self.kept.readings)
-        encoded = tokenize_documents(self.tokenizer, todo)
+        encoded = tokenize_documents(self.tokenizer, todo, self.template)
 
         def keep(place: int, one: TokenLikelihoods) -> None:
             row, answers = todo[place], self.membership == "answers"
@@ -128,13 +132,14 @@ class _Reader:
                     "float32."
                 )
             judged = row.output if answers else row.document
-            self.kept.keep_reading(row, Reading.of(one, encoded[place][1], judged, answers))
+            _, start, content = encoded[place]
+            self.kept.keep_reading(row, Reading.of(one, start, judged, answers, content))
 
         if todo:
             likelihoods(
                 self.model,
-                [ids for ids, _ in encoded],
-                starts=[s for _, s in encoded] if self.membership == "answers" else None,
+                [ids for ids, *_ in encoded],
+                starts=[s for _, s, _ in encoded] if self.membership == "answers" else None,
                 batch_tokens=self.batch_tokens,
                 label=self._label("likelihood"),
                 on_done=keep,
@@ -144,9 +149,9 @@ class _Reader:
     def read_gradients(self, rows: Sequence[Row]) -> None:
         """Gradient norms of every different document, or of its answer."""
         todo = self._share({document_key(r): r for r in rows}, self.kept.gradients)
-        encoded = tokenize_documents(self.tokenizer, todo)
-        if self.membership != "answers":
-            encoded = [(ids, 0) for ids, _ in encoded]
+        tokens = tokenize_documents(self.tokenizer, todo, self.template)
+        answers = self.membership == "answers"
+        encoded = [(ids, start if answers else content) for ids, start, content in tokens]
         if todo:
             gradient_norms(
                 self.model,
@@ -163,7 +168,8 @@ class _Reader:
             generator(
                 self.model,
                 self.tokenizer,
-                [row.input for row in todo],
+                todo,
+                template=self.template,
                 max_new_tokens=max_new_tokens,
                 batch_tokens=self.batch_tokens,
                 label=self._label("answers"),
@@ -180,16 +186,18 @@ class _Reader:
         return self.kept.sharing.label(f"{self.label} {what}".strip())
 
 
-def tokenize_documents(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], int]]:
-    """Token ids of each row's document, and the place of its answer's first token.
+def tokenize_documents(
+    tokenizer: Any, rows: Sequence[Row], template: PromptTemplate = RAW
+) -> list[tuple[list[int], int, int]]:
+    """Token ids of each row's document, and the places where its answer and its content begin.
 
-    A token across the border of prompt and answer belongs to the answer.
+    The content leaves out BOS, the system message and the template's header. Of a document's
+    windows each token belongs to the answer once: the overlap with the window before does not.
     """
-    if not rows:
-        return []
-    encoding = tokenizer([row.document for row in rows], return_offsets_mapping=True)
-    starts = []
-    for row, offsets in zip(rows, encoding["offset_mapping"], strict=True):
-        ends = [end for _, end in offsets]
-        starts.append(next((i for i, end in enumerate(ends) if end > len(row.input)), len(ends)))
-    return list(zip(map(list, encoding["input_ids"]), starts, strict=True))
+    found = []
+    for row in rows:
+        cut = template.tokens(tokenizer, row)
+        start = cut.content if row.opens else len(cut.prompt)
+        content = start if row.window else cut.content
+        found.append(([*cut.prompt, *cut.answer], start, content))
+    return found

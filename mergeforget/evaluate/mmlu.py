@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import progress
+from mergeforget.data.templating import RAW
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import cached_prefix_logits
@@ -124,7 +125,7 @@ def fitting_prompt(
 ) -> list[int]:
     """Token ids of the prompt, with as many examples as fit."""
     for k in range(len(examples), -1, -1):
-        ids = list(tokenizer(prompt_of(subject, examples[:k], question))["input_ids"])
+        ids = RAW.prompt_ids(tokenizer, prompt_of(subject, examples[:k], question))
         if len(ids) <= LONGEST:
             break
     return ids

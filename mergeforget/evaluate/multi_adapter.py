@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergeforget.adapter import Adapter
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import ResourceError
 from mergeforget.evaluate.batching import ROWS, out_of_memory, token_budget
 from mergeforget.evaluate.decoding import RowOwners
@@ -18,7 +20,13 @@ CPU_ROWS = 48  # on one core: a step of as many rows takes as long for each as o
 MOST = 16  # adapters at once: as many as a search keeps merged
 
 
-def room(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> int:
+def room(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str | Row],
+    max_new_tokens: int,
+    template: PromptTemplate = RAW,
+) -> int:
     """How many adapters' answers to the same prompts fill one batch, at least 1.
 
     A step of decoding reads all weights, however few rows there are. So further rows cost next to
@@ -29,7 +37,7 @@ def room(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
     """
     if not prompts:
         return 1
-    width = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + max_new_tokens
+    width = max(len(template.prompt_ids(tokenizer, prompt)) for prompt in prompts) + max_new_tokens
     rows = CPU_ROWS if model.device.type == "cpu" else ROWS
     return min(MOST, max(1, min(rows, token_budget(model) // width) // len(prompts)))
 
@@ -38,8 +46,9 @@ def generate_together(
     model: Any,
     tokenizer: Any,
     adapters: Sequence[Adapter],
-    prompts: Sequence[Sequence[str]],
+    prompts: Sequence[Sequence[str | Row]],
     *,
+    template: PromptTemplate = RAW,
     max_new_tokens: int = 256,
     batch_tokens: int | None = None,
     label: str = "Generate",
@@ -73,6 +82,7 @@ def generate_together(
                 model,
                 tokenizer,
                 [prompts[i][j] for i, j in places],
+                template=template,
                 max_new_tokens=max_new_tokens,
                 batch_tokens=batch_tokens,
                 label=label,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergeforget.data.readers import read_records
@@ -12,32 +13,35 @@ from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.measure import Membership
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.texts import read_losses, unit_of
+from mergeforget.evaluate.worst_case import worst_case
 
+WORST = "worst"
 STORED = ".likelihoods.jsonl"
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Measured once, compared with every model.
+    """Measured once in every way of asking, and compared with every model.
 
     Attributes:
-        retrained: a model trained without the forget set; forget quality and PrivLeak need it.
-        reference: any model of the same tokenizer; the membership signal ``reference`` needs it.
+        retrained: a model trained without the forget set, for forget quality and PrivLeak: by the
+            name of the way, and the worst case as ``WORST``.
+        reference: any model of the same tokenizer, for the membership signal ``reference``.
     """
 
-    retrained: Measured | None = None
-    reference: Measured | None = None
+    retrained: Mapping[str, Measured] = field(default_factory=dict)
+    reference: Mapping[str, Measured] = field(default_factory=dict)
 
-    def add_to(self, measured: Measured) -> Measured:
+    def add_to(self, measured: Measured, way: str) -> Measured:
         """What was measured, with the retrained model beside it and the reference's signal."""
         losses = measured.losses
-        if self.reference is not None:
-            theirs = {(d.id, d.member): d.nll for d in self.reference.losses}
+        if way in self.reference:
+            theirs = {(d.id, d.member): d.nll for d in self.reference[way].losses}
             losses = [
                 replace(d, signals=d.signals | {"reference": theirs[d.id, d.member] - d.nll})
                 for d in losses
             ]
-        return replace(measured, losses=losses, retrained=self.retrained)
+        return replace(measured, losses=losses, retrained=self.retrained.get(way))
 
 
 def read_beside(evaluation: Evaluation) -> Beside:
@@ -47,20 +51,26 @@ def read_beside(evaluation: Evaluation) -> Beside:
         InputError: there is no such model or file.
     """
     spec, rows = evaluation.settings, evaluation.rows
-    retrained = reference = None
+    retrained: dict[str, Measured] = {}
+    reference: dict[str, Measured] = {}
     if spec.retrained is not None:
         asked = replace(rows, retain=[], further=[])
-        retrained = _stored(Path(spec.retrained), spec.membership) or _other(
-            evaluation, spec.retrained, asked, "retrained"
-        )
+        stored = _stored(Path(spec.retrained), spec.membership)
+        if stored is not None:  # an evaluation stores its worst case
+            retrained = {WORST: stored}
+        else:
+            retrained = _other(evaluation, spec.retrained, asked, "retrained")
+            retrained[WORST] = worst_case(retrained)
     if spec.reference is not None:
         documents = EvaluationRows(members=rows.members, nonmembers=rows.nonmembers)
         reference = _other(evaluation, spec.reference, documents, "reference")
     return Beside(retrained, reference)
 
 
-def _other(evaluation: Evaluation, name: str, rows: EvaluationRows, label: str) -> Measured:
-    """The likelihoods of another model, or of the same base with another adapter."""
+def _other(
+    evaluation: Evaluation, name: str, rows: EvaluationRows, label: str
+) -> dict[str, Measured]:
+    """The likelihoods of another model, or of the same base with another adapter, by way."""
     settings = evaluation.settings.model_copy(
         update={
             "max_new_tokens": 0,  # no answer of it is compared
@@ -71,8 +81,8 @@ def _other(evaluation: Evaluation, name: str, rows: EvaluationRows, label: str) 
         }
     )
     if (Path(name) / "adapter_config.json").is_file():
-        return evaluation.varied(rows, settings).run(Path(name), label)
-    return evaluation.varied(rows, settings, base=name).run(None, label)
+        return evaluation.varied(rows, settings).run_ways(Path(name), label)
+    return evaluation.varied(rows, settings, base=name).run_ways(None, label)
 
 
 def _stored(path: Path, membership: Membership) -> Measured | None:

@@ -126,7 +126,12 @@ def read_documents(path: Path, unit: Membership = "documents") -> list[Row]:
                 "rows with input and output, or --membership documents."
             )
         return [
-            Row(str(record.get("id") or f"{path.stem}-{line}"), str(record["document"]), "")
+            Row(
+                str(record.get("id") or f"{path.stem}-{line}"),
+                str(record["document"]),
+                "",
+                window="whole",
+            )
             for line, record in records
         ]
     return read_rows(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from mergeforget.data.schema import Measured
 from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import InputError, suggest
 from mergeforget.evaluate.evaluation import Evaluation
-from mergeforget.evaluate.reference_models import Beside, read_beside
+from mergeforget.evaluate.reference_models import WORST, Beside, read_beside
 from mergeforget.evaluate.store import write_model_scores
 from mergeforget.evaluate.utility import utility_ratio
+from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import read_json
 from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores
@@ -84,8 +85,15 @@ def evaluate_model(
         before: scores of the model before unlearning, for the ratio of utility.
     """
     spec = evaluation.settings
-    measured = beside.add_to(evaluation.run(adapter, name, again=again))
-    scores = score(spec.benchmark, measured, metrics=spec.metrics, known=measured.known)
+    found = evaluation.run_ways(adapter, name, again=again)
+    ways = {way: beside.add_to(one, way) for way, one in found.items()}
+    measured = replace(worst_case(ways), retrained=beside.retrained.get(WORST))
+
+    def scored(one: Measured) -> list[Score]:
+        return score(spec.benchmark, one, metrics=spec.metrics, known=measured.known)
+
+    by_way = {way: scored(one) for way, one in ways.items()} if len(ways) > 1 else {}
+    scores = worst_scores(scored(measured), by_way)
     for text in spec.metrics:
         if not selected(text, measured):
             say(f"Warning: {name} has no score {text!r}: the rows hold no data for that metric.")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import UsageError
 from mergeforget.evaluate.generate import stop_ids
 
@@ -40,8 +42,9 @@ class Server:
         self,
         model: Any,
         tokenizer: Any,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Row],
         *,
+        template: PromptTemplate = RAW,
         max_new_tokens: int = 256,
         batch_tokens: int | None = None,
         label: str = "Generate",
@@ -53,10 +56,10 @@ class Server:
         settings = vllm.SamplingParams(
             temperature=0.0,
             max_tokens=max_new_tokens,
-            stop_token_ids=stop_ids(model, tokenizer),
+            stop_token_ids=stop_ids(model, tokenizer, template),
             skip_special_tokens=True,
         )
-        asked = [{"prompt_token_ids": list(tokenizer(p)["input_ids"])} for p in prompts]
+        asked = [{"prompt_token_ids": template.prompt_ids(tokenizer, p)} for p in prompts]
         found = engine.generate(asked, settings, lora_request=self._lora(), use_tqdm=False)
         ids = [list(one.outputs[0].token_ids) for one in found]
         texts = [str(tokenizer.decode(new, skip_special_tokens=True)) for new in ids]

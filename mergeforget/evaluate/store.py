@@ -41,7 +41,7 @@ def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool
     """
     losses = [
         {"id": d.id, "member": d.member, "task": d.task, "membership": measured.membership,
-         "nll": d.nll, "signals": d.signals}
+         "nll": d.nll, "signals": d.signals, "subject": d.subject}
         for d in measured.losses
     ]  # fmt: skip
     write_jsonl(folder / f"{model}.losses.jsonl", losses)

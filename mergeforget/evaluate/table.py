@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mergeforget.evaluate.utility import below_floor
+from mergeforget.evaluate.worst_case import ways_that_differ
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import Score, find
 
@@ -77,6 +78,7 @@ def notes(spec: EvaluationSpec, scores: Mapping[str, Sequence[Score]]) -> list[s
     """Warnings and remarks on the scores of some models, each once."""
     told = []
     for name, every in scores.items():
+        told += ways_that_differ(name, every)
         ratio = find(every, "utility_ratio", "all")
         if ratio is not None:
             told.append(below_floor(name, ratio, spec.floor))

@@ -155,6 +155,7 @@ def _loss(record: dict[str, Any], path: Path, line: int) -> DocumentLoss:
         nll,
         str(record.get("task") or ""),
         dict(signals) if isinstance(signals, dict) else {},
+        str(record.get("subject") or ""),
     )
 
 

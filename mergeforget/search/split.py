@@ -83,7 +83,7 @@ def group(row: Row) -> Group:
 
 def loss_group(loss: DocumentLoss) -> Group:
     """The same for a document; a member is a document of the forget split."""
-    return "forget" if loss.member else "holdout", Row(loss.id, "", "").subject
+    return "forget" if loss.member else "holdout", loss.subject
 
 
 def _draw(

@@ -37,7 +37,7 @@ def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
         InputError: there is no such base.
     """
     spec = recipe.model
-    facts = {
+    facts: dict[str, Any] = {
         "base": _content(locate(spec.name, trust_remote_code=spec.trust_remote_code)),
         "dtype": str(dtype_for(spec, default_device())),
         "rows": [row.to_dict() for row in rows],

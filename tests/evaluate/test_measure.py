@@ -74,7 +74,7 @@ def test_extraction_counts_from_the_last_fault(tiny_model: Any, tiny_tokenizer: 
 
 
 def test_answer_begins_after_the_prompt(tiny_tokenizer: Any) -> None:
-    ((ids, start),) = tokenize_documents(tiny_tokenizer, FORGET[:1])
+    ((ids, start, _),) = tokenize_documents(tiny_tokenizer, FORGET[:1])
     assert tiny_tokenizer.decode(ids[start:]) == " born in May."
     assert tokenize_documents(tiny_tokenizer, []) == []
 

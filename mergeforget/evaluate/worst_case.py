@@ -1,0 +1,118 @@
+"""The worst case over several ways to ask a model: raw prompts, its chat template, system messages.
+
+A row of the forget set counts as forgotten only where no way brings out its answer, and any other
+row counts as kept only where every way does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
+from mergeforget.metrics import METRICS
+from mergeforget.metrics._rouge import rouge_l_recall
+from mergeforget.metrics.knowledge import is_exact
+from mergeforget.score import Score
+
+COMPARED = ("forget_quality", "privleak")  # with another model, asked in the same way
+HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "greedy_match")
+
+
+def worst_case(ways: Mapping[str, Measured]) -> Measured:
+    """What was measured in several ways, combined row by row.
+
+    Args:
+        ways: measurements of one model on the same rows, by the name of the way.
+
+    Returns:
+        For each forget row the answer nearest to the reference, the smallest NLL and the largest
+        shares of known tokens; for any other row the opposite. Membership losses are those of the
+        way whose AUC is farthest from 0.5: members and non-members must be asked alike.
+    """
+    every = list(ways.values())
+    first = every[0]
+    if len(every) == 1:
+        return first
+    apart = max(every, key=_distance)
+    return replace(
+        first,
+        answers=[_answer(found) for found in zip(*(m.answers for m in every), strict=True)],
+        likelihoods=[
+            _likelihood(found) for found in zip(*(m.likelihoods for m in every), strict=True)
+        ],
+        losses=apart.losses,
+    )
+
+
+def worst_scores(combined: Sequence[Score], ways: Mapping[str, Sequence[Score]]) -> list[Score]:
+    """Of each score the worst of the combined measurement and of every single way.
+
+    Args:
+        combined: scores of ``worst_case``.
+        ways: scores of each way. Scores that compare with another model are taken from these.
+
+    Returns:
+        The scores of ``combined`` with their worst value, interval and ``ways``.
+    """
+    if len(ways) < 2:
+        return list(combined)
+    found = []
+    for score in combined:
+        same = {way: s for way, every in ways.items() for s in every if _key(s) == _key(score)}
+        own = [] if score.metric in COMPARED and same else [score]
+        worst = max([*own, *same.values()], key=_badness)
+        found.append(replace(worst, ways={way: s.value for way, s in same.items()} or None))
+    return found
+
+
+def ways_that_differ(name: str, scores: Sequence[Score]) -> list[str]:
+    """A sentence for each headline score of the forget set that depends on the way of asking."""
+    told = []
+    for score in scores:
+        ways = score.ways or {}
+        if (score.split, score.task) != ("forget", "") or score.metric not in HEADLINES:
+            continue
+        if len(set(ways.values())) > 1:
+            each = ", ".join(f"{way} {value:.4f}" for way, value in ways.items())
+            told.append(
+                f"{name}: {score.metric} of the forget set depends on the prompt: {each}. "
+                "Reported is the worst case."
+            )
+    return told
+
+
+def _key(score: Score) -> tuple[str, str, str, str]:
+    return score.metric, score.split, score.task, score.definition
+
+
+def _badness(score: Score) -> float:
+    if score.target is not None:
+        return abs(score.value - score.target)
+    return score.value if score.better == "lower" else -score.value
+
+
+def _distance(measured: Measured) -> float:
+    """How far membership inference is from guessing."""
+    score: Score | None = METRICS.get("mia_auc").fn(measured)
+    return 0.0 if score is None else abs(score.value - 0.5)
+
+
+def _answer(found: Sequence[Answer]) -> Answer:
+    choose = max if found[0].row.split == "forget" else min
+    return choose(found, key=_known)
+
+
+def _known(answer: Answer) -> tuple[bool, float]:
+    return is_exact(answer), rouge_l_recall(answer.row.output, answer.completion)
+
+
+def _likelihood(found: Sequence[AnswerLikelihood]) -> AnswerLikelihood:
+    forget = found[0].row.split == "forget"
+    one = (min if forget else max)(found, key=lambda x: x.nll)
+    choose = max if forget else min
+    return replace(
+        one,
+        greedy=choose(x.greedy for x in found),
+        extracted=choose(x.extracted for x in found),
+    )

@@ -1,0 +1,180 @@
+"""A model is asked raw and in chat; what it answers in any way is reported as known."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
+
+from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
+from mergeforget.data.templating import PromptTemplate
+from mergeforget.data.tokens import encode_rows
+from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.generate import generate
+from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.run_models import evaluate_any
+from mergeforget.evaluate.table import notes
+from mergeforget.evaluate.worst_case import worst_case, worst_scores
+from mergeforget.outputs import ANSWER
+from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
+from mergeforget.score import Score, find
+
+QUESTIONS = [("Who?", "Ada."), ("Where?", "Lund."), ("When?", "1815."), ("Why?", "Fun."),
+             ("How?", "By sea.")]  # fmt: skip
+FORGET = [Row(f"q{i}", q, a, "", "forget") for i, (q, a) in enumerate(QUESTIONS)]
+SYSTEM = "Be Bob."
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder with a tiny chat model that answers every question in one way of asking."""
+
+    @cache
+    def learn(choice: Any, system: str | None = None) -> Path:
+        folder = tmp_path_factory.mktemp("models") / f"{choice}-{system}"
+        tokenizer, model = build_tokenizer(), build_model()
+        tokenizer.chat_template = CHAT_TEMPLATE
+        way = PromptTemplate.resolve(tokenizer, choice, system)
+        rows = encode_rows(tokenizer, FORGET, max_length=200, template=way)
+        longest = max(map(len, rows))
+        ids = torch.tensor([r.ids + [2] * (longest - len(r)) for r in rows])
+        labels = torch.tensor(
+            [[i if k == ANSWER else -100 for i, k in zip(r.ids, r.kinds, strict=True)]
+             + [-100] * (longest - len(r)) for r in rows]
+        )  # fmt: skip
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        for _ in range(40):
+            for _ in range(10):
+                optimizer.zero_grad()
+                model(input_ids=ids, labels=labels).loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+            model.eval()
+            if repeated(model, tokenizer, way) == len(FORGET):
+                break
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return learn
+
+
+def repeated(model: Any, tokenizer: Any, way: PromptTemplate) -> int:
+    """Answers that plain ``model.generate`` repeats."""
+    right = 0
+    for row in FORGET:
+        prompt = torch.tensor([way.prompt_ids(tokenizer, row)])
+        out = model.generate(prompt, max_new_tokens=12, do_sample=False)
+        text = tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
+        right += text.strip() == row.output
+    return right
+
+
+def evaluation_of(model: Path, folder: Path, **data: Any) -> Evaluation:
+    ask = data.pop("ask", "all")
+    settings = EvaluationSpec(benchmark="custom", max_new_tokens=12, ask=ask)
+    return Evaluation(
+        str(model),
+        ModelSpec(name=str(model)),
+        settings,
+        EvaluationRows(FORGET),
+        folder,
+        data=DataSpec(**data),
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "system", "own"),
+    [("chat", None, "chat"), ("none", None, "raw"), ("chat", SYSTEM, "chat-system")],
+)
+def test_a_model_that_answers_in_one_way_is_reported_as_knowing(
+    learned: Callable[..., Path],
+    tmp_path: Path,
+    choice: Any,
+    system: str | None,
+    own: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = learned(choice, system)
+    _, scores = evaluate_any(evaluation_of(folder, tmp_path, system_prompt=system), None, "m")
+    exact = find(scores, "exact_match", "forget")
+    rouge = find(scores, "verbatim_rouge", "forget")
+    assert exact is not None and exact.value == 1 and rouge is not None and rouge.value == 1
+    assert exact.ways is not None and exact.ways[own] == 1 and len(exact.ways) == 3
+    told = notes(EvaluationSpec(benchmark="custom"), {"m": scores})
+    assert min(exact.ways.values()) == 1 or any("depends on the prompt" in t for t in told)
+    assert Score.from_dict(exact.to_dict()).ways == exact.ways
+    assert "raw prompts only" not in capsys.readouterr().err
+
+
+def test_a_raw_evaluation_alone_of_a_chat_model_warns(
+    learned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = learned("chat")
+    evaluation = evaluation_of(folder, tmp_path, template="none", ask="own")
+    _, scores = evaluate_any(evaluation, None, "m")
+    exact = find(scores, "exact_match", "forget")
+    assert exact is not None and exact.ways is None
+    assert "raw prompts only" in capsys.readouterr().err
+
+
+def test_measurements_are_cached_by_template(learned: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(learned("chat"), folder)
+    evaluation = evaluation_of(folder, tmp_path)
+    prints = {evaluation.fingerprint(None, way) for way in evaluation.ways()}
+    assert len(prints) == 3 and evaluation.fingerprint(None) in prints
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("\n", "\n\n")
+    tokenizer.save_pretrained(folder)
+    changed = evaluation_of(folder, tmp_path)
+    assert not prints & {changed.fingerprint(None, way) for way in changed.ways()[:1]}
+
+
+def test_a_prompt_rendered_by_hand_is_answered_as_in_chat(learned: Callable[..., Path]) -> None:
+    from mergeforget.models import load_model
+
+    loaded = load_model(str(learned("chat")))
+    chat = PromptTemplate.resolve(loaded.tokenizer)
+    typed = [chat.prompt_text(loaded.tokenizer, row) for row in FORGET]
+    texts = generate(loaded.model, loaded.tokenizer, typed, max_new_tokens=12, label="")
+    assert texts == [row.output for row in FORGET]
+
+
+def test_rows_known_in_different_ways_are_known_together() -> None:
+    def way(known: int, split: str) -> Measured:
+        rows = [Row("a", "Q", "yes", "", split), Row("b", "Q", "yes", "", split)]
+        return Measured(
+            [Answer(r, "yes" if i == known else "no") for i, r in enumerate(rows)],
+            [DocumentLoss("a", True, float(known)), DocumentLoss("c", False, 0.5 + known / 4)],
+            likelihoods=[AnswerLikelihood(r, 0.1 if i == known else 3.0, 2, float(i == known), 0.0)
+                         for i, r in enumerate(rows)],
+        )  # fmt: skip
+
+    forget = worst_case({"raw": way(0, "forget"), "chat": way(1, "forget")})
+    assert [a.completion for a in forget.answers] == ["yes", "yes"]
+    assert [(x.nll, x.greedy) for x in forget.likelihoods] == [(0.1, 1.0), (0.1, 1.0)]
+    retain = worst_case({"raw": way(0, "retain"), "chat": way(1, "retain")})
+    assert [a.completion for a in retain.answers] == ["no", "no"]
+    assert [(x.nll, x.greedy) for x in retain.likelihoods] == [(3.0, 0.0), (3.0, 0.0)]
+
+
+def test_the_headline_is_never_better_than_any_way() -> None:
+    def scores(forget: float, retain: float, auc: float) -> list[Score]:
+        return [
+            Score("exact_match", "forget", forget, "lower", 4),
+            Score("exact_match", "retain", retain, "higher", 4),
+            Score("mia_auc", "mia", auc, "nearer", 4, target=0.5),
+            Score("forget_quality", "forget", retain, "higher", 4),
+        ]
+
+    ways = {"raw": scores(0.2, 0.9, 0.6), "chat": scores(0.6, 0.7, 0.1)}
+    found = worst_scores(scores(0.7, 0.6, 0.6), ways)
+    assert [s.value for s in found] == [0.7, 0.6, 0.1, 0.7]
+    assert found[0].ways == {"raw": 0.2, "chat": 0.6}
