@@ -103,11 +103,24 @@ def _provenance(run: Run, recipe: Recipe, name: str) -> str:
         k: candidate[k] for k in ("method", "space", "density", "weights", "seed") if k in candidate
     }
     facts |= {f"seed of {where}": training.seed for where, training in recipe.trainings().items()}
+    facts |= _prompts(run, recipe)
     facts |= versions()
     lines = [
         f"- {key}: {_plain(str(value))}" for key, value in facts.items() if value not in ("", None)
     ]
     return "## Provenance\n\n" + "\n".join(lines)
+
+
+def _prompts(run: Run, recipe: Recipe) -> dict[str, Any]:
+    """How prompts were rendered in training: by the manifest, else by the recipe."""
+    stages = read_json(run.manifest).get("stages", {}) if run.manifest.exists() else {}
+    found = stages.get("template", {})
+    template = found.get("template", recipe.data.template)
+    names = {"none": "raw", "chat": "the tokenizer's chat template", "auto": "auto"}
+    return {
+        "prompts": names.get(template, template),
+        "system prompt": found.get("system_prompt", recipe.data.system_prompt),
+    }
 
 
 def _if(chosen: Chosen | None, name: str) -> Chosen | None:

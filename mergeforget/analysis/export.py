@@ -12,8 +12,11 @@ from mergeforget.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
 from mergeforget.analysis.card import card_of
 from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.candidate import Candidate
+from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate, template_of
 from mergeforget.errors import InputError, VerificationError, suggest
-from mergeforget.files import read_jsonl, sha256, take_place, whole, write_json, write_text
+from mergeforget.files import sha256, take_place, whole, write_json, write_text
 from mergeforget.merge.apply import applied
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.checkpoint.tensor_jobs import Output
@@ -101,12 +104,13 @@ def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tupl
     Returns:
         the dtype, and max |difference| / max |logit| over some texts of the run.
     """
-    spec = load_recipe(run.recipe).model
+    recipe = load_recipe(run.recipe)
+    spec = recipe.model
     base = spec.model_copy(update={"name": run.base(), "dtype": "float32"})
     loaded = load_model(base, device="cpu")
-    texts = texts_of(run)
+    texts, template = texts_of(run), template_of(loaded.tokenizer, recipe.data)
     with applied(loaded.model, adapter):
-        meant = logits_of(loaded.model, loaded.tokenizer, texts)
+        meant = logits_of(loaded.model, loaded.tokenizer, texts, template)
     if full:
         del loaded  # two whole models need not lie in memory at once
         loaded = load_model(
@@ -116,33 +120,36 @@ def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tupl
     else:
         loaded = load_model(base, device="cpu", adapter=out)
         stored = "float32"
-    made = logits_of(loaded.model, loaded.tokenizer, texts)
+    made = logits_of(loaded.model, loaded.tokenizer, texts, template)
     largest = max(float(x.abs().max()) for x in meant)
     apart = max(float((x - y).abs().max()) for x, y in zip(meant, made, strict=True))
     return stored, apart / largest
 
 
-def logits_of(model: Any, tokenizer: Any, texts: Sequence[str]) -> list[Any]:
+def logits_of(
+    model: Any, tokenizer: Any, texts: Sequence[str | Row], template: PromptTemplate = RAW
+) -> list[Any]:
     """(length, vocabulary) of each text, float32."""
     import torch
 
     found = []
     with torch.no_grad():
         for text in texts:
-            ids = tokenizer(text, return_tensors="pt").input_ids[:, :TOKENS]
+            row = Row("", text, "") if isinstance(text, str) else text
+            cut = template.tokens(tokenizer, row)
+            ids = torch.tensor([[*cut.prompt, *cut.answer][:TOKENS]])
             found.append(model(input_ids=ids.to(model.device)).logits[0].float().cpu())
     return found
 
 
-def texts_of(run: Run) -> list[str]:
+def texts_of(run: Run) -> list[str | Row]:
     """Some documents of the run, from what shall be forgotten and what shall be kept."""
-    rows = [
-        row
-        for split in ("forget", "retain")
-        for row in read_jsonl(run.data / f"{split}.jsonl")[: TEXTS // 2]
-    ]
-    texts = [f"{row.get('input', '')} {row.get('output', '')}".strip() for row in rows]
-    return [t for t in texts if t] or ["What was forgotten, and what was kept?"]
+    rows: list[str | Row] = []
+    for split in ("forget", "retain"):
+        path = run.data / f"{split}.jsonl"
+        if path.exists() and path.stat().st_size:
+            rows += read_rows(path)[: TEXTS // 2]
+    return rows or ["What was forgotten, and what was kept?"]
 
 
 def _write_adapter(run: Run, source: Path, out: Path) -> None:

@@ -22,6 +22,8 @@ def train_pair(
     retain: str | Path | None = None,
     holdout: str | Path | None = None,
     limit: int | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
     memorise: bool = False,
     out: str | Path | None = None,
     resume: bool = False,
@@ -39,6 +41,9 @@ def train_pair(
         retain: Rows to keep.
         holdout: Rows of the same kind that no training sees: the non-members.
         limit: Maximum number of rows of each set, by whole documents.
+        template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
+            ``auto``, which is chat where there is one; the recipe's when omitted.
+        system_prompt: System message of a chat.
         memorise: Fine-tune the model on forget and retain first.
         out: Run folder; ``runs/RECIPE-TIME`` when omitted.
         resume: Continue a run that was interrupted.
@@ -58,7 +63,14 @@ def train_pair(
     from mergeforget.train.pair import train_pair as train
 
     chosen = _recipe(recipe, settings)
-    data = _data(forget=forget, retain=retain, holdout=holdout, limit=limit)
+    data = _data(
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        limit=limit,
+        template=template,
+        system_prompt=system_prompt,
+    )
     if model is None and not (forget or retain or chosen.data.forget):
         data |= made_up()
         memorise = True
@@ -76,6 +88,8 @@ def train(
     retain: str | Path | None = None,
     holdout: str | Path | None = None,
     limit: int | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     settings: Settings = (),
@@ -85,7 +99,8 @@ def train(
     Args:
         recipe: Name of a packaged recipe, path of a YAML file, or a loaded recipe.
         side: Which training to use of a recipe that holds a pair.
-        model, forget, retain, holdout, limit, out, resume, settings: See :func:`train_pair`.
+        model, forget, retain, holdout, limit, template, system_prompt, out, resume, settings: See
+            :func:`train_pair`.
 
     Returns:
         The run; the result is in ``run.root / "adapter"``, or in ``"model"`` with ``full``.
@@ -97,7 +112,14 @@ def train(
     from mergeforget.train.single import train_single
 
     chosen = _recipe(recipe, settings)
-    data = _data(forget=forget, retain=retain, holdout=holdout, limit=limit)
+    data = _data(
+        forget=forget,
+        retain=retain,
+        holdout=holdout,
+        limit=limit,
+        template=template,
+        system_prompt=system_prompt,
+    )
     chosen = _changed(chosen, model, data)
     run = new_run(optional_path(out), chosen.name, resume=resume)
     train_single(chosen, run, side=side, resume=resume)

@@ -77,7 +77,8 @@ def targets_of_run(
     rows = read_splits(own | chosen, limit, recipe.search.seed)
     models = Models(recipe.model, device)
     spec = recipe.evaluation
-    settings = {"max_new_tokens": spec.max_new_tokens, "membership": spec.membership} | settings
+    own_settings = {"max_new_tokens": spec.max_new_tokens, "membership": spec.membership}
+    settings = {**own_settings, "data": recipe.data, **settings}
     return [
         Target(
             models,

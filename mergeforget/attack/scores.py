@@ -63,6 +63,7 @@ def forget_scores(
         max_new_tokens=target.max_new_tokens,
         batch_tokens=target.batch_tokens,
         membership=target.membership,
+        template=target.template(tokenizer),
         label=label,
         kept=kept,
     )

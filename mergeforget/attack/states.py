@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.evaluate.batching import in_batches, token_budget
 
 Pool = Literal["last", "mean"]
@@ -17,9 +19,10 @@ Pool = Literal["last", "mean"]
 def hidden_states(
     model: Any,
     tokenizer: Any,
-    texts: Sequence[str],
+    texts: Sequence[str | Row],
     pool: Pool,
     *,
+    template: PromptTemplate = RAW,
     batch_tokens: int | None = None,
     label: str = "Hidden states",
 ) -> NDArray[np.float32]:
@@ -28,7 +31,7 @@ def hidden_states(
     Args:
         pool: ``last`` takes the state at the text's last token, ``mean`` the mean over its tokens.
     """
-    ids = [list(tokenizer(text)["input_ids"]) for text in texts]
+    ids = [template.prompt_ids(tokenizer, text) for text in texts]
     states = in_batches(
         model,
         [len(i) for i in ids],

@@ -13,15 +13,17 @@ from typing import Any
 from mergeforget.adapter import read_adapter
 from mergeforget.console import say
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import PromptTemplate, template_of
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.files import read_json, sha256, write_json
 from mergeforget.models import default_device, load_model, locate
-from mergeforget.recipe import ModelSpec
+from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import versions
 
 Facts = dict[str, Any]  # what is kept of one measurement; plain values for JSON
+HASHED = (".safetensors", ".json", ".jinja")  # weights, configuration, tokenizer, chat template
 DECIDING = ("torch", "transformers", "peft", "mergeforget")  # versions that may change figures
 
 
@@ -79,7 +81,7 @@ class Models:
     def _hash(self, folder: Path) -> str:
         """Of the weights, configuration and tokenizer in a folder."""
         if folder not in self._hashes:
-            files = [p for p in sorted(folder.iterdir()) if p.suffix in (".safetensors", ".json")]
+            files = [p for p in sorted(folder.iterdir()) if p.suffix in HASHED]
             text = "".join(f"{p.name} {sha256(p)}\n" for p in files if p.name != "candidate.json")
             self._hashes[folder] = hashlib.sha256(text.encode()).hexdigest()
         return self._hashes[folder]
@@ -95,6 +97,7 @@ class Target:
         forget, retain, holdout: rows; those of the holdout were seen by none of the models.
         folder: where results go; what was measured is in ``kept`` below it.
         again: measure anew what was measured before.
+        data: decides how prompts are rendered, by ``template`` and ``system_prompt``.
     """
 
     models: Models
@@ -110,6 +113,11 @@ class Target:
     seed: int = 0
     again: bool = False
     batch_tokens: int | None = None
+    data: DataSpec = DataSpec()
+
+    def template(self, tokenizer: Any) -> PromptTemplate:
+        """How prompts are rendered for a model with this tokenizer."""
+        return template_of(tokenizer, self.data)
 
     def suspects(self) -> list[Suspect]:
         """The model, and those of the others that there are."""
@@ -151,6 +159,11 @@ class Target:
         """
         facts = self.models.facts(suspect) | {
             "attack": attack,
+            **(
+                {"template": [self.data.template, self.data.system_prompt]}
+                if self.data.template != "none"
+                else {}
+            ),
             "settings": dict(settings),
             "rows": [row.to_dict() for row in rows],
         }

@@ -14,6 +14,7 @@ from mergeforget.attack.target import Facts
 from mergeforget.console import progress, quiet
 from mergeforget.data.batches import pack
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, encode_rows
 from mergeforget.errors import NumericError
 from mergeforget.losses.gd import gd
@@ -54,6 +55,7 @@ def tune(
     look: Callable[[Any, int], Facts],
     *,
     label: str,
+    template: PromptTemplate = RAW,
 ) -> list[Facts]:
     """Fine-tune on the answers of some rows; the model is given back as it was, to the last bit.
 
@@ -68,7 +70,7 @@ def tune(
     Raises:
         NumericError: the loss is not finite.
     """
-    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH)
+    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
     batches = _batches(encoded, tuning)
     found: list[Facts] = []
     with learner(model, tuning) as (policy, trained), progress(label, tuning.steps) as bar:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from mergeforget.commands._options import emit, json_option, set_option
+from mergeforget.commands._options import emit, json_option, set_option, template_options
 
 FILE = click.Path(path_type=Path)
 
@@ -26,6 +26,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--retain", type=FILE, help="Rows to keep.")
 @click.option("--holdout", type=FILE, help="Rows of the same kind, in neither: non-members.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use at most so many rows of each set.")
+@template_options
 @click.option("--out", type=FILE, help="Run folder.  [default: runs/RECIPE-TIME]")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @set_option
@@ -38,6 +39,8 @@ def command(
     retain: Path | None,
     holdout: Path | None,
     limit: int | None,
+    template: Literal["auto", "none", "chat"] | None,
+    system_prompt: str | None,
     out: Path | None,
     resume: bool,
     assignments: tuple[str, ...],
@@ -54,6 +57,8 @@ def command(
         retain=retain,
         holdout=holdout,
         limit=limit,
+        template=template,
+        system_prompt=system_prompt,
         out=out,
         resume=resume,
         settings=assignments,

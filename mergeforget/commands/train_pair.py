@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from mergeforget.commands._options import emit, json_option, set_option
+from mergeforget.commands._options import emit, json_option, set_option, template_options
 
 FILE = click.Path(path_type=Path)
 
@@ -23,6 +24,7 @@ FILE = click.Path(path_type=Path)
     help="Use at most so many rows of each set, whole documents, every task in its share.",
 )
 @click.option("--memorise", is_flag=True, help="First fine-tune the model on forget + retain.")
+@template_options
 @click.option("--out", type=FILE, help="Run folder.  [default: runs/RECIPE-TIME]")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @set_option
@@ -34,6 +36,8 @@ def command(
     retain: Path | None,
     holdout: Path | None,
     limit: int | None,
+    template: Literal["auto", "none", "chat"] | None,
+    system_prompt: str | None,
     memorise: bool,
     out: Path | None,
     resume: bool,
@@ -54,6 +58,8 @@ def command(
         retain=retain,
         holdout=holdout,
         limit=limit,
+        template=template,
+        system_prompt=system_prompt,
         memorise=memorise,
         out=out,
         resume=resume,

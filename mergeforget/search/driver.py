@@ -7,18 +7,27 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mergeforget.adapter import Adapter
+from mergeforget.adapter import Adapter, read_adapter
+from mergeforget.benchmarks import score
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
+from mergeforget.data.templating import template_of
 from mergeforget.errors import NumericError, ResourceError, UsageError
+from mergeforget.evaluate.worst_case import (
+    HEADLINES,
+    ways_that_differ,
+    worst_case,
+    worst_scores,
+)
 from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
+from mergeforget.models import load_tokenizer
 from mergeforget.recipe import Recipe, SearchSpec, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
@@ -254,11 +263,42 @@ class Searching:
         """Choose among those that were measured, and write the choice down."""
         choice = self._choice(candidates)
         predicted = self.guess.made.get(choice.scored.candidate.family)
-        more = {"explored": explored, "predicted": predicted}
+        choice, ways = self._ask_all_ways(choice)
+        more: dict[str, Any] = {"explored": explored, "predicted": predicted}
+        more |= {"ways": ways} if ways else {}
         write_json(self.run.search / "chosen.json", choice.to_dict() | more)
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
         self.run.set_state("search", "done", chosen=choice.scored.name)
         return choice
+
+    def _ask_all_ways(self, choice: Choice) -> tuple[Choice, dict[str, Any]]:
+        """Ask the chosen candidate raw and in chat, and say what the worst case is.
+
+        Returns:
+            The choice with the worst case in its sentence, and the headline scores of the forget
+            and the retain set: the worst case as ``value``, and the value of each way. No scores
+            for a model that is asked in one way only.
+        """
+        spec = self.recipe.evaluation
+        tokenizer = load_tokenizer(self.recipe.model.model_copy(update={"name": self.run.base()}))
+        if spec.ask == "own" or len(template_of(tokenizer, self.recipe.data).ways(tokenizer)) == 1:
+            return choice, {}
+        name = choice.scored.name
+        adapter = read_adapter(self.run.candidates / name)
+        found = self.explorer.evaluator().measure_ways(adapter, name)
+        by_way = {w: score(spec.benchmark, one, metrics=spec.metrics) for w, one in found.items()}
+        combined = score(spec.benchmark, worst_case(found), metrics=spec.metrics)
+        scores = [s for s in worst_scores(combined, by_way) if not s.task]
+        shown = {
+            f"{s.metric}_{s.split}": {"value": s.value, **(s.ways or {})}
+            for s in scores
+            if s.split in ("forget", "retain") and s.metric in HEADLINES
+        }
+        told = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
+        sentence = f"{choice.sentence} Asked {', '.join(found)}, its worst case is: {told}."
+        differ = ways_that_differ(name, scores)
+        warning = " ".join(filter(None, [choice.warning, *differ])) or None
+        return replace(choice, sentence=sentence, warning=warning), shown
 
     def together(self) -> int:
         """How many answer in one batch."""
@@ -308,6 +348,13 @@ class Searching:
         return choose(scored, anchors, self.objective)
 
 
+def template_facts(recipe: Recipe) -> dict[str, Any]:
+    """What decides how prompts are rendered; nothing for raw prompts, as in older searches."""
+    data = recipe.data
+    raw = data.template == "none"
+    return {} if raw else {"template": [data.template, data.system_prompt]}
+
+
 def settings_of(run: Run, recipe: Recipe, spec: SearchSpec, holdout: str) -> dict[str, Any]:
     """Everything that decides a candidate's scores, so that two calls can be compared.
 
@@ -321,6 +368,7 @@ def settings_of(run: Run, recipe: Recipe, spec: SearchSpec, holdout: str) -> dic
         "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
         "data": data,
         "base": run.base(),
+        **template_facts(recipe),
         "evaluation": recipe.evaluation.model_dump(mode="json", exclude_defaults=True),
         "choose_share": spec.choose_share,
         "seed": spec.seed,

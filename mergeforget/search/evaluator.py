@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,7 @@ from mergeforget.benchmarks import score as score_by
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
+from mergeforget.data.templating import RAW, PromptTemplate, template_of
 from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import Kept, prompt_key
 from mergeforget.evaluate.measure import Membership, measure
@@ -72,6 +74,7 @@ class Evaluator:
         readings: folder of what was read and answered before ``measure``, two files a candidate.
         divisible: whether rows of one batch may belong to different candidates, as far as is known.
         mmlu: how MMLU is asked; None where it is not.
+        template: how prompts are rendered while candidates are compared.
     """
 
     model: Any
@@ -83,11 +86,13 @@ class Evaluator:
     buffers: Buffers = field(default_factory=dict)
     divisible: bool = True
     mmlu: EvaluationSpec | None = None
+    template: PromptTemplate = RAW
 
     def room(self) -> int:
         """How many candidates are worth answering side by side; see ``evaluate.together``."""
-        prompts = {row.input for row in (*self.data.forget, *self.data.retain)}
-        return room(self.model, self.tokenizer, sorted(prompts), self.max_new_tokens)
+        rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
+        prompts = list(rows.values())
+        return room(self.model, self.tokenizer, prompts, self.max_new_tokens, self.template)
 
     def answer(self, adapters: Mapping[str, Adapter | None]) -> None:
         """Write the answers of several candidates in one batch, and keep them for ``measure``.
@@ -107,7 +112,8 @@ class Evaluator:
                 self.model,
                 self.tokenizer,
                 [adapters[label] or Adapter(label, {}, {}) for label in sound],
-                [[row.input for row in own] for own in asked],
+                asked,
+                template=self.template,
                 max_new_tokens=self.max_new_tokens,
                 label=f"answers of {len(sound)} candidates",
                 on_done=lambda i, j, text: kept[i].keep_completion(asked[i][j], text),
@@ -131,6 +137,18 @@ class Evaluator:
             completions=Kept(self._answers(label)).completions,
         )
         return self._measure(adapter, label, self.data, self.max_new_tokens, kept)
+
+    def measure_ways(self, adapter: Adapter | None, label: str) -> dict[str, Measured]:
+        """``measure`` in every way to ask, by the name of the way; MMLU is asked once."""
+        rows = [*self.data.forget, *self.data.retain]
+        found = {self.template.name: self.measure(adapter, label)}
+        for way in self.template.ways(self.tokenizer, rows)[1:]:
+            name = hashlib.sha256(way.key.encode()).hexdigest()[:8]
+            kept = Kept(self.readings / f"{label}.{way.name}-{name}.jsonl")
+            other = replace(self, template=way, mmlu=None)
+            new, text = self.max_new_tokens, f"{label} ({way.name})"
+            found[way.name] = other._measure(adapter, text, self.data, new, kept)
+        return found
 
     def _sound(self, adapter: Adapter | None, label: str) -> bool:
         """Read the likelihoods, and say whether they are numbers."""
@@ -169,6 +187,7 @@ class Evaluator:
                 nonmembers=data.nonmembers,
                 max_new_tokens=max_new_tokens,
                 membership=self.membership,
+                template=self.template,
                 label=label,
                 kept=kept,
             )
@@ -207,4 +226,5 @@ def load_evaluator(
         readings,
         spec.membership,
         mmlu=spec if asks and spec.mmlu else None,
+        template=template_of(loaded.tokenizer, recipe.data),
     )

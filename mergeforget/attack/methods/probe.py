@@ -53,8 +53,9 @@ def _layers(target: Target, suspect: Suspect, settings: dict[str, Any]) -> Facts
         states = hidden_states(
             model,
             tokenizer,
-            [row.input for row in rows],
+            rows,
             settings["pool"],
+            template=target.template(tokenizer),
             batch_tokens=target.batch_tokens,
             label=f"{suspect.role}: hidden states",
         )

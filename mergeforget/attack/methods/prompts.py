@@ -73,6 +73,7 @@ def _answers(target: Target, suspect: Suspect, asked: list[Variant]) -> list[str
             model,
             tokenizer,
             texts,
+            template=target.template(tokenizer),
             max_new_tokens=target.max_new_tokens,
             batch_tokens=target.batch_tokens,
             label=f"{suspect.role}: prompts",

@@ -114,7 +114,17 @@ def _curve(
             return {"step": step, **forget_scores(policy, tokenizer, rows, target, label=label)}
 
         label = f"{suspect.role} relearns"
-        return {"points": tune(model, tokenizer, lesson, tuning, look, label=label)}
+        return {
+            "points": tune(
+                model,
+                tokenizer,
+                lesson,
+                tuning,
+                look,
+                label=label,
+                template=target.template(tokenizer),
+            )
+        }
 
     settings = vars(tuning) | {
         "membership": target.membership,
