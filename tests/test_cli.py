@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import click
@@ -13,7 +12,6 @@ from click.testing import CliRunner
 from mergeforget.cli import main
 
 COMMANDS = main.list_commands(click.Context(main))
-README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -40,21 +38,3 @@ def test_doctor_prints_one_json_object() -> None:
     result = CliRunner().invoke(main, ["doctor", "--json"])
     facts = json.loads(result.stdout)
     assert {"python", "torch", "device", "cores", "embedded model"} <= facts.keys()
-
-
-def test_readme_names_every_command_and_none_that_is_not_there() -> None:
-    named = set(re.findall(r"^mergeforget ([a-z][a-z-]*)", README, re.MULTILINE))
-    assert named <= set(COMMANDS), named - set(COMMANDS)
-    assert set(COMMANDS) <= named, set(COMMANDS) - named
-
-
-def test_readme_options_exist() -> None:
-    """Every long option that a command line of the README gives is one of that command's."""
-    joined = README.replace("\\\n", " ")
-    for name, rest in re.findall(r"^mergeforget ([a-z-]+)(.*)$", joined, re.MULTILINE):
-        command = main.get_command(click.Context(main), name)
-        assert command is not None
-        known = {o for p in command.params for o in p.opts} | {"--json"}
-        if isinstance(command, click.Group):
-            continue
-        assert set(re.findall(r"--[a-z-]+", rest)) <= known, name

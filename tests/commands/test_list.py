@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_list_has_arguments_defaults_and_source_of_every_member(family: str) -> 
 
 def test_list_shows_a_loss_as_a_person_reads_it() -> None:
     text = run("list", "losses").stdout
-    assert "npo(beta=0.1, reduction=sum, mask=answer)\n    Push forget answers" in text
+    assert re.search(r"^npo\(beta=0.1, .*\)\n    Push forget answers", text, re.MULTILINE)
     assert text.count("\n    ") >= 2 * len(UNLEARNING_LOSSES.names())
 
 
