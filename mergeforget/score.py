@@ -34,6 +34,7 @@ class Score:
         definition: versioned name of the exact formula, for example ``truth-ratio@2``.
         ways: the value in each way of asking, raw and in chat, where a model was asked in several;
             ``value`` is then the worst case.
+        subjects: people or documents that the rows are about, where they were counted.
         draws: the value over resampled rows, where it was just computed; not kept in files.
     """
 
@@ -49,6 +50,7 @@ class Score:
     target: float | None = None
     definition: str = ""
     ways: dict[str, float] | None = field(default=None, compare=False)
+    subjects: int = 0
     draws: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

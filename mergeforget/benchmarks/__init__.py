@@ -31,7 +31,7 @@ def score(
     metrics: Sequence[str] = (),
     known: Sequence[Score] = (),
 ) -> list[Score]:
-    """Score one model by a benchmark, and by further metrics.
+    """Score one model by a benchmark, by its leak rate, and by further metrics.
 
     Args:
         metrics: ``NAME`` or ``NAME/SPLIT`` each. Without a split, a metric of rows is computed on
@@ -41,7 +41,10 @@ def score(
     Raises:
         UnknownNameError: There is no such benchmark or metric.
     """
-    scores: list[Score] = list(BENCHMARKS.get(benchmark).fn(measured, known=known))
+    from mergeforget.metrics.leak_rate import with_leaks
+
+    found: list[Score] = list(BENCHMARKS.get(benchmark).fn(measured, known=known))
+    scores = with_leaks(found, measured)
     have = {(s.metric, s.split, s.task, s.part, s.definition) for s in scores}
     for text in metrics:
         for one in selected(text, measured):

@@ -70,6 +70,7 @@ def mean_score(
         interval=interval_of(draws),
         chance=chance,
         definition=definition,
+        subjects=len(set(subjects)) if subjects is not None else 0,
         draws=draws,
     )
 

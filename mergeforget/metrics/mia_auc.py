@@ -33,5 +33,6 @@ def mia_auc(measured: Measured, split: str = "mia", task: str = "") -> Score | N
         chance=0.5,
         target=0.5,
         definition=membership_definition("mia-loss-auc", measured),
+        subjects=sum(len(set(side)) for side in subjects),
         draws=draws,
     )

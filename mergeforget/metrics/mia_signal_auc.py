@@ -39,5 +39,6 @@ def mia_signal_auc(
         chance=0.5,
         target=0.5,
         definition=membership_definition(f"mia-{signal.replace('_', '-')}-auc", measured),
+        subjects=sum(len(set(side)) for side in subjects),
         draws=draws,
     )

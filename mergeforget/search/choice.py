@@ -1,4 +1,4 @@
-"""The balanced candidate, and why it is that one."""
+"""Chooses the balanced candidate and explains the choice."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from mergeforget.candidate import Candidate
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, figure, known_share
 from mergeforget.search.split import PARTS
+from mergeforget.search.verdict import ForgettingVerdict, judge
 from mergeforget.search.warnings import disagreement, doubts, one_sided, warning_of
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate and what it scored on both parts."""
+    """A candidate and its scores on both splits."""
 
     candidate: Candidate
     scores: list[Score]
@@ -27,7 +28,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Anchors:
-    """Scores of the models around the candidates: before, and the two ends."""
+    """Scores of the models with which candidates are compared."""
 
     base: list[Score]
     over: list[Score]
@@ -36,7 +37,7 @@ class Anchors:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen candidate, as ``search/chosen.json`` holds it."""
+    """The chosen candidate, as written to ``search/chosen.json``."""
 
     scored: Scored
     objective: Objective
@@ -44,6 +45,7 @@ class Choice:
     warning: str | None
     pareto: list[str]
     measured: int
+    verdict: ForgettingVerdict
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -55,17 +57,20 @@ class Choice:
             "warning": self.warning,
             "pareto": self.pareto,
             "measured": self.measured,
+            "verdict": self.verdict.to_dict(),
             "scores": {part: figures(self.scored.scores, part) for part in PARTS},
         }
 
 
 def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> Choice:
-    """The candidate that is best on the choosing part; names break what ties are left."""
+    """Choose the candidate with the best objective on the selection split; ties go by name."""
     best = best_of(scored, anchors, objective, "choose")
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
-        warning += f" The reporting half alone would choose {other.name}."
-    doubted = warning_of(best.name, doubts(best.scores, anchors.base, objective))
+        warning += f" By the report split alone {other.name} would be chosen."
+    verdict, reasons = judge(best.scores), doubts(best.scores, anchors.base, objective)
+    undecided = only_undecided(verdict, reasons)
+    doubted = warning_of(best.name, reasons, undecided)
     warnings = [one_sided(anchors.over, anchors.under), doubted, warning]
     return Choice(
         scored=best,
@@ -74,17 +79,25 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
         warning=" ".join(text for text in warnings if text) or None,
         pareto=pareto(scored),
         measured=len(scored),
+        verdict=verdict,
     )
 
 
+def only_undecided(verdict: ForgettingVerdict, reasons: Sequence[str]) -> bool:
+    """Return whether a candidate is not called balanced for lack of data and for nothing else."""
+    lacking = verdict.state == "NOT ENOUGH DATA" or not verdict.over_forgotten
+    told = len(verdict.reasons if verdict.state != "FORGOTTEN" else verdict.uncertain)
+    return verdict.state != "NOT FORGOTTEN" and lacking and len(reasons) <= told
+
+
 def best_of(scored: Sequence[Scored], anchors: Anchors, objective: Objective, part: str) -> Scored:
-    """The first of the best, in the order of names."""
+    """Return the best candidate; the first by name of equals."""
     ordered = sorted(scored, key=lambda s: s.name)
     return max(ordered, key=lambda s: objective.rank(s.scores, anchors.base, part))
 
 
 def pareto(scored: Sequence[Scored], part: str = "choose") -> list[str]:
-    """Names of candidates that no other beats in forgetting and retention both, sorted."""
+    """Return the sorted names of candidates that no other dominates in forgetting and retention."""
     points = {}
     for one in scored:
         forget, retain = (figure(name, one.scores, part) for name in ("forget", "retain"))
@@ -100,42 +113,44 @@ def pareto(scored: Sequence[Scored], part: str = "choose") -> list[str]:
 
 
 def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> str:
-    """One sentence with the figures that decided."""
+    """Explain the choice in a sentence for each split."""
     rank = objective.rank(best.scores, anchors.base, "choose")
     candidate = best.candidate
-    told = (
+    layers = (
         f" (densities {candidate.densities} by layer)" if "density" in candidate.by_module else ""
     )
     chosen, over, under = (
         find(scores, "mia_auc", "mia", part="choose")
         for scores in (best.scores, anchors.over, anchors.under)
     )
-    balanced = not doubts(best.scores, anchors.base, objective)
-    what = "is the balanced one" if balanced else "comes nearest to balance, and is not balanced,"
-    parts = [f"{best.name}{told} {what} of {len(scored)}: on the half that chooses"]
-    if objective.terms == (("mia", 1.0),) and chosen:
-        parts.append(f"its MIA AUC, {chosen.value:.3f}, is nearest 0.5")
-    else:
-        parts.append(f"it has the highest {objective.text.partition(' if ')[0]}, {rank.value:.3f}")
-        if chosen:
-            parts[-1] += f", with a MIA AUC of {chosen.value:.3f}"
+    reasons = doubts(best.scores, anchors.base, objective)
+    what = f"is balanced and the best of {len(scored)} candidates"
+    if reasons:
+        lacking = only_undecided(judge(best.scores), reasons)
+        rest = "there is not enough data to call it balanced" if lacking else "it is not balanced"
+        what = f"is the nearest to balance of {len(scored)} candidates, but {rest}"
+    text = f"{best.name}{layers} {what}. Selection split: "
+    if objective.terms != (("mia", 1.0),):
+        text += f"{objective.text.partition(' if ')[0]} {rank.value:.3f}"
+        text += f", MIA AUC {chosen.value:.3f}" if chosen else ""
+    elif chosen:
+        text += f"MIA AUC {chosen.value:.3f}"
     if over and under:
-        parts[-1] += f" (over {over.value:.3f}, under {under.value:.3f})"
-    text = " ".join(parts) + _kept(best, "choose")
+        text += f" (over {over.value:.3f}, under {under.value:.3f})"
+    text += _kept(best, "choose")
     if objective.floors:
-        text += "; no candidate keeps the floor" if rank.shortfall else "; the floor is kept"
+        text += ", no candidate reaches the floor" if rank.shortfall else ", floor reached"
     reported = find(best.scores, "mia_auc", "mia", part="report")
     if reported:
-        text += f". On the half that reports the AUC is {reported.value:.3f}"
-        text += _kept(best, "report")
+        text += f". Report split: MIA AUC {reported.value:.3f}{_kept(best, 'report')}"
         if objective.floors:
             missed = objective.missed(best.scores, anchors.base, "report")
-            text += "; there the floor is not kept" if missed else "; there the floor is kept"
+            text += ", floor not reached" if missed else ", floor reached"
     return text + "."
 
 
 def figures(scores: Sequence[Score], part: str) -> dict[str, float]:
-    """Every overall figure of one part, ``knowledge_forget`` and so on."""
+    """Return every overall score of one part by name: ``knowledge_forget``, ``mia_auc``, ..."""
     return {
         f"{s.metric}_{s.split}" if s.split in ("forget", "retain", "holdout") else s.metric: s.value
         for s in scores
@@ -145,5 +160,5 @@ def figures(scores: Sequence[Score], part: str) -> dict[str, float]:
 
 def _kept(best: Scored, part: str) -> str:
     known = {split: known_share(best.scores, split, part) for split in ("retain", "forget")}
-    told = [f"{v:.0%} of {split}" for split, v in known.items() if v is not None]
-    return f", and it still knows {' and '.join(told)}" if told else ""
+    shares = [f"{v:.0%} of {split}" for split, v in known.items() if v is not None]
+    return f", still known: {' and '.join(shares)}" if shares else ""

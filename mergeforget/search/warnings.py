@@ -1,4 +1,4 @@
-"""Where the half that reports tells another story than the half that chose."""
+"""Warnings of a search: splits that disagree, unbalanced candidates, one-sided pairs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import NamedTuple
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, known_score, known_share
 from mergeforget.search.split import PARTS
+from mergeforget.search.verdict import judge
 
-DISAGREE = 0.1  # difference between the halves that is worth a warning, of an AUC or of a share
+DISAGREE = 0.1  # difference of an AUC or a share between the splits that is worth a warning
 
 
 class Gap(NamedTuple):
-    """One figure on both halves.
+    """One score on both splits.
 
     Attributes:
-        chance: the difference that chance alone stays within in 95 % of draws.
+        chance: Bound of the difference that chance alone gives in 95 % of cases.
     """
 
     label: str
@@ -36,33 +37,33 @@ class Gap(NamedTuple):
             else f"more than the {self.chance:.2f} that chance gives"
         )
         return (
-            f"{self.label} {self.choose:.3f} where it was chosen, {self.report:.3f} where it is "
-            f"reported ({chance})"
+            f"{self.label} {self.choose:.3f} on the selection split, {self.report:.3f} on the "
+            f"report split ({chance})"
         )
 
 
 def disagreement(name: str, scores: Sequence[Score]) -> str | None:
-    """A warning about a candidate, or None where both halves say the same.
+    """Return a warning about a candidate; None where both splits agree.
 
-    Membership inference, retention and forgetting are compared; a floor that is kept on one half
-    only is told by ``doubts``.
+    Compares membership inference, retention and forgetting. ``doubts`` reports a floor that is
+    reached on one split only.
 
     Args:
-        scores: of the candidate, on both halves.
+        scores: Scores of the candidate on both splits.
     """
     gaps = [gap for gap in gaps_of(scores) if gap.apart > DISAGREE]
     if not gaps:
         return None
-    told = [f"The halves disagree about {name}: {'; '.join(map(str, gaps))}."]
+    told = [f"The two splits disagree about {name}: {'; '.join(map(str, gaps))}."]
     if any(gap.apart > gap.chance for gap in gaps):
-        told.append("The two halves differ, so do not trust the choice.")
+        told.append("The difference is not chance, so do not trust the choice.")
     else:
-        told.append("Use more documents and questions before you trust the choice.")
+        told.append("Use more documents and questions before you rely on the choice.")
     return " ".join(told)
 
 
 def gaps_of(scores: Sequence[Score]) -> list[Gap]:
-    """MIA AUC and what is still known of retain and forget, as far as both halves have them."""
+    """Return the MIA AUC and the known share of retain and forget that both splits have."""
     found = []
     chose, report = (find(scores, "mia_auc", "mia", part=part) for part in PARTS)
     if chose and report:
@@ -77,7 +78,7 @@ def gaps_of(scores: Sequence[Score]) -> list[Gap]:
 
 
 def auc_deviation(n: int) -> float:
-    """Standard deviation of an AUC by chance, with n / 2 members and n / 2 non-members.
+    """Standard deviation of an AUC of 0.5, for n / 2 members and n / 2 non-members.
 
     Source: Mann-Whitney U without ties, ``sqrt((m + k + 1) / (12 m k))``.
     """
@@ -86,58 +87,69 @@ def auc_deviation(n: int) -> float:
 
 
 def share_deviation(one: Score, other: Score) -> float:
-    """Standard deviation of the difference of two shares that are equal but for chance.
+    """Standard deviation of the difference of two estimates of the same share.
 
-    Source: the two-proportion z-test, ``sqrt(p (1 - p) (1 / n + 1 / m))`` with p of both together.
+    Source: two-proportion z-test, ``sqrt(p (1 - p) (1 / n + 1 / m))`` with the pooled p.
     """
     n, m = max(1, one.n), max(1, other.n)
     p = (n * one.value + m * other.value) / (n + m)
     return math.sqrt(max(0.0, p * (1 - p)) * (1 / n + 1 / m))
 
 
-FAR = 0.25  # from 0.5: an AUC that no words should call balanced
-KEPT = 0.5  # share of what the model before knew of retain; with less of it a merge is broken
-WHERE = dict(zip(PARTS, ("on the half that chooses", "on the half that reports"), strict=True))
+KEPT = 0.5  # share of what the base knew of retain; a merge that keeps less is broken
+WHERE = dict(zip(PARTS, ("on the selection split", "on the report split"), strict=True))
 
 
 def doubts(scores: Sequence[Score], base: Sequence[Score], objective: Objective) -> list[str]:
-    """Reasons not to call a candidate balanced, each with its figures; none where it is.
+    """Return the reasons not to call a candidate balanced; none where it is.
 
     Args:
-        scores: of the candidate, on both halves.
-        base: of the model before.
+        scores: Scores of the candidate on both splits.
+        base: Scores of the base model.
     """
-    return [
+    verdict = judge(scores)
+    reasons = [] if verdict.state == "FORGOTTEN" else [plain(r) for r in verdict.reasons]
+    if verdict.state == "FORGOTTEN" and not verdict.balanced:
+        reasons = [plain(r) for r in verdict.uncertain]
+    return reasons + [
         f"{reason} {WHERE[part]}"
         for part in PARTS
-        for reason in (*_far(scores, part), *_lost(scores, base, part),
-                       *_below(scores, base, objective, part))
-    ]  # fmt: skip
+        for reason in (*_lost(scores, base, part), *_below(scores, base, objective, part))
+    ]
 
 
-def warning_of(name: str, reasons: Sequence[str]) -> str | None:
-    """The reasons as a warning, with the way out."""
+def plain(sentence: str) -> str:
+    """Return a sentence as part of another: without its full stop, in lower case."""
+    text = sentence.strip().rstrip(".")
+    return text if text[:2].isupper() else text[:1].lower() + text[1:]
+
+
+def warning_of(name: str, reasons: Sequence[str], undecided: bool = False) -> str | None:
+    """Return the reasons as a warning with a way out; None without reasons.
+
+    Args:
+        undecided: Whether more data, not another merge, is what is missing.
+    """
     if not reasons:
         return None
+    if undecided:
+        return (
+            f"There is not enough data to call {name} balanced: {'; '.join(reasons)}. Give more "
+            "rows that no training saw with --holdout FILE, or raise --limit."
+        )
     return (
         f"{name} is not balanced: {'; '.join(reasons)}. Search other densities and methods, or "
-        "with another floor (`--objective 'mia if retain >= 80%'`); where nothing reaches it, "
-        "train the pair again: over with more epochs or a lower rate keeps more, with a higher "
-        "rate it forgets more."
+        "another floor (`--objective 'mia if retain >= 80%'`). If no candidate reaches it, train "
+        "the pair again: more epochs or a lower learning rate for over keep more, a higher "
+        "learning rate forgets more."
     )
-
-
-def _far(scores: Sequence[Score], part: str) -> list[str]:
-    auc = find(scores, "mia_auc", "mia", part=part)
-    far = auc is not None and abs(auc.value - 0.5) > FAR
-    return [f"its MIA AUC is {auc.value:.3f}"] if far and auc else []
 
 
 def _lost(scores: Sequence[Score], base: Sequence[Score], part: str) -> list[str]:
     now, before = (known_share(of, "retain", part) for of in (scores, base))
     if now is None or not before or now >= KEPT * before:
         return []
-    return [f"it knows {now:.0%} of retain, where the model before knew {before:.0%},"]
+    return [f"it knows {now:.0%} of retain, where the base knew {before:.0%},"]
 
 
 def _below(
@@ -149,13 +161,13 @@ def _below(
     ]
 
 
-NEAR = 0.05  # of an AUC to 0.5: such an end is on neither side
+NEAR = 0.05  # an AUC this near to 0.5 is on neither side
 
 
 def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
-    """A warning, with the way out, where chance does not lie between over and under.
+    """Return a warning where over and under are on the same side of an AUC of 0.5.
 
-    Read on the half that chooses; None where it does, or where there are no non-members.
+    Uses the selection split; None where they are not, or where there are no non-members.
     """
     found = [find(scores, "mia_auc", "mia", part="choose") for scores in (over, under)]
     values = [score.value for score in found if score is not None]
@@ -165,10 +177,10 @@ def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
     if min(values) > 0.5:
         return (
             f"Over and under both still know the forget set {told}: no merge of the two is "
-            "balanced. Let over forget more: a higher --set pair.over.learning_rate, or more "
-            "pair.over.epochs."
+            "balanced. Make over forget more: raise pair.over.learning_rate or pair.over.epochs "
+            "with --set."
         )
     return (
-        f"Over and under both avoid the forget set {told}, which gives it away as well. Let under "
-        "forget less: a lower --set pair.under.learning_rate, or fewer pair.under.epochs."
+        f"Over and under both give the forget set a high loss {told}, by which it is identifiable. "
+        "Make under forget less: lower pair.under.learning_rate or pair.under.epochs with --set."
     )

@@ -12,7 +12,7 @@ from mergeforget.search.objective import parse_objective
 from mergeforget.search.warnings import auc_deviation, share_deviation
 
 
-def scores(choose: float, report: float, forget: float, retain: float, n: int = 40) -> list[Score]:
+def scores(choose: float, report: float, forget: float, retain: float, n: int = 80) -> list[Score]:
     return [
         score
         for part, auc in (("choose", choose), ("report", report))
@@ -26,15 +26,15 @@ def scores(choose: float, report: float, forget: float, retain: float, n: int = 
 
 
 def scored(
-    density: float, choose: float, report: float, forget: float, retain: float, n: int = 40
+    density: float, choose: float, report: float, forget: float, retain: float, n: int = 80
 ) -> Scored:
     return Scored(Candidate("ties", density), scores(choose, report, forget, retain, n))
 
 
 ANCHORS = Anchors(scores(1, 1, 1, 0.9), scores(0.1, 0.1, 0, 0.4), scores(0.9, 0.9, 0.8, 0.9))
 CANDIDATES = [
-    scored(0.1, 0.30, 0.30, 0.1, 0.6),
-    scored(0.3, 0.52, 0.48, 0.2, 0.8),
+    scored(0.1, 0.30, 0.30, 0.0, 0.6),
+    scored(0.3, 0.52, 0.48, 0.0, 0.8),
     scored(0.5, 0.70, 0.51, 0.4, 0.8),
 ]
 
@@ -48,7 +48,7 @@ def test_the_nearest_to_one_half_is_chosen_on_the_choosing_half() -> None:
     "over, under, said",
     [
         (0.97, 1.0, "both still know the forget set .MIA AUC 0.970 and 1.000.*pair.over.learning"),
-        (0.1, 0.4, "both avoid the forget set.*a lower --set pair.under.learning_rate"),
+        (0.1, 0.4, "both give the forget set a high loss.*lower pair.under.learning_rate"),
         (0.53, 0.9, None),
         (0.1, 0.47, None),
     ],
@@ -64,48 +64,57 @@ def test_a_pair_on_one_side_of_chance_is_warned_of(
 def test_the_sentence_gives_the_figures() -> None:
     said = choose(CANDIDATES, ANCHORS, parse_objective("mia")).sentence
     assert said == (
-        "ties-factors-d0.30 is the balanced one of 3: on the half that chooses its MIA AUC, 0.520, "
-        "is nearest 0.5 (over 0.100, under 0.900), and it still knows 80% of retain and 20% of "
-        "forget. On the half that reports the AUC is 0.480, and it still knows 80% of retain and "
-        "20% of forget."
+        "ties-factors-d0.30 is balanced and the best of 3 candidates. Selection split: MIA AUC "
+        "0.520 (over 0.100, under 0.900), still known: 80% of retain and 0% of forget. Report "
+        "split: MIA AUC 0.480, still known: 80% of retain and 0% of forget."
     )
 
 
 def test_what_is_far_from_chance_is_not_called_balanced() -> None:
     said = choose([scored(0.2, 0.97, 0.95, 0.9, 1.0)], ANCHORS, parse_objective("mia")).sentence
     assert said.startswith(
-        "ties-factors-d0.20 comes nearest to balance, and is not balanced, of 1: on the half that "
-        "chooses its MIA AUC, 0.970, is nearest 0.5"
+        "ties-factors-d0.20 is the nearest to balance of 1 candidates, but it is not balanced. "
+        "Selection split: MIA AUC 0.970"
     )
+
+
+def test_a_merge_that_still_knows_the_forget_set_is_never_balanced() -> None:
+    choice = choose([scored(0.3, 0.5, 0.5, 0.05, 0.9)], ANCHORS, parse_objective("mia"))
+    assert choice.verdict.state == "NOT FORGOTTEN" and "it is not balanced" in choice.sentence
+    assert "8 of 160 forget answers still come out" in (choice.warning or "")
 
 
 def test_a_model_that_lost_what_it_should_keep_is_not_called_balanced() -> None:
     choice = choose([scored(0.3, 0.51, 0.52, 0.0, 0.0)], ANCHORS, parse_objective("mia"))
-    assert "comes nearest to balance, and is not balanced, of 1" in choice.sentence
+    assert "nearest to balance of 1 candidates, but it is not balanced" in choice.sentence
     assert choice.warning is not None
-    assert "it knows 0% of retain, where the model before knew 90%, on the half" in choice.warning
-    assert "where nothing reaches it, train the pair again" in choice.warning
+    assert (
+        "it knows 0% of retain, where the base knew 90%, on the selection split" in choice.warning
+    )
+    assert "If no candidate reaches it, train the pair again" in choice.warning
 
 
 def test_an_auc_far_from_chance_on_the_reporting_half_is_not_called_balanced() -> None:
-    choice = choose([scored(0.3, 0.51, 0.80, 0.1, 0.8)], ANCHORS, parse_objective("mia"))
-    assert "and is not balanced, of 1" in choice.sentence
-    assert "its MIA AUC is 0.800 on the half that reports" in (choice.warning or "")
+    choice = choose([scored(0.3, 0.51, 0.85, 0.0, 0.8)], ANCHORS, parse_objective("mia"))
+    assert "it is not balanced" in choice.sentence and choice.verdict.state == "NOT FORGOTTEN"
+    assert "told from unseen ones (MIA AUC 0.85" in (choice.warning or "")
 
 
 def test_densities_by_layer_are_told() -> None:
     setting = [{"filter": f"layers.{i}.", "value": v} for i, v in enumerate((0.2, 0.2, 0.4))]
     mixed = Scored(Candidate("ties", 0.3, by_module={"density": setting}), CANDIDATES[1].scores)
     said = choose([mixed], ANCHORS, parse_objective("mia")).sentence
-    assert said.startswith(f"{mixed.name} (densities 0.20, 0.40 by layer) is the balanced one of 1")
+    assert said.startswith(
+        f"{mixed.name} (densities 0.20, 0.40 by layer) is balanced and the best of 1"
+    )
 
 
 def test_a_floor_that_nothing_keeps_is_told() -> None:
     kept = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 80%"))
     missed = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 99%"))
-    assert kept.sentence.count("the floor is kept") == 2 and kept.warning is None
-    assert "no candidate keeps the floor" in missed.sentence
-    told = "it misses the floor retain >= 99% (0.800, wanted 0.891) on the half that chooses"
+    assert kept.sentence.count("floor reached") == 2 and kept.warning is None
+    assert "no candidate reaches the floor" in missed.sentence
+    told = "it misses the floor retain >= 99% (0.800, wanted 0.891) on the selection split"
     assert told in (missed.warning or "") and "is not balanced" in missed.sentence
 
 
@@ -113,10 +122,10 @@ def test_halves_that_disagree_are_warned_of() -> None:
     far = [scored(0.3, 0.50, 0.97, 0.2, 0.8, 400), scored(0.5, 0.6, 0.5, 0.2, 0.8, 400)]
     warning = choose(far, ANCHORS, parse_objective("mia")).warning
     assert (
-        warning is not None and "0.500 where it was chosen, 0.970 where it is reported" in warning
+        warning is not None and "0.500 on the selection split, 0.970 on the report split" in warning
     )
     assert "do not trust the choice" in warning
-    assert "reporting half alone would choose ties-factors-d0.50" in warning
+    assert "By the report split alone ties-factors-d0.50 would be chosen" in warning
 
 
 def test_a_difference_that_chance_explains_is_said_to_be_one() -> None:
@@ -130,7 +139,7 @@ def halves(choose_retain: float, report_retain: float, n: int) -> Scored:
     of_halves = [
         score
         for part, retain in (("choose", choose_retain), ("report", report_retain))
-        for score in scores(0.5, 0.5, 0.2, retain, n)
+        for score in scores(0.5, 0.5, 0.0, retain, n)
         if score.part == part
     ]
     return Scored(Candidate("ties", 0.3), of_halves)
@@ -140,10 +149,10 @@ def test_retention_that_differs_is_warned_of_where_the_auc_agrees() -> None:
     few, many = (
         choose([halves(0.8, 0.4, n)], ANCHORS, parse_objective("mia")).warning for n in (10, 400)
     )
-    told = "known of retain 0.800 where it was chosen, 0.400 where it is reported"
+    told = "known of retain 0.800 on the selection split, 0.400 on the report split"
     assert few is not None and told in few and "chance alone gives up to 0.43" in few
     assert many is not None and told in many and "do not trust the choice" in many
-    assert "MIA AUC" not in few
+    assert "disagree about ties-factors-d0.30: known of retain" in few
     assert choose([halves(0.8, 0.75, 400)], ANCHORS, parse_objective("mia")).warning is None
 
 
@@ -151,10 +160,10 @@ def test_a_floor_that_holds_on_one_half_only_is_warned_of() -> None:
     """0.72 is 80 % of the 0.9 before, 0.70 is not."""
     choice = choose([halves(0.72, 0.70, 100)], ANCHORS, parse_objective("mia if retain >= 80%"))
     assert choice.warning is not None
-    told = "it misses the floor retain >= 80% (0.700, wanted 0.720) on the half that reports"
-    assert told in choice.warning and "on the half that chooses" not in choice.warning
-    assert "there the floor is not kept" in choice.sentence
-    assert "and is not balanced, of 1" in choice.sentence
+    told = "it misses the floor retain >= 80% (0.700, wanted 0.720) on the report split"
+    assert told in choice.warning and "on the selection split" not in choice.warning
+    assert "floor not reached" in choice.sentence
+    assert "it is not balanced" in choice.sentence
 
 
 def test_deviation_of_two_shares_by_hand() -> None:
@@ -169,7 +178,7 @@ def test_deviation_of_an_auc_by_hand() -> None:
 
 
 def test_pareto_front_holds_what_nothing_beats() -> None:
-    assert pareto(CANDIDATES) == ["ties-factors-d0.10", "ties-factors-d0.30"]
+    assert pareto(CANDIDATES) == ["ties-factors-d0.30"]
     assert pareto([*CANDIDATES, scored(0.7, 0.9, 0.9, 0.0, 1.0)]) == ["ties-factors-d0.70"]
 
 
@@ -183,6 +192,6 @@ def test_the_same_is_chosen_whatever_the_order() -> None:
 def test_what_is_written_holds_both_halves() -> None:
     written = choose(CANDIDATES, ANCHORS, parse_objective("mia")).to_dict()
     assert written["scores"]["report"] == {
-        "mia_auc": 0.48, "knowledge_forget": 0.2, "knowledge_retain": 0.8
+        "mia_auc": 0.48, "knowledge_forget": 0.0, "knowledge_retain": 0.8
     }  # fmt: skip
     assert written["name"] == "ties-factors-d0.30" and written["measured"] == 3
