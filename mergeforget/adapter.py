@@ -317,7 +317,9 @@ def _delta(
     rank = int(a.shape[0])
     if config.get("r") is not None:
         stated = _pattern(config.get("rank_pattern"), module, config["r"])
-        if stated != rank:
+        if config.get("target_parameters") and rank % int(stated) == 0:
+            rank = int(stated)  # of each expert; the factors of all experts are stored together
+        elif stated != rank:
             raise InputError(
                 f"{folder / CONFIG} gives {module} the rank {stated:g}, but its weights have rank "
                 f"{rank}. PEFT refuses to load such an adapter, and the scaling would be a guess. "

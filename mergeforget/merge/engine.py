@@ -212,7 +212,10 @@ def merge_module(
         stacked = _stacked(deltas, weights)
         return [MergedModule(stacked, stacked.norm() ** 2, 0.0)] * len(candidates)
     rank = first.rank or max(delta.rank for delta in deltas)
-    coefficients = traits(first.method).coefficients
+    coefficients, factors = traits(first.method).coefficients, traits(first.method).factors
+    if factors:
+        merged = [factors(deltas, weights, **method_arguments(one)) for one in candidates]
+        return [_part(cut_factors(a, b, rank), deltas[0].a.dtype) for a, b in merged]
     if coefficients:
         found = coefficients(lambda: gram(deltas), weights, **first.arguments)
         stacked = _stacked(deltas, found)
@@ -222,10 +225,16 @@ def merge_module(
     return [_part(cut_dense(x, rank, start, how.svd)) for x in dense]
 
 
+def method_arguments(candidate: Candidate) -> dict[str, Any]:
+    """The keyword arguments of a function of ``Traits.factors``."""
+    density = {} if candidate.density is None else {"density": candidate.density}
+    return candidate.arguments | density
+
+
 def is_dense(candidate: Candidate) -> bool:
     """Whether merging builds the change of a module whole, and then cuts it back to a rank."""
     known = traits(candidate.method)
-    low_rank = candidate.method == "cat" or known.coefficients or known.maps
+    low_rank = candidate.method == "cat" or known.coefficients or known.maps or known.factors
     return candidate.space == "delta" and not low_rank
 
 
@@ -289,9 +298,13 @@ def gram(deltas: Sequence[LowRankDelta]) -> Array:
     return np.array([[one.inner(other) for other in deltas] for one in deltas])
 
 
-def _part(cut: TruncatedDelta) -> MergedModule:
+def _part(cut: TruncatedDelta, dtype: Any = None) -> MergedModule:
     return MergedModule(
-        LowRankDelta(as_array(cut.a), as_array(cut.b), 1.0),
+        LowRankDelta(
+            as_array(cut.a).astype(dtype or cut.a.dtype, copy=False),
+            as_array(cut.b).astype(dtype or cut.b.dtype, copy=False),
+            1.0,
+        ),
         cut.energy,
         max(0.0, cut.energy - cut.kept),
     )

@@ -72,10 +72,28 @@ METHODS = {
     "slerp": Method("slerp", {"t": "t"}, {}, {}),
     "karcher": Method("karcher", {"max_iter": "max_iter", "tol": "tol"}, {}, {}),
     "model_stock": Method("model_stock", {}, {}, {}),
+    "multislerp": Method(
+        "multislerp", {"normalize_weights": "normalize_weights", "eps": "eps"}, {}, {}
+    ),
+    "nearswap": Method("nearswap", {"t": "t"}, {}, {}),
+    "passthrough": Method("passthrough", {"scale": "scale"}, {}, {}),
     "ram": Method("ram", {"epsilon": "epsilon"}, {}, {}),
 }
-ON_MODELS = {"linear", "slerp", "karcher"}  # they act on the models, not on differences
-UNWEIGHTED = {"sce", "slerp", "karcher", "model_stock", "ram"}  # mergekit's have no weights
+ON_MODELS = {
+    "linear",
+    "slerp",
+    "karcher",
+    "passthrough",
+}  # they act on the models, not on differences
+UNWEIGHTED = {
+    "sce",
+    "slerp",
+    "karcher",
+    "model_stock",
+    "ram",
+    "nearswap",
+    "passthrough",
+}  # mergekit's have no weights
 PER_MODEL = {"weight", "density", "gamma", "epsilon"}
 KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
 THEIR_MARK = "mergekit_config.yml"  # mergekit writes it into each of its results

@@ -76,6 +76,10 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
         if name in candidate.arguments:
             raise UsageError(f"{name} is not set as an argument; it has its own option.")
     entry.check_arguments(candidate.arguments)
+    given = {*candidate.arguments, *candidate.by_module, *SUPPLIED}
+    for name, parameter in takes.items():
+        if parameter.default is inspect.Parameter.empty and name not in given:
+            raise UsageError(f"{entry.name} needs the argument {name}: add --set {name}=VALUE.")
     for name, value in candidate.arguments.items():
         _check_finite(name, value)
     _check_by_module(candidate, entry)

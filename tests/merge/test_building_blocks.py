@@ -155,6 +155,10 @@ def call(name: str, stack: Any, weights: Any, density: float = 0.6) -> Any:
     if "grams" in takes:
         inputs = np.random.default_rng(2).standard_normal((2, 30, stack.shape[-1]))
         given["grams"] = like(np.einsum("nti,ntj->nij", inputs, inputs), stack)
+    if name == "nearswap":
+        given["t"] = 0.5
+    if name == "passthrough":
+        stack, weights = stack[:1], weights[:1]
     return MERGE_METHODS.get(name).fn(stack, weights, **given)
 
 

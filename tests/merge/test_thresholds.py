@@ -14,7 +14,12 @@ from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.thresholds import find_cuts, kept_count
 from mergeforget.merge.methods import MERGE_METHODS
 
-IN_BLOCKS = [n for n in MERGE_METHODS.names() if "grams" not in MERGE_METHODS.get(n).parameters]
+IN_BLOCKS = [
+    name
+    for name in MERGE_METHODS.names()
+    if "grams" not in MERGE_METHODS.get(name).parameters and name != "passthrough"
+]
+ARGUMENTS: dict[str, dict[str, Any]] = {"nearswap": {"t": 0.5}}
 DENSITIES = [1e-6, 0.05, 0.3, 0.5, 0.77, 0.999, 1.0]
 DRAW = np.random.default_rng(0)
 SHAPE = (120, 90)
@@ -53,7 +58,10 @@ def test_a_method_gives_the_same_in_blocks(
 ) -> None:
     source = in_memory(STACKS[kind].astype(np.float32))
     takes = MERGE_METHODS.get(method).parameters
-    many = [Candidate(method, d if "density" in takes else None) for d in (0.3, 0.6)]
+    given = ARGUMENTS.get(method, {})
+    many = [
+        Candidate(method, d if "density" in takes else None, arguments=given) for d in (0.3, 0.6)
+    ]
     weights: Any = np.array([1.0, -0.5])
     whole = merge_whole(source, weights, many, "x")
     request.getfixturevalue("small_blocks")

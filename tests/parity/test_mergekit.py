@@ -44,14 +44,19 @@ def configuration(name: str, models: list[Path], **parameters: Any) -> dict[str,
     takes = METHODS[name].parameters
     density = {"density": 0.6} if "density" in takes else {}
     weights = ({"weight": 0.7}, {"weight": -0.4}) if name != "karcher" else ({}, {})
-    if name in ("sce", "slerp", "model_stock", "ram"):
+    if name in UNWEIGHTED:
         weights = ({}, {})
+    if name == "multislerp":
+        weights = ({"weight": 0.7}, {"weight": 0.4})
     config["models"] = [
         {"model": one, "parameters": density | weights[0]},
         {"model": two, "parameters": density | weights[1]},
     ]
     if name not in ON_MODELS:
         config["base_model"] = base
+    if name in ("nearswap", "passthrough"):  # mergekit takes one model
+        config["models"].pop()
+        parameters = {"nearswap": {"t": 0.03}, "passthrough": {"scale": 0.5}}[name] | parameters
     if name == "slerp":
         config["base_model"] = one
     if parameters or name == "slerp":
@@ -126,7 +131,7 @@ def test_a_weight_that_mergekit_leaves_out_changes_nothing(
     if shared:
         config["parameters"] = config.get("parameters", {}) | {"weight": 0.3}
     else:
-        config["models"][1]["parameters"]["weight"] = [0.3, 0.9]
+        config["models"][-1]["parameters"]["weight"] = [0.3, 0.9]
     assert_same(*both(config, tmp_path))
     assert f"its {name} has none" in capsys.readouterr().err
 

@@ -29,7 +29,7 @@ from mergeforget.merge.checkpoint.encode import changed, encoded
 from mergeforget.merge.checkpoint.jobs import Block, TensorJob
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
-from mergeforget.merge.engine import precise, products
+from mergeforget.merge.engine import method_arguments, precise, products
 from mergeforget.merge.kernels.arrays import Tensor, as_array
 from mergeforget.merge.kernels.dispatch import Room
 from mergeforget.merge.kernels.thresholds import SMALL, Source
@@ -77,8 +77,15 @@ def fold_job(
         source = products([precise(delta, precision) for delta in factors])
     else:
         source = _dense(model, info, step.changes, precision)
-    weights = np.array(step.candidate.weights)
-    return _job(model, info, source, weights, step.candidate, output, step.name)
+    weights, candidate = np.array(step.candidate.weights), step.candidate
+    merge = traits(candidate.method).factors
+    if merge and len(factors) == len(step.changes):
+        a, b = merge(
+            [precise(d, precision) for d in factors], weights, **method_arguments(candidate)
+        )
+        source = products([precise(LowRankDelta(a, b, 1.0), precision)])
+        weights, candidate = np.ones(1), Candidate("linear", weights=(1.0,), space="delta")
+    return _job(model, info, source, weights, candidate, output, step.name)
 
 
 def _dense(

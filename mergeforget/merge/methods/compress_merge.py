@@ -1,0 +1,75 @@
+"""Compress the deltas into shared bases of the wanted rank, then merge the small cores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mergeforget.errors import UsageError
+from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
+from mergeforget.merge.kernels.sign_election import consensus
+from mergeforget.merge.kernels.sparsify import trim
+from mergeforget.merge.kernels.subspace import Factors, cores_of
+from mergeforget.merge.methods import merge_method
+
+SWEEPS = 20  # alternations of the two bases
+
+
+def shared_bases(stack: Any, rank: int) -> tuple[Any, Any]:
+    """Orthonormal (out, r) and (in, r) that keep most of ``sum_i ||U^T x_i V||^2``.
+
+    Alternates between the two (a Tucker decomposition by higher-order orthogonal iteration).
+    """
+    lib = library(stack)
+    rank = min(rank, *stack.shape[1:])
+    right = lib.linalg.svd(lib.concatenate(list(stack)), full_matrices=False)[2][:rank].T
+    for _ in range(SWEEPS):
+        left = lib.linalg.svd(lib.concatenate(list(stack @ right), 1), full_matrices=False)[0]
+        left = left[:, :rank]
+        projected = lib.concatenate([left.T @ x for x in stack])
+        right = lib.linalg.svd(projected, full_matrices=False)[2][:rank].T
+    return left, right
+
+
+def _compressed(stack: Any, weights: Any, density: float, size: int) -> tuple[Any, Any, Any]:
+    if size < 1:
+        raise UsageError(f"size is {size}; it is the rank of the shared bases, at least 1.")
+    left, right = shared_bases(stack, size)
+    cores = library(stack).stack([left.T @ x @ right for x in stack])
+    return left, consensus(trim(cores, density), weights), right
+
+
+def factors(
+    deltas: Sequence[Factors], weights: Any, *, density: float = 1.0, size: int = 0
+) -> tuple[Any, Any]:
+    """See ``compress_merge``: (a, b) of the merged delta from rank-sized matrices."""
+    found = cores_of(deltas)
+    rank = size or max(len(d.a) for d in deltas)
+    left, core, right = _compressed(found.cores, np.asarray(weights), density, rank)
+    return right.T @ found.right, found.left @ left @ core
+
+
+@merge_method(
+    "compress_merge",
+    source="after Compress-then-Merge, arXiv:2606.03723; bases of arXiv:2407.00066, eq. 2",
+    whole=True,
+    factors=factors,
+)
+def compress_merge(
+    stack: Tensor, weights: Tensor, *, density: float = 1.0, size: int = 0
+) -> Tensor:
+    """Project all deltas onto one pair of bases of rank ``size``, merge the (size, size) cores.
+
+    The result has that rank by construction, so no truncation follows the merge. The bases keep
+    as much of all deltas together as two bases can; the cores are merged by TIES.
+
+    Args:
+        density: Fraction of each core's entries that TIES keeps.
+        size: Rank of the bases; 0 takes the largest rank of the adapters, or all of a dense delta.
+    """
+    wide = to_dtype(stack, "float64")
+    rank = size or min(stack.shape[1:])
+    left, core, right = _compressed(wide, weights, density, rank)
+    return like(left @ core @ right.T, stack)

@@ -1,0 +1,17 @@
+"""Take each entry from the delta that changed it most."""
+
+from __future__ import annotations
+
+from mergeforget.merge.kernels.arrays import Tensor, column
+from mergeforget.merge.methods import merge_method
+
+
+@merge_method("magmax", source="MagMax, arXiv:2407.06322, section 4")
+def magmax(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
+    """At each place keep the weighted entry of largest magnitude; the first of equal ones."""
+    weighted = stack * column(weights, stack)
+    found: Tensor = weighted[0] + 0.0
+    for entries in weighted[1:]:
+        larger = abs(entries) > abs(found)
+        found = entries * larger + found * ~larger
+    return found if scale == 1 else found * scale

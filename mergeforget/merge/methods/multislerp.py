@@ -1,0 +1,54 @@
+"""The mean direction of several tensors at their mean length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mergeforget.errors import UsageError
+from mergeforget.merge.kernels.arrays import Tensor
+from mergeforget.merge.kernels.spherical import combine
+from mergeforget.merge.methods import merge_method
+
+
+def coefficients(
+    gram: Any, weights: Tensor, *, normalize_weights: bool = True, eps: float = 1e-8
+) -> Any:
+    """The factor of each input, from their inner products."""
+    found = gram()
+    shares = np.asarray(weights, np.float64)
+    if len(found) == 1:
+        return np.ones(1)
+    if normalize_weights:
+        shares = shares / shares.sum()
+    lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
+    units = shares / (lengths + eps)
+    length = float(np.sqrt(max(0.0, units @ found @ units)))
+    if length < eps:
+        if len(found) == 2:
+            return shares
+        raise UsageError(
+            "The weighted directions cancel, so they have no mean direction. Choose other weights."
+        )
+    return float(shares @ lengths) * units / length
+
+
+@merge_method(
+    "multislerp",
+    source="mergekit 0.1.5, multislerp",
+    whole=True,
+    coefficients=coefficients,
+    base="either",
+)
+def multislerp(
+    stack: Tensor, weights: Tensor, *, normalize_weights: bool = True, eps: float = 1e-8
+) -> Tensor:
+    """Interpolate any number of tensors on the sphere, at their weighted mean length.
+
+    mergekit maps the inputs to the tangent space at their mean and back; their weighted mean there
+    is zero, so the result is the normalised mean of the directions.
+    """
+    return combine(
+        stack, lambda g: coefficients(g, weights, normalize_weights=normalize_weights, eps=eps)
+    )
