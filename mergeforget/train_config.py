@@ -212,9 +212,9 @@ class Training(RecipeSection):
             raise ValueError("direction sam perturbs along the forget gradient: add a forget term")
         if self.clip_each and self.direction != "ngdiff":
             raise ValueError("clip_each belongs to direction ngdiff; max_grad_norm clips a step")
-        if "gru_smoothing" in self.model_fields_set and self.direction != "gru":
+        if self._differs("gru_smoothing") and self.direction != "gru":
             raise ValueError("gru_smoothing belongs to direction gru")
-        if "sam_radius" in self.model_fields_set and self.direction != "sam":
+        if self._differs("sam_radius") and self.direction != "sam":
             raise ValueError("sam_radius belongs to direction sam")
         if self.auto_rate and (self.direction, self.optimizer) != ("ngdiff", "sgd"):
             raise ValueError(
@@ -245,6 +245,10 @@ class Training(RecipeSection):
         if "held" in sets and self.batches != "together":
             raise ValueError(f"held rows need batches: together, not {self.batches}")
         return self
+
+    def _differs(self, name: str) -> bool:
+        """Whether a key is not at its default, which a run's own recipe writes out."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def accumulation(self, rows: int) -> int:
         """Micro-batches of an optimiser step, for a first set of so many rows."""
