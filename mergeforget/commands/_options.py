@@ -53,7 +53,7 @@ def dtype_option(command: F) -> F:
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
-        help="Of a whole model; auto keeps the base's.",
+        help="Data type of the weights of a whole model; auto keeps the base's.",
     )(command)
 
 

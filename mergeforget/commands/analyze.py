@@ -12,22 +12,21 @@ from mergeforget.commands._options import chosen_run, emit, json_option
 @click.command("analyze")
 @click.argument("arguments", nargs=-1, metavar="[RUN] [WHAT]...")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder of the results. [RUN/analysis]"
+    "--out", type=click.Path(path_type=Path), help="Folder of the results.  [default: RUN/analysis]"
 )
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
-    help="Another run, whose training is drawn beside this one's (with dynamics).",
+    help="Another run, whose training curves are drawn in the same figure; with dynamics only.",
 )
 @json_option
 def command(
     arguments: tuple[str, ...], out: Path | None, against: Path | None, as_json: bool
 ) -> None:
-    """Analyse a run: numbers as json and csv, figures as png and svg.
+    """Analyze a run: numbers as json and csv, figures as png and svg.
 
-    RUN is a run folder; without one, the newest under runs/. WHAT is any of density, mia,
-    attacks, prediction, angles, weights, curves, dynamics, or all, which is also what happens
-    without it.
+    RUN is a run folder; the newest under runs/ if omitted. WHAT is one or more of density, mia,
+    attacks, prediction, angles, weights, curves and dynamics; all of them if omitted.
     """
     from mergeforget.analysis.findings import ANALYSES
     from mergeforget.api.runs import analyze

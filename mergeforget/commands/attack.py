@@ -22,8 +22,8 @@ WORDS = ("model", "kind")
 @click.command("attack")
 @click.argument("arguments", nargs=-1, metavar="[RUN] [relearn|quantise|prompts|probe]...")
 @click.option("--run-model", "run_models", multiple=True,
-              help="Of a run: chosen, base, over, under or a candidate; repeat it.  [default: "
-              "chosen]")  # fmt: skip
+              help="Model of the run: chosen, base, over, under or a candidate. Repeatable.  "
+              "[default: chosen]")  # fmt: skip
 @click.option("--model", help="Attack this model instead of a run: hub id, folder or smollm2.")
 @click.option("--adapter", type=FOLDER, help="PEFT folder to put on the model.")
 @click.option("--base", help="With --model: the model before unlearning.")
@@ -32,47 +32,50 @@ WORDS = ("model", "kind")
 @click.option("--forget", type=FILE, help="Rows that were to be forgotten.  [default: the run's]")
 @click.option("--retain", type=FILE, help="Rows that were to be kept.  [default: the run's]")
 @click.option("--holdout", type=FILE, help="Rows that no model saw.  [default: the run's]")
-@click.option("--limit", type=click.IntRange(1), help="Rows of each split at most.")
+@click.option("--limit", type=click.IntRange(1), help="Maximum number of rows per split.")
 @click.option("--steps", type=click.IntRange(1), help="relearn: optimiser steps.  [default: 20]")
-@click.option("--on", metavar="forget|retain|FILE", help="relearn: what is shown, a few forget "
-              "rows, the retain rows, or other text.  [default: forget]")  # fmt: skip
-@click.option("--shown", type=click.IntRange(1), help="relearn: rows shown at most, whole documents"
-              ".  [default: a quarter of forget, all of others]")  # fmt: skip
+@click.option("--on", metavar="forget|retain|FILE", help="relearn: rows to train on: a few "
+              "forget rows, the retain rows, or other text.  [default: forget]")  # fmt: skip
+@click.option("--shown", type=click.IntRange(1), help="relearn: maximum number of rows to train "
+              "on, by whole documents.  [default: a quarter of the "
+              "forget rows, otherwise all]")  # fmt: skip
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True),
-              help="relearn: of AdamW, constant.  [default: 2e-4]")  # fmt: skip
-@click.option("--batch", type=click.IntRange(1), help="relearn: rows a step.  [default: 4]")
-@click.option("--rank", type=click.IntRange(1), help="relearn: of the LoRA.  [default: 16]")
-@click.option("--full", is_flag=True, default=None, help="relearn: train every weight, no LoRA.")
-@click.option("--bits", metavar="N,N", help="quantise: widths to try.  [default: 8,4]")
-@click.option("--group", type=click.IntRange(2), help="quantise: weights that share a scale below "
-              "8 bits.  [default: 64]")  # fmt: skip
-@click.option("--kinds", metavar="K,K", help="prompts: plain, paraphrase, prefix, jailbreak.  "
-              "[default: all]")  # fmt: skip
-@click.option("--words", metavar="N,N", help="prompts: of the answer that a prefix gives.  "
-              "[default: 1,3,5]")  # fmt: skip
-@click.option("--templates", type=FILE, help="prompts: your own jailbreaks, one a line with "
-              "{prompt}.")  # fmt: skip
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Of an answer.  [default: the run's,"
-              " or 64]")  # fmt: skip
-@click.option("--pool", type=click.Choice(["last", "mean"]), help="probe: the state of the prompt's"
-              " last token, or their mean.  [default: last]")  # fmt: skip
-@click.option("--shuffles", type=click.IntRange(19), help="probe: shuffled labels, to see what "
-              "chance gives.  [default: 39]")  # fmt: skip
-@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Any argument of "
-              "an attack, for example of a plugin's.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every draw.")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens of a batch.  [default: what "
-              "the memory allows]")  # fmt: skip
-@click.option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
+              help="relearn: constant learning rate of AdamW.  [default: 2e-4]")  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), help="relearn: rows per step.  [default: 4]")
+@click.option("--rank", type=click.IntRange(1), help="relearn: rank of the LoRA.  [default: 16]")
+@click.option(
+    "--full", is_flag=True, default=None, help="relearn: train every weight instead of a LoRA."
+)
+@click.option("--bits", metavar="N,N", help="quantise: bit widths to try.  [default: 8,4]")
+@click.option("--group", type=click.IntRange(2), help="quantise: weights that share a scale "
+              "below 8 bits.  [default: 64]")  # fmt: skip
+@click.option("--kinds", metavar="K,K", help="prompts: kinds to try: plain, paraphrase, prefix, "
+              "jailbreak.  [default: all]")  # fmt: skip
+@click.option("--words", metavar="N,N", help="prompts: words of the answer that a prefix prompt "
+              "contains.  [default: 1,3,5]")  # fmt: skip
+@click.option("--templates", type=FILE, help="prompts: file with your own jailbreaks, one per "
+              "line, each containing {prompt}.")  # fmt: skip
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Maximum tokens to generate per "
+              "answer.  [default: the run's, or 64]")  # fmt: skip
+@click.option("--pool", type=click.Choice(["last", "mean"]), help="probe: use the hidden state "
+              "of the prompt's last token, or the mean over tokens.  [default: last]")  # fmt: skip
+@click.option("--shuffles", type=click.IntRange(19), help="probe: number of label permutations "
+              "for the chance level.  [default: 39]")  # fmt: skip
+@click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Set any "
+              "argument of an attack, for example of a plugin's. Repeatable.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per batch.  [default: as "
+              "many as fit in memory]")  # fmt: skip
+@click.option("--device", help="Device: cpu, cuda, ...  [default: the GPU if there is one]")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the results.  [default: RUN/attacks, or attacks]")  # fmt: skip
-@click.option("--again", is_flag=True, help="Measure anew what was measured before.")
+@click.option("--again", is_flag=True, help="Ignore cached measurements.")
 @json_option
 def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Try to get the data back, and say what that means for the claim that it is gone.
+    """Try to recover the forgotten data, and report what that means for the claim that it is gone.
 
-    RUN is a run folder; without one, the newest under runs/. Without a name every attack is
-    carried out. What was measured is kept: an interrupted attack goes on with the next model.
+    RUN is a run folder; the newest under runs/ if omitted. Without a name, every attack is run.
+    Measurements are cached, so an interrupted attack resumes when the command is repeated.
     """
     from mergeforget.api.measuring import attack
     from mergeforget.attack.methods import ATTACKS

@@ -15,15 +15,15 @@ from mergeforget.commands._options import emit, json_option
 @click.option("--run-model", "model",
               help="Model of each run to compare.  [default: the chosen candidate]")  # fmt: skip
 @click.option("--part", type=click.Choice(["all", "choose", "report"]), default="all",
-              show_default=True, help="Rows the scores are of; report is the half that chose "
-              "nothing.")  # fmt: skip
+              show_default=True, help="Rows that the scores are computed on: all, the selection "
+              "split (choose), or the report split.")  # fmt: skip
 @click.option("--page", type=click.Path(path_type=Path, dir_okay=False),
-              help="Write the table as an HTML page too.")  # fmt: skip
+              help="Also write the table as an HTML page.")  # fmt: skip
 @json_option
 def command(
     runs: tuple[Path, ...], model: str | None, part: Any, page: Path | None, as_json: bool
 ) -> None:
-    """Scores of RUNS in one table, a column a run."""
+    """Print the scores of several runs in one table, one column per run."""
     from mergeforget.api.runs import compare
     from mergeforget.evaluate.table import render
 

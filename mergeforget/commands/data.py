@@ -17,21 +17,32 @@ TASKS = ["Task1", "Task2", "Task3"]
 
 @click.group("data")
 def command() -> None:
-    """Make data to try things with, and check data before it is used."""
+    """Write made-up data, and check data files."""
 
 
 @command.command("make")
 @click.option("--people", type=click.IntRange(min=1), required=True,
-              help="Documents of each task to forget.")  # fmt: skip
-@click.option("--retain", type=click.IntRange(min=0), help="To retain.  [default: as many]")
+              help="Number of documents to forget, per task.")  # fmt: skip
+@click.option(
+    "--retain",
+    type=click.IntRange(min=0),
+    help="Number of documents to retain, per task.  [default: as many as --people]",
+)
 @click.option("--holdout", type=click.IntRange(min=0),
-              help="That nothing is trained on.  [default: as many]")  # fmt: skip
+              help="Number of documents that nothing is trained on, per task.  [default: as many "
+              "as --people]")  # fmt: skip
 @click.option("--tasks", default=",".join(TASKS), show_default=True,
               help="Task1: stories. Task2: private data. Task3: encyclopedia.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same people.")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Random seed: the same seed gives the same people.",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
               help="Folder for forget.jsonl, retain.jsonl and holdout.jsonl.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace files that are there.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 @json_option
 def make(
     people: int,
@@ -43,7 +54,7 @@ def make(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write made-up people in LUME's format; nothing about them can be real."""
+    """Write made-up people in LUME's format; none of them is real."""
     from mergeforget.data.people import make_people
     from mergeforget.errors import InputError
     from mergeforget.files import write_jsonl
@@ -74,7 +85,7 @@ def make(
 def check(
     files: tuple[Path, ...], columns: tuple[str, ...], model: str | None, as_json: bool
 ) -> None:
-    """Read files as every command reads them, and say what they hold."""
+    """Read files as every command does, and print rows, tasks and lengths."""
     from mergeforget.data.readers import read_rows
 
     mapping = dict(_pair(column) for column in columns)

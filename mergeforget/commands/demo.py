@@ -18,8 +18,8 @@ COLUMNS = ("AUC", "|AUC - 0.5|", "forget exact", "retain exact")
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/demo]")
-@click.option("--model", help="Another model than the embedded one.")
-@click.option("--again", is_flag=True, help="Throw an earlier demo away and begin anew.")
+@click.option("--model", help="Model to use instead of the embedded one.")
+@click.option("--again", is_flag=True, help="Delete an earlier demo and start over.")
 @set_option
 @json_option
 def command(

@@ -12,7 +12,7 @@ EXTRAS = {"search": "optuna", "eval": "lm_eval", "gpu": "bitsandbytes", "serve":
 @click.command()
 @json_option
 def command(as_json: bool) -> None:
-    """Say what this machine has: versions, devices, memory, disk, the embedded model, extras."""
+    """Print versions, devices, memory, disk, the embedded model and installed extras."""
     facts = examine()
     width = max(map(len, facts))
     text = "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())

@@ -18,8 +18,10 @@ from mergeforget.commands._options import (
 
 @click.command("export")
 @run_argument
-@click.option("--candidate", default="", help="Name under RUN/candidates.  [default: the chosen]")
-@click.option("--full", is_flag=True, help="The whole model instead of the adapter.")
+@click.option(
+    "--candidate", default="", help="Candidate under RUN/candidates.  [default: the chosen one]"
+)
+@click.option("--full", is_flag=True, help="Write the whole model instead of the adapter.")
 @dtype_option
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False),
@@ -31,8 +33,8 @@ def command(
 ) -> None:
     """Write the chosen adapter or model as a plain folder, with tokenizer and model card.
 
-    RUN is a run folder; without one, the newest under runs/. What was written is loaded again and
-    its logits are compared with the candidate's.
+    RUN is a run folder; the newest under runs/ if omitted. The written weights are loaded again and
+    their logits are compared with the candidate's.
     """
     from dataclasses import asdict
 

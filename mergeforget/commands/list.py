@@ -16,9 +16,9 @@ SUPPLIED = ("generator", "grams", "cuts", "l1_factors")  # by the merge engine, 
 @click.argument("family", type=click.Choice(FAMILIES))
 @json_option
 def command(family: str, as_json: bool) -> None:
-    """Name every loss, merge method, metric, benchmark, transform, attack or recipe.
+    """List losses, merge methods, metrics, benchmarks, transforms, attacks or recipes.
 
-    Arguments are what a recipe may set, for example `{loss: npo, on: forget, beta: 0.1}`.
+    The arguments shown are what a recipe may set, for example `{loss: npo, on: forget, beta: 0.1}`.
     """
     if family == "recipes":
         from mergeforget.commands.recipes import list_

@@ -20,7 +20,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]")
 @click.option("--forget", type=FILE, help="Rows to forget.  [default: made-up people]")
 @click.option("--retain", type=FILE, help="Rows to keep.")
-@click.option("--limit", type=click.IntRange(min=1), help="Use at most so many rows of each set.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows per set.")
 @set_option
 @json_option
 def command(
@@ -32,10 +32,10 @@ def command(
     assignments: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Print batch, steps, memory and time of RECIPE (zjuklab when left out).
+    """Print batch size, steps, memory and time of RECIPE (default: zjuklab).
 
-    Only the model's configuration and tokenizer are read. Time is at the speed of one large matrix
-    product, timed just now: a training takes longer, on a CPU two to three times.
+    Only the model's configuration and tokenizer are read. The time assumes the speed of one large
+    matrix product, measured on this machine; training takes longer, on a CPU two to three times.
     """
     from mergeforget.data.people import made_up
     from mergeforget.models import default_device

@@ -11,13 +11,13 @@ from mergeforget.commands._options import emit, json_option
 
 @click.group("recipes")
 def command() -> None:
-    """See what the recipes do, and copy one to change it."""
+    """List, explain and copy the packaged recipes."""
 
 
 @command.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """Name every recipe that comes along, with its source."""
+    """List the packaged recipes with their sources."""
     from mergeforget.recipe import load_recipe, recipe_names
 
     found = {}
@@ -34,7 +34,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def show(name: str, as_json: bool) -> None:
-    """Explain a recipe: source, published figures, objective in words, settings."""
+    """Explain a recipe: source, published scores, objective in words, settings."""
     from mergeforget.recipe import load_recipe
     from mergeforget.train.explain import explain, objective_in_words
 
@@ -46,10 +46,10 @@ def show(name: str, as_json: bool) -> None:
 @command.command("copy")
 @click.argument("name")
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @json_option
 def copy(name: str, file: Path | None, force: bool, as_json: bool) -> None:
-    """Copy a recipe to FILE (NAME.yaml when left out), comments and all."""
+    """Copy a recipe to FILE (default: NAME.yaml), including its comments."""
     from mergeforget.errors import InputError
     from mergeforget.files import write_text
     from mergeforget.recipe import load_recipe, recipe_path

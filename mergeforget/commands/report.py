@@ -14,14 +14,14 @@ from mergeforget.commands._options import chosen_run, emit, json_option, run_arg
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="File of the page. [RUN/report/index.html]",
+    help="File of the page.  [default: RUN/report/index.html]",
 )
 @click.option("--open", "open_it", is_flag=True, help="Open the page in the browser.")
 @json_option
 def command(run: Path | None, out: Path | None, open_it: bool, as_json: bool) -> None:
     """Write the report of a run: one HTML file that needs no network.
 
-    RUN is a run folder; without one, the newest under runs/.
+    RUN is a run folder; the newest under runs/ if omitted.
     """
     from mergeforget.api.runs import report
 

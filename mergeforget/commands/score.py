@@ -38,10 +38,10 @@ def command(
     benchmark: str,
     as_json: bool,
 ) -> None:
-    """Score generations that exist already; loads no model.
+    """Score existing generations; no model is loaded.
 
-    GENERATIONS are files, or folders of them: answers/MODEL.jsonl of a run, or forget_0.csv and
-    retain_0.csv as the task's own script writes them.
+    GENERATIONS are files or folders: answers/MODEL.jsonl of a run, or forget_0.csv and retain_0.csv
+    as the official script of SemEval-2025 Task 4 writes them.
     """
     from mergeforget.benchmarks.semeval2025_task4 import task_names, terms
     from mergeforget.evaluate.table import render

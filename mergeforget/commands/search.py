@@ -15,61 +15,79 @@ if TYPE_CHECKING:
 
 @click.command("search")
 @run_argument
-@click.option("--methods", metavar="M,M,...", help="Merge methods.")
-@click.option("--densities", metavar="LOW:HIGH:STEP", help="Fractions kept, or a list: 0.3,0.5.")
-@click.option("--weights", metavar="W,W;W,W", help="Of over and under, for example '1,1;1,0.5'.")
-@click.option("--spaces", metavar="S,S", help="factors, delta.")
-@click.option("--ranks", metavar="N,N", help="Of the result, in delta space.")
+@click.option("--methods", metavar="M,M,...", help="Merge methods to try.")
 @click.option(
-    "--objective", help="mia, aggregate, '0.7*mia + 0.3*retain', 'mia if retain >= 95%', ..."
+    "--densities",
+    metavar="LOW:HIGH:STEP",
+    help="Fractions of entries kept, as a range or as a list: 0.3,0.5.",
+)
+@click.option(
+    "--weights",
+    metavar="W,W;W,W",
+    help="Weights of over and under to try, for example '1,1;1,0.5'.",
+)
+@click.option("--spaces", metavar="S,S", help="Spaces to merge in: factors, delta.")
+@click.option("--ranks", metavar="N,N", help="Ranks of the result to try, in delta space.")
+@click.option(
+    "--objective",
+    help="What to maximise: mia, aggregate, '0.7*mia + 0.3*retain', 'mia if retain >= 95%', ...",
 )
 @click.option(
     "--strategy",
     type=click.Choice(["grid", "refine", "tpe", "nsga2"]),
-    help="Every candidate; from the density that the pair predicts by ever smaller steps; or those "
-    "that optuna asks for, where nsga2 seeks the whole Pareto front.",
+    help="grid: every candidate. refine: from the predicted density, with ever smaller steps. "
+    "tpe, nsga2: optuna's samplers; nsga2 searches the whole Pareto front.",
 )
 @click.option(
     "--groups",
     type=click.IntRange(min=1),
-    help="Of layers, each with a density of its own, from the best with one for all.",
+    help="Number of layer groups with a density of their own, starting from the best single "
+    "density.",
 )
 @click.option(
     "--finalists",
     type=click.IntRange(min=1),
-    help="Generate with so many only, those that are best by likelihoods.  "
-    "[default: all of a grid, else a fifth]",
+    help="Number of candidates that generate answers, the best by likelihood.  [default: all for "
+    "grid, otherwise a fifth]",
 )
 @click.option(
     "--together",
     type=click.IntRange(min=1),
-    help="Let so many answer in one batch, unmerged.  [default: as many as fill a batch of the "
-    "device, in a race of finalists 1]",
+    help="Number of candidates that answer in one batch, unmerged.  [default: as many as fill a "
+    "batch of the device; 1 with several finalists]",
 )
-@click.option("--budget", metavar="N|TIME", help="Candidates to look at, or a time: 90s, 10m, 2h.")
-@click.option("--seed", type=int, help="Of the two halves, of methods and strategies that draw.")
+@click.option(
+    "--budget",
+    metavar="N|TIME",
+    help="Maximum number of candidates, or a time limit: 90s, 10m, 2h.",
+)
+@click.option(
+    "--seed", type=int, help="Random seed of the split and of methods and strategies that sample."
+)
 @click.option(
     "--holdout",
     type=click.Path(path_type=Path),
     help="Rows that no training saw: the non-members.",
 )
 @click.option("--first", type=click.FloatRange(0, 1, min_open=True),
-              help="Density to begin with.  [default: what the pair predicts]")  # fmt: skip
+              help="Density to try first.  [default: predicted from the pair]")  # fmt: skip
 @click.option(
     "--storage",
     metavar="URL|FILE",
     help="Database (postgresql://, mysql://) or journal file that several workers share.",
 )
-@click.option("--worker", is_flag=True, help="Explore for another search on the same storage.")
-@click.option("--resume", is_flag=True, help="Go on with a search; there must be one.")
-@click.option("--again", is_flag=True, help="Measure anew what was measured before.")
-@click.option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
+@click.option(
+    "--worker", is_flag=True, help="Explore candidates for another search on the same storage."
+)
+@click.option("--resume", is_flag=True, help="Resume a search; fails if there is none.")
+@click.option("--again", is_flag=True, help="Ignore cached measurements.")
+@click.option("--device", help="Device: cpu, cuda, ...  [default: the GPU if there is one]")
 @json_option
 def command(run: Path | None, as_json: bool, **options: Any) -> None:
-    """Merge the pair of RUN in many ways, measure each, and choose the balanced one.
+    """Merge the pair of RUN in many ways, evaluate each candidate, and choose the balanced one.
 
-    One half of the documents chooses, the other reports. Everything is kept in RUN as soon as it is
-    measured; a second call goes on from there. What is not given is as the recipe says.
+    The selection split of the documents chooses, the report split reports. Results are saved as
+    soon as they are measured; repeat the command to resume. Omitted options are as in the recipe.
     """
     from mergeforget.api import searching
     from mergeforget.console import say

@@ -14,26 +14,26 @@ FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group("study")
 def command() -> None:
-    """Run the published experiments again, and write down what they gave here."""
+    """Repeat the published experiments, and write a document of the results."""
 
 
 @command.command("run")
 @click.argument("name", metavar="NAME|FILE")
 @click.option("--out", type=FOLDER, help="Folder of the runs.  [default: runs/study-NAME]")
-@click.option("--results", type=FOLDER, help="Folder of the figures, small json files.  "
+@click.option("--results", type=FOLDER, help="Folder of the results, small json files.  "
               "[default: OUT/results]")  # fmt: skip
 @click.option("--data", type=FOLDER, help="Folder of the data sets.  [default: $MERGEFORGET_DATA, "
-              "or ../shared/data]")  # fmt: skip
-@click.option("--only", multiple=True, metavar="PART", help="Run this part and what it reads or "
-              "shows; repeat it.")  # fmt: skip
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many; the "
-              "same command goes on.")  # fmt: skip
-@click.option("--again", multiple=True, metavar="STEP", help="Throw this step and what reads it "
-              "away and run them anew; repeat it.")  # fmt: skip
+              "or data]")  # fmt: skip
+@click.option("--only", multiple=True, metavar="PART", help="Run only this part and the parts "
+              "that it depends on. Repeatable.")  # fmt: skip
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Stop after this many "
+              "minutes; rerun the command to resume.")  # fmt: skip
+@click.option("--again", multiple=True, metavar="STEP", help="Discard the results of this step "
+              "and of the steps that depend on it, and run them again. Repeatable.")  # fmt: skip
 @click.option("--value", "values", multiple=True, metavar="NAME=TEXT", help="Replace one of the "
-              "study's values, for example limit=32; repeat it.")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Steps that run "
-              "at the same time.")  # fmt: skip
+              "study's values, for example limit=32. Repeatable.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of "
+              "steps that run in parallel.")  # fmt: skip
 @json_option
 def run(
     name: str,
@@ -49,8 +49,8 @@ def run(
 ) -> None:
     """Run the steps of a study that are not done yet.
 
-    Each step is a command of the tool. A step that was stopped goes on where it was; a part whose
-    data is not there is left out, and said so.
+    Each step is one or more mergeforget commands. An interrupted step resumes; a part whose data is
+    missing is skipped and reported.
     """
     from mergeforget.run import RUNS
     from mergeforget.study.definition import load_study
@@ -60,7 +60,7 @@ def run(
     given = dict(_pair(value) for value in values)
     study, file = load_study(name, given)
     out = out or RUNS / f"study-{study.name}"
-    data = data or Path(os.environ.get("MERGEFORGET_DATA", "../shared/data"))
+    data = data or Path(os.environ.get("MERGEFORGET_DATA", "data"))
     places = Places(out, results or out / "results", data, file)
     states = run_study(
         study, places, only=only, minutes=minutes, again=again, given=given, jobs=jobs
@@ -77,7 +77,7 @@ def run(
               help="The document.  [default: RESULTS.md]")  # fmt: skip
 @json_option
 def write(results: Path, out: Path | None, as_json: bool) -> None:
-    """Write the document of a study from the folder of its results, and nothing else."""
+    """Write the document of a study from its results folder alone."""
     from mergeforget.study.document import write_document
 
     path = write_document(results, out or results.with_name(results.name + ".md"))
@@ -89,10 +89,10 @@ def write(results: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("second", type=FOLDER)
 @json_option
 def compare(first: Path, second: Path, as_json: bool) -> None:
-    """Compare the figures of two runs of a study: the `results` folders of both.
+    """Compare the results of two runs of a study, given their `results` folders.
 
-    Steps are compared that both ran with the same commands. Ends with exit code 7 where a figure
-    differs.
+    Only steps that both ran with the same commands are compared. Exits with code 7 if a
+    figure differs.
     """
     from mergeforget.errors import VerificationError
     from mergeforget.study.cells import read_results
@@ -116,7 +116,7 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
 @click.argument("name", metavar="NAME|FILE")
 @json_option
 def plan(name: str, as_json: bool) -> None:
-    """Print the parts, steps and commands of a study, and how long they are expected to take."""
+    """Print the parts, steps, commands and expected times of a study."""
     from mergeforget.study.definition import load_study
 
     study, _ = load_study(name)

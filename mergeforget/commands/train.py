@@ -19,16 +19,20 @@ FILE = click.Path(path_type=Path)
     type=click.Choice(["over", "under"]),
     default="over",
     show_default=True,
-    help="Which training of a recipe that holds a pair.",
+    help="Side to train, if the recipe describes a pair.",
 )
 @click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]")
-@click.option("--forget", type=FILE, help="Rows to forget: jsonl, parquet, csv or column json.")
+@click.option(
+    "--forget", type=FILE, help="Rows to forget: JSON Lines, parquet, csv or column-oriented JSON."
+)
 @click.option("--retain", type=FILE, help="Rows to keep.")
-@click.option("--holdout", type=FILE, help="Rows of the same kind, in neither: non-members.")
-@click.option("--limit", type=click.IntRange(min=1), help="Use at most so many rows of each set.")
+@click.option(
+    "--holdout", type=FILE, help="Rows of the same kind that are in neither set: the non-members."
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows per set.")
 @template_options
 @click.option("--out", type=FILE, help="Run folder.  [default: runs/RECIPE-TIME]")
-@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 @set_option
 @json_option
 def command(

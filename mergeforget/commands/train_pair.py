@@ -15,18 +15,22 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.option("--recipe", default="zjuklab", show_default=True, help="Name or path of a recipe.")
 @click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]")
-@click.option("--forget", type=FILE, help="Rows to forget: jsonl, parquet, csv or column json.")
+@click.option(
+    "--forget", type=FILE, help="Rows to forget: JSON Lines, parquet, csv or column-oriented JSON."
+)
 @click.option("--retain", type=FILE, help="Rows to keep.")
-@click.option("--holdout", type=FILE, help="Rows of the same kind, in neither: non-members.")
+@click.option(
+    "--holdout", type=FILE, help="Rows of the same kind that are in neither set: the non-members."
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
-    help="Use at most so many rows of each set, whole documents, every task in its share.",
+    help="Maximum number of rows per set; keeps whole documents and the proportions of tasks.",
 )
-@click.option("--memorise", is_flag=True, help="First fine-tune the model on forget + retain.")
+@click.option("--memorise", is_flag=True, help="Fine-tune the model on forget and retain first.")
 @template_options
 @click.option("--out", type=FILE, help="Run folder.  [default: runs/RECIPE-TIME]")
-@click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
+@click.option("--resume", is_flag=True, help="Resume an interrupted run.")
 @set_option
 @json_option
 def command(
@@ -46,7 +50,7 @@ def command(
 ) -> None:
     """Train the over- and the under-forgetting adapter.
 
-    Without --model, --forget and --retain the embedded model and made-up people are used, and the
+    Without --model, --forget and --retain, the embedded model and made-up people are used, and the
     model memorises them first.
     """
     from mergeforget.api.training import train_pair
