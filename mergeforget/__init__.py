@@ -28,6 +28,7 @@ _MODULES = {  # public name -> the module that defines it
     "compare": "mergeforget.api.runs",
     "evaluate": "mergeforget.api.measuring",
     "export": "mergeforget.api.runs",
+    "extract_lora": "mergeforget.api.merging",
     "load_adapter": "mergeforget.api.merging",
     "load_run": "mergeforget.api.runs",
     "merge": "mergeforget.api.merging",
@@ -45,6 +46,7 @@ if find_spec("mergeforget.api.unlearn"):
 if TYPE_CHECKING:
     from mergeforget.api.measuring import attack as attack
     from mergeforget.api.measuring import evaluate as evaluate
+    from mergeforget.api.merging import extract_lora as extract_lora
     from mergeforget.api.merging import load_adapter as load_adapter
     from mergeforget.api.merging import merge as merge
     from mergeforget.api.merging import merge_full as merge_full

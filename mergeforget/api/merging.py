@@ -247,6 +247,41 @@ def merge_models(
     )  # fmt: skip
 
 
+def extract_lora(
+    model: str | Path,
+    *,
+    base: str | Path,
+    rank: int = 32,
+    svd: Literal["fast", "exact"] = "fast",
+    threads: int = 0,
+    out: str | Path | None = None,
+) -> Merged:
+    """Extract a plain LoRA: the difference of a model from its base, truncated to a rank.
+
+    Args:
+        model: Folder of a fine-tuned model, or of an adapter of a kind that PEFT can fold.
+        base: Name or folder of the model that it was trained from.
+        rank: Largest rank of a module.
+        svd: How a difference is truncated.
+        threads: Number of threads; 0 is one per core.
+        out: Folder to write the adapter to.
+
+    Raises:
+        InputError: The two have different tensors, or no difference that a LoRA can represent.
+    """
+    from mergeforget.merge.extract import extract_lora as extract
+    from mergeforget.merge.output_folder import check_free
+    from mergeforget.models import locate
+
+    if out is not None:
+        check_free(Path(out), [Path(model), Path(base)])
+    found = locate(str(base))
+    merged = extract(Path(model), found, rank, svd=svd, threads=threads, named=str(base))
+    if out is not None:
+        merged.save(out)
+    return merged
+
+
 def candidate_of_models(
     n: int,
     *,

@@ -1,0 +1,169 @@
+"""Extracts a plain LoRA from a fine-tuned model, or from an adapter of any kind that PEFT folds.
+
+Each weight matrix that differs from the base becomes a module of the adapter: its difference,
+truncated to a rank. Tensors without such a form (norms, biases, tied embeddings) are reported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergeforget.adapter import CONFIG, Adapter, LowRankDelta, adapter_folder
+from mergeforget.candidate import Candidate
+from mergeforget.console import progress
+from mergeforget.errors import InputError
+from mergeforget.files import read_json
+from mergeforget.merge.checkpoint.adapter_deltas import CONV1D, HAVE_CONV1D
+from mergeforget.merge.checkpoint.compatible import (
+    EMBEDDINGS,
+    OUTPUTS,
+    check_finite_block,
+    check_same_tensors,
+    is_tied,
+    plain_name,
+    tensor_of,
+)
+from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
+from mergeforget.merge.engine import Merged
+from mergeforget.merge.inputs import some
+from mergeforget.merge.kernels.arrays import as_array
+from mergeforget.merge.kernels.threads import workers
+from mergeforget.merge.kernels.truncated_svd import Svd, cut_dense
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor of the model less the base's.
+
+    Attributes:
+        energy: squared norm of the difference.
+        lost: squared norm of what the truncation leaves out.
+        delta: None where the difference is zero or has no form as a LoRA.
+    """
+
+    name: str
+    energy: float
+    lost: float
+    delta: LowRankDelta | None = None
+    embedding: bool = False
+
+
+def extract_lora(
+    model: Path, base: Path, rank: int, *, svd: Svd = "fast", threads: int = 0, named: str = ""
+) -> Merged:
+    """Truncate the differences of a model from its base to an adapter of a rank.
+
+    Args:
+        model: Folder of a fine-tuned model, or of a PEFT adapter, which PEFT folds into the base.
+        base: Folder of the model that it was trained from.
+        rank: Largest rank of a module.
+        named: How the adapter's config names the base; the folder when empty.
+
+    Returns:
+        The adapter. Its report has ``modules``, ``energy_lost`` (the share of the squared norm that
+        the truncation leaves out) and ``energy_left_out`` (that of tensors with no LoRA form).
+
+    Raises:
+        InputError: The model and the base differ in their tensors, or are equal, or PEFT cannot
+            fold the adapter.
+    """
+    with ExitStack() as stack:
+        folder = stack.enter_context(_as_model(model, base))
+        origin = stack.enter_context(open_checkpoint(base))
+        other = stack.enter_context(open_checkpoint(folder))
+        check_same_tensors([origin, other])
+        with progress("Extracting", len(origin.tensors)) as bar, workers(threads) as pool:
+            found = []
+            for one in pool.map(
+                lambda info: _difference(info, origin, other, rank, svd), origin.tensors.values()
+            ):
+                found.append(one)
+                bar.advance()
+    return _merged(found, str(model), named or str(base), rank)
+
+
+def _difference(
+    info: TensorInfo, base: Checkpoint, model: Checkpoint, rank: int, svd: Svd
+) -> Difference:
+    if not info.floating or not info.numel:
+        return Difference(info.name, 0.0, 0.0)
+    theirs = tensor_of(model, info.name)
+    change = check_finite_block(model, theirs, model.read(theirs)) - base.read(info)
+    energy = float(np.square(change, dtype=np.float64).sum())
+    if energy == 0:
+        return Difference(info.name, 0.0, 0.0)
+    embedding = info.name.endswith(EMBEDDINGS)
+    tied = (embedding or plain_name(info.name) in OUTPUTS) and is_tied(base)
+    if len(info.shape) != 2 or not info.name.endswith(".weight") or tied:
+        return Difference(info.name, energy, energy)
+    module = info.name.removesuffix(".weight")
+    kind = base.config.get("model_type")
+    if kind in HAVE_CONV1D and module.rpartition(".")[2] in CONV1D:
+        change = np.ascontiguousarray(change.T)
+    if kind == "gpt2" and not any(name.startswith("transformer.") for name in base.tensors):
+        module = f"transformer.{module}"  # as the loaded model names it
+    cut = cut_dense(change, rank, None, svd)
+    delta = LowRankDelta(as_array(cut.a), as_array(cut.b), 1.0)
+    return Difference(module, energy, max(0.0, energy - cut.kept), delta, embedding)
+
+
+def _merged(found: list[Difference], model: str, base: str, rank: int) -> Merged:
+    deltas = {one.name: one.delta for one in found if one.delta is not None}
+    energy = sum(one.energy for one in found)
+    if not deltas:
+        what = "equal" if not energy else "different only in tensors that no LoRA can change"
+        raise InputError(f"{model} and {base} are {what}: there is nothing to extract.")
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "target_modules": sorted(deltas),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "init_lora_weights": True,
+    }
+    embeddings = frozenset(one.name for one in found if one.embedding and one.delta is not None)
+    left_out = [one for one in found if one.delta is None and one.energy]
+    report: dict[str, Any] = {
+        "modules": len(deltas),
+        "energy_lost": sum(one.lost for one in found if one.delta is not None) / energy,
+        "energy_left_out": sum(one.energy for one in left_out) / energy,
+    }
+    if left_out:
+        report["left_out"] = some((one.name for one in left_out), 5)
+    adapter = Adapter(Path(model).name, deltas, config, {}, "F32", embeddings)
+    return Merged(adapter, Candidate("linear", None, (1.0,), "delta", rank), report)
+
+
+@contextmanager
+def _as_model(model: Path, base: Path) -> Iterator[Path]:
+    """A model folder; an adapter is folded into the base by PEFT, in a temporary folder."""
+    adapter = adapter_folder(model)
+    if not (adapter / CONFIG).is_file():
+        yield model
+        return
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    kind = read_json(adapter / CONFIG).get("peft_type")
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        try:
+            folded: Any = PeftModel.from_pretrained(loaded, str(adapter))
+            folded = folded.merge_and_unload()
+        except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"PEFT cannot fold {adapter} (of type {kind!r}) into {base}: {reason} An adapter "
+                "that does not change weights has no LoRA form."
+            ) from error
+        folded.save_pretrained(folder)
+        yield Path(folder)

@@ -1,0 +1,100 @@
+"""A LoRA extracted from a model or from another kind of adapter, and what it leaves out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from mergeforget.adapter import read_adapter
+from mergeforget.cli import main
+from mergeforget.errors import InputError
+from mergeforget.merge.extract import extract_lora
+from mergeforget.tensors import read_safetensors, write_safetensors
+
+IDS = torch.tensor([[3, 5, 7, 11, 2, 30]])
+TARGETS = ["q_proj", "up_proj", "down_proj"]
+KINDS: dict[str, Any] = {
+    "DoRA": peft.LoraConfig(r=3, use_dora=True, target_modules=TARGETS),
+    "PiSSA": peft.LoraConfig(r=3, init_lora_weights="pissa", target_modules=TARGETS),
+    "OLoRA": peft.LoraConfig(r=3, init_lora_weights="olora", target_modules=TARGETS),
+    "LoHa": peft.LoHaConfig(r=2, target_modules=TARGETS),
+    "LoKr": peft.LoKrConfig(r=2, target_modules=TARGETS),
+    "IA3": peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"]),
+    "OFT": peft.OFTConfig(r=2, oft_block_size=0, target_modules=TARGETS),
+    "VeRA": peft.VeraConfig(r=8, target_modules=["q_proj"]),
+}
+
+
+def logits(base: Path, adapter: Path | None = None) -> torch.Tensor:
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter))
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(input_ids=IDS).logits
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_kind_of_adapter_becomes_a_lora_with_its_logits(
+    kind: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), KINDS[kind])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(str(tmp_path / "odd"))
+    wanted = logits(tiny_folder, tmp_path / "odd")
+    words = ["extract-lora", str(tmp_path / "odd"), "--base", str(tiny_folder), "--rank", "64"]
+    done = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "lora"), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["energy_lost"] < 1e-6
+    torch.testing.assert_close(logits(tiny_folder, tmp_path / "lora"), wanted, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(wanted, logits(tiny_folder), atol=1e-3)
+
+
+def test_what_no_lora_can_change_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    tensors, _ = read_safetensors(model / "model.safetensors")
+    changed = {name: x.copy() for name, x in tensors.items()}
+    changed["model.layers.0.self_attn.q_proj.weight"][0, 0] += 3.0
+    changed["model.norm.weight"][0] += 4.0  # squared: 9 and 16 of 25
+    write_safetensors(model / "model.safetensors", changed)
+    found = extract_lora(model, tiny_folder, 4)
+    assert found.report["energy_left_out"] == pytest.approx(16 / 25)
+    assert found.report["left_out"] == "model.norm.weight"
+    assert list(found.adapter.deltas) == ["model.layers.0.self_attn.q_proj"]
+    write_safetensors(model / "model.safetensors", tensors)
+    with pytest.raises(InputError, match="nothing to extract"):
+        extract_lora(model, tiny_folder, 4)
+
+
+def test_a_fine_tuned_model_becomes_an_adapter_of_the_rank(
+    save_models: Callable[..., list[Path]], tmp_path: Path
+) -> None:
+    base, one, _ = save_models(tmp_path)
+    found = extract_lora(one, base, 2, svd="exact")
+    assert {delta.rank for delta in found.adapter.deltas.values()} == {2}
+    assert 0 < found.report["energy_lost"] < 1 and "embed_tokens" in found.report["left_out"]
+    found.save(tmp_path / "out")
+    assert read_adapter(tmp_path / "out").base == str(base)
+
+
+def test_an_adapter_that_changes_no_weight_is_refused_by_name(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), config)
+    model.save_pretrained(str(tmp_path / "prompt"))
+    with pytest.raises(InputError, match="PROMPT_TUNING"):
+        extract_lora(tmp_path / "prompt", tiny_folder, 4)
