@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mergeforget.console import say
 from mergeforget.data.limit import limit_rows
 from mergeforget.data.schema import Row
+from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 
@@ -27,6 +29,43 @@ def matched(
     """Non-members in the members' shares of tasks, and the members that they compare with."""
     nonmembers = match_tasks(members, outside, seed)
     return of_tasks(members, nonmembers), nonmembers
+
+
+def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> list[Row]:
+    """Return the rows about people and documents that no training saw.
+
+    Rows about a trained subject are left out with a warning: the model learned about that person,
+    so such rows are no non-members. A subject that is only the row's own id tells nothing and is
+    not compared.
+
+    Args:
+        where: File of ``outside``, for messages.
+
+    Raises:
+        InputError: A row was trained on itself, or all rows are about trained subjects.
+    """
+    documents = {row.document for row in trained}
+    shared = [row.id for row in outside if row.document in documents]
+    if shared:
+        raise InputError(
+            f"{where}: {len(shared)} of {len(outside)} rows are also in the forget or retain set, "
+            f"for example {shared[0]}. Non-members must be rows that no training saw."
+        )
+    subjects = {row.subject for row in trained if row.subject != row.id}
+    kept = [row for row in outside if row.subject not in subjects or row.subject == row.id]
+    left_out = len(outside) - len(kept)
+    if left_out and not kept:
+        raise InputError(
+            f"{where}: all {left_out} rows are about people or documents that were trained on, for "
+            f"example {outside[0].subject!r}. Non-members must be about others; give such rows "
+            "with --holdout FILE."
+        )
+    if left_out:
+        say(
+            f"Warning: {where}: {left_out} of {len(outside)} rows are about people or documents "
+            "that were trained on. They are left out of the non-members."
+        )
+    return kept
 
 
 def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> list[Row]:

@@ -11,7 +11,7 @@ from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
-from mergeforget.evaluate.membership import matched
+from mergeforget.evaluate.membership import matched, unseen
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 
@@ -86,13 +86,8 @@ def rows_of_files(
         split: read_rows(path, split=split, columns=columns) if path else []
         for split, path in files.items()
     }
-    trained = {row.document for row in (*read["forget"], *read["retain"])}
-    shared = [row.id for row in read["holdout"] if row.document in trained]
-    if shared:
-        raise InputError(
-            f"{files['holdout']}: {len(shared)} rows are also in the forget or retain set, for "
-            f"example {shared[0]}. Non-members must be rows that no training saw."
-        )
+    trained = [*read["forget"], *read["retain"]]
+    read["holdout"] = unseen(read["holdout"], trained, files["holdout"])
     unit = spec.membership
     inside, outside = (
         read_documents(file, unit) if file else membership_documents(rows, unit)

@@ -14,6 +14,7 @@ from mergeforget.data.templating import PromptTemplate, has_chat_template, templ
 from mergeforget.data.twins import make_twins
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, NumericError, RecipeError
+from mergeforget.evaluate.membership import unseen
 from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.models import load_model
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
@@ -177,13 +178,22 @@ def read_data(data: DataSpec) -> Sets:
         read[name] = rows
     if data.holdout:
         read["holdout"] = read_rows(Path(data.holdout), split="holdout", columns=data.columns)
-    elif rest:
+    elif rest and (rest := about_others(rest, [*read["forget"], *read["retain"]])):
         read["holdout"] = _as_holdout(rest, len(read["forget"]), data.seed)
         say(
             f"No --holdout: {len(read['holdout'])} forget rows beyond --limit serve as "
             "non-members; they are never trained on."
         )
     return Sets(**read)
+
+
+def about_others(rest: list[Row], trained: list[Row]) -> list[Row]:
+    """Return the rows beyond ``--limit`` about people that are not trained on; may be empty."""
+    try:
+        return unseen(rest, trained, "Rows beyond --limit")
+    except InputError as error:
+        say(f"Warning: there are no non-members. {error}")
+        return []
 
 
 def add_twins(sets: Sets, recipe: Recipe) -> Sets:

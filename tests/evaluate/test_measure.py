@@ -14,7 +14,7 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.measure import measure, membership_documents, tokenize_documents
-from mergeforget.evaluate.membership import membership_signals
+from mergeforget.evaluate.membership import membership_signals, unseen
 
 FORGET = [Row("p1sc1", "Ann was", "born in May.", "Task2", "forget"),
           Row("p1qa0", "When?", "May", "Task2", "forget")]  # fmt: skip
@@ -110,3 +110,19 @@ def test_membership_by_answers_leaves_the_prompt_out(tiny_model: Any, tiny_token
     assert [x.nll for x in read.losses] == [x.nll for x in read.likelihoods]
     assert [x.member for x in read.losses] == [True, False]
     assert read.membership == "answers"
+
+
+def test_non_members_about_people_that_were_trained_on_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trained = [Row("a", "Who is Ann?", "A baker.", subject="Ann"), Row("1", "Who?", "A smith.")]
+    about_ann = Row("b", "Where is Ann?", "In Rome.", subject="Ann")
+    about_bob = Row("c", "Who is Bob?", "A cook.", subject="Bob")
+    numbered = Row("1", "Who is Carl?", "A poet.")  # an id that another file uses as well
+    with caplog.at_level("INFO"):
+        assert unseen([about_ann, about_bob, numbered], trained, "h.jsonl") == [about_bob, numbered]
+    assert "1 of 3 rows are about people or documents that were trained on" in caplog.text
+    with pytest.raises(InputError, match="all 1 rows are about people"):
+        unseen([about_ann], trained, "h.jsonl")
+    with pytest.raises(InputError, match="are also in the forget or retain set"):
+        unseen([trained[0]], trained, "h.jsonl")
