@@ -17,6 +17,7 @@ from mergeforget.errors import RecipeError
 from mergeforget.fsdp import kind, whole
 from mergeforget.outputs import TokenOutputs
 from mergeforget.train.packing_check import rows_leak
+from mergeforget.train.precision import autocast
 
 TOGETHER = (
     1024  # tokens; in longer passes the masked attention between rows costs more than it saves
@@ -47,13 +48,14 @@ def predict(
     inner = unwrapped(model)
     apart = batch.attention_mask is None and rows_leak(inner)
     with ExitStack() as stack:
+        stack.enter_context(autocast(inner))
         if head is not None:
             stack.enter_context(_without_head(inner))
         seen = stack.enter_context(_captured(inner, layers))
         parts = [_kept(model, part, seen) for part in (split(batch) if apart else [batch])]
     kept = _joined([part[0] for part in parts])
     return TokenOutputs(
-        kept if head is None else Projection(kept, head),
+        kept if head is None else Projection(kept.to(head.dtype), head),
         batch.labels,
         batch.row,
         batch.rows,
@@ -137,13 +139,14 @@ def output_matrix(model: Any) -> Tensor | None:
     ids = torch.tensor([[0, 1]], device=weight.device)
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), autocast(model):
         logits = model(input_ids=ids, use_cache=False).logits
         with _without_head(model):
             hidden = model(input_ids=ids, use_cache=False).logits
+        same = hidden.shape[-1] == weight.shape[1]
+        found = weight if same and torch.equal(F.linear(hidden, weight), logits) else None
     model.train(was_training)
-    same = hidden.shape[-1] == weight.shape[1]
-    return weight if same and torch.equal(F.linear(hidden, weight), logits) else None
+    return found
 
 
 def unwrapped(model: Any) -> Any:

@@ -17,6 +17,7 @@ from mergeforget.files import whole
 from mergeforget.recipe import Training
 from mergeforget.train.fit import TrainingJob, fit
 from mergeforget.train.forward import decoder_layers
+from mergeforget.train.precision import widened_weights
 from mergeforget.train.reference import reference_of
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Full
@@ -38,8 +39,9 @@ def train_model(
     set_seed(training.seed)
     choose_trained(model, training.full)
     encoded = encode_sets(tokenizer, sets, training, template)
-    reference = reference_of(model, encoded, training, job.run.root)
-    fit(model, tokenizer, encoded, training.objective, training, job, None, reference=reference)
+    with widened_weights(model):
+        reference = reference_of(model, encoded, training, job.run.root)
+        fit(model, tokenizer, encoded, training.objective, training, job, None, reference=reference)
 
     def save() -> None:
         with whole(job.run.root / job.stage) as temporary:

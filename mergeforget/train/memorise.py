@@ -22,6 +22,7 @@ from mergeforget.models import default_device, dtype_for, locate
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
 from mergeforget.train.fit import TrainingJob, fit
+from mergeforget.train.precision import widened_weights
 
 REVISION = re.compile("[0-9a-f]{40}")
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # of a model's folder
@@ -82,7 +83,8 @@ def memorise(
     )
     if cut := truncation(encoded, "forget and retain", settings.max_length):
         say(cut)
-    fit(model, tokenizer, {"memorise": encoded}, TERMS, settings, job)
+    with widened_weights(model):
+        fit(model, tokenizer, {"memorise": encoded}, TERMS, settings, job)
 
     def save() -> None:
         with whole(folder) as temporary, quiet():

@@ -16,6 +16,7 @@ from torch import nn
 from mergeforget.console import say
 from mergeforget.distributed import sharded
 from mergeforget.errors import UsageError
+from mergeforget.train.precision import autocast
 
 _KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # each model is checked once
 LENGTH = 4  # tokens of a row in the check
@@ -65,7 +66,7 @@ def _try_out(model: Any) -> bool:
     model.eval()
     hook = embedding.register_forward_hook(look)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), autocast(model):
             logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits
             (slope,) = torch.autograd.grad(logits[:, LENGTH:].square().sum(), seen[0])
     finally:
