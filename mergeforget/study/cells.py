@@ -91,7 +91,7 @@ class Found:
 
 
 def read_results(folder: Path) -> Found:
-    """The results in a folder; those of other commands than the study's are left out.
+    """Read the results in a folder; results of other commands than the study's are ignored.
 
     Raises:
         InputError: the folder holds no study.
@@ -211,7 +211,7 @@ def at(values: Any, place: str) -> Any:
 
 
 def _best(method: str, scores: Mapping[str, Any]) -> str:
-    """The candidate of a method with the largest aggregate on the half that chooses."""
+    """The candidate of a method with the largest aggregate on the selection split."""
     key = full_key("aggregate")
     found = {
         name: parts["choose"][key][0]

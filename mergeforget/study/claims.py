@@ -1,4 +1,4 @@
-"""Whether a table shows what the paper's table shows, told from the figures of both."""
+"""Judge whether the measured numbers support the same claims as the published ones."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Verdict:
             return "Diverged" if self.here.detail else "Not measured yet"
         if self.published.holds is None:
             return "Holds" if self.here.holds else "Does not hold"
-        return "Same picture" if self.here.holds == self.published.holds else "Another picture"
+        return "Replicates" if self.here.holds == self.published.holds else "Does not replicate"
 
     @property
     def sentence(self) -> str:
-        """``**Same picture.** The merge is .... Here: .... Published: ....``"""
+        """``**Replicates.** The merge is .... Here: .... Published: ....``"""
         told = [("Here", self.here), ("Published", self.published)]
         details = "".join(f" {who}: {f.detail}." for who, f in told if f.detail)
         certainty = f" {self.intervals}." if self.intervals else ""
@@ -122,8 +122,8 @@ def _beats(claim: Claim, one: Interval, other: Interval) -> bool:
 def _certainty(sure: bool, rows: Sequence[str], known: Mapping[str, Interval]) -> str:
     shown = ", ".join(f"{row} {known[row][0]:.3f} to {known[row][1]:.3f}" for row in rows)
     if len(rows) == 1:
-        return f"The 95 % interval {'settles it' if sure else 'leaves it open'}: {shown}"
-    return f"The 95 % intervals {'settle it' if sure else 'leave it open'}: {shown}"
+        return f"The 95 % interval {'decides it' if sure else 'leaves it open'}: {shown}"
+    return f"The 95 % intervals {'decide it' if sure else 'leave it open'}: {shown}"
 
 
 def _goodnesses(claim: Claim, span: Interval) -> Interval:
@@ -147,9 +147,9 @@ def judge(claim: Claim, figures: Figures) -> ClaimResult:
             f"{claim.high:g} or less" if claim.low is None else f"{claim.low:g} to {claim.high:g}"
         )
         if away:
-            told = f"{value:.3f} lies outside {span}, by {away:.3f}"
+            told = f"{value:.3f} is outside {span}, by {away:.3f}"
             return ClaimResult(False, told, (claim.row,))
-        return ClaimResult(True, f"{value:.3f} lies within {span}", (claim.row,))
+        return ClaimResult(True, f"{value:.3f} is within {span}", (claim.row,))
     names = claim.of or [name for name in figures if name != claim.row]
     others = {name: v for name in names if (v := figures.get(name)) is not None}
     if len(others) < (len(names) if claim.of else 1):

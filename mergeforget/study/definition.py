@@ -69,7 +69,7 @@ class TableRow(RecipeSection):
     Attributes:
         step: where it was measured; several are averaged, with their deviation.
         model: ``over``, ``base``, a candidate, ``chosen``, or ``best METHOD``: the candidate of a
-            method with the largest aggregate on the half that chooses.
+            method with the largest aggregate on the selection split.
         published: column label -> figure of the source.
     """
 
@@ -86,7 +86,7 @@ class TableRow(RecipeSection):
 class Claim(RecipeSection):
     """What a table is to show, judged on the published and on the measured figures alike.
 
-    ``largest`` and ``smallest`` compare ``row`` with ``of`` (all others when left out); ``nearest``
+    ``largest`` and ``smallest`` compare ``row`` with ``of`` (all others if omitted); ``nearest``
     does so by the distance to ``target``; ``within`` wants ``low <= row <= high``, where a low of
     None bounds nothing; ``order`` wants the rows ``of`` in falling order.
     """
@@ -149,7 +149,7 @@ class StudySection(RecipeSection):
     name: Name
     title: str
     text: str = ""
-    needs: list[str] = []  # files below the data folder; without them the part is left out
+    needs: list[str] = []  # files below the data folder; without them the part is skipped
     steps: list[StudyStep] = []
     tables: list[Table] = []
     quotes: list[Quote] = []
@@ -179,7 +179,7 @@ class StudyDefinition(RecipeSection):
     """A list of commands, and what is made of their results.
 
     Attributes:
-        threads: processor threads of one command, as many as the libraries choose when left out.
+        threads: processor threads of one command, the libraries' default if omitted.
             Sums differ with their number in the last bits, so a study that is to give the same
             figures anywhere, however many steps run at once, names it.
     """
@@ -240,7 +240,7 @@ class StudyDefinition(RecipeSection):
 
 
 def load_study(name: str, values: Mapping[str, str] | None = None) -> tuple[StudyDefinition, Path]:
-    """A study that comes along, or a file of one, with some of its values replaced.
+    """Load a packaged study or a file, with some of its values replaced.
 
     Returns:
         The study, and its file.
@@ -283,7 +283,7 @@ def slowed(section: StudySection, pace: float) -> StudySection:
 
 
 def study_path(name: str) -> Path:
-    """The file of a study: a path, or the name of one that comes along."""
+    """The file of a study: a path, or the name of a packaged one."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = sorted(p.stem for p in STUDIES.glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""The document of a study, written from its results and nothing else."""
+"""Write the document of a study from its results."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
     """The lines of the document, in markdown.
 
     Args:
-        pictures: names of the figures that are there.
-        folder: where they are, seen from the document.
+        pictures: names of the figure files that exist.
+        folder: their folder, relative to the document.
     """
     study, results = found.study, found.results
     yield from (f"# {study.title}", "", study.text.strip(), "")
@@ -54,14 +54,14 @@ def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
 
 
 def _summary(study: StudyDefinition, results: Results) -> Iterator[str]:
-    """How many claims stand, and each in a line."""
+    """Table of the claims, one line each."""
     found = [v for section in study.parts for t in section.tables for v in verdicts(t, results)]
     done = sum(result["state"] == "done" for result in results.values())
     total = len(list(study.steps()))
     yield from ("## In short", "")
     yield (
-        f"{done} of {total} steps are done. The claims, each judged below with its figures; *open* "
-        "are those of which the 95 % intervals of the figures would allow the other answer:"
+        f"{done} of {total} steps are done. Each claim is judged below with its numbers. A verdict "
+        "is *open* if the 95 % intervals of the numbers also allow the opposite answer:"
     )
     yield ""
     yield from ("| claim | published | here | verdict |", "|---|---|---|---|")
@@ -74,11 +74,11 @@ def _summary(study: StudyDefinition, results: Results) -> Iterator[str]:
 
 def _truth(verdict: Verdict, source: bool) -> str:
     holds = (verdict.published if source else verdict.here).holds
-    return {True: "yes", False: "no", None: "no figure" if source else "not measured"}[holds]
+    return {True: "yes", False: "no", None: "no number" if source else "not measured"}[holds]
 
 
 def _table(table: Table, results: Results) -> Iterator[str]:
-    """The measured figures beside the published ones, and the verdicts."""
+    """Table of measured and published numbers, with the verdicts."""
     yield from (f"### {table.title}", "")
     if table.text:
         yield from (table.text.strip(), "")
@@ -98,10 +98,9 @@ def _table(table: Table, results: Results) -> Iterator[str]:
                 texts.append("" if figure is None else f"{figure:.{column.decimals}f}")
         yield f"| {row.label} | " + " | ".join(texts) + " |"
     yield ""
-    parts = {"report": "the half of the documents that did not choose",
-             "choose": "the half of the documents that chose", "all": "all rows"}  # fmt: skip
+    parts = {"report": "the report split", "choose": "the selection split", "all": "all rows"}
     source = f" Published: {table.source}." if table.source else ""
-    yield from (f"Scores are of {parts[table.part]}.{source}", "")
+    yield from (f"Scores on {parts[table.part]}.{source}", "")
     for verdict in verdicts(table, results):
         yield f"- {verdict.sentence}"
     yield from ([""] if table.claims else [])
@@ -112,7 +111,7 @@ def _commands(found: Found, section: StudySection) -> Iterator[str]:
         return
     missing = [step.name for step in section.steps if step.name not in found.results]
     if missing:
-        yield f"Not run yet: {', '.join(missing)}. This runs them:"
+        yield f"Not run yet: {', '.join(missing)}. To run them:"
         yield from ("", "```bash", f"{found.command} --only {section.name}")
         yield from ("```", "")
     yield from ("<details><summary>Commands of this part</summary>", "", "```text")
@@ -131,10 +130,10 @@ def _state(step: StudyStep, results: Results) -> str:
 
 
 def _circumstances(found: Found) -> Iterator[str]:
-    """Hardware, versions, commits and time of what was run."""
-    yield from ("## How it was measured", "")
+    """Hardware, versions, commits and time of the runs."""
+    yield from ("## Environment", "")
     if not found.results:
-        yield "Nothing was run yet."
+        yield "Nothing has been run yet."
         return
     runs = [result["run"] for result in found.results.values()]
     seconds = sum(run["seconds"] for run in runs)
@@ -145,14 +144,17 @@ def _circumstances(found: Found) -> Iterator[str]:
         yield f"| {fact} | {', '.join(_values(runs, fact))} |"
     when = " to ".join(dict.fromkeys([days[0], days[-1]]))
     yield f"| time | {duration(seconds)} over all steps, {when} |"
-    yield f"| load of the machine | {min(loads):.1f} to {max(loads):.1f} processes, others' too |"
+    load = f"{min(loads):.1f} to {max(loads):.1f} processes, including others'"
+    yield f"| load of the machine | {load} |"
     yield ""
     yield (
-        "In the commands `{here}` is the folder of the step, `{NAME}` that of another, "
-        "`{NAME.base}` the model that forgets there and `{data}` the folder of the data sets."
+        "In the commands, `{here}` is the folder of the step, `{NAME}` the folder of another step, "
+        "`{NAME.base}` the model before unlearning in that step, and `{data}` the folder of the "
+        "data sets."
     )
-    yield f"`{found.command}` runs what is missing; `mergeforget study write` makes this document"
-    yield "from the results alone."
+    write = "`mergeforget study write` writes this document"
+    yield f"`{found.command}` runs the missing steps; {write}"
+    yield "from the results."
 
 
 def _facts(runs: list[dict[str, Any]]) -> set[str]:

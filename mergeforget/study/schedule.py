@@ -33,13 +33,13 @@ def run_study(
 
     Args:
         only: parts to run, with the steps of others that they read or show; all by default.
-        minutes: stop after so many; what was begun goes on with the next call.
+        minutes: stop after this many minutes; the next call resumes interrupted steps.
         again: steps to throw away and run anew, with those that read them.
         given: values of the study that were replaced, to be told in the document.
         jobs: steps that run at the same time, in folders of their own.
 
     Returns:
-        Step -> ``done``, ``failed`` (its training diverged), ``waiting``, or why it is left out.
+        Step -> ``done``, ``failed`` (its training diverged), ``waiting``, or why it is skipped.
 
     Raises:
         UnknownNameError: there is no such part or step.
@@ -141,7 +141,7 @@ def next_step(
         before = {name: states[name] for name in study.used_by(step)}
         never = [n for n, state in before.items() if state not in ("done", "waiting", "running")]
         if never:
-            states[step.name] = f"left out: it reads {never[0]}"
+            states[step.name] = f"skipped: it reads {never[0]}"
         elif set(before.values()) <= {"done"} and places.folder(step) not in busy:
             return step
     return None
@@ -161,7 +161,7 @@ def _told_to_end() -> Iterator[None]:
     """Turn SIGTERM into an error, so that the command in flight is ended too."""
 
     def stop(*_: object) -> None:
-        raise Interrupted("Told to end. What was done is kept; the same command goes on.")
+        raise Interrupted("Stopped by a signal. Results are saved; rerun the command to resume.")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -17,19 +17,19 @@ from mergeforget.study.gather import gather
 from mergeforget.study.places import Clock, Places
 from mergeforget.study.tool import call, failed, words_of
 
-RESUMABLE = ("train", "train-pair")  # these want --resume; the others go on by themselves
+RESUMABLE = ("train", "train-pair")  # these need --resume; the others resume by themselves
 LISTS = re.compile(r"\[[-+0-9.eE,\s]+\]")
 
 
 def state_of(
     study: StudyDefinition, places: Places, section: StudySection | None, step: StudyStep
 ) -> str:
-    """``done``, ``failed``, ``waiting``, or why the step is left out."""
+    """``done``, ``failed``, ``waiting``, or why the step is skipped."""
     mark = _mark(places, step)
     if mark.get("fingerprint") == study.fingerprint(step) and mark["state"] != "running":
         return str(mark["state"])
     absent = [n for n in section.needs if not (places.data / n).exists()] if section else []
-    return f"left out: there is no {places.data / absent[0]}" if absent else "waiting"
+    return f"skipped: there is no {places.data / absent[0]}" if absent else "waiting"
 
 
 def run_step(
@@ -83,7 +83,7 @@ def begin(study: StudyDefinition, places: Places, step: StudyStep) -> dict[str, 
         shutil.rmtree(folder, ignore_errors=True)
     elif step.at is None and folder.exists():
         raise InputError(
-            f"{folder} is there already and was not made by this study. Move it away, or choose "
+            f"{folder} exists already and was not written by this study. Move it, or choose "
             "another folder with --out."
         )
     mark = {"fingerprint": known, "state": "running", "seconds": 0.0, "printed": []}

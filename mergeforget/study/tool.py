@@ -42,7 +42,7 @@ def call(
     """Run one command of the tool in a process of its own.
 
     Args:
-        seconds: it is ended after so many.
+        seconds: time limit.
         threads: that it may compute with; as many as its libraries choose by default.
 
     Returns:
@@ -68,7 +68,7 @@ def call(
 def failed(step: StudyStep, command: str, code: int) -> MergeforgetError:
     """The error for a command that ended with an exit code."""
     if code in STOPPED:
-        return Interrupted(f"Interrupted in {step.name}. The same command goes on.")
+        return Interrupted(f"Interrupted in {step.name}. Rerun the command to resume.")
     error = MergeforgetError(
         f"The step {step.name} failed (exit code {code}, its message is above):\n"
         f"  mergeforget {command}\nWhat is done is kept; mend it and run the same command again, "
@@ -79,7 +79,7 @@ def failed(step: StudyStep, command: str, code: int) -> MergeforgetError:
 
 
 def circumstances(threads: int | None = None) -> dict[str, Any]:
-    """Versions, machine and commit, as a command with so many threads sees them."""
+    """Versions, machine and commit, as a command with this number of threads sees them."""
     import psutil
 
     _, facts = call(["doctor"], None, threads)
@@ -102,7 +102,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Of the checkout that the package lies in; empty outside of one."""
+    """Commit of the checkout that contains the package; empty outside of one."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:

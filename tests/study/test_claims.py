@@ -21,11 +21,11 @@ def claim(kind: str, row: str = "merged", **more: object) -> Claim:
         (claim("nearest", "over"), False, "0.022 against 0.501 of merged, short by 0.477"),
         (claim("largest", of=["over"]), True, "0.501 against 0.022 of over, by 0.479"),
         (claim("smallest"), False, "0.501 against 0.022 of over, short by 0.479"),
-        (claim("within", low=0.45, high=0.55), True, "0.501 lies within 0.45 to 0.55"),
+        (claim("within", low=0.45, high=0.55), True, "0.501 is within 0.45 to 0.55"),
         (claim("within", "over", low=0.45, high=0.55), False,
-         "0.022 lies outside 0.45 to 0.55, by 0.428"),
-        (claim("within", "over", low=None, high=0.1), True, "0.022 lies within 0.1 or less"),
-        (claim("within", low=None, high=0.1), False, "0.501 lies outside 0.1 or less, by 0.401"),
+         "0.022 is outside 0.45 to 0.55, by 0.428"),
+        (claim("within", "over", low=None, high=0.1), True, "0.022 is within 0.1 or less"),
+        (claim("within", low=None, high=0.1), False, "0.501 is outside 0.1 or less, by 0.401"),
         (claim("order", "", of=["under", "merged", "over"]), True,
          "3 of 3 pairs stand so (under > merged > over)"),
         (claim("order", "", of=["under", "over", "merged"]), False,
@@ -50,7 +50,7 @@ def test_a_claim_is_judged_by_its_figures(one: Claim, holds: bool, detail: str) 
         (claim("nearest", of=["over"]), (0.45, 0.60), None, None),
     ],
 )
-def test_the_intervals_settle_a_claim_or_leave_it_open(
+def test_the_intervals_decide_a_claim_or_leave_it_open(
     one: Claim,
     merged: tuple[float, float],
     over: tuple[float, float] | None,
@@ -58,7 +58,7 @@ def test_the_intervals_settle_a_claim_or_leave_it_open(
 ) -> None:
     found, told = settled(one, judge(one, AUC), {"merged": merged, "over": over})
     assert found is sure
-    words = {True: "settle", False: "leave", None: ""}[sure]
+    words = {True: "decide", False: "leave", None: ""}[sure]
     assert words in told and bool(told) == (sure is not None)
 
 
@@ -98,9 +98,9 @@ def test_nothing_is_said_where_a_figure_is_missing(kind: str) -> None:
 @pytest.mark.parametrize(
     ("published", "here", "word"),
     [
-        (True, True, "Same picture"),
-        (False, False, "Same picture"),
-        (True, False, "Another picture"),
+        (True, True, "Replicates"),
+        (False, False, "Replicates"),
+        (True, False, "Does not replicate"),
         (None, True, "Holds"),
         (None, False, "Does not hold"),
         (True, None, "Not measured yet"),

@@ -122,5 +122,5 @@ def test_values_that_name_each_other_are_refused(tmp_path: Path) -> None:
 
 def test_a_part_may_show_the_steps_of_others_only() -> None:
     done = CliRunner().invoke(main, ["study", "plan", "cpu"])
-    title = "beside: Every single adapter beside the merge"
+    title = "beside: The merge compared with every single adapter"
     assert f"{title} (tables of the steps above)" in done.output

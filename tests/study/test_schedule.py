@@ -132,7 +132,7 @@ def test_a_killed_step_goes_on_with_the_command_it_was_at(places: Places, tool: 
 
 def test_a_stopped_training_is_resumed(places: Places, tool: Tool) -> None:
     tool.ends = {"train": [(143, None)]}
-    with pytest.raises(Interrupted, match="The same command goes on"):
+    with pytest.raises(Interrupted, match="Rerun the command to resume"):
         run_study(study_of(places), places)
     run_study(study_of(places), places)
     first, second = (text for text in tool.called if text.startswith("train"))
@@ -151,7 +151,7 @@ def test_another_command_begins_anew_and_so_does_what_reads_it(places: Places, t
 def test_what_diverged_is_kept_and_its_readers_are_left_out(places: Places, tool: Tool) -> None:
     tool.ends = {"train": [(5, None)]}
     states = run_study(study_of(places), places)
-    assert states["a"] == "failed" and states["b"] == "left out: it reads a"
+    assert states["a"] == "failed" and states["b"] == "skipped: it reads a"
     assert read_json(places.results / "a.json")["state"] == "failed"
     run_study(study_of(places), places, again=["a"])
     assert tool.called[1].startswith("train") and "--resume" not in tool.called[1]
@@ -181,13 +181,13 @@ def test_a_part_brings_the_steps_that_its_tables_show(places: Places, tool: Tool
 
 def test_a_part_without_its_data_is_left_out_and_said_so(places: Places, tool: Tool) -> None:
     (places.data / "there.jsonl").unlink()
-    assert run_study(study_of(places), places)["c"].startswith("left out: there is no")
+    assert run_study(study_of(places), places)["c"].startswith("skipped: there is no")
     assert len(tool.called) == 3
 
 
 def test_a_folder_that_is_not_the_studys_is_not_touched(places: Places, tool: Tool) -> None:
     (places.out / "runs" / "a").mkdir(parents=True)
-    with pytest.raises(InputError, match="was not made by this study"):
+    with pytest.raises(InputError, match="was not written by this study"):
         run_study(study_of(places), places)
 
 
