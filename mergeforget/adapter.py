@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mergeforget.errors import InputError, NumericError
 from mergeforget.files import explained, read_json, whole, write_json
+from mergeforget.parsing import safe_pattern
 
 Array = NDArray[Any]
 PREFIX = "base_model.model."
@@ -293,8 +294,8 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
             continue
         for key in pattern:
             try:
-                re.compile(key)
-            except re.error as error:
+                safe_pattern(key, name)
+            except InputError as error:
                 yield f"{name} holds {key!r}, which is no regular expression ({error})"
 
 

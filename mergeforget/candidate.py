@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from mergeforget.errors import InputError
+
 Space = Literal["factors", "delta"]
 
 
@@ -86,10 +88,38 @@ class Candidate:
         return asdict(self) | {"weights": list(self.weights)}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Candidate:
-        """The inverse of ``to_dict``; other keys are left out."""
-        known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
-        return cls(**known | {"weights": tuple(known.get("weights", (1.0, 1.0)))})
+    def from_dict(cls, values: Any, where: object = "the candidate") -> Candidate:
+        """The inverse of ``to_dict``; other keys are ignored.
+
+        Args:
+            values: What a file holds.
+            where: The file, for messages.
+
+        Raises:
+            InputError: A value is missing or has another type.
+        """
+        known = {k: v for k, v in values.items() if k in _TYPES} if isinstance(values, dict) else {}
+        if not isinstance(known.get("method"), str):
+            raise InputError(f"{where} does not say how a candidate was merged: no method.")
+        for key, value in known.items():
+            if isinstance(value, bool) or not isinstance(value, _TYPES[key]):
+                raise InputError(f"{where} has {key} {str(value)[:40]!r}, which is damaged.")
+        weights = known.get("weights", (1.0, 1.0))
+        if any(isinstance(w, bool) or not isinstance(w, int | float) for w in weights):
+            raise InputError(f"{where} has weights that are not numbers: {str(weights)[:40]}.")
+        return cls(**known | {"weights": tuple(weights)})
+
+
+_TYPES: dict[str, Any] = {
+    "method": str,
+    "density": (int, float, type(None)),
+    "weights": (list, tuple),
+    "space": str,
+    "rank": (int, type(None)),
+    "seed": int,
+    "arguments": dict,
+    "by_module": dict,
+}
 
 
 def _two_digits(density: float) -> str:

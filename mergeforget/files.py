@@ -75,7 +75,12 @@ def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read the rows that ``append_jsonl`` wrote; a missing file has none.
+    """Read the rows that ``append_jsonl`` wrote; see ``read_lines``."""
+    return [row for _, row in read_lines(path)]
+
+
+def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Read JSON Lines with the number of each line, counted from 1; a missing file has none.
 
     A last line that has no line feed and is not JSON was cut off by a kill and is left out.
 
@@ -89,49 +94,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    rows = []
+    found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            row = parse_json(line, f"{path}, line {number},")
+            row = parse_json(line, where)
+            if not isinstance(row, dict):
+                raise InputError(f"{where} is not a JSON object.")
         except InputError as error:
             if number == len(lines):
                 continue
             raise InputError(
-                f"{error} The line is damaged: restore the file, or delete the line to drop what "
+                f"{error} Restore the file from a copy, or delete the line and measure again what "
                 "it recorded."
-            ) from error
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}, does not hold a JSON object.")
-        rows.append(row)
-    return rows
-
-
-def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Read JSON lines strictly: (line number from 1, object); a missing file has none.
-
-    Only the last line may be damaged, when it has no line end: a kill cut it off.
-
-    Raises:
-        InputError: another line is not a JSON object.
-    """
-    found = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    lines = text.split("\n")  # not splitlines: it also splits at U+2028
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            if number == len(lines):
-                continue
-            raise InputError(
-                f"{path}, line {number} is not a JSON object ({error}). Restore the file from a "
-                "copy, or delete the line and measure again what it held."
             ) from error
         found.append((number, row))
     return found

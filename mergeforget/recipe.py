@@ -51,6 +51,7 @@ Densities = Annotated[list[Density], BeforeValidator(_densities), Field(min_leng
 
 
 TRUST_KEY = "model.trust_remote_code"
+TASKS_KEY = "evaluation.lm_eval_folder"
 TRUSTED: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 """Whether this call may run code that is stored with a model: ``--trust-remote-code``."""
 _NESTED: ContextVar[int] = ContextVar("nested_recipes", default=0)
@@ -276,9 +277,16 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
             "--trust-remote-code ...`."
         )
     trusted = TRUSTED.get() or (asked and recipe.model.trust_remote_code)
-    if trusted == recipe.model.trust_remote_code:
-        return recipe
-    return change(recipe, model={"trust_remote_code": trusted})
+    if trusted != recipe.model.trust_remote_code:
+        recipe = change(recipe, model={"trust_remote_code": trusted})
+    given = any(a.startswith(("evaluation=", TASKS_KEY)) for a in assignments)
+    if recipe.evaluation.lm_eval_folder and not (given or TRUSTED.get()):
+        warn_once(
+            f"{path} sets {TASKS_KEY}, which is ignored: tasks of lm-eval can run Python code. "
+            "Name the folder with --lm-eval-folder, or start the command with --trust-remote-code."
+        )
+        recipe = change(recipe, evaluation={"lm_eval_folder": None})
+    return recipe
 
 
 def _names_template(path: Path) -> bool:

@@ -18,6 +18,7 @@ from mergeforget.console import LOGGER, logged_to
 from mergeforget.distributed import is_main, on_main
 from mergeforget.errors import InputError
 from mergeforget.files import read_json_object, sha256, write_json
+from mergeforget.parsing import plain_name
 from mergeforget.replace import locked, tidy
 
 RUNS = Path("runs")
@@ -145,6 +146,15 @@ class Run:
             if not isinstance(value, dict):
                 raise InputError(f"{self.status} is damaged: {stage!r} is not an object.")
         return status
+
+    def chosen_name(self) -> str | None:
+        """Name of the candidate that the search chose; None before a search.
+
+        Raises:
+            InputError: The file is damaged, or the name is not a plain one.
+        """
+        path = self.search / "chosen.json"
+        return plain_name(read_json_object(path).get("name"), path) if path.exists() else None
 
     def state(self, stage: str) -> str:
         """``running``, ``done``, ``failed``, or empty where the stage has not started."""

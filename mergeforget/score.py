@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergeforget.errors import InputError
 from mergeforget.files import read_lines, write_jsonl
+from mergeforget.parsing import plain_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +94,8 @@ def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
             score = Score.from_dict(row)
             if not isinstance(model, str) or not isinstance(score.value, int | float):
                 raise TypeError("a score needs a model and a number as its value")
+            plain_name(model, f"{path}, line {number},")
+            _check_types(score)
         except TypeError as error:
             raise InputError(
                 f"{path}, line {number} is not a score: {error}. Restore the file, or delete it "
@@ -104,6 +107,17 @@ def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
     for (model, *_), score in latest.items():
         found.setdefault(model, []).append(score)
     return found
+
+
+def _check_types(score: Score) -> None:
+    names = (score.metric, score.split, score.task, score.part, score.better)
+    pair = score.interval
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("metric, split, task, part and better are texts")
+    if not isinstance(score.n, int) or isinstance(score.value, bool):
+        raise TypeError("n is an integer and the value a number")
+    if pair is not None and (len(pair) != 2 or not all(isinstance(x, int | float) for x in pair)):
+        raise TypeError("an interval is two numbers")
 
 
 def write_scores(path: Path, scores: Mapping[str, Sequence[Score]]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mergeforget.errors import InputError
+from mergeforget.parsing import safe_pattern
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -53,6 +56,16 @@ class Lora(RecipeSection):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     target_modules: list[str] | str = "all-linear"  # without the output layer and fused experts
     layers_to_transform: list[int] | None = None  # counted from 0; None is every layer
+
+    @field_validator("target_modules")
+    @classmethod
+    def _safe(cls, value: list[str] | str) -> list[str] | str:
+        if isinstance(value, str):
+            try:
+                safe_pattern(value, "target_modules")
+            except InputError as error:
+                raise ValueError(str(error)) from error
+        return value
 
 
 class Full(RecipeSection):

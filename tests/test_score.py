@@ -85,5 +85,5 @@ def test_any_other_damaged_line_of_scores_is_an_error_that_names_it(
     path = tmp_path / "scores.jsonl"
     good = json.dumps({"model": "over", "value": 0.2, **LINE})
     path.write_text(f"{good}\n{damaged}\n{good}\n")
-    with pytest.raises(InputError, match=r"scores\.jsonl, line 2 is not a"):
+    with pytest.raises(InputError, match=r"scores\.jsonl, line 2 is not"):
         read_scores(path)

@@ -10,7 +10,7 @@ from mergeforget.analysis.attacks import run_attacks
 from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, run_scores
 from mergeforget.analysis.report import limits_of
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
-from mergeforget.files import read_json
+from mergeforget.files import read_json_object
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, Run, versions
 
@@ -97,7 +97,7 @@ def _attacks(run: Run, name: str) -> str:
 
 def _provenance(run: Run, recipe: Recipe, name: str) -> str:
     path = run.candidates / name / "candidate.json"
-    candidate = read_json(path) if path.is_file() else {}
+    candidate = read_json_object(path) if path.is_file() else {}
     facts: dict[str, Any] = {"recipe": recipe.name, "source": recipe.source}
     facts |= {
         k: candidate[k] for k in ("method", "space", "density", "weights", "seed") if k in candidate
@@ -113,7 +113,7 @@ def _provenance(run: Run, recipe: Recipe, name: str) -> str:
 
 def _prompts(run: Run, recipe: Recipe) -> dict[str, Any]:
     """How prompts were rendered in training: by the manifest, else by the recipe."""
-    stages = read_json(run.manifest).get("stages", {}) if run.manifest.exists() else {}
+    stages = run.read_manifest()["stages"]
     found = stages.get("template", {})
     template = found.get("template", recipe.data.template)
     names = {"none": "raw", "chat": "the tokenizer's chat template", "auto": "auto"}

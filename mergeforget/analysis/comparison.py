@@ -8,7 +8,7 @@ from pathlib import Path
 from mergeforget.analysis.report import render
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
 from mergeforget.errors import InputError, suggest
-from mergeforget.files import read_json, write_text
+from mergeforget.files import write_text
 from mergeforget.run import Run, open_run
 from mergeforget.score import Score, read_scores
 
@@ -40,13 +40,13 @@ def compare(
 
 
 def _chosen(run: Run) -> str:
-    path = run.search / "chosen.json"
-    if not path.exists():
+    name = run.chosen_name()
+    if name is None:
         raise InputError(
             f"{run.root} has no chosen candidate. Choose one with `mergeforget search {run.root}`, "
             "or name a model with --run-model, for example --run-model over."
         )
-    return str(read_json(path)["name"])
+    return name
 
 
 def _title(folder: Path, folders: Sequence[Path]) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError
-from mergeforget.files import read_json, read_jsonl
+from mergeforget.files import read_json, read_json_object, read_jsonl
+from mergeforget.parsing import plain_name
 from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores
 
@@ -77,13 +78,14 @@ def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
     One that was scored without being written is known from the search's notes, or from its name.
     """
     found = {}
-    explored = {row["name"]: row for row in read_jsonl(run.search / "explored.jsonl")}
+    notes = run.search / "explored.jsonl"
+    explored = {row["name"]: row for row in read_jsonl(notes) if "name" in row}
     for model in models:
         path = run.candidates / model / "candidate.json"
         if path.is_file():
-            found[model] = Candidate.from_dict(read_json(path))
+            found[model] = Candidate.from_dict(read_json(path), path)
         elif model in explored:
-            found[model] = Candidate.from_dict(explored[model])
+            found[model] = Candidate.from_dict(explored[model], notes)
         elif match := DENSITY.match(model):
             found[model] = Candidate(
                 match["method"], float(match["density"].rstrip(".")), space=_space(match["space"])
@@ -96,10 +98,10 @@ def read_chosen(run: Run) -> Chosen | None:
     path = run.search / "chosen.json"
     if not path.is_file():
         return None
-    values = read_json(path)
+    values = read_json_object(path)
     return Chosen(
-        name=str(values["name"]),
-        candidate=Candidate.from_dict(values["candidate"]),
+        name=plain_name(values.get("name"), path),
+        candidate=Candidate.from_dict(values.get("candidate"), path),
         objective=str(values.get("objective", "")),
         sentence=str(values.get("sentence", "")),
         warning=values.get("warning"),
@@ -116,7 +118,7 @@ def read_history(run: Run) -> dict[str, list[dict[str, Any]]]:
     """
     stages: dict[str, dict[int, dict[str, Any]]] = {}
     for row in read_jsonl(run.history):
-        stages.setdefault(str(row.get("stage")), {})[int(row.get("step", 0))] = row
+        stages.setdefault(str(row.get("stage")), {})[_step(row, run.history)] = row
     if not stages:
         raise MissingError(
             f"There is no history of a training in {run.root}. `mergeforget train-pair` writes it."
@@ -127,7 +129,7 @@ def read_history(run: Run) -> dict[str, list[dict[str, Any]]]:
 def read_snapshots(run: Run, stage: str) -> list[Snapshot]:
     """Snapshots of one adapter, by step."""
     epochs = {
-        int(row["step"]): row.get("epoch")
+        _step(row, run.history): row.get("epoch")
         for row in read_jsonl(run.history)
         if row.get("stage") == stage and "step" in row
     }
@@ -148,6 +150,13 @@ def models_shown(run: Run) -> list[str]:
     """Base, over, under and the chosen candidate: what a reader compares."""
     chosen = read_chosen(run)
     return [*ANCHORS, *([chosen.name] if chosen else [])]
+
+
+def _step(row: dict[str, Any], where: Path) -> int:
+    step = row.get("step", 0)
+    if not isinstance(step, int):
+        raise InputError(f"{where} has the step {step!r}, which is not an integer.")
+    return step
 
 
 def _space(text: str) -> Any:

@@ -25,7 +25,8 @@ from mergeforget.analysis.evidence import (
 )
 from mergeforget.analysis.findings import Finding, analyse_all
 from mergeforget.analysis.tables import cards_of, label_of, lines_of, measures_of
-from mergeforget.files import read_json, sha256, write_text
+from mergeforget.files import sha256, write_text
+from mergeforget.parsing import read_text
 from mergeforget.recipe import load_recipe
 from mergeforget.run import PAIR, Run, versions
 from mergeforget.score import find
@@ -93,12 +94,12 @@ def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
 
 def facts_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
     """Recipe, versions, what each stage was run with, hashes of what came out."""
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    manifest = run.read_manifest()
     folders = [run.root / side for side in PAIR]
     folders += [run.candidates / chosen.name] if chosen else []
     hashes = {p.name: sha256(p) for p in folders if (p / "adapter_model.safetensors").is_file()}
     return {
-        "recipe": run.recipe.read_text(encoding="utf-8"),
+        "recipe": read_text(run.recipe),
         "versions": manifest.get("versions") or versions(),
         "machine": manifest.get("machine") or {},
         "base": flat(manifest.get("base") or {}),

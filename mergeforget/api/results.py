@@ -233,10 +233,7 @@ class UnlearningRun:
     @property
     def chosen(self) -> str | None:
         """Name of the candidate that the search chose, or None."""
-        from mergeforget.files import read_json
-
-        path = self.paths.search / "chosen.json"
-        return str(read_json(path)["name"]) if path.exists() else None
+        return self.paths.chosen_name()
 
     @property
     def scores(self) -> Scores:

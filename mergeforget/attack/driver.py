@@ -14,7 +14,6 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.run_models import models_of
-from mergeforget.files import read_json
 from mergeforget.recipe import ModelSpec, load_recipe
 from mergeforget.run import Run
 
@@ -154,13 +153,13 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
 def _suspect(run: Run, name: str) -> Suspect:
     known = models_of(run)
     if name == CHOSEN:
-        path = run.search / "chosen.json"
-        if not path.exists():
+        chosen = run.chosen_name()
+        if chosen is None:
             raise InputError(
                 f"{run.root} has no chosen candidate. Choose one with `mergeforget search "
                 f"{run.root}`, or name a model with --run-model: {', '.join(known)}."
             )
-        name = str(read_json(path)["name"])
+        name = chosen
     if name not in known:
         raise InputError(
             f"{run.root} has no model {name!r}.{suggest(name, known)} It has: {', '.join(known)}."
@@ -170,5 +169,5 @@ def _suspect(run: Run, name: str) -> Suspect:
 
 def _never_trained(run: Run) -> str | None:
     """The model that the base was before it memorised the data, where that was done here."""
-    base = (read_json(run.manifest) if run.manifest.exists() else {}).get("base") or {}
+    base = run.read_manifest().get("base") or {}
     return str(base["name"]) if base.get("memorised") and base.get("name") else None

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mergeforget.files import read_json, write_json, write_text
+from mergeforget.errors import InputError
+from mergeforget.files import read_json_object, write_json, write_text
 
 Finding = Literal["traces", "none found", "undecided"]
 
@@ -63,8 +64,12 @@ def read_results(folder: Path, attack: str) -> list[Result]:
         InputError: the file is no JSON.
     """
     path = folder / f"{attack}.json"
-    rows = read_json(path)["results"] if path.is_file() else []
-    return [Result(**_renamed(values)) for values in rows]
+    if not path.is_file():
+        return []
+    try:
+        return [Result(**_renamed(values)) for values in read_json_object(path)["results"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {error!r}. Delete it and attack again.") from error
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:

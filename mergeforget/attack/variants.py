@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
+from mergeforget.parsing import read_text
 
 KINDS = ("plain", "paraphrase", "prefix", "jailbreak")
 TEMPLATES = Path(__file__).parent / "jailbreaks.txt"
@@ -86,10 +87,7 @@ def read_templates(path: Path | None = None) -> list[str]:
         InputError: the file cannot be read, or a line has no ``{prompt}``.
     """
     path = path or TEMPLATES
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the templates in {path}: {error}.") from error
+    lines = read_text(path).splitlines()
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     for line in found:
         if PLACE not in line:

@@ -175,19 +175,15 @@ def refuse_unused(method: str, space: str | None = None, *, cuts: bool = False) 
 
 def arguments_of(texts: Iterable[str]) -> dict[str, Any]:
     """``NAME=VALUE`` texts as arguments of a method."""
-    import yaml
-
     from mergeforget.errors import UsageError
+    from mergeforget.parsing import parse_yaml
 
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set expects NAME=VALUE, for example sign=count, not {text!r}.")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UsageError(f"--set {text!r}: the value is not valid YAML.") from error
+        found[name.strip()] = parse_yaml(value, f"--set {name.strip()}", UsageError)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from mergeforget.distributed import is_main
+from mergeforget.parsing import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -72,4 +73,4 @@ def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
     """Print the result: one JSON object, or the text; of several processes only the main one."""
     if not is_main():
         return
-    click.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else text)
+    click.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else printable(text))

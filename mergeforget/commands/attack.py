@@ -80,6 +80,7 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     from mergeforget.api.measuring import attack
     from mergeforget.attack.methods import ATTACKS
     from mergeforget.errors import UsageError
+    from mergeforget.parsing import printable
 
     folder, names = split(arguments, [*ATTACKS.names(), "all"], "attack")
     if options["model"] and folder is not None:
@@ -96,7 +97,7 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
     def show(result: Result) -> None:
         if not as_json:
-            click.echo(text_of(result) + "\n")
+            click.echo(printable(text_of(result)) + "\n")
 
     run = None if options["model"] else chosen_run(folder)
     found = attack(attacks=names, run=run, on_result=show, **given)

@@ -52,6 +52,7 @@ def copy(name: str, file: Path | None, force: bool, as_json: bool) -> None:
     """Copy a recipe to FILE (default: NAME.yaml), including its comments."""
     from mergeforget.errors import InputError
     from mergeforget.files import write_text
+    from mergeforget.parsing import read_text
     from mergeforget.recipe import load_recipe, recipe_path
 
     load_recipe(name)
@@ -59,5 +60,5 @@ def copy(name: str, file: Path | None, force: bool, as_json: bool) -> None:
     file = file or Path(source.name)
     if file.exists() and not force:
         raise InputError(f"{file} is there already. Replace it with --force.")
-    write_text(file, source.read_text(encoding="utf-8"))
+    write_text(file, read_text(source))
     emit({"file": str(file)}, f"{file}: change it, then use it with --recipe {file}", as_json)

@@ -13,7 +13,9 @@ from typing import Any
 
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
+from mergeforget.parsing import parse_json
 
+LONGEST = 1_000_000  # characters of one text; a longer one takes hours to evaluate
 Records = list[tuple[int, dict[str, Any]]]  # line (row in parquet, counted from 1) and its fields
 FIELDS = ("id", "input", "output", "task", "split", "weight")
 OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU adds "_answer"
@@ -90,8 +92,8 @@ def _json(path: Path) -> Records:
     """Rows a line, a list of rows, or one object of columns (whatever the ending says)."""
     text = _text(path)
     try:
-        value = json.loads(text)
-    except ValueError:
+        value = parse_json(text, path)
+    except InputError:
         return _json_lines(path, text)
     if isinstance(value, list):
         return _objects(path, list(enumerate(value, 1)))
@@ -110,9 +112,9 @@ def _json_lines(path: Path, text: str) -> Records:
         if not content.strip():
             continue
         try:
-            values.append((line, json.loads(content)))
-        except ValueError as error:
-            faults.append(f"line {line}: not valid JSON ({error})")
+            values.append((line, parse_json(content, f"line {line}")))
+        except InputError as error:
+            faults.append(str(error).rstrip("."))
     if faults:
         raise InputError(_all(path, faults))
     return _objects(path, values)
@@ -216,6 +218,11 @@ def _row(record: dict[str, Any], names: dict[str, str], split: str, made_id: str
     for ours, what in (("input", "prompt"), ("output", "answer")):
         if not text[ours].strip():
             raise ValueError(f"no {what} ({names[ours]!r} is empty or missing)")
+        if len(text[ours]) > LONGEST:
+            raise ValueError(
+                f"the {what} has {len(text[ours]):,} characters, and at most {LONGEST:,} are read: "
+                "split the row"
+            )
     kind = PAIRS.get((names["input"], names["output"]), "sc1")
     return Row(
         id=text.get("id") or made_id + kind,
@@ -255,8 +262,8 @@ def _list(record: dict[str, Any], name: str) -> tuple[str, ...]:
     value = record.get(name)
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except ValueError as error:
+            value = parse_json(value, name)
+        except InputError as error:
             raise ValueError(f"{name!r} is not a JSON list ({error})") from error
     texts = value if isinstance(value, list) else [value] if value else []
     if not all(isinstance(text, str) and text.strip() for text in texts):

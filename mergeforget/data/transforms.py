@@ -13,6 +13,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.tokens import Encoded
 from mergeforget.errors import InputError, UnknownNameError, UsageError
 from mergeforget.outputs import ANSWER
+from mergeforget.parsing import read_text
 from mergeforget.registry import Entry
 
 SENTENCE_END = re.compile(r"(?<=[.!?;])[\"')\]]*\s+|(?<=[。！？；])|\n+")
@@ -155,10 +156,7 @@ def read_refusals(path: Path | None) -> tuple[str, ...]:
     """
     if path is None:
         return REFUSALS
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the refusals in {path}: {error}.") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     if not (found := tuple(line for line in lines if line)):
         raise InputError(f"{path} has no refusals: write one a line, for example I don't know.")
     return found

@@ -19,7 +19,6 @@ from mergeforget.evaluate.reference_models import WORST, Beside, read_beside
 from mergeforget.evaluate.store import write_model_scores
 from mergeforget.evaluate.utility import utility_ratio
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
-from mergeforget.files import read_json
 from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores
 
@@ -150,10 +149,9 @@ def snapshots_of(run: Run) -> dict[str, Path | None]:
 def default_models(run: Run) -> list[str]:
     """The pair and the chosen candidate, or every candidate where none is chosen."""
     models = [name for name in models_of(run) if name not in snapshots_of(run)]
-    chosen = run.search / "chosen.json"
-    if not chosen.exists():
+    name = run.chosen_name()
+    if name is None:
         return models
-    name = str(read_json(chosen)["name"])
     return [s for s in models if s in ANCHORS or s == name]
 
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.errors import InputError, MergeforgetError, UsageError
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.merge.request import canonical
+from mergeforget.parsing import parse_yaml, read_text
 
 TASK = {"normalize": "normalize", "lambda": "scale"}
 VOTED = {"normalize": "divide", "lambda": "scale"}
@@ -124,12 +123,7 @@ def read_config(path: Path) -> Request | str:
     Raises:
         InputError: the file is no configuration of mergekit.
     """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
+    config = parse_yaml(read_text(path), path)
     if not isinstance(config, dict) or "merge_method" not in config:
         raise InputError(f"{path} is no configuration of mergekit: it names no merge_method.")
     try:
@@ -155,7 +149,7 @@ def run_mergekit(path: Path, out: Path, why: str) -> None:
             "pip install mergekit (Python 3.11 to 3.13)."
         ) from error
     try:
-        config = MergeConfiguration.model_validate(yaml.safe_load(path.read_text()))
+        config = MergeConfiguration.model_validate(parse_yaml(read_text(path), path))
         run_merge(config, str(out), MergeOptions(quiet=True))
     except Exception as error:
         raise MergeforgetError(f"mergekit could not run {path}: {error}") from error

@@ -10,7 +10,8 @@ from typing import Any
 from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Measured
 from mergeforget.errors import InputError
-from mergeforget.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.files import append_jsonl, read_json_object, read_lines, write_json, write_jsonl
+from mergeforget.parsing import plain_name
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 from mergeforget.score import Score, read_scores, write_scores
@@ -25,10 +26,14 @@ class Store:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.scores = read_scores(run.scores)
-        self.explored: dict[str, list[Score]] = {
-            row["name"]: [Score.from_dict(score) for score in row["scores"]]
-            for row in read_jsonl(run.search / EXPLORED)
-        }
+        self.explored: dict[str, list[Score]] = {}
+        for number, row in read_lines(run.search / EXPLORED):
+            where = f"{run.search / EXPLORED}, line {number},"
+            try:
+                scores = [Score.from_dict(score) for score in row["scores"]]
+            except (TypeError, KeyError, AttributeError) as error:
+                raise InputError(f"{where} is damaged. Search again with --again.") from error
+            self.explored[plain_name(row.get("name"), where)] = scores
 
     @property
     def readings(self) -> Path:
@@ -46,7 +51,7 @@ class Store:
             InputError: it was measured otherwise, so that old and new cannot be compared.
         """
         path = self.run.search / SETTINGS
-        before = _known(read_json(path)) if path.exists() else None
+        before = _known(read_json_object(path)) if path.exists() else None
         if again or before is None:
             self.forget_searched()
         elif before != settings:

@@ -191,11 +191,11 @@ def last_checkpoint(folder: Path) -> Path | None:
         step = path.name.split("-")[1]
         if step.isdecimal():
             found.append((int(step), path))
-    for step, path in sorted(found, reverse=True):
+    for number, path in sorted(found, reverse=True):
         damage = _damage(path)
         if not damage:
             return path
-        say(f"Warning: the checkpoint of step {step} is not used: {damage}.")
+        say(f"Warning: the checkpoint of step {number} is not used: {damage}.")
         shutil.rmtree(path, ignore_errors=True)
     return None
 

@@ -111,8 +111,11 @@ def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
 
 def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     if resume and run.recipe.exists():
-        trust = {"trust_remote_code": recipe.model.trust_remote_code}  # of this call alone
-        if change(load_recipe(run.recipe), model=trust) != recipe:
+        trust: dict[str, dict[str, Any]] = {  # of this call alone
+            "model": {"trust_remote_code": recipe.model.trust_remote_code},
+            "evaluation": {"lm_eval_folder": recipe.evaluation.lm_eval_folder},
+        }
+        if change(load_recipe(run.recipe), **trust) != recipe:
             raise RecipeError(
                 f"{run.root} was begun with another recipe or other options. Go on with the same "
                 "ones, or begin a new run with another --out."
@@ -299,7 +302,7 @@ def _base(
 
 
 def _record_base(recipe: Recipe, run: Run, folder: Path) -> None:
-    manifest = read_json(run.manifest)
+    manifest = run.read_manifest()
     manifest["base"] = {"name": recipe.model.name, "path": str(folder), "memorised": True}
     write_json(run.manifest, manifest)
 

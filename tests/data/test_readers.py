@@ -132,7 +132,7 @@ def test_unknown_ending_is_refused(tmp_path: Path) -> None:
         ('{"input": "a"}', "line 2: no answer"),
         ('{"input": null, "output": "b"}', "line 2: no prompt"),
         ('{"input": "a", "output": ["b"]}', "line 2: 'output' is not text but"),
-        ('{"input": "a", "outp', "line 2: not valid JSON"),
+        ('{"input": "a", "outp', "line 2 is not valid JSON"),
         ("[1, 2]", "line 2: not an object"),
         ('{"id": "x", "input": "a", "output": "b"}', "line 2: the id x is that of line 1"),
     ],

@@ -6,7 +6,6 @@ another folder or whose tensors overlap is refused by name.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
 from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.parsing import parse_json
 from mergeforget.tensors import FLOATS, NUMPY, to_array
 
 Array = NDArray[Any]
@@ -182,6 +182,10 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+class _HeaderError(InputError):
+    """A header that is not JSON."""
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Names, dtypes, shapes and places of the tensors of a file, each checked.
 
@@ -194,14 +198,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise ValueError("its header is not whole")
-            header = json.loads(file.read(length), object_pairs_hook=_unique)
+            header = parse_json(file.read(length), path, _HeaderError, pairs=_unique)
         if not isinstance(header, dict):
             raise ValueError("its header is no JSON object")
         header.pop("__metadata__", None)
         return _placed(header, path, 8 + length, size)
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, _HeaderError) as error:
         raise InputError(
             f"{path} is truncated or not a safetensors file ({error}). Copy it again."
         ) from error
