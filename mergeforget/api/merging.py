@@ -399,6 +399,21 @@ def prepare(
     given = dict(arguments or {})
     if run is not None and method is None:
         options, weights, given = _from_recipe(run, options, weights, given)
+    if options["method"] == "purpose":
+        if method is None:  # the recipe's, whose weights and density are defaults
+            weights, options = None, dict.fromkeys(options)
+        unused = {
+            **{k: options[k] for k in ("density", "space", "rank", "seed")},
+            "weights": weights,
+            "density_by": density_by or None,
+            "weights_by": weights_by or None,
+        }
+        candidate = _purpose(base, data, unused, given, adapters, run)
+        settings = MergeSettings(
+            modules, svd, precision or DEFAULTS["precision"], compare=compare, threads=threads,
+            same_base=same_base,
+        )  # fmt: skip
+        return MergeRequest(adapters, candidate, settings, run, [*inputs, *map(Path, data)])
     chosen = {k: DEFAULTS[k] if v is None and k in DEFAULTS else v for k, v in options.items()}
     n = len(adapters)
     by_module = _settings("density", density_by, 1) | _settings("weights", weights_by, n)
@@ -459,6 +474,47 @@ def _settings(key: str, by: ByModule, count: int) -> dict[str, Any]:
             )
     found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
     return {key: found if key == "weights" else found[0]} if rows else {}
+
+
+def _purpose(
+    base: str | Path | None,
+    data: Sequence[str | Path],
+    unused: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    adapters: list[Adapter],
+    run: Run | None,
+) -> Candidate:
+    """The candidate whose weights are chosen from gradients on forget and retain rows."""
+    from mergeforget.console import say
+    from mergeforget.data.readers import read_rows
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.purpose import choose_weights
+    from mergeforget.models import load_model
+
+    unfit = sorted(name for name, value in unused.items() if value is not None)
+    if unfit:
+        raise UsageError(
+            f"purpose chooses a weight for every module: leave {', '.join(unfit)} out."
+        )
+    known = {"target", "rows", "steps", "ridge"}
+    if set(arguments) - known:
+        raise UsageError(f"purpose takes the arguments {', '.join(sorted(known))}.")
+    files = [Path(file) for file in data]
+    if run is not None and not files:
+        files = [run.data / "forget.jsonl", run.data / "retain.jsonl"]
+    if len(files) != 2:
+        raise UsageError("purpose needs two files: --data FORGET --data RETAIN.")
+    loaded = load_model(str(base or (run.base() if run else adapters[0].base)))
+    forget, retain = (read_rows(file) for file in files)
+    found = choose_weights(
+        loaded.model, loaded.tokenizer, adapters, forget, retain, **dict(arguments)
+    )
+    say(
+        f"purpose: forget loss {found.forget[0]:.3f} -> {found.forget[-1]:.3f} (target "
+        f"{found.target:.3f}), retain loss {found.retain[0]:.3f} -> {found.retain[-1]:.3f} nats "
+        "per token"
+    )
+    return found.candidate()
 
 
 def _joined(value: Any) -> str:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     ),
     click.option(
         "--method",
-        help="Merge method, or PEFT's name for it.  [default: from the run's recipe; otherwise "
-        "ties, or linear for one adapter]",
+        help="Merge method, or PEFT's name for it; purpose chooses the weights of every module from "
+        "the forget and retain rows.  [default: from the run's recipe; otherwise ties, or linear "
+        "for one adapter]",
     ),
     click.option(
         "--weights",
@@ -113,7 +114,7 @@ def _adapter(source: Any, out: Path | None, as_json: bool, options: dict[str, An
     for name in shared.OUTPUT_ONLY:
         options.pop(name)
     asked = prepare(source, **options)
-    if asked.settings.grams is None:
+    if asked.settings.grams is None and options["method"] != "purpose":
         shared.refuse(["base"], "here: it is used with --full, or with --data")
     shared.refuse_unused(asked.candidate.method, asked.candidate.space, cuts=True)
     if out is not None:
