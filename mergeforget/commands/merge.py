@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     ),
     click.option(
         "--method",
-        help="Merge method, or PEFT's name for it; purpose chooses the weights of every module from "
-        "the forget and retain rows.  [default: from the run's recipe; otherwise ties, or linear "
+        help="Merge method, or PEFT's name for it; purpose chooses the weights of every module "
+        "from forget and retain rows.  [default: from the run's recipe; otherwise ties, or linear "
         "for one adapter]",
     ),
     click.option(

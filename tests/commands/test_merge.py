@@ -203,7 +203,7 @@ def test_what_mergekit_wrote_is_written_again_and_nothing_else(
     save_models: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
     base, one, _ = save_models(tmp_path)
-    config = {"merge_method": "nearswap", "base_model": str(base), "parameters": {"t": 0.1}}
+    config = {"merge_method": "arcee_fusion", "base_model": str(base)}
     rows = [{"model": str(one)}]
     (tmp_path / "config.yml").write_text(json.dumps(config | {"models": rows, "dtype": "float32"}))
     words = ["--config", str(tmp_path / "config.yml"), "--out"]

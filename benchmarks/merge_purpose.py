@@ -1,0 +1,142 @@
+"""Compares merges of an over- and an under-forgetting adapter at equal forgetting.
+
+A small random Llama memorises facts about invented people; two adapters forget half of them, one too
+much and one too little. Every merge is measured by its loss on the forget and the retain rows, and
+the merges are compared by the retain loss at the forget loss nearest to a common target::
+
+    python benchmarks/merge_purpose.py [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mergeforget.adapter import PREFIX, Adapter, LowRankDelta
+from mergeforget.candidate import Candidate
+from mergeforget.data.schema import Row
+from mergeforget.merge.apply import applied
+from mergeforget.merge.engine import merge_adapters
+from mergeforget.merge.purpose import _encoded, _loss, choose_weights
+
+DENSITIES = [round(0.1 * i, 1) for i in range(1, 11)]
+RANK, ALPHA = 8, 16
+
+
+class Bytes:
+    """A tokenizer of bytes, as much of one as the encoding of rows needs."""
+
+    bos_token_id, eos_token_id, pad_token_id = 256, 257, 257
+    eos_token, bos_token, chat_template = "</s>", "<s>", None
+    all_special_ids = (256, 257)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": self.encode(text)}
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return list(text.encode())
+
+
+def rows(seed: int, count: int) -> tuple[list[Row], list[Row]]:
+    draw = random.Random(seed)
+    syllables = ["ba", "ke", "lo", "mi", "nu", "ra", "so", "ti", "ve", "zu"]
+    names = ["".join(draw.choices(syllables, k=3)) for _ in range(count)]
+    towns = ["".join(draw.choices(syllables, k=3)) for _ in range(count)]
+    made = [
+        Row(f"r{i}-qa0", f"Where does {name} live?", town, "T", "forget" if i % 2 else "retain")
+        for i, (name, town) in enumerate(zip(names, towns, strict=True))
+    ]
+    return [r for r in made if r.split == "forget"], [r for r in made if r.split == "retain"]
+
+
+def mean_loss(model: Any, examples: list[Any]) -> torch.Tensor:
+    return torch.stack([_loss(model, one) for one in examples]).mean()
+
+
+def train(model: Any, loss: Any, steps: int, rate: float) -> None:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+
+def forgetting_adapter(base: Any, name: str, forget: Any, retain: Any, steps: int) -> Adapter:
+    """Gradient difference for some steps; the base is left as it was."""
+    torch.manual_seed(0)  # the same start for both, as train-pair has it
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
+    model = get_peft_model(base, config)
+    train(model, lambda: mean_loss(model, retain) - mean_loss(model, forget), steps, 1e-3)
+    state = get_peft_model_state_dict(model)
+    deltas = {}
+    for key in state:
+        if key.endswith("lora_A.weight"):
+            module = key.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            a, b = state[key], state[key.replace("lora_A", "lora_B")]
+            deltas[module] = LowRankDelta(a.numpy().copy(), b.numpy().copy(), ALPHA / RANK)
+    model.unload()
+    return Adapter(name, deltas, {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA})
+
+
+def compare(seed: int) -> list[tuple[str, float, float]]:
+    """(merge, forget loss, retain loss) of each merge nearest to the target."""
+    forget, retain = rows(seed, 24)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=258, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    known = {"forget": _encoded(Bytes(), forget), "retain": _encoded(Bytes(), retain)}
+    every = known["forget"] + known["retain"]
+    train(model, lambda: mean_loss(model, every), 150, 3e-3)
+    model.eval()
+    over = forgetting_adapter(model, "over", known["forget"], known["retain"], 24)
+    under = forgetting_adapter(model, "under", known["forget"], known["retain"], 8)
+    pair = [over, under]
+
+    def measured(adapter: Adapter) -> tuple[float, float]:
+        with torch.no_grad(), applied(model, adapter):
+            return float(mean_loss(model, known["forget"])), float(
+                mean_loss(model, known["retain"])
+            )
+
+    chosen = choose_weights(model, Bytes(), pair, forget, retain, rows=12)
+    target = chosen.target
+    families = {
+        "ties, best density (factors)": [Candidate("ties", d) for d in DENSITIES],
+        "ties, best density (delta)": [
+            Candidate("ties", d, space="delta", rank=2 * RANK) for d in DENSITIES
+        ],
+        "linear, best common weight": [
+            Candidate("linear", None, (w, 1 - w), "delta", 2 * RANK) for w in np.linspace(0, 1, 11)
+        ],
+        "purpose": [chosen.candidate()],
+    }
+    found = [("target", target, float("nan")), ("over alone", *measured(over)),
+             ("under alone", *measured(under))]  # fmt: skip
+    for name, candidates in families.items():
+        results = [measured(merge_adapters(pair, one).adapter) for one in candidates]
+        found.append((name, *min(results, key=lambda fr: abs(fr[0] - target))))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| seed | merge | forget loss | retain loss |\n|---|---|---|---|")
+    for seed in range(arguments.seeds):
+        for name, forgotten, kept in compare(seed):
+            print(f"| {seed} | {name} | {forgotten:.3f} | {kept:.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
