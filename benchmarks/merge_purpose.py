@@ -1,7 +1,7 @@
 """Compares merges of an over- and an under-forgetting adapter at equal forgetting.
 
-A small random Llama memorises facts about invented people; two adapters forget half of them, one too
-much and one too little. Every merge is measured by its loss on the forget and the retain rows, and
+A small random Llama memorises facts about invented people; two adapters forget half of them, one
+too much and one too little. Every merge is measured by its loss on the forget and the retain rows, and
 the merges are compared by the retain loss at the forget loss nearest to a common target::
 
     python benchmarks/merge_purpose.py [--seeds 3]
@@ -29,18 +29,19 @@ DENSITIES = [round(0.1 * i, 1) for i in range(1, 11)]
 RANK, ALPHA = 8, 16
 
 
-class Bytes:
-    """A tokenizer of bytes, as much of one as the encoding of rows needs."""
+def byte_tokenizer() -> Any:
+    """One token per byte."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    bos_token_id, eos_token_id, pad_token_id = 256, 257, 257
-    eos_token, bos_token, chat_template = "</s>", "<s>", None
-    all_special_ids = (256, 257)
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": self.encode(text)}
-
-    def encode(self, text: str, **_: Any) -> list[int]:
-        return list(text.encode())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
 
 
 def rows(seed: int, count: int) -> tuple[list[Row], list[Row]]:
@@ -87,13 +88,14 @@ def forgetting_adapter(base: Any, name: str, forget: Any, retain: Any, steps: in
 def compare(seed: int) -> list[tuple[str, float, float]]:
     """(merge, forget loss, retain loss) of each merge nearest to the target."""
     forget, retain = rows(seed, 24)
+    tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258, hidden_size=64, intermediate_size=128, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    known = {"forget": _encoded(Bytes(), forget), "retain": _encoded(Bytes(), retain)}
+    known = {"forget": _encoded(tokenizer, forget), "retain": _encoded(tokenizer, retain)}
     every = known["forget"] + known["retain"]
     train(model, lambda: mean_loss(model, every), 150, 3e-3)
     model.eval()
@@ -107,7 +109,7 @@ def compare(seed: int) -> list[tuple[str, float, float]]:
                 mean_loss(model, known["retain"])
             )
 
-    chosen = choose_weights(model, Bytes(), pair, forget, retain, rows=12)
+    chosen = choose_weights(model, tokenizer, pair, forget, retain, rows=12)
     target = chosen.target
     families = {
         "ties, best density (factors)": [Candidate("ties", d) for d in DENSITIES],
