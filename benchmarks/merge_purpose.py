@@ -1,8 +1,8 @@
 """Compares merges of an over- and an under-forgetting adapter at equal forgetting.
 
 A small random Llama memorises facts about invented people; two adapters forget half of them, one
-too much and one too little. Every merge is measured by its loss on the forget and the retain rows, and
-the merges are compared by the retain loss at the forget loss nearest to a common target::
+too much and one too little. Every merge is measured by its loss on the forget and the retain rows.
+Of each family the merge whose forget loss is nearest to a common target is shown::
 
     python benchmarks/merge_purpose.py [--seeds 3]
 """
