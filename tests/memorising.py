@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from mergeforget.data.schema import Row
+from mergeforget.files import write_jsonl
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -41,3 +43,16 @@ def train(model: Any, tokenizer: Any, rows: list[Row], steps: int, rate: float) 
         (model(input_ids=ids, labels=labels).loss * (1 if rate > 0 else -1)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+
+
+def write_knowing(folder: Path, model: Any, tokenizer: Any) -> dict[str, Path]:
+    """Train a model until it repeats questions' answers; save it and the files of the rows."""
+    rows = {"forget": people("forget", 1, 6), "retain": people("retain", 2, 4),
+            "holdout": people("holdout", 3, 6)}  # fmt: skip
+    rows = {n: [r for r in some if r.kind == "qa"] for n, some in rows.items()}
+    train(model, tokenizer, rows["forget"] + rows["retain"], 150, 1e-2)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name, some in rows.items():
+        write_jsonl(folder / f"{name}.jsonl", [r.to_dict() for r in some])
+    return {n: folder / f"{n}.jsonl" for n in rows} | {"model": folder / "model"}

@@ -27,6 +27,7 @@ from mergeforget.train.objective import check_recipe, describe
 from mergeforget.train_config import Training
 
 SIDES = ("over", "under")
+TWINS = 3  # held twins of each forget row
 
 
 @dataclass(frozen=True)
@@ -214,27 +215,29 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     if not hold and not compare:
         return sets
     corpus = [*sets.retain, *sets.holdout]
-    made = [make_twins(sets.forget, corpus=corpus, seed=recipe.data.seed + i) for i in range(2)]
-    fewest = max(2, len(sets.forget) // 2)
-    if min(map(len, made)) < fewest and not compare:
+    seed = recipe.data.seed
+    held = make_twins(sets.forget, corpus=corpus, per_row=TWINS, seed=seed)
+    outside = make_twins(sets.forget, corpus=corpus, seed=seed + 1)
+    enough = len(outside) >= max(2, len(sets.forget) // 2)
+    if not enough and not compare:
         say(
             "The forget rows have no names or numbers to perturb: instead of twins, half of the "
             "unseen rows of the selection split are held."
         )
         return sets
-    if min(map(len, made)) < fewest:
+    if not enough:
         raise InputError(
-            f"Only {min(map(len, made))} of {len(sets.forget)} forget rows have a name or a number "
+            f"Only {len(outside)} of {len(sets.forget)} forget rows have a name or a number "
             "that can be replaced, too few for perturbed twins. Give rows of the same kind that no "
             "training saw with --holdout, or train with a recipe without `until`, such as zjuklab."
         )
     if compare:
         say(
-            f"No --holdout: {len(made[1])} perturbed twins of the forget rows serve as rows that "
+            f"No --holdout: {len(outside)} perturbed twins of the forget rows serve as rows that "
             "the model never saw."
         )
-    holdout = [replace(t, id=f"b-{t.id}", subject=f"b-{t.subject}") for t in made[1]]
-    return replace(sets, held=made[0] if hold else [], holdout=holdout if compare else sets.holdout)
+    holdout = [replace(t, id=f"b-{t.id}", subject=f"b-{t.subject}") for t in outside]
+    return replace(sets, held=held if hold else [], holdout=holdout if compare else sets.holdout)
 
 
 def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dict[str, list[Row]]:

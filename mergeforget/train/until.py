@@ -255,14 +255,14 @@ class UntilController(TrainerCallback):
         return aim - check.forget_nll
 
     def _measure_deviations(self, model: Any) -> None:
-        """NLL of each forget row's twin under the base, less the mean of all twins."""
+        """Mean NLL of each forget row's twins under the base, less the mean of all twins."""
         held = self.sets.get("held", ())
         if not held or len(self.twins) != len(held):
             return
         nll = read_nlls(model, held)[0]
-        for place, value in zip(self.twins, nll, strict=True):
-            if place >= 0:
-                self.deviations[place] = value - nll.mean()
+        for place in set(self.twins) - {-1}:
+            own = [value for value, twin in zip(nll, self.twins, strict=True) if twin == place]
+            self.deviations[place] = torch.stack(own).mean() - nll.mean()
         self.deviations -= self.deviations.mean()
 
     def _measure(self, model: Any, step: int) -> Check:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from memorising import people, train
+from memorising import write_knowing
 
 from mergeforget.adapter import read_adapter
 from mergeforget.errors import InputError, RecipeError
@@ -27,17 +27,7 @@ BASE = Check(0, 0.1, 1.0, 0.1, 1.0, 3.0, 1.0)
 def knowing(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any],
             tiny_tokenizer: Any) -> dict[str, Path]:  # fmt: skip
     """A tiny model that has memorised forget and retain rows, and the files of the rows."""
-    folder = tmp_path_factory.mktemp("knowing")
-    rows = {"forget": people("forget", 1, 6), "retain": people("retain", 2, 4),
-            "holdout": people("holdout", 3, 6)}  # fmt: skip
-    rows = {n: [r for r in some if r.kind == "qa"] for n, some in rows.items()}
-    model = make_model()
-    train(model, tiny_tokenizer, rows["forget"] + rows["retain"], 150, 1e-2)
-    model.save_pretrained(folder / "model")
-    tiny_tokenizer.save_pretrained(folder / "model")
-    for name, some in rows.items():
-        write_jsonl(folder / f"{name}.jsonl", [r.to_dict() for r in some])
-    return {n: folder / f"{n}.jsonl" for n in rows} | {"model": folder / "model"}
+    return write_knowing(tmp_path_factory.mktemp("knowing"), make_model(), tiny_tokenizer)
 
 
 def recipe_of(knowing: dict[str, Path], *more: str, objective: list[Any] | None = None) -> Recipe:
@@ -135,9 +125,9 @@ def test_twins_stand_in_for_a_missing_holdout(knowing: dict[str, Path], tmp_path
     recipe = recipe_of(knowing)
     recipe = change(recipe, data={"forget": str(tmp_path / "forget.jsonl"), "holdout": None})
     sets = add_twins(read_data(recipe.data), recipe)
-    assert len(sets.held) == len(sets.holdout) == 6
+    assert (len(sets.held), len(sets.holdout)) == (18, 6)
     texts = {r.document for r in [*sets.forget, *sets.held, *sets.holdout]}
-    assert len(texts) == 18 and {r.split for r in sets.holdout} == {"holdout"}
+    assert len(texts) == 30 and {r.split for r in sets.holdout} == {"holdout"}
 
 
 def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path]) -> None:

@@ -1,0 +1,542 @@
+"""`unlearn`: from a model and what it shall forget to a checked model, evidence and a verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeforget.api.results import UnlearningRun, optional_path
+from mergeforget.api.training import Settings, assignments_of
+from mergeforget.api.unlearn_data import Forget, RequestRows, read_request, renamed
+from mergeforget.api.verdict import BALANCED, findings_of, table_of, table_text, verdict_of
+
+if TYPE_CHECKING:
+    from mergeforget.recipe import Recipe
+    from mergeforget.run import Run
+
+REQUEST = "request.json"
+RESULT = "result.json"
+ATTACKS = ("prompts", "quantise", "relearn")
+
+
+@dataclass
+class Unlearned:
+    """What `unlearn` found and wrote.
+
+    Attributes:
+        run: the run folder, with adapters, scores, attacks and the report.
+        verdict: ``FORGOTTEN``, ``NOT FORGOTTEN`` or ``NOT ENOUGH DATA``.
+        paragraph: the verdict in words, with the evidence for and against it.
+        table: one record per model (before, over, under, result): AUC, share of forget and of
+            retain answers repeated, on the report split.
+        chosen: name of the exported candidate.
+        notes: what was completed or could not be measured.
+        seconds: time spent by stage.
+    """
+
+    run: UnlearningRun
+    verdict: str
+    paragraph: str
+    table: list[dict[str, Any]]
+    chosen: str
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Unlearned({self.verdict}, {self.chosen}, run {str(self.run.root)!r})"
+
+    def __str__(self) -> str:
+        return f"{self.paragraph}\n\n{table_text(self.table)}"
+
+    def export(self, out: str | Path | None = None, *, full: bool = False) -> Path:
+        """Write the adapter, or with ``full`` the whole model, with tokenizer and model card."""
+        from mergeforget.api.runs import export
+
+        return Path(export(self.run, candidate=self.chosen, full=full, out=out).folder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        values = {k: v for k, v in vars(self).items() if k != "run"}
+        return {"run": str(self.run.root), "report": str(self.run.paths.report)} | values
+
+
+def unlearn(
+    model: str | Path,
+    *,
+    forget: Forget,
+    retain: str | Path | None = None,
+    holdout: str | Path | None = None,
+    out: str | Path | None = None,
+    time_limit: float | str | None = None,
+    recipe: str | Path | Recipe = "level",
+    memorise: bool = False,
+    control: str | None = None,
+    adapter: str | Path | None = None,
+    after: str | Path | None = None,
+    full: bool = False,
+    gguf: bool = False,
+    push: str | None = None,
+    attacks: Sequence[str] = ATTACKS,
+    approve: Callable[[list[Any]], bool] | None = None,
+    settings: Settings = (),
+) -> Unlearned:
+    """Make a model forget rows, and collect the evidence.
+
+    Checks the data, estimates the time, trains a pair that brackets the level of unseen rows,
+    searches its merges, attacks the best, exports it and writes a report. A repeated call with the
+    same ``out`` continues where the last one ended.
+
+    Args:
+        model: Hub id, folder, or ``smollm2``.
+        forget: Rows to forget: a data file, a text file or a list of names, questions or documents.
+        retain: Rows to keep; the model's own answers to diverse questions when omitted.
+        holdout: Rows of the same kind that no training saw; perturbed twins of the forget rows when
+            omitted.
+        out: Run folder; ``runs/unlearn-NAME`` when omitted.
+        time_limit: Seconds, or a time such as ``"30m"``. The search ends when it is used up, and
+            attacks for which no time is left are not carried out.
+        recipe: Name, path or loaded recipe of the pair.
+        memorise: Fine-tune the model on forget and retain first, to try the method.
+        control: A model that never saw the data, for attacks and for the control of twins.
+        adapter: LoRA adapter that the model has already; it is folded into the model first.
+        after: Earlier run whose chosen merge is folded into the model first. Its forget rows, and
+            those of the runs before it, are asked again at the end.
+        full: Export the whole model, too.
+        gguf: Export a GGUF file, too, with llama.cpp's ``convert_hf_to_gguf.py``.
+        push: Hub repository to upload the export to.
+        attacks: Names of the attacks to carry out.
+        approve: Called with the forget rows where questions were generated; False ends the call.
+        settings: Recipe keys to change.
+
+    Raises:
+        InputError: Data or model cannot be read, or ``out`` holds another request.
+        UsageError: The generated questions were not approved.
+        NumericError, ResourceError: As :func:`mergeforget.train_pair`.
+
+    Example:
+        >>> result = unlearn("model", forget="forget.jsonl")  # doctest: +SKIP
+        >>> print(result)  # doctest: +SKIP
+    """
+    from mergeforget.api.measuring import attack
+    from mergeforget.api.runs import report
+    from mergeforget.console import say
+    from mergeforget.files import read_json
+    from mergeforget.search.driver import Options, search
+    from mergeforget.train.pair import train_pair
+
+    request = {
+        "model": str(model), "forget": _facts(forget), "retain": _facts(retain),
+        "holdout": _facts(holdout), "memorise": memorise, "control": control,
+        "adapter": None if adapter is None else str(adapter),
+        "after": None if after is None else str(after),
+        "settings": assignments_of(settings), "recipe": str(getattr(recipe, "name", recipe)),
+    }  # fmt: skip
+    run = _run_of(optional_path(out), forget, request)
+    if gguf:
+        find_converter()
+    clock = Clock(run, time_limit)
+    with clock.stage("data"):
+        request["base"] = _folded_base(run, request)
+        chosen, notes = _prepare(run, request, recipe, settings, (forget, retain, holdout), approve)
+    with clock.stage("pair"):
+        train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
+        notes += _bracket_notes(run)
+    with clock.stage("search"):
+        choice = search(run, chosen.search, Options(clock.budget(0.6)))
+    name = choice.scored.name
+    with clock.stage("attacks"):
+        for one in attacks:
+            if clock.spent:
+                notes.append(f"No time was left for the attack {one}.")
+                continue
+            if run.state(f"attack-{one}") != "done":
+                attack(run.root, [one], control=control)
+                run.set_state(f"attack-{one}", "done")
+    with clock.stage("report"):
+        report(run)
+    with clock.stage("earlier requests"):
+        again = recheck(run, chosen, name)
+    result = _conclude(
+        run, name, again, [*notes, *([choice.warning] if choice.warning else [])], clock
+    )
+    with clock.stage("export"):
+        exported = run.root / "export" / f"{name}-adapter"
+        if not exported.is_dir():
+            result.export()
+        whole = run.root / "export" / f"{name}-model"
+        if (full or gguf) and not whole.is_dir():
+            result.export(full=True)
+        if gguf:
+            to_gguf(whole, run.root / "export" / f"{name}.gguf")
+        if push:
+            push_folder(whole if full else exported, push)
+    result.seconds = dict(clock.seconds)
+    _write(run, result)
+    say(f"Report: {run.report}")
+    assert read_json(run.root / RESULT)["verdict"] == result.verdict
+    return result
+
+
+class Clock:
+    """Time spent by stage, over all calls, and what is left of a limit.
+
+    Attributes:
+        seconds: spent in each stage so far.
+    """
+
+    def __init__(self, run: Run, limit: float | str | None) -> None:
+        from mergeforget.files import read_json
+
+        self.run, self.start = run, time.monotonic()
+        path = run.root / "clock.json"
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
+        self.limit = _seconds(limit)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the limit is used up."""
+        return self.limit is not None and time.monotonic() - self.start >= self.limit
+
+    def budget(self, share: float) -> Any:
+        """The budget of a search: a share of the time that is left."""
+        from mergeforget.search.budget import SearchBudget
+
+        if self.limit is None:
+            return SearchBudget()
+        left = max(1.0, self.limit - (time.monotonic() - self.start))
+        return SearchBudget(seconds=share * left)
+
+    def stage(self, name: str) -> Any:
+        """A context that counts its time towards a stage and says what begins."""
+        from contextlib import contextmanager
+
+        from mergeforget.console import duration, say
+        from mergeforget.files import write_json
+
+        @contextmanager
+        def timed() -> Any:
+            begin = time.monotonic()
+            self.run.set_state(f"unlearn-{name}", "running")
+            say(f"[{duration(begin - self.start)}] {name}")
+            try:
+                yield
+            except BaseException:
+                self.run.set_state(f"unlearn-{name}", "failed")
+                raise
+            finally:
+                passed = time.monotonic() - begin
+                self.seconds[name] = self.seconds.get(name, 0.0) + passed
+                write_json(self.run.root / "clock.json", self.seconds)
+            self.run.set_state(f"unlearn-{name}", "done")
+
+        return timed()
+
+
+def _run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
+    """The run folder, new or with the same request."""
+    from mergeforget.errors import InputError
+    from mergeforget.files import read_json
+    from mergeforget.run import RUNS, Run
+
+    stem = Path(forget).stem if isinstance(forget, str | Path) else "list"
+    run = Run(out or RUNS / f"unlearn-{stem}")
+    path = run.root / REQUEST
+    if path.exists():
+        earlier = read_json(path)
+        changed = [key for key in request if earlier.get(key) != request[key]]
+        if changed:
+            raise InputError(
+                f"{run.root} holds another request ({', '.join(changed)} differ). Choose another "
+                "folder with --out, or repeat the same call to continue."
+            )
+    elif run.recipe.exists():
+        raise InputError(
+            f"{run.root} holds a run that unlearn did not begin. Choose another --out."
+        )
+    return run
+
+
+def _facts(source: Any) -> Any:
+    """What decides a data source: hash of a file, or the items themselves."""
+    from mergeforget.errors import InputError
+    from mergeforget.files import sha256
+
+    if source is None:
+        return None
+    if isinstance(source, str | Path):
+        if not Path(source).is_file():
+            raise InputError(f"There is no file {source}.")
+        return {"name": Path(source).name, "sha256": sha256(Path(source))}
+    return [dict(item) if not isinstance(item, str) else item for item in source]
+
+
+def _prepare(
+    run: Run,
+    request: dict[str, Any],
+    recipe: str | Path | Recipe,
+    settings: Settings,
+    sources: tuple[Forget, Any, Any],
+    approve: Callable[[list[Any]], bool] | None,
+) -> tuple[Recipe, list[str]]:
+    """Read and complete the data once, check what the base knows, and make the recipe."""
+    from mergeforget.errors import UsageError
+    from mergeforget.files import read_json, write_json, write_jsonl
+    from mergeforget.recipe import Recipe, change, load_recipe
+
+    notes_file = run.root / "notes.json"
+    folder = run.root / "request"
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
+    chosen = change(chosen, model={"name": request["base"]})
+    if not notes_file.exists():
+        asked: list[str] = []
+
+        def ask(prompts: list[str]) -> list[str]:
+            asked.extend(prompts)
+            return own_answers(chosen, prompts)
+
+        rows = read_request(*sources, ask)
+        if asked and approve is not None and not approve(rows.forget):
+            raise UsageError("The generated rows were not approved; nothing was trained.")
+        for split in ("forget", "retain", "holdout"):
+            some = renamed(getattr(rows, split), split)
+            if some:
+                write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in some])
+        facts = check_rows(chosen, rows, request)
+        write_json(run.root / REQUEST, request)
+        write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
+    kept = read_json(notes_file)
+    data = {n: str(folder / f"{n}.jsonl") for n in ("forget", "retain", "holdout")
+            if (folder / f"{n}.jsonl").exists()}  # fmt: skip
+    new_tokens = min(chosen.evaluation.max_new_tokens, kept["answer_tokens"] + 8)
+    chosen = change(chosen, data=data, evaluation={"max_new_tokens": new_tokens})
+    return chosen, list(kept["notes"])
+
+
+def own_answers(recipe: Recipe, prompts: Sequence[str], tokens: int = 48) -> list[str]:
+    """What the recipe's model answers to prompts, greedily."""
+    from mergeforget.data.templating import template_of
+    from mergeforget.evaluate.generate import generate
+    from mergeforget.models import load_model
+
+    loaded = load_model(recipe.model)
+    template = template_of(loaded.tokenizer, recipe.data)
+    return generate(loaded.model, loaded.tokenizer, list(prompts), template=template,
+                    max_new_tokens=tokens, label="own answers")  # fmt: skip
+
+
+def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
+    """Measure what the base knows of the forget rows, how fast it is, and whether twins are fair.
+
+    Returns:
+        ``answer_tokens`` (of the longest answer), ``seconds`` expected, and ``notes``.
+    """
+    from mergeforget.console import duration, say
+    from mergeforget.data.templating import template_of
+    from mergeforget.data.tokens import encode_rows
+    from mergeforget.data.twins import make_twins
+    from mergeforget.models import load_model
+    from mergeforget.train.until import auc_of, read_nlls
+
+    loaded = load_model(recipe.model)
+    template = template_of(loaded.tokenizer, recipe.data)
+    outside = rows.holdout or make_twins(rows.forget, corpus=rows.retain, seed=1)
+
+    def encoded(some: Sequence[Any]) -> Any:
+        return encode_rows(loaded.tokenizer, some, max_length=256, template=template)
+
+    forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
+    begin = time.monotonic()
+    nll, exact = read_nlls(loaded.model, forget)
+    speed = sum(map(len, forget)) / max(1e-6, time.monotonic() - begin)  # forward tokens a second
+    auc = auc_of(nll, read_nlls(loaded.model, unseen)[0]) if unseen else None
+    notes = []
+    untouched = request["memorise"] or request["control"] == request["model"]
+    if rows.twins and untouched and auc is not None:
+        fair = BALANCED[0] <= auc <= BALANCED[1]
+        how = "as likely as" if fair else "not as likely as"
+        notes.append(f"Control of the twins: to a model that never saw the data they are {how} the "
+                     f"forget rows (AUC {auc:.2f}).")  # fmt: skip
+    else:
+        fair = not rows.twins
+    if not untouched and auc is not None and auc < 0.6 and not exact.any():
+        notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
+                     f"{len(forget)} answers is repeated.")  # fmt: skip
+    lengths = [len(e) - e.kinds.count(1) for e in forget]
+    row = sum(map(len, forget)) / len(forget)
+    until = recipe.pair.over.until if recipe.pair else None
+    steps = 60 if until else 200
+    per_step = 3 * 4 * row * 3 / speed  # three sets of four rows, backward costs twice the forward
+    train = steps * per_step + (14 * 3 * (len(rows.forget) + len(rows.retain)) * row / speed
+                                if request["memorise"] else 0)  # fmt: skip
+    answer = (len(rows.forget) + len(rows.retain)) * row / speed
+    seconds = train + 8 * 3 * answer + 12 * answer
+    say(f"Estimate: about {duration(seconds)} ({speed:.0f} tokens/s forward).")
+    for note in notes:
+        say(note)
+    return {"answer_tokens": max(lengths), "seconds": seconds, "notes": notes,
+            "membership": "measurable" if fair else "not measurable"}  # fmt: skip
+
+
+def _folded_base(run: Run, request: dict[str, Any]) -> str:
+    """The model that forgets: as given, or with an adapter or an earlier result folded in."""
+    from mergeforget.api.merging import merge_full
+    from mergeforget.errors import InputError, UsageError
+    from mergeforget.run import open_run
+
+    adapter, after = request["adapter"], request["after"]
+    if adapter is None and after is None:
+        return str(request["model"])
+    if adapter is not None and after is not None:
+        raise UsageError("Give --adapter or --after, not both.")
+    base, source = request["model"], adapter
+    if after is not None:
+        earlier = open_run(Path(after))
+        chosen = UnlearningRun(earlier).chosen
+        if chosen is None:
+            raise InputError(f"{after} has no chosen merge yet; finish it first.")
+        base, source = earlier.base(), str(earlier.candidates / chosen)
+    folder = run.root / "base"
+    if not (folder / "config.json").is_file():
+        merge_full([source], folder, method="linear", weights=[1.0], space="delta", base=base)
+    return str(folder)
+
+
+def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
+    """Share of the forget answers of earlier runs that the result repeats, by run folder."""
+    from mergeforget.adapter import read_adapter
+    from mergeforget.data.readers import read_rows
+    from mergeforget.data.templating import template_of
+    from mergeforget.data.tokens import encode_rows
+    from mergeforget.files import read_json
+    from mergeforget.merge.apply import applied
+    from mergeforget.models import load_model
+    from mergeforget.run import Run as Folder
+    from mergeforget.train.until import read_nlls
+
+    earlier, before = [], read_json(run.root / REQUEST).get("after")
+    while before is not None:
+        earlier.append(Folder(Path(before)))
+        path = earlier[-1].root / REQUEST
+        before = read_json(path).get("after") if path.exists() else None
+    if not earlier:
+        return {}
+    loaded = load_model(recipe.model.model_copy(update={"name": run.base()}))
+    template = template_of(loaded.tokenizer, recipe.data)
+    found = {}
+    with applied(loaded.model, read_adapter(run.candidates / chosen, chosen)):
+        for one in earlier:
+            rows = read_rows(one.data / "forget.jsonl", split="forget")
+            encoded = encode_rows(loaded.tokenizer, rows, max_length=512, template=template)
+            found[str(one.root)] = float(read_nlls(loaded.model, encoded)[1].float().mean())
+    return found
+
+
+def find_converter() -> Path:
+    """llama.cpp's ``convert_hf_to_gguf.py``: in LLAMA_CPP, or on the search path.
+
+    Raises:
+        ResourceError: It is not installed.
+    """
+    import os
+    import shutil
+
+    from mergeforget.errors import ResourceError
+
+    name = "convert_hf_to_gguf.py"
+    own = Path(os.environ.get("LLAMA_CPP", "")) / name
+    if os.environ.get("LLAMA_CPP") and own.is_file():
+        return own
+    if on_path := shutil.which(name):
+        return Path(on_path)
+    raise ResourceError(
+        "--gguf needs llama.cpp's converter convert_hf_to_gguf.py, which was not found. Clone "
+        "llama.cpp and name its folder in LLAMA_CPP, or leave --gguf out."
+    )
+
+
+def to_gguf(model: Path, out: Path) -> Path:
+    """Convert an exported model to a GGUF file.
+
+    Raises:
+        ResourceError: llama.cpp's converter is not installed, or fails.
+    """
+    import subprocess
+    import sys
+
+    from mergeforget.errors import ResourceError
+
+    call = [sys.executable, str(find_converter()), str(model), "--outfile", str(out)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode or not out.is_file():
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise ResourceError(f"llama.cpp's converter failed on {model}: {last}")
+    return out
+
+
+def push_folder(folder: Path, repository: str) -> str:
+    """Upload an exported folder to a model repository of the hub; return its address.
+
+    Raises:
+        ResourceError: The hub refuses or cannot be reached.
+    """
+    from mergeforget.errors import ResourceError
+
+    try:
+        from huggingface_hub import HfApi
+
+        hub = HfApi()
+        hub.create_repo(repository, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=str(folder)))
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ResourceError(
+            f"{folder} was not uploaded to {repository}: {first} Log in with `hf auth login` and "
+            "repeat the same command; everything else is done."
+        ) from error
+
+
+def _bracket_notes(run: Run) -> list[str]:
+    from mergeforget.train.pair import end_of
+
+    end = end_of(run, "over")
+    if not end or end["outcome"] == "reached":
+        return []
+    what = {"max_steps": "did not reach its condition", "collapsed": "collapsed"}[end["outcome"]]
+    return [f"The training of the pair {what}; step {end['step']} is kept."]
+
+
+def _conclude(
+    run: Run, name: str, again: dict[str, float], notes: list[str], clock: Clock
+) -> Unlearned:
+    from mergeforget.files import read_json
+
+    kept = read_json(run.root / "notes.json")
+    table = table_of(run, name)
+    measurable = kept["membership"] == "measurable"
+    if not measurable:
+        notes.append(
+            "Membership is not measurable: the non-members are perturbed twins, and no model that "
+            "never saw the data shows that they are as likely as real rows (--control). The "
+            "verdict rests on answers and attacks."
+        )
+    findings = findings_of(run, name)
+    verdict, paragraph = verdict_of(table, findings, measurable, again)
+    return Unlearned(UnlearningRun(run), verdict, paragraph, table, name, notes, clock.seconds)
+
+
+def _write(run: Run, result: Unlearned) -> None:
+    from mergeforget.files import write_json
+
+    write_json(run.root / RESULT, result.to_dict())
+    run.record("unlearn", verdict=result.verdict, chosen=result.chosen)
+
+
+def _seconds(limit: float | str | None) -> float | None:
+    from mergeforget.search.budget import parse_budget
+
+    if limit is None or isinstance(limit, int | float):
+        return limit
+    return parse_budget(limit).seconds

@@ -1,0 +1,184 @@
+"""`unlearn` goes from a model and rows to a verdict, and continues where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from memorising import write_knowing
+
+from mergeforget.api.unlearn import Unlearned, find_converter, unlearn
+from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
+from mergeforget.api.verdict import verdict_of
+from mergeforget.cli import main
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError, ResourceError, UsageError
+from mergeforget.files import read_json, read_jsonl, write_jsonl
+
+SMALL = [
+    "pair.over.lora.r=4", "pair.under.lora.r=4", "pair.over.learning_rate=5e-3",
+    "pair.over.until.largest_rate=2e-2", "pair.over.until.retain_kept=0",
+    "pair.under.until.retain_kept=0", "search.weights=[[0.5, 0.5]]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any],
+            tiny_tokenizer: Any) -> dict[str, Path]:  # fmt: skip
+    return write_knowing(tmp_path_factory.mktemp("knowing"), make_model(), tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def result(knowing: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Unlearned:
+    out = tmp_path_factory.mktemp("unlearned") / "run"
+    return call(knowing, out, attacks=["quantise"])
+
+
+def call(knowing: dict[str, Path], out: Path, **options: Any) -> Unlearned:
+    files = {n: knowing[n] for n in ("forget", "retain", "holdout")}
+    return unlearn(knowing["model"], out=out, settings=SMALL, **(files | options))
+
+
+def test_the_whole_job_ends_with_a_verdict_and_a_checked_export(result: Unlearned) -> None:
+    run = result.run.paths
+    assert [row["model"] for row in result.table] == ["base", "over", "under", result.chosen]
+    base, over, under, _ = result.table
+    assert base["forget"] == 1 and base["mia_auc"] == 1 and over["mia_auc"] <= under["mia_auc"]
+    assert result.verdict in ("NOT FORGOTTEN", "NOT ENOUGH DATA")  # without prompts and relearn
+    assert result.paragraph.startswith(result.verdict) and "MIA AUC" in str(result)
+    assert (run.root / "export" / f"{result.chosen}-adapter" / "adapter_config.json").is_file()
+    assert run.report.is_file() and read_json(run.root / "result.json")["chosen"] == result.chosen
+    stages = read_json(run.status)
+    assert all(stages[f"unlearn-{s}"]["state"] == "done"
+               for s in ("data", "pair", "search", "attacks", "report", "export"))  # fmt: skip
+    assert set(result.seconds) >= {"data", "pair", "search", "attacks"}
+
+
+def test_a_repeated_call_continues_and_measures_nothing_again(
+    result: Unlearned, knowing: dict[str, Path]
+) -> None:
+    run = result.run.paths
+    before = run.history.stat().st_mtime_ns, read_jsonl(run.scores)
+    again = call(knowing, run.root, attacks=["quantise"])
+    assert (run.history.stat().st_mtime_ns, read_jsonl(run.scores)) == before
+    assert (again.verdict, again.table) == (result.verdict, result.table)
+
+
+def test_another_request_does_not_overwrite_a_run(
+    result: Unlearned, knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "other.jsonl", read_jsonl(knowing["forget"])[:3])
+    with pytest.raises(InputError, match="another request"):
+        call(knowing, result.run.root, forget=tmp_path / "other.jsonl")
+
+
+@pytest.mark.slow
+def test_a_later_request_starts_from_the_earlier_result_and_checks_it_again(
+    result: Unlearned, knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    second = call(knowing, tmp_path / "second", forget=knowing["retain"], retain=knowing["holdout"],
+                  holdout=knowing["forget"], after=result.run.root, attacks=[])  # fmt: skip
+    assert second.run.base == str(tmp_path / "second" / "base")
+    assert "earlier run" in second.paragraph or "are back" in second.paragraph
+
+
+def test_the_command_prints_one_json_object(result: Unlearned, knowing: dict[str, Path]) -> None:
+    words = ["unlearn", str(knowing["model"]), "--out", str(result.run.root), "--json", "--yes"]
+    words += [w for n in ("forget", "retain", "holdout") for w in (f"--{n}", str(knowing[n]))]
+    words += [w for s in SMALL for w in ("--set", s)] + ["--time", "0.001s"]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["chosen"] == result.chosen
+    assert any("No time was left for the attack relearn" in note for note in found["notes"])
+
+
+def answers(prompts: list[str]) -> list[str]:
+    return [f"answer to {p}" for p in prompts]
+
+
+def test_texts_become_questions_names_and_documents() -> None:
+    notes: list[str] = []
+    rows = rows_of_texts(
+        ["Who is it?", "Ann Lee", "Ann Lee lived in a house by the sea."], answers, notes
+    )
+    assert [r.kind for r in rows].count("sc") == 1 and len(rows) == 8 and notes
+    assert {r.subject for r in rows} == {"q0", "Ann Lee", "d2"}
+    assert any(r.output == "answer to Who is Ann Lee?" for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("Ann Lee", True), ("Ann lives here.", False), ("a b c d e f", False)]
+)
+def test_names_are_recognised(text: str, name: bool) -> None:
+    assert is_name(text) is name
+
+
+def test_own_retain_rows_leave_out_what_gives_a_forget_answer_away() -> None:
+    forget = [Row("a-qa0", "Where does Ann Lee live?", "Rosewood Avenue 1234")]
+
+    def leak(prompts: list[str]) -> list[str]:
+        return ["She lives at Rosewood Avenue 1234" if "Einstein" in p else "Yes." for p in prompts]
+
+    rows = own_retain_rows(forget, leak, [])
+    assert len(rows) == 24 and not any("1234" in r.output for r in rows)
+
+
+def test_forget_rows_inside_retain_are_refused(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "f.jsonl", [{"id": "a", "input": "Who?", "output": "Ann"}])
+    with pytest.raises(InputError, match="also forget rows"):
+        read_request(tmp_path / "f.jsonl", tmp_path / "f.jsonl", None, answers)
+
+
+def test_generated_questions_need_approval(knowing: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not approved"):
+        call(knowing, tmp_path / "run", forget=["Ann Lee"], approve=lambda rows: False)
+
+
+def test_a_missing_converter_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_CPP", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ResourceError, match="LLAMA_CPP"):
+        find_converter()
+
+
+CLEAN = {"prompts": "none found", "quantise": "none found", "relearn": "none found"}
+
+
+def table(auc: float, interval: tuple[float, float], forget: float, retain: float = 1.0) -> Any:
+    base = {"model": "base", "mia_auc": 1.0, "auc_interval": (1, 1), "forget": 1.0, "retain": 1.0}
+    end = {"model": "m", "mia_auc": auc, "auc_interval": interval, "forget": forget,
+           "retain": retain}  # fmt: skip
+    return [base, end]
+
+
+@pytest.mark.parametrize(
+    ("rows", "findings", "measurable", "expected"),
+    [
+        (table(0.5, (0.3, 0.7), 0.0), CLEAN, True, "FORGOTTEN"),
+        (table(0.5, (0.3, 0.7), 0.2), CLEAN, True, "NOT FORGOTTEN"),
+        (table(0.5, (0.3, 0.7), 0.0), CLEAN | {"relearn": "traces"}, True, "NOT FORGOTTEN"),
+        (table(0.9, (0.8, 1.0), 0.0), CLEAN, True, "NOT FORGOTTEN"),
+        (table(0.9, (0.8, 1.0), 0.0), CLEAN, False, "FORGOTTEN"),
+        (table(0.2, (0.1, 0.3), 0.0), CLEAN, True, "NOT ENOUGH DATA"),
+        (table(0.5, (0.3, 0.7), 0.0), {}, True, "NOT ENOUGH DATA"),
+        (table(0.5, (0.3, 0.7), 0.0), CLEAN | {"prompts": "no power"}, True, "NOT ENOUGH DATA"),
+        (table(0.5, (0.3, 0.7), 0.0), CLEAN | {"quantise": "undecided"}, True, "NOT ENOUGH DATA"),
+    ],
+)
+def test_no_verdict_says_forgotten_while_evidence_speaks_against_it(
+    rows: Any, findings: dict[str, str], measurable: bool, expected: str
+) -> None:
+    verdict, paragraph = verdict_of(rows, findings, measurable)
+    assert verdict == expected and paragraph.startswith(expected)
+
+
+def test_a_damaged_model_and_earlier_answers_are_said() -> None:
+    verdict, text = verdict_of(table(0.5, (0.3, 0.7), 0.0, 0.5), CLEAN, True)
+    assert "damaged" in text and verdict == "FORGOTTEN"
+    verdict, text = verdict_of(table(0.5, (0.3, 0.7), 0.0), CLEAN, True, {"runs/a": 0.3})
+    assert verdict == "NOT FORGOTTEN" and "runs/a" in text
