@@ -261,8 +261,9 @@ def machine() -> dict[str, Any]:
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Name, size and hash of an input file."""
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    """Name, size and hash of an input file, or of a folder with everything in it."""
+    size = sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")))
+    return {"name": path.name, "bytes": size, "sha256": sha256(path)}
 
 
 def now() -> str:

@@ -10,7 +10,7 @@ from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, write_result
 from mergeforget.attack.target import Models, Suspect, Target
 from mergeforget.data.limit import limit_rows
-from mergeforget.data.readers import read_rows
+from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.run_models import models_of
@@ -140,13 +140,7 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
         there = path is not None and (not path.exists() or path.stat().st_size > 0)
         rows = read_rows(path, split=split) if path is not None and there else []
         found[split] = limit_rows(rows, limit, seed)[0] if rows else []
-    trained = {row.document for split in ("forget", "retain") for row in found[split]}
-    shared = [row.id for row in found["holdout"] if row.document in trained]
-    if shared:
-        raise InputError(
-            f"{files['holdout']}: {len(shared)} rows are also in the forget or retain set, for "
-            f"example {shared[0]}. The holdout must be rows that no training saw."
-        )
+    check_overlap(found, files)
     return found
 
 

@@ -14,6 +14,7 @@ from mergeforget.commands.analyze import split
 if TYPE_CHECKING:
     from mergeforget.attack.result import Result
 
+DATA = click.Path(path_type=Path)  # a file, a folder, or a data set of the hub
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 WORDS = ("model", "kind")
@@ -29,9 +30,9 @@ WORDS = ("model", "kind")
 @click.option("--base", help="With --model: the model before unlearning.")
 @click.option("--control", help="A model that never saw the data.  [default: the run's model before"
               " it memorised the data]")  # fmt: skip
-@click.option("--forget", type=FILE, help="Rows that were to be forgotten.  [default: the run's]")
-@click.option("--retain", type=FILE, help="Rows that were to be kept.  [default: the run's]")
-@click.option("--holdout", type=FILE, help="Rows that no model saw.  [default: the run's]")
+@click.option("--forget", type=DATA, help="Rows that were to be forgotten.  [default: the run's]")
+@click.option("--retain", type=DATA, help="Rows that were to be kept.  [default: the run's]")
+@click.option("--holdout", type=DATA, help="Rows that no model saw.  [default: the run's]")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows per split.")
 @click.option("--steps", type=click.IntRange(1), help="relearn: optimiser steps.  [default: 20]")
 @click.option("--on", metavar="forget|retain|FILE", help="relearn: rows to train on: a few "

@@ -15,6 +15,7 @@ from mergeforget.commands._options import (
     template_options,
 )
 
+DATA = click.Path(path_type=Path)  # a file, a folder, or a data set of the hub
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -32,15 +33,15 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--benchmark", help="semeval2025-task4, tofu or custom.  [default: the recipe's]")
 @click.option("--metrics", metavar="M,M[/SPLIT]", help="Further metrics, besides those of the "
               "benchmark; `mergeforget list metrics` names them.")  # fmt: skip
-@click.option("--forget", type=FILE, help="Rows that were to be forgotten (with --model).")
-@click.option("--retain", type=FILE, help="Rows that were to be kept (with --model).")
-@click.option("--holdout", type=FILE, help="Rows that no training saw: the non-members.")
+@click.option("--forget", type=DATA, help="Rows that were to be forgotten (with --model).")
+@click.option("--retain", type=DATA, help="Rows that were to be kept (with --model).")
+@click.option("--holdout", type=DATA, help="Rows that no training saw: the non-members.")
 @click.option(
-    "--members", type=FILE, help="Documents that were trained on, instead of those of --forget."
+    "--members", type=DATA, help="Documents that were trained on, instead of those of --forget."
 )
 @click.option(
     "--nonmembers",
-    type=FILE,
+    type=DATA,
     help="Documents that were not trained on, instead of those of --holdout.",
 )
 @click.option("--rows", multiple=True, metavar="SPLIT=FILE", help="Rows of a further split, such "

@@ -1,77 +1,126 @@
-"""Rows from JSON Lines, JSON, parquet and csv; every fault named by file and line."""
+"""Rows from files of many kinds, folders and the hub; every fault named by file and line."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergeforget.console import say
+from mergeforget.data.formats import (
+    FIELDS,
+    OTHERS,
+    Format,
+    Turns,
+    find_format,
+    unread_text,
+    with_authors,
+)
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.parsing import parse_json
 
-LONGEST = 1_000_000  # characters of one text; a longer one takes hours to evaluate
 Records = list[tuple[int, dict[str, Any]]]  # line (row in parquet, counted from 1) and its fields
-FIELDS = ("id", "input", "output", "task", "split", "weight")
-OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU adds "_answer"
-PAIRS = {  # names of prompt and answer that others use, and the kind of row they hold
-    ("input", "output"): "sc1",
-    ("question", "answer"): "qa0",
-    ("prompt", "completion"): "sc1",
-    ("prompt", "response"): "sc1",
-}
-SHOWN = 5  # faults told at once
+SHOWN = 5  # faults named in one message
+HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?(/(?P<split>[\w.-]+))?")
+INSTALL = "pip install 'mergeforget[hub]'"
 
 
 def read_rows(
-    path: Path, *, split: str = "", columns: Mapping[str, str] | None = None
+    path: Path,
+    *,
+    split: str = "",
+    columns: Mapping[str, str] | None = None,
+    turns: Turns = "last",
 ) -> list[Row]:
-    """Read a data file.
+    """Read a data set.
 
     Args:
-        path: ``.jsonl`` or ``.json`` (rows, a list of rows, or columns), ``.parquet``, ``.csv``,
-            ``.tsv``.
+        path: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, ``.txt``), a folder
+            of ``.txt`` files, or a data set of the hub, ``name[:config][/split]``.
         split: forget, retain or holdout; empty keeps what the file says.
-        columns: our name (id, input, output, task, weight, paraphrased, perturbed) to the file's.
-            ``question`` and ``answer``, ``prompt`` and ``completion``, ``paraphrased_answer`` and
-            ``perturbed_answer`` (TOFU) are understood without.
+        columns: our name (id, input, output, instruction, messages, text, subject, task, weight,
+            paraphrased, perturbed) to the file's. The usual names are found without; see
+            ``docs/data.md``.
+        turns: of a conversation, make a row of the last assistant turn or of every one.
 
     Returns:
-        One row a record, in the file's order. A missing id is made of the file's name and the line.
+        One row per record, in the file's order; several for a document that is longer than a window
+        and for the turns of a conversation. A missing id is made of the file's name and the line.
 
     Raises:
-        InputError: the file is missing, empty or malformed; a row lacks its prompt or answer, or
-            has a weight that is not a number, at least 0; an id comes twice; the columns are not
-            known.
+        InputError: the file is missing, empty or malformed; a row lacks its prompt or answer, has
+            a missing value (NaN) or a weight that is not a number of at least 0; an id occurs
+            twice; the columns are not known.
     """
     records = read_records(path)
     if not records:
         raise InputError(f"{path} is empty: it has no rows.")
-    names = _column_names(path, records, dict(columns or {}))
-    rows, faults = [], []
+    form = _format_of(path, records, dict(columns or {}))
+    rows: list[Row] = []
+    faults = []
     seen: dict[str, int] = {}
     for line, record in records:
         try:
-            row = _row(record, names, split, f"{path.stem}-{line}")
+            made = form.rows(record, f"{path.stem}-{line}", split, turns, f"{path}-{line}")
         except ValueError as fault:
             faults.append(f"line {line}: {fault}")
             continue
-        if row.id in seen:
-            faults.append(f"line {line}: the id {row.id} is that of line {seen[row.id]}")
-        seen[row.id] = line
-        rows.append(row)
+        for row in made:
+            if row.id in seen:
+                faults.append(f"line {line}: the id {row.id} is that of line {seen[row.id]}")
+            seen[row.id] = line
+        rows += made
     if faults:
         raise InputError(_all(path, faults))
-    return rows
+    for name in unread_text([record for _, record in records], form.read):
+        say(
+            f"Warning: {path}: the column {name!r} looks like text and is not read. Map it with "
+            f"--column, for example --column input={name}, if it belongs to the prompt."
+        )
+    grouped = form.suffix == "qa0" and not form.names.keys() & {"id", "subject"}
+    return with_authors(rows) if grouped else rows
+
+
+def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object] = {}) -> None:  # noqa: B006
+    """Refuse rows that stand in two sets: what is forgotten cannot be kept or never seen.
+
+    Args:
+        sets: rows by split.
+        names: what to call a split in the message, for example its file.
+
+    Raises:
+        InputError: a row's text is in two sets, whatever its case and white space.
+    """
+    texts = {split: {_plain(row): row.id for row in rows} for split, rows in sets.items()}
+    every = list(texts)
+    for i, one in enumerate(every):
+        for other in every[i + 1 :]:
+            shared = [key for key in texts[one] if key in texts[other]]
+            if shared:
+                pairs = [f"{texts[one][k]} = {texts[other][k]}" for k in shared[:SHOWN]]
+                more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+                raise InputError(
+                    f"{len(shared)} rows are in both {names.get(one, one)} and "
+                    f"{names.get(other, other)}: {', '.join(pairs)}{more}. Remove them from one: a "
+                    "row cannot be forgotten and kept, and the holdout must be rows that no "
+                    "training saw."
+                )
+
+
+def _plain(row: Row) -> str:
+    return " ".join(row.document.split()).casefold()
 
 
 def read_records(path: Path) -> Records:
-    """The records of a file, by its ending."""
+    """The records of a file by its ending, of a folder of ``.txt`` files, or of the hub."""
+    if path.is_dir():
+        return _folder(path)
     readers: dict[str, Callable[[Path], Records]] = {
         ".jsonl": _json,
         ".ndjson": _json,
@@ -79,7 +128,10 @@ def read_records(path: Path) -> Records:
         ".csv": _csv,
         ".tsv": _csv,
         ".parquet": _parquet,
+        ".txt": lambda p: [(1, {"id": p.stem, "subject": str(p), "text": _text(p)})],
     }
+    if path.suffix.lower() not in readers and not path.is_file() and (hub := _hub_name(path)):
+        return _hub(path, hub)
     if path.suffix.lower() not in readers:
         raise InputError(f"{path} is of no known kind. Known: {', '.join(readers)}.")
     if not path.is_file():
@@ -101,6 +153,7 @@ def _json(path: Path) -> Records:
         isinstance(value, dict)
         and value
         and all(isinstance(v, dict | list) for v in value.values())
+        and not any(isinstance(v, list) and v and isinstance(v[0], dict) for v in value.values())
     ):
         return _columns(path, value)
     return _objects(path, [(1, value)])
@@ -166,6 +219,60 @@ def _csv(path: Path) -> Records:
     return records
 
 
+def _folder(path: Path) -> Records:
+    """A document for each ``.txt`` file, below the folder as well."""
+    files = sorted(path.rglob("*.txt"))
+    if not files:
+        raise InputError(
+            f"{path} is a folder without .txt files. Name a data file, or a folder of documents "
+            "that are .txt files."
+        )
+    records = []
+    for i, file in enumerate(files, 1):
+        name = file.relative_to(path).with_suffix("").as_posix()
+        records.append((i, {"id": name, "subject": str(file), "text": _text(file)}))
+    return records
+
+
+def _hub_name(path: Path) -> dict[str, str | None] | None:
+    """``name[:config][/split]``; None where it cannot be a data set of the hub."""
+    if path.is_absolute() or path.parts[0] in (".", ".."):
+        return None
+    text = path.as_posix()
+    if ":" not in text and text.count("/") == 2:
+        name, _, split = text.rpartition("/")
+        return {"name": name, "config": None, "split": split}
+    match = HUB.fullmatch(text)
+    return match.groupdict() if match and ("/" in text or ":" in text) else None
+
+
+def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
+    """The records of a data set that is cached or can be fetched."""
+    name, config, split = where["name"] or "", where["config"], where["split"]
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"There is no file {path}, and data sets of the hub need the package datasets: "
+            f"{INSTALL}"
+        ) from error
+    try:
+        found = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # of many kinds: no such set, no network, a script that is refused
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"There is no file {path}, and the hub gave no data set {name!r}: {reason} Check the "
+            "path, the name and the connection; a cached data set works offline."
+        ) from error
+    if isinstance(found, dict):
+        if len(found) > 1 and "train" not in found:
+            raise InputError(
+                f"The data set {name} has the splits {', '.join(found)}. Name one: {path}/SPLIT."
+            )
+        found = found.get("train") or next(iter(found.values()))
+    return list(enumerate(found.to_list(), 1))
+
+
 def _parquet(path: Path) -> Records:
     import pyarrow
     import pyarrow.parquet
@@ -187,8 +294,8 @@ def _text(path: Path) -> str:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _column_names(path: Path, records: Records, columns: dict[str, str]) -> dict[str, str]:
-    """Our names to the file's: as given, as they are, or by one pair that others use."""
+def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
+    """The format of the records, after a check of the columns that the user named."""
     have = list(dict.fromkeys(name for _, record in records for name in record))
     for ours, theirs in columns.items():
         if ours not in FIELDS + OTHERS:
@@ -198,77 +305,15 @@ def _column_names(path: Path, records: Records, columns: dict[str, str]) -> dict
                 f"{path} has no column {theirs!r}.{suggest(theirs, have)} It has: "
                 f"{', '.join(have)}."
             )
-    names = {name: name for name in FIELDS + OTHERS if name in have}
-    names |= {name: f"{name}_answer" for name in OTHERS if f"{name}_answer" in have} | columns
-    if "input" in names and "output" in names:
-        return names
-    pairs = [pair for pair in PAIRS if pair[0] in have and pair[1] in have]
-    if len(pairs) == 1 and not columns.keys() & {"input", "output"}:
-        return names | dict(zip(("input", "output"), pairs[0], strict=True))
-    missing = " and ".join(repr(n) for n in ("input", "output") if n not in names)
+    if found := find_format(have, columns):
+        return found
+    named = set(have) | columns.keys()
+    lacking = [repr(n) for n in ("input", "output") if n not in named]
+    what = " and ".join(lacking or ["'input'", "'output'"])
     raise InputError(
-        f"{path} has no column {missing}. It has: {', '.join(have)}. Say which holds the prompt "
-        "and which the answer, for example --set 'data.columns={input: question, output: answer}'."
+        f"{path} has no column {what}. It has: {', '.join(have)}. Name the columns that hold the "
+        "prompt and the answer, for example --set 'data.columns={input: question, output: answer}'."
     )
-
-
-def _row(record: dict[str, Any], names: dict[str, str], split: str, made_id: str) -> Row:
-    """One row; a ValueError says what it lacks."""
-    text = {ours: _value(record, names[ours]) for ours in names if ours != "perturbed"}
-    for ours, what in (("input", "prompt"), ("output", "answer")):
-        if not text[ours].strip():
-            raise ValueError(f"no {what} ({names[ours]!r} is empty or missing)")
-        if len(text[ours]) > LONGEST:
-            raise ValueError(
-                f"the {what} has {len(text[ours]):,} characters, and at most {LONGEST:,} are read: "
-                "split the row"
-            )
-    kind = PAIRS.get((names["input"], names["output"]), "sc1")
-    return Row(
-        id=text.get("id") or made_id + kind,
-        input=text["input"],
-        output=text["output"],
-        task=text.get("task", ""),
-        split=split or text.get("split", ""),
-        weight=_weight(text.get("weight") or "1"),
-        paraphrased=text.get("paraphrased", ""),
-        perturbed=_list(record, names["perturbed"]) if "perturbed" in names else (),
-    )
-
-
-def _weight(text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"the weight is {text[:40]!r}, not a number that is 0 or more")
-    return weight
-
-
-def _value(record: dict[str, Any], name: str) -> str:
-    value = record.get(name)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"{name!r} is not text but {json.dumps(value, default=str)[:40]}")
-
-
-def _list(record: dict[str, Any], name: str) -> tuple[str, ...]:
-    """Several texts: a list, or one written as JSON in a file that knows text alone."""
-    value = record.get(name)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = parse_json(value, name)
-        except InputError as error:
-            raise ValueError(f"{name!r} is not a JSON list ({error})") from error
-    texts = value if isinstance(value, list) else [value] if value else []
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{name!r} is not a list of texts but {json.dumps(value)[:40]}")
-    return tuple(texts)
 
 
 def _all(path: Path, faults: list[str]) -> str:

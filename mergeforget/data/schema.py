@@ -92,6 +92,7 @@ class Row:
     def joint(self, blank: str = " ") -> str:
         """``blank``, or nothing where whitespace separates the prompt from the answer already."""
         here = self.input[-1:].isspace() or self.output[:1].isspace() or not self.prompt
+        here = here or bool(self.window)
         return "" if here else blank
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergeforget.data.limit import limit_rows
-from mergeforget.data.readers import read_records, read_rows
+from mergeforget.data.readers import check_overlap, read_records, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
@@ -86,6 +86,8 @@ def rows_of_files(
         split: read_rows(path, split=split, columns=columns) if path else []
         for split, path in files.items()
     }
+    both = {split: read[split] for split in ("forget", "retain")}
+    check_overlap(both, {split: files[split] for split in both})
     trained = [*read["forget"], *read["retain"]]
     read["holdout"] = unseen(read["holdout"], trained, files["holdout"])
     unit = spec.membership

@@ -8,7 +8,7 @@ from typing import Any
 
 from mergeforget.console import say
 from mergeforget.data.limit import limit_rows
-from mergeforget.data.readers import read_rows
+from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate, has_chat_template, template_of
 from mergeforget.data.twins import make_twins
@@ -131,7 +131,7 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     paths = {n: getattr(recipe.data, n) for n in ("forget", "retain", "holdout")}
     run.record(
         "data",
-        files={n: file_facts(Path(p)) for n, p in paths.items() if p},
+        files={n: _file_facts(p) for n, p in paths.items() if p},
         rows={n: len(rows) for n, rows in vars(sets).items()},
     )
     save_recipe(recipe, run.recipe)
@@ -175,20 +175,30 @@ def read_data(data: DataSpec) -> Sets:
     read: dict[str, list[Row]] = {"holdout": []}
     rest: list[Row] = []
     for name in ("forget", "retain"):
-        rows = read_rows(Path(getattr(data, name)), split=name, columns=data.columns)
+        rows = _read(getattr(data, name), name, data)
         if data.limit is not None:
             rows, left = limit_rows(rows, data.limit, data.seed)
             rest = left if name == "forget" else rest
         read[name] = rows
     if data.holdout:
-        read["holdout"] = read_rows(Path(data.holdout), split="holdout", columns=data.columns)
+        read["holdout"] = _read(data.holdout, "holdout", data)
     elif rest and (rest := about_others(rest, [*read["forget"], *read["retain"]])):
         read["holdout"] = _as_holdout(rest, len(read["forget"]), data.seed)
         say(
             f"No --holdout: {len(read['holdout'])} forget rows beyond --limit serve as "
             "non-members; they are never trained on."
         )
+    check_overlap(read)
     return Sets(**read)
+
+
+def _file_facts(path: str) -> dict[str, Any]:
+    """Facts of a file or folder; of a data set of the hub its name."""
+    return file_facts(Path(path)) if Path(path).exists() else {"name": path}
+
+
+def _read(path: str, split: str, data: DataSpec) -> list[Row]:
+    return read_rows(Path(path), split=split, columns=data.columns, turns=data.turns)
 
 
 def about_others(rest: list[Row], trained: list[Row]) -> list[Row]:

@@ -87,14 +87,14 @@ def test_question_and_answer_are_understood_and_ids_made(tmp_path: Path) -> None
 
 
 def test_other_columns_are_named_with_the_way_to_map_them(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", [{"text": "a", "label": "b"}])
-    with pytest.raises(InputError, match="no column 'input' and 'output'. It has: text, label"):
+    path = write(tmp_path / "rows.jsonl", [{"body": "a", "label": "b"}])
+    with pytest.raises(InputError, match="no column 'input' and 'output'. It has: body, label"):
         read_rows(path)
 
 
 def test_two_possible_pairs_are_not_guessed_between(tmp_path: Path) -> None:
     row = {"question": "a", "answer": "b", "prompt": "c", "completion": "d"}
-    with pytest.raises(InputError, match="Say which holds the prompt"):
+    with pytest.raises(InputError, match="Name the columns"):
         read_rows(write(tmp_path / "rows.jsonl", [row]))
 
 

@@ -1,0 +1,409 @@
+"""From records to rows: prompt and answer, Alpaca, conversations, documents, under any names.
+
+A record is a dictionary, as a line of JSON holds it, and its keys decide the format; see
+``docs/data.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mergeforget.data.schema import Message, Row, Window
+from mergeforget.errors import InputError
+from mergeforget.parsing import parse_json
+
+Record = dict[str, Any]
+Turns = Literal["last", "every"]
+FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "messages",
+          "instruction", "text")  # fmt: skip
+OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU adds "_answer"
+PAIRS = {  # names of prompt and answer that others use, and the kind of row they hold
+    ("input", "output"): "sc1",
+    ("question", "answer"): "qa0",
+    ("prompt", "completion"): "sc1",
+    ("prompt", "response"): "sc1",
+    ("instruction", "output"): "sc1",
+    ("instruction", "response"): "sc1",
+}
+CONTEXTS = ("input", "context")  # what stands below an instruction
+CONVERSATIONS = ("messages", "conversations", "conversation")
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+}
+LONGEST = 1_000_000  # characters of one text; a longer one takes hours to evaluate
+WINDOW, OVERLAP = 1000, 200  # characters of a window, and of it those that repeat the last one
+AUTHOR = 20  # questions about each author in TOFU
+NAMED = 0.8  # share of the authors whose names must be found
+NAME = re.compile(r"\b[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)+")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How the records of a file become rows.
+
+    Attributes:
+        kind: ``pair``, ``conversation`` or ``document``.
+        names: our name of each field to the file's.
+        context: column below the instruction, in Alpaca's and Dolly's format.
+        suffix: ending of a made-up id, which says what kind of row it is.
+    """
+
+    kind: Literal["pair", "conversation", "document"]
+    names: Mapping[str, str]
+    context: str = ""
+    suffix: str = "sc1"
+    read: frozenset[str] = field(default_factory=frozenset)
+
+    def rows(
+        self, record: Record, made_id: str, split: str, turns: Turns, source: str = ""
+    ) -> list[Row]:
+        """The rows of a record; a ValueError says what it lacks.
+
+        Args:
+            made_id: id of a record that has none.
+            source: subject of a record that has neither id nor subject, unique among all files.
+        """
+        base = self._base(record, made_id, split, source or made_id)
+        if self.kind == "document":
+            return _windows(base, value_of(record, self.names["text"]))
+        if self.kind == "conversation":
+            given = record.get(self.names["messages"])
+            return _turns(base, conversation(given, self.names["messages"]), turns)
+        return [self._pair(base, record)]
+
+    def _base(self, record: Record, made_id: str, split: str, source: str) -> Row:
+        """The row without prompt and answer."""
+
+        def text(name: str) -> str:
+            given = self.names.get(name)
+            return "" if given is None or missing(record.get(given)) else value_of(record, given)
+
+        suffix = {"document": "", "conversation": "qa0"}.get(self.kind, self.suffix)
+        window = text("window")
+        if window not in ("", "whole", "start", "middle", "end"):
+            window = ""
+        return Row(
+            id=text("id") or made_id + suffix,
+            input="",
+            output="",
+            task=text("task"),
+            split=split or text("split"),
+            weight=_weight(text("weight") or "1"),
+            paraphrased=text("paraphrased"),
+            perturbed=_list(record, self.names["perturbed"]) if "perturbed" in self.names else (),
+            subject=text("subject") or ("" if text("id") else source),
+            window=_window(window),
+        )
+
+    def _pair(self, base: Row, record: Record) -> Row:
+        prompt, answer = self.names["input"], self.names["output"]
+        earlier: tuple[Message, ...] = ()
+        if _are_turns(record.get(prompt)):  # a conversation's turns, as TRL writes them
+            turns = conversation(record.get(prompt), prompt)
+            if not turns or turns[-1].role != "user":
+                raise ValueError(f"{prompt!r} does not end with a user's turn")
+            earlier, asked = tuple(turns[:-1]), turns[-1].content
+        else:
+            asked = value_of(record, prompt)
+        if "messages" in self.names:
+            given = record.get(self.names["messages"])
+            earlier = earlier or tuple(conversation(given, "messages") if given else ())
+        if _are_turns(record.get(answer)):
+            said = conversation(record.get(answer), answer)
+            if len(said) != 1 or said[0].role != "assistant":
+                raise ValueError(f"{answer!r} is not one assistant's turn")
+            output = said[0].content
+        else:
+            output = value_of(record, answer)
+        if self.context and not missing(record.get(self.context)):
+            context = value_of(record, self.context)
+            asked = f"{asked}\n\n{context}" if context.strip() else asked
+        if not asked.strip() and not base.window:
+            raise ValueError(f"no prompt ({prompt!r} is empty or missing)")
+        if not output.strip():
+            raise ValueError(f"no answer ({answer!r} is empty or missing)")
+        for what, text in (("prompt", asked), ("answer", output)):
+            if len(text) > LONGEST:
+                raise ValueError(
+                    f"the {what} has {len(text):,} characters, and at most {LONGEST:,} are read: "
+                    "split the row"
+                )
+        return replace(base, input=asked, output=output, messages=earlier)
+
+
+def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | None:
+    """The format of records with these keys; None where prompt and answer are not found.
+
+    Args:
+        columns: our name to the file's, as the user gave them; they take precedence.
+    """
+    names = {name: name for name in FIELDS + OTHERS if name in have}
+    names |= {name: f"{name}_answer" for name in OTHERS if f"{name}_answer" in have}
+    names |= columns
+    given = columns.keys()
+    fits = [pair for pair in PAIRS if pair[0] in have and pair[1] in have]
+    if not given & {"messages", "text"}:
+        if found := _instruction(names, have, given):
+            return found
+        if "input" in names and "output" in names:
+            return _format("pair", names, ("instruction", "text"))
+        if len(fits) == 1 and not given & {"input", "output"}:
+            chosen = names | dict(zip(("input", "output"), fits[0], strict=True))
+            return _format("pair", chosen, ("instruction", "text"), suffix=PAIRS[fits[0]])
+    turns = next((n for n in CONVERSATIONS if n in have), None)
+    if "messages" in given or (turns and not fits and "text" not in given):
+        named = names | {"messages": columns.get("messages", turns or "")}
+        return _format("conversation", named, ("input", "output", "instruction", "text"))
+    if "text" in names and not fits:
+        return _format("document", names, ("input", "output", "instruction", "messages"))
+    return None
+
+
+def _instruction(
+    names: Mapping[str, str], have: Sequence[str], given: Iterable[str]
+) -> Format | None:
+    """Alpaca's and Dolly's format: an instruction, what it is about, and the answer."""
+    if "instruction" not in names or (set(given) & {"input"} and "instruction" not in given):
+        return None
+    answer = names.get("output") or next((n for n in ("response", "answer") if n in have), None)
+    if answer is None:
+        return None
+    context = names.get("input") or next((n for n in CONTEXTS if n in have), "")
+    chosen = dict(names) | {"input": names["instruction"], "output": answer}
+    return _format("pair", chosen, ("instruction", "text"), context=context)
+
+
+def _format(
+    kind: Literal["pair", "conversation", "document"],
+    names: Mapping[str, str],
+    unused: Iterable[str],
+    context: str = "",
+    suffix: str = "sc1",
+) -> Format:
+    used = {ours: theirs for ours, theirs in names.items() if ours not in set(unused)}
+    if kind == "pair" and used.get("messages") and used["messages"] in CONVERSATIONS[1:]:
+        del used["messages"]
+    suffix = PAIRS.get((used.get("input", ""), used.get("output", "")), suffix)
+    read = frozenset([*used.values(), context])
+    return Format(kind, used, context, suffix, read)
+
+
+def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
+    """Columns that look like text and are not read: most values have three words or more."""
+    known = set(read)
+    names = dict.fromkeys(name for record in records for name in record if name not in known)
+    found = []
+    for name in names:
+        values = [record.get(name) for record in records]
+        texts = [v for v in values if isinstance(v, str) and len(v.split()) >= 3]
+        if 2 * len(texts) > len(records):
+            found.append(str(name))
+    return found
+
+
+def conversation(given: Any, name: str) -> list[Message]:
+    """The turns of ``[{role, content}]`` or ShareGPT's ``[{from, value}]``."""
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"{name!r} is not a list of turns but {_shown(given)}")
+    turns = []
+    for turn in given:
+        if not isinstance(turn, dict):
+            raise ValueError(f"{name!r} holds a turn that is not an object: {_shown(turn)}")
+        role = str(turn.get("role") or turn.get("from") or "").lower()
+        if role not in ROLES:
+            raise ValueError(
+                f"{name!r} holds a turn of {role or 'nobody'!r}; known are "
+                f"{', '.join(sorted(ROLES))}"
+            )
+        content = turn["content"] if "content" in turn else turn.get("value")
+        turns.append(Message(ROLES[role], _content(content, name)))
+    return turns
+
+
+def _are_turns(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _content(content: Any, name: str) -> str:
+    if isinstance(content, list):  # parts of a multimodal message
+        parts = [p.get("text") if isinstance(p, dict) else p for p in content]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{name!r} holds a turn with something else than text")
+        return "".join(map(str, parts))
+    if missing(content):
+        return ""
+    if not isinstance(content, str):
+        raise ValueError(f"{name!r} holds a turn whose content is {_shown(content)}")
+    return content
+
+
+def _turns(base: Row, turns: Sequence[Message], wanted: Turns) -> list[Row]:
+    """A row for the last assistant turn, or for every one, each with all turns before it."""
+    places = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+    if not places:
+        raise ValueError("the conversation has no turn of an assistant")
+    made = []
+    for number, place in enumerate(places):
+        if wanted == "last" and place != places[-1]:
+            continue
+        if place == 0 or turns[place - 1].role != "user":
+            raise ValueError("an assistant's turn does not follow a user's")
+        if not turns[place].content.strip() or not turns[place - 1].content.strip():
+            raise ValueError("a user's or an assistant's turn is empty")
+        row = replace(
+            base,
+            input=turns[place - 1].content,
+            output=turns[place].content,
+            messages=tuple(turns[: place - 1]),
+        )
+        if wanted == "every" and len(places) > 1:
+            row = replace(row, id=f"{base.id}-turn{number}", subject=base.subject)
+        made.append(row)
+    return made
+
+
+def _windows(base: Row, text: str) -> list[Row]:
+    """The windows of a document; together they hold every character once, besides overlaps."""
+    text = text.strip()
+    if not text:
+        raise ValueError("the text is empty")
+    cuts = [0]
+    while len(text) - cuts[-1] > WINDOW - (OVERLAP if len(cuts) > 1 else 0):
+        cuts.append(_cut(text, cuts[-1] + WINDOW - (OVERLAP if len(cuts) > 1 else 0)))
+    cuts.append(len(text))
+    made = []
+    for number, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        last = number == len(cuts) - 2
+        if number == 0:
+            opening = _cut(text, min(OVERLAP, end // 2), floor=0) if end > 1 else 0
+            begin, start = 0, opening
+            window: Window = "whole" if last else "start"
+        else:
+            begin = _cut(text, start - OVERLAP)
+            window = "end" if last else "middle"
+        made.append(
+            replace(
+                base,
+                id=base.id if window == "whole" else f"{base.id}-w{number}",
+                subject=base.subject,
+                input=text[begin:start],
+                output=text[start:end],
+                window=window,
+            )
+        )
+    return made
+
+
+def _cut(text: str, place: int, floor: int | None = None) -> int:
+    """The last white space before ``place`` that is near it, else ``place`` itself."""
+    low = max(0, place - OVERLAP // 2) if floor is None else floor
+    for i in range(place, low, -1):
+        if text[i].isspace() and not text[i - 1].isspace():
+            return i
+    return place
+
+
+def with_authors(rows: Sequence[Row]) -> list[Row]:
+    """Group TOFU's questions, which come in twenties about one author each, by the author's name.
+
+    Rows are returned as they are unless nearly all twenties share a name that no other one shares;
+    the few others are called after their first row.
+    """
+    blocks = [rows[i : i + AUTHOR] for i in range(0, len(rows), AUTHOR)]
+    if not rows or len(rows) % AUTHOR:
+        return list(rows)
+    found = [_shared_name(block) for block in blocks]
+    counts = Counter(found)
+    names = [
+        name if name and counts[name] == 1 else block[0].subject
+        for name, block in zip(found, blocks, strict=True)
+    ]
+    if sum(counts[n] == 1 for n in found if n) < NAMED * len(blocks):
+        return list(rows)
+    return [
+        replace(row, subject=name)
+        for name, block in zip(names, blocks, strict=True)
+        for row in block
+    ]
+
+
+def _shared_name(block: Sequence[Row]) -> str:
+    """The full name that stands in a third of the rows or more; empty where there is none."""
+    counts = Counter(
+        name.removesuffix("'s").removesuffix("’s")
+        for row in block
+        for name in set(NAME.findall(f"{row.input} {row.output}"))
+    )
+    name, count = counts.most_common(1)[0] if counts else ("", 0)
+    return name if 3 * count >= len(block) else ""
+
+
+def missing(value: Any) -> bool:
+    """Whether a value is absent: None, or NaN as pandas writes it."""
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def value_of(record: Record, name: str) -> str:
+    """A field as text; whole numbers in a column of floats keep no ``.0``."""
+    value = record.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise ValueError(f"{name!r} is missing (NaN)")
+        if math.isinf(value):
+            raise ValueError(f"{name!r} is not a finite number")
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{name!r} is not text but {_shown(value)}")
+
+
+def _window(text: str) -> Window:
+    known: dict[str, Window] = {"whole": "whole", "start": "start", "middle": "middle",
+                                "end": "end"}  # fmt: skip
+    return known.get(text, "")
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"the weight is {text[:40]!r}, not a number that is 0 or more")
+    return weight
+
+
+def _list(record: Record, name: str) -> tuple[str, ...]:
+    """Several texts: a list, or one written as JSON in a file that holds text alone."""
+    value = record.get(name)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = parse_json(value, name)
+        except InputError as error:
+            raise ValueError(f"{name!r} is not a JSON list ({error})") from error
+    texts = value if isinstance(value, list) else [] if missing(value) or not value else [value]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{name!r} is not a list of texts but {_shown(value)}")
+    return tuple(texts)
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:40]
