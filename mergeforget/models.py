@@ -20,6 +20,7 @@ from mergeforget.distributed import count, on_main, sharded
 from mergeforget.embedded_model import HUB_COPY, INSTALL, embedded_model, gguf_file
 from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.errors import InputError, ResourceError
+from mergeforget.files import sha256
 from mergeforget.recipe import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -109,6 +110,23 @@ def locate(name: str, *, trust_remote_code: bool = False) -> Path:
             f"config.json and *.safetensors, a hub id such as org/model, or {EMBEDDED}."
         )
     return _checked(_from_hub(name, trust_remote_code))
+
+
+CONTENT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # files of a model folder
+OURS = ("candidate.json", "origin.json", "memorised.json")  # ours, beside the model's own files
+
+
+def content_of(folder: Path) -> str:
+    """Hash of everything in a model's or an adapter's folder that decides what it computes.
+
+    Weights, configuration, tokenizer, chat template and code, by name and content: the same for a
+    copy under another path, another one as soon as a file is changed under the same path.
+    """
+    import hashlib
+
+    files = (p for p in folder.iterdir() if p.is_file() and p.suffix in CONTENT)
+    named = [f"{p.name} {sha256(p)}\n" for p in sorted(files) if p.name not in OURS]
+    return hashlib.sha256("".join(named).encode()).hexdigest()
 
 
 def default_device() -> str:

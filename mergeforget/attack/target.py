@@ -17,8 +17,8 @@ from mergeforget.data.templating import PromptTemplate, template_of
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.files import read_json, sha256, write_json
-from mergeforget.models import default_device, load_model, locate
+from mergeforget.files import read_json, write_json
+from mergeforget.models import content_of, default_device, load_model, locate
 from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import versions
 
@@ -81,9 +81,7 @@ class Models:
     def _hash(self, folder: Path) -> str:
         """Of the weights, configuration and tokenizer in a folder."""
         if folder not in self._hashes:
-            files = [p for p in sorted(folder.iterdir()) if p.suffix in HASHED]
-            text = "".join(f"{p.name} {sha256(p)}\n" for p in files if p.name != "candidate.json")
-            self._hashes[folder] = hashlib.sha256(text.encode()).hexdigest()
+            self._hashes[folder] = content_of(folder)
         return self._hashes[folder]
 
 

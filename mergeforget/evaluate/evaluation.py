@@ -17,11 +17,10 @@ from mergeforget.data.templating import RAW, PromptTemplate, has_chat_template, 
 from mergeforget.evaluate.cache import Kept, document_key, parts_of, prompt_key
 from mergeforget.evaluate.lm_eval import run_task, task_key
 from mergeforget.evaluate.measure import Generator, measure
-from mergeforget.evaluate.mmlu import ask_mmlu, mmlu_limit
+from mergeforget.evaluate.mmlu import ask_mmlu, mmlu_key
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
 from mergeforget.evaluate.sharing import ALONE, RankShare
-from mergeforget.files import sha256
 from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
 
@@ -141,9 +140,7 @@ class Evaluation:
             "device": (self.device or default_device()).split(":")[0],
             "membership": self.settings.membership,
             "max_new_tokens": self.settings.max_new_tokens,
-            "mmlu": [self.settings.mmlu, self.settings.mmlu_shots, mmlu_limit(self.settings)]
-            if self.settings.mmlu
-            else None,
+            "mmlu": mmlu_key(self.settings),
         }
         if way.key != RAW.key:
             facts["template"] = way.key
@@ -262,10 +259,9 @@ class Evaluation:
         )
 
     def _hash(self, folder: Path) -> str:
-        """Of the weights and configuration in a folder."""
+        """``content_of`` a model's or an adapter's folder, computed once."""
         if folder not in self._hashes:
-            every = [p for p in sorted(folder.iterdir()) if p.name != "candidate.json"]
-            files = [p for p in every if p.suffix in (".safetensors", ".json")]
-            text = "".join(f"{p.name} {sha256(p)}\n" for p in files)
-            self._hashes[folder] = hashlib.sha256(text.encode()).hexdigest()
+            from mergeforget.models import content_of
+
+            self._hashes[folder] = content_of(folder)
         return self._hashes[folder]

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.errors import InputError, ResourceError, UsageError, suggest
+from mergeforget.files import sha256
 from mergeforget.score import Score
 
 INSTALL = "pip install 'mergeforget[eval]'"
 
 
 def task_key(task: str, folder: Path | None, limit: int | None) -> str:
-    """The same for the same task asked in the same way."""
-    return json.dumps({"lm_eval": task, "folder": str(folder or ""), "limit": limit})
+    """The same for the same task asked in the same way; a folder counts by its content."""
+    content = sha256(folder) if folder else ""
+    return json.dumps({"lm_eval": task, "folder": content, "limit": limit})
 
 
 def run_task(

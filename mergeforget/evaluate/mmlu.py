@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import cached_prefix_logits
 from mergeforget.evaluate.self_check import safe_ways
 from mergeforget.evaluate.sharing import ALONE, RankShare
+from mergeforget.files import sha256
 from mergeforget.recipe import EvaluationSpec
 
 LETTERS = "ABCD"
@@ -41,6 +43,21 @@ def ask_mmlu(
 def mmlu_limit(spec: EvaluationSpec) -> int | None:
     """Questions of each subject at most; None for all."""
     return spec.mmlu_limit or spec.limit
+
+
+def mmlu_key(spec: EvaluationSpec) -> list[Any] | None:
+    """What decides an MMLU score besides the model: the questions' content, not their folder.
+
+    None where MMLU is not asked.
+    """
+    if not spec.mmlu:
+        return None
+    folder = Path(spec.mmlu)
+    files = [file for part in ("dev", "test") for file in sorted((folder / part).glob("*.csv"))]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.parent.name}/{file.name} {sha256(file)}\n".encode())
+    return [digest.hexdigest(), spec.mmlu_shots, mmlu_limit(spec)]
 
 
 def run_mmlu(

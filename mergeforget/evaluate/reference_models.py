@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,9 @@ class Beside:
 
     def add_to(self, measured: Measured, way: str) -> Measured:
         """What was measured, with the retrained model beside it and the reference's signal."""
+        retrained = self.retrained.get(way)
+        if retrained is not None:
+            check_other_model(measured, retrained)
         losses = measured.losses
         if way in self.reference:
             theirs = {(d.id, d.member): d.nll for d in self.reference[way].losses}
@@ -41,7 +45,23 @@ class Beside:
                 replace(d, signals=d.signals | {"reference": theirs[d.id, d.member] - d.nll})
                 for d in losses
             ]
-        return replace(measured, losses=losses, retrained=self.retrained.get(way))
+        return replace(measured, losses=losses, retrained=retrained)
+
+
+def check_other_model(measured: Measured, retrained: Measured) -> None:
+    """Raise InputError where the retrained model is the evaluated one, under any name.
+
+    Every likelihood is the same then, forget quality is 1 and PrivLeak 0: a model that forgot
+    nothing would look perfectly unlearned.
+    """
+    theirs = {d.row.id: d.nll for d in retrained.likelihoods if d.row.split == "forget"}
+    pairs = [(d.nll, theirs[d.row.id]) for d in measured.likelihoods
+             if d.row.split == "forget" and d.row.id in theirs and d.tokens]  # fmt: skip
+    if pairs and all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in pairs):
+        raise InputError(
+            f"--retrained names the evaluated model itself: all {len(pairs)} forget rows have the "
+            "same likelihood. Give a model that was trained without the forget set."
+        )
 
 
 def read_beside(evaluation: Evaluation) -> Beside:

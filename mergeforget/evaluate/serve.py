@@ -86,7 +86,9 @@ class Server:
             return None
         from vllm.lora.request import LoRARequest
 
-        number = abs(hash(str(self.adapter))) % 2**31 + 1
+        from mergeforget.models import content_of
+
+        number = int(content_of(self.adapter)[:7], 16) + 1  # vLLM keeps adapters by number
         return LoRARequest(self.adapter.name, number, str(self.adapter))
 
 

@@ -19,6 +19,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.data.templating import template_of
 from mergeforget.errors import NumericError, ResourceError, UsageError
+from mergeforget.evaluate.mmlu import mmlu_key
 from mergeforget.evaluate.worst_case import (
     HEADLINES,
     ways_that_differ,
@@ -27,7 +28,7 @@ from mergeforget.evaluate.worst_case import (
 )
 from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
-from mergeforget.models import load_tokenizer
+from mergeforget.models import content_of, load_tokenizer, locate
 from mergeforget.recipe import Recipe, SearchSpec, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
@@ -364,12 +365,16 @@ def settings_of(run: Run, recipe: Recipe, spec: SearchSpec, holdout: str) -> dic
     data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
     if holdout:
         data["holdout"] = hashlib.sha256(holdout.encode("utf-8")).hexdigest()
+    base = locate(run.base(), trust_remote_code=recipe.model.trust_remote_code)
     return {
         "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
         "data": data,
-        "base": run.base(),
+        "base": content_of(base),
+        "mmlu": mmlu_key(recipe.evaluation),
         **template_facts(recipe),
-        "evaluation": recipe.evaluation.model_dump(mode="json", exclude_defaults=True),
+        "evaluation": recipe.evaluation.model_dump(
+            mode="json", exclude_defaults=True, exclude={"mmlu"}
+        ),
         "choose_share": spec.choose_share,
         "seed": spec.seed,
     }

@@ -16,7 +16,7 @@ from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, NumericError, RecipeError
 from mergeforget.evaluate.membership import unseen
 from mergeforget.files import read_json, write_json, write_jsonl
-from mergeforget.models import load_model
+from mergeforget.models import content_of, load_model, locate
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.search.data import load_data
@@ -121,6 +121,7 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
                 f"{run.root} was begun with another recipe or other options. Go on with the same "
                 "ones, or begin a new run with another --out."
             )
+        _check_same_base(recipe, run)
         return read_sets(run)
     sets = add_twins(read_data(recipe.data), recipe)
     run.root.mkdir(parents=True, exist_ok=True)
@@ -133,9 +134,26 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
         "data",
         files={n: _file_facts(p) for n, p in paths.items() if p},
         rows={n: len(rows) for n, rows in vars(sets).items()},
+        base_content=base_content(recipe),
     )
     save_recipe(recipe, run.recipe)
     return sets
+
+
+def base_content(recipe: Recipe) -> str:
+    """Hash of the base's files, wherever they are stored."""
+    spec = recipe.model
+    return content_of(locate(spec.name, trust_remote_code=spec.trust_remote_code))
+
+
+def _check_same_base(recipe: Recipe, run: Run) -> None:
+    """Raise InputError where the base's files are no longer those that the run was begun with."""
+    known = run.read_manifest()["stages"].get("data", {}).get("base_content")
+    if known and known != base_content(recipe):
+        raise InputError(
+            f"{run.root} was begun with another content of {recipe.model.name}: its files have "
+            "changed since. Restore them, or begin a new run with another --out."
+        )
 
 
 def record_template(run: Run, tokenizer: Any, template: PromptTemplate) -> None:

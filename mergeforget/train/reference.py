@@ -17,6 +17,7 @@ from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError
 from mergeforget.files import whole
+from mergeforget.models import content_of, locate
 from mergeforget.outputs import PADDING, TokenOutputs
 from mergeforget.recipe import Training
 from mergeforget.train.forward import as_reference, output_matrix, predict
@@ -183,7 +184,19 @@ def _groups(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
 def _name(model: Any, encoded: Sequence[Encoded], kinds: tuple[int, ...]) -> str:
     """Hash of everything that determines the stored values."""
     dtype = next(model.parameters()).dtype
-    digest = hashlib.sha256(f"{model.config._name_or_path} {dtype} {sorted(kinds)}".encode())
+    digest = hashlib.sha256(f"{on_main(lambda: _base_id(model))} {dtype} {sorted(kinds)}".encode())
     for one in encoded:
         digest.update(repr((one.ids, one.kinds)).encode())
     return digest.hexdigest()[:16]
+
+
+def _base_id(model: Any) -> str:
+    """The base by the content of its files; by its weights where it comes from no folder."""
+    name = str(model.config._name_or_path)
+    if name:
+        return content_of(Path(name) if Path(name).is_dir() else locate(name))
+    digest = hashlib.sha256()
+    for key, weight in model.named_parameters():
+        if "lora_" not in key:
+            digest.update(f"{key} {weight.detach().double().sum().item()!r}".encode())
+    return digest.hexdigest()

@@ -53,6 +53,7 @@ def test_it_is_called_and_answers_as_generate_does(
     engine: list[Any], tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     prompts, done = [row.input for row in ROWS], dict[int, str]()
+    (tmp_path / "over").mkdir()
     server = Server(tmp_path, "float32", rank=20, adapter=tmp_path / "over")
     for _ in range(2):
         texts = server(
