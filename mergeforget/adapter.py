@@ -53,6 +53,7 @@ class LowRankDelta:
 
     @property
     def rank(self) -> int:
+        """Rank of the factors."""
         return int(self.a.shape[0])
 
     @property

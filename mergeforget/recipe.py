@@ -58,6 +58,8 @@ _NESTED: ContextVar[int] = ContextVar("nested_recipes", default=0)
 
 
 class ModelSpec(RecipeSection):
+    """The model before unlearning, and how it is loaded."""
+
     name: str = "smollm2"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["4bit"] | None = None  # of the frozen base under an adapter (QLoRA)
@@ -129,6 +131,8 @@ class Pair(RecipeSection):
 
 
 class MergeSpec(RecipeSection):
+    """How `mergeforget merge RUN` merges the pair by default."""
+
     method: str = "ties"
     density: Density | None = 0.8
     weights: list[float] = [1.0, 1.0]
@@ -140,6 +144,8 @@ class MergeSpec(RecipeSection):
 
 
 class SearchSpec(RecipeSection):
+    """What `mergeforget search` tries, and what it maximises."""
+
     methods: Annotated[list[str], Field(min_length=1)] = ["ties"]
     densities: Densities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     weights: Annotated[list[list[float]], Field(min_length=1)] = [[1.0, 1.0]]
@@ -202,6 +208,8 @@ class EvaluationSpec(RecipeSection):
 
 
 class Recipe(RecipeSection):
+    """Everything that decides a run; one section per step."""
+
     name: str
     source: str = ""
     notes: str = ""

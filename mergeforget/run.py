@@ -37,6 +37,7 @@ class Run:
 
     @property
     def name(self) -> str:
+        """Name of the run folder."""
         return self.root.name
 
     @property
@@ -66,10 +67,12 @@ class Run:
 
     @property
     def over(self) -> Path:
+        """PEFT folder of the over-forgetting adapter."""
         return self.root / "over"
 
     @property
     def under(self) -> Path:
+        """PEFT folder of the under-forgetting adapter."""
         return self.root / "under"
 
     @property
@@ -99,6 +102,7 @@ class Run:
 
     @property
     def analysis(self) -> Path:
+        """Numbers and figures of `mergeforget analyze`."""
         return self.root / "analysis"
 
     @property
@@ -108,6 +112,7 @@ class Run:
 
     @property
     def report(self) -> Path:
+        """The HTML page of `mergeforget report`."""
         return self.root / "report" / "index.html"
 
     @property

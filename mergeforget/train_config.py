@@ -30,6 +30,7 @@ class Term(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """Arguments of the loss."""
         return dict(self.__pydantic_extra__ or {})
 
     @property
@@ -47,10 +48,13 @@ class Transform(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """Arguments of the transform."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class Lora(RecipeSection):
+    """Rank, scaling and target modules of an adapter."""
+
     r: Positive = 32
     lora_alpha: float = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -138,14 +138,65 @@ def test_scores_become_a_table_or_say_that_pandas_is_missing(
 
 
 def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
-    finished: Run, tmp_path: Path
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = mf.report(finished.root, out=tmp_path / "page.html")
-    assert "<html" in page.read_text()
-    found = mf.analyze(mf.load_run(finished.root), ["angles"], out=str(tmp_path / "analysis"))
-    assert [one.name for one in found] == ["angles"]
-    assert (tmp_path / "analysis" / "angles.json").is_file()
+    written: list[Any] = []
+    writer = "mergeforget.analysis.report.write_report"  # slow; tests/analysis has its own tests
+    monkeypatch.setattr(writer, lambda run, path: written.append((run, path)) or path)
+    assert mf.report(str(finished.root), out=tmp_path / "page.html") == tmp_path / "page.html"
+    assert written == [(finished, tmp_path / "page.html")]
+    found = mf.analyze(mf.load_run(finished.root), ["prediction"], out=str(tmp_path / "analysis"))
+    assert [one.name for one in found] == ["prediction"]
+    assert (tmp_path / "analysis" / "prediction.json").is_file()
     with pytest.raises(UsageError, match="dynamics"):
         mf.analyze(finished.root, ["angles"], against=finished.root)
     scores = mf.compare([finished.root], run_model="over", part="report")
     assert list(scores) == ["run: over"]
+
+
+OTHERWISE = {  # options of the command line that Python users have in another form, or not at all
+    "as_json", "assignments", "arguments", "open_it", "worker", "trust_remote_code", "runs",
+}  # fmt: skip
+SAME = {"subject": "run_model", "model": "run_model"}  # in compare
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [
+        ("train-pair", "train_pair"),
+        ("train", "train"),
+        ("search", "search"),
+        ("evaluate", "evaluate"),
+        ("export", "export"),
+        ("report", "report"),
+        ("analyze", "analyze"),
+        ("compare", "compare"),
+    ],
+)
+def test_a_function_takes_the_options_of_its_command_with_the_same_defaults(
+    command: str, function: str
+) -> None:
+    import click
+
+    from mergeforget.cli import main
+
+    options = main.get_command(click.Context(main), command)
+    assert options is not None
+    parameters = inspect.signature(getattr(mf, function)).parameters
+    for option in options.params:
+        if not option.expose_value or option.name in OTHERWISE:
+            continue
+        name = SAME.get(str(option.name), option.name) if command == "compare" else option.name
+        assert name in parameters, f"{function} has no argument {name!r}"
+        theirs, ours = option.default, parameters[str(name)].default
+        if isinstance(theirs, str | int | float) and not isinstance(theirs, bool):
+            assert ours == theirs or option.required, f"{function}: {name}={ours!r}, not {theirs!r}"
+
+
+@pytest.mark.parametrize("module", ["mergeforget.api.training", "mergeforget.testing"])
+def test_examples_in_docstrings_run(module: str) -> None:
+    import doctest
+    from importlib import import_module
+
+    found = doctest.testmod(import_module(module))
+    assert found.attempted and not found.failed

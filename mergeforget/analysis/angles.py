@@ -56,6 +56,7 @@ class Angle:
     degrees: float | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self)
 
 

@@ -37,6 +37,7 @@ class Moment:
     n: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self)
 
 

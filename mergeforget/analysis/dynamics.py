@@ -70,6 +70,7 @@ class Event:
     text: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self)
 
 

@@ -98,6 +98,7 @@ def to_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def angles(run: Run) -> Found:
+    """Angles between weight changes, within a training and between the pair."""
     from mergeforget.analysis import training_plots
     from mergeforget.analysis.angles import FORWARD, run_angles
 
@@ -124,6 +125,7 @@ def angles(run: Run) -> Found:
 
 
 def dynamics(run: Run) -> Found:
+    """Losses, norms and events during training."""
     from mergeforget.analysis import training_plots
     from mergeforget.analysis.dynamics import events_of, rows_of, run_dynamics
 
@@ -144,6 +146,7 @@ def against(run: Run, other: Run) -> Found:
 
 
 def density(run: Run) -> Found:
+    """Scores by density of the merge."""
     from mergeforget.analysis import plots
     from mergeforget.analysis.density import rows_of, run_density
 
@@ -155,6 +158,7 @@ def density(run: Run) -> Found:
 
 
 def mia(run: Run) -> Found:
+    """Membership inference: ROC curves and loss distributions."""
     from mergeforget.analysis import plots
     from mergeforget.analysis.membership import rows_of, run_membership
 
@@ -168,6 +172,7 @@ def mia(run: Run) -> Found:
 
 
 def weights(run: Run) -> Found:
+    """Norms and sign agreement of the pair by layer and kind of module."""
     from mergeforget.analysis import training_plots
     from mergeforget.analysis.weights import run_weights
 
@@ -193,6 +198,7 @@ def weights(run: Run) -> Found:
 
 
 def curves(run: Run) -> Found:
+    """Scores of the snapshots during training."""
     from mergeforget.analysis import plots
     from mergeforget.analysis.curves import run_curves
 
@@ -201,6 +207,7 @@ def curves(run: Run) -> Found:
 
 
 def prediction(run: Run) -> Found:
+    """The density predicted from the pair, compared with the chosen one."""
     from mergeforget.analysis import plots
     from mergeforget.analysis.selection import rows_of, run_prediction
 
@@ -209,6 +216,7 @@ def prediction(run: Run) -> Found:
 
 
 def attacks(run: Run) -> Found:
+    """Results of the attacks on the run."""
     from mergeforget.analysis.attacks import draw_attacks, rows_of, run_attacks
 
     found = run_attacks(run)

@@ -50,6 +50,7 @@ UNITS = {
 
 
 def title_of(metric: str) -> str:
+    """Title of a metric's figure."""
     return TITLES.get(metric, metric.replace("_", " ").capitalize())
 
 

@@ -54,6 +54,7 @@ class TableCell:
 
     @property
     def text(self) -> str:
+        """The value as the table shows it."""
         return f"{self.value:.3f}" if self.value is not None else ""
 
     @property
@@ -97,6 +98,7 @@ def measures_of(scores: dict[str, list[Score]]) -> list[Measure]:
 
 
 def label_of(measure: Measure) -> str:
+    """Heading of a measure."""
     metric, split = measure
     name = metric.replace("_", " ").capitalize()
     return LABELS.get(measure, name if split == "all" else f"{name}, {split}")

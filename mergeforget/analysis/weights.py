@@ -41,6 +41,7 @@ class ModuleFacts:
     effective_rank: float
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self)
 
 
@@ -60,9 +61,11 @@ class Agreement:
 
     @property
     def chance(self) -> float:
+        """Share of equal signs that chance gives."""
         return self.density / (2 - self.density)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self) | {"overlap_by_chance": self.chance}
 
 

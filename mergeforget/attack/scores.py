@@ -34,11 +34,13 @@ class ScoredRows:
 
     @classmethod
     def of(cls, target: Target, forget: Sequence[Row] | None = None) -> ScoredRows:
+        """The rows of a target, with other forget rows if given."""
         hidden = target.forget if forget is None else list(forget)
         return cls(hidden, target.retain, target.compared())
 
     @property
     def every(self) -> list[Row]:
+        """The rows of all splits."""
         return [*self.forget, *self.retain, *self.holdout]
 
 

@@ -31,6 +31,7 @@ class Estimate:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     def to_dict(self) -> dict[str, float]:
+        """Plain values for JSON."""
         return dict(vars(self))
 
 

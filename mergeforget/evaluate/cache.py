@@ -52,9 +52,11 @@ class Reading:
         return bool(self.signals)
 
     def document_loss(self, row: Row, member: bool) -> DocumentLoss:
+        """The document's loss, as a member or a non-member."""
         return DocumentLoss(row.id, member, self.nll, row.task, self.signals, row.subject)
 
     def answer_likelihood(self, row: Row) -> AnswerLikelihood:
+        """The likelihood of the row's answer."""
         return AnswerLikelihood(row, *self.answer)
 
 
@@ -109,18 +111,23 @@ class Kept:
         return one if norm is None else replace(one, signals=one.signals | {"gradient_norm": -norm})
 
     def keep_completion(self, row: Row, completion: str) -> None:
+        """Save a generated answer."""
         self._keep({"key": prompt_key(row), "completion": completion})
 
     def keep_reading(self, row: Row, reading: Reading) -> None:
+        """Save the likelihoods of a document."""
         self._keep({"key": document_key(row), **asdict(reading)})
 
     def keep_gradient(self, row: Row, norm: float) -> None:
+        """Save a gradient norm."""
         self._keep({"key": document_key(row), "gradient_norm": norm})
 
     def keep_mmlu(self, counts: dict[str, tuple[int, int]]) -> None:
+        """Save the counts of MMLU."""
         self._keep({"mmlu": counts})
 
     def keep_task(self, key: str, scores: list[Score]) -> None:
+        """Save the scores of an lm-eval task."""
         self._keep({"key": key, "task": [score.to_dict() for score in scores]})
 
     def gather(self) -> None:

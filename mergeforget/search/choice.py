@@ -23,6 +23,7 @@ class Scored:
 
     @property
     def name(self) -> str:
+        """Name of the candidate."""
         return self.candidate.name
 
 

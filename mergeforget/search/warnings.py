@@ -28,6 +28,7 @@ class Gap(NamedTuple):
 
     @property
     def apart(self) -> float:
+        """Absolute difference of the two splits."""
         return abs(self.choose - self.report)
 
     def __str__(self) -> str:

@@ -80,6 +80,7 @@ class TableRow(RecipeSection):
 
     @property
     def steps(self) -> list[str]:
+        """Names of the steps that the row reads."""
         return [self.step] if isinstance(self.step, str) else list(self.step)
 
 
@@ -102,6 +103,8 @@ class Claim(RecipeSection):
 
 
 class Table(RecipeSection):
+    """A table of measured and published numbers, with claims about them."""
+
     title: str
     text: str = ""
     source: str = ""  # of the published figures
@@ -212,6 +215,7 @@ class StudyDefinition(RecipeSection):
         return ((section, step) for section in self.parts for step in section.steps)
 
     def step(self, name: str) -> StudyStep:
+        """The step of a name."""
         return next(step for _, step in self.steps() if step.name == name)
 
     def commands(self, step: StudyStep) -> list[str]:

@@ -37,6 +37,7 @@ class Places:
         return steps | own
 
     def mark(self, step: str) -> Path:
+        """File that records how far a step is."""
         return self.out / "steps" / f"{step}.json"
 
 
@@ -51,9 +52,11 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
+        """Seconds since the start."""
         return time.monotonic() - self.began
 
     def ended(self, step: StudyStep, seconds: float) -> None:
+        """Count a finished step and the seconds that it took."""
         self.expected += 60 * step.minutes
         self.spent += seconds
 
@@ -67,4 +70,5 @@ class Clock:
         return self.limit is None or self.limit - self.elapsed >= 1
 
     def left(self) -> float | None:
+        """Seconds left, or None without a limit."""
         return None if self.limit is None else max(0.0, self.limit - self.elapsed)

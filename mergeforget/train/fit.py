@@ -70,6 +70,7 @@ class TrainingJob:
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the trainer's checkpoints."""
         return self.run.root / "checkpoints" / self.stage
 
 

@@ -68,6 +68,7 @@ class Plan:
     device: str
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self)
 
 

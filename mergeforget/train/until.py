@@ -53,6 +53,7 @@ class Check:
 
     @property
     def finite(self) -> bool:
+        """Whether every measured value is finite."""
         return all(v == v and abs(v) < float("inf") for v in (self.forget_nll, self.retain_nll))
 
 
@@ -124,6 +125,7 @@ class UntilController(TrainerCallback):
         return f"{auc}forget {last.forget_exact:.0%}, retain {last.retain_exact:.0%} known"
 
     def snapshot(self, step: int) -> Path:
+        """Save the adapter at the current step."""
         return self.folder / f"{self.stage}-step{step:05d}"
 
     def under_step(self) -> int | None:

@@ -36,6 +36,7 @@ class ReplacedTensor:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Shape of the tensor."""
         return _matrix(self.value)
 
     def rows(self, part: slice, origin: Array) -> Array:
@@ -51,6 +52,7 @@ class AddedBias:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Shape of the bias."""
         return _matrix(self.value)
 
     def rows(self, part: slice, origin: Array) -> Array:
@@ -70,6 +72,7 @@ class DoraChange:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Shape of the weight, (out, in)."""
         return self.delta.shape
 
     def rows(self, part: slice, origin: Array) -> Array:
@@ -89,6 +92,7 @@ class SummedChange:
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Shape of the weight."""
         return self.other.shape
 
     def rows(self, part: slice, origin: Array) -> Array:

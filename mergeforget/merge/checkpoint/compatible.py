@@ -214,6 +214,7 @@ def check_equal(
 
 
 def check_base(candidate: Candidate, base: Path | None) -> None:
+    """Raise UsageError if the method acts on changes and no base is given."""
     if base is None and traits(candidate.method).base == "delta":
         raise UsageError(
             f"{candidate.method} acts on what changed since a base model; name it with --base."
@@ -221,6 +222,7 @@ def check_base(candidate: Candidate, base: Path | None) -> None:
 
 
 def check_finite_block(model: Checkpoint, info: TensorInfo, values: Array) -> Array:
+    """Return a block; raise NumericError where it contains NaN or Inf."""
     quick = loops(values)
     if quick:
         sound = quick.all_finite(values.reshape(-1).view(np.uint32))

@@ -49,6 +49,7 @@ class TensorJob:
 
     @property
     def nbytes(self) -> int:
+        """Size of the written tensor, in bytes."""
         return int(np.prod(self.shape, dtype=np.int64)) * SIZES[self.dtype]
 
 
@@ -85,6 +86,7 @@ class MemoryBudget:
 
     @contextmanager
     def take(self, count: int) -> Iterator[None]:
+        """Wait until the bytes are available, and reserve them while the block runs."""
         with self._turn:
             self._turn.wait_for(lambda: self.limit is None or self.used + count <= self.limit)
             self.used += count

@@ -52,14 +52,17 @@ class TensorInfo(NamedTuple):
 
     @property
     def numel(self) -> int:
+        """Number of entries."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return self.numel * SIZES[self.dtype]
 
     @property
     def floating(self) -> bool:
+        """Whether the dtype is a floating-point type."""
         return self.dtype in FLOATS
 
 
@@ -79,6 +82,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
+        """Name of the folder, for messages."""
         return self.folder.name
 
     def read(self, info: TensorInfo, rows: slice = slice(None), room: Room | None = None) -> Array:

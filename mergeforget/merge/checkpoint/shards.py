@@ -27,6 +27,7 @@ class FileOffset(NamedTuple):
 
 
 def in_shards(jobs: Sequence[TensorJob], shard_bytes: int) -> list[list[TensorJob]]:
+    """Distribute tensors over files of a maximum size."""
     shards: list[list[TensorJob]] = [[]]
     size = 0
     for job in jobs:
@@ -39,6 +40,7 @@ def in_shards(jobs: Sequence[TensorJob], shard_bytes: int) -> list[list[TensorJo
 
 
 def file_names(count: int) -> list[str]:
+    """Names of the weight files."""
     if count == 1:
         return [SINGLE]
     return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
@@ -92,6 +94,7 @@ def _header(shard: Sequence[TensorJob]) -> tuple[bytes, list[int]]:
 
 
 def put(file: int, data: memoryview, offset: int) -> None:
+    """Write all bytes at an offset of a file."""
     while data:
         count = os.pwrite(file, data, offset)
         data, offset = data[count:], offset + count

@@ -134,6 +134,7 @@ class Source(NamedTuple):
 
     @property
     def numel(self) -> int:
+        """Number of entries of one tensor."""
         return self.shape[0] * self.shape[1]
 
 
