@@ -1,4 +1,4 @@
-"""What was merged and how: the recipe of one merge, and its name on the disk."""
+"""How one merge was made, and the folder name that follows from it."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def to_array(
 
 
 def stored(array: Array, dtype: str, name: str) -> Array:
-    """An array as its bits lie in a file of ``dtype``, rounded to nearest even.
+    """The bits of an array in a file of ``dtype``, rounded to nearest even.
 
     Args:
         name: of the tensor, for messages.

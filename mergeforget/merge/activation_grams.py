@@ -1,4 +1,4 @@
-"""What a model's layers are given on some rows: the means of ``h h^T`` that ``regmean`` needs."""
+"""Statistics of the layers' inputs on some rows: the means of ``h h^T`` that ``regmean`` needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def grams_of(
         files: of rows, one per adapter, or one for all of them.
 
     Raises:
-        UsageError: another number of files, or a method that looks at no data.
+        UsageError: another number of files, or a method that uses no data.
         InputError: a file or the model cannot be read, or an adapter does not fit it.
     """
     from mergeforget.data.readers import read_rows
@@ -124,11 +124,11 @@ def check_grams(candidate: Candidate, grams: Grams | None) -> None:
     needs = looks_at_data(candidate)
     if needs and grams is None:
         raise UsageError(
-            f"{candidate.method} looks at what the layers are given: name a file of rows for each "
+            f"{candidate.method} needs the inputs of the layers: name a file of rows for each "
             "adapter with --data, or one for all."
         )
     if grams is not None and not needs:
-        raise UsageError(f"{candidate.method} looks at no data; leave --data out.")
+        raise UsageError(f"{candidate.method} uses no data; leave --data out.")
 
 
 def mapped(
@@ -157,7 +157,7 @@ def as_sum(
         if adapter.extras:
             raise UsageError(
                 f"{candidate.method} merges factors only, and {adapter.name!r} trained more than "
-                "them. Choose a method that looks at no data, such as linear or ties."
+                "them. Choose a method that uses no data, such as linear or ties."
             )
         for module in adapter.deltas:
             owners.setdefault(module, []).append(i)

@@ -1,4 +1,4 @@
-"""Applies an adapter to a live model in place, and takes it off again to the last bit."""
+"""Adds an adapter to a loaded model in place, and restores the original weights bit for bit."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ Buffers = dict[str, Any]  # module -> a tensor that held its merged weight
 def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) -> Iterator[None]:
     """Add an adapter's change to a model's weights while the block runs.
 
-    The original weights are set aside, not recomputed, so they come back to the last bit, also
-    after an error. The sum is computed in float32 and rounded once to the weight's dtype.
+    The original weights are kept, not recomputed, so they are restored bit for bit, also after an
+    error. The sum is computed in float32 and rounded once to the weight's dtype.
 
     Args:
         model: a transformers model, with the module names that the adapter knows.
         adapter: its change is added to the weight of each of its modules.
-        buffers: an empty dict that is given again with every candidate: the memory of the merged
-            weights is then reused instead of asked for anew. While the block of one candidate
-            runs, its weights lie there.
+        buffers: a dict, empty at first, that is passed with every candidate so that the memory of
+            the merged weights is reused. It holds the weights of the candidate whose block runs.
 
     Raises:
         InputError: the model has no such module, its weight has another shape, or the adapter
@@ -61,7 +60,7 @@ def _put(model: nn.Module, name: str, weight: nn.Parameter) -> None:
 
 
 def _added(weight: Tensor, delta: LowRankDelta, transposed: bool, room: Tensor | None) -> Tensor:
-    """``weight + scaling * b @ a``, in ``room`` where that fits."""
+    """``weight + scaling * b @ a``, written into ``room`` if its shape and device match."""
     import torch
 
     a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device, torch.float32)

@@ -30,14 +30,14 @@ _room = Room()
 
 
 def in_memory(stack: Tensor) -> Source:
-    """A stack that is there already, (n, rows, columns)."""
+    """A source over a stack in memory, (n, rows, columns)."""
     return Source(
         len(stack), (int(stack.shape[1]), int(stack.shape[2])), lambda part: stack[:, part]
     )
 
 
 def held(source: Source) -> Source:
-    """The same, read once and kept in memory."""
+    """A source whose tensors are read once and kept in memory."""
     stack: Tensor = source.rows(slice(0, source.shape[0]))
 
     def rows(part: slice) -> Tensor:
@@ -208,7 +208,7 @@ def _picked(
     offset: int,
     quick: Any,
 ) -> list[Tensor]:
-    """The same for all densities, by one pass of compiled loops."""
+    """``_pair`` for all densities in one pass of compiled loops."""
     bounds = np.array([[cut.within(offset) for cut in pair] for pair in cuts])
     merged = np.empty((len(cuts), *cases[0].shape), np.float32)
     quick.pick(

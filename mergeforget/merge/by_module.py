@@ -19,7 +19,7 @@ LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def depth_of(names: Iterable[str]) -> dict[str, float]:
-    """How deep in the model each tensor or module lies: 0 first layer, 1 last; 0 outside layers."""
+    """Relative depth of each tensor or module: 0 first layer, 1 last; 0 outside layers."""
     layers = {name: LAYER.search(name) for name in names}
     numbers = {name: int(found[1]) for name, found in layers.items() if found}
     last = max(numbers.values(), default=0)
@@ -27,7 +27,7 @@ def depth_of(names: Iterable[str]) -> dict[str, float]:
 
 
 def at_module(candidate: Candidate, name: str, depth: float) -> Candidate:
-    """The candidate as it is for one module."""
+    """The candidate with the settings of one module filled in."""
     if not candidate.by_module:
         return candidate
     density, weights = candidate.density, candidate.weights
@@ -50,14 +50,14 @@ def evaluate(setting: Any, name: str, depth: float) -> Any:
     """The value of a setting for one name; None where no filter matches.
 
     Raises:
-        UsageError: the setting is none.
+        UsageError: the setting is malformed.
     """
     if isinstance(setting, dict):
         setting = [setting]
     if isinstance(setting, bool | int | float | str):
         return setting
     if not isinstance(setting, list) or not setting:
-        raise UsageError(f"{setting!r} is no number, no gradient and no list of filters.")
+        raise UsageError(f"{setting!r} is neither a number nor a gradient nor a list of filters.")
     if all(isinstance(one, int | float) and not isinstance(one, bool) for one in setting):
         place = depth * (len(setting) - 1)
         low = int(place)

@@ -42,7 +42,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, repr=False)
 class Merged:
-    """A merged adapter, and what the merge has to tell.
+    """A merged adapter and the report of its merge.
 
     Attributes:
         adapter: with the scaling multiplied in (lora_alpha equals the rank).
@@ -75,12 +75,12 @@ class MergeSettings:
     """How modules are merged, apart from the candidate.
 
     Attributes:
-        modules: which, see ``inputs.modules_to_merge``.
-        svd: ``exact`` or ``fast``, see ``lowrank.cut_dense``.
+        modules: which modules to merge, see ``inputs.modules_to_merge``.
+        svd: ``exact`` or ``fast``, see ``truncated_svd.cut_dense``.
         precision: of the computation, ``float32`` or ``float64``.
         compare: measure ``space_error`` for every method; it takes dense deltas. For ``linear`` it
             is always measured, from rank-sized matrices.
-        threads: at most; the number changes no bit.
+        threads: largest number of threads; it does not change the result.
         grams: statistics of each module's inputs, for methods that need them, see
             ``activation_grams``.
         same_base: merge although the adapters name bases with different content.
@@ -167,7 +167,7 @@ def sweep(
 
 
 def _work(adapters: Sequence[Adapter], candidates: Sequence[Candidate]) -> int:
-    """How many entries the method is to look at."""
+    """Number of entries that the method processes."""
     dense = is_dense(candidates[0])
     entries = sum(
         math.prod(delta.shape) if dense else delta.a.size + delta.b.size

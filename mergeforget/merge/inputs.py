@@ -1,4 +1,4 @@
-"""What the engine takes in: adapters that can be merged exactly, checked before any work."""
+"""Checks of the adapters before a merge: one base, finite, and mergeable without error."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]
 
 
 def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) -> list[str]:
-    """The same for anything that adapters, here with their names, hold by module or tensor."""
+    """``modules_to_merge`` for any (name, mapping) pairs, by module or by tensor."""
     every = set().union(*(held for _, held in owners))
     common = every.intersection(*(held for _, held in owners))
     if modules == "all" or common == every:

@@ -114,7 +114,7 @@ class Request:
 
 
 class _TheirsOnlyError(Exception):
-    """Our engine has not what a configuration asks for; says what."""
+    """The configuration needs something that our engine lacks; the message names it."""
 
 
 def read_config(path: Path) -> Request | str:

@@ -37,7 +37,7 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
         adapters: of any ranks, on any modules; where one changes nothing its rows stay as they are.
 
     Yields:
-        What must be told whose rows come, by ``rows``, before the first pass of each batch.
+        An object whose ``rows`` must be called before the first pass of each batch.
 
     Raises:
         InputError: as ``apply.applied``.
@@ -57,7 +57,7 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
 
 
 class SideBySide:
-    """Several adapters, and whose rows the next passes have."""
+    """Several adapters, and the adapter of each row of the next passes."""
 
     def __init__(self, factors: dict[str, Factors]) -> None:
         """Begin without rows.
@@ -73,7 +73,7 @@ class SideBySide:
         self._took_part: set[str] = set()
 
     def rows(self, owners: Sequence[int]) -> None:
-        """Say whose rows the next passes have.
+        """Set the adapter of each row of the next passes.
 
         Those of all adapters are padded to the most that one of them has, so that each is a matrix
         of one batched product. Where all have as many, and each has its own beside each other,
@@ -153,6 +153,6 @@ def _stacked(model: nn.Module, name: str, adapters: Sequence[Adapter]) -> Factor
 
 
 def _picked(factors: Factors, places: list[int]) -> Factors:
-    """Those of some adapters; the same tensors where it is all of them."""
+    """The factors of some adapters; the same tensors if all are chosen."""
     a, b = factors
     return factors if len(places) == len(a) else (a[places], b[places])

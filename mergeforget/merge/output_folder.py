@@ -1,4 +1,4 @@
-"""Whether a folder may be written: what stands there is replaced whole."""
+"""Checks that an output folder may be written, since its content is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ MADE = "candidate.json"  # a folder that has it was merged here, and may be merg
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:
-    """Raise InputError where ``out`` is what is read, or holds it."""
+    """Raise InputError where ``out`` is an input, or contains one."""
     place = out.resolve()
     for path in inputs:
         read = path.resolve()
         if place in (read, *read.parents) and read.exists():
             what = "is read" if place == read else f"holds {path}, which is read"
             raise InputError(
-                f"{out} {what}, and would be replaced by what is written. Choose another place "
-                "with --out."
+                f"{out} {what}, and the output would replace it. Choose another place with --out."
             )
 
 
 def check_free(
     out: Path, inputs: Iterable[Path], mark: str = MADE, made: str = "merged here"
 ) -> None:
-    """Raise InputError where ``out`` holds what is read, or something that was made elsewhere.
+    """Raise InputError where ``out`` contains an input, or files from elsewhere.
 
     Args:
         mark: the file by which an earlier result is known, which may be replaced.

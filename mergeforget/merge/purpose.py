@@ -9,7 +9,7 @@ the retain rows' gradients, each step solves
 
 in closed form: ``d = K^-1 (mu a - r)`` with ``K = H + ridge D``, D the mean of H's diagonal times
 the identity and ``mu = (target - L_forget + a.K^-1 r) / a.K^-1 a``. The losses are not linear in w,
-so a few such steps are taken, each limited in length.
+so several such steps are taken, each limited in length, and the point nearest to the target counts.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class PurposeMerge:
     Attributes:
         weights: Module name -> one weight per adapter.
         target: Forget loss that was aimed at, in nats per token.
-        forget: Forget loss after each step, the equal blend first.
-        retain: Retain loss after each step.
+        forget: Forget loss after each step up to the chosen one, the equal blend first.
+        retain: Retain loss after each of these steps.
     """
 
     weights: dict[str, tuple[float, ...]]
@@ -80,7 +80,7 @@ def choose_weights(
     *,
     target: float | None = None,
     rows: int = 16,
-    steps: int = 4,
+    steps: int = 8,
     ridge: float = 0.1,
 ) -> PurposeMerge:
     """Choose a weight for every module and adapter, see the module's docstring.
@@ -91,7 +91,8 @@ def choose_weights(
         target: Forget loss to reach, in nats per token. None takes the mean of what the adapters
             have alone: for a pair, half way between forgetting too much and too little.
         rows: Largest number of rows of each kind that are read.
-        steps: Number of steps; the losses are measured anew before each.
+        steps: Number of steps; the losses are measured anew before each, and the weights whose
+            forget loss is nearest to the target are returned.
         ridge: Damping of a step; larger values keep the modules' weights closer to each other.
 
     Raises:
@@ -110,7 +111,7 @@ def choose_weights(
     }
     n = len(adapters)
     weights = torch.full((len(names), n), 1 / n, dtype=torch.float32, requires_grad=True)
-    found_forget, found_retain = [], []
+    found_forget, found_retain, visited = [], [], []
     with _weighted(model, adapters, names, weights):
         if target is None:
             with torch.no_grad():
@@ -127,13 +128,15 @@ def choose_weights(
                 loss_r, grads_r = _gradients(model, weights, examples["retain"], step == steps)
                 found_forget.append(loss_f)
                 found_retain.append(loss_r)
+                visited.append(weights.detach().cpu().numpy().astype(float))
                 bar.advance()
                 if step == steps:
                     break
                 move = best_step(grads_f.mean(0), grads_r, target - loss_f, ridge)
                 with torch.no_grad():
                     weights += torch.from_numpy(move.reshape(weights.shape)).to(weights)
-    chosen = weights.detach().cpu().numpy().astype(float)
+    best = int(np.argmin(np.abs(np.array(found_forget) - target)))
+    chosen = visited[best]
     table = {
         name: tuple(
             float(w) if name in adapter.deltas else 0.0
@@ -141,7 +144,7 @@ def choose_weights(
         )
         for name, row in zip(names, chosen, strict=True)
     }
-    return PurposeMerge(table, target, found_forget, found_retain)
+    return PurposeMerge(table, target, found_forget[: best + 1], found_retain[: best + 1])
 
 
 def best_step(gain: Floats, costs: Floats, wanted: float, ridge: float) -> Floats:

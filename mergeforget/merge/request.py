@@ -1,4 +1,4 @@
-"""What is asked of a merge: names resolved, and everything checked before any work."""
+"""Resolves the names in a candidate and checks it before any work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PEFT_TYPES = {
     "dare_ties_svd": "dare_ties",
     "magnitude_prune_svd": "magnitude_prune",
 }
-IN_FACTORS = set(PEFT_TYPES.values())  # methods that PEFT applies to A and B apart
+IN_FACTORS = set(PEFT_TYPES.values())  # methods that PEFT applies to A and B separately
 FACTOR_ARGUMENTS = {"sign", "rescale"}  # scales and shares of weights are not those of the product
 
 
@@ -86,7 +86,7 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
     for name in {*candidate.arguments, *candidate.by_module} - {"density", "weights"}:
         if candidate.space == "factors" and name not in FACTOR_ARGUMENTS:
             raise UsageError(
-                f"In factor space {name} would act on A and on B, which is not what it says of "
+                f"In factor space {name} would act on A and on B, which has another effect on "
                 "their product: add --space delta."
             )
     return entry

@@ -149,7 +149,7 @@ def test_without_data_or_with_too_much_it_is_refused(
     adapters = [read_adapter(folder) for folder in pair]
     with pytest.raises(UsageError, match="--data"):
         merge_adapters(adapters, Candidate("regmean"))
-    with pytest.raises(UsageError, match="looks at no data"):
+    with pytest.raises(UsageError, match="uses no data"):
         merge_adapters(adapters, Candidate("linear"), MergeSettings(grams={}))
     three = [*data, data[0]]
     with pytest.raises(UsageError, match="2 adapters and 3 files"):

@@ -1,4 +1,4 @@
-"""What an adapter changes of each tensor of its base, also where that is no product of factors.
+"""The change that an adapter makes to each tensor of its base, low-rank or not.
 
 Beside ``scaling * B @ A`` PEFT trains whole modules (``modules_to_save``), biases of the base
 (``bias``), a bias of lora_B (``lora_bias``) and DoRA's magnitudes. Each is a change of one tensor
@@ -141,7 +141,7 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
     for module, delta in adapter.deltas.items():
         turned = module not in adapter.embeddings and is_turned(adapter, module, config)
         found[f"{module}.weight"] = laid(delta, turned)
-    # magnitudes first: they say what a module's factors mean
+    # magnitudes first: with them a module's factors are DoRA's
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):
         value = adapter.extras[key]
         name = base_name(key)

@@ -32,7 +32,7 @@ def half_blocks(
     """Blocks of a merged tensor, to the bit those of the method block by block.
 
     Args:
-        models: who is merged, and where the tensor lies in each.
+        models: the models and the tensor's location in each.
         base: their changes from it are merged, and the result is added to it.
 
     Returns:

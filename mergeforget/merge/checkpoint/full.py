@@ -204,7 +204,7 @@ def merge_models(
     check_base(candidate, base)
     if looks_at_data(candidate):
         raise UsageError(
-            f"{candidate.method} looks at what the layers are given, which is read for adapters "
+            f"{candidate.method} needs the inputs of the layers, which are measured for adapters "
             "only: give --adapter and --data, with --full for a whole model."
         )
     with ExitStack() as stack:

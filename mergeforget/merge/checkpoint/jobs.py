@@ -1,4 +1,4 @@
-"""What a writer is given: tensors to write as they are computed, and the memory they may take."""
+"""Jobs of the writer: tensors that are written as they are computed, and their memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Block(NamedTuple):
     """Consecutive rows of a tensor to write.
 
     Attributes:
-        raw: as their bits lie in the file; the memory may be used again for the next block.
+        raw: the bytes as stored in the file; the memory may be reused for the next block.
         energy: squared norm of the change that they hold; 0 where there is no base.
         error: squared norm of what the output's dtype leaves out of it.
     """

@@ -31,7 +31,7 @@ SIZES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()} | {"BF16
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies.
+    """Where a tensor is stored.
 
     Attributes:
         start: offset of its first byte in the file.
@@ -89,7 +89,7 @@ class Checkpoint:
         """Rows of a tensor as a matrix, half types widened to float32.
 
         Args:
-            room: memory to use; the rows lie there until more are read into it.
+            room: memory to read into; it is valid until the next read.
 
         Raises:
             InputError: the file ends before the tensor does.
@@ -139,7 +139,7 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
     for path in paths:
         for name, info in read_header(path).items():
             if name in tensors:
-                raise InputError(f"{name} lies in {tensors[name].path} and in {path}.")
+                raise InputError(f"{name} is stored in {tensors[name].path} and in {path}.")
             tensors[name] = info
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if not isinstance(config, dict):

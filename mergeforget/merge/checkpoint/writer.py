@@ -1,8 +1,8 @@
 """Writes a model folder tensor by tensor as they are ready, with bounded memory, and resumes.
 
-The weights grow in a hidden folder beside the target and take its place when all is there. A
-journal notes each finished tensor; the same merge, started again after an interruption, goes on
-from it. Blocks are written where they belong, so any number of threads gives the same bytes.
+The weights are written to a hidden folder beside the target, which is replaced when they are
+complete. A journal records each finished tensor, and a repeated merge resumes from it. Blocks are
+written at their offsets, so the number of threads does not change the bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def write_model(
     """Write a plain model folder.
 
     Args:
-        plan: everything that decides the bytes; an interrupted merge with the same plan goes on.
+        plan: everything that determines the bytes; a merge with the same plan is resumed.
         like: its config, tokenizer and further small files are carried over.
         facts: what ``candidate.json`` shall hold, given the rounding.
         durable: wait until the disk has the bytes, so that a power cut costs nothing that the

@@ -1,4 +1,4 @@
-"""Whether loops that numba compiled stand in for passes of numpy; the bits are the same."""
+"""Chooses between numpy and loops compiled by numba, which give the same bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _loops: ModuleType | None = None
 
 
 def expect(entries: int) -> None:
-    """Load the compiled loops where so much work comes that it pays, and numba is installed.
+    """Load the compiled loops if numba is installed and the work is large enough to pay for it.
 
     Numba keeps what it compiled beside the source or in the user's cache; where it can write to
     neither, numpy does the work.
@@ -41,16 +41,16 @@ def loops(*arrays: Any) -> ModuleType | None:
 
 
 class Room(threading.local):
-    """Memory that a thread uses again for every block; asked for anew it costs more than the sums.
+    """Buffers that a thread reuses for every block; allocating them costs more than the sums.
 
-    What is taken under one name is overwritten by the next that is taken under it.
+    The next array taken under a name overwrites the previous one.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """An array of any content."""
+        """An uninitialised array."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         held = self._buffers.get(name)
         if held is None or held.nbytes < size:

@@ -1,6 +1,6 @@
 """Loops over entries, compiled by numba: what numpy does in many passes over memory in one.
 
-Imported by ``speedup`` only, which knows whether numba is there. Each gives the bits that
+Imported by ``dispatch`` only, which checks that numba is installed. Each gives the bits that
 numpy's way gives: the same operations in float32, in the same order, none of them fused.
 """
 
@@ -22,12 +22,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(loop: F) -> F:
-    """Compile a loop so that other threads go on meanwhile; no operation is fused or reordered."""
+    """Compile a loop that releases the GIL; no operation is fused or reordered."""
     return cast(F, njit(nogil=True, cache=True, error_model="numpy")(loop))
 
 
 def reordered(loop: F) -> F:
-    """The same for a sum whose order does not matter."""
+    """Compile a loop over a sum whose order does not matter."""
     return cast(F, njit(nogil=True, cache=True, fastmath={"reassoc"})(loop))
 
 

@@ -1,4 +1,4 @@
-"""Adding up n tensors: weighted sums, and means of the entries that have the elected sign.
+"""Weighted sums of n tensors, and means of the entries that have the elected sign.
 
 Every function takes the stacked tensors of one module, (n, *shape), numpy or torch; inputs are
 never changed. Sums over the n tensors run from the first to the last, as torch's do, so that equal
@@ -44,7 +44,7 @@ def weighted_sum(
 
 
 def scaled(gram: Any, weights: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Tensor:
-    """What each input of a weighted sum is multiplied by, (n,); the inputs have no say in it."""
+    """The factor of each input of a weighted sum, (n,); it does not depend on the inputs."""
     return weights * scale_of(weights, normalize, scale)
 
 
@@ -55,7 +55,7 @@ def scale_of(weights: Tensor, normalize: bool, scale: float) -> float:
 
 
 def elect(stack: Tensor, sign: Sign = "total") -> Tensor:
-    """Say which entries have the sign that most of the tensors want at their place.
+    """Mask of the entries that have the elected sign of their place.
 
     Args:
         stack: (n, *shape), trimmed.

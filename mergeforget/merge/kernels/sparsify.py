@@ -1,4 +1,4 @@
-"""Dropping entries: the small ones, the outliers, or some at random, and making up for it.
+"""Drops entries (small ones, outliers, or at random) and rescales the rest.
 
 Every function takes the stacked tensors of one module, (n, *shape), numpy or torch; inputs are
 never changed.
@@ -130,7 +130,7 @@ def row_sums(stack: Tensor) -> Tensor:
 
 
 def factors_of_l1(before: Tensor, after: Tensor) -> Tensor:
-    """What restores each L1 norm, (n,), from ``row_sums`` of the whole tensors."""
+    """Factors that restore each L1 norm, (n,), from ``row_sums`` of the whole tensors."""
     norms, left = before.sum(-1), after.sum(-1)
     small = (norms < 1e-7) | (left < 1e-7)  # mergekit's guard
     factors: Tensor = library(norms).where(small, norms * 0 + 1, norms / (left + small))
@@ -178,7 +178,7 @@ def magprune(
     rescale: Rescale = "l1",
     l1_factors: Tensor | None = None,
 ) -> Tensor:
-    """Drop entries at random, the small ones of each row more often, then make up for it.
+    """Drop entries at random, small ones of each row more often, then rescale the rest.
 
     Args:
         stack: (n, rows, columns)

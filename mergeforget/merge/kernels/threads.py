@@ -1,4 +1,4 @@
-"""Threads that merge side by side, each with one thread of linear algebra."""
+"""A thread pool for merging, with one BLAS thread per worker."""
 
 from __future__ import annotations
 

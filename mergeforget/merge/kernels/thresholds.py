@@ -1,4 +1,4 @@
-"""Where a trim cuts a tensor: exactly k entries, the lowest index first among equal magnitudes."""
+"""Thresholds of a trim: exactly k entries are kept, the lowest index first among equals."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def kept_count(density: float, numel: int) -> int:
 def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Threshold]:
     """Where to cut (numel,) magnitudes so that k entries are kept, for each k of ``ranks``."""
     numel = len(magnitude)
-    tied = [min(numel, k + 1) for k in ranks]  # does the next one lie at the cut too?
+    tied = [min(numel, k + 1) for k in ranks]  # is the next one at the threshold too?
     found = kth_largest(magnitude, [*ranks, *tied])
     cuts = []
     for k, value, following in zip(ranks, found, found[len(ranks) :], strict=False):
@@ -91,7 +91,7 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
         ordered = np.sort(bits)
     else:
         ordered = bits.copy()
-        end = numel  # what lies from here on is larger, and in place
+        end = numel  # entries from here on are larger and in place
         for place in sorted(set(places), reverse=True):
             ordered[:end].partition(place)
             end = place
@@ -139,7 +139,7 @@ class Source(NamedTuple):
 
 
 def blocks(shape: tuple[int, int], entries: int = SMALL) -> Iterator[slice]:
-    """Slices of rows that hold about so many entries, an even number wherever possible."""
+    """Slices of rows with about ``entries`` entries each."""
     step = max(1, entries // max(1, shape[1]))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
@@ -187,7 +187,7 @@ class _Bracket:
             self.at_low += from_low - from_high - len(inside)
 
     def _look_quickly(self, entries: Tensor, quick: ModuleType) -> None:
-        """The same in one pass."""
+        """``look`` in one compiled pass."""
         found = _room.take("inside", (len(entries) + 1,), np.int32)
         low = Threshold(self.low).bits if self.low >= 0 else -1
         above, at_high, between, at_low = quick.census(
@@ -201,7 +201,7 @@ class _Bracket:
             self.at_low += at_low
 
     def cut(self) -> float | None:
-        """The k-th largest magnitude, or None where it lies outside; the bracket then moves."""
+        """The k-th largest magnitude; None where it is outside the bracket, which then moves."""
         rank = self.k - self.above
         if rank <= 0:
             self._move(self.high, float("inf"))

@@ -1,4 +1,4 @@
-"""Cutting a change back to a rank: exactly from its factors, or from the dense change.
+"""Truncates a delta to a rank: exactly from its factors, or from the dense delta.
 
 Factors are ``b @ a`` with b (out, rank) and a (rank, in), numpy arrays or torch tensors. What is
 returned follows PEFT: the rows of ``a`` are orthonormal and ``b`` carries the singular values.
@@ -108,7 +108,7 @@ def _iterated(delta: Tensor, rank: int, basis: Tensor, energy: float) -> Truncat
 
 
 def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
-    """What a basis catches of a change, from its image (out, k).
+    """The part of a delta within a basis, from its image (out, k).
 
     Returns:
         The squared norm of the best cut within the basis; (k, p) to make the image orthonormal;
