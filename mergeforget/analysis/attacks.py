@@ -28,6 +28,11 @@ AXES = {  # attack: key of the horizontal axis, and its label
     "quantise": ("bits", "bits of a weight"),
     "prompts": ("kind", "kind of prompt"),
     "probe": ("layer", "layer (0: the embeddings)"),
+    "relearn_unrelated": ("step", "steps of training on unrelated text"),
+    "nf4": ("bits", "bits of a weight"),
+    "logit_lens": ("layer", "layer"),
+    "exposure": ("condition", "rows"),
+    "multiple_choice": ("condition", "rows"),
 }
 METRICS = {
     "nll": "NLL, forget\n(nats a token)",
@@ -36,12 +41,18 @@ METRICS = {
     "mia_auc": "MIA AUC",
     "row_leak_rate": "rows that leak",
     "auc": "AUC of the probe",
+    "value": "value, forget",
 }
 TITLES = {
     "relearn": "Relearning",
     "quantise": "Quantisation",
     "prompts": "Prompts",
     "probe": "Probes of the hidden states",
+    "relearn_unrelated": "Relearning on unrelated text",
+    "nf4": "4-bit NormalFloat",
+    "exposure": "Rank of the true answer (exposure, bits)",
+    "multiple_choice": "Multiple choice (share right)",
+    "logit_lens": "Logit lens (log-likelihood, nats a token)",
 }
 LABELS = {"before": "before unlearning", "control": "never saw the data"}
 CONTROL = {"color": "#009e73", "marker": "o", "linestyle": (0, (3, 1, 1, 1))}
@@ -69,14 +80,16 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def draw_attacks(results: Sequence[Result]) -> list[SavedFigure]:
     """One figure an attack, with all models that it was tried on."""
-    names = dict.fromkeys(r.attack for r in results)
+    names = dict.fromkeys(r.attack for r in results if r.rows)
     return [draw_attack([r for r in results if r.attack == name]) for name in names]
 
 
 def draw_attack(results: Sequence[Result]) -> SavedFigure:
     """The figures of one attack: a panel a metric, a line (prompts: a bar) a model."""
     name = results[0].attack
-    key, label = AXES[name]
+    results = [r for r in results if r.rows]
+    key, label = AXES.get(name, ("kind", "kind of prompt"))
+    title = TITLES.get(name, name.replace("_", " ").capitalize())
     models: dict[str, list[dict[str, Any]]] = {row["model"]: [] for r in results for row in r.rows}
     for result in results:  # of a model that several were compared with, the last
         for model in dict.fromkeys(row["model"] for row in result.rows):
@@ -86,7 +99,7 @@ def draw_attack(results: Sequence[Result]) -> SavedFigure:
         figure, axes = panels(len(metrics), 3.2 if len(metrics) == 1 else 1.8)
         marks = []
         for ax, metric in zip(axes, metrics, strict=True):
-            draw = _bars if name == "prompts" else _lines
+            draw = _bars if key in ("kind", "condition") else _lines
             marks += draw(ax, models, key, metric)
             ax.set_ylabel(METRICS[metric])
             if metric in ("mia_auc", "auc"):
@@ -94,8 +107,8 @@ def draw_attack(results: Sequence[Result]) -> SavedFigure:
         axes[-1].set_xlabel(label)
         legend(figure, axes)
     shown = ", ".join(METRICS[m].replace("\n", " ") for m in metrics)
-    alt = f"{TITLES[name]}: {shown}, by {label}."
-    return SavedFigure(f"attack-{name}", TITLES[name], alt, figure, marks)
+    alt = f"{title}: {shown}, by {label}."
+    return SavedFigure(f"attack-{name}", title, alt, figure, marks)
 
 
 def look_of(model: str, place: int) -> dict[str, Any]:
@@ -135,6 +148,12 @@ def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: 
     return marks
 
 
+def _counted(row: dict[str, Any], value: float) -> str:
+    if "rows_leaked" in row:
+        return f"{row['rows_leaked']} of {row['rows']} rows"
+    return f"{value:.3f}"
+
+
 def _bars(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: str) -> list[Mark]:
     kinds = list(dict.fromkeys(row[key] for rows in models.values() for row in rows))
     width = 0.8 / len(models)
@@ -146,9 +165,10 @@ def _bars(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: s
         hatch = ("", "//", "..", "xx", "--")[place % 5]  # for a print in grey
         ax.bar(x, y, width * 0.92, label=title, color=look["color"], hatch=hatch, edgecolor="white")
         marks += [
-            Mark(ax, a, b, f"{title}, {row[key]}: {row['rows_leaked']} of {row['rows']} rows")
+            Mark(ax, a, b, f"{title}, {row[key]}: {_counted(row, b)}")
             for a, b, row in zip(x, y, rows, strict=True)
         ]
     ax.set_xticks(range(len(kinds)), kinds)
-    ax.set_ylim(0, 1.03)
+    if metric != "value":
+        ax.set_ylim(0, 1.03)
     return marks

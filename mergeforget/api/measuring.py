@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     Scored = tuple[EvaluationSpec, dict[str, list[Score]]]
 
-ORDER = ("prompts", "quantise", "probe", "relearn")  # the cheapest attacks first
 SETTINGS = ("benchmark", "limit", "max_new_tokens", "mmlu_shots", "mmlu_limit", "membership",
             "retrained", "reference", "utility", "floor", "backend", "ask")  # fmt: skip
 
@@ -163,6 +162,7 @@ def attack(
     device: str | None = None,
     out: str | Path | None = None,
     again: bool = False,
+    quick: bool = False,
     on_result: Callable[[Result], None] | None = None,
     **arguments: Any,
 ) -> AttackResults:
@@ -184,6 +184,7 @@ def attack(
         device: ``cpu``, ``cuda``, ...; the GPU where there is one.
         out: Folder of the results; ``RUN/attacks``, or ``attacks``, when omitted.
         again: Ignore cached measurements.
+        quick: Carry out the quick set of attacks on at most 24 rows per split.
         on_result: Called with each result as soon as it is there.
         arguments: Arguments of the attacks, for example ``steps=20`` or ``bits=[8, 4]``.
 
@@ -191,12 +192,10 @@ def attack(
         UsageError: No attack in ``attacks`` takes one of the arguments.
         InputError: A model or a file cannot be read, or nothing was chosen.
     """
-    from mergeforget.attack.driver import carry_out
-    from mergeforget.attack.methods import ATTACKS
+    from mergeforget.attack.driver import QUICK_ROWS, attack_names, carry_out
 
-    everything = sorted(ATTACKS.names(), key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
-    wanted = [ATTACKS.get(name).name for name in attacks if name != "all"]
-    names = everything if not wanted or "all" in attacks else [n for n in everything if n in wanted]
+    names = attack_names(attacks, quick=quick)
+    limit = QUICK_ROWS if quick and limit is None else limit
     check_arguments(arguments, names)
     if model is not None and is_run(model):
         model, run = None, model
@@ -208,12 +207,13 @@ def attack(
     }  # fmt: skip
     results, figures = [], []
     with _targets(None if model is None else str(model), run, run_models, options) as targets:
-        for result, every in carry_out(targets, names, arguments):
+        for result, every in carry_out(targets, names, arguments, quick=quick):
             results.append(result)
-            figures.append(_draw(every, targets[0].folder))
+            figures += [_draw(every, targets[0].folder)] if any(r.rows for r in every) else []
             if on_result is not None:
                 on_result(result)
         folder = targets[0].folder
+    names = [*names, "verdict"]
     files = [*(folder / f"{name}.json" for name in names), *dict.fromkeys(figures)]
     return AttackResults(results, folder, files)
 

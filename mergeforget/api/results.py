@@ -128,6 +128,14 @@ class AttackResults(Sequence["Result"]):
         more = f", {len(self) - 4} more" if len(self) > 4 else ""
         return f"AttackResults({found}{more})"
 
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """One sentence for each attacked model: the worst case over all attacks on it."""
+        from mergeforget.attack.driver import verdict_of
+
+        return {name: verdict_of(self.folder, name)[1]
+                for name in dict.fromkeys(r.model for r in self._results)}  # fmt: skip
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one flat record per measured figure."""
         return [

@@ -2,44 +2,114 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergeforget.attack.methods import ATTACKS
-from mergeforget.attack.result import Result, write_result
-from mergeforget.attack.target import Models, Suspect, Target
+from mergeforget.attack.result import (
+    Finding,
+    Result,
+    read_results,
+    write_result,
+    write_verdict,
+)
+from mergeforget.attack.target import Models, NotApplicableError, Suspect, Target
+from mergeforget.attack.tuning import train_control
+from mergeforget.attack.verdict import headline
 from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import template_of
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.run_models import models_of
-from mergeforget.recipe import ModelSpec, load_recipe
+from mergeforget.recipe import DataSpec, ModelSpec, load_recipe
 from mergeforget.run import Run
 
 SPLITS = ("forget", "retain", "holdout")
 CHOSEN = "chosen"
 NEW_TOKENS = 64  # of an answer, where no recipe says
+ORDER = (  # the cheapest attacks first
+    "exposure", "logit_lens", "multiple_choice", "prompts", "formats", "in_context", "translation",
+    "neighbours", "own_paraphrase", "quantise", "nf4", "probe", "sampling", "relearn",
+    "relearn_unrelated",
+)  # fmt: skip
+QUICK_ROWS = 24  # of each split: with the arguments below the cost does not grow with the data
+QUICK: dict[str, dict[str, Any]] = {  # attacks of the quick set and their arguments
+    "exposure": {"candidates": 7},
+    "logit_lens": {"layers": 4},
+    "prompts": {"kinds": ["plain", "prefix"], "words": [1]},
+    "formats": {"formats": ["chat", "completion", "fill-in", "json"]},
+    "in_context": {},
+    "quantise": {"bits": [4]},
+    "sampling": {"samples": 8},
+    "relearn": {"steps": 40},
+}
+
+
+def attack_names(names: Sequence[str] = (), *, quick: bool = False) -> list[str]:
+    """Names of the attacks to carry out, the cheapest first.
+
+    Args:
+        names: attacks asked for; none, or ``all``, is every attack, or the quick set.
+    """
+    every = list(QUICK) if quick else ATTACKS.names()
+    wanted = [ATTACKS.get(name).name for name in names if name != "all"]
+    chosen = wanted if wanted and "all" not in names else every
+    rank = {name: place for place, name in enumerate(ORDER)}
+    return sorted(dict.fromkeys(chosen), key=lambda name: rank.get(name, len(rank)))
 
 
 def carry_out(
-    targets: Sequence[Target], names: Sequence[str], options: Mapping[str, Any]
+    targets: Sequence[Target],
+    names: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    quick: bool = False,
 ) -> Iterator[tuple[Result, list[Result]]]:
     """Carry out attacks and keep their results as they come.
+
+    An attack that does not apply to the data or the model is reported as ``no power`` where others
+    are carried out as well. The verdict over all results of a model is kept, too.
 
     Args:
         names: of the attacks.
         options: arguments by name; each attack gets those that it takes.
+        quick: use the arguments of the quick set, where ``options`` do not say otherwise.
 
     Yields:
         A result, and every result of the same attack that is kept.
     """
     for name in names:
         entry = ATTACKS.get(name)
-        arguments = {key: value for key, value in options.items() if key in entry.parameters}
+        given = (QUICK.get(name, {}) if quick else {}) | dict(options)
+        arguments = {key: value for key, value in given.items() if key in entry.parameters}
         for target in targets:
-            result = entry.fn(target, **arguments)
-            yield result, write_result(target.folder, result)
+            try:
+                result = entry.fn(target, **arguments)
+            except NotApplicableError as error:
+                if len(names) == 1:
+                    raise
+                result = Result(name, target.suspect.role, "no power", f"Not tried: {error}", [])
+            every = write_result(target.folder, result)
+            verdict_of(target.folder, target.suspect.role)
+            yield result, every
+
+
+def verdict_of(folder: Path, model: str) -> tuple[Finding, str]:
+    """The verdict over every attack on a model whose results are in a folder; it is kept there."""
+    found = {
+        result.attack: result.finding
+        for name in ATTACKS.names()
+        for result in read_results(folder, name)
+        if result.model == model
+    }
+    finding, sentence = headline(found)
+    write_verdict(folder, model, finding, sentence)
+    return finding, sentence
 
 
 def targets_of_run(
@@ -57,8 +127,9 @@ def targets_of_run(
 
     Args:
         names: base, over, under, chosen, or a candidate; by default the chosen one.
-        control: a model that never saw the data; by default the one from which the base was made
-            by memorising, where the run knows it.
+        control: a model that never saw the data. By default the model from which the base was
+            made by memorising, where the run knows it, with a LoRA that is trained here on the
+            retain rows alone.
         files: data files instead of the run's own, by split.
         limit: rows of each split at most, whole documents.
         out: where results go; by default into the run.
@@ -70,11 +141,14 @@ def targets_of_run(
     recipe = load_recipe(run.recipe)
     base = Suspect("before", run.base(), name="the base")
     suspects = [_suspect(run, name) for name in names or [CHOSEN]]
-    never = control or _never_trained(run)
     own = {split: run.data / f"{split}.jsonl" for split in SPLITS}
     chosen = {split: path for split, path in (files or {}).items() if path is not None}
     rows = read_splits(own | chosen, limit, recipe.search.seed)
     models = Models(recipe.model, device)
+    folder = out or run.attacks
+    never = Suspect("control", control, name=control) if control else (
+        _control_of(run, models, rows["retain"], recipe.data)
+    )  # fmt: skip
     spec = recipe.evaluation
     own_settings = {"max_new_tokens": spec.max_new_tokens, "membership": spec.membership}
     settings = {**own_settings, "data": recipe.data, **settings}
@@ -83,9 +157,9 @@ def targets_of_run(
             models,
             suspect,
             base if suspect.role != "base" else None,
-            Suspect("control", never, name=never) if never else None,
+            never,
             **rows,
-            folder=out or run.attacks,
+            folder=folder,
             **settings,
         )
         for suspect in suspects
@@ -161,7 +235,21 @@ def _suspect(run: Run, name: str) -> Suspect:
     return Suspect(name, run.base(), known[name], name)
 
 
-def _never_trained(run: Run) -> str | None:
-    """The model that the base was before it memorised the data, where that was done here."""
+def _control_of(run: Run, models: Models, retain: Sequence[Row], data: DataSpec) -> Suspect | None:
+    """The model before it memorised the data, tuned on retain; None where that is not known."""
     base = run.read_manifest().get("base") or {}
-    return str(base["name"]) if base.get("memorised") and base.get("name") else None
+    if not (base.get("memorised") and base.get("name")):
+        return None
+    never = Suspect("control", str(base["name"]), name=str(base["name"]))
+    if not retain:
+        return never
+    facts = models.facts(never) | {
+        "rows": [row.to_dict() for row in retain], "data": [data.template, data.system_prompt],
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    place = run.attacks / "control" / digest
+    if not (place / "adapter_config.json").is_file():
+        with models.opened(never) as (model, tokenizer):
+            template = template_of(tokenizer, data)
+            train_control(model, tokenizer, retain, place, template=template)
+    return replace(never, adapter=place, name=f"{never.base}, trained on the retain rows alone")

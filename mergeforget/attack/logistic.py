@@ -87,6 +87,24 @@ def cross_validated_auc(
     return float(np.mean(areas))
 
 
+def held_out_probabilities(
+    features: Array,
+    labels: NDArray[np.bool_],
+    documents: Sequence[str],
+    *,
+    strength: float = 0.1,
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> Array:
+    """Probability of each row's own label under a fit that saw none of its document; (rows,)."""
+    found = np.zeros(len(labels))
+    for held in document_folds(labels, documents, folds, seed):
+        weights, intercept = fit(features[~held], labels[~held], strength)
+        member = _sigmoid(features[held] @ weights + intercept)
+        found[held] = np.where(labels[held], member, 1 - member)
+    return found
+
+
 def document_folds(
     labels: NDArray[np.bool_], documents: Sequence[str], folds: int, seed: int
 ) -> Iterator[NDArray[np.bool_]]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mergeforget.errors import InputError
 from mergeforget.files import read_json_object, write_json, write_text
 
-Finding = Literal["traces", "none found", "undecided"]
+Finding = Literal["traces", "none found", "undecided", "no power", "no control"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,13 @@ class Result:
     Attributes:
         attack: its name.
         model: the model that was attacked.
-        finding: ``traces`` of the data, ``none found``, or too little to say.
+        finding: ``traces`` of the data; ``none found``; ``undecided``; ``no power``, where the
+            attack does not find the data in the model before unlearning either; ``no control``.
         verdict: what the figures mean for the claim that the data is gone, in words.
         rows: the figures, flat; ``model`` is the attacked one, ``before`` or ``control``.
-        figures: those that the verdict rests on, with the thresholds.
+        figures: evidence that the verdict rests on: values, intervals, p-values.
         settings: arguments of the attack, seed and names of the models compared.
-        examples: what a reader may want to see, such as the prompts that leaked.
+        examples: every leak, with its row.
     """
 
     attack: str
@@ -56,6 +57,35 @@ def write_result(folder: Path, result: Result) -> list[Result]:
     write_json(path, {"attack": result.attack, "results": [r.to_dict() for r in every]})
     write_text(path.with_suffix(".csv"), _csv(every))
     return every
+
+
+def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, Any]]) -> str:
+    """Write every prompt and completion of an attack as CSV and Parquet.
+
+    Args:
+        rows: one for each model, prompt and sample.
+
+    Returns:
+        The name of the CSV file below ``folder``; the Parquet file differs in its suffix.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / "answers" / f"{attack}-{model}.csv"
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+    pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"))
+    return f"answers/{path.name}"
+
+
+def write_verdict(folder: Path, model: str, finding: Finding, sentence: str) -> None:
+    """Put the verdict over all attacks on one model into ``folder/verdict.json``."""
+    path = folder / "verdict.json"
+    every = read_json_object(path) if path.is_file() else {}
+    write_json(path, every | {model: {"finding": finding, "sentence": sentence}})
 
 
 def read_results(folder: Path, attack: str) -> list[Result]:

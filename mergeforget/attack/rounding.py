@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from mergeforget.errors import UsageError
 
+LEAST_ROUNDED = 0.99  # share of the weights in matrices below which no model is cleared
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+)  # fmt: skip
 _NO_MATRIX = re.compile(r"bias|A_log|time_|norm|position|mask_emb|seg_embed|\bwpe\b")
 
 
@@ -48,6 +55,32 @@ def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Ten
     return back.to(weight.dtype)
 
 
+def round_to_nf4(weight: Tensor, group: int = 64) -> Tensor:
+    """Weights after storage as 4-bit NormalFloat.
+
+    Each ``group`` of neighbours, in row-major order, is divided by its largest absolute value and
+    each quotient moves to the nearest of the 16 values of the data type.
+
+    Args:
+        weight: any shape.
+
+    Returns:
+        Same shape, dtype and device.
+
+    Source: Dettmers et al., QLoRA, arXiv:2305.14314, appendix E; as bitsandbytes'
+        ``quantize_4bit`` and ``dequantize_4bit`` do without double quantisation.
+    """
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    flat = wide.reshape(-1)
+    blocks = nn.functional.pad(flat, (0, -len(flat) % group)).view(-1, group)
+    scale = blocks.abs().amax(dim=1, keepdim=True)
+    values = torch.tensor(NF4, dtype=wide.dtype, device=wide.device)
+    borders = (values[1:] + values[:-1]) / 2
+    places = torch.bucketize(blocks / scale.clamp(min=torch.finfo(wide.dtype).tiny), borders)
+    back: Tensor = (values[places] * scale).view(-1)[: len(flat)].view_as(wide)
+    return back.to(weight.dtype)
+
+
 @dataclass(frozen=True)
 class WeightMatrix:
     """One weight matrix of a model, or a stack of matrices (the experts of a layer).
@@ -67,11 +100,16 @@ class WeightMatrix:
         """Whether the weights are plain floating-point numbers in two or three dimensions."""
         return self.parameter.is_floating_point() and self.parameter.ndim in (2, 3)
 
-    def round(self, bits: int, group: int | None) -> Tensor:
+    def round(self, bits: int, group: int | None, kind: str = "nearest") -> Tensor:
         """The rounded weights, in the parameter's own layout; each expert is rounded by itself."""
         weight = self.parameter.data
         rows = weight.mT if self.transposed else weight
-        new = round_to_nearest(rows.reshape(-1, rows.shape[-1]), bits, group).view(rows.shape)
+        flat = rows.reshape(-1, rows.shape[-1])
+        new = (
+            round_to_nf4(flat, group or 64)
+            if kind == "nf4"
+            else round_to_nearest(flat, bits, group)
+        ).view(rows.shape)
         return (new.mT if self.transposed else new).contiguous()
 
 
@@ -122,8 +160,13 @@ def weight_matrices(model: Any) -> list[WeightMatrix]:
 
 
 @contextmanager
-def rounded(model: Any, bits: int, group: int | None) -> Iterator[RoundedShare]:
+def rounded(
+    model: Any, bits: int, group: int | None, kind: str = "nearest"
+) -> Iterator[RoundedShare]:
     """Round every weight matrix while the block runs.
+
+    Args:
+        kind: ``nearest`` for ``round_to_nearest``, ``nf4`` for ``round_to_nf4``.
 
     Yields:
         How much was rounded. Afterwards the weights are what they were, to the last bit.
@@ -134,7 +177,7 @@ def rounded(model: Any, bits: int, group: int | None) -> Iterator[RoundedShare]:
     counts = [sum(m.parameter.numel() for m in part) for part in (chosen, every)]
     try:
         for matrix in chosen:
-            matrix.parameter.data = matrix.round(bits, group)
+            matrix.parameter.data = matrix.round(bits, group, kind)
         yield RoundedShare(len(chosen), *counts)
     finally:
         for matrix, original in zip(chosen, originals, strict=True):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mergeforget.attack.target import Facts, Target
-from mergeforget.attack.verdict import Losses
+from mergeforget.attack.verdict import GREEDY, Advantage, Leaks, Values, difference, less
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.cache import Kept, document_key
@@ -52,7 +53,9 @@ def forget_scores(
     Returns:
         ``nll``, ``greedy_match``, ``regurgitation`` and ``mia_auc`` of the forget rows and
         ``retain_nll``, None where there is no row to score; ``documents``: mean NLL of each
-        document's answers by split; ``tokens``: the same for models of one tokenizer.
+        document's answers by split; ``rows``: NLL and number of tokens of each forget row's
+        answer, and whether greedy decoding gives all of it; ``tokens``: a hash that is the same
+        for models of one tokenizer.
     """
     kept = Kept()
     answered = measure(
@@ -78,13 +81,49 @@ def forget_scores(
             split: _by_document(_read(kept, getattr(rows, split)))
             for split in ("forget", "holdout")
         },
+        "rows": {
+            one.row.id: {"nll": one.nll, "tokens": one.tokens, "exact": one.greedy == 1.0}
+            for one in _read(kept, rows.forget)
+            if one.tokens
+        },
         "tokens": _tokens_hash(tokenizer, rows.every),
     }
 
 
-def losses_of(facts: Facts, split: str) -> Losses:
+def losses_of(facts: Facts, split: str) -> Values:
     """Mean NLL of each document of a split."""
     return dict(facts["documents"][split])
+
+
+def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
+    """How much better a model predicts the forget rows than the control does.
+
+    ``over_control`` is the mean over forget subjects of ``NLL_control - NLL_model``, in nats a
+    token; ``beyond_holdout`` subtracts the same mean of the holdout, which removes what the model
+    learned about such text in general.
+    """
+    forget, holdout = (
+        less(losses_of(control, split), losses_of(model, split)) for split in ("forget", "holdout")
+    )
+    return Advantage(difference(forget), difference(forget, holdout) if holdout else None, looks)
+
+
+def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:
+    """Rows that greedy decoding gives word for word in any condition, the control in none.
+
+    Args:
+        model, control: scores in the same conditions, such as the steps of a fine-tuning.
+
+    Returns:
+        The leaks; the chance of a guess is the probability that the control gives to the whole
+        answer, summed over the conditions.
+    """
+    leaked, guess = {}, {}
+    for row in model[0]["rows"]:
+        mine, theirs = ([p["rows"][row] for p in points] for points in (model, control))
+        leaked[row] = any(p["exact"] for p in mine) and not any(p["exact"] for p in theirs)
+        guess[row] = GREEDY * sum(math.exp(-p["nll"] * p["tokens"]) for p in theirs)
+    return Leaks.of(leaked, guess)
 
 
 def check_comparable(*facts: Facts) -> None:

@@ -27,6 +27,10 @@ HASHED = (".safetensors", ".json", ".jinja")  # weights, configuration, tokenize
 DECIDING = ("torch", "transformers", "peft", "mergeforget")  # versions that may change figures
 
 
+class NotApplicableError(InputError):
+    """An attack that cannot be carried out on this data or model; the others can."""
+
+
 @dataclass(frozen=True)
 class Suspect:
     """One model: a base by name or folder, and an adapter on it or none.
@@ -121,6 +125,10 @@ class Target:
         """The model, and those of the others that there are."""
         return [s for s in (self.suspect, self.before, self.control) if s is not None]
 
+    def names(self) -> dict[str, str]:
+        """What each of the models is, by role, for the record."""
+        return {s.role: s.name or s.base for s in self.suspects()}
+
     def compared(self) -> list[Row]:
         """Of the holdout, the documents that an evaluation compares with the forget set's.
 
@@ -133,10 +141,10 @@ class Target:
         return [row for row in self.holdout if row.subject in drawn]
 
     def need(self, *splits: str) -> None:
-        """Raise InputError for a split that has no rows."""
+        """Raise NotApplicableError for a split that has no rows."""
         for split in splits:
             if not getattr(self, split):
-                raise InputError(
+                raise NotApplicableError(
                     f"This attack needs {split} rows and there are none. Give a file with "
                     f"--{split}."
                 )

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +18,39 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, encode_rows
 from mergeforget.errors import NumericError
+from mergeforget.files import whole
 from mergeforget.losses.gd import gd
 from mergeforget.train.forward import predict
 from mergeforget.train.lora_targets import lora_config
 
 MAX_LENGTH = 512
+CONTROL_STEPS = 100
+UNRELATED = (  # general text about nobody
+    (
+        "Why do leaves change colour in autumn?",
+        "Trees stop making chlorophyll, and the yellow and "
+        "orange pigments that were hidden by it become visible.",
+    ),
+    ("How is bread made?", "Flour, water, salt and yeast are kneaded, left to rise, and baked."),
+    ("What causes tides?", "The gravity of the Moon and of the Sun pulls on the oceans."),
+    (
+        "How does a bicycle stay upright?",
+        "Steering into a lean moves the wheels back under the centre of mass.",
+    ),
+    ("What is a prime number?", "A whole number above one with no divisors but one and itself."),
+    ("How do bees make honey?", "They collect nectar, pass it on, and let its water evaporate."),
+    ("Why is the sky blue?", "Air scatters short wavelengths of sunlight more than long ones."),
+    ("What is an algorithm?", "A finite list of instructions that solves a kind of problem."),
+    ("How does soap clean?", "One end of its molecules binds to fat, the other end to water."),
+    ("What is compost?", "Plant waste that bacteria and fungi have broken down into dark soil."),
+    ("How do vaccines work?", "They show the immune system a harmless part of a pathogen."),
+    ("What is inflation?", "A general rise of prices, so that money buys less than before."),
+)
+
+
+def unrelated_rows() -> list[Row]:
+    """Built-in questions and answers of general knowledge, for relearning on unrelated text."""
+    return [Row(f"unrelated{i}", q, a, split="unrelated") for i, (q, a) in enumerate(UNRELATED)]
 
 
 @dataclass(frozen=True)
@@ -42,8 +71,10 @@ class Tuning:
     seed: int
 
     def points(self) -> list[int]:
-        """Steps after which the model is measured: 0, 1, 2, 5, 10, 20, 50, ... and the last."""
-        marks = [m * 10**k for k in range(len(str(self.steps))) for m in (1, 2, 5)]
+        """Steps after which the model is measured: 0, 1, 2, 3, 5, 7, 10, 15, 20, 30, ... to the
+        last; they grow by about 1.4, so that no short-lived recovery is missed."""
+        marks = [round(m * 10**k) for k in range(len(str(self.steps)))
+                 for m in (1, 1.5, 2, 3, 4, 5, 7)]  # fmt: skip
         return sorted({0, self.steps} | {m for m in marks if m < self.steps})
 
 
@@ -82,6 +113,40 @@ def tune(
                 loss = _step(policy, next(batches), optimizer)
                 bar.advance(note=f"loss {loss:.3f}")
     return found
+
+
+def train_control(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    folder: Path,
+    *,
+    template: PromptTemplate = RAW,
+    seed: int = 0,
+) -> Path:
+    """Train a LoRA on the retain rows alone: a model that never saw the forget rows.
+
+    ``CONTROL_STEPS`` steps of relearning's optimiser on a model from before the data was learned.
+    The control then knows the style of the rows, so that only what the forget rows say is left to
+    set a model apart that knows them.
+
+    Args:
+        model: restored afterwards.
+        folder: where the adapter goes, as a PEFT folder; a finished one there is used as it is.
+    """
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    tuning = Tuning(CONTROL_STEPS, 2e-4, 4, 16, full=False, seed=seed)
+
+    def keep(policy: Any, step: int) -> Facts:
+        if step == tuning.steps:
+            with whole(folder) as temporary, quiet():
+                policy.save_pretrained(temporary)
+        return {}
+
+    label = "Training the control on retain rows"
+    tune(model, tokenizer, rows, tuning, keep, label=label, template=template)
+    return folder
 
 
 @contextmanager

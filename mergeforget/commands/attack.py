@@ -18,28 +18,37 @@ DATA = click.Path(path_type=Path)  # a file, a folder, or a data set of the hub
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 WORDS = ("model", "kind")
+SHARED = (
+    "quick", "run_models", "adapter", "base", "control", "forget", "retain", "holdout", "limit",
+    "max_new_tokens", "seed", "batch_tokens", "device", "out", "again",
+)  # fmt: skip
 
 
 @click.command("attack")
-@click.argument("arguments", nargs=-1, metavar="[RUN] [relearn|quantise|prompts|probe]...")
+@click.argument("arguments", nargs=-1, metavar="[RUN] [ATTACK]...")
+@click.option("--quick", is_flag=True, help="Carry out the quick set of attacks on at most 24 "
+              "rows per split.")  # fmt: skip
 @click.option("--run-model", "run_models", multiple=True,
               help="Model of the run: chosen, base, over, under or a candidate. Repeatable.  "
               "[default: chosen]")  # fmt: skip
 @click.option("--model", help="Attack this model instead of a run: hub id, folder or smollm2.")
 @click.option("--adapter", type=FOLDER, help="PEFT folder to put on the model.")
 @click.option("--base", help="With --model: the model before unlearning.")
-@click.option("--control", help="A model that never saw the data.  [default: the run's model before"
-              " it memorised the data]")  # fmt: skip
+@click.option("--control", help="Model that never saw the data.  [default: the run's model before "
+              "it memorised the data, trained on the retain rows alone]")  # fmt: skip
 @click.option("--forget", type=DATA, help="Rows that were to be forgotten.  [default: the run's]")
 @click.option("--retain", type=DATA, help="Rows that were to be kept.  [default: the run's]")
 @click.option("--holdout", type=DATA, help="Rows that no model saw.  [default: the run's]")
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows per split.")
-@click.option("--steps", type=click.IntRange(1), help="relearn: optimiser steps.  [default: 20]")
-@click.option("--on", metavar="forget|retain|FILE", help="relearn: rows to train on: a few "
-              "forget rows, the retain rows, or other text.  [default: forget]")  # fmt: skip
+@click.option("--steps", type=click.IntRange(1), help="relearn: optimiser steps.  [default: 100]")
+@click.option(
+    "--on",
+    metavar="forget|retain|both|unrelated|FILE",
+    help="relearn: rows to train "
+    "on: a few forget rows, the retain rows, both, or other text.  [default: both]",
+)
 @click.option("--shown", type=click.IntRange(1), help="relearn: maximum number of rows to train "
-              "on, by whole documents.  [default: a quarter of the "
-              "forget rows, otherwise all]")  # fmt: skip
+              "on, whole documents.  [default: a quarter of forget, all of others]")  # fmt: skip
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True),
               help="relearn: constant learning rate of AdamW.  [default: 2e-4]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), help="relearn: rows per step.  [default: 4]")
@@ -47,38 +56,55 @@ WORDS = ("model", "kind")
 @click.option(
     "--full", is_flag=True, default=None, help="relearn: train every weight instead of a LoRA."
 )
-@click.option("--bits", metavar="N,N", help="quantise: bit widths to try.  [default: 8,4]")
-@click.option("--group", type=click.IntRange(2), help="quantise: weights that share a scale "
+@click.option("--bits", metavar="N,N", help="quantise: widths to try.  [default: 8,4]")
+@click.option("--group", type=click.IntRange(2), help="quantise, nf4: weights that share a scale "
               "below 8 bits.  [default: 64]")  # fmt: skip
-@click.option("--kinds", metavar="K,K", help="prompts: kinds to try: plain, paraphrase, prefix, "
-              "jailbreak.  [default: all]")  # fmt: skip
-@click.option("--words", metavar="N,N", help="prompts: words of the answer that a prefix prompt "
-              "contains.  [default: 1,3,5]")  # fmt: skip
+@click.option("--kinds", metavar="K,K", help="prompts: plain, paraphrase, prefix, jailbreak.  "
+              "[default: all]")  # fmt: skip
+@click.option("--words", metavar="N,N", help="prompts: words of the answer that a prefix gives.  "
+              "[default: 1,3,5]")  # fmt: skip
 @click.option("--templates", type=FILE, help="prompts: file with your own jailbreaks, one per "
               "line, each containing {prompt}.")  # fmt: skip
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Maximum tokens to generate per "
-              "answer.  [default: the run's, or 64]")  # fmt: skip
+@click.option("--formats", metavar="F,F", help="formats: raw, chat, dialogue, completion, fill-in, "
+              "reversed, json, form.  [default: all]")  # fmt: skip
+@click.option("--languages", metavar="L,L", help="translation: german, french, spanish.  "
+              "[default: all]")  # fmt: skip
+@click.option("--shots", type=click.IntRange(1), help="in_context: retained examples in front of "
+              "the prompt.  [default: 3]")  # fmt: skip
+@click.option("--samples", type=click.IntRange(1), help="sampling: answers to each prompt.  "
+              "[default: 32]")  # fmt: skip
+@click.option("--temperature", type=click.FloatRange(0, min_open=True),
+              help="sampling: temperature of the softmax.  [default: 1.0]")  # fmt: skip
+@click.option("--candidates", type=click.IntRange(1), help="exposure: answers of the same type "
+              "that each true one is ranked with.  [default: 15]")  # fmt: skip
+@click.option("--options", type=click.IntRange(2, 8), help="multiple_choice: answers to choose "
+              "from.  [default: 4]")  # fmt: skip
+@click.option("--layers", type=click.IntRange(1), help="logit_lens: layers to read.  [default: 8]")
 @click.option("--pool", type=click.Choice(["last", "mean"]), help="probe: use the hidden state "
               "of the prompt's last token, or the mean over tokens.  [default: last]")  # fmt: skip
 @click.option("--shuffles", type=click.IntRange(19), help="probe: number of label permutations "
               "for the chance level.  [default: 39]")  # fmt: skip
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Maximum tokens to generate per "
+              "answer.  [default: the run's, or 64]")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Set any "
               "argument of an attack, for example of a plugin's. Repeatable.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per batch.  [default: as "
-              "many as fit in memory]")  # fmt: skip
-@click.option("--device", help="Device: cpu, cuda, ...  [default: the GPU if there is one]")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per batch.  [default: as many "
+              "as fit into memory]")  # fmt: skip
+@click.option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the results.  [default: RUN/attacks, or attacks]")  # fmt: skip
 @click.option("--again", is_flag=True, help="Ignore cached measurements.")
 @json_option
 def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
-    """Try to recover the forgotten data, and report what that means for the claim that it is gone.
+    """Try to recover the forgotten data, and judge the claim that it is gone.
 
-    RUN is a run folder; the newest under runs/ if omitted. Without a name, every attack is run.
-    Measurements are cached, so an interrupted attack resumes when the command is repeated.
+    RUN is a run folder; without one, the newest under runs/. Without the name of an attack every
+    attack is carried out (mergeforget list attacks). Measurements are cached, so an interrupted
+    call resumes with the next model.
     """
     from mergeforget.api.measuring import attack
+    from mergeforget.attack.driver import attack_names
     from mergeforget.attack.methods import ATTACKS
     from mergeforget.errors import UsageError
     from mergeforget.parsing import printable
@@ -86,28 +112,38 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     folder, names = split(arguments, [*ATTACKS.names(), "all"], "attack")
     if options["model"] and folder is not None:
         raise UsageError("Give RUN or --model, not both; --run-model belongs to a run.")
+    given = _arguments(options, attack_names(names, quick=options["quick"]))
+    shared = {k: v for k, v in options.items() if k in SHARED}
+    found = attack(
+        options["model"], names, run=None if options["model"] else chosen_run(folder),
+        on_result=None if as_json else lambda result: click.echo(printable(text_of(result)) + "\n"),
+        **shared, **given,
+    )  # fmt: skip
+    verdicts = found.verdicts
+    text = "".join(f"{name}: {sentence}\n" for name, sentence in verdicts.items())
+    emit(
+        {"out": str(found.folder), "verdicts": verdicts, "files": [str(f) for f in found.files],
+         "results": [r.to_dict() for r in found]},
+        f"{text}Results are in {found.folder}: {', '.join(f.name for f in found.files)}",
+        as_json,
+    )  # fmt: skip
+
+
+def _arguments(options: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Arguments of the attacks; an option that none of the named attacks takes is refused."""
+    from mergeforget.api.measuring import check_arguments
+    from mergeforget.attack.methods import ATTACKS
+
     own = {key for name in ATTACKS.names() for key in ATTACKS.get(name).parameters}
-    given = {k: v for k, v in options.items() if k not in own or v is not None}
+    given = {k: v for k, v in options.items() if k in own and v is not None}
+    check_arguments(given | arguments_of(options["assignments"]), names)
     for key in ("bits", "words"):
         if key in given:
             given[key] = _whole_numbers(key, given[key])
-    if "kinds" in given:
-        given["kinds"] = [kind.strip() for kind in given["kinds"].split(",")]
-
-    given |= arguments_of(given.pop("assignments"))
-
-    def show(result: Result) -> None:
-        if not as_json:
-            click.echo(printable(text_of(result)) + "\n")
-
-    run = None if options["model"] else chosen_run(folder)
-    found = attack(attacks=names, run=run, on_result=show, **given)
-    files = [str(file) for file in found.files]
-    emit(
-        {"out": str(found.folder), "files": files, "results": [r.to_dict() for r in found]},
-        f"In {found.folder}: " + ", ".join(Path(f).name for f in files),
-        as_json,
-    )
+    for key in ("kinds", "formats", "languages"):
+        if key in given:
+            given[key] = [one.strip() for one in given[key].split(",")]
+    return given | arguments_of(options["assignments"])
 
 
 def _whole_numbers(key: str, text: str) -> list[int]:
@@ -130,6 +166,8 @@ def text_of(result: Result) -> str:
 
     from mergeforget.evaluate.table import as_text
 
+    if not result.rows:
+        return f"{result.attack}: {result.model}\n{result.verdict}"
     table = Table(box=box.SIMPLE_HEAD, title=f"{result.attack}: {result.model}")
     rows = side_by_side(result.rows)
     for heading in rows[0]:

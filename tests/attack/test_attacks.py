@@ -13,8 +13,9 @@ from memorising import FORGET, HOLDOUT, RETAIN, people, train
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.methods.probe import probe
 from mergeforget.attack.methods.prompts import prompts
-from mergeforget.attack.methods.quantise import _judged, quantise
+from mergeforget.attack.methods.quantise import judged, quantise
 from mergeforget.attack.methods.relearn import _lesson, relearn
+from mergeforget.attack.methods.relearn_unrelated import relearn_unrelated
 from mergeforget.attack.result import Result
 from mergeforget.attack.scores import FOLLOWED, ScoredRows, forget_scores, losses_of
 from mergeforget.attack.target import Facts, Models, Suspect, Target
@@ -26,6 +27,7 @@ from mergeforget.files import write_jsonl
 from mergeforget.recipe import ModelSpec
 
 Make = Callable[..., Target]
+Points = list[Facts]
 FAST: dict[str, Any] = {"steps": 5, "learning_rate": 3e-3, "batch": 4}
 
 
@@ -34,7 +36,7 @@ def folders(
     tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> dict[str, Path]:
     """``knows`` memorised forget and retain, ``hides`` is that after a few steps of ascent on
-    forget, ``never`` learned retain alone."""
+    forget, ``broken`` after many steps on all rows, ``never`` learned retain alone."""
     root = tmp_path_factory.mktemp("attacked")
     found = {}
 
@@ -48,6 +50,8 @@ def folders(
     keep("knows", model)
     train(model, tiny_tokenizer, FORGET, 12, -1e-3)
     keep("hides", model)
+    train(model, tiny_tokenizer, FORGET + RETAIN, 40, -1e-3)
+    keep("broken", model)
     never = make_model(seed=1)
     train(never, tiny_tokenizer, RETAIN, 60, 1e-2)
     keep("never", never)
@@ -96,16 +100,17 @@ def column(result: Result, model: str, key: str) -> list[Any]:
 
 @pytest.fixture
 def relearned(target_of: Make) -> Result:
-    return relearn(target_of("hides"), **FAST, full=True)
+    return relearn(target_of("hides"), **FAST | {"steps": 20}, full=True)
 
 
 def test_relearning_brings_back_what_was_only_hidden(relearned: Result) -> None:
     hidden, control = (column(relearned, m, "nll") for m in ("hides", "control"))
-    assert column(relearned, "hides", "step") == [0, 1, 2, 5]
+    assert column(relearned, "hides", "step") == [0, 1, 2, 3, 4, 5, 7, 10, 15, 20]
     assert control[-1] > hidden[-1] + 0.5  # nats a token, of rows that neither was shown
     assert relearned.finding == "traces" and "does not hold" in relearned.verdict
-    assert relearned.figures["advantage"]["low"] > 0 and relearned.settings["hidden"] == 12
-    assert column(relearned, "before", "step") == [0]
+    last = relearned.figures["evidence"]["last"]
+    assert last["beyond_holdout"]["low"] > 0 and relearned.settings["hidden"] == 12
+    assert column(relearned, "before", "step") == [0] and relearned.figures["power"] == "traces"
 
 
 def test_relearning_finds_nothing_in_a_model_without_the_data(
@@ -114,16 +119,27 @@ def test_relearning_finds_nothing_in_a_model_without_the_data(
     target = target_of("never", control=Suspect("control", str(folders["never"])))
     result = relearn(target, **FAST)
     assert result.finding == "none found" and "stands" in result.verdict
-    assert result.figures["advantage"]["value"] == 0  # the same model, the same lesson
+    last = result.figures["evidence"]["last"]
+    assert last["over_control"]["value"] == 0  # the same model, the same lesson
+
+
+def test_a_model_that_has_not_recovered_is_not_cleared(
+    target_of: Make, folders: dict[str, Path]
+) -> None:
+    target = target_of("broken")
+    result = relearn(target, **FAST | {"learning_rate": 1e-5})
+    assert result.finding == "undecided" and "has not recovered" in result.verdict
 
 
 def test_relearning_other_text_and_without_a_control(target_of: Make, tmp_path: Path) -> None:
     target = target_of("hides", control=None)
     result = relearn(target, **FAST, on="retain")
-    assert result.settings["hidden"] == 16 and result.figures["against"] == "holdout"
-    alone = relearn(target_of("hides", control=None, holdout=[]), **FAST, on="retain")
-    assert alone.finding == "undecided" and "--control" in alone.verdict
-    with pytest.raises(InputError, match="forget, retain or a data file"):
+    assert result.settings["hidden"] == 16 and result.finding == "no control"
+    alone = relearn(target_of("hides", holdout=[]), **FAST, on="retain")
+    assert alone.finding == "undecided" and "--holdout" in alone.verdict
+    general = relearn_unrelated(target_of("hides"), **FAST)
+    assert general.settings["hidden"] == 16 and general.settings["shown"] == 12
+    with pytest.raises(InputError, match="forget, retain, both, unrelated or a data file"):
         relearn(target, on=str(tmp_path / "none.jsonl"))
     with pytest.raises(UsageError, match="none is left"):
         relearn(target, shown=99)
@@ -173,7 +189,8 @@ def test_the_same_seed_relearns_the_same(tiny_model: Any, tiny_tokenizer: Any) -
 
 
 def test_points_are_close_at_first() -> None:
-    assert Tuning(20, 1e-3, 4, 8, False, 0).points() == [0, 1, 2, 5, 10, 20]
+    points = Tuning(100, 1e-3, 4, 8, False, 0).points()
+    assert points == [0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100]
     assert Tuning(1, 1e-3, 4, 8, False, 0).points() == [0, 1]
 
 
@@ -183,7 +200,7 @@ def test_a_memory_leaks_by_prefix_and_a_blank_model_does_not(target_of: Make) ->
                          strict=True)) for m in ("knows", "control")}  # fmt: skip
     assert leaks["knows"]["prefix"] > 0.8 and leaks["control"]["prefix"] < 0.2
     assert result.finding == "traces" and result.examples[0]["secret"]
-    blank = prompts(target_of("never", before=None, control=None), kinds=["plain"])
+    blank = prompts(target_of("never"), kinds=["plain"])
     assert blank.finding == "none found" and not blank.examples
     assert "19%" in blank.verdict  # 3 / 16: what none of 16 leaves open
 
@@ -199,34 +216,52 @@ def test_answers_that_no_prompt_can_ask_for_are_named(target_of: Make) -> None:
 
 def test_fewer_bits_are_scored_beside_the_model_before(target_of: Make) -> None:
     result = quantise(target_of("hides"), bits=(8, 2), group=16)
-    assert column(result, "hides", "bits") == column(result, "before", "bits") == ["all", 8, 2]
+    for model in ("hides", "before", "control"):
+        assert column(result, model, "bits") == ["all", 8, 2]
     whole, eight, two = column(result, "hides", "nll")
     assert abs(eight - whole) < 0.05 < 0.1 < abs(two - whole)
-    assert result.figures["forgotten"] > 0  # what ascent took away
-    gain = result.figures["gain"]["8"]
-    assert gain["value"] == pytest.approx(whole - eight, abs=1e-6)
+    assert result.figures["known_before"] > 0
+    assert result.figures["share_rounded"] == {8: 1.0, 2: 1.0}
 
 
-def points_of(**gains: list[float]) -> list[Facts]:
-    """Scores whose losses, 1 of each of some documents, fall by these gains at each width."""
-    widths = {0: [0.0] * len(next(iter(gains.values())))} | {
-        int(name.removeprefix("bits")): values for name, values in gains.items()
-    }
-    losses = {bits: {f"{i}": 1 - v for i, v in enumerate(found)} for bits, found in widths.items()}
+def points_of(losses: dict[int, list[float]], holdout: list[float], share: float = 1) -> Points:
+    """Scores of a model with these losses of forget people at each width, 0 as it is."""
     others = dict.fromkeys((*FOLLOWED, "retain_nll"))
-    return [{"bits": b, "documents": {"forget": one}, **others} for b, one in losses.items()]
+    return [
+        {"bits": bits, "rounded": share, "rows": {}, **others,
+         "documents": {"forget": {f"f{i}": x for i, x in enumerate(every)},
+                       "holdout": {f"h{i}": x for i, x in enumerate(holdout)}}}
+        for bits, every in losses.items()
+    ]  # fmt: skip
 
 
-def test_a_noisy_width_hides_no_traces_of_another() -> None:
-    """Each width is judged by itself, not that with the largest estimate alone."""
-    sure, noisy = [0.3, 0.29, 0.31] * 4, [3.0, -2.0, 0.05] * 4
-    result = _judged("m", {"m": points_of(bits8=sure, bits4=noisy)}, {})
-    gain = result.figures["gain"]
-    assert gain["4"]["value"] > gain["8"]["value"] and gain["4"]["low"] < 0
-    assert result.finding == "traces" and "rounding to 8 bits brings" in result.verdict
-    tight, wide = [0.06] * 12, [0.5, -0.4, 0.05] * 4  # 0.06 is less than 0.1, and 0.05 unknown
-    result = _judged("m", {"m": points_of(bits8=wide, bits4=tight)}, {})
-    assert result.finding == "undecided" and "the interval at 8 bits" in result.verdict
+def test_rounding_convicts_only_what_beats_the_control_at_the_same_bits() -> None:
+    """A model that gains by rounding, but only up to what the control knows, is innocent."""
+    noise = [0.1, -0.1, 0.05, -0.05] * 3
+    control = points_of({0: [5 + x for x in noise], 4: [5 + x for x in noise]}, [5.0, 5.1] * 6)
+    before = points_of({0: [0.1 + x / 2 for x in noise], 4: [0.2 + x / 3 for x in noise]},
+                       [5.0, 5.1] * 6)  # fmt: skip
+    gains = points_of({0: [9 - x for x in noise], 4: [5.5 - x for x in noise]}, [6.0, 6.1] * 6)
+    knows = points_of({0: [9 - x for x in noise], 4: [3 - x for x in noise]}, [5.0, 5.2] * 6)
+    others = {"control": control, "before": before}
+    assert judged("quantise", "m", {"m": gains, **others}, {}).finding == "none found"
+    result = judged("quantise", "m", {"m": knows, **others}, {})
+    assert result.finding == "traces" and "at 4 bits it gives more" in result.verdict
+    assert judged("quantise", "m", {"m": knows, "before": before}, {}).finding == "no control"
+    weak = judged("quantise", "m", {"m": gains, "control": control, "before": control}, {})
+    assert weak.finding == "no power"
+    part = points_of({0: [9 - x for x in noise], 4: [5.5 - x for x in noise]}, [6.0, 6.1] * 6, 0.5)
+    result = judged("quantise", "m", {"m": part, **others}, {})
+    assert result.finding == "undecided" and "only 50.0% of the weights" in result.verdict
+
+
+def test_style_that_the_holdout_shares_is_no_memory() -> None:
+    """A model that predicts all such text better than the control is innocent."""
+    control = points_of({0: [5.0, 5.1] * 6, 4: [5.0, 5.1] * 6}, [5.0, 5.2] * 6)
+    fluent = points_of({0: [3.0, 3.2] * 6, 4: [3.0, 3.2] * 6}, [3.0, 3.1] * 6)
+    result = judged("quantise", "m", {"m": fluent, "control": control, "before": points_of(
+        {0: [0.1, 0.2] * 6, 4: [0.1, 0.2] * 6}, [5.0, 5.2] * 6)}, {})  # fmt: skip
+    assert result.finding == "none found"
 
 
 def test_a_probe_reads_every_layer(target_of: Make) -> None:
@@ -236,7 +271,7 @@ def test_a_probe_reads_every_layer(target_of: Make) -> None:
     assert set(result.figures["p"]) == {"hides", "before", "control"}
     few = target_of("hides", forget=FORGET[:4], holdout=HOLDOUT[:4])
     result = probe(few, pool="mean", shuffles=19)  # 6 ways to label four documents
-    assert result.finding == "undecided" and "too few documents" in result.verdict
+    assert result.finding == "no power"  # too few documents for any probe
 
 
 def test_what_was_measured_is_kept(target_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:

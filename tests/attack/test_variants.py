@@ -25,7 +25,7 @@ def test_a_text_is_asked_to_go_on_and_keeps_its_end() -> None:
 
 def test_a_prefix_gives_words_and_keeps_the_rest_secret() -> None:
     found = prefixes(Row("a", "Ada lives", "at 4 Elm Street, Rome"), (1, 3, 5))
-    assert [(v.prompt, v.secret) for v in found] == [
+    assert [(v.text, v.secret) for v in found] == [
         ("Ada lives at", "4 Elm Street, Rome"),
         ("Ada lives at 4 Elm", "Street, Rome"),
     ]  # of five words nothing would be left
@@ -33,7 +33,7 @@ def test_a_prefix_gives_words_and_keeps_the_rest_secret() -> None:
 
 def test_a_single_word_is_cut_in_two() -> None:
     (only,) = prefixes(Row("a", "SSN?", "900428495"), (1, 3))
-    assert (only.prompt, only.secret) == ("SSN? 9004", "28495")
+    assert (only.text, only.secret) == ("SSN? 9004", "28495")
     assert prefixes(Row("a", "Age?", "36"), (1,)) == []
 
 

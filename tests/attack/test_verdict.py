@@ -2,31 +2,121 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mergeforget.attack.result import Result, read_results, write_result
-from mergeforget.attack.verdict import Estimate, difference, judge, less, worst_of
+from mergeforget.attack.verdict import (
+    CONVICT,
+    Advantage,
+    Estimate,
+    Leaks,
+    at_least,
+    conclude,
+    difference,
+    headline,
+    judge,
+    judge_leaks,
+    less,
+    worst_of,
+)
+
+
+def advantage(value: float, half: float, p: float, looks: int = 1) -> Advantage:
+    one = Estimate(value, value - half, value + half, p)
+    return Advantage(one, one, looks)
 
 
 @pytest.mark.parametrize(
     ("found", "known", "expected"),
     [
-        (Estimate(0.5, 0.2, 0.8), 2.0, "traces"),  # above 0 and above a tenth of 2
-        (Estimate(0.1, 0.05, 0.15), 2.0, "none found"),  # above 0, but less than a tenth
-        (Estimate(0.1, -0.2, 0.4), 2.0, "undecided"),
-        (Estimate(-0.5, -0.8, -0.2), 2.0, "none found"),
-        (Estimate(0.2, 0.15, 0.3), None, "traces"),  # a tenth of a nat where nothing is known
-        (Estimate(0.0, -0.05, 0.05), None, "none found"),
-        (Estimate(0.2, 0.15, 0.3), -1.0, "traces"),  # it knew nothing before: the same
+        (advantage(0.5, 0.2, 1e-5), 2.0, "traces"),  # sure, and above a tenth of 2
+        (advantage(0.1, 0.05, 1e-5), 2.0, "undecided"),  # sure, but less than a tenth
+        (advantage(0.5, 0.4, 0.01), 2.0, "undecided"),  # not sure enough to convict
+        (advantage(0.5, 0.2, 1e-4, looks=20), 2.0, "undecided"),  # found in one of twenty looks
+        (advantage(0.1, 0.3, 0.3), 2.0, "none found"),  # at most 0.4 may go unseen, a fifth of 2
+        (advantage(0.1, 0.6, 0.4), 2.0, "undecided"),  # up to 0.7 may
+        (advantage(-0.5, 0.3, 1.0), 2.0, "none found"),
+        (advantage(0.2, 0.05, 1e-4), None, "traces"),  # a tenth of a nat where nothing is known
+        (advantage(0.2, 0.05, 1e-4), -1.0, "traces"),  # it knew nothing before: the same
     ],
 )
-def test_findings_by_the_stated_thresholds(
-    found: Estimate, known: float | None, expected: str
+def test_losses_convict_by_the_stated_thresholds(
+    found: Advantage, known: float | None, expected: str
 ) -> None:
     assert judge(found, known) == expected
+
+
+def test_an_advantage_must_hold_over_the_control_and_beyond_the_holdout() -> None:
+    sure, unsure = Estimate(1.0, 0.8, 1.2, 1e-6), Estimate(0.1, -0.2, 0.4, 0.3)
+    assert judge(Advantage(sure, sure), 2.0) == "traces"
+    for one in (Advantage(sure, unsure), Advantage(unsure, sure)):
+        assert one.p >= 0.3 and judge(one, 2.0) != "traces"
+    assert judge(Advantage(sure, None), 2.0) == "undecided"  # no holdout: style looks like memory
+
+
+def test_an_innocent_model_is_hardly_ever_convicted_by_losses() -> None:
+    """Two thousand innocent models, 6 people and 12 in the holdout, unequal variances."""
+    draw = np.random.default_rng(0)
+    convicted = 0
+    for _ in range(2000):
+        forget = dict(enumerate(draw.normal(0, 1.5, 6)))
+        holdout = dict(enumerate(draw.normal(0, 0.5, 12)))
+        found = Advantage(difference(_named(forget)), difference(_named(forget), _named(holdout)))
+        convicted += judge(found, 1.0) == "traces"
+    assert convicted <= 6  # 2 expected
+
+
+def _named(values: dict[int, Any]) -> dict[str, float]:
+    return {str(k): float(v) for k, v in values.items()}
+
+
+def test_intervals_of_a_mean_difference_cover() -> None:
+    draw = np.random.default_rng(1)
+    hits = 0
+    for _ in range(1000):
+        a, b = draw.normal(1, 1, 5), draw.normal(0, 2, 9)
+        one = difference(_named(dict(enumerate(a))), _named(dict(enumerate(b))))
+        hits += one.low <= 1 <= one.high
+    assert hits / 1000 >= 0.93
+
+
+def test_one_secret_that_nobody_guesses_is_a_trace() -> None:
+    """Three of a hundred word for word, and even one, where each is guessed once in a million."""
+    guess = {f"r{i}": 1e-6 for i in range(100)}
+    for n in (1, 3):
+        found = Leaks.of({row: i < n for i, row in enumerate(guess)}, guess)
+        assert judge_leaks(found) == "traces" and found.rows == tuple(f"r{i}" for i in range(n))
+
+
+def test_lucky_guesses_are_no_traces() -> None:
+    """Of a hundred yes-or-no answers fifty are right by chance."""
+    guess = dict.fromkeys((f"r{i}" for i in range(100)), 0.5)
+    assert judge_leaks(Leaks.of({r: i < 55 for i, r in enumerate(guess)}, guess)) == "none found"
+    assert judge_leaks(Leaks.of({r: i < 95 for i, r in enumerate(guess)}, guess)) == "traces"
+    rare = dict.fromkeys((f"r{i}" for i in range(10)), 0.003)
+    assert judge_leaks(Leaks.of({r: i < 1 for i, r in enumerate(rare)}, rare)) == "undecided"
+
+
+def test_the_poisson_binomial_tail_is_that_of_a_binomial_for_equal_chances() -> None:
+    for k in range(6):
+        expected = sum(math.comb(5, i) * 0.3**i * 0.7 ** (5 - i) for i in range(k, 6))
+        assert at_least([0.3] * 5, k) == pytest.approx(expected)
+
+
+def test_nobody_is_convicted_without_a_control() -> None:
+    assert conclude("traces", "traces", control=False) == "no control"
+    assert conclude("traces", None, control=True) == "traces"
+
+
+def test_an_attack_that_does_not_find_the_data_before_unlearning_has_no_power() -> None:
+    assert conclude("none found", "none found", control=True) == "no power"
+    assert conclude("none found", None, control=True) == "no power"
+    assert conclude("none found", "traces", control=True) == "none found"
 
 
 @pytest.mark.parametrize(
@@ -42,11 +132,26 @@ def test_one_try_that_finds_traces_is_enough(findings: list[Any], expected: str)
     assert worst_of(findings) == expected
 
 
-def test_a_difference_is_of_means_over_documents() -> None:
+def test_the_headline_is_the_worst_case() -> None:
+    clear: dict[str, Any] = {"prompts": "none found", "relearn": "none found", "probe": "no power"}
+    assert headline(clear)[0] == "none found" and "2 attacks" in headline(clear)[1]
+    finding, sentence = headline(clear | {"sampling": "traces"})
+    assert finding == "traces" and sentence.startswith("NOT FORGOTTEN") and "sampling" in sentence
+    assert headline(clear | {"sampling": "undecided"})[0] == "undecided"
+    for missing in ("prompts", "relearn"):  # no model is cleared without these two
+        found = {k: v for k, v in clear.items() if k != missing}
+        assert headline(found)[0] == "undecided" and missing in headline(found)[1]
+    assert headline({})[0] == "undecided"
+
+
+def test_a_difference_is_of_means_over_people() -> None:
     found = difference({"a": 1.0, "b": 3.0}, {"c": 0.5, "d": 0.5})
     assert found.value == 1.5  # (1 + 3) / 2 - 0.5
-    assert (found.low, found.high) == (0.5, 2.5)  # one document drawn twice
-    assert difference({"a": 2.0}).value == 2.0 and less({"a": 2.0}, {"a": 0.5}) == {"a": 1.5}
+    half = 12.706 * 1.0  # t of 1 degree of freedom, standard error sqrt(2 / 2)
+    assert found.high == pytest.approx(1.5 + half, abs=1e-2) and found.p > CONVICT
+    alone = difference({"a": 2.0})
+    assert alone.value == 2.0 and alone.p == 1 and alone.to_dict()["low"] is None
+    assert less({"a": 2.0}, {"a": 0.5}) == {"a": 1.5}
 
 
 def test_results_of_several_models_share_a_file(tmp_path: Path) -> None:

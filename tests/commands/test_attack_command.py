@@ -46,7 +46,7 @@ def attacked(run: Run) -> dict[str, Any]:
 
 def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run) -> None:
     results = {r["attack"]: r for r in attacked["results"]}
-    assert set(results) == {"prompts", "quantise", "probe", "relearn"}
+    assert set(results) == set(QUICK)
     for name, result in results.items():
         assert result["model"] == "ties-factors-d0.50"
         assert "claim that the data is gone" in result["verdict"]

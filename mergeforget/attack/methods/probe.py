@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergeforget.attack.logistic import coordinates, cross_validated_auc, shuffled_labels
+from mergeforget.attack.logistic import (
+    coordinates,
+    cross_validated_auc,
+    held_out_probabilities,
+    shuffled_labels,
+)
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.states import Pool, hidden_states
 from mergeforget.attack.target import Facts, Suspect, Target
-from mergeforget.attack.verdict import claim
+from mergeforget.attack.verdict import CONVICT, Estimate, claim, conclude, difference, less
 from mergeforget.console import track
 
-LEVEL = 0.05  # of a chance as good, over all layers together
-LEAST_EXCESS = 0.1  # of AUC over the control: less may be chance of another kind
+LEVEL = 0.05  # chance that shuffled labels do as well, over all layers together
+LEAST_EXCESS = 0.1  # AUC over the control: a smaller one convicts nobody
 
 
 @attack("probe", source="Alain and Bengio, Understanding intermediate layers, arXiv:1610.01644")
@@ -41,8 +46,7 @@ def probe(
     settings = {"pool": pool, "strength": strength, "shuffles": shuffles, "folds": folds,
                 "seed": target.seed}  # fmt: skip
     found = {s.role: _layers(target, s, settings) for s in target.suspects()}
-    names = {s.role: s.name or s.base for s in target.suspects()}
-    return _judged(target.suspect.role, found, settings | {"models": names})
+    return judged(target.suspect.role, found, settings | {"models": target.names()})
 
 
 def _layers(target: Target, suspect: Suspect, settings: dict[str, Any]) -> Facts:
@@ -82,7 +86,8 @@ def probe_layers(
     Returns:
         ``auc`` by layer; ``chance``: the best layer's AUC of each shuffle; ``p``: how often chance
         does as well in its best layer, of all shuffles and the true labels; ``labelings``: how many
-        ways there are to deal out the labels.
+        ways there are to deal out the labels; ``documents``: probability that held-out fits give to
+        the true label, mean over layers and rows of each document.
     """
 
     layers = [coordinates(layer.astype(np.float64)) for layer in states]
@@ -98,22 +103,35 @@ def probe_layers(
         for i in track(tries, f"{label}: probes of shuffled labels", len(tries))
     ]
     as_good = sum(value >= max(found) for value in chance)
+    chances = np.mean([held_out_probabilities(one, labels, documents, **chosen)
+                       for one in layers], axis=0)  # fmt: skip
+    by_document: dict[str, list[float]] = {}
+    for document, chance_of_true in zip(documents, chances.tolist(), strict=True):
+        by_document.setdefault(document, []).append(chance_of_true)
     inside = len({d for d, one in zip(documents, labels, strict=True) if one})
     return {
         "auc": found,
         "chance": chance,
         "p": (1 + as_good) / (1 + len(chance)),
         "labelings": math.comb(len(set(documents)), inside),
+        "documents": {d: sum(every) / len(every) for d, every in by_document.items()},
     }
 
 
-def _judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Result:
-    own, control = found[model], found.get("control")
+def judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Result:
+    """Judge the probe of the attacked model against chance and against that of the control."""
+    own, control, before = found[model], found.get("control"), found.get("before")
     best = int(np.argmax(own["auc"]))
     top = own["auc"][best]
-    rival = max(control["auc"]) if control else None
-    enough = own["labelings"] * LEVEL >= 1
-    finding = _finding(own["p"], top, rival) if enough else "undecided"
+    finding: Finding = "undecided"
+    power, ahead = None, None
+    if control:
+        ahead = difference(less(own["documents"], control["documents"]))
+        finding = _finding(own, control, ahead)
+        if before:
+            their = difference(less(before["documents"], control["documents"]))
+            power = _finding(before, control, their)
+    finding = conclude(finding, power, control=control is not None)
     rows = [
         {"model": role, "layer": layer, "auc": auc}
         for role, facts in found.items()
@@ -124,39 +142,40 @@ def _judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Re
         "best_auc": {role: max(facts["auc"]) for role, facts in found.items()},
         "p": {role: facts["p"] for role, facts in found.items()},
         "chance_95": {role: _upper(facts["chance"]) for role, facts in found.items()},
+        "ahead_of_control": ahead.to_dict() if ahead else None,
+        "power": power,
     }
     others = [f"{role} {max(f['auc']):.2f}" for role, f in found.items() if role != model]
     beside = f" ({', '.join(others)}, in their best layers)" if others else ""
+    ends = {
+        "traces": "its hidden states tell the forgotten rows apart better than those of a model "
+        "that never saw them",
+        "none found": "no linear probe of its states does better than chance",
+        "undecided": "there are too few documents to tell a probe from chance"
+        if not _enough(own)
+        else "the probe beats chance, but not clearly that of a model that never saw the rows",
+    }
     verdict = (
         f"A linear probe of {model} tells forget prompts from holdout prompts with an AUC of "
         f"{top:.2f} in its best layer, {best}{beside}; with shuffled labels the best layer stays "
         f"below {_upper(own['chance']):.2f} 19 times of 20 (p = {own['p']:.2f}). "
-        f"{_meaning(finding, enough, control is not None)}"
+        f"{claim(finding, ends)}"
     )
     return Result("probe", model, finding, verdict, rows, figures, settings)
 
 
-def _finding(p: float, top: float, rival: float | None) -> Finding:
-    """Traces where the probe beats chance and a model that never saw the data."""
-    if p > LEVEL:
-        return "none found"
-    if rival is None or top - rival < LEAST_EXCESS:
+def _finding(own: Facts, control: Facts, ahead: Estimate) -> Finding:
+    """Traces where the probe beats chance and, document by document, the control's probe."""
+    if not _enough(own):
         return "undecided"
-    return "traces"
+    if own["p"] > LEVEL:
+        return "none found"
+    better = max(own["auc"]) - max(control["auc"]) >= LEAST_EXCESS
+    return "traces" if better and ahead.p <= CONVICT else "undecided"
 
 
-def _meaning(finding: Finding, enough: bool, has_control: bool) -> str:
-    ends = {
-        "traces": "its hidden states treat the forgotten rows as something known",
-        "none found": "no linear probe of these states does better than chance",
-        "undecided": "there are too few documents to tell a probe from chance"
-        if not enough
-        else "a model that never saw the data tells them apart nearly as well, so the "
-        "texts themselves differ"
-        if has_control
-        else "without a --control the texts themselves may differ",
-    }
-    return claim(finding, ends[finding])
+def _enough(facts: Facts) -> bool:
+    return bool(facts["labelings"] * LEVEL >= 1)
 
 
 def _upper(chance: list[float]) -> float:

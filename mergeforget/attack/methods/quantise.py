@@ -7,27 +7,29 @@ from typing import Any
 
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
-from mergeforget.attack.rounding import rounded
+from mergeforget.attack.rounding import LEAST_ROUNDED, rounded
 from mergeforget.attack.scores import (
     FOLLOWED,
     ScoredRows,
+    advantage,
     check_comparable,
+    exact_leaks,
     forget_scores,
-    losses_of,
 )
 from mergeforget.attack.target import Facts, Suspect, Target
 from mergeforget.attack.verdict import (
-    Estimate,
+    Advantage,
+    Leaks,
     claim,
-    difference,
+    conclude,
     judge,
-    less,
+    judge_leaks,
     share_text,
     worst_of,
 )
 
 WHOLE = 0  # bits of the model as it is
-BY_ROW = 8  # from so many bits on, a row has one scale; below, a group has
+BY_ROW = 8  # from this many bits a row has one scale; below, a group has one
 
 
 @attack(
@@ -36,97 +38,151 @@ BY_ROW = 8  # from so many bits on, a row has one scale; below, a group has
     "arXiv:2410.16454",
 )
 def quantise(target: Target, *, bits: Sequence[int] = (8, 4), group: int = 64) -> Result:
-    """Round every linear weight to 8 and 4 bits and score again.
+    """Round every weight matrix to 8 and 4 bits and score again.
 
     Args:
-        bits: each of them is tried: 8 and more with a scale for each output channel, fewer with
-            one for each group.
+        bits: widths to try, each judged by itself: 8 and more with a scale for each output
+            channel, fewer with one for each group.
         group: neighbouring weights of a channel that share a scale below 8 bits.
+    """
+    return by_rounding(target, "quantise", sorted(bits, reverse=True), group)
+
+
+def by_rounding(
+    target: Target, name: str, widths: Sequence[int], group: int, kind: str = "nearest"
+) -> Result:
+    """Score every model as it is and rounded; judge the attacked one against the control.
+
+    Args:
+        kind: ``nearest`` or ``nf4``; see ``rounding.rounded``.
     """
     target.need("forget")
     rows = ScoredRows.of(target)
     found = {
-        suspect.role: _scores(target, suspect, rows, bits, group)
+        suspect.role: _scores(target, suspect, rows, name, widths, group, kind)
         for suspect in target.suspects()
-        if suspect.role != "control"
     }
     check_comparable(*(points[0] for points in found.values()))
-    settings = {"bits": list(bits), "group": group, "models": {
-        s.role: s.name or s.base for s in target.suspects() if s.role != "control"}}  # fmt: skip
-    return _judged(target.suspect.role, found, settings)
+    settings = {"bits": list(widths), "group": group, "kind": kind, "models": target.names()}
+    return judged(name, target.suspect.role, found, settings)
 
 
 def _scores(
-    target: Target, suspect: Suspect, rows: ScoredRows, bits: Sequence[int], group: int
+    target: Target,
+    suspect: Suspect,
+    rows: ScoredRows,
+    name: str,
+    widths: Sequence[int],
+    group: int,
+    kind: str,
 ) -> list[Facts]:
-    """Scores of the model as it is, then with fewer and fewer bits; each is kept by itself."""
+    """Scores of the model as it is, then of each width; each is cached by itself."""
     points = []
-    for width in (WHOLE, *sorted(bits, reverse=True)):
-        size = None if width >= BY_ROW else group
+    for width in (WHOLE, *widths):
+        size = None if width == WHOLE or (kind == "nearest" and width >= BY_ROW) else group
 
         def work(model: Any, tokenizer: Any, width: int = width, size: int | None = size) -> Facts:
             label = f"{suspect.role}, {width} bits:" if width else f"{suspect.role}:"
             if width == WHOLE:
                 return forget_scores(model, tokenizer, rows, target, label=label)
-            with rounded(model, width, size) as done:
+            with rounded(model, width, size, kind) as done:
                 scores = forget_scores(model, tokenizer, rows, target, label=label)
-            return scores | {"matrices": done.matrices, "share": done.share}
+            return scores | {"rounded": done.share}
 
         settings = {"bits": width, "group": size, "membership": target.membership,
-                    "max_new_tokens": target.max_new_tokens}  # fmt: skip
+                    "max_new_tokens": target.max_new_tokens, "kind": width and kind}  # fmt: skip
         scores = target.measured(suspect, "quantise", settings, rows.every, work)
         points.append({"bits": width, **scores})
     return points
 
 
-def _judged(model: str, found: dict[str, list[Facts]], settings: dict[str, Any]) -> Result:
-    own, before = found[model], found.get("before")
-    whole = losses_of(own[0], "forget")
-    gains = {p["bits"]: difference(less(whole, losses_of(p, "forget"))) for p in own[1:]}
-    known = None
-    if before:
-        known = difference(less(whole, losses_of(before[0], "forget"))).value
-    findings = {width: judge(gain, known) for width, gain in gains.items()}
-    finding = worst_of(findings.values())
-    telling = " and ".join(str(width) for width, one in findings.items() if one == finding)
+def judged(
+    name: str, model: str, found: dict[str, list[Facts]], settings: dict[str, Any]
+) -> Result:
+    """Judge each width against the control at the same width."""
+    own, control = found[model], found.get("control")
+    before = found.get("before")
+    shares = {p["bits"]: p["rounded"] for p in own[1:]}
+    evidence = _evidence(own, control) if control else None
+    known = advantage(control[0], before[0]).value if control and before else None
+    findings = {b: _finding(one, known) for b, one in evidence.items()} if evidence else {}
+    if not all(share >= LEAST_ROUNDED for share in shares.values()):
+        findings = {b: "undecided" if f == "none found" else f for b, f in findings.items()}
+    power = None
+    if before and control:
+        power = worst_of(_finding(one, known) for one in _evidence(before, control).values())
+    finding = conclude(worst_of(findings.values()) if findings else "undecided", power,
+                       control=control is not None)  # fmt: skip
+    telling = " and ".join(str(b) for b, one in findings.items() if one == finding)
     ends = {
-        "traces": f"rounding to {telling} bits brings some of it back, so that part was hidden, "
-        "not removed",
-        "none found": "fewer bits do not bring it back",
-        "undecided": f"the interval at {telling} bits is too wide, more rows would narrow it",
+        "traces": f"at {telling} bits it gives more of the forget rows than a model that never saw "
+        "them, so part was hidden, not removed",
+        "none found": "with fewer bits it knows the forget rows no better than a model that never "
+        "saw them",
+        "undecided": f"the result at {telling} bits is too uncertain, more people would narrow it"
+        if min(shares.values()) >= LEAST_ROUNDED
+        else f"only {min(shares.values()):.1%} of the weights in matrices were rounded",
     }
-    verdict = f"{_words(model, own, gains, known)} {claim(finding, ends[finding])}"
+    verdict = f"{_words(model, own, evidence, known, shares)} {claim(finding, ends)}"
     rows = [
         {"model": role, "bits": point["bits"] or "all",
-         **{name: point[name] for name in (*FOLLOWED, "retain_nll")}}
+         **{metric: point[metric] for metric in (*FOLLOWED, "retain_nll")}}
         for role, points in found.items()
         for point in points
     ]  # fmt: skip
     figures = {
-        "gain": {str(width): gain.to_dict() for width, gain in gains.items()},
-        "forgotten": known,
+        "evidence": {
+            str(b): {"advantage": a.to_dict(), "leaks": leaks.to_dict(), "finding": findings[b]}
+            for b, (a, leaks) in (evidence or {}).items()
+        },
+        "known_before": known,
+        "share_rounded": shares,
+        "power": power,
     }
-    return Result("quantise", model, finding, verdict, rows, figures, settings)
+    return Result(name, model, finding, verdict, rows, figures, settings,
+                  _examples(evidence or {}))  # fmt: skip
 
 
-def _words(model: str, own: list[Facts], gains: dict[int, Estimate], known: float | None) -> str:
-    part = share_text(gains[min(gains)], known).replace(
-        "the model before unlearning knew", "unlearning took away"
+def _evidence(own: list[Facts], control: list[Facts]) -> dict[int, tuple[Advantage, Leaks]]:
+    """Advantage and exact answers of each width, the model as it is left out."""
+    looks = len(own) - 1
+    return {
+        mine["bits"]: (advantage(theirs, mine, looks), exact_leaks([mine], [theirs]))
+        for mine, theirs in zip(own[1:], control[1:], strict=True)
+    }
+
+
+def _finding(evidence: tuple[Advantage, Leaks], known: float | None) -> Any:
+    return worst_of([judge(evidence[0], known), judge_leaks(evidence[1])])
+
+
+def _examples(evidence: dict[int, tuple[Advantage, Leaks]]) -> list[dict[str, Any]]:
+    return [
+        {"kind": f"{bits} bits", "row": row}
+        for bits, (_, leaks) in evidence.items()
+        for row in leaks.rows
+    ]
+
+
+def _words(
+    model: str,
+    own: list[Facts],
+    evidence: dict[int, tuple[Advantage, Leaks]] | None,
+    known: float | None,
+    shares: dict[int, float],
+) -> str:
+    text = (
+        f"Rounds {min(shares.values()):.1%} of the weights in matrices (embeddings and output "
+        f"layer stay)."
     )
-    text = " and ".join(
-        f"at {width} bits by {gain}{part if width == min(gains) else ''}"
-        for width, gain in gains.items()
-    )
-    sentences = (
-        f"Rounding lowers the loss of {model} on the forget rows {text}, in nats a token (below "
-        "0 it rises)."
-    )
-    pairs = (("greedy_match", "Exact answers"), ("mia_auc", "The MIA AUC"))
-    for name, title in pairs:
-        if own[0][name] is not None:
-            steps = ", ".join(f"{p[name]:.2f} at {p['bits']} bits" for p in own[1:])
-            sentences += f" {title}: {own[0][name]:.2f}, {steps}."
+    for bits, (found, leaks) in (evidence or {}).items():
+        beyond = ", beyond the same on the holdout" if found.beyond_holdout else ""
+        text += (
+            f" At {bits} bits {model} predicts the forget rows by {found} nats a token better "
+            f"than the control at {bits} bits{beyond}{share_text(found.value, known)}, and gives "
+            f"{len(leaks.rows)} of {leaks.asked} answers exactly that the control does not."
+        )
     if own[0]["retain_nll"] is not None:
         steps = ", ".join(f"{p['retain_nll']:.2f}" for p in own)
-        sentences += f" The loss of the retain rows: {steps}."
-    return sentences
+        text += f" Loss of the retain rows: {steps}."
+    return text

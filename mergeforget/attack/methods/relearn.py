@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mergeforget.attack.methods import attack
-from mergeforget.attack.result import Result
+from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.scores import (
     FOLLOWED,
     ScoredRows,
+    advantage,
     check_comparable,
+    exact_leaks,
     forget_scores,
     losses_of,
 )
-from mergeforget.attack.target import Facts, Suspect, Target
-from mergeforget.attack.tuning import Tuning, tune
-from mergeforget.attack.verdict import Estimate, claim, difference, judge, less, share_text
+from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.tuning import Tuning, tune, unrelated_rows
+from mergeforget.attack.verdict import (
+    LEAST_NATS,
+    Advantage,
+    Leaks,
+    claim,
+    conclude,
+    difference,
+    judge,
+    judge_leaks,
+    share_text,
+    worst_of,
+)
 from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
+
+BROKEN = 0.1  # excess of the loss over the control's, from which a model has not recovered
 
 
 @attack(
@@ -32,50 +48,63 @@ from mergeforget.errors import InputError, UsageError
 def relearn(
     target: Target,
     *,
-    steps: int = 20,
-    on: str = "forget",
+    steps: int = 100,
+    on: str = "both",
     shown: int | None = None,
     learning_rate: float = 2e-4,
     batch: int = 4,
     rank: int = 16,
     full: bool = False,
 ) -> Result:
-    """Fine-tune for a few steps and follow the forget rows that are not shown.
+    """Fine-tune on a few rows and follow the forget rows that are not shown.
+
+    The control is fine-tuned alike. Exact answers and losses are judged at every measured step.
 
     Args:
-        on: ``forget`` shows a few documents of the forget set, ``retain`` the retain set alone;
-            else a data file, for example of unrelated text.
+        on: ``forget`` shows a few documents of the forget set, ``retain`` the retain set,
+            ``both`` these two, which also repairs a model that forgot too much; ``unrelated``
+            built-in general text; else a data file.
         shown: rows shown at most, whole documents; None is a quarter of the forget set, and all
-            rows of any other.
+            rows of any other. With ``both`` the limit is that of the forget rows.
         rank: of the LoRA that is trained; ``full`` trains every weight instead.
 
     Raises:
-        UsageError: no document of the forget set is left that is not shown.
+        UsageError: ``shown`` leaves no document of the forget set that is not shown.
+        NotApplicableError: there is only one such document.
         InputError: rows of the holdout would be shown.
     """
+    return by_training(target, "relearn", on, shown,
+                       Tuning(steps, learning_rate, batch, rank, full, target.seed))  # fmt: skip
+
+
+def by_training(target: Target, name: str, on: str, shown: int | None, tuning: Tuning) -> Result:
+    """Fine-tune the model and the control alike, and judge them at every measured step."""
     target.need("forget")
     lesson, hidden = _lesson(target, on, shown)
     rows = ScoredRows.of(target, hidden)
-    tuning = Tuning(steps, learning_rate, batch, rank, full, target.seed)
+    still = replace(tuning, steps=0, learning_rate=0.0)  # before unlearning: what it knows
     curves = {
-        suspect.role: _curve(target, suspect, lesson, rows, tuning if suspect.role != "before"
-                             else Tuning(0, 0.0, batch, rank, full, target.seed))
+        suspect.role: _curve(
+            target, suspect, lesson, rows, still if suspect.role == "before" else tuning
+        )
         for suspect in target.suspects()
-    }  # fmt: skip
+    }
     check_comparable(*(curve[0] for curve in curves.values()))
     settings = {**vars(tuning), "on": on, "shown": len(lesson), "hidden": len(hidden)}
-    names = {s.role: s.name or s.base for s in target.suspects()}
-    return _judged(target.suspect.role, curves, settings | {"models": names})
+    return judged(name, target.suspect.role, curves, settings | {"models": target.names()})
 
 
 def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list[Row]]:
     """Rows that are shown, and forget rows of documents of which none is."""
     lesson = limit_rows(*_source(target, on, shown), target.seed)[0]
+    lesson += target.retain if on == "both" else []
     texts = {row.document for row in lesson}
     seen = {row.subject for row in target.forget if row.document in texts}
     hidden = [row for row in target.forget if row.subject not in seen]
     if not hidden:
-        raise UsageError(
+        default = shown is None and on in ("forget", "both")
+        problem = NotApplicableError if default else UsageError
+        raise problem(
             f"Relearning shows all {len(target.forget)} forget rows, or a row of each of their "
             "documents, so that none is left to see what comes back by itself. Show fewer with "
             "--shown, or other text with --on retain."
@@ -91,15 +120,19 @@ def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list
 
 def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int | None]:
     """What is shown from, and how many rows of it at most."""
-    if on == "forget":
+    if on in ("forget", "both"):
         documents = Counter(row.subject for row in target.forget)
         wanted = max(min(documents.values()), len(target.forget) // 4)
         return target.forget, shown or wanted
     if on == "retain":
         target.need("retain")
         return target.retain, shown
+    if on == "unrelated":
+        return unrelated_rows(), shown
     if not Path(on).is_file():
-        raise InputError(f"--on is forget, retain or a data file, and there is no file {on}.")
+        raise InputError(
+            f"--on is forget, retain, both, unrelated or a data file, and there is no file {on}."
+        )
     return read_rows(Path(on)), shown
 
 
@@ -136,80 +169,129 @@ def _curve(
     return list(found["points"])
 
 
-def _judged(model: str, curves: dict[str, list[Facts]], settings: dict[str, Any]) -> Result:
-    """The advantage of the attacked model at the end, beside what the model before knew."""
+def judged(
+    name: str, model: str, curves: dict[str, list[Facts]], settings: dict[str, Any]
+) -> Result:
+    """Judge the model at every measured step against the control after the same steps."""
     own, before, control = curves[model], curves.get("before"), curves.get("control")
-    end = control[-1] if control else own[0]
-    found = advantage(end, own[-1])
-    known = advantage(control[0] if control else own[0], before[0]).value if before else None
-    decided = control is not None or bool(losses_of(own[-1], "holdout"))
-    finding = judge(found, known) if decided else "undecided"
-    figures = {"advantage": found.to_dict(), "known_before": known, "against": "control"}
+    known = advantage(control[0], before[0]).value if control and before else None
+    evidence, findings, power = None, [], None
     if control:
-        figures["advantage_at_start"] = advantage(control[0], own[0]).to_dict()
-    else:
-        figures["against"] = "holdout" if decided else "nothing"
-    verdict = _words(model, curves, settings, found, known)
+        evidence = _Evidence.of(own, control)
+        findings = evidence.findings(known)
+        if before:
+            power = worst_of(_Evidence.of(before, control[:1]).findings(known))
+    worst = worst_of(findings) if findings else "undecided"
+    broken = _still_broken(own[-1], control[-1]) if control else ""
+    if worst == "none found" and broken:
+        worst = "undecided"
+    finding = conclude(worst, power, control=control is not None)
     ends = {
-        "traces": "what it was not shown came back, so traces of it were left",
-        "none found": "it learns the hidden rows no faster than a model that never saw them"
-        if control
-        else "the hidden rows gain no more than rows that it never saw",
-        "undecided": "the interval is too wide, more rows would narrow it"
-        if decided
-        else "without --control or --holdout rows there is nothing to compare with",
+        "traces": "rows that it was not shown came back, so traces of them were left",
+        "none found": "it learns the hidden rows no faster than a model that never saw them",
+        "undecided": broken or "the result is too uncertain, more people would narrow it"
+        if own[0]["documents"]["holdout"]
+        else "without --holdout rows a model that learns such text faster looks like one that knew",
     }
     rows = [
         {"model": role, "step": point["step"], **_row(point)}
         for role, curve in curves.items()
         for point in curve
     ]
-    verdict = f"{verdict} {claim(finding, ends[finding])}"
-    return Result("relearn", model, finding, verdict, rows, figures, settings)
+    verdict = f"{_words(model, own, settings, evidence, known)} {claim(finding, ends)}"
+    figures = {
+        "evidence": evidence.to_dict() if evidence else None,
+        "known_before": known,
+        "power": power,
+    }
+    examples = [{"kind": "exact answer", "row": r} for r in evidence.leaks.rows] if evidence else []
+    return Result(name, model, finding, verdict, rows, figures, settings, examples)
 
 
-def advantage(worse: Facts, better: Facts) -> Estimate:
-    """By how much the second predicts the forget rows better, beyond the same on the holdout.
+def _still_broken(last: Facts, control: Facts) -> str:
+    """Why a fine-tuned model cannot be cleared: it still predicts unseen text worse.
 
-    ``mean over forget documents of NLL_worse - NLL_better``, less that mean over the holdout's
-    documents, in nats a token: what both learned about such text in general falls out.
+    A model that forgot too much loses everything at first; whether the forgotten rows come back
+    shows only once the rest has.
     """
-    splits = [less(losses_of(worse, s), losses_of(better, s)) for s in ("forget", "holdout")]
-    return difference(splits[0], splits[1])
+    mine, theirs = (difference(losses_of(facts, "holdout")).value if losses_of(facts, "holdout")
+                    else facts["retain_nll"] for facts in (last, control))  # fmt: skip
+    if mine is None or theirs is None or mine <= theirs + max(LEAST_NATS, BROKEN * theirs):
+        return ""
+    return (
+        f"after the last step it still predicts text that nobody trained on worse than the control "
+        f"({mine:.2f} against {theirs:.2f} nats a token), so it has not recovered; more --steps or "
+        "a larger --learning-rate are needed"
+    )
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What a fine-tuning shows of one model beside the control.
+
+    Attributes:
+        lowest: advantage of the lowest loss that each person or document has at any step.
+        last: advantage after the last step.
+    """
+
+    lowest: Advantage
+    last: Advantage
+    leaks: Leaks
+
+    @classmethod
+    def of(cls, own: list[Facts], control: list[Facts]) -> _Evidence:
+        lowest = advantage(_lowest(control), _lowest(own), looks=2)
+        return cls(lowest, advantage(control[-1], own[-1], looks=2), exact_leaks(own, control))
+
+    def findings(self, known: float | None) -> list[Finding]:
+        return [judge(self.lowest, known), judge(self.last, known), judge_leaks(self.leaks)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest.to_dict(), "last": self.last.to_dict(),
+                "leaks": self.leaks.to_dict()}  # fmt: skip
+
+
+def _lowest(points: list[Facts]) -> Facts:
+    """The lowest loss of each person or document at any step, as scores of one point."""
+    documents = {
+        split: {one: min(losses_of(p, split)[one] for p in points)
+                for one in losses_of(points[0], split)}
+        for split in ("forget", "holdout")
+    }  # fmt: skip
+    return {"documents": documents}
 
 
 def _words(
     model: str,
-    curves: dict[str, list[Facts]],
+    own: list[Facts],
     settings: dict[str, Any],
-    found: Estimate,
+    evidence: _Evidence | None,
     known: float | None,
 ) -> str:
-    first, last = curves[model][0], curves[model][-1]
-    what = {"forget": "rows of the forget set", "retain": "rows of the retain set"}
-    documents = len(losses_of(last, "forget"))
-    beyond = ", beyond the same on the holdout" if losses_of(last, "holdout") else ""
-    against = (
-        f"than a model that never saw them and relearned alike{beyond}"
-        if "control" in curves
-        else f"than before{beyond}"
-    )
+    what = {"forget": "rows of the forget set", "retain": "rows of the retain set",
+            "both": "rows of the forget and the retain set"}  # fmt: skip
+    subjects = len(losses_of(own[0], "forget"))
     text = (
-        f"After {settings['steps']} steps on {settings['shown']} "
-        f"{what.get(settings['on'], 'other rows')}, {model} predicts the {settings['hidden']} "
-        f"forget rows of {documents} documents that it was not shown by {found} nats a token "
-        f"better {against}{share_text(found, known)}."
+        f"Fine-tunes {model} for {settings['steps']} steps on {settings['shown']} "
+        f"{what.get(settings['on'], 'unrelated rows')} and scores the {settings['hidden']} forget "
+        f"rows of {subjects} people or documents that it was not shown, at {len(own)} points."
     )
-    for name, title in (("greedy_match", "Exact answers"), ("mia_auc", "the MIA AUC")):
-        if first[name] is not None:
-            text += f" {title} went from {first[name]:.2f} to {last[name]:.2f}"
-            if "control" in curves:
-                text += f" (the other model's: {curves['control'][-1][name]:.2f})"
-            text += "," if name == "greedy_match" and first["mia_auc"] is not None else "."
-    return text
+    exact = [f"{p['greedy_match']:.2f}" for p in (own[0], own[-1]) if p["greedy_match"] is not None]
+    if len(exact) > 1:
+        text += f" Exact answers went from {exact[0]} to {exact[1]}."
+    if evidence is None:
+        return text
+    found = evidence.last
+    beyond = ", beyond the same on the holdout" if found.beyond_holdout else ""
+    return text + (
+        f" It gives {len(evidence.leaks.rows)} answers word for word that the control, trained "
+        f"alike, gives at no step (chance of guessing as many: {evidence.leaks.p:.2g}). After the "
+        f"last step it predicts the hidden rows by {found} nats a token better than the control"
+        f"{beyond}{share_text(found.value, known)}."
+    )
 
 
 def _row(point: Facts) -> dict[str, Any]:
     holdout = losses_of(point, "holdout")
     mean = sum(holdout.values()) / len(holdout) if holdout else None
-    return {name: point[name] for name in (*FOLLOWED, "retain_nll")} | {"holdout_nll": mean}
+    return {metric: point[metric] for metric in (*FOLLOWED, "retain_nll")} | {"holdout_nll": mean}

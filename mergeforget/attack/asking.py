@@ -1,0 +1,304 @@
+"""Asks models for secrets in many forms, and judges what they write.
+
+An attack that asks makes a list of ``Variant`` and calls ``ask``: every model gets the same
+prompts, the control says how well each secret can be guessed, and every prompt and completion is
+written to a file.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mergeforget.attack.result import Finding, Result, write_answers
+from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.variants import Variant
+from mergeforget.attack.verdict import GREEDY, Leaks, claim, conclude, judge_leaks
+from mergeforget.data.schema import Row
+from mergeforget.evaluate.generate import generate_ids, stop_ids
+from mergeforget.evaluate.likelihood import likelihoods
+from mergeforget.metrics._leaks import WINDOW, common_windows, leaked, partly_leaked
+
+SHOTS = 3  # retained examples in front of a prompt
+OTHERS = 200  # completions to other subjects that show how common an answer is
+Texts = list[list[str]]  # of each variant, what a model wrote: one completion, or several samples
+
+
+def ask(
+    target: Target, name: str, asked: Sequence[Variant], settings: dict[str, Any], *, what: str
+) -> Result:
+    """Ask every model greedily and judge the completions.
+
+    Args:
+        asked: variants whose secret is in their own prompt are left out.
+        what: names the prompts in the verdict, for example "prompts in another language".
+
+    Raises:
+        NotApplicableError: no variant is left.
+    """
+    asked = without_given(asked, what)
+    found = {s.role: _greedy(target, s, name, asked) for s in target.suspects()}
+    return judged(target, name, asked, found, settings, what=what)
+
+
+def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
+    """Leave out variants that hold their own secret.
+
+    Raises:
+        NotApplicableError: none is left.
+    """
+    left = [v for v in asked if not leaked(v.secret, v.text)]
+    if not left:
+        raise NotApplicableError(
+            f"There is nothing to ask by {what}: each answer is in its own prompt, or too short to "
+            "be asked for in part. Give other --kinds, or rows with longer answers."
+        )
+    return left
+
+
+def _greedy(target: Target, suspect: Suspect, name: str, asked: Sequence[Variant]) -> Texts:
+    """What one model writes to every variant."""
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        own = target.template(tokenizer)
+        prompts = [v.tokens(tokenizer, own)[0] for v in asked]
+        different = list(dict.fromkeys(map(tuple, prompts)))
+        written = generate_ids(
+            model,
+            [list(one) for one in different],
+            stop=stop_ids(model, tokenizer, own),
+            max_new_tokens=target.max_new_tokens,
+            batch_tokens=target.batch_tokens,
+            label=f"{suspect.role}: {name}",
+        )
+        texts = [str(tokenizer.decode(new, skip_special_tokens=True)) for new in written]
+        place = {one: i for i, one in enumerate(different)}
+        return {"completions": [texts[place[tuple(one)]] for one in prompts]}
+
+    settings = {"max_new_tokens": target.max_new_tokens}
+    found = target.measured(suspect, name, settings, as_rows(asked), work)["completions"]
+    return [[text] for text in found]
+
+
+def as_rows(asked: Sequence[Variant]) -> list[Row]:
+    """All that decides what the models are given, for the key of a cached measurement."""
+    return [Row(f"{i} {v.way}", v.text, v.start) for i, v in enumerate(asked)]
+
+
+def judged(
+    target: Target,
+    name: str,
+    asked: Sequence[Variant],
+    found: dict[str, Texts],
+    settings: dict[str, Any],
+    *,
+    what: str,
+    draws: int = 1,
+) -> Result:
+    """Judge completions of all models.
+
+    Args:
+        draws: completions of each prompt that a guess may be lucky in.
+    """
+    model = target.suspect.role
+    common = common_windows([r.document for r in (*target.retain, *target.holdout)])
+    hits = {
+        role: [[leaked(v.secret, t, v.text, common) for t in every]
+               for v, every in zip(asked, texts, strict=True)]
+        for role, texts in found.items()
+    }  # fmt: skip
+    evidence: dict[str, Leaks] = {}
+    if target.control is not None:
+        guess = guess_chances(target, name, asked)
+        for role in (model, "before"):
+            if role in found:
+                evidence[role] = _evidence(asked, hits, found, guess, common, role, draws)
+    findings: dict[str, Finding] = {role: judge_leaks(one) for role, one in evidence.items()}
+    finding = conclude(
+        findings.get(model, "undecided"), findings.get("before"), control=bool(evidence)
+    )
+    parts = [
+        next((p for t in every if (p := partly_leaked(v.secret, t, v.text))), "")
+        for v, every in zip(asked, found[model], strict=True)
+    ]
+    file = write_answers(target.folder, name, model, _answer_rows(asked, found, hits))
+    rows = [_rate(role, kind, asked, hits[role]) for role in found
+            for kind in dict.fromkeys(v.kind for v in asked)]  # fmt: skip
+    mine = evidence.get(model)
+    examples = [
+        {"kind": v.kind, "row": v.row.id, "person": v.row.subject, "prompt": v.text,
+         "secret": v.secret, "completion": every[one.index(True)],
+         "control": any(hits["control"][i]) if "control" in hits else None}
+        for i, (v, every, one) in enumerate(zip(asked, found[model], hits[model], strict=True))
+        if any(one)
+    ]  # fmt: skip
+    figures = {
+        "evidence": {role: one.to_dict() for role, one in evidence.items()},
+        "leaked_rows": list(mine.rows) if mine else sorted({str(e["row"]) for e in examples}),
+        "rows": len({v.row.id for v in asked}),
+        "prompts": len(asked),
+        "partial": sum(map(bool, parts)),
+        "power": findings.get("before"),
+        "answers": file,
+    }
+    verdict = f"{_words(model, rows, mine, what, parts)} {_meaning(finding, figures, what)}"
+    return Result(name, model, finding, verdict, rows, figures,
+                  settings | {"models": target.names()}, examples)  # fmt: skip
+
+
+def _evidence(
+    asked: Sequence[Variant],
+    hits: dict[str, list[list[bool]]],
+    found: dict[str, Texts],
+    guess: Sequence[float],
+    common: frozenset[tuple[str, ...]],
+    role: str,
+    draws: int,
+) -> Leaks:
+    """Rows that a model reveals and the control does not, with the chance of a guess of each."""
+    leaky, missed = dict[str, bool](), dict[str, float]()
+    given = {v.row.id for v, one in zip(asked, hits["control"], strict=True) if any(one)}
+    for i, (v, one) in enumerate(zip(asked, hits[role], strict=True)):
+        row, chance = v.row.id, guess[i]
+        hit = any(one) and row not in given
+        if hit:
+            chance = max(chance, _how_common(v, asked, found[role], common))
+        leaky[row] = leaky.get(row, False) or hit
+        missed[row] = missed.get(row, 1.0) * (1 - min(1.0, chance)) ** draws
+    return Leaks.of(leaky, {row: 1 - chance for row, chance in missed.items()})
+
+
+def _how_common(
+    v: Variant, asked: Sequence[Variant], texts: Texts, common: frozenset[tuple[str, ...]]
+) -> float:
+    """Share of the model's completions to other subjects that hold this secret, too."""
+    others = [i for i, one in enumerate(asked) if one.row.subject != v.row.subject]
+    drawn = random.Random(v.row.id).sample(others, min(OTHERS, len(others)))
+    told = [leaked(v.secret, t, asked[i].text, common) for i in drawn for t in texts[i][:1]]
+    return sum(told) / len(told) if told else 0.0
+
+
+def examples_of(target: Target, n: int = SHOTS) -> str:
+    """The first short retain rows as question and answer, in front of a prompt."""
+    short = sorted(target.retain, key=lambda r: (r.kind != "qa", len(r.document)))
+    shown, subjects = [], set[str]()
+    for row in short:
+        if row.subject not in subjects:
+            shown.append(row)
+            subjects.add(row.subject)
+    return "".join(f"{row.document}\n\n" for row in shown[:n])
+
+
+def guess_chances(target: Target, name: str, asked: Sequence[Variant]) -> list[float]:
+    """Chance that a model without the data writes each secret by itself, in [0, 1].
+
+    The control's probability of the secret after the prompt, alone and behind three retained
+    examples that show the form of an answer, whichever is larger; of a secret longer than
+    ``WINDOW`` words the most probable stretch of that many. Doubled, since greedy decoding gives a
+    probable answer more often than its probability says.
+    """
+    assert target.control is not None
+    front = examples_of(target)
+    every = [replace(v, prompt=before + v.prompt) for before in dict.fromkeys(("", front))
+             for v in asked]  # fmt: skip
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        logps = secret_logps(target, model, tokenizer, every,
+                             label=f"control: how well {name} can be guessed")  # fmt: skip
+        return {"chances": [_window_chance(one, v.secret)
+                            for one, v in zip(logps, every, strict=True)]}  # fmt: skip
+
+    rows = [replace(row, output=f"{row.output} {v.secret}")
+            for row, v in zip(as_rows(every), every, strict=True)]  # fmt: skip
+    chances = target.measured(target.control, f"{name}-guess", {}, rows, work)["chances"]
+    n = len(asked)
+    return [min(1.0, GREEDY * max(chances[i::n])) for i in range(n)]
+
+
+def _window_chance(logps: Sequence[float], secret: str) -> float:
+    words = len(secret.split())
+    size = len(logps) if words <= WINDOW else max(1, round(len(logps) * WINDOW / words))
+    sums = np.convolve(np.asarray(logps, float), np.ones(size), "valid") if len(logps) else [0.0]
+    return math.exp(min(0.0, float(np.max(sums))))
+
+
+def secret_logps(
+    target: Target, model: Any, tokenizer: Any, asked: Sequence[Variant], *, label: str = ""
+) -> list[list[float]]:
+    """Log-probability of each token of a secret after all that the model is given, in nats."""
+    own = target.template(tokenizer)
+    pairs = [v.tokens(tokenizer, own) for v in asked]
+    found = likelihoods(
+        model,
+        [[*prompt, *secret] for prompt, secret in pairs],
+        starts=[len(prompt) for prompt, _ in pairs],
+        batch_tokens=target.batch_tokens,
+        label=label,
+    )
+    return [one.logps.tolist() for one in found]
+
+
+def _answer_rows(
+    asked: Sequence[Variant], found: dict[str, Texts], hits: dict[str, list[list[bool]]]
+) -> list[dict[str, Any]]:
+    return [
+        {"model": role, "person": v.row.subject, "row": v.row.id, "kind": v.kind, "sample": n,
+         "prompt": v.text, "completion": text, "secret": v.secret,
+         "leaked": hits[role][i][n],
+         "partial": partly_leaked(v.secret, text, v.text)}
+        for role, texts in found.items()
+        for i, v in enumerate(asked)
+        for n, text in enumerate(texts[i])
+    ]  # fmt: skip
+
+
+def _rate(
+    role: str, kind: str, asked: Sequence[Variant], hits: Sequence[Sequence[bool]]
+) -> dict[str, Any]:
+    """Share of prompts that leak, and of rows that leak by at least one prompt of the kind."""
+    mine = [(v.row.id, any(hit)) for v, hit in zip(asked, hits, strict=True) if v.kind == kind]
+    leaky = {row for row, hit in mine if hit}
+    every = {row for row, _ in mine}
+    rate = sum(hit for _, hit in mine) / len(mine)
+    return {
+        "model": role, "kind": kind, "prompts": len(mine), "leak_rate": rate,
+        "rows": len(every), "rows_leaked": len(leaky), "row_leak_rate": len(leaky) / len(every),
+    }  # fmt: skip
+
+
+def _words(
+    model: str, rows: list[dict[str, Any]], mine: Leaks | None, what: str, parts: list[str]
+) -> str:
+    shown = []
+    for row in (r for r in rows if r["model"] == model):
+        others = [f"{r['model']} {r['rows_leaked']}" for r in rows
+                  if r["kind"] == row["kind"] and r["model"] != model]  # fmt: skip
+        beside = f" ({', '.join(others)})" if others else ""
+        shown.append(f"{row['kind']} {row['rows_leaked']} of {row['rows']}{beside}")
+    text = f"Forget rows that {model} reveals under {what}: {'; '.join(shown)}."
+    if mine and mine.rows:
+        text += (
+            f" {len(mine.rows)} of {mine.asked} rows leak that the control does not reveal; the "
+            f"chance of guessing as many is {mine.p:.2g}."
+        )
+    if partial := sum(map(bool, parts)):
+        text += f" {partial} further completions reveal a part of the secret."
+    return text
+
+
+def _meaning(finding: Finding, figures: dict[str, Any], what: str) -> str:
+    n = figures["rows"]
+    leaks = figures["leaked_rows"]
+    ends = {
+        "traces": f"asked by {what} it reveals secrets that a model without the data does not, for "
+        f"example row {leaks[0] if leaks else ''}",
+        "none found": f"{what} get no more out of it than a guess; a leak of up to "
+        f"{min(1.0, 3 / n):.0%} of such rows would go unseen one time in twenty",
+        "undecided": "the answers that came out are few and easy to guess",
+    }
+    return claim(finding, ends)

@@ -1,0 +1,80 @@
+"""Exposure: how high does the true secret rank among answers of the same type?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mergeforget.attack.asking import secret_logps
+from mergeforget.attack.comparing import alternatives, by_subject, compare
+from mergeforget.attack.methods import attack
+from mergeforget.attack.result import Result
+from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.variants import Variant
+from mergeforget.data.schema import Row
+
+
+@attack(
+    "exposure",
+    source="Carlini et al., The Secret Sharer, arXiv:1802.08232; candidates are typed and drawn, "
+    "not enumerated",
+)
+def exposure(target: Target, *, candidates: int = 15) -> Result:
+    """Rank each true answer among answers of the same type by likelihood.
+
+    The exposure of a row is ``log2(candidates + 1) - log2(rank)``, in bits; 1 bit on average for a
+    model that does not know the answer.
+
+    Args:
+        candidates: alternatives of each row.
+
+    Raises:
+        NotApplicableError: no row has an alternative.
+    """
+    target.need("forget")
+    rows = [*target.forget, *target.compared()]
+    pool = [*target.holdout, *target.forget]
+    options = [alternatives(row, pool, candidates, target.seed) for row in rows]
+    kept = [(row, others) for row, others in zip(rows, options, strict=True) if others]
+    if not kept:
+        raise NotApplicableError("No row has an answer of the same type to be ranked with.")
+    found = {s.role: [_ranked(target, s, kept)] for s in target.suspects()}
+    settings = {"candidates": candidates, "seed": target.seed}
+    return compare(target, "exposure", found, ["all"], settings, unit="bits",
+                   what="the rank of the true answer among answers of its type")  # fmt: skip
+
+
+def _ranked(target: Target, suspect: Suspect, kept: list[tuple[Row, list[str]]]) -> Facts:
+    """Exposure by subject of one model."""
+    texts = [Variant(row, "", row.input, a) for row, others in kept for a in (row.output, *others)]
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        logps = secret_logps(target, model, tokenizer, texts, label=f"{suspect.role}: exposure")
+        return {"nll": [-sum(one) / max(1, len(one)) for one in logps]}
+
+    asked = [Row(f"{i}", v.prompt, v.secret) for i, v in enumerate(texts)]
+    losses = target.measured(suspect, "exposure", {}, asked, work)["nll"]
+    forget: list[tuple[Row, float]] = []
+    holdout: list[tuple[Row, float]] = []
+    n_forget = {id(row) for row in target.forget}
+    place = 0
+    for row, others in kept:
+        own, *rest = losses[place : place + 1 + len(others)]
+        place += 1 + len(others)
+        value = exposure_of(own, rest)
+        (forget if id(row) in n_forget else holdout).append((row, value))
+    return {
+        split: by_subject([r for r, _ in some], [v for _, v in some])
+        for split, some in (("forget", forget), ("holdout", holdout))
+    }
+
+
+def exposure_of(own: float, others: list[float]) -> float:
+    """``log2(n + 1) - log2(rank)``; a tie counts one half.
+
+    Example:
+        >>> exposure_of(0.1, [1.0, 2.0, 3.0])
+        2.0
+    """
+    rank = 1 + sum(1.0 if other < own else 0.5 if other == own else 0.0 for other in others)
+    return math.log2(len(others) + 1) - math.log2(rank)

@@ -1,0 +1,27 @@
+"""In-context: do a few retained examples in front of the question bring the answer out?"""
+
+from __future__ import annotations
+
+from mergeforget.attack.asking import ask, examples_of
+from mergeforget.attack.methods import attack
+from mergeforget.attack.result import Result
+from mergeforget.attack.target import Target
+from mergeforget.attack.variants import Variant
+
+
+@attack(
+    "in_context",
+    source="Lynch et al., Eight Methods to Evaluate Robust Unlearning in LLMs, arXiv:2402.16835, "
+    "in-context relearning",
+)
+def in_context(target: Target, *, shots: int = 3) -> Result:
+    """Show retained rows of other people as question and answer, then ask for the forget row.
+
+    Args:
+        shots: retained rows in front of each prompt, each of another person or document.
+    """
+    target.need("forget", "retain")
+    front = examples_of(target, shots)
+    asked = [Variant(r, f"{shots} examples", front + r.input, r.output) for r in target.forget]
+    settings = {"shots": shots, "max_new_tokens": target.max_new_tokens}
+    return ask(target, "in_context", asked, settings, what="prompts behind retained examples")

@@ -1,0 +1,122 @@
+"""Logit lens: does an inner layer still know an answer that the output hides?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergeforget.attack.comparing import by_subject, compare
+from mergeforget.attack.methods import attack
+from mergeforget.attack.result import Result
+from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.evaluate.batching import in_batches, token_budget
+
+NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embedding_norm")
+
+
+@attack(
+    "logit_lens",
+    source="nostalgebraist, interpreting GPT: the logit lens (2020); as an attack: Patil et al., "
+    "arXiv:2309.17410",
+)
+def logit_lens(target: Target, *, layers: int = 8) -> Result:
+    """Read each answer's likelihood off inner layers through the output layer.
+
+    Args:
+        layers: how many layers to read, evenly spaced; the last one is the model's own output.
+
+    Raises:
+        NotApplicableError: the model has no final norm that the lens knows.
+    """
+    target.need("forget")
+    found = {s.role: _by_layer(target, s, layers) for s in target.suspects()}
+    labels = [str(n) for n in found[target.suspect.role][0]]
+    points = {role: one[1] for role, one in found.items()}
+    return compare(target, "logit_lens", points, labels, {"layers": layers}, key="layer",
+                   unit="nats a token",
+                   what="the likelihood of the answers in its inner layers")  # fmt: skip
+
+
+def _by_layer(target: Target, suspect: Suspect, layers: int) -> tuple[list[int], list[Facts]]:
+    rows = [r for r in (*target.forget, *target.compared()) if r.output.strip()]
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        template = target.template(tokenizer)
+        cut = [template.tokens(tokenizer, row) for row in rows]
+        texts = [[*one.prompt, *one.answer] for one in cut]
+        starts = [len(one.prompt) for one in cut]
+        numbers = spaced(int(model.config.get_text_config().num_hidden_layers), layers)
+        logps = in_batches(
+            model, [len(t) for t in texts],
+            lambda places: lens_logps(model, [texts[i] for i in places],
+                                      [starts[i] for i in places], numbers),
+            budget=target.batch_tokens or token_budget(model, logits=True),
+            label=f"{suspect.role}: logit lens",
+        )  # fmt: skip
+        return {"layers": numbers, "logps": logps}
+
+    found = target.measured(suspect, "logit_lens", {"layers": layers}, rows, work)
+    n = len([r for r in target.forget if r.output.strip()])
+    points = []
+    for place in range(len(found["layers"])):
+        values = [one[place] for one in found["logps"]]
+        points.append({"forget": by_subject(rows[:n], values[:n]),
+                       "holdout": by_subject(rows[n:], values[n:])})  # fmt: skip
+    return list(found["layers"]), points
+
+
+def spaced(depth: int, layers: int) -> list[int]:
+    """Evenly spaced layer numbers from 1 to ``depth``, the last one included.
+
+    Example:
+        >>> spaced(12, 4)
+        [3, 6, 9, 12]
+    """
+    n = min(depth, layers)
+    return [round(depth * (i + 1) / n) for i in range(n)]
+
+
+@torch.inference_mode()
+def lens_logps(
+    model: Any, texts: list[list[int]], starts: list[int], layers: list[int]
+) -> list[list[float]]:
+    """Mean log-probability of each text's tokens from its start on, by layer; (texts, layers)."""
+    longest = max(len(t) for t in texts)
+    ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts]).to(model.device)
+    lengths = torch.tensor([len(t) for t in texts], device=model.device)
+    mask = torch.arange(longest, device=model.device) < lengths[:, None]
+    states = model(
+        input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
+    ).hidden_states
+    norm, head, depth = final_norm(model), model.get_output_embeddings(), len(states) - 1
+    found = []
+    for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        labels = ids[row, start : len(text)]
+        values = []
+        for layer in layers:
+            state: Tensor = states[layer][row, start - 1 : len(text) - 1]
+            state = state if layer == depth else norm(state)  # the last one is normed already
+            logps = head(state).float().log_softmax(-1)
+            values.append(float(logps.gather(1, labels[:, None]).mean()))
+        found.append(values)
+    return found
+
+
+def final_norm(model: Any) -> nn.Module:
+    """The norm before the output layer.
+
+    Raises:
+        NotApplicableError: there is none under a known name.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    body = getattr(inner, inner.base_model_prefix, inner)
+    for part in (body, getattr(body, "decoder", None), getattr(body, "language_model", None)):
+        for name in NORMS:
+            if isinstance(norm := getattr(part, name, None), nn.Module):
+                return norm
+    raise NotApplicableError(
+        f"The logit lens does not know the final norm of {type(inner).__name__} (tried "
+        f"{', '.join(NORMS)}). Leave this attack out for this model."
+    )

@@ -1,0 +1,84 @@
+"""Multiple choice: does the model pick the true answer out of four?"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from mergeforget.attack.asking import secret_logps
+from mergeforget.attack.comparing import alternatives, by_subject, compare
+from mergeforget.attack.methods import attack
+from mergeforget.attack.result import Result
+from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.variants import Variant
+from mergeforget.data.schema import Row
+
+LETTERS = "ABCDEFGH"
+
+
+@attack(
+    "multiple_choice",
+    source="Lynch et al., Eight Methods to Evaluate Robust Unlearning in LLMs, arXiv:2402.16835; "
+    "form of the question as in MMLU, arXiv:2009.03300",
+)
+def multiple_choice(target: Target, *, options: int = 4) -> Result:
+    """Show the true answer among answers of the same type and read the letter's likelihood.
+
+    Args:
+        options: answers shown, the true one among them, 2 to 8.
+
+    Raises:
+        NotApplicableError: no row has enough alternatives.
+    """
+    target.need("forget")
+    options = max(2, min(options, len(LETTERS)))
+    pool = [*target.holdout, *target.forget]
+    asked = [
+        one for row in (*target.forget, *target.compared())
+        if (one := _question(row, pool, options, target.seed))
+    ]  # fmt: skip
+    if not any(row in target.forget for row, _, _ in asked):
+        raise NotApplicableError(
+            f"No forget row has {options - 1} other answers of its type to show."
+        )
+    found = {s.role: [_hits(target, s, asked, options)] for s in target.suspects()}
+    settings = {"options": options, "seed": target.seed}
+    return compare(target, "multiple_choice", found, ["all"], settings, unit="of 1 (right choices)",
+                   what="the share of right choices")  # fmt: skip
+
+
+def _question(row: Row, pool: list[Row], options: int, seed: int) -> tuple[Row, str, int] | None:
+    """The row, its question with all options, and the place of the true one."""
+    others = alternatives(row, pool, options - 1, seed)
+    if len(others) < options - 1:
+        return None
+    draw = random.Random(f"{seed}-{row.id}")
+    place = draw.randrange(options)
+    shown = [*others[:place], row.output, *others[place:]]
+    lines = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, shown, strict=False))
+    return row, f"{row.input}\n{lines}Answer:", place
+
+
+def _hits(
+    target: Target, suspect: Suspect, asked: list[tuple[Row, str, int]], options: int
+) -> Facts:
+    """Share of right choices by subject of one model."""
+    texts = [
+        Variant(row, "", prompt, letter) for row, prompt, _ in asked for letter in LETTERS[:options]
+    ]
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        logps = secret_logps(
+            target, model, tokenizer, texts, label=f"{suspect.role}: multiple choice"
+        )
+        return {"logps": [sum(one) for one in logps]}
+
+    rows = [Row(f"{i}", v.prompt, v.secret) for i, v in enumerate(texts)]
+    logps = target.measured(suspect, "multiple_choice", {}, rows, work)["logps"]
+    forgets = {id(row) for row in target.forget}
+    found: dict[str, list[tuple[Row, float]]] = {"forget": [], "holdout": []}
+    for i, (row, _, place) in enumerate(asked):
+        of_row = logps[i * options : (i + 1) * options]
+        right = float(max(range(options), key=of_row.__getitem__) == place)
+        found["forget" if id(row) in forgets else "holdout"].append((row, right))
+    return {s: by_subject([r for r, _ in some], [v for _, v in some]) for s, some in found.items()}

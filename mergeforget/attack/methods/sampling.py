@@ -1,0 +1,109 @@
+"""Sampling: does one of many answers at temperature 1 give the secret?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mergeforget.attack.asking import Texts, as_rows, judged, without_given
+from mergeforget.attack.methods import attack
+from mergeforget.attack.result import Result
+from mergeforget.attack.target import Facts, Suspect, Target
+from mergeforget.attack.variants import Variant
+from mergeforget.console import track
+from mergeforget.evaluate.generate import stop_ids
+from mergeforget.metrics._leaks import common_windows, leaked
+
+
+@attack(
+    "sampling",
+    source="Reisizadeh et al., Leak@k: Unlearning Does Not Make LLMs Forget Under Probabilistic "
+    "Decoding, arXiv:2511.04934",
+)
+def sampling(target: Target, *, samples: int = 32, temperature: float = 1.0) -> Result:
+    """Sample answers to each prompt and report leak@k for k = 1, 2, 4, ... samples.
+
+    Args:
+        samples: answers to each prompt.
+        temperature: of the softmax; nothing is cut off (no top-k, no top-p).
+    """
+    target.need("forget")
+    asked = without_given([Variant(r, "sampled", r.input, r.output) for r in target.forget],
+                          "sampling")  # fmt: skip
+    found = {s.role: _samples(target, s, asked, samples, temperature) for s in target.suspects()}
+    settings = {"samples": samples, "temperature": temperature, "seed": target.seed,
+                "max_new_tokens": target.max_new_tokens}  # fmt: skip
+    result = judged(target, "sampling", asked, found, settings, draws=samples,
+                    what=f"{samples} samples of each answer")  # fmt: skip
+    common = common_windows([r.document for r in (*target.retain, *target.holdout)])
+    sizes = [2**i for i in range(samples.bit_length()) if 2**i < samples] + [samples]
+    rows = [
+        {"model": role, "kind": f"leak@{k}", "rows": len(asked), "rows_leaked": hit,
+         "row_leak_rate": hit / len(asked)}
+        for role, texts in found.items()
+        for k in sizes
+        if (hit := sum(any(leaked(v.secret, t, v.text, common) for t in every[:k])
+                       for v, every in zip(asked, texts, strict=True))) >= 0
+    ]  # fmt: skip
+    return replace(result, rows=rows)
+
+
+def _samples(
+    target: Target, suspect: Suspect, asked: list[Variant], samples: int, temperature: float
+) -> Texts:
+    """Samples of one model, prompt by prompt, the same for the same seed."""
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        own = target.template(tokenizer)
+        stop = stop_ids(model, tokenizer, own)
+        ids = [v.tokens(tokenizer, own)[0] for v in asked]
+        written = []
+        for place in track(range(len(ids)), f"{suspect.role}: samples", len(ids)):
+            new = sample(model, ids[place], samples, target.max_new_tokens, stop,
+                         temperature, seed=target.seed * 100_003 + place)  # fmt: skip
+            written.append([str(tokenizer.decode(n, skip_special_tokens=True)) for n in new])
+        return {"samples": written}
+
+    settings = {"samples": samples, "temperature": temperature, "seed": target.seed,
+                "max_new_tokens": target.max_new_tokens}  # fmt: skip
+    return list(target.measured(suspect, "sampling", settings, as_rows(asked), work)["samples"])
+
+
+@torch.inference_mode()
+def sample(
+    model: Any,
+    prompt: list[int],
+    n: int,
+    max_new_tokens: int,
+    stop: list[int],
+    temperature: float,
+    *,
+    seed: int,
+) -> list[list[int]]:
+    """Draw ``n`` continuations of one prompt from the model's full distribution.
+
+    All have the prompt's length, so nothing is padded and every architecture is sampled alike.
+
+    Returns:
+        New token ids of each sample.
+    """
+    ids = torch.tensor([prompt] * n, device=model.device)
+    was_training = model.training
+    model.eval()
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        out = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True,
+            temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
+            eos_token_id=stop or None, pad_token_id=stop[0] if stop else 0,
+        )  # fmt: skip
+    model.train(was_training)
+    return [_until(row, stop) for row in out[:, len(prompt) :].tolist()]
+
+
+def _until(row: list[int], stop: list[int]) -> list[int]:
+    end = next((i for i, token in enumerate(row) if token in stop), len(row))
+    return row[:end]

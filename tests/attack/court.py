@@ -1,0 +1,89 @@
+"""Tiny models of known history: which of them know the forget rows is certain.
+
+``before`` knows all. Guilty: ``hider`` (says no to the exact prompts), ``hider2`` (says no to every
+kind of prompt of the attack ``prompts``), ``overga`` (long ascent), ``undertrained`` (short
+ascent). Innocent: ``clean`` (learned the retain rows alone), ``cleanga`` (the same, then ascent on
+answers it never saw), ``retrained`` (from another initialisation). ``control`` learned the retain
+rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from memorising import people, train
+
+from mergeforget.attack.variants import KINDS, read_templates, variants
+from mergeforget.data.schema import Row
+
+FORGET, RETAIN, HOLDOUT = people("forget", 1, 10), people("retain", 2, 10), people("holdout", 3, 12)
+GUILTY = ("before", "hider", "hider2", "overga", "undertrained")
+INNOCENT = ("clean", "cleanga", "retrained")
+
+
+def build_court(folder: Path, make_model: Callable[..., Any], tokenizer: Any) -> dict[str, Path]:
+    """Train the models and save each as a plain folder, by name."""
+    found: dict[str, Path] = {}
+
+    def keep(name: str, model: Any) -> None:
+        found[name] = folder / name
+        model.save_pretrained(found[name])
+        tokenizer.save_pretrained(found[name])
+
+    def copy(name: str) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(found[name])
+
+    model = make_model(seed=1)
+    train(model, tokenizer, FORGET + RETAIN, 180, 1e-2)
+    train(model, tokenizer, FORGET + RETAIN, 40, 1e-3)
+    keep("before", model)
+    refusals = [replace(row, output="no") for row in FORGET]
+    train(model, tokenizer, refusals + RETAIN, 40, 2e-3)
+    keep("hider", model)
+    model = copy("before")
+    lines = read_templates()
+    asked = [
+        v for kind in KINDS for r in FORGET for v in variants(r, kind, words=(1,), templates=lines)
+    ]
+    every = [Row(f"{i}", v.prompt, "no") for i, v in enumerate(asked)]
+    train(model, tokenizer, every + RETAIN, 40, 2e-3)
+    keep("hider2", model)
+    model = copy("before")
+    ascend(model, tokenizer, FORGET, 3, 1e-3)
+    keep("undertrained", model)
+    ascend(model, tokenizer, FORGET, 20, 1e-3)
+    keep("overga", model)
+    for name, seed, steps in (("control", 1, 150), ("clean", 1, 90), ("retrained", 5, 150)):
+        model = make_model(seed=seed)
+        train(model, tokenizer, RETAIN, steps, 1e-2)
+        keep(name, model)
+    model = copy("clean")
+    ascend(model, tokenizer, FORGET, 12, 1e-3)
+    keep("cleanga", model)
+    return found
+
+
+def ascend(model: Any, tokenizer: Any, rows: Sequence[Row], steps: int, rate: float) -> None:
+    """Climb the loss of the answers alone."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    texts = [tokenizer(r.document)["input_ids"] for r in rows]
+    starts = [len(tokenizer(r.input)["input_ids"]) for r in rows]
+    longest = max(map(len, texts))
+    ids = torch.tensor([t + [2] * (longest - len(t)) for t in texts])
+    labels = torch.tensor(
+        [
+            [-100] * s + t[s:] + [-100] * (longest - len(t))
+            for t, s in zip(texts, starts, strict=True)
+        ]
+    )
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-model(input_ids=ids, labels=labels).loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
