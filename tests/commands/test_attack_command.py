@@ -11,13 +11,15 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from mergeforget.attack.driver import QUICK
+from mergeforget.attack.methods import ATTACKS
 from mergeforget.cli import main
 from mergeforget.commands.attack import side_by_side
 from mergeforget.files import read_jsonl, write_jsonl
 from mergeforget.run import Run
 
 FAST = ["--steps", "1", "--shuffles", "19", "--kinds", "plain,prefix", "--words", "1",
-        "--max-new-tokens", "2"]  # fmt: skip
+        "--max-new-tokens", "2", "--samples", "2", "--candidates", "3"]  # fmt: skip
 
 
 def call(*words: str | Path) -> Result:
@@ -46,14 +48,30 @@ def attacked(run: Run) -> dict[str, Any]:
 
 def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run) -> None:
     results = {r["attack"]: r for r in attacked["results"]}
-    assert set(results) == set(QUICK)
+    assert set(results) == set(ATTACKS.names())
     for name, result in results.items():
         assert result["model"] == "ties-factors-d0.50"
-        assert "claim that the data is gone" in result["verdict"]
         assert json.loads((run.attacks / f"{name}.json").read_text())["results"] == [result]
+        if result["verdict"].startswith("Not tried: "):  # such as for rows that name nobody
+            assert result["finding"] == "no power" and name in ("own_paraphrase", "neighbours")
+            continue
+        assert "claim that the data is gone" in result["verdict"]
+        assert result["finding"] == "no control"  # this run knows no model without the data
         assert (run.attacks / f"{name}.csv").read_text().startswith("attacked,model,")
         assert Image.open(run.attacks / f"attack-{name}.png").width == 1120
         assert (run.attacks / f"attack-{name}.svg").read_text().startswith("<?xml")
+    verdict = json.loads((run.attacks / "verdict.json").read_text())["ties-factors-d0.50"]
+    assert verdict["finding"] == "undecided" and "NOT ENOUGH DATA" in verdict["sentence"]
+    assert attacked["verdicts"] == {"ties-factors-d0.50": verdict["sentence"]}
+
+
+def test_the_quick_set_is_bounded(run: Run, tmp_path: Path) -> None:
+    words = ["--quick", "--max-new-tokens", "2", "--steps", "1", "--out", tmp_path, "--json"]
+    results = json.loads(call(run.root, *words).stdout)["results"]
+    assert {r["attack"] for r in results} == set(QUICK)
+    settings = {r["attack"]: r["settings"] for r in results}
+    assert settings["sampling"]["samples"] == 8 and settings["quantise"]["bits"] == [4]
+    assert settings["relearn"]["steps"] == 1  # what is asked for comes before the quick set's
 
 
 def test_a_second_call_measures_nothing_and_says_the_same(
@@ -72,7 +90,8 @@ def test_a_second_call_measures_nothing_and_says_the_same(
 def test_text_has_a_table_and_a_verdict(attacked: dict[str, Any], run: Run) -> None:
     done = call(run.root, "quantise", "--max-new-tokens", "2", "--run-model", "chosen")
     assert done.exit_code == 0, done.output
-    assert "greedy match" in done.stdout and "The MIA AUC" in done.stdout
+    assert "greedy match" in done.stdout and "No control, cannot tell" in done.stdout
+    assert "NOT ENOUGH DATA" in done.stdout
     assert "quantise.json" in done.stdout
 
 
@@ -93,6 +112,8 @@ def test_a_run_that_remembers_its_first_model_gets_it_as_control(
     ]
     (result,) = json.loads(call(run.root, *words).stdout)["results"]
     assert set(result["figures"]["best_auc"]) == {"under", "before", "control"}
+    assert "retain rows alone" in result["settings"]["models"]["control"]
+    (adapter,) = (run.attacks / "control").glob("*/adapter_config.json")  # a LoRA trained here
     assert list(run.attacks.glob("*under*")) == [] and (tmp_path / "probe.json").exists()
 
 
