@@ -66,7 +66,16 @@ def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run
 
 
 def test_the_quick_set_is_bounded(run: Run, tmp_path: Path) -> None:
-    words = ["--quick", "--max-new-tokens", "2", "--steps", "1", "--out", tmp_path, "--json"]
+    words: list[str | Path] = [
+        "--quick",
+        "--max-new-tokens",
+        "2",
+        "--steps",
+        "1",
+        "--out",
+        tmp_path,
+        "--json",
+    ]
     results = json.loads(call(run.root, *words).stdout)["results"]
     assert {r["attack"] for r in results} == set(QUICK)
     settings = {r["attack"]: r["settings"] for r in results}
