@@ -45,6 +45,7 @@ class Estimate:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     def to_dict(self) -> dict[str, float | None]:
+        """Plain values for JSON."""
         return {k: v if math.isfinite(v) else None for k, v in vars(self).items()}
 
 
@@ -75,6 +76,7 @@ class Advantage:
 
     @property
     def value(self) -> float:
+        """The advantage beyond the holdout, or over the control where there is no holdout."""
         return (self.beyond_holdout or self.over_control).value
 
     @property
@@ -87,6 +89,7 @@ class Advantage:
         return str(self.beyond_holdout or self.over_control)
 
     def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
         beyond = self.beyond_holdout
         return {
             "over_control": self.over_control.to_dict(),
@@ -191,6 +194,7 @@ class Leaks:
         return cls(rows, len(leaked), at_least(chances, len(rows)))
 
     def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
         return {"rows_leaked": len(self.rows), "rows": self.asked, "p": self.p}
 
 
