@@ -97,6 +97,19 @@ def test_the_command_prints_one_json_object(result: Unlearned, knowing: dict[str
     assert any("No time was left for the attack relearn" in note for note in found["notes"])
 
 
+def test_chat_asks_the_base_and_the_result(result: Unlearned, knowing: dict[str, Path]) -> None:
+    row = read_jsonl(knowing["forget"])[0]
+    call = ["chat", str(result.run.root), "--ask", row["input"], "--max-new-tokens", "5", "--json"]
+    done = CliRunner().invoke(main, call)
+    assert done.exit_code == 0, done.output
+    (found,) = json.loads(done.stdout)["answers"]
+    assert found["before"] == row["output"] and found["prompt"] == row["input"]
+    typed = CliRunner().invoke(main, call[:2], input=f"{row['input']}\n\n")
+    assert typed.exit_code == 0 and f"before  {row['output']}" in typed.output
+    wrong = CliRunner().invoke(main, [*call, "--candidate", "ovr"])
+    assert wrong.exit_code == 4 and "Did you mean 'over'" in wrong.output
+
+
 def answers(prompts: list[str]) -> list[str]:
     return [f"answer to {p}" for p in prompts]
 

@@ -147,6 +147,7 @@ def unlearn(
     with clock.stage("search"):
         choice = search(run, chosen.search, Options(clock.budget(0.6)))
     name = choice.scored.name
+    changed = False
     with clock.stage("attacks"):
         for one in attacks:
             if clock.spent:
@@ -155,8 +156,10 @@ def unlearn(
             if run.state(f"attack-{one}") != "done":
                 attack(run.root, [one], control=control)
                 run.set_state(f"attack-{one}", "done")
+                changed = True
     with clock.stage("report"):
-        report(run)
+        if changed or not run.report.exists():
+            report(run)
     with clock.stage("earlier requests"):
         again = recheck(run, chosen, name)
     result = _conclude(

@@ -139,3 +139,27 @@ def verdict_of(
 def _sentence(parts: Sequence[str]) -> str:
     text = "; ".join(parts)
     return text[:1].upper() + text[1:]
+
+
+def answers_of(run: Run, chosen: str, shown: Mapping[str, int]) -> list[dict[str, str]]:
+    """Some answers of the base and of the chosen merge, side by side.
+
+    Args:
+        shown: Number of answers of each set.
+    """
+    from mergeforget.files import read_jsonl
+
+    before, after = (
+        {line["id"]: line for line in read_jsonl(run.answers / f"{name}.jsonl")}
+        for name in ("base", chosen)
+    )
+    rows: list[dict[str, str]] = []
+    for split, count in shown.items():
+        own = [line for key, line in before.items() if line["split"] == split and key in after]
+        for line in sorted(own, key=lambda one: len(one["input"]))[:count]:
+            now = after[line["id"]]["completion"]
+            rows.append({
+                "split": split, "prompt": line["input"], "expected": line["output"],
+                "before": line["completion"].strip(), "after": now.strip(),
+            })  # fmt: skip
+    return rows

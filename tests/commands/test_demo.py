@@ -29,10 +29,13 @@ def test_demo_runs_the_whole_chain_on_a_tiny_model(
     result = json.loads(done.stdout)
     run = Run(tmp_path / "run")
     assert [row["model"] for row in result["table"]] == [
-        "base", "over", "under", result["chosen"]["name"],
+        "base", "over", "under", result["chosen"],
     ]  # fmt: skip
     assert all(0 <= row["mia_auc"] <= 1 for row in result["table"])
-    assert read_json(run.search / "chosen.json")["name"] == result["chosen"]["name"]
+    assert read_json(run.search / "chosen.json")["name"] == result["chosen"]
+    shown = result["answers"]
+    assert [x["split"] for x in shown] == 4 * ["forget"] + 2 * ["retain"]
+    assert all(x["prompt"] and x["expected"] for x in shown)
     assert "<html" in run.report.read_text() and list(run.analysis.glob("*.svg"))
     measured = read_jsonl(run.scores)
     again = CliRunner().invoke(main, call)

@@ -1,0 +1,52 @@
+"""`mergeforget chat`: ask the model before and after unlearning, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+
+
+@click.command()
+@run_argument
+@click.option("--candidate", help="Model of the run: over, under or a candidate.  "
+              "[default: the chosen merge]")  # fmt: skip
+@click.option("--ask", "asked", multiple=True, help="Ask this and end. Repeatable.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True,
+              help="Maximum tokens to generate per answer.")  # fmt: skip
+@json_option
+def command(
+    run: Path | None, candidate: str | None, asked: tuple[str, ...], max_new_tokens: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Ask the base and the result of RUN the same questions.
+
+    Type a question per line; an empty line ends. Prompts are rendered as the run's recipe says.
+    """
+    from mergeforget.api.chat import open_chat
+
+    answer = open_chat(chosen_run(run), candidate or "", max_new_tokens)
+    results = []
+    for prompt in asked or _typed():
+        found: dict[str, Any] = answer(prompt)
+        results.append(found)
+        if not as_json:
+            click.echo(f"  before  {found['before']}\n  after   {found['after']}")
+    if as_json:
+        emit({"answers": results}, "", as_json)
+
+
+def _typed() -> Iterator[str]:
+    """Lines from the terminal or a pipe, until an empty one."""
+    while True:
+        try:
+            line = click.prompt(">", prompt_suffix=" ", default="", show_default=False, err=True)
+        except click.Abort:
+            return
+        if not line.strip():
+            return
+        yield line.strip()
