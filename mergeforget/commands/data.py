@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from mergeforget.commands._options import emit, json_option
+from mergeforget.commands._options import emit, json_option, template_options
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
+    from mergeforget.data.templating import PromptTemplate
 
 TASKS = ["Task1", "Task2", "Task3"]
 
@@ -76,17 +77,50 @@ def make(
          as_json)  # fmt: skip
 
 
+_files = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+_columns = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Map a column, for example --column input=question. Repeatable.",
+)
+_turns = click.option(
+    "--turns",
+    type=click.Choice(["last", "every"]),
+    default="last",
+    show_default=True,
+    help="Assistant turns of a conversation to read.",
+)
+
+
 @command.command("check")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--column", "columns", multiple=True, metavar="OURS=THEIRS",
-              help="Map a column, for example --column input=question. Repeatable.")  # fmt: skip
-@click.option("--model", help="Count tokens with this model's tokenizer.")
+@_files
+@_columns
+@_turns
+@click.option("--model", help="Count tokens and show a row as this model sees it.")
+@click.option("--row", default=1, show_default=True, type=click.IntRange(min=1),
+              help="With --model: number of the row to show.")  # fmt: skip
+@template_options
 @json_option
 def check(
-    files: tuple[Path, ...], columns: tuple[str, ...], model: str | None, as_json: bool
+    files: tuple[Path, ...],
+    columns: tuple[str, ...],
+    turns: Literal["last", "every"],
+    model: str | None,
+    row: int,
+    template: Literal["auto", "none", "chat"] | None,
+    system_prompt: str | None,
+    as_json: bool,
 ) -> None:
-    """Read files as every command does, and print rows, tasks and lengths."""
-    from mergeforget.data.readers import read_rows
+    """Read data as every command reads it, and summarise it.
+
+    FILES are data files, folders of .txt files, or data sets of the hub. Rows that stand in two of
+    them are an error. With --model one row of each is shown as tokens, with what is trained.
+    """
+    from mergeforget.data.readers import check_overlap, read_rows
+    from mergeforget.distributed import is_main
+    from mergeforget.errors import UsageError
 
     mapping = dict(_pair(column) for column in columns)
     tokenizer = None
@@ -94,10 +128,52 @@ def check(
         from mergeforget.models import load_tokenizer
 
         tokenizer = load_tokenizer(model)
-    facts = {}
-    for path in files:
-        facts[str(path)] = summary(read_rows(path, columns=mapping), tokenizer)
-    emit(facts, "\n".join(_text(Path(p), f) for p, f in facts.items()), as_json)
+    elif template or system_prompt:
+        raise UsageError("--template and --system-prompt need --model, whose tokenizer is used.")
+    sets = {str(path): read_rows(path, columns=mapping, turns=turns) for path in files}
+    check_overlap(sets)
+    facts, texts = {}, []
+    for name, rows in sets.items():
+        facts[name] = summary(rows, tokenizer)
+        texts.append(_text(Path(name), facts[name]))
+        if tokenizer is not None:
+            from mergeforget.data.templating import PromptTemplate
+
+            if row > len(rows):
+                raise UsageError(f"{name} has {len(rows)} rows, so there is no row {row}.")
+            way = PromptTemplate.resolve(tokenizer, template or "auto", system_prompt)
+            facts[name]["example"] = example(tokenizer, rows[row - 1], way)
+    emit(facts, "\n".join(texts), as_json)
+    for found in facts.values():
+        if "example" in found and is_main() and not as_json:
+            click.echo(coloured(found["example"]))
+
+
+@command.command("show")
+@_files
+@_columns
+@_turns
+@click.option("--rows", default=3, show_default=True, type=click.IntRange(min=1),
+              help="Number of rows to show of each file.")  # fmt: skip
+@json_option
+def show(
+    files: tuple[Path, ...],
+    columns: tuple[str, ...],
+    turns: Literal["last", "every"],
+    rows: int,
+    as_json: bool,
+) -> None:
+    """Show the first rows: what is the prompt, what the answer, and whom they are about."""
+    from mergeforget.data.readers import read_rows
+
+    mapping = dict(_pair(column) for column in columns)
+    sets = {str(p): read_rows(p, columns=mapping, turns=turns) for p in files}
+    shown = {name: [one.to_dict() for one in every[:rows]] for name, every in sets.items()}
+    texts = []
+    for name, every in sets.items():
+        texts.append(f"{name}: {min(rows, len(every))} of {len(every)} rows")
+        texts += [_row_text(one) for one in every[:rows]]
+    emit(shown, "\n".join(texts), as_json)
 
 
 @command.command("convert")
@@ -126,6 +202,48 @@ def convert(benchmark: str, folder: Path, out: Path, as_json: bool) -> None:
 def _record(row: Row) -> dict[str, Any]:
     """A row as evaluate reads it; a whole document has no answer."""
     return row.to_dict() if row.output else {"id": row.id, "document": row.input}
+
+
+def _row_text(row: Row) -> str:
+    about = "" if row.subject == row.id else f"  (subject: {row.subject})"
+    lines = [row.id + about]
+    lines += [f"  {m.role:<9} {m.content}" for m in row.messages]
+    if row.window in ("whole", "start"):
+        return "\n".join([*lines, f"  text      {row.document}"])
+    first, second = ("context", "text") if row.window else ("prompt", "answer")
+    lines += [f"  {first:<9} {row.input}", f"  {second:<9} {row.output}"]
+    return "\n".join(lines)
+
+
+def example(tokenizer: Any, row: Row, way: PromptTemplate) -> dict[str, Any]:
+    """One row as tokens, each with the part it belongs to: prompt, answer or end."""
+    cut = way.tokens(tokenizer, row)
+    parts = {"prompt": cut.prompt, "answer": cut.answer, "end": cut.end}
+    names = {"prompt": "answer"} if row.opens else {}
+    return {
+        "id": row.id,
+        "template": way.name,
+        "tokens": [
+            {"id": i, "text": tokenizer.decode([i]), "part": names.get(part, part)}
+            for part, ids in parts.items()
+            for i in ids
+        ],
+    }
+
+
+def coloured(example: dict[str, Any]) -> str:
+    """The tokens of an example by part, borders between tokens marked."""
+    from mergeforget.parsing import printable
+
+    colours = {"prompt": "blue", "answer": "green", "end": "red"}
+    told = {"prompt": "prompt, not trained", "answer": "answer, trained", "end": "end, trained"}
+    lines = [f"  row {printable(example['id'])} as the model sees it ({example['template']}):"]
+    for part, colour in colours.items():
+        texts = [t["text"].replace("\n", "\\n") for t in example["tokens"] if t["part"] == part]
+        if texts:
+            shown = "|".join(click.style(printable(text), fg=colour) for text in texts)
+            lines.append(f"    {told[part]} ({len(texts)} tokens): {shown}")
+    return "\n".join(lines)
 
 
 def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
