@@ -4,6 +4,7 @@ The public Python API. Each function has the name and the defaults of the comman
 
     import mergeforget as mf
 
+    result = mf.unlearn("model", forget="forget.jsonl", retain="retain.jsonl")
     merged = mf.merge(["runs/a/over", "runs/a/under"], method="ties", density=0.7)
     merged.save("merged")
     scores = mf.evaluate("model", adapter="merged", forget="forget.jsonl", retain="retain.jsonl")
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +38,9 @@ _MODULES = {  # public name -> the module that defines it
     "search": "mergeforget.api.searching",
     "train": "mergeforget.api.training",
     "train_pair": "mergeforget.api.training",
+    "unlearn": "mergeforget.api.unlearn",
     "MergeforgetError": "mergeforget.errors",
 }
-if find_spec("mergeforget.api.unlearn"):
-    _MODULES["unlearn"] = "mergeforget.api.unlearn"
 
 if TYPE_CHECKING:
     from mergeforget.api.measuring import attack as attack
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from mergeforget.api.searching import search as search
     from mergeforget.api.training import train as train
     from mergeforget.api.training import train_pair as train_pair
+    from mergeforget.api.unlearn import unlearn as unlearn
     from mergeforget.errors import MergeforgetError as MergeforgetError
 
 __all__ = ["__version__", *sorted(_MODULES)]

@@ -142,7 +142,12 @@ def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
 ) -> None:
     written: list[Any] = []
     writer = "mergeforget.analysis.report.write_report"  # slow; tests/analysis has its own tests
-    monkeypatch.setattr(writer, lambda run, path: written.append((run, path)) or path)
+
+    def write(run: Run, path: Path) -> Path:
+        written.append((run, path))
+        return path
+
+    monkeypatch.setattr(writer, write)
     assert mf.report(str(finished.root), out=tmp_path / "page.html") == tmp_path / "page.html"
     assert written == [(finished, tmp_path / "page.html")]
     found = mf.analyze(mf.load_run(finished.root), ["prediction"], out=str(tmp_path / "analysis"))
@@ -155,7 +160,7 @@ def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
 
 
 OTHERWISE = {  # options of the command line that Python users have in another form, or not at all
-    "as_json", "assignments", "arguments", "open_it", "worker", "trust_remote_code", "runs",
+    "as_json", "assignments", "arguments", "open_it", "worker", "trust_remote_code", "runs", "yes",
 }  # fmt: skip
 SAME = {"subject": "run_model", "model": "run_model"}  # in compare
 
@@ -163,6 +168,7 @@ SAME = {"subject": "run_model", "model": "run_model"}  # in compare
 @pytest.mark.parametrize(
     ("command", "function"),
     [
+        ("unlearn", "unlearn"),
         ("train-pair", "train_pair"),
         ("train", "train"),
         ("search", "search"),

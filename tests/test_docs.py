@@ -115,11 +115,13 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for i, side in enumerate(("over", "under")):
         write_random_lora(tmp_path / "runs" / "mine" / side, i)
     monkeypatch.chdir(tmp_path)
-    first, *others = blocks(ROOT / "README.md", "python")
-    exec(first, {})
+    others = blocks(ROOT / "README.md", "python")
+    merging = next(text for text in others if "mf.merge(" in text)
+    exec(merging, {})
+    others.remove(merging)
     assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
     calls: list[str] = []
-    for name in ("train_pair", "search", "evaluate", "attack", "export"):
+    for name in ("unlearn", "train_pair", "search", "evaluate", "attack", "export"):
         signature = inspect.signature(getattr(mf, name))
 
         def checked(*args: Any, _: Any = signature, __: str = name, **options: Any) -> Stand:
@@ -129,7 +131,14 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(mf, name, checked)
     for text in others:
         exec(text, {"mf": mf})
-    assert {"train_pair", "search", "evaluate.to_pandas", "attack.to_pandas", "export"} <= {*calls}
+    assert {
+        "unlearn.export",
+        "train_pair",
+        "search",
+        "evaluate.to_pandas",
+        "attack.to_pandas",
+        "export",
+    } <= {*calls}
 
 
 def test_worked_examples_of_contributing_conform(
