@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test slow study gpu-study lint clean
+.PHONY: demo test slow faults study gpu-study lint clean
 demo: $(READY)
 	$(BIN)/mergeforget demo
 
@@ -14,6 +14,9 @@ test: $(READY)
 
 slow: $(READY)                  # the slow tests: the real model, and the data in MERGEFORGET_DATA
 	$(BIN)/python -m pytest -q -m slow tests
+
+faults: $(READY)                # interrupt every writer, damage every input, print the table
+	$(BIN)/python -m mergeforget.testing.faults
 
 # Repeat the published experiments (about three hours); rerun the command to resume. The data sets
 # are read from MERGEFORGET_DATA. `make study PART=pair` runs one part and the parts it depends on.

@@ -114,8 +114,9 @@ def parse_yaml_lines(
 
     if len(text) > YAML_BYTES:
         raise kind(f"{where} is {len(text) / 1e3:.0f} kB of YAML; at most 512 kB are read.")
-    loader = _yaml_loader()(text)
+    loader = None
     try:
+        loader = _yaml_loader()(text)
         node = loader.get_single_node()
         _check_size(node, where, kind)
         value = None if node is None else loader.construct_document(node)
@@ -127,7 +128,8 @@ def parse_yaml_lines(
     except (ValueError, TypeError, OverflowError, AttributeError) as error:
         raise kind(f"{where} is not valid YAML: {error}.") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     _walk(value, where, kind)
     return value, lines
 
