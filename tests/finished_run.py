@@ -211,8 +211,8 @@ def answer(model: str, row: Row) -> str:
 
 def write_attacks(run: Run) -> None:
     """A result of each attack on the chosen candidate, whose curve lies between the others."""
-    model = "ties-factors-d0.70"
-    level = {model: 0.5, "before": 1.0, "control": 0.1}
+    attacked = "ties-factors-d0.70"
+    level = {attacked: 0.5, "before": 1.0, "control": 0.1}
     places: dict[str, tuple[str, list[Any]]] = {
         "relearn": ("step", [0, 1, 2, 5]), "quantise": ("bits", ["all", 8, 4]),
         "prompts": ("kind", ["plain", "prefix"]), "probe": ("layer", [0, 1, 2, 3]),
@@ -229,7 +229,7 @@ def write_attacks(run: Run) -> None:
                 }  # fmt: skip
                 rows.append({"model": model, key: value} | _of_attack(attack, figures))
         verdict = f"The claim that the data is gone stands against this attack: {attack}."
-        write_result(run.attacks, Result(attack, model, "none found", verdict, rows))
+        write_result(run.attacks, Result(attack, attacked, "none found", verdict, rows))
 
 
 def _of_attack(attack: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -241,10 +241,10 @@ def _of_attack(attack: str, figures: dict[str, Any]) -> dict[str, Any]:
 def chosen(hostile: bool) -> dict[str, Any]:
     candidate = Candidate("ties", 0.7)
     sentence = (
-        "ties-factors-d0.70 is the balanced one: its MIA AUC of 0.465 lies nearest to 0.5 on the "
-        "half that chooses."
+        "ties-factors-d0.70 is the nearest to balance of 20 candidates, but it is not balanced. "
+        "Selection split: MIA AUC 0.465."
     )
-    warning = "The halves disagree: 0.47 and 0.50." + (HOSTILE if hostile else "")
+    warning = "The two splits disagree: 0.47 and 0.50." + (HOSTILE if hostile else "")
     values = {"mia_auc": 0.465, "objective": 0.93}
     return {
         "name": candidate.name, "candidate": candidate.to_dict(), "objective": "mia",

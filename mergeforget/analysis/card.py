@@ -8,11 +8,13 @@ import yaml
 
 from mergeforget.analysis.attacks import run_attacks
 from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, run_scores
+from mergeforget.analysis.people import run_verdict
 from mergeforget.analysis.report import limits_of
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
 from mergeforget.files import read_json_object
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, Run, versions
+from mergeforget.score import read_scores
 
 
 def card_of(run: Run, name: str, kind: str) -> str:
@@ -32,6 +34,7 @@ def card_of(run: Run, name: str, kind: str) -> str:
         "merging an over-forgetting and an under-forgetting LoRA adapter with "
         f"[mergeforget](https://pypi.org/project/mergeforget/).\n\n{_plain(why)}".rstrip(),
         doubt,
+        _verdict(run, name),
         _use(run, kind),
         _scores(run, name),
         _attacks(run, name),
@@ -42,7 +45,7 @@ def card_of(run: Run, name: str, kind: str) -> str:
 
 
 def _metadata(run: Run, recipe: Recipe, kind: str) -> str:
-    """What the hub reads. The licence is that of the base model, so it is not repeated."""
+    """Return the hub's metadata. The licence is that of the base, so it is not repeated."""
     values: dict[str, Any] = {
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
@@ -52,6 +55,15 @@ def _metadata(run: Run, recipe: Recipe, kind: str) -> str:
     if kind != "adapter":
         values["base_model_relation"] = "finetune"
     return "---\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _verdict(run: Run, name: str) -> str:
+    """Return the verdict with its reasons; empty before anything was scored."""
+    if name not in read_scores(run.scores):
+        return ""
+    verdict = run_verdict(run, name)
+    text = f"**{verdict.state}.** {_plain(' '.join(verdict.reasons))}"
+    return f"{text} Uncertain: {_plain(' '.join(verdict.uncertain))}" if verdict.uncertain else text
 
 
 def _use(run: Run, kind: str) -> str:
@@ -71,7 +83,7 @@ def _use(run: Run, kind: str) -> str:
 
 
 def _scores(run: Run, name: str) -> str:
-    """A table of the candidate against the models around it, on the half that reports."""
+    """Return a table of the candidate and the models with which it is compared."""
     try:
         scores = run_scores(run)
     except MissingError:
@@ -82,11 +94,11 @@ def _scores(run: Run, name: str) -> str:
         cells = [cell_of(scores[s], measure).text for s in shown]
         rows.append([label_of(measure), *cells])
     table = "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in rows)
-    return f"## Scores\n\nOn the half of the data that reports, where there are two.\n\n{table}"
+    return f"## Scores\n\nOn the report split where the data was split.\n\n{table}"
 
 
 def _attacks(run: Run, name: str) -> str:
-    """What attacks on the candidate found, or that none was tried."""
+    """Return what attacks on the candidate found, or that none was tried."""
     try:
         found = [result for result in run_attacks(run) if result.model == name]
     except MissingError:

@@ -55,9 +55,19 @@ def title_of(metric: str) -> str:
 
 
 def draw_density(found: DensityCurves) -> list[SavedFigure]:
-    """One figure a metric: its splits under each other, against density."""
+    """Draw one figure per metric, its splits below each other; constant curves are left out."""
     with styled():
-        return [_density(found, metric, splits) for metric, splits in found.measures()]
+        varied = [
+            (metric, [s for s in splits if _varies(found.of(metric, s))])
+            for metric, splits in found.measures()
+        ]
+        return [_density(found, metric, splits) for metric, splits in varied if splits]
+
+
+def _varies(curves: Sequence[Curve]) -> bool:
+    """Return whether some curve has two different values, or is a single point."""
+    values = [[p.value for p in curve.points] for curve in curves]
+    return any(len(v) == 1 or max(v) - min(v) > 1e-9 for v in values if v)
 
 
 def _density(found: DensityCurves, metric: str, splits: list[str]) -> SavedFigure:

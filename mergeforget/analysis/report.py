@@ -1,14 +1,14 @@
-"""The report: one HTML file that needs nothing else, and no network.
+"""The report: one self-contained HTML file.
 
-The texts of the data are escaped; the page forbids by its content policy every script but its own
-(by hash) and every request. Without scripts the tables and the figures remain.
+Texts of the data are escaped, and the content policy allows no request and no script but the
+page's own (by hash). Tables and figures work without scripts.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,15 @@ from mergeforget.analysis.evidence import (
     run_scores,
 )
 from mergeforget.analysis.findings import Finding, analyse_all
-from mergeforget.analysis.tables import cards_of, label_of, lines_of, measures_of
+from mergeforget.analysis.people import (
+    PersonRecord,
+    base_name,
+    run_people,
+    summary_of,
+    write_people,
+)
+from mergeforget.analysis.tables import cards_of, label_of, lines_of, shown_measures
+from mergeforget.analysis.verification import write_evidence
 from mergeforget.files import sha256, write_text
 from mergeforget.parsing import read_text
 from mergeforget.recipe import load_recipe
@@ -42,27 +50,42 @@ UNITS = {
 
 
 def write_report(run: Run, path: Path | None = None) -> Path:
-    """Analyse a run and write its page.
+    """Analyse a run and write its page; ``evidence.json`` and the tables lie in ``RUN/report``.
 
     Returns:
         The page's path, ``RUN/report/index.html`` where none was given.
     """
     path = path or run.report
     findings = analyse_all(run, run.analysis)
-    write_text(path, render("report.html", context_of(run, findings)))
+    try:
+        people = run_people(run)
+    except MissingError:
+        people = []
+    write_text(path, render("report.html", context_of(run, findings, people)))
+    if people:
+        write_people(run, run.report.parent, people)
+        write_evidence(run, run.report.parent / "evidence.json", people)
     return path
 
 
-def context_of(run: Run, findings: list[Finding]) -> dict[str, Any]:
-    """Everything the page shows, as plain values."""
+def context_of(
+    run: Run, findings: list[Finding], people: Sequence[PersonRecord] = ()
+) -> dict[str, Any]:
+    """Return everything the page shows, as plain values."""
     chosen = read_chosen(run)
     comparisons = compare_answers(run, QUESTIONS)
     return {
         "title": f"mergeforget: {run.name}",
         "run": run.name,
         "chosen": chosen,
+        "base_name": base_name(run),
+        "summary": summary_of(run, people) if people else None,
+        "people": people,
         "unchosen": _unchosen(run) if chosen is None else "",
-        "findings": [(f, [image_of(run.analysis, g) for g in f.figures]) for f in findings],
+        "findings": [
+            (f, [image_of(run.analysis, g) for g in f.figures]) for f in findings if not f.missing
+        ],
+        "missing": [f"{f.title}: {f.missing}" for f in findings if f.missing],
         "comparisons": [
             (split, [c for c in comparisons if c.row.split == split])
             for split in dict.fromkeys(c.row.split for c in comparisons)
@@ -86,7 +109,7 @@ def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
     return {
         "cards": cards_of(scores, name) if name in scores else [],
         "lines": lines,
-        "labels": [label_of(m) for m in measures_of(scores)],
+        "labels": [label_of(m, scores) for m in shown_measures(scores)],
         "no_scores": "",
         "halves": any(c.choose is not None for line in lines for c in line.cells),
     }
@@ -109,14 +132,14 @@ def facts_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
 
 
 def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
-    """What the figures do not show."""
+    """Return what the scores do not show."""
     found = [
-        f"The MIA AUC is that of one attack, by the loss of {UNITS[_unit(run)]}. Another attack "
+        f"The MIA AUC is that of one attack, on the loss of {UNITS[_unit(run)]}. Another attack "
         "may tell members from non-members where this one does not.",
-        "Greedy answers to the questions of the data were read. A paraphrase, a prefix or sampling "
-        "may bring out what they did not; `mergeforget attack` tries some of these.",
-        "Unlearning by fine-tuning hides rather than erases: a few steps of training on related "
-        "text may bring it back. It is no proof of deletion.",
+        "The answers to the questions of the data are greedy. A paraphrase, a prefix or sampling "
+        "may bring out more; `mergeforget attack` tries them.",
+        "Fine-tuning hides knowledge rather than erasing it: a few training steps on related text "
+        "may bring it back. A report is no proof of deletion.",
     ]
     if chosen:
         found.insert(0, _how_many(run, chosen))
@@ -166,33 +189,29 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def _unchosen(run: Run) -> str:
-    return f"No candidate was chosen yet: `mergeforget search {run.root}` searches and names it."
+    return f"No candidate is chosen yet. `mergeforget search {run.root}` chooses one."
 
 
 def _no_answers(run: Run) -> str:
     return (
-        f"No answers were kept. `mergeforget evaluate {run.root}` asks every model the questions "
+        f"No answers are stored. `mergeforget evaluate {run.root}` asks every model the questions "
         "of the forget and the retain set."
     )
 
 
 def _how_many(run: Run, chosen: Chosen) -> str:
-    """From how much data the figures of the chosen candidate come."""
+    """Say on how much data the AUC of the chosen candidate rests."""
     try:
         scores = run_scores(run).get(chosen.name, [])
     except MissingError:
         return ""
-    parts = {"report": "the half that reports", "all": "all data"}
+    parts = {"report": "the report split", "all": "all data"}
     shown = [find(scores, "mia_auc", "mia", part=part) for part in parts]
     score = next((s for s in shown if s), None)
     if score is None:
         return ""
-    span = (
-        f", 95 % interval {score.interval[0]:.2f} to {score.interval[1]:.2f}"
-        if score.interval
-        else ""
-    )
+    span = f", 95 % CI {score.interval[0]:.2f} to {score.interval[1]:.2f}" if score.interval else ""
     return (
-        f"The MIA AUC comes from {score.n} documents ({parts[score.part]}){span}. A candidate "
+        f"The MIA AUC is computed on {score.n} documents ({parts[score.part]}){span}. A candidate "
         "within that interval of another is not shown to be better."
     )

@@ -10,7 +10,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.run import ANCHORS
 from mergeforget.score import Score, find
 
-PARTS = ("report", "all", "choose")  # which half is shown first
+PARTS = ("report", "all", "choose")  # in order of preference
 SPLITS = ("mia", "forget", "retain", "holdout", "mmlu", "all")
 LABELS = {
     ("mia_auc", "mia"): "MIA AUC",
@@ -28,6 +28,13 @@ LABELS = {
     ("task_aggregate", "all"): "Task aggregate",
     ("mmlu", "mmlu"): "MMLU",
     ("aggregate", "all"): "Aggregate",
+    ("leak_rate", "forget"): "Leaked answers, forget",
+    ("leak_rate", "retain"): "Known answers, retain",
+    ("verbatim_rouge", "forget"): "ROUGE-L, forget",
+    ("verbatim_rouge", "retain"): "ROUGE-L, retain",
+    ("model_utility", "all"): "Model utility",
+    ("forget_quality", "forget"): "Forget quality",
+    ("truth_ratio", "forget"): "Truth ratio, forget",
 }
 WHAT = {
     "mia_auc": "0.5 cannot tell what was trained on; above: remembers, below: forgot too much",
@@ -38,14 +45,15 @@ WHAT = {
     "nll": "nats a token of the answers",
     "task_aggregate": "harmonic mean over tasks and splits",
     "mmlu": "accuracy on general questions",
-    "aggregate": "mean of task aggregate, MIA score and MMLU",
+    "leak_rate": "share of answers that come out, in any spelling",
 }
+AGGREGATES = ("task aggregate", "MIA score", "MMLU")  # of SemEval-2025 Task 4
 Measure = tuple[str, str]  # metric, split
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """One figure of the table: the reporting half, and the choosing half where there is one."""
+    """One score of the table: on the report split, and on the selection split if there is one."""
 
     value: float | None
     interval: tuple[float, float] | None = None
@@ -97,15 +105,39 @@ def measures_of(scores: dict[str, list[Score]]) -> list[Measure]:
     return sorted(found, key=lambda m: (place(m[0]), _split_place(m[1]), m))
 
 
-def label_of(measure: Measure) -> str:
-    """Heading of a measure."""
+def shown_measures(scores: dict[str, list[Score]]) -> list[Measure]:
+    """Return the measures with a readable name, for the table; the rest is in scores.jsonl."""
+    every = measures_of(scores)
+    return [measure for measure in every if measure in LABELS] or every
+
+
+def aggregate_of(definition: str) -> str:
+    """Say what an aggregate is the mean of.
+
+    >>> aggregate_of("semeval2025-task4/aggregate-without-mmlu@1")
+    'mean of task aggregate and MIA score'
+    """
+    if definition.startswith("custom/"):
+        return "harmonic mean of forget text not written, retain text written and MIA score"
+    missing = definition.partition("-without-")[2].replace("_", "-")
+    parts = [p for p in AGGREGATES if p.replace(" ", "-").lower() not in missing.lower()]
+    return "mean of " + (" and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1
+                         else parts[0])  # fmt: skip
+
+
+def label_of(measure: Measure, scores: dict[str, list[Score]] | None = None) -> str:
+    """Return the readable name of a measure; for an aggregate with what it is the mean of."""
     metric, split = measure
+    if metric == "aggregate" and scores:
+        every = (s for found in scores.values() for s in found if s.metric == metric)
+        definition = next((s.definition for s in every), "")
+        return f"Aggregate ({aggregate_of(definition)})"
     name = metric.replace("_", " ").capitalize()
     return LABELS.get(measure, name if split == "all" else f"{name}, {split}")
 
 
 def cell_of(scores: Iterable[Score], measure: Measure) -> TableCell:
-    """The figure of one model, on the half that reports where there is one."""
+    """Return the score of one model, on the report split where there is one."""
     every = list(scores)
     found = {p: s for p in PARTS if (s := find(every, *measure, part=p)) is not None}
     shown = next((found[p] for p in PARTS if p in found), None)
@@ -119,7 +151,7 @@ def lines_of(
     scores: dict[str, list[Score]], candidates: dict[str, Candidate], chosen: str
 ) -> list[Line]:
     """Base, over, under and the chosen one first, then every other candidate by its name."""
-    measures = measures_of(scores)
+    measures = shown_measures(scores)
     first = [s for s in (*ANCHORS, chosen) if s in scores]
     others = sorted(
         (s for s in scores if s not in first and s in candidates),
@@ -156,7 +188,12 @@ def cards_of(scores: dict[str, list[Score]], chosen: str) -> list[Card]:
         better = next(s.better for s in scores[chosen] if (s.metric, s.split) == measure)
         before = cell_of(scores.get("base", []), measure)
         direction = "nearer 0.5 is better" if better == "nearer" else f"{better} is better"
-        cards.append(Card(label_of(measure), WHAT.get(measure[0], ""), now, before, direction))
+        what = WHAT.get(measure[0], "")
+        if measure[0] == "aggregate":
+            what = aggregate_of(
+                next(s.definition for s in scores[chosen] if s.metric == "aggregate")
+            )
+        cards.append(Card(label_of(measure), what, now, before, direction))
     return cards
 
 

@@ -17,6 +17,7 @@ State = Literal["FORGOTTEN", "NOT FORGOTTEN", "NOT ENOUGH DATA"]
 MARGIN = 0.2  # distance of an AUC from 0.5 from which members are told apart
 RARE = 0.01  # probability of so many leaks by chance below which they count as memory
 MOST = 10_000  # people; more are not worth naming
+NEEDED = ("prompts", "relearn")  # attacks without which no model is cleared
 LEAKS = ("leak_rate", "knowledge", "exact_match")  # what counts answers, the widest first
 
 
@@ -72,8 +73,8 @@ def judge(
     - NOT FORGOTTEN: forget answers come out more often than by chance, an attack found traces, or
       the whole interval of the MIA AUC is above ``0.5 + MARGIN`` (and above the control's).
     - FORGOTTEN: none of these, every forget row was asked, the whole interval of the AUC is below
-      ``0.5 + MARGIN``, and, where ``findings`` are given, an attack that can find the data in the
-      model before unlearning found none, and no attack was undecided.
+      ``0.5 + MARGIN``, and, where ``findings`` are given, the attacks of ``NEEDED`` found none
+      (with the power to find the data in the base), and no attack was undecided.
     - NOT ENOUGH DATA: anything else.
 
     Args:
@@ -208,10 +209,10 @@ def _attacks(
         guilty.append(f"Attacks bring traces of the data back: {', '.join(by['traces'])}.")
     if not findings:
         doubts.append("No attack was run.")
-    elif not by["none found"]:
-        doubts.append("No attack that can find the data was decided.")
-    if by["undecided"]:
-        doubts.append(f"Undecided attacks: {', '.join(by['undecided'])}.")
+    elif missing := [n for n in NEEDED if findings.get(n) not in ("none found", "traces")]:
+        doubts.append(f"A verdict needs these attacks to be decided: {', '.join(missing)}.")
+    if others := [name for name in by["undecided"] if name not in NEEDED]:
+        doubts.append(f"Undecided attacks: {', '.join(others)}.")
     if by["no power"]:
         names = ", ".join(by["no power"])
         uncertain.append(f"No power, since they miss the data in the original model: {names}.")

@@ -127,7 +127,7 @@ def test_the_card_has_the_metadata_of_the_hub(chosen: Run, tiny_folder: Path) ->
     assert values["base_model"] == str(tiny_folder) and values["library_name"] == "peft"
     assert "It is balanced." in body and "density: 0.5" in body and "## Limits" in body
     assert "**Warning.**" not in body and "No attack on it was tried." in body
-    assert "by the loss of whole documents." in body
+    assert "on the loss of whole documents." in body
 
 
 def test_the_card_keeps_back_no_warning_and_no_attack(chosen: Run) -> None:
@@ -142,7 +142,7 @@ def test_the_card_keeps_back_no_warning_and_no_attack(chosen: Run) -> None:
     assert "**Warning.** The halves disagree." in text
     assert "- relearn: The claim about ties-factors-d0.50 does not hold." in text
     assert "about another" not in text
-    assert "by the loss of answers, given their prompts." in text
+    assert "on the loss of answers, given their prompts." in text
 
 
 def test_text_of_the_data_starts_no_markup_in_the_card() -> None:

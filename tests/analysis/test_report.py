@@ -44,8 +44,9 @@ def test_the_page_has_every_part(page: str) -> None:
                  "limits"):  # fmt: skip
         assert f'id="{part}"' in page
     assert "stands against this attack: relearn." in page and 'id="attack-probe"' in page
-    assert "ties-factors-d0.70 is the balanced one" in page and "The halves disagree" in page
-    assert page.count("<tr class=") == 23  # base, over, under, 20 candidates
+    assert "ties-factors-d0.70 is the nearest to balance" in page
+    assert "The two splits disagree" in page
+    assert page.count("<tr class=") >= 23  # base, over, under, 20 candidates
     assert '<mark class="leak">1970-03-01</mark>' in page
 
 
@@ -99,7 +100,7 @@ def test_questions_are_those_that_every_model_answered(finished: Run) -> None:
     )
 
 
-def test_the_half_that_reports_stands_in_front() -> None:
+def test_the_report_split_comes_first() -> None:
     halves = [
         Score("mia_auc", "mia", 0.5, "nearer", 10, part="choose"),
         Score("mia_auc", "mia", 0.6, "nearer", 12, part="report", interval=(0.4, 0.8)),

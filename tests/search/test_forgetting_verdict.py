@@ -91,8 +91,10 @@ def test_high_losses_alone_are_no_memory_but_are_not_balanced() -> None:
         (None, "FORGOTTEN"),
         ({}, "NOT ENOUGH DATA"),
         ({"probe": "no power"}, "NOT ENOUGH DATA"),
-        ({"probe": "none found", "relearn": "undecided"}, "NOT ENOUGH DATA"),
-        ({"probe": "none found", "relearn": "no power"}, "FORGOTTEN"),
+        ({"prompts": "none found", "relearn": "undecided"}, "NOT ENOUGH DATA"),
+        ({"prompts": "none found", "probe": "none found"}, "NOT ENOUGH DATA"),
+        ({"prompts": "none found", "relearn": "none found", "nf4": "undecided"}, "NOT ENOUGH DATA"),
+        ({"prompts": "none found", "relearn": "none found", "probe": "no power"}, "FORGOTTEN"),
         ({"probe": "none found", "prompts": "traces"}, "NOT FORGOTTEN"),
     ],
 )

@@ -1,0 +1,399 @@
+"""What became of each person or document that was to be forgotten, and every answer by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergeforget.analysis.evidence import MissingError, models_shown, read_chosen
+from mergeforget.attack.methods import ATTACKS
+from mergeforget.attack.result import Result, read_results
+from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Answer, Row
+from mergeforget.errors import InputError, suggest
+from mergeforget.files import read_json, read_jsonl, whole, write_text
+from mergeforget.metrics._leaks import partly_leaked
+from mergeforget.metrics.leak_rate import is_leaked
+from mergeforget.run import Run
+from mergeforget.score import Score, find
+from mergeforget.search.objective import KNOWING
+from mergeforget.search.verdict import ForgettingVerdict, judge
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One answer that came out, or a part of it.
+
+    Attributes:
+        attack: The attack that brought it out; ``questions`` for the questions of the data.
+        part: What part came out; empty where the whole answer did.
+    """
+
+    person: str
+    row: str
+    attack: str
+    prompt: str
+    answer: str
+    completion: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class PersonRecord:
+    """One person (or document) of the forget set.
+
+    Attributes:
+        person: The subject of the rows.
+        rows: Number of rows about it.
+        before, after: Number of answers that came out of the base and of the chosen model, and
+            how many were asked: (leaks, asked).
+        worst_attack: The attack under which most rows came out, with the number of rows.
+        rank_before, rank: Rank of the person's loss among the people that no training saw, 1 for
+            the lowest: (rank, people ranked).
+        leaks: Every leak of the chosen model.
+    """
+
+    person: str
+    rows: int
+    before: tuple[int, int]
+    after: tuple[int, int]
+    worst_attack: tuple[str, int] | None = None
+    rank_before: tuple[int, int] | None = None
+    rank: tuple[int, int] | None = None
+    leaks: list[Leak] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat values, for csv and JSON."""
+        values = {
+            "person": self.person, "rows": self.rows,
+            "leaks_before": self.before[0], "asked_before": self.before[1],
+            "leaks_after": self.after[0], "asked_after": self.after[1],
+            "worst_attack": self.worst_attack[0] if self.worst_attack else "",
+            "rows_leaked_by_worst_attack": self.worst_attack[1] if self.worst_attack else 0,
+        }  # fmt: skip
+        for name, found in (("before", self.rank_before), ("after", self.rank)):
+            values[f"membership_rank_{name}"] = found[0] if found else None
+            values[f"people_ranked_{name}"] = found[1] if found else None
+        return values
+
+
+def run_people(run: Run) -> list[PersonRecord]:
+    """Return the record of each person of the forget set, those with most leaks first.
+
+    Raises:
+        MissingError: The run has no forget set, or nothing was asked yet.
+    """
+    chosen, model = read_chosen(run), shown_model(run)
+    forget = run.data / "forget.jsonl"
+    if not forget.is_file():
+        raise MissingError(f"{run.root} has no forget rows. `mergeforget train-pair` writes them.")
+    rows = read_rows(forget, split="forget")
+    base, now = (forget_answers(run, name, rows) for name in ("base", model))
+    if not base and not now:
+        raise MissingError(
+            f"No answers were kept in {run.root}. `mergeforget evaluate {run.root}` asks the "
+            "models the questions of the forget set."
+        )
+    results = attack_results(run, chosen.name if chosen else model)
+    ranks = {name: person_ranks(run, name, rows) for name in ("base", model)}
+    by_row = {row.id: row for row in rows}
+    listed = [leak for result in results for leak in attack_leaks(result, by_row)]
+    found = []
+    for person in dict.fromkeys(row.subject for row in rows):
+        own = [row for row in rows if row.subject == person]
+        asked = [a for a in now if a.row.subject == person]
+        leaks = [leak for a in asked if (leak := leak_of(a, person))]
+        attacked = [leak for leak in listed if leak.person == person]
+        found.append(
+            PersonRecord(
+                person,
+                len(own),
+                _counted([a for a in base if a.row.subject == person]),
+                _counted(asked),
+                _worst(attacked),
+                ranks["base"].get(person),
+                ranks[model].get(person),
+                [*leaks, *attacked],
+            )
+        )
+    return sorted(found, key=lambda p: (-len(p.leaks), -p.after[0], p.person))
+
+
+def person_record(people: Sequence[PersonRecord], name: str) -> PersonRecord:
+    """Return the record of one person.
+
+    Raises:
+        InputError: No such person is in the forget set.
+    """
+    for one in people:
+        if one.person == name:
+            return one
+    names = [p.person for p in people]
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    raise InputError(
+        f"The forget set has no person {name!r}.{suggest(name, names)} It has: {shown}."
+    )
+
+
+def person_text(one: PersonRecord) -> str:
+    """Return the record of one person as text for a terminal."""
+    lines = [
+        f"{one.person}: {one.rows} rows to forget",
+        f"Answers that came out: {one.before[0]} of {one.before[1]} before, "
+        f"{one.after[0]} of {one.after[1]} after.",
+    ]
+    if one.worst_attack:
+        lines.append(f"Worst attack: {one.worst_attack[0]} ({one.worst_attack[1]} rows).")
+    for when, rank in (("before", one.rank_before), ("after", one.rank)):
+        if rank:
+            lines.append(
+                f"Membership rank {when}: {rank[0]} of {rank[1]} (1: the lowest loss; the others "
+                "are people that no training saw)."
+            )
+    lines += [
+        f"- {leak.attack}, row {leak.row}" + (f", {leak.part} only" if leak.part else "")
+        + f": {leak.prompt!r} -> {leak.completion!r}"
+        for leak in one.leaks
+    ]  # fmt: skip
+    return "\n".join(lines if one.leaks else [*lines, "No answer about this person came out."])
+
+
+def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
+    """Return the verdict on a model of a run: the chosen candidate where none is named."""
+    from mergeforget.score import read_scores
+
+    name = model or shown_model(run)
+    findings = {r.attack: r.finding for r in attack_results(run, name)}
+    return judge(read_scores(run.scores).get(name, []), findings=findings)
+
+
+def shown_model(run: Run) -> str:
+    """Return the chosen candidate, or ``under`` before a search."""
+    chosen = read_chosen(run)
+    return chosen.name if chosen else "under"
+
+
+def attack_results(run: Run, model: str) -> list[Result]:
+    """Return the results of all attacks on one model."""
+    every = (r for name in ATTACKS.names() for r in read_results(run.attacks, name))
+    return [result for result in every if result.model == model]
+
+
+def forget_answers(run: Run, model: str, rows: Sequence[Row]) -> list[Answer]:
+    """Return what a model answered to the forget rows."""
+    known = {row.id: row for row in rows}
+    return [
+        Answer(known[str(values["id"])], str(values.get("completion", "")))
+        for values in read_jsonl(run.answers / f"{model}.jsonl")
+        if values.get("split") == "forget" and str(values.get("id")) in known
+    ]
+
+
+def leak_of(answer: Answer, person: str) -> Leak | None:
+    """Return what an answer gives away of the reference; None where it is nothing."""
+    row = answer.row
+    whole_answer = is_leaked(answer)
+    part = "" if whole_answer else partly_leaked(row.output, answer.completion, row.prompt)
+    if not whole_answer and not part:
+        return None
+    return Leak(person, row.id, "questions", row.prompt, row.output, answer.completion, part)
+
+
+def attack_leaks(result: Result, rows: Mapping[str, Row]) -> list[Leak]:
+    """Return the leaks that an attack lists, with their rows."""
+    found = []
+    for values in result.examples:
+        row = rows.get(str(values.get("row", values.get("id", ""))))
+        if row is not None and not values.get("part"):
+            prompt, text = (str(values.get(k, "")) for k in ("prompt", "completion"))
+            found.append(Leak(row.subject, row.id, result.attack, prompt, row.output, text))
+    return found
+
+
+def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
+    """Rank each person's mean loss among the people that no training saw: (rank, of how many)."""
+    members: dict[str, list[float]] = {}
+    others: dict[str, list[float]] = {}
+    holdout = run.data / "holdout.jsonl"
+    outside = read_rows(holdout, split="holdout") if holdout.is_file() else []
+    subject = {(True, r.id): r.subject for r in rows} | {(False, r.id): r.subject for r in outside}
+    for values in read_jsonl(run.answers / f"{model}.losses.jsonl"):
+        member, row_id = bool(values.get("member")), str(values["id"])
+        side = members if member else others
+        person = subject.get((member, row_id), Row(row_id, "", "").subject)
+        side.setdefault(person, []).append(float(values["nll"]))
+    level = sorted(float(np.mean(v)) for v in others.values())
+    if not level:
+        return {}
+    return {
+        person: (1 + int(np.searchsorted(level, float(np.mean(v)), "left")), len(level) + 1)
+        for person, v in members.items()
+    }
+
+
+def answer_rows(run: Run) -> list[dict[str, Any]]:
+    """Return every prompt and completion of the shown models and of the attacks, flat."""
+    found = []
+    subjects: dict[tuple[str, str], str] = {}
+    for split in ("forget", "retain"):
+        path = run.data / f"{split}.jsonl"
+        if path.is_file():
+            subjects |= {(split, r.id): r.subject for r in read_rows(path, split=split)}
+    for model in models_shown(run):
+        for values in read_jsonl(run.answers / f"{model}.jsonl"):
+            row = Row(str(values["id"]), str(values["input"]), str(values["output"]))
+            split, text = str(values.get("split", "")), str(values.get("completion", ""))
+            leak = leak_of(Answer(row, text), "")
+            found.append(
+                {
+                    "model": model, "attack": "questions", "split": split, "row": row.id,
+                    "person": subjects.get((split, row.id), row.subject), "prompt": row.input,
+                    "answer": row.output, "completion": text,
+                    "leaked": leak is not None and not leak.part, "part": leak.part if leak else "",
+                }
+            )  # fmt: skip
+    for result in attack_results(run, shown_model(run)):
+        for values in result.examples:
+            row_id = str(values.get("row", values.get("id", "")))
+            found.append(
+                {
+                    "model": result.model, "attack": result.attack, "split": "forget",
+                    "row": row_id, "person": subjects.get(("forget", row_id), row_id),
+                    "prompt": str(values.get("prompt", "")),
+                    "answer": str(values.get("answer", "")),
+                    "completion": str(values.get("completion", "")),
+                    "leaked": not values.get("part"), "part": str(values.get("part", "")),
+                }
+            )  # fmt: skip
+    return found
+
+
+def write_people(run: Run, folder: Path, people: Sequence[PersonRecord]) -> list[Path]:
+    """Write ``people.csv``, ``leaks.csv``, and ``answers`` as csv and parquet.
+
+    Returns:
+        The files.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    from mergeforget.analysis.findings import to_csv
+
+    answers = answer_rows(run)
+    tables = {
+        "people.csv": [one.to_dict() for one in people],
+        "leaks.csv": [asdict(leak) for one in people for leak in one.leaks],
+        "answers.csv": answers,
+    }
+    for name, rows in tables.items():
+        write_text(folder / name, to_csv(rows))
+    files = [folder / name for name in tables]
+    if answers:
+        columns = {key: [row[key] for row in answers] for key in answers[0]}
+        with whole(folder / "answers.parquet") as temporary:
+            pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
+        files.append(folder / "answers.parquet")
+    return files
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The first screen of a report, in plain words.
+
+    Attributes:
+        what: What was to be forgotten.
+        out: How many answers still come out, and under which attack.
+        kept: What was kept.
+        cost: What it costs in ability.
+        uncertain: What remains uncertain.
+        badges: (attack, finding, verdict) of each attack on the model.
+    """
+
+    verdict: ForgettingVerdict
+    what: str
+    out: str
+    kept: str
+    cost: str
+    uncertain: list[str]
+    badges: list[tuple[str, str, str]]
+
+
+def summary_of(run: Run, people: Sequence[PersonRecord]) -> Summary:
+    """Return the first screen: verdict, leaks, retention, cost and uncertainty."""
+    from mergeforget.score import read_scores
+
+    model = shown_model(run)
+    scores = read_scores(run.scores)
+    now, base = scores.get(model, []), scores.get("base", [])
+    verdict = run_verdict(run, model)
+    results = attack_results(run, model)
+    rows = sum(p.rows for p in people)
+    return Summary(
+        verdict,
+        f"{len(people)} people or documents, {rows} rows",
+        _out(people, verdict),
+        _before_and_after(now, base, ("leak_rate", *KNOWING), "retain", "retained answers")
+        or "Retained answers were not measured.",
+        _before_and_after(now, base, ("mmlu",), "mmlu", "MMLU questions right")
+        or _before_and_after(now, base, ("model_utility",), "all", "model utility")
+        or "General ability was not measured; give MMLU's folder with --mmlu.",
+        verdict.uncertain,
+        [(r.attack, r.finding, r.verdict) for r in results],
+    )
+
+
+def _out(people: Sequence[PersonRecord], verdict: ForgettingVerdict) -> str:
+    asked = sum(p.after[1] for p in people)
+    text = f"{verdict.leaks} of {verdict.asked} forget answers"
+    if asked:
+        before, total = sum(p.before[0] for p in people), sum(p.before[1] for p in people)
+        text = f"{sum(p.after[0] for p in people)} of {asked} forget answers when asked directly"
+        text += f" ({before} of {total} before)" if total else ""
+    worst = [leak for p in people for leak in p.leaks if leak.attack != "questions"]
+    if found := _worst(worst):
+        text += f"; {found[1]} rows under the attack {found[0]}"
+    return text + "."
+
+
+def _before_and_after(
+    now: Sequence[Score], base: Sequence[Score], metrics: Sequence[str], split: str, what: str
+) -> str:
+    """``95 % of the retained answers before, 80 % after (95 % CI 60 % to 91 %).``"""
+    for metric in metrics:
+        for part in ("report", "all"):
+            after = find(now, metric, split, part=part)
+            if after is None:
+                continue
+            before = find(base, metric, split, part=part)
+            text = f"{what[0].upper()}{what[1:]}: "
+            text += f"{before.value:.0%} before, " if before else ""
+            text += f"{after.value:.0%} after"
+            if after.interval:
+                text += f" (95 % CI {after.interval[0]:.0%} to {after.interval[1]:.0%})"
+            return text + "."
+    return ""
+
+
+def base_name(run: Run) -> str:
+    """Return the model that was to forget, as the manifest names it."""
+    manifest = read_json(run.manifest) if run.manifest.exists() else {}
+    base = manifest.get("base") or {}
+    return str(base.get("name") or base.get("path") or run.base())
+
+
+def _counted(answers: Sequence[Answer]) -> tuple[int, int]:
+    return sum(map(is_leaked, answers)), len(answers)
+
+
+def _worst(leaks: Sequence[Leak]) -> tuple[str, int] | None:
+    rows: dict[str, set[str]] = {}
+    for leak in leaks:
+        rows.setdefault(leak.attack, set()).add(leak.row)
+    if not rows:
+        return None
+    name = max(rows, key=lambda attack: (len(rows[attack]), attack))
+    return name, len(rows[name])

@@ -1,0 +1,209 @@
+"""Machine-readable evidence, and its verification by a third party."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeforget.analysis.evidence import MissingError, read_chosen
+from mergeforget.analysis.membership import read_losses
+from mergeforget.analysis.people import (
+    PersonRecord,
+    attack_results,
+    base_name,
+    forget_answers,
+    run_people,
+    run_verdict,
+    shown_model,
+)
+from mergeforget.data.readers import read_rows
+from mergeforget.errors import InputError
+from mergeforget.files import read_json, sha256, write_json
+from mergeforget.metrics.leak_rate import is_leaked
+from mergeforget.recipe import load_recipe
+from mergeforget.run import ANCHORS, PAIR, Run, now, versions
+from mergeforget.score import find, read_scores
+
+FORMAT = "mergeforget-evidence/1"
+PACKAGE = Path(__file__).parent.parent
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class EvidenceCheck:
+    """One statement of the evidence, and what was found.
+
+    Attributes:
+        required: Whether a difference means that the evidence does not hold; the code may differ
+            where the figures agree.
+    """
+
+    name: str
+    expected: Any
+    found: Any
+    required: bool = True
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two agree; numbers agree up to rounding."""
+        if isinstance(self.expected, float) and isinstance(self.found, int | float):
+            return math.isclose(self.expected, self.found, rel_tol=ROUNDING, abs_tol=ROUNDING)
+        return bool(self.expected == self.found)
+
+
+def write_evidence(run: Run, path: Path, people: Sequence[PersonRecord]) -> Path:
+    """Write ``evidence.json``: verdict, figures, people, and the hashes they rest on."""
+    chosen, model = read_chosen(run), shown_model(run)
+    recipe = load_recipe(run.recipe)
+    scores = read_scores(run.scores)
+    trainings = recipe.trainings()
+    write_json(
+        path,
+        {
+            "format": FORMAT,
+            "created": now(),
+            "run": run.name,
+            "model": {
+                "base": base_name(run),
+                "base_sha256": _base_hash(run),
+                "evaluated": model,
+                "candidate": chosen.candidate.to_dict() if chosen else None,
+            },
+            "files": {name: sha256(file) for name, file in evidence_files(run).items()},
+            "code": {"sha256": code_hash(), "versions": versions()},
+            "seeds": {
+                "data": recipe.data.seed,
+                "search": recipe.search.seed,
+                "merge": recipe.merge.seed,
+                **{name: training.seed for name, training in trainings.items()},
+            },
+            "verdict": run_verdict(run, model).to_dict(),
+            "recomputed": recomputed(run),
+            "scores": {
+                name: [score.to_dict() for score in scores[name]]
+                for name in (*ANCHORS, model)
+                if name in scores
+            },
+            "attacks": [
+                {"attack": r.attack, "finding": r.finding, "verdict": r.verdict,
+                 "settings": r.settings}
+                for r in attack_results(run, model)
+            ],
+            "people": [one.to_dict() for one in people],
+        },
+    )  # fmt: skip
+    return path
+
+
+def evidence_files(run: Run) -> dict[str, Path]:
+    """Return the files on which the evidence rests, by their name in the run folder."""
+    model = shown_model(run)
+    found = [run.recipe, run.scores, run.search / "chosen.json", *sorted(run.data.glob("*.jsonl"))]
+    found += [run.answers / f"{m}{end}" for m in dict.fromkeys((*ANCHORS, model))
+              for end in (".jsonl", ".losses.jsonl")]  # fmt: skip
+    found += [run.root / side / "adapter_model.safetensors" for side in PAIR]
+    found.append(run.candidates / model / "adapter_model.safetensors")
+    found += sorted(run.attacks.glob("*.json")) if run.attacks.is_dir() else []
+    return {f.relative_to(run.root).as_posix(): f for f in found if f.is_file()}
+
+
+def recomputed(run: Run) -> dict[str, float]:
+    """Compute anew, from the answers and losses on the disk, what the verdict rests on."""
+    path = run.data / "forget.jsonl"
+    rows = read_rows(path, split="forget") if path.is_file() else []
+    found: dict[str, float] = {}
+    for model in dict.fromkeys(("base", shown_model(run))):
+        answers = forget_answers(run, model, rows)
+        if answers:
+            found[f"{model}: leaked forget answers"] = float(sum(map(is_leaked, answers)))
+            found[f"{model}: forget answers"] = float(len(answers))
+        losses = read_losses(run, model)
+        if losses is not None:
+            found[f"{model}: MIA AUC"] = losses.auc
+    return found
+
+
+def verify_evidence(path: Path, run: Run | None = None) -> list[EvidenceCheck]:
+    """Compare ``evidence.json`` with the run that it describes.
+
+    Recomputes the hash of each file, the leaks, the MIA AUC, the record of each person and the
+    verdict; and compares them with the scores.
+
+    Args:
+        run: The run folder; the folder above ``report/`` when omitted.
+
+    Raises:
+        InputError: The file is no evidence of this format, or the run folder is missing.
+    """
+    stated = read_json(path)
+    if not isinstance(stated, dict) or stated.get("format") != FORMAT:
+        raise InputError(f"{path} is not evidence of the format {FORMAT}.")
+    here = run or Run(path.resolve().parent.parent)
+    if not here.recipe.is_file():
+        raise InputError(f"{here.root} is not the run folder of {path}. Name it with --run FOLDER.")
+    return list(_checks(stated, here))
+
+
+def _checks(stated: dict[str, Any], run: Run) -> Iterator[EvidenceCheck]:
+    for name, expected in stated["files"].items():
+        file = run.root / name
+        found = sha256(file) if file.is_file() else "missing"
+        yield EvidenceCheck(f"SHA-256 of {name}", expected, found)
+    yield EvidenceCheck("evaluated model", stated["model"]["evaluated"], shown_model(run))
+    base = _base_hash(run)
+    if base is not None and stated["model"].get("base_sha256"):
+        yield EvidenceCheck("SHA-256 of the base", stated["model"]["base_sha256"], base)
+    yield EvidenceCheck("code", stated["code"]["sha256"], code_hash(), required=False)
+    again = recomputed(run)
+    for name, expected in stated["recomputed"].items():
+        yield EvidenceCheck(name, expected, again.get(name, "missing"))
+    yield from _scores_agree(run, again)
+    verdict = run_verdict(run, stated["model"]["evaluated"]).to_dict()
+    yield EvidenceCheck("verdict", stated["verdict"], _as_json(verdict))
+    try:
+        people = [_as_json(one.to_dict()) for one in run_people(run)]
+    except MissingError:
+        people = []
+    yield EvidenceCheck("people", stated["people"], people)
+
+
+def _scores_agree(run: Run, again: dict[str, float]) -> Iterator[EvidenceCheck]:
+    """Check that the recorded scores are those of the answers and losses."""
+    scores = read_scores(run.scores)
+    for model in dict.fromkeys(("base", shown_model(run))):
+        area = find(scores.get(model, []), "mia_auc", "mia")
+        if area is not None and f"{model}: MIA AUC" in again:
+            yield EvidenceCheck(f"{model}: score mia_auc", area.value, again[f"{model}: MIA AUC"])
+        leaks = find(scores.get(model, []), "leak_rate", "forget")
+        name = f"{model}: leaked forget answers"
+        if leaks is not None and leaks.ways is None and name in again:
+            share = again[name] / again[f"{model}: forget answers"]
+            yield EvidenceCheck(f"{model}: score leak_rate", leaks.value, share)
+
+
+def code_hash() -> str:
+    """Return one hash of the package's Python files."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _base_hash(run: Run) -> str | None:
+    """Return the hash of the base's weights where it is a folder on this machine."""
+    folder = Path(run.base())
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return None
+    return sha256(files[0]) if len(files) == 1 else sha256(folder)
+
+
+def _as_json(value: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(value))

@@ -1,0 +1,130 @@
+"""The record of each person, and evidence that a third party can verify."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+from finished_run import write_run
+
+from mergeforget.analysis.people import (
+    Leak,
+    attack_leaks,
+    person_ranks,
+    person_record,
+    run_people,
+    write_people,
+)
+from mergeforget.analysis.verification import evidence_files, verify_evidence, write_evidence
+from mergeforget.attack.result import Result
+from mergeforget.cli import main
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError
+from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.run import Run
+
+CHOSEN = "ties-factors-d0.70"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run whose chosen model leaks one birth date of Person 2 and half an answer of another."""
+    run = write_run(tmp_path / "run")
+    path = run.answers / f"{CHOSEN}.jsonl"
+    rows = read_jsonl(path)
+    for row in rows:
+        if row["id"] == "forget2qa0":
+            row["completion"] = "It was March 3, 1972."  # 1972-03-03 in another spelling
+        if row["id"] == "forget3qa0":
+            row["completion"] = "In March 1973."
+    write_jsonl(path, rows)
+    return run
+
+
+def test_each_person_has_the_leaks_before_and_after(run: Run) -> None:
+    people = {p.person: p for p in run_people(run)}
+    assert len(people) == 6 and all(p.before == (3, 3) for p in people.values())
+    assert people["forget2"].after == (1, 3) and people["forget3"].after == (0, 3)
+    assert [leak.row for leak in people["forget2"].leaks] == ["forget2qa0"]
+    assert [leak.part for leak in people["forget3"].leaks] == ["month and year"]
+    assert run_people(run)[0].person == "forget2"  # those with leaks come first
+    with pytest.raises(InputError, match="Did you mean 'forget2'"):
+        person_record(run_people(run), "forget22")
+
+
+def test_leaks_of_attacks_are_listed_with_their_rows() -> None:
+    row = Row("a", "Where?", "Rome", subject="Ann")
+    examples = [{"row": "a", "prompt": "Where, please?", "completion": "Rome"},
+                {"row": "a", "part": "half", "completion": "Ro"}, {"row": "other"}]  # fmt: skip
+    result = Result("prompts", "m", "traces", "v", [], examples=examples)
+    expected = [Leak("Ann", "a", "prompts", "Where, please?", "Rome", "Rome")]
+    assert attack_leaks(result, {"a": row}) == expected
+
+
+def test_the_membership_rank_is_among_people_that_no_training_saw(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    holdout = [Row(f"h{i}", "Who?", "A.", subject=f"P{i // 2}") for i in range(4)]
+    write_jsonl(run.data / "holdout.jsonl", [row.to_dict() for row in holdout])
+    losses = [{"id": "a", "member": True, "nll": 2.0}]
+    losses += [{"id": f"h{i}", "member": False, "nll": n} for i, n in enumerate((1, 2, 4, 4))]
+    write_jsonl(run.answers / "m.losses.jsonl", losses)
+    # mean losses of the others are 1.5 and 4: 2.0 is the second of three
+    assert person_ranks(run, "m", [Row("a", "Who?", "B.", subject="Ann")]) == {"Ann": (2, 3)}
+
+
+def test_every_prompt_and_completion_is_in_a_file(run: Run, tmp_path: Path) -> None:
+    write_people(run, tmp_path / "out", run_people(run))
+    with open(tmp_path / "out" / "answers.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = pyarrow.parquet.read_table(tmp_path / "out" / "answers.parquet")
+    asked = sum(len(read_jsonl(run.answers / f"{m}.jsonl")) for m in ("base", "over", "under",
+                CHOSEN))  # fmt: skip
+    assert len(rows) == table.num_rows == asked
+    leaked = [r["row"] for r in rows if (r["model"], r["split"], r["leaked"]) == (
+              CHOSEN, "forget", "True")]  # fmt: skip
+    assert leaked == ["forget2qa0"]
+
+
+@pytest.fixture
+def evidence(run: Run) -> Path:
+    return write_evidence(run, run.report.parent / "evidence.json", run_people(run))
+
+
+def test_evidence_that_nobody_touched_holds(run: Run, evidence: Path) -> None:
+    checks = verify_evidence(evidence)
+    assert len(checks) > 15 and [c.name for c in checks if not c.ok and c.required] == []
+    done = CliRunner().invoke(main, ["verify", str(evidence)])
+    assert done.exit_code == 0 and "The evidence holds." in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["scores.jsonl", f"answers/{CHOSEN}.jsonl", "data/forget.jsonl", "attacks/prompts.json",
+             f"candidates/{CHOSEN}/adapter_model.safetensors"]
+)  # fmt: skip
+def test_a_changed_file_is_found_with_exit_code_7(run: Run, evidence: Path, name: str) -> None:
+    assert name in evidence_files(run)
+    with open(run.root / name, "ab") as file:
+        file.write(b" ")
+    done = CliRunner().invoke(main, ["verify", str(evidence)])
+    assert done.exit_code == 7 and f"SHA-256 of {name}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change", [{"verdict": {"state": "FORGOTTEN"}}, {"people": []},
+               {"recomputed": {f"{CHOSEN}: leaked forget answers": 0.0}}]
+)  # fmt: skip
+def test_a_changed_statement_is_found(evidence: Path, change: dict[str, object]) -> None:
+    write_json(evidence, read_json(evidence) | change)
+    done = CliRunner().invoke(main, ["verify", str(evidence), "--json"])
+    assert done.exit_code == 7 and not json.loads(done.stdout)["holds"]
+
+
+def test_one_person_is_printed(run: Run) -> None:
+    done = CliRunner().invoke(main, ["report", str(run.root), "--person", "forget2"])
+    assert done.exit_code == 0 and "1 of 3 after" in done.stdout and "1972" in done.stdout
+    found = CliRunner().invoke(main, ["report", str(run.root), "--person", "forget0", "--json"])
+    assert json.loads(found.stdout)["leaks_after"] == 0
