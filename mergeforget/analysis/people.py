@@ -15,13 +15,12 @@ from mergeforget.attack.result import Result, read_results
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import InputError, suggest
+from mergeforget.evaluate.verdict import ForgettingVerdict, judge
 from mergeforget.files import read_json, read_jsonl, whole, write_text
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.run import Run
 from mergeforget.score import Score, find
-from mergeforget.search.objective import KNOWING
-from mergeforget.search.verdict import ForgettingVerdict, judge
 
 
 @dataclass(frozen=True)
@@ -336,7 +335,9 @@ def summary_of(run: Run, people: Sequence[PersonRecord]) -> Summary:
         verdict,
         f"{len(people)} people or documents, {rows} rows",
         _out(people, verdict),
-        _before_and_after(now, base, ("leak_rate", *KNOWING), "retain", "retained answers")
+        _before_and_after(
+            now, base, ("leak_rate", "knowledge", "exact_match"), "retain", "retained answers"
+        )
         or "Retained answers were not measured.",
         _before_and_after(now, base, ("mmlu",), "mmlu", "MMLU questions right")
         or _before_and_after(now, base, ("model_utility",), "all", "model utility")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeforget.candidate import Candidate
+from mergeforget.evaluate.verdict import ForgettingVerdict, judge
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, figure, known_share
 from mergeforget.search.split import PARTS
-from mergeforget.search.verdict import ForgettingVerdict, judge
 from mergeforget.search.warnings import disagreement, doubts, one_sided, warning_of
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mergeforget.evaluate.verdict import judge
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, known_score, known_share
 from mergeforget.search.split import PARTS
-from mergeforget.search.verdict import judge
 
 DISAGREE = 0.1  # difference of an AUC or a share between the splits that is worth a warning
 

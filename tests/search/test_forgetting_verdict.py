@@ -9,10 +9,10 @@ import pytest
 from scipy.stats import norm
 
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.evaluate.verdict import MARGIN, at_least, judge
 from mergeforget.metrics.leak_rate import leak_rate
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.score import Score
-from mergeforget.search.verdict import MARGIN, at_least, judge
 
 GONE = Score("leak_rate", "forget", 0.0, "lower", 40, chance=0.0)
 
