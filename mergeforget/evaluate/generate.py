@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mergeforget.data.positions import check_token_ids, cut_to_positions, position_limit
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.evaluate.batching import in_batches, token_budget
@@ -82,19 +83,25 @@ def generate_ids(
         InputError: the model is not a causal language model.
     """
     ways = safe_ways(model)
+    check_token_ids(model, prompts)
+    fitting, _ = cut_to_positions(model, prompts, reserve=max_new_tokens)
+    limit = position_limit(model) or 2**31
 
     def work(places: list[int]) -> list[list[int]]:
         found: dict[int, list[int]] = {}
-        for part in _apart([len(prompts[place]) for place in places], ways):
-            own = [places[i] for i in part]
-            batch = [prompts[place] for place in own]
-            new = _decode(model, batch, stop, max_new_tokens, owners.part(own), ways)
-            found |= zip(own, new, strict=True)
+        budgets = [min(max_new_tokens, limit - len(fitting[place])) for place in places]
+        for budget in dict.fromkeys(budgets):  # rows near the last position may add fewer tokens
+            here = [p for p, own in zip(places, budgets, strict=True) if own == budget]
+            for part in _apart([len(fitting[place]) for place in here], ways):
+                own = [here[i] for i in part]
+                batch = [fitting[place] for place in own]
+                new = _decode(model, batch, stop, budget, owners.part(own), ways)
+                found |= zip(own, new, strict=True)
         return [found[place] for place in places]
 
     return in_batches(
         model,
-        [len(p) for p in prompts],
+        [len(p) for p in fitting],
         work,
         budget=batch_tokens or token_budget(model),
         extra=max_new_tokens,

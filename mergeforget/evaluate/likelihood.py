@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mergeforget.data.positions import check_token_ids, cut_to_positions
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import full_pass, pad_right, takes
 from mergeforget.evaluate.self_check import safe_ways
@@ -69,16 +70,27 @@ def likelihoods(
         starts: number of the first token of each text that is wanted; the second by default. What
             comes before costs no output layer.
         batch_tokens: tokens of a batch; by default what the memory allows.
-        on_done: is given each text's place and likelihoods as soon as its batch is done.
+        on_done: called with each text's place and likelihoods as soon as its batch is done.
+
+    A text with more tokens than the model has positions is cut at its beginning and reported; the
+    numbers of its tokens stay those of the whole text.
     """
     wanted = [1] * len(texts) if starts is None else [max(1, start) for start in starts]
     together = safe_ways(model).scored_together
+    check_token_ids(model, texts)
+    fitting, cuts = cut_to_positions(model, texts)
+
+    def work(places: list[int]) -> list[TokenLikelihoods]:
+        starts = [max(1, wanted[i] - cuts[i]) for i in places]
+        found = token_likelihoods(model, [fitting[i] for i in places], starts)
+        return [
+            replace(one, start=one.start + cuts[i]) for i, one in zip(places, found, strict=True)
+        ]
+
     return in_batches(
         model,
-        [len(t) for t in texts],
-        lambda places: token_likelihoods(
-            model, [list(texts[i]) for i in places], [wanted[i] for i in places]
-        ),
+        [len(t) for t in fitting],
+        work,
         budget=(batch_tokens or token_budget(model, logits=True)) if together else 1,
         label=label,
         on_done=on_done,

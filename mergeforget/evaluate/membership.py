@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mergeforget.console import say
 from mergeforget.data.limit import limit_rows
+from mergeforget.data.positions import check_token_ids, cut_to_positions
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches
@@ -149,10 +150,13 @@ def gradient_norms(
 
     Source: Pandora's White-Box, arXiv:2402.17012; OpenUnlearning's GradNorm.
     """
+    check_token_ids(model, [ids for ids, _ in texts])
+    fitting, cuts = cut_to_positions(model, [ids for ids, _ in texts])
+    starts = [max(0, start - cut) for (_, start), cut in zip(texts, cuts, strict=True)]
     return in_batches(
         model,
-        [len(ids) for ids, _ in texts],
-        lambda places: [_norm(model, *texts[i]) for i in places],
+        [len(ids) for ids in fitting],
+        lambda places: [_norm(model, fitting[i], starts[i]) for i in places],
         budget=1,
         label=label,
         on_done=on_done,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import progress
+from mergeforget.data.positions import check_token_ids, cut_to_positions, position_limit
 from mergeforget.data.templating import RAW
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
@@ -77,7 +78,7 @@ def run_mmlu(
     Args:
         folder: holds ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv``.
         shots: examples before the question, 0 to 5; left out from the last while the prompt has
-            more than 2048 tokens.
+            more than 2048 tokens, or more than the model has positions.
         limit: questions of a subject at most, the first ones.
         sharing: the processes that share the subjects.
 
@@ -86,6 +87,7 @@ def run_mmlu(
     """
     letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1]
                for letter in LETTERS]  # fmt: skip
+    longest = min(LONGEST, position_limit(model) or LONGEST)
     every = mmlu_subjects(folder)
     sizes = {s: (folder / "test" / f"{s}_test.csv").stat().st_size for s in every}
     subjects = sharing.share(every, sizes.__getitem__)
@@ -94,7 +96,7 @@ def run_mmlu(
         for subject in subjects:
             questions = read_questions(folder / "test" / f"{subject}_test.csv")[:limit]
             examples = read_questions(folder / "dev" / f"{subject}_dev.csv")[:shots]
-            prompts = [fitting_prompt(tokenizer, subject, examples, q) for q in questions]
+            prompts = [fitting_prompt(tokenizer, subject, examples, q, longest) for q in questions]
             chosen = choose(model, prompts, letters, batch_tokens)
             right = sum(q.answer == LETTERS[c] for q, c in zip(questions, chosen, strict=True))
             found[subject] = (right, len(questions))
@@ -138,12 +140,16 @@ def prompt_of(subject: str, examples: Sequence[Question], question: Question) ->
 
 
 def fitting_prompt(
-    tokenizer: Any, subject: str, examples: Sequence[Question], question: Question
+    tokenizer: Any,
+    subject: str,
+    examples: Sequence[Question],
+    question: Question,
+    longest: int = LONGEST,
 ) -> list[int]:
-    """Token ids of the prompt, with as many examples as fit."""
+    """Token ids of the prompt, with as many examples as fit into ``longest`` tokens."""
     for k in range(len(examples), -1, -1):
         ids = RAW.prompt_ids(tokenizer, prompt_of(subject, examples[:k], question))
-        if len(ids) <= LONGEST:
+        if len(ids) <= longest:
             break
     return ids
 
@@ -158,6 +164,8 @@ def choose(
     """
     if not prompts:
         return []
+    check_token_ids(model, prompts)
+    prompts, _ = cut_to_positions(model, prompts)
     ways = safe_ways(model)
     shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if ways.prefix else 0
 

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from mergeforget.console import quiet, say
+from mergeforget.data.positions import check_token_ids
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded
@@ -50,7 +51,7 @@ from mergeforget.train.samplers import (
     JointSampler,
     Order,
 )
-from mergeforget.train.tokenize import encode_sets, pad_id
+from mergeforget.train.tokenize import encode_sets, pad_id, within_positions
 from mergeforget.train.trainer import UnlearningTrainer, arguments
 from mergeforget.train.until import UntilController
 from mergeforget.train_config import Until
@@ -107,6 +108,7 @@ def train_adapter(
     with quiet():
         policy = get_peft_model(model, config)
     try:
+        training = within_positions(model, training)
         encoded = encode_sets(tokenizer, sets, training, template)
         reference = reference_of(policy, encoded, training, job.run.root)
         controller = None
@@ -183,6 +185,8 @@ def fit(
     controller: UntilController | None = None,
 ) -> None:
     """Run the Trainer on tokenised sets, from the last checkpoint where ``job.resume`` says so."""
+    for every in sets.values():
+        check_token_ids(model, [one.ids for one in every])
     trained = {name: rows for name, rows in sets.items() if name not in MEASURED}
     plan = training if isinstance(training, Training) else None
     rows = PairedRows(

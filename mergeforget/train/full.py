@@ -19,7 +19,7 @@ from mergeforget.train.fit import TrainingJob, fit
 from mergeforget.train.forward import decoder_layers
 from mergeforget.train.precision import widened_weights
 from mergeforget.train.reference import reference_of
-from mergeforget.train.tokenize import encode_sets
+from mergeforget.train.tokenize import encode_sets, within_positions
 from mergeforget.train_config import Full
 
 
@@ -38,6 +38,7 @@ def train_model(
     assert training.full is not None
     set_seed(training.seed)
     choose_trained(model, training.full)
+    training = within_positions(model, training)
     encoded = encode_sets(tokenizer, sets, training, template)
     with widened_weights(model):
         reference = reference_of(model, encoded, training, job.run.root)

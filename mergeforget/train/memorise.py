@@ -23,6 +23,7 @@ from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
 from mergeforget.train.fit import TrainingJob, fit
 from mergeforget.train.precision import widened_weights
+from mergeforget.train.tokenize import within_positions
 
 REVISION = re.compile("[0-9a-f]{40}")
 READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # of a model's folder
@@ -77,6 +78,7 @@ def memorise(
         folder: folder to write the model to.
         template: how a row becomes a prompt.
     """
+    settings = within_positions(model, settings)
     documents = settings.trained == "documents"
     encoded = encode_rows(
         tokenizer, rows, max_length=settings.max_length, template=template, whole=documents

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mergeforget.console import say
+from mergeforget.data.positions import position_limit
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, encode_rows, truncation
 from mergeforget.data.transforms import ROW_TRANSFORMS, TOKEN_TRANSFORMS, refuse
 from mergeforget.errors import InputError
-from mergeforget.recipe import Training
+from mergeforget.recipe import Memorise, Training
 from mergeforget.train.dataset import REFUSAL
 from mergeforget.train.requirements import reads_of
+
+Length = TypeVar("Length", Training, Memorise)
 
 
 def encode_sets(
@@ -43,6 +46,15 @@ def encode_sets(
         )
         encoded[REFUSAL] = _encoded(tokenizer, rows, REFUSAL, training, template)
     return encoded
+
+
+def within_positions(model: Any, settings: Length) -> Length:
+    """The settings with ``max_length`` lowered to the positions that the model has."""
+    limit = position_limit(model)
+    if limit is None or limit >= settings.max_length:
+        return settings
+    say(f"max_length is lowered from {settings.max_length} to the model's {limit} positions.")
+    return settings.model_copy(update={"max_length": limit})
 
 
 def pad_id(tokenizer: Any) -> int:

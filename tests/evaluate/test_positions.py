@@ -1,0 +1,93 @@
+"""Rows longer than the model's positions are cut and reported; unknown token ids are refused."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergeforget.data.positions import position_limit
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError
+from mergeforget.evaluate.generate import generate_ids
+from mergeforget.evaluate.likelihood import likelihoods
+from mergeforget.evaluate.membership import gradient_norms
+from mergeforget.evaluate.mmlu import choose
+from mergeforget.recipe import Term, Training
+from mergeforget.run import Run
+from mergeforget.train.fit import TrainingJob, train_adapter
+from mergeforget.train_config import Lora
+
+LIMIT = 32
+
+
+def learned(kind: str) -> Any:
+    """A tiny model with a table of 32 positions."""
+    transformers = importlib.import_module("transformers")
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=259, n_embd=16, n_layer=1, n_head=2, n_positions=LIMIT
+        )
+        return transformers.GPT2LMHeadModel(config).eval()
+    config = transformers.OPTConfig(
+        vocab_size=259, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, ffn_dim=16,
+        word_embed_proj_dim=16, max_position_embeddings=LIMIT,
+    )  # fmt: skip
+    return transformers.OPTForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_long_rows_are_cut_at_the_beginning_and_reported(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = learned(kind)
+    assert position_limit(model) == LIMIT
+    long = [5 + i % 200 for i in range(LIMIT + 9)]
+    new = generate_ids(model, [long, long[:30], long[:4]], stop=[], max_new_tokens=12)
+    assert "2 of 3 rows are longer than 24 tokens and were cut" in capsys.readouterr().err
+    assert [len(x) for x in new] == [8, 8, 12]  # a quarter of the positions is kept free
+    (cut,) = generate_ids(model, [long[-24:]], stop=[], max_new_tokens=8)
+    assert new[0] == cut
+
+    whole, short = likelihoods(model, [long, long[-LIMIT:]], starts=[LIMIT, LIMIT - 9])
+    assert whole.logps.tolist() == pytest.approx(short.logps.tolist(), abs=1e-5)
+    assert len(whole.after(LIMIT + 4).logps) == 5  # token numbers are those of the whole text
+    assert "1 of 2 rows are longer" in capsys.readouterr().err
+    norms = gradient_norms(model, [(long, LIMIT), (long[-LIMIT:], LIMIT - 9)])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert len(choose(model, [long, long[:8]], [10, 11, 12, 13], None)) == 2
+
+
+def test_training_lowers_max_length_to_the_positions(
+    tiny_tokenizer: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [Row("a", "Who is it? " * 9, "nobody", "", "forget")]
+    training = Training(
+        objective=[Term(loss="gd", on="forget")], epochs=1, warmup_epochs=0.0, lora=Lora(r=2)
+    )
+    sets = {"forget": rows, "retain": rows}
+    job = TrainingJob(Run(tmp_path), "under")
+    assert train_adapter(learned("gpt2"), tiny_tokenizer, sets, training, job).is_dir()
+    said = capsys.readouterr().err
+    assert "to the model's 32 positions" in said and "were cut" in said
+
+
+def test_rotary_positions_set_no_limit(make_model: Callable[..., Any]) -> None:
+    assert position_limit(make_model()) is None
+
+
+def test_token_ids_beyond_the_embedding_are_refused_by_name(make_model: Any) -> None:
+    model = make_model()
+    for ask in (
+        lambda: generate_ids(model, [[5, 400]], stop=[], max_new_tokens=2),
+        lambda: likelihoods(model, [[5, 6], [5, 400]]),
+        lambda: choose(model, [[5, 400]], [1, 2, 3, 4], None),
+        lambda: gradient_norms(model, [([5, 400], 1)]),
+    ):
+        with pytest.raises(InputError, match="token id 400, and the model's embedding has 259"):
+            ask()
