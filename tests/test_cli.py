@@ -38,3 +38,19 @@ def test_doctor_prints_one_json_object() -> None:
     result = CliRunner().invoke(main, ["doctor", "--json"])
     facts = json.loads(result.stdout)
     assert {"python", "torch", "device", "cores", "embedded model"} <= facts.keys()
+
+
+def test_doctor_names_a_remedy_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mergeforget.commands import doctor
+
+    monkeypatch.setattr(doctor, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr(doctor, "SMALL_DISK", 1e18)
+    monkeypatch.setattr(doctor, "SMALL_MEMORY", 1e18)
+    monkeypatch.setattr(doctor, "_writable", lambda _: False)
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert doctor.hub_answers(("127.0.0.1", 9)) is False
+    monkeypatch.setattr(doctor, "hub_answers", lambda: False)
+    _, problems = doctor.examine()
+    for remedy in ("smaller model", "Delete old", "XDG_CACHE_HOME", "torch", "HF_HUB_OFFLINE"):
+        assert any(remedy in problem for problem in problems), remedy
