@@ -23,7 +23,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Row
 from mergeforget.merge.apply import applied
 from mergeforget.merge.engine import merge_adapters
-from mergeforget.merge.purpose import _encoded, _loss, choose_weights
+from mergeforget.merge.purpose import choose_weights, encode_answers, mean_answer_loss
 
 DENSITIES = [round(0.1 * i, 1) for i in range(1, 11)]
 RANK, ALPHA = 8, 16
@@ -57,7 +57,7 @@ def rows(seed: int, count: int) -> tuple[list[Row], list[Row]]:
 
 
 def mean_loss(model: Any, examples: list[Any]) -> torch.Tensor:
-    return torch.stack([_loss(model, one) for one in examples]).mean()
+    return torch.stack([mean_answer_loss(model, one) for one in examples]).mean()
 
 
 def train(model: Any, loss: Any, steps: int, rate: float) -> None:
@@ -95,7 +95,10 @@ def compare(seed: int) -> list[tuple[str, float, float]]:
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    known = {"forget": _encoded(tokenizer, forget), "retain": _encoded(tokenizer, retain)}
+    known = {
+        "forget": encode_answers(tokenizer, forget),
+        "retain": encode_answers(tokenizer, retain),
+    }
     every = known["forget"] + known["retain"]
     train(model, lambda: mean_loss(model, every), 150, 3e-3)
     model.eval()

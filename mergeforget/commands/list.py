@@ -9,7 +9,8 @@ import click
 from mergeforget.commands._options import emit, json_option
 
 FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "attacks", "recipes")
-SUPPLIED = ("generator", "grams", "cuts", "l1_factors")  # by the merge engine, not by a user
+# arguments that the merge engine supplies and no user sets
+SUPPLIED = ("generator", "grams", "cuts", "l1_factors", "importance", "contrast")
 
 
 @click.command("list")

@@ -47,6 +47,17 @@ def grams_of(
     from mergeforget.models import load_model
 
     check_grams(candidate, {})
+    takes = MERGE_METHODS.get(canonical(candidate).method).parameters
+    loaded: Any = None
+    if "contrast" in takes:
+        if len(files) != 2:
+            raise UsageError(f"{candidate.method} needs --data FORGET --data RETAIN, two files.")
+        loaded = load_model(base)
+        both = [
+            importances(loaded.model, loaded.tokenizer, read_rows(path), adapters, squared=False)
+            for path in files
+        ]
+        return {module: [one[module] for one in both] for module in both[0]}
     if len(files) not in (1, len(adapters)):
         raise UsageError(
             f"There are {len(adapters)} adapters and {len(files)} files of data. Give --data once "
@@ -55,8 +66,13 @@ def grams_of(
     loaded = load_model(base)
     found: list[dict[str, Array]] = []
     for adapter, path in zip(adapters, list(files) * (len(adapters) // len(files)), strict=True):
+        rows = read_rows(path)
         with applied(loaded.model, adapter):
-            found.append(input_grams(loaded.model, loaded.tokenizer, read_rows(path), adapter))
+            if "importance" in takes:
+                measured = importances(loaded.model, loaded.tokenizer, rows, [adapter])
+                found.append(measured)
+                continue
+            found.append(input_grams(loaded.model, loaded.tokenizer, rows, adapter))
     return {m: [one[m] for one in found if m in one] for m in set().union(*found)}
 
 
@@ -81,6 +97,51 @@ def input_grams(
                 bar.advance()
     means = {id(total): (total / tokens).cpu().numpy() for total in sums.values()}
     return {name: means[id(total)] for name, total in sums.items()}
+
+
+def importances(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    adapters: Sequence[Adapter],
+    *,
+    squared: bool = True,
+) -> dict[str, Array]:
+    """How much each weight of the adapters' modules matters to the answers, (out, in) float32.
+
+    It is the mean over the rows of the squared gradient of the loss (the diagonal of the empirical
+    Fisher information), or with ``squared=False`` the magnitude of the mean gradient.
+    """
+    import torch
+
+    from mergeforget.merge.apply import is_transposed
+    from mergeforget.merge.purpose import encode_answers, mean_answer_loss
+
+    examples = encode_answers(tokenizer, rows)
+    names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
+    weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
+    frozen = {id(p): p.requires_grad for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for weight in weights.values():
+        weight.requires_grad_(True)
+    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    try:
+        with progress("Measuring the importance of weights", len(examples)) as bar:
+            for example in examples:
+                loss = mean_answer_loss(model, example)
+                for name, grad in zip(
+                    names, torch.autograd.grad(loss, list(weights.values())), strict=True
+                ):
+                    sums[name] += grad * grad if squared else grad
+                bar.advance()
+    finally:
+        for parameter in model.parameters():
+            parameter.requires_grad_(frozen.get(id(parameter), False))
+    means = {name: (x / len(examples)).abs().float().cpu().numpy() for name, x in sums.items()}
+    return {
+        name: x.T if is_transposed(model.get_submodule(name)) else x for name, x in means.items()
+    }
 
 
 @contextmanager
@@ -115,8 +176,20 @@ def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any
 
 
 def looks_at_data(candidate: Candidate) -> bool:
-    """Whether the method must be given ``grams``."""
-    return "grams" in MERGE_METHODS.get(canonical(candidate).method).parameters
+    """Whether the method needs statistics measured on rows."""
+    takes = MERGE_METHODS.get(canonical(candidate).method).parameters
+    return "grams" in takes or "importance" in takes
+
+
+def supplied(candidate: Candidate, found: Sequence[Array]) -> dict[str, Array]:
+    """The measured importance of one module as keyword arguments of the method.
+
+    A method with a ``contrast`` gets the first file's importance and the second's.
+    """
+    stacked = np.stack(list(found))
+    if "contrast" in MERGE_METHODS.get(candidate.method).parameters:
+        return {"importance": stacked[:1], "contrast": stacked[1:2]}
+    return {"importance": stacked}
 
 
 def check_grams(candidate: Candidate, grams: Grams | None) -> None:
@@ -152,6 +225,11 @@ def as_sum(
     Raises:
         UsageError: an adapter trained more than factors, of which the data say nothing.
     """
+    if traits(candidate.method).maps is None:
+        raise UsageError(
+            f"{candidate.method} writes adapters only: merge to an adapter with --rank, then fold "
+            "it with `mergeforget merge --adapter OUT --full`."
+        )
     owners: dict[str, list[int]] = {}
     for i, adapter in enumerate(adapters):
         if adapter.extras:

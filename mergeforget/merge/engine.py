@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import NumericError
-from mergeforget.merge.activation_grams import Grams, check_grams, mapped
+from mergeforget.merge.activation_grams import Grams, check_grams, mapped, supplied
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import (
@@ -32,7 +32,7 @@ from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.threads import workers
 from mergeforget.merge.kernels.thresholds import Source
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
-from mergeforget.merge.methods import traits
+from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.output_folder import check_free
 from mergeforget.merge.request import canonical, check_candidate, check_ranks
 from mergeforget.tensors import widest
@@ -205,6 +205,8 @@ def merge_module(
     weights = np.array([first.weights[i] for i in present], np.float64)
     if first.space == "factors":
         return _in_factors(module, deltas, weights, candidates, how)
+    if how.grams is not None and traits(first.method).maps is None:
+        return _by_importance(deltas, weights, candidates, how, how.grams[module])
     if how.grams is not None:
         deltas = mapped(deltas, how.grams[module], first)
         first = replace(first, method="linear", arguments={})
@@ -223,6 +225,25 @@ def merge_module(
     start = np.concatenate([delta.a for delta in deltas])
     dense = merge_whole(products(deltas), weights, candidates, module)
     return [_part(cut_dense(x, rank, start, how.svd)) for x in dense]
+
+
+def _by_importance(
+    deltas: list[LowRankDelta],
+    weights: Array,
+    candidates: Sequence[Candidate],
+    how: MergeSettings,
+    importance: Sequence[Array],
+) -> list[MergedModule]:
+    """Merge the dense deltas of one module with the measured importance of their entries."""
+    stack = np.stack([delta.dense() for delta in deltas])
+    rank = candidates[0].rank or max(delta.rank for delta in deltas)
+    start = np.concatenate([delta.a for delta in deltas])
+    found = []
+    for one in candidates:
+        given = method_arguments(one) | supplied(one, importance)
+        merged = as_array(MERGE_METHODS.get(one.method).fn(stack, weights, **given))
+        found.append(_part(cut_dense(merged, rank, start, how.svd)))
+    return found
 
 
 def method_arguments(candidate: Candidate) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def choose_weights(
     check_adapters(adapters)
     names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     examples = {
-        kind: _encoded(tokenizer, list(given)[:rows])
+        kind: encode_answers(tokenizer, list(given)[:rows])
         for kind, given in (("forget", forget), ("retain", retain))
     }
     n = len(adapters)
@@ -119,7 +119,9 @@ def choose_weights(
                 for i in range(n):
                     weights.zero_()
                     weights[:, i] = 1
-                    alone.append(float(np.mean([_loss(model, e) for e in examples["forget"]])))
+                    alone.append(
+                        float(np.mean([mean_answer_loss(model, e) for e in examples["forget"]]))
+                    )
                 weights.fill_(1 / n)
             target = sum(alone) / n
         with progress("Choosing weights", steps + 1) as bar:
@@ -170,7 +172,7 @@ def best_step(gain: Floats, costs: Floats, wanted: float, ridge: float) -> Float
     return step * min(1.0, LONGEST_STEP / max(float(np.abs(step).max()), 1e-12))
 
 
-def _encoded(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], list[bool]]]:
+def encode_answers(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], list[bool]]]:
     """Token ids and which of them are the answer, for each row."""
     from mergeforget.data.tokens import encode_rows
     from mergeforget.outputs import ANSWER
@@ -179,7 +181,7 @@ def _encoded(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], list[
     return [(one.ids, [kind == ANSWER for kind in one.kinds]) for one in encoded]
 
 
-def _loss(model: nn.Module, example: tuple[list[int], list[bool]]) -> torch.Tensor:
+def mean_answer_loss(model: nn.Module, example: tuple[list[int], list[bool]]) -> torch.Tensor:
     """Mean negative log-likelihood of a row's answer, in nats per token."""
     import torch
 
@@ -202,7 +204,7 @@ def _gradients(
     losses, gradients = [], []
     for example in examples:
         with torch.set_grad_enabled(not losses_only):
-            loss = _loss(model, example)
+            loss = mean_answer_loss(model, example)
         losses.append(float(loss.detach()))
         if not losses_only:
             (gradient,) = torch.autograd.grad(loss, weights)

@@ -162,7 +162,8 @@ def test_without_data_or_with_too_much_it_is_refused(
         "--out",
         tmp_path / "m",
     ]
-    assert "--data" in call("--method", "regmean", *words).output
+    done = CliRunner().invoke(main, ["merge-models", "--method", "regmean", *map(str, words)])
+    assert done.exit_code == 2 and "--data" in done.output
     whole = replace(adapters[0], extras={"base_model.model.lm_head.weight": np.ones((2, 2))})
     from mergeforget.merge.activation_grams import as_sum
 

@@ -155,6 +155,10 @@ def call(name: str, stack: Any, weights: Any, density: float = 0.6) -> Any:
     if "grams" in takes:
         inputs = np.random.default_rng(2).standard_normal((2, 30, stack.shape[-1]))
         given["grams"] = like(np.einsum("nti,ntj->nij", inputs, inputs), stack)
+    for key, n in (("importance", 1 if "contrast" in takes else 2), ("contrast", 1)):
+        if key in takes:
+            drawn = np.random.default_rng(n).random((n, *stack.shape[1:])).astype(np.float32)
+            given[key] = like(drawn, stack)
     if name == "nearswap":
         given["t"] = 0.5
     if name == "passthrough":

@@ -31,7 +31,8 @@ from mergeforget.tensors import round_to_bfloat16
 IN_BLOCKS = [
     name
     for name in MERGE_METHODS.names()
-    if "grams" not in MERGE_METHODS.get(name).parameters and name != "passthrough"
+    if not {"grams", "importance"} & set(MERGE_METHODS.get(name).parameters)
+    and name != "passthrough"
 ]
 compiled = pytest.importorskip(
     "mergeforget.merge.kernels.numba_loops", reason="numba is not installed"

@@ -16,7 +16,7 @@ from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
 from mergeforget.merge.apply import applied
 from mergeforget.merge.engine import merge_adapters
-from mergeforget.merge.purpose import _encoded, _loss, best_step, choose_weights
+from mergeforget.merge.purpose import best_step, choose_weights, encode_answers, mean_answer_loss
 
 
 def test_the_closed_form_is_the_constrained_minimum() -> None:
@@ -56,11 +56,11 @@ def test_a_pair_reaches_its_target_at_less_cost_than_a_common_weight(
     start = abs(found.forget[0] - found.target)
     assert abs(found.forget[-1] - found.target) < max(0.05, 0.3 * start)
     merged = merge_adapters(adapters, found.candidate()).adapter
-    examples = {k: _encoded(tiny_tokenizer, v) for k, v in (("f", forget), ("r", retain))}
+    examples = {k: encode_answers(tiny_tokenizer, v) for k, v in (("f", forget), ("r", retain))}
 
     def losses(adapter: Any) -> tuple[float, float]:
         with applied(tiny_model, adapter):
-            kinds = [[float(_loss(tiny_model, e)) for e in examples[k]] for k in "fr"]
+            kinds = [[float(mean_answer_loss(tiny_model, e)) for e in examples[k]] for k in "fr"]
         return float(np.mean(kinds[0])), float(np.mean(kinds[1]))
 
     forgotten, kept = losses(merged)

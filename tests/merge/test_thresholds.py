@@ -17,7 +17,8 @@ from mergeforget.merge.methods import MERGE_METHODS
 IN_BLOCKS = [
     name
     for name in MERGE_METHODS.names()
-    if "grams" not in MERGE_METHODS.get(name).parameters and name != "passthrough"
+    if not {"grams", "importance"} & set(MERGE_METHODS.get(name).parameters)
+    and name != "passthrough"
 ]
 ARGUMENTS: dict[str, dict[str, Any]] = {"nearswap": {"t": 0.5}}
 DENSITIES = [1e-6, 0.05, 0.3, 0.5, 0.77, 0.999, 1.0]

@@ -7,10 +7,10 @@ device, streaming and files are the engine's. Nothing else needs an edit: the fo
 
 Keyword-only arguments are what a recipe or the command line may set. The engine supplies those
 named in ``SUPPLIED``: ``density``; ``generator`` for a method that draws at random; ``grams``,
-(n, in, in), the layer's input statistics, see ``merge.activation_grams``; ``cuts``, thresholds
-found on the whole tensor, for a method that trims and then works entry by entry (a sweep over
-densities is then fast); ``l1_factors`` for a method that rescales to the L1 norm of the whole
-tensor.
+(n, in, in), the layer's input statistics, and ``importance`` and ``contrast``, gradients per entry,
+see ``merge.activation_grams``; ``cuts``, thresholds found on the whole tensor, for a method that
+trims and then works entry by entry (a sweep over densities is then fast); ``l1_factors`` for a
+method that rescales to the L1 norm of the whole tensor.
 
 A method sees a stack in blocks of rows unless it is registered with ``whole=True``, which it needs
 where an output entry depends on more than its own row (``cuts`` and ``l1_factors`` aside). A method
@@ -34,7 +34,9 @@ from mergeforget.registry import Registry
 P = ParamSpec("P")
 Stack = Tensor | Sequence[Tensor]
 Weights = Tensor | Sequence[float]
-SUPPLIED = ("density", "generator", "grams", "cuts", "l1_factors")  # by the engine
+SUPPLIED = (  # by the engine
+    "density", "generator", "grams", "cuts", "l1_factors", "importance", "contrast",
+)  # fmt: skip
 MERGE_METHODS: Registry[Callable[..., Any]] = Registry(
     "merge method", __name__, "mergeforget.merge_methods"
 )

@@ -1,0 +1,30 @@
+"""Task arithmetic whose entries are scaled by their importance for forgetting."""
+
+from __future__ import annotations
+
+from mergeforget.errors import UsageError
+from mergeforget.merge.kernels.arrays import Tensor, like
+from mergeforget.merge.kernels.sign_election import weighted_sum
+from mergeforget.merge.methods import merge_method
+
+
+@merge_method("perta", source="Per-parameter Task Arithmetic, arXiv:2601.22030", whole=True)
+def perta(
+    stack: Tensor, weights: Tensor, *, importance: Tensor, contrast: Tensor, scale: float = 1.0
+) -> Tensor:
+    """``scale * sum_i w_i x_i * f / (f + r)``, f and r an entry's importance to forget and retain.
+
+    Entries that matter to the retain rows are changed less. Give the adapter learned on the forget
+    set a negative weight.
+
+    Args:
+        importance: f, (1, out, in): magnitude of the base's gradient on the forget rows.
+        contrast: r, the same on the retain rows. Both are measured on ``--data``, the forget file
+            first.
+    """
+    if importance.shape != contrast.shape:
+        raise UsageError("perta needs the importance of forget and retain rows in one shape.")
+    forget, retain = like(importance, stack)[0], like(contrast, stack)[0]
+    both = forget + retain
+    share: Tensor = forget / (both + (both == 0))
+    return weighted_sum(stack, weights, scale=scale) * share

@@ -1,0 +1,63 @@
+"""Merges weighted by the importance of each entry, measured from gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mergeforget.adapter import read_adapter
+from mergeforget.cli import main
+from mergeforget.data.readers import read_rows
+from mergeforget.merge.activation_grams import importances
+from mergeforget.merge.methods.fisher import fisher
+from mergeforget.merge.methods.perta import perta
+from mergeforget.merge.purpose import encode_answers, mean_answer_loss
+
+
+def test_fisher_and_perta_by_hand() -> None:
+    stack = np.array([[[1.0, 2.0, 3.0]], [[3.0, 4.0, 5.0]]])
+    known = np.array([[[1.0, 0.0, 3.0]], [[1.0, 2.0, 1.0]]])
+    found: Any = fisher(stack, [1, 1], importance=known, floor=0.0)
+    np.testing.assert_allclose(found, [[2.0, 4.0, 3.5]])  # (1+3)/2, 4, (9+5)/4
+    weighed: Any = fisher(stack, [3, 1], importance=known, floor=0.0)
+    np.testing.assert_allclose(weighed, [[1.5, 4.0, 3.2]])  # (3+3)/4, 4, (27+5)/10
+    forget, retain = np.array([[[1.0, 0.0, 2.0]]]), np.array([[[3.0, 5.0, 0.0]]])
+    found = perta(stack[:1], [-1], importance=forget, contrast=retain)
+    np.testing.assert_allclose(found, [[-0.25, 0.0, -3.0]])
+
+
+def test_importance_is_the_mean_squared_gradient(
+    tiny_model: Any, tiny_tokenizer: Any, tiny_run: Any
+) -> None:
+    rows = read_rows(tiny_run.data / "forget.jsonl")[:3]
+    adapter = read_adapter(tiny_run.over)
+    found = importances(tiny_model, tiny_tokenizer, rows, [adapter])
+    name = "model.layers.0.mlp.up_proj"
+    weight = tiny_model.get_submodule(name).weight.requires_grad_(True)
+    grads = [
+        torch.autograd.grad(mean_answer_loss(tiny_model, one), weight)[0]
+        for one in encode_answers(tiny_tokenizer, rows)
+    ]
+    wanted = torch.stack([g * g for g in grads]).mean(0).numpy()
+    np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-12)
+    assert found.keys() == adapter.deltas.keys()
+
+
+@pytest.mark.parametrize("method", ["fisher", "perta"])
+def test_the_command_measures_on_the_rows_of_the_run(
+    method: str, tiny_run: Any, tmp_path: Path, save_adapter: Callable[..., Path]
+) -> None:
+    words = ["merge", str(tiny_run.root), "--method", method, "--rank", "4"]
+    done = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    found, over = read_adapter(tmp_path / "out"), read_adapter(tiny_run.over)
+    assert found.deltas.keys() == over.deltas.keys()
+    assert all(0 < found.deltas[m].norm() for m in over.deltas)
+    done = CliRunner().invoke(main, [*words, "--full", "--out", str(tmp_path / "full")])
+    assert done.exit_code == 2 and "writes adapters only" in done.output
