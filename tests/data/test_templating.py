@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import CHAT_TEMPLATE, build_tokenizer
 
 from mergeforget.data.schema import Message, Row
@@ -13,6 +15,9 @@ from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode
 from mergeforget.errors import InputError, UsageError
 from mergeforget.outputs import ANSWER
+from mergeforget.recipe import change, load_recipe, recipe_names, recipe_path, save_recipe
+from mergeforget.train.memorise import memorised_folder
+from mergeforget.train.tokenize import encode_sets
 
 TURN = "{% for m in messages %}{{ '<|start|>' + m.role + ': ' + m.content + '<|end|>\n' }}"
 END = "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant: ' }}{% endif %}"
@@ -208,3 +213,44 @@ def test_windows_of_a_document_are_raw_and_only_the_last_one_ends() -> None:
     last = chat.tokens(tokenizer, Row("d-2", "a time", " there was.", window="end"))
     assert tokenizer.decode(first.prompt + first.answer) == "Once upon a time" and not first.end
     assert last.end == [tokenizer.eos_token_id]
+
+
+def test_training_sets_are_rendered_and_their_refusals_too() -> None:
+    tokenizer = with_template(CHAT_TEMPLATE)
+    chat = PromptTemplate.resolve(tokenizer)
+    training = load_recipe("idk").trainings()["train"]
+    sets = encode_sets(tokenizer, {"forget": [ROW], "retain": [ROW]}, training, chat)
+    prompt = chat.prompt_ids(tokenizer, ROW)
+    assert len(sets) == 3
+    for (one,) in sets.values():
+        assert one.ids[: len(prompt)] == prompt and one.kinds[len(prompt)] == ANSWER
+
+
+def test_published_recipes_are_raw_and_the_users_own_are_auto(tmp_path: Path) -> None:
+    auto = {n for n in recipe_names() if load_recipe(n).data.template != "none"}
+    assert auto <= {"demo", "level"} and "demo" in auto  # the toolkit's own, not published
+    values = yaml.safe_load(recipe_path("npo").read_text())
+    del values["data"]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert load_recipe(tmp_path / "recipe.yaml").data.template == "auto"
+
+
+def test_run_folders_from_before_templates_are_raw(tmp_path: Path) -> None:
+    run = tmp_path / "recipe.yaml"
+    save_recipe(load_recipe("npo"), run)
+    values = yaml.safe_load(run.read_text())
+    for key in ("template", "system_prompt"):
+        del values["data"][key]
+    run.write_text(yaml.safe_dump(values))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert load_recipe(run).data.template == "none"
+    assert load_recipe(run, ["data.template=chat"]).data.template == "chat"
+
+
+def test_a_memorised_model_is_found_by_its_template(tiny_folder: Path) -> None:
+    recipe = change(load_recipe("demo"), model={"name": str(tiny_folder)})
+    folders = {
+        memorised_folder(change(recipe, data=data), [ROW])
+        for data in ({}, {"template": "none"}, {"template": "chat", "system_prompt": "Be Bob."})
+    }
+    assert len(folders) == 3
