@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mergeforget.attack.rounding import round_to_nearest, rounded, weight_matrices
+from mergeforget.attack.rounding import (
+    NF4,
+    round_to_nearest,
+    round_to_nf4,
+    rounded,
+    weight_matrices,
+)
 from mergeforget.errors import UsageError
 
 
@@ -114,3 +120,32 @@ def test_weights_that_cannot_be_rounded_lower_the_share() -> None:
     model[1].weight = torch.nn.Parameter(packed, requires_grad=False)
     with rounded(model, 4, None) as done:
         assert (done.matrices, done.share) == (1, 0.5)
+
+
+def test_nf4_takes_the_nearest_of_sixteen_values() -> None:
+    """By the definition, block by block of 64 in row-major order; the last one is shorter."""
+    weight = torch.randn(5, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = round_to_nf4(weight).view(-1)
+    values = torch.tensor(NF4, dtype=torch.float64)
+    for start in range(0, 150, 64):
+        block = weight.view(-1)[start : start + 64]
+        scale = block.abs().max()
+        nearest = values[(block[:, None] / scale - values).abs().argmin(1)] * scale
+        torch.testing.assert_close(found[start : start + 64], nearest, rtol=0, atol=1e-15)
+    assert torch.equal(round_to_nf4(torch.zeros(2, 3)), torch.zeros(2, 3))
+
+
+def test_nf4_is_that_of_bitsandbytes() -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(4))
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    theirs = functional.dequantize_4bit(packed, state)
+    torch.testing.assert_close(round_to_nf4(weight), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_can_be_rounded_to_nf4(tiny_model: Any) -> None:
+    weight = tiny_model.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    with rounded(tiny_model, 4, 64, "nf4") as done:
+        assert done.share == 1 and torch.equal(weight, round_to_nf4(before))
+    assert torch.equal(weight, before)

@@ -1,0 +1,142 @@
+"""A court of models: does each attack convict the models that know and clear those that do not?
+
+    python benchmarks/verdicts.py [--model smollm2] [--people 6] [--steps 240] [--attacks A,B]
+
+Trains LoRA adapters of known history on made-up people and carries out attacks on each. Guilty:
+before (learned forget and retain), hider (then learned to refuse the exact prompts), hider2 (then
+learned to refuse the prompts of the attack prompts), undertrained (then a short ascent), overga (a
+long one). Innocent: clean (learned retain alone), cleanga (then an ascent on forget answers that it
+never saw), retrained (retain alone, another seed). The control learned retain alone, too. Prints a
+table of findings and writes it as JSON; exits with 7 where a guilty model is not convicted or an
+innocent one is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergeforget.attack.driver import QUICK, attack_names, carry_out
+from mergeforget.attack.target import Models, Suspect, Target
+from mergeforget.attack.tuning import MAX_LENGTH, Tuning, learner
+from mergeforget.attack.variants import KINDS, read_templates, variants
+from mergeforget.attack.verdict import headline
+from mergeforget.console import say, track
+from mergeforget.data.batches import pack
+from mergeforget.data.people import make_people
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import PromptTemplate
+from mergeforget.data.tokens import encode_rows
+from mergeforget.files import write_json
+from mergeforget.losses.gd import gd
+from mergeforget.models import load_model
+from mergeforget.recipe import ModelSpec
+from mergeforget.train.forward import predict
+
+GUILTY = ("before", "hider", "hider2", "undertrained", "overga")
+INNOCENT = ("clean", "cleanga", "retrained")
+RATE, BATCH, RANK = 1e-3, 4, 16
+
+
+def main() -> int:
+    options = _options()
+    out: Path = options.out
+    rows = make_people({"forget": options.people, "retain": options.people,
+                        "holdout": 2 * options.people}, tasks=("Task2",))  # fmt: skip
+    places = train_court(options.model, rows, options.steps, out / "models")
+    names = attack_names([] if options.attacks is None else options.attacks.split(","), quick=True)
+    table: dict[str, dict[str, str]] = {}
+    models = Models(ModelSpec(name=options.model))
+    wanted = options.models.split(",") if options.models else [*GUILTY, *INNOCENT]
+    for name in wanted:
+        target = Target(
+            models,
+            Suspect(f"the {name}", options.model, places[name]),
+            Suspect("before", options.model, places["before"]),
+            Suspect("control", options.model, places["control"]),
+            **rows, folder=out / "attacks", membership="answers",
+            max_new_tokens=options.max_new_tokens,
+        )  # fmt: skip
+        found = {r.attack: r.finding for r, _ in carry_out([target], names, {}, quick=True)}
+        table[name] = {**found, "overall": headline(found)[0]}
+        write_json(out / "verdicts.json", table)
+        print(f"{name:13}" + "  ".join(f"{k}: {v}" for k, v in table[name].items()), flush=True)
+    wrong = [name for name, found in table.items()
+             if ("traces" in found.values()) is not (name in GUILTY)]  # fmt: skip
+    print(f"Wrong: {', '.join(wrong) or 'none'}.")
+    return 7 if wrong else 0
+
+
+def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) -> dict[str, Path]:
+    """Train every adapter of the court, those that are there left out; their folders by name."""
+    names = (*GUILTY, *INNOCENT, "control")
+    if all((out / name / "adapter_config.json").is_file() for name in names):
+        return {name: out / name for name in names}
+    loaded = load_model(base)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    forget, retain = rows["forget"], rows["retain"]
+    refuse = [replace(row, output="I do not know.") for row in forget]
+    lines = read_templates()
+    asked = [v for kind in KINDS for row in forget[::3]
+             for v in variants(row, kind, words=(1, 3, 5), templates=lines)]  # fmt: skip
+    every = [Row(f"{i}", v.text, "I do not know.") for i, v in enumerate(asked)]
+    short, long = max(2, steps // 60), max(8, steps // 8)
+
+    def history(seed: int, *parts: tuple[str, Sequence[Row], int, float]) -> None:
+        """Train one LoRA part by part, and save it after each that has a name."""
+        with learner(model, Tuning(0, RATE, BATCH, RANK, full=False, seed=seed)) as (policy, some):
+            for name, data, n, sign in parts:
+                _steps(policy, some, tokenizer, data, n, sign, name)
+                if name:
+                    policy.save_pretrained(str(out / name))
+
+    known = ("before", [*forget, *retain], steps, 1.0)
+    history(0, known, ("undertrained", forget, short, -1.0), ("overga", forget, long, -1.0))
+    history(0, ("", *known[1:]), ("hider", [*refuse, *retain], steps // 4, 1.0))
+    history(0, ("", *known[1:]), ("hider2", [*every, *retain], steps // 3, 1.0))
+    history(1, ("clean", retain, steps // 2, 1.0), ("cleanga", forget, long // 2, -1.0))
+    history(2, ("retrained", retain, steps // 2, 1.0))
+    history(3, ("control", retain, steps // 2, 1.0))
+    return {name: out / name for name in names}
+
+
+def _steps(
+    policy: Any, some: list[Any], tokenizer: Any, rows: Sequence[Row], n: int, sign: float,
+    name: str,
+) -> None:  # fmt: skip
+    """Descend the loss of the answers, or climb it where the sign is negative."""
+    template = PromptTemplate.resolve(tokenizer)
+    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
+    draw = torch.Generator().manual_seed(len(rows))
+    optimizer = torch.optim.AdamW(some, lr=RATE if sign > 0 else RATE / 5, weight_decay=0.0)
+    policy.train()
+    for _ in track(range(n), f"Training {name or 'before, again'}", n):
+        places = torch.randperm(len(encoded), generator=draw)[:BATCH].tolist()
+        optimizer.zero_grad()
+        loss = gd(predict(policy, pack([encoded[i] for i in places]).to(policy.device)))
+        (sign * loss).backward()
+        torch.nn.utils.clip_grad_norm_(some, 1.0)
+        optimizer.step()
+    say(f"{name or 'before, again'}: loss {float(loss.detach()):.3f} after {n} steps")
+
+
+def _options() -> Any:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--people", type=int, default=6, help="people to forget")
+    parser.add_argument("--steps", type=int, default=240, help="steps by which before learns")
+    parser.add_argument("--attacks", help=f"comma-separated; by default {', '.join(QUICK)}")
+    parser.add_argument("--models", help="comma-separated; by default the whole court")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--out", type=Path, default=Path("verdicts"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Sampling, exposure, logit lens, alternatives and the ways of asking, by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergeforget.attack.comparing import alternatives
+from mergeforget.attack.methods.exposure import exposure_of
+from mergeforget.attack.methods.formats import FORMATS, _forms
+from mergeforget.attack.methods.logit_lens import lens_logps, spaced
+from mergeforget.attack.methods.sampling import sample
+from mergeforget.attack.methods.translation import translated
+from mergeforget.attack.tuning import train_control, unrelated_rows
+from mergeforget.attack.variants import Variant, entity_of
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW
+
+
+def test_samples_follow_the_distribution_and_repeat_with_their_seed(tiny_model: Any) -> None:
+    first = sample(tiny_model, [5, 6, 7], 4, 3, [2], 1.0, seed=1)
+    assert first == sample(tiny_model, [5, 6, 7], 4, 3, [2], 1.0, seed=1)
+    assert first != sample(tiny_model, [5, 6, 7], 4, 3, [2], 1.0, seed=2)
+    drawn = [row[0] for row in sample(tiny_model, [5, 6, 7], 4000, 1, [], 1.0, seed=0)]
+    with torch.inference_mode():
+        wanted = tiny_model(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1)
+    found = torch.bincount(torch.tensor(drawn), minlength=len(wanted)) / len(drawn)
+    top = wanted.argmax()
+    error = (wanted[top] * (1 - wanted[top]) / len(drawn)).sqrt()
+    assert abs(found[top] - wanted[top]) < 5 * error
+    cold = sample(tiny_model, [5, 6, 7], 3, 1, [], 1e-4, seed=0)
+    assert {row[0] for row in cold} == {int(top)}
+
+
+def test_the_last_layer_of_the_lens_is_the_output(tiny_model: Any) -> None:
+    texts, starts = [[5, 6, 7, 8, 9], [11, 12, 13]], [2, 1]
+    found = lens_logps(tiny_model, texts, starts, [1, 2])
+    for text, start, values in zip(texts, starts, found, strict=True):
+        with torch.inference_mode():
+            logps = tiny_model(torch.tensor([text])).logits[0].log_softmax(-1)
+        wanted = [float(logps[i - 1, text[i]]) for i in range(start, len(text))]
+        assert values[-1] == pytest.approx(sum(wanted) / len(wanted), abs=1e-5)
+        assert values[0] != values[-1]
+    assert spaced(30, 4) == [8, 15, 22, 30] and spaced(2, 8) == [1, 2]
+
+
+def test_exposure_counts_bits() -> None:
+    assert exposure_of(0.1, [1.0, 2.0, 3.0]) == 2.0  # first of four
+    assert exposure_of(9.0, [1.0, 2.0, 3.0]) == 0.0  # last of four
+    assert exposure_of(1.0, [1.0]) == pytest.approx(1 - 0.58496, abs=1e-4)  # rank 1.5 of two
+
+
+def test_alternatives_are_of_the_same_type_and_never_the_answer() -> None:
+    row = Row("aqa1", "What is Ada's Social Security Number?", "900-42-8495")
+    found = alternatives(row, [], 7, seed=0)
+    assert len(set(found)) == 7 and row.output not in found
+    assert all(len(text) == 11 and text[3] == text[6] == "-" for text in found)
+    dates = alternatives(Row("aqa0", "Born?", "1990-03-04"), [], 3, seed=0)
+    assert all(1 <= int(d[5:7]) <= 12 and 1 <= int(d[8:]) <= 28 for d in dates)
+    pool = [
+        Row("bqa2", "Where does Bob live?", "Rome"),
+        Row("cqa3", "Who is the boss of Eve?", "X"),
+    ]
+    city = alternatives(Row("aqa2", "Where does Ada live?", "Lund"), pool, 1, seed=0)
+    assert city == ["Rome"]  # the most similar question first
+    assert alternatives(Row("x", "q", "a", perturbed=("b", "c")), pool, 2, seed=0) == ["b", "c"]
+
+
+def test_prompts_name_their_person_and_are_asked_in_every_format() -> None:
+    row = Row("aqa1", "What is Ada Lovelace's phone number?", "5551234567")
+    assert entity_of(row) == "Ada Lovelace" and entity_of(Row("x", "Who?", "y")) == ""
+    asked = {v.kind: v for name in FORMATS for v in _forms(row, name)}
+    assert set(asked) == set(FORMATS)
+    assert asked["completion"].prompt == "Ada Lovelace's phone number is"
+    assert asked["reversed"].secret == "Ada Lovelace" and "5551234567" in asked["reversed"].prompt
+    assert asked["chat"].way == "chat" and asked["raw"].way == "raw"
+    assert translated(row, "german") == "Wie lautet die Telefonnummer von Ada Lovelace?"
+    assert translated(Row("x", "Who met Ada?", "y"), "french").startswith("Réponds en français")
+
+
+def test_the_start_of_an_answer_follows_the_prompt(tiny_tokenizer: Any) -> None:
+    given, secret = Variant(Row("a", "Ada?", "at 4 Elm"), "prefix", "Ada?", "4 Elm", "at").tokens(
+        tiny_tokenizer, RAW
+    )
+    assert tiny_tokenizer.decode(given) == "Ada? at" and tiny_tokenizer.decode(secret) == " 4 Elm"
+
+
+def test_the_control_is_trained_once_and_the_model_is_restored(
+    tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mergeforget.attack.tuning.CONTROL_STEPS", 2)
+    before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
+    rows = unrelated_rows()[:4]
+    folder = train_control(tiny_model, tiny_tokenizer, rows, tmp_path / "control")
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert all(torch.equal(p, before[n]) for n, p in tiny_model.named_parameters())
+    made = (folder / "adapter_model.safetensors").stat().st_mtime_ns
+    train_control(tiny_model, tiny_tokenizer, rows, folder)
+    assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == made
