@@ -10,7 +10,7 @@ import torch
 
 from mergeforget.data.schema import Measured
 from mergeforget.losses import UNLEARNING_LOSSES
-from mergeforget.merge.methods import MERGE_METHODS
+from mergeforget.merge.methods import MERGE_METHODS, SUPPLIED
 from mergeforget.metrics import METRICS
 from mergeforget.outputs import TokenOutputs
 from mergeforget.score import Score
@@ -19,7 +19,9 @@ from mergeforget.testing import check_loss, check_merge_method, check_metric
 
 @pytest.mark.parametrize("name", MERGE_METHODS.names())
 def test_every_merge_method_conforms(name: str) -> None:
-    check_merge_method(name)
+    takes = MERGE_METHODS.get(name).parameters
+    required = {n: 0.5 for n, p in takes.items() if p.default is p.empty and n not in SUPPLIED}
+    check_merge_method(name, adapters=1 if name == "passthrough" else 2, **required)
 
 
 @pytest.mark.parametrize("name", UNLEARNING_LOSSES.names())

@@ -9,6 +9,8 @@ from mergeforget.metrics._rows import answers_of, direction
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
+DEFINITION = "rouge-l-f1@1"
+
 
 @metric("rouge_l_f1", source="MUSE, arXiv:2407.06460, section 3.1, and its code")
 def rouge_l_f1(measured: Measured, split: str, task: str = "") -> Score | None:
@@ -19,7 +21,9 @@ def rouge_l_f1(measured: Measured, split: str, task: str = "") -> Score | None:
     """
     values = [f1(a.row.output, a.completion) for a in answers_of(measured, split, task)]
     better = direction("forget" if split.startswith("forget") else split)
-    return mean_score("rouge_l_f1", split, values, better, task=task, by_row=True)
+    return mean_score(
+        "rouge_l_f1", split, values, better, task=task, definition=DEFINITION, by_row=True
+    )
 
 
 def f1(target: str, prediction: str) -> float:

@@ -33,7 +33,9 @@ LENGTH, VOCABULARY, WIDTH, LAYER = 6, 9, 5, 7
 CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 
 
-def check_merge_method(method: str | Callable[..., Any], **arguments: Any) -> None:
+def check_merge_method(
+    method: str | Callable[..., Any], *, adapters: int = 2, **arguments: Any
+) -> None:
     """Check that a merge method does what the merge engine relies on.
 
     Shape and dtype are kept, inputs are not modified, the same seed gives the same result, every
@@ -42,6 +44,7 @@ def check_merge_method(method: str | Callable[..., Any], **arguments: Any) -> No
 
     Args:
         method: Name, or function ``(stack, weights, *, ...)``.
+        adapters: Number of deltas to merge.
         arguments: Values of keyword-only arguments that have no default.
 
     Raises:
@@ -58,9 +61,9 @@ def check_merge_method(method: str | Callable[..., Any], **arguments: Any) -> No
     entry = _entry(MERGE_METHODS, method)
     _check_signature(entry, required=set(SUPPLIED) | set(arguments))
     takes = entry.parameters
-    weights = np.array([1.0, -0.5])
-    stack = np.random.default_rng(0).standard_normal((2, 6, 7)).astype(np.float32)
-    inputs = np.random.default_rng(2).standard_normal((2, 30, 7)).astype(np.float32)
+    weights = np.array([1.0, -0.5, 0.75, 0.25])[:adapters]
+    stack = np.random.default_rng(0).standard_normal((len(weights), 6, 7)).astype(np.float32)
+    inputs = np.random.default_rng(2).standard_normal((len(weights), 30, 7)).astype(np.float32)
 
     def merge(x: Any, w: Any, grams: Any) -> Any:
         given: dict[str, Any] = {"density": 0.6} if "density" in takes else {}
