@@ -1,9 +1,8 @@
-"""Batches: several rows laid into one sequence without padding, or padded as a control.
+"""Batches: several rows packed into one sequence without padding, or padded.
 
-Rows of different lengths side by side waste what is filled up; laid end to end, each with its own
-positions, they cost their own tokens only. transformers sees from the positions where a row begins
-and lets no row attend to another; of an architecture where it does not, ``predict`` takes the rows
-apart again.
+Packed rows are concatenated, each with its own positions, so that padding costs no computation.
+transformers infers from the positions where a row begins and masks attention between rows. For
+architectures that do not, ``predict`` passes the rows one by one.
 """
 
 from __future__ import annotations

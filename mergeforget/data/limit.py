@@ -1,4 +1,4 @@
-"""A part of the data for a quick trial: whole documents, each task in its share."""
+"""Draw a subset of the data for a quick trial: whole subjects, stratified by task."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mergeforget.errors import UsageError
 
 
 def limit_rows(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list[Row], list[Row]]:
-    """Draw whole documents, so that none is half trained and half not.
+    """Draw whole subjects, so that no document or person is trained in part.
 
     Args:
-        rows: of one split; rows of one document have the same ``subject``.
-        limit: rows at most; None keeps all.
-        seed: of the draw.
+        rows: rows of one split.
+        limit: maximum number of rows; None keeps all.
+        seed: random seed.
 
     Returns:
         The rows kept and the rest, each in the order of ``rows``. The rest shares no document with

@@ -1,4 +1,4 @@
-"""What is done to a set before it is trained on; seeded, and never in place."""
+"""Transforms of a data set before training; seeded, and never in place."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refuse(rows: Sequence[Row], *, texts: str | None = None, seed: int = 0) -> l
     """Replace every answer by a refusal (negative response).
 
     Args:
-        texts: file with one refusal a line; about a hundred come along.
+        texts: file with one refusal a line; a hundred are built in.
 
     Source: Maini et al. 2024, arXiv:2401.06121, "IDK"; Sun and Li 2025, "NR".
     """

@@ -1,4 +1,4 @@
-"""From rows to what a training reads: transforms, tokens, and refusals to the forget rows."""
+"""Turn rows into training examples: transforms, tokens, and refusals to the forget rows."""
 
 from __future__ import annotations
 
