@@ -26,7 +26,7 @@ RECORD = "origin.json"
 
 
 def embedded_model() -> Path:
-    """The folder of the converted model, made where it is not there or is damaged.
+    """The folder of the converted model; it is converted if it is absent or damaged.
 
     Raises:
         InputError: the package is absent or of another version.
@@ -50,7 +50,7 @@ def embedded_model() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models lie: MERGEFORGET_CACHE, or the user's cache folder."""
+    """Folder of converted models: MERGEFORGET_CACHE, or the user's cache folder."""
     if own := os.environ.get("MERGEFORGET_CACHE"):
         return Path(own)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -67,7 +67,7 @@ def gguf_file() -> Path | None:
 
 
 def is_intact(folder: Path) -> bool:
-    """True where every file is as it was written: names, sizes, and then hashes."""
+    """Whether every file has the recorded size and hash."""
     try:
         files = read_json(folder / RECORD)["files"]
         sizes = {name: (folder / name).stat().st_size for name in files}

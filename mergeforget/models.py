@@ -1,6 +1,6 @@
-"""From a name to a model: a hub id, a local folder, or the small one that comes as a package.
+"""Loads models and tokenizers from a hub id, a local folder, or the embedded small model.
 
-Weights are read from safetensors only, since a pickle runs whatever code it holds.
+Weights are read from safetensors only: loading a pickle can run arbitrary code.
 """
 
 from __future__ import annotations

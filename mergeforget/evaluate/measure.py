@@ -1,4 +1,4 @@
-"""Everything that is read off one model: one generation pass and one likelihood pass."""
+"""Measures one model with one generation pass and one likelihood pass."""
 
 from __future__ import annotations
 

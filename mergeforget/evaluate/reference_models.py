@@ -1,4 +1,4 @@
-"""What other models say of the same rows: one that never saw the forget set, and a reference."""
+"""Measures a retrained model and a reference model on the rows of an evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What unlearning left of the model's use, as a ratio to the model before, and its floor."""
+"""The utility of a model relative to the model before unlearning, and its floor."""
 
 from __future__ import annotations
 
