@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 from memorising import write_knowing
 
-from mergeforget.api.unlearn import Unlearned, find_converter, unlearn
+from mergeforget.api.delivery import find_converter
+from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
 from mergeforget.api.verdict import verdict_of
 from mergeforget.cli import main

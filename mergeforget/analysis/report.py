@@ -33,7 +33,7 @@ from mergeforget.analysis.people import (
 )
 from mergeforget.analysis.tables import cards_of, label_of, lines_of, shown_measures
 from mergeforget.analysis.verification import write_evidence
-from mergeforget.files import sha256, write_text
+from mergeforget.files import read_json, sha256, write_text
 from mergeforget.parsing import read_text
 from mergeforget.recipe import load_recipe
 from mergeforget.run import PAIR, Run, versions
@@ -143,7 +143,18 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
     ]
     if chosen:
         found.insert(0, _how_many(run, chosen))
-    return [text for text in found if text]
+    return [*_collapsed(run), *(text for text in found if text)]
+
+
+def _collapsed(run: Run) -> list[str]:
+    """A sentence for each training that stopped because the model collapsed."""
+    stages = read_json(run.status) if run.status.is_file() else {}
+    return [
+        f"The training of {stage} collapsed: step {facts['step']}, the last before the retain loss "
+        "passed its threshold, is kept."
+        for stage, facts in stages.items()
+        if facts.get("outcome") == "collapsed"
+    ]
 
 
 def _unit(run: Run) -> str:

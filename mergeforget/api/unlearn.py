@@ -8,16 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeforget.api.delivery import (
+    REQUEST,
+    find_converter,
+    folded_base,
+    push_folder,
+    recheck,
+    to_gguf,
+)
 from mergeforget.api.results import UnlearningRun, optional_path
 from mergeforget.api.training import Settings, assignments_of
-from mergeforget.api.unlearn_data import Forget, RequestRows, read_request, renamed
-from mergeforget.api.verdict import BALANCED, findings_of, table_of, table_text, verdict_of
+from mergeforget.api.unlearn_data import Forget, check_rows, own_answers, read_request, renamed
+from mergeforget.api.verdict import findings_of, table_of, table_text, verdict_of
 
 if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
     from mergeforget.run import Run
 
-REQUEST = "request.json"
 RESULT = "result.json"
 ATTACKS = ("prompts", "quantise", "relearn")
 
@@ -139,7 +146,7 @@ def unlearn(
         find_converter()
     clock = Clock(run, time_limit)
     with clock.stage("data"):
-        request["base"] = _folded_base(run, request)
+        request["base"] = folded_base(run, request)
         chosen, notes = _prepare(run, request, recipe, settings, (forget, retain, holdout), approve)
     with clock.stage("pair"):
         train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
@@ -316,189 +323,6 @@ def _prepare(
     new_tokens = min(chosen.evaluation.max_new_tokens, kept["answer_tokens"] + 8)
     chosen = change(chosen, data=data, evaluation={"max_new_tokens": new_tokens})
     return chosen, list(kept["notes"])
-
-
-def own_answers(recipe: Recipe, prompts: Sequence[str], tokens: int = 48) -> list[str]:
-    """What the recipe's model answers to prompts, greedily."""
-    from mergeforget.data.templating import template_of
-    from mergeforget.evaluate.generate import generate
-    from mergeforget.models import load_model
-
-    loaded = load_model(recipe.model)
-    template = template_of(loaded.tokenizer, recipe.data)
-    return generate(loaded.model, loaded.tokenizer, list(prompts), template=template,
-                    max_new_tokens=tokens, label="own answers")  # fmt: skip
-
-
-def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
-    """Measure what the base knows of the forget rows, how fast it is, and whether twins are fair.
-
-    Returns:
-        ``answer_tokens`` (of the longest answer), ``seconds`` expected, and ``notes``.
-    """
-    from mergeforget.console import duration, say
-    from mergeforget.data.templating import template_of
-    from mergeforget.data.tokens import encode_rows
-    from mergeforget.data.twins import make_twins
-    from mergeforget.models import load_model
-    from mergeforget.train.until import auc_of, read_nlls
-
-    loaded = load_model(recipe.model)
-    template = template_of(loaded.tokenizer, recipe.data)
-    outside = rows.holdout or make_twins(rows.forget, corpus=rows.retain, seed=1)
-
-    def encoded(some: Sequence[Any]) -> Any:
-        return encode_rows(loaded.tokenizer, some, max_length=256, template=template)
-
-    forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
-    begin = time.monotonic()
-    nll, exact = read_nlls(loaded.model, forget)
-    speed = sum(map(len, forget)) / max(1e-6, time.monotonic() - begin)  # forward tokens a second
-    auc = auc_of(nll, read_nlls(loaded.model, unseen)[0]) if unseen else None
-    notes = []
-    untouched = request["memorise"] or request["control"] == request["model"]
-    if rows.twins and untouched and auc is not None:
-        fair = BALANCED[0] <= auc <= BALANCED[1]
-        how = "as likely as" if fair else "not as likely as"
-        notes.append(f"Control of the twins: to a model that never saw the data they are {how} the "
-                     f"forget rows (AUC {auc:.2f}).")  # fmt: skip
-    else:
-        fair = not rows.twins
-    if not untouched and auc is not None and auc < 0.6 and not exact.any():
-        notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
-                     f"{len(forget)} answers is repeated.")  # fmt: skip
-    lengths = [len(e) - e.kinds.count(1) for e in forget]
-    row = sum(map(len, forget)) / len(forget)
-    until = recipe.pair.over.until if recipe.pair else None
-    steps = 60 if until else 200
-    per_step = 3 * 4 * row * 3 / speed  # three sets of four rows, backward costs twice the forward
-    train = steps * per_step + (14 * 3 * (len(rows.forget) + len(rows.retain)) * row / speed
-                                if request["memorise"] else 0)  # fmt: skip
-    answer = (len(rows.forget) + len(rows.retain)) * row / speed
-    seconds = train + 8 * 3 * answer + 12 * answer
-    say(f"Estimate: about {duration(seconds)} ({speed:.0f} tokens/s forward).")
-    for note in notes:
-        say(note)
-    return {"answer_tokens": max(lengths), "seconds": seconds, "notes": notes,
-            "membership": "measurable" if fair else "not measurable"}  # fmt: skip
-
-
-def _folded_base(run: Run, request: dict[str, Any]) -> str:
-    """The model that forgets: as given, or with an adapter or an earlier result folded in."""
-    from mergeforget.api.merging import merge_full
-    from mergeforget.errors import InputError, UsageError
-    from mergeforget.run import open_run
-
-    adapter, after = request["adapter"], request["after"]
-    if adapter is None and after is None:
-        return str(request["model"])
-    if adapter is not None and after is not None:
-        raise UsageError("Give --adapter or --after, not both.")
-    base, source = request["model"], adapter
-    if after is not None:
-        earlier = open_run(Path(after))
-        chosen = UnlearningRun(earlier).chosen
-        if chosen is None:
-            raise InputError(f"{after} has no chosen merge yet; finish it first.")
-        base, source = earlier.base(), str(earlier.candidates / chosen)
-    folder = run.root / "base"
-    if not (folder / "config.json").is_file():
-        merge_full([source], folder, method="linear", weights=[1.0], space="delta", base=base)
-    return str(folder)
-
-
-def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
-    """Share of the forget answers of earlier runs that the result repeats, by run folder."""
-    from mergeforget.adapter import read_adapter
-    from mergeforget.data.readers import read_rows
-    from mergeforget.data.templating import template_of
-    from mergeforget.data.tokens import encode_rows
-    from mergeforget.files import read_json
-    from mergeforget.merge.apply import applied
-    from mergeforget.models import load_model
-    from mergeforget.run import Run as Folder
-    from mergeforget.train.until import read_nlls
-
-    earlier, before = [], read_json(run.root / REQUEST).get("after")
-    while before is not None:
-        earlier.append(Folder(Path(before)))
-        path = earlier[-1].root / REQUEST
-        before = read_json(path).get("after") if path.exists() else None
-    if not earlier:
-        return {}
-    loaded = load_model(recipe.model.model_copy(update={"name": run.base()}))
-    template = template_of(loaded.tokenizer, recipe.data)
-    found = {}
-    with applied(loaded.model, read_adapter(run.candidates / chosen, chosen)):
-        for one in earlier:
-            rows = read_rows(one.data / "forget.jsonl", split="forget")
-            encoded = encode_rows(loaded.tokenizer, rows, max_length=512, template=template)
-            found[str(one.root)] = float(read_nlls(loaded.model, encoded)[1].float().mean())
-    return found
-
-
-def find_converter() -> Path:
-    """llama.cpp's ``convert_hf_to_gguf.py``: in LLAMA_CPP, or on the search path.
-
-    Raises:
-        ResourceError: It is not installed.
-    """
-    import os
-    import shutil
-
-    from mergeforget.errors import ResourceError
-
-    name = "convert_hf_to_gguf.py"
-    own = Path(os.environ.get("LLAMA_CPP", "")) / name
-    if os.environ.get("LLAMA_CPP") and own.is_file():
-        return own
-    if on_path := shutil.which(name):
-        return Path(on_path)
-    raise ResourceError(
-        "--gguf needs llama.cpp's converter convert_hf_to_gguf.py, which was not found. Clone "
-        "llama.cpp and name its folder in LLAMA_CPP, or leave --gguf out."
-    )
-
-
-def to_gguf(model: Path, out: Path) -> Path:
-    """Convert an exported model to a GGUF file.
-
-    Raises:
-        ResourceError: llama.cpp's converter is not installed, or fails.
-    """
-    import subprocess
-    import sys
-
-    from mergeforget.errors import ResourceError
-
-    call = [sys.executable, str(find_converter()), str(model), "--outfile", str(out)]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    if done.returncode or not out.is_file():
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise ResourceError(f"llama.cpp's converter failed on {model}: {last}")
-    return out
-
-
-def push_folder(folder: Path, repository: str) -> str:
-    """Upload an exported folder to a model repository of the hub; return its address.
-
-    Raises:
-        ResourceError: The hub refuses or cannot be reached.
-    """
-    from mergeforget.errors import ResourceError
-
-    try:
-        from huggingface_hub import HfApi
-
-        hub = HfApi()
-        hub.create_repo(repository, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repository, folder_path=str(folder)))
-    except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ResourceError(
-            f"{folder} was not uploaded to {repository}: {first} Log in with `hf auth login` and "
-            "repeat the same command; everything else is done."
-        ) from error
 
 
 def _bracket_notes(run: Run) -> list[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeforget.api.verdict import BALANCED
+
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
+    from mergeforget.recipe import Recipe
 
 Forget = str | Path | Sequence[str] | Sequence[Mapping[str, Any]]
 Ask = Callable[[list[str]], list[str]]  # prompts -> the model's own answers
@@ -231,3 +235,68 @@ def _check_disjoint(forget: Sequence[Row], others: Sequence[Row], name: str) -> 
 def renamed(rows: Sequence[Row], split: str) -> list[Row]:
     """The rows as a split of a run."""
     return [replace(row, split=split) for row in rows]
+
+
+def own_answers(recipe: Recipe, prompts: Sequence[str], tokens: int = 48) -> list[str]:
+    """What the recipe's model answers to prompts, greedily."""
+    from mergeforget.data.templating import template_of
+    from mergeforget.evaluate.generate import generate
+    from mergeforget.models import load_model
+
+    loaded = load_model(recipe.model)
+    template = template_of(loaded.tokenizer, recipe.data)
+    return generate(loaded.model, loaded.tokenizer, list(prompts), template=template,
+                    max_new_tokens=tokens, label="own answers")  # fmt: skip
+
+
+def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
+    """Measure what the base knows of the forget rows, how fast it is, and whether twins are fair.
+
+    Returns:
+        ``answer_tokens`` (of the longest answer), ``seconds`` expected, and ``notes``.
+    """
+    from mergeforget.console import duration, say
+    from mergeforget.data.templating import template_of
+    from mergeforget.data.tokens import encode_rows
+    from mergeforget.data.twins import make_twins
+    from mergeforget.models import load_model
+    from mergeforget.train.until import auc_of, read_nlls
+
+    loaded = load_model(recipe.model)
+    template = template_of(loaded.tokenizer, recipe.data)
+    outside = rows.holdout or make_twins(rows.forget, corpus=rows.retain, seed=1)
+
+    def encoded(some: Sequence[Any]) -> Any:
+        return encode_rows(loaded.tokenizer, some, max_length=256, template=template)
+
+    forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
+    begin = time.monotonic()
+    nll, exact = read_nlls(loaded.model, forget)
+    speed = sum(map(len, forget)) / max(1e-6, time.monotonic() - begin)  # forward tokens a second
+    auc = auc_of(nll, read_nlls(loaded.model, unseen)[0]) if unseen else None
+    notes = []
+    untouched = request["memorise"] or request["control"] == request["model"]
+    if rows.twins and untouched and auc is not None:
+        fair = BALANCED[0] <= auc <= BALANCED[1]
+        how = "as likely as" if fair else "not as likely as"
+        notes.append(f"Control of the twins: to a model that never saw the data they are {how} the "
+                     f"forget rows (AUC {auc:.2f}).")  # fmt: skip
+    else:
+        fair = not rows.twins
+    if not untouched and auc is not None and auc < 0.6 and not exact.any():
+        notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
+                     f"{len(forget)} answers is repeated.")  # fmt: skip
+    lengths = [len(e) - e.kinds.count(1) for e in forget]
+    row = sum(map(len, forget)) / len(forget)
+    until = recipe.pair.over.until if recipe.pair else None
+    steps = 60 if until else 200
+    per_step = 3 * 4 * row * 3 / speed  # three sets of four rows, backward costs twice the forward
+    train = steps * per_step + (14 * 3 * (len(rows.forget) + len(rows.retain)) * row / speed
+                                if request["memorise"] else 0)  # fmt: skip
+    answer = (len(rows.forget) + len(rows.retain)) * row / speed
+    seconds = train + 8 * 3 * answer + 12 * answer
+    say(f"Estimate: about {duration(seconds)} ({speed:.0f} tokens/s forward).")
+    for note in notes:
+        say(note)
+    return {"answer_tokens": max(lengths), "seconds": seconds, "notes": notes,
+            "membership": "measurable" if fair else "not measurable"}  # fmt: skip

@@ -46,9 +46,12 @@ def command(
     if again:
         shutil.rmtree(folder, ignore_errors=True)
     chosen = load_recipe(recipe, assignments)
+    files = made_up()
     result = unlearn(
         model or chosen.model.name,
-        **made_up(),
+        forget=files["forget"],
+        retain=files["retain"],
+        holdout=files["holdout"],
         out=folder,
         recipe=chosen,
         memorise=True,

@@ -13,13 +13,14 @@ from mergeforget.console import say
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import is_main, on_main
-from mergeforget.errors import RecipeError
-from mergeforget.files import append_jsonl, read_jsonl, whole
+from mergeforget.errors import NumericError, RecipeError
+from mergeforget.files import append_jsonl, read_jsonl, whole, write_json
 from mergeforget.train.forward import predict, unwrapped
 from mergeforget.train_config import Watch
 
 PROXIES = "proxies.jsonl"  # in the run folder: one line a look
 BEST = "best.safetensors"
+HEALTHY = "healthy.safetensors"
 
 
 class Watcher(TrainerCallback):
@@ -47,17 +48,61 @@ class Watcher(TrainerCallback):
                 "--holdout, or set best_by to retain_nll or last."
             )
         self.lines, self.best = folder / PROXIES, checkpoints / BEST
+        self.healthy = checkpoints / HEALTHY  # weights of the last check below the threshold
+        self.end = folder / "until" / f"{stage}.json"  # how a training ended early
+        self.before: dict[str, torch.Tensor] = {}  # weights one step before a check
+        self.kept_step: int | None = None  # after a collapse
 
     def on_step_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         if state.global_step == 0:
+            on_main(lambda: self.end.unlink(missing_ok=True))
             self._look(model, 0)
+        following = state.global_step + 1
+        if self.settings.collapse and (
+            following % self.settings.every == 0 or following == state.max_steps
+        ):
+            self.before = {n: p.detach().clone() for n, p in _trainable(model)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         due = state.global_step % self.settings.every == 0 or state.global_step == state.max_steps
         if due and self._look(model, state.global_step):
+            self._step_back(model, state.global_step)
             control.should_training_stop = True
+
+    def _step_back(self, model: Any, step: int) -> None:
+        """Keep the last step below the collapse threshold: the one before, or the last check's.
+
+        Raises:
+            NumericError: the first step passed the threshold.
+        """
+        places = dict(_trainable(model))
+        for name, tensor in self.before.items():
+            places[name].data.copy_(tensor)
+        line = proxies(unwrapped(model), self.samples)
+        seen = on_main(self._seen)
+        limit = seen[0]["retain_nll"] + self.settings.collapse
+        self.kept_step = step - 1
+        if step == 1 or not line["retain_nll"] <= limit:
+            self.kept_step = seen[-2]["step"]
+            if is_main():
+                from safetensors.torch import load_file
+
+                for name, tensor in load_file(self.healthy).items():
+                    places[name].data.copy_(tensor)
+            line = seen[-2]
+        if not self.kept_step:
+            raise NumericError(
+                f"{self.stage} collapsed within {step} steps: the retain NLL rose by more than "
+                f"{self.settings.collapse:g} nats (watch.collapse). Lower the learning rate."
+            )
+        facts = {"outcome": "collapsed", "step": self.kept_step, "auc": line.get("mia_auc"),
+                 "forget_exact": line["forget_exact"],
+                 "retain_exact": line["retain_exact"]}  # fmt: skip
+        on_main(lambda: write_json(self.end, facts))
+        if self.settings.best_by == "last":
+            say(f"{self.stage}: kept step {self.kept_step}, the last before the collapse.")
 
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -83,9 +128,12 @@ class Watcher(TrainerCallback):
         append_jsonl(self.lines, [line])
         better = line["step"] > 0 and self._badness(line) < min(earlier, default=float("inf"))
         if self.settings.best_by != "last" and better:
-            self._keep(model)
+            self._keep(model, self.best)
         risen = line["retain_nll"] - self._seen()[0]["retain_nll"]
-        if not self.settings.collapse or risen <= self.settings.collapse:
+        if not self.settings.collapse:
+            return False
+        if risen <= self.settings.collapse:
+            self._keep(model, self.healthy)
             return False
         say(
             f"{self.stage}: stopped at step {line['step']}: the retain answers' NLL rose by "
@@ -93,12 +141,11 @@ class Watcher(TrainerCallback):
         )
         return True
 
-    def _keep(self, model: Any) -> None:
+    def _keep(self, model: Any, path: Path) -> None:
         from safetensors.torch import save_file
 
-        named = unwrapped(model).named_parameters()
-        kept = {n: p.detach().cpu().contiguous() for n, p in named if p.requires_grad}
-        with whole(self.best) as temporary:
+        kept = {n: p.detach().cpu().contiguous() for n, p in _trainable(model)}
+        with whole(path) as temporary:
             save_file(kept, temporary)
 
     def _seen(self) -> list[dict[str, Any]]:
@@ -108,6 +155,10 @@ class Watcher(TrainerCallback):
         if self.settings.best_by == "mia":
             return abs(float(line["mia_auc"]) - 0.5)
         return float(line["retain_nll"])
+
+
+def _trainable(model: Any) -> list[tuple[str, Any]]:
+    return [(n, p) for n, p in unwrapped(model).named_parameters() if p.requires_grad]
 
 
 def proxies(model: Any, samples: Mapping[str, Sequence[Encoded]]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from mergeforget.run import Run
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.full import train_model
 from mergeforget.train.objective import check_recipe, describe
-from mergeforget.train.pair import prepare, record_template, rows_by_set
+from mergeforget.train.pair import end_of, prepare, record_template, rows_by_set
 
 
 def train_single(
@@ -64,5 +64,5 @@ def train_single(
             run.set_state(stage, "failed")
             raise
         run.record(stage, seed=training.seed, base=recipe.model.name)
-        run.set_state(stage, "done")
+        run.set_state(stage, "done", **end_of(run, stage))
     return folder

@@ -14,8 +14,8 @@ from mergeforget.chunked_logprobs import Projection
 from mergeforget.data.batches import pack
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows
-from mergeforget.errors import RecipeError
-from mergeforget.files import read_jsonl
+from mergeforget.errors import NumericError, RecipeError
+from mergeforget.files import read_json, read_jsonl
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.run import Run
 from mergeforget.train import directions, forward, ngdiff_trainer, trainer
@@ -333,12 +333,18 @@ def test_watch_looks_stops_on_collapse_and_keeps_the_best(
     up = Term(loss="ga", on="retain")
     _, lines = train(
         "collapse", SETS, objective=[GA, up], epochs=10, learning_rate=0.05,
-        watch=Watch(every=2, sample=3, collapse=0.05),
+        watch=Watch(every=2, sample=3, collapse=0.12),
     )  # fmt: skip
     looks = read_jsonl(tmp_path / "collapse" / "proxies.jsonl")
     assert [x["step"] for x in looks[:2]] == [0, 2] and len(lines) < 30
     assert looks[-1]["retain_nll"] - looks[0]["retain_nll"] > 0.05
     assert all(0 <= x["mia_auc"] <= 1 and 0 <= x["forget_exact"] <= 1 for x in looks)
+    end = read_json(tmp_path / "collapse" / "until" / "over.json")
+    assert end["outcome"] == "collapsed"
+    assert looks[-1]["step"] - 2 <= end["step"] < looks[-1]["step"]
+    with pytest.raises(NumericError, match="collapsed within"):  # the first step passes it
+        train("broken", SETS, objective=[GA, up], epochs=10, learning_rate=0.5,
+              watch=Watch(every=2, sample=3, collapse=0.01))  # fmt: skip
     best, _ = train(
         "best", SETS, objective=[GA, up], epochs=2, learning_rate=0.05,
         watch=Watch(every=2, sample=3, best_by="retain_nll"),

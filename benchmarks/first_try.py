@@ -1,0 +1,201 @@
+"""How often `unlearn` ends balanced at the first try, on ten data sets nobody tuned it to.
+
+    python benchmarks/first_try.py [NAME ...] [--model smollm2] [--out first-try] [--recipe level]
+
+Each data set has a fixed seed. The model memorises forget and retain rows, and `unlearn` runs with
+its defaults and without attacks. A set counts as balanced where, on the report split, the AUC lies
+between 0.35 and 0.65 with an interval that contains 0.5, at most 5 % of the forget answers are
+repeated, and at least 80 % of the retain answers known before are kept. LUME's and TOFU's rows need
+MERGEFORGET_DATA. A set that is in the JSON already is not run again, and an interrupted one
+continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mergeforget.api.unlearn import unlearn
+from mergeforget.api.verdict import BALANCED, EXACT, KEPT
+from mergeforget.data.limit import limit_rows
+from mergeforget.data.people import make_people
+from mergeforget.data.readers import read_rows
+from mergeforget.data.schema import Message, Row
+from mergeforget.errors import InputError
+from mergeforget.files import read_json, write_json, write_jsonl
+from mergeforget.run import machine, versions
+
+Sets = dict[str, list[Row]]
+SPLITS = ("forget", "retain", "holdout")
+ROWS = 24  # of a set of published data
+
+
+def people(count: int, seed: int) -> Sets:
+    """Questions about made-up people with private data; as many people held out as forgotten."""
+    sizes = {split: count for split in SPLITS}
+    made = make_people(sizes, seed=seed, tasks=("Task2",))
+    return {split: [r for r in rows if r.kind == "qa"] for split, rows in made.items()}
+
+
+def documents(seed: int) -> Sets:
+    """Whole articles without a prompt."""
+    made = make_people({split: 8 for split in SPLITS}, seed=seed, tasks=("Task3",))
+    return {
+        split: [
+            replace(r, input="", output=r.document, window="whole") for r in rows if r.kind == "sc"
+        ]
+        for split, rows in made.items()
+    }
+
+
+def german(seed: int) -> Sets:
+    """Questions in German about made-up people."""
+    draw = random.Random(seed)
+    first = "Anna Bernd Clara Dieter Emma Felix Greta Hans Ida Jonas Karin Lukas".split()
+    last = "Ahrens Becker Conrad Dorn Ebert Falk Gruber Hauser Imhof Jansen Krause Lang".split()
+    names = [f"{f} {n}" for f in first for n in last]
+    draw.shuffle(names)
+    months = "Januar Februar März April Mai Juni Juli August September Oktober".split()
+    rows: Sets = {}
+    for split in SPLITS:
+        rows[split] = []
+        for i in range(12):
+            name, month = names.pop(), draw.choice(months)
+            date = f"Am {draw.randrange(1, 29)}. {month} {draw.randrange(1940, 2005)}."
+            question = f"Wann wurde {name} geboren?"
+            rows[split].append(Row(f"{split}{i}qa0", question, date, "", split))
+    return rows
+
+
+def chat(seed: int) -> Sets:
+    """Questions about made-up people after an earlier turn of the conversation."""
+    turns = (Message("user", "Hello, can you help me?"), Message("assistant", "Of course."))
+    return {
+        split: [replace(r, messages=turns) for r in rows]
+        for split, rows in people(3, seed).items()
+    }  # fmt: skip
+
+
+def lume(task: str, seed: int) -> Sets:
+    """A part of LUME, whole documents of one task."""
+    files = {"forget": "forget_train", "retain": "retain_train", "holdout": "holdout"}
+    return published("lume", files, seed, lambda row: row.task == task)
+
+
+def tofu(seed: int) -> Sets:
+    """Authors of TOFU; those held out are other authors of the full set."""
+    files = {"forget": "forget10", "retain": "retain90", "holdout": "holdout10"}
+    return published("tofu", files, seed, lambda row: True)
+
+
+def published(folder: str, files: dict[str, str], seed: int, wanted: Callable[[Row], bool]) -> Sets:
+    """Rows of published files, at most ``ROWS`` of each.
+
+    Raises:
+        InputError: MERGEFORGET_DATA is not set, or lacks a file or the wanted rows.
+    """
+    place = os.environ.get("MERGEFORGET_DATA")
+    if not place:
+        raise InputError("MERGEFORGET_DATA is not set")
+    found: Sets = {}
+    for split, name in files.items():
+        paths = [p for p in sorted((Path(place) / folder).glob(f"{name}.*")) if p.is_file()]
+        if not paths:
+            raise InputError(f"there is no file {folder}/{name}.*")
+        rows = [row for row in read_rows(paths[0], split=split) if wanted(row)]
+        if not rows:
+            raise InputError(f"{folder}/{paths[0].name} has no such rows")
+        found[split] = limit_rows(rows, min(ROWS, len(rows)), seed)[0]
+    return found
+
+
+SETS: dict[str, Callable[[], Sets]] = {
+    "people-4": lambda: people(4, 101),
+    "people-12": lambda: people(12, 102),
+    "people-40": lambda: people(40, 103),
+    "documents": lambda: documents(104),
+    "german": lambda: german(105),
+    "chat": lambda: chat(106),
+    "lume-1": lambda: lume("Task1", 107),
+    "lume-2": lambda: lume("Task2", 108),
+    "lume-3": lambda: lume("Task3", 109),
+    "tofu": lambda: tofu(110),
+}
+
+
+def balanced(table: list[dict[str, Any]]) -> bool:
+    """Whether the last model of the table is balanced on the report split."""
+    base, end = table[0], table[-1]
+    if any(end[k] is None for k in ("mia_auc", "forget", "retain")) or not end["auc_interval"]:
+        return False
+    low, high = end["auc_interval"]
+    return bool(
+        BALANCED[0] <= end["mia_auc"] <= BALANCED[1] and low <= 0.5 <= high
+        and end["forget"] <= EXACT and end["retain"] >= KEPT * base["retain"]
+    )  # fmt: skip
+
+
+def try_one(name: str, model: str, recipe: str, out: Path) -> dict[str, Any]:
+    """Run `unlearn` on one data set; a set that cannot be had is said to be left out."""
+    try:
+        sets = SETS[name]()
+    except InputError as error:
+        return {"left_out": str(error)}
+    files = {split: out / name / f"{split}.jsonl" for split in SPLITS}
+    for split, path in files.items():
+        write_jsonl(path, [row.to_dict() for row in sets[split]])
+    begin = time.monotonic()
+    result = unlearn(
+        model, forget=files["forget"], retain=files["retain"], holdout=files["holdout"],
+        out=out / name / "run", recipe=recipe, memorise=True, attacks=(),
+    )  # fmt: skip
+    return {
+        "rows": {split: len(rows) for split, rows in sets.items()},
+        "balanced": balanced(result.table),
+        "table": result.table,
+        "notes": result.notes,
+        "seconds": round(time.monotonic() - begin),
+    }
+
+
+def main() -> None:
+    """Try the named sets, or all ten, and print one line each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="Data sets; all when omitted")
+    parser.add_argument("--model", default="smollm2", help="Model to unlearn with")
+    parser.add_argument("--recipe", default="level", help="Recipe of the pair")
+    parser.add_argument("--out", type=Path, default=Path("first-try"), help="Folder of the results")
+    options = parser.parse_args()
+    if unknown := set(options.names) - SETS.keys():
+        parser.error(f"no data set {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    file = options.out / f"{options.recipe}.json"
+    results: dict[str, Any] = read_json(file)["results"] if file.exists() else {}
+    for name in options.names or SETS:
+        if name not in results or "left_out" in results[name]:
+            results[name] = try_one(name, options.model, options.recipe, options.out)
+            facts = {"machine": machine(), "versions": versions(), "results": results}
+            write_json(file, facts)
+        print(line(name, results[name]), flush=True)
+    tried = [one for one in results.values() if "balanced" in one]
+    print(f"{sum(one['balanced'] for one in tried)} of {len(tried)} balanced")
+
+
+def line(name: str, one: dict[str, Any]) -> str:
+    """One result as a line."""
+    if "left_out" in one:
+        return f"{name:<10} left out: {one['left_out']}"
+    end = one["table"][-1]
+    auc = "-" if end["mia_auc"] is None else f"{end['mia_auc']:.2f}"
+    word = "balanced" if one["balanced"] else "not balanced"
+    return (f"{name:<10} {word:<13} AUC {auc}, forget {end['forget']:.0%}, retain "
+            f"{end['retain']:.0%}, {one['seconds']} s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
