@@ -37,6 +37,8 @@ class TokenOutputs:
         refusal: The same model's outputs for refusals to the same prompts.
         weights: (rows,) weight of each sequence in means; weight 2 equals having it twice. None is
             all ones.
+        own_total: Weighted rows of this batch, and weighted positions by kind, where they are
+            known; otherwise they are computed, which waits for the device.
         known_logps: (tokens,) precomputed log-probabilities.
         levels: (rows,) NLL to aim at for each sequence, in nats; see the level loss.
         notes: Values that a loss adds to the history.
@@ -55,9 +57,10 @@ class TokenOutputs:
     token_total: Mapping[int, float] | None = None
     refusal: TokenOutputs | None = None
     weights: Tensor | None = None
+    own_total: tuple[float, Mapping[int, float]] | None = None
     known_logps: Tensor | None = None
     levels: Tensor | None = None
-    notes: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_padded(cls, logits: Tensor, labels: Tensor, kind: Tensor) -> TokenOutputs:
@@ -150,6 +153,8 @@ class TokenOutputs:
     @property
     def own_rows(self) -> float:
         """Weighted number of sequences in this batch."""
+        if self.own_total is not None:
+            return self.own_total[0]
         return self.rows if self.weights is None else float(self.weights.sum())
 
     @property
@@ -167,7 +172,9 @@ class TokenOutputs:
         return -self.sequence_logps(kinds) / self.counted(kinds).to(self.token_logps.dtype)
 
     @cached_property
-    def _own_total(self) -> dict[int, float]:
+    def _own_total(self) -> Mapping[int, float]:
+        if self.own_total is not None:
+            return self.own_total[1]
         each = torch.ones_like(self.kind) if self.weights is None else self.weights[self.row]
         return {kind: float(each[self.kind == kind].sum()) for kind in (PADDING, PROMPT, ANSWER)}
 

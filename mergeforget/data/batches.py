@@ -19,6 +19,15 @@ from mergeforget.data.tokens import Encoded
 from mergeforget.outputs import ANSWER, PADDING, PROMPT
 
 
+@dataclass(frozen=True)
+class _Counts:
+    """Counts of a batch, taken on the CPU so that a training step does not wait for the device."""
+
+    rows: float
+    kinds: dict[int, float]
+    tokens: int
+
+
 @dataclass
 class Batch:
     """Tokens of several rows, and which predictions a loss reads.
@@ -34,6 +43,7 @@ class Batch:
         rows: number of rows.
         index: (rows,) each row's place in its set.
         weights: (rows,) how much each row counts.
+        counts: Cached counts; computed when first read.
     """
 
     input_ids: Tensor
@@ -46,27 +56,38 @@ class Batch:
     rows: int
     index: Tensor
     weights: Tensor
+    counts: _Counts | None = None
 
     @property
     def tokens(self) -> int:
         """Real tokens, padding not counted."""
-        mask = self.attention_mask
-        return int(self.input_ids.numel() if mask is None else mask.sum())
+        return self._counted().tokens
 
     @property
     def total(self) -> float:
-        """Rows, each as often as it counts."""
-        return float(self.weights.sum())
+        """Weighted number of rows."""
+        return self._counted().rows
 
     def count(self) -> dict[int, float]:
         """Kept positions by kind, each as often as its row counts."""
-        each = self.weights[self.row]
-        return {kind: float(each[self.kind == kind].sum()) for kind in (PADDING, PROMPT, ANSWER)}
+        return self._counted().kinds
+
+    def _counted(self) -> _Counts:
+        if self.counts is None:
+            each, mask = self.weights[self.row], self.attention_mask
+            self.counts = _Counts(
+                rows=float(self.weights.sum()),
+                kinds={k: float(each[self.kind == k].sum()) for k in (PADDING, PROMPT, ANSWER)},
+                tokens=int(self.input_ids.numel() if mask is None else mask.sum()),
+            )
+        return self.counts
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device, counted before it moves; ``index`` stays on the CPU."""
+        self._counted()
         moved: dict[str, Any] = {
-            k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()
+            k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k != "index" else v
+            for k, v in vars(self).items()
         }
         return Batch(**moved)
 
@@ -87,11 +108,15 @@ def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
                 row.append(place)
                 kept.append(one.kinds[i])
     lists = {"keep": keep, "labels": labels, "row": row, "kind": kept}
+    tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in lists.items()}
     return Batch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
         attention_mask=None,
-        **{name: torch.tensor(values, dtype=torch.long) for name, values in lists.items()},
+        keep=tensors["keep"],
+        labels=tensors["labels"],
+        row=tensors["row"],
+        kind=tensors["kind"],
         rows=len(encoded),
         index=torch.tensor([e.row for e in encoded]),
         weights=torch.tensor([e.weight for e in encoded]),
@@ -118,7 +143,17 @@ def join(batches: Sequence[Batch]) -> Batch:
         rows=rows[-1],
         index=all_of("index"),
         weights=all_of("weights"),
+        counts=_summed([b.counts for b in batches]),
     )
+
+
+def _summed(counts: Sequence[_Counts | None]) -> _Counts | None:
+    """Counts of joined batches, where those of each are known."""
+    known = [c for c in counts if c is not None]
+    if len(known) < len(counts):
+        return None
+    kinds = {kind: sum(c.kinds[kind] for c in known) for kind in (PADDING, PROMPT, ANSWER)}
+    return _Counts(sum(c.rows for c in known), kinds, sum(c.tokens for c in known))
 
 
 def split(batch: Batch) -> list[Batch]:

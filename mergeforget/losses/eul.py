@@ -53,5 +53,5 @@ def eul(
     def mean(values: Tensor) -> Tensor:
         return policy.share * values.squeeze(0) if whole else policy.row_mean(values)
 
-    policy.notes["clamped"] = float(mean(below.to(bounded.dtype)))
+    policy.notes["clamped"] = mean(below.to(bounded.dtype))
     return mean(bounded)

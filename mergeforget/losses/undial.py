@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -32,7 +33,9 @@ def undial(
 
     def lowered(logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         assert teacher is not None
-        return F.log_softmax(teacher - beta * F.one_hot(labels, teacher.shape[1]), -1)
+        here = labels[:, None]  # scatter: one_hot would read the largest label off the device
+        less = torch.full_like(here, -beta, dtype=teacher.dtype)
+        return F.log_softmax(teacher.scatter_add(1, here, less), -1)
 
     value, entropy = policy.divergence(lowered, reference)
     return policy.token_mean(value + entropy, MASKS[mask])

@@ -64,6 +64,7 @@ def predict(
         row_total=row_total,
         token_total=token_total,
         weights=batch.weights,
+        own_total=(batch.total, batch.count()),
     )
 
 
@@ -123,7 +124,9 @@ def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, An
         source = source[part]
     hidden = {n: h[part] for n, h in (said.hidden or {}).items()} or None
     kept = batch.labels, batch.row, batch.rows, batch.kind
-    return TokenOutputs(source, *kept, hidden=hidden, weights=batch.weights, **totals)
+    said = TokenOutputs(source, *kept, hidden=hidden, weights=batch.weights, **totals)
+    said.own_total = (batch.total, batch.count())
+    return said
 
 
 def output_matrix(model: Any) -> Tensor | None:

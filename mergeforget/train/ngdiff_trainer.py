@@ -80,6 +80,9 @@ class NGDiffTrainer(UnlearningTrainer):
             noted.update({key: value / self._parts for key, value in noted.items()})
         super().log(logs, start_time)
 
+    def _step_loss(self) -> float:
+        return super()._step_loss() / self._parts
+
     @contextmanager
     def _apart(self, model: Any) -> Iterator[None]:
         """Keep gradients local to each rank; ``_steer`` averages them later."""
@@ -155,7 +158,7 @@ class NGDiffTrainer(UnlearningTrainer):
         if not length:
             return list(gradient)
         own = [p.data.clone() for p in places]
-        noted = dict(self._values), dict(self._notes)
+        noted = dict(self._pending), dict(self._pending_notes)
         terms = [t for t in self.terms if t.on == "forget"]
         self._gathered.pop("forget")
         with torch.no_grad():
@@ -169,7 +172,7 @@ class NGDiffTrainer(UnlearningTrainer):
         finally:
             for parameter, data in zip(places, own, strict=True):
                 parameter.data.copy_(data)
-            self._values, self._notes = noted
+            self._pending, self._pending_notes = noted
         sharp = self._gathered["forget"]
         if self.accelerator.num_processes > 1:
             sharp = [self.accelerator.reduce(g, "mean") for g in sharp]

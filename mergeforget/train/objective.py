@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -139,15 +140,12 @@ def compute(
     terms: Sequence[Term],
     policy: Mapping[str, TokenOutputs],
     reference: Mapping[str, TokenOutputs],
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the terms, and the unweighted value of each.
 
     Args:
         policy: Outputs of the trained model, by set (forget, retain).
         reference: Outputs of the model before unlearning, by set, where a term needs them.
-
-    Raises:
-        NumericError: a term is NaN or infinite.
     """
     values = {}
     refusal = policy.get(REFUSAL), reference.get(REFUSAL)
@@ -162,15 +160,19 @@ def compute(
             values[term.label] = loss(said, before, **term.arguments)
         else:
             values[term.label] = _nothing(said, term)
-    plain = {label: float(value.detach()) for label, value in values.items()}
-    wrong = [label for label, value in plain.items() if not _finite(value)]
-    if wrong:
-        raise NumericError(
-            f"The loss is not finite: {', '.join(f'{w} = {plain[w]}' for w in wrong)}. Lower the "
-            "learning rate, or give the retain terms more weight; the last checkpoint is kept."
-        )
+    plain = {label: value.detach() for label, value in values.items()}
     weighted = [term.weight * values[term.label] for term in terms]
     return torch.stack([w.reshape(()) for w in weighted]).sum(), plain
+
+
+def check_finite(values: Mapping[str, float]) -> None:
+    """Raise NumericError where a term of a step is NaN or infinite."""
+    wrong = [label for label, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise NumericError(
+            f"The loss is not finite: {', '.join(f'{w} = {values[w]}' for w in wrong)}. Lower the "
+            "learning rate, or give the retain terms more weight; the last checkpoint is kept."
+        )
 
 
 def _nothing(said: TokenOutputs, term: Term) -> Tensor:
@@ -188,7 +190,3 @@ def _nothing(said: TokenOutputs, term: Term) -> Tensor:
 def describe(training: Training) -> str:
     """``0.4 npo(forget) + 0.4 gd(retain) + 0.2 kl(retain)``."""
     return " + ".join(f"{t.weight:g} {t.loss}({t.on})" for t in training.objective)
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")

@@ -23,7 +23,7 @@ from mergeforget.fsdp import trained
 from mergeforget.outputs import TokenOutputs
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.train.forward import as_reference, predict, predict_sets, unwrapped
-from mergeforget.train.objective import compute
+from mergeforget.train.objective import check_finite, compute
 from mergeforget.train.reference import Reference
 from mergeforget.train.requirements import Reads, reads_of, sets_of
 from mergeforget.train.samplers import ChunkedSampler, Order, ShardedSampler
@@ -71,7 +71,9 @@ class UnlearningTrainer(Trainer):
         self.accumulation = accumulation  # micro-batches of a step, of all processes
         self.reads = reads_of(self.terms)
         self.levels: dict[str, Tensor] = {}  # by set: (rows,) NLL to aim at, for the level loss
-        self._values: dict[str, float] = {}
+        self._pending: dict[str, Tensor] = {}  # sums over the step's micro-batches, on the device
+        self._pending_notes: dict[str, Tensor] = {}
+        self._values: dict[str, float] = {}  # the same after the step's one transfer
         self._notes: dict[str, float] = {}
         self._more: dict[str, Any] = {}  # what a direction or a check adds to the step's line
 
@@ -148,12 +150,10 @@ class UnlearningTrainer(Trainer):
             if name in policy:
                 policy[name].levels = levels[share.batches[name].index.to(levels.device)]
         loss, values = compute(terms, policy, before)
-        for label, value in values.items():
-            self._values[label] = self._values.get(label, 0.0) + value
+        _add(self._pending, values)
         for name, said in policy.items():
-            for note, value in said.notes.items():
-                key = f"{note}_{name}"
-                self._notes[key] = self._notes.get(key, 0.0) + value
+            notes = {f"{note}_{name}": value.detach() for note, value in said.notes.items()}
+            _add(self._pending_notes, notes)
         return loss
 
     def value_of(self, label: str) -> float | None:
@@ -172,14 +172,46 @@ class UnlearningTrainer(Trainer):
         super()._save(output_dir, state_dict)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The Trainer's own, read before the step: one that is not finite ends the training."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        if not math.isfinite(float(norm)):
+        """Read the gradient's norm and the step's terms, before the optimiser step.
+
+        This is the only transfer of a step that waits for the device. A value that is not finite
+        ends the training.
+        """
+        norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm))
+        parts = [*self._pending.values(), *self._pending_notes.values()]
+        wide = [v.reshape(()).double() for v in parts]
+        read: list[float] = torch.stack([norm.reshape(()).to(wide[0]), *wide]).tolist()
+        self._values = dict(zip(self._pending, read[1:], strict=False))
+        self._notes = dict(zip(self._pending_notes, read[1 + len(self._pending) :], strict=True))
+        self._pending, self._pending_notes = {}, {}
+        check_finite(self._values)
+        if not math.isfinite(read[0]):
             raise NumericError(
                 f"The gradient is not finite in step {self.state.global_step + 1} (its norm is "
-                f"{float(norm)}). Lower the learning rate; the last checkpoint is kept."
+                f"{read[0]}). Lower the learning rate; the last checkpoint is kept."
             )
-        return norm
+        return read[0]
+
+    def _step_loss(self) -> float:
+        """Weighted sum of the step's terms, from values that are on the CPU already."""
+        weights = {term.label: term.weight for term in self.terms}
+        return sum(weights[label] * value for label, value in self._values.items())
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Any, *more: Any, **named: Any
+    ) -> None:
+        """Log the step's loss from its terms; the Trainer's own would read it off the device."""
+        step = self.state.global_step
+        if self.control.should_log and step > self._globalstep_last_logged and self._values:
+            loss = self._over_processes(self._step_loss())
+            tr_loss -= tr_loss
+            self._total_loss_scalar += loss
+            self._globalstep_last_logged = step
+            rate = named.get("learning_rate")
+            rate = self._get_learning_rate() if rate is None else rate
+            self.log({"loss": loss, "grad_norm": grad_norm, "learning_rate": rate})
+            self.control.should_log = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *more, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the terms of the step that was just taken, and keep a line of the history."""
@@ -229,6 +261,12 @@ class UnlearningTrainer(Trainer):
             return value
         here = torch.tensor(float(value), dtype=torch.float64, device=self.args.device)
         return float(self.accelerator.reduce(here, "mean"))
+
+
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Add values to running sums on their device."""
+    for key, value in values.items():
+        sums[key] = sums[key] + value if key in sums else value
 
 
 def arguments(
