@@ -40,8 +40,8 @@ def build_court(folder: Path, make_model: Callable[..., Any], tokenizer: Any) ->
         return AutoModelForCausalLM.from_pretrained(found[name])
 
     model = make_model(seed=1)
-    train(model, tokenizer, FORGET + RETAIN, 180, 1e-2)
-    train(model, tokenizer, FORGET + RETAIN, 40, 1e-3)
+    train(model, tokenizer, FORGET + RETAIN, 250, 1e-2)
+    train(model, tokenizer, FORGET + RETAIN, 60, 1e-3)
     keep("before", model)
     refusals = [replace(row, output="no") for row in FORGET]
     train(model, tokenizer, refusals + RETAIN, 40, 2e-3)
@@ -57,7 +57,7 @@ def build_court(folder: Path, make_model: Callable[..., Any], tokenizer: Any) ->
     model = copy("before")
     ascend(model, tokenizer, FORGET, 3, 1e-3)
     keep("undertrained", model)
-    ascend(model, tokenizer, FORGET, 20, 1e-3)
+    ascend(model, tokenizer, FORGET, 12, 1e-3)
     keep("overga", model)
     for name, seed, steps in (("control", 1, 150), ("clean", 1, 90), ("retrained", 5, 150)):
         model = make_model(seed=seed)

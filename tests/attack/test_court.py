@@ -48,13 +48,13 @@ def judge_model(
     return judge
 
 
-@pytest.mark.parametrize("name", GUILTY)
+@pytest.mark.parametrize("name", ["before", "hider", "hider2", "overga"])
 def test_a_model_that_knows_is_convicted(judge_model: Judge, name: str) -> None:
     found = judge_model(name, FAST)
     assert headline({k: r.finding for k, r in found.items()})[0] == "traces"
 
 
-@pytest.mark.parametrize("name", INNOCENT)
+@pytest.mark.parametrize("name", ["clean", "cleanga"])
 def test_a_model_that_never_saw_the_data_is_cleared(judge_model: Judge, name: str) -> None:
     found = judge_model(name, FAST)
     findings = {k: r.finding for k, r in found.items()}
