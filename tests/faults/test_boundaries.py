@@ -148,7 +148,8 @@ def test_null_in_a_run_is_named_with_its_file(text: str, tmp_path: Path) -> None
             read()
         except InputError as error:
             assert name in str(error)
-    for value in (None, [], {"method": None}, {"method": "ties", "weights": [None]}):
+    values: list[Any] = [None, [], {"method": None}, {"method": "ties", "weights": [None]}]
+    for value in values:
         with pytest.raises(InputError):
             Candidate.from_dict(value)
 

@@ -103,7 +103,9 @@ def test_every_trained_weight_moves_at_a_small_learning_rate(
 
 
 def test_adapter_products_run_in_the_type_of_the_base(make_model: Callable[..., Any]) -> None:
-    model = get_peft_model(make_model().to(torch.bfloat16), LoraConfig(target_modules=["q_proj"]))
+    model: Any = get_peft_model(
+        make_model().to(torch.bfloat16), LoraConfig(target_modules=["q_proj"])
+    )
     seen: list[torch.dtype] = []
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     layer.lora_A["default"].register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
