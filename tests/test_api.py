@@ -161,6 +161,7 @@ def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
 
 OTHERWISE = {  # options of the command line that Python users have in another form, or not at all
     "as_json", "assignments", "arguments", "open_it", "worker", "trust_remote_code", "runs", "yes",
+    "person",  # of report: printed instead of the page
 }  # fmt: skip
 SAME = {"subject": "run_model", "model": "run_model"}  # in compare
 

@@ -312,12 +312,12 @@ class Searching:
 
     def _measure_merged(self, merged: Merged) -> bool:
         name = merged.candidate.name
-        write_candidate(merged, self.run.candidates / name)
         try:
+            write_candidate(merged, self.run.candidates / name)
             self._measure(name, merged.adapter)
         except NumericError as error:
             say(f"{name} is left out: {error}")
-            shutil.rmtree(self.run.candidates / name)
+            shutil.rmtree(self.run.candidates / name, ignore_errors=True)
             return False
         return True
 

@@ -71,6 +71,9 @@ def check_merge_method(
             given["generator"] = NamedGenerator(0, "module")
         if "grams" in takes:
             given["grams"] = grams
+        for name in ("importance", "contrast"):  # magnitudes of gradients, one per entry
+            if name in takes:
+                given[name] = abs(x) + (name == "contrast")
         return entry.fn(x, w, **given | arguments)
 
     grams = np.einsum("nti,ntj->nij", inputs, inputs)

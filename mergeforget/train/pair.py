@@ -133,7 +133,7 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     run.record(
         "data",
         files={n: _file_facts(p) for n, p in paths.items() if p},
-        rows={n: len(rows) for n, rows in vars(sets).items()},
+        rows={n: len(rows) for n, rows in vars(sets).items() if rows or n != "held"},
         base_content=base_content(recipe),
     )
     save_recipe(recipe, run.recipe)

@@ -275,10 +275,10 @@ def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) 
     with pytest.raises(InputError, match=r"\(32,\) .* and \(31,\)"):
         merge_models([other, models[2]], models[0], candidate, out)
     fewer = changed(models[1], tmp_path / "fewer", **{norm: None})
-    with pytest.raises(InputError, match=f"different tensors: {norm}"):
+    with pytest.raises(InputError, match="different tensors: norm.weight"):
         merge_models([fewer, models[2]], models[0], candidate, out)
     untied = changed(models[1], tmp_path / "untied", **{"lm_head.weight": torch.ones(259, 32)})
-    with pytest.raises(InputError, match=r"lm_head\.weight .* differs from model\.embed_tokens"):
+    with pytest.raises(InputError, match="different tensors: lm_head.weight"):
         merge_models([untied, models[2]], models[0], candidate, out)
     assert not out.exists()
 
@@ -330,9 +330,9 @@ def test_what_is_read_is_not_written(models: list[Path], pair: list[Path], tmp_p
     base = Path(shutil.copytree(models[0], tmp_path / "base"))
     (tmp_path / "link").symlink_to(base)
     for out in (base, tmp_path / "link", tmp_path):
-        with pytest.raises(InputError, match="read, and would be replaced"):
+        with pytest.raises(InputError, match="is read, and the output would replace it"):
             fold_adapters(base, [read_adapter(p) for p in pair], Candidate("linear"), out)
-        with pytest.raises(InputError, match="read, and would be replaced"):
+        with pytest.raises(InputError, match="is read, and the output would replace it"):
             merge_models([base, models[1]], None, Candidate("linear"), out)
     assert load_file(base / "model.safetensors")
 
