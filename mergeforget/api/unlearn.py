@@ -144,7 +144,7 @@ def unlearn(
     run = _run_of(optional_path(out), forget, request)
     if gguf:
         find_converter()
-    clock = Clock(run, time_limit)
+    clock = TimeBudget(run, time_limit)
     with clock.stage("data"):
         request["base"] = folded_base(run, request)
         chosen, notes = _prepare(run, request, recipe, settings, (forget, retain, holdout), approve)
@@ -190,7 +190,7 @@ def unlearn(
     return result
 
 
-class Clock:
+class TimeBudget:
     """Time spent by stage, over all calls, and what is left of a limit.
 
     Attributes:
@@ -336,7 +336,7 @@ def _bracket_notes(run: Run) -> list[str]:
 
 
 def _conclude(
-    run: Run, name: str, again: dict[str, float], notes: list[str], clock: Clock
+    run: Run, name: str, again: dict[str, float], notes: list[str], clock: TimeBudget
 ) -> Unlearned:
     from mergeforget.files import read_json
 
