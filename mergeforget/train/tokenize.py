@@ -35,6 +35,11 @@ def encode_sets(
     for name, rows in sets.items():
         if not rows:
             raise InputError(f"The {name} set has no rows.")
+        if not any(row.weight for row in rows):
+            raise InputError(
+                f"All {len(rows)} rows of the {name} set have weight 0, so none would be trained. "
+                "Give at least one row a positive weight, or leave the column weight out."
+            )
         encoded[name] = _encoded(
             tokenizer, _changed(rows, name, training), name, training, template
         )

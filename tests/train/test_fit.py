@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from mergeforget.data.schema import Row
-from mergeforget.errors import Interrupted, NumericError
+from mergeforget.errors import InputError, Interrupted, NumericError
 from mergeforget.files import read_jsonl
 from mergeforget.recipe import Lora, Term, Tokens, Training
 from mergeforget.run import Run
 from mergeforget.train import callbacks, trainer
 from mergeforget.train.fit import TrainingJob, train_adapter
+from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Watch
 
 SETS = {
@@ -284,3 +285,10 @@ def test_a_loss_that_is_not_finite_stops(
         train_adapter(
             tiny_model, tiny_tokenizer, SETS, training(), TrainingJob(Run(tmp_path), "over")
         )
+
+
+def test_a_set_in_which_no_row_counts_is_refused(tiny_tokenizer: Any) -> None:
+    rows = {"forget": [Row("f", "Who?", "Ada.", weight=0.0)], "retain": [Row("r", "Who?", "Bo.")]}
+    plan = Training(objective=[Term(loss="ga", on="forget"), Term(loss="gd", on="retain")])
+    with pytest.raises(InputError, match="All 1 rows of the forget set have weight 0"):
+        encode_sets(tiny_tokenizer, rows, plan)
