@@ -175,10 +175,12 @@ def test_a_rank_that_the_weights_do_not_have_is_refused(write_lora: Callable[...
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, -1e308])
 def test_a_scaling_that_is_no_number_is_refused(value: float, write_lora: Any) -> None:
     # json refuses NaN and infinity by name; a finite number can still overflow the scaling
-    message = "scaling of|is not a finite number"
-    with pytest.raises((NumericError, InputError), match=message):
+    finite = abs(value) < float("inf")
+    error = NumericError if finite else InputError
+    message = "scaling of" if finite else "is not a finite number"
+    with pytest.raises(error, match=message):
         read_adapter(write_lora("one", lora_alpha=value))
-    with pytest.raises((NumericError, InputError), match=message):
+    with pytest.raises(error, match=message):
         read_adapter(write_lora("two", alpha_pattern={"q_proj": value}))
 
 

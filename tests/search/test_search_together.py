@@ -122,7 +122,7 @@ def test_a_candidate_without_numbers_leaves_the_others_as_they_are(
     monkeypatch.setattr(Evaluator, "_measure", measuring)
     monkeypatch.setattr(Evaluator, "answer", answering)
     mine, theirs = found(searched(run, 3)), found(alone)
-    assert f"{BAD} is left out: The " in capsys.readouterr().err
+    assert f"{BAD} is left out: The factors of" in capsys.readouterr().err
     assert not (run.candidates / BAD).exists()
     assert mine["chosen"]["measured"] == 2
     assert mine["scores"] == [row for row in theirs["scores"] if BAD not in row]
