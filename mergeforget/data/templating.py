@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
+from mergeforget.console import say
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
 
@@ -296,6 +297,27 @@ class TemplateSpec(Protocol):
 def template_of(tokenizer: Any, spec: TemplateSpec) -> PromptTemplate:
     """The template that a recipe's data section asks for; see ``PromptTemplate.resolve``."""
     return PromptTemplate.resolve(tokenizer, spec.template, spec.system_prompt)
+
+
+def ways_to_ask(
+    tokenizer: Any, spec: TemplateSpec, rows: Sequence[Row], ask: Literal["all", "own"] = "all"
+) -> list[PromptTemplate]:
+    """Return the ways in which an evaluation or a search asks a model, the configured one first.
+
+    Args:
+        spec: decides the first way.
+        ask: ``own`` is the first way only. Windows of documents are the same in every way.
+    """
+    own = template_of(tokenizer, spec)
+    alike = all(row.window for row in rows)
+    ways = [own] if ask == "own" or alike else own.ways(tokenizer, rows)
+    if len(ways) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
+        say(
+            f"Warning: {_name(tokenizer)} has a chat template and is asked with raw prompts only. "
+            "A model that answers in chat may be reported as having forgotten. Leave out --ask own "
+            "(evaluation.ask: own)."
+        )
+    return ways
 
 
 def has_chat_template(tokenizer: Any) -> bool:

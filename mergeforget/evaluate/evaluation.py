@@ -13,7 +13,7 @@ from typing import Any
 from mergeforget.adapter import read_adapter
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
-from mergeforget.data.templating import RAW, PromptTemplate, has_chat_template, template_of
+from mergeforget.data.templating import RAW, PromptTemplate, ways_to_ask
 from mergeforget.evaluate.cache import Kept, document_key, parts_of, prompt_key
 from mergeforget.evaluate.lm_eval import run_task, task_key
 from mergeforget.evaluate.measure import Generator, measure
@@ -69,18 +69,9 @@ class Evaluation:
         """
         if not self._ways:
             tokenizer = self._tokenizer()
-            own = template_of(tokenizer, self.data)
             rows = [*self.rows.forget, *self.rows.retain, *self.rows.further]
             rows += [*self.rows.members, *self.rows.nonmembers]
-            alike = all(row.window for row in rows)
-            only = self.settings.ask == "own" or alike
-            self._ways = [own] if only else own.ways(tokenizer, rows)
-            if only and own.kind == "none" and has_chat_template(tokenizer) and not alike:
-                say(
-                    f"Warning: {self.base} has a chat template and is asked with raw prompts only. "
-                    "A model that answers in chat may be reported as having forgotten. Leave out "
-                    "--ask own."
-                )
+            self._ways = ways_to_ask(tokenizer, self.data, rows, self.settings.ask)
         return self._ways
 
     def run_ways(

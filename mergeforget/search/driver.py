@@ -13,19 +13,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from mergeforget.adapter import Adapter, read_adapter
-from mergeforget.benchmarks import score
+from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
-from mergeforget.data.templating import template_of
+from mergeforget.data.templating import PromptTemplate, ways_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
 from mergeforget.evaluate.mmlu import mmlu_key
-from mergeforget.evaluate.worst_case import (
-    HEADLINES,
-    ways_that_differ,
-    worst_case,
-    worst_scores,
-)
+from mergeforget.evaluate.worst_case import HEADLINES, ways_that_differ, worst_case
 from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.models import content_of, load_tokenizer, locate
@@ -127,7 +121,10 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
         store = Store(run)
-        settings = settings_of(run, recipe, spec, data.holdout)
+        tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))
+        every = [*data.forget, *data.retain, *data.members, *data.nonmembers]
+        ways = ways_to_ask(tokenizer, recipe.data, every, recipe.evaluation.ask)
+        settings = settings_of(run, recipe, spec, data.holdout, ways)
         store.begin(settings, options.again)
         if data.holdout:  # not before: a search that is refused must leave the run as it was
             write_text(run.data / "holdout.jsonl", data.holdout)
@@ -136,7 +133,9 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
         @cache
         def evaluator() -> Evaluator:
             asks = not objective.figures.isdisjoint(("mmlu", "aggregate"))
-            return load_evaluator(recipe, run.base(), data, options.device, store.readings, asks)
+            return load_evaluator(
+                recipe, run.base(), data, options.device, store.readings, asks, ways
+            )
 
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
         guess = Guess(run, pair, choosing, options.first)
@@ -264,7 +263,7 @@ class Searching:
         """Choose among those that were measured, and write the choice down."""
         choice = self._choice(candidates)
         predicted = self.guess.made.get(choice.scored.candidate.family)
-        choice, ways = self._ask_all_ways(choice)
+        choice, ways = self._with_ways(choice)
         more: dict[str, Any] = {"explored": explored, "predicted": predicted}
         more |= {"ways": ways} if ways else {}
         write_json(self.run.search / "chosen.json", choice.to_dict() | more)
@@ -272,32 +271,25 @@ class Searching:
         self.run.set_state("search", "done", chosen=choice.scored.name)
         return choice
 
-    def _ask_all_ways(self, choice: Choice) -> tuple[Choice, dict[str, Any]]:
-        """Ask the chosen candidate raw and in chat, and say what the worst case is.
+    def _with_ways(self, choice: Choice) -> tuple[Choice, dict[str, Any]]:
+        """Add the scores of each way to ask to the sentence and the warning of a choice.
 
         Returns:
-            The choice with the worst case in its sentence, and the headline scores of the forget
-            and the retain set: the worst case as ``value``, and the value of each way. No scores
-            for a model that is asked in one way only.
+            The choice, and the headline scores of the forget and the retain set: the worst case as
+            ``value``, and the value of each way. No scores for a model that is asked in one way.
         """
-        spec = self.recipe.evaluation
-        tokenizer = load_tokenizer(self.recipe.model.model_copy(update={"name": self.run.base()}))
-        if spec.ask == "own" or len(template_of(tokenizer, self.recipe.data).ways(tokenizer)) == 1:
-            return choice, {}
-        name = choice.scored.name
-        adapter = read_adapter(self.run.candidates / name)
-        found = self.explorer.evaluator().measure_ways(adapter, name)
-        by_way = {w: score(spec.benchmark, one, metrics=spec.metrics) for w, one in found.items()}
-        combined = score(spec.benchmark, worst_case(found), metrics=spec.metrics)
-        scores = [s for s in worst_scores(combined, by_way) if not s.task]
+        scores = [s for s in choice.scored.scores if s.part == "all" and not s.task]
         shown = {
-            f"{s.metric}_{s.split}": {"value": s.value, **(s.ways or {})}
+            f"{s.metric}_{s.split}": {"value": s.value, **s.ways}
             for s in scores
-            if s.split in ("forget", "retain") and s.metric in HEADLINES
+            if s.split in ("forget", "retain") and s.metric in HEADLINES and s.ways
         }
+        if not shown:
+            return choice, {}
+        names = dict.fromkeys(way for s in scores for way in s.ways or {})
         told = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
-        sentence = f"{choice.sentence} Asked {', '.join(found)}, its worst case is: {told}."
-        differ = ways_that_differ(name, scores)
+        sentence = f"{choice.sentence} Asked {', '.join(names)}, its worst case is: {told}."
+        differ = ways_that_differ(choice.scored.name, scores)
         warning = " ".join(filter(None, [choice.warning, *differ])) or None
         return replace(choice, sentence=sentence, warning=warning), shown
 
@@ -322,10 +314,10 @@ class Searching:
         return True
 
     def _measure(self, name: str, adapter: Adapter | None) -> None:
-        measured = self.explorer.evaluator().measure(adapter, name)
+        ways = self.explorer.evaluator().measure(adapter, name)
         evaluation = self.recipe.evaluation
-        scores = score_parts(measured, self.spec, evaluation.benchmark, evaluation.metrics)
-        self.store.keep(name, measured, scores)
+        scores = score_parts(ways, self.spec, evaluation.benchmark, evaluation.metrics)
+        self.store.keep(name, worst_case(ways), scores)
 
     def _best_so_far(self, done: Sequence[Candidate]) -> str:
         if not done:
@@ -356,11 +348,14 @@ def template_facts(recipe: Recipe) -> dict[str, Any]:
     return {} if raw else {"template": [data.template, data.system_prompt]}
 
 
-def settings_of(run: Run, recipe: Recipe, spec: SearchSpec, holdout: str) -> dict[str, Any]:
-    """Everything that decides a candidate's scores, so that two calls can be compared.
+def settings_of(
+    run: Run, recipe: Recipe, spec: SearchSpec, holdout: str, ways: Sequence[PromptTemplate] = ()
+) -> dict[str, Any]:
+    """Return everything that decides a candidate's scores, so that two calls can be compared.
 
     Args:
         holdout: the text of a new ``data/holdout.jsonl``, where there is one.
+        ways: the ways to ask; recorded where there are several.
     """
     data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
     if holdout:
@@ -372,6 +367,7 @@ def settings_of(run: Run, recipe: Recipe, spec: SearchSpec, holdout: str) -> dic
         "base": content_of(base),
         "mmlu": mmlu_key(recipe.evaluation),
         **template_facts(recipe),
+        **({"ways": [way.name for way in ways]} if len(ways) > 1 else {}),
         "evaluation": recipe.evaluation.model_dump(
             mode="json", exclude_defaults=True, exclude={"mmlu"}
         ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,12 +14,13 @@ from mergeforget.benchmarks import score as score_by
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
-from mergeforget.data.templating import RAW, PromptTemplate, template_of
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import Kept, prompt_key
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
 from mergeforget.evaluate.multi_adapter import generate_together, room
+from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
 from mergeforget.merge.engine import Merged, sweep
@@ -30,7 +31,7 @@ from mergeforget.score import Score
 from mergeforget.search.data import SearchData
 from mergeforget.search.grid import families
 from mergeforget.search.proxy import with_proxy
-from mergeforget.search.split import halve
+from mergeforget.search.split import PARTS, halve
 
 KEPT = 16  # merged candidates in memory, over all families
 
@@ -74,7 +75,8 @@ class Evaluator:
         readings: folder of what was read and answered before ``measure``, two files a candidate.
         divisible: whether rows of one batch may belong to different candidates, as far as is known.
         mmlu: how MMLU is asked; None where it is not.
-        template: how prompts are rendered while candidates are compared.
+        ways: every way to render the prompts, the recipe's first; candidates are compared by the
+            worst case over them.
     """
 
     model: Any
@@ -86,13 +88,15 @@ class Evaluator:
     buffers: Buffers = field(default_factory=dict)
     divisible: bool = True
     mmlu: EvaluationSpec | None = None
-    template: PromptTemplate = RAW
+    ways: Sequence[PromptTemplate] = (RAW,)
 
     def room(self) -> int:
-        """How many candidates are worth answering side by side; see ``evaluate.together``."""
+        """Return how many candidates are worth answering in one batch; see ``multi_adapter``."""
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
         prompts = list(rows.values())
-        return room(self.model, self.tokenizer, prompts, self.max_new_tokens, self.template)
+        return min(
+            room(self.model, self.tokenizer, prompts, self.max_new_tokens, way) for way in self.ways
+        )
 
     def answer(self, adapters: Mapping[str, Adapter | None]) -> None:
         """Write the answers of several candidates in one batch, and keep them for ``measure``.
@@ -103,76 +107,94 @@ class Evaluator:
         """
         if not self.divisible:
             return
-        sound = [label for label, adapter in adapters.items() if self._sound(adapter, label)]
-        kept = [Kept(self._answers(label)) for label in sound]
-        rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
-        asked = [[row for key, row in rows.items() if key not in k.completions] for k in kept]
+        sound = {one: a for one, a in adapters.items() if self._sound(a, one)}
         try:
-            generate_together(
-                self.model,
-                self.tokenizer,
-                [adapters[label] or Adapter(label, {}, {}) for label in sound],
-                asked,
-                template=self.template,
-                max_new_tokens=self.max_new_tokens,
-                label=f"answers of {len(sound)} candidates",
-                on_done=lambda i, j, text: kept[i].keep_completion(asked[i][j], text),
-            )
+            for way in self.ways:
+                self._answer_together(sound, way)
         except (UnfitError, ResourceError) as error:
             say(f"Candidates answer one after the other: {error}")
             self.divisible = False
 
-    def glance(self, adapter: Adapter | None, label: str, data: SearchData) -> Measured:
-        """Likelihoods of some of the data, without a generated answer; kept for ``measure``."""
-        return self._read(adapter, label, data)
-
-    def measure(self, adapter: Adapter | None, label: str) -> Measured:
-        """Everything that is read off the model with an adapter, or without.
-
-        What a glance has read of the same candidate is not read again, and what was answered side
-        by side with others is not answered again.
-        """
-        kept = Kept(
-            readings=Kept(self._readings(label)).readings,
-            completions=Kept(self._answers(label)).completions,
+    def _answer_together(self, adapters: Mapping[str, Adapter | None], way: PromptTemplate) -> None:
+        rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
+        kept = [Kept(self._answers(label, way)) for label in adapters]
+        asked = [[row for key, row in rows.items() if key not in k.completions] for k in kept]
+        generate_together(
+            self.model,
+            self.tokenizer,
+            [adapter or Adapter(label, {}, {}) for label, adapter in adapters.items()],
+            asked,
+            template=way,
+            max_new_tokens=self.max_new_tokens,
+            label=self._label(f"answers of {len(adapters)} candidates", way),
+            on_done=lambda i, j, text: kept[i].keep_completion(asked[i][j], text),
         )
-        return self._measure(adapter, label, self.data, self.max_new_tokens, kept)
 
-    def measure_ways(self, adapter: Adapter | None, label: str) -> dict[str, Measured]:
-        """``measure`` in every way to ask, by the name of the way; MMLU is asked once."""
-        rows = [*self.data.forget, *self.data.retain]
-        found = {self.template.name: self.measure(adapter, label)}
-        for way in self.template.ways(self.tokenizer, rows)[1:]:
-            name = hashlib.sha256(way.key.encode()).hexdigest()[:8]
-            kept = Kept(self.readings / f"{label}.{way.name}-{name}.jsonl")
-            other = replace(self, template=way, mmlu=None)
-            new, text = self.max_new_tokens, f"{label} ({way.name})"
-            found[way.name] = other._measure(adapter, text, self.data, new, kept)
+    def glance(self, adapter: Adapter | None, label: str, data: SearchData) -> dict[str, Measured]:
+        """Read likelihoods of some of the data in every way to ask; no answer is generated.
+
+        The likelihoods are cached for ``measure``.
+        """
+        return {way.name: self._read(adapter, label, data, way) for way in self.ways}
+
+    def measure(self, adapter: Adapter | None, label: str) -> dict[str, Measured]:
+        """Measure likelihoods and answers in every way to ask, by the name of the way.
+
+        What a glance has read of the same candidate is not read again, and what was answered in a
+        batch with others is not answered again. MMLU keeps its own prompts and is asked once.
+        """
+        found = {}
+        for place, way in enumerate(self.ways):
+            kept = Kept(
+                readings=Kept(self._readings(label, way)).readings,
+                completions=Kept(self._answers(label, way)).completions,
+            )
+            one = self if place == 0 else replace(self, mmlu=None)
+            found[way.name] = one._measure(
+                adapter, label, self.data, self.max_new_tokens, kept, way
+            )
         return found
 
     def _sound(self, adapter: Adapter | None, label: str) -> bool:
-        """Read the likelihoods, and say whether they are numbers."""
+        """Read the likelihoods, and return whether they are numbers."""
         try:
-            self._read(adapter, label, self.data)
+            for way in self.ways:
+                self._read(adapter, label, self.data, way)
         except NumericError:
             return False
         return True
 
-    def _read(self, adapter: Adapter | None, label: str, data: SearchData) -> Measured:
-        kept = Kept(readings=Kept(self._readings(label)).readings)
-        measured = self._measure(adapter, label, data, 0, kept)
-        rows = [{"key": key, **asdict(one)} for key, one in kept.readings.items()]
-        write_jsonl(self._readings(label), rows)
+    def _read(
+        self, adapter: Adapter | None, label: str, data: SearchData, way: PromptTemplate
+    ) -> Measured:
+        path = self._readings(label, way)
+        kept = Kept(readings=Kept(path).readings)
+        measured = self._measure(adapter, label, data, 0, kept, way)
+        write_jsonl(path, [{"key": key, **asdict(one)} for key, one in kept.readings.items()])
         return replace(measured, answers=[])
 
-    def _readings(self, label: str) -> Path:
-        return self.readings / f"{label}.jsonl"
+    def _readings(self, label: str, way: PromptTemplate) -> Path:
+        return self.readings / f"{self._file(label, way)}.jsonl"
 
-    def _answers(self, label: str) -> Path:
-        return self.readings / f"{label}.answers.jsonl"
+    def _answers(self, label: str, way: PromptTemplate) -> Path:
+        return self.readings / f"{self._file(label, way)}.answers.jsonl"
+
+    def _file(self, label: str, way: PromptTemplate) -> str:
+        if way is self.ways[0]:
+            return label
+        return f"{label}.{way.name}-{hashlib.sha256(way.key.encode()).hexdigest()[:8]}"
+
+    def _label(self, label: str, way: PromptTemplate) -> str:
+        return label if len(self.ways) == 1 else f"{label} ({way.name})"
 
     def _measure(
-        self, adapter: Adapter | None, label: str, data: SearchData, max_new_tokens: int, kept: Kept
+        self,
+        adapter: Adapter | None,
+        label: str,
+        data: SearchData,
+        max_new_tokens: int,
+        kept: Kept,
+        way: PromptTemplate,
     ) -> Measured:
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
         with change:
@@ -187,29 +209,50 @@ class Evaluator:
                 nonmembers=data.nonmembers,
                 max_new_tokens=max_new_tokens,
                 membership=self.membership,
-                template=self.template,
-                label=label,
+                template=way,
+                label=self._label(label, way),
                 kept=kept,
             )
         return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
 
 
 def score_parts(
-    measured: Measured, spec: SearchSpec, benchmark: str, metrics: Sequence[str] = ()
+    ways: Mapping[str, Measured], spec: SearchSpec, benchmark: str, metrics: Sequence[str] = ()
 ) -> list[Score]:
-    """Every score of the whole and of both halves."""
-    parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
+    """Score the whole and both splits, each by the worst case over the ways to ask."""
+    parts = {
+        way: {"all": measured} | halve(measured, spec.choose_share, spec.seed)
+        for way, measured in ways.items()
+    }
+
+    def scored(one: Measured) -> list[Score]:
+        return with_proxy(score_by(benchmark, one, metrics=metrics), one)
+
     return [
         replace(score, part=part)
-        for part, one in parts.items()
-        for score in with_proxy(score_by(benchmark, one, metrics=metrics), one)
+        for part in ("all", *PARTS)
+        for score in worst_by(scored, {way: every[part] for way, every in parts.items()})
     ]
 
 
+def worst_by(
+    scored: Callable[[Measured], list[Score]], ways: Mapping[str, Measured]
+) -> list[Score]:
+    """Score measurements in several ways to ask, and return the worst case of each score."""
+    by_way = {way: scored(one) for way, one in ways.items()} if len(ways) > 1 else {}
+    return worst_scores(scored(worst_case(ways)), by_way)
+
+
 def load_evaluator(
-    recipe: Recipe, base: str, data: SearchData, device: str | None, readings: Path, asks: bool
+    recipe: Recipe,
+    base: str,
+    data: SearchData,
+    device: str | None,
+    readings: Path,
+    asks: bool,
+    ways: Sequence[PromptTemplate],
 ) -> Evaluator:
-    """The model that forgets, ready to be changed.
+    """Load the base, to which candidates are applied.
 
     Args:
         asks: whether the objective reads MMLU, where the recipe names its folder.
@@ -226,5 +269,5 @@ def load_evaluator(
         readings,
         spec.membership,
         mmlu=spec if asks and spec.mmlu else None,
-        template=template_of(loaded.tokenizer, recipe.data),
+        ways=ways,
     )

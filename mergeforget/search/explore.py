@@ -22,7 +22,7 @@ from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Scored, pareto
 from mergeforget.search.data import SearchData
 from mergeforget.search.density_prior import Guess
-from mergeforget.search.evaluator import Evaluator, merge_all
+from mergeforget.search.evaluator import Evaluator, merge_all, worst_by
 from mergeforget.search.grid import begin_at, families, layer_groups, with_densities
 from mergeforget.search.objective import Objective, Rank, estimate
 from mergeforget.search.optuna_study import OptunaStudy, size
@@ -218,7 +218,7 @@ class Explorer:
         except NumericError as error:
             say(f"{candidate.name} is left out: {error}")
             return False
-        scores = [replace(score, part="choose") for score in proxy_scores(measured)]
+        scores = [replace(score, part="choose") for score in worst_by(proxy_scores, measured)]
         self.store.keep_explored(candidate, scores)
         return True
 

@@ -64,7 +64,7 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     measure = Evaluator.measure
 
-    def noting(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+    def noting(self: Evaluator, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         seen.append(label)
         return measure(self, adapter, label)
 
@@ -102,7 +102,7 @@ def test_killed_search_goes_on_to_the_same_scores(
     spec = load_recipe(run.recipe).search
     measure = Evaluator.measure
 
-    def killed(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+    def killed(self: Evaluator, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         if len(labels) == 4:
             raise KeyboardInterrupt
         return measure(self, adapter, label)
@@ -168,7 +168,7 @@ def test_a_candidate_that_gives_no_numbers_is_left_out(
 ) -> None:
     measure = Evaluator.measure
 
-    def broken(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+    def broken(self: Evaluator, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         if label == "ties-factors-d0.50":
             raise NumericError("The model's likelihood is not a number.")
         return measure(self, adapter, label)

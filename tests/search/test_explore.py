@@ -36,13 +36,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     seen: list[tuple[str, bool]] = []
     measure, glance = Evaluator.measure, Evaluator.glance
 
-    def measuring(self: Evaluator, adapter: Adapter | None, label: str) -> Measured:
+    def measuring(self: Evaluator, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         seen.append((label, True))
         return measure(self, adapter, label)
 
     def glancing(
         self: Evaluator, adapter: Adapter | None, label: str, data: SearchData
-    ) -> Measured:
+    ) -> dict[str, Measured]:
         seen.append((label, False))
         return glance(self, adapter, label, data)
 
@@ -92,7 +92,7 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(
     assert call(whole, *arguments).exit_code == 0
     glance, left = Evaluator.glance, [3]
 
-    def killed(self: Evaluator, adapter: Adapter | None, label: str, data: SearchData) -> Measured:
+    def killed(self: Evaluator, adapter: Adapter | None, label: str, data: SearchData) -> Any:
         if not left[0]:
             raise SystemExit(137)
         left[0] -= 1

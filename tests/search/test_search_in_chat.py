@@ -1,4 +1,4 @@
-"""A search compares candidates as the recipe asks, and asks the chosen one in every way."""
+"""A search compares candidates by the worst case over the ways to ask, as an evaluation does."""
 
 from __future__ import annotations
 
@@ -9,38 +9,117 @@ from typing import Any
 import pytest
 from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 
+from mergeforget.adapter import Adapter
+from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured
+from mergeforget.data.templating import PromptTemplate
+from mergeforget.errors import InputError
+from mergeforget.evaluate.cache import Kept
 from mergeforget.files import read_json
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
+from mergeforget.score import find, read_scores
 from mergeforget.search.budget import SearchBudget
+from mergeforget.search.data import SearchData
 from mergeforget.search.driver import Options, search
+from mergeforget.search.evaluator import Evaluator
+
+OPTIONS = Options(SearchBudget(), device="cpu")
+WAYS = {"chat", "raw", "chat-system"}
+KNOWS_RAW, FORGOT = "ties-factors-d0.20", "ties-factors-d0.80"
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    """A run of a tiny model whose tokenizer has a chat template."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    build_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    run = Run(tmp_path / "run")
+    shutil.copytree(tiny_run.root, run.root)
+    changed(run, model={"name": str(tmp_path / "model")}, data={"template": "auto"},
+            search={"densities": [0.2, 0.8]}, evaluation={"benchmark": "custom"})  # fmt: skip
+    return run
+
+
+def changed(run: Run, **sections: Any) -> None:
+    save_recipe(change(load_recipe(run.recipe), **sections), run.recipe)
 
 
 @pytest.mark.parametrize("ask", ["all", "own"])
-def test_the_chosen_candidate_is_asked_raw_and_in_chat(
-    tiny_run: Run, tmp_path: Path, ask: Any, capsys: pytest.CaptureFixture[str]
+def test_every_candidate_is_scored_by_the_worst_case(
+    run: Run, ask: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, tokenizer = tmp_path / "model", build_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    build_model().save_pretrained(model)
-    tokenizer.save_pretrained(model)
-    run = Run(tmp_path / "run")
-    shutil.copytree(tiny_run.root, run.root)
-    recipe = change(
-        load_recipe(run.recipe),
-        model={"name": str(model)},
-        data={"template": "auto"},
-        search={"densities": [0.5]},
-        evaluation={"ask": ask, "benchmark": "custom"},
-    )
-    save_recipe(recipe, run.recipe)
-    choice = search(run, recipe.search, Options(SearchBudget()))
+    changed(run, evaluation={"ask": ask}, search={"densities": [0.5]})
+    recipe = load_recipe(run.recipe)
+    choice = search(run, recipe.search, OPTIONS)
     stored = read_json(run.search / "chosen.json")
+    nll = find(choice.scored.scores, "nll", "forget", part="choose")
+    assert nll is not None
     if ask == "own":
-        assert "ways" not in stored and "worst case" not in choice.sentence
+        assert "ways" not in stored and "worst case" not in choice.sentence and nll.ways is None
+        changed(run, evaluation={"ask": "all"})
+        with pytest.raises(InputError, match="measured otherwise"):
+            search(run, recipe.search, OPTIONS)
         return
-    exact = stored["ways"]["exact_match_forget"]
-    assert set(exact) == {"value", "chat", "raw", "chat-system"}
+    assert nll.ways is not None and set(nll.ways) == WAYS
+    assert nll.value <= min(nll.ways.values())  # row by row, the way that knows it best
+    assert set(stored["ways"]["exact_match_forget"]) == {"value", *WAYS}
     assert "Asked chat, raw, chat-system, its worst case is" in stored["sentence"]
     capsys.readouterr()
-    assert search(run, recipe.search, Options(SearchBudget())).sentence == choice.sentence
+    assert search(run, recipe.search, OPTIONS).sentence == choice.sentence
+
+
+def test_candidates_that_answer_in_one_batch_answer_in_every_way(run: Run) -> None:
+    alone, beside = (Run(run.root.with_name(name)) for name in ("alone", "beside"))
+    for other, together in ((alone, 1), (beside, 2)):
+        shutil.copytree(run.root, other.root)
+        spec = load_recipe(run.recipe).search.model_copy(update={"together": together})
+        search(other, spec, OPTIONS)
+    assert list((beside.search / "readings").glob("*.raw-*.answers.jsonl"))
+    name = find(read_scores(alone.scores)[KNOWS_RAW], "verbatim_rouge", "forget")
+    same = find(read_scores(beside.scores)[KNOWS_RAW], "verbatim_rouge", "forget")
+    assert name == same and name is not None and name.ways is not None
+
+
+@pytest.mark.parametrize("strategy", ["grid", "refine"])
+@pytest.mark.parametrize("ask", ["all", "own"])
+def test_a_candidate_that_knows_when_asked_raw_is_not_chosen(
+    run: Run, monkeypatch: pytest.MonkeyPatch, strategy: Any, ask: Any
+) -> None:
+    """In chat ``KNOWS_RAW`` forgets everything, and ``FORGOT`` all but one row in every way."""
+
+    def known(label: str, way: PromptTemplate, split: str, place: int) -> bool:
+        if split == "retain" or label in ("base", "under"):
+            return True
+        if label == KNOWS_RAW:
+            return way.name == "raw"
+        return label != "over" and place == 0
+
+    def measured(
+        self: Evaluator, adapter: Adapter | None, label: str, data: SearchData,
+        max_new_tokens: int, kept: Kept, way: PromptTemplate,
+    ) -> Measured:  # fmt: skip
+        answers, likelihoods = [], []
+        for split in ("forget", "retain"):
+            for place, row in enumerate(getattr(data, split)):
+                yes = known(label, way, split, place)
+                answers.append(Answer(row, row.output if yes else "No idea."))
+                likelihoods.append(AnswerLikelihood(row, 0.1 if yes else 4.0, 3, float(yes), 0.0))
+        losses = [
+            DocumentLoss(row.id, member, 2.0 + place % 2, row.task, subject=row.subject)
+            for rows, member in ((data.members, True), (data.nonmembers, False))
+            for place, row in enumerate(rows)
+        ]
+        return Measured(answers, losses, likelihoods=likelihoods)
+
+    monkeypatch.setattr(Evaluator, "_measure", measured)
+    changed(run, evaluation={"ask": ask}, search={"strategy": strategy, "objective": "forget"})
+    choice = search(run, load_recipe(run.recipe).search, OPTIONS)
+    assert choice.scored.name == (FORGOT if ask == "all" else KNOWS_RAW)
+
+
+def test_a_search_with_raw_prompts_only_warns(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    changed(run, data={"template": "none"}, evaluation={"ask": "own"})
+    search(run, load_recipe(run.recipe).search, OPTIONS)
+    assert "asked with raw prompts only" in capsys.readouterr().err
