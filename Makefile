@@ -28,12 +28,12 @@ dist: $(READY)                  # build the wheel and the sdist, and try the whe
 # Repeat the published experiments (about three hours); rerun the command to resume. The data sets
 # are read from MERGEFORGET_DATA. `make study PART=pair` runs one part and the parts it depends on.
 study: $(READY)
-	$(BIN)/mergeforget study run cpu --jobs 2 --results docs/study $(if $(PART),--only $(PART))
-	$(BIN)/mergeforget study write docs/study
+	$(BIN)/python -m benchmarks.study run cpu --jobs 2 --results docs/study $(if $(PART),--only $(PART))
+	$(BIN)/python -m benchmarks.study write docs/study
 
 gpu-study: $(READY)             # the complete LUME train split on one GPU, in parts of minutes
-	$(BIN)/mergeforget study run gpu --jobs 4 --results docs/gpu-study $(if $(PART),--only $(PART))
-	$(BIN)/mergeforget study write docs/gpu-study
+	$(BIN)/python -m benchmarks.study run gpu --jobs 4 --results docs/gpu-study $(if $(PART),--only $(PART))
+	$(BIN)/python -m benchmarks.study write docs/gpu-study
 
 lint: $(READY)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

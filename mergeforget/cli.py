@@ -16,35 +16,13 @@ import click
 from mergeforget import commands
 from mergeforget.console import save_details, set_verbosity
 from mergeforget.distributed import is_main, rank
-from mergeforget.errors import MergeforgetError, suggest
+from mergeforget.errors import MergeforgetError, UsageError, suggest
 from mergeforget.parsing import printable
 from mergeforget.replace import NO_SPACE
 
 
-class Commands(click.Group):
-    """Every file in ``mergeforget/commands`` is a command of the same name."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        found = pkgutil.iter_modules(commands.__path__)
-        return sorted(m.name.replace("_", "-") for m in found if not m.name.startswith("_"))
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.list_commands(ctx):
-            return None
-        found = import_module(f"mergeforget.commands.{name.replace('-', '_')}").command
-        add_common_options(found)
-        return found  # type: ignore[no-any-return]
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0].replace("_", "-")
-        if not name.startswith("-") and name not in self.list_commands(ctx):
-            known = self.list_commands(ctx)
-            ctx.fail(
-                f"There is no command {args[0]!r}.{suggest(name, known)} Known: {', '.join(known)}."
-            )
-        return super().resolve_command(ctx, [name, *args[1:]])
+class ReportingGroup(click.Group):
+    """A group of commands that prints an error as one message and exits with its code."""
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         try:
@@ -70,6 +48,51 @@ class Commands(click.Group):
             which = "" if is_main() else f" in process {rank()}"
             click.echo(f"Error{which}: {printable(message)}", err=True)
             ctx.exit(code)
+
+
+class Commands(ReportingGroup):
+    """Every file in ``mergeforget/commands`` is a command of the same name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        found = pkgutil.iter_modules(commands.__path__)
+        return sorted(m.name.replace("_", "-") for m in found if not m.name.startswith("_"))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name == "study":
+            return study_command()
+        if name not in self.list_commands(ctx):
+            return None
+        found = import_module(f"mergeforget.commands.{name.replace('-', '_')}").command
+        add_common_options(found)
+        return found  # type: ignore[no-any-return]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0].replace("_", "-")
+        if not name.startswith("-") and name not in [*self.list_commands(ctx), "study"]:
+            known = self.list_commands(ctx)
+            ctx.fail(
+                f"There is no command {args[0]!r}.{suggest(name, known)} Known: {', '.join(known)}."
+            )
+        return super().resolve_command(ctx, [name, *args[1:]])
+
+
+def study_command() -> click.Command:
+    """The commands of benchmarks/study in a checkout, under the name that they had in 0.1.
+
+    Raises:
+        UsageError: The package is installed without a checkout, which alone has them.
+    """
+    try:
+        module = import_module("benchmarks.study.__main__")
+    except ModuleNotFoundError:
+        raise UsageError(
+            "The studies are not part of the installed package. Run `python -m benchmarks.study` "
+            "in a checkout of mergeforget."
+        ) from None
+    click.echo("`mergeforget study` is now `python -m benchmarks.study`.", err=True)
+    return module.main  # type: ignore[no-any-return]
 
 
 def explain(error: BaseException) -> tuple[str, int]:

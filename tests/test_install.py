@@ -49,6 +49,7 @@ EXTRAS = {
 }
 DEV = {distribution(r) for r in PROJECT["dependency-groups"]["dev"]}
 OWN = {p.stem for p in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]}
+OWN |= {"mergeforget", "tests", "benchmarks"}
 
 
 def imported(folder: str) -> dict[str, set[str]]:
@@ -64,7 +65,7 @@ def imported(folder: str) -> dict[str, set[str]]:
                 names = [node.module]
             for name in names:
                 top = name.split(".")[0]
-                if top not in sys.stdlib_module_names and top not in OWN | {"mergeforget", "tests"}:
+                if top not in sys.stdlib_module_names and top not in OWN:
                     one = MODULES.get(top, top).lower().replace("_", "-")
                     where = "module" if node in tree.body else "function"
                     found.setdefault(one, set()).add(where)

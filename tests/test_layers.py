@@ -31,7 +31,7 @@ LAYERS = [
     {"losses", "merge", "metrics", "benchmarks"},
     {"train", "search", "evaluate", "attack"},
     {"analysis"},
-    {"api", "study", "testing"},
+    {"api", "testing"},
     {"commands", "cli", "__main__"},
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mergeforget.study.claims import ClaimResult, Verdict, judge, settled
-from mergeforget.study.definition import Claim
+from benchmarks.study.claims import ClaimResult, Verdict, judge, settled
+from benchmarks.study.definition import Claim
 
 AUC = {"over": 0.022, "under": 0.818, "merged": 0.501}
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from mergeforget.cli import main
+from benchmarks.study.__main__ import main
+from benchmarks.study.definition import STUDIES, load_study
+from mergeforget.cli import main as mergeforget
 from mergeforget.errors import RecipeError, UsageError
 from mergeforget.recipe import load_recipe
-from mergeforget.study.definition import STUDIES, load_study
 from mergeforget.train.objective import check_recipe
 
 NAMES = sorted(p.stem for p in STUDIES.glob("*.yaml"))
@@ -51,7 +53,7 @@ def written(tmp_path: Path, second: str = "report {here}", **changes: str) -> st
 @pytest.mark.parametrize("text", COMMANDS)
 def test_every_command_is_one_that_the_tool_understands(text: str) -> None:
     words = shlex.split(text)
-    command = main.get_command(click.Context(main), words[0])
+    command = mergeforget.get_command(click.Context(mergeforget), words[0])
     assert command is not None, words[0]
     given = [w.replace("{data}", "/").replace("{main}", "/") for w in words[1:]]
     existing = ["/" if w.startswith(("/", "{")) else w for w in given]
@@ -121,6 +123,19 @@ def test_values_that_name_each_other_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_part_may_show_the_steps_of_others_only() -> None:
-    done = CliRunner().invoke(main, ["study", "plan", "cpu"])
+    done = CliRunner().invoke(main, ["plan", "cpu"])
     title = "beside: The merge compared with every single adapter"
     assert f"{title} (tables of the steps above)" in done.output
+
+
+def test_the_earlier_name_of_the_command_still_runs_in_a_checkout() -> None:
+    done = CliRunner().invoke(mergeforget, ["study", "plan", "cpu"])
+    assert done.exit_code == 0 and "main" in done.stdout
+    assert "is now `python -m benchmarks.study`" in done.stderr
+    assert "study" not in mergeforget.list_commands(click.Context(mergeforget))
+
+
+def test_an_installed_package_says_where_the_studies_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.study.__main__", None)
+    done = CliRunner().invoke(mergeforget, ["study", "plan", "cpu"])
+    assert done.exit_code == 2 and "`python -m benchmarks.study`" in done.stderr

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mergeforget.cli import main
+from benchmarks.study.__main__ import main
+from benchmarks.study.cells import cells_of, read_results
+from benchmarks.study.claims import verdicts
+from benchmarks.study.definition import StudyDefinition, Table, load_study
+from benchmarks.study.document import write_document
+from benchmarks.study.gather import angles
 from mergeforget.errors import InputError
 from mergeforget.files import write_json
 from mergeforget.run import Run
-from mergeforget.study.cells import cells_of, read_results
-from mergeforget.study.claims import verdicts
-from mergeforget.study.definition import StudyDefinition, Table, load_study
-from mergeforget.study.document import write_document
-from mergeforget.study.gather import angles
 
 HERE = Path(__file__).parent
 RUN = {
@@ -66,11 +66,11 @@ def results(tmp_path: Path) -> Path:
 
 def test_the_document_is_the_same_byte_for_byte(results: Path) -> None:
     path = results.parent / "study.md"
-    done = CliRunner().invoke(main, ["study", "write", str(results)])
+    done = CliRunner().invoke(main, ["write", str(results)])
     assert done.exit_code == 0, done.output
     first = path.read_bytes()
     path.unlink()
-    assert CliRunner().invoke(main, ["study", "write", str(results)]).exit_code == 0
+    assert CliRunner().invoke(main, ["write", str(results)]).exit_code == 0
     assert path.read_bytes() == first
     assert first.decode() == (HERE / "tiny.md").read_text(), "see tests/study/tiny.md"
 

@@ -17,14 +17,14 @@ import pytest
 from click.testing import CliRunner
 from conftest import short_rows
 
-from mergeforget.cli import main
+from benchmarks.study import schedule, steps
+from benchmarks.study.__main__ import main
+from benchmarks.study.definition import StudyDefinition, load_study
+from benchmarks.study.places import Clock, Places
+from benchmarks.study.schedule import run_study
+from benchmarks.study.tool import circumstances
 from mergeforget.errors import InputError, Interrupted, MergeforgetError
 from mergeforget.files import read_json, write_jsonl
-from mergeforget.study import schedule, steps
-from mergeforget.study.definition import StudyDefinition, load_study
-from mergeforget.study.places import Clock, Places
-from mergeforget.study.schedule import run_study
-from mergeforget.study.tool import circumstances
 
 HERE = Path(__file__).parent
 STUDY = """
@@ -205,7 +205,7 @@ def test_commands_run_in_processes_of_their_own(tmp_path: Path) -> None:
     """A real one: made-up people, and a failure that names its command."""
     path = tmp_path / "real.yaml"
     path.write_text(REAL)
-    done = CliRunner().invoke(main, ["study", "run", str(path), "--out", str(tmp_path / "out")])
+    done = CliRunner().invoke(main, ["run", str(path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 4 and "step bad failed" in done.output
     result = read_json(tmp_path / "out" / "results" / "made.json")
     assert result["measured"]["printed"][0]["forget"]["documents"] == 3  # one of each task
@@ -228,7 +228,7 @@ def test_a_study_of_a_tiny_model_twice_gives_the_same(tmp_path: Path, tiny_folde
     found = []
     for folder in ("one", "two"):
         out = tmp_path / folder
-        words = ["study", "run", str(HERE / "tiny.yaml"), "--data", str(tmp_path / "data")]
+        words = ["run", str(HERE / "tiny.yaml"), "--data", str(tmp_path / "data")]
         done = CliRunner().invoke(
             main, [*words, "--value", f"model={tiny_folder}", "--out", str(out), "--json"]
         )
@@ -269,7 +269,7 @@ def test_a_study_that_is_told_to_end_ends_its_command_too(tmp_path: Path) -> Non
     """The command in flight is gone when the study is, and its step is not done."""
     path = tmp_path / "long.yaml"
     path.write_text(REAL.replace("--people 1", "--people 200000"))
-    words = [sys.executable, "-m", "mergeforget", "study", "run", str(path)]
+    words = [sys.executable, "-m", "benchmarks.study", "run", str(path)]
     out = tmp_path / "out"
     with subprocess.Popen([*words, "--out", str(out)], stderr=subprocess.PIPE) as study:
         while not (out / "steps" / "made.json").exists():

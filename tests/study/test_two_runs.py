@@ -8,9 +8,9 @@ from typing import Any
 
 from click.testing import CliRunner, Result
 
-from mergeforget.cli import main
+from benchmarks.study.__main__ import main
+from benchmarks.study.definition import load_study
 from mergeforget.files import write_json
-from mergeforget.study.definition import load_study
 
 HERE = Path(__file__).parent
 MEASURED = {"scores": {"over": {"all": {"mia_auc/mia": [0.25, 24], "nll/forget": [1.5, 12]}}}}
@@ -26,7 +26,7 @@ def run_of(folder: Path, measured: dict[str, Any], model: str = "tiny") -> Path:
 
 
 def compare(first: Path, second: Path, *more: str) -> Result:
-    return CliRunner().invoke(main, ["study", "compare", str(first), str(second), *more])
+    return CliRunner().invoke(main, ["compare", str(first), str(second), *more])
 
 
 def test_the_time_of_a_run_is_no_figure(tmp_path: Path) -> None:

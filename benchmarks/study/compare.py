@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.study.cells import Results
 from mergeforget.errors import InputError
-from mergeforget.study.cells import Results
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import shutil
 import time
 from typing import Any
 
+from benchmarks.study.definition import StudyDefinition, StudySection, StudyStep
+from benchmarks.study.gather import gather
+from benchmarks.study.places import Clock, Places
+from benchmarks.study.tool import call, failed, words_of
 from mergeforget.errors import InputError, NumericError
 from mergeforget.files import read_json, write_json, write_text
 from mergeforget.run import now
-from mergeforget.study.definition import StudyDefinition, StudySection, StudyStep
-from mergeforget.study.gather import gather
-from mergeforget.study.places import Clock, Places
-from mergeforget.study.tool import call, failed, words_of
 
 RESUMABLE = ("train", "train-pair")  # these need --resume; the others resume by themselves
 LISTS = re.compile(r"\[[-+0-9.eE,\s]+\]")

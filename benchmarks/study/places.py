@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeforget.study.definition import StudyDefinition, StudyStep
+from benchmarks.study.definition import StudyDefinition, StudyStep
 
 
 @dataclass(frozen=True)

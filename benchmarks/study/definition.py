@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, ValidationError, model_validator
 
 from mergeforget.errors import RecipeError, UsageError, suggest
-from mergeforget.recipe import FOLDER, read_yaml
+from mergeforget.recipe import read_yaml
 from mergeforget.train_config import RecipeSection
 
-STUDIES = FOLDER / "studies"
+STUDIES = Path(__file__).parent  # the definitions stand beside the modules
 PLACE = re.compile(r"\{([a-z0-9-]+(?:\.base)?)\}")
 OWN = ("here", "data", "study")  # this step's folder, the data sets, the study file's folder
 Threads = Annotated[int | None, Field(ge=1)]

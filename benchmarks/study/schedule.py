@@ -9,14 +9,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.study.definition import StudyDefinition, StudySection, StudyStep
+from benchmarks.study.places import Clock, Places
+from benchmarks.study.steps import run_step, state_of
+from benchmarks.study.tool import circumstances, end_all
 from mergeforget.console import duration, say
 from mergeforget.errors import Interrupted, UnknownNameError
 from mergeforget.files import write_json
 from mergeforget.run import Run
-from mergeforget.study.definition import StudyDefinition, StudySection, StudyStep
-from mergeforget.study.places import Clock, Places
-from mergeforget.study.steps import run_step, state_of
-from mergeforget.study.tool import circumstances, end_all
 
 
 def run_study(

@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+from benchmarks.study.definition import Column, StudyDefinition, Table, TableRow
+from benchmarks.study.gather import full_key
 from mergeforget.analysis.evidence import DENSITY
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
-from mergeforget.study.definition import Column, StudyDefinition, Table, TableRow
-from mergeforget.study.gather import full_key
 
 Interval = tuple[float, float]
 Results = Mapping[str, dict[str, Any]]  # step -> what steps.write_result wrote
@@ -87,7 +87,7 @@ class Found:
     def command(self) -> str:
         """What runs the steps that are missing."""
         values = "".join(f" --value {name}={value}" for name, value in self.given.items())
-        return f"mergeforget study run {self.study.name}{values}"
+        return f"python -m benchmarks.study run {self.study.name}{values}"
 
 
 def read_results(folder: Path) -> Found:
@@ -99,8 +99,8 @@ def read_results(folder: Path) -> Found:
     path = folder / "study.json"
     if not path.exists():
         raise InputError(
-            f"{folder} holds no results of a study (no study.json). `mergeforget study run NAME "
-            f"--results {folder}` makes them."
+            f"{folder} holds no results of a study (no study.json). "
+            f"`python -m benchmarks.study run NAME --results {folder}` makes them."
         )
     values = read_json(path)
     study = StudyDefinition.model_validate(values["study"])

@@ -1,4 +1,4 @@
-"""`mergeforget study`: a list of commands, run and resumed, and the document of their results."""
+"""`python -m benchmarks.study`: run a list of commands, and write the document of their results."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 
 import click
 
+from mergeforget.cli import ReportingGroup, add_common_options
 from mergeforget.commands._options import emit, json_option
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
-@click.group("study")
-def command() -> None:
+@click.group("study", cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
     """Repeat the published experiments, and write a document of the results."""
 
 
-@command.command("run")
+@main.command("run")
 @click.argument("name", metavar="NAME|FILE")
 @click.option("--out", type=FOLDER, help="Folder of the runs.  [default: runs/study-NAME]")
 @click.option("--results", type=FOLDER, help="Folder of the results, small json files.  "
@@ -52,10 +53,10 @@ def run(
     Each step is one or more mergeforget commands. An interrupted step resumes; a part whose data is
     missing is skipped and reported.
     """
+    from benchmarks.study.definition import load_study
+    from benchmarks.study.places import Places
+    from benchmarks.study.schedule import run_study
     from mergeforget.run import RUNS
-    from mergeforget.study.definition import load_study
-    from mergeforget.study.places import Places
-    from mergeforget.study.schedule import run_study
 
     given = dict(_pair(value) for value in values)
     study, file = load_study(name, given)
@@ -67,24 +68,24 @@ def run(
     )
     counts = {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
     told = "\n".join(f"{n} {'step' if n == 1 else 'steps'} {state}" for state, n in counts.items())
-    more = f"\nNext: mergeforget study write {places.results}" if "done" in counts else ""
+    more = f"\nNext: python -m benchmarks.study write {places.results}" if "done" in counts else ""
     emit({"out": str(out), "results": str(places.results), "steps": states}, told + more, as_json)
 
 
-@command.command("write")
+@main.command("write")
 @click.argument("results", type=FOLDER)
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False),
               help="The document.  [default: RESULTS.md]")  # fmt: skip
 @json_option
 def write(results: Path, out: Path | None, as_json: bool) -> None:
     """Write the document of a study from its results folder alone."""
-    from mergeforget.study.document import write_document
+    from benchmarks.study.document import write_document
 
     path = write_document(results, out or results.with_name(results.name + ".md"))
     emit({"document": str(path)}, f"Document: {path}", as_json)
 
 
-@command.command("compare")
+@main.command("compare")
 @click.argument("first", type=FOLDER)
 @click.argument("second", type=FOLDER)
 @json_option
@@ -94,9 +95,9 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
     Only steps that both ran with the same commands are compared. Exits with code 7 if a
     figure differs.
     """
+    from benchmarks.study.cells import read_results
+    from benchmarks.study.compare import compared
     from mergeforget.errors import VerificationError
-    from mergeforget.study.cells import read_results
-    from mergeforget.study.compare import compared
 
     steps = compared(read_results(first).results, read_results(second).results)
     differ = [one.step for one in steps if one.differ]
@@ -112,12 +113,12 @@ def compare(first: Path, second: Path, as_json: bool) -> None:
         )
 
 
-@command.command("plan")
+@main.command("plan")
 @click.argument("name", metavar="NAME|FILE")
 @json_option
 def plan(name: str, as_json: bool) -> None:
     """Print the parts, steps, commands and expected times of a study."""
-    from mergeforget.study.definition import load_study
+    from benchmarks.study.definition import load_study
 
     study, _ = load_study(name)
     lines = []
@@ -136,3 +137,9 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise click.BadParameter(f"{text!r} is not of the form NAME=TEXT.", param_hint="--value")
     return name, value
+
+
+add_common_options(main)
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.study")

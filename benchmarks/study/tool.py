@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.definition import PLACE, StudyStep
 from mergeforget.errors import Interrupted, MergeforgetError
 from mergeforget.run import Run
-from mergeforget.study.definition import PLACE, StudyStep
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PATIENCE = 120.0  # seconds that a command has to save what it did

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study.cells import NOT_RUN, Found, Results, at, cells_of, read_results
+from benchmarks.study.claims import Verdict, verdicts
+from benchmarks.study.definition import StudyDefinition, StudySection, StudyStep, Table
 from mergeforget.console import duration
 from mergeforget.files import write_text
-from mergeforget.study.cells import NOT_RUN, Found, Results, at, cells_of, read_results
-from mergeforget.study.claims import Verdict, verdicts
-from mergeforget.study.definition import StudyDefinition, StudySection, StudyStep, Table
 
 FACTS = ("processor", "cores", "threads", "memory", "device", "python")
 
@@ -152,7 +152,7 @@ def _circumstances(found: Found) -> Iterator[str]:
         "`{NAME.base}` the model before unlearning in that step, and `{data}` the folder of the "
         "data sets."
     )
-    write = "`mergeforget study write` writes this document"
+    write = "`python -m benchmarks.study write` writes this document"
     yield f"`{found.command}` runs the missing steps; {write}"
     yield "from the results."
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from mergeforget.study.cells import DIVERGED, Interval, Results, StudyCell, cells_of, published
-from mergeforget.study.definition import Claim, Table
+from benchmarks.study.cells import DIVERGED, Interval, Results, StudyCell, cells_of, published
+from benchmarks.study.definition import Claim, Table
 
 Figures = Mapping[str, float | None]  # row label -> figure
 
