@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -93,44 +94,80 @@ def write_random_lora(folder: Path, seed: int) -> None:
     write_adapter(Adapter(folder.name, {"model.layers.0.q_proj": delta}, config), folder)
 
 
-class Stand:
-    """Stands for what a training, a search or an evaluation returns in the README."""
+class StandIn:
+    """Result of a function that would load a model, and of everything called on it."""
 
     def __init__(self, calls: list[str], name: str) -> None:
         self.calls, self.name = calls, name
 
-    def __call__(self, *args: Any, **options: Any) -> Stand:
+    def __call__(self, *args: Any, **options: Any) -> StandIn:
         self.calls.append(self.name)
-        return Stand(self.calls, self.name)
+        return StandIn(self.calls, self.name)
 
-    def __getattr__(self, name: str) -> Stand:
-        return Stand(self.calls, f"{self.name}.{name}")
+    def __getattr__(self, name: str) -> StandIn:
+        return StandIn(self.calls, f"{self.name}.{name}")
+
+    def __getitem__(self, key: Any) -> StandIn:
+        return self
+
+    def __iter__(self) -> Iterator[StandIn]:
+        return iter([self])
+
+    def __format__(self, spec: str) -> str:
+        return self.name
 
 
-def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# functions of the API that load a model or read a finished run
+LOADING = (
+    "unlearn", "train_pair", "train", "search", "evaluate", "attack", "analyze", "report",
+    "compare", "export", "load_run", "merge_full", "merge_models", "extract_lora",
+)  # fmt: skip
+
+
+def run_python(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run the Python blocks of a page in order, and return the names of the functions called.
+
+    Merging runs on random adapters. A function that would load a model is replaced by a check of
+    its arguments against its signature.
+    """
     import inspect
 
     import mergeforget as mf
 
     for i, side in enumerate(("over", "under")):
-        write_random_lora(tmp_path / "runs" / "mine" / side, i)
-    monkeypatch.chdir(tmp_path)
-    others = blocks(ROOT / "README.md", "python")
-    merging = next(text for text in others if "mf.merge(" in text)
-    exec(merging, {})
-    others.remove(merging)
-    assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
+        write_random_lora(folder / "runs" / "mine" / side, i)
+    monkeypatch.chdir(folder)
     calls: list[str] = []
-    for name in ("unlearn", "train_pair", "search", "evaluate", "attack", "export"):
+    for name in LOADING:
         signature = inspect.signature(getattr(mf, name))
 
-        def checked(*args: Any, _: Any = signature, __: str = name, **options: Any) -> Stand:
-            _.bind(*args, **options)  # TypeError: the README names an argument that is not there
-            return Stand(calls, __)()
+        def checked(*args: Any, _: Any = signature, __: str = name, **options: Any) -> StandIn:
+            _.bind(*args, **options)  # TypeError: the page names an argument that is not there
+            return StandIn(calls, __)()
 
         monkeypatch.setattr(mf, name, checked)
-    for text in others:
-        exec(text, {"mf": mf})
+    space: dict[str, Any] = {}
+    for text in blocks(page, "python"):
+        exec(compile(text, page.name, "exec"), space)
+    return calls
+
+
+WITH_PYTHON = [p for p in PAGES if p.name != "CONTRIBUTING.md" and blocks(p, "python")]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda p: p.name)
+def test_python_of_the_pages_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = run_python(page, tmp_path, monkeypatch)
+    assert calls or (tmp_path / "merged" / "adapter_model.safetensors").is_file()
+
+
+def test_python_of_the_readme_shows_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = run_python(ROOT / "README.md", tmp_path, monkeypatch)
+    assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
     assert {
         "unlearn.export",
         "train_pair",

@@ -9,8 +9,8 @@ import click
 from mergeforget.commands._options import emit, json_option
 
 FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "attacks", "recipes")
-# arguments that the merge engine supplies and no user sets
-SUPPLIED = ("generator", "grams", "cuts", "l1_factors", "importance", "contrast")
+# arguments that the merge engine or the evaluation supplies and no user sets
+SUPPLIED = ("generator", "grams", "cuts", "l1_factors", "importance", "contrast", "known")
 
 
 @click.command("list")
@@ -26,7 +26,7 @@ def command(family: str, as_json: bool) -> None:
 
         click.get_current_context().invoke(list_, as_json=as_json)
         return
-    found = {entry.name: facts(entry) for entry in entries(family)}
+    found = {shown_name(family, entry.name): facts(entry) for entry in entries(family)}
     emit(found, "\n".join(_text(name, one) for name, one in found.items()), as_json)
 
 
@@ -40,8 +40,16 @@ def entries(family: str) -> list[Any]:
     return [registry.get(name) for name in registry.names()]
 
 
+def shown_name(family: str, name: str) -> str:
+    """Return the name as documentation and options write it: benchmarks have dashes."""
+    return name.replace("_", "-") if family == "benchmarks" else name
+
+
 def facts(entry: Any) -> dict[str, Any]:
-    """What one member does, takes and comes from; an argument without a default is ``required``."""
+    """Return summary, arguments and source of one member.
+
+    An argument without a default has the value ``required``.
+    """
     defaults = {
         name: "required" if p.default is p.empty else p.default
         for name, p in entry.parameters.items()
@@ -73,5 +81,13 @@ def _registry(family: str) -> Any:
 
 
 def _text(name: str, one: dict[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value}" for key, value in one["arguments"].items())
-    return f"{name}({arguments})\n    {one['does'].replace('``', '')}\n    {one['source']}"
+    arguments = ", ".join(f"{key}={_shown(value)}" for key, value in one["arguments"].items())
+    heading = f"{name}({arguments})" if arguments else name
+    return f"{heading}\n    {one['does'].replace('``', '')}\n    {one['source']}"
+
+
+def _shown(value: Any) -> Any:
+    """Return a default as it is typed on the command line: values of a list joined by commas."""
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "''" if value == "" else value

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mergeforget.cli import main
-from mergeforget.commands.list import FAMILIES, SUPPLIED, entries
+from mergeforget.commands.list import FAMILIES, SUPPLIED, entries, shown_name
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.recipe import load_recipe, recipe_names
 
@@ -23,9 +23,9 @@ def run(*arguments: str) -> Result:
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "recipes"])
 def test_list_has_arguments_defaults_and_source_of_every_member(family: str) -> None:
     found = json.loads(run("list", family, "--json").stdout)
-    assert list(found) == [e.name for e in entries(family)]
+    assert list(found) == [shown_name(family, e.name) for e in entries(family)]
     for entry in entries(family):
-        one = found[entry.name]
+        one = found[shown_name(family, entry.name)]
         assert one["source"] and one["does"]
         for name, parameter in inspect.signature(entry.fn).parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY and name not in SUPPLIED:
@@ -38,6 +38,18 @@ def test_list_shows_a_loss_as_a_person_reads_it() -> None:
     text = run("list", "losses").stdout
     assert re.search(r"^npo\(beta=0.1, .*\)\n    Push forget answers", text, re.MULTILINE)
     assert text.count("\n    ") >= 2 * len(UNLEARNING_LOSSES.names())
+
+
+def test_list_benchmarks_prints_the_names_that_the_option_takes() -> None:
+    text = run("list", "benchmarks").stdout
+    names = [line for line in text.splitlines() if not line.startswith(" ")]
+    assert names == ["custom", "muse", "semeval2025-task4", "tofu"]
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "recipes"])
+def test_list_prints_no_empty_parentheses_and_no_tuples(family: str) -> None:
+    headings = [x for x in run("list", family).stdout.splitlines() if not x.startswith(" ")]
+    assert not [line for line in headings if "()" in line or "=(" in line or "=[" in line]
 
 
 def test_an_unknown_family_is_answered_with_those_there_are() -> None:
