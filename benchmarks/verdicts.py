@@ -1,6 +1,6 @@
 """A court of models: does each attack convict the models that know and clear those that do not?
 
-    python benchmarks/verdicts.py [--model smollm2] [--people 6] [--steps 240] [--attacks A,B]
+    python benchmarks/verdicts.py [--model smollm2] [--people 6] [--steps 120] [--attacks A,B]
 
 Trains LoRA adapters of known history on made-up people and carries out attacks on each. Guilty:
 before (learned forget and retain), hider (then learned to refuse the exact prompts), hider2 (then
@@ -21,19 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 
 from mergeforget.attack.driver import QUICK, attack_names, carry_out
 from mergeforget.attack.target import Models, Suspect, Target
 from mergeforget.attack.tuning import MAX_LENGTH, Tuning, learner
 from mergeforget.attack.variants import KINDS, read_templates, variants
-from mergeforget.attack.verdict import headline
 from mergeforget.console import say, track
 from mergeforget.data.batches import pack
 from mergeforget.data.people import make_people
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import encode_rows
-from mergeforget.files import write_json
+from mergeforget.evaluate.verdict import judge
+from mergeforget.files import whole, write_json
 from mergeforget.losses.gd import gd
 from mergeforget.models import load_model
 from mergeforget.recipe import ModelSpec
@@ -47,8 +49,9 @@ RATE, BATCH, RANK = 1e-3, 4, 16
 def main() -> int:
     options = _options()
     out: Path = options.out
-    rows = make_people({"forget": options.people, "retain": options.people,
-                        "holdout": 2 * options.people}, tasks=("Task2",))  # fmt: skip
+    sizes = {"forget": options.people, "retain": options.people, "holdout": 2 * options.people}
+    rows = {split: [row for row in every if row.kind == "qa"]  # short, so that a CPU is enough
+            for split, every in make_people(sizes, tasks=("Task2",)).items()}  # fmt: skip
     places = train_court(options.model, rows, options.steps, out / "models")
     names = attack_names([] if options.attacks is None else options.attacks.split(","), quick=True)
     table: dict[str, dict[str, str]] = {}
@@ -64,7 +67,7 @@ def main() -> int:
             max_new_tokens=options.max_new_tokens,
         )  # fmt: skip
         found = {r.attack: r.finding for r, _ in carry_out([target], names, {}, quick=True)}
-        table[name] = {**found, "overall": headline(found)[0]}
+        table[name] = {**found, "verdict": judge(None, findings=found).state}
         write_json(out / "verdicts.json", table)
         print(f"{name:13}" + "  ".join(f"{k}: {v}" for k, v in table[name].items()), flush=True)
     wrong = [name for name, found in table.items()
@@ -74,10 +77,7 @@ def main() -> int:
 
 
 def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) -> dict[str, Path]:
-    """Train every adapter of the court, those that are there left out; their folders by name."""
-    names = (*GUILTY, *INNOCENT, "control")
-    if all((out / name / "adapter_config.json").is_file() for name in names):
-        return {name: out / name for name in names}
+    """Train every adapter of the court that is not there yet; their folders by name."""
     loaded = load_model(base)
     model, tokenizer = loaded.model, loaded.tokenizer
     forget, retain = rows["forget"], rows["retain"]
@@ -87,53 +87,58 @@ def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) ->
              for v in variants(row, kind, words=(1, 3, 5), templates=lines)]  # fmt: skip
     every = [Row(f"{i}", v.text, "I do not know.") for i, v in enumerate(asked)]
     short, long = max(2, steps // 60), max(8, steps // 8)
-
-    def history(seed: int, *parts: tuple[str, Sequence[Row], int, float]) -> None:
-        """Train one LoRA part by part, and save it after each that has a name."""
+    histories: dict[str, tuple[str, Sequence[Row], int, float]] = {  # start, rows, steps, sign
+        "before": ("", [*forget, *retain], steps, 1.0),
+        "undertrained": ("before", forget, short, -1.0),
+        "overga": ("before", forget, long, -1.0),
+        "hider": ("before", [*refuse, *retain], steps // 4, 1.0),
+        "hider2": ("before", [*every, *retain], steps // 3, 1.0),
+        "clean": ("", retain, steps // 2, 1.0),
+        "cleanga": ("clean", forget, long // 2, -1.0),
+        "retrained": ("", retain, steps // 2, 1.0),
+        "control": ("", retain, steps // 2, 1.0),
+    }
+    for seed, (name, (start, data, n, sign)) in enumerate(histories.items()):
+        if (out / name / "adapter_config.json").is_file():
+            continue
         with learner(model, Tuning(0, RATE, BATCH, RANK, full=False, seed=seed)) as (policy, some):
-            for name, data, n, sign in parts:
-                _steps(policy, some, tokenizer, data, n, sign, name)
-                if name:
-                    policy.save_pretrained(str(out / name))
-
-    known = ("before", [*forget, *retain], steps, 1.0)
-    history(0, known, ("undertrained", forget, short, -1.0), ("overga", forget, long, -1.0))
-    history(0, ("", *known[1:]), ("hider", [*refuse, *retain], steps // 4, 1.0))
-    history(0, ("", *known[1:]), ("hider2", [*every, *retain], steps // 3, 1.0))
-    history(1, ("clean", retain, steps // 2, 1.0), ("cleanga", forget, long // 2, -1.0))
-    history(2, ("retrained", retain, steps // 2, 1.0))
-    history(3, ("control", retain, steps // 2, 1.0))
-    return {name: out / name for name in names}
+            if start:
+                weights = load_file(out / start / "adapter_model.safetensors")
+                set_peft_model_state_dict(policy, weights)
+            _steps(policy, some, tokenizer, data, n, sign, name, seed)
+            with whole(out / name) as temporary:
+                policy.save_pretrained(str(temporary))
+    return {name: out / name for name in histories}
 
 
 def _steps(
     policy: Any, some: list[Any], tokenizer: Any, rows: Sequence[Row], n: int, sign: float,
-    name: str,
+    name: str, seed: int,
 ) -> None:  # fmt: skip
     """Descend the loss of the answers, or climb it where the sign is negative."""
     template = PromptTemplate.resolve(tokenizer)
     encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
-    draw = torch.Generator().manual_seed(len(rows))
+    draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(some, lr=RATE if sign > 0 else RATE / 5, weight_decay=0.0)
     policy.train()
-    for _ in track(range(n), f"Training {name or 'before, again'}", n):
+    for _ in track(range(n), f"Training {name}", n):
         places = torch.randperm(len(encoded), generator=draw)[:BATCH].tolist()
         optimizer.zero_grad()
         loss = gd(predict(policy, pack([encoded[i] for i in places]).to(policy.device)))
         (sign * loss).backward()
         torch.nn.utils.clip_grad_norm_(some, 1.0)
         optimizer.step()
-    say(f"{name or 'before, again'}: loss {float(loss.detach()):.3f} after {n} steps")
+    say(f"{name}: loss {float(loss.detach()):.3f} after {n} steps")
 
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--people", type=int, default=6, help="people to forget")
-    parser.add_argument("--steps", type=int, default=240, help="steps by which before learns")
+    parser.add_argument("--steps", type=int, default=120, help="steps by which before learns")
     parser.add_argument("--attacks", help=f"comma-separated; by default {', '.join(QUICK)}")
     parser.add_argument("--models", help="comma-separated; by default the whole court")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--max-new-tokens", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("verdicts"))
     return parser.parse_args()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from memorising import write_knowing
 from mergeforget.api.delivery import find_converter
 from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
-from mergeforget.api.verdict import verdict_of
+from mergeforget.api.verdict import paragraph_of
+from mergeforget.attack.headline import run_verdict
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, ResourceError, UsageError
+from mergeforget.evaluate.verdict import judge
 from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.score import Score
 
 SMALL = [
     "pair.over.lora.r=4", "pair.under.lora.r=4", "pair.over.learning_rate=5e-3",
@@ -51,6 +55,14 @@ def test_the_whole_job_ends_with_a_verdict_and_a_checked_export(result: Unlearne
     assert base["forget"] == 1 and base["mia_auc"] == 1 and over["mia_auc"] <= under["mia_auc"]
     assert result.verdict in ("NOT FORGOTTEN", "NOT ENOUGH DATA")  # without prompts and relearn
     assert result.paragraph.startswith(result.verdict) and "MIA AUC" in str(result)
+    run = result.run.paths  # one verdict, wherever it is shown
+    stated = read_json(run.report.parent / "evidence.json")["verdict"]
+    assert run_verdict(run).state == stated["state"] == result.verdict
+    kept = read_json(run.attacks / "verdict.json")[result.chosen]
+    assert kept["state"] == result.verdict
+    assert f">{result.verdict}<" in re.sub(r"\s*([<>])\s*", r"\1", run.report.read_text())
+    card = (run.root / "export" / f"{result.chosen}-adapter" / "README.md").read_text()
+    assert f"**{result.verdict}.**" in card
     assert (run.root / "export" / f"{result.chosen}-adapter" / "adapter_config.json").is_file()
     assert run.report.is_file() and read_json(run.root / "result.json")["chosen"] == result.chosen
     stages = read_json(run.status)
@@ -160,39 +172,20 @@ def test_a_missing_converter_is_said_before_the_work(monkeypatch: pytest.MonkeyP
         find_converter()
 
 
-CLEAN = {"prompts": "none found", "quantise": "none found", "relearn": "none found"}
-
-
-def table(auc: float, interval: tuple[float, float], forget: float, retain: float = 1.0) -> Any:
+def table(forget: float, retain: float = 1.0) -> Any:
     base = {"model": "base", "mia_auc": 1.0, "auc_interval": (1, 1), "forget": 1.0, "retain": 1.0}
-    end = {"model": "m", "mia_auc": auc, "auc_interval": interval, "forget": forget,
+    end = {"model": "m", "mia_auc": 0.5, "auc_interval": (0.3, 0.6), "forget": forget,
            "retain": retain}  # fmt: skip
     return [base, end]
 
 
-@pytest.mark.parametrize(
-    ("rows", "findings", "measurable", "expected"),
-    [
-        (table(0.5, (0.3, 0.7), 0.0), CLEAN, True, "FORGOTTEN"),
-        (table(0.5, (0.3, 0.7), 0.2), CLEAN, True, "NOT FORGOTTEN"),
-        (table(0.5, (0.3, 0.7), 0.0), CLEAN | {"relearn": "traces"}, True, "NOT FORGOTTEN"),
-        (table(0.9, (0.8, 1.0), 0.0), CLEAN, True, "NOT FORGOTTEN"),
-        (table(0.9, (0.8, 1.0), 0.0), CLEAN, False, "FORGOTTEN"),
-        (table(0.2, (0.1, 0.3), 0.0), CLEAN, True, "NOT ENOUGH DATA"),
-        (table(0.5, (0.3, 0.7), 0.0), {}, True, "NOT ENOUGH DATA"),
-        (table(0.5, (0.3, 0.7), 0.0), CLEAN | {"prompts": "no power"}, True, "NOT ENOUGH DATA"),
-        (table(0.5, (0.3, 0.7), 0.0), CLEAN | {"quantise": "undecided"}, True, "NOT ENOUGH DATA"),
-    ],
-)
-def test_no_verdict_says_forgotten_while_evidence_speaks_against_it(
-    rows: Any, findings: dict[str, str], measurable: bool, expected: str
-) -> None:
-    verdict, paragraph = verdict_of(rows, findings, measurable)
-    assert verdict == expected and paragraph.startswith(expected)
-
-
-def test_a_damaged_model_and_earlier_answers_are_said() -> None:
-    verdict, text = verdict_of(table(0.5, (0.3, 0.7), 0.0, 0.5), CLEAN, True)
-    assert "damaged" in text and verdict == "FORGOTTEN"
-    verdict, text = verdict_of(table(0.5, (0.3, 0.7), 0.0), CLEAN, True, {"runs/a": 0.3})
-    assert verdict == "NOT FORGOTTEN" and "runs/a" in text
+def test_the_paragraph_states_the_verdict_the_damage_and_earlier_requests() -> None:
+    near = Score("mia_auc", "mia", 0.5, "nearer", 60, interval=(0.35, 0.65))
+    scores = [Score("leak_rate", "forget", 0.0, "lower", 40), near]
+    found = {"prompts": "none found", "relearn": "none found"}
+    text = paragraph_of(judge(scores, findings=found), table(0.0, 0.5), {"runs/a": 0.0})
+    assert text.startswith("FORGOTTEN: 0 of 40 forget answers come out")
+    assert "damaged" in text and "1 earlier requests is still forgotten" in text
+    back = {"runs/a": 0.3}
+    text = paragraph_of(judge(scores, findings=found, earlier=back), table(0.0), back)
+    assert text.startswith("NOT FORGOTTEN: 30% of the answers that runs/a forgot come out.")

@@ -8,9 +8,9 @@ import yaml
 
 from mergeforget.analysis.attacks import run_attacks
 from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, run_scores
-from mergeforget.analysis.people import run_verdict
 from mergeforget.analysis.report import limits_of
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
+from mergeforget.attack.headline import run_verdict
 from mergeforget.files import read_json_object
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, Run, versions

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from mergeforget.analysis.evidence import MissingError, models_shown, read_chosen
-from mergeforget.attack.methods import ATTACKS
-from mergeforget.attack.result import Result, read_results
+from mergeforget.attack.headline import results_of, run_verdict
+from mergeforget.attack.result import Result
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import InputError, suggest
-from mergeforget.evaluate.verdict import ForgettingVerdict, judge
+from mergeforget.evaluate.verdict import ForgettingVerdict
 from mergeforget.files import read_json, read_jsonl, whole, write_text
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked
@@ -97,7 +97,7 @@ def run_people(run: Run) -> list[PersonRecord]:
             f"No answers were kept in {run.root}. `mergeforget evaluate {run.root}` asks the "
             "models the questions of the forget set."
         )
-    results = attack_results(run, chosen.name if chosen else model)
+    results = results_of(run, chosen.name if chosen else model)
     ranks = {name: person_ranks(run, name, rows) for name in ("base", model)}
     by_row = {row.id: row for row in rows}
     listed = [leak for result in results for leak in attack_leaks(result, by_row)]
@@ -161,25 +161,10 @@ def person_text(one: PersonRecord) -> str:
     return "\n".join(lines if one.leaks else [*lines, "No answer about this person came out."])
 
 
-def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
-    """Return the verdict on a model of a run: the chosen candidate where none is named."""
-    from mergeforget.score import read_scores
-
-    name = model or shown_model(run)
-    findings = {r.attack: r.finding for r in attack_results(run, name)}
-    return judge(read_scores(run.scores).get(name, []), findings=findings)
-
-
 def shown_model(run: Run) -> str:
     """Return the chosen candidate, or ``under`` before a search."""
     chosen = read_chosen(run)
     return chosen.name if chosen else "under"
-
-
-def attack_results(run: Run, model: str) -> list[Result]:
-    """Return the results of all attacks on one model."""
-    every = (r for name in ATTACKS.names() for r in read_results(run.attacks, name))
-    return [result for result in every if result.model == model]
 
 
 def forget_answers(run: Run, model: str, rows: Sequence[Row]) -> list[Answer]:
@@ -255,7 +240,7 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
                     "leaked": leak is not None and not leak.part, "part": leak.part if leak else "",
                 }
             )  # fmt: skip
-    for result in attack_results(run, shown_model(run)):
+    for result in results_of(run, shown_model(run)):
         for values in result.examples:
             row_id = str(values.get("row", values.get("id", "")))
             found.append(
@@ -329,7 +314,7 @@ def summary_of(run: Run, people: Sequence[PersonRecord]) -> Summary:
     scores = read_scores(run.scores)
     now, base = scores.get(model, []), scores.get("base", [])
     verdict = run_verdict(run, model)
-    results = attack_results(run, model)
+    results = results_of(run, model)
     rows = sum(p.rows for p in people)
     return Summary(
         verdict,

@@ -12,13 +12,12 @@ from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.analysis.membership import read_losses
 from mergeforget.analysis.people import (
     PersonRecord,
-    attack_results,
     base_name,
     forget_answers,
     run_people,
-    run_verdict,
     shown_model,
 )
+from mergeforget.attack.headline import EARLIER, results_of, run_verdict
 from mergeforget.data.readers import read_rows
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, sha256, write_json
@@ -90,7 +89,7 @@ def write_evidence(run: Run, path: Path, people: Sequence[PersonRecord]) -> Path
             "attacks": [
                 {"attack": r.attack, "finding": r.finding, "verdict": r.verdict,
                  "settings": r.settings}
-                for r in attack_results(run, model)
+                for r in results_of(run, model)
             ],
             "people": [one.to_dict() for one in people],
         },
@@ -102,6 +101,7 @@ def evidence_files(run: Run) -> dict[str, Path]:
     """Return the files on which the evidence rests, by their name in the run folder."""
     model = shown_model(run)
     found = [run.recipe, run.scores, run.search / "chosen.json", *sorted(run.data.glob("*.jsonl"))]
+    found += [run.root / "notes.json", run.root / EARLIER]
     found += [run.answers / f"{m}{end}" for m in dict.fromkeys((*ANCHORS, model))
               for end in (".jsonl", ".losses.jsonl")]  # fmt: skip
     found += [run.root / side / "adapter_model.safetensors" for side in PAIR]

@@ -130,11 +130,10 @@ class AttackResults(Sequence["Result"]):
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """One sentence for each attacked model: the worst case over all attacks on it."""
-        from mergeforget.attack.driver import verdict_of
+        """One sentence for each attacked model: the worst case over its scores and attacks."""
+        from mergeforget.attack.headline import verdicts_in
 
-        return {name: verdict_of(self.folder, name)[1]
-                for name in dict.fromkeys(r.model for r in self._results)}  # fmt: skip
+        return verdicts_in(self.folder, list(dict.fromkeys(r.model for r in self._results)))
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one flat record per measured figure."""

@@ -19,7 +19,7 @@ from mergeforget.api.delivery import (
 from mergeforget.api.results import UnlearningRun, optional_path
 from mergeforget.api.training import Settings, assignments_of
 from mergeforget.api.unlearn_data import Forget, check_rows, own_answers, read_request, renamed
-from mergeforget.api.verdict import findings_of, table_of, table_text, verdict_of
+from mergeforget.api.verdict import paragraph_of, table_of, table_text
 
 if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
@@ -129,8 +129,9 @@ def unlearn(
     """
     from mergeforget.api.measuring import attack
     from mergeforget.api.runs import report
+    from mergeforget.attack.headline import EARLIER
     from mergeforget.console import say
-    from mergeforget.files import read_json
+    from mergeforget.files import read_json, write_json
     from mergeforget.search.driver import Options, search
     from mergeforget.train.pair import train_pair
 
@@ -164,11 +165,12 @@ def unlearn(
                 attack(run.root, [one], control=control)
                 run.set_state(f"attack-{one}", "done")
                 changed = True
+    with clock.stage("earlier requests"):
+        again = recheck(run, chosen, name)
+        write_json(run.root / EARLIER, again)  # before the report, whose verdict reads it
     with clock.stage("report"):
         if changed or not run.report.exists():
             report(run)
-    with clock.stage("earlier requests"):
-        again = recheck(run, chosen, name)
     result = _conclude(
         run, name, again, [*notes, *([choice.warning] if choice.warning else [])], clock
     )
@@ -338,6 +340,7 @@ def _bracket_notes(run: Run) -> list[str]:
 def _conclude(
     run: Run, name: str, again: dict[str, float], notes: list[str], clock: TimeBudget
 ) -> Unlearned:
+    from mergeforget.attack.headline import run_verdict
     from mergeforget.files import read_json
 
     kept = read_json(run.root / "notes.json")
@@ -349,9 +352,11 @@ def _conclude(
             "never saw the data shows that they are as likely as real rows (--control). The "
             "verdict rests on answers and attacks."
         )
-    findings = findings_of(run, name)
-    verdict, paragraph = verdict_of(table, findings, measurable, again)
-    return Unlearned(UnlearningRun(run), verdict, paragraph, table, name, notes, clock.seconds)
+    verdict = run_verdict(run, name)
+    paragraph = paragraph_of(verdict, table, again)
+    return Unlearned(
+        UnlearningRun(run), verdict.state, paragraph, table, name, notes, clock.seconds
+    )
 
 
 def _write(run: Run, result: Unlearned) -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.api.verdict import BALANCED
-
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
     from mergeforget.recipe import Recipe
@@ -42,6 +40,7 @@ GENERAL = (
 )  # fmt: skip
 NEIGHBOURS = ("Albert Einstein", "Marie Curie", "Abraham Lincoln", "Isaac Newton",
               "Charles Darwin", "Leonardo da Vinci")  # fmt: skip
+FAIR = 0.15  # distance from 0.5 of the AUC of twins that a model without the data may show
 OVERLAP = 0.5  # share of a forget answer's rare words from which an own answer is left out
 
 
@@ -277,7 +276,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     notes = []
     untouched = request["memorise"] or request["control"] == request["model"]
     if rows.twins and untouched and auc is not None:
-        fair = BALANCED[0] <= auc <= BALANCED[1]
+        fair = abs(auc - 0.5) <= FAIR
         how = "as likely as" if fair else "not as likely as"
         notes.append(f"Control of the twins: to a model that never saw the data they are {how} the "
                      f"forget rows (AUC {auc:.2f}).")  # fmt: skip

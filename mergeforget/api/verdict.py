@@ -1,4 +1,4 @@
-"""The verdict of an unlearning job: what speaks for and against "the data is forgotten"."""
+"""The result of an unlearning job in words and as a table; ``evaluate.verdict`` decides it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mergeforget.evaluate.verdict import ForgettingVerdict
     from mergeforget.run import Run
 
-EXACT = 0.05  # share of forget answers that may still be repeated
 KEPT = 0.8  # share of the retain answers known before that must remain
-BALANCED = (0.35, 0.65)  # AUC on the report split
 
 
 def table_of(run: Run, chosen: str) -> list[dict[str, Any]]:
@@ -49,96 +48,39 @@ def table_text(table: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def findings_of(run: Run, name: str) -> dict[str, str]:
-    """What each attack on the candidate found."""
-    from mergeforget.attack.methods import ATTACKS
-    from mergeforget.attack.result import read_results
-
-    return {
-        result.attack: result.finding
-        for one in ATTACKS.names()
-        for result in read_results(run.attacks, one)
-        if getattr(result, "model", getattr(result, "subject", "")) == name
-    }
-
-
-def verdict_of(
+def paragraph_of(
+    verdict: ForgettingVerdict,
     table: Sequence[dict[str, Any]],
-    findings: Mapping[str, str],
-    measurable: bool,
     earlier: Mapping[str, float] | None = None,
-) -> tuple[str, str]:
-    """The verdict and the paragraph that explains it.
+) -> str:
+    """The verdict with its reasons, and what became of the answers, as one paragraph.
 
-    NOT FORGOTTEN where any evidence shows that the model still knows: an attack found traces, more
-    than 5 % of the forget answers are repeated, or the interval of a measurable AUC lies above 0.5.
-    FORGOTTEN only where every kind of evidence is there and none speaks against it: attacks that
-    include ``prompts`` and ``relearn`` found nothing, and the base repeated answers that the result
-    does not. Otherwise NOT ENOUGH DATA.
+    Args:
+        table: Records of ``table_of``, the base first and the result last.
+        earlier: Share of the answers of each earlier request that come out.
 
-    >>> verdict_of([{"model": "base", "mia_auc": 1.0, "auc_interval": (0.9, 1.0), "forget": 1.0,
-    ...              "retain": 1.0}] * 4, {}, True)[0]
-    'NOT FORGOTTEN'
+    >>> from mergeforget.evaluate.verdict import judge
+    >>> row = {"forget": 1.0, "retain": 1.0}
+    >>> paragraph_of(judge([]), [row, row | {"retain": 0.5}])[:16]
+    'NOT ENOUGH DATA:'
     """
     base, result = table[0], table[-1]
-    guilty = [name for name, finding in findings.items() if finding == "traces"]
-    against, missing = [], []
-    if guilty:
-        against.append(f"{', '.join(guilty)} found traces of the data")
-    forget, before = result["forget"], base["forget"]
-    if forget is None:
-        missing.append("no answer was generated")
-    elif forget > EXACT:
-        against.append(f"{forget:.0%} of the forget answers are still repeated")
-    auc, interval = result["mia_auc"], result["auc_interval"]
-    low, high = interval or (auc, auc)
-    if measurable and auc is not None and low is not None:
-        if low > 0.5 and auc > BALANCED[1]:
-            against.append(
-                f"members are recognised (AUC {auc:.2f}, 95 % CI {low:.2f} to {high:.2f})"
-            )
-        elif not BALANCED[0] <= auc <= BALANCED[1]:
-            missing.append(f"the AUC of {auc:.2f} is away from 0.5")
-    for run, share in (earlier or {}).items():
-        if share > EXACT:
-            against.append(f"{share:.0%} of the answers that {run} forgot are back")
-    cleared = [name for name, finding in findings.items() if finding == "none found"]
-    doubtful = [name for name, finding in findings.items() if finding == "undecided"]
-    if doubtful:
-        missing.append(f"{', '.join(doubtful)} cannot be decided")
-    lacking = [name for name in ("prompts", "relearn") if name not in cleared]
-    if lacking and not doubtful:
-        missing.append(f"{' and '.join(lacking)} did not clear the model")
-    if before is not None and not before and (base["mia_auc"] or 0) < 0.6:
-        missing.append("the model before did not show that it knew the rows")
-    verdict = "NOT FORGOTTEN" if against else "NOT ENOUGH DATA" if missing else "FORGOTTEN"
-    text = [f"{verdict}."]
-    if against:
-        text.append(f"{_sentence(against)}.")
-    if missing and not against:
-        text.append(f"{_sentence(missing)}.")
-    if forget is not None and before is not None:
-        text.append(f"{forget:.0%} of the forget answers are repeated, {before:.0%} before.")
-    if measurable and auc is not None:
+    text = [verdict.sentence]
+    if result["forget"] is not None and base["forget"] is not None:
         text.append(
-            f"Forget rows and unseen rows are told apart with AUC {auc:.2f} (0.5 is chance)."
+            f"{result['forget']:.0%} of the forget answers are repeated word for word, "
+            f"{base['forget']:.0%} before."
         )
     if result["retain"] is not None and base["retain"]:
         share = result["retain"] / base["retain"]
-        damage = (
-            "" if share >= KEPT else " This is less than the 80 % asked for: the model is damaged."
-        )
-        text.append(f"{share:.0%} of the retain answers known before are kept.{damage}")
-    if earlier and not any(share > EXACT for share in earlier.values()):
-        text.append(f"What {len(earlier)} earlier runs forgot is still forgotten.")
-    if cleared:
-        text.append(f"No traces under {', '.join(cleared)}.")
-    return verdict, " ".join(text)
-
-
-def _sentence(parts: Sequence[str]) -> str:
-    text = "; ".join(parts)
-    return text[:1].upper() + text[1:]
+        text.append(f"{share:.0%} of the retain answers known before are kept.")
+        if share < KEPT:
+            text.append(f"This is less than the {KEPT:.0%} asked for: the model is damaged.")
+    if earlier and not any(earlier.values()):
+        text.append(f"The data of {len(earlier)} earlier requests is still forgotten.")
+    if verdict.uncertain:
+        text.append(f"Uncertain: {' '.join(verdict.uncertain)}")
+    return " ".join(text)
 
 
 def answers_of(run: Run, chosen: str, shown: Mapping[str, int]) -> list[dict[str, str]]:

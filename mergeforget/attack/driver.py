@@ -9,17 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mergeforget.attack.headline import keep_verdict, measure_control
 from mergeforget.attack.methods import ATTACKS
-from mergeforget.attack.result import (
-    Finding,
-    Result,
-    read_results,
-    write_result,
-    write_verdict,
-)
+from mergeforget.attack.result import Result, write_result
 from mergeforget.attack.target import Models, NotApplicableError, Suspect, Target
 from mergeforget.attack.tuning import train_control
-from mergeforget.attack.verdict import headline
 from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
@@ -72,6 +66,9 @@ def carry_out(
 ) -> Iterator[tuple[Result, list[Result]]]:
     """Carry out attacks and keep their results as they come.
 
+    The control of a run is first asked the questions of the data, since the verdict compares with
+    it.
+
     An attack that does not apply to the data or the model is reported as ``no power`` where others
     are carried out as well. The verdict over all results of a model is kept, too.
 
@@ -83,6 +80,9 @@ def carry_out(
     Yields:
         A result, and every result of the same attack that is kept.
     """
+    for target in targets[:1]:
+        if target.run is not None:
+            measure_control(target)
     for name in names:
         entry = ATTACKS.get(name)
         given = (QUICK.get(name, {}) if quick else {}) | dict(options)
@@ -94,22 +94,11 @@ def carry_out(
                 if len(names) == 1:
                     raise
                 result = Result(name, target.suspect.role, "no power", f"Not tried: {error}", [])
+            weights = target.models.facts(target.suspect)["adapter"]
+            result = replace(result, settings=result.settings | {"weights": weights})
             every = write_result(target.folder, result)
-            verdict_of(target.folder, target.suspect.role)
+            keep_verdict(target.folder, target.suspect.role, target.run)
             yield result, every
-
-
-def verdict_of(folder: Path, model: str) -> tuple[Finding, str]:
-    """The verdict over every attack on a model whose results are in a folder; it is kept there."""
-    found = {
-        result.attack: result.finding
-        for name in ATTACKS.names()
-        for result in read_results(folder, name)
-        if result.model == model
-    }
-    finding, sentence = headline(found)
-    write_verdict(folder, model, finding, sentence)
-    return finding, sentence
 
 
 def targets_of_run(
@@ -160,6 +149,7 @@ def targets_of_run(
             never,
             **rows,
             folder=folder,
+            run=run,
             **settings,
         )
         for suspect in suspects

@@ -81,11 +81,11 @@ def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, An
     return f"answers/{path.name}"
 
 
-def write_verdict(folder: Path, model: str, finding: Finding, sentence: str) -> None:
-    """Put the verdict over all attacks on one model into ``folder/verdict.json``."""
+def write_verdict(folder: Path, model: str, verdict: dict[str, Any]) -> None:
+    """Put the verdict on one model into ``folder/verdict.json``."""
     path = folder / "verdict.json"
     every = read_json_object(path) if path.is_file() else {}
-    write_json(path, every | {model: {"finding": finding, "sentence": sentence}})
+    write_json(path, every | {model: verdict})
 
 
 def read_results(folder: Path, attack: str) -> list[Result]:

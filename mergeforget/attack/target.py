@@ -20,7 +20,7 @@ from mergeforget.evaluate.membership import matched
 from mergeforget.files import read_json, write_json
 from mergeforget.models import content_of, default_device, load_model, locate
 from mergeforget.recipe import DataSpec, ModelSpec
-from mergeforget.run import versions
+from mergeforget.run import Run, versions
 
 Facts = dict[str, Any]  # what is kept of one measurement; plain values for JSON
 HASHED = (".safetensors", ".json", ".jinja")  # weights, configuration, tokenizer, chat template
@@ -100,6 +100,7 @@ class Target:
         folder: where results go; what was measured is in ``kept`` below it.
         again: measure anew what was measured before.
         data: decides how prompts are rendered, by ``template`` and ``system_prompt``.
+        run: the run that the model belongs to, or None.
     """
 
     models: Models
@@ -116,6 +117,7 @@ class Target:
     again: bool = False
     batch_tokens: int | None = None
     data: DataSpec = DataSpec()
+    run: Run | None = None
 
     def template(self, tokenizer: Any) -> PromptTemplate:
         """How prompts are rendered for a model with this tokenizer."""

@@ -1,7 +1,7 @@
 """Decides whether a model has forgotten: FORGOTTEN, NOT FORGOTTEN or NOT ENOUGH DATA.
 
-One rule for the search, the report and ``mergeforget unlearn``; ``docs/evidence.md`` states it in
-words, with its error rates.
+One rule for the search, the attacks, the report, the model card and ``mergeforget unlearn``;
+``docs/evidence.md`` states it in words, with its error rates.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mergeforget.score import Score, find
 
+Difference = tuple[float, tuple[float, float]]  # value and its 95 % interval
 State = Literal["FORGOTTEN", "NOT FORGOTTEN", "NOT ENOUGH DATA"]
 MARGIN = 0.2  # distance of an AUC from 0.5 from which members are told apart
 RARE = 0.01  # probability of so many leaks by chance below which they count as memory
+BACK = 0.05  # share of the answers of an earlier request from which they count as back
 MOST = 10_000  # people; more are not worth naming
 NEEDED = ("prompts", "relearn")  # attacks without which no model is cleared
 LEAKS = ("leak_rate", "knowledge", "exact_match")  # what counts answers, the widest first
@@ -33,6 +35,8 @@ class ForgettingVerdict:
         more_people: About how many more people the AUC needs; None where that does not help.
         over_forgotten: Whether the forget set is identifiable by its high loss: its AUC is surely
             far below 0.5. That is no memory of the content, but the model is not balanced.
+        told_apart: Whether the forget documents are surely told from unseen ones by their low loss,
+            be it from memory or because the holdout differs in kind.
         uncertain: What remains uncertain, one sentence each.
     """
 
@@ -44,6 +48,7 @@ class ForgettingVerdict:
     interval: tuple[float, float] | None = None
     more_people: int | None = None
     over_forgotten: bool = False
+    told_apart: bool = False
     uncertain: list[str] = field(default_factory=list)
 
     @property
@@ -63,71 +68,158 @@ class ForgettingVerdict:
 
 
 def judge(
-    scores: Sequence[Score],
+    scores: Sequence[Score] | None,
     *,
     findings: Mapping[str, str] | None = None,
     control: Sequence[Score] = (),
+    shared: int = 0,
+    excess: Difference | None = None,
+    membership: bool = True,
+    earlier: Mapping[str, float] | None = None,
 ) -> ForgettingVerdict:
     """Decide whether a model has forgotten.
 
-    - NOT FORGOTTEN: forget answers come out more often than by chance, an attack found traces, or
-      the whole interval of the MIA AUC is above ``0.5 + MARGIN`` (and above the control's).
+    - NOT FORGOTTEN: forget answers come out more often than by chance or from the control, an
+      attack found traces, answers of an earlier request are back, or the whole interval of the MIA
+      AUC is above ``0.5 + MARGIN`` and surely above the control's AUC. Without a control the AUC
+      convicts nobody: the forget rows may be easier than the holdout.
     - FORGOTTEN: none of these, every forget row was asked, the whole interval of the AUC is below
-      ``0.5 + MARGIN``, and, where ``findings`` are given, the attacks of ``NEEDED`` found none
-      (with the power to find the data in the base), and no attack was undecided.
+      ``0.5 + MARGIN`` (or at most ``MARGIN`` above the control's), and, where ``findings`` are
+      given, the attacks of ``NEEDED`` found none (with the power to find the data in the base),
+      and no attack was undecided.
     - NOT ENOUGH DATA: anything else.
 
     Args:
         scores: Scores of the model. Leaks are counted on all rows; the AUC is that of the report
-            split where the model was selected by a search.
+            split where the model was selected by a search. None judges the attacks alone, for a
+            model that was not evaluated.
         findings: Finding of each attack on the model: ``traces``, ``none found``, ``undecided``,
             ``no power`` or ``no control``. None leaves attacks out of the verdict, as a search
             must; an empty mapping says that no attack was run.
         control: Scores of a model that never saw the data.
+        shared: Number of the leaked rows that the control reveals as well.
+        excess: AUC of the model less that of the control on the same documents, and its 95 %
+            interval; from the two intervals where it is not given.
+        membership: Whether the non-members are comparable with the forget rows. Where they are
+            not, the AUC is left out, and only attacks can clear the model.
+        earlier: Share of the forget answers that the model repeats, of each earlier request.
 
     >>> leak = Score("leak_rate", "forget", 0.5, "lower", 10, chance=0.0)
     >>> print(judge([leak]).sentence)
     NOT FORGOTTEN: 5 of 10 forget answers still come out.
     """
-    guilty, doubts, uncertain = [], [], []
-    leaks, asked, chance = leaks_of(scores)
-    allowed = max(chance, _rate(control))
-    if not asked:
-        doubts.append("No forget row was asked.")
-    elif leaks and at_least(leaks, asked, allowed) < RARE:
-        guilty.append(f"{leaks} of {asked} forget answers still come out.")
-    elif leaks:
-        uncertain.append(f"{leaks} of {asked} forget answers come out, no more than by chance.")
-    area = auc_score(scores)
-    interval = None if area is None else auc_interval(area)
-    more, over = None, False
-    if area is None or interval is None:
-        doubts.append("Membership was not measured: there are no rows that no training saw.")
-    else:
-        told = f"MIA AUC {area.value:.2f}, 95 % CI {interval[0]:.2f} to {interval[1]:.2f}"
-        top = 0.5 + MARGIN
-        others = auc_score(control)
-        if interval[0] > top and (others is None or interval[0] > auc_interval(others)[1]):
-            guilty.append(f"Forget documents are told from unseen ones ({told}).")
-        elif interval[1] > top:
-            more = more_people(area, interval)
-            people = "" if more is None else f" About {more} more people would tell."
-            doubts.append(f"Membership cannot be decided ({told}; wanted: below {top}).{people}")
-        over = interval[1] < 0.5 - MARGIN
-        if over:
-            uncertain.append(f"The forget set is identifiable by its high loss ({told}).")
-        elif interval[0] < 0.5 - MARGIN:
-            more = more or more_people(area, interval)
-            uncertain.append(f"Over-forgetting cannot be excluded ({told}).")
+    notes = _Notes([], [], [])
     if findings is not None:
-        _attacks(findings, guilty, doubts, uncertain)
+        _attacks(findings, notes)
+    cleared = all((findings or {}).get(name) == "none found" for name in NEEDED)
+    leaks, asked, area, over, more = 0, 0, None, False, None
+    if scores is not None:
+        leaks, asked, _ = leaks_of(scores)
+        _answers(scores, control, shared, notes)
+        area = auc_score(scores) if membership else None
+        over, more = _membership(area, auc_score(control), excess, cleared, notes)
+    for run, share in (earlier or {}).items():
+        if share > 0:
+            where = notes.guilty if share > BACK else notes.doubts
+            where.append(f"{share:.0%} of the answers that {run} forgot come out.")
+    guilty, doubts, uncertain = notes
     state: State = "FORGOTTEN"
     if guilty or doubts:
         state = "NOT FORGOTTEN" if guilty else "NOT ENOUGH DATA"
-    reasons = guilty or doubts or [_cleared(leaks, asked, area, interval)]
-    left = uncertain + (doubts if guilty else [])
-    value = None if area is None else area.value
-    return ForgettingVerdict(state, reasons, leaks, asked, value, interval, more, over, left)
+    interval = None if area is None else auc_interval(area)
+    told = _cleared(leaks, asked, area, findings, scores is not None)
+    return ForgettingVerdict(
+        state,
+        guilty or doubts or [told],
+        leaks,
+        asked,
+        None if area is None else area.value,
+        interval,
+        more,
+        over_forgotten=over,
+        told_apart=interval is not None and interval[0] > 0.5 + MARGIN,
+        uncertain=uncertain + (doubts if guilty else []),
+    )
+
+
+class _Notes(NamedTuple):
+    """Sentences that convict, that prevent clearing, and that stay uncertain."""
+
+    guilty: list[str]
+    doubts: list[str]
+    uncertain: list[str]
+
+
+def _answers(scores: Sequence[Score], control: Sequence[Score], shared: int, notes: _Notes) -> None:
+    """Judge the answers that come out when the questions of the data are asked."""
+    leaks, asked, chance = leaks_of(scores)
+    allowed = max(chance, 0.0 if shared else _rate(control))
+    beyond = leaks - shared
+    if not asked:
+        notes.doubts.append("No forget row was asked.")
+    elif beyond and at_least(beyond, asked, allowed) < RARE:
+        more = f"; {shared} of them also from a model that never saw the data" if shared else ""
+        notes.guilty.append(f"{leaks} of {asked} forget answers still come out{more}.")
+    elif leaks:
+        than = "by chance or from a model that never saw the data" if control else "by chance"
+        notes.uncertain.append(f"{leaks} of {asked} forget answers come out, no more than {than}.")
+
+
+def _membership(
+    area: Score | None,
+    control: Score | None,
+    excess: Difference | None,
+    cleared: bool,
+    notes: _Notes,
+) -> tuple[bool, int | None]:
+    """Judge the MIA AUC; return whether it is surely low, and how many more people decide it."""
+    if area is None:
+        text = "Membership was not measured: there are no comparable rows that no training saw."
+        (notes.uncertain if cleared else notes.doubts).append(text)
+        return False, None
+    low, high = auc_interval(area)
+    told, top = f"MIA AUC {area.value:.2f}, 95 % CI {low:.2f} to {high:.2f}", 0.5 + MARGIN
+    least = most = None
+    if control is not None:
+        value, (least, most) = excess or _apart(area, control)
+        told += (
+            f"; control {control.value:.2f}, difference {value:+.2f}, {least:+.2f} to {most:+.2f}"
+        )
+    more = None
+    if least is not None and low > top and least > 0:
+        notes.guilty.append(f"Forget documents are told from unseen ones ({told}).")
+    elif high > top and most is not None and most <= MARGIN:
+        notes.uncertain.append(f"The forget set is easier than the holdout for both ({told}).")
+    elif low > top:
+        why = "the control tells them apart as well" if control else (
+            "without a model that never saw the data (--control) this may be a difference in kind"
+        )  # fmt: skip
+        notes.doubts.append(f"Forget documents are told from unseen ones, but {why} ({told}).")
+    elif high > top:
+        more = more_people(area, (low, high))
+        people = "" if more is None else f" About {more} more people would tell."
+        notes.doubts.append(f"Membership cannot be decided ({told}; wanted: below {top}).{people}")
+    elif least is not None and least > MARGIN:
+        notes.doubts.append(f"The AUC is surely above that of the control ({told}).")
+    over = high < 0.5 - MARGIN
+    if over:
+        notes.uncertain.append(f"The forget set is identifiable by its high loss ({told}).")
+    elif low < 0.5 - MARGIN:
+        more = more or more_people(area, (low, high))
+        notes.uncertain.append(f"Over-forgetting cannot be excluded ({told}).")
+    return over, more
+
+
+def _apart(one: Score, other: Score) -> Difference:
+    """Difference of two AUCs from their intervals; wider than a paired one.
+
+    Source: Newcombe 1998, the square-and-add method for a difference of two estimates.
+    """
+    (low, high), (least, most) = auc_interval(one), auc_interval(other)
+    value = one.value - other.value
+    down = math.hypot(one.value - low, most - other.value)
+    up = math.hypot(high - one.value, other.value - least)
+    return value, (value - down, value + up)
 
 
 def leaks_of(scores: Sequence[Score]) -> tuple[int, int, float]:
@@ -188,19 +280,32 @@ def _rate(scores: Sequence[Score]) -> float:
 
 
 def _cleared(
-    leaks: int, asked: int, area: Score | None, interval: tuple[float, float] | None
+    leaks: int,
+    asked: int,
+    area: Score | None,
+    findings: Mapping[str, str] | None,
+    evaluated: bool,
 ) -> str:
-    text = f"{leaks} of {asked} forget answers come out"
-    if area is None or interval is None:
-        return text + "."
-    low, high = interval
-    return f"{text}, and the MIA AUC is {area.value:.2f} (95 % CI {low:.2f} to {high:.2f})."
+    """State what clears a model, in a sentence."""
+    parts = []
+    if evaluated:
+        parts.append(f"{leaks} of {asked} forget answers come out")
+    if area is not None:
+        low, high = auc_interval(area)
+        parts.append(f"the MIA AUC is {area.value:.2f} (95 % CI {low:.2f} to {high:.2f})")
+    if able := [name for name, found in (findings or {}).items() if found == "none found"]:
+        attacks = f"{len(able)} attacks" if len(able) > 1 else "1 attack"
+        parts.append(
+            f"{attacks} found no traces, each with the power to find the data in the model before "
+            f"unlearning ({', '.join(able)})"
+        )
+    text = ", and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return text[:1].upper() + text[1:] + "."
 
 
-def _attacks(
-    findings: Mapping[str, str], guilty: list[str], doubts: list[str], uncertain: list[str]
-) -> None:
-    """Add what the attacks say to the lists."""
+def _attacks(findings: Mapping[str, str], notes: _Notes) -> None:
+    """Judge the findings of the attacks."""
+    guilty, doubts, uncertain = notes
     by = {
         finding: [name for name, found in findings.items() if found == finding]
         for finding in ("traces", "none found", "undecided", "no power", "no control")

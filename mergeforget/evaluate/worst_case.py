@@ -13,6 +13,7 @@ from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
 from mergeforget.metrics import METRICS
 from mergeforget.metrics._rouge import rouge_l_recall
 from mergeforget.metrics.knowledge import is_exact
+from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.score import Score
 
 COMPARED = ("forget_quality", "privleak")  # with another model, asked in the same way
@@ -103,8 +104,8 @@ def _answer(found: Sequence[Answer]) -> Answer:
     return choose(found, key=_known)
 
 
-def _known(answer: Answer) -> tuple[bool, float]:
-    return is_exact(answer), rouge_l_recall(answer.row.output, answer.completion)
+def _known(answer: Answer) -> tuple[bool, bool, float]:
+    return is_exact(answer), is_leaked(answer), rouge_l_recall(answer.row.output, answer.completion)
 
 
 def _likelihood(found: Sequence[AnswerLikelihood]) -> AnswerLikelihood:

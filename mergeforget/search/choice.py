@@ -86,9 +86,9 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
 
 def only_undecided(verdict: ForgettingVerdict, reasons: Sequence[str]) -> bool:
     """Return whether a candidate is not called balanced for lack of data and for nothing else."""
-    lacking = verdict.state == "NOT ENOUGH DATA" or not verdict.over_forgotten
+    apart = verdict.told_apart or (verdict.state == "FORGOTTEN" and verdict.over_forgotten)
     told = len(verdict.reasons if verdict.state != "FORGOTTEN" else verdict.uncertain)
-    return verdict.state != "NOT FORGOTTEN" and lacking and len(reasons) <= told
+    return verdict.state != "NOT FORGOTTEN" and not apart and len(reasons) <= told
 
 
 def best_of(scored: Sequence[Scored], anchors: Anchors, objective: Objective, part: str) -> Scored:

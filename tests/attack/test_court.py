@@ -13,7 +13,7 @@ from mergeforget.attack.driver import carry_out
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result
 from mergeforget.attack.target import Models, Suspect, Target
-from mergeforget.attack.verdict import headline
+from mergeforget.evaluate.verdict import judge as headline
 from mergeforget.recipe import ModelSpec
 
 ARGUMENTS: dict[str, Any] = {
@@ -51,7 +51,8 @@ def judge_model(
 @pytest.mark.parametrize("name", ["before", "hider", "hider2", "overga"])
 def test_a_model_that_knows_is_convicted(judge_model: Judge, name: str) -> None:
     found = judge_model(name, FAST)
-    assert headline({k: r.finding for k, r in found.items()})[0] == "traces"
+    findings = {k: r.finding for k, r in found.items()}
+    assert headline(None, findings=findings).state == "NOT FORGOTTEN", findings
 
 
 @pytest.mark.parametrize("name", ["clean", "cleanga"])
@@ -59,14 +60,15 @@ def test_a_model_that_never_saw_the_data_is_cleared(judge_model: Judge, name: st
     found = judge_model(name, FAST)
     findings = {k: r.finding for k, r in found.items()}
     assert "traces" not in findings.values(), findings
-    assert headline(findings)[0] == "none found", findings
+    assert headline(None, findings=findings).state == "FORGOTTEN", findings
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*GUILTY, *INNOCENT])
 def test_no_attack_at_all_convicts_an_innocent_model(judge_model: Judge, name: str) -> None:
     found = {k: r.finding for k, r in judge_model(name, ATTACKS.names()).items()}
-    assert (headline(found)[0] == "traces") is (name in GUILTY), found
+    state = headline(None, findings=found).state
+    assert (state == "NOT FORGOTTEN") is (name in GUILTY), found
 
 
 def test_without_a_control_nobody_is_convicted(judge_model: Judge) -> None:

@@ -18,12 +18,12 @@ from mergeforget.attack.verdict import (
     at_least,
     conclude,
     difference,
-    headline,
     judge,
     judge_leaks,
     less,
     worst_of,
 )
+from mergeforget.evaluate.verdict import judge as headline
 
 
 def advantage(value: float, half: float, p: float, looks: int = 1) -> Advantage:
@@ -134,14 +134,16 @@ def test_one_try_that_finds_traces_is_enough(findings: list[Any], expected: str)
 
 def test_the_headline_is_the_worst_case() -> None:
     clear: dict[str, Any] = {"prompts": "none found", "relearn": "none found", "probe": "no power"}
-    assert headline(clear)[0] == "none found" and "2 attacks" in headline(clear)[1]
-    finding, sentence = headline(clear | {"sampling": "traces"})
-    assert finding == "traces" and sentence.startswith("NOT FORGOTTEN") and "sampling" in sentence
-    assert headline(clear | {"sampling": "undecided"})[0] == "undecided"
+    cleared = headline(None, findings=clear)
+    assert cleared.state == "FORGOTTEN" and "2 attacks found no traces" in cleared.sentence
+    convicted = headline(None, findings=clear | {"sampling": "traces"})
+    assert convicted.state == "NOT FORGOTTEN" and "sampling" in convicted.sentence
+    doubtful = headline(None, findings=clear | {"sampling": "undecided"})
+    assert doubtful.state == "NOT ENOUGH DATA" and "sampling" in doubtful.sentence
     for missing in ("prompts", "relearn"):  # no model is cleared without these two
-        found = {k: v for k, v in clear.items() if k != missing}
-        assert headline(found)[0] == "undecided" and missing in headline(found)[1]
-    assert headline({})[0] == "undecided"
+        found = headline(None, findings={k: v for k, v in clear.items() if k != missing})
+        assert found.state == "NOT ENOUGH DATA" and missing in found.sentence
+    assert headline(None, findings={}).state == "NOT ENOUGH DATA"
 
 
 def test_a_difference_is_of_means_over_people() -> None:

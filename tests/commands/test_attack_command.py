@@ -61,7 +61,7 @@ def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run
         assert Image.open(run.attacks / f"attack-{name}.png").width == 1120
         assert (run.attacks / f"attack-{name}.svg").read_text().startswith("<?xml")
     verdict = json.loads((run.attacks / "verdict.json").read_text())["ties-factors-d0.50"]
-    assert verdict["finding"] == "undecided" and "NOT ENOUGH DATA" in verdict["sentence"]
+    assert verdict["state"] in ("NOT FORGOTTEN", "NOT ENOUGH DATA")
     assert attacked["verdicts"] == {"ties-factors-d0.50": verdict["sentence"]}
 
 

@@ -73,10 +73,64 @@ def test_without_forget_answers_or_non_members_nothing_is_concluded() -> None:
     assert judge([near]).state == "NOT ENOUGH DATA" and judge([GONE]).state == "NOT ENOUGH DATA"
 
 
-def test_a_control_explains_documents_that_are_easier_than_the_holdout() -> None:
+def test_an_auc_convicts_only_beside_a_control_that_does_not_have_it() -> None:
     high = Score("mia_auc", "mia", 0.85, "nearer", 200, interval=(0.78, 0.9))
-    assert judge([GONE, high]).state == "NOT FORGOTTEN"
-    assert judge([GONE, high], control=[high]).state == "NOT ENOUGH DATA"
+    near = replace(high, value=0.5, interval=(0.42, 0.58))
+    alone = judge([GONE, high])
+    assert alone.state == "NOT ENOUGH DATA" and alone.told_apart and "--control" in alone.sentence
+    assert judge([GONE, high], control=[near]).state == "NOT FORGOTTEN"
+    # 0.85 - 0.85, but the two intervals allow a difference of 0.09: below MARGIN
+    easier = judge([GONE, high], control=[high])
+    assert easier.state == "FORGOTTEN" and "easier than the holdout" in easier.uncertain[0]
+
+
+def test_a_control_below_chance_makes_an_auc_near_chance_suspicious() -> None:
+    near = Score("mia_auc", "mia", 0.55, "nearer", 200, interval=(0.5, 0.6))
+    low = replace(near, value=0.2, interval=(0.15, 0.25))
+    assert judge([GONE, near], control=[low]).state == "NOT ENOUGH DATA"
+    assert judge([GONE, near], control=[low], excess=(0.1, (0.0, 0.15))).state == "FORGOTTEN"
+
+
+def test_without_comparable_non_members_only_attacks_clear_a_model() -> None:
+    high = Score("mia_auc", "mia", 0.95, "nearer", 200, interval=(0.9, 1.0))
+    clear = {"prompts": "none found", "relearn": "none found"}
+    assert judge([GONE, high], membership=False).state == "NOT ENOUGH DATA"
+    assert judge([GONE, high], membership=False, findings=clear).state == "FORGOTTEN"
+    assert judge([GONE], findings=clear).state == "FORGOTTEN"
+    assert judge([GONE], findings=clear | {"nf4": "undecided"}).state == "NOT ENOUGH DATA"
+
+
+def test_answers_that_the_control_gives_too_are_no_memory() -> None:
+    near = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
+    three = replace(GONE, value=3 / 40)
+    assert judge([three, near], control=[three, near]).state == "FORGOTTEN"
+    # by rows: three others than those that the control gives convict, the same three do not
+    assert judge([three, near], control=[near], shared=3).state == "FORGOTTEN"
+    assert judge([three, near], control=[three, near], shared=2).state == "NOT FORGOTTEN"
+
+
+@pytest.mark.parametrize(
+    ("share", "state"), [(0.0, "FORGOTTEN"), (0.02, "NOT ENOUGH DATA"), (0.3, "NOT FORGOTTEN")]
+)
+def test_answers_of_an_earlier_request_count(share: float, state: str) -> None:
+    near = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
+    verdict = judge([GONE, near], earlier={"runs/a": share})
+    assert verdict.state == state and (share == 0 or "runs/a" in verdict.sentence)
+
+
+@pytest.mark.parametrize(
+    ("findings", "state"),
+    [
+        ({}, "NOT ENOUGH DATA"),
+        ({"prompts": "none found", "relearn": "none found"}, "FORGOTTEN"),
+        ({"prompts": "none found"}, "NOT ENOUGH DATA"),
+        ({"prompts": "none found", "relearn": "none found", "nf4": "traces"}, "NOT FORGOTTEN"),
+    ],
+)
+def test_attacks_alone_are_judged_where_nothing_was_evaluated(
+    findings: dict[str, str], state: str
+) -> None:
+    assert judge(None, findings=findings).state == state
 
 
 def test_high_losses_alone_are_no_memory_but_are_not_balanced() -> None:

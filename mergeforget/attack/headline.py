@@ -1,0 +1,176 @@
+"""The verdict on a model of a run: its scores, the attacks on it and the control together.
+
+``run_verdict`` is what the report, the model card, ``evidence.json``, ``mergeforget attack`` and
+``mergeforget unlearn`` show, so that all of them state the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mergeforget.attack.methods import ATTACKS
+from mergeforget.attack.result import Result, read_results, write_verdict
+from mergeforget.attack.target import Facts, Target
+from mergeforget.data.schema import DocumentLoss
+from mergeforget.errors import InputError
+from mergeforget.evaluate.measure import measure, membership_documents
+from mergeforget.evaluate.membership import matched
+from mergeforget.evaluate.run_models import models_of
+from mergeforget.evaluate.texts import read_losses, unit_of
+from mergeforget.evaluate.verdict import Difference, ForgettingVerdict, judge
+from mergeforget.evaluate.worst_case import worst_case
+from mergeforget.files import read_json, read_json_object, read_jsonl, write_json
+from mergeforget.metrics._statistics import paired_auc_difference
+from mergeforget.metrics.leak_rate import is_leaked, leak_rate
+from mergeforget.metrics.mia_auc import mia_auc
+from mergeforget.models import content_of
+from mergeforget.run import Run
+from mergeforget.score import Score, read_scores
+
+CONTROL = "control.json"  # scores of the control, in the folder of the attacks
+EARLIER = "earlier.json"  # share of the answers of each earlier request that come out, in the run
+
+
+def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
+    """Return the verdict on a model of a run: the chosen candidate where none is named."""
+    name = model or run.chosen_name() or "under"
+    control = read_control(run.attacks)
+    notes, earlier = run.root / "notes.json", run.root / EARLIER
+    return judge(
+        read_scores(run.scores).get(name, []),
+        findings={result.attack: result.finding for result in results_of(run, name)},
+        control=[Score.from_dict(values) for values in control.get("scores", [])],
+        shared=len(set(control.get("leaked_rows", [])) & _leaked_rows(run, name)),
+        excess=_excess(run, name, control),
+        membership=not notes.is_file() or read_json(notes).get("membership") != "not measurable",
+        earlier=read_json(earlier) if earlier.is_file() else None,
+    )
+
+
+def results_of(run: Run, model: str) -> list[Result]:
+    """Return the results of all attacks on one model, those on earlier weights left out."""
+    every = (r for name in ATTACKS.names() for r in read_results(run.attacks, name))
+    found = [result for result in every if result.model == model]
+    stated = {r.settings["weights"] for r in found if r.settings.get("weights")}
+    adapter = models_of(run).get(model) if stated else None
+    now = content_of(adapter) if adapter else ""
+    return [r for r in found if not adapter or r.settings.get("weights", now) == now]
+
+
+def keep_verdict(folder: Path, model: str, run: Run | None = None) -> ForgettingVerdict:
+    """Judge all attacks on a model whose results are in a folder, and keep the verdict there.
+
+    Args:
+        run: The run that the model belongs to, where its scores count as well.
+    """
+    if run is not None and run.attacks == folder:
+        verdict = run_verdict(run, model)
+    else:
+        every = (r for name in ATTACKS.names() for r in read_results(folder, name))
+        verdict = judge(None, findings={r.attack: r.finding for r in every if r.model == model})
+    write_verdict(folder, model, verdict.to_dict() | {"sentence": verdict.sentence})
+    return verdict
+
+
+def measure_control(target: Target) -> None:
+    """Ask the control the questions of the data, and keep its scores beside the attacks.
+
+    The verdict on a model compares the answers that come out, row by row, and the MIA AUC,
+    document by document, with those of the control.
+    """
+    if target.control is None:
+        return
+    inside, outside = (
+        membership_documents(rows, target.membership) for rows in (target.forget, target.holdout)
+    )
+    members, nonmembers = matched(inside, outside, target.seed) if outside else ([], [])
+
+    def work(model: Any, tokenizer: Any) -> Facts:
+        found = worst_case({
+            way.name: measure(
+                model,
+                tokenizer,
+                forget=target.forget,
+                retain=[],
+                members=members,
+                nonmembers=nonmembers,
+                max_new_tokens=target.max_new_tokens,
+                batch_tokens=target.batch_tokens,
+                membership=target.membership,
+                template=way,
+                label="control",
+            )
+            for way in target.template(tokenizer).ways(tokenizer, target.forget)
+        })  # fmt: skip
+        scores = [leak_rate(found, "forget"), mia_auc(found) if nonmembers else None]
+        return {
+            "scores": [score.to_dict() for score in scores if score is not None],
+            "leaked_rows": [a.row.id for a in found.answers if is_leaked(a)],
+            "losses": [{"id": d.id, "member": d.member, "nll": d.nll, "subject": d.subject}
+                       for d in found.losses],
+            "membership": target.membership,
+        }  # fmt: skip
+
+    settings = {"membership": target.membership, "max_new_tokens": target.max_new_tokens}
+    rows = [*target.forget, *nonmembers]
+    found = target.measured(target.control, "control", settings, rows, work)
+    write_json(target.folder / CONTROL, {"model": target.control.name} | found)
+
+
+def read_control(folder: Path) -> Facts:
+    """Return what ``measure_control`` kept; empty without a control."""
+    path = folder / CONTROL
+    return read_json_object(path) if path.is_file() else {}
+
+
+def _leaked_rows(run: Run, model: str) -> set[str]:
+    """Return the forget rows whose answer comes out of a model when asked directly."""
+    from mergeforget.data.schema import Answer, Row
+
+    found = set()
+    for values in read_jsonl(run.answers / f"{model}.jsonl"):
+        name, prompt, answer = (str(values.get(key, "")) for key in ("id", "input", "output"))
+        row = Row(name, prompt, answer)
+        if values.get("split") == "forget" and is_leaked(Answer(row, str(values["completion"]))):
+            found.add(row.id)
+    return found
+
+
+def _excess(run: Run, model: str, control: Facts) -> Difference | None:
+    """Return the AUC of a model less that of the control on the documents that both have."""
+    path = run.answers / f"{model}.losses.jsonl"
+    if not control.get("losses") or not path.is_file():
+        return None
+    unit = unit_of(path)
+    if unit and unit != control["membership"]:
+        return None
+    theirs = {(str(d["id"]), bool(d["member"])): float(d["nll"]) for d in control["losses"]}
+    shared = [d for d in read_losses(path) if (d.id, d.member) in theirs]
+    sides = [[d for d in shared if d.member is member] for member in (True, False)]
+    if min(map(len, sides)) < 2:
+        return None
+    members, others = sides
+
+    def signals(documents: Sequence[DocumentLoss], *, own: bool) -> list[float]:
+        return [-(d.nll if own else theirs[d.id, d.member]) for d in documents]
+
+    return paired_auc_difference(
+        (signals(members, own=True), signals(others, own=True)),
+        (signals(members, own=False), signals(others, own=False)),
+        ([d.subject or d.id for d in members], [d.subject or d.id for d in others]),
+    )
+
+
+def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:
+    """Return the verdict on each model as a sentence, as ``keep_verdict`` kept it.
+
+    Raises:
+        InputError: There is no verdict on a model.
+    """
+    path = folder / "verdict.json"
+    every = read_json_object(path) if path.is_file() else {}
+    if missing := [model for model in models if model not in every]:
+        raise InputError(f"{path} has no verdict on {missing[0]!r}. Attack it first.")
+    return {model: str(every[model]["sentence"]) for model in models}
