@@ -24,8 +24,7 @@ from typing import Any
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.data.readers import read_rows
-from mergeforget.evaluate.generate import generate
-from mergeforget.evaluate.multi_adapter import generate_together
+from mergeforget.evaluate.generate import generate, generate_together
 from mergeforget.files import write_json
 from mergeforget.merge.apply import Buffers, applied
 from mergeforget.models import load_model

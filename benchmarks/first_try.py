@@ -23,10 +23,10 @@ from typing import Any
 
 from mergeforget.api.unlearn import unlearn
 from mergeforget.api.verdict import KEPT
-from mergeforget.data.limit import limit_rows
 from mergeforget.data.people import make_people
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Message, Row
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.run import machine, versions

@@ -64,8 +64,8 @@ def _in_own_process(way: str) -> dict[str, Any]:
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from mergeforget.data.limit import limit_rows
     from mergeforget.data.readers import read_rows
+    from mergeforget.data.transforms import limit_rows
     from mergeforget.recipe import load_recipe
 
     settings = load_recipe(options.recipe, options.assignments).training(options.side)

@@ -8,7 +8,8 @@ here costs anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 from mergeforget.errors import UsageError
@@ -134,3 +135,55 @@ def _join() -> None:
 
     if not distributed.is_initialized():
         PartialState(cpu=not torch.cuda.is_available())
+
+
+@dataclass(frozen=True)
+class RankShare:
+    """The share of one process in a job that several processes do together.
+
+    Attributes:
+        rank: Rank of this process, from 0.
+        count: Number of processes.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and prints the results."""
+        return self.rank == 0
+
+    def share(self, items: Iterable[T], size: Callable[[T], int]) -> list[T]:
+        """Return the items of this process.
+
+        Each item belongs to exactly one process, and all processes get about the same total size.
+        """
+        return sorted(items, key=size, reverse=True)[self.rank :: self.count]
+
+    def gather(self, own: Sequence[T]) -> list[T]:
+        """Return the items of all processes in rank order; every process gets all of them."""
+        if self.count == 1:
+            return list(own)
+        return [item for part in gather(list(own)) for item in part]
+
+    def wait(self) -> None:
+        """Wait until every process has reached this call."""
+        self.gather([])
+
+    def label(self, text: str) -> str:
+        """Return the label of a progress bar, with the rank if there are several processes."""
+        return text if self.count == 1 else f"{text} ({self.rank + 1} of {self.count})"
+
+
+ALONE = RankShare()  # used within a distributed job when one process evaluates by itself
+
+
+def rank_share() -> RankShare:
+    """Return the share of this process among all launched processes.
+
+    Raises:
+        UsageError: The launcher shards the model, which an evaluation does not support.
+    """
+    check_launch()
+    return RankShare(rank(), count())

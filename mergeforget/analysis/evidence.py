@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, read_json_object, read_jsonl
+from mergeforget.metrics._statistics import auc, loss_gap
 from mergeforget.parsing import plain_name
 from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores
@@ -161,3 +165,63 @@ def _step(row: dict[str, Any], where: Path) -> int:
 
 def _space(text: str) -> Any:
     return text
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Document losses of one model.
+
+    Attributes:
+        model: ``base``, ``over``, ``under`` or a candidate.
+        members: (n,) mean NLL of each document of the forget set, nats a token.
+        nonmembers: (m,) of documents the model was never trained on.
+    """
+
+    model: str
+    members: NDArray[np.float64]
+    nonmembers: NDArray[np.float64]
+
+    @property
+    def auc(self) -> float:
+        """Probability that a member has a lower loss than a non-member; ties count one half."""
+        return auc(-self.members, -self.nonmembers)
+
+    @property
+    def gap(self) -> float:
+        """Mean loss of members minus that of non-members, in nats a token."""
+        return loss_gap(self.members, self.nonmembers)
+
+
+def run_membership(run: Run) -> list[Losses]:
+    """Document losses of base, over, under and the chosen candidate, as far as measured.
+
+    Raises:
+        MissingError: none was measured.
+    """
+    found = [losses for model in models_shown(run) if (losses := read_losses(run, model))]
+    if not found:
+        raise MissingError(
+            f"No document losses were measured in {run.root}. `mergeforget evaluate {run.root}` "
+            "measures them; the run's data must have a holdout set."
+        )
+    return found
+
+
+def read_losses(run: Run, model: str) -> Losses | None:
+    """The document losses of one model, or None where they were not measured."""
+    rows = read_jsonl(run.answers / f"{model}.losses.jsonl")
+    members = [float(r["nll"]) for r in rows if r.get("member")]
+    others = [float(r["nll"]) for r in rows if not r.get("member")]
+    if not members or not others:
+        return None
+    return Losses(model, np.array(members), np.array(others))
+
+
+def rows_of(found: list[Losses]) -> list[dict[str, Any]]:
+    """One flat row a document, for csv."""
+    return [
+        {"model": losses.model, "member": member, "nll": float(nll)}
+        for losses in found
+        for member, values in ((True, losses.members), (False, losses.nonmembers))
+        for nll in values
+    ]

@@ -160,7 +160,7 @@ def density(run: Run) -> Found:
 def mia(run: Run) -> Found:
     """Membership inference: ROC curves and loss distributions."""
     from mergeforget.analysis import plots
-    from mergeforget.analysis.membership import rows_of, run_membership
+    from mergeforget.analysis.evidence import rows_of, run_membership
 
     found = run_membership(run)
     sentences = [
@@ -200,7 +200,7 @@ def weights(run: Run) -> Found:
 def curves(run: Run) -> Found:
     """Scores of the snapshots during training."""
     from mergeforget.analysis import plots
-    from mergeforget.analysis.curves import run_curves
+    from mergeforget.analysis.dynamics import run_curves
 
     moments = run_curves(run)
     return [], [m.to_dict() for m in moments], plots.draw_curves(moments)

@@ -31,13 +31,21 @@ from mergeforget.analysis.people import (
     summary_of,
     write_people,
 )
-from mergeforget.analysis.tables import cards_of, label_of, lines_of, shown_measures
+from mergeforget.analysis.tables import (
+    cards_of,
+    cell_of,
+    label_of,
+    lines_of,
+    measures_of,
+    shown_measures,
+)
 from mergeforget.analysis.verification import write_evidence
+from mergeforget.errors import InputError, suggest
 from mergeforget.files import read_json, sha256, write_text
 from mergeforget.parsing import read_text
 from mergeforget.recipe import load_recipe
-from mergeforget.run import PAIR, Run, versions
-from mergeforget.score import find
+from mergeforget.run import PAIR, Run, open_run, versions
+from mergeforget.score import Score, find, read_scores
 
 FOLDER = Path(__file__).parent
 QUESTIONS = 9  # of each split
@@ -226,3 +234,57 @@ def _how_many(run: Run, chosen: Chosen) -> str:
         f"The MIA AUC is computed on {score.n} documents ({parts[score.part]}){span}. A candidate "
         "within that interval of another is not shown to be better."
     )
+
+
+def compare(
+    folders: Sequence[Path], model: str | None = None, part: str = "all"
+) -> dict[str, list[Score]]:
+    """Scores of one model of each run, by ``RUN: MODEL``.
+
+    Args:
+        model: base, over, under or a candidate; None takes each run's chosen candidate.
+
+    Raises:
+        InputError: a run has no such scores; the message names those it has.
+    """
+    found = {}
+    for folder in folders:
+        run = open_run(folder)
+        scores = read_scores(run.scores, part)
+        name = model or _chosen(run)
+        if name not in scores:
+            known = ", ".join(scores) or "none"
+            raise InputError(
+                f"{folder} has no scores of {name!r} (part {part}).{suggest(name, scores)} It has "
+                f"scores of: {known}. `mergeforget evaluate {folder}` measures its models."
+            )
+        found[f"{_title(folder, folders)}: {name}"] = scores[name]
+    return found
+
+
+def _chosen(run: Run) -> str:
+    name = run.chosen_name()
+    if name is None:
+        raise InputError(
+            f"{run.root} has no chosen candidate. Choose one with `mergeforget search {run.root}`, "
+            "or name a model with --run-model, for example --run-model over."
+        )
+    return name
+
+
+def _title(folder: Path, folders: Sequence[Path]) -> str:
+    """The run's name; its path where two runs have the same name."""
+    same = [f for f in folders if f.name == folder.name]
+    return folder.name if len(same) == 1 else str(folder)
+
+
+def write_comparison(scores: Mapping[str, list[Score]], path: Path) -> None:
+    """Write a page with a row a model and a column a score.
+
+    Args:
+        scores: by the name of the model, for example ``RUN: MODEL``, on one part of the data each.
+    """
+    measures = measures_of(dict(scores))
+    rows = [(name, [cell_of(every, m) for m in measures]) for name, every in scores.items()]
+    context = {"title": "mergeforget: comparison", "labels": map(label_of, measures), "rows": rows}
+    write_text(path, render("comparison.html", context))

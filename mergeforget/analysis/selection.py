@@ -19,8 +19,8 @@ from mergeforget.analysis.evidence import (
     has_adapter,
     read_candidates,
     read_chosen,
+    read_losses,
 )
-from mergeforget.analysis.membership import read_losses
 from mergeforget.candidate import Candidate
 from mergeforget.merge.prediction import GRID, Floats, predict_gaps
 from mergeforget.recipe import Recipe, load_recipe

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeforget.analysis.evidence import MissingError, read_chosen
-from mergeforget.analysis.membership import read_losses
+from mergeforget.analysis.evidence import MissingError, read_chosen, read_losses
 from mergeforget.analysis.people import (
     PersonRecord,
     base_name,

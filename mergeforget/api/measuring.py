@@ -20,7 +20,7 @@ from mergeforget.run import Run
 if TYPE_CHECKING:
     from mergeforget.attack.result import Result
     from mergeforget.attack.target import Target
-    from mergeforget.evaluate.sharing import RankShare
+    from mergeforget.distributed import RankShare
     from mergeforget.recipe import DataSpec, EvaluationSpec
     from mergeforget.score import Score
 
@@ -119,11 +119,11 @@ def evaluate(
         NumericError: The model's outputs are not finite.
     """
     options = dict(locals())
+    from mergeforget.distributed import rank_share
     from mergeforget.errors import UsageError
-    from mergeforget.evaluate.sharing import together
     from mergeforget.evaluate.table import notes
 
-    sharing = together()
+    sharing = rank_share()
     if model is not None and is_run(model):
         if run is not None:
             raise UsageError("Give the run once: evaluate(RUN) or evaluate(run=RUN).")
@@ -271,8 +271,7 @@ def _evaluate_run(run: Run, sharing: RankShare, options: dict[str, Any]) -> Scor
 def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> Scored:
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_files
-    from mergeforget.evaluate.run_models import evaluate_any, kept_folder
-    from mergeforget.evaluate.store import write_model_scores
+    from mergeforget.evaluate.run_models import evaluate_any, kept_folder, write_model_scores
     from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
     spec = _spec(EvaluationSpec(), options)

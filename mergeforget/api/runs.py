@@ -126,8 +126,8 @@ def compare(
     Raises:
         InputError: A run has no such scores.
     """
-    from mergeforget.analysis.comparison import compare as collect
-    from mergeforget.analysis.comparison import write_comparison
+    from mergeforget.analysis.report import compare as collect
+    from mergeforget.analysis.report import write_comparison
 
     scores = collect([Path(run) for run in runs], run_model, part)
     if page is not None:

@@ -14,10 +14,10 @@ from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, write_result
 from mergeforget.attack.target import Models, NotApplicableError, Suspect, Target
 from mergeforget.attack.tuning import train_control
-from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import template_of
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.run_models import models_of
 from mergeforget.recipe import DataSpec, ModelSpec, load_recipe

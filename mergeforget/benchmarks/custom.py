@@ -9,8 +9,8 @@ import numpy as np
 from mergeforget.benchmarks import benchmark
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import METRICS
-from mergeforget.metrics._membership import attack_scores
 from mergeforget.metrics._statistics import combined_draws, interval_of
+from mergeforget.metrics.mia_signal_auc import attack_scores
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 METRICS_OF_TEXTS = ("verbatim_rouge", "regurgitation")  # both count words of any script

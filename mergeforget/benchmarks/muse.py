@@ -12,7 +12,7 @@ from mergeforget.data.schema import Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
 from mergeforget.metrics import METRICS
-from mergeforget.metrics._membership import attack_scores
+from mergeforget.metrics.mia_signal_auc import attack_scores
 from mergeforget.score import Score
 
 ENDS = ("\n\n", "\nQuestion", "Question:")  # an answer to a question ends before these

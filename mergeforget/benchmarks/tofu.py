@@ -8,7 +8,7 @@ from typing import get_args
 from mergeforget.benchmarks import benchmark
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import METRICS
-from mergeforget.metrics._membership import attack_scores
+from mergeforget.metrics.mia_signal_auc import attack_scores
 from mergeforget.metrics.model_utility import OPTION_SPLITS
 from mergeforget.metrics.truth_ratio import Mean
 from mergeforget.score import Score

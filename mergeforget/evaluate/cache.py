@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Row
+from mergeforget.distributed import ALONE, RankShare
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.membership import membership_signals
-from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.files import append_jsonl, read_jsonl
 from mergeforget.score import Score
 

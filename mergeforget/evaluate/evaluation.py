@@ -14,13 +14,13 @@ from mergeforget.adapter import read_adapter
 from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.data.templating import RAW, PromptTemplate, ways_to_ask
+from mergeforget.distributed import ALONE, RankShare
 from mergeforget.evaluate.cache import Kept, document_key, parts_of, prompt_key
 from mergeforget.evaluate.lm_eval import run_task, task_key
 from mergeforget.evaluate.measure import Generator, measure
 from mergeforget.evaluate.mmlu import ask_mmlu, mmlu_key
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
-from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergeforget.data.positions import check_token_ids, cut_to_positions
+from mergeforget.data.tokens import check_token_ids, cut_to_positions
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import full_pass, pad_right, takes
 from mergeforget.evaluate.self_check import safe_ways

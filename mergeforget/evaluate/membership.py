@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergeforget.console import say
-from mergeforget.data.limit import limit_rows
-from mergeforget.data.positions import check_token_ids, cut_to_positions
 from mergeforget.data.schema import Row
+from mergeforget.data.tokens import check_token_ids, cut_to_positions
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches
 from mergeforget.evaluate.likelihood import TokenLikelihoods

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import progress
-from mergeforget.data.positions import check_token_ids, cut_to_positions, position_limit
 from mergeforget.data.templating import RAW
+from mergeforget.data.tokens import check_token_ids, cut_to_positions, position_limit
+from mergeforget.distributed import ALONE, RankShare
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import cached_prefix_logits
 from mergeforget.evaluate.self_check import safe_ways
-from mergeforget.evaluate.sharing import ALONE, RankShare
 from mergeforget.files import sha256
 from mergeforget.recipe import EvaluationSpec
 

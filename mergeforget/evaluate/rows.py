@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import check_overlap, read_records, read_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched, unseen

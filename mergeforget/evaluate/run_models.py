@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from mergeforget.adapter import read_config
 from mergeforget.benchmarks import score, selected
 from mergeforget.console import say
-from mergeforget.data.schema import Measured
+from mergeforget.data.schema import AnswerLikelihood, Measured
 from mergeforget.embedded_model import cache_folder
-from mergeforget.errors import InputError, suggest
+from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.reference_models import WORST, Beside, read_beside
-from mergeforget.evaluate.store import write_model_scores
-from mergeforget.evaluate.utility import utility_ratio
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
+from mergeforget.files import whole, write_jsonl
 from mergeforget.run import ANCHORS, Run
-from mergeforget.score import Score, read_scores
+from mergeforget.score import Score, read_scores, write_scores
+
+UTILITIES = ("mmlu", "model_utility")  # the first that was measured
 
 
 def evaluate_run(
@@ -164,3 +165,109 @@ def asdict_of(evaluation: Evaluation) -> dict[str, Any]:
 def kept_folder() -> Path:
     """Where evaluations of models that belong to no run are kept."""
     return cache_folder() / "evaluations"
+
+
+def utility_ratio(
+    scores: Sequence[Score], before: Sequence[Score], metric: str | None = None
+) -> Score | None:
+    """The utility of a model over that of the model before unlearning.
+
+    None where either was not measured, or on other data.
+
+    Args:
+        metric: of a score that is better higher: NAME, NAME/SPLIT or NAME/SPLIT/TASK; by default
+            MMLU, else TOFU's model utility.
+
+    Raises:
+        UsageError: no score is called so, or it is not better higher.
+    """
+    named = [metric] if metric else [name for name in UTILITIES if _named_score(scores, name)]
+    if not named:
+        return None
+    own, theirs = _named_score(scores, named[0]), _named_score(before, named[0])
+    if own is None or own.better != "higher":
+        fit = sorted({f"{s.metric}/{s.split}" for s in scores if s.better == "higher"})
+        raise UsageError(
+            f"{metric!r} cannot be the utility: "
+            f"{'no score is called so' if own is None else 'it is not better higher'}."
+            f"{suggest(named[0], fit)} There are: {', '.join(fit)}."
+        )
+    if (
+        theirs is None
+        or theirs.value <= 0
+        or (own.n, own.definition) != (theirs.n, theirs.definition)
+    ):
+        return None
+    return Score(
+        "utility_ratio",
+        "all",
+        own.value / theirs.value,
+        "higher",
+        own.n,
+        definition=f"utility-ratio/{own.metric}/{own.split}@1",
+    )
+
+
+def _named_score(scores: Sequence[Score], named: str) -> Score | None:
+    """The first score of that name; over all tasks where it names none."""
+    metric, split, task = [*named.split("/", 2), "", ""][:3]
+    fit = [s for s in scores if s.metric == metric and (not split or s.split == split)]
+    return next((s for s in fit if s.task == task), None)
+
+
+def write_model_scores(
+    scores_path: Path,
+    answers: Path,
+    model: str,
+    measured: Measured,
+    scores: Sequence[Score],
+    *,
+    parquet: bool = False,
+) -> None:
+    """Write a model's answers and document losses, then its scores in the place of older ones.
+
+    Scores of the halves of a search (parts choose and report) stay as they are.
+
+    Args:
+        parquet: write the answers as parquet as well.
+    """
+    write_answers(answers, model, measured, parquet=parquet)
+    found = read_scores(scores_path)
+    found[model] = [s for s in found.get(model, []) if s.part != "all"] + list(scores)
+    write_scores(scores_path, found)
+
+
+def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool = False) -> None:
+    """``MODEL.jsonl``: what it answered; ``MODEL.losses.jsonl``: likelihood of documents.
+
+    ``MODEL.likelihoods.jsonl``: of the answers, which another evaluation can compare with.
+    """
+    losses = [
+        {"id": d.id, "member": d.member, "task": d.task, "membership": measured.membership,
+         "nll": d.nll, "signals": d.signals, "subject": d.subject}
+        for d in measured.losses
+    ]  # fmt: skip
+    write_jsonl(folder / f"{model}.losses.jsonl", losses)
+    likelihoods = [_likelihood(one) for one in measured.likelihoods]
+    write_jsonl(folder / f"{model}.likelihoods.jsonl", likelihoods)
+    answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
+    if parquet:
+        _write_parquet(folder / f"{model}.parquet", answers)
+    write_jsonl(folder / f"{model}.jsonl", answers)
+
+
+def _likelihood(one: AnswerLikelihood) -> dict[str, Any]:
+    """One answer's likelihoods; of the row what names it."""
+    row = {"id": one.row.id, "task": one.row.task, "split": one.row.split}
+    values = {f.name: getattr(one, f.name) for f in fields(one) if f.name != "row"}
+    return row | values | {"perturbed": list(one.perturbed)}
+
+
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    with whole(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.table(columns), temporary)

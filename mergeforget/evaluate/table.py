@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mergeforget.evaluate.utility import below_floor
 from mergeforget.evaluate.worst_case import ways_that_differ
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import Score, find
@@ -86,3 +85,14 @@ def notes(spec: EvaluationSpec, scores: Mapping[str, Sequence[Score]]) -> list[s
             told.append("" if find(every, "forget_quality", "forget") else RETRAINED)
             told.append("" if find(every, "model_utility", "all") else UTILITY)
     return list(dict.fromkeys(filter(None, told)))
+
+
+def below_floor(name: str, ratio: Score, floor: float) -> str:
+    """A warning where a model keeps less of its utility than the floor, else nothing."""
+    if ratio.value >= floor:
+        return ""
+    what = ratio.definition.split("/", 1)[1].rpartition("@")[0]
+    return (
+        f"{name} keeps {ratio.value:.1%} of the utility ({what}) of the model before, below the "
+        f"floor of {floor:.0%}: it has lost more than the forget set."
+    )

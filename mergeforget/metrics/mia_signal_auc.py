@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergeforget.data.schema import Measured
-from mergeforget.metrics import metric
+from mergeforget.metrics import METRICS, metric
 from mergeforget.metrics._rows import membership_definition, signals_of
 from mergeforget.metrics._statistics import auc, auc_draws, interval_of
 from mergeforget.score import Score
@@ -42,3 +42,10 @@ def mia_signal_auc(
         subjects=sum(len(set(side)) for side in subjects),
         draws=draws,
     )
+
+
+def attack_scores(measured: Measured) -> list[Score]:
+    """The loss attack's certain hits, and the AUC of every other signal, where there is data."""
+    found = [METRICS.get("mia_tpr").fn(measured)]
+    found += [METRICS.get("mia_signal_auc").fn(measured, signal=signal) for signal in SIGNALS]
+    return [score for score in found if score is not None]

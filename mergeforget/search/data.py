@@ -6,9 +6,9 @@ from collections.abc import Set as Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import membership_documents
 from mergeforget.evaluate.membership import matched, unseen

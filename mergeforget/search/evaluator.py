@@ -17,9 +17,9 @@ from mergeforget.data.schema import Measured
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import Kept, prompt_key
+from mergeforget.evaluate.generate import generate_together, room
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
-from mergeforget.evaluate.multi_adapter import generate_together, room
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied

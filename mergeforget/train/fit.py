@@ -15,10 +15,9 @@ from transformers import PrinterCallback, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from mergeforget.console import quiet, say
-from mergeforget.data.positions import check_token_ids
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
-from mergeforget.data.tokens import Encoded
+from mergeforget.data.tokens import Encoded, check_token_ids
 from mergeforget.data.twins import origin_of
 from mergeforget.distributed import count, on_main
 from mergeforget.errors import NumericError

@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mergeforget.console import say
-from mergeforget.data.positions import position_limit
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
-from mergeforget.data.tokens import Encoded, encode_rows, truncation
+from mergeforget.data.tokens import Encoded, encode_rows, position_limit, truncation
 from mergeforget.data.transforms import ROW_TRANSFORMS, TOKEN_TRANSFORMS, refuse
 from mergeforget.errors import InputError
 from mergeforget.recipe import Memorise, Training

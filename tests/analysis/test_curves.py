@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from finished_run import HOSTILE
 
-from mergeforget.analysis.comparison import write_comparison
-from mergeforget.analysis.curves import run_curves, widest
+from mergeforget.analysis.dynamics import run_curves, widest
 from mergeforget.analysis.evidence import MissingError, run_scores
+from mergeforget.analysis.report import write_comparison
 from mergeforget.files import append_jsonl, read_jsonl
 from mergeforget.run import Run
 from mergeforget.score import Score, find

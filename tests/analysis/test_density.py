@@ -8,8 +8,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mergeforget.analysis.density import curves_of, run_density
-from mergeforget.analysis.evidence import MissingError, read_candidates, read_chosen, run_scores
-from mergeforget.analysis.membership import run_membership
+from mergeforget.analysis.evidence import (
+    MissingError,
+    read_candidates,
+    read_chosen,
+    run_membership,
+    run_scores,
+)
 from mergeforget.candidate import Candidate
 from mergeforget.files import append_jsonl
 from mergeforget.run import Run

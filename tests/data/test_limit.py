@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeforget.data.limit import limit_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import UsageError
 
 

@@ -12,8 +12,7 @@ import torch
 from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.errors import ResourceError
 from mergeforget.evaluate import multi_adapter as module
-from mergeforget.evaluate.generate import generate
-from mergeforget.evaluate.multi_adapter import generate_together, room
+from mergeforget.evaluate.generate import generate, generate_together, room
 from mergeforget.merge.apply import applied
 
 PROMPTS = ["a", "What is it?", "The quick brown fox", "x" * 40, "ab"]

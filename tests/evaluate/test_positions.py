@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mergeforget.data.positions import position_limit
 from mergeforget.data.schema import Row
+from mergeforget.data.tokens import position_limit
 from mergeforget.errors import InputError
 from mergeforget.evaluate.generate import generate_ids
 from mergeforget.evaluate.likelihood import likelihoods

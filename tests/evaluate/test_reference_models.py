@@ -14,8 +14,7 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.reference_models import Beside, read_beside
 from mergeforget.evaluate.rows import EvaluationRows
-from mergeforget.evaluate.run_models import evaluate_any
-from mergeforget.evaluate.store import write_model_scores
+from mergeforget.evaluate.run_models import evaluate_any, write_model_scores
 from mergeforget.files import read_jsonl, write_jsonl
 from mergeforget.metrics._rows import signals_of
 from mergeforget.metrics.mia_signal_auc import SIGNALS, mia_signal_auc

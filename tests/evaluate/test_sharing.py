@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
+from mergeforget.distributed import RankShare, rank_share
 from mergeforget.evaluate.cache import Kept, document_key
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.rows import EvaluationRows
-from mergeforget.evaluate.sharing import RankShare, together
 from mergeforget.files import append_jsonl, read_jsonl, write_jsonl
 from mergeforget.recipe import EvaluationSpec, ModelSpec
 
@@ -37,7 +37,7 @@ def test_every_item_is_in_one_share(items: list[int], count: int) -> None:
 
 def test_a_process_alone_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    alone = together()
+    alone = rank_share()
     assert alone.main and alone.gather([1, 2]) == [1, 2] and alone.label("a") == "a"
     alone.wait()
 

@@ -8,8 +8,8 @@ import pytest
 
 from mergeforget.data.schema import Measured
 from mergeforget.errors import UsageError
-from mergeforget.evaluate.table import notes
-from mergeforget.evaluate.utility import below_floor, utility_ratio
+from mergeforget.evaluate.run_models import utility_ratio
+from mergeforget.evaluate.table import below_floor, notes
 from mergeforget.metrics.mmlu import mmlu
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import Score

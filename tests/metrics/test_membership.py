@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mergeforget.data.schema import DocumentLoss, Measured
-from mergeforget.metrics._membership import attack_scores
 from mergeforget.metrics.mia_auc import mia_auc
-from mergeforget.metrics.mia_signal_auc import SIGNALS
+from mergeforget.metrics.mia_signal_auc import SIGNALS, attack_scores
 from mergeforget.metrics.mia_tpr import mia_tpr
 from mergeforget.metrics.privleak import privleak
 from mergeforget.score import Score

@@ -32,9 +32,9 @@ from mergeforget.attack.verdict import (
     share_text,
     worst_of,
 )
-from mergeforget.data.limit import limit_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, UsageError
 
 BROKEN = 0.1  # excess of the loss over the control's, from which a model has not recovered
