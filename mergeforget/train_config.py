@@ -104,7 +104,7 @@ class AutoRate(RecipeSection):
 
 
 class Dual(RecipeSection):
-    """Raise one term's weight while it is above a limit; see ``mergeforget.train.dual``."""
+    """Raise one term's weight while it is above a limit; see ``mergeforget.train.callbacks``."""
 
     term: str = "gd_retain"  # label of the term: its loss and its set
     limit: NotNegative  # in the term's unit, for most losses nats

@@ -20,7 +20,7 @@ from mergeforget.files import sha256, take_place, whole, write_json, write_text
 from mergeforget.merge.apply import applied
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.checkpoint.tensor_jobs import Output
-from mergeforget.merge.output_folder import check_free
+from mergeforget.merge.inputs import check_free
 from mergeforget.models import load_model, load_tokenizer, locate
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run, now

@@ -270,7 +270,7 @@ def extract_lora(
         InputError: The two have different tensors, or no difference that a LoRA can represent.
     """
     from mergeforget.merge.extract import extract_lora as extract
-    from mergeforget.merge.output_folder import check_free
+    from mergeforget.merge.inputs import check_free
     from mergeforget.models import locate
 
     if out is not None:
@@ -326,7 +326,7 @@ def run_merge_models(
     """Run a merge of whole models whose candidate is known."""
     from mergeforget.merge.checkpoint import full
     from mergeforget.merge.checkpoint.tensor_jobs import Output
-    from mergeforget.merge.output_folder import check_free
+    from mergeforget.merge.inputs import check_free
     from mergeforget.models import locate
 
     check_free(Path(out), [Path(one) for one in [*models, *([base] if base else [])]])
@@ -363,7 +363,7 @@ class MergeRequest:
 
     def check_out(self, out: Path, bases: Sequence[str] = ()) -> None:
         """Raise InputError where ``out`` is an input, or holds what no merge made."""
-        from mergeforget.merge.output_folder import check_free
+        from mergeforget.merge.inputs import check_free
 
         check_free(out, [*self.inputs, *(Path(b) for b in [*bases, self.base] if b)])
 

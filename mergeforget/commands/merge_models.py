@@ -97,8 +97,8 @@ def _config(out: Path, as_json: bool, options: dict[str, Any]) -> None:
     from dataclasses import replace
 
     from mergeforget.api.merging import run_merge_models
+    from mergeforget.merge.inputs import check_free
     from mergeforget.merge.mergekit_bridge import THEIR_MARK, read_config, run_mergekit
-    from mergeforget.merge.output_folder import check_free
 
     request = read_config(options["config"])
     if isinstance(request, str):

@@ -24,16 +24,16 @@ from mergeforget.merge.inputs import (
     Modules,
     check_adapters,
     check_finite,
+    check_free,
     merged_config,
     modules_to_merge,
 )
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.kernels.arrays import as_array
-from mergeforget.merge.kernels.threads import workers
+from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.kernels.thresholds import Source
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.output_folder import check_free
 from mergeforget.merge.request import canonical, check_candidate, check_ranks
 from mergeforget.tensors import widest
 

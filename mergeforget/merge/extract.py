@@ -34,7 +34,7 @@ from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_che
 from mergeforget.merge.engine import Merged
 from mergeforget.merge.inputs import some
 from mergeforget.merge.kernels.arrays import as_array
-from mergeforget.merge.kernels.threads import workers
+from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.kernels.truncated_svd import Svd, cut_dense
 
 

@@ -1,4 +1,4 @@
-"""Checks of the adapters before a merge: one base, finite, and mergeable without error."""
+"""Checks before a merge: the adapters fit each other, and the output folder may be written."""
 
 from __future__ import annotations
 
@@ -215,3 +215,38 @@ def some(names: Iterable[str], limit: int = 3) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
+
+
+MADE = "candidate.json"  # a folder that has it was merged here, and may be merged again
+
+
+def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+    """Raise InputError where ``out`` is an input, or contains one."""
+    place = out.resolve()
+    for path in inputs:
+        read = path.resolve()
+        if place in (read, *read.parents) and read.exists():
+            what = "is read" if place == read else f"holds {path}, which is read"
+            raise InputError(
+                f"{out} {what}, and the output would replace it. Choose another place with --out."
+            )
+
+
+def check_free(
+    out: Path, inputs: Iterable[Path], mark: str = MADE, made: str = "merged here"
+) -> None:
+    """Raise InputError where ``out`` contains an input, or files from elsewhere.
+
+    Args:
+        mark: the file by which an earlier result is known, which may be replaced.
+        made: how such a result came to be, for the message.
+    """
+    check_apart(out, inputs)
+    if out.is_file():
+        raise InputError(f"{out} is a file. Choose another place with --out.")
+    held = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if held and mark not in held:
+        raise InputError(
+            f"{out} holds something that was not {made}: {some(held)}. Choose another place with "
+            "--out, or an empty one."
+        )

@@ -14,7 +14,7 @@ from mergeforget.files import read_jsonl
 from mergeforget.merge.prediction import predict_gaps
 from mergeforget.metrics._statistics import loss_gap
 from mergeforget.run import ANCHORS, Run
-from mergeforget.search.data import SearchData
+from mergeforget.search.split import SearchData
 
 
 @dataclass

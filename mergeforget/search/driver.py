@@ -27,7 +27,6 @@ from mergeforget.recipe import Recipe, SearchSpec, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose
-from mergeforget.search.data import load_data
 from mergeforget.search.density_prior import Guess
 from mergeforget.search.evaluator import (
     Evaluator,
@@ -41,6 +40,7 @@ from mergeforget.search.finalists import READ_BY_LOOKS, best_rank, next_finalist
 from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.objective import parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
+from mergeforget.search.split import load_data
 from mergeforget.search.store import Store
 from mergeforget.search.warnings import one_sided
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,13 +25,12 @@ from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
 from mergeforget.merge.engine import Merged, sweep
 from mergeforget.merge.multi_adapter import UnfitError
+from mergeforget.metrics import METRICS
 from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
 from mergeforget.run import Run
 from mergeforget.score import Score
-from mergeforget.search.data import SearchData
 from mergeforget.search.grid import families
-from mergeforget.search.proxy import with_proxy
-from mergeforget.search.split import PARTS, halve
+from mergeforget.search.split import PARTS, SearchData, halve
 
 KEPT = 16  # merged candidates in memory, over all families
 
@@ -271,3 +270,31 @@ def load_evaluator(
         mmlu=spec if asks and spec.mmlu else None,
         ways=ways,
     )
+
+
+METRICS_READ = {  # metric -> splits
+    "mia_auc": ("mia",),
+    "greedy_match": ("forget", "retain"),
+    "nll": ("forget", "retain", "holdout"),
+}
+
+
+def proxy_scores(measured: Measured) -> list[Score]:
+    """Scores that need no generated answer."""
+    found = [
+        METRICS.get(name).fn(measured, split)
+        for name, splits in METRICS_READ.items()
+        for split in splits
+    ]
+    return [score for score in found if score is not None]
+
+
+def only_proxy(scores: Iterable[Score]) -> list[Score]:
+    """Those of ``proxy_scores``, so that like is compared with like."""
+    return [s for s in scores if s.metric in METRICS_READ]
+
+
+def with_proxy(scores: Sequence[Score], measured: Measured) -> list[Score]:
+    """A benchmark's scores and the cheap ones that it does not have."""
+    have = {(s.metric, s.split) for s in scores}
+    return [*scores, *(s for s in proxy_scores(measured) if (s.metric, s.split) not in have)]

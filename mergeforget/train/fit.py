@@ -28,6 +28,7 @@ from mergeforget.run import Run
 from mergeforget.train.callbacks import (
     Bar,
     Checkpoints,
+    DualWeight,
     Epochs,
     FreshOptimizer,
     Guard,
@@ -35,7 +36,6 @@ from mergeforget.train.callbacks import (
     last_checkpoint,
 )
 from mergeforget.train.dataset import Collate, PairedRows
-from mergeforget.train.dual import DualWeight
 from mergeforget.train.early_stopping import PROXIES, Watcher
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.lora_targets import lora_config

@@ -19,8 +19,7 @@ from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.models import content_of, load_model, locate
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
-from mergeforget.search.data import load_data
-from mergeforget.search.split import group
+from mergeforget.search.split import group, load_data
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.memorise import check_whole, is_memorised, memorise, memorised_folder
 from mergeforget.train.objective import check_recipe, describe

@@ -17,10 +17,10 @@ from mergeforget.files import read_json, read_jsonl
 from mergeforget.recipe import SearchSpec
 from mergeforget.run import Run
 from mergeforget.score import Score
-from mergeforget.search.data import SearchData
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.objective import Rank
 from mergeforget.search.optuna_study import OptunaStudy
+from mergeforget.search.split import SearchData
 
 SPACE = ("--densities", "0.1:1.0:0.1", "--weights", "1,1;1,0.5")
 

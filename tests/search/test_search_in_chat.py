@@ -19,9 +19,9 @@ from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.score import find, read_scores
 from mergeforget.search.budget import SearchBudget
-from mergeforget.search.data import SearchData
 from mergeforget.search.driver import Options, search
 from mergeforget.search.evaluator import Evaluator
+from mergeforget.search.split import SearchData
 
 OPTIONS = Options(SearchBudget(), device="cpu")
 WAYS = {"chat", "raw", "chat-system"}

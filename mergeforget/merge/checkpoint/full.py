@@ -45,9 +45,8 @@ from mergeforget.merge.checkpoint.tensor_jobs import (
 )
 from mergeforget.merge.checkpoint.writer import write_model
 from mergeforget.merge.engine import MergeSettings, merge_adapters
-from mergeforget.merge.inputs import check_adapters, shared
+from mergeforget.merge.inputs import check_adapters, check_apart, shared
 from mergeforget.merge.kernels import dispatch
-from mergeforget.merge.output_folder import check_apart
 from mergeforget.merge.request import canonical, check_candidate
 
 OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # other than lm_head.weight

@@ -22,7 +22,7 @@ from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, w
 from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import SIZES, Checkpoint
 from mergeforget.merge.checkpoint.shards import PLAN, FileOffset, carry_over, in_shards, opened, put
-from mergeforget.merge.kernels.threads import workers
+from mergeforget.merge.kernels.dispatch import workers
 
 SHARD_BYTES = 5_000_000_000
 FLUSH_BYTES = 500_000_000  # written between two flushes of the journal

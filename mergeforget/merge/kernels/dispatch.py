@@ -1,14 +1,24 @@
-"""Chooses between numpy and loops compiled by numba, which give the same bits."""
+"""Choose between numpy and loops compiled by numba, and run both on a thread pool.
+
+Numpy and the compiled loops give the same bits, whatever the number of threads.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import sys
 import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 WORTH = 50_000_000  # entries of work for which numpy takes longer than loading the loops does
 
@@ -57,3 +67,29 @@ class Room(threading.local):
             held = self._buffers[name] = np.empty(size, np.uint8)
         taken: NDArray[Any] = held[:size].view(dtype).reshape(shape)
         return taken
+
+
+BRING_BLAS = ("numpy", "scipy", "scipy.linalg", "torch")
+
+
+@contextmanager
+def workers(threads: int = 0) -> Iterator[ThreadPoolExecutor]:
+    """A pool for work on many small matrices.
+
+    Every worker calls BLAS, and BLAS would start a thread per core for each of them: on two cores
+    such a merge took four times as long. One thread each also gives the same bits however many
+    workers there are.
+
+    Args:
+        threads: 0 for one per core.
+    """
+    count = threads or os.cpu_count() or 1
+    limits = _libraries(tuple(name in sys.modules for name in BRING_BLAS))
+    with limits.limit(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
+        yield pool
+
+
+@cache
+def _libraries(loaded: tuple[bool, ...]) -> ThreadpoolController:
+    """The linear algebra in this process; to look for it takes longer than a small merge."""
+    return ThreadpoolController()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.spherical import combine
+from mergeforget.merge.kernels.sign_election import combine
 from mergeforget.merge.methods import merge_method
 
 

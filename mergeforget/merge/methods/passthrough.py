@@ -8,7 +8,7 @@ import numpy as np
 
 from mergeforget.errors import UsageError
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.spherical import combine
+from mergeforget.merge.kernels.sign_election import combine
 from mergeforget.merge.methods import merge_method
 
 

@@ -21,11 +21,10 @@ from mergeforget.run import Run
 from mergeforget.score import Score
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.evaluator import Evaluator
-from mergeforget.search.explore import Explorer
+from mergeforget.search.explore import Explorer, Place, climb
 from mergeforget.search.finalists import next_finalists
 from mergeforget.search.grid import begin_at, grid, layer_groups, with_densities
 from mergeforget.search.objective import Rank, parse_objective
-from mergeforget.search.pattern_search import Place, climb
 from mergeforget.search.store import Store
 
 MODULES = [f"model.layers.{i}.mlp.up_proj" for i in range(12)] + ["lm_head"]
