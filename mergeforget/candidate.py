@@ -110,6 +110,10 @@ class Candidate:
         return cls(**known | {"weights": tuple(weights)})
 
 
+DEFAULT = Candidate("ties", 0.8)
+"""How a merge is done where nothing else is said, in the API, the commands, recipes and searches.
+The density is for methods that need one."""
+
 _TYPES: dict[str, Any] = {
     "method": str,
     "density": (int, float, type(None)),

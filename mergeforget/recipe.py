@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from mergeforget.candidate import DEFAULT
 from mergeforget.console import warn_once
 from mergeforget.errors import MergeforgetError, RecipeError, suggest
 from mergeforget.files import write_text
@@ -133,12 +134,12 @@ class Pair(RecipeSection):
 class MergeSpec(RecipeSection):
     """How `mergeforget merge RUN` merges the pair by default."""
 
-    method: str = "ties"
-    density: Density | None = 0.8
-    weights: list[float] = [1.0, 1.0]
-    space: Literal["factors", "delta"] = "factors"
-    rank: Positive | None = None
-    seed: int = 0
+    method: str = DEFAULT.method
+    density: Density | None = DEFAULT.density
+    weights: list[float] = list(DEFAULT.weights)
+    space: Literal["factors", "delta"] = DEFAULT.space
+    rank: Positive | None = DEFAULT.rank
+    seed: int = DEFAULT.seed
     precision: Literal["float32", "float64"] = "float32"  # of the computation
     arguments: dict[str, Any] = {}
 
@@ -146,11 +147,11 @@ class MergeSpec(RecipeSection):
 class SearchSpec(RecipeSection):
     """What `mergeforget search` tries, and what it maximises."""
 
-    methods: Annotated[list[str], Field(min_length=1)] = ["ties"]
+    methods: Annotated[list[str], Field(min_length=1)] = [DEFAULT.method]
     densities: Densities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    weights: Annotated[list[list[float]], Field(min_length=1)] = [[1.0, 1.0]]
-    spaces: Annotated[list[Literal["factors", "delta"]], Field(min_length=1)] = ["factors"]
-    ranks: Annotated[list[Positive | None], Field(min_length=1)] = [None]
+    weights: Annotated[list[list[float]], Field(min_length=1)] = [list(DEFAULT.weights)]
+    spaces: Annotated[list[Literal["factors", "delta"]], Field(min_length=1)] = [DEFAULT.space]
+    ranks: Annotated[list[Positive | None], Field(min_length=1)] = [DEFAULT.rank]
     groups: Positive = 1  # of layers, each with a density of its own
     strategy: Literal["grid", "refine", "tpe", "nsga2"] = "grid"
     finalists: Positive | None = None  # measured in full; None: all of a grid, else a fifth

@@ -87,6 +87,50 @@ def test_merge_takes_paths_texts_and_loaded_adapters(pair: list[Path], tmp_path:
         results[0].save(tmp_path / "other")
 
 
+def test_merge_needs_no_options(pair: list[Path]) -> None:
+    from mergeforget.api.merging import merge
+    from mergeforget.candidate import DEFAULT
+    from mergeforget.recipe import MergeSpec, SearchSpec
+
+    assert merge(pair).candidate == DEFAULT == merge(pair, method="ties").candidate
+    assert merge(pair[:1], rank=1).candidate.space == "delta"
+    spec, searched = MergeSpec(), SearchSpec()
+    assert (spec.method, spec.density, spec.space) == ("ties", DEFAULT.density, DEFAULT.space)
+    assert searched.methods == [DEFAULT.method] and DEFAULT.density in searched.densities
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "ties", "seed": 0}, "--seed does not apply to ties"),
+        ({"svd": "exact"}, "--svd does not apply to ties in factors space"),
+        ({"base": "elsewhere"}, "--base does not apply"),
+        ({"space": "delta", "compare": True}, "--compare does not apply"),
+        ({"method": "purpose", "density": 0.5}, "leave density out"),
+    ],
+)
+def test_an_option_that_a_merge_does_not_use_is_refused(
+    pair: list[Path], options: dict[str, Any], named: str
+) -> None:
+    from mergeforget.api.merging import merge
+
+    with pytest.raises(UsageError, match=named):
+        merge(pair, **options)
+
+
+def test_signatures_list_every_option_and_unknown_ones_are_refused(pair: list[Path]) -> None:
+    from mergeforget.api.merging import merge, merge_full, merge_models
+
+    for function in (merge, merge_full, merge_models):
+        parameters = inspect.signature(function).parameters
+        assert parameters["density"].default is None and parameters["threads"].default == 0
+        assert all(p.kind is not p.VAR_KEYWORD for p in parameters.values())
+        documented = inspect.getdoc(function) or ""
+        assert all(name in documented for name in parameters)
+    with pytest.raises(TypeError, match="Did you mean 'density'"):
+        merge(pair, densty=0.5)  # type: ignore[call-arg]
+
+
 def test_merge_settings_by_module_are_given_as_a_mapping_or_as_texts(pair: list[Path]) -> None:
     from mergeforget.api.merging import merge
 

@@ -44,7 +44,8 @@ METHOD = [
     click.option(
         "--density",
         type=float,
-        help="Fraction of entries kept, in (0, 1], for methods that take one.",
+        help="Fraction of entries kept, in (0, 1].  [default: from the run's recipe; otherwise 0.8 "
+        "for methods that need one]",
     ),
     click.option(
         "--density-by",
@@ -150,27 +151,6 @@ def refuse(names: Iterable[str], why: str) -> None:
     if found:
         verb = "does" if len(found) == 1 else "do"
         raise UsageError(f"{', '.join(found)} {verb} not apply {why}.")
-
-
-def refuse_unused(method: str, space: str | None = None, *, cuts: bool = False) -> None:
-    """Raise UsageError for options that the method does not use.
-
-    Args:
-        cuts: The command truncates a merged delta to a rank, which ``--svd`` governs.
-    """
-    from mergeforget.candidate import Candidate
-    from mergeforget.merge.engine import is_dense
-    from mergeforget.merge.methods import MERGE_METHODS
-    from mergeforget.merge.request import canonical
-
-    candidate = canonical(Candidate(method, space=space or "factors"))  # type: ignore[arg-type]
-    entry = MERGE_METHODS.get(candidate.method)
-    if "generator" not in entry.parameters:
-        refuse(["seed"], f"to {entry.name}, which draws nothing at random")
-    if cuts and not is_dense(candidate):
-        refuse(["svd"], f"to {entry.name} in {candidate.space} space, which truncates no delta")
-    if cuts and candidate.space == "delta":
-        refuse(["compare"], "in delta space: it measures how far factor space is from it")
 
 
 def arguments_of(texts: Iterable[str]) -> dict[str, Any]:

@@ -54,9 +54,7 @@ if TYPE_CHECKING:
     click.option(
         "--svd",
         type=click.Choice(["fast", "exact"]),
-        default="fast",
-        show_default=True,
-        help="How a delta is truncated to the rank.",
+        help="How a delta is truncated to the rank.  [default: fast]",
     ),
     click.option(
         "--data",
@@ -84,59 +82,33 @@ def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -
 
     Merges over and under of RUN (default: the newest run), or the folders given by --adapter, and
     writes a plain PEFT folder. Neither the base model nor torch is loaded. Without --method, the
-    section merge of the run's recipe applies, and options override it. One adapter with --rank is
-    truncated to that rank. With --full, the base with the merged change is written as a model
-    folder; rerun an interrupted command to resume.
+    section merge of the run's recipe applies, and options override it; other adapters are merged by
+    ties at density 0.8. One adapter with --rank is truncated to that rank. With --full, the base
+    with the merged change is written as a model folder; rerun an interrupted command to resume.
     """
+    from mergeforget.api.merging import merge, merge_full
     from mergeforget.errors import UsageError
 
     adapters, full = options.pop("adapters"), options.pop("full")
     if run is not None and adapters:
         raise UsageError(f"RUN and --adapter exclude each other: leave out {run} or --adapter.")
     options["arguments"] = shared.arguments_of(options["arguments"])
-    if options["method"] is None and (len(adapters) == 1):
-        options["method"] = "linear"
-        options["space"] = options["space"] or "delta"
     if out is None and (adapters or full):
         raise UsageError("Name the folder to write with --out.")
-    source = list(adapters) if adapters else chosen_run(run)
+    source: Any = list(adapters) if adapters else chosen_run(run)
     if full:
-        _full(source, out, as_json, options)
-    else:
-        _adapter(source, out, as_json, options)
-
-
-def _adapter(source: Any, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
-    from mergeforget.api.merging import prepare
-    from mergeforget.merge.engine import merge_adapters
-
+        shared.refuse(["compare"], "to --full")
+        options.pop("compare")
+        assert out is not None
+        shared.print_written(merge_full(source, out, **options), as_json)
+        return
     shared.refuse(shared.OUTPUT_ONLY, "to an adapter; add --full to write a whole model")
     for name in shared.OUTPUT_ONLY:
         options.pop(name)
-    asked = prepare(source, **options)
-    if asked.settings.grams is None and options["method"] != "purpose":
-        shared.refuse(["base"], "here: it is used with --full, or with --data")
-    shared.refuse_unused(asked.candidate.method, asked.candidate.space, cuts=True)
-    if out is not None:
-        asked.check_out(out)
-    merged = merge_adapters(asked.adapters, asked.candidate, asked.settings)
-    folder = merged.save(out or source.candidates / merged.candidate.name)
+    merged = merge(source, out=out, **options)
+    folder = out or merged.save(source.candidates / merged.candidate.name)
     facts = {"folder": str(folder), "candidate": merged.candidate.to_dict(), **merged.report}
     emit(facts, _text(merged, folder), as_json)
-
-
-def _full(source: Any, out: Path | None, as_json: bool, options: dict[str, Any]) -> None:
-    from mergeforget.api.merging import prepare, write_full
-
-    shared.refuse(["compare"], "to --full")
-    options.pop("compare")
-    output = {name: options.pop(name) for name in shared.OUTPUT_ONLY}
-    asked = prepare(source, **options, compare=False)
-    shared.refuse_unused(asked.candidate.method, asked.candidate.space)
-    if asked.candidate.rank is None:
-        shared.refuse(["svd"], "to --full without --rank: nothing is truncated")
-    assert out is not None
-    shared.print_written(write_full(asked, out, options["base"], **output), as_json)
 
 
 def _text(merged: Merged, folder: Path) -> str:

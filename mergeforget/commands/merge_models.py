@@ -66,7 +66,6 @@ def command(out: Path | None, as_json: bool, **options: Any) -> None:
         return
     if not options["models"]:
         raise UsageError("There is nothing to merge: name models with --model, or a --config.")
-    shared.refuse_unused(options["method"])
     options["arguments"] = shared.arguments_of(options["arguments"])
     if options["print_mergekit"]:
         names = ("out", "as_json", "precision", "same_base", "seed", *RUNTIME)
@@ -83,12 +82,11 @@ def command(out: Path | None, as_json: bool, **options: Any) -> None:
 def _print_mergekit(options: dict[str, Any]) -> None:
     import yaml
 
-    from mergeforget.api.merging import candidate_of_models
+    from mergeforget.api.merge_request import candidate_of_models
     from mergeforget.merge.mergekit_bridge import to_config
 
     names = [str(model) for model in options["models"]]
-    keys = ("base", "method", "density", "weights", "density_by", "weights_by", "arguments")
-    candidate = candidate_of_models(len(names), seed=None, **{k: options[k] for k in keys})
+    candidate = candidate_of_models(len(names), options["base"], options | {"seed": None})  # type: ignore[arg-type]
     config = to_config(candidate, names, options["base"], options["dtype"])
     click.echo(yaml.safe_dump(config, sort_keys=False), nl=False)
 
@@ -96,6 +94,7 @@ def _print_mergekit(options: dict[str, Any]) -> None:
 def _config(out: Path, as_json: bool, options: dict[str, Any]) -> None:
     from dataclasses import replace
 
+    from mergeforget.api.merge_request import refuse_unused
     from mergeforget.api.merging import run_merge_models
     from mergeforget.merge.inputs import check_free
     from mergeforget.merge.mergekit_bridge import THEIR_MARK, read_config, run_mergekit
@@ -108,18 +107,11 @@ def _config(out: Path, as_json: bool, options: dict[str, Any]) -> None:
         run_mergekit(options["config"], out, request)
         emit({"folder": str(out), "engine": "mergekit"}, f"{out}: merged by mergekit", as_json)
         return
-    shared.refuse_unused(request.candidate.method)
+    candidate = replace(request.candidate, seed=options["seed"] or 0)
+    refuse_unused(candidate, {"seed": options["seed"]}, full=True)
     check_free(out, [options["config"]])
-    written = run_merge_models(
-        request.models,
-        out,
-        request.base,
-        replace(request.candidate, seed=options["seed"] or 0),
-        dtype=request.dtype,
-        precision=options["precision"],
-        same_base=options["same_base"],
-        **{name: options[name] for name in RUNTIME},
-    )
+    how: Any = options | {"dtype": request.dtype}
+    written = run_merge_models(request.models, out, request.base, candidate, how)
     shared.print_written(written, as_json)
 
 

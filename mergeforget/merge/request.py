@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mergeforget.adapter import Adapter
-from mergeforget.candidate import Candidate
+from mergeforget.candidate import DEFAULT, Candidate
 from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.kernels.thresholds import check_density
 from mergeforget.merge.methods import MERGE_METHODS, SUPPLIED
@@ -41,6 +41,17 @@ def canonical(candidate: Candidate) -> Candidate:
     return replace(candidate, method=method, space=space, seed=seed)
 
 
+def takes_density(method: str) -> bool:
+    """Whether a method has a density, required or not; ``method`` may be PEFT's name for it."""
+    return "density" in MERGE_METHODS.get(canonical(Candidate(method)).method).parameters
+
+
+def needs_density(candidate: Candidate) -> bool:
+    """Whether the method of a candidate requires a density."""
+    takes = MERGE_METHODS.get(canonical(candidate).method).parameters
+    return "density" in takes and takes["density"].default is inspect.Parameter.empty
+
+
 def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
     """Raise UsageError where method, density, weights or arguments do not fit; return the method.
 
@@ -51,8 +62,8 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
     takes = entry.parameters
     if "density" in takes and candidate.density is not None:
         check_density(candidate.density)
-    elif "density" in takes and takes["density"].default is inspect.Parameter.empty:
-        raise UsageError(f"{entry.name} needs a density, for example --density 0.8.")
+    elif needs_density(candidate):
+        raise UsageError(f"{entry.name} needs a density, for example {DEFAULT.density}.")
     elif candidate.density is not None and "density" not in takes:
         raise UsageError(f"{entry.name} keeps every entry; it takes no density.")
     if len(candidate.weights) != adapters:

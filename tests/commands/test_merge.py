@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mergeforget.adapter import read_adapter
-from mergeforget.candidate import Candidate
+from mergeforget.candidate import DEFAULT, Candidate
 from mergeforget.cli import main
 from mergeforget.merge.engine import merge_adapters
 from mergeforget.recipe import change, load_recipe, save_recipe
@@ -71,6 +71,21 @@ def test_without_a_method_the_run_s_recipe_says_how(run: Path) -> None:
     assert candidate("--method", "linear") == Candidate("linear")
 
 
+def test_a_method_without_a_density_gets_the_default_one(run: Path) -> None:
+    """For methods that need one; a method that takes none, or has its own default, gets none."""
+
+    def density(*words: str) -> float | None:
+        done = call(run, *words, "--json")
+        assert done.exit_code == 0, done.output
+        return Candidate.from_dict(json.loads(done.stdout)["candidate"]).density
+
+    assert density("--method", "ties") == density() == DEFAULT.density == 0.8
+    assert density("--method", "ties_svd") == density("--method", "dare-ties") == 0.8
+    assert density("--method", "linear") is density("--method", "magmax") is None
+    save_recipe(change(load_recipe("zjuklab"), merge={"method": "linear"}), run / "recipe.yaml")
+    assert density() is None
+
+
 def test_precision_is_an_option_and_a_key_of_the_recipe(run: Path, tmp_path: Path) -> None:
     pair = [read_adapter(run / "over"), read_adapter(run / "under")]
     words = [str(run), "--method", "svd", "--rank", "2", "--json", "--out"]
@@ -114,7 +129,6 @@ def test_the_text_says_what_the_cut_and_the_space_cost(run: Path) -> None:
     [
         (["--density", "0"], 2, "must lie in (0, 1]"),
         (["--density", "1.5"], 2, "write 0.8 for 80 percent"),
-        (["--method", "ties"], 2, "needs a density"),
         (["--method", "tis", "--density", "0.5"], 2, "Did you mean 'ties'?"),
         (["--density", "0.5", "--weights", "1,x"], 2, "not a list of numbers"),
         (["--density", "0.5", "--weights", "1,1,1"], 2, "3 weights"),

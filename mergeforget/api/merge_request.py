@@ -1,0 +1,285 @@
+"""Read what a merge needs: the adapters, and every option with its default filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeforget.api.options import ByModule, MergeOptions, ModelMergeOptions
+from mergeforget.api.results import AnyRun, UnlearningRun, as_run
+from mergeforget.candidate import DEFAULT, Candidate
+from mergeforget.run import Run
+
+if TYPE_CHECKING:
+    from mergeforget.adapter import Adapter
+    from mergeforget.merge.activation_grams import Grams
+    from mergeforget.merge.engine import MergeSettings
+
+    Source = AnyRun | Sequence[str | Path | Adapter] | None
+
+UNSHARED = ("slerp", "nuslerp")  # without a base their weights are no shares of a mean
+HOW = ("density", "weights", "space", "rank", "seed", "precision")
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """A merge with every default filled in.
+
+    Attributes:
+        run: The run that the adapters belong to, or None.
+        inputs: Files and folders that are read, which the output must not replace.
+    """
+
+    adapters: list[Adapter]
+    candidate: Candidate
+    settings: MergeSettings
+    run: Run | None
+    inputs: list[Path]
+
+    @property
+    def base(self) -> str:
+        """The model that the adapters were trained on."""
+        return self.run.base() if self.run else self.adapters[0].base
+
+    def check_out(self, out: Path, bases: Sequence[str] = ()) -> None:
+        """Raise InputError where ``out`` is an input, or holds what no merge made."""
+        from mergeforget.merge.inputs import check_free
+
+        check_free(out, [*self.inputs, *(Path(b) for b in [*bases, self.base] if b)])
+
+
+def prepare(
+    source: Source, options: MergeOptions, *, compare: bool = False, full: bool = False
+) -> MergeRequest:
+    """Read the adapters and resolve the options of a merge.
+
+    What is omitted is, in this order: what the section ``merge`` of the run's recipe says (where no
+    method is given either), and ``candidate.DEFAULT``.
+
+    Args:
+        source: As in ``merge``.
+        options: Every option, None where it was omitted.
+        compare: Measure how far factor space is from delta space.
+        full: The result is written as a whole model.
+
+    Raises:
+        UsageError: An option does not apply to this merge.
+    """
+    from mergeforget.merge.engine import MergeSettings
+
+    adapters, run, inputs = _read(source)
+    method, base, data = options["method"], options["base"], options["data"]
+    given = {name: options.get(name) for name in HOW if options.get(name) is not None}
+    arguments = dict(options["arguments"] or {})
+    chosen: dict[str, Any] = {"method": method or DEFAULT.method}
+    if method is None and run is not None:
+        chosen = _recipe_options(run)
+        arguments = chosen.pop("arguments") | arguments
+    elif method is None and len(adapters) == 1:
+        chosen = {"method": "linear", "space": "delta"}
+    if chosen["method"] == "purpose":
+        _refuse_with_purpose(given, options)
+        candidate = _purpose(base, data, arguments, adapters, run)
+        precision, grams = (chosen | given).get("precision"), None
+    else:
+        chosen |= given
+        precision = chosen.pop("precision", None)
+        weights = tuple(chosen.pop("weights", None) or (1.0,) * len(adapters))
+        by_module = _by_module(options, len(adapters))
+        candidate = Candidate(**chosen, weights=weights, arguments=arguments, by_module=by_module)
+        candidate = with_density(candidate)
+        grams = _grams(base, data, candidate, adapters, run)
+        if base is not None and not full and grams is None:
+            raise refused("base", "here: it is used with --full, or with --data")
+    refuse_unused(candidate, options, compare=compare, full=full)
+    settings = MergeSettings(
+        options["modules"],
+        options["svd"] or MergeSettings.svd,
+        precision or MergeSettings.precision,
+        compare=compare,
+        threads=options["threads"],
+        grams=grams,
+        same_base=options["same_base"],
+    )
+    return MergeRequest(adapters, candidate, settings, run, [*inputs, *map(Path, data)])
+
+
+def candidate_of_models(n: int, base: object, options: ModelMergeOptions) -> Candidate:
+    """The candidate of a merge of n whole models.
+
+    Raises:
+        UsageError: An option does not apply to the method.
+    """
+    method = options["method"] or DEFAULT.method
+    share = 1.0 if base or method in UNSHARED else 1 / n
+    candidate = Candidate(
+        method,
+        options["density"],
+        tuple(options["weights"] or (share,) * n),
+        "delta",
+        seed=options["seed"] or DEFAULT.seed,
+        arguments=dict(options["arguments"] or {}),
+        by_module=_by_module(options, n),
+    )
+    refuse_unused(candidate, options, full=True)
+    return with_density(candidate)
+
+
+def with_density(candidate: Candidate) -> Candidate:
+    """The candidate with the default density, if its method needs one and it has none."""
+    from mergeforget.merge.request import needs_density
+
+    if candidate.density is None and needs_density(candidate):
+        return replace(candidate, density=DEFAULT.density)
+    return candidate
+
+
+def refuse_unused(
+    candidate: Candidate, options: Mapping[str, Any], *, compare: bool = False, full: bool = False
+) -> None:
+    """Raise UsageError for an option that was given and that this merge does not use."""
+    from mergeforget.merge.engine import is_dense
+    from mergeforget.merge.methods import MERGE_METHODS
+    from mergeforget.merge.request import canonical
+
+    known = canonical(candidate)
+    entry = MERGE_METHODS.get(known.method)
+    given = {name for name, value in options.items() if value is not None}
+    if "seed" in given and "generator" not in entry.parameters:
+        raise refused("seed", f"to {entry.name}, which draws nothing at random")
+    if full and "svd" in given and known.rank is None:
+        raise refused("svd", "to --full without --rank: nothing is truncated")
+    if not full and "svd" in given and not is_dense(known):
+        why = f"to {entry.name} in {known.space} space, which truncates no delta"
+        raise refused("svd", why)
+    if compare and known.space == "delta":
+        raise refused("compare", "in delta space: it measures how far factor space is from it")
+
+
+def refused(name: str, why: str) -> Exception:
+    """The error for an option that does not apply."""
+    from mergeforget.errors import UsageError
+
+    return UsageError(f"--{name.replace('_', '-')} does not apply {why}.")
+
+
+def _read(source: Source) -> tuple[list[Adapter], Run | None, list[Path]]:
+    """The adapters, the run they belong to, and the folders they were read from."""
+    from mergeforget.adapter import Adapter, read_adapter
+
+    if source is None or isinstance(source, str | Path | Run | UnlearningRun):
+        run = as_run(source)
+        folders = [run.over, run.under]
+        return [read_adapter(f, f.name) for f in folders], run, folders
+    paths = [Path(one) for one in source if not isinstance(one, Adapter)]
+    read = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in source]
+    return read, None, paths
+
+
+def _recipe_options(run: Run) -> dict[str, Any]:
+    """The section ``merge`` of the run's recipe.
+
+    The default density does not apply to a method that takes none.
+    """
+    from mergeforget.merge.request import takes_density
+    from mergeforget.recipe import load_recipe
+
+    found = load_recipe(run.recipe).merge.model_dump()
+    known = found["method"] != "purpose"
+    if known and found["density"] == DEFAULT.density and not takes_density(found["method"]):
+        found["density"] = None
+    return found
+
+
+def _by_module(options: MergeOptions | ModelMergeOptions, n: int) -> dict[str, Any]:
+    """Settings by module of n inputs."""
+    density = _settings("density", options["density_by"], 1)
+    return density | _settings("weights", options["weights_by"], n)
+
+
+def _settings(key: str, by: ByModule, count: int) -> dict[str, Any]:
+    """Settings by module: ``{"q_proj": 0.5}`` or ``["q_proj=0.5"]``, ``count`` values each."""
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.by_module import parse
+
+    if isinstance(by, Mapping):
+        by = [f"{name}={_joined(value)}" for name, value in by.items()]
+    rows = [parse(text) for text in by]
+    for pattern, values in rows:
+        if len(values) != count:
+            raise UsageError(
+                f"{key} of modules {pattern!r}: {len(values)} values are given, {count} are needed."
+            )
+    found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
+    return {key: found if key == "weights" else found[0]} if rows else {}
+
+
+def _refuse_with_purpose(given: Mapping[str, Any], options: MergeOptions) -> None:
+    from mergeforget.errors import UsageError
+
+    chosen = {*given, *(name for name in ("density_by", "weights_by") if options.get(name))}
+    if unfit := sorted(chosen - {"precision"}):
+        raise UsageError(
+            f"purpose chooses a weight for every module: leave {', '.join(unfit)} out."
+        )
+
+
+def _purpose(
+    base: str | Path | None,
+    data: Sequence[str | Path],
+    arguments: Mapping[str, Any],
+    adapters: list[Adapter],
+    run: Run | None,
+) -> Candidate:
+    """The candidate whose weights are chosen from gradients on forget and retain rows."""
+    from mergeforget.console import say
+    from mergeforget.data.readers import read_rows
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.purpose import choose_weights
+    from mergeforget.models import load_model
+
+    known = {"target", "rows", "steps", "ridge"}
+    if set(arguments) - known:
+        raise UsageError(f"purpose takes the arguments {', '.join(sorted(known))}.")
+    files = [Path(file) for file in data]
+    if run is not None and not files:
+        files = [run.data / "forget.jsonl", run.data / "retain.jsonl"]
+    if len(files) != 2:
+        raise UsageError("purpose needs two files: --data FORGET --data RETAIN.")
+    loaded = load_model(str(base or (run.base() if run else adapters[0].base)))
+    forget, retain = (read_rows(file) for file in files)
+    found = choose_weights(
+        loaded.model, loaded.tokenizer, adapters, forget, retain, **dict(arguments)
+    )
+    say(
+        f"purpose: forget loss {found.forget[0]:.3f} -> {found.forget[-1]:.3f} (target "
+        f"{found.target:.3f}), retain loss {found.retain[0]:.3f} -> {found.retain[-1]:.3f} nats "
+        "per token"
+    )
+    return found.candidate()
+
+
+def _joined(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _grams(
+    base: str | Path | None,
+    data: Sequence[str | Path],
+    candidate: Candidate,
+    adapters: list[Adapter],
+    run: Run | None,
+) -> Grams | None:
+    """The Gram matrices of the layers' inputs, for methods that need them."""
+    from mergeforget.merge.activation_grams import grams_of, looks_at_data
+
+    files = [Path(file) for file in data]
+    if run is not None and not files and looks_at_data(candidate):
+        files = [run.data / "forget.jsonl", run.data / "retain.jsonl"]
+    if not files:
+        return None
+    return grams_of(
+        str(base or (run.base() if run else adapters[0].base)), adapters, files, candidate
+    )

@@ -1,0 +1,183 @@
+"""The options of the API's functions, listed once each; commands pass on the same names.
+
+A function with ``**options: Unpack[MergeOptions]`` is decorated with ``@takes(MergeOptions)``: its
+signature then lists the options with their defaults, and it receives all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
+SHARD_SIZE = 5 * 10**9  # bytes of one weights file
+
+ByModule = Mapping[str, Any] | Sequence[str]
+Settings = Mapping[str, Any] | Iterable[str]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class MethodOptions(TypedDict, total=False):
+    """How n tensors are merged into one, for adapters and for whole models.
+
+    Attributes:
+        method: Name of a merge method (``mergeforget list methods``), or PEFT's name for it.
+        density: Fraction of entries kept, in (0, 1]; 0.8 for methods that need one.
+        weights: One multiplier per input.
+        density_by: Densities of the modules whose name contains a filter, ``{"q_proj": 0.5}``.
+        weights_by: Weights of such modules, ``{"q_proj": [1, 0.5]}``.
+        seed: Random seed of methods that drop entries at random.
+        precision: Of the computation, whatever dtype is stored.
+        arguments: Further arguments of the method, ``{"sign": "count"}``.
+        same_base: Merge although the inputs name or contain different base models.
+        threads: Number of threads; 0 is one per core. It does not change the result.
+    """
+
+    method: str | None
+    density: float | None
+    weights: Sequence[float] | None
+    density_by: ByModule
+    weights_by: ByModule
+    seed: int | None
+    precision: Literal["float32", "float64"] | None
+    arguments: Mapping[str, Any] | None
+    same_base: bool
+    threads: int
+
+
+class MergeOptions(MethodOptions, total=False):
+    """How adapters are merged.
+
+    Attributes:
+        space: ``factors`` merges A and B separately, ``delta`` merges the products ``B @ A``.
+        rank: Rank of the result, in delta space; the largest input rank when omitted.
+        modules: Which modules to merge where the adapters change different ones.
+        svd: How a delta is truncated to the rank; ``fast`` when omitted.
+        data: Files of rows, for methods that use data.
+        base: The model that ``data`` is run through, and that a whole model is made of.
+    """
+
+    space: Literal["factors", "delta"] | None
+    rank: int | None
+    modules: Literal["same", "common", "all"]
+    svd: Literal["fast", "exact"] | None
+    data: Sequence[str | Path]
+    base: str | Path | None
+
+
+class OutputOptions(TypedDict, total=False):
+    """How a whole model is written.
+
+    Attributes:
+        dtype: Of the written weights; ``auto`` keeps the base's.
+        max_memory: Bytes that the tensors in work may take together; None is no limit.
+        shard_size: Bytes of one weights file.
+        device: Device of the computation, ``cpu`` or ``cuda``.
+    """
+
+    dtype: Dtype
+    max_memory: int | None
+    shard_size: int
+    device: str
+
+
+class FullMergeOptions(MergeOptions, OutputOptions, total=False):
+    """How adapters are merged into a whole model."""
+
+
+class ModelMergeOptions(MethodOptions, OutputOptions, total=False):
+    """How whole models are merged."""
+
+
+class TrainingOptions(TypedDict, total=False):
+    """What is trained on, and where it is written.
+
+    Attributes:
+        forget: Rows to forget (JSON Lines, parquet, csv or column-oriented JSON).
+        retain: Rows to keep.
+        holdout: Rows of the same kind that no training sees: the non-members.
+        limit: Maximum number of rows of each set, by whole documents.
+        template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
+            ``auto``, which is chat where there is one; the recipe's when omitted.
+        system_prompt: System message of a chat.
+        out: Run folder; ``runs/RECIPE-TIME`` when omitted.
+        resume: Continue a run that was interrupted.
+        settings: Recipe keys to change: ``{"pair.over.epochs": 3}`` or ``["pair.over.epochs=3"]``.
+    """
+
+    forget: str | Path | None
+    retain: str | Path | None
+    holdout: str | Path | None
+    limit: int | None
+    template: Literal["auto", "none", "chat"] | None
+    system_prompt: str | None
+    out: str | Path | None
+    resume: bool
+    settings: Settings
+
+
+DEFAULTS: dict[str, Any] = {  # of the options that are not None when omitted
+    "density_by": (),
+    "weights_by": (),
+    "same_base": False,
+    "threads": 0,
+    "modules": "same",
+    "data": (),
+    "dtype": "auto",
+    "shard_size": SHARD_SIZE,
+    "device": "cpu",
+    "resume": False,
+    "settings": (),
+}
+
+
+def names_of(table: type) -> list[str]:
+    """The options of a table, in the order in which they are listed."""
+    bases = [base for base in getattr(table, "__orig_bases__", ()) if base is not TypedDict]
+    own = [n for n in table.__annotations__ if all(n not in b.__annotations__ for b in bases)]
+    return [*dict.fromkeys(name for base in bases for name in names_of(base)), *own]
+
+
+def takes(table: type) -> Callable[[F], F]:
+    """Let a function with ``**options`` receive every option of a table, defaults included.
+
+    A name that is not in the table raises TypeError, as an unknown argument does.
+    """
+    names = names_of(table)
+    defaults = {name: DEFAULTS.get(name) for name in names}
+
+    def decorate(function: F) -> F:
+        plain = inspect.signature(function)
+        own = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        listed = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name],
+                annotation=_text(table.__annotations__[name]),
+            )
+            for name in names
+        ]  # fmt: skip
+        known = {*names, *(p.name for p in own)}
+
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> Any:
+            for name in given.keys() - known:
+                from mergeforget.errors import suggest
+
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}."
+                    f"{suggest(name, sorted(known))}"
+                )
+            return function(*args, **{**defaults, **given})
+
+        signature = plain.replace(parameters=[*own, *listed])
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        return cast("F", call)
+
+    return decorate
+
+
+def _text(annotation: Any) -> str:
+    return str(getattr(annotation, "__forward_arg__", annotation))
