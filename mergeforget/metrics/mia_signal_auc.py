@@ -9,7 +9,7 @@ from mergeforget.metrics._statistics import auc, auc_draws, interval_of
 from mergeforget.score import Score
 
 SIGNALS = ("zlib", "min_k_20", "min_k_40", "min_k_plus_20", "min_k_plus_40",
-           "reference", "gradient_norm")  # fmt: skip
+           "reference", "gradient_norm", "level")  # fmt: skip
 
 
 @metric(

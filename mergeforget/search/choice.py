@@ -131,7 +131,7 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
         rest = "there is not enough data to call it balanced" if lacking else "it is not balanced"
         what = f"is the nearest to balance of {len(scored)} candidates, but {rest}"
     text = f"{best.name}{layers} {what}. Selection split: "
-    if objective.terms != (("mia", 1.0),):
+    if objective.terms not in ((("mia", 1.0),), (("mia_level", 1.0),)):
         text += f"{objective.text.partition(' if ')[0]} {rank.value:.3f}"
         text += f", MIA AUC {chosen.value:.3f}" if chosen else ""
     elif chosen:

@@ -232,7 +232,8 @@ class Searching:
         """Those in full that are worth it; see ``race`` where likelihoods tell the objective."""
         chosen = finalists(self.explorer, seen, self.spec.finalists)
         figures = self.objective.figures
-        races = figures <= READ_BY_LOOKS and figures != {"mia"} and self.spec.strategy != "nsga2"
+        beside = figures - {"mia", "mia_level"}
+        races = figures <= READ_BY_LOOKS and beside and self.spec.strategy != "nsga2"
         if self.spec.finalists is not None or not races:
             self.measure_candidates(chosen, SearchBudget())
             return chosen

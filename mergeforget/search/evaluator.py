@@ -13,7 +13,7 @@ from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.benchmarks import score as score_by
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
-from mergeforget.data.schema import Measured
+from mergeforget.data.schema import DocumentLoss, Measured
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import Kept, prompt_key
@@ -212,7 +212,18 @@ class Evaluator:
                 label=self._label(label, way),
                 kept=kept,
             )
+        if self.data.levels:
+            measured = replace(
+                measured, losses=[_with_level(x, self.data.levels) for x in measured.losses]
+            )
         return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
+
+
+def _with_level(one: DocumentLoss, levels: Mapping[str, float]) -> DocumentLoss:
+    """Add the signal ``level``: how far the NLL is below that of the row's twins, where known."""
+    if one.id not in levels:
+        return one
+    return replace(one, signals=one.signals | {"level": levels[one.id] - one.nll})
 
 
 def score_parts(
@@ -286,12 +297,13 @@ def proxy_scores(measured: Measured) -> list[Score]:
         for name, splits in METRICS_READ.items()
         for split in splits
     ]
+    found.append(METRICS.get("mia_signal_auc").fn(measured, signal="level"))
     return [score for score in found if score is not None]
 
 
 def only_proxy(scores: Iterable[Score]) -> list[Score]:
     """Those of ``proxy_scores``, so that like is compared with like."""
-    return [s for s in scores if s.metric in METRICS_READ]
+    return [s for s in scores if s.metric in METRICS_READ or s.metric == "mia_auc_level"]
 
 
 def with_proxy(scores: Sequence[Score], measured: Measured) -> list[Score]:

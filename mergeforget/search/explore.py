@@ -17,13 +17,13 @@ from mergeforget.errors import NumericError
 from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import SearchSpec
-from mergeforget.score import Score, find
+from mergeforget.score import Score
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Scored, pareto
 from mergeforget.search.density_prior import Guess
 from mergeforget.search.evaluator import Evaluator, merge_all, only_proxy, proxy_scores, worst_by
 from mergeforget.search.grid import begin_at, families, layer_groups, with_densities
-from mergeforget.search.objective import Objective, Rank, estimate
+from mergeforget.search.objective import Objective, Rank, compared_auc, estimate
 from mergeforget.search.optuna_study import OptunaStudy, size
 from mergeforget.search.split import SearchData
 from mergeforget.search.store import Store
@@ -176,7 +176,7 @@ class Explorer:
 
     def _passing(self, looked: Sequence[Candidate], line: Sequence[Candidate]) -> Place | None:
         """Where the AUC is expected to pass 0.5 on a line, from looks at some of it."""
-        aucs = [find(self.scores(c.name), "mia_auc", "mia", part="choose") for c in looked]
+        aucs = [compared_auc(self.scores(c.name), "choose") for c in looked]
         known = [
             (line.index(c), auc.value - 0.5)
             for c, auc in zip(looked, aucs, strict=True)
@@ -252,7 +252,7 @@ def finalists(explorer: Explorer, seen: Sequence[Candidate], wanted: int | None)
         return []
     ordered = sorted(seen, key=lambda c: c.name)
     ordered.sort(key=lambda c: (c.name in front, explorer.rank(c.name)), reverse=True)
-    if wanted is None and explorer.objective.figures == {"mia"}:
+    if wanted is None and explorer.objective.figures in ({"mia"}, {"mia_level"}):
         best = explorer.rank(ordered[0].name).value
         ordered = [c for c in ordered if explorer.rank(c.name).value == best]
     return ordered[:most]

@@ -10,7 +10,8 @@ from mergeforget.score import Score
 from mergeforget.search.explore import Explorer
 from mergeforget.search.objective import Rank, estimate, figure
 
-READ_BY_LOOKS = {"mia", "retain", "forget"}  # figures that likelihoods tell, at least nearly
+# figures that likelihoods tell, at least nearly
+READ_BY_LOOKS = {"mia", "mia_level", "retain", "forget"}
 
 
 def next_finalists(

@@ -12,6 +12,8 @@ from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 FIGURES = {
     "mia": "1 - 2 |AUC - 0.5| of membership inference: 1 where nothing tells members apart",
+    "mia_level": "the same of each row's NLL less that of its twins under the base, where a "
+    "training with `until` measured these, else `mia`",
     "retain": "share of the retain questions answered as before, by the best metric there is",
     "forget": "1 - the same of the forget questions",
     "aggregate": "the benchmark's own aggregate",
@@ -165,6 +167,9 @@ def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
     if name == "mia":
         auc = find(scores, "mia_auc", "mia", part=part)
         return None if auc is None else mia_score(auc.value)
+    if name == "mia_level":
+        auc = compared_auc(scores, part)
+        return None if auc is None else mia_score(auc.value)
     if name == "retain":
         return known_share(scores, "retain", part)
     if name == "forget":
@@ -172,6 +177,12 @@ def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
         return None if known is None else 1 - known
     found = find(scores, name, "mmlu" if name == "mmlu" else "all", part=part)
     return None if found is None else found.value
+
+
+def compared_auc(scores: Sequence[Score], part: str) -> Score | None:
+    """The AUC of membership: of NLL less the twins' NLL where it was measured, else of NLL."""
+    found = find(scores, "mia_auc_level", "mia", part=part)
+    return find(scores, "mia_auc", "mia", part=part) if found is None else found
 
 
 def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:

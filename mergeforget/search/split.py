@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergeforget.data.readers import read_rows
@@ -18,7 +18,7 @@ from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import membership_documents
 from mergeforget.evaluate.membership import matched, unseen
-from mergeforget.files import jsonl_text
+from mergeforget.files import jsonl_text, read_json
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 
@@ -125,6 +125,8 @@ class SearchData:
     Attributes:
         holdout: the text of a new ``data/holdout.jsonl``, of which the non-members are; empty
             where they are of the run's own.
+        levels: NLL of the twins of forget rows and non-members under the base, by row id; of
+            those that a training with `until` measured.
     """
 
     forget: list[Row]
@@ -132,6 +134,7 @@ class SearchData:
     members: list[Row]
     nonmembers: list[Row]
     holdout: str = ""
+    levels: dict[str, float] = field(default_factory=dict)
 
     def choosing(self, share: float, seed: int, figures: Collection[str]) -> SearchData:
         """The half that chooses, and of it only what an objective's figures read.
@@ -143,6 +146,7 @@ class SearchData:
         for row in rows:
             tasks.setdefault(group(row), row.task)
         chosen = choosing_subjects(tasks, share, seed)
+        figures = {"mia" if name == "mia_level" else name for name in figures}
         aggregated = not figures <= {"mia", "retain", "forget"}
 
         def part(of: list[Row], figure: str) -> list[Row]:
@@ -154,6 +158,7 @@ class SearchData:
             part(self.retain, "retain"),
             part(self.members, "mia"),
             part(self.nonmembers, "mia"),
+            levels=self.levels,
         )
 
 
@@ -190,4 +195,16 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
         members,
         nonmembers,
         "" if holdout is None else jsonl_text(row.to_dict() for row in outside),
+        _levels(run.root / "until" / "over.json"),
     )
+
+
+def _levels(path: Path) -> dict[str, float]:
+    """The levels that a training with ``until`` measured; empty without such a training."""
+    facts = read_json(path) if path.exists() else {}
+    found = facts.get("levels") if isinstance(facts, dict) else None
+    if found is None:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()):
+        raise InputError(f"{path}: `levels` is not a mapping from row ids to numbers.")
+    return {str(key): float(value) for key, value in found.items()}

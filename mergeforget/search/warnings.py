@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mergeforget.evaluate.verdict import judge
 from mergeforget.score import Score, find
-from mergeforget.search.objective import Objective, known_score, known_share
+from mergeforget.search.objective import Objective, compared_auc, known_score, known_share
 from mergeforget.search.split import PARTS
 
 DISAGREE = 0.1  # difference of an AUC or a share between the splits that is worth a warning
@@ -170,7 +170,7 @@ def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
 
     Uses the selection split; None where they are not, or where there are no non-members.
     """
-    found = [find(scores, "mia_auc", "mia", part="choose") for scores in (over, under)]
+    found = [compared_auc(scores, "choose") for scores in (over, under)]
     values = [score.value for score in found if score is not None]
     if len(values) < 2 or min(values) <= 0.5 + NEAR and max(values) >= 0.5 - NEAR:
         return None

@@ -55,7 +55,7 @@ from mergeforget.train.trainer import UnlearningTrainer, arguments
 from mergeforget.train.until import UntilController
 from mergeforget.train_config import Until
 
-MEASURED = ("holdout", "selected", "unseen")  # sets that no training step reads
+MEASURED = ("holdout", "selected", "unseen", "imitations")  # sets that no training step reads
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -88,7 +88,8 @@ def train_adapter(
     Args:
         model: the base; it is given back without the adapter, bit for bit as it was.
         sets: ``forget`` first, then ``retain``; ``holdout`` where the watch shall see it; with
-            ``until`` also ``held``, and ``selected`` and ``unseen`` of the selection split.
+            ``until`` also ``held``, ``selected`` and ``unseen`` of the selection split, and
+            ``imitations``, the twins of ``unseen``.
         template: how a row becomes a prompt.
         under: condition of the under-forgetting end, where a snapshot of this training serves as
             it; the snapshot becomes ``run.root / "under"``.
@@ -119,7 +120,11 @@ def train_adapter(
                 folder=job.run.snapshots,
                 history=job.run.history,
                 save=lambda folder: save_adapter(policy, folder),
-                twins=_twin_places(sets, encoded),
+                twins={
+                    of: _twin_places(sets, encoded, of, on)
+                    for of, on in (("held", "forget"), ("imitations", "unseen"))
+                },
+                selected=_places(sets, encoded, "selected"),
                 under=under,
             )
         fit(
@@ -135,7 +140,7 @@ def train_adapter(
         )
         save_adapter(policy, job.run.root / job.stage)
         if controller is not None:
-            _finish(controller, job)
+            _finish(controller, job, sets)
     finally:
         policy.unload()
     on_main(lambda: shutil.rmtree(job.checkpoints, ignore_errors=True))
@@ -143,17 +148,34 @@ def train_adapter(
 
 
 def _twin_places(
-    sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]]
+    sets: Mapping[str, Sequence[Row]],
+    encoded: Mapping[str, Sequence[Encoded]],
+    twins: str,
+    of: str,
 ) -> list[int]:
-    """For each held row the place of the forget row that it imitates, or -1."""
-    held = sets.get("held", ())
-    if any(len(sets[n]) != len(encoded[n]) for n in ("forget", "held") if sets.get(n)):
-        return []  # a transform, or windows: examples are no longer rows
-    places = {row.id: i for i, row in enumerate(sets["forget"])}
-    return [places.get(origin_of(row), -1) for row in held]
+    """For each twin the place of the row that it imitates, or -1; see ``_places``."""
+    if any(len(sets[n]) != len(encoded[n]) for n in (twins, of) if sets.get(n)):
+        return []
+    places = {row.id: i for i, row in enumerate(sets.get(of, ()))}
+    return [places.get(origin_of(row), -1) for row in sets.get(twins, ())]
 
 
-def _finish(controller: UntilController, job: TrainingJob) -> None:
+def _places(
+    sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]], part: str
+) -> list[int]:
+    """Places in ``forget`` of the rows of a part; empty where examples are no longer rows.
+
+    A transform, or windows of long documents, make several examples of one row.
+    """
+    if len(sets["forget"]) != len(encoded["forget"]):
+        return []
+    wanted = {row.id for row in sets.get(part, ())}
+    return [i for i, row in enumerate(sets["forget"]) if row.id in wanted]
+
+
+def _finish(
+    controller: UntilController, job: TrainingJob, sets: Mapping[str, Sequence[Row]]
+) -> None:
     """Note how the training ended, and copy the snapshot that serves as ``under``."""
     last = controller.checks[-1]
     facts = {"outcome": controller.outcome, "step": last.step, "auc": last.auc,
@@ -163,8 +185,14 @@ def _finish(controller: UntilController, job: TrainingJob) -> None:
 
     def keep() -> None:
         base = controller.base
+        levels = {
+            row.id: float(level)
+            for name in ("forget", "unseen")
+            if controller.levels and len(sets[name]) == len(controller.levels[name])
+            for row, level in zip(sets[name], controller.levels[name], strict=True)
+        }
         write_json(write, facts | {"base": None if base is None else asdict(base),
-                                   "under_step": step})  # fmt: skip
+                                   "under_step": step, "levels": levels})  # fmt: skip
         if step is not None:
             with whole(job.run.under) as temporary:
                 shutil.copytree(controller.snapshot(step), temporary)

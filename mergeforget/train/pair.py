@@ -271,7 +271,7 @@ def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dic
     """The sets that a training reads, ``forget`` first; with ``until`` also the selection split's.
 
     ``selected`` are the forget rows and ``unseen`` the non-members of the split that selects the
-    candidate of a search; the report split takes no part.
+    candidate of a search, and ``imitations`` twins of ``unseen``; the report split takes no part.
     """
     rows = {"forget": sets.forget, "retain": sets.retain}
     if sets.holdout:
@@ -289,6 +289,12 @@ def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dic
             if len(rows["unseen"]) < 2:
                 raise InputError("Too few holdout rows to hold some and to measure others.")
             rows["held"], rows["unseen"] = rows["unseen"][::2], rows["unseen"][1::2]
+        corpus = [*sets.forget, *sets.retain]
+        imitations = make_twins(
+            rows["unseen"], corpus=corpus, per_row=TWINS, seed=recipe.data.seed + 2
+        )
+        if imitations:
+            rows["imitations"] = imitations
     return rows
 
 

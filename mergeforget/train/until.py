@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ AT_ONCE = 16  # rows of one forward pass
 STEPS_AHEAD = 8  # steps in one direction that the range test allows for
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the range test, times the recipe's learning rate
 COST = 0.05  # nats of retain NLL that a rate of the range test may cost
+HARMED = 0.1  # nats of retain NLL above the base's at which the rate grows no more, and is eased
 CLOSE = 0.1  # nats from the aim that count as having reached it
 
 
@@ -37,10 +38,11 @@ class Check:
     """What is measured at a check.
 
     Attributes:
-        auc: probability that an unseen row of the selection split has a higher NLL than a forget
-            row of it; None without unseen rows.
+        auc: probability that an unseen row of the selection split lies further above its level
+            than a forget row of it; None without unseen rows.
         forget_exact, retain_exact: share of answers that greedy decoding repeats.
         unseen_nll: mean NLL of the unseen rows; None without.
+        unseen_risen: mean of the unseen rows' NLL less their level; None without.
     """
 
     step: int
@@ -50,6 +52,7 @@ class Check:
     retain_exact: float
     unseen_nll: float | None = None
     auc: float | None = None
+    unseen_risen: float | None = None
 
     @property
     def finite(self) -> bool:
@@ -80,10 +83,11 @@ class UntilController(TrainerCallback):
 
     Args:
         training: with ``until``.
-        sets: tokenised ``forget``, ``retain``, and where there are any ``held``, ``selected``
-            (forget rows of the selection split) and ``unseen`` (rows of the selection split that
-            no training sees).
-        twins: for each held row the place of the forget row that it imitates, or -1.
+        sets: tokenised ``forget``, ``retain``, and where there are any ``held``, ``unseen`` (rows
+            of the selection split that no training sees) and ``imitations`` (twins of these).
+        twins: for each row of ``held`` and of ``imitations`` the place of the row of ``forget`` or
+            ``unseen`` that it imitates, or -1.
+        selected: places of the forget rows of the selection split; all where it is empty.
         under: condition of the other end, where both are snapshots of this trajectory.
         folder: snapshots go to ``FOLDER/STAGE-stepNNNNN``.
         save: writes the adapter into a folder.
@@ -98,20 +102,22 @@ class UntilController(TrainerCallback):
         folder: Path,
         history: Path,
         save: Any,
-        twins: Sequence[int] = (),
+        twins: Mapping[str, Sequence[int]] | None = None,
+        selected: Sequence[int] = (),
         under: Until | None = None,
     ) -> None:
         assert training.until is not None
         self.until, self.under = training.until, under
-        self.sets, self.twins = sets, list(twins)
+        self.sets, self.twins = sets, dict(twins or {})
+        self.selected = list(selected) or list(range(len(sets["forget"])))
         self.stage, self.folder, self.history, self.save = stage, folder, history, save
-        self.rate = training.learning_rate
+        self.rate = self.first_rate = training.learning_rate
         self.trainer: Any = None  # set once the trainer exists
         self.base: Check | None = None
         self.checks: list[Check] = []  # healthy ones, in order
         self.back_offs = 0
         self.offset = self._first_offset()
-        self.deviations = torch.zeros(len(sets["forget"]))
+        self.levels: dict[str, Tensor] = {}  # of forget and unseen, under the base
         self.outcome = ""  # reached, max_steps or collapsed
         self.reached: Check | None = None
 
@@ -140,8 +146,8 @@ class UntilController(TrainerCallback):
     ) -> None:
         inner = unwrapped(model)
         with as_reference(inner):
+            self._measure_levels(inner)
             self.base = self._measure(inner, 0)
-            self._measure_deviations(inner)
         self.checks = [self.base]
         for line in read_jsonl(self.history):
             if line.get("stage") == self.stage and "until" in line:
@@ -154,7 +160,7 @@ class UntilController(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
     ) -> None:
         if state.global_step == 0 and self.until.range_test:
-            self.rate = self._range_test(unwrapped(model))
+            self.rate = self.first_rate = self._range_test(unwrapped(model))
             self._set_rate(more["optimizer"], more.get("lr_scheduler"))
 
     def on_step_end(
@@ -170,7 +176,7 @@ class UntilController(TrainerCallback):
         if decision in ("collapsed", "back off", "mend"):
             self._restore(inner)
             more["optimizer"].state.clear()
-        if decision in ("grow", "back off", "mend"):
+        if decision in ("grow", "ease", "back off", "mend"):
             self._set_rate(more["optimizer"], more.get("lr_scheduler"))
         self._aim()
         line = asdict(check) | {"decision": decision, "learning_rate": self.rate}
@@ -202,6 +208,8 @@ class UntilController(TrainerCallback):
             if self.back_offs < self.until.back_offs and not last:
                 self.back_offs += 1
                 self.rate /= 2
+                self._retreat()
+                before = self.checks[-1]
                 say(f"{self.stage}: step {check.step} passed the under-forgetting range; back to "
                     f"step {before.step} with learning rate {self.rate:.1e}.")  # fmt: skip
                 return "mend"
@@ -218,7 +226,11 @@ class UntilController(TrainerCallback):
         if gap < CLOSE:
             self.offset += self.until.margin if self.offset >= 0 else -self.until.margin
             return "move aim"
-        if check.forget_nll - before.forget_nll < self.until.slow and gap > 2 * CLOSE:
+        if risen > HARMED:
+            if self.rate > self.first_rate:
+                self.rate = max(self.first_rate, self.rate / self.until.growth)
+                return "ease"
+        elif check.forget_nll - before.forget_nll < self.until.slow and gap > 2 * CLOSE:
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"
@@ -230,9 +242,18 @@ class UntilController(TrainerCallback):
         decision = line["decision"]
         if decision in ("back off", "mend", "collapsed"):
             self.back_offs += 1
+            if decision == "mend":
+                self._retreat()
         else:
             names = Check.__dataclass_fields__
             self.checks.append(Check(**{k: v for k, v in line.items() if k in names}))
+
+    def _retreat(self) -> None:
+        """Drop the checks after the last one at which the AUC was on the side of ``under``."""
+        assert self.under is not None
+        low = self.under.auc_at_least
+        while len(self.checks) > 1 and low is not None and (self.checks[-1].auc or 0.0) < low:
+            self.checks.pop()
 
     def _first_offset(self) -> float:
         """Above the level where the AUC shall fall below chance, below it where it shall not."""
@@ -242,45 +263,77 @@ class UntilController(TrainerCallback):
         return self.until.margin if low is None else 0.0
 
     def _aim(self) -> None:
-        """Set the level of each forget row: of unseen rows now, plus what its twin differs by."""
-        now = self.checks[-1]
-        if now.unseen_nll is None:
-            return
-        levels = now.unseen_nll + self.deviations + self.offset
-        self.trainer.levels = {"forget": levels.clamp(min=0.0)}
+        """Set the level of each forget row: what it would be unseen, as the model now is."""
+        risen = self.checks[-1].unseen_risen
+        if risen is not None:
+            levels = self.levels["forget"] + risen + self.offset
+            self.trainer.levels = {"forget": levels.clamp(min=0.0)}
 
     def _gap(self, check: Check) -> float:
         """Nats that the forget rows lie below their aim, on average; infinite without a level."""
-        if check.unseen_nll is None:
+        if check.unseen_risen is None:
             return float("inf")
-        aim = check.unseen_nll + float(self.deviations.mean()) + self.offset
+        aim = float(self.levels["forget"].mean()) + check.unseen_risen + self.offset
         return aim - check.forget_nll
 
-    def _measure_deviations(self, model: Any) -> None:
-        """Mean NLL of each forget row's twins under the base, less the mean of all twins."""
-        held = self.sets.get("held", ())
-        if not held or len(self.twins) != len(held):
+    def _measure_levels(self, model: Any) -> None:
+        """The level of each forget row and unseen row: mean NLL of its twins under the base.
+
+        A row without twins gets the mean of all twins. Where the unseen rows have no twins, their
+        own NLL under the base is their level, and where the forget rows have none, the mean of the
+        unseen rows is theirs.
+        """
+        unseen = self.sets.get("unseen")
+        if not unseen:
             return
-        nll = read_nlls(model, held)[0]
-        for place in set(self.twins) - {-1}:
-            own = [value for value, twin in zip(nll, self.twins, strict=True) if twin == place]
-            self.deviations[place] = torch.stack(own).mean() - nll.mean()
-        self.deviations -= self.deviations.mean()
+        own = read_nlls(model, unseen)[0]
+        forget = self._mean_of_twins(model, "held", len(self.sets["forget"]))
+        imitated = self._mean_of_twins(model, "imitations", len(unseen))
+        if forget is None or imitated is None:
+            forget = torch.full((len(self.sets["forget"]),), float(own.mean()))
+            imitated = own
+        self.levels = {"forget": forget, "unseen": imitated}
+
+    def _mean_of_twins(self, model: Any, name: str, size: int) -> Tensor | None:
+        """Mean NLL of the twins of each of ``size`` rows; None where most rows have none."""
+        twins, places = self.sets.get(name, ()), self.twins.get(name, ())
+        known = {place for place in places if place >= 0}
+        if len(places) != len(twins) or 2 * len(known) <= size:
+            return None
+        nll = read_nlls(model, twins)[0]
+        levels = torch.full((size,), float(nll.mean()))
+        for place in known:
+            own = [value for value, twin in zip(nll, places, strict=True) if twin == place]
+            levels[place] = torch.stack(own).mean()
+        return levels
 
     def _measure(self, model: Any, step: int) -> Check:
-        values = {name: read_nlls(model, spread(self.sets[name], SAMPLE))
-                  for name in ("forget", "retain", "unseen", "selected")
-                  if self.sets.get(name)}  # fmt: skip
-        forget, retain = values["forget"], values["retain"]
-        unseen = values.get("unseen")
-        return Check(
+        """Loss and exact answers of every set, and the AUC of NLL less level."""
+        forget, retain = (read_nlls(model, spread(self.sets[n], SAMPLE))
+                          for n in ("forget", "retain"))  # fmt: skip
+        check = Check(
             step=step,
             forget_nll=float(forget[0].mean()),
             forget_exact=float(forget[1].float().mean()),
             retain_nll=float(retain[0].mean()),
             retain_exact=float(retain[1].float().mean()),
-            unseen_nll=None if unseen is None else float(unseen[0].mean()),
-            auc=None if unseen is None else auc_of(values.get("selected", forget)[0], unseen[0]),
+        )
+        if not self.levels:
+            return check
+        nll = {}
+        for name, places in (
+            ("forget", self.selected), ("unseen", range(len(self.sets["unseen"])))
+        ):  # fmt: skip
+            some = spread(list(places), SAMPLE)
+            nll[name] = read_nlls(model, [self.sets[name][i] for i in some])[0]
+            nll[f"{name} level"] = self.levels[name][some]
+        members = nll["forget"] - nll["forget level"]
+        outside = nll["unseen"] - nll["unseen level"]
+        return replace(
+            check,
+            unseen_nll=float(nll["unseen"].mean()),
+            unseen_risen=float(outside.mean()),
+            auc=auc_of(members, outside),
         )
 
     def _range_test(self, model: Any) -> float:
@@ -320,12 +373,18 @@ class UntilController(TrainerCallback):
         load_weights(model, self.snapshot(self.checks[-1].step))
 
     def _prune(self) -> None:
-        """Delete snapshots but the last healthy one, the best for ``under``, and those after it."""
-        last = self.checks[-1].step
-        first = self.under_step() if self.under is not None else last
-        keep_from = last if first is None else min(first, last)
+        """Delete the snapshots that nothing can return to.
+
+        Kept are the last healthy one, the best for ``under``, and, while there is none, the last
+        one on the side of ``under``.
+        """
+        kept = {self.checks[-1].step}
+        if self.under is not None:
+            low, first = self.under.auc_at_least, self.under_step()
+            before = [c.step for c in self.checks if low is None or (c.auc or 0.0) >= low]
+            kept |= {first} if first is not None else {max(before, default=0)}
         for check in self.checks:
-            if check.step < keep_from:
+            if check.step not in kept:
                 on_main(lambda s=check.step: shutil.rmtree(self.snapshot(s), ignore_errors=True))  # type: ignore[misc]
 
 
@@ -351,8 +410,8 @@ def auc_of(members: Tensor, nonmembers: Tensor) -> float:
     return float((gap > 0).float().mean() + 0.5 * (gap == 0).float().mean())
 
 
-def spread(rows: Sequence[Encoded], size: int) -> list[Encoded]:
-    """At most ``size`` rows, evenly over the set."""
+def spread(rows: Sequence[Any], size: int) -> list[Any]:
+    """At most ``size`` of the rows, evenly over the set."""
     count = min(size, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
