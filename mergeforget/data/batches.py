@@ -156,6 +156,59 @@ def _summed(counts: Sequence[_Counts | None]) -> _Counts | None:
     return _Counts(sum(c.rows for c in known), kinds, sum(c.tokens for c in known))
 
 
+@dataclass(frozen=True)
+class SharedPrefix:
+    """A packed batch whose rows' common beginning is passed once instead of once per row.
+
+    Attributes:
+        input_ids, position_ids: (1, tokens): the common beginning, then the rest of each row.
+        mask: (1, 1, tokens, tokens), True where a token attends: to the common beginning and to
+            earlier tokens of its own row.
+        keep: (kept,) as ``Batch.keep``, in the new order.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    mask: Tensor
+    keep: Tensor
+
+
+def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
+    """Pass the common beginning of packed rows once; None where that saves too little.
+
+    In chat form, every row begins with the same system prompt, which is half of a short row.
+
+    Args:
+        least: Share of the tokens that must be saved.
+    """
+    assert batch.position_ids is not None
+    tokens = batch.input_ids.shape[1]
+    starts = [*(batch.position_ids[0] == 0).nonzero().flatten().tolist(), tokens]
+    ids = batch.input_ids[0].tolist()
+    rows = [ids[a:b] for a, b in pairwise(starts)]
+    common = min(len(row) for row in rows) - 1  # each row keeps a token of its own
+    common = next((i for i in range(common) if len({row[i] for row in rows}) > 1), common)
+    if common * (len(rows) - 1) < least * tokens:
+        return None
+    own = torch.tensor([0, *(len(row) - common for row in rows)])
+    belongs = torch.repeat_interleave(torch.arange(len(own)) - 1, own)
+    belongs = torch.cat([torch.full((common,), -1), belongs])
+    size = len(belongs)
+    order = torch.arange(size)
+    same = (belongs[None, :] == belongs[:, None]) | (belongs[None, :] == -1)
+    begin = torch.tensor(starts[:-1])
+    offset = batch.keep - begin[batch.row]
+    first = common + own[1:].cumsum(0) - own[1:]  # of each row's own tokens
+    inside = [row[common:] for row in rows]
+    positions = [*range(common), *(common + i for row in inside for i in range(len(row)))]
+    return SharedPrefix(
+        input_ids=torch.tensor([[*rows[0][:common], *(x for row in inside for x in row)]]),
+        position_ids=torch.tensor([positions]),
+        mask=(same & (order[None, :] <= order[:, None]))[None, None],
+        keep=torch.where(offset < common, offset, first[batch.row] + offset - common),
+    )
+
+
 def split(batch: Batch) -> list[Batch]:
     """The rows of a packed batch, each by itself: the opposite of ``join``."""
     assert batch.position_ids is not None

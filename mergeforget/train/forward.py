@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mergeforget.chunked_logprobs import Projection
-from mergeforget.data.batches import Batch, join, split
+from mergeforget.data.batches import Batch, join, share_prefix, split
 from mergeforget.distributed import in_any, sharded
 from mergeforget.errors import RecipeError
 from mergeforget.fsdp import kind, whole
 from mergeforget.outputs import TokenOutputs
-from mergeforget.train.packing_check import rows_leak
+from mergeforget.train.packing_check import can_share, rows_leak
 from mergeforget.train.precision import autocast
 
 TOGETHER = (
@@ -69,16 +69,35 @@ def predict(
 
 
 def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-    """One pass: the model's output and the hidden states in ``seen`` at the kept positions."""
-    packed = batch.attention_mask is None
-    places = (
-        {"position_ids": batch.position_ids, "logits_to_keep": batch.keep}
-        if packed
-        else {"attention_mask": batch.attention_mask}
-    )
-    done = model(input_ids=batch.input_ids, use_cache=False, **places).logits
-    kept = done[0] if packed else done.flatten(0, 1)[batch.keep]
-    return kept, {n: h.flatten(0, 1)[batch.keep] for n, h in seen.items()}
+    """One pass: the model's output and the hidden states in ``seen`` at the kept positions.
+
+    On a CPU, tokens that all packed rows begin with are passed once.
+    """
+    packed, ids, keep = batch.attention_mask is None, batch.input_ids, batch.keep
+    places: dict[str, Any] = {"attention_mask": batch.attention_mask}
+    if packed:
+        places = {"position_ids": batch.position_ids}
+        once = share_prefix(batch) if _shares_prefixes(model, batch) else None
+        if once is not None:
+            ids, keep = once.input_ids, once.keep
+            places = {"position_ids": once.position_ids, "attention_mask": once.mask}
+        places["logits_to_keep"] = keep
+    done = model(input_ids=ids, use_cache=False, **places).logits
+    kept = done[0] if packed else done.flatten(0, 1)[keep]
+    return kept, {n: h.flatten(0, 1)[keep] for n, h in seen.items()}
+
+
+def _shares_prefixes(model: Any, batch: Batch) -> bool:
+    """Whether packed rows may share their beginning: on a CPU, with SDPA, and without dropout.
+
+    Dropout would drop the same entries for every row. On a GPU, an attention kernel without an
+    explicit mask is faster.
+    """
+    inner = unwrapped(model)
+    if batch.rows < 2 or batch.input_ids.device.type != "cpu" or not can_share(inner):
+        return False
+    dropping = (m for m in inner.modules() if isinstance(m, nn.Dropout) and m.p and m.training)
+    return not any(True for _ in dropping)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Check a model for attention leakage between packed rows.
+"""Check whether a model keeps packed rows apart, and whether rows can share their beginning.
 
 transformers builds a block mask from the positions where rows begin. Layers that mix tokens in
 another way (state spaces, convolutions, linear attention), ALiBi and OPT ignore it. No flag of
@@ -14,12 +14,17 @@ import torch
 from torch import nn
 
 from mergeforget.console import say
+from mergeforget.data.batches import pack, share_prefix
+from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import sharded
 from mergeforget.errors import UsageError
+from mergeforget.outputs import ANSWER
 from mergeforget.train.precision import autocast
 
 _KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # each model is checked once
+_SHARING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 LENGTH = 4  # tokens of a row in the check
+CLOSE = 1e-4  # of the largest logit: what another order of summation may change
 
 
 def rows_leak(model: Any) -> bool:
@@ -73,3 +78,51 @@ def _try_out(model: Any) -> bool:
         hook.remove()
         model.train(was_training)
     return bool((slope[:, :LENGTH].nan_to_num(0.0) != 0).any())
+
+
+def can_share(model: Any) -> bool:
+    """Whether a model takes a mask by which rows share their beginning; measured once per model.
+
+    Not with an attention window or with chunks, which such a mask would replace, and not with
+    other attention than SDPA. Two rows of the check give the logits that they give apart.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base not in _SHARING:
+        config = base.config.get_text_config()
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        windows = [getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size")]
+        _SHARING[base] = (
+            config._attn_implementation == "sdpa"
+            and kinds == {"full_attention"}
+            and not any(windows)
+            and not sharded()
+            and _same_when_shared(model)
+        )
+    return _SHARING[base]
+
+
+@torch.no_grad()
+def _same_when_shared(model: Any) -> bool:
+    """Whether two rows with a common beginning give the same logits together as alone."""
+    size = model.get_input_embeddings().weight.shape[0]
+    rows = [[i % size for i in (1, 2, 3, 4, *own)] for own in ((5, 6), (7, 8, 9))]
+    batch = pack([Encoded(ids=ids, kinds=[ANSWER] * len(ids)) for ids in rows])
+    once = share_prefix(batch)
+    assert once is not None
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast(model):
+            alone = [
+                model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1] for ids in rows
+            ]
+            shared = model(
+                input_ids=once.input_ids, position_ids=once.position_ids,
+                attention_mask=once.mask, use_cache=False,
+            ).logits[0, once.keep]  # fmt: skip
+    except (TypeError, ValueError, RuntimeError, IndexError):  # takes no such mask
+        return False
+    finally:
+        model.train(was_training)
+    apart = torch.cat(alone)
+    return bool((shared - apart).abs().max() <= CLOSE * apart.abs().max().clamp(min=1.0))
