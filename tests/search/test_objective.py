@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergeforget.data.schema import DocumentLoss, Measured
 from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.score import Score
+from mergeforget.search.evaluator import proxy_scores
 from mergeforget.search.objective import figure, parse_objective
 
 
@@ -92,3 +96,22 @@ def test_unknown_figure_names_the_nearest() -> None:
 def test_what_was_not_measured_is_named() -> None:
     with pytest.raises(UsageError, match=r"'mmlu', which was not measured. Measure anew"):
         parse_objective("mmlu").rank(scores(0.5, 0, 0), BASE, "choose")
+
+
+def test_mia_level_compares_rows_with_their_twins() -> None:
+    """Forget rows of easy kinds and unseen rows of hard ones: plain NLL tells the kinds apart."""
+    levels = {"f1": 1.0, "f2": 2.0, "u1": 4.0, "u2": 5.0}
+    above = {"f1": 0.1, "f2": -0.1, "u1": 0.0, "u2": 0.2}  # nats above the twins
+    measured = Measured(
+        [],
+        [
+            DocumentLoss(name, name.startswith("f"), levels[name] + above[name],
+                         signals={"level": -above[name]})
+            for name in levels
+        ],
+    )  # fmt: skip
+    scores = [replace(s, part="choose") for s in proxy_scores(measured)]
+    assert figure("mia", scores, "choose") == 0.0
+    assert figure("mia_level", scores, "choose") == 0.5  # AUC 3 / 4
+    plain = [s for s in scores if s.metric != "mia_auc_level"]
+    assert figure("mia_level", plain, "choose") == 0.0
