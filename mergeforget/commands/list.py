@@ -10,7 +10,10 @@ from mergeforget.commands._options import emit, json_option
 
 FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "attacks", "recipes")
 # arguments that the merge engine or the evaluation supplies and no user sets
-SUPPLIED = ("generator", "grams", "cuts", "l1_factors", "importance", "contrast", "known")
+SUPPLIED = (
+    "generator", "grams", "cuts", "l1_factors", "importance", "contrast", "shares", "base_weights",
+    "known",
+)  # fmt: skip
 
 
 @click.command("list")

@@ -1,4 +1,9 @@
-"""Statistics of the layers' inputs on some rows: the means of ``h h^T`` that ``regmean`` needs."""
+"""Statistics that merge methods need, measured on rows of data by running the model.
+
+``grams`` are the means of ``h h^T`` over the inputs h of a layer (``regmean``, ``regmean_pp``),
+``importance`` and ``contrast`` gradients of the loss by each weight (``fisher``, ``perta``), and
+``shares`` coefficients learned by minimising an entropy (``adamerging``).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,7 @@ from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import UsageError
-from mergeforget.merge.by_module import at_module, depth_of
+from mergeforget.merge.by_module import LAYER, at_module, depth_of
 from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.request import canonical
 
@@ -32,7 +37,7 @@ MAX_LENGTH = 1024  # tokens of a row
 def grams_of(
     base: str, adapters: Sequence[Adapter], files: Sequence[Path], candidate: Candidate
 ) -> Grams:
-    """For each module one (in, in) matrix per adapter, from its own model on its own data.
+    """For each module the statistics that the method needs, one array per adapter.
 
     Args:
         base: name or folder of the model that the adapters were trained on.
@@ -47,14 +52,21 @@ def grams_of(
     from mergeforget.models import load_model
 
     check_grams(candidate, {})
-    takes = MERGE_METHODS.get(canonical(candidate).method).parameters
+    candidate = canonical(candidate)
+    takes = MERGE_METHODS.get(candidate.method).parameters
+    if "grams" in takes and any(adapter.embeddings for adapter in adapters):
+        raise UsageError(
+            f"{candidate.method} needs the inputs of linear layers, and an adapter has LoRA on an "
+            "embedding, whose inputs are token ids. Use fisher, or a method without data."
+        )
     loaded: Any = None
     if "contrast" in takes:
         if len(files) != 2:
             raise UsageError(f"{candidate.method} needs --data FORGET --data RETAIN, two files.")
         loaded = load_model(base)
+        squared = candidate.arguments.get("estimate", takes["estimate"].default) == "fisher"
         both = [
-            importances(loaded.model, loaded.tokenizer, read_rows(path), adapters, squared=False)
+            importances(loaded.model, loaded.tokenizer, read_rows(path), adapters, squared=squared)
             for path in files
         ]
         return {module: [one[module] for one in both] for module in both[0]}
@@ -64,9 +76,21 @@ def grams_of(
             "for each adapter, in their order, or once for all."
         )
     loaded = load_model(base)
+    every = [read_rows(path) for path in files] * (len(adapters) // len(files))
+    if "shares" in takes:
+        from mergeforget.merge.adaptive_weights import learn_shares
+
+        learned = learn_shares(
+            loaded.model, loaded.tokenizer, adapters, every[: len(files)], candidate
+        )
+        return {
+            name: [x for x, a in zip(shares, adapters, strict=True) if name in a.deltas]
+            for name, shares in learned.shares.items()
+        }
+    if traits(candidate.method).layerwise:
+        return layerwise_grams(loaded.model, loaded.tokenizer, every, adapters, candidate)
     found: list[dict[str, Array]] = []
-    for adapter, path in zip(adapters, list(files) * (len(adapters) // len(files)), strict=True):
-        rows = read_rows(path)
+    for adapter, rows in zip(adapters, every, strict=True):
         with applied(loaded.model, adapter):
             if "importance" in takes:
                 measured = importances(loaded.model, loaded.tokenizer, rows, [adapter])
@@ -74,6 +98,45 @@ def grams_of(
                 continue
             found.append(input_grams(loaded.model, loaded.tokenizer, rows, adapter))
     return {m: [one[m] for one in found if m in one] for m in set().union(*found)}
+
+
+def layerwise_grams(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Sequence[Row]],
+    adapters: Sequence[Adapter],
+    candidate: Candidate,
+) -> Grams:
+    """``input_grams`` of each layer with the layers before it merged, see ``regmean_pp``.
+
+    Args:
+        rows: The data of each adapter.
+        candidate: How a layer is merged, once its statistics are known.
+    """
+    from mergeforget.merge.apply import applied
+
+    every = sorted(set().union(*(adapter.deltas for adapter in adapters)))
+    layers: dict[int, list[str]] = {}
+    for name in every:
+        place = LAYER.search(name)
+        layers.setdefault(int(place[1]) if place else len(every), []).append(name)
+    depth, found, merged = depth_of(every), {}, {}
+    for number in sorted(layers):
+        names, measured = layers[number], []
+        for adapter, data in zip(adapters, rows, strict=True):
+            here = {name: adapter.deltas[name] for name in names if name in adapter.deltas}
+            mixed = replace(adapter, deltas=merged | here, extras={}, embeddings=frozenset())
+            with applied(model, mixed):
+                measured.append(input_grams(model, tokenizer, data, replace(mixed, deltas=here)))
+        for name in names:
+            found[name] = [one[name] for one in measured if name in one]
+            owners = [i for i, adapter in enumerate(adapters) if name in adapter.deltas]
+            at = at_module(candidate, name, depth[name])
+            moved = mapped([adapters[i].deltas[name] for i in owners], found[name], at)
+            a = [d.a * (at.weights[i] * d.scaling) for i, d in zip(owners, moved, strict=True)]
+            b = [d.b for d in moved]
+            merged[name] = LowRankDelta(np.concatenate(a), np.concatenate(b, axis=1), 1.0)
+    return found
 
 
 def input_grams(
@@ -178,7 +241,7 @@ def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any
 def looks_at_data(candidate: Candidate) -> bool:
     """Whether the method needs statistics measured on rows."""
     takes = MERGE_METHODS.get(canonical(candidate).method).parameters
-    return "grams" in takes or "importance" in takes
+    return bool({"grams", "importance", "shares"} & takes.keys())
 
 
 def supplied(candidate: Candidate, found: Sequence[Array]) -> dict[str, Array]:
@@ -197,8 +260,8 @@ def check_grams(candidate: Candidate, grams: Grams | None) -> None:
     needs = looks_at_data(candidate)
     if needs and grams is None:
         raise UsageError(
-            f"{candidate.method} needs the inputs of the layers: name a file of rows for each "
-            "adapter with --data, or one for all."
+            f"{candidate.method} is computed from data: name a file of rows for each adapter with "
+            "--data, or one for all."
         )
     if grams is not None and not needs:
         raise UsageError(f"{candidate.method} uses no data; leave --data out.")
@@ -220,12 +283,13 @@ def mapped(
 def as_sum(
     adapters: Sequence[Adapter], candidate: Candidate, grams: Grams
 ) -> tuple[list[Adapter], Candidate]:
-    """Adapters with mapped changes, and the candidate that adds them up.
+    """Adapters with mapped or scaled changes, and the candidate that adds them up.
 
     Raises:
         UsageError: an adapter trained more than factors, of which the data say nothing.
     """
-    if traits(candidate.method).maps is None:
+    known = traits(candidate.method)
+    if known.maps is None and known.coefficients is None:
         raise UsageError(
             f"{candidate.method} writes adapters only: merge to an adapter with --rank, then fold "
             "it with `mergeforget merge --adapter OUT --full`."
@@ -244,7 +308,14 @@ def as_sum(
     for module, present in owners.items():
         here = at_module(candidate, module, depth[module])
         deltas = [adapters[i].deltas[module] for i in present]
-        for i, delta in zip(present, mapped(deltas, grams[module], here), strict=True):
+        if known.maps:
+            deltas = mapped(deltas, grams[module], here)
+        else:
+            shares = [float(x) for x in grams[module]]
+            deltas = [
+                replace(d, scaling=d.scaling * x) for d, x in zip(deltas, shares, strict=True)
+            ]
+        for i, delta in zip(present, deltas, strict=True):
             changed[i][module] = delta
     weights = {key: value for key, value in candidate.by_module.items() if key == "weights"}
     plain = replace(candidate, method="linear", arguments={}, by_module=weights)

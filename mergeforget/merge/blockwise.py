@@ -50,7 +50,7 @@ def held(source: Source) -> Source:
         np.copyto(room, stack[:, part])  # contiguous
         return room
 
-    return Source(source.n, source.shape, rows, lambda down, across: stack[:, ::down, ::across])
+    return source._replace(rows=rows, sample=lambda down, across: stack[:, ::down, ::across])
 
 
 def merge_whole(
@@ -87,6 +87,9 @@ def merge_blocks(
     whole = traits(entry.name).whole
     for part in [slice(0, source.shape[0])] if whole else blocks(source.shape):
         stack, offset = source.rows(part), part.start * source.shape[1]
+        if source.base is not None and "base_weights" in entry.parameters:
+            for one in arguments:
+                one["base_weights"] = source.base(part)
         if cuts and len(candidates) > FEW and source.n == 2 and isinstance(stack, np.ndarray):
             yield part, _pair(stack, weights, entry.fn, candidates[0].arguments, cuts, offset)
             continue

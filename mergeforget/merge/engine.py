@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
-from mergeforget.errors import NumericError
+from mergeforget.errors import NumericError, UsageError
 from mergeforget.merge.activation_grams import Grams, check_grams, mapped, supplied
 from mergeforget.merge.blockwise import in_memory, merge_whole
 from mergeforget.merge.by_module import at_module, depth_of
@@ -49,7 +49,8 @@ class Merged:
         candidate: how it was merged, in canonical names.
         report: ``modules`` and ``precision``; in delta space ``energy_lost``, the share of the
             squared norm that the cut to the rank left out; in factor space, where it was measured,
-            ``space_error``, the relative distance from the same method in delta space.
+            ``space_error``, the relative distance from the same method in delta space; ``shares``,
+            the coefficients that were learned for each module.
     """
 
     adapter: Adapter
@@ -160,10 +161,14 @@ def sweep(
     with workers(how.threads) as pool:
         parts = list(pool.map(merge, modules))
     columns = zip(*parts, strict=True)
-    return [
+    merged = [
         _merged(adapters, one, dict(zip(modules, column, strict=True)), how.precision)
         for one, column in zip(candidates, columns, strict=True)
     ]
+    if how.grams is not None and traits(candidates[0].method).coefficients:
+        shares = {name: [float(x) for x in how.grams[name]] for name in modules}
+        merged = [replace(one, report=one.report | {"shares": shares}) for one in merged]
+    return merged
 
 
 def _work(adapters: Sequence[Adapter], candidates: Sequence[Candidate]) -> int:
@@ -189,6 +194,11 @@ def at_densities(
     for one in candidates:
         check_candidate(one, len(adapters))
     check_grams(candidate, how.grams)
+    if "base_weights" in MERGE_METHODS.get(candidate.method).parameters:
+        raise UsageError(
+            f"{candidate.method} compares whole weights with the base's, so its result is a whole "
+            "model: add --full, without --rank, or use merge-models."
+        )
     check_adapters(adapters, same_base=how.same_base)
     modules = modules_to_merge(adapters, how.modules)
     check_ranks(adapters, modules, candidate)
@@ -205,9 +215,11 @@ def merge_module(
     weights = np.array([first.weights[i] for i in present], np.float64)
     if first.space == "factors":
         return _in_factors(module, deltas, weights, candidates, how)
-    if how.grams is not None and traits(first.method).maps is None:
+    if how.grams is not None and traits(first.method).coefficients:
+        first = replace(first, arguments=first.arguments | {"shares": how.grams[module]})
+    elif how.grams is not None and traits(first.method).maps is None:
         return _by_importance(deltas, weights, candidates, how, how.grams[module])
-    if how.grams is not None:
+    elif how.grams is not None:
         deltas = mapped(deltas, how.grams[module], first)
         first = replace(first, method="linear", arguments={})
     if first.method == "cat":

@@ -76,6 +76,7 @@ METHODS = {
     ),
     "nearswap": Method("nearswap", {"t": "t"}, {}, {}),
     "passthrough": Method("passthrough", {"scale": "scale"}, {}, {}),
+    "arcee_fusion": Method("arcee_fusion", {}, {}, {}),
     "ram": Method("ram", {"epsilon": "epsilon"}, {}, {}),
 }
 ON_MODELS = {
@@ -92,6 +93,7 @@ UNWEIGHTED = {
     "ram",
     "nearswap",
     "passthrough",
+    "arcee_fusion",
 }  # mergekit's have no weights
 PER_MODEL = {"weight", "density", "gamma", "epsilon"}
 KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}

@@ -112,7 +112,7 @@ def choose_weights(
     n = len(adapters)
     weights = torch.full((len(names), n), 1 / n, dtype=torch.float32, requires_grad=True)
     found_forget, found_retain, visited = [], [], []
-    with _weighted(model, adapters, names, weights):
+    with weighted(model, adapters, names, weights):
         if target is None:
             with torch.no_grad():
                 alone = []
@@ -215,7 +215,7 @@ def _gradients(
 
 
 @contextmanager
-def _weighted(
+def weighted(
     model: nn.Module, adapters: Sequence[Adapter], names: Sequence[str], weights: torch.Tensor
 ) -> Iterator[None]:
     """Add every adapter's change, times its weight, to the modules' outputs within the block."""

@@ -30,7 +30,8 @@ def canonical(candidate: Candidate) -> Candidate:
     """The candidate with PEFT's spellings resolved: ``ties_svd`` is ``ties`` in delta space.
 
     A method that has no meaning on factors works in delta space, and one that draws nothing at
-    random has the seed 0, so that what is recorded is what was used.
+    random has the seed 0, and a method's own default density is filled in, so that what is
+    recorded is what was used.
     """
     method = candidate.method.replace("-", "_")
     space = candidate.space if method in IN_FACTORS else "delta"
@@ -38,7 +39,11 @@ def canonical(candidate: Candidate) -> Candidate:
         method, space = PEFT_TYPES[method], "delta"
     takes = MERGE_METHODS.get(method).parameters
     seed = candidate.seed if "generator" in takes else 0
-    return replace(candidate, method=method, space=space, seed=seed)
+    density = candidate.density
+    if density is None and "density" in takes:
+        default = takes["density"].default
+        density = None if default is inspect.Parameter.empty else default
+    return replace(candidate, method=method, space=space, seed=seed, density=density)
 
 
 def takes_density(method: str) -> bool:

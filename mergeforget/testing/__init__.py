@@ -74,6 +74,10 @@ def check_merge_method(
         for name in ("importance", "contrast"):  # magnitudes of gradients, one per entry
             if name in takes:
                 given[name] = abs(x) + (name == "contrast")
+        if "shares" in takes:
+            given["shares"] = [0.5] * len(x)
+        if "base_weights" in takes:
+            given["base_weights"] = x.sum(0)
         return entry.fn(x, w, **given | arguments)
 
     grams = np.einsum("nti,ntj->nij", inputs, inputs)

@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.cli import main
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import UsageError
 from mergeforget.files import write_jsonl
-from mergeforget.merge.activation_grams import grams_of, input_grams
+from mergeforget.merge.activation_grams import grams_of, input_grams, layerwise_grams
+from mergeforget.merge.apply import applied
 from mergeforget.merge.engine import MergeSettings, merge_adapters
 from mergeforget.merge.methods.regmean import maps, regmean
 
@@ -169,3 +171,32 @@ def test_without_data_or_with_too_much_it_is_refused(
 
     with pytest.raises(UsageError, match="'one' trained more than"):
         as_sum([whole], Candidate("regmean", weights=(1.0,)), {})
+
+
+def test_layers_are_merged_one_after_the_other(
+    tiny_model: Any, tiny_tokenizer: Any, pair: list[Path], data: list[Path]
+) -> None:
+    adapters, rows = [read_adapter(folder) for folder in pair], [read_rows(f) for f in data]
+    candidate = Candidate("regmean_pp", weights=(1.0, 0.5), space="delta")
+    found = layerwise_grams(tiny_model, tiny_tokenizer, rows, adapters, candidate)
+    layer = "model.layers.{}.mlp.up_proj".format
+    for i, adapter in enumerate(adapters):  # nothing comes before the first layer
+        with applied(tiny_model, adapter):
+            own = input_grams(tiny_model, tiny_tokenizer, rows[i], adapter)
+        np.testing.assert_allclose(found[layer(0)][i], own[layer(0)], rtol=1e-4, atol=1e-6)
+        assert not np.allclose(found[layer(1)][i], own[layer(1)], rtol=1e-3)
+    # the second layer is fed by the merged first one
+    how = MergeSettings(precision="float64", grams=found)
+    merged = merge_adapters(adapters, replace(candidate, rank=16), how).adapter.deltas
+    first = {name: d for name, d in merged.items() if ".layers.0." in name}
+    second = {name: d for name, d in adapters[1].deltas.items() if ".layers.1." in name}
+    mixed = replace(adapters[1], deltas=first | second)
+    with applied(tiny_model, mixed):
+        wanted = input_grams(tiny_model, tiny_tokenizer, rows[1], mixed)
+    np.testing.assert_allclose(found[layer(1)][1], wanted[layer(1)], rtol=1e-3, atol=1e-5)
+
+
+def test_an_embedding_has_no_inputs_to_measure(tiny_folder: Path, data: list[Path]) -> None:
+    embedding = Adapter("x", {}, {}, embeddings=frozenset({"model.embed_tokens"}))
+    with pytest.raises(UsageError, match="token ids"):
+        grams_of(str(tiny_folder), [embedding], data[:1], Candidate("regmean", weights=(1.0,)))

@@ -161,7 +161,12 @@ def call(name: str, stack: Any, weights: Any, density: float = 0.6) -> Any:
             given[key] = like(drawn, stack)
     if name == "nearswap":
         given["t"] = 0.5
-    if name == "passthrough":
+    if "shares" in takes:
+        given["shares"] = [0.5, 2.0]
+    if "base_weights" in takes:
+        drawn = np.random.default_rng(3).standard_normal(stack.shape[1:]).astype(np.float32)
+        given["base_weights"] = like(drawn, stack)
+    if name in ("passthrough", "arcee_fusion"):
         stack, weights = stack[:1], weights[:1]
     return MERGE_METHODS.get(name).fn(stack, weights, **given)
 

@@ -12,9 +12,11 @@ import torch
 from click.testing import CliRunner
 
 from mergeforget.adapter import read_adapter
+from mergeforget.candidate import Candidate
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
-from mergeforget.merge.activation_grams import importances
+from mergeforget.errors import UsageError
+from mergeforget.merge.activation_grams import grams_of, importances
 from mergeforget.merge.methods.fisher import fisher
 from mergeforget.merge.methods.perta import perta
 from mergeforget.merge.purpose import encode_answers, mean_answer_loss
@@ -47,6 +49,22 @@ def test_importance_is_the_mean_squared_gradient(
     wanted = torch.stack([g * g for g in grads]).mean(0).numpy()
     np.testing.assert_allclose(found[name], wanted, rtol=1e-4, atol=1e-12)
     assert found.keys() == adapter.deltas.keys()
+
+
+def test_perta_takes_either_estimate(tiny_run: Any, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    files = [tiny_run.data / "forget.jsonl", tiny_run.data / "retain.jsonl"]
+    adapter = read_adapter(tiny_run.over)
+    name = "model.layers.0.mlp.up_proj"
+    rows = read_rows(files[0])
+    for estimate in ("grad", "fisher"):
+        candidate = Candidate("perta", weights=(-1.0,), arguments={"estimate": estimate})
+        found = grams_of(tiny_run.base(), [adapter], files, candidate)[name][0]
+        squared = estimate == "fisher"
+        wanted = importances(tiny_model, tiny_tokenizer, rows, [adapter], squared=squared)[name]
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-9)
+    with pytest.raises(UsageError, match="grad or fisher"):
+        perta(np.ones((1, 1, 1)), [1.0], importance=np.ones((1, 1, 1)),
+              contrast=np.ones((1, 1, 1)), estimate="other")  # type: ignore[arg-type]  # fmt: skip
 
 
 @pytest.mark.parametrize("method", ["fisher", "perta"])

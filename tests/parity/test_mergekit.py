@@ -54,9 +54,10 @@ def configuration(name: str, models: list[Path], **parameters: Any) -> dict[str,
     ]
     if name not in ON_MODELS:
         config["base_model"] = base
-    if name in ("nearswap", "passthrough"):  # mergekit takes one model
+    if name in ("nearswap", "passthrough", "arcee_fusion"):  # mergekit takes one model
         config["models"].pop()
-        parameters = {"nearswap": {"t": 0.03}, "passthrough": {"scale": 0.5}}[name] | parameters
+        own = {"nearswap": {"t": 0.03}, "passthrough": {"scale": 0.5}}
+        parameters = own.get(name, {}) | parameters
     if name == "slerp":
         config["base_model"] = one
     if parameters or name == "slerp":
@@ -78,17 +79,26 @@ def both(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str
     return ours, theirs
 
 
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def assert_same(ours: dict[str, Any], theirs: dict[str, Any], *, masks: bool = False) -> None:
+    """Every entry is the same; with ``masks``, one in a thousand may be kept by one side only.
+
+    arcee_fusion compares a divergence of order 1e-6, computed in float32, with a threshold.
+    """
     assert ours.keys() == theirs.keys()
+    differing, entries = 0, sum(tensor.numel() for tensor in ours.values())
     for name, tensor in ours.items():
+        if masks:
+            differing += int((~torch.isclose(tensor, theirs[name], rtol=1e-6, atol=1e-6)).sum())
+            continue
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-6, msg=name)
+    assert differing <= entries / 1000, f"{differing} of {entries}"
 
 
 @pytest.mark.parametrize("name", sorted(METHODS.keys() - RANDOM))
 def test_a_configuration_gives_the_same_model(
     name: str, models: list[Path], tmp_path: Path
 ) -> None:
-    assert_same(*both(configuration(name, models), tmp_path))
+    assert_same(*both(configuration(name, models), tmp_path), masks=name == "arcee_fusion")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +142,7 @@ def test_a_weight_that_mergekit_leaves_out_changes_nothing(
         config["parameters"] = config.get("parameters", {}) | {"weight": 0.3}
     else:
         config["models"][-1]["parameters"]["weight"] = [0.3, 0.9]
-    assert_same(*both(config, tmp_path))
+    assert_same(*both(config, tmp_path), masks=name == "arcee_fusion")
     assert f"its {name} has none" in capsys.readouterr().err
 
 
@@ -207,7 +217,7 @@ def test_what_is_written_is_read_back(name: str, models: list[Path], tmp_path: P
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"merge_method": "arcee_fusion"}, "no method arcee_fusion"),
+        ({"merge_method": "moe_fusion"}, "no method moe_fusion"),
         ({"tokenizer_source": "union"}, "tokenizer_source"),
         ({"dtype": "float64"}, "float64"),
         ({"parameters": {"rescale_norm": "l1"}}, "rescale_norm"),

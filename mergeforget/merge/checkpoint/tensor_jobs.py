@@ -77,13 +77,14 @@ def fold_job(
         source = products([precise(delta, precision) for delta in factors])
     else:
         source = _dense(model, info, step.changes, precision)
+    source = source._replace(base=lambda part: model.read(info, part).astype(precision))
     weights, candidate = np.array(step.candidate.weights), step.candidate
     merge = traits(candidate.method).factors
     if merge and len(factors) == len(step.changes):
         a, b = merge(
             [precise(d, precision) for d in factors], weights, **method_arguments(candidate)
         )
-        source = products([precise(LowRankDelta(a, b, 1.0), precision)])
+        source = products([precise(LowRankDelta(as_array(a), as_array(b), 1.0), precision)])
         weights, candidate = np.ones(1), Candidate("linear", weights=(1.0,), space="delta")
     return _job(model, info, source, weights, candidate, output, step.name)
 
@@ -135,7 +136,11 @@ def model_job(
                 np.subtract(values, origin, out=place)
         return stack
 
-    source = Source(len(models), info.matrix, rows)
+    def origin_rows(part: slice) -> Array:
+        assert base is not None
+        return base.read(info, part).astype(precision, copy=False)
+
+    source = Source(len(models), info.matrix, rows, base=origin_rows if base else None)
     weights = np.array(candidate.weights)
     return _job(base, info, source, weights, candidate, output, info.name)
 
@@ -243,4 +248,5 @@ def _on_device(source: Source, device: str) -> Source:
         return lambda *given: torch.from_numpy(as_array(read(*given))).to(device)
 
     sample = moved(source.sample) if source.sample else None
-    return Source(source.n, source.shape, moved(source.rows), sample)
+    base = moved(source.base) if source.base else None
+    return Source(source.n, source.shape, moved(source.rows), sample, base)

@@ -125,12 +125,14 @@ class Source(NamedTuple):
         shape: (rows, columns)
         rows: reads a block, (n, rows of the block, columns); it may use the same memory again.
         sample: reads rows and columns with a stride, (n, some, some); None reads them by ``rows``.
+        base: reads rows of the tensor that was changed, (rows of the block, columns).
     """
 
     n: int
     shape: tuple[int, int]
     rows: Rows
     sample: Callable[[int, int], Tensor] | None = None
+    base: Rows | None = None
 
     @property
     def numel(self) -> int:

@@ -7,10 +7,11 @@ device, streaming and files are the engine's. Nothing else needs an edit: the fo
 
 Keyword-only arguments are what a recipe or the command line may set. The engine supplies those
 named in ``SUPPLIED``: ``density``; ``generator`` for a method that draws at random; ``grams``,
-(n, in, in), the layer's input statistics, and ``importance`` and ``contrast``, gradients per entry,
-see ``merge.activation_grams``; ``cuts``, thresholds found on the whole tensor, for a method that
-trims and then works entry by entry (a sweep over densities is then fast); ``l1_factors`` for a
-method that rescales to the L1 norm of the whole tensor.
+(n, in, in), the layer's input statistics, ``importance`` and ``contrast``, gradients per entry, and
+``shares``, (n,), learned coefficients, see ``merge.activation_grams``; ``base_weights``, the base's
+own tensor, for a method that writes whole models only; ``cuts``, thresholds found on the whole
+tensor, for a method that trims and then works entry by entry (a sweep over densities is then fast);
+``l1_factors`` for a method that rescales to the L1 norm of the whole tensor.
 
 A method sees a stack in blocks of rows unless it is registered with ``whole=True``, which it needs
 where an output entry depends on more than its own row (``cuts`` and ``l1_factors`` aside). A method
@@ -35,7 +36,8 @@ P = ParamSpec("P")
 Stack = Tensor | Sequence[Tensor]
 Weights = Tensor | Sequence[float]
 SUPPLIED = (  # by the engine
-    "density", "generator", "grams", "cuts", "l1_factors", "importance", "contrast",
+    "density", "generator", "grams", "cuts", "l1_factors", "importance", "contrast", "shares",
+    "base_weights",
 )  # fmt: skip
 MERGE_METHODS: Registry[Callable[..., Any]] = Registry(
     "merge method", __name__, "mergeforget.merge_methods"
@@ -54,6 +56,7 @@ class Traits:
         drops: (stack, density, generator, rescale=..., **arguments) -> stack; None draws nothing.
         factors: (deltas, weights (n,), **arguments) -> (a, b): the merged change ``b @ a`` from
             rank-sized matrices, for a method whose result is of low rank.
+        layerwise: The ``grams`` of a layer are measured behind the merged layers before it.
     """
 
     whole: bool = False
@@ -62,6 +65,7 @@ class Traits:
     maps: Callable[..., Any] | None = None
     drops: Callable[..., Any] | None = None
     factors: Callable[..., Any] | None = None
+    layerwise: bool = False
 
 
 _TRAITS: dict[str, Traits] = {}
@@ -77,6 +81,7 @@ def merge_method(
     maps: Callable[..., Any] | None = None,
     drops: Callable[..., Any] | None = None,
     factors: Callable[..., Any] | None = None,
+    layerwise: bool = False,
 ) -> Callable[
     [Callable[Concatenate[Tensor, Tensor, P], Tensor]],
     Callable[Concatenate[Stack, Weights, P], Tensor],
@@ -94,7 +99,7 @@ def merge_method(
             whole_stack = stacked(stack)
             return fn(whole_stack, as_weights(weights, whole_stack), *args, **kwargs)
 
-        _TRAITS[name] = Traits(whole, coefficients, base, maps, drops, factors)
+        _TRAITS[name] = Traits(whole, coefficients, base, maps, drops, factors, layerwise)
         return MERGE_METHODS.register(name, source=source)(merge)
 
     return decorate

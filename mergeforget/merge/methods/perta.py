@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mergeforget.errors import UsageError
 from mergeforget.merge.kernels.arrays import Tensor, like
 from mergeforget.merge.kernels.sign_election import weighted_sum
@@ -10,7 +12,13 @@ from mergeforget.merge.methods import merge_method
 
 @merge_method("perta", source="Per-parameter Task Arithmetic, arXiv:2601.22030", whole=True)
 def perta(
-    stack: Tensor, weights: Tensor, *, importance: Tensor, contrast: Tensor, scale: float = 1.0
+    stack: Tensor,
+    weights: Tensor,
+    *,
+    importance: Tensor,
+    contrast: Tensor,
+    estimate: Literal["grad", "fisher"] = "grad",
+    scale: float = 1.0,
 ) -> Tensor:
     """``scale * sum_i w_i x_i * f / (f + r)``, f and r an entry's importance to forget and retain.
 
@@ -18,10 +26,14 @@ def perta(
     set a negative weight.
 
     Args:
-        importance: f, (1, out, in): magnitude of the base's gradient on the forget rows.
+        importance: f, (1, out, in), of the base on the forget rows.
         contrast: r, the same on the retain rows. Both are measured on ``--data``, the forget file
             first.
+        estimate: What f and r are: ``grad`` the magnitude of the mean gradient (PerTA-grad),
+            ``fisher`` the mean squared gradient of a row (PerTA-fisher).
     """
+    if estimate not in ("grad", "fisher"):
+        raise UsageError(f"estimate is {estimate!r}; it must be grad or fisher.")
     if importance.shape != contrast.shape:
         raise UsageError("perta needs the importance of forget and retain rows in one shape.")
     forget, retain = like(importance, stack)[0], like(contrast, stack)[0]
