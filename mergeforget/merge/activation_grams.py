@@ -120,7 +120,8 @@ def layerwise_grams(
     for name in every:
         place = LAYER.search(name)
         layers.setdefault(int(place[1]) if place else len(every), []).append(name)
-    depth, found, merged = depth_of(every), {}, {}
+    depth, found = depth_of(every), dict[str, Sequence[Array]]()
+    merged: dict[str, LowRankDelta] = {}
     for number in sorted(layers):
         names, measured = layers[number], []
         for adapter, data in zip(adapters, rows, strict=True):

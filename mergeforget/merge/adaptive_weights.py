@@ -135,4 +135,5 @@ def answer_entropy(model: nn.Module, example: tuple[list[int], list[bool]]) -> t
     answer = torch.tensor(example[1][1:], device=ids.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1][answer].float()
     logps = logits.log_softmax(-1)
-    return -(logps.exp() * logps).sum(-1).mean()
+    entropy: torch.Tensor = -(logps.exp() * logps).sum(-1).mean()
+    return entropy

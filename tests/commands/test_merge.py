@@ -216,9 +216,9 @@ def test_models_that_are_read_are_not_replaced(
 def test_what_mergekit_wrote_is_written_again_and_nothing_else(
     save_models: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
-    base, one, _ = save_models(tmp_path)
-    config = {"merge_method": "arcee_fusion", "base_model": str(base)}
-    rows = [{"model": str(one)}]
+    base, *models = save_models(tmp_path)
+    config = {"merge_method": "nuslerp", "base_model": str(base)}
+    rows = [{"model": str(model), "parameters": {"weight": 0.5}} for model in models]
     (tmp_path / "config.yml").write_text(json.dumps(config | {"models": rows, "dtype": "float32"}))
     words = ["--config", str(tmp_path / "config.yml"), "--out"]
     for _ in range(2):

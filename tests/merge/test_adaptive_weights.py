@@ -24,7 +24,7 @@ ARGUMENTS = {"steps": 4, "rate": 0.1, "rows": 3}
 
 def test_the_entropy_by_hand() -> None:
     class Fixed(torch.nn.Linear):
-        def forward(self, input_ids: Any, use_cache: bool) -> Any:
+        def forward(self, *_: Any, **given: Any) -> Any:
             logits = torch.tensor([[[0.0, 0.0], [5.0, 5.0], [0.0, 100.0], [7.0, 1.0]]])
             return type("Output", (), {"logits": logits})
 
