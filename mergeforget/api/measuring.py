@@ -271,7 +271,7 @@ def _evaluate_run(run: Run, sharing: RankShare, options: dict[str, Any]) -> Scor
 def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> Scored:
     from mergeforget.evaluate.evaluation import Evaluation
     from mergeforget.evaluate.rows import rows_of_files
-    from mergeforget.evaluate.run_models import evaluate_any, kept_folder, write_model_scores
+    from mergeforget.evaluate.run_models import cache_of_models, evaluate_any, write_model_scores
     from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
     spec = _spec(EvaluationSpec(), options)
@@ -283,7 +283,7 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
         spec=ModelSpec(name=model),
         settings=spec,
         rows=rows_of_files(**files, spec=spec, columns=dict(options["columns"] or {})),
-        folder=kept_folder(),
+        folder=cache_of_models(),
         device=options["device"],
         batch_tokens=options["batch_tokens"],
         sharing=sharing,

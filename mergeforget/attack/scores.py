@@ -13,7 +13,7 @@ from mergeforget.attack.target import Facts, Target
 from mergeforget.attack.verdict import GREEDY, Advantage, Leaks, Values, difference, less
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
-from mergeforget.evaluate.cache import Kept, document_key
+from mergeforget.evaluate.cache import EvaluationCache, document_key
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.metrics import METRICS
@@ -57,7 +57,7 @@ def forget_scores(
         answer, and whether greedy decoding gives all of it; ``tokens``: a hash that is the same
         for models of one tokenizer.
     """
-    kept = Kept()
+    kept = EvaluationCache()
     answered = measure(
         model,
         tokenizer,
@@ -70,7 +70,7 @@ def forget_scores(
         membership=target.membership,
         template=target.template(tokenizer),
         label=label,
-        kept=kept,
+        cache=kept,
     )
     known = _read(kept, [*rows.forget, *rows.retain])
     measured = Measured(answered.answers, _losses(kept, rows, target), likelihoods=known)
@@ -135,17 +135,17 @@ def check_comparable(*facts: Facts) -> None:
         )
 
 
-def _read(kept: Kept, rows: Sequence[Row]) -> list[AnswerLikelihood]:
-    return [kept.readings[document_key(row)].answer_likelihood(row) for row in rows]
+def _read(kept: EvaluationCache, rows: Sequence[Row]) -> list[AnswerLikelihood]:
+    return [kept.documents[document_key(row)].answer_likelihood(row) for row in rows]
 
 
-def _losses(kept: Kept, rows: ScoredRows, target: Target) -> list[DocumentLoss]:
+def _losses(kept: EvaluationCache, rows: ScoredRows, target: Target) -> list[DocumentLoss]:
     """Members and non-members of like kind, as an evaluation compares them."""
     inside = membership_documents(rows.forget, target.membership)
     outside = membership_documents(rows.holdout, target.membership)
     members, nonmembers = matched(inside, outside, target.seed)
     return [
-        kept.readings[document_key(row)].document_loss(row, member)
+        kept.documents[document_key(row)].document_loss(row, member)
         for group, member in ((members, True), (nonmembers, False))
         for row in group
     ]

@@ -1,4 +1,4 @@
-"""Batches by length and memory: rows of like length together, halved when memory runs out."""
+"""Batches of rows of similar length within a memory budget, halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mergeforget.errors import ResourceError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-CPU_TOKENS = 8192  # tokens of a batch on a CPU: past this a small model gets no faster
-ROWS = 512  # at most in a batch: past this a decoding step gains nothing
+CPU_TOKENS = 8192  # tokens per batch on a CPU; larger batches are not faster
+ROWS = 512  # maximum rows per batch; a decoding step gains nothing from more
 
 
 def token_budget(model: Any, *, logits: bool = False) -> int:
-    """How many tokens a batch may have, padding and new tokens counted.
+    """Return the maximum number of tokens per batch, including padding and new tokens.
 
-    On a GPU: what fits into 0.6 of the free memory, by the bytes that a token's keys and values
-    and its widest activation take, or its logits where all of them are kept.
+    On a GPU, the tokens must fit into 60 % of the free memory. A token needs memory for its keys
+    and values, its widest activation, and its logits if they are computed.
 
     Args:
-        model: a causal language model, an adapter on it or not.
-        logits: every position's logits are computed, as a likelihood pass does.
+        model: A causal language model, with or without an adapter.
+        logits: Whether the logits of every position are computed, as in a likelihood pass.
     """
     import torch
 
@@ -38,14 +38,14 @@ def token_budget(model: Any, *, logits: bool = False) -> int:
 
 
 def by_length(lengths: Sequence[int], budget: int, *, extra: int = 0) -> list[list[int]]:
-    """Group places of rows so that each group, padded, stays within the budget.
+    """Group the indices of rows so that each padded group stays within the budget.
 
-    The longest come first, so that a batch that does not fit fails at once and not at the end.
+    The longest rows come first, so that a batch that does not fit fails at the start.
 
     Args:
-        lengths: tokens of each row.
-        budget: tokens a batch may have; a row longer than that is a batch of its own.
-        extra: tokens that every row will grow by.
+        lengths: Number of tokens of each row.
+        budget: Maximum number of tokens per batch; a longer row forms a batch of its own.
+        extra: Number of tokens that will be added to every row.
     """
     groups: list[list[int]] = []
     width = 0
@@ -67,20 +67,20 @@ def in_batches(
     label: str = "",
     on_done: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
-    """Do the work of every row, in batches that fit, with the model in eval mode.
+    """Process all rows in batches that fit into memory, with the model in eval mode.
 
     Args:
-        lengths: tokens of each row.
-        work: from the places of a batch's rows to a result of each.
-        budget, extra: as in ``by_length``.
-        label: of the progress; empty shows none.
-        on_done: is given each row's place and result as soon as its batch is done.
+        lengths: Number of tokens of each row.
+        work: Function from the indices of the rows of a batch to one result per row.
+        budget, extra: As in ``by_length``.
+        label: Label of the progress bar; no bar is shown if it is empty.
+        on_done: Called with the index and the result of each row when its batch is done.
 
     Returns:
-        A result of each row, in their order.
+        One result per row, in the order of the rows.
 
     Raises:
-        ResourceError: a single row does not fit.
+        ResourceError: A single row does not fit into memory.
     """
     found: dict[int, Result] = {}
     device = str(model.device)
@@ -98,13 +98,13 @@ def in_batches(
 def run_halving(
     places: list[int], work: Callable[[list[int]], list[Result]], device: str
 ) -> Iterator[tuple[int, Result]]:
-    """Do the work of one batch; where memory runs out, do its halves one after the other.
+    """Process one batch; if memory runs out, process its halves one after the other.
 
     Yields:
-        (place, result) for each place.
+        (index, result) of each row.
 
     Raises:
-        ResourceError: a single row does not fit.
+        ResourceError: A single row does not fit into memory.
     """
     waiting = [places]
     while waiting:
@@ -124,12 +124,12 @@ def run_halving(
         else:
             yield from zip(batch, results, strict=True)
             continue
-        _free(device)  # outside the handler, where the traceback no longer holds the tensors
+        _free(device)  # after the handler: inside it, the traceback references the tensors
 
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """The model in eval mode while the block runs, then as it was."""
+    """Put the model into eval mode in the block, and restore its mode afterwards."""
     was_training = model.training
     model.eval()
     try:

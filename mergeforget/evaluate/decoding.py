@@ -18,36 +18,38 @@ Pick = Callable[[Tensor, list[int]], Tensor]  # logits (rows, vocabulary), rows 
 
 
 @dataclass(frozen=True)
-class RowOwners:
-    """The owner of each prompt, for a model that answers each owner with another adapter.
+class RowAdapters:
+    """The adapter of each prompt, for a model that applies another adapter to each row.
 
     Attributes:
-        of: a number for each prompt; empty where the model is the same for all rows.
-        tell: called with the owners of the rows of the next passes.
+        index: Number of the adapter of each prompt; empty if all rows use the same model.
+        set_rows: Called before a forward pass with the adapter numbers of its rows.
     """
 
-    of: Sequence[int] = ()
-    tell: Callable[[list[int]], None] | None = None
+    index: Sequence[int] = ()
+    set_rows: Callable[[list[int]], None] | None = None
 
-    def part(self, places: Sequence[int]) -> RowOwners:
-        """The owners of some of the prompts."""
-        return self if self.tell is None else RowOwners([self.of[i] for i in places], self.tell)
+    def part(self, places: Sequence[int]) -> RowAdapters:
+        """Return the adapters of some of the prompts."""
+        if self.set_rows is None:
+            return self
+        return RowAdapters([self.index[i] for i in places], self.set_rows)
 
-    def together(self, rows: list[int]) -> list[int]:
-        """The rows sorted by owner, which saves passes."""
-        return rows if self.tell is None else sorted(rows, key=self.of.__getitem__)
+    def sorted(self, rows: list[int]) -> list[int]:
+        """Return the rows sorted by adapter, so that each adapter is multiplied once per pass."""
+        return rows if self.set_rows is None else sorted(rows, key=self.index.__getitem__)
 
-    def announce(self, rows: Sequence[int]) -> None:
-        """Tell the model whose rows the next passes have."""
-        if self.tell is not None:
-            self.tell([self.of[row] for row in rows])
+    def select(self, rows: Sequence[int]) -> None:
+        """Set the adapters of the rows of the next forward passes."""
+        if self.set_rows is not None:
+            self.set_rows([self.index[row] for row in rows])
 
 
-ONE_OWNER = RowOwners()
+SAME_ADAPTER = RowAdapters()
 
 
 def most_likely(logits: Tensor, rows: list[int]) -> Tensor:
-    """The token with the largest logit of each row."""
+    """Return the token with the largest logit of each row."""
     return logits.argmax(-1)
 
 
@@ -57,29 +59,29 @@ def greedy(
     prompts: Sequence[list[int]],
     stop: Sequence[int],
     max_new_tokens: int,
-    owners: RowOwners = ONE_OWNER,
+    adapters_of: RowAdapters = SAME_ADAPTER,
     *,
     padded: bool = True,
     pick: Pick = most_likely,
 ) -> list[list[int]]:
-    """Decode one batch with a cache; a row that has ended leaves the batch.
+    """Decode one batch with a cache; finished rows are removed from the batch.
 
     Args:
-        prompts: token ids of each row; of one length where ``padded`` is false.
-        stop: tokens that end a row.
-        padded: pad prompts of different lengths on the left, and give the model an attention mask
-            and positions. Otherwise it gets the token ids alone.
-        pick: chooses the next tokens.
+        prompts: Token ids of each row; all of the same length if ``padded`` is false.
+        stop: Tokens that end a row.
+        padded: Pad prompts of different lengths on the left and pass an attention mask and
+            positions to the model. Otherwise pass the token ids alone.
+        pick: Function that selects the next token of each row.
 
     Returns:
-        New token ids of each row, the one that ended it included.
+        New token ids of each row, including the token that ended it.
     """
     new = torch.full((len(prompts), max_new_tokens), -1, device=model.device)
     ends = torch.tensor(list(stop), device=model.device)
     last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     if max_new_tokens:
-        order, logits, cache, mask = prefill(model, prompts, last, owners, padded=padded)
-        owners.announce(order)
+        order, logits, cache, mask = prefill(model, prompts, last, adapters_of, padded=padded)
+        adapters_of.select(order)
         rows = torch.tensor(order, device=model.device)  # those still in the batch
         positions = mask.sum(1, keepdim=True)  # of the token that comes next
     for step in range(max_new_tokens):
@@ -92,7 +94,7 @@ def greedy(
             kept = unfinished.nonzero().squeeze(1)
             cache.reorder_cache(kept)
             rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
-            owners.announce(rows.tolist())
+            adapters_of.select(rows.tolist())
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         places = _places(model, mask, positions) if padded else {}
         logits = _cached_pass(model, chosen[:, None], cache, **places, **last)
@@ -104,22 +106,22 @@ def prefill(
     model: Any,
     prompts: Sequence[list[int]],
     last: dict[str, int],
-    owners: RowOwners,
+    adapters_of: RowAdapters,
     *,
     padded: bool = True,
 ) -> tuple[list[int], Tensor, Any, Tensor]:
-    """Read the prompts, those of similar length together, so that little padding is computed.
+    """Process the prompts in groups of similar length, to keep padding small.
 
     Returns:
-        The order of the rows below, as places of ``prompts``; the logits after each prompt,
-        (rows, vocabulary); the cache of all rows; and the mask of what in it is not padding.
+        The order of the rows in the other results, as indices of ``prompts``; the logits after
+        each prompt, (rows, vocabulary); the cache of all rows; and its attention mask.
     """
     read = []
     groups = similar_lengths([len(p) for p in prompts]) if padded and has_plain_cache(model) else [
         list(range(len(prompts)))]  # fmt: skip
-    groups = [owners.together(group) for group in groups]
+    groups = [adapters_of.sorted(group) for group in groups]
     for group in groups:
-        owners.announce(group)
+        adapters_of.select(group)
         ids, mask = pad_left([prompts[i] for i in group], model.device)
         places = _places(model, mask, (mask.cumsum(1) - 1).clamp(min=0)) if padded else {}
         cache = new_cache(model)
@@ -133,7 +135,7 @@ def prefill(
 def uncached(
     model: Any, prompt: Sequence[int], stop: Sequence[int], max_new_tokens: int
 ) -> list[int]:
-    """Decode one row greedily with a full pass for every token."""
+    """Decode one row greedily without a cache, with a full forward pass per token."""
     ids = list(prompt)
     for _ in range(max_new_tokens):
         ids.append(int(full_pass(model, torch.tensor([ids], device=model.device))[0, -1].argmax()))
@@ -160,17 +162,17 @@ def model_generate(
 def model_generate_logits(
     model: Any, prompt: Sequence[int], max_new_tokens: int
 ) -> tuple[list[int], Tensor]:
-    """What ``model_generate`` writes, and the logits of each step, (tokens, vocabulary)."""
+    """Return the tokens of ``model_generate`` and the logits of each, (tokens, vocabulary)."""
     ids = torch.tensor([list(prompt)], device=model.device)
-    told = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
-    with _plain_generation(model, output_logits=True, **told):
+    options = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
+    with _plain_generation(model, output_logits=True, **options):
         found = model.generate(ids, attention_mask=torch.ones_like(ids))
     return found.sequences[0, len(prompt) :].tolist(), torch.stack(found.logits)[:, 0]
 
 
 @contextmanager
 def _plain_generation(model: Any, **settings: Any) -> Iterator[None]:
-    """A generation config without sampling, penalties or forced tokens while the block runs."""
+    """Disable sampling, penalties and forced tokens of the generation config in the block."""
     inner = bare(model)
     before = inner.generation_config
     inner.generation_config = GenerationConfig(pad_token_id=0, use_cache=True, **settings)
@@ -182,11 +184,11 @@ def _plain_generation(model: Any, **settings: Any) -> Iterator[None]:
 
 @torch.inference_mode()
 def cached_prefix_logits(model: Any, rows: Sequence[list[int]], shared: int) -> Tensor:
-    """Logits after each row, (rows, vocabulary), with the first tokens of all rows read once.
+    """Return the logits after each row, (rows, vocabulary); a shared prefix is processed once.
 
     Args:
-        shared: tokens that all rows begin with, fewer than the shortest has. With 0 nothing is
-            cached. What comes after is padded on the right, where a causal model never looks.
+        shared: Length of the prefix that all rows share, less than the shortest row. With 0 nothing
+            is cached. The rest of each row is padded on the right, which a causal model ignores.
     """
     ids, mask = pad_right([row[shared:] for row in rows], model.device)
     inputs: dict[str, Any] = {}
@@ -211,54 +213,55 @@ def cached_prefix_logits(model: Any, rows: Sequence[list[int]], shared: int) -> 
 
 
 def full_pass(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
-    """Logits of every position, (rows, tokens, vocabulary), computed without a cache."""
+    """Return the logits of every position, (rows, tokens, vocabulary), without using a cache."""
     uncached_by = {"use_cache": False} if takes(model, "use_cache") else {}
     logits: Tensor = model(input_ids=ids, **uncached_by, **inputs).logits
     return logits
 
 
 def _cached_pass(model: Any, ids: Tensor, cache: Any, **inputs: Any) -> Tensor:
-    """Logits after the last token of each row, (rows, vocabulary); the cache grows."""
+    """Return the logits after the last token of each row, (rows, vocabulary); extends the cache."""
     inputs = {cache_name(model): cache, "use_cache": True, **inputs}
     logits: Tensor = model(input_ids=ids, **inputs).logits[:, -1]
     return logits
 
 
 def _places(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
-    """Attention mask and positions, as far as the model takes them."""
+    """Return the attention mask and the positions, if the model accepts them."""
     given = {"attention_mask": mask, "position_ids": positions}
     return {name: value for name, value in given.items() if takes(model, name)}
 
 
 def cache_name(model: Any) -> str:
-    """The argument that takes the cache: Mamba and its kin call it ``cache_params``."""
+    """Return the name of the cache argument: ``cache_params`` in Mamba and related models."""
     return "past_key_values" if takes(model, "past_key_values") else "cache_params"
 
 
 def new_cache(model: Any) -> Any:
-    """An empty cache with a layer of the right kind for each layer of the model."""
+    """Return an empty cache with the right kind of cache layer for each layer of the model."""
     return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def has_plain_cache(model: Any) -> bool:
-    """Whether every layer caches the keys and values of all tokens, and nothing else."""
+    """Return whether every layer caches the keys and values of all tokens, and nothing else."""
     return all(type(layer) is DynamicLayer for layer in new_cache(model).layers)
 
 
 def takes(model: Any, argument: str) -> bool:
-    """Whether the forward pass of the model's class names an argument."""
+    """Return whether the model's ``forward`` has an argument of this name."""
     return argument in inspect.signature(type(bare(model)).forward).parameters
 
 
 def bare(model: Any) -> Any:
-    """The model without PEFT's wrapper."""
+    """Return the model without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
-    """Group places by length, longest first; in a group none is shorter by more than a quarter.
+    """Group indices by length, longest first.
 
-    Differences of up to 16 tokens do not part rows: a further pass costs more than they do.
+    The lengths in a group differ by at most a quarter, or by at most 16 tokens: so little padding
+    costs less than another forward pass.
     """
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -270,7 +273,7 @@ def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def pad_left(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, (rows, longest); padding is token 0 and is never attended."""
+    """Return token ids and attention mask, (rows, longest), padded with token 0 on the left."""
     longest = max(len(p) for p in prompts)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
@@ -278,7 +281,7 @@ def pad_left(prompts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]
 
 
 def pad_right(texts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, (rows, longest), padded with token 0 after the text."""
+    """Return token ids and attention mask, (rows, longest), padded with token 0 on the right."""
     longest = max(len(t) for t in texts)
     ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts])
     mask = torch.tensor([[1] * len(t) + [0] * (longest - len(t)) for t in texts])
@@ -286,7 +289,7 @@ def pad_right(texts: Sequence[list[int]], device: Any) -> tuple[Tensor, Tensor]:
 
 
 def _joined(caches: list[Any], model: Any) -> Any:
-    """One cache of all rows; the memory of the parts is freed layer by layer."""
+    """Concatenate caches along the rows; the memory of the parts is freed layer by layer."""
     if len(caches) == 1:
         return caches[0]
     data = []
@@ -300,7 +303,7 @@ def _joined(caches: list[Any], model: Any) -> Any:
 
 
 def _side_by_side(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Rows of all parts, with zeros before those that are shorter along ``dim``."""
+    """Concatenate rows, and pad shorter parts with zeros at the beginning of ``dim``."""
     longest = max(part.shape[dim] for part in parts)
     padded = []
     for part in parts:

@@ -1,4 +1,4 @@
-"""One base model measured with any adapter, and kept by the hash of all that decides."""
+"""Measures one base model with any adapter, and caches measurements by content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.data.templating import RAW, PromptTemplate, ways_to_ask
 from mergeforget.distributed import ALONE, RankShare
-from mergeforget.evaluate.cache import Kept, document_key, parts_of, prompt_key
+from mergeforget.evaluate.cache import EvaluationCache, document_key, prompt_key, rank_files
 from mergeforget.evaluate.lm_eval import run_task, task_key
 from mergeforget.evaluate.measure import Generator, measure
 from mergeforget.evaluate.mmlu import ask_mmlu, mmlu_key
@@ -26,14 +26,14 @@ from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
 @dataclass
 class Evaluation:
-    """One base model, the rows, and how they are measured; the model is loaded when it is needed.
+    """A base model, the rows and the settings of an evaluation; loads the model when needed.
 
     Attributes:
-        base: the model's name or folder.
-        folder: where what is measured is kept by its hash.
-        rank: the largest rank of the adapters that will be put on it.
-        data: decides how prompts are rendered: ``template`` and ``system_prompt``.
-        sharing: the processes that share the rows.
+        base: Name or folder of the model.
+        folder: Folder of the cached measurements.
+        rank: Largest rank of the adapters to be evaluated.
+        data: Selects how prompts are rendered: ``template`` and ``system_prompt``.
+        sharing: The processes that share the rows.
     """
 
     base: str
@@ -54,7 +54,7 @@ class Evaluation:
     def varied(
         self, rows: EvaluationRows, settings: EvaluationSpec, base: str | None = None
     ) -> Evaluation:
-        """The same with other rows and settings, or on another base."""
+        """Return a copy with other rows and settings, or with another base."""
         changed = replace(self, rows=rows, settings=settings, base=base or self.base)
         if base is not None:
             changed._loaded = changed._server = None
@@ -62,10 +62,10 @@ class Evaluation:
         return changed
 
     def ways(self) -> list[PromptTemplate]:
-        """The ways to ask, the configured one first; see ``PromptTemplate.ways``.
+        """Return the prompt variants, the configured one first; see ``PromptTemplate.ways``.
 
-        Only the configured one where the settings say ``ask: own``, or where the rows are windows
-        of documents, which no template changes.
+        Only the configured one is returned for ``ask: own``, or if all rows are windows of
+        documents, which are never rendered with a template.
         """
         if not self._ways:
             tokenizer = self._tokenizer()
@@ -77,7 +77,7 @@ class Evaluation:
     def run_ways(
         self, adapter: Path | None, label: str, *, again: bool = False
     ) -> dict[str, Measured]:
-        """``run`` in every way to ask, by the name of the way; MMLU and lm-eval run once."""
+        """Call ``run`` for every prompt variant, by its name; MMLU and lm-eval run once."""
         first, *others = self.ways()
         found = {first.name: self.run(adapter, label, again=again, way=first)}
         settings = self.settings.model_copy(update={"mmlu": None, "lm_eval": []})
@@ -95,33 +95,34 @@ class Evaluation:
         again: bool = False,
         way: PromptTemplate | None = None,
     ) -> Measured:
-        """Measure the base with an adapter, or without; measurements are cached.
+        """Measure the base with or without an adapter; measurements are cached.
 
         Args:
-            way: how prompts are rendered; the configured template by default.
+            again: Ignore cached measurements.
+            way: Prompt variant; the configured template by default.
         """
         way = way or self.ways()[0]
         path = self.folder / f"{self.fingerprint(adapter, way)}.jsonl"
         if again:
             self.sharing.wait()
-            for file in (path, *parts_of(path)):
+            for file in (path, *rank_files(path)):
                 file.unlink(missing_ok=True)
-        kept = Kept(path, self.sharing)
-        if self._complete(kept):
+        cache = EvaluationCache(path, self.sharing)
+        if self._complete(cache):
             if self.sharing.main:
-                say(f"{label}: measured before and kept; --again measures anew.")
-            return self._measure(None, None, kept, label, way)
+                say(f"{label}: using cached measurements; --again measures again.")
+            return self._measure(None, None, cache, label, way)
         loaded = self.loaded()
         with self._applied(adapter):
-            if self.settings.mmlu and kept.mmlu is None:
+            if self.settings.mmlu and cache.mmlu is None:
                 counts = self._mmlu()
                 if self.sharing.main:
-                    kept.keep_mmlu(counts)
-            self._run_tasks(kept)
-            return self._measure(loaded.model, loaded.tokenizer, kept, label, way, adapter)
+                    cache.save_mmlu(counts)
+            self._run_tasks(cache)
+            return self._measure(loaded.model, loaded.tokenizer, cache, label, way, adapter)
 
     def fingerprint(self, adapter: Path | None, way: PromptTemplate = RAW) -> str:
-        """Hash of the weights and of every setting that changes what is measured."""
+        """Return a hash of the weights and of every setting that affects the measurements."""
         from mergeforget.models import default_device, locate
 
         facts = {
@@ -140,7 +141,7 @@ class Evaluation:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
     def loaded(self) -> Any:
-        """The base model and its tokenizer, loaded once."""
+        """Return the base model and its tokenizer, loaded once."""
         if self._loaded is None:
             from mergeforget.models import load_model
 
@@ -167,11 +168,11 @@ class Evaluation:
         loaded, more = self.loaded(), {"batch_tokens": self.batch_tokens, "sharing": self.sharing}
         return ask_mmlu(loaded.model, loaded.tokenizer, self.settings, **more)
 
-    def _run_tasks(self, kept: Kept) -> None:
-        """lm-eval's tasks, by the main process alone: lm-eval shares out rows in its own way."""
+    def _run_tasks(self, cache: EvaluationCache) -> None:
+        """Run the lm-eval tasks in the main process only; lm-eval distributes rows differently."""
         loaded = self.loaded()
         for task, key in self._task_keys().items():
-            if self.sharing.main and key not in kept.tasks:
+            if self.sharing.main and key not in cache.tasks:
                 scores = run_task(
                     loaded.model,
                     loaded.tokenizer,
@@ -179,8 +180,8 @@ class Evaluation:
                     folder=self._task_folder(),
                     limit=self.settings.limit,
                 )
-                kept.keep_task(key, scores)
-        kept.gather()  # MMLU's counts, too
+                cache.save_task(key, scores)
+        cache.gather()  # includes the MMLU counts
 
     def _task_keys(self) -> dict[str, str]:
         folder, limit = self._task_folder(), self.settings.limit
@@ -193,7 +194,7 @@ class Evaluation:
         self,
         model: Any,
         tokenizer: Any,
-        kept: Kept,
+        cache: EvaluationCache,
         label: str,
         way: PromptTemplate,
         adapter: Path | None = None,
@@ -212,15 +213,15 @@ class Evaluation:
             template=way,
             gradient_norm=self.settings.gradient_norm,
             generator=self._generator(adapter),
-            mmlu=kept.mmlu,
+            mmlu=cache.mmlu,
             label=label,
-            kept=kept,
+            cache=cache,
         )
-        known = [score for key in self._task_keys().values() for score in kept.tasks[key]]
+        known = [score for key in self._task_keys().values() for score in cache.tasks[key]]
         return replace(measured, known=known, mmlu_shots=self.settings.mmlu_shots)
 
     def _generator(self, adapter: Path | None) -> Generator | None:
-        """What writes the answers; None is transformers."""
+        """Return the generation backend; None means transformers."""
         if self.settings.backend != "vllm":
             return None
         if self._server is None:
@@ -234,23 +235,23 @@ class Evaluation:
         self._server.adapter = adapter
         return self._server
 
-    def _complete(self, kept: Kept) -> bool:
+    def _complete(self, cache: EvaluationCache) -> bool:
         asked = [*self.rows.forget, *self.rows.retain, *self.rows.further]
         documents = [*self.rows.members, *self.rows.nonmembers]
         every = [*asked, *(other for row in asked for other in row.alternatives), *documents]
         return (
-            all(prompt_key(row) in kept.completions for row in asked)
-            and all(document_key(row) in kept.readings for row in every)
+            all(prompt_key(row) in cache.completions for row in asked)
+            and all(document_key(row) in cache.documents for row in every)
             and not (
                 self.settings.gradient_norm
-                and any(document_key(row) not in kept.gradients for row in documents)
+                and any(document_key(row) not in cache.gradients for row in documents)
             )
-            and all(key in kept.tasks for key in self._task_keys().values())
-            and (not self.settings.mmlu or kept.mmlu is not None)
+            and all(key in cache.tasks for key in self._task_keys().values())
+            and (not self.settings.mmlu or cache.mmlu is not None)
         )
 
     def _hash(self, folder: Path) -> str:
-        """``content_of`` a model's or an adapter's folder, computed once."""
+        """Return the content hash of a model or adapter folder, computed once."""
         if folder not in self._hashes:
             from mergeforget.models import content_of
 

@@ -1,4 +1,4 @@
-"""Greedy generation in batches: the same text as row by row."""
+"""Greedy generation in batches, for one adapter or several; equals generation row by row."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mergeforget.data.tokens import check_token_ids, cut_to_positions, position_
 from mergeforget.errors import ResourceError
 from mergeforget.evaluate.batching import ROWS, in_batches, out_of_memory, token_budget
 from mergeforget.evaluate.decoding import (
-    ONE_OWNER,
-    RowOwners,
+    SAME_ADAPTER,
+    RowAdapters,
     greedy,
     model_generate,
     uncached,
 )
-from mergeforget.evaluate.self_check import SafeWays, safe_ways
+from mergeforget.evaluate.self_check import SafeModes, safe_modes
 from mergeforget.merge.multi_adapter import side_by_side
 
 
@@ -33,19 +33,21 @@ def generate(
     batch_tokens: int | None = None,
     label: str = "Generate",
     on_done: Callable[[int, str], None] | None = None,
-    owners: RowOwners = ONE_OWNER,
+    adapters_of: RowAdapters = SAME_ADAPTER,
 ) -> list[str]:
-    """Complete each prompt greedily, until the model ends the text by itself.
-
-    Prompts are not truncated; completions are returned without special tokens.
+    """Complete each prompt greedily until a stop token or the token limit.
 
     Args:
-        template: how a prompt is rendered, raw by default, and which tokens end an answer.
-        batch_tokens: prompt and new tokens of a batch; by default what the memory allows.
-        on_done: called with each row's place and completion as soon as its batch is done.
-        owners: whose adapter answers each prompt, where several answer in one batch.
+        template: Renders the prompts (raw by default) and names the tokens that end an answer.
+        batch_tokens: Maximum number of prompt and new tokens per batch; as many as fit into memory
+            by default.
+        on_done: Called with the index and the completion of each row when its batch is done.
+        adapters_of: Adapter of each prompt, if a batch combines several adapters.
 
-    Source: SemEval-2025 Task 4, evaluation script, which does a row at a time.
+    Returns:
+        Completions without special tokens.
+
+    Source: SemEval-2025 Task 4, evaluation script, which generates row by row.
     """
     ids = [template.prompt_ids(tokenizer, prompt) for prompt in prompts]
     completions = [""] * len(prompts)
@@ -63,7 +65,7 @@ def generate(
         batch_tokens=batch_tokens,
         label=label,
         on_done=keep,
-        owners=owners,
+        adapters_of=adapters_of,
     )
     return completions
 
@@ -77,16 +79,16 @@ def generate_ids(
     batch_tokens: int | None = None,
     label: str = "Generate",
     on_done: Callable[[int, list[int]], None] | None = None,
-    owners: RowOwners = ONE_OWNER,
+    adapters_of: RowAdapters = SAME_ADAPTER,
 ) -> list[list[int]]:
-    """New token ids for each prompt, the one that ended it included.
+    """Return the new token ids of each prompt, including the token that ended it.
 
-    Rows share a batch only as far as the model's self-check allows, see ``safe_ways``.
+    Rows share a batch only if the self-check allows it for this model, see ``safe_modes``.
 
     Raises:
-        InputError: the model is not a causal language model.
+        InputError: The model is not a causal language model.
     """
-    ways = safe_ways(model)
+    ways = safe_modes(model)
     check_token_ids(model, prompts)
     fitting, _ = cut_to_positions(model, prompts, reserve=max_new_tokens)
     limit = position_limit(model) or 2**31
@@ -94,12 +96,12 @@ def generate_ids(
     def work(places: list[int]) -> list[list[int]]:
         found: dict[int, list[int]] = {}
         budgets = [min(max_new_tokens, limit - len(fitting[place])) for place in places]
-        for budget in dict.fromkeys(budgets):  # rows near the last position may add fewer tokens
+        for budget in dict.fromkeys(budgets):  # long rows leave fewer positions for new tokens
             here = [p for p, own in zip(places, budgets, strict=True) if own == budget]
-            for part in _apart([len(fitting[place]) for place in here], ways):
+            for part in _batchable([len(fitting[place]) for place in here], ways):
                 own = [here[i] for i in part]
                 batch = [fitting[place] for place in own]
-                new = _decode(model, batch, stop, budget, owners.part(own), ways)
+                new = _decode(model, batch, stop, budget, adapters_of.part(own), ways)
                 found |= zip(own, new, strict=True)
         return [found[place] for place in places]
 
@@ -114,8 +116,8 @@ def generate_ids(
     )
 
 
-def _apart(lengths: Sequence[int], ways: SafeWays) -> list[list[int]]:
-    """Places of the rows that may be decoded together."""
+def _batchable(lengths: Sequence[int], ways: SafeModes) -> list[list[int]]:
+    """Group the indices of rows that may be decoded in one batch."""
     if ways.rows == "padded":
         return [list(range(len(lengths)))]
     if ways.rows != "equal":
@@ -131,20 +133,24 @@ def _decode(
     prompts: list[list[int]],
     stop: Sequence[int],
     max_new_tokens: int,
-    owners: RowOwners,
-    ways: SafeWays,
+    adapters_of: RowAdapters,
+    ways: SafeModes,
 ) -> list[list[int]]:
-    """Decode rows that may be decoded together, in the way that is safe for the model."""
+    """Decode a batch with the method that is safe for the model."""
     if ways.rows in ("padded", "equal"):
         padded = ways.rows == "padded"
-        return greedy(model, prompts, stop, max_new_tokens, owners, padded=padded)
+        return greedy(model, prompts, stop, max_new_tokens, adapters_of, padded=padded)
     decode = model_generate if ways.rows == "generate" else uncached
-    owners.announce([0])
+    adapters_of.select([0])
     return [decode(model, prompts[0], stop, max_new_tokens)]
 
 
 def stop_ids(model: Any, tokenizer: Any, template: PromptTemplate = RAW) -> list[int]:
-    """The tokens that end a text: the model's own, else the tokenizer's; in chat the template's."""
+    """Return the tokens that end a text.
+
+    These are the EOS tokens of the generation config, or else that of the tokenizer; in chat also
+    the end-of-turn token of the template.
+    """
     ends = getattr(model.generation_config, "eos_token_id", None)
     if ends is None:
         ends = tokenizer.eos_token_id
@@ -153,24 +159,23 @@ def stop_ids(model: Any, tokenizer: Any, template: PromptTemplate = RAW) -> list
     return list(dict.fromkeys([*own, *chat]))
 
 
-CPU_ROWS = 48  # on one core: a step of as many rows takes as long for each as one of more
-MOST = 16  # adapters at once: as many as a search keeps merged
+CPU_ROWS = 48  # batch size above which the time per row no longer falls on one core
+MOST = 16  # adapters in one batch: as many as a search keeps merged
 
 
-def room(
+def adapters_per_batch(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str | Row],
     max_new_tokens: int,
     template: PromptTemplate = RAW,
 ) -> int:
-    """How many adapters' answers to the same prompts fill one batch, at least 1.
+    """Return how many adapters' answers to the same prompts fill one batch, at least 1.
 
-    A step of decoding reads all weights, however few rows there are. So further rows cost next to
-    nothing until a batch is full: of the rows that the device computes in the time of reading the
-    weights, or of the tokens that its memory holds. Past that, side by side only adds the products
-    of the unmerged factors; merged in place they cost nothing. The figures are in
-    ``docs/choosing.md``.
+    A decoding step reads all weights, regardless of the number of rows, so additional rows are
+    nearly free until the batch is full: until computing takes longer than reading the weights, or
+    the memory is used up. Beyond that, unmerged adapters only add the cost of multiplying by their
+    factors. ``docs/choosing.md`` has the measurements.
     """
     if not prompts:
         return 1
@@ -191,20 +196,23 @@ def generate_together(
     label: str = "Generate",
     on_done: Callable[[int, int, str], None] | None = None,
 ) -> list[list[str]]:
-    """What the model writes with each adapter after each of that adapter's prompts, greedily.
+    """Generate answers greedily with several adapters in the same batches.
 
-    The same texts as of one adapter after the other on the merged weights, but where two tokens are
-    so near that rounding decides.
+    The texts equal those of one adapter after the other, merged into the weights, unless two
+    tokens are so close that rounding decides.
 
     Args:
-        model: without an adapter.
-        prompts: those of each adapter.
-        on_done: is given the place of an adapter, that of a prompt, and the completion.
+        model: Base model without an adapter.
+        prompts: Prompts of each adapter.
+        on_done: Called with the index of an adapter, the index of a prompt, and the completion.
+
+    Returns:
+        Completions of each adapter, in the order of its prompts.
 
     Raises:
-        UnfitError: the model cannot tell the rows apart.
-        ResourceError: the adapters, or a single row beside them, do not fit into memory.
-        others as ``side_by_side``.
+        UnfitError: The model does not support a different adapter per row.
+        ResourceError: The adapters, or a single row in addition, do not fit into memory.
+        Others as ``side_by_side``.
     """
     places = [(i, j) for i, own in enumerate(prompts) for j in range(len(own))]
 
@@ -212,8 +220,8 @@ def generate_together(
         if on_done is not None:
             on_done(*places[place], text)
 
-    safe_ways(model)  # its probes belong to no adapter
-    with _explained(model), side_by_side(model, adapters) as beside:
+    safe_modes(model)  # checked before adapters are added
+    with _explained(model, len(adapters)), side_by_side(model, adapters) as beside:
         texts = iter(
             generate(
                 model,
@@ -224,20 +232,21 @@ def generate_together(
                 batch_tokens=batch_tokens,
                 label=label,
                 on_done=keep,
-                owners=RowOwners([i for i, _ in places], beside.rows),
+                adapters_of=RowAdapters([i for i, _ in places], beside.rows),
             )
         )
     return [[next(texts) for _ in own] for own in prompts]
 
 
 @contextmanager
-def _explained(model: Any) -> Iterator[None]:
+def _explained(model: Any, count: int) -> Iterator[None]:
+    """Turn an out-of-memory error of PyTorch into a ResourceError with a remedy."""
     try:
         yield
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         raise ResourceError(
-            f"Out of memory on {model.device}: so many adapters do not fit beside the model. Let "
-            "fewer answer in one batch, with --together."
+            f"Out of memory on {model.device}: {count} adapters do not fit next to the model. "
+            "Combine fewer of them in one batch with --together."
         ) from error

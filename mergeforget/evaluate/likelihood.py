@@ -1,4 +1,4 @@
-"""Token likelihoods of whole texts, in batches: one pass that every likelihood metric reads."""
+"""Token likelihoods of whole texts, computed in batches for all likelihood metrics."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 from mergeforget.data.tokens import check_token_ids, cut_to_positions
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import full_pass, pad_right, takes
-from mergeforget.evaluate.self_check import safe_ways
+from mergeforget.evaluate.self_check import safe_modes
 
-CHUNK = 2**26  # logits that are widened to float32 at once: 256 MB
+CHUNK = 2**26  # logits converted to float32 at once: 256 MB
 
 
 @dataclass(frozen=True)
 class TokenLikelihoods:
-    """What a model says about one text's tokens, from token number ``start`` on (0 is the first).
+    """Likelihoods of one text's tokens from index ``start`` on (0 is the first token).
 
     Attributes:
-        logps: log-probability of each token given those before it, in nats.
-        greedy: whether the token is the one the model would have chosen.
-        mean: of the vocabulary's log-probabilities at each place, under the model itself.
-        deviation: their standard deviation.
-        start: of the first token that was read; nothing precedes token 0, so at least 1.
+        logps: Log-probability of each token given the tokens before it, in nats.
+        greedy: Whether the token is the most likely one.
+        mean: Expected log-probability at each position, under the model's own distribution.
+        deviation: Standard deviation of the log-probability at each position.
+        start: Index of the first scored token; at least 1, because token 0 has no context.
     """
 
     logps: NDArray[np.float64]
@@ -43,7 +43,7 @@ class TokenLikelihoods:
         return float(-self.logps.mean()) if len(self.logps) else 0.0
 
     def after(self, tokens: int) -> TokenLikelihoods:
-        """The same for the text from its token number ``tokens`` on (0 is the first)."""
+        """Return the likelihoods from token index ``tokens`` on (0 is the first token)."""
         first = max(0, tokens - self.start)
         return TokenLikelihoods(
             self.logps[first:],
@@ -63,20 +63,20 @@ def likelihoods(
     label: str = "Likelihood",
     on_done: Callable[[int, TokenLikelihoods], None] | None = None,
 ) -> list[TokenLikelihoods]:
-    """Token likelihoods of each text.
+    """Compute the token likelihoods of each text.
+
+    A text with more tokens than the model has positions is truncated at its beginning, with a
+    message; token indices still refer to the whole text.
 
     Args:
-        texts: token ids; a text of fewer than two tokens has nothing to predict.
-        starts: number of the first token of each text that is wanted; the second by default. What
-            comes before costs no output layer.
-        batch_tokens: tokens of a batch; by default what the memory allows.
-        on_done: called with each text's place and likelihoods as soon as its batch is done.
-
-    A text with more tokens than the model has positions is cut at its beginning and reported; the
-    numbers of its tokens stay those of the whole text.
+        texts: Token ids; a text of fewer than two tokens has no predicted token.
+        starts: Index of the first token to score in each text; 1 by default. Earlier tokens skip
+            the output layer.
+        batch_tokens: Maximum number of tokens per batch; as many as fit into memory by default.
+        on_done: Called with the index and the likelihoods of each text when its batch is done.
     """
     wanted = [1] * len(texts) if starts is None else [max(1, start) for start in starts]
-    together = safe_ways(model).scored_together
+    together = safe_modes(model).scored_together
     check_token_ids(model, texts)
     fitting, cuts = cut_to_positions(model, texts)
 
@@ -101,7 +101,7 @@ def likelihoods(
 def token_likelihoods(
     model: Any, texts: Sequence[list[int]], starts: Sequence[int]
 ) -> list[TokenLikelihoods]:
-    """Token likelihoods of one batch, padded on the right, of each text from its start on."""
+    """Compute the token likelihoods of one batch, each text from its start index on."""
     ids, attention = pad_right(texts, model.device)
     longest = ids.shape[1]
     lengths, begins = torch.tensor([[len(t) for t in texts], list(starts)]).to(model.device)
@@ -126,7 +126,7 @@ def token_likelihoods(
 
 
 def _describe(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability, greedy or not, mean and deviation of each token; (4, tokens), float64."""
+    """Return log-probability, greedy flag, mean and deviation per token; (4, tokens), float64."""
     found = []
     step = max(1, CHUNK // logits.shape[1])
     for start in range(0, len(labels), step):

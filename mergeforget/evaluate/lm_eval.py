@@ -14,7 +14,7 @@ INSTALL = "pip install 'mergeforget[eval]'"
 
 
 def task_key(task: str, folder: Path | None, limit: int | None) -> str:
-    """The same for the same task asked in the same way; a folder counts by its content."""
+    """Return the cache key of a task; a folder is identified by its content."""
     content = sha256(folder) if folder else ""
     return json.dumps({"lm_eval": task, "folder": content, "limit": limit})
 
@@ -28,22 +28,22 @@ def run_task(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> list[Score]:
-    """Every figure of one task, or of each task of a group.
+    """Run one task, or every task of a group, and return its scores.
 
-    A score is called ``lm_eval_`` and lm-eval's metric, for example ``lm_eval_acc``; its task is
-    lm-eval's, its interval 1.96 of lm-eval's standard errors to each side.
+    The metric of a score is ``lm_eval_`` followed by lm-eval's name, for example ``lm_eval_acc``.
+    The interval is the value plus and minus 1.96 of lm-eval's standard errors.
 
     Args:
-        folder: holds further tasks' YAML files; tasks whose data is local need no network.
-        limit: examples of a task at most.
+        folder: Folder with YAML files of additional tasks; with local data they need no network.
+        limit: Maximum number of examples per task.
 
     Raises:
-        UsageError: lm-eval is not installed, or knows no such task.
-        InputError: the task's data cannot be had.
+        UsageError: lm-eval is not installed, or there is no such task.
+        InputError: The data of the task cannot be loaded.
     """
     evaluator, wrapped, managers = _imported()
     manager = managers(include_path=folder, include_defaults=False) if folder else None
-    if manager is None or task not in manager.all_tasks:  # all tasks take a minute to be read
+    if manager is None or task not in manager.all_tasks:  # indexing all tasks takes a minute
         manager = managers(include_path=folder)
     if task not in manager.all_tasks:
         raise UsageError(
@@ -63,14 +63,14 @@ def run_task(
         if "out of memory" in str(error).lower():
             raise ResourceError(f"Out of memory in lm-eval's task {task!r}.") from error
         raise InputError(
-            f"lm-eval could not run its task {task!r}: {str(error).strip().splitlines()[0]} Its "
-            "data comes from the hub where it is not on this machine."
+            f"lm-eval could not run the task {task!r}: {str(error).strip().splitlines()[0]} Data "
+            "that is not on this machine is downloaded from the hub; check the connection."
         ) from error
     return [score for name in found["results"] for score in _scores(name, found)]
 
 
 def _imported() -> tuple[Any, Any, Any]:
-    """lm-eval's evaluator, what wraps a loaded model, and what reads tasks."""
+    """Import lm-eval's evaluator, its wrapper for loaded models, and its task manager."""
     try:
         from lm_eval import evaluator
         from lm_eval.models.huggingface import HFLM
@@ -83,7 +83,7 @@ def _imported() -> tuple[Any, Any, Any]:
 
 
 def _scores(task: str, found: dict[str, Any]) -> list[Score]:
-    """One task's figures; its alias and its standard errors are none."""
+    """Return the scores of one task; aliases and standard errors are not scores."""
     values = found["results"][task]
     better = found.get("higher_is_better", {}).get(task, {})
     n = found.get("n-samples", {}).get(task, {}).get("effective", 0)

@@ -1,4 +1,4 @@
-"""Members and non-members of the same kind: what differs must be membership alone."""
+"""Members, matched non-members, and the signals of membership inference."""
 
 from __future__ import annotations
 
@@ -21,36 +21,35 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 
-RATIO = 2  # non-members to one member, at most
+RATIO = 2  # maximum number of non-members per member
 
 
 def matched(
     members: Sequence[Row], outside: Sequence[Row], seed: int
 ) -> tuple[list[Row], list[Row]]:
-    """Non-members in the members' shares of tasks, and the members that they compare with."""
+    """Return the members that can be compared, and non-members with the same shares of tasks."""
     nonmembers = match_tasks(members, outside, seed)
     return of_tasks(members, nonmembers), nonmembers
 
 
 def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> list[Row]:
-    """Return the rows about people and documents that no training saw.
+    """Return the rows about people and documents that are not in the training data.
 
-    Rows about a trained subject are left out with a warning: the model learned about that person,
-    so such rows are no non-members. A subject that is only the row's own id tells nothing and is
-    not compared.
+    Rows about a trained subject are excluded with a warning: the model learned about that person,
+    so they cannot serve as non-members. Subjects that are only the id of the row are ignored.
 
     Args:
         where: File of ``outside``, for messages.
 
     Raises:
-        InputError: A row was trained on itself, or all rows are about trained subjects.
+        InputError: A row is itself in the training data, or all rows are about trained subjects.
     """
     documents = {row.document for row in trained}
     shared = [row.id for row in outside if row.document in documents]
     if shared:
         raise InputError(
             f"{where}: {len(shared)} of {len(outside)} rows are also in the forget or retain set, "
-            f"for example {shared[0]}. Non-members must be rows that no training saw."
+            f"for example {shared[0]}. Non-members must be rows that are not in the training data."
         )
     subjects = {row.subject for row in trained if row.subject != row.id}
     kept = [row for row in outside if row.subject not in subjects or row.subject == row.id]
@@ -64,17 +63,18 @@ def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> lis
     if left_out:
         say(
             f"Warning: {where}: {left_out} of {len(outside)} rows are about people or documents "
-            "that were trained on. They are left out of the non-members."
+            "that were trained on. They are excluded from the non-members."
         )
     return kept
 
 
 def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> list[Row]:
-    """Non-members in the members' shares of tasks: another mixture would tell them apart.
+    """Draw non-members with the same shares of tasks as the members.
 
-    Twice as many as members where every task has them, since a likelihood costs little and the AUC
-    is as noisy as the smaller side; at least as many where there are so many. Whole documents,
-    each task by itself; where no task is shared, tasks do not count.
+    A different mixture of tasks would distinguish members from non-members by itself. Draws twice
+    as many non-members as members if every task has enough, because the noise of the AUC is that of
+    the smaller group; otherwise as many as available, up to the number of members. Whole documents
+    are drawn within each task. If no task is shared, tasks are ignored.
     """
     wanted = Counter(row.task for row in members)
     there = Counter(row.task for row in outside)
@@ -91,23 +91,23 @@ def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> li
 
 
 def of_tasks(members: Sequence[Row], nonmembers: Sequence[Row]) -> list[Row]:
-    """Members of the tasks that have non-members to compare with, where tasks count."""
+    """Return the members whose task has non-members, or all members if no task is shared."""
     tasks = {row.task for row in nonmembers}
     shared = [row for row in members if row.task in tasks]
     return shared or list(members)
 
 
 def _draw(rows: Sequence[Row], n: int, seed: int) -> list[Row]:
-    """Whole documents, at most ``n`` rows; all of them where even the smallest has more."""
+    """Draw whole documents with at most ``n`` rows in total, and at least the smallest one."""
     smallest = min(Counter(row.subject for row in rows).values(), default=0)
     return limit_rows(rows, max(n, smallest), seed)[0] if rows else []
 
 
-SHARES = (20, 40)  # percent of the tokens, the lowest, that min-k reads
+SHARES = (20, 40)  # percent of the tokens with the lowest log-probability, for min-k
 
 
 def membership_signals(one: TokenLikelihoods, text: str) -> dict[str, float]:
-    """``loss``, ``zlib``, ``min_k_20``, ``min_k_plus_20``, ... of a document.
+    """Return the signals ``loss``, ``zlib``, ``min_k_20``, ``min_k_plus_20``, ... of a document.
 
     Source: loss: arXiv:1709.01604; zlib: arXiv:2012.07805; min-k%: arXiv:2310.16789;
         min-k%++: arXiv:2404.02936.
@@ -124,7 +124,7 @@ def membership_signals(one: TokenLikelihoods, text: str) -> dict[str, float]:
 
 
 def lowest_mean(values: NDArray[np.float64], percent: int) -> float:
-    """Mean of the lowest ``percent`` of the values, at least one of them."""
+    """Return the mean of the lowest ``percent`` of the values, of at least one."""
     k = max(1, len(values) * percent // 100)
     return float(np.partition(values, k - 1)[:k].mean())
 
@@ -139,14 +139,14 @@ def gradient_norms(
     label: str = "Gradients",
     on_done: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Norm of the gradient of each text's mean NLL with respect to all weights of the model.
+    """Return the norm of the gradient of each text's mean NLL with respect to all weights.
 
-    Each text takes a backward pass of its own; a weight's gradient is added to the norm and freed
-    as soon as it is there, so that memory never holds the gradients of all.
+    Each text needs a backward pass of its own. The gradient of a weight is added to the norm and
+    freed as soon as it is computed, so that the gradients are never all in memory.
 
     Args:
-        texts: token ids, and the place of the first token that counts (0 or 1 for all).
-        on_done: is given each text's place and norm as soon as it is done.
+        texts: Token ids, and the index of the first token to score (0 or 1 for all).
+        on_done: Called with the index and the norm of each text when it is done.
 
     Source: Pandora's White-Box, arXiv:2402.17012; OpenUnlearning's GradNorm.
     """
@@ -164,7 +164,7 @@ def gradient_norms(
 
 
 def _norm(model: Any, ids: list[int], start: int) -> float:
-    """Of one text; 0 for one without a token to predict."""
+    """Return the gradient norm of one text; 0 if it has no predicted token."""
     if len(ids) < 2 or start >= len(ids):
         return 0.0
     inputs = torch.tensor([ids], device=model.device)
@@ -177,7 +177,7 @@ def _norm(model: Any, ids: list[int], start: int) -> float:
 
 @contextmanager
 def _squares(model: Any) -> Iterator[list[Tensor]]:
-    """Squared norms of gradients, float32, as a backward pass makes them; none is kept."""
+    """Collect the squared norm of each gradient, in float32, during a backward pass."""
     squares: list[Tensor] = []
 
     def take(parameter: Tensor) -> None:

@@ -16,17 +16,17 @@ from mergeforget.distributed import ALONE, RankShare
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import cached_prefix_logits
-from mergeforget.evaluate.self_check import safe_ways
+from mergeforget.evaluate.self_check import safe_modes
 from mergeforget.files import sha256
 from mergeforget.recipe import EvaluationSpec
 
 LETTERS = "ABCD"
-LONGEST = 2048  # tokens of a prompt; examples are left out until it fits
+LONGEST = 2048  # maximum number of tokens per prompt; examples are removed until it fits
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question: its text, four choices, and the letter of the right one."""
+    """One question with four choices, and the letter of the correct one."""
 
     text: str
     choices: tuple[str, str, str, str]
@@ -36,20 +36,20 @@ class Question:
 def ask_mmlu(
     model: Any, tokenizer: Any, spec: EvaluationSpec, **more: Any
 ) -> dict[str, tuple[int, int]]:
-    """``run_mmlu`` as a recipe's evaluation asks it; ``spec.mmlu`` names the folder."""
+    """Call ``run_mmlu`` with the settings of a recipe; ``spec.mmlu`` names the folder."""
     folder, limit = Path(spec.mmlu or ""), mmlu_limit(spec)
     return run_mmlu(model, tokenizer, folder, shots=spec.mmlu_shots, limit=limit, **more)
 
 
 def mmlu_limit(spec: EvaluationSpec) -> int | None:
-    """Questions of each subject at most; None for all."""
+    """Return the maximum number of questions per subject; None means all."""
     return spec.mmlu_limit or spec.limit
 
 
 def mmlu_key(spec: EvaluationSpec) -> list[Any] | None:
-    """What decides an MMLU score besides the model: the questions' content, not their folder.
+    """Return the cache key of MMLU: a hash of the questions' content, and the settings.
 
-    None where MMLU is not asked.
+    Returns None if MMLU is not evaluated.
     """
     if not spec.mmlu:
         return None
@@ -71,19 +71,20 @@ def run_mmlu(
     batch_tokens: int | None = None,
     sharing: RankShare = ALONE,
 ) -> dict[str, tuple[int, int]]:
-    """(right, asked) by subject.
+    """Evaluate MMLU and return (correct, asked) by subject.
 
-    The choice is the letter with the largest next-token logit, of the last token of " A" to " D".
+    The model's choice is the letter with the largest next-token logit, where a letter is the last
+    token of " A" to " D".
 
     Args:
-        folder: holds ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv``.
-        shots: examples before the question, 0 to 5; left out from the last while the prompt has
-            more than 2048 tokens, or more than the model has positions.
-        limit: questions of a subject at most, the first ones.
-        sharing: the processes that share the subjects.
+        folder: Folder with ``dev/SUBJECT_dev.csv`` and ``test/SUBJECT_test.csv``.
+        shots: Number of examples before the question, 0 to 5. The last ones are removed while the
+            prompt has more than 2048 tokens, or more than the model has positions.
+        limit: Maximum number of questions per subject; the first ones are used.
+        sharing: The processes that share the subjects.
 
     Raises:
-        InputError: the folder is not MMLU, or a file is malformed.
+        InputError: The folder does not contain MMLU, or a file is malformed.
     """
     letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1]
                for letter in LETTERS]  # fmt: skip
@@ -105,18 +106,18 @@ def run_mmlu(
 
 
 def mmlu_subjects(folder: Path) -> list[str]:
-    """The subjects that have questions in the folder, sorted."""
+    """Return the subjects that have questions in the folder, sorted."""
     names = sorted(p.name.removesuffix("_test.csv") for p in (folder / "test").glob("*_test.csv"))
     if not names:
         raise InputError(
-            f"{folder} is not MMLU: there is no test/SUBJECT_test.csv in it. Give the folder of "
-            "its original files, with dev/ and test/."
+            f"{folder} does not contain MMLU: there is no test/SUBJECT_test.csv. Pass the folder "
+            "of the original files, with dev/ and test/."
         )
     return names
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions of one file, everything as text: ``None`` is a choice, not a missing value."""
+    """Read the questions of one file as text: ``None`` is a choice, not a missing value."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))
@@ -132,7 +133,7 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def prompt_of(subject: str, examples: Sequence[Question], question: Question) -> str:
-    """The prompt as the task's runner writes it; its header has two blanks before the subject."""
+    """Return the prompt as the task's script writes it, with two spaces before the subject."""
     name = "".join(f" {word}" for word in subject.split("_"))
     header = f"The following are multiple choice questions (with answers) about {name}.\n\n"
     shown = "".join(f"{_asked(e)} {e.answer}\n\n" for e in examples)
@@ -146,7 +147,7 @@ def fitting_prompt(
     question: Question,
     longest: int = LONGEST,
 ) -> list[int]:
-    """Token ids of the prompt, with as many examples as fit into ``longest`` tokens."""
+    """Return the token ids of the prompt, with as many examples as fit into ``longest`` tokens."""
     for k in range(len(examples), -1, -1):
         ids = RAW.prompt_ids(tokenizer, prompt_of(subject, examples[:k], question))
         if len(ids) <= longest:
@@ -157,16 +158,16 @@ def fitting_prompt(
 def choose(
     model: Any, prompts: Sequence[list[int]], letters: Sequence[int], batch_tokens: int | None
 ) -> list[int]:
-    """Place of the most likely letter after each prompt; the same in batches of any size.
+    """Return the index of the most likely letter after each prompt; independent of the batch size.
 
-    What all prompts begin with, the header and the examples, is read once a batch where the
-    model's self-check allows it.
+    The shared prefix of the prompts (header and examples) is processed once per batch if the
+    self-check allows it for this model.
     """
     if not prompts:
         return []
     check_token_ids(model, prompts)
     prompts, _ = cut_to_positions(model, prompts)
-    ways = safe_ways(model)
+    ways = safe_modes(model)
     shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if ways.prefix else 0
 
     def work(places: list[int]) -> list[int]:
@@ -182,8 +183,8 @@ def choose(
 
 
 def common_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many tokens all prompts begin with alike."""
-    low, high = min(prompts), max(prompts)  # the first and the last in order differ the earliest
+    """Return the length of the longest common prefix of all prompts, in tokens."""
+    low, high = min(prompts), max(prompts)  # in sorted order, first and last differ the earliest
     differ = (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
     return next(differ, min(len(low), len(high)))
 

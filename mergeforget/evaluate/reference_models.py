@@ -21,20 +21,20 @@ STORED = ".likelihoods.jsonl"
 
 
 @dataclass(frozen=True)
-class Beside:
-    """Measured once in every way of asking, and compared with every model.
+class ReferenceModels:
+    """Measurements of models that every evaluated model is compared with, by prompt variant.
 
     Attributes:
-        retrained: a model trained without the forget set, for forget quality and PrivLeak: by the
-            name of the way, and the worst case as ``WORST``.
-        reference: any model of the same tokenizer, for the membership signal ``reference``.
+        retrained: A model trained without the forget set, for forget quality and PrivLeak. The
+            worst case over the variants has the key ``WORST``.
+        reference: Any model with the same tokenizer, for the membership signal ``reference``.
     """
 
     retrained: Mapping[str, Measured] = field(default_factory=dict)
     reference: Mapping[str, Measured] = field(default_factory=dict)
 
     def add_to(self, measured: Measured, way: str) -> Measured:
-        """What was measured, with the retrained model beside it and the reference's signal."""
+        """Return the measurements with those of the retrained model and the reference signal."""
         retrained = self.retrained.get(way)
         if retrained is not None:
             check_other_model(measured, retrained)
@@ -49,9 +49,9 @@ class Beside:
 
 
 def check_other_model(measured: Measured, retrained: Measured) -> None:
-    """Raise InputError where the retrained model is the evaluated one, under any name.
+    """Raise InputError if the retrained model is the evaluated one, under any name.
 
-    Every likelihood is the same then, forget quality is 1 and PrivLeak 0: a model that forgot
+    All likelihoods would be equal, so forget quality would be 1 and PrivLeak 0: a model that forgot
     nothing would look perfectly unlearned.
     """
     theirs = {d.row.id: d.nll for d in retrained.likelihoods if d.row.split == "forget"}
@@ -60,15 +60,15 @@ def check_other_model(measured: Measured, retrained: Measured) -> None:
     if pairs and all(math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-7) for a, b in pairs):
         raise InputError(
             f"--retrained names the evaluated model itself: all {len(pairs)} forget rows have the "
-            "same likelihood. Give a model that was trained without the forget set."
+            "same likelihood. Pass a model that was trained without the forget set."
         )
 
 
-def read_beside(evaluation: Evaluation) -> Beside:
-    """Measure the models that the settings name, or read what was stored of them.
+def measure_reference_models(evaluation: Evaluation) -> ReferenceModels:
+    """Measure the reference models that the settings name, or read stored measurements of them.
 
     Raises:
-        InputError: there is no such model or file.
+        InputError: There is no such model or file.
     """
     spec, rows = evaluation.settings, evaluation.rows
     retrained: dict[str, Measured] = {}
@@ -76,7 +76,7 @@ def read_beside(evaluation: Evaluation) -> Beside:
     if spec.retrained is not None:
         asked = replace(rows, retain=[], further=[])
         stored = _stored(Path(spec.retrained), spec.membership)
-        if stored is not None:  # an evaluation stores its worst case
+        if stored is not None:  # stored measurements are the worst case over the variants
             retrained = {WORST: stored}
         else:
             retrained = _other(evaluation, spec.retrained, asked, "retrained")
@@ -84,16 +84,16 @@ def read_beside(evaluation: Evaluation) -> Beside:
     if spec.reference is not None:
         documents = EvaluationRows(members=rows.members, nonmembers=rows.nonmembers)
         reference = _other(evaluation, spec.reference, documents, "reference")
-    return Beside(retrained, reference)
+    return ReferenceModels(retrained, reference)
 
 
 def _other(
     evaluation: Evaluation, name: str, rows: EvaluationRows, label: str
 ) -> dict[str, Measured]:
-    """The likelihoods of another model, or of the same base with another adapter, by way."""
+    """Measure another model, or the same base with another adapter, by prompt variant."""
     settings = evaluation.settings.model_copy(
         update={
-            "max_new_tokens": 0,  # no answer of it is compared
+            "max_new_tokens": 0,  # its answers are not used
             "mmlu": None,
             "lm_eval": [],
             "gradient_norm": False,
@@ -106,28 +106,27 @@ def _other(
 
 
 def _stored(path: Path, membership: Membership) -> Measured | None:
-    """What an evaluation wrote of a model: ``answers/NAME.likelihoods.jsonl`` and its losses.
+    """Read ``answers/NAME.likelihoods.jsonl`` and the losses next to it.
 
-    Losses that do not say what they are of were written by an older version, and are taken as
-    they are.
+    Losses without a unit of membership were written by an older version and are accepted.
 
     Raises:
-        InputError: the file holds something else, or the losses are not of what is judged here.
+        InputError: The file has another content, or the losses have another unit of membership.
     """
     if not path.name.endswith(".jsonl"):
         return None
     if not path.name.endswith(STORED):
         raise InputError(
-            f"{path} is neither a model nor an answers/NAME{STORED} that an evaluation wrote."
+            f"{path} is neither a model nor a file answers/NAME{STORED} of an evaluation."
         )
     losses = path.with_name(path.name.removesuffix(STORED) + ".losses.jsonl")
     found: list[DocumentLoss] = read_losses(losses) if losses.exists() else []
     unit = unit_of(losses) if found else ""
     if unit and unit != membership:
         raise InputError(
-            f"{losses} judges membership by {unit}, and here it is judged by {membership}: "
-            f"PrivLeak would compare unlike figures. Give --membership {unit}, or measure the "
-            f"retrained model again with --membership {membership}."
+            f"{losses} judges membership by {unit}, and here it is judged by {membership}, so "
+            f"PrivLeak cannot compare them. Use --membership {unit}, or evaluate the retrained "
+            f"model again with --membership {membership}."
         )
     return Measured([], found, likelihoods=[_likelihood(r, path) for _, r in read_records(path)])
 
@@ -140,6 +139,6 @@ def _likelihood(record: dict[str, object], path: Path) -> AnswerLikelihood:
         return AnswerLikelihood(row, perturbed=perturbed, **values)  # type: ignore[arg-type]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} does not hold likelihoods as an evaluation writes them ({error}). Write it "
-            "again with `mergeforget evaluate --model M --forget F --out DIR`."
+            f"{path} does not contain the likelihoods of an evaluation ({error}). Create it with "
+            "`mergeforget evaluate --model M --forget F --out DIR`."
         ) from error

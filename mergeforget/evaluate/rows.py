@@ -18,10 +18,10 @@ from mergeforget.run import Run
 
 @dataclass(frozen=True)
 class EvaluationRows:
-    """Rows to be answered, and documents that were and were not trained on.
+    """Rows to evaluate, and documents that were and were not in the training data.
 
     Attributes:
-        further: rows of splits other than forget and retain, for example ``real_authors``.
+        further: Rows of splits other than forget and retain, for example ``real_authors``.
     """
 
     forget: list[Row] = field(default_factory=list)
@@ -40,10 +40,10 @@ def rows_of_run(
     nonmembers: Path | None = None,
     seed: int = 0,
 ) -> EvaluationRows:
-    """The rows that the run was trained on, and its holdout; the sets a search measures with.
+    """Return the rows that the run was trained on, and its holdout, as a search uses them.
 
     Args:
-        holdout, members, nonmembers: as of ``rows_of_files``; the run's own where none is given.
+        holdout, members, nonmembers: As in ``rows_of_files``; the run's own by default.
     """
     own = run.data / "holdout.jsonl"
     if holdout is None and own.exists() and own.stat().st_size:
@@ -70,15 +70,16 @@ def rows_of_files(
     nonmembers: Path | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> EvaluationRows:
-    """Rows of data files; those that ``spec.rows`` names take the place of the same split's.
+    """Read the rows of data files; files in ``spec.rows`` replace those of the same split.
 
     Args:
-        holdout: rows that no training saw: the non-members, drawn in the members' shares of tasks.
-        members: documents to compare with ``nonmembers`` instead, all of them.
-        columns: our names of columns to the files'.
+        holdout: Rows that are not in the training data. Non-members are drawn from them, with the
+            same shares of tasks as the members.
+        members: Documents to compare with ``nonmembers`` instead; all of them are used.
+        columns: Names of columns in the files, by our names.
 
     Raises:
-        InputError: nothing to evaluate on, or a file is missing or malformed.
+        InputError: There are no rows, or a file is missing or malformed.
     """
     files = {"forget": forget, "retain": retain, "holdout": holdout}
     files |= {split: Path(path) for split, path in spec.rows.items()}
@@ -98,7 +99,7 @@ def rows_of_files(
     if not members and not nonmembers:
         inside, outside = matched(inside, outside, seed)
     if not (read["forget"] or read["retain"] or inside or outside):
-        raise InputError("There is nothing to evaluate on. Give --forget, --retain or --holdout.")
+        raise InputError("There are no rows to evaluate. Pass --forget, --retain or --holdout.")
     asked = {n: limit_rows(r, spec.limit, seed)[0] for n, r in read.items() if n != "holdout"}
     return EvaluationRows(
         forget=asked.pop("forget"),
@@ -110,17 +111,17 @@ def rows_of_files(
 
 
 def read_documents(path: Path, unit: Membership = "documents") -> list[Row]:
-    """Documents of a membership set (``id`` and ``document``), or of rows.
+    """Read the documents of a membership set (``id`` and ``document``), or rows.
 
     Raises:
-        InputError: membership is judged by answers, and the documents have none.
+        InputError: Membership is judged by answers, and the documents have none.
     """
     records = read_records(path)
     if all("document" in record for _, record in records):
         if unit == "answers":
             raise InputError(
-                f"{path} holds whole documents, which have no answer to judge membership by. Give "
-                "rows with input and output, or --membership documents."
+                f"{path} contains whole documents, which have no answer to judge membership by. "
+                "Pass rows with input and output, or use --membership documents."
             )
         return [
             Row(

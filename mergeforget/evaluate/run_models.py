@@ -15,7 +15,7 @@ from mergeforget.data.schema import AnswerLikelihood, Measured
 from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.evaluation import Evaluation
-from mergeforget.evaluate.reference_models import WORST, Beside, read_beside
+from mergeforget.evaluate.reference_models import WORST, ReferenceModels, measure_reference_models
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import whole, write_jsonl
 from mergeforget.run import ANCHORS, Run
@@ -32,15 +32,15 @@ def evaluate_run(
     again: bool = False,
     parquet: bool = False,
 ) -> dict[str, list[Score]]:
-    """Measure and score the models of a run, and write scores and answers there.
+    """Measure and score models of a run, and write scores and answers to the run folder.
 
     Args:
-        names: base, over, under, or candidates; by default the pair and the chosen candidate, or
-            all candidates where none is chosen.
-        parquet: write the answers as parquet as well.
+        names: base, over, under, or candidates. The default is the base, the pair and the chosen
+            candidate, or all candidates if none is chosen.
+        parquet: Also write the answers as parquet.
 
     Raises:
-        InputError: the run has no such model.
+        InputError: The run has no such model.
     """
     models = models_of(run)
     unknown = [name for name in names if name not in models]
@@ -54,40 +54,40 @@ def evaluate_run(
     wanted = list(names or default_models(run))
     evaluation.rank = max((rank_of(p) for n in wanted if (p := models[n])), default=0)
     with run.lock() if main else nullcontext():
-        beside = read_beside(evaluation)
+        references = measure_reference_models(evaluation)
         before = read_scores(run.scores, "all").get("base", [])
         for name in sorted(wanted, key=lambda n: n != "base"):
             measured, scores = evaluate_model(
-                evaluation, beside, models[name], name, before=before, again=again
+                evaluation, references, models[name], name, before=before, again=again
             )
             before = scores if name == "base" else before
             found[name] = scores
             if main:
                 write_model_scores(run.scores, run.answers, name, measured, scores, parquet=parquet)
         if main:
-            run.record("evaluate", settings=asdict_of(evaluation), models=list(found))
+            run.record("evaluate", settings=settings_of(evaluation), models=list(found))
     return {name: found[name] for name in wanted}
 
 
 def evaluate_model(
     evaluation: Evaluation,
-    beside: Beside,
+    references: ReferenceModels,
     adapter: Path | None,
     name: str,
     *,
     before: Sequence[Score] = (),
     again: bool = False,
 ) -> tuple[Measured, list[Score]]:
-    """Measure one model and score it.
+    """Measure and score one model.
 
     Args:
-        beside: what it is compared with.
-        before: scores of the model before unlearning, for the ratio of utility.
+        references: Models that it is compared with.
+        before: Scores of the model before unlearning, for the utility ratio.
     """
     spec = evaluation.settings
     found = evaluation.run_ways(adapter, name, again=again)
-    ways = {way: beside.add_to(one, way) for way, one in found.items()}
-    measured = replace(worst_case(ways), retrained=beside.retrained.get(WORST))
+    ways = {way: references.add_to(one, way) for way, one in found.items()}
+    measured = replace(worst_case(ways), retrained=references.retrained.get(WORST))
 
     def scored(one: Measured) -> list[Score]:
         return score(spec.benchmark, one, metrics=spec.metrics, known=measured.known)
@@ -96,7 +96,7 @@ def evaluate_model(
     scores = worst_scores(scored(measured), by_way)
     for text in spec.metrics:
         if not selected(text, measured):
-            say(f"Warning: {name} has no score {text!r}: the rows hold no data for that metric.")
+            say(f"Warning: {name} has no score {text!r}: the rows have no data for that metric.")
     ratio = utility_ratio(scores, before, spec.utility) if before and name != "base" else None
     return measured, [*scores, *([ratio] if ratio else [])]
 
@@ -109,28 +109,28 @@ def evaluate_any(
     before: str | None = None,
     again: bool = False,
 ) -> tuple[Measured, list[Score]]:
-    """Measure and score a model that belongs to no run.
+    """Measure and score a model that does not belong to a run.
 
     Args:
-        before: the model before unlearning, for the ratio of utility.
+        before: The model before unlearning, for the utility ratio.
     """
-    beside = read_beside(evaluation)
+    references = measure_reference_models(evaluation)
     theirs: list[Score] = []
     if before is not None:
         other = evaluation.varied(evaluation.rows, evaluation.settings, base=before)
-        theirs = evaluate_model(other, Beside(), None, "before", again=again)[1]
+        theirs = evaluate_model(other, ReferenceModels(), None, "before", again=again)[1]
     evaluation.rank = rank_of(adapter) if adapter else 0
-    return evaluate_model(evaluation, beside, adapter, name, before=theirs, again=again)
+    return evaluate_model(evaluation, references, adapter, name, before=theirs, again=again)
 
 
 def rank_of(adapter: Path) -> int:
-    """The largest rank of an adapter's modules."""
+    """Return the largest rank of an adapter's modules."""
     config = read_config(adapter)
     return max([int(config["r"]), *map(int, config.get("rank_pattern", {}).values())])
 
 
 def models_of(run: Run) -> dict[str, Path | None]:
-    """Every model of a run: its name, and its adapter (None for the base)."""
+    """Return the adapter folder of every model of a run, by name; None for the base."""
     found: dict[str, Path | None] = {"base": None}
     for name in ("over", "under"):
         if (run.root / name).is_dir():
@@ -142,13 +142,13 @@ def models_of(run: Run) -> dict[str, Path | None]:
 
 
 def snapshots_of(run: Run) -> dict[str, Path | None]:
-    """The pair at set steps of its training, for example ``over-step00010``."""
+    """Return the snapshots of the pair during training, for example ``over-step00010``."""
     folders = sorted(run.snapshots.glob("*-step*")) if run.snapshots.is_dir() else []
     return {p.name: p for p in folders if (p / "adapter_config.json").is_file()}
 
 
 def default_models(run: Run) -> list[str]:
-    """The pair and the chosen candidate, or every candidate where none is chosen."""
+    """Return the base, the pair and the chosen candidate, or every candidate if none is chosen."""
     models = [name for name in models_of(run) if name not in snapshots_of(run)]
     name = run.chosen_name()
     if name is None:
@@ -156,30 +156,30 @@ def default_models(run: Run) -> list[str]:
     return [s for s in models if s in ANCHORS or s == name]
 
 
-def asdict_of(evaluation: Evaluation) -> dict[str, Any]:
-    """The settings of an evaluation, as plain values."""
+def settings_of(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the settings of an evaluation as plain values for JSON."""
     rows = {name: len(group) for name, group in asdict(evaluation.rows).items()}
     return {**evaluation.settings.model_dump(mode="json"), "rows": rows}
 
 
-def kept_folder() -> Path:
-    """Where evaluations of models that belong to no run are kept."""
+def cache_of_models() -> Path:
+    """Return the folder of cached measurements of models that do not belong to a run."""
     return cache_folder() / "evaluations"
 
 
 def utility_ratio(
     scores: Sequence[Score], before: Sequence[Score], metric: str | None = None
 ) -> Score | None:
-    """The utility of a model over that of the model before unlearning.
+    """Return the utility of a model divided by that of the model before unlearning.
 
-    None where either was not measured, or on other data.
+    Returns None if either was not measured, or was measured on other data.
 
     Args:
-        metric: of a score that is better higher: NAME, NAME/SPLIT or NAME/SPLIT/TASK; by default
-            MMLU, else TOFU's model utility.
+        metric: Score whose higher values are better: NAME, NAME/SPLIT or NAME/SPLIT/TASK. The
+            default is MMLU, or TOFU's model utility if MMLU was not measured.
 
     Raises:
-        UsageError: no score is called so, or it is not better higher.
+        UsageError: There is no such score, or lower values of it are better.
     """
     named = [metric] if metric else [name for name in UTILITIES if _named_score(scores, name)]
     if not named:
@@ -189,8 +189,8 @@ def utility_ratio(
         fit = sorted({f"{s.metric}/{s.split}" for s in scores if s.better == "higher"})
         raise UsageError(
             f"{metric!r} cannot be the utility: "
-            f"{'no score is called so' if own is None else 'it is not better higher'}."
-            f"{suggest(named[0], fit)} There are: {', '.join(fit)}."
+            f"{'there is no such score' if own is None else 'higher values are not better'}."
+            f"{suggest(named[0], fit)} Available: {', '.join(fit)}."
         )
     if (
         theirs is None
@@ -209,7 +209,7 @@ def utility_ratio(
 
 
 def _named_score(scores: Sequence[Score], named: str) -> Score | None:
-    """The first score of that name; over all tasks where it names none."""
+    """Return the first score of that name; the score over all tasks if it names no task."""
     metric, split, task = [*named.split("/", 2), "", ""][:3]
     fit = [s for s in scores if s.metric == metric and (not split or s.split == split)]
     return next((s for s in fit if s.task == task), None)
@@ -224,12 +224,12 @@ def write_model_scores(
     *,
     parquet: bool = False,
 ) -> None:
-    """Write a model's answers and document losses, then its scores in the place of older ones.
+    """Write a model's answers and document losses, then replace its scores.
 
-    Scores of the halves of a search (parts choose and report) stay as they are.
+    Scores of the two splits of a search (parts choose and report) are not changed.
 
     Args:
-        parquet: write the answers as parquet as well.
+        parquet: Also write the answers as parquet.
     """
     write_answers(answers, model, measured, parquet=parquet)
     found = read_scores(scores_path)
@@ -238,9 +238,10 @@ def write_model_scores(
 
 
 def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool = False) -> None:
-    """``MODEL.jsonl``: what it answered; ``MODEL.losses.jsonl``: likelihood of documents.
+    """Write the measurements of a model.
 
-    ``MODEL.likelihoods.jsonl``: of the answers, which another evaluation can compare with.
+    ``MODEL.jsonl`` contains the answers, ``MODEL.losses.jsonl`` the losses of documents, and
+    ``MODEL.likelihoods.jsonl`` the likelihoods of answers, for ``--retrained`` of an evaluation.
     """
     losses = [
         {"id": d.id, "member": d.member, "task": d.task, "membership": measured.membership,
@@ -257,7 +258,7 @@ def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool
 
 
 def _likelihood(one: AnswerLikelihood) -> dict[str, Any]:
-    """One answer's likelihoods; of the row what names it."""
+    """Return the likelihoods of one answer as plain values, with id, task and split of the row."""
     row = {"id": one.row.id, "task": one.row.task, "split": one.row.split}
     values = {f.name: getattr(one, f.name) for f in fields(one) if f.name != "row"}
     return row | values | {"perturbed": list(one.perturbed)}

@@ -1,10 +1,10 @@
-"""Finds out how a model can be asked without changing its answers.
+"""Determines which optimisations leave the outputs of a model unchanged.
 
-A batch is faster than a row at a time, but padding, a cache of another kind, or a row that leaves
-the batch changes what some architectures compute, and nothing in their configuration says so.
-Before a model is first measured, two short rows are therefore passed alone and without a cache,
-which is what the model says by definition, and then in every faster way. The fastest way that
-agrees is used; where that is not the usual one, a message says so.
+Batches are faster than single rows, but padding, an unusual cache, or a row that leaves the batch
+changes the outputs of some architectures, and their configuration does not say so. Before a model
+is first measured, short texts are therefore processed alone and without a cache, which defines the
+correct logits, and then with each optimisation. The fastest mode with the same logits is used; a
+message reports a slower one.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from mergeforget.evaluate.decoding import (
 )
 
 Rows = Literal["padded", "equal", "generate", "uncached"]
-NEW = 4  # tokens that each probe is continued by
-LARGEST_WINDOW = 256  # tokens; a probe is longer than a sliding window of up to this size
+NEW = 4  # tokens that each probe decodes
+LARGEST_WINDOW = 256  # tokens; probes are longer than sliding windows up to this size
 
 
 @dataclass(frozen=True)
-class SafeWays:
-    """How a model may be asked.
+class SafeModes:
+    """Optimisations that are safe for a model.
 
     Attributes:
-        rows: how answers are decoded. ``padded``: rows of all lengths in one batch; ``equal``: rows
-            of one length in one batch; ``generate``: each row by the model's own ``generate``;
-            ``uncached``: each row with a full pass for every token.
-        scored_together: rows padded on the right may share a pass when likelihoods are computed.
-        prefix: the cache of a prefix may be shared by rows that begin alike.
+        rows: How answers are decoded. ``padded``: rows of all lengths in one batch; ``equal``: rows
+            of equal length in one batch; ``generate``: each row with the model's own ``generate``;
+            ``uncached``: each row with a full forward pass per token.
+        scored_together: Whether likelihoods may be computed for right-padded rows in one pass.
+        prefix: Whether rows with a common prefix may share its cache.
     """
 
     rows: Rows = "padded"
@@ -53,18 +53,18 @@ class SafeWays:
     prefix: bool = True
 
 
-_KNOWN: WeakKeyDictionary[Any, SafeWays] = WeakKeyDictionary()  # each model is checked once
+_KNOWN: WeakKeyDictionary[Any, SafeModes] = WeakKeyDictionary()  # each model is checked once
 
 
-def safe_ways(model: Any) -> SafeWays:
-    """Check a model before it is first measured; the result is remembered.
+def safe_modes(model: Any) -> SafeModes:
+    """Check a model before it is first measured; the result is cached.
 
     Args:
-        model: a causal language model, with or without an adapter.
+        model: A causal language model, with or without an adapter.
 
     Raises:
-        InputError: a token's prediction depends on the tokens after it, or the model cannot be
-            called with token ids alone.
+        InputError: A prediction depends on later tokens, or the model cannot be called with token
+            ids alone.
     """
     base = bare(model)
     if base not in _KNOWN:
@@ -74,16 +74,16 @@ def safe_ways(model: Any) -> SafeWays:
             found = _check(model)
         finally:
             model.train(training)
-        if found is None:  # its outputs are not numbers; what measures it says so
-            return SafeWays()
+        if found is None:  # the outputs are not finite; the measurement raises an error
+            return SafeModes()
         _KNOWN[base] = found
         if text := _slow_path(found):
             say(f"{type(base).__name__}: {text}")
     return _KNOWN[base]
 
 
-def _slow_path(ways: SafeWays) -> str:
-    """What the user should know about a path other than the usual one."""
+def _slow_path(ways: SafeModes) -> str:
+    """Describe modes that are slower than the default; empty for the default."""
     answers = {
         "padded": "",
         "equal": "padding changes its answers, so only prompts of one length share a batch",
@@ -96,7 +96,7 @@ def _slow_path(ways: SafeWays) -> str:
 
 
 @torch.inference_mode()
-def _check(model: Any) -> SafeWays | None:
+def _check(model: Any) -> SafeModes | None:
     probes = _Probes.of(model)
     try:
         truth = [full_pass(model, _batch(model, ids))[0] for ids in probes.texts]
@@ -115,7 +115,7 @@ def _check(model: Any) -> SafeWays | None:
         try:
             with quiet():
                 return way()
-        except Exception:  # whatever an unknown architecture raises, this way is not for it
+        except Exception:  # an unknown architecture may raise anything; the mode is then not used
             return False
 
     def decoded(short: int, padded: bool) -> bool:
@@ -141,19 +141,19 @@ def _check(model: Any) -> SafeWays | None:
         if own is False:
             raise InputError(
                 f"{_name(model)} cannot be evaluated: model.generate and a forward pass over the "
-                "same tokens disagree, so it is not known what its users would see."
+                "same tokens disagree, so it is unclear which output its users would see."
             )
         if works(lambda: decoded(2, False)):
             rows = "equal"
         elif own:
             rows = "generate"
     prefix = rows == "padded" and has_plain_cache(model) and works(prefixed)
-    return SafeWays(rows, works(scored), prefix)
+    return SafeModes(rows, works(scored), prefix)
 
 
 @dataclass(frozen=True)
 class _Probes:
-    """Three texts of distinct tokens: a short one, a long one, and one as long as the long one."""
+    """Three random texts: a short one and two long ones of equal length."""
 
     texts: list[list[int]]
 
@@ -177,7 +177,7 @@ class _Probes:
 def _decodes(
     model: Any, probes: _Probes, truth: list[Tensor], close: Any, short: int, padded: bool
 ) -> bool:
-    """Decode two probes in one batch with given tokens; the first leaves before the second."""
+    """Decode two probes in one batch with fixed tokens; the first one ends earlier."""
     chosen = [short, 1]
     texts = [probes.texts[i] for i in chosen]
     seen: list[tuple[int, int, Tensor]] = []
@@ -204,30 +204,29 @@ def _decodes(
 
 
 def _generates(model: Any, prompt: list[int], close: Any) -> bool | None:
-    """Whether the logits of ``model.generate`` are those of a full pass; None where it fails."""
+    """Return whether the logits of ``model.generate`` equal those of a full pass; None on error."""
     try:
         with quiet():
             new, logits = model_generate_logits(model, prompt, NEW)
-    except Exception:  # an architecture that transformers does not let generate
+    except Exception:  # transformers does not support generation for some architectures
         return None
     full = full_pass(model, _batch(model, [*prompt, *new]))[0]
     return bool(close(logits, full[len(prompt) - 1 : -1]))
 
 
 def _check_causal(model: Any, text: list[int], truth: Tensor, close: Any) -> None:
-    """Raise InputError where earlier predictions change with the last tokens."""
+    """Raise InputError if earlier predictions change with the last tokens."""
     changed = [*text[:-2], *text[:2]]
     logits = full_pass(model, _batch(model, changed))[0]
     if not close(logits[:-2], truth[:-2]):
         raise InputError(
-            f"{_name(model)} is not a causal language model: what it predicts for a token depends "
-            "on the tokens after it. Answers and likelihoods of it would mean nothing; give a "
-            "decoder-only model."
+            f"{_name(model)} is not a causal language model: its predictions depend on later "
+            "tokens, so its answers and likelihoods would be meaningless. Use a decoder-only model."
         )
 
 
 def _comparison(model: Any) -> Callable[[Tensor, Tensor], bool]:
-    """Whether logits agree up to rounding, relative to how much they vary over the vocabulary."""
+    """Return a comparison of logits up to rounding, relative to their spread."""
     wide = next(model.parameters()).dtype in (torch.float32, torch.float64)
     tolerance = 1e-3 if wide else 0.1
 

@@ -1,4 +1,4 @@
-"""Answers written by vLLM instead of transformers; needs the extra ``serve`` and a GPU."""
+"""Generation with vLLM instead of transformers; needs the extra ``serve`` and a GPU."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from mergeforget.errors import UsageError
 from mergeforget.evaluate.generate import stop_ids
 
 INSTALL = "pip install 'mergeforget[serve]'"
-MEMORY = 0.45  # of the GPU: the model that reads likelihoods lies there as well
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM takes for the largest LoRA
+MEMORY = 0.45  # share of the GPU memory; the transformers model needs the rest
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that vLLM accepts for max_lora_rank
 
 
 @dataclass
 class Server:
-    """One base model in vLLM; adapters are put on it by their folder.
+    """A base model in vLLM, with LoRA adapters loaded from their folders.
 
-    Called as ``generate`` is, and gives the same text but for near ties between two tokens, since
-    its kernels round in another order.
+    Has the signature of ``generate`` and returns the same texts, except for near ties between two
+    tokens, because its kernels round in a different order.
 
     Attributes:
-        path: folder of the base.
-        dtype: as transformers has it, for example ``bfloat16``.
-        rank: the largest rank of the adapters; 0 where there are none.
-        adapter: folder of the adapter in use; None is the base alone.
+        path: Folder of the base.
+        dtype: Data type as named by transformers, for example ``bfloat16``.
+        rank: Largest rank of the adapters; 0 if there are none.
+        adapter: Folder of the adapter in use; None for the base alone.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Server:
         label: str = "Generate",
         on_done: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Greedy completions; ``model`` tells what ends a text, and batches are vLLM's own."""
+        """Generate greedily; ``model`` supplies the stop tokens, and vLLM forms the batches."""
         vllm = _imported()
         engine = self._started(vllm)
         settings = vllm.SamplingParams(
@@ -88,7 +88,7 @@ class Server:
 
         from mergeforget.models import content_of
 
-        number = int(content_of(self.adapter)[:7], 16) + 1  # vLLM keeps adapters by number
+        number = int(content_of(self.adapter)[:7], 16) + 1  # vLLM identifies adapters by number
         return LoRARequest(self.adapter.name, number, str(self.adapter))
 
 
@@ -97,12 +97,12 @@ def _imported() -> Any:
         import vllm
     except ImportError as error:
         raise UsageError(
-            f"The backend vllm needs the package vllm ({error}). Install it: {INSTALL}; or leave "
-            "--backend out, and transformers writes the answers."
+            f"The backend vllm needs the package vllm ({error}). Install it: {INSTALL}; or omit "
+            "--backend to generate with transformers."
         ) from error
     return vllm
 
 
 def _fitting(rank: int) -> int:
-    """The smallest rank that vLLM takes and that the adapter fits into."""
+    """Return the smallest rank that vLLM accepts and that is at least the adapter's."""
     return next((r for r in RANKS if r >= rank), rank)

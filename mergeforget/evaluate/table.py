@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mergeforget.evaluate.worst_case import ways_that_differ
+from mergeforget.evaluate.worst_case import prompt_dependence
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import Score, find
 
 
 def render(scores: Mapping[str, Sequence[Score]]) -> str:
-    """A table with a row a score and a column a model; one model gets its intervals too."""
+    """Return a table with a row per score and a column per model, with intervals for one model."""
     from rich import box
     from rich.table import Table
 
@@ -33,7 +33,7 @@ def render(scores: Mapping[str, Sequence[Score]]) -> str:
 
 
 def key_of(score: Score) -> tuple[str, str, str, str]:
-    """What makes two scores the same figure of two models."""
+    """Return the key under which scores of different models are compared."""
     return score.metric, score.split, score.task, score.part
 
 
@@ -48,7 +48,7 @@ def _better(score: Score) -> str:
 
 
 def as_text(table: object) -> str:
-    """A rich table as plain text, as wide as the terminal."""
+    """Render a rich table as plain text with the width of the terminal."""
     import io
     import sys
 
@@ -61,10 +61,10 @@ def as_text(table: object) -> str:
 
 
 RETRAINED = (
-    "Forget quality and PrivLeak are not computed: they compare with a model that was trained "
-    "without the forget set. Give it with --retrained MODEL; or measure it once with `mergeforget "
-    "evaluate --model MODEL --benchmark tofu --forget FILE --holdout FILE --out DIR`, and give "
-    "--retrained DIR/answers/NAME.likelihoods.jsonl."
+    "Forget quality and PrivLeak are not computed: they need a model that was trained without the "
+    "forget set. Pass it with --retrained MODEL; or measure it once with `mergeforget evaluate "
+    "--model MODEL --benchmark tofu --forget FILE --holdout FILE --out DIR`, and pass --retrained "
+    "DIR/answers/NAME.likelihoods.jsonl."
 )
 UTILITY = (
     "Model utility is not computed: it needs retain rows with perturbed answers (--rows "
@@ -74,25 +74,25 @@ UTILITY = (
 
 
 def notes(spec: EvaluationSpec, scores: Mapping[str, Sequence[Score]]) -> list[str]:
-    """Warnings and remarks on the scores of some models, each once."""
-    told = []
+    """Return warnings and remarks on scores, without duplicates."""
+    found = []
     for name, every in scores.items():
-        told += ways_that_differ(name, every)
+        found += prompt_dependence(name, every)
         ratio = find(every, "utility_ratio", "all")
         if ratio is not None:
-            told.append(below_floor(name, ratio, spec.floor))
+            found.append(below_floor(name, ratio, spec.floor))
         if spec.benchmark.replace("-", "_") == "tofu":
-            told.append("" if find(every, "forget_quality", "forget") else RETRAINED)
-            told.append("" if find(every, "model_utility", "all") else UTILITY)
-    return list(dict.fromkeys(filter(None, told)))
+            found.append("" if find(every, "forget_quality", "forget") else RETRAINED)
+            found.append("" if find(every, "model_utility", "all") else UTILITY)
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def below_floor(name: str, ratio: Score, floor: float) -> str:
-    """A warning where a model keeps less of its utility than the floor, else nothing."""
+    """Return a warning if the utility ratio is below the floor, or an empty string."""
     if ratio.value >= floor:
         return ""
     what = ratio.definition.split("/", 1)[1].rpartition("@")[0]
     return (
-        f"{name} keeps {ratio.value:.1%} of the utility ({what}) of the model before, below the "
-        f"floor of {floor:.0%}: it has lost more than the forget set."
+        f"{name} keeps {ratio.value:.1%} of the utility ({what}) of the model before unlearning, "
+        f"below the floor of {floor:.0%}: it has lost more than the forget set."
     )

@@ -1,4 +1,4 @@
-"""What models generated elsewhere: read back from files, to be scored without a model."""
+"""Reads and scores generations from files, without a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mergeforget.metrics._rouge import split_words
 from mergeforget.score import Score
 
 SPLITS = ("forget", "retain")
-NAMES = {  # ours: as ours are written, then as the task's script writes them
+NAMES = {  # our name -> column names in our files and in those of the task's script
     "output": ("output", "expected_output"),
     "completion": ("completion", "model_output"),
 }
 MEMBER = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
-AUC_KEYS = ("mia_auc", "mia_loss_acc")  # the script calls its area under the curve an accuracy
+AUC_KEYS = ("mia_auc", "mia_loss_acc")  # the task's script calls the AUC an accuracy
 MMLU_KEYS = ("mmlu", "mmlu_average", "average_acc")
 
 
@@ -32,23 +32,23 @@ def score_texts(
     mmlu: Path | None = None,
     benchmark: str = "semeval2025-task4",
 ) -> tuple[Measured, list[Score]]:
-    """Score generations that exist already; no model is loaded.
+    """Score existing generations; no model is loaded.
 
     Args:
-        generations: files, or folders of them: ours (``answers/MODEL.jsonl``) or the task's
-            script's (``forget_0.csv``, ``retain_0.csv``).
-        mia: document losses (``answers/MODEL.losses.jsonl``), or a file with the AUC.
-        mmlu: a file with MMLU's average.
+        generations: Files or folders of generations, in our format (``answers/MODEL.jsonl``) or in
+            that of the task's script (``forget_0.csv``, ``retain_0.csv``).
+        mia: Document losses (``answers/MODEL.losses.jsonl``), or a file with the AUC.
+        mmlu: File with the MMLU average.
 
     Raises:
-        InputError: a file is missing or lacks what is needed.
+        InputError: A file is missing, or lacks a required column.
     """
     answers = [a for path in generations for file in _files(path) for a in read_generations(file)]
     splits = dict.fromkeys(a.row.split for a in answers)
     if answers and not splits.keys() & set(SPLITS):
         raise InputError(
-            f"{', '.join(map(str, generations))}: no row is of the split forget or retain; there "
-            f"are: {', '.join(splits)}."
+            f"{', '.join(map(str, generations))}: no row belongs to the split forget or retain. "
+            f"The splits are: {', '.join(splits)}."
         )
     losses = read_losses(mia) if mia else []
     known = []
@@ -65,27 +65,27 @@ def score_texts(
         warn_without_words(answers)
     unread = [split for split in splits if split not in {s.split for s in scores}]
     if unread:
-        say(f"No score of {benchmark} reads the rows of: {', '.join(unread)}.")
+        say(f"{benchmark} does not use the rows of these splits: {', '.join(unread)}.")
     return measured, scores
 
 
 def warn_without_words(answers: Sequence[Answer]) -> None:
-    """Warn where the official tokeniser sees no word in a reference: ROUGE-L is 0 there anyway."""
+    """Warn if the official tokeniser finds no word in a reference, so that ROUGE-L is always 0."""
     blind = [a.row.id for a in answers if a.row.output.strip() and not split_words(a.row.output)]
     if blind:
         say(
             f"Warning: {len(blind)} of {len(answers)} references have no word for the official "
-            f"ROUGE tokeniser, which knows a to z and 0 to 9 only, for example {blind[0]!r}. Their "
-            "regurgitation is 0 whatever the model writes. Use --benchmark custom, which counts "
-            "words of any script."
+            f"ROUGE tokeniser, which recognises only a to z and 0 to 9, for example {blind[0]!r}. "
+            "Their regurgitation is always 0. Use --benchmark custom, which counts words of any "
+            "script."
         )
 
 
 def read_generations(path: Path) -> list[Answer]:
-    """Generations of one file.
+    """Read the generations of one file.
 
-    The split is its column where that says forget, retain or holdout, else it is read off the
-    file's name, else it is a further split, as the column calls it.
+    The split is the column ``split`` if that is forget, retain or holdout. Otherwise it is inferred
+    from the file name, and otherwise it is an additional split with the name in the column.
     """
     answers = []
     for line, record in read_records(path):
@@ -97,8 +97,8 @@ def read_generations(path: Path) -> list[Answer]:
         if missing:
             raise InputError(
                 f"{path}, line {line}: no {' and no '.join(map(repr, missing))}. It has: "
-                f"{', '.join(record)}. Generations have input, output (or expected_output), "
-                "completion (or model_output), and an id where one is known."
+                f"{', '.join(record)}. Generations need input, output (or expected_output) and "
+                "completion (or model_output); id is optional."
             )
         row = Row(
             str(record.get("id") or f"{path.stem}-{line}"),
@@ -112,10 +112,10 @@ def read_generations(path: Path) -> list[Answer]:
 
 
 def read_losses(path: Path) -> list[DocumentLoss]:
-    """Document losses of one file; none where it holds figures instead of documents.
+    """Read the document losses of one file; an empty list if it contains a score instead.
 
     Raises:
-        InputError: whether a document is a member is not told, or its loss is not a number.
+        InputError: ``member`` is not true or false, or ``nll`` is not a number.
     """
     records = read_records(path)
     if not all({"id", "member", "nll"} <= record.keys() for _, record in records):
@@ -124,10 +124,10 @@ def read_losses(path: Path) -> list[DocumentLoss]:
 
 
 def unit_of(path: Path) -> str:
-    """What document losses are of: documents, rows or answers; empty where they do not say.
+    """Return the unit of document losses: documents, rows or answers; empty if not recorded.
 
     Raises:
-        InputError: of several things at once.
+        InputError: The file mixes several units.
     """
     found = sorted({str(record.get("membership") or "") for _, record in read_records(path)})
     if len(found) > 1:
@@ -139,7 +139,7 @@ def _loss(record: dict[str, Any], path: Path, line: int) -> DocumentLoss:
     member = MEMBER.get(str(record["member"]).strip().lower())
     if member is None:
         raise InputError(
-            f"{path}, line {line}: member is {record['member']!r}, neither true (or 1) nor false "
+            f"{path}, line {line}: member is {record['member']!r}; expected true (or 1) or false "
             "(or 0)."
         )
     try:
@@ -160,7 +160,7 @@ def _loss(record: dict[str, Any], path: Path, line: int) -> DocumentLoss:
 
 
 def _figure(path: Path, keys: tuple[str, ...]) -> float:
-    """The first of the keys that the file's one record has, a share in [0, 1]."""
+    """Return the value of the first of the keys that the file's only record has, in [0, 1]."""
     records = read_records(path)
     record: dict[str, Any] = records[0][1] if len(records) == 1 else {}
     for key in keys:
@@ -169,17 +169,17 @@ def _figure(path: Path, keys: tuple[str, ...]) -> float:
             continue
         if not 0 <= value <= 1:
             raise InputError(
-                f"{path}: {key} is {value:g}, outside [0, 1]. Give it as a share, not in percent."
+                f"{path}: {key} is {value:g}, outside [0, 1]. Use a share, not a percentage."
             )
         return float(value)
     raise InputError(
-        f"{path} holds none of {', '.join(keys)} as a number. Give the file in which the task's "
-        "script left it, or document losses (id, member, nll) for membership inference."
+        f"{path} contains none of {', '.join(keys)} as a number. Pass the result file of the "
+        "task's script, or document losses (id, member, nll) for membership inference."
     )
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself, or the generations in a folder."""
+    """Return the file itself, or the files of generations in a folder."""
     if not path.is_dir():
         return [path]
     found = [
@@ -189,7 +189,7 @@ def _files(path: Path) -> list[Path]:
         for p in sorted(path.glob(pattern))
     ]
     if not found:
-        raise InputError(f"{path} has no forget*.csv or retain*.csv (or .jsonl, .parquet) in it.")
+        raise InputError(f"{path} contains no forget*.csv or retain*.csv (or .jsonl, .parquet).")
     return found
 
 
@@ -203,6 +203,6 @@ def _split(record: dict[str, Any], path: Path, line: int) -> str:
     if split:
         return split
     raise InputError(
-        f"{path}, line {line}: forget or retain? Add a column split, or begin the file's name with "
-        "forget or retain."
+        f"{path}, line {line}: the split of the row is unknown. Add a column split, or start the "
+        "file name with forget or retain."
     )

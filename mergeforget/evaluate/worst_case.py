@@ -1,7 +1,7 @@
-"""The worst case over several ways to ask a model: raw prompts, its chat template, system messages.
+"""The worst case over prompt variants: raw prompts, the chat template, other system messages.
 
-A row of the forget set counts as forgotten only where no way brings out its answer, and any other
-row counts as kept only where every way does.
+A row of the forget set counts as forgotten only if no variant reveals its answer. Any other row
+counts as kept only if every variant reveals it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "gre
 
 
 def worst_case(ways: Mapping[str, Measured]) -> Measured:
-    """What was measured in several ways, combined row by row.
+    """Combine the measurements of several prompt variants row by row.
 
     Args:
-        ways: measurements of one model on the same rows, by the name of the way.
+        ways: Measurements of one model on the same rows, by the name of the variant.
 
     Returns:
-        For each forget row the answer nearest to the reference, the smallest NLL and the largest
+        For each forget row, the answer closest to the reference, the smallest NLL and the largest
         shares of known tokens; for any other row the opposite. Membership losses are those of the
-        way whose AUC is farthest from 0.5: members and non-members must be asked alike.
+        variant whose AUC is farthest from 0.5, because members and non-members must be asked in the
+        same way.
     """
     every = list(ways.values())
     first = every[0]
@@ -47,14 +48,14 @@ def worst_case(ways: Mapping[str, Measured]) -> Measured:
 
 
 def worst_scores(combined: Sequence[Score], ways: Mapping[str, Sequence[Score]]) -> list[Score]:
-    """Of each score the worst of the combined measurement and of every single way.
+    """Return the worst value of each score over the combined measurements and every variant.
 
     Args:
-        combined: scores of ``worst_case``.
-        ways: scores of each way. Scores that compare with another model are taken from these.
+        combined: Scores of ``worst_case``.
+        ways: Scores of each variant. Scores that compare with another model are taken from these.
 
     Returns:
-        The scores of ``combined`` with their worst value, interval and ``ways``.
+        The scores of ``combined`` with their worst value, its interval, and ``ways``.
     """
     if len(ways) < 2:
         return list(combined)
@@ -67,8 +68,8 @@ def worst_scores(combined: Sequence[Score], ways: Mapping[str, Sequence[Score]])
     return found
 
 
-def ways_that_differ(name: str, scores: Sequence[Score]) -> list[str]:
-    """A sentence for each headline score of the forget set that depends on the way of asking."""
+def prompt_dependence(name: str, scores: Sequence[Score]) -> list[str]:
+    """Return a sentence for each forget score that depends on the prompt variant."""
     told = []
     for score in scores:
         ways = score.ways or {}
@@ -94,7 +95,7 @@ def _badness(score: Score) -> float:
 
 
 def _distance(measured: Measured) -> float:
-    """How far membership inference is from guessing."""
+    """Return the distance of the MIA AUC from 0.5."""
     score: Score | None = METRICS.get("mia_auc").fn(measured)
     return 0.0 if score is None else abs(score.value - 0.5)
 

@@ -19,7 +19,7 @@ from mergeforget.console import progress, say
 from mergeforget.data.templating import PromptTemplate, ways_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
 from mergeforget.evaluate.mmlu import mmlu_key
-from mergeforget.evaluate.worst_case import HEADLINES, ways_that_differ, worst_case
+from mergeforget.evaluate.worst_case import HEADLINES, prompt_dependence, worst_case
 from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.models import content_of, load_tokenizer, locate
@@ -290,7 +290,7 @@ class Searching:
         names = dict.fromkeys(way for s in scores for way in s.ways or {})
         told = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
         sentence = f"{choice.sentence} Asked {', '.join(names)}, its worst case is: {told}."
-        differ = ways_that_differ(choice.scored.name, scores)
+        differ = prompt_dependence(choice.scored.name, scores)
         warning = " ".join(filter(None, [choice.warning, *differ])) or None
         return replace(choice, sentence=sentence, warning=warning), shown
 

@@ -16,8 +16,8 @@ from mergeforget.console import say
 from mergeforget.data.schema import DocumentLoss, Measured
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError, ResourceError
-from mergeforget.evaluate.cache import Kept, prompt_key
-from mergeforget.evaluate.generate import generate_together, room
+from mergeforget.evaluate.cache import EvaluationCache, prompt_key
+from mergeforget.evaluate.generate import adapters_per_batch, generate_together
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
@@ -94,7 +94,8 @@ class Evaluator:
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
         prompts = list(rows.values())
         return min(
-            room(self.model, self.tokenizer, prompts, self.max_new_tokens, way) for way in self.ways
+            adapters_per_batch(self.model, self.tokenizer, prompts, self.max_new_tokens, way)
+            for way in self.ways
         )
 
     def answer(self, adapters: Mapping[str, Adapter | None]) -> None:
@@ -116,7 +117,7 @@ class Evaluator:
 
     def _answer_together(self, adapters: Mapping[str, Adapter | None], way: PromptTemplate) -> None:
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
-        kept = [Kept(self._answers(label, way)) for label in adapters]
+        kept = [EvaluationCache(self._answers(label, way)) for label in adapters]
         asked = [[row for key, row in rows.items() if key not in k.completions] for k in kept]
         generate_together(
             self.model,
@@ -126,7 +127,7 @@ class Evaluator:
             template=way,
             max_new_tokens=self.max_new_tokens,
             label=self._label(f"answers of {len(adapters)} candidates", way),
-            on_done=lambda i, j, text: kept[i].keep_completion(asked[i][j], text),
+            on_done=lambda i, j, text: kept[i].save_completion(asked[i][j], text),
         )
 
     def glance(self, adapter: Adapter | None, label: str, data: SearchData) -> dict[str, Measured]:
@@ -144,9 +145,9 @@ class Evaluator:
         """
         found = {}
         for place, way in enumerate(self.ways):
-            kept = Kept(
-                readings=Kept(self._readings(label, way)).readings,
-                completions=Kept(self._answers(label, way)).completions,
+            kept = EvaluationCache(
+                documents=EvaluationCache(self._readings(label, way)).documents,
+                completions=EvaluationCache(self._answers(label, way)).completions,
             )
             one = self if place == 0 else replace(self, mmlu=None)
             found[way.name] = one._measure(
@@ -167,9 +168,9 @@ class Evaluator:
         self, adapter: Adapter | None, label: str, data: SearchData, way: PromptTemplate
     ) -> Measured:
         path = self._readings(label, way)
-        kept = Kept(readings=Kept(path).readings)
+        kept = EvaluationCache(documents=EvaluationCache(path).documents)
         measured = self._measure(adapter, label, data, 0, kept, way)
-        write_jsonl(path, [{"key": key, **asdict(one)} for key, one in kept.readings.items()])
+        write_jsonl(path, [{"key": key, **asdict(one)} for key, one in kept.documents.items()])
         return replace(measured, answers=[])
 
     def _readings(self, label: str, way: PromptTemplate) -> Path:
@@ -192,7 +193,7 @@ class Evaluator:
         label: str,
         data: SearchData,
         max_new_tokens: int,
-        kept: Kept,
+        kept: EvaluationCache,
         way: PromptTemplate,
     ) -> Measured:
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
@@ -210,7 +211,7 @@ class Evaluator:
                 membership=self.membership,
                 template=way,
                 label=self._label(label, way),
-                kept=kept,
+                cache=kept,
             )
         if self.data.levels:
             measured = replace(

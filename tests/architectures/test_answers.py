@@ -13,7 +13,7 @@ from mergeforget.evaluate.decoding import model_generate, uncached
 from mergeforget.evaluate.generate import generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.evaluate.mmlu import choose
-from mergeforget.evaluate.self_check import safe_ways
+from mergeforget.evaluate.self_check import safe_modes
 
 STOP = list(range(2, 259, 9))  # so that rows end at different steps
 NEW = 12
@@ -70,7 +70,7 @@ def test_a_model_whose_generate_disagrees_with_its_forward_pass_is_refused() -> 
 def test_a_slower_way_is_taken_only_where_it_must_be_and_is_reported(
     name: str, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert safe_ways(build(name, **FAST[name])).rows == rows
+    assert safe_modes(build(name, **FAST[name])).rows == rows
     reported = capsys.readouterr().err
     assert ("slower" in reported) == (rows != "padded")
 

@@ -73,7 +73,7 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr("mergeforget.models.load_model", no_model)
     second = call(run, *FAST, "--json")
     assert second.exit_code == 0, second.output
-    assert second.stdout == first.stdout and "measured before" in second.stderr
+    assert second.stdout == first.stdout and "using cached measurements" in second.stderr
     again = call(run, *FAST, "--again", "--run-model", "over")
     assert again.exit_code == 1 and "a model was loaded" in again.output
 

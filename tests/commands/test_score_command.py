@@ -83,7 +83,7 @@ def test_members_are_told_by_true_or_one_in_any_spelling(script_folder: Path) ->
         ),
         ("--mia", "l.csv", "id,member,nll\na,1,\nb,0,2\n", "l.csv, line 2: nll is ''"),
         ("--mmlu", "m.json", '{"mmlu": 37.1}', "mmlu is 37.1, outside [0, 1]"),
-        ("--mmlu", "m.json", '{"mmlu": true}', "holds none of"),
+        ("--mmlu", "m.json", '{"mmlu": true}', "contains none of"),
         ("--mia", "m.json", '{"mia_auc": -0.2}', "mia_auc is -0.2, outside [0, 1]"),
     ],
 )
@@ -102,7 +102,7 @@ def test_rows_of_further_splits_take_no_part_and_are_named(tmp_path: Path) -> No
     path = tmp_path / "over.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps(further) + "\n")
     done = call(path, "--json")
-    assert done.exit_code == 0 and "rows of: world_facts" in done.stderr
+    assert done.exit_code == 0 and "splits: world_facts" in done.stderr
     assert {s["split"] for s in json.loads(done.stdout)["scores"]} == {"forget", "all"}
     path.write_text(json.dumps(further) + "\n")
     done = call(path)

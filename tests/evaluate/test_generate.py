@@ -14,7 +14,7 @@ from mergeforget.evaluate.batching import by_length, run_halving
 from mergeforget.evaluate.decoding import greedy, similar_lengths
 from mergeforget.evaluate.generate import generate, generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
-from mergeforget.evaluate.self_check import safe_ways
+from mergeforget.evaluate.self_check import safe_modes
 
 PROMPTS = ["a", "What is it?", "The quick brown fox", "x" * 40, "ab", "What is it?"]
 
@@ -151,7 +151,7 @@ def test_likelihoods_from_a_start_on_are_those_of_the_whole_text(
 def test_what_nobody_asks_for_costs_no_output_layer(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    safe_ways(tiny_model)
+    safe_modes(tiny_model)
     places = []
     head = tiny_model.lm_head.forward
 

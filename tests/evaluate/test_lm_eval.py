@@ -12,7 +12,7 @@ import torch
 
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
-from mergeforget.evaluate.cache import Kept
+from mergeforget.evaluate.cache import EvaluationCache
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.lm_eval import run_task, task_key
 from mergeforget.evaluate.rows import EvaluationRows
@@ -82,8 +82,8 @@ def test_scores_are_kept_and_read_back(
 ) -> None:
     scores = run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks)
     key = task_key("two_choices", tasks, None)
-    Kept(tmp_path / "kept.jsonl").keep_task(key, scores)
-    assert Kept(tmp_path / "kept.jsonl").tasks == {key: scores}
+    EvaluationCache(tmp_path / "kept.jsonl").save_task(key, scores)
+    assert EvaluationCache(tmp_path / "kept.jsonl").tasks == {key: scores}
     assert task_key("two_choices", tasks, 2) != key
 
 

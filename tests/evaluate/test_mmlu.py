@@ -66,7 +66,7 @@ def test_all_questions_are_read_as_text(data_folder: Path) -> None:
 
 
 def test_malformed_files_are_named(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
-    with pytest.raises(InputError, match="is not MMLU"):
+    with pytest.raises(InputError, match="does not contain MMLU"):
         run_mmlu(tiny_model, tiny_tokenizer, tmp_path)
     (tmp_path / "x_test.csv").write_text("What?,1,2,3,4,E\n")
     with pytest.raises(InputError, match="question 1"):

@@ -11,8 +11,8 @@ import torch
 
 from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.errors import ResourceError
-from mergeforget.evaluate import multi_adapter as module
-from mergeforget.evaluate.generate import generate, generate_together, room
+from mergeforget.evaluate import generate as module
+from mergeforget.evaluate.generate import adapters_per_batch, generate, generate_together
 from mergeforget.merge.apply import applied
 
 PROMPTS = ["a", "What is it?", "The quick brown fox", "x" * 40, "ab"]
@@ -137,7 +137,7 @@ def test_a_batch_has_room_until_it_is_full(
     tiny_model: Any, tiny_tokenizer: Any, rows: int, new: int, candidates: int
 ) -> None:
     prompts = ["Where?"] * rows
-    assert room(tiny_model, tiny_tokenizer, prompts, new) == candidates
+    assert adapters_per_batch(tiny_model, tiny_tokenizer, prompts, new) == candidates
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 from mergeforget.data.schema import DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.evaluation import Evaluation
-from mergeforget.evaluate.reference_models import Beside, read_beside
+from mergeforget.evaluate.reference_models import ReferenceModels, measure_reference_models
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.run_models import evaluate_any, write_model_scores
 from mergeforget.files import read_jsonl, write_jsonl
@@ -84,26 +84,28 @@ def test_stored_losses_of_another_unit_are_refused(
     write_model_scores(tmp_path / "s.jsonl", tmp_path, "r", measured, scores)
     stored, losses = tmp_path / "r.likelihoods.jsonl", tmp_path / "r.losses.jsonl"
     with pytest.raises(InputError, match="by answers, and here it is judged by documents"):
-        read_beside(evaluation(retrained=str(stored)))
-    same = read_beside(evaluation(retrained=str(stored), membership="answers")).retrained["worst"]
+        measure_reference_models(evaluation(retrained=str(stored)))
+    same = measure_reference_models(
+        evaluation(retrained=str(stored), membership="answers")
+    ).retrained["worst"]
     assert same.losses == measured.losses
     older = [{k: v for k, v in row.items() if k != "membership"} for row in read_jsonl(losses)]
     write_jsonl(losses, older)  # what older versions wrote does not say what it is of
-    assert read_beside(evaluation(retrained=str(stored))).retrained
+    assert measure_reference_models(evaluation(retrained=str(stored))).retrained
     write_jsonl(losses, [older[0], older[1] | {"membership": "rows"}])
     with pytest.raises(InputError, match="mixes losses of '' and 'rows'"):
-        read_beside(evaluation(retrained=str(stored)))
+        measure_reference_models(evaluation(retrained=str(stored)))
 
 
 def test_files_that_hold_something_else_are_refused(
     evaluation: Callable[..., Evaluation], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="neither a model nor"):
-        read_beside(evaluation(retrained=str(tmp_path / "answers.jsonl")))
+        measure_reference_models(evaluation(retrained=str(tmp_path / "answers.jsonl")))
     wrong = tmp_path / "x.likelihoods.jsonl"
     wrong.write_text('{"id": "a", "nll": 1.0}\n')
-    with pytest.raises(InputError, match="does not hold likelihoods"):
-        read_beside(evaluation(retrained=str(wrong)))
+    with pytest.raises(InputError, match="does not contain the likelihoods"):
+        measure_reference_models(evaluation(retrained=str(wrong)))
 
 
 def test_areas_of_every_signal_equal_scikit_learn() -> None:
@@ -112,7 +114,7 @@ def test_areas_of_every_signal_equal_scikit_learn() -> None:
                                                        enumerate(SIGNALS)})
         for i in range(20)
     ]  # fmt: skip
-    measured = Beside().add_to(Measured([], losses), "raw")
+    measured = ReferenceModels().add_to(Measured([], losses), "raw")
     for signal in SIGNALS:
         members, nonmembers, _ = signals_of(measured, signal)
         labels = [1] * len(members) + [0] * len(nonmembers)

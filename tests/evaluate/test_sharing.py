@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.distributed import RankShare, rank_share
-from mergeforget.evaluate.cache import Kept, document_key
+from mergeforget.evaluate.cache import EvaluationCache, document_key
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.files import append_jsonl, read_jsonl, write_jsonl
@@ -45,9 +45,9 @@ def test_a_process_alone_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_a_killed_process_had_read_is_not_lost(tmp_path: Path) -> None:
     path, row = tmp_path / "kept.jsonl", Row("a", "b", "c")
     part = tmp_path / "kept.rank1.jsonl"
-    Kept(part).keep_completion(row, "theirs")
+    EvaluationCache(part).save_completion(row, "theirs")
     append_jsonl(path, [{"key": "x", "completion": "ours"}])
-    assert set(Kept(path).completions.values()) == {"ours", "theirs"}
+    assert set(EvaluationCache(path).completions.values()) == {"ours", "theirs"}
     assert not part.exists() and len(read_jsonl(path)) == 2
 
 

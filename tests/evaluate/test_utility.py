@@ -45,9 +45,9 @@ def test_another_score_can_be_the_utility() -> None:
     forget = score(0.9, "verbatim_rouge", "forget")
     ratio = utility_ratio([forget, own], [forget, before], "verbatim_rouge/retain")
     assert ratio is not None and ratio.value == 0.25
-    with pytest.raises(UsageError, match="is not better higher.*verbatim_rouge/retain"):
+    with pytest.raises(UsageError, match="higher values are not better.*verbatim_rouge/retain"):
         utility_ratio([forget, own], [before], "verbatim_rouge/forget")
-    with pytest.raises(UsageError, match="no score is called so.*Did you mean"):
+    with pytest.raises(UsageError, match="there is no such score.*Did you mean"):
         utility_ratio([own], [before], "verbatim_rogue/retain")
 
 

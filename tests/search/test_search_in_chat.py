@@ -13,7 +13,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
-from mergeforget.evaluate.cache import Kept
+from mergeforget.evaluate.cache import EvaluationCache
 from mergeforget.files import read_json
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
@@ -98,7 +98,7 @@ def test_a_candidate_that_knows_when_asked_raw_is_not_chosen(
 
     def measured(
         self: Evaluator, adapter: Adapter | None, label: str, data: SearchData,
-        max_new_tokens: int, kept: Kept, way: PromptTemplate,
+        max_new_tokens: int, cache: EvaluationCache, way: PromptTemplate,
     ) -> Measured:  # fmt: skip
         answers, likelihoods = [], []
         for split in ("forget", "retain"):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from mergeforget.adapter import Adapter
 from mergeforget.cli import main
-from mergeforget.evaluate.cache import Kept
+from mergeforget.evaluate.cache import EvaluationCache
 from mergeforget.files import read_json, read_jsonl
 from mergeforget.merge.multi_adapter import UnfitError
 from mergeforget.recipe import change, load_recipe
@@ -83,22 +83,22 @@ def test_the_scores_are_those_of_one_after_the_other(
 def test_a_search_killed_within_a_batch_goes_on_and_asks_nothing_twice(
     run: Run, alone: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keep, seen = Kept.keep_completion, 0
+    keep, seen = EvaluationCache.save_completion, 0
 
-    def counted(self: Kept, *more: Any) -> None:
+    def counted(self: EvaluationCache, *more: Any) -> None:
         nonlocal seen
         seen += self.path is not None  # what a look "answers" is of no tokens and not written
         keep(self, *more)
 
-    def killed(self: Kept, *more: Any) -> None:
+    def killed(self: EvaluationCache, *more: Any) -> None:
         counted(self, *more)
         if seen == 16 * 3 + 7:  # the ends are done, the candidates are not
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Kept, "keep_completion", killed)
+        patch.setattr(EvaluationCache, "save_completion", killed)
         searched(run, 3)
-    monkeypatch.setattr(Kept, "keep_completion", counted)
+    monkeypatch.setattr(EvaluationCache, "save_completion", counted)
     assert found(searched(run, 3)) == found(alone)
     assert seen == 16 * 6
 
