@@ -8,13 +8,32 @@ import click
 
 from mergeforget.commands._options import emit, json_option, set_option
 
+PEOPLE = 12
+QUICK = (
+    "memorise.epochs=1", "pair.over.until.max_steps=8", "pair.under.until={retain_kept: 0}",
+    "search.finalists=1",
+    "evaluation.max_new_tokens=8",
+)  # fmt: skip
 SHOWN = {"forget": 4, "retain": 2}  # answers of each set that are shown
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/demo]")
 @click.option("--model", help="Model to use instead of the embedded one.")
-@click.option("--recipe", default="demo", show_default=True, help="Name or path of a recipe.")
+@click.option("--recipe", default="level", show_default=True, help="Name or path of a recipe.")
+@click.option(
+    "--people",
+    type=click.IntRange(2),
+    default=PEOPLE,
+    show_default=True,
+    help="People to forget; as many are retained, with one question about each.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Train a few steps only, to try an installation: "
+    "nothing is learned and nothing forgotten.",
+)
 @click.option("--attack", "attacks", multiple=True, help="Attack to carry out, too. Repeatable; "
               "without attacks no verdict says FORGOTTEN.")  # fmt: skip
 @click.option("--again", is_flag=True, help="Delete an earlier demo and start over.")
@@ -24,6 +43,8 @@ def command(
     out: Path | None,
     model: str | None,
     recipe: str,
+    people: int,
+    quick: bool,
     attacks: tuple[str, ...],
     again: bool,
     assignments: tuple[str, ...],
@@ -45,8 +66,8 @@ def command(
     folder = out or RUNS / "demo"
     if again:
         shutil.rmtree(folder, ignore_errors=True)
-    chosen = load_recipe(recipe, assignments)
-    files = made_up()
+    chosen = load_recipe(recipe, (*(QUICK if quick else ()), *assignments))
+    files = made_up(people, questions=1)
     result = unlearn(
         model or chosen.model.name,
         forget=files["forget"],

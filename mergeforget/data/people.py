@@ -233,19 +233,35 @@ def _address(source: _Source) -> str:
 PEOPLE, SEED = 4, 0
 
 
-def made_up(people: int = PEOPLE, seed: int = SEED) -> dict[str, str]:
+def made_up(people: int = PEOPLE, seed: int = SEED, *, questions: int = 0) -> dict[str, str]:
     """The data section of a recipe for made-up people: paths of the three files.
 
     Args:
-        people: biographies with private data, six rows each: so many to forget, so many to
-            retain, and twice as many held out.
+        people: biographies with private data: so many to forget, so many to retain, and twice as
+            many held out.
+        questions: Questions about each person, and no biographies: the first person's first, the
+            second person's second, and so on. 0 for all six rows.
     """
     sizes = {"forget": people, "retain": people, "holdout": 2 * people}
-    folder = cache_folder() / "people" / f"{people}-{seed}"
+    folder = cache_folder() / "people" / f"{people}-{seed}{f'-{questions}' if questions else ''}"
 
     def write() -> None:
         for split, rows in make_people(sizes, seed=seed, tasks=("Task2",)).items():
-            write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in rows])
+            some = _in_turn(rows, questions) if questions else rows
+            write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in some])
 
     on_main(write)
     return {split: str(folder / f"{split}.jsonl") for split in sizes}
+
+
+def _in_turn(rows: Sequence[Row], questions: int) -> list[Row]:
+    """Some questions about each person, so that every kind of question is as frequent."""
+    people: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.kind == "qa":
+            people.setdefault(row.subject, []).append(row)
+    return [
+        own[(place + number) % len(own)]
+        for place, own in enumerate(people.values())
+        for number in range(min(questions, len(own)))
+    ]

@@ -181,7 +181,14 @@ def _finish(
     facts = {"outcome": controller.outcome, "step": last.step, "auc": last.auc,
              "forget_exact": last.forget_exact, "retain_exact": last.retain_exact}  # fmt: skip
     write = job.run.root / "until" / f"{job.stage}.json"
-    step = controller.under_step()
+    step = controller.under_step(before=last.step)
+    near = controller.nearest_under() if step is None else None
+    if near is not None:
+        say(
+            f"{job.stage}: no step fulfils the condition of under; step {near}, the last on its "
+            "side, serves as under."
+        )
+        step = near
 
     def keep() -> None:
         base = controller.base
@@ -192,7 +199,8 @@ def _finish(
             for row, level in zip(sets[name], controller.levels[name], strict=True)
         }
         write_json(write, facts | {"base": None if base is None else asdict(base),
-                                   "under_step": step, "levels": levels})  # fmt: skip
+                                   "under_step": step, "under_met": near is None,
+                                   "levels": levels})  # fmt: skip
         if step is not None:
             with whole(job.run.under) as temporary:
                 shutil.copytree(controller.snapshot(step), temporary)

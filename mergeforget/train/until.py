@@ -134,12 +134,22 @@ class UntilController(TrainerCallback):
         """Save the adapter at the current step."""
         return self.folder / f"{self.stage}-step{step:05d}"
 
-    def under_step(self) -> int | None:
-        """The last step whose snapshot fulfils ``under``."""
+    def under_step(self, before: float = float("inf")) -> int | None:
+        """The last step whose snapshot fulfils ``under``, of those before a step."""
         if self.under is None or self.base is None:
             return None
-        fit = [c.step for c in self.checks if c.step and met(c, self.under, self.base)]
+        fit = [c.step for c in self.checks
+               if 0 < c.step < before and met(c, self.under, self.base)]  # fmt: skip
         return fit[-1] if fit else None
+
+    def nearest_under(self) -> int | None:
+        """The last step on the side of ``under``, whether or not the rest of it holds."""
+        if self.under is None:
+            return None
+        low = self.under.auc_at_least
+        near = [c.step for c in self.checks[:-1]
+                if c.step and (low is None or (c.auc or 0.0) >= low)]  # fmt: skip
+        return near[-1] if near else None
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -378,11 +388,10 @@ class UntilController(TrainerCallback):
         Kept are the last healthy one, the best for ``under``, and, while there is none, the last
         one on the side of ``under``.
         """
-        kept = {self.checks[-1].step}
+        kept = {0, self.checks[-1].step}
         if self.under is not None:
-            low, first = self.under.auc_at_least, self.under_step()
-            before = [c.step for c in self.checks if low is None or (c.auc or 0.0) >= low]
-            kept |= {first} if first is not None else {max(before, default=0)}
+            found = {self.under_step(), self.nearest_under()}
+            kept |= {step for step in found if step is not None}
         for check in self.checks:
             if check.step not in kept:
                 on_main(lambda s=check.step: shutil.rmtree(self.snapshot(s), ignore_errors=True))  # type: ignore[misc]

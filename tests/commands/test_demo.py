@@ -12,18 +12,16 @@ from mergeforget.cli import main
 from mergeforget.files import read_json, read_jsonl
 from mergeforget.run import Run
 
-QUICK = [
-    "memorise.epochs=1", "pair.over.epochs=2", "pair.under.epochs=2", "pair.over.lora.r=2",
-    "pair.under.lora.r=2", "search.densities=0.5,1.0", "evaluation.max_new_tokens=2",
-]  # fmt: skip
+SMALL = ["pair.over.lora.r=2", "pair.under.lora.r=2", "evaluation.max_new_tokens=2"]
 
 
 def test_demo_runs_the_whole_chain_on_a_tiny_model(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
-    call = ["demo", "--model", str(tiny_folder), "--out", str(tmp_path / "run"), "--json"]
-    call += [word for assignment in QUICK for word in ("--set", assignment)]
+    call = ["demo", "--model", str(tiny_folder), "--out", str(tmp_path / "run"), "--json",
+            "--quick", "--people", "4"]  # fmt: skip
+    call += [word for assignment in SMALL for word in ("--set", assignment)]
     done = CliRunner().invoke(main, call)
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)

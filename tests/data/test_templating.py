@@ -228,7 +228,7 @@ def test_training_sets_are_rendered_and_their_refusals_too() -> None:
 
 def test_published_recipes_are_raw_and_the_users_own_are_auto(tmp_path: Path) -> None:
     auto = {n for n in recipe_names() if load_recipe(n).data.template != "none"}
-    assert auto <= {"demo", "level"} and "demo" in auto  # the toolkit's own, not published
+    assert auto == {"level", "zjuklab-small"}  # the toolkit's own, not published
     text = recipe_path("npo").read_text().replace("data: {template: none}\n", "")
     (tmp_path / "recipe.yaml").write_text(text)
     assert load_recipe(tmp_path / "recipe.yaml").data.template == "auto"
@@ -247,7 +247,7 @@ def test_run_folders_from_before_templates_are_raw(tmp_path: Path) -> None:
 
 
 def test_a_memorised_model_is_found_by_its_template(tiny_folder: Path) -> None:
-    recipe = change(load_recipe("demo"), model={"name": str(tiny_folder)})
+    recipe = change(load_recipe("level"), model={"name": str(tiny_folder)})
     folders = {
         memorised_folder(change(recipe, data=data), [ROW])
         for data in ({}, {"template": "none"}, {"template": "chat", "system_prompt": "Be Bob."})
