@@ -41,6 +41,13 @@ class Projection:
         return self.hidden @ self.weight.T
 
 
+def rows_of(source: Tensor | Projection | None, n: slice) -> Tensor | Projection | None:
+    """The predictions of some tokens; a view."""
+    if isinstance(source, Projection):
+        return Projection(source.hidden[n], source.weight)
+    return None if source is None else source[n]
+
+
 def label_logps(source: Tensor | Projection, labels: Tensor) -> Tensor:
     """(tokens,) log-probability of each label, in nats, float32 or wider."""
     if isinstance(source, Tensor):

@@ -6,18 +6,38 @@ table. Padding side and lengths of other rows do not matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from mergeforget.chunked_logprobs import Projection, Target, divergence, label_logps
+from mergeforget.chunked_logprobs import Projection, Target, divergence, label_logps, rows_of
 
 PADDING, PROMPT, ANSWER = 0, 1, 2  # kinds of position
 MASKS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMPT, ANSWER)}
 """What an objective's argument ``mask`` counts: the answer, all but padding, or everything."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One micro-batch inside a pass over several.
+
+    Attributes:
+        tokens, rows: Its places among the kept tokens and among the sequences of the pass.
+        total: Its weighted number of sequences.
+        kinds: Its weighted number of kept positions of each kind.
+    """
+
+    tokens: slice
+    rows: slice
+    total: float
+    kinds: Mapping[int, float]
+
+
+class SeveralMicroBatches(Exception):  # noqa: N818  (a signal to the caller, not a fault)
+    """A loss read a mean of its own micro-batch, but the outputs hold several of them."""
 
 
 @dataclass
@@ -41,6 +61,7 @@ class TokenOutputs:
             known; otherwise they are computed, which waits for the device.
         known_logps: (tokens,) precomputed log-probabilities.
         levels: (rows,) NLL to aim at for each sequence, in nats; see the level loss.
+        parts: Micro-batches that share these outputs; empty where they are of one micro-batch.
         notes: Values that a loss adds to the history.
 
     Losses take means with ``row_mean`` and ``token_mean``. The losses of micro-batches then add up
@@ -60,6 +81,7 @@ class TokenOutputs:
     own_total: tuple[float, Mapping[int, float]] | None = None
     known_logps: Tensor | None = None
     levels: Tensor | None = None
+    parts: Sequence[Part] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -147,7 +169,12 @@ class TokenOutputs:
         return sum(total.get(kind, 0) for kind in kinds)
 
     def batch_mean(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
-        """Mean over some tokens of this micro-batch alone, not of the whole step."""
+        """Mean over some tokens of this micro-batch alone, not of the whole step.
+
+        Raises:
+            SeveralMicroBatches: The outputs hold several; the caller takes them ``apart``.
+        """
+        self._of_one()
         return self._sum(values, kinds) / (sum(self._own_total[kind] for kind in kinds) or 1)
 
     @property
@@ -159,9 +186,41 @@ class TokenOutputs:
 
     @property
     def share(self) -> float:
-        """Share of the optimiser step's sequences that this batch holds, in [0, 1]."""
+        """Share of the optimiser step's sequences that this batch holds, in [0, 1].
+
+        Raises:
+            SeveralMicroBatches: The outputs hold several; the caller takes them ``apart``.
+        """
+        self._of_one()
         total = self.own_rows if self.row_total is None else self.row_total
         return self.own_rows / (total or 1)
+
+    def apart(self) -> list[TokenOutputs]:
+        """The outputs of each micro-batch; a view, so gradients reach the common pass."""
+        refusals = [None] * len(self.parts) if self.refusal is None else self.refusal.apart()
+        known = self.__dict__.get("token_logps", self.known_logps)
+        return [
+            TokenOutputs(
+                rows_of(self.source, part.tokens),
+                self.labels[part.tokens],
+                self.row[part.tokens] - part.rows.start,
+                part.rows.stop - part.rows.start,
+                self.kind[part.tokens],
+                hidden={n: h[part.tokens] for n, h in (self.hidden or {}).items()} or None,
+                row_total=self.row_total,
+                token_total=self.token_total,
+                refusal=refusal,
+                weights=None if self.weights is None else self.weights[part.rows],
+                own_total=(part.total, part.kinds),
+                known_logps=None if known is None else known[part.tokens],
+                levels=None if self.levels is None else self.levels[part.rows],
+            )
+            for part, refusal in zip(self.parts, refusals, strict=True)
+        ]
+
+    def _of_one(self) -> None:
+        if len(self.parts) > 1:
+            raise SeveralMicroBatches
 
     def sequence_logps(self, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
         """(rows,) log-probability of each whole answer (or of other kinds of token), in nats."""

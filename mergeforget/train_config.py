@@ -190,7 +190,7 @@ class Training(RecipeSection):
     auto_rate: AutoRate | None = None
     dual: Dual | None = None
     learning_rate: Rate = 1e-4
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     epochs: Positive = 5
     batch_size: Positive = 1
     gradient_accumulation: Positive | Literal["epoch"] = 4  # epoch: the whole set is one step
@@ -207,7 +207,8 @@ class Training(RecipeSection):
     tokens: Tokens = Tokens()
     lora: Lora = Lora()
     full: Full | None = None  # train the model's own weights instead of an adapter
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: where memory would not do
+    tokens_per_pass: Positive | Literal["auto"] = "auto"  # of fused micro-batches; memory decides
     snapshots: Positive = 8  # how many are kept over the whole training
     watch: Watch | None = None
     until: Until | None = None  # instead of epochs

@@ -62,13 +62,14 @@ def _text(place: str, one: Plan) -> str:
 
     rows = ", ".join(f"{n} {name}" for name, n in one.rows.items())
     parts = ", ".join(f"{name} {_size(n)}" for name, n in one.memory.items() if name != "total")
+    how = " with gradient checkpointing" if one.gradient_checkpointing else ""
     return (
         f"{place}\n"
         f"  rows        {rows}; {one.epoch_tokens} forget tokens an epoch\n"
         f"  batch       {one.effective_batch} rows a step\n"
         f"  steps       {one.steps} ({one.steps_per_epoch} an epoch, {one.warmup_steps} warm-up)\n"
         f"  parameters  {one.trained:,} of {one.parameters:,} trained\n"
-        f"  memory      {_size(one.memory['total'])} at least: {parts}\n"
+        f"  memory      {_size(one.memory['total'])} at least{how}: {parts}\n"
         f"  time        {duration(one.seconds)} at least ({one.device})"
     )
 

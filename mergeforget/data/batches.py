@@ -8,7 +8,7 @@ architectures that do not, ``predict`` passes the rows one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mergeforget.data.tokens import Encoded
-from mergeforget.outputs import ANSWER, PADDING, PROMPT
+from mergeforget.outputs import ANSWER, PADDING, PROMPT, Part
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Batch:
         index: (rows,) each row's place in its set.
         weights: (rows,) how much each row counts.
         counts: Cached counts; computed when first read.
+        parts: The micro-batches that were fused into it; see ``fuse``.
+        lengths: Tokens of each packed row; empty where rows are padded.
     """
 
     input_ids: Tensor
@@ -57,6 +59,8 @@ class Batch:
     index: Tensor
     weights: Tensor
     counts: _Counts | None = None
+    parts: tuple[Part, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -120,6 +124,7 @@ def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
         rows=len(encoded),
         index=torch.tensor([e.row for e in encoded]),
         weights=torch.tensor([e.weight for e in encoded]),
+        lengths=tuple(len(e) for e in encoded),
     )
 
 
@@ -144,7 +149,19 @@ def join(batches: Sequence[Batch]) -> Batch:
         index=all_of("index"),
         weights=all_of("weights"),
         counts=_summed([b.counts for b in batches]),
+        lengths=tuple(length for b in batches for length in b.lengths),
     )
+
+
+def fuse(batches: Sequence[Batch]) -> Batch:
+    """Join the micro-batches of a set into one packed batch that remembers each of them."""
+    parts, tokens, rows = [], 0, 0
+    for batch in batches:
+        kept = len(batch.keep)
+        places = slice(tokens, tokens + kept), slice(rows, rows + batch.rows)
+        parts.append(Part(*places, batch.total, batch.count()))
+        tokens, rows = tokens + kept, rows + batch.rows
+    return replace(join(batches), parts=tuple(parts))
 
 
 def _summed(counts: Sequence[_Counts | None]) -> _Counts | None:
@@ -183,7 +200,7 @@ def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
     """
     assert batch.position_ids is not None
     tokens = batch.input_ids.shape[1]
-    starts = [*(batch.position_ids[0] == 0).nonzero().flatten().tolist(), tokens]
+    starts = [0, *accumulate(batch.lengths)]
     ids = batch.input_ids[0].tolist()
     rows = [ids[a:b] for a, b in pairwise(starts)]
     common = min(len(row) for row in rows) - 1  # each row keeps a token of its own
@@ -212,9 +229,8 @@ def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
 def split(batch: Batch) -> list[Batch]:
     """The rows of a packed batch, each by itself: the opposite of ``join``."""
     assert batch.position_ids is not None
-    starts = (batch.position_ids[0] == 0).nonzero().flatten().tolist()
     parts = []
-    for i, (start, end) in enumerate(pairwise([*starts, batch.input_ids.shape[1]])):
+    for i, (start, end) in enumerate(pairwise([0, *accumulate(batch.lengths)])):
         own = batch.row == i
         parts.append(
             Batch(
@@ -228,6 +244,7 @@ def split(batch: Batch) -> list[Batch]:
                 rows=1,
                 index=batch.index[i : i + 1],
                 weights=batch.weights[i : i + 1],
+                lengths=batch.lengths[i : i + 1],
             )
         )
     return parts

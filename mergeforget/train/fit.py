@@ -39,6 +39,7 @@ from mergeforget.train.dataset import Collate, PairedRows
 from mergeforget.train.early_stopping import PROXIES, Watcher
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.lora_targets import lora_config
+from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import mask_of
 from mergeforget.train.reference import Reference, reference_of
@@ -248,6 +249,7 @@ def fit(
         callbacks.insert(0, FreshOptimizer(order))
     if plan is not None and plan.watch is not None:
         callbacks.insert(0, Watcher(plan.watch, sets, job.run.root, job.stage, job.checkpoints))
+    passes = fit_passes(model, sets, plan, job.stage) if plan else Passes(CPU_TOKENS, False)
     dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
     if dual is not None:
         callbacks.insert(0, dual)
@@ -263,12 +265,14 @@ def fit(
         reference=reference or Reference(head=output_matrix(model)),
         order=order,
         accumulation=accumulation,
+        budget=passes.tokens,
         model=model,
         args=arguments(
             training,
             job.checkpoints,
             steps_per_epoch=_steps_per_epoch(order, accumulation),
             accumulation=-(-accumulation // count()),
+            gradient_checkpointing=passes.checkpointing,
             save_total_limit=2,  # one more, in case the newest is damaged
             run_name=f"{job.run.name}-{job.stage}",
             project="mergeforget",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import masking_utils
 
-from mergeforget.chunked_logprobs import Projection
+from mergeforget.chunked_logprobs import Projection, rows_of
 from mergeforget.data.batches import Batch, join, share_prefix, split
 from mergeforget.distributed import in_any, sharded
 from mergeforget.errors import RecipeError
@@ -65,6 +67,7 @@ def predict(
         token_total=token_total,
         weights=batch.weights,
         own_total=(batch.total, batch.count()),
+        parts=batch.parts,
     )
 
 
@@ -81,8 +84,11 @@ def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor,
         if once is not None:
             ids, keep = once.input_ids, once.keep
             places = {"position_ids": once.position_ids, "attention_mask": once.mask}
+        elif str(unwrapped(model).config._attn_implementation).startswith("flash"):
+            places |= _row_limits(batch)
         places["logits_to_keep"] = keep
-    done = model(input_ids=ids, use_cache=False, **places).logits
+    with _packing(batch) if packed else nullcontext():
+        done = model(input_ids=ids, use_cache=False, **places).logits
     kept = done[0] if packed else done.flatten(0, 1)[keep]
     return kept, {n: h.flatten(0, 1)[keep] for n, h in seen.items()}
 
@@ -100,6 +106,39 @@ def _shares_prefixes(model: Any, batch: Batch) -> bool:
     return not any(True for _ in dropping)
 
 
+def _row_limits(batch: Batch) -> dict[str, Any]:
+    """Where packed rows begin, as flash attention takes it; it would read them off the device."""
+    cuts = torch.tensor([0, *accumulate(batch.lengths)], dtype=torch.int32)
+    cuts = cuts.to(batch.input_ids.device, non_blocking=True)
+    longest = max(batch.lengths)
+    return {"cu_seq_lens_q": cuts, "cu_seq_lens_k": cuts,
+            "max_length_q": longest, "max_length_k": longest}  # fmt: skip
+
+
+@contextmanager
+def _packing(batch: Batch) -> Iterator[None]:
+    """Let transformers build the block mask without waiting for the device.
+
+    It reads one value of every pass to see whether rows are packed, which the batch knows.
+    """
+    own = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if own is None:  # another version of transformers
+        yield
+        return
+
+    def indices(position_ids: Tensor) -> Tensor | None:
+        if len(batch.lengths) == 1:
+            return None
+        first = position_ids[:, :1] - 1
+        return (torch.diff(position_ids, prepend=first, dim=-1) != 1).cumsum(-1)
+
+    masking_utils.find_packed_sequence_indices = indices
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = own
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
@@ -111,6 +150,7 @@ def predict_sets(
     *,
     head: Tensor | None = None,
     layers: Sequence[int] = (),
+    together: int = TOGETHER,
 ) -> dict[str, TokenOutputs]:
     """``predict`` for several sets; short packed sets share one pass.
 
@@ -118,9 +158,10 @@ def predict_sets(
 
     Args:
         totals: ``row_total`` and ``token_total`` of each set.
+        together: Most tokens of a common pass.
     """
-    packed = all(b.attention_mask is None for b in batches.values())
-    long = sum(b.tokens for b in batches.values()) > TOGETHER
+    packed = len(batches) > 1 and all(b.attention_mask is None for b in batches.values())
+    long = sum(b.tokens for b in batches.values()) > together
     if not packed or (in_any(long) if sharded() else long):
         return {n: predict(model, b, head=head, layers=layers, **totals[n])
                 for n, b in batches.items()}  # fmt: skip
@@ -135,16 +176,11 @@ def predict_sets(
 
 def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, Any]) -> TokenOutputs:
     """Outputs of one batch, cut from the joint outputs of several."""
-    source = said.source
-    assert source is not None
-    if isinstance(source, Projection):
-        source = Projection(source.hidden[part], source.weight)
-    else:
-        source = source[part]
+    source = rows_of(said.source, part)
     hidden = {n: h[part] for n, h in (said.hidden or {}).items()} or None
     kept = batch.labels, batch.row, batch.rows, batch.kind
     said = TokenOutputs(source, *kept, hidden=hidden, weights=batch.weights, **totals)
-    said.own_total = (batch.total, batch.count())
+    said.own_total, said.parts = (batch.total, batch.count()), batch.parts
     return said
 
 

@@ -48,19 +48,25 @@ class NGDiffTrainer(UnlearningTrainer):
         self._mean: list[Tensor] = []  # GRU's smoothed retain gradient
         self._parts = 1.0  # micro-batches of the step in which a row counts, per process
 
+    def _fused(self, shares: list[Share]) -> list[Share]:
+        """Keep micro-batches apart where each one's gradient is clipped."""
+        return shares if self.training.clip_each else super()._fused(shares)
+
     def get_batch_samples(self, *args: Any, **more: Any) -> Any:
         shares, count = super().get_batch_samples(*args, **more)
         if self.training.clip_each:  # each micro-batch by its own mean, then the mean over them
             real = sum(any(b.total for b in s.batches.values()) for s in shares)
             self._parts = self._over_processes(real) or 1.0
             shares = [Share(s.batches, {}, {}) for s in shares]
-        self._shares, self._gathered = shares, {}
+        self._shares, self._gathered = [s for s in shares if s.batches], {}
         return shares, count
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        total = torch.zeros((), device=self.args.device)
+        if not inputs.batches:
+            return total
         model.train()
         share = self._prepare_inputs(inputs)
-        total = torch.zeros((), device=self.args.device)
         for name in ("retain", "forget"):
             terms = [t for t in self.terms if t.on == name]
             if not terms:  # sam without retain terms
@@ -209,7 +215,7 @@ class NGDiffTrainer(UnlearningTrainer):
         """Weighted sum of the terms, without logging."""
         self._prepare_inputs(share)
         reads = reads_of(terms)
-        before = {n: self._reference(model, share, n, r) for n, r in reads.items() if r.reference}
+        before = self._references(model, share, reads)
         return float(compute(terms, self._policy(model, share, reads), before)[0])
 
     def _set_rate(self, fit: RateFit) -> None:

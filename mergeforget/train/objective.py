@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from mergeforget.data.transforms import find_transform
 from mergeforget.distributed import check_launch, count, sharded
-from mergeforget.errors import MergeforgetError, NumericError, RecipeError
+from mergeforget.errors import MergeforgetError, NumericError, RecipeError, ResourceError
 from mergeforget.losses import UNLEARNING_LOSSES
-from mergeforget.outputs import ANSWER, MASKS, TokenOutputs
+from mergeforget.outputs import ANSWER, MASKS, SeveralMicroBatches, TokenOutputs
 from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.dataset import REFUSAL
 from mergeforget.train.requirements import layer_of
@@ -33,6 +33,8 @@ def check_recipe(recipe: Recipe) -> None:
                 f"{place}: full trains weights of the model, which model.quantization freezes. "
                 "Leave one of the two out."
             )
+        if training.optimizer.endswith("8bit"):
+            _check_eight_bits(place, training)
         for name in training.report_to:
             if find_spec(name) is None:
                 raise RecipeError(
@@ -53,6 +55,20 @@ def check_recipe(recipe: Recipe) -> None:
                 f"{place}: the mask 'all' counts padding, but rows are laid end to end without "
                 "any. Set tokens.padding to left, or the mask to tokens or answer."
             )
+
+
+def _check_eight_bits(place: str, training: Training) -> None:
+    """Raise where this machine cannot hold an optimiser's state in 8 bits."""
+    key = f"{place}.optimizer: {training.optimizer}"
+    if find_spec("bitsandbytes") is None:
+        raise ResourceError(
+            f"{key} needs the package bitsandbytes, which is not installed: "
+            "pip install 'mergeforget[gpu]', or set optimizer: adamw."
+        )
+    if not torch.cuda.is_available():
+        raise ResourceError(f"{key} needs a GPU, and this machine shows none. Set adamw.")
+    if sharded():
+        raise RecipeError(f"{key} keeps its state whole, but FSDP shards it. Set adamw.")
 
 
 def _check_parts(recipe: Recipe) -> None:
@@ -155,14 +171,32 @@ def compute(
             said = replace(said or refusal[0], refusal=refusal[0])
             before = replace(before or refusal[1], refusal=refusal[1]) if refusal[1] else None
         assert said is not None
-        loss = UNLEARNING_LOSSES.get(term.loss).fn
-        if said.own_rows:
-            values[term.label] = loss(said, before, **term.arguments)
-        else:
-            values[term.label] = _nothing(said, term)
+        values[term.label] = _value(term, said, before)
     plain = {label: value.detach() for label, value in values.items()}
     weighted = [term.weight * values[term.label] for term in terms]
     return torch.stack([w.reshape(()) for w in weighted]).sum(), plain
+
+
+def _value(term: Term, said: TokenOutputs, before: TokenOutputs | None) -> Tensor:
+    """A term's loss on a pass.
+
+    A loss that reads a mean of its own micro-batch is not additive; it is computed for each
+    micro-batch of the pass, on its part of the outputs.
+    """
+    if not said.own_rows:
+        return _nothing(said, term)
+    entry = UNLEARNING_LOSSES.get(term.loss)
+    if len(said.parts) <= 1 or entry.traits.get("additive", True):
+        with suppress(SeveralMicroBatches):
+            value: Tensor = entry.fn(said, before, **term.arguments)
+            return value
+    parts = said.apart()
+    befores = [None] * len(parts) if before is None else before.apart()
+    each = [_value(term, p, b) for p, b in zip(parts, befores, strict=True)]
+    for name in sorted({name for part in parts for name in part.notes}):
+        noted = [part.notes[name] for part in parts if name in part.notes]
+        said.notes[name] = torch.stack(noted).sum()
+    return torch.stack([e.reshape(()) for e in each]).sum()
 
 
 def check_finite(values: Mapping[str, float]) -> None:

@@ -21,7 +21,6 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from mergeforget.chunked_logprobs import CHUNK
 from mergeforget.console import quiet
 from mergeforget.data.templating import template_of
 from mergeforget.data.tokens import Encoded
@@ -29,6 +28,15 @@ from mergeforget.models import default_device, dtype_for, load_tokenizer, locate
 from mergeforget.recipe import ModelSpec, Recipe
 from mergeforget.train.full import choose_trained
 from mergeforget.train.lora_targets import lora_config
+from mergeforget.train.memory import (
+    free_bytes,
+    kept_by_autograd,
+    lengths,
+    logits_bytes,
+    optimizer_bytes,
+    rows_of_set,
+    tokens_at_once,
+)
 from mergeforget.train.pair import read_data
 from mergeforget.train.requirements import reads_of
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
@@ -51,6 +59,8 @@ class Plan:
         steps_per_epoch, steps, warmup_steps: Optimiser steps.
         parameters, trained: Parameters of the model, and trained parameters.
         memory: Bytes by use, for the largest micro-batch; ``total`` is their sum.
+        gradient_checkpointing: Whether layers are recomputed; with ``auto`` where the memory that
+            is free now would not do.
         seconds: Lower bound: time at the speed of one large matrix product.
         device: Device that memory and seconds refer to.
     """
@@ -64,6 +74,7 @@ class Plan:
     parameters: int
     trained: int
     memory: dict[str, int]
+    gradient_checkpointing: bool
     seconds: float
     device: str
 
@@ -97,7 +108,14 @@ def plan(
     forget = len(encoded["forget"])
     sizes = {name: len(encoded[name]) for name in reads_of(training.objective)}
     steps = count_steps(training, {"forget": forget} | sizes)
-    longest = one_pass(model, _tokens_at_once(encoded, training), training.gradient_checkpointing)
+    tokens = tokens_at_once(encoded, training)
+    checkpointing = training.gradient_checkpointing is True
+    longest = one_pass(model, tokens, checkpointing)
+    memory = _memory(model, own, spec, training, longest.kept_bytes)
+    if training.gradient_checkpointing == "auto" and memory["total"] > free_bytes(device):
+        checkpointing = True
+        longest = one_pass(model, tokens, checkpointing)
+        memory = _memory(model, own, spec, training, longest.kept_bytes)
     return Plan(
         rows={name: len(rows) for name, rows in encoded.items()},
         epoch_tokens=sum(lengths(encoded["forget"])),
@@ -107,7 +125,8 @@ def plan(
         warmup_steps=round(training.warmup_epochs * (steps // training.epochs)),
         parameters=sum(p.numel() for p in model.parameters()) - (0 if training.full else trained),
         trained=trained,
-        memory=_memory(model, own, spec, training, longest.kept_bytes),
+        memory=memory,
+        gradient_checkpointing=checkpointing,
         seconds=_all_flops(model, encoded, training) / flops,
         device=device,
     )
@@ -131,11 +150,6 @@ def count_steps(training: Training, sizes: Mapping[str, int]) -> int:
         order = AlternatingSampler(rows, training.batch_size, parts, training.seed)
         return training.epochs * len(order) // parts
     return training.epochs * -(-rows // (training.batch_size * parts))
-
-
-def lengths(rows: Sequence[Encoded]) -> list[int]:
-    """Tokens of each row, sorted."""
-    return sorted(len(row) for row in rows)
 
 
 def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
@@ -165,28 +179,19 @@ def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
 
 def one_pass(model: Any, tokens: int, checkpointing: bool) -> Pass:
     """Count FLOPs and kept bytes of one forward and backward pass on meta tensors."""
-    if checkpointing:
+    if checkpointing and not model.is_gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     whole = torch.zeros(1, 1, tokens, tokens, dtype=model.dtype, device="meta")  # looked at by none
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        alive.append(tensor)  # so that no later storage gets the same address
-        return tensor
-
-    alive: list[Tensor] = []
-    keep_all = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     counted = {
         _FLASH: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         _FLASH_BACKWARD: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
     }
-    with FlopCounterMode(display=False, custom_mapping=counted) as forward, keep_all:
+    with (
+        FlopCounterMode(display=False, custom_mapping=counted) as forward,
+        kept_by_autograd(model) as kept,
+    ):
         hidden = model(
             input_ids=ids, attention_mask=whole, use_cache=False, logits_to_keep=1
         ).logits
@@ -221,28 +226,14 @@ def matrix_speed(device: str, seconds: float = 0.3) -> float:
     return 2 * size**3 / best
 
 
-def _rows_of(name: str, training: Training) -> int:
-    """Rows of a set that go with each forget row."""
-    return training.retain_per_forget if name == "retain" else 1
-
-
-def _tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training) -> int:
-    """Tokens of the largest micro-batch whose activations are held together."""
-    sizes = [
-        sum(lengths(encoded[name])[-training.batch_size * _rows_of(name, training) :])
-        for name in reads_of(training.objective)
-    ]
-    apart = training.batches != "together" or training.direction != "sum"
-    return max(sizes) if apart else sum(sizes)
-
-
 def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training) -> float:
     """FLOPs of a whole training; stored reference outputs are computed once per set."""
     total = 0.0
     for name, reads in reads_of(training.objective).items():
         sizes = lengths(encoded[name])
-        row = one_pass(model, round(sum(sizes) / len(sizes)), training.gradient_checkpointing)
-        each_epoch = len(encoded["forget"]) * _rows_of(name, training)
+        checkpointing = model.is_gradient_checkpointing
+        row = one_pass(model, round(sum(sizes) / len(sizes)), checkpointing)
+        each_epoch = len(encoded["forget"]) * rows_of_set(name, training)
         runs = training.epochs * (len(sizes) if training.batches == "by_set" else each_epoch)
         asked = 0 if not reads.reference else len(sizes) if reads.kept else runs
         total += runs * (row.forward_flops + row.backward_flops) + asked * row.forward_flops
@@ -253,18 +244,17 @@ def _memory(
     model: Any, own: set[Tensor], spec: ModelSpec, training: Training, kept: int
 ) -> dict[str, int]:
     """Bytes by use."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * (4 if p in own else p.element_size()) for p in model.parameters())
     if spec.quantization:
         weights -= round(_saved_by_four_bits(model, own))
-    moving = sum(p.numel() * p.element_size() for p in own)
-    states = 2 if training.optimizer == "adamw" else 0
+    moving = sum(4 * p.numel() for p in own)  # float32 whatever the base's type is
     vocabulary = model.get_output_embeddings().weight.shape[0]
     found = {
         "weights": weights,
         "gradients": moving,
-        "optimizer": states * moving,
+        "optimizer": optimizer_bytes(training, list(own)),
         "activations": kept,
-        "logits": 3 * CHUNK * vocabulary * 4,  # policy, reference and target of one chunk
+        "logits": logits_bytes(vocabulary),
     }
     return found | {"total": sum(found.values())}
 

@@ -70,6 +70,7 @@ class Known:
             batch.kind,
             known_logps=values if self.head is None else None,
             weights=batch.weights,
+            parts=batch.parts,
             **totals,
         )
 

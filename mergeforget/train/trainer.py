@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from mergeforget.console import quiet
-from mergeforget.data.batches import Batch
+from mergeforget.data.batches import Batch, fuse
 from mergeforget.distributed import gather, sharded
 from mergeforget.errors import NumericError
 from mergeforget.files import append_jsonl
 from mergeforget.fsdp import trained
 from mergeforget.outputs import TokenOutputs
 from mergeforget.recipe import Memorise, Term, Training
-from mergeforget.train.forward import as_reference, predict, predict_sets, unwrapped
+from mergeforget.train.forward import TOGETHER, as_reference, predict_sets, unwrapped
 from mergeforget.train.objective import check_finite, compute
 from mergeforget.train.reference import Reference
 from mergeforget.train.requirements import Reads, reads_of, sets_of
@@ -33,7 +33,10 @@ Said = dict[str, TokenOutputs]  # by set
 
 @dataclass
 class Share:
-    """A micro-batch and the totals of the optimiser step that it is a part of."""
+    """What one pass holds, and the totals of the optimiser step that it is a part of.
+
+    It is one micro-batch or several fused ones; without batches it has been fused into a later one.
+    """
 
     batches: dict[str, Batch]
     rows: dict[str, float]
@@ -49,7 +52,8 @@ class UnlearningTrainer(Trainer):
 
     The losses of the micro-batches of a step add up to the loss of the whole step (each knows the
     step's totals), so gradient accumulation equals the larger batch, uneven parts included; over
-    several processes likewise.
+    several processes likewise. For the same reason the micro-batches of a step can be fused into
+    passes of up to ``budget`` tokens: the result is that of separate passes.
     """
 
     loss_is_scaled_for_ga = True  # our shares add up; the Trainer must not divide once more
@@ -63,12 +67,14 @@ class UnlearningTrainer(Trainer):
         reference: Reference | None = None,
         order: Order,
         accumulation: int,
+        budget: int = TOGETHER,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         self.terms, self.stage, self.history = list(terms), stage, history
         self.reference, self.order = reference or Reference(), order
         self.accumulation = accumulation  # micro-batches of a step, of all processes
+        self.budget = budget  # tokens of a pass; a micro-batch above it is passed by itself
         self.reads = reads_of(self.terms)
         self.levels: dict[str, Tensor] = {}  # by set: (rows,) NLL to aim at, for the level loss
         self._pending: dict[str, Tensor] = {}  # sums over the step's micro-batches, on the device
@@ -122,7 +128,33 @@ class UnlearningTrainer(Trainer):
         names = batches[0] if batches else {}
         rows = {n: self._over_processes(sum(b[n].total for b in batches)) for n in names}
         tokens = {n: self._added([b[n].count() for b in batches]) for n in names}
-        return [Share(b, rows, tokens) for b in batches], None
+        return self._fused([Share(b, rows, tokens) for b in batches]), None
+
+    def _fused(self, shares: list[Share]) -> list[Share]:
+        """Fuse consecutive micro-batches into the last of each group; the others become empty.
+
+        The Trainer counts micro-batches, so their number stays. Sharded models run their passes
+        together, so all ranks form the same groups.
+        """
+        sizes = [sum(b.tokens for b in share.batches.values()) for share in shares]
+        if sharded():
+            sizes = [max(each) for each in zip(*gather(sizes), strict=True)]
+        groups: list[list[Share]] = []
+        room = 0
+        for share, size in zip(shares, sizes, strict=True):
+            packed = all(b.attention_mask is None for b in share.batches.values())
+            if size > room or not packed or share.batches.keys() != groups[-1][0].batches.keys():
+                groups.append([])
+                room = self.budget
+            groups[-1].append(share)
+            room -= size
+        fused = []
+        for group in groups:
+            fused += [replace(share, batches={}) for share in group[:-1]]
+            names = group[-1].batches
+            joined = {name: fuse([share.batches[name] for share in group]) for name in names}
+            fused.append(replace(group[-1], batches=joined) if len(group) > 1 else group[-1])
+        return fused
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         if isinstance(inputs, Share):
@@ -135,6 +167,13 @@ class UnlearningTrainer(Trainer):
     def _track_num_input_tokens(self, inputs: Any) -> None:
         self.state.num_input_tokens_seen += sum(b.tokens for b in inputs.batches.values())
 
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward pass of a share; none where it was fused into a later one."""
+        if not inputs.batches:
+            return torch.zeros((), device=self.args.device)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        return loss
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
@@ -144,7 +183,7 @@ class UnlearningTrainer(Trainer):
         """The weighted sum of those terms whose sets are in the micro-batch; noted for the log."""
         terms = [t for t in terms if set(sets_of(t)) <= share.batches.keys()]
         reads = reads_of(terms)
-        before = {n: self._reference(model, share, n, r) for n, r in reads.items() if r.reference}
+        before = self._references(model, share, reads)
         policy = self._policy(model, share, reads)
         for name, levels in self.levels.items():
             if name in policy:
@@ -242,15 +281,33 @@ class UnlearningTrainer(Trainer):
         layers = set().union(*(r.layers for r in reads.values()))
         batches = {name: share.batches[name] for name in reads}
         totals = {name: share.totals(name) for name in reads}
-        return predict_sets(model, batches, totals, head=self.reference.head, layers=sorted(layers))
+        return predict_sets(model, batches, totals, head=self.reference.head,
+                            layers=sorted(layers), together=self.together)  # fmt: skip
 
-    def _reference(self, model: Any, share: Share, name: str, reads: Reads) -> TokenOutputs:
-        batch, totals = share.batches[name], share.totals(name)
-        if name in self.reference.known:
-            return self.reference.known[name].outputs(batch, **totals)
-        inner, layers = unwrapped(model), sorted(reads.reference_layers)
+    def _references(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Said:
+        """What the model before unlearning says about each set whose terms read it."""
+        asked = {name: share.batches[name] for name, read in reads.items() if read.reference}
+        known = self.reference.known
+        found = {
+            name: known[name].outputs(batch, **share.totals(name))
+            for name, batch in asked.items()
+            if name in known
+        }
+        asked = {name: batch for name, batch in asked.items() if name not in known}
+        if not asked:
+            return found
+        inner = unwrapped(model)
+        layers = set().union(*(reads[name].reference_layers for name in asked))
+        totals = {name: share.totals(name) for name in asked}
         with as_reference(inner, self.reference.before):
-            return predict(inner, batch, head=self.reference.old_head, layers=layers, **totals)
+            said = predict_sets(inner, asked, totals, head=self.reference.old_head,
+                                layers=sorted(layers), together=self.together)  # fmt: skip
+        return found | said
+
+    @property
+    def together(self) -> int:
+        """Tokens up to which the sets of a share go through the model in one pass."""
+        return max(self.budget, TOGETHER)
 
     def _added(self, counts: Sequence[dict[int, float]]) -> dict[int, float]:
         return {kind: self._over_processes(sum(c[kind] for c in counts)) for kind in counts[0]}
@@ -267,6 +324,14 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Add values to running sums on their device."""
     for key, value in values.items():
         sums[key] = sums[key] + value if key in sums else value
+
+
+OPTIMIZERS = {  # names in the recipe -> the Trainer's; 8-bit states come from bitsandbytes
+    "sgd": "sgd",
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
 
 
 def arguments(
@@ -308,8 +373,7 @@ def arguments(
         "ddp_broadcast_buffers": False,  # two forward passes come before one backward
     }
     if isinstance(training, Training):
-        settings["optim"] = "sgd" if training.optimizer == "sgd" else "adamw_torch"
-        settings["gradient_checkpointing"] = training.gradient_checkpointing
+        settings["optim"] = OPTIMIZERS[training.optimizer]
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
     with quiet():  # some of these names will change one day
         made = TrainingArguments(**settings | more)

@@ -1,0 +1,179 @@
+"""Measure what a training step keeps in memory, and fit its passes into what is free.
+
+The recipe says how many rows an optimiser step holds. How they are cut into passes through the
+model changes no result, so it is decided by the memory of the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeforget.chunked_logprobs import CHUNK
+from mergeforget.console import say
+from mergeforget.data.tokens import Encoded
+from mergeforget.distributed import gather
+from mergeforget.train.precision import autocast
+from mergeforget.train.requirements import reads_of
+from mergeforget.train_config import Training
+
+CPU_TOKENS = 512  # a core's matrix products are at their speed; a longer pass only costs memory
+MOST_TOKENS = {"flash": 32768, "flex": 16384}  # by the beginning of the attention's name
+MASKED_TOKENS = 4096  # attention under a dense block mask costs the square of the pass
+SHARE = 0.7  # of the free memory that activations may take; kernels need workspace
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the passes of a training are run.
+
+    Attributes:
+        tokens: Most tokens of a pass that several micro-batches share.
+        checkpointing: Whether layers are recomputed in the backward pass.
+    """
+
+    tokens: int
+    checkpointing: bool
+
+
+def fit_passes(
+    model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training, stage: str = ""
+) -> Passes:
+    """Choose the size of a pass and gradient checkpointing by the memory that is free.
+
+    Gradient checkpointing follows the recipe; with ``auto`` it is switched on where the largest
+    micro-batch would not fit without it. All ranks choose alike.
+
+    Args:
+        model: The model with its trained weights, on its device.
+        encoded: The sets that the objective reads.
+        stage: Name of the training, for the message.
+    """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    largest = tokens_at_once(encoded, training)
+    checkpointing = training.gradient_checkpointing
+    room = SHARE * (free_bytes(device) - reserved_bytes(model, training))
+    if checkpointing == "auto" and not on_gpu and largest * _roughly(model) < room:
+        checkpointing = False  # a model this small needs no measurement
+    if checkpointing == "auto":
+        needed = largest * bytes_per_token(model, checkpointing=False)
+        checkpointing = any(gather(needed > room))
+        if checkpointing:
+            say(
+                f"{stage}: gradient checkpointing is on: the largest micro-batch ({largest} "
+                f"tokens) would keep {needed / 1e9:.1f} GB, and {max(room, 0) / 1e9:.1f} GB are "
+                "free."
+            )
+    if training.tokens_per_pass != "auto":
+        return Passes(training.tokens_per_pass, checkpointing)
+    if not on_gpu:
+        return Passes(CPU_TOKENS, checkpointing)
+    fitting = int(room / bytes_per_token(model, checkpointing=checkpointing))
+    attention = str(model.config._attn_implementation)
+    most = next((n for k, n in MOST_TOKENS.items() if attention.startswith(k)), MASKED_TOKENS)
+    return Passes(max(1, min(gather(min(fitting, most)))), checkpointing)
+
+
+def free_bytes(device: torch.device | str) -> int:
+    """Memory that tensors can still take: the GPU's, or the machine's."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + cached)
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def reserved_bytes(model: Any, training: Training) -> int:
+    """Bytes of gradients, optimiser state and one chunk of logits, which activations leave free."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    moving = 4 * sum(p.numel() for p in trained)  # float32 whatever the base's type is
+    vocabulary = int(model.get_output_embeddings().weight.shape[0])
+    return moving + optimizer_bytes(training, trained) + logits_bytes(vocabulary)
+
+
+def optimizer_bytes(training: Training, trained: Sequence[Tensor]) -> int:
+    """Bytes of the optimiser's state: two numbers per weight with AdamW."""
+    each = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 0, "sgd": 0}[training.optimizer]
+    return each * sum(p.numel() for p in trained)
+
+
+def logits_bytes(vocabulary: int) -> int:
+    """Bytes of the logits of policy, reference and target of one chunk."""
+    return 3 * CHUNK * vocabulary * 4
+
+
+def bytes_per_token(model: Any, *, checkpointing: bool, tokens: int = 64) -> float:
+    """Bytes that the backward pass of one token keeps, counted in a short forward pass.
+
+    The state of the random number generators is restored. With ``checkpointing`` the inputs of all
+    layers and everything inside the largest of them count.
+    """
+    device = next(model.parameters()).device
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
+    was_training = model.training
+    model.train()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), autocast(model), kept_by_autograd(model) as kept:
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+    model.train(was_training)
+    every = sum(kept.values()) / tokens
+    if not checkpointing:
+        return every
+    config = model.config.get_text_config()
+    inputs = config.num_hidden_layers * config.hidden_size * model.dtype.itemsize
+    return float(inputs + every / config.num_hidden_layers)
+
+
+@contextmanager
+def kept_by_autograd(model: Any) -> Iterator[dict[int, int]]:
+    """Count the bytes that autograd saves inside the block, by storage; weights do not count."""
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # so that no later storage gets the same address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
+
+
+def tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training) -> int:
+    """Tokens of the largest micro-batch whose activations are held together."""
+    sizes = [
+        sum(lengths(encoded[name])[-training.batch_size * rows_of_set(name, training) :])
+        for name in reads_of(training.objective)
+    ]
+    apart = training.batches != "together" or training.direction != "sum"
+    return max(sizes) if apart else sum(sizes)
+
+
+def lengths(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens of each row, sorted."""
+    return sorted(len(row) for row in rows)
+
+
+def rows_of_set(name: str, training: Training) -> int:
+    """Rows of a set that go with each forget row."""
+    return training.retain_per_forget if name == "retain" else 1
+
+
+def _roughly(model: Any) -> float:
+    """Upper bound of the bytes a token keeps, from the configuration alone."""
+    config = model.config.get_text_config()
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    inner = max(inner) if isinstance(inner, list | tuple) else inner
+    return float(4 * config.num_hidden_layers * (100 * config.hidden_size + 20 * inner))
