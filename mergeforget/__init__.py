@@ -25,24 +25,43 @@ __version__ = "0.1.0"
 _MODULES = {  # public name -> the module that defines it
     "analyze": "mergeforget.api.runs",
     "attack": "mergeforget.api.measuring",
+    "available": "mergeforget.api.catalog",
+    "check_data": "mergeforget.api.data",
     "compare": "mergeforget.api.runs",
+    "convert_data": "mergeforget.api.data",
+    "copy_recipe": "mergeforget.api.catalog",
+    "doctor": "mergeforget.api.doctor",
     "evaluate": "mergeforget.api.measuring",
+    "explain_recipe": "mergeforget.api.catalog",
     "export": "mergeforget.api.runs",
     "extract_lora": "mergeforget.api.merging",
     "load_adapter": "mergeforget.api.merging",
     "load_run": "mergeforget.api.runs",
+    "make_data": "mergeforget.api.data",
     "merge": "mergeforget.api.merging",
     "merge_full": "mergeforget.api.merging",
     "merge_models": "mergeforget.api.merging",
+    "plan": "mergeforget.api.training",
+    "read_data": "mergeforget.api.data",
     "report": "mergeforget.api.runs",
+    "score": "mergeforget.api.runs",
     "search": "mergeforget.api.searching",
     "train": "mergeforget.api.training",
     "train_pair": "mergeforget.api.training",
     "unlearn": "mergeforget.api.unlearn",
+    "verify": "mergeforget.api.runs",
     "MergeforgetError": "mergeforget.errors",
 }
 
 if TYPE_CHECKING:
+    from mergeforget.api.catalog import available as available
+    from mergeforget.api.catalog import copy_recipe as copy_recipe
+    from mergeforget.api.catalog import explain_recipe as explain_recipe
+    from mergeforget.api.data import check_data as check_data
+    from mergeforget.api.data import convert_data as convert_data
+    from mergeforget.api.data import make_data as make_data
+    from mergeforget.api.data import read_data as read_data
+    from mergeforget.api.doctor import doctor as doctor
     from mergeforget.api.measuring import attack as attack
     from mergeforget.api.measuring import evaluate as evaluate
     from mergeforget.api.merging import extract_lora as extract_lora
@@ -55,7 +74,10 @@ if TYPE_CHECKING:
     from mergeforget.api.runs import export as export
     from mergeforget.api.runs import load_run as load_run
     from mergeforget.api.runs import report as report
+    from mergeforget.api.runs import score as score
+    from mergeforget.api.runs import verify as verify
     from mergeforget.api.searching import search as search
+    from mergeforget.api.training import plan as plan
     from mergeforget.api.training import train as train
     from mergeforget.api.training import train_pair as train_pair
     from mergeforget.api.unlearn import unlearn as unlearn

@@ -131,6 +131,53 @@ def test_signatures_list_every_option_and_unknown_ones_are_refused(pair: list[Pa
         merge(pair, densty=0.5)  # type: ignore[call-arg]
 
 
+COMMANDS = {  # command -> its function, and options of one of them alone
+    "train": ("train", set()),
+    "train-pair": ("train_pair", set()),
+    "merge-models": ("merge_models", {"config", "print_mergekit"}),
+    "extract-lora": ("extract_lora", set()),
+    "search": ("search", {"worker"}),
+    "evaluate": ("evaluate", set()),
+    "export": ("export", set()),
+    "plan": ("plan", set()),
+    "score": ("score", set()),
+    "list": ("available", set()),
+    "doctor": ("doctor", set()),
+    "verify": ("verify", set()),
+    "data make": ("make_data", set()),
+    "data check": ("check_data", set()),
+    "data show": ("read_data", {"rows"}),
+    "data convert": ("convert_data", set()),
+    "recipes copy": ("copy_recipe", set()),
+    "recipes show": ("explain_recipe", set()),
+    "merge": ("merge_full", {"adapters", "run", "source", "full", "compare"}),
+    "unlearn": ("unlearn", {"yes", "approve", "attacks"}),
+}
+SHARED = {"plugins", "verbose", "quiet", "trust_remote_code", "help", "as_json"}
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_a_command_and_its_function_have_the_same_options_and_defaults(words: str) -> None:
+    from importlib import import_module
+
+    import click
+
+    from mergeforget.cli import main
+
+    name, apart = COMMANDS[words]
+    parameters = inspect.signature(getattr(import_module(mf._MODULES[name]), name)).parameters
+    command: Any = main
+    context = click.Context(main)
+    for word in words.split():
+        command = command.get_command(context, word)
+    options = {o.name: o for o in command.params if o.name not in SHARED}
+    assert options.keys() ^ parameters.keys() == apart
+    for key, option in options.items():
+        default = option.get_default(context)
+        if isinstance(default, int | float) and default is not False and key not in apart:
+            assert default == parameters[key].default
+
+
 def test_merge_settings_by_module_are_given_as_a_mapping_or_as_texts(pair: list[Path]) -> None:
     from mergeforget.api.merging import merge
 

@@ -41,7 +41,7 @@ def test_doctor_prints_one_json_object() -> None:
 
 
 def test_doctor_names_a_remedy_for_each_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergeforget.commands import doctor
+    from mergeforget.api import doctor
 
     monkeypatch.setattr(doctor, "HUB_SECONDS", 0.2)
     monkeypatch.setattr(doctor, "SMALL_DISK", 1e18)
@@ -51,6 +51,6 @@ def test_doctor_names_a_remedy_for_each_problem(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert doctor.hub_answers(("127.0.0.1", 9)) is False
     monkeypatch.setattr(doctor, "hub_answers", lambda: False)
-    _, problems = doctor.examine()
+    _, problems = doctor.doctor()
     for remedy in ("smaller model", "Delete old", "XDG_CACHE_HOME", "torch", "HF_HUB_OFFLINE"):
         assert any(remedy in problem for problem in problems), remedy

@@ -23,12 +23,19 @@ class Scores(Mapping[str, "list[Score]"]):
     """Scores by model: ``scores["over"]`` is a list of :class:`~mergeforget.score.Score`.
 
     Attributes:
-        notes: warnings and remarks on the scores, one sentence each.
+        notes: Warnings and remarks on the scores, one sentence each.
+        terms: The terms that the benchmark averages into its aggregate, where it has one.
     """
 
-    def __init__(self, models: Mapping[str, Sequence[Score]], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Sequence[Score]],
+        notes: Sequence[str] = (),
+        terms: Sequence[float] = (),
+    ) -> None:
         self._models = {name: list(scores) for name, scores in models.items()}
         self.notes = list(notes)
+        self.terms = list(terms)
 
     def __getitem__(self, model: str) -> list[Score]:
         return self._models[model]

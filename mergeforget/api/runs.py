@@ -1,4 +1,4 @@
-"""Open a run, and draw, report, compare and export what it holds."""
+"""Open a run; analyze, report, compare, export, score and verify what it holds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mergeforget.api.results import AnyRun, Scores, UnlearningRun, as_run, optio
 if TYPE_CHECKING:
     from mergeforget.analysis.export import Exported
     from mergeforget.analysis.findings import Finding
+    from mergeforget.analysis.verification import EvidenceCheck
 
 
 def load_run(run: AnyRun | None = None) -> UnlearningRun:
@@ -133,3 +134,55 @@ def compare(
     if page is not None:
         write_comparison(scores, Path(page))
     return Scores(scores)
+
+
+def score(
+    generations: Sequence[str | Path],
+    *,
+    mia: str | Path | None = None,
+    mmlu: str | Path | None = None,
+    benchmark: str = "semeval2025-task4",
+) -> Scores:
+    """Score generations that exist already; no model is loaded.
+
+    Args:
+        generations: Files, or folders of them: ``answers/MODEL.jsonl`` of a run, or
+            ``forget_0.csv`` and ``retain_0.csv`` as SemEval-2025 Task 4's script writes them.
+        mia: Document losses (``answers/MODEL.losses.jsonl``), or a file with the AUC.
+        mmlu: File with MMLU's average.
+        benchmark: ``semeval2025-task4`` counts Latin words only, as its script does; ``custom``
+            counts words of any script.
+
+    Returns:
+        The scores, as those of a model named ``value``.
+
+    Raises:
+        InputError: A file is missing or lacks what is needed.
+    """
+    from mergeforget.benchmarks.semeval2025_task4 import task_names, terms
+    from mergeforget.evaluate.texts import score_texts
+
+    measured, scores = score_texts(
+        [Path(one) for one in generations], mia=optional_path(mia), mmlu=optional_path(mmlu),
+        benchmark=benchmark,
+    )  # fmt: skip
+    official = benchmark.replace("-", "_") == "semeval2025_task4"
+    return Scores({"value": scores}, terms=terms(scores, task_names(measured)) if official else ())
+
+
+def verify(evidence: str | Path, run: AnyRun | None = None) -> list[EvidenceCheck]:
+    """Recompute what the evidence file of a report states.
+
+    Args:
+        evidence: The ``evidence.json`` of a report.
+        run: The run folder that it describes; the folder above ``report/`` when omitted.
+
+    Returns:
+        One check per statement. The evidence holds if every check that is ``required`` is ``ok``.
+
+    Raises:
+        InputError: The file is no evidence, or the run folder is missing.
+    """
+    from mergeforget.analysis.verification import verify_evidence
+
+    return verify_evidence(Path(evidence), None if run is None else as_run(run))

@@ -1,33 +1,28 @@
-"""Train a pair of adapters, or a single one, from a recipe."""
+"""Train a pair of adapters or a single one from a recipe, and plan what a training takes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
+from mergeforget.api.options import Settings, TrainingOptions, takes
 from mergeforget.api.results import UnlearningRun, optional_path
 
 if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
+    from mergeforget.train.plan import Plan
 
-Settings = Mapping[str, Any] | Iterable[str]
+DATA = ("forget", "retain", "holdout", "limit", "template", "system_prompt")
 
 
+@takes(TrainingOptions)
 def train_pair(
     model: str | Path | None = None,
     *,
     recipe: str | Path | Recipe = "zjuklab",
-    forget: str | Path | None = None,
-    retain: str | Path | None = None,
-    holdout: str | Path | None = None,
-    limit: int | None = None,
-    template: Literal["auto", "none", "chat"] | None = None,
-    system_prompt: str | None = None,
     memorise: bool = False,
-    out: str | Path | None = None,
-    resume: bool = False,
-    settings: Settings = (),
+    **options: Unpack[TrainingOptions],
 ) -> UnlearningRun:
     """Train the over- and the under-forgetting adapter of a recipe.
 
@@ -58,41 +53,22 @@ def train_pair(
         NumericError: A training diverged or did not move.
         ResourceError: Another process writes to the folder, or memory is short.
     """
-    from mergeforget.data.people import made_up
     from mergeforget.run import new_run
     from mergeforget.train.pair import train_pair as train
 
-    chosen = _recipe(recipe, settings)
-    data = _data(
-        forget=forget,
-        retain=retain,
-        holdout=holdout,
-        limit=limit,
-        template=template,
-        system_prompt=system_prompt,
-    )
-    if model is None and not (forget or retain or chosen.data.forget):
-        data |= made_up()
-        memorise = True
-    chosen = _changed(chosen, model, data)
-    run = new_run(optional_path(out), chosen.name, resume=resume)
-    return UnlearningRun(train(chosen, run, memorise_first=memorise, resume=resume))
+    chosen, invented = chosen_recipe(recipe, model, options, make_up=model is None)
+    run = new_run(optional_path(options["out"]), chosen.name, resume=options["resume"])
+    first = memorise or invented
+    return UnlearningRun(train(chosen, run, memorise_first=first, resume=options["resume"]))
 
 
+@takes(TrainingOptions)
 def train(
     recipe: str | Path | Recipe,
     *,
     side: Literal["over", "under"] = "over",
     model: str | Path | None = None,
-    forget: str | Path | None = None,
-    retain: str | Path | None = None,
-    holdout: str | Path | None = None,
-    limit: int | None = None,
-    template: Literal["auto", "none", "chat"] | None = None,
-    system_prompt: str | None = None,
-    out: str | Path | None = None,
-    resume: bool = False,
-    settings: Settings = (),
+    **options: Unpack[TrainingOptions],
 ) -> UnlearningRun:
     """Train one adapter with any objective; a recipe with ``full`` trains the model itself.
 
@@ -111,19 +87,45 @@ def train(
     from mergeforget.run import new_run
     from mergeforget.train.single import train_single
 
-    chosen = _recipe(recipe, settings)
-    data = _data(
-        forget=forget,
-        retain=retain,
-        holdout=holdout,
-        limit=limit,
-        template=template,
-        system_prompt=system_prompt,
-    )
-    chosen = _changed(chosen, model, data)
-    run = new_run(optional_path(out), chosen.name, resume=resume)
-    train_single(chosen, run, side=side, resume=resume)
+    chosen, _ = chosen_recipe(recipe, model, options, make_up=False)
+    run = new_run(optional_path(options["out"]), chosen.name, resume=options["resume"])
+    train_single(chosen, run, side=side, resume=options["resume"])
     return UnlearningRun(run)
+
+
+def plan(
+    recipe: str | Path | Recipe = "zjuklab",
+    *,
+    model: str | Path | None = None,
+    forget: str | Path | None = None,
+    retain: str | Path | None = None,
+    limit: int | None = None,
+    settings: Settings = (),
+) -> dict[str, Plan]:
+    """Estimate batch size, steps, memory and time of a recipe's trainings.
+
+    Only the model's configuration and tokenizer are read. The time assumes the speed of one large
+    matrix product, measured on this machine; training takes longer, on a CPU two to three times.
+
+    Args:
+        recipe, model, forget, retain, limit, settings: As in :func:`train_pair`.
+
+    Returns:
+        The estimate by training: ``pair.over`` and ``pair.under``, or ``train``.
+
+    Raises:
+        RecipeError, InputError: As :func:`train_pair`.
+    """
+    from mergeforget.models import default_device
+    from mergeforget.train.objective import check_recipe
+    from mergeforget.train.plan import matrix_speed, plan_recipe
+
+    options: TrainingOptions = {
+        "forget": forget, "retain": retain, "limit": limit, "settings": settings,
+    }  # fmt: skip
+    chosen, _ = chosen_recipe(recipe, model, options)
+    check_recipe(chosen)
+    return plan_recipe(chosen, matrix_speed(default_device()))
 
 
 def assignments_of(settings: Settings) -> list[str]:
@@ -139,24 +141,35 @@ def assignments_of(settings: Settings) -> list[str]:
     return list(settings)
 
 
-def _recipe(recipe: str | Path | Recipe, settings: Settings) -> Recipe:
-    from mergeforget.errors import UsageError
-    from mergeforget.recipe import Recipe, load_recipe
+def chosen_recipe(
+    recipe: str | Path | Recipe,
+    model: str | Path | None,
+    options: TrainingOptions,
+    *,
+    make_up: bool = True,
+) -> tuple[Recipe, bool]:
+    """The recipe with the model, the data and the settings that were given.
 
+    Args:
+        make_up: Use made-up people where neither the options nor the recipe name data.
+
+    Returns:
+        The recipe, and whether its data are made up.
+    """
+    from mergeforget.data.people import made_up
+    from mergeforget.errors import UsageError
+    from mergeforget.recipe import Recipe, change, load_recipe
+
+    assignments = assignments_of(options.get("settings", ()))
     if not isinstance(recipe, Recipe):
-        return load_recipe(recipe, assignments_of(settings))
-    if assignments_of(settings):
+        recipe = load_recipe(recipe, assignments)
+    elif assignments:
         raise UsageError("settings change a recipe that is read by name or path. Change a loaded "
                          "recipe with mergeforget.recipe.change().")  # fmt: skip
-    return recipe
-
-
-def _data(**given: str | Path | int | None) -> dict[str, Any]:
-    """The section ``data`` of a recipe: what is given, paths as text."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
-
-
-def _changed(recipe: Recipe, model: str | Path | None, data: dict[str, Any]) -> Recipe:
-    from mergeforget.recipe import change
-
-    return change(recipe, data=data, model={"name": str(model)} if model else {})
+    given: dict[str, Any] = {k: v for k, v in options.items() if k in DATA and v is not None}
+    data = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}
+    invented = make_up and not (data.get("forget") or data.get("retain") or recipe.data.forget)
+    if invented:
+        data |= made_up()
+    named = {"name": str(model)} if model else {}
+    return change(recipe, data=data, model=named), invented

@@ -16,8 +16,9 @@ from mergeforget.api.delivery import (
     recheck,
     to_gguf,
 )
+from mergeforget.api.options import Settings
 from mergeforget.api.results import UnlearningRun, optional_path
-from mergeforget.api.training import Settings, assignments_of
+from mergeforget.api.training import assignments_of
 from mergeforget.api.unlearn_data import Forget, check_rows, own_answers, read_request, renamed
 from mergeforget.api.verdict import paragraph_of, table_of, table_text
 

@@ -40,11 +40,40 @@ def template_options(command: F) -> F:
 
 
 def set_option(command: F) -> F:
-    """``--set key.of.recipe=value``, any number of times; passed as ``assignments``."""
+    """``--set key.of.recipe=value``, any number of times; passed as ``settings``."""
     text = "Set one recipe key, for example --set pair.over.learning_rate=2e-4. Repeatable."
-    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=text)(
-        command
-    )
+    return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=text)(command)
+
+
+def training_options(command: F) -> F:
+    """Options of the commands that train, named as in ``api.options.TrainingOptions``."""
+    file = click.Path(path_type=Path)
+    command = json_option(set_option(command))
+    for option in (
+        click.option("--resume", is_flag=True, help="Resume an interrupted run."),
+        click.option("--out", type=file, help="Run folder.  [default: runs/RECIPE-TIME]"),
+        template_options,
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1),
+            help="Maximum number of rows per set; keeps whole documents and the proportions of "
+            "tasks.",
+        ),
+        click.option(
+            "--holdout",
+            type=file,
+            help="Rows of the same kind that are in neither set: the non-members.",
+        ),
+        click.option("--retain", type=file, help="Rows to keep."),
+        click.option(
+            "--forget",
+            type=file,
+            help="Rows to forget: JSON Lines, parquet, csv or column-oriented JSON.",
+        ),
+        click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]"),
+    ):
+        command = option(command)
+    return command
 
 
 def dtype_option(command: F) -> F:

@@ -11,9 +11,8 @@ from mergeforget.commands._options import emit, json_option, template_options
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
-    from mergeforget.data.templating import PromptTemplate
 
-TASKS = ["Task1", "Task2", "Task3"]
+TASKS = "Task1,Task2,Task3"
 
 
 @click.group("data")
@@ -32,7 +31,7 @@ def command() -> None:
 @click.option("--holdout", type=click.IntRange(min=0),
               help="Number of documents that nothing is trained on, per task.  [default: as many "
               "as --people]")  # fmt: skip
-@click.option("--tasks", default=",".join(TASKS), show_default=True,
+@click.option("--tasks", default=TASKS, show_default=True,
               help="Task1: stories. Task2: private data. Task3: encyclopedia.")  # fmt: skip
 @click.option(
     "--seed",
@@ -56,25 +55,14 @@ def make(
     as_json: bool,
 ) -> None:
     """Write made-up people in LUME's format; none of them is real."""
-    from mergeforget.data.people import make_people
-    from mergeforget.errors import InputError
-    from mergeforget.files import write_jsonl
+    from mergeforget.api.data import make_data
 
-    sizes = {
-        "forget": people,
-        "retain": people if retain is None else retain,
-        "holdout": people if holdout is None else holdout,
-    }
     names = [task.strip() for task in tasks.split(",")]
-    made = {s: r for s, r in make_people(sizes, seed=seed, tasks=names).items() if r}
-    for split in made:
-        if (out / f"{split}.jsonl").exists() and not force:
-            raise InputError(f"{out / f'{split}.jsonl'} is there already. Replace it with --force.")
-    for split, rows in made.items():
-        write_jsonl(out / f"{split}.jsonl", [row.to_dict() for row in rows])
-    facts = {split: summary(rows) for split, rows in made.items()}
-    emit({"out": str(out), **facts}, "\n".join(_text(out / f"{s}.jsonl", facts[s]) for s in facts),
-         as_json)  # fmt: skip
+    facts = make_data(
+        out, people=people, retain=retain, holdout=holdout, tasks=names, seed=seed, force=force
+    )
+    lines = [_text(out / f"{split}.jsonl", found) for split, found in facts.items()]
+    emit({"out": str(out), **facts}, "\n".join(lines), as_json)
 
 
 _files = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -118,31 +106,14 @@ def check(
     FILES are data files, folders of .txt files, or data sets of the hub. Rows that stand in two of
     them are an error. With --model one row of each is shown as tokens, with what is trained.
     """
-    from mergeforget.data.readers import check_overlap, read_rows
+    from mergeforget.api.data import check_data
     from mergeforget.distributed import is_main
-    from mergeforget.errors import UsageError
 
-    mapping = dict(_pair(column) for column in columns)
-    tokenizer = None
-    if model:
-        from mergeforget.models import load_tokenizer
-
-        tokenizer = load_tokenizer(model)
-    elif template or system_prompt:
-        raise UsageError("--template and --system-prompt need --model, whose tokenizer is used.")
-    sets = {str(path): read_rows(path, columns=mapping, turns=turns) for path in files}
-    check_overlap(sets)
-    facts, texts = {}, []
-    for name, rows in sets.items():
-        facts[name] = summary(rows, tokenizer)
-        texts.append(_text(Path(name), facts[name]))
-        if tokenizer is not None:
-            from mergeforget.data.templating import PromptTemplate
-
-            if row > len(rows):
-                raise UsageError(f"{name} has {len(rows)} rows, so there is no row {row}.")
-            way = PromptTemplate.resolve(tokenizer, template or "auto", system_prompt)
-            facts[name]["example"] = example(tokenizer, rows[row - 1], way)
+    facts = check_data(
+        files, columns=_mapping(columns), turns=turns, model=model, row=row, template=template,
+        system_prompt=system_prompt,
+    )  # fmt: skip
+    texts = [_text(Path(name), found) for name, found in facts.items()]
     emit(facts, "\n".join(texts), as_json)
     for found in facts.values():
         if "example" in found and is_main() and not as_json:
@@ -164,10 +135,9 @@ def show(
     as_json: bool,
 ) -> None:
     """Show the first rows: what is the prompt, what the answer, and whom they are about."""
-    from mergeforget.data.readers import read_rows
+    from mergeforget.api.data import read_data
 
-    mapping = dict(_pair(column) for column in columns)
-    sets = {str(p): read_rows(p, columns=mapping, turns=turns) for p in files}
+    sets = read_data(files, columns=_mapping(columns), turns=turns)
     shown = {name: [one.to_dict() for one in every[:rows]] for name, every in sets.items()}
     texts = []
     for name, every in sets.items():
@@ -187,21 +157,11 @@ def convert(benchmark: str, folder: Path, out: Path, as_json: bool) -> None:
 
     FOLDER is the data as the benchmark's authors publish it, for example MUSE's data/news.
     """
-    from mergeforget.benchmarks import published_rows
-    from mergeforget.files import write_jsonl
+    from mergeforget.api.data import convert_data
 
-    found = published_rows(benchmark, folder)
-    files = {}
-    for split, rows in found.items():
-        files[split] = str(out / f"{split}.jsonl")
-        write_jsonl(out / f"{split}.jsonl", [_record(row) for row in rows])
-    lines = [f"{len(found[split])} rows in {path}" for split, path in files.items()]
-    emit({"files": files}, "\n".join(lines), as_json)
-
-
-def _record(row: Row) -> dict[str, Any]:
-    """A row as evaluate reads it; a whole document has no answer."""
-    return row.to_dict() if row.output else {"id": row.id, "document": row.input}
+    found = convert_data(benchmark, folder, out)
+    lines = [f"{one['rows']} rows in {one['file']}" for one in found.values()]
+    emit({"files": {split: one["file"] for split, one in found.items()}}, "\n".join(lines), as_json)
 
 
 def _row_text(row: Row) -> str:
@@ -213,22 +173,6 @@ def _row_text(row: Row) -> str:
     first, second = ("context", "text") if row.window else ("prompt", "answer")
     lines += [f"  {first:<9} {row.input}", f"  {second:<9} {row.output}"]
     return "\n".join(lines)
-
-
-def example(tokenizer: Any, row: Row, way: PromptTemplate) -> dict[str, Any]:
-    """One row as tokens, each with the part it belongs to: prompt, answer or end."""
-    cut = way.tokens(tokenizer, row)
-    parts = {"prompt": cut.prompt, "answer": cut.answer, "end": cut.end}
-    names = {"prompt": "answer"} if row.opens else {}
-    return {
-        "id": row.id,
-        "template": way.name,
-        "tokens": [
-            {"id": i, "text": tokenizer.decode([i]), "part": names.get(part, part)}
-            for part, ids in parts.items()
-            for i in ids
-        ],
-    }
 
 
 def coloured(example: dict[str, Any]) -> str:
@@ -246,26 +190,6 @@ def coloured(example: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
-    """Counts of rows, documents, tasks and kinds; token lengths where a tokenizer is given."""
-    from collections import Counter
-
-    facts: dict[str, Any] = {
-        "rows": len(rows),
-        "documents": len({r.subject for r in rows}),
-        "tasks": dict(sorted(Counter(r.task for r in rows).items())),
-        "kinds": dict(sorted(Counter(r.kind for r in rows).items())),
-    }
-    if tokenizer is not None:
-        lengths = sorted(len(ids) for ids in tokenizer([r.document for r in rows]).input_ids)
-        facts["tokens"] = {
-            "total": sum(lengths),
-            "median": lengths[len(lengths) // 2],
-            "longest": lengths[-1],
-        }
-    return facts
-
-
 def _text(path: Path, facts: dict[str, Any]) -> str:
     parts = [f"{path}: {facts['rows']} rows of {facts['documents']} documents"]
     for what in ("tasks", "kinds", "tokens"):
@@ -274,8 +198,12 @@ def _text(path: Path, facts: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _pair(column: str) -> tuple[str, str]:
-    ours, equals, theirs = column.partition("=")
-    if not equals:
-        raise click.BadParameter(f"{column!r} is not of the form OURS=THEIRS.")
-    return ours, theirs
+def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
+    """``OURS=THEIRS`` texts as a mapping."""
+    found = {}
+    for column in columns:
+        ours, equals, theirs = column.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{column!r} is not of the form OURS=THEIRS.")
+        found[ours] = theirs
+    return found

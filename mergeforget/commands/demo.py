@@ -47,7 +47,7 @@ def command(
     quick: bool,
     attacks: tuple[str, ...],
     again: bool,
-    assignments: tuple[str, ...],
+    settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Unlearn made-up people, and show the answers before and after.
@@ -66,7 +66,7 @@ def command(
     folder = out or RUNS / "demo"
     if again:
         shutil.rmtree(folder, ignore_errors=True)
-    chosen = load_recipe(recipe, (*(QUICK if quick else ()), *assignments))
+    chosen = load_recipe(recipe, (*(QUICK if quick else ()), *settings))
     files = made_up(people, questions=1)
     result = unlearn(
         model or chosen.model.name,

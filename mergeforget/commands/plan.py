@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,7 +29,7 @@ def command(
     forget: Path | None,
     retain: Path | None,
     limit: int | None,
-    assignments: tuple[str, ...],
+    settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Print batch size, steps, memory and time of RECIPE (default: zjuklab).
@@ -37,22 +37,9 @@ def command(
     Only the model's configuration and tokenizer are read. The time assumes the speed of one large
     matrix product, measured on this machine; training takes longer, on a CPU two to three times.
     """
-    from mergeforget.data.people import made_up
-    from mergeforget.models import default_device
-    from mergeforget.recipe import change, load_recipe
-    from mergeforget.train.objective import check_recipe
-    from mergeforget.train.plan import matrix_speed, plan_recipe
+    from mergeforget.api.training import plan
 
-    chosen = load_recipe(recipe, assignments)
-    given = {"forget": forget, "retain": retain, "limit": limit}
-    data: dict[str, Any] = {
-        k: str(v) if isinstance(v, Path) else v for k, v in given.items() if v is not None
-    }
-    if not (forget or retain or chosen.data.forget):
-        data |= made_up()
-    chosen = change(chosen, data=data, model={"name": model} if model else {})
-    check_recipe(chosen)
-    plans = plan_recipe(chosen, matrix_speed(default_device()))
+    plans = plan(recipe, model=model, forget=forget, retain=retain, limit=limit, settings=settings)
     facts = {place: one.to_dict() for place, one in plans.items()}
     emit(facts, "\n\n".join(_text(place, one) for place, one in plans.items()), as_json)
 

@@ -1,4 +1,4 @@
-"""`mergeforget recipes`: the recipes that come along, what they do, and a copy to change."""
+"""`mergeforget recipes`: list, explain and copy the packaged recipes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,9 @@ def command() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List the packaged recipes with their sources."""
-    from mergeforget.recipe import load_recipe, recipe_names
+    from mergeforget.api.catalog import available
 
-    found = {}
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        trains = "pair" if recipe.pair is not None else "one adapter"
-        found[name] = {"trains": trains, "source": recipe.source, "published": recipe.published}
+    found = available("recipes")
     width = max(map(len, found))
     lines = [f"{n:<{width}}  {f['trains']:<11}  {f['source']}" for n, f in found.items()]
     emit(found, "\n".join(lines), as_json)
@@ -35,12 +31,13 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Explain a recipe: source, published scores, objective in words, settings."""
+    from mergeforget.api.catalog import explain_recipe
     from mergeforget.recipe import load_recipe
-    from mergeforget.train.explain import explain, objective_in_words
+    from mergeforget.train.explain import objective_in_words
 
-    recipe = load_recipe(name)
+    text, recipe = explain_recipe(name), load_recipe(name)
     words = {place: objective_in_words(t) for place, t in recipe.trainings().items()}
-    emit({**recipe.model_dump(mode="json"), "in_words": words}, explain(recipe), as_json)
+    emit({**recipe.model_dump(mode="json"), "in_words": words}, text, as_json)
 
 
 @command.command("copy")
@@ -50,15 +47,8 @@ def show(name: str, as_json: bool) -> None:
 @json_option
 def copy(name: str, file: Path | None, force: bool, as_json: bool) -> None:
     """Copy a recipe to FILE (default: NAME.yaml), including its comments."""
-    from mergeforget.errors import InputError
-    from mergeforget.files import write_text
-    from mergeforget.parsing import read_text
-    from mergeforget.recipe import load_recipe, recipe_path
+    from mergeforget.api.catalog import copy_recipe
 
-    load_recipe(name)
-    source = recipe_path(name)
-    file = file or Path(source.name)
-    if file.exists() and not force:
-        raise InputError(f"{file} is there already. Replace it with --force.")
-    write_text(file, read_text(source))
-    emit({"file": str(file)}, f"{file}: change it, then use it with --recipe {file}", as_json)
+    written = copy_recipe(name, file, force=force)
+    text = f"{written}: change it, then use it with --recipe {written}"
+    emit({"file": str(written)}, text, as_json)

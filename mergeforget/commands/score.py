@@ -43,12 +43,11 @@ def command(
     GENERATIONS are files or folders: answers/MODEL.jsonl of a run, or forget_0.csv and retain_0.csv
     as the official script of SemEval-2025 Task 4 writes them.
     """
-    from mergeforget.benchmarks.semeval2025_task4 import task_names, terms
+    from mergeforget.api.runs import score
     from mergeforget.evaluate.table import render
-    from mergeforget.evaluate.texts import score_texts
 
-    measured, scores = score_texts(generations, mia=mia, mmlu=mmlu, benchmark=benchmark)
-    result: dict[str, Any] = {"scores": [s.to_dict() for s in scores]}
-    if benchmark.replace("-", "_") == "semeval2025_task4":
-        result["terms"] = terms(scores, task_names(measured))
-    emit(result, render({"value": scores}), as_json)
+    scores = score(generations, mia=mia, mmlu=mmlu, benchmark=benchmark)
+    result: dict[str, Any] = {"scores": [s.to_dict() for s in scores["value"]]}
+    if scores.terms:
+        result["terms"] = scores.terms
+    emit(result, render(scores), as_json)

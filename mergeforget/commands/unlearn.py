@@ -38,7 +38,7 @@ def command(
     model: str,
     forget: Path,
     yes: bool,
-    assignments: tuple[str, ...],
+    settings: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -49,7 +49,7 @@ def command(
     """
     from mergeforget.api.unlearn import unlearn
 
-    result = unlearn(model, forget=forget, approve=None if yes else _approve, settings=assignments,
+    result = unlearn(model, forget=forget, approve=None if yes else _approve, settings=settings,
                      **options)  # fmt: skip
     text = "\n".join([str(result), "", *(f"Note: {note}" for note in result.notes),
                       f"Report: {result.run.paths.report}",

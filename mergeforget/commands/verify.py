@@ -12,21 +12,20 @@ from mergeforget.commands._options import emit, json_option
 @click.command("verify")
 @click.argument("evidence", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
-    "--run", "folder", type=click.Path(path_type=Path, exists=True, file_okay=False),
+    "--run", type=click.Path(path_type=Path, exists=True, file_okay=False),
     help="Run folder that the evidence describes.  [default: the folder above report/]",
 )  # fmt: skip
 @json_option
-def command(evidence: Path, folder: Path | None, as_json: bool) -> None:
+def command(evidence: Path, run: Path | None, as_json: bool) -> None:
     """Verify EVIDENCE, the evidence.json of a report.
 
     Recomputes the hash of each file, the leaks, the MIA AUC, the record of each person and the
     verdict. Exits with 7 where one of them differs.
     """
-    from mergeforget.analysis.verification import verify_evidence
+    from mergeforget.api.runs import verify
     from mergeforget.errors import VerificationError
-    from mergeforget.run import Run
 
-    checks = verify_evidence(evidence, Run(folder) if folder else None)
+    checks = verify(evidence, run)
     wrong = [check for check in checks if not check.ok and check.required]
     notes = [check for check in checks if not check.ok and not check.required]
     lines = [f"{sum(c.ok for c in checks)} of {len(checks)} statements hold."]

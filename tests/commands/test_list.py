@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from mergeforget.api.catalog import FAMILIES, SUPPLIED, entries, shown_name
 from mergeforget.cli import main
-from mergeforget.commands.list import FAMILIES, SUPPLIED, entries, shown_name
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.recipe import load_recipe, recipe_names
 

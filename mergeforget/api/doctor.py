@@ -1,0 +1,164 @@
+"""Examine the machine: versions, devices, memory, disk and extras, with a remedy per problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+EXTRAS = {
+    "demo": "faker", "hub": "datasets", "search": "optuna", "eval": "lm_eval", "fast": "numba",
+    "gpu": "bitsandbytes", "serve": "vllm",
+}  # fmt: skip
+HUB = ("huggingface.co", 443)
+HUB_SECONDS = 2.0
+SMALL_DISK, SMALL_MEMORY = 5e9, 4e9  # bytes; the demo needs about 4.2 GB of memory
+
+
+class Diagnosis(NamedTuple):
+    """What :func:`doctor` found.
+
+    Attributes:
+        facts: Versions, devices, memory, disk and extras, by name.
+        problems: One sentence each, with its remedy.
+    """
+
+    facts: dict[str, str]
+    problems: list[str]
+
+
+def doctor() -> Diagnosis:
+    """Report versions, devices, memory, disk and extras, and a remedy for each problem.
+
+    Examples:
+        >>> import mergeforget as mf
+        >>> "torch" in mf.doctor().facts
+        True
+    """
+    import os
+    import shutil
+    from importlib.util import find_spec
+
+    import psutil
+    import torch
+
+    from mergeforget.embedded_model import cache_folder
+    from mergeforget.run import versions
+
+    problems: list[str] = []
+    facts = dict(versions())
+    facts["cores"] = str(os.cpu_count())
+    facts["threads"] = str(torch.get_num_threads())
+    available = psutil.virtual_memory().available
+    facts["memory"] = f"{available / 1e9:.1f} GB free"
+    if available < SMALL_MEMORY:
+        problems.append(
+            f"Only {available / 1e9:.1f} GB of memory are free. Close other programs, or use a "
+            "smaller model or batch size."
+        )
+    facts["device"] = _device(problems)
+    cache = cache_folder()
+    place = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    facts["cache"] = f"{cache}, {free / 1e9:.0f} GB free"
+    if free < SMALL_DISK:
+        problems.append(f"Only {free / 1e9:.1f} GB are free in {place}. Delete old runs or caches.")
+    for folder, remedy in (
+        (place, "set XDG_CACHE_HOME to a folder"),
+        (Path.cwd(), "change to one"),
+    ):
+        if not _writable(folder):
+            problems.append(f"{folder} cannot be written: {remedy} that you can write.")
+    facts["embedded model"] = _embedded()
+    facts["hub"] = "reachable" if hub_answers() else "not reachable"
+    if facts["hub"] != "reachable":
+        problems.append(
+            "The Hugging Face Hub does not answer. Models in local folders, in the hub's cache and "
+            "the embedded model work without it; set HF_HUB_OFFLINE=1 to avoid waiting for it."
+        )
+    facts["links"] = _links(problems)
+    for extra, package in EXTRAS.items():
+        have = find_spec(package) is not None
+        facts[f"extra {extra}"] = "ready" if have else f"pip install 'mergeforget[{extra}]'"
+    return Diagnosis(facts, problems)
+
+
+def hub_answers(address: tuple[str, int] = HUB) -> bool:
+    """Whether the hub accepts a connection; the answer comes within two seconds."""
+    import os
+    import socket
+    import threading
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true"):
+        return False
+    found: list[bool] = []
+
+    def connect() -> None:
+        try:
+            with socket.create_connection(address, timeout=HUB_SECONDS):
+                found.append(True)
+        except OSError:
+            pass
+
+    # a thread, since looking up the name has no time limit of its own
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return bool(found)
+
+
+def _device(problems: list[str]) -> str:
+    """The device that is used; a problem where there is a GPU that PyTorch cannot use."""
+    import shutil
+
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        return f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+    if shutil.which("nvidia-smi"):
+        build = torch.version.cuda
+        problems.append(
+            "There is an NVIDIA driver, but this PyTorch is a CPU build: install PyTorch again "
+            "from the default index (pip install --force-reinstall torch)."
+            if build is None
+            else f"PyTorch is built for CUDA {build} and finds no usable GPU. Compare `nvidia-smi` "
+            "(driver, CUDA version), update the driver, or install a build for an older CUDA."
+        )
+    return "cpu (float32)"
+
+
+def _writable(folder: Path) -> bool:
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _links(problems: list[str]) -> str:
+    """Whether the package has its recipes, and whether a checkout's links are text files."""
+    from mergeforget.recipe import FOLDER, recipe_names
+
+    if not recipe_names():
+        problems.append(f"{FOLDER} holds no recipes. Install mergeforget again.")
+    link = FOLDER.parent.parent / "recipes"
+    if link.is_file():
+        return "text files (git without links); only browsing is affected"
+    return "ready" if link.exists() else "none needed"
+
+
+def _embedded() -> str:
+    """Whether the embedded model is ready; the hash of each file is checked."""
+    from mergeforget import embedded_model
+
+    folder = embedded_model.cache_folder() / embedded_model.NAME
+    if embedded_model.is_intact(folder):
+        return f"ready: {folder}"
+    if embedded_model.gguf_file() is None:
+        return embedded_model.INSTALL
+    return (
+        "damaged; the next use converts it again" if folder.exists() else "converted on first use"
+    )
