@@ -6,25 +6,50 @@ counts as kept only if every variant reveals it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
 from mergeforget.metrics import METRICS
 from mergeforget.metrics._rouge import rouge_l_recall
 from mergeforget.metrics.knowledge import is_exact
 from mergeforget.metrics.leak_rate import is_leaked
-from mergeforget.score import Score
+from mergeforget.score import Score, find
 
 COMPARED = ("forget_quality", "privleak")  # with another model, asked in the same way
+KNOWN = 0.5  # of the share known in the best variant
 HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "greedy_match")
 
 
-def worst_case(ways: Mapping[str, Measured]) -> Measured:
+def known_ways(base: Sequence[Score]) -> set[str] | None:
+    """The prompt variants in which the model before unlearning knows its retain set.
+
+    A model that answers in chat and not to a raw prompt cannot lose what it never gave to a raw
+    prompt. A variant counts where the share of known retain rows is at least half of that in the
+    best variant.
+
+    Args:
+        base: Scores of the model before.
+
+    Returns:
+        Names of variants; None where the scores are not of several variants, or where nothing is
+        known in any.
+    """
+    found = (find(base, metric, "retain") for metric in HEADLINES)
+    shares = next((score.ways for score in found if score is not None and score.ways), None)
+    if not shares or not max(shares.values()) > 0:
+        return None
+    return {way for way, share in shares.items() if share >= KNOWN * max(shares.values())}
+
+
+def worst_case(ways: Mapping[str, Measured], keeping: Collection[str] | None = None) -> Measured:
     """Combine the measurements of several prompt variants row by row.
 
     Args:
         ways: Measurements of one model on the same rows, by the name of the variant.
+        keeping: Variants that count for rows outside the forget set; see ``known_ways``. None for
+            all.
 
     Returns:
         For each forget row, the answer closest to the reference, the smallest NLL and the largest
@@ -37,22 +62,36 @@ def worst_case(ways: Mapping[str, Measured]) -> Measured:
     if len(every) == 1:
         return first
     apart = max(every, key=_distance)
+    kept = [m for way, m in ways.items() if keeping is None or way in keeping] or every
+
+    def rows(name: str) -> Iterator[Sequence[Any]]:
+        """Each row's answers or likelihoods in the variants that count for it."""
+        own = zip(*(getattr(m, name) for m in kept), strict=True)
+        for all_ways, counted in zip(
+            zip(*(getattr(m, name) for m in every), strict=True), own, strict=True
+        ):
+            yield all_ways if all_ways[0].row.split == "forget" else counted
+
     return replace(
         first,
-        answers=[_answer(found) for found in zip(*(m.answers for m in every), strict=True)],
-        likelihoods=[
-            _likelihood(found) for found in zip(*(m.likelihoods for m in every), strict=True)
-        ],
+        answers=[_answer(found) for found in rows("answers")],
+        likelihoods=[_likelihood(found) for found in rows("likelihoods")],
         losses=apart.losses,
     )
 
 
-def worst_scores(combined: Sequence[Score], ways: Mapping[str, Sequence[Score]]) -> list[Score]:
+def worst_scores(
+    combined: Sequence[Score],
+    ways: Mapping[str, Sequence[Score]],
+    keeping: Collection[str] | None = None,
+) -> list[Score]:
     """Return the worst value of each score over the combined measurements and every variant.
 
     Args:
         combined: Scores of ``worst_case``.
         ways: Scores of each variant. Scores that compare with another model are taken from these.
+        keeping: As of ``worst_case``: variants that count for scores of other sets than the forget
+            set, membership apart.
 
     Returns:
         The scores of ``combined`` with their worst value, its interval, and ``ways``.
@@ -63,7 +102,11 @@ def worst_scores(combined: Sequence[Score], ways: Mapping[str, Sequence[Score]])
     for score in combined:
         same = {way: s for way, every in ways.items() for s in every if _key(s) == _key(score)}
         own = [] if score.metric in COMPARED and same else [score]
-        worst = max([*own, *same.values()], key=_badness)
+        counted = [
+            s for way, s in same.items()
+            if keeping is None or way in keeping or score.split in ("forget", "mia")
+        ]  # fmt: skip
+        worst = max([*own, *counted], key=_badness)
         found.append(replace(worst, ways={way: s.value for way, s in same.items()} or None))
     return found
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from mergeforget.console import progress, say
 from mergeforget.data.templating import PromptTemplate, ways_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
 from mergeforget.evaluate.mmlu import mmlu_key
-from mergeforget.evaluate.worst_case import HEADLINES, prompt_dependence, worst_case
+from mergeforget.evaluate.worst_case import HEADLINES, known_ways, prompt_dependence, worst_case
 from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.models import content_of, load_tokenizer, locate
@@ -317,8 +317,15 @@ class Searching:
     def _measure(self, name: str, adapter: Adapter | None) -> None:
         ways = self.explorer.evaluator().measure(adapter, name)
         evaluation = self.recipe.evaluation
-        scores = score_parts(ways, self.spec, evaluation.benchmark, evaluation.metrics)
-        self.store.keep(name, worst_case(ways), scores)
+        score = partial(score_parts, ways, self.spec, evaluation.benchmark, evaluation.metrics)
+        base = name == "base"
+        keeping = known_ways(score() if base else self.store.scores["base"])
+        if base and keeping is not None and len(keeping) < len(ways):
+            say(
+                f"Retention counts in {', '.join(sorted(keeping))}: asked otherwise, the model "
+                "before knows less than half as much of the retain set."
+            )
+        self.store.keep(name, worst_case(ways, keeping), score(keeping=keeping))
 
     def _best_so_far(self, done: Sequence[Candidate]) -> str:
         if not done:

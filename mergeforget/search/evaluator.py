@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -228,9 +228,17 @@ def _with_level(one: DocumentLoss, levels: Mapping[str, float]) -> DocumentLoss:
 
 
 def score_parts(
-    ways: Mapping[str, Measured], spec: SearchSpec, benchmark: str, metrics: Sequence[str] = ()
+    ways: Mapping[str, Measured],
+    spec: SearchSpec,
+    benchmark: str,
+    metrics: Sequence[str] = (),
+    keeping: Collection[str] | None = None,
 ) -> list[Score]:
-    """Score the whole and both splits, each by the worst case over the ways to ask."""
+    """Score the whole and both splits, each by the worst case over the ways to ask.
+
+    Args:
+        keeping: Ways that count for retention; see ``known_ways``. None for all.
+    """
     parts = {
         way: {"all": measured} | halve(measured, spec.choose_share, spec.seed)
         for way, measured in ways.items()
@@ -242,16 +250,18 @@ def score_parts(
     return [
         replace(score, part=part)
         for part in ("all", *PARTS)
-        for score in worst_by(scored, {way: every[part] for way, every in parts.items()})
+        for score in worst_by(scored, {way: p[part] for way, p in parts.items()}, keeping)
     ]
 
 
 def worst_by(
-    scored: Callable[[Measured], list[Score]], ways: Mapping[str, Measured]
+    scored: Callable[[Measured], list[Score]],
+    ways: Mapping[str, Measured],
+    keeping: Collection[str] | None = None,
 ) -> list[Score]:
     """Score measurements in several ways to ask, and return the worst case of each score."""
     by_way = {way: scored(one) for way, one in ways.items()} if len(ways) > 1 else {}
-    return worst_scores(scored(worst_case(ways)), by_way)
+    return worst_scores(scored(worst_case(ways, keeping)), by_way, keeping)
 
 
 def load_evaluator(

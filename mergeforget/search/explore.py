@@ -14,6 +14,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.errors import NumericError
+from mergeforget.evaluate.worst_case import known_ways
 from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import SearchSpec
@@ -216,7 +217,8 @@ class Explorer:
         except NumericError as error:
             say(f"{candidate.name} is left out: {error}")
             return False
-        scores = [replace(score, part="choose") for score in worst_by(proxy_scores, measured)]
+        found = worst_by(proxy_scores, measured, known_ways(self.store.scores["base"]))
+        scores = [replace(score, part="choose") for score in found]
         self.store.keep_explored(candidate, scores)
         return True
 

@@ -20,7 +20,8 @@ from mergeforget.evaluate.generate import generate
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.run_models import evaluate_any
 from mergeforget.evaluate.table import notes
-from mergeforget.evaluate.worst_case import worst_case, worst_scores
+from mergeforget.evaluate.worst_case import known_ways, worst_case, worst_scores
+from mergeforget.metrics import METRICS
 from mergeforget.outputs import ANSWER
 from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 from mergeforget.score import Score, find
@@ -178,3 +179,28 @@ def test_the_headline_is_never_better_than_any_way() -> None:
     found = worst_scores(scores(0.7, 0.6, 0.6), ways)
     assert [s.value for s in found] == [0.7, 0.6, 0.1, 0.7]
     assert found[0].ways == {"raw": 0.2, "chat": 0.6}
+
+
+def test_retention_counts_in_the_ways_in_which_the_model_before_knows() -> None:
+    """Chat-trained answers that a raw prompt never gave are not lost when it gives none after."""
+
+    def way(known: str) -> Measured:
+        rows = [Row("a", "Q", "yes", "", split) for split in ("forget", "retain")]
+        return Measured([Answer(r, "yes" if r.split in known else "no") for r in rows], [])
+
+    def scored(measured: Measured) -> list[Score]:
+        found = (METRICS.get("exact_match").fn(measured, split) for split in ("forget", "retain"))
+        return [score for score in found if score is not None]
+
+    before = {"chat": way("forget retain"), "raw": way("")}
+    base = worst_scores(scored(worst_case(before)), {w: scored(m) for w, m in before.items()})
+    keeping = known_ways(base)
+    assert keeping == {"chat"} and known_ways(scored(before["chat"])) is None
+    after = {"chat": way("retain"), "raw": way("forget")}
+    found = worst_scores(
+        scored(worst_case(after, keeping)), {w: scored(m) for w, m in after.items()}, keeping
+    )
+    assert [s.value for s in found] == [1.0, 1.0]  # forget: known raw; retain: kept in chat
+    assert found[1].ways == {"chat": 1.0, "raw": 0.0}
+    damaged = {"chat": way(""), "raw": way("retain")}
+    assert worst_case(damaged, keeping).answers[1].completion == "no"
