@@ -1,8 +1,8 @@
-"""Benchmarks, one file each: the metrics of each split, and how they become one number.
+"""Benchmarks, one file each: the metrics of each split, and their aggregation.
 
 To add one, write ``<name>.py`` here with a function decorated by ``@benchmark("<name>",
-source=...)``. Nothing else needs an edit: the folder is the list. ``evaluation.metrics`` of a
-recipe, or ``--metrics``, adds metrics to those of a benchmark.
+source=...)``. No other file needs an edit. ``evaluation.metrics`` of a recipe, or ``--metrics``,
+adds metrics to those of a benchmark.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def score(
     metrics: Sequence[str] = (),
     known: Sequence[Score] = (),
 ) -> list[Score]:
-    """Score one model by a benchmark, by its leak rate, and by further metrics.
+    """Compute the scores of a benchmark, the leak rate, and further metrics.
 
     Args:
         metrics: ``NAME`` or ``NAME/SPLIT`` each. Without a split, a metric of rows is computed on
-            every split that has answers, and any other on its own data.
-        known: Scores whose data is elsewhere; the benchmark includes them.
+            every split with answers, and any other metric on its own data.
+        known: Scores computed elsewhere, which the benchmark includes.
 
     Raises:
         UnknownNameError: There is no such benchmark or metric.
@@ -55,7 +55,7 @@ def score(
 
 
 def selected(text: str, measured: Measured) -> list[Score]:
-    """The scores that ``NAME`` or ``NAME/SPLIT`` asks for; none where there is no data for them."""
+    """Return the scores of ``NAME`` or ``NAME/SPLIT``; an empty list if there is no data."""
     from mergeforget.metrics import METRICS
 
     name, _, split = text.partition("/")
@@ -71,20 +71,20 @@ def selected(text: str, measured: Measured) -> list[Score]:
 
 
 def published_rows(benchmark: str, folder: Path) -> dict[str, list[Row]]:
-    """Rows of a benchmark's data as its authors publish it, by split.
+    """Read a benchmark's published data, and return its rows by split.
 
-    A benchmark with file formats of its own defines ``read_folder(folder)`` beside its function.
+    A benchmark with its own file formats defines ``read_folder(folder)`` in its module.
 
     Raises:
         UnknownNameError: There is no such benchmark.
         UsageError: The benchmark reads ordinary rows and needs no conversion.
-        InputError: The folder does not hold its data.
+        InputError: The folder does not contain its data.
     """
     module = import_module(BENCHMARKS.get(benchmark).fn.__module__)
     reader = getattr(module, "read_folder", None)
     if reader is None:
         raise UsageError(
-            f"{benchmark} has no file format of its own: give its files to --forget and --retain."
+            f"{benchmark} has no file format of its own: pass its files to --forget and --retain."
         )
     rows: dict[str, list[Row]] = reader(folder)
     return rows

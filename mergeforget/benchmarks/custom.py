@@ -13,7 +13,7 @@ from mergeforget.metrics._statistics import combined_draws, interval_of
 from mergeforget.metrics.mia_signal_auc import attack_scores
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
-METRICS_OF_TEXTS = ("verbatim_rouge", "regurgitation")  # both count words of any script
+METRICS_OF_TEXTS = ("verbatim_rouge", "regurgitation")  # with words of any script
 METRICS_OF_ROWS = (
     "exact_match",
     "refused",
@@ -29,15 +29,15 @@ METRICS_OF_ROWS = (
     "custom", source="mergeforget; its metrics are those of SemEval-2025 Task 4, TOFU and MUSE"
 )
 def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
-    """Answers, likelihoods and membership of any rows, whatever their kind, tasks and splits.
+    """Answers, likelihoods and membership of any rows, regardless of kind, task and split.
 
-    ``aggregate`` is the harmonic mean of three: how little of the forget set the model writes
-    (1 - ROUGE-L recall), how much of the retain set it writes, and the membership score. A model
-    that fails one of the three scores 0. Words of every script count. Refused and empty answers
-    are reported beside the scores: they are not evidence that anything was forgotten.
+    ``aggregate`` is the harmonic mean of 1 - ROUGE-L recall on the forget set, ROUGE-L recall on
+    the retain set, and the membership score; it is 0 if one of them is 0. Words of any script are
+    counted. Refused and empty answers are reported separately, because they are not evidence of
+    forgetting.
 
     Args:
-        known: scores that were computed elsewhere, for example by lm-eval.
+        known: Scores computed elsewhere, for example by lm-eval.
     """
     splits = dict.fromkeys(["forget", "retain", *(a.row.split for a in measured.answers)])
     found = [
@@ -60,7 +60,7 @@ def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
 
 
 def _parts(scores: Sequence[Score]) -> dict[str, tuple[float, np.ndarray | None]]:
-    """Value and draws of each part of the aggregate."""
+    """Return value and draws of each part of the aggregate."""
     forget, retain = (find(scores, "verbatim_rouge", split) for split in ("forget", "retain"))
     auc = find(scores, "mia_auc", "mia")
     parts = {}

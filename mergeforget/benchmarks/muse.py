@@ -15,7 +15,7 @@ from mergeforget.metrics import METRICS
 from mergeforget.metrics.mia_signal_auc import attack_scores
 from mergeforget.score import Score
 
-ENDS = ("\n\n", "\nQuestion", "Question:")  # an answer to a question ends before these
+ENDS = ("\n\n", "\nQuestion", "Question:")  # end of an answer to a question
 QUESTIONS = ("forget_qa", "retain_qa")
 FILES = {  # split -> file of the published folder; members and nonmembers of membership inference
     "forget": "verbmem/forget.json",
@@ -33,13 +33,13 @@ def muse(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     - verbmem: ROUGE-L F1 of the continuation, split ``forget``.
     - knowmem: ROUGE-L F1 of the answers, splits ``forget_qa`` and ``retain_qa``.
     - privleak: relative AUC of Min-K% (40 %) against ``measured.retrained``; without that model
-      it is left out.
+      it is omitted.
 
     Sustainability (sequential requests) and scalability (larger forget sets) are runs of the same
     criteria on MUSE's ``sust`` and ``scal`` sets.
 
     Args:
-        known: Scores whose data is elsewhere, for example MMLU.
+        known: Scores computed elsewhere, for example MMLU.
     """
     answers = [
         replace(a, completion=first_answer(a.completion)) if a.row.split in QUESTIONS else a
@@ -52,7 +52,7 @@ def muse(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
 
 
 def first_answer(completion: str) -> str:
-    """The completion up to the next question, as the published code cuts it.
+    """Return the completion up to the next question, as in the published code.
 
     Example:
         >>> first_answer("In Paris.\\n\\nQuestion: Who?")
@@ -63,16 +63,16 @@ def first_answer(completion: str) -> str:
 
 
 def read_folder(folder: Path) -> dict[str, list[Row]]:
-    """Rows of a corpus as published: ``verbmem/``, ``knowmem/`` and ``privleak/`` with json files.
+    """Read a published corpus: ``verbmem/``, ``knowmem/`` and ``privleak/`` with json files.
 
-    Questions are prompted with the published examples (``*_icl.json``) in front. Parts that a
-    corpus lacks, such as the questions of ``books``, are left out.
+    Each question is preceded by the published examples (``*_icl.json``). Missing parts, such as the
+    questions of ``books``, are skipped.
 
     Returns:
         Rows by split: ``forget``, ``forget_qa``, ``retain_qa``, ``members``, ``nonmembers``.
 
     Raises:
-        InputError: The folder holds no file of MUSE, or a file has other keys.
+        InputError: The folder contains no file of MUSE, or a file has other keys.
     """
     found: dict[str, list[Row]] = {}
     for split, name in FILES.items():
@@ -86,7 +86,7 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
             ]
     if not found:
         raise InputError(
-            f"{folder} holds no corpus of MUSE. Expected for example {FILES['forget']}, with the "
+            f"{folder} contains no MUSE corpus. Expected for example {FILES['forget']} with the "
             "keys prompt and gt."
         )
     return found

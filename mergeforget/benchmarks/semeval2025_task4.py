@@ -19,22 +19,22 @@ SPLITS = ("forget", "retain")
 TERMS = ("regurgitation", "knowledge")
 FORGET_METRICS = ("exact_match", "refused", "empty", "nll", "extraction_strength",
                   "exact_memorisation", "verbatim_probability")  # fmt: skip
-NO_TASK = "no task"  # of rows without one, where others have one
+NO_TASK = "no task"  # task of rows without one, if other rows have one
 
 
 @benchmark(
     "semeval2025_task4", source="SemEval-2025 Task 4, arXiv:2504.02883; LUME, arXiv:2502.15097"
 )
 def semeval2025_task4(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
-    """Every score of the task: its terms, their harmonic mean, membership inference, MMLU, final.
+    """Regurgitation and knowledge per task, membership inference, MMLU, and their aggregates.
 
-    Beside the task's own: exact match, NLL and memorisation of each split, and the membership
-    AUC of each task's documents. The task's terms of the forget set are ``1 - value``; here each
-    score keeps its own value, and says that lower is better.
+    Additional scores are exact match, NLL and memorisation of each split, and the membership AUC
+    per task. The terms of the forget set enter the aggregate as ``1 - value``; the scores
+    themselves are reported unchanged, with lower as the better direction.
 
     Args:
-        known: scores whose data lies elsewhere, for example an MMLU average from a file; they take
-            part in the aggregates.
+        known: Scores computed elsewhere, for example an MMLU average from a file; they are included
+            in the aggregates.
     """
     tasks = task_names(measured)
     answered = _with_tasks(measured) if tasks else measured
@@ -52,27 +52,27 @@ def semeval2025_task4(measured: Measured, *, known: Sequence[Score] = ()) -> lis
 
 
 def task_names(measured: Measured) -> list[str]:
-    """The tasks of the forget and retain rows, sorted; none where no row names one.
+    """Return the tasks of the forget and retain rows, sorted; empty if no row has a task.
 
-    Where only some rows name one, NO_TASK stands for the others.
+    If only some rows have a task, NO_TASK is the task of the others.
     """
     names = {a.row.task for a in measured.answers if a.row.split in SPLITS}
     return sorted(name or NO_TASK for name in names) if names - {""} else []
 
 
 def terms(scores: Sequence[Score], tasks: Sequence[str]) -> list[float]:
-    """The terms of the task aggregate: forget, then retain; by task; regurgitation, knowledge.
+    """Return the terms of the task aggregate, ordered by split, task, and metric.
 
-    12 with the three tasks of LUME; a task without such rows has no term.
+    LUME with its three tasks has 12 terms; a task without rows of a kind has no term for it.
     """
     return [_term(score.split, score.value) for score in _term_scores(scores, tasks)]
 
 
 def aggregates(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
-    """``task_aggregate``, ``mia_score`` and their mean with MMLU, as far as there is data.
+    """Return ``task_aggregate``, ``mia_score`` and their mean with MMLU, if there is data.
 
-    What was not measured, forget or retain rows among it, is named in the definition. An interval
-    combines the draws of all parts, each of its own rows.
+    The definition names the parts that were not measured. An interval combines the draws of all
+    parts.
     """
     found = []
     unmeasured: set[str] = set()  # splits without a term
@@ -105,7 +105,7 @@ def _term_scores(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
 
 
 def _with_tasks(measured: Measured) -> Measured:
-    """The same with NO_TASK as the task of rows that have none."""
+    """Return a copy in which rows without a task have NO_TASK."""
     answers = [
         a if a.row.task else replace(a, row=replace(a.row, task=NO_TASK)) for a in measured.answers
     ]
@@ -113,12 +113,12 @@ def _with_tasks(measured: Measured) -> Measured:
 
 
 def _term(split: str, value: Any) -> Any:
-    """A value, or draws of it, as a term: higher is better."""
+    """Return a value, or its draws, as a term for which higher is better."""
     return 1 - value if split == "forget" else value
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """The plain mean."""
+    """Return the arithmetic mean."""
     every = list(values)
     return sum(every) / len(every)
 

@@ -28,12 +28,12 @@ MEANS: tuple[Mean, ...] = get_args(Mean)
 def tofu(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     """Probability, ROUGE and truth ratio of each set, model utility, forget quality, PrivLeak.
 
-    The sets are ``forget``, ``retain``, ``real_authors`` and ``world_facts``. Figures that rest on
-    the truth ratio are given by both published readings of its mean; see ``truth_ratio``. Forget
-    quality and PrivLeak compare with ``measured.retrained``, and are left out without it.
+    The sets are ``forget``, ``retain``, ``real_authors`` and ``world_facts``. Scores based on the
+    truth ratio are computed with both published means; see ``truth_ratio``. Forget quality and
+    PrivLeak compare with ``measured.retrained`` and are omitted without it.
 
     Args:
-        known: scores whose data lies elsewhere.
+        known: Scores computed elsewhere.
     """
     found = [score for split in SPLITS for score in _of_split(measured, split)]
     found += [METRICS.get(m).fn(measured, s) for m in FURTHER for s in ("forget", "retain")]

@@ -1,8 +1,8 @@
 """Batches: several rows packed into one sequence without padding, or padded.
 
-Packed rows are concatenated, each with its own positions, so that padding costs no computation.
-transformers infers from the positions where a row begins and masks attention between rows. For
-architectures that do not, ``predict`` passes the rows one by one.
+Packed rows are concatenated, each with its own positions, so no computation is spent on padding.
+transformers infers the row boundaries from the positions and masks attention between rows. For
+architectures that do not support this, ``predict`` processes the rows one by one.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ class _Counts:
 
 @dataclass
 class Batch:
-    """Tokens of several rows, and which predictions a loss reads.
+    """Tokens of several rows, and the predictions that a loss uses.
 
     Attributes:
-        input_ids: (1, tokens) packed, or (rows, length) padded.
-        position_ids: the same shape; each row begins at 0. None when padded to the left.
-        attention_mask: (rows, length), None when packed.
-        keep: (kept,) places in the flattened input whose next token is predicted.
+        input_ids: (1, tokens) if packed, (rows, length) if padded.
+        position_ids: Same shape; each row starts at 0. None when padded on the left.
+        attention_mask: (rows, length); None if packed.
+        keep: (kept,) positions in the flattened input whose next token is predicted.
         labels: (kept,) that next token.
-        row: (kept,) which row of the batch it belongs to.
+        row: (kept,) index of its row in the batch.
         kind: (kept,) ANSWER, PROMPT or PADDING.
-        rows: number of rows.
-        index: (rows,) each row's place in its set.
-        weights: (rows,) how much each row counts.
-        counts: Cached counts; computed when first read.
-        parts: The micro-batches that were fused into it; see ``fuse``.
-        lengths: Tokens of each packed row; empty where rows are padded.
+        rows: Number of rows.
+        index: (rows,) index of each row in its set.
+        weights: (rows,) weight of each row.
+        counts: Cached counts; computed at the first access.
+        parts: The micro-batches that it was fused from; see ``fuse``.
+        lengths: Number of tokens of each packed row; empty if rows are padded.
     """
 
     input_ids: Tensor
@@ -64,7 +64,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Real tokens, padding not counted."""
+        """Number of tokens without padding."""
         return self._counted().tokens
 
     @property
@@ -73,7 +73,7 @@ class Batch:
         return self._counted().rows
 
     def count(self) -> dict[int, float]:
-        """Kept positions by kind, each as often as its row counts."""
+        """Return the number of kept positions by kind, weighted by the rows' weights."""
         return self._counted().kinds
 
     def _counted(self) -> _Counts:
@@ -87,7 +87,7 @@ class Batch:
         return self.counts
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device, counted before it moves; ``index`` stays on the CPU."""
+        """Copy the batch to a device, except ``index``, after computing its counts on the CPU."""
         self._counted()
         moved: dict[str, Any] = {
             k: v.to(device, non_blocking=True) if isinstance(v, Tensor) and k != "index" else v
@@ -97,7 +97,7 @@ class Batch:
 
 
 def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
-    """Lay rows end to end; keep the predictions of tokens of some kinds."""
+    """Concatenate rows into a packed batch, and keep the predictions of the given token kinds."""
     ids: list[int] = []
     positions: list[int] = []
     keep, labels, row, kept = [], [], [], []
@@ -129,7 +129,7 @@ def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Lay packed batches end to end; no row sees another, as within each of them."""
+    """Concatenate packed batches into one; rows remain separate."""
     tokens = [0, *accumulate(b.input_ids.shape[1] for b in batches)]
     rows = [0, *accumulate(b.rows for b in batches)]
 
@@ -154,7 +154,7 @@ def join(batches: Sequence[Batch]) -> Batch:
 
 
 def fuse(batches: Sequence[Batch]) -> Batch:
-    """Join the micro-batches of a set into one packed batch that remembers each of them."""
+    """Join the micro-batches of a set into one packed batch, and record each of them as a part."""
     parts, tokens, rows = [], 0, 0
     for batch in batches:
         kept = len(batch.keep)
@@ -165,7 +165,7 @@ def fuse(batches: Sequence[Batch]) -> Batch:
 
 
 def _summed(counts: Sequence[_Counts | None]) -> _Counts | None:
-    """Counts of joined batches, where those of each are known."""
+    """Return the counts of joined batches; None if those of a batch are unknown."""
     known = [c for c in counts if c is not None]
     if len(known) < len(counts):
         return None
@@ -227,7 +227,7 @@ def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
 
 
 def split(batch: Batch) -> list[Batch]:
-    """The rows of a packed batch, each by itself: the opposite of ``join``."""
+    """Split a packed batch into one batch per row; the inverse of ``join``."""
     assert batch.position_ids is not None
     parts = []
     for i, (start, end) in enumerate(pairwise([0, *accumulate(batch.lengths)])):
@@ -258,13 +258,13 @@ def pad(
     side: str,
     length: int | None = None,
 ) -> Batch:
-    """Fill rows up; with PADDING among ``kinds`` its predictions are kept too.
+    """Pad rows to equal length; with PADDING in ``kinds``, predictions on padding are kept too.
 
-    The prediction after the last token of a row has no label; it counts as PADDING, and so does
-    what is predicted from padding.
+    The prediction after the last token of a row has no label and counts as PADDING, like
+    predictions from padding.
 
     Args:
-        length: of every row, in tokens; by default that of the longest.
+        length: Length of every row in tokens; that of the longest row by default.
     """
     length = length or max(len(e) for e in encoded)
     ids = torch.full((len(encoded), length), pad_id)

@@ -1,6 +1,6 @@
-"""From records to rows: prompt and answer, Alpaca, conversations, documents, under any names.
+"""Converts records to rows: prompt and answer, Alpaca, conversations, documents.
 
-A record is a dictionary, as a line of JSON holds it, and its keys decide the format; see
+A record is a dictionary, for example a line of JSON, and its keys determine the format; see
 ``docs/data.md``.
 """
 
@@ -23,7 +23,7 @@ Turns = Literal["last", "every"]
 FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "messages",
           "instruction", "text")  # fmt: skip
 OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU adds "_answer"
-PAIRS = {  # names of prompt and answer that others use, and the kind of row they hold
+PAIRS = {  # common names of prompt and answer -> kind of row
     ("input", "output"): "sc1",
     ("question", "answer"): "qa0",
     ("prompt", "completion"): "sc1",
@@ -31,7 +31,7 @@ PAIRS = {  # names of prompt and answer that others use, and the kind of row the
     ("instruction", "output"): "sc1",
     ("instruction", "response"): "sc1",
 }
-CONTEXTS = ("input", "context")  # what stands below an instruction
+CONTEXTS = ("input", "context")  # columns that are appended to an instruction
 CONVERSATIONS = ("messages", "conversations", "conversation")
 ROLES = {
     "system": "system",
@@ -45,21 +45,22 @@ ROLES = {
     "chatgpt": "assistant",
 }
 LONGEST = 1_000_000  # characters of one text; a longer one takes hours to evaluate
-WINDOW, OVERLAP = 1000, 200  # characters of a window, and of it those that repeat the last one
+WINDOW, OVERLAP = 1000, 200  # characters per window, and overlap with the previous window
 AUTHOR = 20  # questions about each author in TOFU
-NAMED = 0.8  # share of the authors whose names must be found
+NAMED = 0.8  # minimum share of blocks in which an author's name is found
 NAME = re.compile(r"\b[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)+")
 
 
 @dataclass(frozen=True)
 class Format:
-    """How the records of a file become rows.
+    """Conversion of the records of a file to rows.
 
     Attributes:
         kind: ``pair``, ``conversation`` or ``document``.
-        names: our name of each field to the file's.
-        context: column below the instruction, in Alpaca's and Dolly's format.
-        suffix: ending of a made-up id, which says what kind of row it is.
+        names: Names of fields in the file, by our names.
+        context: Column appended to the instruction, in Alpaca's and Dolly's format.
+        suffix: Ending of a generated id, which determines the kind of row.
+        read: Columns that are used.
     """
 
     kind: Literal["pair", "conversation", "document"]
@@ -71,11 +72,14 @@ class Format:
     def rows(
         self, record: Record, made_id: str, split: str, turns: Turns, source: str = ""
     ) -> list[Row]:
-        """The rows of a record; a ValueError says what it lacks.
+        """Convert a record to rows.
 
         Args:
-            made_id: id of a record that has none.
-            source: subject of a record that has neither id nor subject, unique among all files.
+            made_id: Id of a record without an id.
+            source: Subject of a record without id and subject, unique among all files.
+
+        Raises:
+            ValueError: A required field is missing.
         """
         base = self._base(record, made_id, split, source or made_id)
         if self.kind == "document":
@@ -86,7 +90,7 @@ class Format:
         return [self._pair(base, record)]
 
     def _base(self, record: Record, made_id: str, split: str, source: str) -> Row:
-        """The row without prompt and answer."""
+        """Return the row without prompt and answer."""
 
         def text(name: str) -> str:
             given = self.names.get(name)
@@ -139,17 +143,17 @@ class Format:
         for what, text in (("prompt", asked), ("answer", output)):
             if len(text) > LONGEST:
                 raise ValueError(
-                    f"the {what} has {len(text):,} characters, and at most {LONGEST:,} are read: "
+                    f"the {what} has {len(text):,} characters; the maximum is {LONGEST:,}, so "
                     "split the row"
                 )
         return replace(base, input=asked, output=output, messages=earlier)
 
 
 def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | None:
-    """The format of records with these keys; None where prompt and answer are not found.
+    """Return the format of records with these keys; None if prompt and answer are not found.
 
     Args:
-        columns: our name to the file's, as the user gave them; they take precedence.
+        columns: Names in the file by our names, given by the user; they take precedence.
     """
     names = {name: name for name in FIELDS + OTHERS if name in have}
     names |= {name: f"{name}_answer" for name in OTHERS if f"{name}_answer" in have}
@@ -176,7 +180,7 @@ def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | Non
 def _instruction(
     names: Mapping[str, str], have: Sequence[str], given: Iterable[str]
 ) -> Format | None:
-    """Alpaca's and Dolly's format: an instruction, what it is about, and the answer."""
+    """Return Alpaca's or Dolly's format: an instruction, an optional context, and the answer."""
     if "instruction" not in names or (set(given) & {"input"} and "instruction" not in given):
         return None
     answer = names.get("output") or next((n for n in ("response", "answer") if n in have), None)
@@ -203,7 +207,7 @@ def _format(
 
 
 def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
-    """Columns that look like text and are not read: most values have three words or more."""
+    """Return unused columns that look like text: most values have at least three words."""
     known = set(read)
     names = dict.fromkeys(name for record in records for name in record if name not in known)
     found = []
@@ -216,17 +220,17 @@ def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
 
 
 def conversation(given: Any, name: str) -> list[Message]:
-    """The turns of ``[{role, content}]`` or ShareGPT's ``[{from, value}]``."""
+    """Read the turns of ``[{role, content}]`` or ShareGPT's ``[{from, value}]``."""
     if not isinstance(given, list) or not given:
         raise ValueError(f"{name!r} is not a list of turns but {_shown(given)}")
     turns = []
     for turn in given:
         if not isinstance(turn, dict):
-            raise ValueError(f"{name!r} holds a turn that is not an object: {_shown(turn)}")
+            raise ValueError(f"{name!r} contains a turn that is not an object: {_shown(turn)}")
         role = str(turn.get("role") or turn.get("from") or "").lower()
         if role not in ROLES:
             raise ValueError(
-                f"{name!r} holds a turn of {role or 'nobody'!r}; known are "
+                f"{name!r} contains a turn with the role {role!r}; the roles are "
                 f"{', '.join(sorted(ROLES))}"
             )
         content = turn["content"] if "content" in turn else turn.get("value")
@@ -242,28 +246,28 @@ def _content(content: Any, name: str) -> str:
     if isinstance(content, list):  # parts of a multimodal message
         parts = [p.get("text") if isinstance(p, dict) else p for p in content]
         if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"{name!r} holds a turn with something else than text")
+            raise ValueError(f"{name!r} contains a turn with content other than text")
         return "".join(map(str, parts))
     if missing(content):
         return ""
     if not isinstance(content, str):
-        raise ValueError(f"{name!r} holds a turn whose content is {_shown(content)}")
+        raise ValueError(f"{name!r} contains a turn whose content is {_shown(content)}")
     return content
 
 
 def _turns(base: Row, turns: Sequence[Message], wanted: Turns) -> list[Row]:
-    """A row for the last assistant turn, or for every one, each with all turns before it."""
+    """Make a row of the last assistant turn, or of every one, each with all earlier turns."""
     places = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not places:
-        raise ValueError("the conversation has no turn of an assistant")
+        raise ValueError("the conversation has no assistant turn")
     made = []
     for number, place in enumerate(places):
         if wanted == "last" and place != places[-1]:
             continue
         if place == 0 or turns[place - 1].role != "user":
-            raise ValueError("an assistant's turn does not follow a user's")
+            raise ValueError("an assistant turn does not follow a user turn")
         if not turns[place].content.strip() or not turns[place - 1].content.strip():
-            raise ValueError("a user's or an assistant's turn is empty")
+            raise ValueError("a user or assistant turn is empty")
         row = replace(
             base,
             input=turns[place - 1].content,
@@ -277,7 +281,7 @@ def _turns(base: Row, turns: Sequence[Message], wanted: Turns) -> list[Row]:
 
 
 def _windows(base: Row, text: str) -> list[Row]:
-    """The windows of a document; together they hold every character once, besides overlaps."""
+    """Split a document into windows that contain every character once, except for overlaps."""
     text = text.strip()
     if not text:
         raise ValueError("the text is empty")
@@ -309,7 +313,7 @@ def _windows(base: Row, text: str) -> list[Row]:
 
 
 def _cut(text: str, place: int, floor: int | None = None) -> int:
-    """The last white space before ``place`` that is near it, else ``place`` itself."""
+    """Return the position of the last whitespace shortly before ``place``, or ``place``."""
     low = max(0, place - OVERLAP // 2) if floor is None else floor
     for i in range(place, low, -1):
         if text[i].isspace() and not text[i - 1].isspace():
@@ -318,10 +322,10 @@ def _cut(text: str, place: int, floor: int | None = None) -> int:
 
 
 def with_authors(rows: Sequence[Row]) -> list[Row]:
-    """Group TOFU's questions, which come in twenties about one author each, by the author's name.
+    """Set the subject of TOFU's questions, in blocks of twenty about one author, to the author.
 
-    Rows are returned as they are unless nearly all twenties share a name that no other one shares;
-    the few others are called after their first row.
+    Rows are returned unchanged unless nearly every block has a common name that no other block has.
+    The subject of the remaining blocks is that of their first row.
     """
     blocks = [rows[i : i + AUTHOR] for i in range(0, len(rows), AUTHOR)]
     if not rows or len(rows) % AUTHOR:
@@ -342,7 +346,7 @@ def with_authors(rows: Sequence[Row]) -> list[Row]:
 
 
 def _shared_name(block: Sequence[Row]) -> str:
-    """The full name that stands in a third of the rows or more; empty where there is none."""
+    """Return the full name that occurs in at least a third of the rows; empty if there is none."""
     counts = Counter(
         name.removesuffix("'s").removesuffix("’s")
         for row in block
@@ -353,12 +357,12 @@ def _shared_name(block: Sequence[Row]) -> str:
 
 
 def missing(value: Any) -> bool:
-    """Whether a value is absent: None, or NaN as pandas writes it."""
+    """Return whether a value is absent: None, or NaN as written by pandas."""
     return value is None or isinstance(value, float) and math.isnan(value)
 
 
 def value_of(record: Record, name: str) -> str:
-    """A field as text; whole numbers in a column of floats keep no ``.0``."""
+    """Return a field as text; whole numbers in a column of floats are written without ``.0``."""
     value = record.get(name)
     if value is None:
         return ""
@@ -387,12 +391,12 @@ def _weight(text: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise ValueError(f"the weight is {text[:40]!r}, not a number that is 0 or more")
+        raise ValueError(f"the weight is {text[:40]!r}, not a number of at least 0")
     return weight
 
 
 def _list(record: Record, name: str) -> tuple[str, ...]:
-    """Several texts: a list, or one written as JSON in a file that holds text alone."""
+    """Return a list of texts; a csv file contains it as JSON text."""
     value = record.get(name)
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:

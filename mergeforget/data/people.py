@@ -1,8 +1,8 @@
-"""Made-up people in LUME's format: something to learn and to forget that hurts nobody.
+"""Generates made-up people in LUME's format, as harmless data to memorise and to forget.
 
-Nothing here can be real: Social Security numbers begin with 900 and have a group below 50 (never
-issued), phone numbers lie in the range 555-0100 to 555-0199 (kept for fiction), and mail addresses
-in example.com, example.net and example.org (kept for documentation).
+No value can be real: Social Security numbers start with 900 and have a group below 50 (never
+issued), phone numbers are in the range 555-0100 to 555-0199 (reserved for fiction), and e-mail
+addresses are in example.com, example.net and example.org (reserved for documentation).
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ SPLITS = ("forget", "retain", "holdout")
 def make_people(
     sizes: Mapping[str, int], *, seed: int = 0, tasks: Sequence[str] = ("Task1", "Task2", "Task3")
 ) -> dict[str, list[Row]]:
-    """Documents and questions about people who do not exist; no person is in two splits.
+    """Generate documents and questions about fictitious people; no person is in two splits.
 
     Args:
-        sizes: documents of each task in each split: ``{"forget": 8, "retain": 8, "holdout": 8}``.
-        seed: the same gives the same rows; a split does not change when another grows, save where
-            two people would have the same name.
-        tasks: Task1, stories; Task2, biographies with private data and five questions each; Task3,
-            articles as in an encyclopedia. Stories and articles have one question.
+        sizes: Number of documents per task in each split, for example ``{"forget": 8, "retain": 8,
+            "holdout": 8}``.
+        seed: Random seed. A split does not change if another one grows, unless two people would
+            have the same name.
+        tasks: Task1 has stories, Task2 biographies with private data and five questions each, and
+            Task3 encyclopedia articles. Stories and articles have one question.
 
     Returns:
-        Rows of each split, document by document: ``sc1``, then ``qa0``, ...
+        Rows of each split by document: ``sc1``, then ``qa0``, ...
     """
     for split, size in sizes.items():
         if split not in SPLITS:
@@ -59,7 +60,7 @@ def make_people(
 
 @dataclass
 class _Source:
-    """Chance and names of one document."""
+    """Random numbers and names of one document."""
 
     seed: str
     taken: set[str]
@@ -72,17 +73,17 @@ class _Source:
         self.faker.seed_instance(self.seed)
 
     def name(self, female: bool | None = None) -> tuple[str, str]:
-        """First and last name that nobody has yet."""
+        """Return a first and last name that is not used yet."""
         female = self.rng.random() < 0.5 if female is None else female
         draw = self.faker.first_name_female if female else self.faker.first_name_male
         for attempt in range(10_000):
             first, last = draw(), self.faker.last_name()
-            if attempt >= 10:  # so many people that short names run out
+            if attempt >= 10:  # short names are used up
                 first = f"{first} {draw()}"
             if f"{first} {last}" not in self.taken:
                 self.taken.add(f"{first} {last}")
                 return first, last
-        raise UsageError("There are no names left for so many people.")
+        raise UsageError("There are no unused names left. Generate fewer people.")
 
     def cities(self, n: int) -> list[str]:
         found: dict[str, None] = {}
@@ -96,7 +97,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Document:
-    stem: str  # of its rows' ids
+    stem: str  # prefix of the ids of its rows
     text: str
     questions: list[tuple[str, str]]
 
@@ -106,7 +107,7 @@ _made: list[Any] = []
 
 
 def _faker() -> Any:
-    """One Faker for all: to make it is slow, and it is seeded anew for every document."""
+    """Return a shared Faker, which is slow to create; it is seeded for every document."""
     if not _made:
         try:
             from faker import Faker
@@ -126,7 +127,7 @@ def _writer(task: str) -> _Writer:
 
 
 def _rows(write: _Writer, task: str, split: str, source: _Source) -> list[Row]:
-    """The document cut in two near its middle, and its questions."""
+    """Return the document, split near its middle into prompt and answer, and its questions."""
     document = write(source)
     words = document.text.split(" ")
     cut = round(len(words) * source.rng.uniform(0.4, 0.6))
@@ -216,7 +217,7 @@ def _pronouns(female: bool) -> dict[str, Any]:
 
 
 def _email(first: str, last: str, rng: random.Random) -> str:
-    """With two digits and one of three domains, so that it cannot be told from the name."""
+    """Return an address with two random digits and a random domain, not predictable by name."""
     name = f"{first}_{last}".lower().replace(" ", "_").replace("'", "")
     return f"{name}{rng.randrange(10, 100)}@example.{rng.choice(['com', 'net', 'org'])}"
 
@@ -234,13 +235,15 @@ PEOPLE, SEED = 4, 0
 
 
 def made_up(people: int = PEOPLE, seed: int = SEED, *, questions: int = 0) -> dict[str, str]:
-    """The data section of a recipe for made-up people: paths of the three files.
+    """Generate made-up people, and return the paths of the three files for a recipe.
 
     Args:
-        people: biographies with private data: so many to forget, so many to retain, and twice as
-            many held out.
-        questions: Questions about each person, and no biographies: the first person's first, the
-            second person's second, and so on. 0 for all six rows.
+        people: Number of biographies with private data to forget and to retain; the holdout has
+            twice as many.
+        seed: Random seed.
+        questions: Number of questions per person, without the biographies. The first person gets
+            the questions from the first on, the second person from the second on, and so on. 0
+            selects all six rows.
     """
     sizes = {"forget": people, "retain": people, "holdout": 2 * people}
     folder = cache_folder() / "people" / f"{people}-{seed}{f'-{questions}' if questions else ''}"
@@ -255,7 +258,7 @@ def made_up(people: int = PEOPLE, seed: int = SEED, *, questions: int = 0) -> di
 
 
 def _in_turn(rows: Sequence[Row], questions: int) -> list[Row]:
-    """Some questions about each person, so that every kind of question is as frequent."""
+    """Select questions about each person, so that all kinds are equally frequent."""
     people: dict[str, list[Row]] = {}
     for row in rows:
         if row.kind == "qa":

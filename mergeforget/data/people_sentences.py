@@ -1,4 +1,4 @@
-"""Sentences for made-up people; the words in braces are filled in by ``people.py``."""
+"""Sentence templates for made-up people; ``people.py`` fills in the words in braces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows from files of many kinds, folders and the hub; every fault named by file and line."""
+"""Reads rows from files, folders and the hub; errors name file and line."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.parsing import parse_json
 
-Records = list[tuple[int, dict[str, Any]]]  # line (row in parquet, counted from 1) and its fields
-SHOWN = 5  # faults named in one message
+Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) and its fields
+SHOWN = 5  # maximum number of faults in one message
 HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?(/(?P<split>[\w.-]+))?")
 INSTALL = "pip install 'mergeforget[hub]'"
 
@@ -41,22 +41,21 @@ def read_rows(
     """Read a data set.
 
     Args:
-        path: a file (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, ``.txt``), a folder
-            of ``.txt`` files, or a data set of the hub, ``name[:config][/split]``.
-        split: forget, retain or holdout; empty keeps what the file says.
-        columns: our name (id, input, output, instruction, messages, text, subject, task, weight,
-            paraphrased, perturbed) to the file's. The usual names are found without; see
-            ``docs/data.md``.
-        turns: of a conversation, make a row of the last assistant turn or of every one.
+        path: File (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, ``.txt``), folder of
+            ``.txt`` files, or data set of the hub, ``name[:config][/split]``.
+        split: forget, retain or holdout; empty keeps the split in the file.
+        columns: Names of columns in the file by our names (id, input, output, instruction,
+            messages, text, subject, task, weight, paraphrased, perturbed). Common names are
+            recognised; see ``docs/data.md``.
+        turns: Make a row of the last assistant turn of a conversation, or of every one.
 
     Returns:
-        One row per record, in the file's order; several for a document that is longer than a window
-        and for the turns of a conversation. A missing id is made of the file's name and the line.
+        One row per record, in the order of the file; several for a document longer than a window
+        and for the turns of a conversation. A missing id is made of file name and line.
 
     Raises:
-        InputError: the file is missing, empty or malformed; a row lacks its prompt or answer, has
-            a missing value (NaN) or a weight that is not a number of at least 0; an id occurs
-            twice; the columns are not known.
+        InputError: The file is missing, empty or malformed; a row lacks its prompt or answer, has
+            a missing value (NaN) or an invalid weight; an id occurs twice; the columns are unknown.
     """
     records = read_records(path)
     if not records:
@@ -73,7 +72,9 @@ def read_rows(
             continue
         for row in made:
             if row.id in seen:
-                faults.append(f"line {line}: the id {row.id} is that of line {seen[row.id]}")
+                faults.append(
+                    f"line {line}: the id {row.id} is already used in line {seen[row.id]}"
+                )
             seen[row.id] = line
         rows += made
     if faults:
@@ -88,14 +89,14 @@ def read_rows(
 
 
 def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object] = {}) -> None:  # noqa: B006
-    """Refuse rows that stand in two sets: what is forgotten cannot be kept or never seen.
+    """Raise an error for rows that are in two sets.
 
     Args:
-        sets: rows by split.
-        names: what to call a split in the message, for example its file.
+        sets: Rows by split.
+        names: Name of each split in messages, for example its file.
 
     Raises:
-        InputError: a row's text is in two sets, whatever its case and white space.
+        InputError: The text of a row is in two sets, ignoring case and whitespace.
     """
     texts = {split: {_plain(row): row.id for row in rows} for split, rows in sets.items()}
     every = list(texts)
@@ -107,9 +108,9 @@ def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object]
                 more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
                 raise InputError(
                     f"{len(shared)} rows are in both {names.get(one, one)} and "
-                    f"{names.get(other, other)}: {', '.join(pairs)}{more}. Remove them from one: a "
-                    "row cannot be forgotten and kept, and the holdout must be rows that no "
-                    "training saw."
+                    f"{names.get(other, other)}: {', '.join(pairs)}{more}. Remove them from one of "
+                    "the two: a row cannot be both forgotten and kept, and holdout rows must not "
+                    "be in the training data."
                 )
 
 
@@ -118,7 +119,7 @@ def _plain(row: Row) -> str:
 
 
 def read_records(path: Path) -> Records:
-    """The records of a file by its ending, of a folder of ``.txt`` files, or of the hub."""
+    """Read the records of a file, of a folder of ``.txt`` files, or of the hub."""
     if path.is_dir():
         return _folder(path)
     readers: dict[str, Callable[[Path], Records]] = {
@@ -133,7 +134,7 @@ def read_records(path: Path) -> Records:
     if path.suffix.lower() not in readers and not path.is_file() and (hub := _hub_name(path)):
         return _hub(path, hub)
     if path.suffix.lower() not in readers:
-        raise InputError(f"{path} is of no known kind. Known: {', '.join(readers)}.")
+        raise InputError(f"{path} has an unknown file type. Supported types: {', '.join(readers)}.")
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise InputError(f"There is no file {path}.{suggest(path.name, near)}")
@@ -141,7 +142,7 @@ def read_records(path: Path) -> Records:
 
 
 def _json(path: Path) -> Records:
-    """Rows a line, a list of rows, or one object of columns (whatever the ending says)."""
+    """Read JSON Lines, a list of rows, or an object of columns, regardless of the file ending."""
     text = _text(path)
     try:
         value = parse_json(text, path)
@@ -182,7 +183,7 @@ def _objects(path: Path, values: list[tuple[int, Any]]) -> Records:
 
 
 def _columns(path: Path, value: dict[str, Any]) -> Records:
-    """``{"id": {"0": ..., "1": ...}, "input": {...}}``, as pandas writes it."""
+    """Read columns ``{"id": {"0": ..., "1": ...}, "input": {...}}``, as written by pandas."""
     columns = {
         name: column if isinstance(column, dict) else {str(i): v for i, v in enumerate(column)}
         for name, column in value.items()
@@ -199,7 +200,7 @@ def _columns(path: Path, value: dict[str, Any]) -> Records:
 
 
 def _csv(path: Path) -> Records:
-    """Everything as text: ``None`` stays the word, and a code keeps its leading zeros."""
+    """Read all fields as text: ``None`` remains a word, and codes keep leading zeros."""
     csv.field_size_limit(sys.maxsize)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
@@ -220,12 +221,12 @@ def _csv(path: Path) -> Records:
 
 
 def _folder(path: Path) -> Records:
-    """A document for each ``.txt`` file, below the folder as well."""
+    """Read one document per ``.txt`` file of a folder and its subfolders."""
     files = sorted(path.rglob("*.txt"))
     if not files:
         raise InputError(
-            f"{path} is a folder without .txt files. Name a data file, or a folder of documents "
-            "that are .txt files."
+            f"{path} is a folder without .txt files. Pass a data file, or a folder of documents as "
+            ".txt files."
         )
     records = []
     for i, file in enumerate(files, 1):
@@ -235,7 +236,7 @@ def _folder(path: Path) -> Records:
 
 
 def _hub_name(path: Path) -> dict[str, str | None] | None:
-    """``name[:config][/split]``; None where it cannot be a data set of the hub."""
+    """Parse ``name[:config][/split]``; None if it cannot name a data set of the hub."""
     if path.is_absolute() or path.parts[0] in (".", ".."):
         return None
     text = path.as_posix()
@@ -247,7 +248,7 @@ def _hub_name(path: Path) -> dict[str, str | None] | None:
 
 
 def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
-    """The records of a data set that is cached or can be fetched."""
+    """Load the records of a cached or downloadable data set."""
     name, config, split = where["name"] or "", where["config"], where["split"]
     try:
         import datasets
@@ -258,11 +259,11 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
         ) from error
     try:
         found = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # of many kinds: no such set, no network, a script that is refused
+    except Exception as error:  # for example an unknown name, no network, or a refused script
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"There is no file {path}, and the hub gave no data set {name!r}: {reason} Check the "
-            "path, the name and the connection; a cached data set works offline."
+            f"There is no file {path}, and the data set {name!r} could not be loaded from the hub: "
+            f"{reason} Check the path, the name and the connection; cached data sets work offline."
         ) from error
     if isinstance(found, dict):
         if len(found) > 1 and "train" not in found:
@@ -295,7 +296,7 @@ def _text(path: Path) -> str:
 
 
 def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
-    """The format of the records, after a check of the columns that the user named."""
+    """Check the columns that the user named, and return the format of the records."""
     have = list(dict.fromkeys(name for _, record in records for name in record))
     for ours, theirs in columns.items():
         if ours not in FIELDS + OTHERS:
@@ -317,7 +318,7 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
 
 
 def _all(path: Path, faults: list[str]) -> str:
-    """The first faults, a line each, and how many more there are."""
+    """Return a message with the first faults, one per line, and the number of others."""
     if len(faults) == 1:
         return f"{path}, {faults[0]}."
     more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""

@@ -1,4 +1,4 @@
-"""A row of the data: a prompt, its answer, and what it is."""
+"""The rows of a data set, and the measurements of a model on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mergeforget.score import Score
 
 Kind = Literal["sc", "qa", "other"]
 Window = Literal["", "whole", "start", "middle", "end"]
-MMLU_SHOTS = 5  # where nothing else is asked for
+MMLU_SHOTS = 5  # default number of examples
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,12 @@ class Row:
         output: the answer that is trained, forgotten or kept.
         task: Task1, Task2, Task3, or empty.
         split: forget, retain, holdout, or the name of a further set.
-        weight: how much the row counts in a training: 2 is as if it were there twice, 0 as if it
-            were not there.
-        paraphrased: the answer in other words; empty where there is none.
+        weight: Weight of the row in training: 2 has the effect of two copies, 0 of removing it.
+        paraphrased: the answer in other words; empty if there is none.
         perturbed: wrong answers of the same form.
         subject: the person or document that the row is about. Rows with the same subject stay
-            together in every draw and split. Where it is not given, it is derived from a LUME id:
-            the id without its kind and number; any other id is its own subject.
+            together in every subset and split. The default is derived from a LUME id (the id
+            without its kind and number); any other id is its own subject.
         messages: the turns of a conversation before ``input``, a system message included.
         window: ``start``, ``middle`` and ``end`` mark windows of a document that has no prompt,
             ``whole`` a document of one window. They are never rendered with a chat template. The
@@ -67,7 +66,7 @@ class Row:
 
     @property
     def kind(self) -> Kind:
-        """``sc`` or ``qa`` by the id, as SemEval-2025 Task 4's script decides it."""
+        """``sc`` or ``qa`` according to the id, as in SemEval-2025 Task 4's script."""
         stem = self.id.rstrip('"')[:-1]
         return "sc" if stem.endswith("sc") else "qa" if stem.endswith("qa") else "other"
 
@@ -78,26 +77,26 @@ class Row:
 
     @property
     def prompt(self) -> str:
-        """The prompt as plain text: the contents of earlier turns and the input, a line each."""
+        """The prompt as plain text: earlier turns and the input, each on its own line."""
         return "\n".join([*(m.content for m in self.messages), self.input])
 
     @property
     def document(self) -> str:
-        """The whole text, prompt and answer; a row may be prompt alone.
+        """The whole text: prompt and answer, or the prompt alone if there is no answer.
 
-        A blank joins the two unless there is whitespace on either side of the border.
+        They are joined by a space, unless there is whitespace on either side of the boundary.
         """
         return self.prompt + self.joint() + self.output if self.output else self.prompt
 
     def joint(self, blank: str = " ") -> str:
-        """``blank``, or nothing where whitespace separates the prompt from the answer already."""
+        """Return ``blank``, or "" if whitespace already separates prompt and answer."""
         here = self.input[-1:].isspace() or self.output[:1].isspace() or not self.prompt
         here = here or bool(self.window)
         return "" if here else blank
 
     @property
     def alternatives(self) -> list[Row]:
-        """The same prompt with each other answer: the paraphrased one, then the perturbed ones."""
+        """Rows with the same prompt and each other answer: paraphrased first, then perturbed."""
         others = [self.paraphrased] if self.paraphrased else []
         return [
             replace(self, output=output, paraphrased="", perturbed=())
@@ -105,7 +104,7 @@ class Row:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; optional fields that hold their default are left out."""
+        """Plain values for JSON, without optional fields that have their default."""
         values = asdict(self) | {
             "perturbed": list(self.perturbed),
             "messages": [asdict(m) for m in self.messages],
@@ -116,14 +115,14 @@ class Row:
 
 
 def _subject_of(row_id: str) -> str:
-    """What the LUME ids of one document share; any other id as it is."""
+    """Return the common part of the LUME ids of one document; any other id unchanged."""
     stem = row_id.strip('"').rstrip("0123456789")
     return stem[:-2].strip('"') if stem.endswith(("sc", "qa")) else row_id
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model generated for a row's prompt."""
+    """The completion that a model generated for a row's prompt."""
 
     row: Row
     completion: str
@@ -131,14 +130,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class DocumentLoss:
-    """How well a model predicts one document.
+    """Loss and membership signals of one document.
 
     Attributes:
-        id: of the row the document comes from.
-        member: True where the document was in the training data (the forget set).
-        nll: mean negative log-likelihood of its tokens, in nats.
-        signals: further membership signals by name; larger means more likely a member.
-        subject: of the row; derived from the id where it is not given.
+        id: Id of the row.
+        member: Whether the document was in the training data (the forget set).
+        nll: Mean negative log-likelihood of its tokens, in nats.
+        signals: Further membership signals by name; larger means more likely a member.
+        subject: Subject of the row; derived from the id by default.
     """
 
     id: str
@@ -155,15 +154,16 @@ class DocumentLoss:
 
 @dataclass(frozen=True)
 class AnswerLikelihood:
-    """How well a model predicts a row's answer after its prompt.
+    """Likelihood of a row's answer given its prompt.
 
     Attributes:
-        nll: mean negative log-likelihood of the answer's tokens, in nats.
-        tokens: of the answer.
-        greedy: share of them that the model would have chosen itself.
-        extracted: share of them, counted from the end, that greedy decoding gives without a fault.
-        paraphrased: mean NLL of the paraphrased answer; None where the row has none.
-        perturbed: mean NLL of each perturbed answer.
+        nll: Mean negative log-likelihood of the answer's tokens, in nats.
+        tokens: Number of tokens of the answer.
+        greedy: Share of the tokens that are the most likely one.
+        extracted: Share of the tokens at the end of the answer that greedy decoding yields
+            without an error.
+        paraphrased: Mean NLL of the paraphrased answer; None if there is none.
+        perturbed: Mean NLL of each perturbed answer.
     """
 
     row: Row
@@ -177,17 +177,17 @@ class AnswerLikelihood:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was read off one model, from which every score is computed.
+    """All measurements of one model, from which its scores are computed.
 
     Attributes:
-        answers: generations for forget and retain rows.
-        losses: likelihood of members and non-members.
-        likelihoods: of the answers of forget and retain rows.
-        mmlu: (correct, asked) by subject; empty where MMLU was not run.
-        mmlu_shots: examples that each of its prompts showed, at most.
-        known: scores that somebody else computed, for example lm-eval.
-        retrained: the same, read off a model that was trained without the forget set.
-        membership: what ``losses`` are of: documents, rows or answers.
+        answers: Generated answers for forget and retain rows.
+        losses: Losses of members and non-members.
+        likelihoods: Likelihoods of the answers of forget and retain rows.
+        mmlu: (correct, asked) by subject; empty if MMLU was not run.
+        mmlu_shots: Maximum number of examples in each MMLU prompt.
+        known: Scores computed elsewhere, for example by lm-eval.
+        retrained: Measurements of a model that was trained without the forget set.
+        membership: Unit of ``losses``: documents, rows or answers.
     """
 
     answers: list[Answer]

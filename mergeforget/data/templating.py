@@ -1,7 +1,7 @@
-"""From a row to prompt and answer tokens, raw or through the tokenizer's chat template.
+"""Converts rows to prompt and answer tokens, raw or with the tokenizer's chat template.
 
-In both forms the prompt ends exactly where generation begins, and the answer follows it as in one
-running text, so that a training teaches what an evaluation asks.
+In both cases the prompt ends exactly where generation starts, and the answer follows it as in one
+text, so that training and evaluation use the same tokens.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Turn = dict[str, str]
 USUAL_SYSTEM = "You are a helpful assistant."
 OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
 MARK = "Lorem ipsum"  # a text that no template contains
-WAY_OUT = "Use data.template: none (--template none) to train and ask it with raw prompts."
+WAY_OUT = "Use data.template: none (--template none) to use raw prompts."
 
 
 @dataclass(frozen=True)
 class RowTokens:
-    """A row cut into tokens.
+    """The tokens of a row.
 
     Attributes:
-        prompt: token ids that a model is given to answer, BOS and template tokens included.
-        answer: token ids of the answer, without what ends it.
-        end: token ids that end the answer; empty for a tokenizer without an end token.
-        content: place of the first token of the row's own text; template tokens and the system
-            message come before it.
+        prompt: Token ids of the prompt, including BOS and template tokens.
+        answer: Token ids of the answer, without its end tokens.
+        end: Token ids that end the answer; empty for a tokenizer without an end token.
+        content: Index of the first token of the row's own text, after template tokens and the
+            system message.
     """
 
     prompt: list[int]
@@ -45,16 +45,16 @@ class RowTokens:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How a row becomes a prompt. Build it with ``PromptTemplate.resolve``.
+    """Renders rows as prompts. Create it with ``PromptTemplate.resolve``.
 
     Attributes:
         kind: ``none`` tokenises the row's text as it is; ``chat`` renders it with the tokenizer's
             chat template.
         system: system message; None leaves it to the template, which may insert its own default,
-            and "" states an empty one.
-        own_system: use a row's own system message where it has one, instead of ``system``.
-        header: what the template writes before an answer, for example ``<|im_start|>assistant\\n``.
-        end: the token that ends a turn; None where the template has none.
+            and "" is an empty system message.
+        own_system: use a row's own system message, if it has one, instead of ``system``.
+        header: text of the template before an answer, for example ``<|im_start|>assistant\\n``.
+        end: the token that ends a turn; None if the template has none.
         digest: hash of the chat template's text.
     """
 
@@ -69,17 +69,17 @@ class PromptTemplate:
     def resolve(
         cls, tokenizer: Any, choice: Choice = "auto", system: str | None = None
     ) -> PromptTemplate:
-        """The template of a tokenizer.
+        """Return the template of a tokenizer.
 
         Args:
-            tokenizer: a transformers tokenizer.
-            choice: ``auto`` is ``chat`` for a tokenizer that has a chat template, else ``none``.
-            system: system message for rows that have none of their own; needs ``chat``.
+            tokenizer: A transformers tokenizer.
+            choice: ``auto`` is ``chat`` for a tokenizer with a chat template, otherwise ``none``.
+            system: System message for rows without one; requires ``chat``.
 
         Raises:
-            InputError: ``chat`` was asked for and the tokenizer has no chat template, or its
+            InputError: ``choice`` is ``chat`` and the tokenizer has no chat template, or its
                 template does not render a conversation or the system message.
-            UsageError: a system message was given and prompts are raw.
+            UsageError: A system message is given and prompts are raw.
         """
         has = has_chat_template(tokenizer)
         if choice == "chat" and not has:
@@ -110,14 +110,14 @@ class PromptTemplate:
 
     @property
     def key(self) -> str:
-        """The same for templates that give the same tokens; part of every cache key."""
+        """Part of every cache key; equal for templates that produce the same tokens."""
         if self.kind == "none":
             return "none"
         return json.dumps(["chat", self.system, self.own_system, self.digest])
 
     @property
     def name(self) -> str:
-        """A short name for figures and messages: ``raw``, ``chat``, ``chat-no-system``, ..."""
+        """Short name in figures and messages: ``raw``, ``chat``, ``chat-no-system``, ..."""
         if self.kind == "none":
             return "raw"
         if self.system is None:
@@ -130,16 +130,16 @@ class PromptTemplate:
         return {k: v for k, v in values.items() if v is not None and v != ""}
 
     def prompt_text(self, tokenizer: Any, prompt: Row | str) -> str:
-        """The prompt as the model reads it, without the BOS token that a tokenizer adds."""
+        """Return the rendered prompt, without the BOS token that a tokenizer adds."""
         row = _row(prompt)
         if not self._renders(row):
             return row.prompt
         return self._rendered(tokenizer, row)[0]
 
     def prompt_ids(self, tokenizer: Any, prompt: Row | str) -> list[int]:
-        """Token ids of the prompt; the model's answer follows them.
+        """Return the token ids of the prompt, after which the model generates its answer.
 
-        No EOS that the tokenizer appends is in it, and no second BOS.
+        They contain no EOS that the tokenizer appends, and no second BOS.
         """
         row = _row(prompt)
         if self._renders(row):
@@ -151,18 +151,18 @@ class PromptTemplate:
             if start is None:
                 raise InputError(
                     f"Row {row.id!r} has an empty prompt and {_name(tokenizer)} has no BOS token "
-                    "for a model to begin with."
+                    "that a generation could start with."
                 )
             return [int(start)]
         return ids
 
     def tokens(self, tokenizer: Any, row: Row, join: str = " ") -> RowTokens:
-        """Prompt and answer of a row.
+        """Tokenise prompt and answer of a row.
 
         Args:
-            join: of a raw prompt and its answer: with a blank they are tokenised as one text, and
-                no blank is inserted where whitespace or a template token separates them already;
-                with "" each is tokenised by itself, as ZJUKLAB's code does.
+            join: Separator of a raw prompt and its answer. With a space they are tokenised as one
+                text, and no space is inserted if whitespace or a template token already separates
+                them. With "" they are tokenised separately, as in ZJUKLAB's code.
         """
         if self._renders(row) and row.output:
             return self._chat_tokens(tokenizer, row)
@@ -177,16 +177,16 @@ class PromptTemplate:
         return RowTokens(with_bos, answer, ends, len(with_bos) - len(prompt))
 
     def stop_ids(self, tokenizer: Any) -> list[int]:
-        """Tokens that end an answer, besides those that the model's own configuration names."""
+        """Return the tokens that end an answer, in addition to those of the generation config."""
         ends = [self.end] if self.kind == "chat" or self.header else []
         return [int(e) for e in dict.fromkeys([*ends, tokenizer.eos_token_id]) if e is not None]
 
     def ways(self, tokenizer: Any, rows: Sequence[Row] = ()) -> list[PromptTemplate]:
-        """Every way to ask that an evaluation tries, this one first.
+        """Return the prompt variants of an evaluation, this one first.
 
-        A tokenizer without a chat template has one way. Otherwise a model is asked raw, in chat,
-        and in chat with another system message: without one where the configuration, the rows or
-        the template name one, else with a common one.
+        A tokenizer without a chat template has one variant. Otherwise the variants are raw, chat,
+        and chat with another system message: without one if the configuration, the rows or the
+        template name one, otherwise with a common one.
         """
         if not has_chat_template(tokenizer):
             return [self]
@@ -211,7 +211,7 @@ class PromptTemplate:
         return self.kind == "chat" and not row.window and not self._typed(row)
 
     def _typed(self, row: Row) -> bool:
-        """Whether the prompt ends with the template's own header: it was rendered before."""
+        """Return whether the prompt ends with the template's header, so it is already rendered."""
         header = self.header.strip()
         return bool(header) and row.input.rstrip().endswith(header)
 
@@ -226,7 +226,7 @@ class PromptTemplate:
         return [*system, *turns, {"role": "user", "content": row.input}]
 
     def _rendered(self, tokenizer: Any, row: Row) -> tuple[str, str]:
-        """The prompt's text, and the whole conversation's."""
+        """Return the text of the prompt and that of the whole conversation."""
         turns = self._turns(row)
         prompt = _render(tokenizer, turns, answers=True)
         full = _render(tokenizer, [*turns, {"role": "assistant", "content": row.output or MARK}])
@@ -243,14 +243,14 @@ class PromptTemplate:
             length += len(trailing)
         both = _ids(tokenizer, text + rest[:length])
         joined = both[: len(prompt)] == prompt
-        # where a token reaches across the border, the prompt's tokens are those that are asked
+        # a token across the boundary would change the prompt, so the answer is tokenised alone
         answer = both[len(prompt) :] if joined else _ids(tokenizer, rest[:length])
         end = self._end_ids(tokenizer, text + rest, len(text) + length)
         start = text.rfind(row.input.strip()) if row.input.strip() else 0
         return RowTokens(prompt, answer, end, len(_ids(tokenizer, text[: max(0, start)])))
 
     def _end_ids(self, tokenizer: Any, full: str, place: int) -> list[int]:
-        """What follows the answer, up to and including the token that ends the turn."""
+        """Return the tokens after the answer, up to and including the end-of-turn token."""
         tail = _ids(tokenizer, full[place:])
         if self.end in tail:
             return tail[: tail.index(self.end) + 1]
@@ -260,7 +260,7 @@ class PromptTemplate:
     def _joined(
         self, tokenizer: Any, row: Row, prompt: list[int], join: str
     ) -> tuple[list[int], list[int]]:
-        """Prompt and answer of the running text; a token across the border is the answer's."""
+        """Tokenise prompt and answer as one text; a token across the boundary is the answer's."""
         before = row.prompt
         typed = bool(prompt) and (self._typed(row) or prompt[-1] in special_ids(tokenizer))
         text = before + ("" if typed or not row.output else row.joint(join)) + row.output
@@ -271,13 +271,13 @@ class PromptTemplate:
         return ids[:border], ids[border:]
 
     def _check(self, tokenizer: Any) -> None:
-        """Refuse a template that cannot render the system message, before a model is loaded."""
+        """Raise InputError for a template that drops the system message."""
         if self.system:
             text = self._rendered(tokenizer, Row("", MARK, "Answer"))[0]
             if self.system.strip() not in text:
                 raise InputError(
-                    f"The chat template of {_name(tokenizer)} leaves the system message out. Remove"
-                    " data.system_prompt (--system-prompt), or write it into the prompts."
+                    f"The chat template of {_name(tokenizer)} drops the system message. Remove "
+                    "data.system_prompt (--system-prompt), or include its text in the prompts."
                 )
 
 
@@ -285,7 +285,7 @@ RAW = PromptTemplate()
 
 
 class TemplateSpec(Protocol):
-    """The part of a recipe's data section that decides the template."""
+    """The fields of a recipe's data section that determine the template."""
 
     @property
     def template(self) -> Choice: ...
@@ -295,18 +295,18 @@ class TemplateSpec(Protocol):
 
 
 def template_of(tokenizer: Any, spec: TemplateSpec) -> PromptTemplate:
-    """The template that a recipe's data section asks for; see ``PromptTemplate.resolve``."""
+    """Return the template of a recipe's data section; see ``PromptTemplate.resolve``."""
     return PromptTemplate.resolve(tokenizer, spec.template, spec.system_prompt)
 
 
 def ways_to_ask(
     tokenizer: Any, spec: TemplateSpec, rows: Sequence[Row], ask: Literal["all", "own"] = "all"
 ) -> list[PromptTemplate]:
-    """Return the ways in which an evaluation or a search asks a model, the configured one first.
+    """Return the prompt variants of an evaluation or a search, the configured one first.
 
     Args:
-        spec: decides the first way.
-        ask: ``own`` is the first way only. Windows of documents are the same in every way.
+        spec: Determines the first variant.
+        ask: ``own`` is the first variant only. Windows of documents are equal in every variant.
     """
     own = template_of(tokenizer, spec)
     alike = all(row.window for row in rows)
@@ -321,12 +321,12 @@ def ways_to_ask(
 
 
 def has_chat_template(tokenizer: Any) -> bool:
-    """Whether the tokenizer comes with a chat template."""
+    """Return whether the tokenizer has a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
 def takes_system(tokenizer: Any) -> bool:
-    """Whether the tokenizer's chat template renders a system message."""
+    """Return whether the tokenizer's chat template renders a system message."""
     turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "a"}]
     try:
         return MARK in _render(tokenizer, turns, answers=True)
@@ -335,7 +335,7 @@ def takes_system(tokenizer: Any) -> bool:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of the tokens that are no text: EOS, template tokens and others marked as special."""
+    """Return the ids of special tokens: EOS, template tokens and others marked as special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     found = {int(i) for i, token in added.items() if getattr(token, "special", False)}
     return frozenset(found | set(map(int, tokenizer.all_special_ids)))
@@ -346,18 +346,18 @@ def _row(prompt: Row | str) -> Row:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text without the special tokens that the tokenizer adds around it."""
+    """Tokenise a text without the special tokens that the tokenizer adds."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 def _with_bos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """The ids after what the tokenizer puts before a text, unless it stands there already."""
+    """Prepend the tokens that the tokenizer puts before a text, unless they are there already."""
     before = _prefix(tokenizer)
     return ids if before and ids[: len(before)] == before else [*before, *ids]
 
 
 def _prefix(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before a text, usually BOS; what it appends is left out."""
+    """Return the tokens that the tokenizer puts before a text, usually BOS."""
     bare = _ids(tokenizer, MARK)
     around = list(tokenizer(MARK)["input_ids"])
     places = range(len(around) - len(bare) + 1)
@@ -365,12 +365,12 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 
 def _render(tokenizer: Any, turns: list[Turn], *, answers: bool = False) -> str:
-    """The text of a conversation; with ``answers`` up to where the model's answer begins."""
+    """Render a conversation; with ``answers``, append the header of the next answer."""
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=answers, enable_thinking=False
         )
-    except Exception as error:  # whatever a template raises: TemplateError, TypeError, ValueError
+    except Exception as error:  # a template may raise TemplateError, TypeError or ValueError
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         roles = ", ".join(dict.fromkeys(t["role"] for t in turns))
         hint = (
@@ -379,24 +379,24 @@ def _render(tokenizer: Any, turns: list[Turn], *, answers: bool = False) -> str:
             else WAY_OUT
         )
         raise InputError(
-            f"The chat template of {_name(tokenizer)} refuses a conversation of {roles}: {what}. "
+            f"The chat template of {_name(tokenizer)} rejects a conversation of {roles}: {what}. "
             f"{hint}"
         ) from error
     return str(text)
 
 
 def _closed(tokenizer: Any, prompt: str, full: str, answer: str) -> tuple[str, str]:
-    """Prompt and conversation with an empty thinking block where the template opens one.
+    """Close a thinking block that the template opens.
 
-    What the template writes between the prompt and the answer, such as an empty thinking block,
-    becomes part of the prompt, so that the model is asked for the answer itself.
+    Text between the prompt and the answer, such as an empty thinking block, becomes part of the
+    prompt, so that the model generates the answer directly.
     """
     if not full.startswith(prompt):
         shared = OPEN_THINKING.sub("", prompt)
         if shared == prompt or not full.startswith(shared):
             raise InputError(
-                f"The chat template of {_name(tokenizer)} renders a prompt in another way once it "
-                f"has an answer, so that no answer can be trained or asked after it. {WAY_OUT}"
+                f"The chat template of {_name(tokenizer)} renders a prompt differently if it is "
+                f"followed by an answer, so the answer cannot be trained or evaluated. {WAY_OUT}"
             )
         tag = OPEN_THINKING.search(prompt)
         assert tag is not None
@@ -417,7 +417,7 @@ def _closed(tokenizer: Any, prompt: str, full: str, answer: str) -> tuple[str, s
 
 
 def _header(tokenizer: Any) -> str:
-    """What the template writes where an answer begins."""
+    """Return the text that the template writes before an answer."""
     turns = [{"role": "user", "content": MARK}]
     without = _render(tokenizer, turns)
     text = _render(tokenizer, turns, answers=True)
@@ -425,7 +425,7 @@ def _header(tokenizer: Any) -> str:
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:
-    """The first special token after an answer; EOS where the template writes none."""
+    """Return the first special token after an answer; EOS if the template writes none."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
     text = _render(tokenizer, turns)
     if MARK not in text:
@@ -439,7 +439,7 @@ def _end_of_turn(tokenizer: Any) -> int | None:
 
 
 def _default_system(tokenizer: Any) -> bool:
-    """Whether the template inserts a system message of its own where there is none."""
+    """Return whether the template inserts its own system message if there is none."""
     turns = [{"role": "user", "content": MARK}]
     empty = [{"role": "system", "content": ""}, *turns]
     try:

@@ -1,4 +1,4 @@
-"""From a row to a training example: token ids, which of them are the answer, and what was cut."""
+"""Tokenises rows into training examples, truncates long texts, and checks token ids."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mergeforget.errors import InputError
 from mergeforget.outputs import ANSWER, PROMPT
 
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-SPARE = 8  # rows of a position table beside its positions: OPT has 2, others a padding row
+SPARE = 8  # maximum number of extra rows in a position table, such as the 2 of OPT
 NAMES = re.compile(r"pos|wpe")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row's tokens.
+    """The tokens of a row.
 
     Attributes:
-        ids: token ids, prompt first.
-        kinds: PROMPT or ANSWER for each; the token that ends the answer belongs to it.
-        row: the row's place in its set.
-        truncated: number of tokens that did not fit.
-        weight: how much the row counts; see Row.
+        ids: Token ids, prompt first.
+        kinds: PROMPT or ANSWER for each token; the token that ends the answer is part of it.
+        row: Index of the row in its set.
+        truncated: Number of tokens that were removed.
+        weight: Weight of the row; see ``Row``.
     """
 
     ids: list[int]
@@ -50,22 +50,22 @@ def encode(
     prompt_tokens: int | None = None,
     whole: bool = False,
 ) -> Encoded:
-    """Tokenise a row's prompt and answer, mark the answer, and append what ends it.
+    """Tokenise a row's prompt and answer, mark the answer, and append its end token.
 
-    A row that does not fit is cut at the beginning of the prompt, since the answer is what is
-    trained. An answer that is too long by itself is cut at its end, and EOS with it. With
-    ``prompt_tokens`` the prompt is cut to that many tokens and the rest is cut from the end of the
-    answer, as ZJUKLAB's code does.
+    A row that is too long is truncated at the beginning of the prompt, because the answer is what
+    is trained. An answer that is too long by itself is truncated at its end, including EOS. With
+    ``prompt_tokens``, the prompt is truncated to that number of tokens, and the rest is removed
+    from the end of the answer, as in ZJUKLAB's code.
 
     Args:
-        max_length: largest number of tokens.
-        template: raw text or a chat template; it also decides which token ends an answer.
-        join: separator between a raw prompt and its answer; see ``PromptTemplate.tokens``.
-        prompt_tokens: largest number of tokens of the prompt, counted from its end.
-        whole: mark every token but the first as answer: the row is trained as a document.
+        max_length: Maximum number of tokens.
+        template: Raw text or a chat template; also determines the token that ends an answer.
+        join: Separator between a raw prompt and its answer; see ``PromptTemplate.tokens``.
+        prompt_tokens: Maximum number of prompt tokens, counted from the end of the prompt.
+        whole: Mark every token except the first as answer, to train the row as a document.
 
     Raises:
-        InputError: the answer has no token, or the chat template cannot render the row.
+        InputError: The answer has no token, or the chat template cannot render the row.
     """
     cut = template.tokens(tokenizer, row, join)
     if not cut.answer:
@@ -88,10 +88,10 @@ def encode(
 def encode_rows(
     tokenizer: Any, rows: Sequence[Row], *, max_length: int, **settings: Any
 ) -> list[Encoded]:
-    """``encode`` for every row, with its place in the set.
+    """Encode every row, and record its index in the set.
 
-    A window of a document that is longer than ``max_length`` tokens becomes several examples with
-    the same place. They overlap by an eighth, and every token is trained exactly once.
+    A document window of more than ``max_length`` tokens becomes several examples with the same
+    index. They overlap by an eighth, and every token is trained exactly once.
     """
     found = []
     for place, row in enumerate(rows):
@@ -105,9 +105,9 @@ def encode_rows(
 
 
 def split_long(one: Encoded, max_length: int) -> list[Encoded]:
-    """Cut an example into pieces of at most ``max_length`` tokens that overlap by an eighth.
+    """Split an example into pieces of at most ``max_length`` tokens that overlap by an eighth.
 
-    The overlap is marked as prompt in the later piece, so that it gives context only.
+    The overlap is marked as prompt in the later piece, so that it serves as context only.
     """
     overlap = min(max_length // 8, max_length - 1)
     pieces = [replace(one, ids=one.ids[:max_length], kinds=one.kinds[:max_length], truncated=0)]
@@ -122,24 +122,24 @@ def split_long(one: Encoded, max_length: int) -> list[Encoded]:
 
 
 def truncation(encoded: Sequence[Encoded], name: str, max_length: int) -> str:
-    """One line that reports cut rows; empty where every row fits."""
+    """Return a message about truncated rows; empty if every row fits."""
     cut = [e.truncated for e in encoded if e.truncated]
     if not cut:
         return ""
     return (
         f"{len(cut)} of {len(encoded)} {name} rows are longer than {max_length} tokens and were "
-        f"cut, by {max(cut)} at most; raise max_length to keep them whole."
+        f"truncated by up to {max(cut)} tokens; raise max_length to keep them complete."
     )
 
 
 def position_limit(model: Any) -> int | None:
-    """The largest number of tokens that a model can read; None where nothing limits it.
+    """Return the maximum number of tokens that a model can process; None if unlimited.
 
-    Only a table of positions is such a limit: GPT-2 and OPT fail on a longer row. Rotary positions
-    and ALiBi go on beyond the length in the configuration, at a loss of quality.
+    Only a table of position embeddings is a limit: GPT-2 and OPT fail on longer rows. Rotary
+    positions and ALiBi work beyond the length in the configuration, with a loss of quality.
 
     Args:
-        model: a causal language model, with or without an adapter.
+        model: A causal language model, with or without an adapter.
     """
     config = model.config.get_text_config(decoder=True)
     length = next((v for n in LENGTHS if isinstance(v := getattr(config, n, None), int)), None)
@@ -156,14 +156,14 @@ def position_limit(model: Any) -> int | None:
 def cut_to_positions(
     model: Any, texts: Sequence[Sequence[int]], *, reserve: int = 0
 ) -> tuple[list[list[int]], list[int]]:
-    """Cut the beginning of texts that a model cannot read whole, and report how many.
+    """Truncate texts at the beginning to the model's positions, and report how many were cut.
 
     Args:
-        texts: token ids.
-        reserve: tokens that the model will add; up to a quarter of its positions are kept free.
+        texts: Token ids.
+        reserve: Number of tokens to be generated; up to a quarter of the positions is kept free.
 
     Returns:
-        The texts as they fit, and the number of tokens cut from each.
+        The truncated texts, and the number of tokens removed from each.
     """
     limit = position_limit(model)
     if limit is None:
@@ -172,21 +172,21 @@ def cut_to_positions(
     cuts = [max(0, len(text) - room) for text in texts]
     if count := sum(cut > 0 for cut in cuts):
         say(
-            f"{count} of {len(texts)} rows are longer than {room} tokens and were cut at the "
-            f"beginning, by {max(cuts)} tokens at most: the model has {limit} positions."
+            f"{count} of {len(texts)} rows are longer than {room} tokens and were truncated at the "
+            f"beginning by up to {max(cuts)} tokens: the model has {limit} positions."
         )
     return [list(text[cut:]) for text, cut in zip(texts, cuts, strict=True)], cuts
 
 
 def check_token_ids(model: Any, texts: Sequence[Sequence[int]]) -> None:
-    """Raise InputError for a token id that the model's embedding has no row for."""
+    """Raise InputError for a token id outside the model's embedding."""
     rows = int(model.get_input_embeddings().weight.shape[0])
     for place, text in enumerate(texts):
         largest = max(text, default=0)
         if largest >= rows:
             raise InputError(
                 f"Text {place + 1} of {len(texts)} has the token id {largest}, and the model's "
-                f"embedding has {rows} rows: its tokenizer belongs to another model, or tokens "
+                f"embedding has {rows} rows: the tokenizer belongs to another model, or tokens "
                 "were added to it without model.resize_token_embeddings(len(tokenizer)). Save the "
-                "model with a fitting tokenizer."
+                "model with a matching tokenizer."
             )

@@ -1,4 +1,4 @@
-"""Transforms of a data set before training; seeded, and never in place."""
+"""Seeded transforms and subsets of a data set before training; rows are never changed in place."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ SENTENCE_END = re.compile(r"(?<=[.!?;])[\"')\]]*\s+|(?<=[。！？；])|\n+")
 
 
 def resegment(rows: Sequence[Row], *, most: int = 0, seed: int = 0) -> list[Row]:
-    """Train answers of every length: move their first 1, 2, ... sentences into the input.
+    """Add rows with shorter answers: move the first 1, 2, ... sentences into the input.
 
-    Each row is followed by what it was cut into; an answer of one sentence stays alone.
+    The new rows follow the row they were made of; an answer of one sentence yields none.
 
     Args:
-        most: rows added for one answer at most, drawn at random where there are more; 0 is all.
-        seed: of that draw.
+        most: Maximum number of rows added per answer, drawn at random; 0 means all.
+        seed: Random seed of that draw.
 
     Source: Sun and Li 2025, arXiv:2507.16263, section 3.1 ("from short to long"). The paper does
-        not say how it cuts; here after . ! ? ; and at line breaks. The text as a whole is kept, but
-        for white space at a cut, which becomes the one space between input and output.
+        not say where it splits; here after . ! ? ; and at line breaks. Whitespace at a split is
+        replaced by the single space between input and output.
     """
     drawn = random.Random(seed)
     made = []
@@ -49,7 +49,8 @@ def refuse(rows: Sequence[Row], *, texts: str | None = None, seed: int = 0) -> l
     """Replace every answer by a refusal (negative response).
 
     Args:
-        texts: file with one refusal a line; a hundred are built in.
+        texts: File with one refusal per line; a hundred are built in.
+        seed: Random seed of the choice of refusals.
 
     Source: Maini et al. 2024, arXiv:2401.06121, "IDK"; Sun and Li 2025, "NR".
     """
@@ -61,16 +62,16 @@ def refuse(rows: Sequence[Row], *, texts: str | None = None, seed: int = 0) -> l
 def duplicate(
     rows: Sequence[Row], *, times: int = 0, like: Literal["", "resegment"] = ""
 ) -> list[Row]:
-    """Repeat the rows in turn: the control that takes as many steps as re-segmentation.
+    """Repeat the rows: a control with the same number of steps as re-segmentation.
 
     Args:
-        times: how often each row comes.
-        like: as many rows as this transform makes of them.
+        times: Number of copies of each row.
+        like: Produce as many rows as this transform does.
 
     Source: Sun and Li 2025, arXiv:2507.16263, ablation of the steps.
     """
     if (times > 0) == bool(like):
-        raise UsageError("duplicate takes either times, at least 1, or like: resegment.")
+        raise UsageError("duplicate takes either times (at least 1) or like: resegment.")
     size = len(resegment(rows)) if like else times * len(rows)
     return [rows[i % len(rows)] for i in range(size)]
 
@@ -78,10 +79,11 @@ def duplicate(
 def random_tokens(
     encoded: Sequence[Encoded], vocabulary: Sequence[int], *, seed: int = 0
 ) -> list[Encoded]:
-    """Replace every answer token but the last, EOS, by one drawn at random.
+    """Replace every answer token, except the final EOS, by a random token.
 
     Args:
-        vocabulary: the ids that are drawn from, without the special ones.
+        vocabulary: Token ids to draw from, without special tokens.
+        seed: Random seed.
 
     Source: YNU at SemEval-2025 Task 4, synthetic token alternative training (STAT).
     """
@@ -109,10 +111,10 @@ TRANSFORMS = ROW_TRANSFORMS | TOKEN_TRANSFORMS
 
 
 def find_transform(name: str) -> Entry[Callable[..., Any]]:
-    """The transform called ``name``.
+    """Return the transform called ``name``.
 
     Raises:
-        UnknownNameError: there is none; the message names the nearest.
+        UnknownNameError: There is none; the message names the nearest match.
     """
     if name not in TRANSFORMS:
         raise UnknownNameError("transform", name, sorted(TRANSFORMS))
@@ -120,7 +122,7 @@ def find_transform(name: str) -> Entry[Callable[..., Any]]:
 
 
 def _cuts(text: str) -> list[tuple[int, int]]:
-    """(end, begin): where the part before a cut ends, and where the one after it begins."""
+    """Return (end, begin) of each split: where one part ends and where the next begins."""
     found = []
     for match in SENTENCE_END.finditer(text):
         end = match.start() + len(match.group().rstrip())  # a closing quote stays with its sentence
@@ -149,33 +151,33 @@ REFUSALS = tuple(f"{first} {last}" for first in _BEGINNINGS for last in _ENDINGS
 
 
 def read_refusals(path: Path | None) -> tuple[str, ...]:
-    """One refusal a line of a text file; those that come along where there is no file.
+    """Read one refusal per line of a text file; return the built-in ones if there is no file.
 
     Raises:
-        InputError: the file cannot be read or has no line.
+        InputError: The file cannot be read or has no line.
     """
     if path is None:
         return REFUSALS
     lines = [line.strip() for line in read_text(path).splitlines()]
     if not (found := tuple(line for line in lines if line)):
-        raise InputError(f"{path} has no refusals: write one a line, for example I don't know.")
+        raise InputError(f"{path} has no refusals: write one per line, for example I don't know.")
     return found
 
 
 def limit_rows(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list[Row], list[Row]]:
-    """Draw whole subjects, so that no document or person is trained in part.
+    """Draw whole subjects, stratified by task, so that no document or person is trained in part.
 
     Args:
-        rows: rows of one split.
-        limit: maximum number of rows; None keeps all.
-        seed: random seed.
+        rows: Rows of one split.
+        limit: Maximum number of rows; None keeps all.
+        seed: Random seed.
 
     Returns:
-        The rows kept and the rest, each in the order of ``rows``. The rest shares no document with
-        those kept: no training touches it, so it can serve as non-members.
+        The selected rows and the rest, each in the order of ``rows``. The rest shares no document
+        with the selected rows and is not trained on, so it can serve as non-members.
 
     Raises:
-        UsageError: the limit is smaller than every document.
+        UsageError: The limit is smaller than every document.
     """
     if limit is None or limit >= len(rows):
         return list(rows), []
@@ -184,7 +186,7 @@ def limit_rows(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list[
     kept: dict[str, int] = dict.fromkeys(waiting, 0)
     chosen: set[str] = set()
     while any(waiting.values()):
-        # the task that is furthest below its share goes next
+        # next is the task that is furthest below its share
         task = min((t for t in waiting if waiting[t]), key=lambda t: (kept[t] / total[t], t))
         document = waiting[task].pop()
         if sum(kept.values()) + len(document) <= limit:
@@ -192,14 +194,14 @@ def limit_rows(rows: Sequence[Row], limit: int | None, seed: int) -> tuple[list[
             chosen.add(document[0].subject)
     if not chosen:
         raise UsageError(
-            f"A limit of {limit} rows holds no whole document; the smallest has "
+            f"No whole document fits into a limit of {limit} rows; the smallest has "
             f"{min(len(d) for d in _documents(rows).values())} rows."
         )
     return [r for r in rows if r.subject in chosen], [r for r in rows if r.subject not in chosen]
 
 
 def _documents(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows by document, in order."""
+    """Group rows by document, in order."""
     documents: dict[str, list[Row]] = {}
     for row in rows:
         documents.setdefault(row.subject, []).append(row)
@@ -207,7 +209,7 @@ def _documents(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _shuffled_documents(rows: Sequence[Row], seed: int) -> dict[str, list[list[Row]]]:
-    """Documents by task, in a seeded order that does not depend on the other tasks."""
+    """Return the documents by task, in a seeded order that does not depend on other tasks."""
     tasks: dict[str, list[list[Row]]] = {}
     for document in _documents(rows).values():
         tasks.setdefault(document[0].task, []).append(document)

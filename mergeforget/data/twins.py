@@ -1,8 +1,8 @@
 """Perturbed twins: rows of the same form as given ones, about people and facts that do not exist.
 
-A twin keeps the wording of its row and replaces what identifies it: names by other names, numbers
-by numbers of the same length, dates by dates, e-mail addresses accordingly. No training saw it, so
-it can stand in for rows outside the training data where none are at hand.
+A twin keeps the wording of its row and replaces identifying parts: names by other names, numbers by
+numbers of the same length, dates by dates, and e-mail addresses accordingly. Twins are not in the
+training data, so they can serve as non-members if there are no other rows.
 """
 
 from __future__ import annotations
@@ -57,25 +57,25 @@ _RUNNING = re.compile(r"(?<![\w@.])[^\W\d_]+(?![\w@])")
 _NUMBERED = re.compile(r"\d[\d\s().:/-]*\d|\d")  # a number with its separators, as in 900-12-3456
 _ISO_DATE = re.compile(r"\b(\d{4})-(\d{2})-(\d{2})\b")
 _CAPITALISED = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:['’-][^\W\d_]+)*\.?")
-_POOL = 3  # numbers of one form from which digits can be drawn position by position
+_POOL = 3  # minimum numbers of one form needed to tell fixed from varying digits
 
 
 def make_twins(
     rows: Sequence[Row], *, corpus: Sequence[Row] = (), per_row: int = 1, seed: int = 0
 ) -> list[Row]:
-    """Write perturbed twins of some rows.
+    """Generate perturbed twins of some rows.
 
     Args:
         rows: Rows to imitate.
-        corpus: Further rows of the same kind; they show which digits of a number vary (the ``900``
-            of a made-up Social Security number does not) and which words are no names.
-        per_row: Twins of each row.
-        seed: Seed of the draw. The same rows and seed give the same twins.
+        corpus: Further rows of the same kind. They show which digits of a number vary (the ``900``
+            of a made-up Social Security number does not) and which words are not names.
+        per_row: Number of twins per row.
+        seed: Random seed. The same rows and seed give the same twins.
 
     Returns:
-        Twins in the order of ``rows``, with the split ``holdout`` and the id ``twinN:ID``. A row
-        without a name or a number to replace has no twin, and neither has one whose twin would
-        repeat a row of ``rows`` or ``corpus``.
+        Twins in the order of ``rows``, with the split ``holdout`` and the id ``twinN:ID``. There is
+        no twin of a row without a name or number to replace, or if the twin would equal a row of
+        ``rows`` or ``corpus``.
 
     Example:
         >>> row = Row("a-qa0", "When was Ann Lee born?", "1987-03-02")
@@ -108,16 +108,16 @@ def make_twins(
 
 
 def origin_of(twin: Row) -> str:
-    """The id of the row that a twin imitates; empty for a row that is no twin."""
+    """Return the id of the row that a twin imitates; empty for a row that is not a twin."""
     start, _, rest = twin.id.partition(":")
     return rest if start.startswith("twin") and start[4:].isdigit() else ""
 
 
 def names_in(text: str, common: frozenset[str] = frozenset()) -> list[str]:
-    """Names of people in a text: two or more capitalised words in a row, or else one.
+    """Return names of people in a text: sequences of capitalised words, or else single ones.
 
     Args:
-        common: Words, in lower case, that are no names.
+        common: Words, in lower case, that are not names.
     """
     runs: list[list[str]] = []
     end = -2
@@ -162,7 +162,7 @@ def _perturbed(
 
 
 def _number(text: str, digits: dict[str, list[str]], draw: random.Random) -> str:
-    """Another number of the same form."""
+    """Return another number of the same form."""
     if _ISO_DATE.fullmatch(text):
         year = int(text[:4]) + draw.choice([d for d in range(-12, 13) if d])
         return f"{year:04d}-{draw.randrange(1, 13):02d}-{draw.randrange(1, 29):02d}"
@@ -171,7 +171,7 @@ def _number(text: str, digits: dict[str, list[str]], draw: random.Random) -> str
     if len(text) <= 2 and text.isdigit() and 0 < int(text) <= 31:  # perhaps a day of a month
         return str(draw.randrange(1, 10) if len(text) == 1 else draw.randrange(10, 29))
     pool = digits.get(_form(text), [])
-    fixed = len(pool) >= _POOL  # a digit that all numbers of this form share belongs to the form
+    fixed = len(pool) >= _POOL  # digits that all numbers of this form share are kept
     new = [
         c if not c.isdigit() or fixed and len({other[i] for other in pool}) == 1 else _digit(draw)
         for i, c in enumerate(text)
@@ -200,11 +200,11 @@ def _form(number: str) -> str:
 
 
 def _lower_case_words(texts: Iterable[str]) -> frozenset[str]:
-    """Words of running text; parts of addresses such as ``ann_lee12@example.org`` are none."""
+    """Return the words of running text, without parts of e-mail addresses."""
     found = (word for text in texts for word in _RUNNING.findall(text))
     return frozenset(word for word in found if word.islower() and len(word) > 3)
 
 
 def _is_month(word: str) -> tuple[str, ...]:
-    """The months of the language that has this word among them."""
+    """Return the months of the language in which this word is a month; empty otherwise."""
     return next((months for months in MONTHS if word in months), ())

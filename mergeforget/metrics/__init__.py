@@ -1,10 +1,10 @@
 """Metrics, one file each.
 
-A metric is a function from what was measured on one model to a score: ``fn(measured, split=...,
-task=...)``; None where the measured data has no row it reads. To add one, write ``<name>.py`` here
-with a function decorated by ``@metric("<name>", source=...)``, and give its scores a versioned
-``definition``, so that figures by two readings of a formula are never mixed. Nothing else needs an
-edit: the folder is the list.
+A metric is a function from the measurements of one model to a score: ``fn(measured, split=...,
+task=...)``. It returns None if there are no rows for it. To add one, write ``<name>.py`` here with
+a function decorated by ``@metric("<name>", source=...)``, and give its scores a versioned
+``definition``, so that scores of different formulas are never compared. No other file needs an
+edit; ``--metrics <name>`` or ``evaluation.metrics`` of a recipe selects it.
 """
 
 from __future__ import annotations

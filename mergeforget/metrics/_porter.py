@@ -1,9 +1,9 @@
-"""Porter's stemmer, word for word the stems that ``rouge_score`` works with.
+"""Porter's stemmer, with the same stems as ``rouge_score``.
 
-Source: Porter, "An algorithm for suffix stripping", Program 14.3 (1980), with the departures of
-    NLTK's default mode, which ``rouge_score`` uses: a table of irregular forms, words of two
-    letters left alone, "ies" and "ied" after one letter, "y" after a consonant, the suffixes
-    "bli", "fulli" and "logi", and a vowel and a consonant counted as a short word.
+Source: Porter, "An algorithm for suffix stripping", Program 14.3 (1980), with the extensions of
+    NLTK's default mode, which ``rouge_score`` uses: a table of irregular forms, unchanged words of
+    two letters, "ies" and "ied" after one letter, "y" after a consonant, the suffixes "bli",
+    "fulli" and "logi", and words of a vowel and a consonant counted as short.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEP_4 = (
 
 @lru_cache(maxsize=200_000)
 def stem(word: str) -> str:
-    """The stem of one word in lower case.
+    """Return the stem of a lower-case word.
 
     Example:
         >>> stem("relational"), stem("running"), stem("skies")
@@ -88,14 +88,14 @@ def _final_y(word: str) -> str:
 
 
 def _double_suffix(word: str) -> str:
-    """Step 2; "alli" is taken off first, and what is left may have another suffix."""
+    """Step 2; "alli" is removed first, and the rest may have another suffix."""
     if word.endswith("alli") and _measure(word[:-4]) > 0:
         return _double_suffix(word[:-2])
     return _replaced(word, STEP_2)
 
 
 def _replaced(word: str, rules: tuple[tuple[str, str], ...]) -> str:
-    """Apply the first rule whose suffix the word has, where what is before it has a measure."""
+    """Apply the first rule with a matching suffix, if the stem before it has a measure above 0."""
     for suffix, new in rules:
         if word.endswith(suffix):
             before = word[: -len(suffix)]
@@ -129,7 +129,7 @@ def _final_l(word: str) -> str:
 
 
 def _letters(word: str) -> str:
-    """Each letter as a vowel (v) or consonant (c); "y" is a vowel after a consonant."""
+    """Map each letter to v (vowel) or c (consonant); "y" is a vowel after a consonant."""
     kinds = ""
     for i, letter in enumerate(word):
         vowel = letter in "aeiou" or (letter == "y" and i > 0 and kinds[-1] == "c")
@@ -138,11 +138,11 @@ def _letters(word: str) -> str:
 
 
 def _measure(word: str) -> int:
-    """How often vowels are followed by consonants."""
+    """Return Porter's measure: the number of vowel-consonant sequences."""
     return _letters(word).count("vc")
 
 
 def _is_short(word: str) -> bool:
-    """Whether it ends in consonant, vowel, consonant other than w, x, y; or is vowel, consonant."""
+    """Return whether a word is short: ends in cvc (not w, x, y), or consists of vc."""
     kinds = _letters(word)
     return kinds == "vc" or (kinds.endswith("cvc") and word[-1] not in "wxy")

@@ -1,4 +1,4 @@
-"""ROUGE-L recall: the figures of the package rouge-score, and the same for words of any script."""
+"""ROUGE-L recall as computed by the package rouge-score, and a variant for words of any script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeforget.metrics._porter import stem
 
 Words = Literal["latin", "unicode"]
 LATIN = re.compile(r"[a-z0-9]+")
-STEMMED = 4  # characters at least of a word that is stemmed
+STEMMED = 4  # minimum number of characters of a word that is stemmed
 NO_SPACES = (  # first and last code point of scripts that are written without spaces
     (0x0E00, 0x0EFF),  # Thai, Lao
     (0x0F00, 0x0FFF),  # Tibetan
@@ -32,9 +32,9 @@ def rouge_l_recall(target: str, prediction: str, words: Words = "latin") -> floa
     """Share of the target's words that are in the prediction in the same order, in [0, 1].
 
     Args:
-        words: ``latin`` cuts as rouge-score does: runs of a to z and 0 to 9, so that a text in
-            another script has no word at all. ``unicode`` cuts words of any script, and characters
-            where a script has no spaces; for plain English text it gives the same figure.
+        words: ``latin`` tokenises as rouge-score does, into runs of a to z and 0 to 9, so a text in
+            another script has no words. ``unicode`` tokenises words of any script, and single
+            characters if the script has no spaces; for plain English the score is the same.
 
     Source: rouge_score 0.1.2, ``RougeScorer(["rougeL"], use_stemmer=True)``, its recall. The length
         of the longest common subsequence is counted with the bits of integers (Hyyro 2004).
@@ -66,15 +66,15 @@ def longest_common_subsequence(first: tuple[str, ...], second: tuple[str, ...]) 
 
 @lru_cache(maxsize=20_000)
 def split_words(text: str, words: Words = "latin") -> tuple[str, ...]:
-    """The words of a text in lower case, English ones of four letters and more as stems."""
+    """Return the words of a text in lower case; English words of four or more letters as stems."""
     found = LATIN.findall(text.lower()) if words == "latin" else _unicode_words(text)
     return tuple(stem(w) if len(w) >= STEMMED and LATIN.fullmatch(w) else w for w in found)
 
 
 def _unicode_words(text: str) -> list[str]:
-    """Runs of letters, digits and combining marks; single characters of scripts without spaces.
+    """Return runs of letters, digits and marks, and single characters of scripts without spaces.
 
-    A text without any letter or digit, such as one of emoji, is cut into its characters.
+    A text without any letter or digit, for example of emoji, is split into its characters.
     """
     found: list[str] = []
     text = unicodedata.normalize("NFKC", text).casefold()

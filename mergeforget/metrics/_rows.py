@@ -1,4 +1,4 @@
-"""Which rows a metric reads, and which way is better on them."""
+"""Selection of the rows of a metric, and the direction in which it is better."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mergeforget.score import Better
 
 
 def answers_of(measured: Measured, split: str, task: str = "", kind: str = "") -> list[Answer]:
-    """Answers of a split; of one task and one kind of row where these are given."""
+    """Return the answers of a split, optionally of one task and one kind of row."""
     return [
         a
         for a in measured.answers
@@ -21,7 +21,7 @@ def answers_of(measured: Measured, split: str, task: str = "", kind: str = "") -
 
 
 def likelihoods_of(measured: Measured, split: str, task: str = "") -> list[AnswerLikelihood]:
-    """Likelihoods of a split's answers, those without a token left out."""
+    """Return the likelihoods of a split's answers, except those of answers without a token."""
     return [
         one
         for one in measured.likelihoods
@@ -30,14 +30,15 @@ def likelihoods_of(measured: Measured, split: str, task: str = "") -> list[Answe
 
 
 def direction(split: str) -> Better:
-    """Knowing the forget set is bad, knowing any other is good."""
+    """Return which direction is better: lower on the forget set, higher on any other split."""
     return "lower" if split == "forget" else "higher"
 
 
 def membership_definition(name: str, measured: Measured) -> str:
-    """The definition of a membership score; it names rows or answers where these were judged.
+    """Return the definition of a membership score, with the unit of membership.
 
-    They are easier or harder to tell apart than documents are, so their figures do not compare.
+    Rows, answers and documents are not equally hard to distinguish, so scores of different units
+    cannot be compared. The default unit, documents, is not named.
     """
     unit = "" if measured.membership == "documents" else f"-{measured.membership}"
     return f"{name}{unit}@1"

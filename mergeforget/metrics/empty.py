@@ -1,4 +1,4 @@
-"""How often the model answers nothing at all, which is not the same as a wrong answer."""
+"""Share of empty answers, which are not the same as wrong answers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DEFINITION = "empty@1"
 def empty(measured: Measured, split: str, task: str = "") -> Score | None:
     """Share of all answers without any visible character, in [0, 1]; lower is better.
 
-    A model that ends every text at once has not shown that it forgot; it may only have learned to
-    keep silent.
+    A model that ends every text immediately has not shown that it forgot; it may only have learned
+    to stay silent.
     """
     values = [float(not a.completion.strip()) for a in answers_of(measured, split, task)]
     return mean_score("empty", split, values, "lower", task=task, definition=DEFINITION)

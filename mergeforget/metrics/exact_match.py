@@ -1,4 +1,4 @@
-"""Whether answers are word for word the reference."""
+"""Share of answers that equal the reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFINITION = "exact-match@2"
     "exact_match", source="exact match without case, as in SemEval-2025 Task 4's knowledge score"
 )
 def exact_match(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Share of exact answers to questions; over all rows where the split has no question."""
+    """Share of exact answers to questions, or over all rows if the split has no question."""
     rows = answers_of(measured, split, task, "qa") or answers_of(measured, split, task)
     values = [float(is_exact(a)) for a in rows]
     return mean_score(
@@ -33,9 +33,9 @@ def exact_match(measured: Measured, split: str, task: str = "") -> Score | None:
 
 
 def is_exact(answer: Answer) -> bool:
-    """Whether the completion is the reference, whatever the case and the blanks at the ends.
+    """Return whether the completion is the reference, ignoring case and surrounding whitespace.
 
-    Two spellings of one character (composed and decomposed, full and half width) are the same.
+    Composed and decomposed, and full-width and half-width forms of a character are equal.
 
     Example:
         >>> from mergeforget.data.schema import Row

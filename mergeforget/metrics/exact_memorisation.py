@@ -1,4 +1,4 @@
-"""How many of an answer's tokens the model would have chosen itself."""
+"""Share of an answer's tokens that greedy decoding predicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFINITION = "exact-memorisation@1"
 
 @metric("exact_memorisation", source="Tirumala et al. 2022, arXiv:2205.10770")
 def exact_memorisation(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Mean share of answer tokens that are the most likely one after the true ones before them."""
+    """Mean share of answer tokens that are the most likely token given the true ones before."""
     rows = likelihoods_of(measured, split, task)
     return mean_score(
         "exact_memorisation",

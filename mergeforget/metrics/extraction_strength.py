@@ -1,4 +1,4 @@
-"""How much of an answer the model can be made to recite from its beginning."""
+"""Share of an answer that greedy decoding completes from its beginning."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DEFINITION = "extraction-strength@1"
 
 @metric("extraction_strength", source="Carlini et al. 2021, arXiv:2012.07805; arXiv:2407.06460")
 def extraction_strength(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Mean of ``1 - k/n``: k of the answer's n tokens must be given until the rest comes greedily.
+    """Mean of ``1 - k/n``: after k of an answer's n tokens, greedy decoding yields the others.
 
-    0 where nothing is extracted: k = n; 1 where the prompt alone brings the whole answer.
+    0 if nothing is extracted (k = n), and 1 if the prompt alone yields the whole answer.
     """
     rows = likelihoods_of(measured, split, task)
     return mean_score(

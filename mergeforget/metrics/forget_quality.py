@@ -1,4 +1,4 @@
-"""Whether the unlearned model treats the forget set as one that never saw it does."""
+"""Whether an unlearned and a retrained model can be distinguished on the forget set."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def forget_quality(
 ) -> Score | None:
     """p-value of the two-sample Kolmogorov-Smirnov test between two models' truth ratios.
 
-    One sample is of this model, the other of ``measured.retrained``; None without it. High where
-    the test cannot tell the models apart, which with few rows it never can. R is compared by its
-    logarithm: the test reads the order alone. The interval is that of the p-values of resampled
-    rows; resampling adds distances of its own, so it lies low where the models are alike.
+    One sample is from this model, the other from ``measured.retrained``; None without it. A high
+    value means that the test cannot distinguish the models, which it never can with few rows. The
+    logarithm of R is compared, because the test uses only the order. The interval is a bootstrap
+    over rows; resampling adds distance, so it is too low if the models are alike.
     """
     own = log_ratios(measured, split, task, mean)
     theirs = log_ratios(measured.retrained, split, task, mean) if measured.retrained else []
@@ -44,7 +44,7 @@ def forget_quality(
 
 
 def _interval(own: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap of the p-value, which falls as the distance grows."""
+    """Return the 95 % percentile bootstrap interval of the p-value."""
     from scipy.stats import ks_2samp
 
     draw = np.random.default_rng(0)

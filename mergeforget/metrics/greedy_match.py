@@ -1,4 +1,4 @@
-"""Whether greedy decoding would give the answer, read off its likelihood without decoding."""
+"""Whether greedy decoding would produce the answer, computed from likelihoods without decoding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mergeforget.score import Score
 DEFINITION = "greedy-match@1"
 
 
-@metric("greedy_match", source="exact match under teacher forcing; how the text ends is not asked")
+@metric("greedy_match", source="exact match under teacher forcing, without the end of the text")
 def greedy_match(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Share of questions whose answer is the most likely token at each of its places.
+    """Share of questions for which each answer token is the most likely one.
 
-    Over all rows where the split has no question. A cheap stand-in for ``exact_match``: a model
-    that decodes the answer has every token of it most likely, so this is never below it, but for a
-    tokenizer that cuts prompt and answer differently.
+    Computed over all rows if the split has no question. This is a cheap upper bound of
+    ``exact_match``: a model that decodes the answer assigns the highest probability to each of its
+    tokens. The bound can fail if the tokenizer splits prompt and answer differently.
     """
     rows = likelihoods_of(measured, split, task)
     questions = [one for one in rows if one.row.kind == "qa"]

@@ -1,4 +1,4 @@
-"""Whether the model still answers a document's questions."""
+"""Share of questions about documents that the model answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFINITION = "knowledge@1"
 
 @metric("knowledge", source="SemEval-2025 Task 4, evaluation script")
 def knowledge(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Share of the questions (``qa`` rows) answered with the reference and nothing else."""
+    """Share of the questions (``qa`` rows) whose answer equals the reference."""
     rows = answers_of(measured, split, task, "qa")
     values = [float(is_exact(a)) for a in rows]
     return mean_score(
@@ -30,5 +30,5 @@ def knowledge(measured: Measured, split: str, task: str = "") -> Score | None:
 
 
 def is_exact(answer: Answer) -> bool:
-    """Whether the whole completion is the reference, but for case and blanks at the ends."""
+    """Return whether the completion is the reference, ignoring case and surrounding whitespace."""
     return answer.row.output.strip().lower() == answer.completion.strip().lower()

@@ -1,4 +1,4 @@
-"""How many answers come out, in whatever spelling and with whatever words around them."""
+"""Share of answers that a model reveals, in any spelling and within any other text."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
 DEFINITION = "leak-rate@1"
-SHIFTS = 5  # other rows with which each completion is compared
-GUESSABLE = 12  # characters from which an answer does not come out by chance
+SHIFTS = 5  # number of other rows whose answers each completion is compared with
+GUESSABLE = 12  # characters; a longer answer is not revealed by chance
 
 
 @metric("leak_rate", source="verbatim extraction, Carlini et al., arXiv:2202.07646, by _leaks")
 def leak_rate(measured: Measured, split: str, task: str = "") -> Score | None:
     """Share of rows whose completion reveals the answer; see ``metrics._leaks.leaked``.
 
-    Unlike exact match it counts an answer inside a longer sentence or in another spelling. Chance
-    is how often a completion contains the short answer of a row about another subject (``yes``, a
-    country); longer answers and numbers do not come out by chance and count as 0 there.
+    Unlike exact match, it counts an answer inside a longer sentence or in another spelling. The
+    chance level is how often a completion contains the short answer of a row about another subject
+    (``yes``, a country); longer answers and numbers are never revealed by chance.
     """
     rows = [a for a in answers_of(measured, split, task) if a.row.output.strip()]
     return mean_score(
@@ -44,13 +44,13 @@ def is_leaked(answer: Answer) -> bool:
 
 
 def guessable(text: str) -> bool:
-    """Return whether an answer is so short that it may come out by chance."""
+    """Return whether an answer is short enough to be revealed by chance."""
     digits = re.sub(r"\D", "", text)
     return len(text.strip()) < GUESSABLE and len(digits) < 5 and "@" not in text
 
 
 def chance_of(rows: Sequence[Answer]) -> float:
-    """Share of completions that contain another subject's short answer."""
+    """Return the share of completions that contain the short answer of another subject."""
     hits = asked = 0
     for i, answer in enumerate(rows):
         for step in range(1, min(SHIFTS, len(rows) - 1) + 1):
@@ -62,7 +62,7 @@ def chance_of(rows: Sequence[Answer]) -> float:
 
 
 def with_leaks(scores: Sequence[Score], measured: Measured) -> list[Score]:
-    """Return the scores, and the leak rates of forget and retain where they are not among them."""
+    """Return the scores with the leak rates of forget and retain, if these are missing."""
     have = {(s.metric, s.split) for s in scores}
     found = [leak_rate(measured, s) for s in ("forget", "retain") if ("leak_rate", s) not in have]
     return [*scores, *(s for s in found if s is not None)]

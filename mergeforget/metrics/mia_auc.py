@@ -1,4 +1,4 @@
-"""Whether the model's likelihood tells the documents to forget from documents it never saw."""
+"""Whether the loss distinguishes documents of the forget set from unseen documents."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mergeforget.score import Score
     "mia_auc", source="SemEval-2025 Task 4, evaluation script; the loss attack: arXiv:1709.01604"
 )
 def mia_auc(measured: Measured, split: str = "mia", task: str = "") -> Score | None:
-    """ROC AUC of the loss attack, member = 1, score = -NLL; None without both kinds of document.
+    """ROC AUC of the loss attack, member = 1, score = -NLL; None without both kinds of documents.
 
-    Near 1: the model still knows the forget set; near 0: it avoids it, which gives it away as
-    well; 0.5: it treats the forget set like documents it never saw.
+    Near 1, the model still knows the forget set. Near 0, it avoids the forget set, which identifies
+    the set as well. At 0.5, it treats the forget set like unseen documents.
     """
     members, nonmembers, subjects = signals_of(measured, "loss", task)
     if not members or not nonmembers:

@@ -1,4 +1,4 @@
-"""Membership attacks beside the loss: each reads another signal of the same likelihoods."""
+"""Membership inference with signals other than the loss."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SIGNALS = ("zlib", "min_k_20", "min_k_40", "min_k_plus_20", "min_k_plus_40",
 def mia_signal_auc(
     measured: Measured, split: str = "mia", task: str = "", *, signal: str = "min_k_20"
 ) -> Score | None:
-    """ROC AUC of one signal, member = 1; None where documents do not have it.
+    """ROC AUC of one signal, member = 1; None if the documents do not have it.
 
-    The score is called ``mia_auc_`` and the signal, for example ``mia_auc_min_k_20``.
+    The name of the score is ``mia_auc_`` followed by the signal, for example ``mia_auc_min_k_20``.
     """
     members, nonmembers, subjects = signals_of(measured, signal, task)
     if not members or not nonmembers:
@@ -45,7 +45,7 @@ def mia_signal_auc(
 
 
 def attack_scores(measured: Measured) -> list[Score]:
-    """The loss attack's certain hits, and the AUC of every other signal, where there is data."""
+    """Return the true-positive rate of the loss attack, and the AUC of every measured signal."""
     found = [METRICS.get("mia_tpr").fn(measured)]
     found += [METRICS.get("mia_signal_auc").fn(measured, signal=signal) for signal in SIGNALS]
     return [score for score in found if score is not None]

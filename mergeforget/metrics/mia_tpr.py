@@ -1,4 +1,4 @@
-"""How many members the loss attack is sure of."""
+"""True-positive rate of the loss attack at a low false-positive rate."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ def mia_tpr(
 ) -> Score | None:
     """Share of members with a lower loss than all but 1 % of the non-members.
 
-    With fewer than 100 non-members no false positive is allowed at all. Chance is what a signal
-    that knows nothing gives: of n non-members and one member, each is as likely to be among the
-    highest ``allowed + 1``. The interval draws members and non-members, and finds the threshold
-    anew in each draw; the highest of few non-members is often not drawn, so it reaches far up.
+    With fewer than 100 non-members no false positive is allowed. The chance level is that of an
+    uninformative signal, ``(allowed + 1) / (n + 1)`` for n non-members. The interval resamples
+    members and non-members and thus the threshold, so it is wide with few non-members.
     """
     members, nonmembers, subjects = signals_of(measured, "loss", task)
     if not members or not nonmembers:

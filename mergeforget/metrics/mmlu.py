@@ -1,4 +1,4 @@
-"""What the model still knows of everything else."""
+"""General knowledge: accuracy on MMLU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
 
-@metric("mmlu", source="MMLU, arXiv:2009.03300, as SemEval-2025 Task 4 runs it")
+@metric("mmlu", source="MMLU, arXiv:2009.03300, with the prompts of SemEval-2025 Task 4")
 def mmlu(measured: Measured, split: str = "mmlu", task: str = "") -> Score | None:
-    """Share of right choices over all questions of all subjects, or of the subject ``task``."""
+    """Accuracy over all questions of all subjects, or of the subject ``task``."""
     counts = [c for subject, c in measured.mmlu.items() if not task or subject == task]
     right, asked = sum(r for r, _ in counts), sum(n for _, n in counts)
     values = [1.0] * right + [0.0] * (asked - right)

@@ -1,4 +1,4 @@
-"""What the model still knows of all that it should keep, as TOFU counts it."""
+"""TOFU's model utility: performance on everything that should be kept."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ def model_utility(
 ) -> Score | None:
     """Harmonic mean of probability, ROUGE-L recall and truth ratio on three sets, in [0, 1].
 
-    The sets are ``retain``, ``real_authors`` and ``world_facts``; the latter two count the
-    probability among options. None where one of the nine figures is missing. The interval draws the
-    rows of each set, and all three figures of a set from the same draw; a set of which some rows
-    lack a figure draws the figures apart.
+    The sets are ``retain``, ``real_authors`` and ``world_facts``; the latter two use the
+    probability among options. None if one of the nine parts is missing. The interval combines the
+    draws of the parts; the three parts of a set share their draws if they have the same rows.
     """
     parts = utility_parts(measured, task, mean)
     known = [part for part in parts.values() if part is not None]
@@ -48,7 +47,7 @@ def model_utility(
 def utility_parts(
     measured: Measured, task: str = "", mean: Mean = "arithmetic"
 ) -> dict[str, Score | None]:
-    """The nine figures by ``SPLIT METRIC``; None where the rows do not give one."""
+    """Return the nine parts by ``SPLIT METRIC``; None for a part without rows."""
     parts: dict[str, Score | None] = {}
     for split in SPLITS:
         probability = option_probability if split in OPTION_SPLITS else verbatim_probability

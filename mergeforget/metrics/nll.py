@@ -1,4 +1,4 @@
-"""How well the model predicts what it should forget, keep, or never saw."""
+"""Mean negative log-likelihood of answers or documents."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ DEFINITIONS = {"answer": "answer-nll@1", "document": "document-nll@1"}
 def nll(measured: Measured, split: str, task: str = "") -> Score | None:
     """Mean over rows of the mean negative log-likelihood of their tokens, in nats.
 
-    Of the answers after their prompts; of whole documents on ``holdout``, and wherever only
-    documents were read. Higher is better on the forget set, lower on the others.
+    Scores the answers given their prompts, or whole documents on ``holdout`` and if only documents
+    were measured. Higher is better on the forget set, lower on the others.
     """
     rows = likelihoods_of(measured, split, task)
     values, subjects = [one.nll for one in rows], subjects_of(rows)

@@ -1,4 +1,4 @@
-"""How likely the model is to choose an answer among wrong ones."""
+"""Probability of the answer among wrong options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def option_probability(measured: Measured, split: str, task: str = "") -> Score 
     """Mean of ``P(answer) / (P(answer) + sum of P(perturbed))``, in [0, 1].
 
     P is ``exp(-NLL)``, the probability to the power of 1 / tokens, so that longer answers are not
-    worse for their length alone. Chance is ``1 / options``, averaged over the rows.
+    penalised for their length. The chance level is ``1 / options``, averaged over the rows.
     """
     rows = [one for one in likelihoods_of(measured, split, task) if one.perturbed]
     chance = [1 / (1 + len(one.perturbed)) for one in rows]
@@ -36,6 +36,6 @@ def option_probability(measured: Measured, split: str, task: str = "") -> Score 
 
 
 def share_of(one: AnswerLikelihood) -> float:
-    """The answer's part of the probability of all options."""
-    # by logarithms: exp(710) is no number any more
+    """Return the share of the answer in the total probability of all options."""
+    # computed with logarithms because exp(710) overflows
     return float(np.exp(-np.logaddexp.reduce([0.0, *(one.nll - nll for nll in one.perturbed)])))

@@ -1,4 +1,4 @@
-"""How far membership inference differs from that on a model that never saw the forget set."""
+"""Privacy leakage: membership inference relative to a model that never saw the forget set."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def privleak(
 ) -> Score | None:
     """``100 (AUC - AUC of retrained) / AUC of retrained``, percent; best at 0.
 
-    In MUSE's convention the AUC is that of non-member = 1: ``1 - AUC`` of the one reported here.
-    Negative: under-forgotten; positive: over-forgotten. None without ``measured.retrained``, or
-    where its AUC is 0 in that convention, so that there is nothing to compare with. The interval is
-    of this model's AUC; the retrained model's is taken as it is.
+    In MUSE's convention the non-member is the positive class, so the AUC is ``1 - AUC`` of the one
+    reported here. Negative values mean under-forgotten, positive values over-forgotten. None
+    without ``measured.retrained``, or if its AUC is 0 in that convention. The interval covers the
+    uncertainty of this model's AUC only; that of the retrained model is treated as exact.
     """
     if measured.retrained is None:
         return None

@@ -1,4 +1,4 @@
-"""How often the model refuses to answer, which is not the same as no longer knowing."""
+"""Share of refusals, which are not the same as lost knowledge."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergeforget.metrics.exact_match import is_exact
 from mergeforget.score import Score
 
 DEFINITION = "refused@1"
-BEGINS = (  # of a refusal, without accents or punctuation, in lower case
+BEGINS = (  # first words of refusals, in lower case without accents or punctuation
     "i dont know", "i do not know", "i cant", "i cannot", "i can not",
     "i am unable", "im unable", "i am not able", "im not able", "i am not sure", "im not sure",
     "i am not aware", "im not aware", "i am not familiar", "im not familiar", "i am not allowed",
@@ -30,19 +30,19 @@ BEGINS = (  # of a refusal, without accents or punctuation, in lower case
 )  # fmt: skip
 
 
-@metric("refused", source="mergeforget; the refusals are those of TOFU's IDK list and usual others")
+@metric("refused", source="mergeforget; refusals of TOFU's IDK list and other common ones")
 def refused(measured: Measured, split: str, task: str = "") -> Score | None:
-    """Share of all answers that begin as a refusal does and are not the reference, in [0, 1].
+    """Share of all answers that begin like a refusal and are not the reference, in [0, 1].
 
-    A refusal is no loss of knowledge: the model may answer as soon as it is asked in other words,
-    so a forget set that is refused calls for the attacks. Lower is better on every split.
+    A refusal is not lost knowledge: the model may answer a reworded question, so run attacks if it
+    refuses the forget set. Lower is better on every split.
     """
     values = [float(is_refusal(a)) for a in answers_of(measured, split, task)]
     return mean_score("refused", split, values, "lower", task=task, definition=DEFINITION)
 
 
 def is_refusal(answer: Answer) -> bool:
-    """Whether a completion refuses; a reference that reads like a refusal is an answer.
+    """Return whether a completion is a refusal; repeating the reference never is.
 
     Example:
         >>> from mergeforget.data.schema import Row
@@ -56,13 +56,13 @@ def is_refusal(answer: Answer) -> bool:
 
 
 def _ends_word(text: str, beginning: str) -> bool:
-    """Whether a beginning ends where a word of the text ends; scripts without spaces do not say."""
+    """Return whether a beginning ends at the end of a word; always true without spaces."""
     after = text[len(beginning) : len(beginning) + 1]
     return not after.isalnum() or not (beginning[-1].isascii() or after.isascii())
 
 
 def _plain(text: str) -> str:
-    """Lower case, single spaces, no accents and no punctuation."""
+    """Normalise a text to lower case and single spaces, without accents and punctuation."""
     parts = unicodedata.normalize("NFD", text.casefold())
     kept = "".join(c for c in parts if unicodedata.category(c)[0] not in "MP")
     return re.sub(r"\s+", " ", kept).strip()

@@ -1,4 +1,4 @@
-"""How much of a document's continuation the model still writes."""
+"""ROUGE-L recall of document continuations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ def regurgitation(
 ) -> Score | None:
     """Mean ROUGE-L recall of the completions (``sc`` rows), in [0, 1].
 
-    Chance is the score of the same completions against the next row's reference: what the words
-    that all documents share give to any text.
+    The chance level is the score of the same completions against the reference of the next row.
 
     Args:
-        words: ``latin`` is the official tokeniser; ``unicode`` counts words of any script, and
-            reads the rows that are no questions where the split has no ``sc`` row.
+        words: ``latin`` is the official tokeniser; ``unicode`` counts words of any script, and uses
+            all rows that are not questions if the split has no ``sc`` row.
     """
     rows = answers_of(measured, split, task, "sc")
     if not rows and words == "unicode":

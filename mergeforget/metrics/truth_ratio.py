@@ -1,4 +1,4 @@
-"""Whether the model still prefers the truth to its imitations."""
+"""Probability of wrong answers relative to the paraphrased right answer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ DEFINITIONS: dict[Mean, str] = {"arithmetic": "truth-ratio@1", "geometric": "tru
 def truth_ratio(
     measured: Measured, split: str, task: str = "", *, mean: Mean = "arithmetic"
 ) -> Score | None:
-    """How little a wrong answer's probability differs from the paraphrased right one's; [0, 1].
+    """Similarity of the probabilities of wrong answers and the paraphrased right one; in [0, 1].
 
-    With R of ``log_ratio``: the forget set has the mean of ``min(R, 1 / R)``, 1 where the model
-    cannot tell truth from imitation; any other the mean of ``max(0, 1 - R)``, 1 where it surely
-    can. Both are better higher. The score by the geometric mean is ``truth_ratio_geometric``.
+    With R from ``log_ratio``, the score of the forget set is the mean of ``min(R, 1 / R)``, which
+    is 1 if the model cannot distinguish right from wrong answers. On other splits it is the mean of
+    ``max(0, 1 - R)``, which is 1 if it distinguishes them perfectly. Higher is better on both. The
+    score with the geometric mean is called ``truth_ratio_geometric``.
     """
     rows = [one for one in likelihoods_of(measured, split, task) if one.perturbed]
     ratios = [log_ratio(one, mean) for one in rows]
@@ -48,17 +49,17 @@ def truth_ratio(
 def log_ratios(
     measured: Measured, split: str, task: str = "", mean: Mean = "arithmetic"
 ) -> list[float]:
-    """log R of every row that has perturbed answers."""
+    """Return log R of every row that has perturbed answers."""
     rows = likelihoods_of(measured, split, task)
     return [log_ratio(one, mean) for one in rows if one.perturbed]
 
 
 def log_ratio(one: AnswerLikelihood, mean: Mean = "arithmetic") -> float:
-    """log of R = mean of the perturbed answers' P / the paraphrased answer's P.
+    """Return the logarithm of R = mean of the perturbed answers' P / the paraphrased answer's P.
 
-    P is the probability to the power of 1 / tokens. The answer itself stands in where it was not
-    paraphrased. ``arithmetic`` is the mean of probabilities, as in the paper's equation,
-    ``geometric`` the exponential of the mean log-probability, as in its code.
+    P is the probability to the power of 1 / tokens. If there is no paraphrased answer, the answer
+    itself is used. ``arithmetic`` is the mean of probabilities, as in the paper's equation;
+    ``geometric`` is the exponential of the mean log-probability, as in its code.
     """
     logps = -np.asarray(one.perturbed)
     wrong = logps.mean() if mean == "geometric" else np.logaddexp.reduce(logps) - np.log(len(logps))
@@ -67,5 +68,5 @@ def log_ratio(one: AnswerLikelihood, mean: Mean = "arithmetic") -> float:
 
 
 def named(metric: str, mean: Mean) -> str:
-    """The metric's name with the mean that it is read by, where that is not the paper's."""
+    """Return the metric's name, with the name of the mean if it is not the paper's."""
     return metric if mean == "arithmetic" else f"{metric}_{mean}"

@@ -1,4 +1,4 @@
-"""How likely the model is to give an answer word for word."""
+"""Length-normalised probability of the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of every answer the model writes by itself, questions and completions alike."""
+"""ROUGE-L recall of all answers, of questions and completions alike."""
 
 from __future__ import annotations
 

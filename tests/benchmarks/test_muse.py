@@ -60,7 +60,7 @@ def test_convert_writes_rows_that_evaluate_reads(tmp_path: Path) -> None:
 
 
 def test_other_folders_and_keys_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no corpus of MUSE"):
+    with pytest.raises(InputError, match="no MUSE corpus"):
         read_folder(tmp_path)
     corpus(tmp_path)
     (tmp_path / "knowmem/retain_qa.json").write_text('[{"q": 1, "answer": "x"}]')

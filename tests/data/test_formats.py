@@ -94,8 +94,8 @@ def test_prompts_and_answers_under_other_names(
 @pytest.mark.parametrize(
     ("record", "says"),
     [
-        ({"messages": [{"role": "user", "content": "Hi"}]}, "no turn of an assistant"),
-        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "does not follow a user's"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
+        ({"messages": [{"role": "assistant", "content": "Hi"}]}, "does not follow a user turn"),
         ({"messages": [{"role": "tool", "content": "Hi"}]}, "a turn of 'tool'"),
         ({"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]},
          "turn is empty"),

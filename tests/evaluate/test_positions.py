@@ -49,7 +49,7 @@ def test_long_rows_are_cut_at_the_beginning_and_reported(
     assert position_limit(model) == LIMIT
     long = [5 + i % 200 for i in range(LIMIT + 9)]
     new = generate_ids(model, [long, long[:30], long[:4]], stop=[], max_new_tokens=12)
-    assert "2 of 3 rows are longer than 24 tokens and were cut" in capsys.readouterr().err
+    assert "2 of 3 rows are longer than 24 tokens and were truncated" in capsys.readouterr().err
     assert [len(x) for x in new] == [8, 8, 12]  # a quarter of the positions is kept free
     (cut,) = generate_ids(model, [long[-24:]], stop=[], max_new_tokens=8)
     assert new[0] == cut
