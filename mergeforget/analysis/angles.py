@@ -1,12 +1,12 @@
 """Angles between the weight changes of a training, and between the over and the under adapter.
 
-A change vector is every module's ``scaling * b @ a`` laid end to end. With the state ``s`` at a
-step and the state ``e`` at the end, the three change vectors 0 to s, s to end and 0 to end are s,
-e - s and e, so all their lengths and angles follow from three inner products of each module:
-<s, s>, <s, e>, <e, e>. Those come from rank-sized matrices; nothing of size (out, in) is made.
+A change vector is the concatenation of every module's ``scaling * b @ a``. With the state ``s`` at
+a step and the state ``e`` at the end, the three change vectors 0 to s, s to end and 0 to end are s,
+e - s and e, so all their norms and angles follow from three inner products per module: <s, s>,
+<s, e> and <e, e>. These are computed from rank-sized matrices; no (out, in) matrix is formed.
 
-The factors A and B have angles of their own. They count from zero, as a merge of factors sees them:
-B begins there, and A at its random start, which is a part of "0 to s".
+The factors A and B have separate angles, measured from zero as in a merge in factor space. B is
+initialised with zeros, but A with random values, which are part of "0 to s".
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from mergeforget.run import PAIR, Run
 Grams = NDArray[np.float64]  # (modules, 3): <x, x>, <x, y>, <y, y>
 FORWARD, OVERALL, CORRECTION = "0 to s, s to end", "0 to s, 0 to end", "s to end, 0 to end"
 OVER_UNDER = "over, under"
-NEAR_EPOCHS = 0.25  # snapshots of over and under this near are compared
-ZERO = 1e-14  # of the larger square: below this a difference is rounding
+NEAR_EPOCHS = 0.25  # maximum distance of snapshots of over and under that are compared
+ZERO = 1e-14  # relative to the larger square; smaller differences are rounding
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Angle:
 
     Attributes:
         model: ``over``, ``under`` or ``pair``.
-        vectors: which two change vectors.
+        vectors: the two change vectors.
         step: the step s; None for the finished adapters.
-        epoch: of that step.
-        space: ``delta`` (the change of the weights), or ``a`` or ``b`` (the LoRA factors alone).
+        epoch: epoch at that step.
+        space: ``delta`` (change of the weights), or ``a`` or ``b`` (a LoRA factor).
         group: ``all``, ``layer``, ``kind`` or ``module``.
-        name: the layer's number, the kind (``q_proj``) or the module; empty for all.
-        degrees: in [0, 180]; None where one of the vectors is zero.
+        name: number of the layer, kind (``q_proj``) or module; empty for all.
+        degrees: angle in [0, 180]; None if one of the vectors is zero.
     """
 
     model: str
@@ -61,15 +61,15 @@ class Angle:
 
 
 def run_angles(run: Run) -> list[Angle]:
-    """Every angle of a run: over its training, and between its two adapters.
+    """Compute all angles of a run: during training, and between its two adapters.
 
     Raises:
-        MissingError: neither a trained adapter nor a snapshot is there.
+        MissingError: There is no trained adapter.
     """
     ends = {side: read_adapter(run.root / side, side) for side in PAIR if has_adapter(run, side)}
     if not ends:
         raise MissingError(
-            f"There is no trained adapter in {run.root}. `mergeforget train-pair` makes the pair."
+            f"There is no trained adapter in {run.root}. `mergeforget train-pair` trains the pair."
         )
     rows = []
     for side, end in ends.items():
@@ -85,7 +85,7 @@ def run_angles(run: Run) -> list[Angle]:
 def training_angles(
     model: str, step: int, epoch: float | None, state: Adapter, end: Adapter
 ) -> list[Angle]:
-    """The three angles at one step, in each space, in all, per layer, per kind and per module."""
+    """Return the three angles at one step for each space: total, per layer, kind and module."""
     modules = sorted(state.deltas.keys() | end.deltas.keys())
     return [
         Angle(model, vectors, step, epoch, space, group, name, degrees)
@@ -98,7 +98,7 @@ def training_angles(
 def pair_angles(
     over: Adapter, under: Adapter, step: int | None = None, epoch: float | None = None
 ) -> list[Angle]:
-    """Angles between two adapters, of their changes and of their factors A and B alone."""
+    """Return the angles between two adapters, for their changes and for their factors A and B."""
     modules = sorted(over.deltas.keys() | under.deltas.keys())
     return [
         Angle("pair", OVER_UNDER, step, epoch, space, group, name, angle(xx, yy, xy))
@@ -109,7 +109,7 @@ def pair_angles(
 
 
 def grams_by_space(x: Adapter, y: Adapter, modules: list[str]) -> dict[str, Grams]:
-    """Inner products in delta space, and of A and of B where the ranks allow it."""
+    """Return inner products in delta space, and of A and B if the ranks are equal."""
     spaces: dict[str, Grams] = {"delta": delta_grams(x, y, modules)}
     if all(_same_rank(x, y, m) for m in modules):
         spaces["a"] = factor_grams(x, y, modules, lambda d: d.a)
@@ -118,9 +118,9 @@ def grams_by_space(x: Adapter, y: Adapter, modules: list[str]) -> dict[str, Gram
 
 
 def delta_grams(x: Adapter, y: Adapter, modules: list[str]) -> Grams:
-    """Inner products of the changes of each module, (modules, 3): <x, x>, <x, y>, <y, y>.
+    """Return inner products of the changes of each module, (modules, 3): <x, x>, <x, y>, <y, y>.
 
-    A module that one of them does not change is a zero change there.
+    A module that an adapter does not contain counts as a zero change.
     """
     return np.array(
         [_gram(x.deltas.get(m), y.deltas.get(m), LowRankDelta.inner) for m in modules], np.float64
@@ -130,7 +130,7 @@ def delta_grams(x: Adapter, y: Adapter, modules: list[str]) -> Grams:
 def factor_grams(
     x: Adapter, y: Adapter, modules: list[str], factor: Callable[[LowRankDelta], Any]
 ) -> Grams:
-    """The same of one factor of each module, entry by entry, as a merge of the factors sees it."""
+    """Return the inner products of one LoRA factor of each module, (modules, 3)."""
 
     def inner(one: LowRankDelta, two: LowRankDelta) -> float:
         return float(np.vdot(factor(one).astype(np.float64), factor(two).astype(np.float64)))
@@ -141,7 +141,7 @@ def factor_grams(
 
 
 def change_angles(gram: Iterable[float]) -> dict[str, float | None]:
-    """The angles between 0 to s, s to end and 0 to end, in degrees.
+    """Return the angles between 0 to s, s to end and 0 to end, in degrees.
 
     Args:
         gram: <s, s>, <s, e>, <e, e>.
@@ -160,14 +160,14 @@ def change_angles(gram: Iterable[float]) -> dict[str, float | None]:
 
 
 def angle(xx: float, yy: float, xy: float) -> float | None:
-    """Degrees between two vectors from <x, x>, <y, y> and <x, y>; None where one is zero."""
+    """Return the angle in degrees from <x, x>, <y, y> and <x, y>; None for a zero vector."""
     if xx <= 0 or yy <= 0:
         return None
     return math.degrees(math.acos(max(-1.0, min(1.0, xy / math.sqrt(xx * yy)))))
 
 
 def groups_of(modules: list[str]) -> list[tuple[str, str, list[int]]]:
-    """(group, name, rows): all modules, then each layer, kind and module."""
+    """Return (group, name, rows) for all modules, then for each layer, kind and module."""
     layers: dict[str, list[int]] = {}
     kinds: dict[str, list[int]] = {}
     for row, module in enumerate(modules):
@@ -195,9 +195,9 @@ def kind_of(module: str) -> str:
 
 
 def _pair_over_training(run: Run) -> list[Angle]:
-    """Over against under at each snapshot of over, where under has one at about that epoch.
+    """Return the angles between over and under at each snapshot with a counterpart in epoch.
 
-    The two take batches of different sizes, so their snapshots need not fall on the same instant.
+    The two may have different batch sizes, so their snapshots need not have the same epoch.
     """
     unders = [s for s in read_snapshots(run, "under") if s.epoch is not None]
     rows = []

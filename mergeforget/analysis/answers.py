@@ -1,4 +1,4 @@
-"""The same questions before and after: what each model answers, and which parts leak."""
+"""Answers of several models to the same questions, with the leaked parts marked."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mergeforget.files import read_jsonl
 from mergeforget.run import Run
 
 WORD = re.compile(r"[\w@](?:[\w@.'/-]*[\w@])?")
-RUN_OF_WORDS = 3  # fewer in a row are chance, unless they identify somebody
+RUN_OF_WORDS = 3  # consecutive words that count as a leak; fewer may be chance
 Segment = tuple[str, bool]  # text, and whether it is in the reference answer
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One question, and what each model answers.
+    """One question and the answer of each model.
 
     Attributes:
-        answers: (model, its completion in segments).
+        answers: (model, completion in segments).
     """
 
     row: Row
@@ -30,9 +30,9 @@ class Comparison:
 
 
 def compare_answers(run: Run, limit: int) -> list[Comparison]:
-    """Up to ``limit`` questions of each split that every shown model answered.
+    """Return up to ``limit`` questions of each split that every shown model answered.
 
-    The tasks take turns, so that none crowds out the others.
+    Questions are selected from the tasks in turn.
     """
     answered = {s: _completions(run, s) for s in models_shown(run)}
     answered = {model: found for model, found in answered.items() if found}
@@ -54,7 +54,7 @@ def compare_answers(run: Run, limit: int) -> list[Comparison]:
 
 
 def take_turns(rows: list[Row], limit: int) -> list[Row]:
-    """The first rows, one of each task and kind after the other."""
+    """Return the first rows, alternating between tasks and kinds of rows."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.task, row.kind), []).append(row)
@@ -64,11 +64,12 @@ def take_turns(rows: list[Row], limit: int) -> list[Row]:
 
 
 def matching_parts(completion: str, reference: str, prompt: str) -> list[Segment]:
-    """Cut a completion into segments; True where it repeats the reference answer.
+    """Split a completion into segments; True marks parts of the reference answer.
 
-    A part counts when it is three words in a row, the whole of a shorter reference, or a word with
-    a digit or an ``@`` (dates, numbers, addresses), and when a word of it is not in the prompt:
-    repeating the question gives nothing away. Case and punctuation between words do not matter.
+    A part is marked if it has three consecutive words, is the whole of a shorter reference, or is a
+    word with a digit or an ``@`` (dates, numbers, addresses). At least one of its words must not be
+    in the prompt, because repeating the question reveals nothing. Case and punctuation between
+    words are ignored.
     """
     said = list(WORD.finditer(completion))
     words = [m[0].casefold() for m in said]
@@ -83,7 +84,7 @@ def matching_parts(completion: str, reference: str, prompt: str) -> list[Segment
 
 
 def _telling(block: list[str], asked: set[str], whole: int) -> list[tuple[int, int]]:
-    """Ranges of a matching block that give something away."""
+    """Return the ranges of a matching block that reveal part of the answer."""
     if len(block) >= min(RUN_OF_WORDS, max(1, whole)) and not set(block) <= asked:
         return [(0, len(block))]
     return [
@@ -103,7 +104,7 @@ def _segments(text: str, spans: list[tuple[int, int]]) -> list[Segment]:
 
 
 def _completions(run: Run, model: str) -> dict[tuple[str, str], tuple[Row, str]]:
-    """(split, id) -> row and completion of one model."""
+    """Return row and completion of one model by (split, id)."""
     found = {}
     for values in read_jsonl(run.answers / f"{model}.jsonl"):
         fields = ("id", "input", "output", "task", "split")

@@ -1,4 +1,4 @@
-"""What attacks found in a run, and their figures."""
+"""Results of attacks on a run, and their figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ AXES = {  # attack: key of the horizontal axis, and its label
     "multiple_choice": ("condition", "rows"),
 }
 METRICS = {
-    "nll": "NLL, forget\n(nats a token)",
+    "nll": "NLL, forget\n(nats per token)",
     "greedy_match": "exact answers,\nforget",
     "regurgitation": "ROUGE-L recall,\nforget",
     "mia_auc": "MIA AUC",
@@ -51,47 +51,47 @@ TITLES = {
     "relearn_unrelated": "Relearning on unrelated text",
     "nf4": "4-bit NormalFloat",
     "exposure": "Rank of the true answer (exposure, bits)",
-    "multiple_choice": "Multiple choice (share right)",
-    "logit_lens": "Logit lens (log-likelihood, nats a token)",
+    "multiple_choice": "Multiple choice (accuracy)",
+    "logit_lens": "Logit lens (log-likelihood, nats per token)",
 }
 LABELS = {"before": "before unlearning", "control": "never saw the data"}
 CONTROL = {"color": "#009e73", "marker": "o", "linestyle": (0, (3, 1, 1, 1))}
 
 
 def run_attacks(run: Run) -> list[Result]:
-    """Every result of every attack on the run's models.
+    """Read the results of all attacks on the run's models.
 
     Raises:
-        MissingError: there is none yet.
+        MissingError: There are none yet.
     """
     found = [r for name in ATTACKS.names() for r in read_results(run.attacks, name)]
     if not found:
         raise MissingError(
-            f"No attack was tried on {run.root}. `mergeforget attack {run.root}` tries to get the "
-            "data back by relearning, quantisation, prompts and probes."
+            f"No attack was run on {run.root}. `mergeforget attack {run.root}` tries to recover "
+            "the data by relearning, quantisation, prompts and probes."
         )
     return found
 
 
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """The figures of all attacks, flat."""
+    """Return the measured values of all attacks as flat rows."""
     return [{"attack": r.attack, "attacked": r.model, **row} for r in results for row in r.rows]
 
 
 def draw_attacks(results: Sequence[Result]) -> list[SavedFigure]:
-    """One figure an attack, with all models that it was tried on."""
+    """Draw one figure per attack, with all attacked models."""
     names = dict.fromkeys(r.attack for r in results if r.rows)
     return [draw_attack([r for r in results if r.attack == name]) for name in names]
 
 
 def draw_attack(results: Sequence[Result]) -> SavedFigure:
-    """The figures of one attack: a panel a metric, a line (prompts: a bar) a model."""
+    """Draw the figure of one attack, with a panel per metric and a line or bar per model."""
     name = results[0].attack
     results = [r for r in results if r.rows]
     key, label = AXES.get(name, ("kind", "kind of prompt"))
     title = TITLES.get(name, name.replace("_", " ").capitalize())
     models: dict[str, list[dict[str, Any]]] = {row["model"]: [] for r in results for row in r.rows}
-    for result in results:  # of a model that several were compared with, the last
+    for result in results:  # a model that several were compared with is shown once
         for model in dict.fromkeys(row["model"] for row in result.rows):
             models[model] = [row for row in result.rows if row["model"] == model]
     metrics = [m for m in METRICS if any(r.get(m) is not None for v in models.values() for r in v)]
@@ -112,7 +112,7 @@ def draw_attack(results: Sequence[Result]) -> SavedFigure:
 
 
 def look_of(model: str, place: int) -> dict[str, Any]:
-    """Colour, marker and dash of a model's line."""
+    """Return colour, marker and dash of a model's line."""
     if model == "control":
         return CONTROL
     known = "base" if model == "before" else model
@@ -144,7 +144,7 @@ def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: 
     if words:
         ax.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])
     else:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half step or layer
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))  # steps and layers are integers
     return marks
 
 
@@ -162,7 +162,7 @@ def _bars(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: s
         look, title = look_of(model, place), LABELS.get(model, model)
         x = [kinds.index(row[key]) + (place + 0.5) * width - 0.4 for row in rows]
         y = [row[metric] for row in rows]
-        hatch = ("", "//", "..", "xx", "--")[place % 5]  # for a print in grey
+        hatch = ("", "//", "..", "xx", "--")[place % 5]  # readable in greyscale prints
         ax.bar(x, y, width * 0.92, label=title, color=look["color"], hatch=hatch, edgecolor="white")
         marks += [
             Mark(ax, a, b, f"{title}, {row[key]}: {_counted(row, b)}")

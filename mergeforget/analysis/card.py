@@ -18,10 +18,10 @@ from mergeforget.score import read_scores
 
 
 def card_of(run: Run, name: str, kind: str) -> str:
-    """Text of the card.
+    """Return the text of the card.
 
     Args:
-        name: of the candidate.
+        name: Name of the candidate.
         kind: ``adapter`` or ``model``.
     """
     recipe = load_recipe(run.recipe)
@@ -94,17 +94,19 @@ def _scores(run: Run, name: str) -> str:
         cells = [cell_of(scores[s], measure).text for s in shown]
         rows.append([label_of(measure), *cells])
     table = "\n".join("| " + " | ".join(_plain(c) for c in row) + " |" for row in rows)
-    return f"## Scores\n\nOn the report split where the data was split.\n\n{table}"
+    return (
+        f"## Scores\n\nScores on the report split, or on all data if it was not split.\n\n{table}"
+    )
 
 
 def _attacks(run: Run, name: str) -> str:
-    """Return what attacks on the candidate found, or that none was tried."""
+    """Return the verdict of each attack on the candidate, or a remark that there was none."""
     try:
         found = [result for result in run_attacks(run) if result.model == name]
     except MissingError:
         found = []
-    told = [f"- {result.attack}: {_plain(result.verdict)}" for result in found]
-    return "## Does it come back?\n\n" + ("\n".join(told) or "No attack on it was tried.")
+    lines = [f"- {result.attack}: {_plain(result.verdict)}" for result in found]
+    return "## Attacks\n\n" + ("\n".join(lines) or "No attack was run on this candidate.")
 
 
 def _provenance(run: Run, recipe: Recipe, name: str) -> str:
@@ -124,7 +126,7 @@ def _provenance(run: Run, recipe: Recipe, name: str) -> str:
 
 
 def _prompts(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """How prompts were rendered in training: by the manifest, else by the recipe."""
+    """Return how prompts were rendered in training, from the manifest or else the recipe."""
     stages = run.read_manifest()["stages"]
     found = stages.get("template", {})
     template = found.get("template", recipe.data.template)
@@ -140,7 +142,7 @@ def _if(chosen: Chosen | None, name: str) -> Chosen | None:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is: no table cell, link, tag or code begins in it."""
+    """Escape the characters that Markdown would interpret."""
     for character in "\\`*[]<>|":
         text = text.replace(character, "\\" + character)
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Every score against the density of the merge, with its interval and the pair beside it."""
+"""Scores by the density of the merge, with intervals and the scores of base, over and under."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Point:
 
     Attributes:
         density: in (0, 1].
-        interval: 95 %, where the score has one.
+        interval: 95 % confidence interval, or None.
     """
 
     model: str
@@ -40,12 +40,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One score of all candidates that differ in nothing but the density.
+    """One score of all candidates that differ only in the density.
 
     Attributes:
         family: method, space and weights, for example ``ties factors``.
-        part: the half of the data: ``choose``, ``report``, or ``all``.
-        points: by density.
+        part: the split: ``choose`` (selection split), ``report``, or ``all``.
+        points: sorted by density.
     """
 
     metric: str
@@ -61,10 +61,10 @@ class Balance:
     """One model between forgetting and retention.
 
     Attributes:
-        family: of a candidate; ``base``, ``over`` or ``under`` otherwise.
-        forgotten: 1 less the score on forget.
+        family: family of a candidate; ``base``, ``over`` or ``under`` otherwise.
+        forgotten: 1 minus the score on forget.
         retained: the score on retain.
-        front: no other model forgets and retains as well and one of them better.
+        front: whether the model is on the Pareto front.
     """
 
     model: str
@@ -88,14 +88,14 @@ class DensityCurves:
     chosen: str = ""
 
     def of(self, metric: str, split: str, task: str = "") -> list[Curve]:
-        """Curves of one score: of the two halves, or of all data where they are not apart."""
+        """Return the curves of one score on the two splits, or on all data without a split."""
         wanted = (metric, split, task)
         found = [c for c in self.curves if (c.metric, c.split, c.task) == wanted]
-        halves = [c for c in found if c.part != "all"]
-        return halves or found
+        parts = [c for c in found if c.part != "all"]
+        return parts or found
 
     def measures(self, task: str = "") -> list[tuple[str, list[str]]]:
-        """(metric, its splits) that there is a curve of, the best known first."""
+        """Return (metric, its splits) of all curves, the best-known metrics first."""
         splits: dict[str, list[str]] = {}
         for curve in self.curves:
             if curve.task == task and curve.split not in splits.setdefault(curve.metric, []):
@@ -103,7 +103,7 @@ class DensityCurves:
         return sorted(splits.items(), key=lambda item: place(item[0]))
 
     def pairs(self, metric: str) -> list[Balance]:
-        """Forgetting and retention of every model, on the half that reports where there is one."""
+        """Return forgetting and retention of every model, on the report split if there is one."""
         models: dict[str, tuple[str, dict[str, dict[str, float]]]] = {}
         for curve in self.curves:
             if curve.metric == metric and not curve.task:
@@ -125,16 +125,16 @@ class DensityCurves:
     def reference(
         self, model: str, metric: str, split: str, task: str, parts: Sequence[str]
     ) -> Score | None:
-        """The score of base, over or under on the first of ``parts`` that was measured."""
+        """Return the score of base, over or under on the first measured part of ``parts``."""
         every = (self.references.get((model, metric, split, task, p)) for p in parts)
         return next((score for score in every if score), None)
 
 
 def run_density(run: Run) -> DensityCurves:
-    """The density curves of a run.
+    """Return the density curves of a run.
 
     Raises:
-        MissingError: no candidate with a density has been scored.
+        MissingError: No candidate with a density has been scored.
     """
     scores = run_scores(run)
     candidates = read_candidates(run, list(scores))
@@ -154,7 +154,7 @@ def run_density(run: Run) -> DensityCurves:
 
 
 def curves_of(scores: dict[str, list[Score]], candidates: dict[str, Candidate]) -> list[Curve]:
-    """Curves from the scores of candidates that have a density."""
+    """Return curves from the scores of candidates with a density."""
     points: dict[tuple[str, str, str, str, str], list[Point]] = {}
     for model, candidate in candidates.items():
         if candidate.density is None:
@@ -171,17 +171,17 @@ def curves_of(scores: dict[str, list[Score]], candidates: dict[str, Candidate]) 
 
 
 def place(metric: str) -> int:
-    """Where a metric stands among the others; unknown ones come last."""
+    """Return the position of a metric in the order of display; unknown metrics come last."""
     return ORDER.index(metric) if metric in ORDER else len(ORDER)
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether no other point is at least as good in both and better in one; more is better."""
+    """Return whether each point is on the Pareto front; higher is better in both coordinates."""
     return [not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points) for x, y in points]
 
 
 def rows_of(curves: Iterable[Curve]) -> list[dict[str, Any]]:
-    """One flat row a point, for csv."""
+    """Return one flat row per point, for csv."""
     return [
         {
             "metric": c.metric, "split": c.split, "task": c.task, "part": c.part,

@@ -1,4 +1,4 @@
-"""How a training went: every term of the loss, gradient norms, saturation, drift, collapse."""
+"""Training dynamics: loss terms, gradient norms, saturation, drift, collapse, and scores."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mergeforget.run import PAIR, Run
 from mergeforget.score import Score
 
 Floats = NDArray[np.float64]
-PARTS = ("all", "report", "choose")  # the largest part that a model was scored on
-SATURATED = 0.05  # of the way from the first to the last level
-DRIFT = 0.10  # rise of a retain term over its lowest level, and at least so many nats a token:
-DRIFT_NATS = 0.05
-COLLAPSE_NATS = 1.0  # rise of the retain NLL over its first level, a token
+PARTS = ("all", "report", "choose")  # in order of preference
+SATURATED = 0.05  # share of the total change of a forget term
+DRIFT = 0.10  # relative rise of a retain term above its minimum, at least DRIFT_NATS
+DRIFT_NATS = 0.05  # nats per token
+COLLAPSE_NATS = 1.0  # rise of the retain NLL above its first value, in nats per token
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Stage:
         loss: (n,) the weighted sum, in nats.
         terms: label -> (n,) value of the term before its weight.
         weights: label -> its weight in the recipe.
-        grad_norm: (n,) before clipping; NaN where it was not recorded.
+        grad_norm: (n,) before clipping; NaN if it was not recorded.
         learning_rate: (n,)
-        window: steps of the running mean that the events are read from.
+        window: number of steps of the running mean in which events are detected.
     """
 
     name: str
@@ -55,18 +55,18 @@ class Stage:
     window: int
 
     def weighted(self, label: str) -> Floats:
-        """A term as it enters the loss."""
+        """Return a term multiplied by its weight."""
         return self.weights.get(label, 1.0) * self.terms[label]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a training.
+    """An event in a training.
 
     Attributes:
         kind: ``saturation``, ``drift``, ``dip`` or ``collapse``.
-        epoch: when it began.
-        text: one sentence with its figures.
+        epoch: start of the event.
+        text: one sentence with its values.
     """
 
     stage: str
@@ -82,17 +82,17 @@ class Event:
 
 
 def run_dynamics(run: Run) -> list[Stage]:
-    """The trainings of a run, in the order they ran.
+    """Return the trainings of a run, in the order in which they ran.
 
     Raises:
-        MissingError: nothing was trained.
+        MissingError: Nothing was trained.
     """
     recipe = load_recipe(run.recipe)
     return [stage_of(name, rows, recipe) for name, rows in read_history(run).items()]
 
 
 def stage_of(name: str, rows: Sequence[dict[str, Any]], recipe: Recipe) -> Stage:
-    """Curves of the rows of one stage."""
+    """Return the curves of one training from the rows of its history."""
     labels = list(dict.fromkeys(label for row in rows for label in row.get("terms") or {}))
     epoch = _column(rows, "epoch")
     return Stage(
@@ -109,7 +109,7 @@ def stage_of(name: str, rows: Sequence[dict[str, Any]], recipe: Recipe) -> Stage
 
 
 def running_mean(values: Floats, window: int) -> Floats:
-    """(n,) mean of ``window`` values around each; fewer at both ends; NaN are left out."""
+    """Return the mean of ``window`` values around each, (n,); fewer at both ends, NaN ignored."""
     kept = np.isfinite(values)
     sums = np.concatenate([[0.0], np.cumsum(np.where(kept, values, 0.0))])
     counts = np.concatenate([[0], np.cumsum(kept)])
@@ -122,23 +122,23 @@ def running_mean(values: Floats, window: int) -> Floats:
 
 
 def events_of(stage: Stage) -> list[Event]:
-    """When forgetting saturated, when retention drifted, dipped or collapsed."""
+    """Detect when forgetting saturated, and when retention drifted, dipped or collapsed."""
     found = []
     for label in stage.terms if stage.name in PAIR else []:
         smooth = running_mean(stage.terms[label], stage.window)
         if label.endswith("_forget"):
             found += _saturation(stage, label, smooth)
-        if label == "gd_retain":  # a KL begins at 0 and can only rise
+        if label == "gd_retain":  # not for KL terms, which start at 0 and can only rise
             found += _drift(stage, label, smooth)
             found += _collapse(stage, label, smooth)
     return found
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, Stage]]:
-    """What unlearned in each of several runs, ``RUN: STAGE`` -> its curves.
+    """Return the unlearning curves of several runs as (``RUN: STAGE``, curves).
 
     Raises:
-        MissingError: nothing was trained in one of them.
+        MissingError: Nothing was trained in one of them.
     """
     return [
         (f"{run.name}: {stage.name}", stage)
@@ -149,16 +149,16 @@ def side_by_side(runs: Sequence[Run]) -> list[tuple[str, Stage]]:
 
 
 def levels(name: str, stage: Stage) -> str:
-    """One sentence: where every term begins and ends, as a mean over half an epoch."""
-    told = []
+    """Describe the first and last value of every term, averaged over half an epoch."""
+    found = []
     for label, values in stage.terms.items():
         smooth = running_mean(values, stage.window)
-        told.append(f"{label} goes from {smooth[0]:.3g} to {smooth[-1]:.3g}")
-    return f"In {name}, {'; '.join(told)}; the gradient norm is at most {_largest(stage):.3g}."
+        found.append(f"{label} changes from {smooth[0]:.3g} to {smooth[-1]:.3g}")
+    return f"In {name}, {'; '.join(found)}; the largest gradient norm is {_largest(stage):.3g}."
 
 
 def rows_of(stage: Stage) -> list[dict[str, Any]]:
-    """One flat row a step, for csv."""
+    """Return one flat row per step, for csv."""
     columns = {"loss": stage.loss, "grad_norm": stage.grad_norm, "rate": stage.learning_rate}
     columns |= {f"{label}": values for label, values in stage.terms.items()}
     columns |= {f"{label}_weighted": stage.weighted(label) for label in stage.terms}
@@ -170,7 +170,7 @@ def rows_of(stage: Stage) -> list[dict[str, Any]]:
 
 
 def _saturation(stage: Stage, label: str, smooth: Floats) -> list[Event]:
-    """The first step from which the term stays within 5 % of its way from its last level."""
+    """Find the step from which the term stays within 5 % of its total change of its last value."""
     first, last = smooth[0], smooth[-1]
     way = abs(last - first)
     if not way > 0:
@@ -178,16 +178,16 @@ def _saturation(stage: Stage, label: str, smooth: Floats) -> list[Event]:
     outside = np.flatnonzero(~(np.abs(smooth - last) <= SATURATED * way))
     at = int(outside[-1]) + 1 if len(outside) else 0
     if at >= len(smooth) - 1:
-        return []  # it was still moving when the training ended
+        return []  # it was still changing when the training ended
     text = (
-        f"In {stage.name}, forgetting saturates at epoch {stage.epoch[at]:.2g}: from there "
-        f"{label} stays within {SATURATED:.0%} of its way from {first:.3g} to {last:.3g}."
+        f"In {stage.name}, forgetting saturates at epoch {stage.epoch[at]:.2g}: from there on, "
+        f"{label} completes less than {SATURATED:.0%} of its change from {first:.3g} to {last:.3g}."
     )
     return [_event(stage, "saturation", label, at, text)]
 
 
 def _drift(stage: Stage, label: str, smooth: Floats) -> list[Event]:
-    """The step from which a retain term stays 10 % above its lowest level to the end."""
+    """Find the step from which a retain term stays 10 % above its minimum until the end."""
     low = int(np.nanargmin(smooth)) if np.isfinite(smooth).any() else 0
     above = smooth > smooth[low] + max(DRIFT * abs(smooth[low]), DRIFT_NATS)
     inside = np.flatnonzero(~above)
@@ -195,26 +195,26 @@ def _drift(stage: Stage, label: str, smooth: Floats) -> list[Event]:
     if at >= len(smooth):
         return []
     text = (
-        f"In {stage.name}, retention drifts from epoch {stage.epoch[at]:.2g}: {label} ends at "
-        f"{smooth[-1]:.3g}, its lowest level was {smooth[low]:.3g}."
+        f"In {stage.name}, retention drifts from epoch {stage.epoch[at]:.2g} on: {label} ends at "
+        f"{smooth[-1]:.3g}, above its minimum of {smooth[low]:.3g}."
     )
     return [_event(stage, "drift", label, at, text)]
 
 
 def _collapse(stage: Stage, label: str, smooth: Floats) -> list[Event]:
-    """Retain answers lose more than a nat a token against the beginning, for good or for a time."""
+    """Find where the retain NLL rises by more than 1 nat per token, for a time or until the end."""
     above = np.flatnonzero(smooth > smooth[0] + COLLAPSE_NATS)
     if not len(above):
         return []
     at, last = int(above[0]), int(above[-1])
     worst = float(smooth[above].max())
-    level = f"{label} reaches {worst:.3g}, {worst - smooth[0]:.3g} nats above its first level"
+    level = f"{label} reaches {worst:.3g}, {worst - smooth[0]:.3g} nats above its first value"
     when = f"epoch {stage.epoch[at]:.2g}"
     if last == len(smooth) - 1:
         text = f"In {stage.name}, retention collapses from {when} on: {level}."
         return [_event(stage, "collapse", label, at, text)]
     until = f"{stage.epoch[last]:.2g}"
-    text = f"In {stage.name}, retention dips from {when} to {until}, and recovers: {level}."
+    text = f"In {stage.name}, retention dips from {when} to {until} and recovers: {level}."
     return [_event(stage, "dip", label, at, text)]
 
 
@@ -229,7 +229,7 @@ def _weights(name: str, recipe: Recipe) -> dict[str, float]:
 
 
 def _half_an_epoch(epoch: Floats) -> int:
-    """Steps in half an epoch: long enough to smooth, short enough to place an event."""
+    """Return the number of steps in half an epoch, used as smoothing window."""
     span = epoch[-1] - epoch[0] if len(epoch) > 1 else 0.0
     return max(1, round((len(epoch) - 1) / span / 2)) if span > 0 else 1
 
@@ -250,12 +250,12 @@ def _plain(value: float) -> float | None:
 
 @dataclass(frozen=True)
 class Moment:
-    """One score at one moment of a training.
+    """One score of one snapshot.
 
     Attributes:
         side: ``over`` or ``under``.
         epoch: passes over the forget set; 0 is the base.
-        task: empty over all tasks.
+        task: task of the rows; empty for all tasks.
     """
 
     side: str
@@ -272,10 +272,10 @@ class Moment:
 
 
 def run_curves(run: Run) -> list[Moment]:
-    """Scores of the base (epoch 0), of every snapshot that was scored and of the adapter itself.
+    """Return the scores of the base (epoch 0), every scored snapshot and the final adapters.
 
     Raises:
-        MissingError: no snapshot was scored.
+        MissingError: No snapshot was scored.
     """
     try:
         scores = run_scores(run)
@@ -291,7 +291,7 @@ def run_curves(run: Run) -> list[Moment]:
 
 
 def side_curves(run: Run, side: str, scores: Mapping[str, list[Score]]) -> list[Moment]:
-    """Moments of one adapter; none where no snapshot of it was scored."""
+    """Return the scores of one adapter's snapshots; empty if none was scored."""
     known = [s for s in read_snapshots(run, side) if s.folder.name in scores]
     if not known:
         return []
@@ -308,7 +308,7 @@ def side_curves(run: Run, side: str, scores: Mapping[str, list[Score]]) -> list[
 
 
 def _end(run: Run, side: str) -> float | None:
-    """The epoch at which a training ended."""
+    """Return the last epoch of a training."""
     try:
         rows = read_history(run).get(side, [])
     except MissingError:
@@ -317,7 +317,7 @@ def _end(run: Run, side: str) -> float | None:
 
 
 def widest(scores: list[Score]) -> list[Score]:
-    """Of each figure the one on the largest part of the data."""
+    """Return each score on the largest part of the data for which it is known."""
     found: dict[tuple[str, str, str], Score] = {}
     for part in reversed(PARTS):
         found |= {(s.metric, s.split, s.task): s for s in scores if s.part == part}

@@ -1,4 +1,4 @@
-"""What the analysis reads of a run folder: scores, candidates, the choice, snapshots, answers."""
+"""Reads a run folder: scores, candidates, the chosen one, history, snapshots and losses."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ DENSITY = re.compile(r"^(?P<method>.+?)-(?P<space>factors|delta)-d(?P<density>[0
 
 
 class MissingError(InputError):
-    """Files that an analysis needs are not there yet; the message names the command."""
+    """Files that an analysis needs do not exist yet; the message names the command."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One adapter as it was at a step of its training.
+    """An adapter saved during its training.
 
     Attributes:
         stage: ``over`` or ``under``.
-        step: optimiser steps done.
-        epoch: passes over the forget set done; None where the history does not say.
-        folder: its PEFT folder.
+        step: number of optimiser steps.
+        epoch: passes over the forget set; None if the history does not contain it.
+        folder: PEFT folder.
     """
 
     stage: str
@@ -45,11 +45,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The balanced candidate that a search named.
+    """The candidate that a search chose.
 
     Attributes:
-        scores: part -> the figures behind the sentence.
-        predicted: density that the pair predicted when the search asked it.
+        scores: part -> the scores in the sentence.
+        predicted: density predicted from the pair at the start of the search.
     """
 
     name: str
@@ -62,10 +62,10 @@ class Chosen:
 
 
 def run_scores(run: Run) -> dict[str, list[Score]]:
-    """Scores of each model of a run, as ``read_scores`` reads them.
+    """Read the scores of each model of a run.
 
     Raises:
-        MissingError: nothing has been scored.
+        MissingError: Nothing has been scored.
     """
     found = read_scores(run.scores)
     if not found:
@@ -77,9 +77,9 @@ def run_scores(run: Run) -> dict[str, list[Score]]:
 
 
 def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
-    """How each scored model was merged; those that are no merge are left out.
+    """Return the candidates among the models, by name.
 
-    One that was scored without being written is known from the search's notes, or from its name.
+    A candidate without a folder is read from ``explored.jsonl``, or derived from its name.
     """
     found = {}
     notes = run.search / "explored.jsonl"
@@ -98,7 +98,7 @@ def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
 
 
 def read_chosen(run: Run) -> Chosen | None:
-    """What the search chose, or None before a search."""
+    """Read the chosen candidate; None before a search."""
     path = run.search / "chosen.json"
     if not path.is_file():
         return None
@@ -115,23 +115,23 @@ def read_chosen(run: Run) -> Chosen | None:
 
 
 def read_history(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Rows of ``history.jsonl`` by stage and by step; a step that was repeated counts once.
+    """Read ``history.jsonl`` by stage, sorted by step; a repeated step counts once.
 
     Raises:
-        MissingError: nothing has been trained here.
+        MissingError: Nothing has been trained.
     """
     stages: dict[str, dict[int, dict[str, Any]]] = {}
     for row in read_jsonl(run.history):
         stages.setdefault(str(row.get("stage")), {})[_step(row, run.history)] = row
     if not stages:
         raise MissingError(
-            f"There is no history of a training in {run.root}. `mergeforget train-pair` writes it."
+            f"There is no training history in {run.root}. `mergeforget train-pair` writes it."
         )
     return {stage: [rows[step] for step in sorted(rows)] for stage, rows in stages.items()}
 
 
 def read_snapshots(run: Run, stage: str) -> list[Snapshot]:
-    """Snapshots of one adapter, by step."""
+    """Return the snapshots of one adapter, sorted by step."""
     epochs = {
         _step(row, run.history): row.get("epoch")
         for row in read_jsonl(run.history)
@@ -146,12 +146,12 @@ def read_snapshots(run: Run, stage: str) -> list[Snapshot]:
 
 
 def has_adapter(run: Run, side: str) -> bool:
-    """Whether ``over`` or ``under`` is trained."""
+    """Return whether an adapter (``over`` or ``under``) has been trained."""
     return (run.root / side / "adapter_config.json").is_file()
 
 
 def models_shown(run: Run) -> list[str]:
-    """Base, over, under and the chosen candidate: what a reader compares."""
+    """Return the models of the report: base, over, under and the chosen candidate."""
     chosen = read_chosen(run)
     return [*ANCHORS, *([chosen.name] if chosen else [])]
 
@@ -173,8 +173,8 @@ class Losses:
 
     Attributes:
         model: ``base``, ``over``, ``under`` or a candidate.
-        members: (n,) mean NLL of each document of the forget set, nats a token.
-        nonmembers: (m,) of documents the model was never trained on.
+        members: (n,) mean NLL of each document of the forget set, in nats per token.
+        nonmembers: (m,) the same for documents that are not in the training data.
     """
 
     model: str
@@ -188,15 +188,15 @@ class Losses:
 
     @property
     def gap(self) -> float:
-        """Mean loss of members minus that of non-members, in nats a token."""
+        """Mean loss of members minus that of non-members, in nats per token."""
         return loss_gap(self.members, self.nonmembers)
 
 
 def run_membership(run: Run) -> list[Losses]:
-    """Document losses of base, over, under and the chosen candidate, as far as measured.
+    """Read the document losses of base, over, under and the chosen candidate, if measured.
 
     Raises:
-        MissingError: none was measured.
+        MissingError: None was measured.
     """
     found = [losses for model in models_shown(run) if (losses := read_losses(run, model))]
     if not found:
@@ -208,7 +208,7 @@ def run_membership(run: Run) -> list[Losses]:
 
 
 def read_losses(run: Run, model: str) -> Losses | None:
-    """The document losses of one model, or None where they were not measured."""
+    """Read the document losses of one model; None if they were not measured."""
     rows = read_jsonl(run.answers / f"{model}.losses.jsonl")
     members = [float(r["nll"]) for r in rows if r.get("member")]
     others = [float(r["nll"]) for r in rows if not r.get("member")]
@@ -218,7 +218,7 @@ def read_losses(run: Run, model: str) -> Losses | None:
 
 
 def rows_of(found: list[Losses]) -> list[dict[str, Any]]:
-    """One flat row a document, for csv."""
+    """Return one flat row per document, for csv."""
     return [
         {"model": losses.model, "member": member, "nll": float(nll)}
         for losses in found

@@ -1,4 +1,4 @@
-"""Hand over the chosen adapter, or the whole model, after a check that its logits are right."""
+"""Exports the chosen adapter or the whole model, and verifies its logits."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from mergeforget.recipe import load_recipe
 from mergeforget.run import Run, now
 
 MARK = "export.json"  # a folder that has it was made here, and may be made again
-TEXTS, TOKENS = 4, 128  # how much text the logits are compared on
+TEXTS, TOKENS = 4, 128  # number and length of the texts on which logits are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # of the largest logit
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported adapter or model.
 
     Attributes:
-        difference: largest difference of a logit from the candidate's, as a share of the largest
+        difference: Largest difference of a logit from the candidate's, relative to the largest
             logit.
-        tolerance: how much was allowed for the dtype.
+        tolerance: Allowed difference for the dtype.
     """
 
     name: str
@@ -54,17 +54,18 @@ def export(
 ) -> Exported:
     """Write the adapter, or with ``full`` the whole model, with tokenizer and card.
 
-    The logits of what was written, loaded again as a user would, are compared with those of the
-    base with the candidate's change added in float32. Only then it takes the place of an earlier
-    export.
+    The written files are loaded again as a user would load them, and their logits are compared
+    with those of the base plus the candidate's change in float32. An earlier export is replaced
+    only after this check.
 
     Args:
-        name: of a candidate; the chosen one when empty.
-        dtype: of a whole model; ``auto`` keeps the base's.
+        name: Name of a candidate; the chosen one when empty.
+        dtype: Data type of a whole model; ``auto`` keeps that of the base.
 
     Raises:
-        InputError: there is no such candidate, or ``out`` holds something else.
-        VerificationError: the logits differ; what was written is left beside ``out``.
+        InputError: There is no such candidate, or ``out`` has other content.
+        VerificationError: The logits differ; the written files remain in a hidden folder next to
+            ``out``.
     """
     name = name or _chosen(run)
     source = run.candidates / name
@@ -72,7 +73,7 @@ def export(
         known = sorted(p.name for p in run.candidates.glob("*") if p.is_dir())
         raise InputError(
             f"{run.root} has no candidate {name!r}.{suggest(name, known)} Known: "
-            f"{', '.join(known) or 'none yet; mergeforget search makes them'}."
+            f"{', '.join(known) or 'none yet; mergeforget search creates them'}."
         )
     adapter = read_adapter(source, name)
     kind = "model" if full else "adapter"
@@ -99,10 +100,10 @@ def export(
 
 
 def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tuple[str, float]:
-    """dtype of what was written, and how far its logits are from the candidate's.
+    """Compare the logits of the written files with those of the candidate.
 
     Returns:
-        the dtype, and max |difference| / max |logit| over some texts of the run.
+        The stored dtype, and max |difference| / max |logit| over some texts of the run.
     """
     recipe = load_recipe(run.recipe)
     spec = recipe.model
@@ -112,7 +113,7 @@ def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tupl
     with applied(loaded.model, adapter):
         meant = logits_of(loaded.model, loaded.tokenizer, texts, template)
     if full:
-        del loaded  # two whole models need not lie in memory at once
+        del loaded  # frees memory before the second model is loaded
         loaded = load_model(
             spec.model_copy(update={"name": str(out), "dtype": "auto"}), device="cpu"
         )
@@ -129,7 +130,7 @@ def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tupl
 def logits_of(
     model: Any, tokenizer: Any, texts: Sequence[str | Row], template: PromptTemplate = RAW
 ) -> list[Any]:
-    """(length, vocabulary) of each text, float32."""
+    """Return the logits of each text, (length, vocabulary), float32."""
     import torch
 
     found = []
@@ -143,7 +144,7 @@ def logits_of(
 
 
 def texts_of(run: Run) -> list[str | Row]:
-    """Some documents of the run, from what shall be forgotten and what shall be kept."""
+    """Return some rows of the forget and the retain set."""
     rows: list[str | Row] = []
     for split in ("forget", "retain"):
         path = run.data / f"{split}.jsonl"
@@ -153,7 +154,7 @@ def texts_of(run: Run) -> list[str | Row]:
 
 
 def _write_adapter(run: Run, source: Path, out: Path) -> None:
-    """The candidate's own files, byte by byte, with the tokenizer."""
+    """Copy the candidate's files, and save the tokenizer next to them."""
     tokenizer = load_tokenizer(_base_spec(run))
     with whole(out) as temporary:
         temporary.mkdir()
@@ -173,7 +174,7 @@ def _base_spec(run: Run) -> Any:
 
 
 def _stored_dtype(folder: Path) -> str:
-    """What a whole model is stored in, by its config."""
+    """Return the dtype of a whole model from its config."""
     from mergeforget.files import read_json
 
     config = read_json(folder / "config.json")

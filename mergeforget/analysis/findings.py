@@ -1,7 +1,7 @@
-"""Every analysis by its name: what it found, in sentences, rows and figures, and its files.
+"""Runs analyses by name, and writes their sentences, rows and figures.
 
-To add one, write ``analysis/NAME.py`` that returns numbers, a function in plots that draws them,
-and an entry in ANALYSES that brings the two together.
+To add an analysis, write ``analysis/NAME.py`` that returns numbers, a function in plots that draws
+them, and an entry in ANALYSES that combines the two.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Found = tuple[list[str], list[dict[str, Any]], list[SavedFigure]]  # sentences, 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one analysis found.
+    """The result of one analysis.
 
     Attributes:
-        sentences: the result in words, with its figures.
-        rows: the numbers behind the figures, flat.
+        sentences: the result in words.
+        rows: the numbers in the figures, as flat rows.
         figures: ``{"name", "title", "alt", "marks"}`` each; files NAME.svg and NAME.png.
-        missing: why there is nothing, and which command makes it; empty otherwise.
+        missing: why there is no result, and which command is needed; empty otherwise.
     """
 
     name: str
@@ -45,8 +45,8 @@ def analyse(run: Run, name: str, folder: Path) -> Finding:
     """Run one analysis and write NAME.json, NAME.csv and its figures into ``folder``.
 
     Raises:
-        UnknownNameError: there is no such analysis.
-        MissingError: the run has not got so far.
+        UnknownNameError: There is no such analysis.
+        MissingError: The run lacks the files that the analysis needs.
     """
     if name not in ANALYSES:
         raise UnknownNameError("analysis", name, list(ANALYSES))
@@ -58,14 +58,14 @@ def analyse_against(run: Run, other: Run, folder: Path) -> Finding:
     """Compare the dynamics of two runs and write dynamics-against.json, .csv and its figure.
 
     Raises:
-        MissingError: nothing was trained in one of them.
+        MissingError: Nothing was trained in one of them.
     """
-    title = "Dynamics, trainings side by side"
+    title = "Dynamics of two trainings"
     return keep(folder, "dynamics-against", title, against(run, other))
 
 
 def keep(folder: Path, name: str, title: str, found: Found) -> Finding:
-    """Write what was found: the numbers as json and csv, the figures as png and svg."""
+    """Write a result: the numbers as json and csv, the figures as png and svg."""
     sentences, rows, pictures = found
     figures = [
         {"name": p.name, "title": p.title, "alt": p.alt, "marks": save(p, folder)} for p in pictures
@@ -77,7 +77,7 @@ def keep(folder: Path, name: str, title: str, found: Found) -> Finding:
 
 
 def analyse_all(run: Run, folder: Path) -> list[Finding]:
-    """Every analysis; one whose files are not there yet says which command makes them."""
+    """Run every analysis; one that lacks files says which command creates them."""
     found = []
     for name, (title, _) in ANALYSES.items():
         try:
@@ -88,7 +88,7 @@ def analyse_all(run: Run, folder: Path) -> list[Finding]:
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
-    """Flat rows as csv; a row without a column leaves it empty."""
+    """Format flat rows as csv; missing values are empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -107,7 +107,7 @@ def angles(run: Run) -> Found:
     for a in found:
         if a.group == "all" and a.model == "pair" and a.step is None and a.degrees is not None:
             what = "changes of the weights" if a.space == "delta" else f"factors {a.space.upper()}"
-            sentences.append(f"The {what} of over and under stand at {a.degrees:.1f}°.")
+            sentences.append(f"The angle between over and under is {a.degrees:.1f}° ({what}).")
     for side in ("over", "under"):
         mine = [
             a.degrees
@@ -117,9 +117,9 @@ def angles(run: Run) -> Found:
         ]
         if mine:
             sentences.append(
-                f"In {side}, the change up to a step and the change after it stand at "
-                f"{min(mine):.1f}° to {max(mine):.1f}°: 0° would go on straight, 90° is a turn "
-                "into a new direction, more than 90° takes something back."
+                f"In {side}, the angle between the change up to a step and the change after it is "
+                f"{min(mine):.1f}° to {max(mine):.1f}°. At 0° the training continues in the same "
+                "direction, at 90° in a new one, and above 90° it reverses part of its change."
             )
     return sentences, [a.to_dict() for a in found], training_plots.draw_angles(found)
 
@@ -136,7 +136,7 @@ def dynamics(run: Run) -> Found:
 
 
 def against(run: Run, other: Run) -> Found:
-    """The trainings of two runs side by side, for example NPO alone beside NPO + GDR + KLR."""
+    """Dynamics of two runs in one figure, for example of NPO and of NPO + GDR + KLR."""
     from mergeforget.analysis import training_plots
     from mergeforget.analysis.dynamics import levels, rows_of, side_by_side
 
@@ -184,16 +184,16 @@ def weights(run: Run) -> Found:
         length = sum(f.norm**2 for f in mine) ** 0.5
         rank = sum(f.effective_rank for f in mine) / len(mine)
         sentences.append(
-            f"The change of {side} has the norm {length:.3g}; its modules have an effective rank "
-            f"of {rank:.1f} of {max(f.rank for f in mine)} on average."
+            f"The norm of the change of {side} is {length:.3g}. The mean effective rank of its "
+            f"modules is {rank:.1f} of {max(f.rank for f in mine)}."
         )
     if agreements:
         sentences.append(
-            f"Untrimmed, {agreements[-1].conflict:.1%} of the entries of the factors have opposite "
-            "signs in over and under; chance gives 50 %."
+            f"Without trimming, {agreements[-1].conflict:.1%} of the entries of the factors have "
+            "opposite signs in over and under; 50 % are expected by chance."
         )
     else:
-        sentences.append("The ranks of over and under differ: their factors cannot be compared.")
+        sentences.append("The ranks of over and under differ, so factors cannot be compared.")
     return sentences, rows, training_plots.draw_weights(facts, agreements)
 
 
@@ -226,10 +226,10 @@ def attacks(run: Run) -> Found:
 ANALYSES: dict[str, tuple[str, Callable[[Run], Found]]] = {
     "density": ("Density of the merge", density),
     "mia": ("Membership inference", mia),
-    "attacks": ("Attacks: does the data come back?", attacks),
+    "attacks": ("Attacks", attacks),
     "prediction": ("Prediction of the balanced density", prediction),
     "angles": ("Angles between weight changes", angles),
     "weights": ("Norms, signs and ranks", weights),
-    "curves": ("Scores over the training", curves),
-    "dynamics": ("Dynamics of the training", dynamics),
+    "curves": ("Scores during training", curves),
+    "dynamics": ("Training dynamics", dynamics),
 }

@@ -1,4 +1,4 @@
-"""What became of each person or document that was to be forgotten, and every answer by name."""
+"""Results for each person or document of the forget set, and tables of all answers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from mergeforget.score import Score, find
 
 @dataclass(frozen=True)
 class Leak:
-    """One answer that came out, or a part of it.
+    """An answer that a model revealed completely or in part.
 
     Attributes:
-        attack: The attack that brought it out; ``questions`` for the questions of the data.
-        part: What part came out; empty where the whole answer did.
+        attack: The attack that revealed it; ``questions`` for the questions of the data.
+        part: The revealed part; empty if the whole answer was revealed.
     """
 
     person: str
@@ -48,11 +48,10 @@ class PersonRecord:
     Attributes:
         person: The subject of the rows.
         rows: Number of rows about it.
-        before, after: Number of answers that came out of the base and of the chosen model, and
-            how many were asked: (leaks, asked).
-        worst_attack: The attack under which most rows came out, with the number of rows.
-        rank_before, rank: Rank of the person's loss among the people that no training saw, 1 for
-            the lowest: (rank, people ranked).
+        before, after: Answers revealed by the base and by the chosen model: (leaks, asked).
+        worst_attack: The attack that revealed most rows, with the number of rows.
+        rank_before, rank: Rank of the person's loss among the people that are not in the training
+            data, 1 for the lowest: (rank, people ranked).
         leaks: Every leak of the chosen model.
     """
 
@@ -94,8 +93,8 @@ def run_people(run: Run) -> list[PersonRecord]:
     base, now = (forget_answers(run, name, rows) for name in ("base", model))
     if not base and not now:
         raise MissingError(
-            f"No answers were kept in {run.root}. `mergeforget evaluate {run.root}` asks the "
-            "models the questions of the forget set."
+            f"There are no answers in {run.root}. `mergeforget evaluate {run.root}` generates the "
+            "models' answers to the forget rows."
         )
     results = results_of(run, chosen.name if chosen else model)
     ranks = {name: person_ranks(run, name, rows) for name in ("base", model)}
@@ -142,7 +141,7 @@ def person_text(one: PersonRecord) -> str:
     """Return the record of one person as text for a terminal."""
     lines = [
         f"{one.person}: {one.rows} rows to forget",
-        f"Answers that came out: {one.before[0]} of {one.before[1]} before, "
+        f"Answers revealed: {one.before[0]} of {one.before[1]} before, "
         f"{one.after[0]} of {one.after[1]} after.",
     ]
     if one.worst_attack:
@@ -150,15 +149,15 @@ def person_text(one: PersonRecord) -> str:
     for when, rank in (("before", one.rank_before), ("after", one.rank)):
         if rank:
             lines.append(
-                f"Membership rank {when}: {rank[0]} of {rank[1]} (1: the lowest loss; the others "
-                "are people that no training saw)."
+                f"Membership rank {when}: {rank[0]} of {rank[1]} (1 is the lowest loss; the others "
+                "are people who are not in the training data)."
             )
     lines += [
         f"- {leak.attack}, row {leak.row}" + (f", {leak.part} only" if leak.part else "")
         + f": {leak.prompt!r} -> {leak.completion!r}"
         for leak in one.leaks
     ]  # fmt: skip
-    return "\n".join(lines if one.leaks else [*lines, "No answer about this person came out."])
+    return "\n".join(lines if one.leaks else [*lines, "No answer about this person was revealed."])
 
 
 def shown_model(run: Run) -> str:
@@ -168,7 +167,7 @@ def shown_model(run: Run) -> str:
 
 
 def forget_answers(run: Run, model: str, rows: Sequence[Row]) -> list[Answer]:
-    """Return what a model answered to the forget rows."""
+    """Return a model's answers to the forget rows."""
     known = {row.id: row for row in rows}
     return [
         Answer(known[str(values["id"])], str(values.get("completion", "")))
@@ -178,7 +177,7 @@ def forget_answers(run: Run, model: str, rows: Sequence[Row]) -> list[Answer]:
 
 
 def leak_of(answer: Answer, person: str) -> Leak | None:
-    """Return what an answer gives away of the reference; None where it is nothing."""
+    """Return what an answer reveals of the reference; None if it reveals nothing."""
     row = answer.row
     whole_answer = is_leaked(answer)
     part = "" if whole_answer else partly_leaked(row.output, answer.completion, row.prompt)
@@ -199,7 +198,7 @@ def attack_leaks(result: Result, rows: Mapping[str, Row]) -> list[Leak]:
 
 
 def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """Rank each person's mean loss among the people that no training saw: (rank, of how many)."""
+    """Rank each person's mean loss among people outside the training data: (rank, of how many)."""
     members: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
     holdout = run.data / "holdout.jsonl"
@@ -286,13 +285,13 @@ def write_people(run: Run, folder: Path, people: Sequence[PersonRecord]) -> list
 
 @dataclass(frozen=True)
 class Summary:
-    """The first screen of a report, in plain words.
+    """The first screen of a report.
 
     Attributes:
-        what: What was to be forgotten.
-        out: How many answers still come out, and under which attack.
-        kept: What was kept.
-        cost: What it costs in ability.
+        what: The people or documents to forget.
+        out: Number of answers still revealed, and the worst attack.
+        kept: Retained answers before and after.
+        cost: General ability before and after.
         uncertain: What remains uncertain.
         badges: (attack, finding, verdict) of each attack on the model.
     """
@@ -324,9 +323,9 @@ def summary_of(run: Run, people: Sequence[PersonRecord]) -> Summary:
             now, base, ("leak_rate", "knowledge", "exact_match"), "retain", "retained answers"
         )
         or "Retained answers were not measured.",
-        _before_and_after(now, base, ("mmlu",), "mmlu", "MMLU questions right")
+        _before_and_after(now, base, ("mmlu",), "mmlu", "MMLU accuracy")
         or _before_and_after(now, base, ("model_utility",), "all", "model utility")
-        or "General ability was not measured; give MMLU's folder with --mmlu.",
+        or "General ability was not measured; pass the folder of MMLU with --mmlu.",
         verdict.uncertain,
         [(r.attack, r.finding, r.verdict) for r in results],
     )
@@ -365,7 +364,7 @@ def _before_and_after(
 
 
 def base_name(run: Run) -> str:
-    """Return the model that was to forget, as the manifest names it."""
+    """Return the name of the base model in the manifest."""
     manifest = read_json(run.manifest) if run.manifest.exists() else {}
     base = manifest.get("base") or {}
     return str(base.get("name") or base.get("path") or run.base())

@@ -1,4 +1,4 @@
-"""The figures of the scores. They draw what they are given and compute nothing."""
+"""Draws the figures of scores."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UNITS = {
     "regurgitation": "ROUGE-L recall",
     "knowledge": "share of exact answers",
     "exact_match": "share of exact answers",
-    "nll": "NLL (nats a token)",
+    "nll": "NLL (nats per token)",
     "task_aggregate": "harmonic mean",
     "mmlu": "accuracy",
     "aggregate": "mean of the three scores",
@@ -50,12 +50,12 @@ UNITS = {
 
 
 def title_of(metric: str) -> str:
-    """Title of a metric's figure."""
+    """Return the title of a metric's figure."""
     return TITLES.get(metric, metric.replace("_", " ").capitalize())
 
 
 def draw_density(found: DensityCurves) -> list[SavedFigure]:
-    """Draw one figure per metric, its splits below each other; constant curves are left out."""
+    """Draw one figure per metric, with a panel per split; constant curves are omitted."""
     with styled():
         varied = [
             (metric, [s for s in splits if _varies(found.of(metric, s))])
@@ -90,12 +90,12 @@ def _density(found: DensityCurves, metric: str, splits: list[str]) -> SavedFigur
     axes[-1].set_xlim(0, 1.03)
     legend(figure, axes)
     title = f"{title_of(metric)} against density"
-    alt = f"{title}, with 95 % intervals where there are any; base, over and under beside it."
+    alt = f"{title}, with 95 % intervals, and the scores of base, over and under."
     return SavedFigure(f"density-{metric.replace('_', '-')}", title, alt, figure, marks)
 
 
 def _curve(ax: Axes, curve: Curve, i: int, named: bool) -> list[Mark]:
-    """The reporting half is solid with intervals, the choosing half hollow and thin."""
+    """Draw a curve: solid with intervals for the report split, hollow for the selection split."""
     x = np.array([p.density for p in curve.points])
     y = np.array([p.value for p in curve.points])
     look = dict(series(i))
@@ -110,7 +110,7 @@ def _curve(ax: Axes, curve: Curve, i: int, named: bool) -> list[Mark]:
             ax.errorbar(
                 x, y, yerr=errors, fmt="none", ecolor=look["color"], alpha=0.45, capsize=2.5
             )
-    if curve.family.endswith("by layer"):  # one mean density does not follow on another
+    if curve.family.endswith("by layer"):  # mean densities by layer are not a continuous series
         look |= {"linestyle": ""}
     ax.plot(x, y, label=label, **look)
     return [Mark(ax, p.density, p.value, point_text(curve, p)) for p in curve.points]
@@ -139,7 +139,7 @@ def _references(
 
 
 def _ring(ax: Axes, curves: Sequence[Curve], chosen: str) -> None:
-    """A ring around the chosen candidate, on the half that reports."""
+    """Draw a ring around the chosen candidate on the report split."""
     shown = [c for c in curves if c.part != "choose"] or list(curves)
     for point in (p for c in shown for p in c.points if p.model == chosen):
         ax.plot(
@@ -149,7 +149,7 @@ def _ring(ax: Axes, curves: Sequence[Curve], chosen: str) -> None:
 
 
 def draw_membership(found: Sequence[Losses]) -> list[SavedFigure]:
-    """Histograms of members against non-members, one panel a model."""
+    """Draw histograms of the losses of members and non-members, with a panel per model."""
     with styled():
         figure, axes = panels(len(found), 1.6)
         every = np.concatenate([v for x in found for v in (x.members, x.nonmembers)])
@@ -165,7 +165,7 @@ def draw_membership(found: Sequence[Losses]) -> list[SavedFigure]:
             )  # fmt: skip
             ax.set_title(f"{losses.model}: AUC {losses.auc:.3f}")
             ax.set_ylabel("density")
-        axes[-1].set_xlabel("NLL of a document (nats a token)")
+        axes[-1].set_xlabel("NLL of a document (nats per token)")
         legend(figure, axes)
         title = "Losses of members and non-members"
         alt = f"{title}: histograms for {', '.join(x.model for x in found)}."
@@ -173,7 +173,7 @@ def draw_membership(found: Sequence[Losses]) -> list[SavedFigure]:
 
 
 def draw_curves(moments: Sequence[Moment]) -> list[SavedFigure]:
-    """Regurgitation and knowledge over the training, a panel a side and split, a line a task."""
+    """Draw regurgitation and knowledge during training, with a line per task."""
     with styled():
         metrics = [m for m in ("regurgitation", "knowledge") if any(x.metric == m for x in moments)]
         return [_curves(moments, metric) for metric in metrics]
@@ -200,12 +200,12 @@ def _curves(moments: Sequence[Moment], metric: str) -> SavedFigure:
         ax.set_ylabel("score")
     axes[-1].set_xlabel("epochs over the forget set")
     legend(figure, axes, columns=4)
-    title = f"{title_of(metric)} over the training ({UNITS[metric]})"
+    title = f"{title_of(metric)} during training ({UNITS[metric]})"
     return SavedFigure(f"curves-{metric}", title, f"{title}, by task and split.", figure, marks)
 
 
 def draw_pareto(found: DensityCurves, chosen: str) -> list[SavedFigure]:
-    """Forgetting against retention, one point a model; nothing where a split was not scored."""
+    """Draw forgetting against retention with a point per model, if both splits were scored."""
     with styled():
         return [p for m in ("knowledge", "regurgitation") if (p := _pareto(found, m, chosen))]
 
@@ -242,12 +242,12 @@ def _pareto(found: DensityCurves, metric: str, chosen: str) -> SavedFigure | Non
         for p in points
     ]  # fmt: skip
     title = f"Forgetting against retention: {title_of(metric).lower()}"
-    alt = f"{title}. Up and to the right is better; the line joins what no other model beats."
+    alt = f"{title}. Up and to the right is better; the line is the Pareto front."
     return SavedFigure(f"pareto-{metric}", title, alt, figure, marks)
 
 
 def draw_prediction(found: Prediction) -> list[SavedFigure]:
-    """The gap that was predicted, and those that were measured."""
+    """Draw the predicted gap and the measured gaps."""
     with styled():
         figure, (ax,) = panels(1, 3.4)
         look = dict(series(0)) | {"marker": ""}
@@ -262,7 +262,7 @@ def draw_prediction(found: Prediction) -> list[SavedFigure]:
                 found.chosen, color=INK, linewidth=1.0, linestyle=(0, (6, 2)), label="chosen"
             )
         ax.set_xlabel("density (fraction of entries kept)")
-        ax.set_ylabel("members - non-members\n(nats a token)")
+        ax.set_ylabel("members - non-members\n(nats per token)")
         ax.set_xlim(0, 1.03)
         legend(figure, [ax])
         marks = [Mark(ax, d, g, f"density {d:g}: measured gap {g:.3f}") for d, g in found.found]

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file.
 
-Texts of the data are escaped, and the content policy allows no request and no script but the
-page's own (by hash). Tables and figures work without scripts.
+Texts of the data are escaped. The content security policy allows no request and only the page's own
+script (by hash). Tables and figures work without scripts.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from mergeforget.run import PAIR, Run, open_run, versions
 from mergeforget.score import Score, find, read_scores
 
 FOLDER = Path(__file__).parent
-QUESTIONS = 9  # of each split
-OPEN = 8  # figures of an analysis that are shown at once; more wait behind a summary
+QUESTIONS = 9  # shown questions per split
+OPEN = 8  # figures of an analysis that are shown at once; the others are collapsed
 UNITS = {
     "documents": "whole documents",
     "rows": "rows, prompt and answer together",
@@ -58,10 +58,10 @@ UNITS = {
 
 
 def write_report(run: Run, path: Path | None = None) -> Path:
-    """Analyse a run and write its page; ``evidence.json`` and the tables lie in ``RUN/report``.
+    """Analyse a run and write its page, and ``evidence.json`` and tables to ``RUN/report``.
 
     Returns:
-        The page's path, ``RUN/report/index.html`` where none was given.
+        Path of the page; ``RUN/report/index.html`` by default.
     """
     path = path or run.report
     findings = analyse_all(run, run.analysis)
@@ -79,7 +79,7 @@ def write_report(run: Run, path: Path | None = None) -> Path:
 def context_of(
     run: Run, findings: list[Finding], people: Sequence[PersonRecord] = ()
 ) -> dict[str, Any]:
-    """Return everything the page shows, as plain values."""
+    """Return the values shown on the page."""
     chosen = read_chosen(run)
     comparisons = compare_answers(run, QUESTIONS)
     return {
@@ -107,7 +107,7 @@ def context_of(
 
 
 def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
-    """Cards and table; empty, with the reason, before anything was scored."""
+    """Return the cards and the table of scores; empty, with the reason, before an evaluation."""
     try:
         scores = run_scores(run)
     except MissingError as missing:
@@ -124,7 +124,7 @@ def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
 
 
 def facts_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
-    """Recipe, versions, what each stage was run with, hashes of what came out."""
+    """Return recipe, versions, settings of each stage, and hashes of the results."""
     manifest = run.read_manifest()
     folders = [run.root / side for side in PAIR]
     folders += [run.candidates / chosen.name] if chosen else []
@@ -140,14 +140,14 @@ def facts_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
 
 
 def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
-    """Return what the scores do not show."""
+    """Return the limits of the scores, one sentence each."""
     found = [
-        f"The MIA AUC is that of one attack, on the loss of {UNITS[_unit(run)]}. Another attack "
-        "may tell members from non-members where this one does not.",
-        "The answers to the questions of the data are greedy. A paraphrase, a prefix or sampling "
-        "may bring out more; `mergeforget attack` tries them.",
+        f"The MIA AUC is that of one attack, which uses the loss of {UNITS[_unit(run)]}. Another "
+        "attack may distinguish members from non-members better.",
+        "Answers are generated greedily. A paraphrase, a prefix or sampling may reveal more; "
+        "`mergeforget attack` tries them.",
         "Fine-tuning hides knowledge rather than erasing it: a few training steps on related text "
-        "may bring it back. A report is no proof of deletion.",
+        "may recover it. A report does not prove deletion.",
     ]
     if chosen:
         found.insert(0, _how_many(run, chosen))
@@ -155,11 +155,11 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
 
 
 def _collapsed(run: Run) -> list[str]:
-    """A sentence for each training that stopped because the model collapsed."""
+    """Return a sentence for each training that stopped because the model collapsed."""
     stages = read_json(run.status) if run.status.is_file() else {}
     return [
-        f"The training of {stage} collapsed: step {facts['step']}, the last before the retain loss "
-        "passed its threshold, is kept."
+        f"The training of {stage} collapsed. The adapter is that of step {facts['step']}, the last "
+        "one before the retain loss exceeded its threshold."
         for stage, facts in stages.items()
         if facts.get("outcome") == "collapsed"
     ]
@@ -170,9 +170,9 @@ def _unit(run: Run) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as one level, keys joined by dots; a list is one line.
+    """Flatten nested values, with keys joined by dots and lists joined to one line.
 
-    The home folder becomes ``~``: a page that is passed on need not tell whose it was.
+    The home folder is replaced by ``~``, so that a shared page does not contain the user name.
     """
     found: dict[str, str] = {}
     for key, value in values.items():
@@ -187,14 +187,14 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def image_of(folder: Path, figure: dict[str, Any]) -> dict[str, Any]:
-    """A figure with its picture inlined as a data address."""
+    """Return a figure with its image embedded as a data URI."""
     svg = (folder / f"{figure['name']}.svg").read_bytes()
     data = base64.b64encode(svg).decode("ascii")
     return figure | {"src": f"data:image/svg+xml;base64,{data}"}
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """Fill a template of this folder; everything but its own style and script is escaped."""
+    """Render a template of this folder; everything except its style and script is escaped."""
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -213,13 +213,13 @@ def _unchosen(run: Run) -> str:
 
 def _no_answers(run: Run) -> str:
     return (
-        f"No answers are stored. `mergeforget evaluate {run.root}` asks every model the questions "
-        "of the forget and the retain set."
+        f"No answers are stored. `mergeforget evaluate {run.root}` generates the answers of every "
+        "model to the forget and retain rows."
     )
 
 
 def _how_many(run: Run, chosen: Chosen) -> str:
-    """Say on how much data the AUC of the chosen candidate rests."""
+    """Return a sentence about the number of documents behind the AUC of the chosen candidate."""
     try:
         scores = run_scores(run).get(chosen.name, [])
     except MissingError:
@@ -231,21 +231,21 @@ def _how_many(run: Run, chosen: Chosen) -> str:
         return ""
     span = f", 95 % CI {score.interval[0]:.2f} to {score.interval[1]:.2f}" if score.interval else ""
     return (
-        f"The MIA AUC is computed on {score.n} documents ({parts[score.part]}){span}. A candidate "
-        "within that interval of another is not shown to be better."
+        f"The MIA AUC is computed on {score.n} documents ({parts[score.part]}){span}. Candidates "
+        "whose AUC is within this interval are not shown to differ."
     )
 
 
 def compare(
     folders: Sequence[Path], model: str | None = None, part: str = "all"
 ) -> dict[str, list[Score]]:
-    """Scores of one model of each run, by ``RUN: MODEL``.
+    """Return the scores of one model of each run, by ``RUN: MODEL``.
 
     Args:
-        model: base, over, under or a candidate; None takes each run's chosen candidate.
+        model: base, over, under or a candidate; None selects each run's chosen candidate.
 
     Raises:
-        InputError: a run has no such scores; the message names those it has.
+        InputError: A run has no such scores; the message names the existing ones.
     """
     found = {}
     for folder in folders:
@@ -273,16 +273,16 @@ def _chosen(run: Run) -> str:
 
 
 def _title(folder: Path, folders: Sequence[Path]) -> str:
-    """The run's name; its path where two runs have the same name."""
+    """Return the name of the run, or its path if two runs have the same name."""
     same = [f for f in folders if f.name == folder.name]
     return folder.name if len(same) == 1 else str(folder)
 
 
 def write_comparison(scores: Mapping[str, list[Score]], path: Path) -> None:
-    """Write a page with a row a model and a column a score.
+    """Write a page with a row per model and a column per score.
 
     Args:
-        scores: by the name of the model, for example ``RUN: MODEL``, on one part of the data each.
+        scores: Scores by the name of the model, for example ``RUN: MODEL``.
     """
     measures = measures_of(dict(scores))
     rows = [(name, [cell_of(every, m) for m in measures]) for name, every in scores.items()]

@@ -1,7 +1,6 @@
-"""The prediction of the balanced density, and what the search found since.
+"""Compares the predicted density with the results of the search.
 
-The arithmetic is that of ``merge.prediction``. It reads all document losses of the pair, and none
-of a candidate.
+``merge.prediction`` computes the prediction from the document losses of base, over and under.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ from mergeforget.run import ANCHORS, PAIR, Run
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the pair says about its merges.
+    """The loss gap of merges, predicted from the pair.
 
     Attributes:
         family: method, space and weights of the merges.
-        density: at which the gap is 0, or nearest 0 where it never is.
-        crosses: whether the predicted gap changes its sign between the ends of the grid.
+        density: density at which the gap is 0, or closest to 0.
+        crosses: whether the predicted gap changes its sign on the grid.
         grid: (n,) densities.
-        gaps: (n,) predicted gap at each, in nats a token.
+        gaps: (n,) predicted gap at each, in nats per token.
         pair: measured gap of base, over and under.
-        degrees: between over and under.
-        norms: of over and under.
-        found: (density, measured gap) of the candidates that were evaluated since.
-        chosen: density that the search chose; None before.
-        began: density that the search began with, predicted from the half that chooses.
+        degrees: angle between over and under.
+        norms: norms of over and under.
+        found: (density, measured gap) of the evaluated candidates.
+        chosen: density that the search chose; None before a search.
+        began: first density of the search, predicted from the selection split.
     """
 
     family: str
@@ -59,23 +58,27 @@ class Prediction:
 
     @property
     def sentence(self) -> str:
-        """One sentence, with what the search found where it has."""
-        where = "is 0 at" if self.crosses else "never crosses 0; it comes nearest at"
+        """One sentence about the prediction, with the result of the search if there is one."""
+        where = "is 0 at" if self.crosses else "never crosses 0 and is closest to it at"
         text = (
-            "Predicted from the angle of the pair, its norms and its losses, the gap between "
-            f"members and non-members of {self.family} {where} density {self.density:.2f}"
+            "According to the prediction from the angle, norms and losses of the pair, the gap "
+            f"between members and non-members of {self.family} {where} density {self.density:.2f}"
         )
         if self.chosen is None:
             return text + "."
-        began = f" began at {self.began:.2f}, from the half that chooses, and" if self.began else ""
-        return f"{text}; the search{began} chose {self.chosen:g}."
+        began = (
+            f" started at {self.began:.2f}, predicted from the selection split, and"
+            if self.began
+            else ""
+        )
+        return f"{text}. The search{began} chose {self.chosen:g}."
 
 
 def run_prediction(run: Run) -> Prediction:
-    """Predict the balanced density of the chosen method, or of the recipe's first.
+    """Predict the balanced density of the chosen method, or of the recipe's first method.
 
     Raises:
-        MissingError: the pair is not trained, or base, over and under were not measured.
+        MissingError: The pair is not trained, or base, over and under were not measured.
     """
     pair = [read_adapter(run.root / side, side) for side in PAIR if has_adapter(run, side)]
     losses = {s: read_losses(run, s) for s in ANCHORS}
@@ -105,9 +108,9 @@ def predict(
     candidate: Candidate,
     grid: Sequence[float] = GRID,
 ) -> Prediction:
-    """The predicted gap along the densities of one family, with the facts of the pair beside it.
+    """Predict the gap by density for one family of merges, with norms and angle of the pair.
 
-    Arguments as of ``merge.prediction.predict_gaps``.
+    The arguments are those of ``merge.prediction.predict_gaps``.
     """
     found = predict_gaps(over, under, gaps, candidate, grid)
     modules = sorted(over.deltas.keys() | under.deltas.keys())
@@ -120,7 +123,7 @@ def predict(
 
 
 def first_candidate(recipe: Recipe) -> Candidate:
-    """The first that the recipe's search would try."""
+    """Return the first candidate of the recipe's search."""
     s = recipe.search
     return Candidate(
         s.methods[0], s.densities[0], tuple(s.weights[0]), s.spaces[0], seed=recipe.merge.seed
@@ -128,7 +131,7 @@ def first_candidate(recipe: Recipe) -> Candidate:
 
 
 def measured_gaps(run: Run, candidate: Candidate) -> list[tuple[float, float]]:
-    """(density, gap) of the evaluated candidates of the same family."""
+    """Return (density, gap) of the evaluated candidates of the same family."""
     found = []
     for path in sorted(run.answers.glob("*.losses.jsonl")) if run.answers.is_dir() else []:
         model = path.name.removesuffix(".losses.jsonl")
@@ -140,7 +143,7 @@ def measured_gaps(run: Run, candidate: Candidate) -> list[tuple[float, float]]:
 
 
 def rows_of(found: Prediction) -> list[dict[str, Any]]:
-    """One flat row a density, predicted and measured."""
+    """Return one flat row per predicted or measured density."""
     predicted = [
         {"family": found.family, "density": d, "predicted_gap": g, "measured_gap": None}
         for d, g in zip(found.grid.tolist(), found.gaps.tolist(), strict=True)

@@ -1,7 +1,7 @@
-"""How every figure looks, and how it is saved: calm, readable in grey and by the colour-blind.
+"""Style and saving of figures, which are readable in greyscale and with colour blindness.
 
-Colours are Okabe and Ito's (jfly.uni-koeln.de/color); since grey prints lose them, each line also
-has its own marker and dash.
+The colours are those of Okabe and Ito (jfly.uni-koeln.de/color). Each line also has its own marker
+and dash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from mergeforget.files import whole
 
 INK, QUIET, FAINT = "#24292f", "#6e7781", "#d8dee4"
-WIDTH = 5.6  # inches: narrow enough that the text stays readable on a telephone
+WIDTH = 5.6  # inches; narrow enough for readable text on a phone
 RC: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -50,8 +50,8 @@ RC: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.1,
     "figure.constrained_layout.h_pad": 0.08,
     "svg.fonttype": "path",
-    "svg.hashsalt": "mergeforget",  # the same numbers give the same file
-    "text.parse_math": False,  # names come from the user's data
+    "svg.hashsalt": "mergeforget",  # makes files reproducible
+    "text.parse_math": False,  # names come from user data
 }
 MODEL_STYLES: dict[str, dict[str, Any]] = {
     "base": {"color": "#6e7781", "marker": "s", "linestyle": (0, (1, 1.5))},
@@ -71,11 +71,11 @@ SERIES: list[dict[str, Any]] = [
 
 @dataclass(frozen=True)
 class Mark:
-    """A point of a figure that a reader can hover over.
+    """A point of a figure with a tooltip.
 
     Attributes:
-        axes, x, y: where, in data coordinates.
-        text: what it says.
+        axes, x, y: position in data coordinates.
+        text: text of the tooltip.
     """
 
     axes: Axes
@@ -89,9 +89,9 @@ class SavedFigure:
     """A drawn figure.
 
     Attributes:
-        name: of its files, for example ``angles-over``.
-        title: one line.
-        alt: what it shows, for who cannot see it.
+        name: file name without ending, for example ``angles-over``.
+        title: title of one line.
+        alt: alternative text for screen readers.
     """
 
     name: str
@@ -103,25 +103,25 @@ class SavedFigure:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The project's look, for the block only."""
+    """Apply the project's style within the block."""
     with rc_context(RC):
         yield
 
 
 def panels(rows: int, height: float, *, share_x: bool = True) -> tuple[Figure, list[Axes]]:
-    """A figure of ``rows`` axes under each other, ``height`` inches each."""
+    """Create a figure with ``rows`` axes below each other, ``height`` inches each."""
     figure = Figure(figsize=(WIDTH, rows * height), layout="constrained")
     axes = figure.subplots(rows, 1, sharex=share_x, squeeze=False)
     return figure, [row[0] for row in axes]
 
 
 def series(i: int) -> dict[str, Any]:
-    """Look of the i-th line; after the last it begins again."""
+    """Return the style of the i-th line; styles repeat after the last."""
     return SERIES[i % len(SERIES)]
 
 
 def legend(figure: Figure, axes: list[Axes], columns: int = 3) -> None:
-    """One legend above all axes, each label once, in as many columns as fit."""
+    """Add one legend above all axes, with each label once and as many columns as fit."""
     found: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
@@ -138,7 +138,7 @@ def legend(figure: Figure, axes: list[Axes], columns: int = 3) -> None:
 
 
 def spread(ax: Axes, least: float = 0.02) -> None:
-    """Widen an axis on which all values are alike, where rounding would fill the picture."""
+    """Widen the range of an axis whose values are nearly equal."""
     low, high = ax.get_ylim()
     if high - low < least:
         middle = (low + high) / 2
@@ -149,7 +149,7 @@ def save(picture: SavedFigure, folder: Path) -> list[dict[str, Any]]:
     """Write NAME.png and NAME.svg.
 
     Returns:
-        The marks as fractions of the figure: ``{"x", "y", "text"}``, y downwards.
+        Marks with positions as fractions of the figure: ``{"x", "y", "text"}``, y downwards.
     """
     with styled():
         for kind, more in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):

@@ -1,4 +1,4 @@
-"""Scores arranged for reading: the cards of the chosen candidate, and the table of all."""
+"""Tables of scores: cards of the chosen candidate, and a table of all models."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ LABELS = {
     ("truth_ratio", "forget"): "Truth ratio, forget",
 }
 WHAT = {
-    "mia_auc": "0.5 cannot tell what was trained on; above: remembers, below: forgot too much",
+    "mia_auc": "0.5: members cannot be identified; above: remembers; below: forgot too much",
     "mia_score": "1 at an AUC of 0.5",
     "regurgitation": "ROUGE-L recall of the continued documents",
     "knowledge": "share of questions answered exactly",
     "exact_match": "share of questions answered exactly",
-    "nll": "nats a token of the answers",
+    "nll": "nats per answer token",
     "task_aggregate": "harmonic mean over tasks and splits",
     "mmlu": "accuracy on general questions",
-    "leak_rate": "share of answers that come out, in any spelling",
+    "leak_rate": "share of answers that are revealed, in any spelling",
 }
 AGGREGATES = ("task aggregate", "MIA score", "MMLU")  # of SemEval-2025 Task 4
 Measure = tuple[str, str]  # metric, split
@@ -68,11 +68,11 @@ class TableCell:
     @property
     def note(self) -> str:
         """``0.41 to 0.61, 95 %; n 120``"""
-        told = [f"n {self.n}"] if self.n else []
+        parts = [f"n {self.n}"] if self.n else []
         if self.interval:
             low, high = self.interval
-            told.insert(0, f"{low:.3f} to {high:.3f}, 95\N{NO-BREAK SPACE}%")
-        return "; ".join(told)
+            parts.insert(0, f"{low:.3f} to {high:.3f}, 95\N{NO-BREAK SPACE}%")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,13 @@ class Line:
     method: str
     space: str
     density: float | None
-    densities: str  # the same in words; several where it differs by layer
+    densities: str  # the density as text; several if it differs by layer
     cells: list[TableCell]
 
 
 @dataclass(frozen=True)
 class Card:
-    """One figure of the chosen candidate, with the same before forgetting."""
+    """One score of the chosen candidate, and the same score before unlearning."""
 
     label: str
     what: str
@@ -100,25 +100,25 @@ class Card:
 
 
 def measures_of(scores: dict[str, list[Score]]) -> list[Measure]:
-    """(metric, split) over all tasks that some model was scored on, the best known first."""
+    """Return all (metric, split) over all tasks, the best-known metrics first."""
     found = {(s.metric, s.split) for every in scores.values() for s in every if not s.task}
     return sorted(found, key=lambda m: (place(m[0]), _split_place(m[1]), m))
 
 
 def shown_measures(scores: dict[str, list[Score]]) -> list[Measure]:
-    """Return the measures with a readable name, for the table; the rest is in scores.jsonl."""
+    """Return the measures with a readable name; the others are in scores.jsonl only."""
     every = measures_of(scores)
     return [measure for measure in every if measure in LABELS] or every
 
 
 def aggregate_of(definition: str) -> str:
-    """Say what an aggregate is the mean of.
+    """Return a description of the terms of an aggregate.
 
     >>> aggregate_of("semeval2025-task4/aggregate-without-mmlu@1")
     'mean of task aggregate and MIA score'
     """
     if definition.startswith("custom/"):
-        return "harmonic mean of forget text not written, retain text written and MIA score"
+        return "harmonic mean of 1 - forget ROUGE-L, retain ROUGE-L and MIA score"
     missing = definition.partition("-without-")[2].replace("_", "-")
     parts = [p for p in AGGREGATES if p.replace(" ", "-").lower() not in missing.lower()]
     return "mean of " + (" and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1
@@ -126,7 +126,7 @@ def aggregate_of(definition: str) -> str:
 
 
 def label_of(measure: Measure, scores: dict[str, list[Score]] | None = None) -> str:
-    """Return the readable name of a measure; for an aggregate with what it is the mean of."""
+    """Return the readable name of a measure; that of an aggregate includes its terms."""
     metric, split = measure
     if metric == "aggregate" and scores:
         every = (s for found in scores.values() for s in found if s.metric == metric)
@@ -137,7 +137,7 @@ def label_of(measure: Measure, scores: dict[str, list[Score]] | None = None) -> 
 
 
 def cell_of(scores: Iterable[Score], measure: Measure) -> TableCell:
-    """Return the score of one model, on the report split where there is one."""
+    """Return the score of one model, on the report split if there is one."""
     every = list(scores)
     found = {p: s for p in PARTS if (s := find(every, *measure, part=p)) is not None}
     shown = next((found[p] for p in PARTS if p in found), None)
@@ -150,7 +150,7 @@ def cell_of(scores: Iterable[Score], measure: Measure) -> TableCell:
 def lines_of(
     scores: dict[str, list[Score]], candidates: dict[str, Candidate], chosen: str
 ) -> list[Line]:
-    """Base, over, under and the chosen one first, then every other candidate by its name."""
+    """Return the lines of base, over, under and the chosen candidate, then of the others."""
     measures = shown_measures(scores)
     first = [s for s in (*ANCHORS, chosen) if s in scores]
     others = sorted(
@@ -176,12 +176,12 @@ def lines_of(
 
 
 def cards_of(scores: dict[str, list[Score]], chosen: str) -> list[Card]:
-    """Cards of the chosen candidate against the model before forgetting."""
+    """Return the cards of the chosen candidate, compared with the model before unlearning."""
     cards = []
     known = measures_of(scores)
     for measure in known:
         if measure[0] == "exact_match" and ("knowledge", measure[1]) in known:
-            continue  # the same questions, counted in the same way
+            continue  # equals the knowledge score
         now = cell_of(scores.get(chosen, []), measure)
         if now.value is None or measure not in LABELS or measure[0] in ("nll", "mia_score"):
             continue

@@ -1,4 +1,4 @@
-"""The figures of the training: angles and dynamics. They draw and compute nothing."""
+"""Draws the figures of the training: angles, dynamics and weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPACES = {"delta": "change B A", "a": "factor A", "b": "factor B"}
 
 
 def draw_angles(angles: Sequence[Angle]) -> list[SavedFigure]:
-    """Angles over the training of each adapter, and between the two."""
+    """Draw the angles during the training of each adapter, and between the two."""
     with styled():
         sides = sorted({a.model for a in angles if a.model != "pair"})
         drawn = [_angles_over_training(side, angles) for side in sides]
@@ -42,7 +42,7 @@ def draw_angles(angles: Sequence[Angle]) -> list[SavedFigure]:
 
 
 def _angles_over_training(side: str, angles: Sequence[Angle]) -> SavedFigure:
-    """A panel for the change of the weights, and one for each factor."""
+    """Draw a panel for the change of the weights, and one for each factor."""
     mine = [a for a in angles if (a.model, a.group) == (side, "all")]
     spaces = [space for space in SPACES if any(a.space == space for a in mine)]
     figure, axes = panels(len(spaces), 3.5 if len(spaces) == 1 else 2.4)
@@ -53,7 +53,7 @@ def _angles_over_training(side: str, angles: Sequence[Angle]) -> SavedFigure:
     in_epochs = all(a.epoch is not None for a in mine)
     axes[-1].set_xlabel("s (epochs)" if in_epochs else "s (steps)")
     legend(figure, axes)
-    title = f"Angles between the changes of {side} over its training"
+    title = f"Angles between changes of {side} during training"
     alt = (
         f"{title}: from 0 to step s, from s to the end, and from 0 to the end, in degrees, for the "
         "change of the weights and for each LoRA factor."
@@ -96,7 +96,7 @@ def _angles_of_pair(angles: Sequence[Angle]) -> SavedFigure:
     ax.set_xlabel("epochs over the forget set")
     _degrees(ax)
     legend(figure, [ax])
-    title = "Angle between over and under over the training"
+    title = "Angle between over and under during training"
     alt = f"{title}, in degrees, for the change of the weights and for each LoRA factor."
     return SavedFigure("angles-pair", title, alt, figure, marks)
 
@@ -138,13 +138,13 @@ def _angles_by_kind(angles: Sequence[Angle]) -> SavedFigure:
     ax.set_yticks(range(len(rows)), [a.name for a in rows])
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.axvline(90, color=QUIET, linewidth=0.8, linestyle=(0, (2, 2)))
-    ax.set_xlabel("angle (degrees); each bar is one module, the dot is all of them")
+    ax.set_xlabel("angle (degrees); bars: single modules, dot: all of a kind")
     title = "Angle between over and under, by kind of module"
     return SavedFigure("angles-kinds", title, f"{title}, in degrees.", figure, marks)
 
 
 def draw_dynamics(stages: Sequence[Stage], events: Sequence[Event]) -> list[SavedFigure]:
-    """Terms of the loss and gradient norms of the pair; the loss of memorising."""
+    """Draw loss terms and gradient norms of the pair, and the loss of memorising."""
     with styled():
         pair = [s for s in stages if s.name != "memorise"]
         drawn = [_terms(pair, events), _losses(pair)] if pair else []
@@ -171,13 +171,13 @@ def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> SavedFigure:
     for stage in stages:
         _line(axes[-1], stage, stage.grad_norm)
     _gradient(figure, axes)
-    title = "Terms of the loss over the training"
+    title = "Loss terms during training"
     alt = f"{title}, before their weights, for {' and '.join(s.name for s in stages)}."
     return SavedFigure("dynamics-terms", title, alt, figure)
 
 
 def draw_against(named: Sequence[tuple[str, Stage]]) -> list[SavedFigure]:
-    """The same terms of several trainings, one line each, beside their gradient norms."""
+    """Draw the loss terms and gradient norms of several trainings in one figure."""
     with styled():
         labels = list(dict.fromkeys(label for _, stage in named for label in stage.terms))
         figure, axes = panels(len(labels) + 1, 1.9)
@@ -191,7 +191,7 @@ def draw_against(named: Sequence[tuple[str, Stage]]) -> list[SavedFigure]:
             ax.set_title(label.replace("_", " on "))
             ax.set_ylabel("nats")
         _gradient(figure, axes)
-        title = "Terms of the loss, trainings side by side"
+        title = "Loss terms of several trainings"
         alt = f"{title}, before their weights: {', '.join(name for name, _ in named)}."
         return [SavedFigure("dynamics-against", title, alt, figure)]
 
@@ -208,7 +208,7 @@ def _losses(stages: Sequence[Stage]) -> SavedFigure:
     for ax, stage in zip(axes, stages, strict=True):
         ax.plot(stage.epoch, stage.loss, color=FAINT, linewidth=1)
         smooth = running_mean(stage.loss, stage.window)
-        ax.plot(stage.epoch, smooth, label="whole loss", color=INK, linestyle="-")
+        ax.plot(stage.epoch, smooth, label="total loss", color=INK, linestyle="-")
         for i, label in enumerate(stage.terms):
             values = running_mean(stage.weighted(label), stage.window)
             name = f"{stage.weights.get(label, 1.0):g} {label.replace('_', ' on ')}"
@@ -217,7 +217,7 @@ def _losses(stages: Sequence[Stage]) -> SavedFigure:
         ax.set_ylabel("nats")
         ax.legend(loc="upper right", fontsize=8)
     axes[-1].set_xlabel("epochs over the forget set")
-    title = "The loss and what each term adds to it"
+    title = "Total loss and its weighted terms"
     alt = f"{title}: running means over half an epoch."
     return SavedFigure("dynamics-loss", title, alt, figure)
 
@@ -227,9 +227,9 @@ def _memorising(stage: Stage) -> SavedFigure:
     ax.plot(stage.epoch, stage.loss, color=FAINT, linewidth=1)
     ax.plot(stage.epoch, running_mean(stage.loss, stage.window), color=INK)
     ax.set_xlabel("epochs")
-    ax.set_ylabel("NLL (nats a token)")
+    ax.set_ylabel("NLL (nats per token)")
     ax.set_ylim(bottom=0)
-    title = "Loss while the base memorises the data"
+    title = "Loss while memorising the data"
     return SavedFigure("dynamics-memorise", title, f"{title}, over epochs.", figure)
 
 
@@ -246,7 +246,7 @@ def _smooth(ax: Axes, stage: Stage, values: Any, label: str, look: dict[str, Any
 def draw_weights(
     facts: Sequence[ModuleFacts], agreements: Sequence[Agreement]
 ) -> list[SavedFigure]:
-    """Norm and effective rank by layer; overlap and sign conflict by density, where known."""
+    """Draw norm and effective rank by layer, and overlap and sign conflict by density."""
     with styled():
         return [_by_layer(facts), *([_agreement(agreements)] if agreements else [])]
 
@@ -266,14 +266,14 @@ def _by_layer(facts: Sequence[ModuleFacts]) -> SavedFigure:
     axes[1].set_xlabel("layer; each point is one module")
     axes[1].xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(figure, axes)
-    title = "Size and effective rank of the changes, by layer"
+    title = "Norm and effective rank of the changes, by layer"
     return SavedFigure("weights-layers", title, f"{title}, of over and under.", figure)
 
 
 def _agreement(agreements: Sequence[Agreement]) -> SavedFigure:
     figure, (ax,) = panels(1, 3.2)
     x = [a.density for a in agreements]
-    ax.plot(x, [a.overlap for a in agreements], label="overlap of what is kept", **series(0))
+    ax.plot(x, [a.overlap for a in agreements], label="overlap of kept entries", **series(0))
     chance: dict[str, Any] = {"color": QUIET, "linestyle": (0, (1, 1.5)), "linewidth": 1.2}
     ax.plot(x, [a.chance for a in agreements], label="overlap by chance", **chance)
     ax.plot(x, [a.conflict for a in agreements], label="opposite signs", **series(1))
@@ -288,7 +288,7 @@ def _agreement(agreements: Sequence[Agreement]) -> SavedFigure:
         for a in agreements
         for name, y in (("overlap", a.overlap), ("opposite signs", a.conflict))
     ]
-    title = "Where the trimmed factors of over and under meet"
+    title = "Overlap and sign conflict of the trimmed factors of over and under"
     return SavedFigure("weights-agreement", title, f"{title}, against density.", figure, marks)
 
 

@@ -32,11 +32,11 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class EvidenceCheck:
-    """One statement of the evidence, and what was found.
+    """One statement of the evidence, and the recomputed value.
 
     Attributes:
-        required: Whether a difference means that the evidence does not hold; the code may differ
-            where the figures agree.
+        required: Whether a difference invalidates the evidence; a different version of the code
+            does not, if the values agree.
     """
 
     name: str
@@ -46,14 +46,14 @@ class EvidenceCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether the two agree; numbers agree up to rounding."""
+        """Whether both values agree; numbers are compared up to rounding."""
         if isinstance(self.expected, float) and isinstance(self.found, int | float):
             return math.isclose(self.expected, self.found, rel_tol=ROUNDING, abs_tol=ROUNDING)
         return bool(self.expected == self.found)
 
 
 def write_evidence(run: Run, path: Path, people: Sequence[PersonRecord]) -> Path:
-    """Write ``evidence.json``: verdict, figures, people, and the hashes they rest on."""
+    """Write ``evidence.json``: verdict, scores, people, and the hashes of all files used."""
     chosen, model = read_chosen(run), shown_model(run)
     recipe = load_recipe(run.recipe)
     scores = read_scores(run.scores)
@@ -97,7 +97,7 @@ def write_evidence(run: Run, path: Path, people: Sequence[PersonRecord]) -> Path
 
 
 def evidence_files(run: Run) -> dict[str, Path]:
-    """Return the files on which the evidence rests, by their name in the run folder."""
+    """Return the files that the evidence is computed from, by their path in the run folder."""
     model = shown_model(run)
     found = [run.recipe, run.scores, run.search / "chosen.json", *sorted(run.data.glob("*.jsonl"))]
     found += [run.root / "notes.json", run.root / EARLIER]
@@ -110,7 +110,7 @@ def evidence_files(run: Run) -> dict[str, Path]:
 
 
 def recomputed(run: Run) -> dict[str, float]:
-    """Compute anew, from the answers and losses on the disk, what the verdict rests on."""
+    """Recompute the values behind the verdict from the stored answers and losses."""
     path = run.data / "forget.jsonl"
     rows = read_rows(path, split="forget") if path.is_file() else []
     found: dict[str, float] = {}
@@ -135,7 +135,7 @@ def verify_evidence(path: Path, run: Run | None = None) -> list[EvidenceCheck]:
         run: The run folder; the folder above ``report/`` when omitted.
 
     Raises:
-        InputError: The file is no evidence of this format, or the run folder is missing.
+        InputError: The file is not evidence of this format, or the run folder is missing.
     """
     stated = read_json(path)
     if not isinstance(stated, dict) or stated.get("format") != FORMAT:
@@ -170,7 +170,7 @@ def _checks(stated: dict[str, Any], run: Run) -> Iterator[EvidenceCheck]:
 
 
 def _scores_agree(run: Run, again: dict[str, float]) -> Iterator[EvidenceCheck]:
-    """Check that the recorded scores are those of the answers and losses."""
+    """Check the recorded scores against the stored answers and losses."""
     scores = read_scores(run.scores)
     for model in dict.fromkeys(("base", shown_model(run))):
         area = find(scores.get(model, []), "mia_auc", "mia")
@@ -184,7 +184,7 @@ def _scores_agree(run: Run, again: dict[str, float]) -> Iterator[EvidenceCheck]:
 
 
 def code_hash() -> str:
-    """Return one hash of the package's Python files."""
+    """Return a hash of all Python files of the package."""
     import hashlib
 
     digest = hashlib.sha256()
@@ -194,7 +194,7 @@ def code_hash() -> str:
 
 
 def _base_hash(run: Run) -> str | None:
-    """Return the hash of the base's weights where it is a folder on this machine."""
+    """Return the hash of the base's weights, if the base is a folder on this machine."""
     folder = Path(run.base())
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:

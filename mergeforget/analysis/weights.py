@@ -1,7 +1,7 @@
-"""What the two adapters have in common entry by entry, how large they are, and of which rank.
+"""Overlap and sign conflict of the two adapters, their norms and effective ranks.
 
-Signs and overlaps are of the LoRA factors A and B, which is what a merge in factor space compares;
-norms and ranks are of the change ``scaling * b @ a``, from rank-sized matrices.
+Overlap and signs are those of the LoRA factors A and B, which a merge in factor space compares.
+Norms and ranks are those of the change ``scaling * b @ a``, computed from rank-sized matrices.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ModuleFacts:
 
     Attributes:
         norm: Frobenius norm of the change.
-        effective_rank: exp of the entropy of its singular values; 1 to its rank.
+        effective_rank: exponential of the entropy of its singular values, from 1 to its rank.
     """
 
     model: str
@@ -47,12 +47,11 @@ class ModuleFacts:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the trimmed factors of over and under meet, over all modules.
+    """Overlap and sign conflict of the trimmed factors of over and under, over all modules.
 
     Attributes:
-        overlap: entries that both keep, of those that either keeps (Jaccard); chance gives
-            ``density / (2 - density)``.
-        conflict: of the entries that both keep, those of opposite sign; one half by chance.
+        overlap: Jaccard index of the kept entries; ``density / (2 - density)`` by chance.
+        conflict: share of opposite signs among entries that both keep; one half by chance.
     """
 
     density: float

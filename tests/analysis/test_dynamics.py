@@ -60,7 +60,7 @@ def test_a_retain_loss_a_nat_above_its_beginning_is_a_collapse() -> None:
 def test_what_recovers_is_a_dip() -> None:
     stage = stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.5, 1.6, 1.7, 0.6, 0.5, 0.5]), RECIPE)
     (event,) = events_of(stage)
-    assert (event.kind, event.step) == ("dip", 2) and "to 3, and recovers" in event.text
+    assert (event.kind, event.step) == ("dip", 2) and "to 3 and recovers" in event.text
 
 
 def test_a_rise_of_next_to_nothing_is_no_drift() -> None:

@@ -126,7 +126,7 @@ def test_the_card_has_the_metadata_of_the_hub(chosen: Run, tiny_folder: Path) ->
     values: dict[str, Any] = yaml.safe_load(metadata)
     assert values["base_model"] == str(tiny_folder) and values["library_name"] == "peft"
     assert "It is balanced." in body and "density: 0.5" in body and "## Limits" in body
-    assert "**Warning.**" not in body and "No attack on it was tried." in body
+    assert "**Warning.**" not in body and "No attack was run on this candidate." in body
     assert "on the loss of whole documents." in body
 
 

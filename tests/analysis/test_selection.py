@@ -69,7 +69,7 @@ def test_what_was_measured_since_stands_beside_it(finished: Run) -> None:
     assert [d for d, _ in found.found] == [0.7]
     assert "the search chose 0.7" in found.sentence
     told = replace(found, began=0.62).sentence
-    assert "the search began at 0.62, from the half that chooses, and chose 0.7" in told
+    assert "The search started at 0.62, predicted from the selection split, and chose 0.7" in told
 
 
 def test_a_pair_that_was_not_measured_says_which_command_measures_it(

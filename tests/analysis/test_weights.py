@@ -67,7 +67,7 @@ def test_factors_of_different_ranks_are_not_compared(tmp_path: Path) -> None:
     for side, rank in (("over", 4), ("under", 8)):
         write_adapter(adapter(side, 1, rank=rank), tmp_path / side)
     sentences, _, pictures = weights(Run(tmp_path))
-    assert sentences[-1] == "The ranks of over and under differ: their factors cannot be compared."
+    assert sentences[-1] == "The ranks of over and under differ, so factors cannot be compared."
     assert [picture.name for picture in pictures] == ["weights-layers"]
 
 
