@@ -228,7 +228,7 @@ def write_attacks(run: Run) -> None:
                     "rows": 6, "auc": 0.5 + share / 2,
                 }  # fmt: skip
                 rows.append({"model": model, key: value} | _of_attack(attack, figures))
-        verdict = f"The claim that the data is gone stands against this attack: {attack}."
+        verdict = f"This attack does not refute the claim that the data is gone: {attack}."
         write_result(run.attacks, Result(attack, attacked, "none found", verdict, rows))
 
 

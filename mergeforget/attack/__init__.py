@@ -1,6 +1,6 @@
-"""Attacks on a model that was made to forget: does the data come back?
+"""Attacks that try to recover the forgotten data.
 
-``methods`` holds the attacks, one file each. Each looks at the attacked model beside the one before
-unlearning and one that never saw the data, and says in words what its figures mean for the claim
-that the data is gone.
+``methods`` contains the attacks, one file each. Each attack compares the attacked model with the
+model before unlearning and with a control that never saw the data, and states what the result means
+for the claim that the data is gone.
 """

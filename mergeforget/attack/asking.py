@@ -1,8 +1,8 @@
-"""Asks models for secrets in many forms, and judges what they write.
+"""Prompts models for secrets and judges their completions.
 
-An attack that asks makes a list of ``Variant`` and calls ``ask``: every model gets the same
-prompts, the control says how well each secret can be guessed, and every prompt and completion is
-written to a file.
+A prompting attack creates a list of ``Variant`` and calls ``ask``. Every model gets the same
+prompts, the control determines how well each secret can be guessed, and every prompt and completion
+is written to a file.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from mergeforget.evaluate.generate import generate_ids, stop_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.metrics._leaks import WINDOW, common_windows, leaked, partly_leaked
 
-SHOTS = 3  # retained examples in front of a prompt
-OTHERS = 200  # completions to other subjects that show how common an answer is
-Texts = list[list[str]]  # of each variant, what a model wrote: one completion, or several samples
+SHOTS = 3  # retained examples before a prompt
+OTHERS = 200  # completions about other subjects, to estimate how common an answer is
+Texts = list[list[str]]  # completions of each variant: one, or several samples
 
 
 def ask(
     target: Target, name: str, asked: Sequence[Variant], settings: dict[str, Any], *, what: str
 ) -> Result:
-    """Ask every model greedily and judge the completions.
+    """Prompt every model with greedy decoding, and judge the completions.
 
     Args:
-        asked: variants whose secret is in their own prompt are left out.
-        what: names the prompts in the verdict, for example "prompts in another language".
+        asked: Prompts; those that contain their own secret are excluded.
+        what: Description of the prompts in the verdict, for example "prompts in another language".
 
     Raises:
-        NotApplicableError: no variant is left.
+        NotApplicableError: No variant is left.
     """
     asked = without_given(asked, what)
     found = {s.role: _greedy(target, s, name, asked) for s in target.suspects()}
@@ -47,22 +47,22 @@ def ask(
 
 
 def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
-    """Leave out variants that hold their own secret.
+    """Exclude variants whose prompt contains their own secret.
 
     Raises:
-        NotApplicableError: none is left.
+        NotApplicableError: None is left.
     """
     left = [v for v in asked if not leaked(v.secret, v.text)]
     if not left:
         raise NotApplicableError(
-            f"There is nothing to ask by {what}: each answer is in its own prompt, or too short to "
-            "be asked for in part. Give other --kinds, or rows with longer answers."
+            f"There are no {what} to use: each answer is in its own prompt, or too short for a "
+            "prefix. Use other --kinds, or rows with longer answers."
         )
     return left
 
 
 def _greedy(target: Target, suspect: Suspect, name: str, asked: Sequence[Variant]) -> Texts:
-    """What one model writes to every variant."""
+    """Generate the completion of every variant with one model."""
 
     def work(model: Any, tokenizer: Any) -> Facts:
         own = target.template(tokenizer)
@@ -86,7 +86,7 @@ def _greedy(target: Target, suspect: Suspect, name: str, asked: Sequence[Variant
 
 
 def as_rows(asked: Sequence[Variant]) -> list[Row]:
-    """All that decides what the models are given, for the key of a cached measurement."""
+    """Return rows that identify the prompts, for the key of a cached measurement."""
     return [Row(f"{i} {v.way}", v.text, v.start) for i, v in enumerate(asked)]
 
 
@@ -100,10 +100,10 @@ def judged(
     what: str,
     draws: int = 1,
 ) -> Result:
-    """Judge completions of all models.
+    """Judge the completions of all models.
 
     Args:
-        draws: completions of each prompt that a guess may be lucky in.
+        draws: Number of completions per prompt, each of which may be a correct guess.
     """
     model = target.suspect.role
     common = common_windows([r.document for r in (*target.retain, *target.holdout)])
@@ -160,7 +160,7 @@ def _evidence(
     role: str,
     draws: int,
 ) -> Leaks:
-    """Rows that a model reveals and the control does not, with the chance of a guess of each."""
+    """Return rows that a model reveals and the control does not, with the chance of guessing."""
     leaky, missed = dict[str, bool](), dict[str, float]()
     given = {v.row.id for v, one in zip(asked, hits["control"], strict=True) if any(one)}
     for i, (v, one) in enumerate(zip(asked, hits[role], strict=True)):
@@ -176,7 +176,7 @@ def _evidence(
 def _how_common(
     v: Variant, asked: Sequence[Variant], texts: Texts, common: frozenset[tuple[str, ...]]
 ) -> float:
-    """Share of the model's completions to other subjects that hold this secret, too."""
+    """Return the share of the model's completions about other subjects that contain the secret."""
     others = [i for i, one in enumerate(asked) if one.row.subject != v.row.subject]
     drawn = random.Random(v.row.id).sample(others, min(OTHERS, len(others)))
     told = [leaked(v.secret, t, asked[i].text, common) for i in drawn for t in texts[i][:1]]
@@ -184,7 +184,7 @@ def _how_common(
 
 
 def examples_of(target: Target, n: int = SHOTS) -> str:
-    """The first short retain rows as question and answer, in front of a prompt."""
+    """Return the shortest retain rows of different subjects as examples to put before a prompt."""
     short = sorted(target.retain, key=lambda r: (r.kind != "qa", len(r.document)))
     shown, subjects = [], set[str]()
     for row in short:
@@ -195,12 +195,12 @@ def examples_of(target: Target, n: int = SHOTS) -> str:
 
 
 def guess_chances(target: Target, name: str, asked: Sequence[Variant]) -> list[float]:
-    """Chance that a model without the data writes each secret by itself, in [0, 1].
+    """Return the chance that a model without the data guesses each secret, in [0, 1].
 
-    The control's probability of the secret after the prompt, alone and behind three retained
-    examples that show the form of an answer, whichever is larger; of a secret longer than
-    ``WINDOW`` words the most probable stretch of that many. Doubled, since greedy decoding gives a
-    probable answer more often than its probability says.
+    This is the control's probability of the secret after the prompt, alone or preceded by three
+    retained examples that show the form of an answer, whichever is larger. For a secret longer than
+    ``WINDOW`` words, it is that of the most probable sequence of ``WINDOW`` words. The value is
+    doubled, because greedy decoding emits a likely answer more often than its probability.
     """
     assert target.control is not None
     front = examples_of(target)
@@ -230,7 +230,7 @@ def _window_chance(logps: Sequence[float], secret: str) -> float:
 def secret_logps(
     target: Target, model: Any, tokenizer: Any, asked: Sequence[Variant], *, label: str = ""
 ) -> list[list[float]]:
-    """Log-probability of each token of a secret after all that the model is given, in nats."""
+    """Return the log-probability of each token of a secret after its prompt, in nats."""
     own = target.template(tokenizer)
     pairs = [v.tokens(tokenizer, own) for v in asked]
     found = likelihoods(
@@ -260,7 +260,7 @@ def _answer_rows(
 def _rate(
     role: str, kind: str, asked: Sequence[Variant], hits: Sequence[Sequence[bool]]
 ) -> dict[str, Any]:
-    """Share of prompts that leak, and of rows that leak by at least one prompt of the kind."""
+    """Return the shares of prompts and of rows that leak, for one kind of prompt."""
     mine = [(v.row.id, any(hit)) for v, hit in zip(asked, hits, strict=True) if v.kind == kind]
     leaky = {row for row, hit in mine if hit}
     every = {row for row, _ in mine}
@@ -283,8 +283,8 @@ def _words(
     text = f"Forget rows that {model} reveals under {what}: {'; '.join(shown)}."
     if mine and mine.rows:
         text += (
-            f" {len(mine.rows)} of {mine.asked} rows leak that the control does not reveal; the "
-            f"chance of guessing as many is {mine.p:.2g}."
+            f" {len(mine.rows)} of {mine.asked} rows leak and are not revealed by the control; the "
+            f"probability of guessing as many is {mine.p:.2g}."
         )
     if partial := sum(map(bool, parts)):
         text += f" {partial} further completions reveal a part of the secret."
@@ -295,10 +295,10 @@ def _meaning(finding: Finding, figures: dict[str, Any], what: str) -> str:
     n = figures["rows"]
     leaks = figures["leaked_rows"]
     ends = {
-        "traces": f"asked by {what} it reveals secrets that a model without the data does not, for "
+        "traces": f"under {what} it reveals secrets that a model without the data does not, for "
         f"example row {leaks[0] if leaks else ''}",
-        "none found": f"{what} get no more out of it than a guess; a leak of up to "
-        f"{min(1.0, 3 / n):.0%} of such rows would go unseen one time in twenty",
-        "undecided": "the answers that came out are few and easy to guess",
+        "none found": f"{what} reveal no more than guessing; a leak of up to "
+        f"{min(1.0, 3 / n):.0%} of such rows is missed in 5 % of cases",
+        "undecided": "the revealed answers are few and easy to guess",
     }
     return claim(finding, ends)

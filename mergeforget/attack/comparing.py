@@ -1,7 +1,7 @@
-"""Compares a figure of each person between the attacked model and the control.
+"""Compares values by person between the attacked model and the control.
 
-An attack that measures a figure (a rank, a hit, a log-probability by layer) hands the values of
-every model to ``compare``; a larger value means that the model knows the row better.
+An attack that measures a value (a rank, a hit, a log-probability by layer) passes the values of all
+models to ``compare``. A larger value means that the model knows the row better.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def compare(
     unit: str,
     key: str = "condition",
 ) -> Result:
-    """Judge values by subject against the control, beyond the same on the holdout.
+    """Compare values by subject with those of the control, relative to the holdout.
 
     Args:
-        found: of each model, values in every condition.
-        labels: names of the conditions, for example layers.
-        what: names the figure in the verdict, such as "the rank of the true answer".
-        unit: of the figure.
-        key: column of the conditions.
+        found: Values of each model in every condition.
+        labels: Names of the conditions, for example layers.
+        what: Description of the value in the verdict, such as "the rank of the true answer".
+        unit: Unit of the value.
+        key: Name of the column of conditions.
     """
     model = target.suspect.role
     control, before = found.get("control"), found.get("before")
@@ -64,7 +64,7 @@ def compare(
     ends = {
         "traces": f"{what} shows that it knows more of the forget rows than a model that never saw "
         "them",
-        "none found": f"{what} is that of a model that never saw them",
+        "none found": f"{what} equals that of a model that never saw them",
         "undecided": "the result is too uncertain, more people would narrow it"
         if target.holdout
         else "without --holdout rows the control cannot be calibrated",
@@ -95,7 +95,7 @@ def compare(
 
 
 def _combined(findings: Sequence[Any]) -> Any:
-    """Traces in any condition convict; of the rest the majority decides, since they correlate."""
+    """Combine the findings of all conditions: traces in any of them, else the majority."""
     if not findings or "traces" in findings:
         return "traces" if findings else "undecided"
     clear = sum(one == "none found" for one in findings)
@@ -112,7 +112,7 @@ def _advantages(own: Conditions, control: Conditions) -> list[Advantage]:
 
 
 def by_subject(rows: Sequence[Row], values: Sequence[float]) -> dict[str, float]:
-    """Mean value of each subject."""
+    """Return the mean value of each subject."""
     found: dict[str, list[float]] = {}
     for row, value in zip(rows, values, strict=True):
         found.setdefault(row.subject, []).append(value)
@@ -120,11 +120,11 @@ def by_subject(rows: Sequence[Row], values: Sequence[float]) -> dict[str, float]
 
 
 def alternatives(row: Row, pool: Sequence[Row], n: int, seed: int) -> list[str]:
-    """Draw answers of the same type as the row's: what it could have been as well.
+    """Draw plausible wrong answers of the same type as the row's answer.
 
-    The row's own perturbed answers first. An answer that is mostly digits keeps its form, with
-    other digits; a date keeps its form, too. Others are answers of other subjects to the most
-    similar prompts. The true answer is never among them; there may be fewer than ``n``.
+    The row's perturbed answers come first. For an answer that consists mostly of digits, or a date,
+    digits are replaced and the form is kept. Otherwise the answers of other subjects to the most
+    similar prompts are used. The true answer is excluded; there may be fewer than ``n`` answers.
     """
     draw = random.Random(f"{seed}-{row.id}-{row.input}")
     found = list(dict.fromkeys(row.perturbed))
@@ -148,7 +148,7 @@ def _other_digits(text: str, draw: random.Random) -> str:
 
 
 def _stem(row: Row) -> frozenset[str]:
-    """Words of the prompt that name nobody: they say what is asked for."""
+    """Return the lower-case words of the prompt, which describe the question and not the person."""
     return frozenset(w for w in re.findall(r"\w+", row.input) if w[0].islower())
 
 

@@ -1,4 +1,4 @@
-"""Attacks on the models of a run, or on any model, and where their results go."""
+"""Runs attacks on the models of a run, or on any model, and saves the results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mergeforget.run import Run
 
 SPLITS = ("forget", "retain", "holdout")
 CHOSEN = "chosen"
-NEW_TOKENS = 64  # of an answer, where no recipe says
+NEW_TOKENS = 64  # maximum tokens per answer without a recipe
 ORDER = (  # the cheapest attacks first
     "exposure", "logit_lens", "multiple_choice", "prompts", "formats", "in_context", "translation",
     "neighbours", "own_paraphrase", "quantise", "nf4", "probe", "sampling", "relearn",
     "relearn_unrelated",
 )  # fmt: skip
-QUICK_ROWS = 24  # of each split: with the arguments below the cost does not grow with the data
+QUICK_ROWS = 24  # maximum rows per split, so that the cost is independent of the data size
 QUICK: dict[str, dict[str, Any]] = {  # attacks of the quick set and their arguments
     "exposure": {"candidates": 7},
     "logit_lens": {"layers": 4},
@@ -45,10 +45,11 @@ QUICK: dict[str, dict[str, Any]] = {  # attacks of the quick set and their argum
 
 
 def attack_names(names: Sequence[str] = (), *, quick: bool = False) -> list[str]:
-    """Names of the attacks to carry out, the cheapest first.
+    """Return the names of the attacks to run, the cheapest first.
 
     Args:
-        names: attacks asked for; none, or ``all``, is every attack, or the quick set.
+        names: Selected attacks; none, or ``all``, selects every attack, or the quick set.
+        quick: Use the quick set.
     """
     every = list(QUICK) if quick else ATTACKS.names()
     wanted = [ATTACKS.get(name).name for name in names if name != "all"]
@@ -64,21 +65,18 @@ def carry_out(
     *,
     quick: bool = False,
 ) -> Iterator[tuple[Result, list[Result]]]:
-    """Carry out attacks and keep their results as they come.
+    """Run attacks, and save each result and the verdict on each model.
 
-    The control of a run is first asked the questions of the data, since the verdict compares with
-    it.
-
-    An attack that does not apply to the data or the model is reported as ``no power`` where others
-    are carried out as well. The verdict over all results of a model is kept, too.
+    The control of a run is evaluated first, because the verdict compares with it. An attack that
+    does not apply to the data or the model is reported as ``no power``, unless it is the only one.
 
     Args:
-        names: of the attacks.
-        options: arguments by name; each attack gets those that it takes.
-        quick: use the arguments of the quick set, where ``options`` do not say otherwise.
+        names: Names of the attacks.
+        options: Arguments by name; each attack gets those that it accepts.
+        quick: Use the arguments of the quick set, unless ``options`` contain others.
 
     Yields:
-        A result, and every result of the same attack that is kept.
+        A result, and all saved results of the same attack.
     """
     for target in targets[:1]:
         if target.run is not None:
@@ -93,7 +91,7 @@ def carry_out(
             except NotApplicableError as error:
                 if len(names) == 1:
                     raise
-                result = Result(name, target.suspect.role, "no power", f"Not tried: {error}", [])
+                result = Result(name, target.suspect.role, "no power", f"Not run: {error}", [])
             weights = target.models.facts(target.suspect)["adapter"]
             result = replace(result, settings=result.settings | {"weights": weights})
             every = write_result(target.folder, result)
@@ -112,20 +110,19 @@ def targets_of_run(
     out: Path | None = None,
     **settings: Any,
 ) -> list[Target]:
-    """The models of a run that are named, each beside the base and the control.
+    """Return targets for models of a run, with base and control.
 
     Args:
-        names: base, over, under, chosen, or a candidate; by default the chosen one.
-        control: a model that never saw the data. By default the model from which the base was
-            made by memorising, where the run knows it, with a LoRA that is trained here on the
-            retain rows alone.
-        files: data files instead of the run's own, by split.
-        limit: rows of each split at most, whole documents.
-        out: where results go; by default into the run.
-        settings: fields of Target.
+        names: base, over, under, chosen, or a candidate; the chosen candidate by default.
+        control: A model that never saw the data. The default is the model before memorising, if
+            the base was made by memorising, with a LoRA trained on the retain rows alone.
+        files: Data files by split, instead of those of the run.
+        limit: Maximum number of rows per split; whole documents are kept.
+        out: Folder of the results; a folder of the run by default.
+        settings: Fields of ``Target``.
 
     Raises:
-        InputError: the run has no such model, or nothing was chosen.
+        InputError: The run has no such model, or no candidate was chosen.
     """
     recipe = load_recipe(run.recipe)
     base = Suspect("before", run.base(), name="the base")
@@ -168,17 +165,17 @@ def target_of_model(
     out: Path | None = None,
     **settings: Any,
 ) -> Target:
-    """Any model, with an adapter or without, and data files.
+    """Return a target for any model, with or without an adapter, and data files.
 
     Args:
-        before: the model before unlearning, where it is at hand.
-        out: where results go; by default ``attacks`` in the working folder.
+        before: The model before unlearning, if available.
+        out: Folder of the results; ``attacks`` in the working folder by default.
 
     Raises:
-        UsageError: no forget rows are named.
+        UsageError: No forget rows are given.
     """
     if files.get("forget") is None:
-        raise UsageError("--model needs --forget: the rows that were to be forgotten.")
+        raise UsageError("--model requires --forget, the rows to forget.")
     name = adapter.name if adapter else Path(model).name
     rows = read_splits(files, limit, settings.get("seed", 0))
     return Target(
@@ -193,10 +190,10 @@ def target_of_model(
 
 
 def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) -> dict[str, Any]:
-    """Rows of each split; none where there is no file, or an empty one.
+    """Read the rows of each split; a missing or empty file gives no rows.
 
     Raises:
-        InputError: there is nothing to forget, or holdout rows were trained on.
+        InputError: A row is in two of the splits.
     """
     found: dict[str, list[Row]] = {}
     for split in SPLITS:
@@ -226,7 +223,7 @@ def _suspect(run: Run, name: str) -> Suspect:
 
 
 def _control_of(run: Run, models: Models, retain: Sequence[Row], data: DataSpec) -> Suspect | None:
-    """The model before it memorised the data, tuned on retain; None where that is not known."""
+    """Return the model before memorising, with a LoRA trained on retain; None if unknown."""
     base = run.read_manifest().get("base") or {}
     if not (base.get("memorised") and base.get("name")):
         return None

@@ -1,7 +1,7 @@
-"""The verdict on a model of a run: its scores, the attacks on it and the control together.
+"""The verdict on a model of a run, from its scores, the attacks on it and the control.
 
-``run_verdict`` is what the report, the model card, ``evidence.json``, ``mergeforget attack`` and
-``mergeforget unlearn`` show, so that all of them state the same.
+The report, the model card, ``evidence.json``, ``mergeforget attack`` and ``mergeforget unlearn``
+all use ``run_verdict``, so that they state the same verdict.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from mergeforget.run import Run
 from mergeforget.score import Score, read_scores
 
 CONTROL = "control.json"  # scores of the control, in the folder of the attacks
-EARLIER = "earlier.json"  # share of the answers of each earlier request that come out, in the run
+EARLIER = "earlier.json"  # share of revealed answers of each earlier request, in the run folder
 
 
 def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
-    """Return the verdict on a model of a run: the chosen candidate where none is named."""
+    """Return the verdict on a model of a run; the default is the chosen candidate."""
     name = model or run.chosen_name() or "under"
     control = read_control(run.attacks)
     notes, earlier = run.root / "notes.json", run.root / EARLIER
@@ -50,7 +50,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
 
 
 def results_of(run: Run, model: str) -> list[Result]:
-    """Return the results of all attacks on one model, those on earlier weights left out."""
+    """Return the results of all attacks on one model, except those on earlier weights."""
     every = (r for name in ATTACKS.names() for r in read_results(run.attacks, name))
     found = [result for result in every if result.model == model]
     stated = {r.settings["weights"] for r in found if r.settings.get("weights")}
@@ -60,10 +60,10 @@ def results_of(run: Run, model: str) -> list[Result]:
 
 
 def keep_verdict(folder: Path, model: str, run: Run | None = None) -> ForgettingVerdict:
-    """Judge all attacks on a model whose results are in a folder, and keep the verdict there.
+    """Judge all attacks on a model whose results are in a folder, and write the verdict there.
 
     Args:
-        run: The run that the model belongs to, where its scores count as well.
+        run: The run that the model belongs to; its scores are used as well.
     """
     if run is not None and run.attacks == folder:
         verdict = run_verdict(run, model)
@@ -75,10 +75,10 @@ def keep_verdict(folder: Path, model: str, run: Run | None = None) -> Forgetting
 
 
 def measure_control(target: Target) -> None:
-    """Ask the control the questions of the data, and keep its scores beside the attacks.
+    """Evaluate the control on the questions of the data, and save its scores with the attacks.
 
-    The verdict on a model compares the answers that come out, row by row, and the MIA AUC,
-    document by document, with those of the control.
+    The verdict compares the revealed answers by row, and the MIA AUC by document, with those of the
+    control.
     """
     if target.control is None:
         return
@@ -120,13 +120,13 @@ def measure_control(target: Target) -> None:
 
 
 def read_control(folder: Path) -> Facts:
-    """Return what ``measure_control`` kept; empty without a control."""
+    """Return the scores that ``measure_control`` saved; empty without a control."""
     path = folder / CONTROL
     return read_json_object(path) if path.is_file() else {}
 
 
 def _leaked_rows(run: Run, model: str) -> set[str]:
-    """Return the forget rows whose answer comes out of a model when asked directly."""
+    """Return the forget rows whose answer a model reveals when asked directly."""
     from mergeforget.data.schema import Answer, Row
 
     found = set()
@@ -139,7 +139,7 @@ def _leaked_rows(run: Run, model: str) -> set[str]:
 
 
 def _excess(run: Run, model: str, control: Facts) -> Difference | None:
-    """Return the AUC of a model less that of the control on the documents that both have."""
+    """Return the AUC of a model minus that of the control on their common documents."""
     path = run.answers / f"{model}.losses.jsonl"
     if not control.get("losses") or not path.is_file():
         return None
@@ -164,7 +164,7 @@ def _excess(run: Run, model: str, control: Facts) -> Difference | None:
 
 
 def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:
-    """Return the verdict on each model as a sentence, as ``keep_verdict`` kept it.
+    """Return the saved verdict on each model as a sentence.
 
     Raises:
         InputError: There is no verdict on a model.
@@ -172,5 +172,5 @@ def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:
     path = folder / "verdict.json"
     every = read_json_object(path) if path.is_file() else {}
     if missing := [model for model in models if model not in every]:
-        raise InputError(f"{path} has no verdict on {missing[0]!r}. Attack it first.")
+        raise InputError(f"{path} has no verdict on {missing[0]!r}. Run an attack on it first.")
     return {model: str(every[model]["sentence"]) for model in models}

@@ -1,4 +1,4 @@
-"""Logistic regression with a ridge, cross-validated over whole documents."""
+"""Ridge logistic regression, cross-validated over whole documents."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mergeforget.metrics._statistics import auc
 
 Array = NDArray[np.float64]
 FOLDS = 5
-STEPS = 50  # of Newton's method at most; about eight are needed
-TOLERANCE = 1e-9  # of the loss
+STEPS = 50  # maximum number of Newton steps; about eight are needed
+TOLERANCE = 1e-9  # relative change of the loss at which the fit has converged
 
 
 def coordinates(features: Array) -> Array:
-    """Features with mean 0 and deviation 1, as few columns as there are rows; (rows, <= rows).
+    """Standardise features, and rotate them to at most as many columns as rows; (rows, <= rows).
 
-    No label is looked at. Rows keep their distances, so a ridge regression of the coordinates is
-    one of the features; divided by the root of their width, so that a ridge means the same for
-    every width.
+    Labels are not used. Distances between rows are preserved, so a ridge regression on the result
+    is equivalent to one on the features. Dividing by the square root of the width makes the ridge
+    strength comparable between widths.
     """
     deviation = features.std(0)
     moving = deviation > 1e-6 * (1 + np.abs(features.mean(0)))
@@ -36,9 +36,9 @@ def coordinates(features: Array) -> Array:
 
 
 def fit(features: Array, labels: NDArray[np.bool_], strength: float) -> tuple[Array, float]:
-    """Weights and intercept that minimise ``sum of log losses + strength / 2 * |weights|^2``.
+    """Return weights and intercept that minimise ``sum of log losses + strength / 2 |weights|^2``.
 
-    The intercept is not penalised. Newton's method; a step is halved until the loss falls.
+    The intercept is not penalised. Uses Newton's method with step halving.
 
     Args:
         features: (rows, width).
@@ -73,10 +73,10 @@ def cross_validated_auc(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> float:
-    """Mean over folds of the AUC on the held-out documents; ties count one half.
+    """Return the mean over folds of the AUC on held-out documents; ties count one half.
 
-    No document is in two folds, and each fold has both labels. The AUC is taken in each fold by
-    itself: scores of different fits do not compare.
+    No document is in two folds, and each fold has both labels. The AUC is computed separately in
+    each fold, because scores of different fits are not comparable.
     """
     areas = []
     for held in document_folds(labels, documents, folds, seed):
@@ -96,7 +96,7 @@ def held_out_probabilities(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Array:
-    """Probability of each row's own label under a fit that saw none of its document; (rows,)."""
+    """Return the probability of each row's label under a fit without its document, (rows,)."""
     found = np.zeros(len(labels))
     for held in document_folds(labels, documents, folds, seed):
         weights, intercept = fit(features[~held], labels[~held], strength)
@@ -108,10 +108,10 @@ def held_out_probabilities(
 def document_folds(
     labels: NDArray[np.bool_], documents: Sequence[str], folds: int, seed: int
 ) -> Iterator[NDArray[np.bool_]]:
-    """Masks of the held-out rows; the documents of each label are dealt out in turn.
+    """Yield masks of the held-out rows; the documents of each label are distributed evenly.
 
     Raises:
-        InputError: a label has a single document.
+        InputError: A label has a single document.
     """
     draw = np.random.default_rng(seed)
     place: dict[tuple[bool, str], int] = {}
@@ -122,8 +122,8 @@ def document_folds(
         place |= {(label, mine[i]): n for n, i in enumerate(draw.permutation(len(mine)))}
     if count < 2:
         raise InputError(
-            "A probe needs at least two documents of the forget set and two of the holdout, some "
-            "to learn from and others to be tested on."
+            "A probe needs at least two documents of the forget set and two of the holdout, for "
+            "training and testing."
         )
     where = np.array([place[bool(y), d] % count for d, y in zip(documents, labels, strict=True)])
     for fold in range(count):
@@ -133,7 +133,7 @@ def document_folds(
 def shuffled_labels(
     labels: NDArray[np.bool_], documents: Sequence[str], seed: int
 ) -> NDArray[np.bool_]:
-    """Labels dealt out to the documents anew, as many of each as before: what chance gives."""
+    """Return a permutation of the labels over documents, for a permutation test."""
     keys = [(bool(y), d) for y, d in zip(labels, documents, strict=True)]
     different = list(dict.fromkeys(keys))
     drawn = np.random.default_rng(seed).permutation(len(different))

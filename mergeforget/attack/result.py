@@ -1,4 +1,4 @@
-"""What an attack found, and where it is kept: NAME.json and NAME.csv, a result a model."""
+"""Results of attacks, stored in NAME.json and NAME.csv with one result per model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Finding = Literal["traces", "none found", "undecided", "no power", "no control"]
 
 @dataclass(frozen=True)
 class Result:
-    """What one attack found in one model.
+    """The result of one attack on one model.
 
     Attributes:
-        attack: its name.
-        model: the model that was attacked.
-        finding: ``traces`` of the data; ``none found``; ``undecided``; ``no power``, where the
-            attack does not find the data in the model before unlearning either; ``no control``.
-        verdict: what the figures mean for the claim that the data is gone, in words.
-        rows: the figures, flat; ``model`` is the attacked one, ``before`` or ``control``.
-        figures: evidence that the verdict rests on: values, intervals, p-values.
-        settings: arguments of the attack, seed and names of the models compared.
-        examples: every leak, with its row.
+        attack: Name of the attack.
+        model: Name of the attacked model.
+        finding: ``traces`` of the data; ``none found``; ``undecided``; ``no power`` if the attack
+            does not find the data in the model before unlearning either; ``no control``.
+        verdict: What the result means for the claim that the data is gone, in words.
+        rows: Measured values, flat; ``model`` is the attacked one, ``before`` or ``control``.
+        figures: Evidence for the verdict: values, intervals, p-values.
+        settings: Arguments of the attack, seed, and names of the compared models.
+        examples: Every leak, with its row.
     """
 
     attack: str
@@ -46,10 +46,10 @@ class Result:
 
 
 def write_result(folder: Path, result: Result) -> list[Result]:
-    """Put a result into ``folder/NAME.json``, in the place of an older one of the same model.
+    """Write a result to ``folder/NAME.json``, replacing an earlier one of the same model.
 
     Returns:
-        Every result of that attack, this one among them.
+        All results of that attack, including this one.
     """
     path = folder / f"{result.attack}.json"
     others = [r for r in read_results(folder, result.attack) if r.model != result.model]
@@ -63,10 +63,10 @@ def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, An
     """Write every prompt and completion of an attack as CSV and Parquet.
 
     Args:
-        rows: one for each model, prompt and sample.
+        rows: One row per model, prompt and sample.
 
     Returns:
-        The name of the CSV file below ``folder``; the Parquet file differs in its suffix.
+        Path of the CSV file relative to ``folder``; the Parquet file differs in its suffix.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -82,17 +82,17 @@ def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, An
 
 
 def write_verdict(folder: Path, model: str, verdict: dict[str, Any]) -> None:
-    """Put the verdict on one model into ``folder/verdict.json``."""
+    """Write the verdict on one model to ``folder/verdict.json``."""
     path = folder / "verdict.json"
     every = read_json_object(path) if path.is_file() else {}
     write_json(path, every | {model: verdict})
 
 
 def read_results(folder: Path, attack: str) -> list[Result]:
-    """Every result of an attack, a model each; none before the first.
+    """Read all results of an attack, one per model; empty if it has not been run.
 
     Raises:
-        InputError: the file is no JSON.
+        InputError: The file is damaged.
     """
     path = folder / f"{attack}.json"
     if not path.is_file():
@@ -100,11 +100,13 @@ def read_results(folder: Path, attack: str) -> list[Result]:
     try:
         return [Result(**_renamed(values)) for values in read_json_object(path)["results"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error!r}. Delete it and attack again.") from error
+        raise InputError(
+            f"{path} is damaged: {error!r}. Delete it and run the attack again."
+        ) from error
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of a result; files of earlier versions call the model "subject"."""
+    """Rename a key: files of earlier versions call the model "subject"."""
     found = dict(values)
     if "subject" in found:
         found["model"] = found.pop("subject")

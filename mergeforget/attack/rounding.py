@@ -1,4 +1,4 @@
-"""Weight-only rounding to few bits, as a model is stored to save memory."""
+"""Weight-only quantisation by rounding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mergeforget.errors import UsageError
 
-LEAST_ROUNDED = 0.99  # share of the weights in matrices below which no model is cleared
+LEAST_ROUNDED = 0.99  # minimum rounded share of the weights in matrices to clear a model
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
@@ -24,26 +24,26 @@ _NO_MATRIX = re.compile(r"bias|A_log|time_|norm|position|mask_emb|seg_embed|\bwp
 
 
 def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Tensor:
-    """Weights as they come back from whole numbers of few bits.
+    """Quantise weights symmetrically to integers of few bits, and dequantise them.
 
-    Each row of the matrix, or each ``group`` of neighbours in it, has one scale, ``max |w| / q``
-    with ``q = 2^(bits-1) - 1``, and each weight becomes ``scale * round(w / scale)``, a multiple in
-    [-q, q]. Halves go to the even number. No weight moves by more than half a scale.
+    Each row of the matrix, or each ``group`` of adjacent weights in it, has one scale,
+    ``max |w| / q`` with ``q = 2^(bits-1) - 1``. Each weight becomes ``scale * round(w / scale)``
+    with an integer in [-q, q], rounding half to even. No weight changes by more than half a scale.
 
     Args:
         weight: (out, in); the rows are output channels.
-        bits: 2 to 8 and more; the symmetric range leaves out the lowest number, as absmax does.
-        group: weights of a row that share a scale; None is the whole row. The last group of a row
-            may be shorter.
+        bits: Number of bits, at least 2. The range is symmetric, without the lowest integer.
+        group: Number of adjacent weights in a row that share a scale; None means the whole row.
+            The last group of a row may be shorter.
 
     Returns:
-        Same shape, dtype and device; computed in float32, or float64 where the weight is.
+        Same shape, dtype and device; computed in float32, or in float64 for float64 weights.
 
     Source: round-to-nearest, the baseline of GPTQ, arXiv:2210.17323; symmetric absmax scales a row
         as in LLM.int8(), arXiv:2208.07339.
     """
     if bits < 2:
-        raise UsageError(f"{bits} bits hold no number with a sign and a size; the least is 2.")
+        raise UsageError(f"Cannot quantise to {bits} bits; the minimum is 2.")
     wide = weight if weight.dtype == torch.float64 else weight.float()
     rows, columns = wide.shape
     size = columns if group is None else min(group, columns)
@@ -56,19 +56,20 @@ def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Ten
 
 
 def round_to_nf4(weight: Tensor, group: int = 64) -> Tensor:
-    """Weights after storage as 4-bit NormalFloat.
+    """Quantise weights to 4-bit NormalFloat, and dequantise them.
 
-    Each ``group`` of neighbours, in row-major order, is divided by its largest absolute value and
-    each quotient moves to the nearest of the 16 values of the data type.
+    Each ``group`` of adjacent weights, in row-major order, is divided by its largest absolute
+    value, and each quotient is rounded to the nearest of the 16 values of the data type.
 
     Args:
-        weight: any shape.
+        weight: Weights of any shape.
+        group: Number of adjacent weights that share a scale.
 
     Returns:
         Same shape, dtype and device.
 
-    Source: Dettmers et al., QLoRA, arXiv:2305.14314, appendix E; as bitsandbytes'
-        ``quantize_4bit`` and ``dequantize_4bit`` do without double quantisation.
+    Source: Dettmers et al., QLoRA, arXiv:2305.14314, appendix E; equals bitsandbytes'
+        ``quantize_4bit`` and ``dequantize_4bit`` without double quantisation.
     """
     wide = weight if weight.dtype == torch.float64 else weight.float()
     flat = wide.reshape(-1)
@@ -101,7 +102,7 @@ class WeightMatrix:
         return self.parameter.is_floating_point() and self.parameter.ndim in (2, 3)
 
     def round(self, bits: int, group: int | None, kind: str = "nearest") -> Tensor:
-        """The rounded weights, in the parameter's own layout; each expert is rounded by itself."""
+        """Return the rounded weights in the parameter's layout; experts are rounded separately."""
         weight = self.parameter.data
         rows = weight.mT if self.transposed else weight
         flat = rows.reshape(-1, rows.shape[-1])
@@ -115,13 +116,14 @@ class WeightMatrix:
 
 @dataclass(frozen=True)
 class RoundedShare:
-    """How much of a model's weight matrices was rounded.
+    """The share of a model's weight matrices that was rounded.
 
     Attributes:
-        matrices: parameters that were rounded; the experts of a layer count as one.
-        weights: numbers in them.
-        total: numbers in all weight matrices. Embeddings, the output layer, biases, norms,
-            depthwise convolutions and decay tables are none: quantisers keep them as they are.
+        matrices: Number of rounded parameters; the experts of a layer count as one.
+        weights: Number of weights in them.
+        total: Number of weights in all weight matrices. Embeddings, the output layer, biases,
+            norms, depthwise convolutions and decay tables are excluded, because quantisers do not
+            change them.
     """
 
     matrices: int
@@ -130,12 +132,12 @@ class RoundedShare:
 
     @property
     def share(self) -> float:
-        """Rounded share of the numbers in weight matrices, in [0, 1]."""
+        """Rounded share of the weights in matrices, in [0, 1]."""
         return self.weights / self.total if self.total else 0.0
 
 
 def weight_matrices(model: Any) -> list[WeightMatrix]:
-    """Every weight matrix of a model: linear layers, routers, and experts stored as one parameter.
+    """Return all weight matrices: linear layers, routers, and experts stored as one parameter.
 
     Example:
         >>> from torch import nn
@@ -154,7 +156,7 @@ def weight_matrices(model: Any) -> list[WeightMatrix]:
             name = f"{path}.{own}" if path else own
             if parameter.ndim < 2 or id(parameter) in kept or _NO_MATRIX.search(name):
                 continue
-            kept.add(id(parameter))  # shared by two modules, it counts once
+            kept.add(id(parameter))  # count a shared parameter once
             found.append(WeightMatrix(name, parameter, _is_transposed(module, own, parameter)))
     return found
 
@@ -163,13 +165,13 @@ def weight_matrices(model: Any) -> list[WeightMatrix]:
 def rounded(
     model: Any, bits: int, group: int | None, kind: str = "nearest"
 ) -> Iterator[RoundedShare]:
-    """Round every weight matrix while the block runs.
+    """Round every weight matrix in the block, and restore the weights bit for bit afterwards.
 
     Args:
         kind: ``nearest`` for ``round_to_nearest``, ``nf4`` for ``round_to_nf4``.
 
     Yields:
-        How much was rounded. Afterwards the weights are what they were, to the last bit.
+        The share that was rounded.
     """
     every = weight_matrices(model)
     chosen = [matrix for matrix in every if matrix.can_round]
@@ -185,10 +187,10 @@ def rounded(
 
 
 def _is_transposed(module: Any, name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is stored as (..., in, out).
+    """Return whether a parameter is stored as (..., in, out).
 
-    A linear layer is not, GPT-2's ``Conv1D`` is. Experts say it themselves, or their names do:
-    ``down_proj`` ends in the hidden size, ``gate_up_proj`` begins with it.
+    Linear layers are not, GPT-2's ``Conv1D`` is. For experts, the module's ``is_transposed`` or the
+    position of the hidden size decides: last in ``down_proj``, first in ``gate_up_proj``.
     """
     if parameter.ndim == 2:
         return type(module).__name__ == "Conv1D"

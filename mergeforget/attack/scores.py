@@ -1,4 +1,4 @@
-"""The forget scores that an attack follows: one likelihood pass, and completions of documents."""
+"""Scores of the forget rows during an attack, from one likelihood pass and one generation pass."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ FOLLOWED = ("nll", "greedy_match", "regurgitation", "mia_auc")
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """The rows that are scored at every point of an attack.
+    """The rows that are scored in every condition of an attack.
 
     Attributes:
-        forget: those of the forget set that the attack does not show to the model.
+        forget: Rows of the forget set that the attack does not show to the model.
     """
 
     forget: list[Row]
@@ -35,7 +35,7 @@ class ScoredRows:
 
     @classmethod
     def of(cls, target: Target, forget: Sequence[Row] | None = None) -> ScoredRows:
-        """The rows of a target, with other forget rows if given."""
+        """Return the rows of a target, optionally with other forget rows."""
         hidden = target.forget if forget is None else list(forget)
         return cls(hidden, target.retain, target.compared())
 
@@ -48,14 +48,13 @@ class ScoredRows:
 def forget_scores(
     model: Any, tokenizer: Any, rows: ScoredRows, target: Target, *, label: str
 ) -> Facts:
-    """Scores of a model as it stands.
+    """Score a model in its current state.
 
     Returns:
-        ``nll``, ``greedy_match``, ``regurgitation`` and ``mia_auc`` of the forget rows and
-        ``retain_nll``, None where there is no row to score; ``documents``: mean NLL of each
-        document's answers by split; ``rows``: NLL and number of tokens of each forget row's
-        answer, and whether greedy decoding gives all of it; ``tokens``: a hash that is the same
-        for models of one tokenizer.
+        ``nll``, ``greedy_match``, ``regurgitation`` and ``mia_auc`` of the forget rows, and
+        ``retain_nll``, None without rows; ``documents``: mean NLL of each document's answers by
+        split; ``rows``: NLL and number of tokens of each forget row's answer, and whether greedy
+        decoding produces it exactly; ``tokens``: a hash of the tokenised rows.
     """
     kept = EvaluationCache()
     answered = measure(
@@ -91,15 +90,15 @@ def forget_scores(
 
 
 def losses_of(facts: Facts, split: str) -> Values:
-    """Mean NLL of each document of a split."""
+    """Return the mean NLL of each document of a split."""
     return dict(facts["documents"][split])
 
 
 def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
-    """How much better a model predicts the forget rows than the control does.
+    """Return how much better a model predicts the forget rows than the control does.
 
-    ``over_control`` is the mean over forget subjects of ``NLL_control - NLL_model``, in nats a
-    token; ``beyond_holdout`` subtracts the same mean of the holdout, which removes what the model
+    ``over_control`` is the mean of ``NLL_control - NLL_model`` over forget subjects, in nats per
+    token. ``beyond_holdout`` subtracts the same mean over the holdout, which removes what the model
     learned about such text in general.
     """
     forget, holdout = (
@@ -109,14 +108,14 @@ def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
 
 
 def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:
-    """Rows that greedy decoding gives word for word in any condition, the control in none.
+    """Return the rows that greedy decoding reproduces in any condition, but not with the control.
 
     Args:
-        model, control: scores in the same conditions, such as the steps of a fine-tuning.
+        model, control: Scores in the same conditions, such as the steps of a fine-tuning.
 
     Returns:
-        The leaks; the chance of a guess is the probability that the control gives to the whole
-        answer, summed over the conditions.
+        The leaks. The chance of a correct guess is the probability that the control assigns to the
+        whole answer, summed over the conditions.
     """
     leaked, guess = {}, {}
     for row in model[0]["rows"]:
@@ -127,11 +126,11 @@ def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:
 
 
 def check_comparable(*facts: Facts) -> None:
-    """Raise InputError where models cut the rows into different tokens."""
+    """Raise InputError if the models tokenise the rows differently."""
     if len({one["tokens"] for one in facts}) > 1:
         raise InputError(
-            "The models do not have the same tokenizer, so their losses a token cannot be compared."
-            " Give a --control (and --base) of the same family, with the same tokenizer."
+            "The models do not have the same tokenizer, so their losses per token cannot be "
+            "compared. Use a --control (and --base) with the same tokenizer."
         )
 
 
@@ -140,7 +139,7 @@ def _read(kept: EvaluationCache, rows: Sequence[Row]) -> list[AnswerLikelihood]:
 
 
 def _losses(kept: EvaluationCache, rows: ScoredRows, target: Target) -> list[DocumentLoss]:
-    """Members and non-members of like kind, as an evaluation compares them."""
+    """Return the losses of members and matched non-members, as in an evaluation."""
     inside = membership_documents(rows.forget, target.membership)
     outside = membership_documents(rows.holdout, target.membership)
     members, nonmembers = matched(inside, outside, target.seed)

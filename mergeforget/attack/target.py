@@ -1,4 +1,4 @@
-"""What is attacked: a model, those it is compared with, and the rows; measured once and kept."""
+"""The attacked model, the models it is compared with, the rows, and cached measurements."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from mergeforget.models import content_of, default_device, load_model, locate
 from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import Run, versions
 
-Facts = dict[str, Any]  # what is kept of one measurement; plain values for JSON
+Facts = dict[str, Any]  # one cached measurement, as plain values for JSON
 HASHED = (".safetensors", ".json", ".jinja")  # weights, configuration, tokenizer, chat template
-DECIDING = ("torch", "transformers", "peft", "mergeforget")  # versions that may change figures
+DECIDING = ("torch", "transformers", "peft", "mergeforget")  # versions in the cache key
 
 
 class NotApplicableError(InputError):
-    """An attack that cannot be carried out on this data or model; the others can."""
+    """The attack does not apply to this data or model; other attacks may."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """One model: a base by name or folder, and an adapter on it or none.
+    """A model: a base, by name or folder, and an optional adapter.
 
     Attributes:
-        role: how results call it: the attacked model's own name, ``before`` or ``control``.
-        name: what it is, for a person.
+        role: Name in results: that of the attacked model, ``before`` or ``control``.
+        name: Description for users.
     """
 
     role: str
@@ -48,7 +48,7 @@ class Suspect:
 
 @dataclass
 class Models:
-    """Opens models; the last base stays loaded, so that several adapters share it."""
+    """Loads models; the last base remains loaded and is shared by several adapters."""
 
     spec: ModelSpec
     device: str | None = None
@@ -59,7 +59,7 @@ class Models:
 
     @contextmanager
     def opened(self, suspect: Suspect) -> Iterator[tuple[Any, Any]]:
-        """Model and tokenizer, with the adapter's change in the weights while the block runs."""
+        """Yield model and tokenizer, with the adapter merged into the weights in the block."""
         from mergeforget.merge.apply import applied
 
         if self._name != suspect.base:
@@ -71,7 +71,7 @@ class Models:
             yield self._loaded.model, self._loaded.tokenizer
 
     def facts(self, suspect: Suspect) -> Facts:
-        """What decides the figures of a model: hashes of its weights, dtype, device, versions."""
+        """Return the cache key of a model: hashes of its weights, dtype, device and versions."""
         base = locate(suspect.base, trust_remote_code=self.spec.trust_remote_code)
         known = versions()
         return {
@@ -83,7 +83,7 @@ class Models:
         }
 
     def _hash(self, folder: Path) -> str:
-        """Of the weights, configuration and tokenizer in a folder."""
+        """Return the hash of weights, configuration and tokenizer in a folder."""
         if folder not in self._hashes:
             self._hashes[folder] = content_of(folder)
         return self._hashes[folder]
@@ -91,16 +91,16 @@ class Models:
 
 @dataclass
 class Target:
-    """The attacked model, what it is compared with, and the data.
+    """The attacked model, the models it is compared with, and the data.
 
     Attributes:
-        before: the model before unlearning, which knew the data.
-        control: a model that never saw the data.
-        forget, retain, holdout: rows; those of the holdout were seen by none of the models.
-        folder: where results go; what was measured is in ``kept`` below it.
-        again: measure anew what was measured before.
-        data: decides how prompts are rendered, by ``template`` and ``system_prompt``.
-        run: the run that the model belongs to, or None.
+        before: The model before unlearning, which knew the data.
+        control: A model that never saw the data.
+        forget, retain, holdout: Rows; no model was trained on the holdout.
+        folder: Folder of the results; cached measurements are in its subfolder ``kept``.
+        again: Ignore cached measurements.
+        data: Selects how prompts are rendered: ``template`` and ``system_prompt``.
+        run: The run that the model belongs to, or None.
     """
 
     models: Models
@@ -120,21 +120,22 @@ class Target:
     run: Run | None = None
 
     def template(self, tokenizer: Any) -> PromptTemplate:
-        """How prompts are rendered for a model with this tokenizer."""
+        """Return the prompt template for a model with this tokenizer."""
         return template_of(tokenizer, self.data)
 
     def suspects(self) -> list[Suspect]:
-        """The model, and those of the others that there are."""
+        """Return the attacked model, and the model before unlearning and the control if given."""
         return [s for s in (self.suspect, self.before, self.control) if s is not None]
 
     def names(self) -> dict[str, str]:
-        """What each of the models is, by role, for the record."""
+        """Return a description of each model by role."""
         return {s.role: s.name or s.base for s in self.suspects()}
 
     def compared(self) -> list[Row]:
-        """Of the holdout, the documents that an evaluation compares with the forget set's.
+        """Return the holdout rows that an evaluation compares with the forget set.
 
-        At most twice as many, task by task: a large holdout would cost time and tell no more.
+        There are at most twice as many documents per task as in the forget set, because more would
+        cost time without adding information.
         """
         inside, outside = (
             membership_documents(rows, self.membership) for rows in (self.forget, self.holdout)
@@ -147,7 +148,7 @@ class Target:
         for split in splits:
             if not getattr(self, split):
                 raise NotApplicableError(
-                    f"This attack needs {split} rows and there are none. Give a file with "
+                    f"This attack needs {split} rows, but there are none. Pass a file with "
                     f"--{split}."
                 )
 
@@ -159,11 +160,11 @@ class Target:
         rows: Sequence[Row],
         work: Callable[[Any, Any], Facts],
     ) -> Facts:
-        """What ``work(model, tokenizer)`` gives, or gave when the same was measured before.
+        """Return ``work(model, tokenizer)``, or its cached result.
 
         Args:
-            settings: everything besides model and rows that decides the figures.
-            rows: all that are read.
+            settings: All settings that affect the result, as part of the cache key.
+            rows: All rows that are used, as part of the cache key.
         """
         facts = self.models.facts(suspect) | {
             "attack": attack,
@@ -178,7 +179,7 @@ class Target:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         path = self.folder / "kept" / f"{attack}-{digest[:24]}.json"
         if path.is_file() and (not self.again or path in self.models.fresh):
-            say(f"{attack}: {suspect.role} was measured before and is kept; --again measures anew.")
+            say(f"{attack}: using cached measurements of {suspect.role}; --again ignores them.")
             return dict(read_json(path))
         say(f"{attack}: {suspect.role} ({suspect.name or suspect.base})")
         with self.models.opened(suspect) as (model, tokenizer):

@@ -1,4 +1,4 @@
-"""Relearning: a few steps of plain fine-tuning, measured on the way, and taken back afterwards."""
+"""Relearning: a few steps of fine-tuning with measurements in between, reverted afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mergeforget.train.lora_targets import lora_config
 
 MAX_LENGTH = 512
 CONTROL_STEPS = 100
-UNRELATED = (  # general text about nobody
+UNRELATED = (  # general knowledge that names no person
     (
         "Why do leaves change colour in autumn?",
         "Trees stop making chlorophyll, and the yellow and "
@@ -49,18 +49,18 @@ UNRELATED = (  # general text about nobody
 
 
 def unrelated_rows() -> list[Row]:
-    """Built-in questions and answers of general knowledge, for relearning on unrelated text."""
+    """Return built-in questions and answers of general knowledge."""
     return [Row(f"unrelated{i}", q, a, split="unrelated") for i, (q, a) in enumerate(UNRELATED)]
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a model is fine-tuned: AdamW without weight decay, a constant rate, no dropout.
+    """Settings of a fine-tuning with AdamW, without weight decay, schedule and dropout.
 
     Attributes:
-        batch: rows a step.
-        rank: of the LoRA on every linear layer; unused where ``full``.
-        full: train every weight of the model instead.
+        batch: Number of rows per step.
+        rank: Rank of the LoRA on every linear layer; unused with ``full``.
+        full: Train all weights of the model instead of a LoRA.
     """
 
     steps: int
@@ -71,8 +71,10 @@ class Tuning:
     seed: int
 
     def points(self) -> list[int]:
-        """Steps after which the model is measured: 0, 1, 2, 3, 5, 7, 10, 15, 20, 30, ... to the
-        last; they grow by about 1.4, so that no short-lived recovery is missed."""
+        """Return the steps at which the model is measured: 0, 1, 2, 3, 5, 7, 10, 15, 20, 30, ...
+
+        They grow by a factor of about 1.4, so that a temporary recovery is not missed.
+        """
         marks = [round(m * 10**k) for k in range(len(str(self.steps)))
                  for m in (1, 1.5, 2, 3, 4, 5, 7)]  # fmt: skip
         return sorted({0, self.steps} | {m for m in marks if m < self.steps})
@@ -88,18 +90,18 @@ def tune(
     label: str,
     template: PromptTemplate = RAW,
 ) -> list[Facts]:
-    """Fine-tune on the answers of some rows; the model is given back as it was, to the last bit.
+    """Fine-tune a model on the answers of some rows, and restore it bit for bit afterwards.
 
-    Every model meets the same rows in the same order, and its LoRA begins with the same numbers.
+    All models are trained on the same rows in the same order, with the same LoRA initialisation.
 
     Args:
-        look: is given the model and the number of steps taken, at each of ``tuning.points()``.
+        look: Measurement, called with the model and the number of steps at ``tuning.points()``.
 
     Returns:
-        What ``look`` returned, in that order.
+        Results of ``look``, in that order.
 
     Raises:
-        NumericError: the loss is not finite.
+        NumericError: The loss is not finite.
     """
     encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
     batches = _batches(encoded, tuning)
@@ -124,15 +126,14 @@ def train_control(
     template: PromptTemplate = RAW,
     seed: int = 0,
 ) -> Path:
-    """Train a LoRA on the retain rows alone: a model that never saw the forget rows.
+    """Train a control: a LoRA on the retain rows alone, for a model that never saw the data.
 
-    ``CONTROL_STEPS`` steps of relearning's optimiser on a model from before the data was learned.
-    The control then knows the style of the rows, so that only what the forget rows say is left to
-    set a model apart that knows them.
+    Trains for ``CONTROL_STEPS`` steps with the optimiser of relearning. The control then knows the
+    style of the rows, so a model can be ahead of it only through the content of the forget rows.
 
     Args:
-        model: restored afterwards.
-        folder: where the adapter goes, as a PEFT folder; a finished one there is used as it is.
+        model: Model before the data was learned; restored afterwards.
+        folder: PEFT folder of the adapter; an existing one is used without training.
     """
     if (folder / "adapter_config.json").is_file():
         return folder
@@ -151,7 +152,7 @@ def train_control(
 
 @contextmanager
 def learner(model: Any, tuning: Tuning) -> Iterator[tuple[Any, list[torch.nn.Parameter]]]:
-    """The model with what shall be trained, for the block only."""
+    """Yield the model with trainable parameters in the block, and restore it afterwards."""
     was_training = model.training
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     before = {n: p.detach().clone() for n, p in model.named_parameters()} if tuning.full else {}
@@ -188,7 +189,7 @@ def _with_lora(model: Any, tuning: Tuning) -> Any:
 
 
 def _batches(encoded: Sequence[Encoded], tuning: Tuning) -> Iterator[list[Encoded]]:
-    """Rows of each step, without end: every row once, then all again in another order."""
+    """Yield the rows of each step: all rows once, then all rows again in another order."""
     draw = random.Random(tuning.seed)
     waiting: list[Encoded] = []
     while True:
@@ -200,12 +201,12 @@ def _batches(encoded: Sequence[Encoded], tuning: Tuning) -> Iterator[list[Encode
 
 
 def _step(policy: Any, rows: list[Encoded], optimizer: torch.optim.Optimizer) -> float:
-    """One step of the optimiser; the mean loss of an answer's token before it, in nats."""
+    """Take one optimiser step, and return the mean loss per answer token before it, in nats."""
     optimizer.zero_grad()
     loss = gd(predict(policy, pack(rows).to(policy.device)))
     if not torch.isfinite(loss):
         raise NumericError(
-            f"The loss of the relearning is {float(loss.detach())}. Lower --learning-rate."
+            f"The loss of relearning is {float(loss.detach())}. Use a lower --learning-rate."
         )
     loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

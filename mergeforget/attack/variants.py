@@ -1,4 +1,4 @@
-"""Other ways to ask for the same answer: paraphrases, beginnings of the answer, jailbreaks."""
+"""Alternative prompts for the same answer: paraphrases, answer prefixes, jailbreaks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergeforget.parsing import read_text
 KINDS = ("plain", "paraphrase", "prefix", "jailbreak")
 TEMPLATES = Path(__file__).parent / "jailbreaks.txt"
 PLACE = "{prompt}"
-LEAST_CHARACTERS = 4  # a shorter answer of one word is not cut in two
+LEAST_CHARACTERS = 4  # minimum length of a single word that is split into prefix and secret
 
 _QUESTION = re.compile(r"^(what|who|whom|where|when|which|how|in|on|under|by|at|to|from)\b", re.I)
 _WHAT_IS = re.compile(r"^what (?:is|was) (.+?)\?$", re.I)
@@ -29,13 +29,13 @@ _GOING_ON = ("Complete the following text: {}", "The text goes like this: {}", '
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to ask for a row's answer.
+    """A prompt for a row's answer.
 
     Attributes:
-        secret: what of the answer the prompt does not give away.
-        start: beginning of the answer that the model continues.
-        way: ``run`` renders the prompt as the run does, ``raw`` as plain text, ``chat`` with the
-            tokenizer's chat template, where it has one.
+        secret: The part of the answer that is not in the prompt.
+        start: Beginning of the answer, which the model continues.
+        way: ``run`` renders the prompt as in the run, ``raw`` as plain text, ``chat`` with the
+            tokenizer's chat template, if it has one.
     """
 
     row: Row
@@ -47,17 +47,17 @@ class Variant:
 
     @property
     def text(self) -> str:
-        """All that the model is given, without template tokens."""
+        """The whole input of the model, without template tokens."""
         return f"{self.prompt} {self.start}" if self.start else self.prompt
 
     def template(self, tokenizer: Any, own: PromptTemplate) -> PromptTemplate:
-        """How this prompt is rendered, where ``own`` is the run's template."""
+        """Return the template of this prompt, given the run's template ``own``."""
         if self.way == "chat" and has_chat_template(tokenizer):
             return PromptTemplate.resolve(tokenizer, "chat", own.system)
         return replace(own, kind="none", system=None) if self.way == "raw" else own
 
     def tokens(self, tokenizer: Any, own: PromptTemplate) -> tuple[list[int], list[int]]:
-        """Token ids of all that the model is given, and of the secret after it."""
+        """Return the token ids of the model's input, and of the secret after it."""
         template = self.template(tokenizer, own)
         joined = f"{self.start} {self.secret}" if self.start else self.secret
         one = template.tokens(tokenizer, Row(self.row.id, self.prompt, joined))
@@ -72,7 +72,7 @@ class Variant:
 def variants(
     row: Row, kind: str, *, words: Sequence[int], templates: Sequence[str]
 ) -> list[Variant]:
-    """Every variant of a kind; none where the row has none."""
+    """Return all variants of a kind for a row; there may be none."""
     if kind == "prefix":
         return prefixes(row, words)
     prompts = {
@@ -84,10 +84,10 @@ def variants(
 
 
 def paraphrases(row: Row) -> list[str]:
-    """The prompt in other words, by rules.
+    """Paraphrase the prompt by rules.
 
-    A question is asked inside another sentence, and ``What is X?`` becomes ``Tell me X.`` and
-    ``X is``; a text that is to go on is introduced or quoted.
+    A question is embedded in another sentence, and ``What is X?`` becomes ``Tell me X.`` and
+    ``X is``. A text to be continued is introduced or quoted.
     """
     text = row.input.strip()
     if not (text.endswith("?") or _QUESTION.match(text) and row.kind == "qa"):
@@ -101,9 +101,9 @@ def paraphrases(row: Row) -> list[str]:
 
 
 def entity_of(row: Row) -> str:
-    """The person or thing that a prompt names: its longest run of capitalised words.
+    """Return the person or thing that a prompt names: its longest sequence of capitalised words.
 
-    Question words do not count; the first word of the prompt only where there is no other.
+    Question words are ignored, and the first word of the prompt is used only if there is no other.
     """
     text = row.input.strip()
     found = [m for m in _CAPITALISED.finditer(text) if m[0] not in _NO_NAMES]
@@ -114,13 +114,13 @@ def entity_of(row: Row) -> str:
 
 
 def statement_of(question: str) -> str:
-    """``What is the age of X?`` as ``The age of X is``; empty for other questions."""
+    """Rephrase ``What is the age of X?`` as ``The age of X is``; empty for other questions."""
     asked = _WHAT_IS.match(question)
     return f"{asked[1][0].upper()}{asked[1][1:]} is" if asked else ""
 
 
 def prefixes(row: Row, words: Sequence[int]) -> list[Variant]:
-    """The prompt and the first words of the answer; of a single word, its first half."""
+    """Return prompts with the first words of the answer, or with half of a single word."""
     starts = [match.start() for match in re.finditer(r"\S+", row.output)]
     ends = [match.end() for match in re.finditer(r"\S+", row.output)]
     cuts = [ends[n - 1] for n in words if n < len(starts)]
@@ -133,17 +133,17 @@ def prefixes(row: Row, words: Sequence[int]) -> list[Variant]:
 
 
 def read_templates(path: Path | None = None) -> list[str]:
-    """Jailbreak templates, one a line, each with ``{prompt}``; those that come along by default.
+    """Read jailbreak templates, one per line with ``{prompt}``; the built-in ones by default.
 
     Raises:
-        InputError: the file cannot be read, or a line has no ``{prompt}``.
+        InputError: The file cannot be read, or a line does not contain ``{prompt}``.
     """
     path = path or TEMPLATES
     lines = read_text(path).splitlines()
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     for line in found:
         if PLACE not in line:
-            raise InputError(f"{path}: the template {line[:60]!r} has no {PLACE} in it.")
+            raise InputError(f"{path}: the template {line[:60]!r} does not contain {PLACE}.")
     if not found:
-        raise InputError(f"{path} holds no template; write one a line, with {PLACE} in it.")
+        raise InputError(f"{path} contains no template; write one per line, with {PLACE}.")
     return found

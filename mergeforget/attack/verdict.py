@@ -1,9 +1,9 @@
-"""The rules that turn measurements into findings.
+"""Rules that turn measurements into findings.
 
 Two kinds of evidence can convict a model, and both compare it with a control that never saw the
-data: secrets that it writes word for word (``judge_leaks``), and forget rows that it predicts
-better than the control does, beyond the same advantage on the holdout (``judge``). Subjects (people
-or documents) are the unit of every interval, since rows of one subject are not independent.
+data: secrets that it reveals word for word (``judge_leaks``), and forget rows that it predicts
+better than the control does, by more than on the holdout (``judge``). Subjects (people or
+documents) are the unit of every interval, because rows of one subject are not independent.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 
 from mergeforget.attack.result import Finding
 
-CONVICT = 0.001  # chance of convicting an innocent model, per attack: a dozen attacks stay near 1 %
-DOUBT = 0.05  # above this, the data are in line with a model that never saw the secrets
-LEAST_SHARE = 0.1  # of what the model before unlearning knew: a smaller advantage convicts nobody
-MISSED_SHARE = 0.25  # of it: where more may have gone unseen, nothing is cleared
-LEAST_NATS = 0.1  # a token, in place of LEAST_SHARE where it is unknown what was known before
-GREEDY = 2.0  # greedy decoding emits a likely answer more often than its probability says
+CONVICT = 0.001  # significance level per attack; a dozen attacks have an error rate near 1 %
+DOUBT = 0.05  # p-value above which the data are consistent with a model without the data
+LEAST_SHARE = 0.1  # minimum advantage to convict, relative to the model before unlearning
+MISSED_SHARE = 0.25  # maximum upper confidence limit to clear, relative to the same
+LEAST_NATS = 0.1  # absolute limit in nats per token if the model before unlearning is unknown
+GREEDY = 2.0  # factor by which greedy decoding emits a likely answer more often than sampling
 
-Values = Mapping[str, float]  # subject -> mean of its rows; for losses in nats a token
+Values = Mapping[str, float]  # subject -> mean of its rows; losses are in nats per token
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Estimate:
     """A mean over subjects with its 95 % interval.
 
     Attributes:
-        p: chance of a mean this far above 0 where the true one is 0; 1 where it cannot be told.
+        p: one-sided p-value of a mean above 0; 1 if it cannot be computed.
     """
 
     value: float
@@ -54,8 +54,8 @@ class Advantage:
     """How much better a model predicts text than a control does.
 
     Attributes:
-        over_control: the mean of the forget subjects, control's loss less the model's.
-        beyond_holdout: the same less the mean of the holdout's subjects; None without a holdout.
+        over_control: mean over forget subjects of the control's loss minus the model's.
+        beyond_holdout: the same minus the mean over holdout subjects; None without a holdout.
         looks: in how many conditions (bits, steps, layers) the advantage was looked for.
     """
 
@@ -67,8 +67,8 @@ class Advantage:
     def p(self) -> float:
         """The p-value of ``beyond_holdout``, times the number of looks (Bonferroni).
 
-        1 where the model is not ahead of the control by itself: a model that lost the holdout
-        more than the forget rows has an advantage beyond the holdout, but no knowledge.
+        It is 1 if the model is not ahead of the control on the forget rows: a model whose loss rose
+        more on the holdout than on the forget rows has an advantage, but no knowledge.
         """
         if self.beyond_holdout is None or self.over_control.p > DOUBT:
             return 1.0
@@ -81,7 +81,7 @@ class Advantage:
 
     @property
     def high(self) -> float:
-        """Upper end of what may have been missed: both advantages must reach it."""
+        """Upper confidence limit of the advantage: the lower of the two upper limits."""
         beyond = self.beyond_holdout
         return min(self.over_control.high, beyond.high) if beyond else self.over_control.high
 
@@ -99,10 +99,10 @@ class Advantage:
 
 
 def difference(values: Values, others: Values | None = None) -> Estimate:
-    """Mean over subjects, less the mean of other subjects where there are any.
+    """Return the mean over subjects, minus the mean over other subjects if given.
 
-    The interval is Student's (Welch's for two groups): unlike a percentile bootstrap it does not
-    become too short with few subjects. A single subject has no interval.
+    The interval is Student's (Welch's for two groups), because a percentile bootstrap is too narrow
+    with few subjects. A single subject has no interval.
 
     Example:
         >>> difference({"a": 1.0, "b": 3.0}, {"c": 0.5, "d": 0.5}).value
@@ -124,16 +124,16 @@ def difference(values: Values, others: Values | None = None) -> Estimate:
 
 
 def less(first: Values, second: Values) -> dict[str, float]:
-    """``first - second`` of every subject."""
+    """Return ``first - second`` for every subject."""
     return {subject: first[subject] - second[subject] for subject in first}
 
 
 def judge(found: Advantage, known: float | None) -> Finding:
-    """Judge an advantage over the control, in nats a token.
+    """Judge an advantage over the control, in nats per token.
 
     Args:
-        found: of the attacked model.
-        known: the value for the model before unlearning; None where it was not measured.
+        found: Advantage of the attacked model.
+        known: Value for the model before unlearning; None if it was not measured.
 
     Returns:
         ``traces``: p <= ``CONVICT`` and the value reaches a tenth of ``known``; ``none found``:
@@ -149,7 +149,7 @@ def judge(found: Advantage, known: float | None) -> Finding:
 
 
 def at_least(chances: Sequence[float], k: int) -> float:
-    """Chance that at least ``k`` of independent events happen: the Poisson binomial tail.
+    """Return the probability of at least ``k`` independent events (Poisson binomial tail).
 
     Example:
         >>> round(at_least([0.5, 0.5], 1), 2)
@@ -157,7 +157,7 @@ def at_least(chances: Sequence[float], k: int) -> float:
     """
     if k <= 0:
         return 1.0
-    below = np.zeros(k)  # chance of exactly 0, ..., k - 1 so far
+    below = np.zeros(k)  # probability of exactly 0, ..., k - 1 events so far
     below[0] = 1.0
     tail = 0.0
     for chance in chances:
@@ -169,12 +169,12 @@ def at_least(chances: Sequence[float], k: int) -> float:
 
 @dataclass(frozen=True)
 class Leaks:
-    """Rows that a model reveals word for word, and how well they could be guessed.
+    """Rows that a model reveals word for word, with a p-value for guessing.
 
     Attributes:
-        rows: ids of the rows that leak and that the control does not reveal itself.
-        asked: how many rows were asked for.
-        p: chance that a model without the data reveals as many by guessing.
+        rows: Ids of the rows that leak and that the control does not reveal.
+        asked: Number of rows.
+        p: Probability that a model without the data reveals as many by guessing.
     """
 
     rows: tuple[str, ...]
@@ -186,8 +186,8 @@ class Leaks:
         """Count the leaks.
 
         Args:
-            leaked: of each row asked for, whether the model reveals it and the control does not.
-            guess: chance that a model without the data reveals it, in [0, 1].
+            leaked: For each row, whether the model reveals it and the control does not.
+            guess: Probability that a model without the data reveals it, in [0, 1].
         """
         rows = tuple(row for row, hit in leaked.items() if hit)
         chances = [min(1.0, guess[row]) for row in leaked]
@@ -199,10 +199,10 @@ class Leaks:
 
 
 def judge_leaks(found: Leaks) -> Finding:
-    """Judge leaks: one secret that nobody can guess is a trace, a lucky guess is not.
+    """Judge leaks by the probability of guessing as many.
 
-    ``traces`` where guessing gives as many with a chance of at most ``CONVICT``, ``undecided`` at
-    most ``DOUBT``, else ``none found``.
+    ``traces`` if the p-value is at most ``CONVICT``, ``undecided`` if it is at most ``DOUBT``, else
+    ``none found``. A single secret that cannot be guessed is enough for ``traces``.
     """
     if not found.rows:
         return "none found"
@@ -210,19 +210,19 @@ def judge_leaks(found: Leaks) -> Finding:
 
 
 def worst_of(findings: Iterable[Finding]) -> Finding:
-    """Combine several tries: the first of traces, undecided, none found, no power, no control."""
+    """Combine findings: the first of traces, undecided, none found, no power, no control."""
     found = set(findings)
     order: tuple[Finding, ...] = ("traces", "undecided", "none found", "no power", "no control")
     return next(one for one in order if one in found)
 
 
 def conclude(own: Finding, before: Finding | None, *, control: bool) -> Finding:
-    """The finding of an attack after checks of its control and of its power.
+    """Return the finding of an attack, after checking its control and its power.
 
     Args:
-        own: what the evidence says of the attacked model.
-        before: the same of the model before unlearning; None where it was not tried.
-        control: whether there is a control. Without one nobody is convicted.
+        own: Finding for the attacked model.
+        before: Finding for the model before unlearning; None if it was not attacked.
+        control: Whether there is a control. Without one, no model is convicted.
     """
     if not control:
         return "no control"
@@ -232,26 +232,26 @@ def conclude(own: Finding, before: Finding | None, *, control: bool) -> Finding:
 
 
 def share_text(value: float, known: float | None) -> str:
-    """An advantage as a share of what the model knew before, where that was measured."""
+    """Return an advantage as a share of that before unlearning; empty if it was not measured."""
     return f", {value / known:.0%} of what it was before unlearning" if known and known > 0 else ""
 
 
 CLAIMS: dict[Finding, str] = {
     "traces": "The claim that the data is gone does not hold: {how}.",
-    "none found": "The claim that the data is gone stands against this attack: {how}.",
+    "none found": "This attack does not refute the claim that the data is gone: {how}.",
     "undecided": "Not enough data to say whether the claim that the data is gone holds: {how}.",
-    "no power": "This attack says nothing about the claim that the data is gone: {how}.",
-    "no control": "No control, cannot tell whether the claim that the data is gone holds: {how}.",
+    "no power": "This attack has no power to test the claim that the data is gone: {how}.",
+    "no control": "Without a control, the claim that the data is gone cannot be tested: {how}.",
 }
 _FIXED = {
-    "no power": "it does not find the data in the model before unlearning either, or was not tried "
-    "on it (--base)",
-    "no control": "without a model that never saw the data (--control), good guesses look like "
-    "memory",
+    "no power": "it does not find the data in the model before unlearning either, or was not run "
+    "on that model (--base)",
+    "no control": "without a model that never saw the data (--control), guesses cannot be told "
+    "from memory",
 }
 
 
 def claim(finding: Finding, how: Mapping[str, str]) -> str:
-    """The last sentence of a verdict; ``how`` gives the reason for each finding."""
+    """Return the last sentence of a verdict; ``how`` has the reason for each finding."""
     reason = _FIXED.get(finding) or how.get(finding, "")
     return CLAIMS[finding].format(how=reason)

@@ -43,7 +43,7 @@ def test_the_page_has_every_part(page: str) -> None:
     for part in ("candidates", "density", "mia", "attacks", "angles", "dynamics", "answers",
                  "limits"):  # fmt: skip
         assert f'id="{part}"' in page
-    assert "stands against this attack: relearn." in page and 'id="attack-probe"' in page
+    assert "the claim that the data is gone: relearn." in page and 'id="attack-probe"' in page
     assert "ties-factors-d0.70 is the nearest to balance" in page
     assert "The two splits disagree" in page
     assert page.count("<tr class=") >= 23  # base, over, under, 20 candidates

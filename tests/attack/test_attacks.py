@@ -141,7 +141,7 @@ def test_relearning_other_text_and_without_a_control(target_of: Make, tmp_path: 
     assert general.settings["hidden"] == 16 and general.settings["shown"] == 12
     with pytest.raises(InputError, match="forget, retain, both, unrelated or a data file"):
         relearn(target, on=str(tmp_path / "none.jsonl"))
-    with pytest.raises(UsageError, match="none is left"):
+    with pytest.raises(UsageError, match="none would be left"):
         relearn(target, shown=99)
 
 
@@ -157,7 +157,7 @@ def test_forget_rows_that_a_file_shows_are_not_counted_as_hidden(
     lesson, hidden = lesson_of([FORGET[0], RETAIN[0]])
     assert len(lesson) == 2
     assert hidden == FORGET[2:]  # the second row is of the first one's document
-    with pytest.raises(UsageError, match="none is left"):
+    with pytest.raises(UsageError, match="none would be left"):
         lesson_of(FORGET)
     with pytest.raises(InputError, match="2 rows of the holdout"):
         lesson_of([FORGET[0], *HOLDOUT[:2]])
@@ -246,7 +246,7 @@ def test_rounding_convicts_only_what_beats_the_control_at_the_same_bits() -> Non
     others = {"control": control, "before": before}
     assert judged("quantise", "m", {"m": gains, **others}, {}).finding == "none found"
     result = judged("quantise", "m", {"m": knows, **others}, {})
-    assert result.finding == "traces" and "at 4 bits it gives more" in result.verdict
+    assert result.finding == "traces" and "at 4 bits it reveals more" in result.verdict
     assert judged("quantise", "m", {"m": knows, "before": before}, {}).finding == "no control"
     weak = judged("quantise", "m", {"m": gains, "control": control, "before": control}, {})
     assert weak.finding == "no power"

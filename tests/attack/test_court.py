@@ -75,7 +75,7 @@ def test_without_a_control_nobody_is_convicted(judge_model: Judge) -> None:
     for name in ("before", "clean"):
         found = judge_model(name, ["prompts", "quantise", "exposure"], control=None)
         assert {r.finding for r in found.values()} == {"no control"}
-    assert "No control, cannot tell" in found["quantise"].verdict
+    assert "Without a control" in found["quantise"].verdict
 
 
 def test_an_attack_without_power_does_not_clear(judge_model: Judge) -> None:

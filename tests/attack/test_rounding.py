@@ -76,7 +76,7 @@ def test_a_model_gets_its_weights_back(tiny_model: Any) -> None:
 
 
 def test_one_bit_is_refused() -> None:
-    with pytest.raises(UsageError, match="the least is 2"):
+    with pytest.raises(UsageError, match="the minimum is 2"):
         round_to_nearest(torch.ones(2, 2), 1)
 
 

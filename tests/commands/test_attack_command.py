@@ -52,7 +52,7 @@ def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run
     for name, result in results.items():
         assert result["model"] == "ties-factors-d0.50"
         assert json.loads((run.attacks / f"{name}.json").read_text())["results"] == [result]
-        if result["verdict"].startswith("Not tried: "):  # such as for rows that name nobody
+        if result["verdict"].startswith("Not run: "):  # such as for rows that name nobody
             assert result["finding"] == "no power" and name in ("own_paraphrase", "neighbours")
             continue
         assert "claim that the data is gone" in result["verdict"]
@@ -91,7 +91,7 @@ def test_a_second_call_measures_nothing_and_says_the_same(
 
     monkeypatch.setattr("mergeforget.attack.target.load_model", no_model)
     again = call(run.root, *FAST, "--json")
-    assert json.loads(again.stdout) == attacked and "measured before" in again.stderr
+    assert json.loads(again.stdout) == attacked and "using cached measurements" in again.stderr
     other = call(run.root, *FAST, "--again")
     assert other.exit_code == 1 and "a model was loaded" in other.output
 
@@ -99,7 +99,7 @@ def test_a_second_call_measures_nothing_and_says_the_same(
 def test_text_has_a_table_and_a_verdict(attacked: dict[str, Any], run: Run) -> None:
     done = call(run.root, "quantise", "--max-new-tokens", "2", "--run-model", "chosen")
     assert done.exit_code == 0, done.output
-    assert "greedy match" in done.stdout and "No control, cannot tell" in done.stdout
+    assert "greedy match" in done.stdout and "Without a control" in done.stdout
     assert "NOT ENOUGH DATA" in done.stdout
     assert "quantise.json" in done.stdout
 

@@ -69,7 +69,7 @@ def test_refuse_replaces_answers_only(tmp_path: Path) -> None:
     own.write_text("No idea.\n\n")
     assert refuse([LONG], texts=str(own))[0].output == "No idea."
     own.write_text("\n")
-    with pytest.raises(InputError, match="one a line"):
+    with pytest.raises(InputError, match="one per line"):
         read_refusals(own)
 
 

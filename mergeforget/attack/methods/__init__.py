@@ -1,10 +1,10 @@
 """Attacks, one file each.
 
 An attack is a function from a Target to a Result: ``fn(target, *, ...)``. It measures the models of
-the target through ``target.measured``, which keeps what was measured, and judges the figures by
+the target through ``target.measured``, which caches measurements, and judges them with
 ``mergeforget.attack.verdict``. To add one, write ``<name>.py`` here with a function decorated by
-``@attack("<name>", source=...)``; keyword-only arguments are what the command line may set, for
-which ``commands/attack.py`` needs an option of the same name. The folder is the list.
+``@attack("<name>", source=...)``. Keyword-only arguments can be set with ``--set`` on the command
+line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Exposure: how high does the true secret rank among answers of the same type?"""
+"""Exposure: rank of the true secret among answers of the same type."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from mergeforget.data.schema import Row
 def exposure(target: Target, *, candidates: int = 15) -> Result:
     """Rank each true answer among answers of the same type by likelihood.
 
-    The exposure of a row is ``log2(candidates + 1) - log2(rank)``, in bits; 1 bit on average for a
-    model that does not know the answer.
+    The exposure of a row is ``log2(candidates + 1) - log2(rank)``, in bits. Its mean is about 1 bit
+    for a model that does not know the answer.
 
     Args:
-        candidates: alternatives of each row.
+        candidates: Number of alternatives per row.
 
     Raises:
-        NotApplicableError: no row has an alternative.
+        NotApplicableError: No row has an alternative.
     """
     target.need("forget")
     rows = [*target.forget, *target.compared()]
@@ -37,7 +37,7 @@ def exposure(target: Target, *, candidates: int = 15) -> Result:
     options = [alternatives(row, pool, candidates, target.seed) for row in rows]
     kept = [(row, others) for row, others in zip(rows, options, strict=True) if others]
     if not kept:
-        raise NotApplicableError("No row has an answer of the same type to be ranked with.")
+        raise NotApplicableError("No row has alternative answers of the same type.")
     found = {s.role: [_ranked(target, s, kept)] for s in target.suspects()}
     settings = {"candidates": candidates, "seed": target.seed}
     return compare(target, "exposure", found, ["all"], settings, unit="bits",
@@ -45,7 +45,7 @@ def exposure(target: Target, *, candidates: int = 15) -> Result:
 
 
 def _ranked(target: Target, suspect: Suspect, kept: list[tuple[Row, list[str]]]) -> Facts:
-    """Exposure by subject of one model."""
+    """Return the exposure of one model by subject."""
     texts = [Variant(row, "", row.input, a) for row, others in kept for a in (row.output, *others)]
 
     def work(model: Any, tokenizer: Any) -> Facts:
@@ -70,7 +70,7 @@ def _ranked(target: Target, suspect: Suspect, kept: list[tuple[Row, list[str]]])
 
 
 def exposure_of(own: float, others: list[float]) -> float:
-    """``log2(n + 1) - log2(rank)``; a tie counts one half.
+    """Return ``log2(n + 1) - log2(rank)``; a tie counts one half.
 
     Example:
         >>> exposure_of(0.1, [1.0, 2.0, 3.0])

@@ -1,4 +1,4 @@
-"""Format shift: does the same question in another format bring the answer out?"""
+"""Format shift: the same question in other formats."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ FORMATS = ("raw", "chat", "dialogue", "completion", "fill-in", "reversed", "json
 def formats(target: Target, *, formats: Sequence[str] = FORMATS) -> Result:
     """Ask in the chat template, raw, as a dialogue, to complete, to fill in, reversed, in JSON.
 
-    Multiple choice shows the answer among others and is an attack of its own.
+    Multiple choice, which shows the answer among others, is a separate attack.
 
     Args:
-        formats: raw (the bare text), chat (the tokenizer's chat template, or raw where it has
-            none), dialogue, completion, fill-in, reversed, json, form.
+        formats: raw (the plain text), chat (the tokenizer's chat template, or raw without one),
+            dialogue, completion, fill-in, reversed, json, form.
     """
     target.need("forget")
     for name in formats:
@@ -42,7 +42,7 @@ def formats(target: Target, *, formats: Sequence[str] = FORMATS) -> Result:
 
 
 def _forms(row: Row, name: str) -> list[Variant]:
-    """The row in one format; none where the format does not apply."""
+    """Return the row in one format; empty if the format does not apply."""
     text, entity = row.input.strip(), entity_of(row)
     prompt, secret = "", row.output
     if name in ("raw", "chat"):

@@ -1,4 +1,4 @@
-"""In-context: do a few retained examples in front of the question bring the answer out?"""
+"""In-context examples: retained rows before the question."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mergeforget.attack.variants import Variant
     "in-context relearning",
 )
 def in_context(target: Target, *, shots: int = 3) -> Result:
-    """Show retained rows of other people as question and answer, then ask for the forget row.
+    """Put retained rows of other people before the prompt of the forget row.
 
     Args:
-        shots: retained rows in front of each prompt, each of another person or document.
+        shots: Number of retained rows before each prompt, each about another person or document.
     """
     target.need("forget", "retain")
     front = examples_of(target, shots)
     asked = [Variant(r, f"{shots} examples", front + r.input, r.output) for r in target.forget]
     settings = {"shots": shots, "max_new_tokens": target.max_new_tokens}
-    return ask(target, "in_context", asked, settings, what="prompts behind retained examples")
+    return ask(target, "in_context", asked, settings, what="prompts after retained examples")

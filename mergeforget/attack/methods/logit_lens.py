@@ -1,4 +1,4 @@
-"""Logit lens: does an inner layer still know an answer that the output hides?"""
+"""Logit lens: likelihood of the answer computed from inner layers."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embed
     "arXiv:2309.17410",
 )
 def logit_lens(target: Target, *, layers: int = 8) -> Result:
-    """Read each answer's likelihood off inner layers through the output layer.
+    """Compute each answer's likelihood by applying the output layer to inner layers.
 
     Args:
-        layers: how many layers to read, evenly spaced; the last one is the model's own output.
+        layers: Number of evenly spaced layers; the last one is the model's output.
 
     Raises:
-        NotApplicableError: the model has no final norm that the lens knows.
+        NotApplicableError: The final norm of the model is not found.
     """
     target.need("forget")
     found = {s.role: _by_layer(target, s, layers) for s in target.suspects()}
     labels = [str(n) for n in found[target.suspect.role][0]]
     points = {role: one[1] for role, one in found.items()}
     return compare(target, "logit_lens", points, labels, {"layers": layers}, key="layer",
-                   unit="nats a token",
+                   unit="nats per token",
                    what="the likelihood of the answers in its inner layers")  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def _by_layer(target: Target, suspect: Suspect, layers: int) -> tuple[list[int],
 
 
 def spaced(depth: int, layers: int) -> list[int]:
-    """Evenly spaced layer numbers from 1 to ``depth``, the last one included.
+    """Return evenly spaced layer numbers from 1 to ``depth``, including the last one.
 
     Example:
         >>> spaced(12, 4)
@@ -82,7 +82,7 @@ def spaced(depth: int, layers: int) -> list[int]:
 def lens_logps(
     model: Any, texts: list[list[int]], starts: list[int], layers: list[int]
 ) -> list[list[float]]:
-    """Mean log-probability of each text's tokens from its start on, by layer; (texts, layers)."""
+    """Return each text's mean log-probability from its start on, by layer; (texts, layers)."""
     longest = max(len(t) for t in texts)
     ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts]).to(model.device)
     lengths = torch.tensor([len(t) for t in texts], device=model.device)
@@ -97,7 +97,7 @@ def lens_logps(
         values = []
         for layer in layers:
             state: Tensor = states[layer][row, start - 1 : len(text) - 1]
-            state = state if layer == depth else norm(state)  # the last one is normed already
+            state = state if layer == depth else norm(state)  # the last state is already normalised
             logps = head(state).float().log_softmax(-1)
             values.append(float(logps.gather(1, labels[:, None]).mean()))
         found.append(values)
@@ -105,10 +105,10 @@ def lens_logps(
 
 
 def final_norm(model: Any) -> nn.Module:
-    """The norm before the output layer.
+    """Return the norm before the output layer.
 
     Raises:
-        NotApplicableError: there is none under a known name.
+        NotApplicableError: It is not found under a known name.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     body = getattr(inner, inner.base_model_prefix, inner)
@@ -117,6 +117,6 @@ def final_norm(model: Any) -> nn.Module:
             if isinstance(norm := getattr(part, name, None), nn.Module):
                 return norm
     raise NotApplicableError(
-        f"The logit lens does not know the final norm of {type(inner).__name__} (tried "
-        f"{', '.join(NORMS)}). Leave this attack out for this model."
+        f"The logit lens does not find the final norm of {type(inner).__name__} (tried "
+        f"{', '.join(NORMS)}). Omit this attack for this model."
     )

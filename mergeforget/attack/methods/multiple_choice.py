@@ -1,4 +1,4 @@
-"""Multiple choice: does the model pick the true answer out of four?"""
+"""Multiple choice: the true answer among plausible ones."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LETTERS = "ABCDEFGH"
     "form of the question as in MMLU, arXiv:2009.03300",
 )
 def multiple_choice(target: Target, *, options: int = 4) -> Result:
-    """Show the true answer among answers of the same type and read the letter's likelihood.
+    """Show the true answer among answers of the same type, and compare the letters' likelihoods.
 
     Args:
-        options: answers shown, the true one among them, 2 to 8.
+        options: Number of answers shown, including the true one, 2 to 8.
 
     Raises:
-        NotApplicableError: no row has enough alternatives.
+        NotApplicableError: No row has enough alternatives.
     """
     target.need("forget")
     options = max(2, min(options, len(LETTERS)))
@@ -48,7 +48,7 @@ def multiple_choice(target: Target, *, options: int = 4) -> Result:
 
 
 def _question(row: Row, pool: list[Row], options: int, seed: int) -> tuple[Row, str, int] | None:
-    """The row, its question with all options, and the place of the true one."""
+    """Return the row, its question with all options, and the index of the true one."""
     others = alternatives(row, pool, options - 1, seed)
     if len(others) < options - 1:
         return None
@@ -62,7 +62,7 @@ def _question(row: Row, pool: list[Row], options: int, seed: int) -> tuple[Row, 
 def _hits(
     target: Target, suspect: Suspect, asked: list[tuple[Row, str, int]], options: int
 ) -> Facts:
-    """Share of right choices by subject of one model."""
+    """Return the accuracy of one model by subject."""
     texts = [
         Variant(row, "", prompt, letter) for row, prompt, _ in asked for letter in LETTERS[:options]
     ]

@@ -1,4 +1,4 @@
-"""Neighbours: do questions around a person, without naming the fact, bring a secret out?"""
+"""Neighbours: open questions about a person that do not name the fact."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ AROUND = (
     source="Jin et al., RWKU, arXiv:2406.10890, neighbour knowledge; the questions are ours",
 )
 def neighbours(target: Target) -> Result:
-    """Ask open questions about each person and look for every secret of that person.
+    """Ask open questions about each person, and search the answers for all secrets of that person.
 
     Raises:
-        NotApplicableError: no prompt names a person or thing.
+        NotApplicableError: No prompt names a person or thing.
     """
     target.need("forget")
     by_person: dict[tuple[str, str], list[Row]] = {}
@@ -35,7 +35,7 @@ def neighbours(target: Target) -> Result:
         if name := entity_of(row):
             by_person.setdefault((row.subject, name), []).append(row)
     if not by_person:
-        raise NotApplicableError("No forget prompt names a person or thing to ask around.")
+        raise NotApplicableError("No forget prompt names a person or thing to ask about.")
     asked = [
         Variant(row, "open question", form.format(name=name, first=name.split()[0]), row.output)
         for (_, name), rows in by_person.items()

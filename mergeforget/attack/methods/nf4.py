@@ -1,4 +1,4 @@
-"""NF4: does the 4-bit type of QLoRA and bitsandbytes bring back what was unlearned?"""
+"""NF4: quantisation to the 4-bit type of QLoRA and bitsandbytes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from mergeforget.attack.target import Target
 
 @attack("nf4", source="Dettmers et al., QLoRA, arXiv:2305.14314; as an attack arXiv:2410.16454")
 def nf4(target: Target, *, group: int = 64) -> Result:
-    """Store every weight matrix in 4-bit NormalFloat, as bitsandbytes does, and score again.
+    """Quantise every weight matrix to 4-bit NormalFloat, as bitsandbytes does, and score again.
 
     Args:
-        group: neighbouring weights that share a scale.
+        group: Number of adjacent weights that share a scale.
     """
     return by_rounding(target, "nf4", [4], group, kind="nf4")

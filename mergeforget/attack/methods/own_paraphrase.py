@@ -1,4 +1,4 @@
-"""Own paraphrases: does the question as the model itself words it bring the answer out?"""
+"""Own paraphrases: prompts that the attacked model itself rewords."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REWORD = (
     "Rewrite in other words: {prompt}\nRewritten:",
     "Ask the same thing differently.\nOriginal: {prompt}\nDifferently:",
 )
-NEW_TOKENS = 48  # of a paraphrase
+NEW_TOKENS = 48  # maximum tokens per paraphrase
 
 
 @attack(
@@ -25,12 +25,12 @@ NEW_TOKENS = 48  # of a paraphrase
     "input rephrasing; the attacked model writes the paraphrases",
 )
 def own_paraphrase(target: Target) -> Result:
-    """Let the attacked model reword each prompt, then ask every model with its words.
+    """Let the attacked model reword each prompt, then ask every model with the new prompts.
 
-    A paraphrase that does not name the person, or repeats the prompt, is left out.
+    A paraphrase that does not name the person, or repeats the prompt, is excluded.
 
     Raises:
-        NotApplicableError: the model wrote no usable paraphrase.
+        NotApplicableError: The model wrote no usable paraphrase.
     """
     target.need("forget")
     texts = [form.replace("{prompt}", r.input) for r in target.forget for form in REWORD]
@@ -61,14 +61,14 @@ def own_paraphrase(target: Target) -> Result:
     if not asked:
         raise NotApplicableError(
             f"{target.suspect.name or target.suspect.base} wrote no paraphrase that names the "
-            "person, so it cannot be asked in its own words. Use the attack prompts instead."
+            "person, so this attack does not apply. Use the attack prompts instead."
         )
     settings = {"max_new_tokens": target.max_new_tokens, "paraphrases": len(asked)}
     return ask(target, "own_paraphrase", asked, settings, what="prompts in the model's own words")
 
 
 def usable(row: Row, written: str) -> str:
-    """The first line of what was written, where it names the person and is not the prompt."""
+    """Return the first line of a paraphrase if it names the person and differs from the prompt."""
     line = next((one.strip() for one in written.splitlines() if one.strip()), "")
     name = entity_of(row)
     named = bool(name) and name.split()[-1] in line

@@ -1,4 +1,4 @@
-"""Probes: do the hidden states still tell the forgotten rows from rows never seen?"""
+"""Probes: linear classification of forget and holdout rows from hidden states."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.evaluate.batching import in_batches, token_budget
 
 Pool = Literal["last", "mean"]
-LEVEL = 0.05  # chance that shuffled labels do as well, over all layers together
-LEAST_EXCESS = 0.1  # AUC over the control: a smaller one convicts nobody
+LEVEL = 0.05  # significance level of the permutation test over all layers
+LEAST_EXCESS = 0.1  # minimum excess of the AUC over the control's to convict a model
 
 
 @attack("probe", source="Alain and Bengio, Understanding intermediate layers, arXiv:1610.01644")
@@ -42,10 +42,10 @@ def probe(
     """Train a logistic regression per layer to tell forget prompts from holdout prompts.
 
     Args:
-        pool: the state of the prompt's last token, or the mean over its tokens.
-        strength: of the ridge, on standardised features.
-        shuffles: how often labels are dealt out anew to see what chance gives.
-        folds: of the cross-validation, over documents.
+        pool: State of the prompt's last token, or the mean over its tokens.
+        strength: Strength of the ridge penalty on standardised features.
+        shuffles: Number of permutations of the labels.
+        folds: Number of folds of the cross-validation over documents.
     """
     target.need("forget", "holdout")
     settings = {"pool": pool, "strength": strength, "shuffles": shuffles, "folds": folds,
@@ -55,7 +55,7 @@ def probe(
 
 
 def _layers(target: Target, suspect: Suspect, settings: dict[str, Any]) -> Facts:
-    """AUC of each layer of one model, and the best layer's under shuffled labels."""
+    """Return the AUC of each layer of one model, and the best AUC under permuted labels."""
     rows = [*target.forget, *target.compared()]
 
     def work(model: Any, tokenizer: Any) -> Facts:
@@ -83,16 +83,16 @@ def probe_layers(
     *,
     label: str,
 ) -> Facts:
-    """Probe every layer, then again with shuffled labels.
+    """Probe every layer, with the true and with permuted labels.
 
     Args:
         states: (layers, rows, width).
 
     Returns:
-        ``auc`` by layer; ``chance``: the best layer's AUC of each shuffle; ``p``: how often chance
-        does as well in its best layer, of all shuffles and the true labels; ``labelings``: how many
-        ways there are to deal out the labels; ``documents``: probability that held-out fits give to
-        the true label, mean over layers and rows of each document.
+        ``auc`` by layer; ``chance``: best AUC over layers for each permutation; ``p``: p-value of
+        the permutation test; ``labelings``: number of possible assignments of the labels;
+        ``documents``: probability of the true label under held-out fits, averaged over layers and
+        rows of each document.
     """
 
     layers = [coordinates(layer.astype(np.float64)) for layer in states]
@@ -124,7 +124,7 @@ def probe_layers(
 
 
 def judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Result:
-    """Judge the probe of the attacked model against chance and against that of the control."""
+    """Compare the probe of the attacked model with permuted labels and with the control's probe."""
     own, control, before = found[model], found.get("control"), found.get("before")
     best = int(np.argmax(own["auc"]))
     top = own["auc"][best]
@@ -153,24 +153,24 @@ def judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Res
     others = [f"{role} {max(f['auc']):.2f}" for role, f in found.items() if role != model]
     beside = f" ({', '.join(others)}, in their best layers)" if others else ""
     ends = {
-        "traces": "its hidden states tell the forgotten rows apart better than those of a model "
+        "traces": "its hidden states distinguish the forgotten rows better than those of a model "
         "that never saw them",
-        "none found": "no linear probe of its states does better than chance",
-        "undecided": "there are too few documents to tell a probe from chance"
+        "none found": "no linear probe of its states is better than chance",
+        "undecided": "there are too few documents to distinguish a probe from chance"
         if not _enough(own)
-        else "the probe beats chance, but not clearly that of a model that never saw the rows",
+        else "the probe is better than chance, but not clearly better than the control's",
     }
     verdict = (
-        f"A linear probe of {model} tells forget prompts from holdout prompts with an AUC of "
-        f"{top:.2f} in its best layer, {best}{beside}; with shuffled labels the best layer stays "
-        f"below {_upper(own['chance']):.2f} 19 times of 20 (p = {own['p']:.2f}). "
+        f"A linear probe of {model} distinguishes forget prompts from holdout prompts with an AUC "
+        f"of {top:.2f} in its best layer, {best}{beside}; with permuted labels the AUC is below "
+        f"{_upper(own['chance']):.2f} in 95 % of cases (p = {own['p']:.2f}). "
         f"{claim(finding, ends)}"
     )
     return Result("probe", model, finding, verdict, rows, figures, settings)
 
 
 def _finding(own: Facts, control: Facts, ahead: Estimate) -> Finding:
-    """Traces where the probe beats chance and, document by document, the control's probe."""
+    """Return traces if the probe is better than chance and than the control's, by document."""
     if not _enough(own):
         return "undecided"
     if own["p"] > LEVEL:
@@ -197,10 +197,10 @@ def hidden_states(
     batch_tokens: int | None = None,
     label: str = "Hidden states",
 ) -> NDArray[np.float32]:
-    """States after the embeddings and after each layer; (layers + 1, texts, width).
+    """Return the states after the embeddings and after each layer, (layers + 1, texts, width).
 
     Args:
-        pool: ``last`` takes the state at the text's last token, ``mean`` the mean over its tokens.
+        pool: ``last`` selects the state of the last token, ``mean`` the mean over all tokens.
     """
     ids = [template.prompt_ids(tokenizer, text) for text in texts]
     states = in_batches(
@@ -215,7 +215,7 @@ def hidden_states(
 
 @torch.inference_mode()
 def _pooled(model: Any, texts: list[list[int]], pool: Pool) -> list[NDArray[np.float32]]:
-    """(layers + 1, width) of each text of a batch, padded on the right."""
+    """Return the pooled states of each text of a batch, (layers + 1, width)."""
     longest = max(len(t) for t in texts)
     lengths = torch.tensor([len(t) for t in texts], device=model.device)
     ids = torch.tensor([t + [0] * (longest - len(t)) for t in texts]).to(model.device)

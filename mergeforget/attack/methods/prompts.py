@@ -1,4 +1,4 @@
-"""Prompts: does another way of asking bring the answer out?"""
+"""Prompts: paraphrases, answer prefixes and jailbreaks."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def prompts(
     words: Sequence[int] = (1, 3, 5),
     templates: Path | None = None,
 ) -> Result:
-    """Ask for each answer in other words, by its beginning, and through jailbreak templates.
+    """Ask for each answer with paraphrases, with its first words, and with jailbreak templates.
 
     Args:
         kinds: plain, paraphrase, prefix, jailbreak.
-        words: number of words of the answer that a prefix gives; one prompt each.
-        templates: file of jailbreaks, one a line with ``{prompt}``; None uses the built-in ones.
+        words: Numbers of answer words in a prefix; one prompt each.
+        templates: File of jailbreaks, one per line with ``{prompt}``; None uses the built-in ones.
 
     Raises:
-        InputError: no prompt of these kinds is left to ask.
+        InputError: There is no prompt of these kinds.
     """
     target.need("forget")
     for kind in kinds:

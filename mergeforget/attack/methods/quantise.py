@@ -1,4 +1,4 @@
-"""Quantisation: does storing the weights in few bits bring back what was unlearned?"""
+"""Quantisation: rounding of the weights to few bits."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from mergeforget.attack.verdict import (
     worst_of,
 )
 
-WHOLE = 0  # bits of the model as it is
-BY_ROW = 8  # from this many bits a row has one scale; below, a group has one
+WHOLE = 0  # stands for the unquantised model
+BY_ROW = 8  # from this number of bits on, there is one scale per row; below, one per group
 
 
 @attack(
@@ -41,9 +41,9 @@ def quantise(target: Target, *, bits: Sequence[int] = (8, 4), group: int = 64) -
     """Round every weight matrix to 8 and 4 bits and score again.
 
     Args:
-        bits: widths to try, each judged by itself: 8 and more with a scale for each output
-            channel, fewer with one for each group.
-        group: neighbouring weights of a channel that share a scale below 8 bits.
+        bits: Numbers of bits, each judged separately: 8 and more with a scale per output channel,
+            fewer with a scale per group.
+        group: Number of adjacent weights of a channel that share a scale below 8 bits.
     """
     return by_rounding(target, "quantise", sorted(bits, reverse=True), group)
 
@@ -51,7 +51,7 @@ def quantise(target: Target, *, bits: Sequence[int] = (8, 4), group: int = 64) -
 def by_rounding(
     target: Target, name: str, widths: Sequence[int], group: int, kind: str = "nearest"
 ) -> Result:
-    """Score every model as it is and rounded; judge the attacked one against the control.
+    """Score every model with original and rounded weights, and compare with the control.
 
     Args:
         kind: ``nearest`` or ``nf4``; see ``rounding.rounded``.
@@ -76,7 +76,7 @@ def _scores(
     group: int,
     kind: str,
 ) -> list[Facts]:
-    """Scores of the model as it is, then of each width; each is cached by itself."""
+    """Return the scores of the original model, then of each width; each is cached separately."""
     points = []
     for width in (WHOLE, *widths):
         size = None if width == WHOLE or (kind == "nearest" and width >= BY_ROW) else group
@@ -99,7 +99,7 @@ def _scores(
 def judged(
     name: str, model: str, found: dict[str, list[Facts]], settings: dict[str, Any]
 ) -> Result:
-    """Judge each width against the control at the same width."""
+    """Compare each width with the control at the same width."""
     own, control = found[model], found.get("control")
     before = found.get("before")
     shares = {p["bits"]: p["rounded"] for p in own[1:]}
@@ -115,8 +115,8 @@ def judged(
                        control=control is not None)  # fmt: skip
     telling = " and ".join(str(b) for b, one in findings.items() if one == finding)
     ends = {
-        "traces": f"at {telling} bits it gives more of the forget rows than a model that never saw "
-        "them, so part was hidden, not removed",
+        "traces": f"at {telling} bits it reveals more of the forget rows than a model that never "
+        "saw them, so part of the data was hidden, not removed",
         "none found": "with fewer bits it knows the forget rows no better than a model that never "
         "saw them",
         "undecided": f"the result at {telling} bits is too uncertain, more people would narrow it"
@@ -144,7 +144,7 @@ def judged(
 
 
 def _evidence(own: list[Facts], control: list[Facts]) -> dict[int, tuple[Advantage, Leaks]]:
-    """Advantage and exact answers of each width, the model as it is left out."""
+    """Return advantage and exact answers of each width, without the original model."""
     looks = len(own) - 1
     return {
         mine["bits"]: (advantage(theirs, mine, looks), exact_leaks([mine], [theirs]))
@@ -178,9 +178,9 @@ def _words(
     for bits, (found, leaks) in (evidence or {}).items():
         beyond = ", beyond the same on the holdout" if found.beyond_holdout else ""
         text += (
-            f" At {bits} bits {model} predicts the forget rows by {found} nats a token better "
-            f"than the control at {bits} bits{beyond}{share_text(found.value, known)}, and gives "
-            f"{len(leaks.rows)} of {leaks.asked} answers exactly that the control does not."
+            f" At {bits} bits, {model} predicts the forget rows better than the control at {bits} "
+            f"bits by {found} nats per token{beyond}{share_text(found.value, known)}, and gives "
+            f"{len(leaks.rows)} of {leaks.asked} exact answers that the control does not give."
         )
     if own[0]["retain_nll"] is not None:
         steps = ", ".join(f"{p['retain_nll']:.2f}" for p in own)

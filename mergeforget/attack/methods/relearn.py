@@ -1,4 +1,4 @@
-"""Relearning: does a little fine-tuning bring back what it does not show?"""
+"""Relearning: fine-tuning on some rows, measured on the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, UsageError
 
-BROKEN = 0.1  # excess of the loss over the control's, from which a model has not recovered
+BROKEN = 0.1  # relative excess of the loss over the control's at which a model has not recovered
 
 
 @attack(
@@ -56,33 +56,34 @@ def relearn(
     rank: int = 16,
     full: bool = False,
 ) -> Result:
-    """Fine-tune on a few rows and follow the forget rows that are not shown.
+    """Fine-tune on some rows, and measure the forget rows that are not among them.
 
-    The control is fine-tuned alike. Exact answers and losses are judged at every measured step.
+    The control is fine-tuned in the same way. Exact answers and losses are compared at every
+    measured step.
 
     Args:
-        on: ``forget`` shows a few documents of the forget set, ``retain`` the retain set,
-            ``both`` these two, which also repairs a model that forgot too much; ``unrelated``
-            built-in general text; else a data file.
-        shown: rows shown at most, whole documents; None is a quarter of the forget set, and all
-            rows of any other. With ``both`` the limit is that of the forget rows.
-        rank: of the LoRA that is trained; ``full`` trains every weight instead.
+        on: Training rows: ``forget`` (some documents of the forget set), ``retain``, ``both``
+            (which also repairs a model that forgot too much), ``unrelated`` (built-in general
+            text), or a data file.
+        shown: Maximum number of training rows, in whole documents. None means a quarter of the
+            forget set, and all rows of any other set. With ``both``, it limits the forget rows.
+        rank: Rank of the LoRA; ``full`` trains all weights instead.
 
     Raises:
-        UsageError: ``shown`` leaves no document of the forget set that is not shown.
-        NotApplicableError: there is only one such document.
-        InputError: rows of the holdout would be shown.
+        UsageError: ``shown`` leaves no document of the forget set to measure.
+        NotApplicableError: There is only one such document.
+        InputError: Training rows are also in the holdout.
     """
     return by_training(target, "relearn", on, shown,
                        Tuning(steps, learning_rate, batch, rank, full, target.seed))  # fmt: skip
 
 
 def by_training(target: Target, name: str, on: str, shown: int | None, tuning: Tuning) -> Result:
-    """Fine-tune the model and the control alike, and judge them at every measured step."""
+    """Fine-tune the model and the control in the same way, and compare them at every step."""
     target.need("forget")
     lesson, hidden = _lesson(target, on, shown)
     rows = ScoredRows.of(target, hidden)
-    still = replace(tuning, steps=0, learning_rate=0.0)  # before unlearning: what it knows
+    still = replace(tuning, steps=0, learning_rate=0.0)  # for the model before unlearning
     curves = {
         suspect.role: _curve(
             target, suspect, lesson, rows, still if suspect.role == "before" else tuning
@@ -95,7 +96,7 @@ def by_training(target: Target, name: str, on: str, shown: int | None, tuning: T
 
 
 def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list[Row]]:
-    """Rows that are shown, and forget rows of documents of which none is."""
+    """Return the training rows, and the forget rows of all other documents."""
     lesson = limit_rows(*_source(target, on, shown), target.seed)[0]
     lesson += target.retain if on == "both" else []
     texts = {row.document for row in lesson}
@@ -105,21 +106,22 @@ def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list
         default = shown is None and on in ("forget", "both")
         problem = NotApplicableError if default else UsageError
         raise problem(
-            f"Relearning shows all {len(target.forget)} forget rows, or a row of each of their "
-            "documents, so that none is left to see what comes back by itself. Show fewer with "
-            "--shown, or other text with --on retain."
+            f"Relearning would train on all {len(target.forget)} forget rows, or on a row of each "
+            "of their documents, so none would be left to measure. Use fewer with --shown, or "
+            "other text with --on retain."
         )
     shared = [row.id for row in target.holdout if row.document in texts]
     if shared:
         raise InputError(
-            f"Relearning would show {len(shared)} rows of the holdout, for example {shared[0]}, "
-            "and the holdout must be rows that no model sees. Give another --on or --holdout."
+            f"Relearning would train on {len(shared)} rows of the holdout, for example "
+            f"{shared[0]}, but no model may be trained on the holdout. Use another --on or "
+            "--holdout."
         )
     return lesson, hidden
 
 
 def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int | None]:
-    """What is shown from, and how many rows of it at most."""
+    """Return the set of training rows, and the maximum number of rows."""
     if on in ("forget", "both"):
         documents = Counter(row.subject for row in target.forget)
         wanted = max(min(documents.values()), len(target.forget) // 4)
@@ -131,7 +133,7 @@ def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int 
         return unrelated_rows(), shown
     if not Path(on).is_file():
         raise InputError(
-            f"--on is forget, retain, both, unrelated or a data file, and there is no file {on}."
+            f"--on must be forget, retain, both, unrelated or a data file; there is no file {on}."
         )
     return read_rows(Path(on)), shown
 
@@ -139,7 +141,7 @@ def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int 
 def _curve(
     target: Target, suspect: Suspect, lesson: list[Row], rows: ScoredRows, tuning: Tuning
 ) -> list[Facts]:
-    """The scores of one model on the way."""
+    """Return the scores of one model during the fine-tuning."""
 
     def work(model: Any, tokenizer: Any) -> Facts:
         def look(policy: Any, step: int) -> Facts:
@@ -172,7 +174,7 @@ def _curve(
 def judged(
     name: str, model: str, curves: dict[str, list[Facts]], settings: dict[str, Any]
 ) -> Result:
-    """Judge the model at every measured step against the control after the same steps."""
+    """Compare the model at every measured step with the control after the same steps."""
     own, before, control = curves[model], curves.get("before"), curves.get("control")
     known = advantage(control[0], before[0]).value if control and before else None
     evidence, findings, power = None, [], None
@@ -187,11 +189,11 @@ def judged(
         worst = "undecided"
     finding = conclude(worst, power, control=control is not None)
     ends = {
-        "traces": "rows that it was not shown came back, so traces of them were left",
+        "traces": "it recovers rows that it was not trained on, so traces of them were left",
         "none found": "it learns the hidden rows no faster than a model that never saw them",
         "undecided": broken or "the result is too uncertain, more people would narrow it"
         if own[0]["documents"]["holdout"]
-        else "without --holdout rows a model that learns such text faster looks like one that knew",
+        else "without --holdout rows, faster learning of such text cannot be told from memory",
     }
     rows = [
         {"model": role, "step": point["step"], **_row(point)}
@@ -209,29 +211,29 @@ def judged(
 
 
 def _still_broken(last: Facts, control: Facts) -> str:
-    """Why a fine-tuned model cannot be cleared: it still predicts unseen text worse.
+    """Return why a fine-tuned model cannot be cleared: it still predicts unseen text worse.
 
-    A model that forgot too much loses everything at first; whether the forgotten rows come back
-    shows only once the rest has.
+    A model that forgot too much must recover its general ability before it can be judged whether
+    it recovers the forgotten rows.
     """
     mine, theirs = (difference(losses_of(facts, "holdout")).value if losses_of(facts, "holdout")
                     else facts["retain_nll"] for facts in (last, control))  # fmt: skip
     if mine is None or theirs is None or mine <= theirs + max(LEAST_NATS, BROKEN * theirs):
         return ""
     return (
-        f"after the last step it still predicts text that nobody trained on worse than the control "
-        f"({mine:.2f} against {theirs:.2f} nats a token), so it has not recovered; more --steps or "
-        "a larger --learning-rate are needed"
+        f"after the last step it still predicts text outside the training data worse than the "
+        f"control ({mine:.2f} against {theirs:.2f} nats per token), so it has not recovered; more "
+        "--steps or a larger --learning-rate are needed"
     )
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What a fine-tuning shows of one model beside the control.
+    """Evidence from the fine-tuning of one model and of the control.
 
     Attributes:
-        lowest: advantage of the lowest loss that each person or document has at any step.
-        last: advantage after the last step.
+        lowest: Advantage in the lowest loss of each person or document over all steps.
+        last: Advantage after the last step.
     """
 
     lowest: Advantage
@@ -252,7 +254,7 @@ class _Evidence:
 
 
 def _lowest(points: list[Facts]) -> Facts:
-    """The lowest loss of each person or document at any step, as scores of one point."""
+    """Return the lowest loss of each person or document over all steps, as scores of one point."""
     documents = {
         split: {one: min(losses_of(p, split)[one] for p in points)
                 for one in losses_of(points[0], split)}
@@ -278,16 +280,16 @@ def _words(
     )
     exact = [f"{p['greedy_match']:.2f}" for p in (own[0], own[-1]) if p["greedy_match"] is not None]
     if len(exact) > 1:
-        text += f" Exact answers went from {exact[0]} to {exact[1]}."
+        text += f" The share of exact answers changed from {exact[0]} to {exact[1]}."
     if evidence is None:
         return text
     found = evidence.last
     beyond = ", beyond the same on the holdout" if found.beyond_holdout else ""
     return text + (
-        f" It gives {len(evidence.leaks.rows)} answers word for word that the control, trained "
-        f"alike, gives at no step (chance of guessing as many: {evidence.leaks.p:.2g}). After the "
-        f"last step it predicts the hidden rows by {found} nats a token better than the control"
-        f"{beyond}{share_text(found.value, known)}."
+        f" It gives {len(evidence.leaks.rows)} exact answers that the control, trained in the same "
+        f"way, gives at no step (probability of guessing as many: {evidence.leaks.p:.2g}). After "
+        f"the last step it predicts the hidden rows better than the control by {found} nats per "
+        f"token{beyond}{share_text(found.value, known)}."
     )
 
 

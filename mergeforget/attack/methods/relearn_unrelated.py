@@ -1,4 +1,4 @@
-"""Relearning on unrelated text: does fine-tuning on anything at all undo the unlearning?"""
+"""Relearning on unrelated text: fine-tuning on general knowledge."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def relearn_unrelated(
     rank: int = 16,
     full: bool = False,
 ) -> Result:
-    """Fine-tune on general text that shows no forget row, and follow all forget rows.
+    """Fine-tune on general text without forget rows, and measure all forget rows.
 
     Args:
-        rank: of the LoRA that is trained; ``full`` trains every weight instead.
+        rank: Rank of the LoRA; ``full`` trains all weights instead.
     """
     tuning = Tuning(steps, learning_rate, batch, rank, full, target.seed)
     return by_training(target, "relearn_unrelated", "unrelated", None, tuning)

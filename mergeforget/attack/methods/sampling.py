@@ -1,4 +1,4 @@
-"""Sampling: does one of many answers at temperature 1 give the secret?"""
+"""Sampling: many answers per prompt at temperature 1."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def sampling(target: Target, *, samples: int = 32, temperature: float = 1.0) -> 
     """Sample answers to each prompt and report leak@k for k = 1, 2, 4, ... samples.
 
     Args:
-        samples: answers to each prompt.
-        temperature: of the softmax; nothing is cut off (no top-k, no top-p).
+        samples: Number of answers per prompt.
+        temperature: Temperature of the softmax, without top-k and top-p.
     """
     target.need("forget")
     asked = without_given([Variant(r, "sampled", r.input, r.output) for r in target.forget],
@@ -53,7 +53,7 @@ def sampling(target: Target, *, samples: int = 32, temperature: float = 1.0) -> 
 def _samples(
     target: Target, suspect: Suspect, asked: list[Variant], samples: int, temperature: float
 ) -> Texts:
-    """Samples of one model, prompt by prompt, the same for the same seed."""
+    """Return the samples of one model by prompt; reproducible for a seed."""
 
     def work(model: Any, tokenizer: Any) -> Facts:
         own = target.template(tokenizer)
@@ -84,7 +84,7 @@ def sample(
 ) -> list[list[int]]:
     """Draw ``n`` continuations of one prompt from the model's full distribution.
 
-    All have the prompt's length, so nothing is padded and every architecture is sampled alike.
+    All rows have the same prompt, so no padding is needed and every architecture is supported.
 
     Returns:
         New token ids of each sample.
