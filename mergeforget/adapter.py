@@ -18,6 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.errors import InputError, NumericError
+from mergeforget.expert_factors import (
+    by_wrapper,
+    expert_of,
+    is_wrapper,
+    join_factors,
+    module_of,
+    split_factors,
+    targeted,
+)
 from mergeforget.files import explained, read_json, whole, write_json
 from mergeforget.parsing import safe_pattern
 
@@ -85,7 +94,8 @@ class Adapter:
 
     Attributes:
         name: how messages call it, for example ``over``.
-        deltas: module name without PEFT's prefix -> its change, sorted by name.
+        deltas: module name without PEFT's prefix -> its change, sorted by name. Experts that the
+            model keeps in one parameter are modules of their own, see ``expert_factors``.
         config: the content of ``adapter_config.json``.
         extras: tensors that are not a lora_A or lora_B weight (biases, DoRA's magnitudes, saved
             modules), by their name in the file.
@@ -150,7 +160,9 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
             f"{folder} holds several adapters in one file: {', '.join(sorted(names))}. Save each "
             "with PEFT's save_pretrained(..., selected_adapters=[name]) and read one of them."
         )
-    deltas = {m: _delta(m, factors[m], config, folder) for m in sorted(factors)}
+    deltas: dict[str, LowRankDelta] = {}
+    for module in sorted(factors):
+        deltas |= _deltas(module, factors[module], config, folder)
     if not deltas:
         raise InputError(f"{folder} holds no lora_A and lora_B weights, so it is not a LoRA.")
     dtype = stored.pop() if len(stored) == 1 else "F32"  # mixed dtypes are widened
@@ -219,16 +231,25 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
                 f"The factors of {module} in {adapter.name!r} overflow or are NaN, so nothing was "
                 "written. Use smaller weights, or --precision float64."
             )
+        if expert_of(module) is not None:
+            continue
         if module in adapter.embeddings:
             tensors[f"{PREFIX}{module}.lora_embedding_A"] = np.ascontiguousarray(delta.b.T)
             tensors[f"{PREFIX}{module}.lora_embedding_B"] = np.ascontiguousarray(delta.a.T)
             continue
         tensors[f"{PREFIX}{module}.lora_A.weight"] = delta.a
         tensors[f"{PREFIX}{module}.lora_B.weight"] = delta.b
+    config = _config_of(adapter)
+    for wrapper, names in by_wrapper(adapter.deltas).items():
+        scaling = config["lora_alpha"] / config["r"]  # patterns cannot name a nested wrapper
+        own = [adapter.deltas[name] for name in names]
+        a, b = join_factors([(d.a * (d.scaling / scaling), d.b) for d in own], config["r"])
+        tensors[f"{PREFIX}{wrapper}.lora_A.weight"] = a.astype(own[0].a.dtype, copy=False)
+        tensors[f"{PREFIX}{wrapper}.lora_B.weight"] = b
     with whole(folder) as temporary, explained(folder):
         temporary.mkdir()
         write_safetensors(temporary / WEIGHTS, tensors, adapter.dtype)
-        text = json.dumps(_config_of(adapter), indent=2, sort_keys=True)
+        text = json.dumps(config, indent=2, sort_keys=True)
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         for name, content in (beside or {}).items():
             write_json(temporary / name, content)
@@ -304,9 +325,10 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _delta(
+def _deltas(
     module: str, factors: dict[str, Array], config: dict[str, Any], folder: Path
-) -> LowRankDelta:
+) -> dict[str, LowRankDelta]:
+    """The change of a module, or of each expert of a wrapped parameter, by name."""
     if factors.keys() != {"a", "b"}:
         missing = "lora_B" if "a" in factors else "lora_A"
         raise InputError(f"{folder}: {module} has no {missing} weight.")
@@ -316,18 +338,47 @@ def _delta(
             f"{folder}: {module} has lora_A {a.shape} and lora_B {b.shape}; expected "
             "(rank, in) and (out, rank)."
         )
-    rank = int(a.shape[0])
+    rank, targets = int(a.shape[0]), config.get("target_parameters") or []
     if config.get("r") is not None:
-        stated = _pattern(config.get("rank_pattern"), module, config["r"])
-        if config.get("target_parameters") and rank % int(stated) == 0:
-            rank = int(stated)  # of each expert; the factors of all experts are stored together
-        elif stated != rank:
+        pattern = config.get("rank_pattern")
+        stated = _pattern(pattern, module, config["r"])
+        ranks = {int(stated), int(_pattern(pattern, f"{module}.weight", config["r"]))}
+        if is_wrapper(module, rank, ranks, targets):
+            return _expert_deltas(module, a, b, config, folder)
+        if rank not in ranks:
             raise InputError(
                 f"{folder / CONFIG} gives {module} the rank {stated:g}, but its weights have rank "
                 f"{rank}. PEFT refuses to load such an adapter, and the scaling would be a guess. "
                 "Correct r, or rank_pattern, in the config."
             )
-    return LowRankDelta(a, b, scaling_of(config, module, rank))
+    return {module: LowRankDelta(a, b, scaling_of(config, module, rank))}
+
+
+def _expert_deltas(
+    wrapper: str, a: Array, b: Array, config: dict[str, Any], folder: Path
+) -> dict[str, LowRankDelta]:
+    """The changes of the experts of one parameter; PEFT's patterns match the parameter's name."""
+    named = targeted(wrapper, config["target_parameters"])
+    keys = [f"{module_of(wrapper)}.{name.rpartition('.')[2]}" for name in named]
+    ranks = {int(_pattern(config.get("rank_pattern"), key, config["r"])) for key in keys}
+    if len(ranks) != 1 or a.shape[0] % (rank := min(ranks)):
+        raise InputError(
+            f"{folder}: {wrapper} has lora_A {a.shape}, which is no stack of factors of rank "
+            f"{' or '.join(map(str, sorted(ranks)))}. Train the parameters of {', '.join(keys)} "
+            "with one rank."
+        )
+    scalings = {scaling_of(config, key, rank) for key in keys}
+    if len(scalings) != 1:
+        raise InputError(
+            f"{folder / CONFIG} gives the parameters {', '.join(keys)} different values of "
+            "lora_alpha. They are in one module and cannot be told apart without the model. Train "
+            "them with one lora_alpha."
+        )
+    (scaling,) = scalings
+    return {
+        f"{wrapper}[{i}]": LowRankDelta(one, other, scaling)
+        for i, (one, other) in enumerate(split_factors(a, b, rank))
+    }
 
 
 def _pattern(pattern: Any, module: str, default: float) -> float:
@@ -340,9 +391,10 @@ def _pattern(pattern: Any, module: str, default: float) -> float:
 
 def _config_of(adapter: Adapter) -> dict[str, Any]:
     """The config that gives every delta its rank and scaling when PEFT loads the folder."""
-    ranks = {m: d.rank for m, d in adapter.deltas.items()}
-    rank = max(ranks.values())
-    alphas = {m: d.scaling * d.rank for m, d in adapter.deltas.items()}
+    rank = max(d.rank for d in adapter.deltas.values())
+    plain = {m: d for m, d in adapter.deltas.items() if expert_of(m) is None}
+    ranks = {m: d.rank for m, d in plain.items()}
+    alphas = {m: d.scaling * d.rank for m, d in plain.items()}
     alpha = next((a for m, a in alphas.items() if ranks[m] == rank), float(rank))
     config = dict(adapter.config)
     config.update(

@@ -60,6 +60,7 @@ class Lora(RecipeSection):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     target_modules: list[str] | str = "all-linear"  # without the output layer and fused experts
     layers_to_transform: list[int] | None = None  # counted from 0; None is every layer
+    target_parameters: list[str] = []  # experts in one parameter, such as experts.gate_up_proj
 
     @field_validator("target_modules")
     @classmethod

@@ -16,6 +16,7 @@ LAYERS = [
     {
         "tensors",
         "adapter",
+        "expert_factors",
         "outputs",
         "chunked_logprobs",
         "recipe",

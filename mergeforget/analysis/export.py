@@ -16,6 +16,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate, template_of
 from mergeforget.errors import InputError, VerificationError, suggest
+from mergeforget.evaluate.decoding import full_pass
 from mergeforget.files import sha256, take_place, whole, write_json, write_text
 from mergeforget.merge.apply import applied
 from mergeforget.merge.checkpoint.full import fold_adapters
@@ -139,7 +140,7 @@ def logits_of(
             row = Row("", text, "") if isinstance(text, str) else text
             cut = template.tokens(tokenizer, row)
             ids = torch.tensor([[*cut.prompt, *cut.answer][:TOKENS]])
-            found.append(model(input_ids=ids.to(model.device)).logits[0].float().cpu())
+            found.append(full_pass(model, ids.to(model.device))[0].float().cpu())
     return found
 
 

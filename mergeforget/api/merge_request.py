@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mergeforget.adapter import Adapter
     from mergeforget.merge.activation_grams import Grams
     from mergeforget.merge.engine import MergeSettings
+    from mergeforget.recipe import DataSpec
 
     Source = AnyRun | Sequence[str | Path | Adapter] | None
 
@@ -236,6 +237,7 @@ def _purpose(
     """The candidate whose weights are chosen from gradients on forget and retain rows."""
     from mergeforget.console import say
     from mergeforget.data.readers import read_rows
+    from mergeforget.data.templating import template_of
     from mergeforget.errors import UsageError
     from mergeforget.merge.purpose import choose_weights
     from mergeforget.models import load_model
@@ -250,9 +252,11 @@ def _purpose(
         raise UsageError("purpose needs two files: --data FORGET --data RETAIN.")
     loaded = load_model(str(base or (run.base() if run else adapters[0].base)))
     forget, retain = (read_rows(file) for file in files)
+    template = template_of(loaded.tokenizer, _data_spec(run))
     found = choose_weights(
-        loaded.model, loaded.tokenizer, adapters, forget, retain, **dict(arguments)
-    )
+        loaded.model, loaded.tokenizer, adapters, forget, retain, template=template,
+        **dict(arguments),
+    )  # fmt: skip
     say(
         f"purpose: forget loss {found.forget[0]:.3f} -> {found.forget[-1]:.3f} (target "
         f"{found.target:.3f}), retain loss {found.retain[0]:.3f} -> {found.retain[-1]:.3f} nats "
@@ -280,6 +284,12 @@ def _grams(
         files = [run.data / "forget.jsonl", run.data / "retain.jsonl"]
     if not files:
         return None
-    return grams_of(
-        str(base or (run.base() if run else adapters[0].base)), adapters, files, candidate
-    )
+    name = str(base or (run.base() if run else adapters[0].base))
+    return grams_of(name, adapters, files, candidate, _data_spec(run))
+
+
+def _data_spec(run: Run | None) -> DataSpec:
+    """How rows are rendered: as the run's recipe says, else in chat where there is a template."""
+    from mergeforget.recipe import DataSpec, load_recipe
+
+    return DataSpec() if run is None else load_recipe(run.recipe).data

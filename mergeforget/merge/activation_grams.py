@@ -21,6 +21,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import UsageError
 from mergeforget.merge.by_module import LAYER, at_module, depth_of
+from mergeforget.merge.inputs import check_no_experts
 from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.request import canonical
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mergeforget.data.schema import Row
+    from mergeforget.data.templating import PromptTemplate, TemplateSpec
 
 Array = NDArray[Any]
 Grams = Mapping[str, Sequence[Array]]
@@ -35,23 +37,31 @@ MAX_LENGTH = 1024  # tokens of a row
 
 
 def grams_of(
-    base: str, adapters: Sequence[Adapter], files: Sequence[Path], candidate: Candidate
+    base: str,
+    adapters: Sequence[Adapter],
+    files: Sequence[Path],
+    candidate: Candidate,
+    spec: TemplateSpec | None = None,
 ) -> Grams:
     """For each module the statistics that the method needs, one array per adapter.
 
     Args:
         base: name or folder of the model that the adapters were trained on.
         files: of rows, one per adapter, or one for all of them.
+        spec: how rows are rendered, as in the adapters' training; None uses the chat template
+            where the tokenizer has one.
 
     Raises:
         UsageError: another number of files, or a method that uses no data.
         InputError: a file or the model cannot be read, or an adapter does not fit it.
     """
     from mergeforget.data.readers import read_rows
+    from mergeforget.data.templating import PromptTemplate, template_of
     from mergeforget.merge.apply import applied
     from mergeforget.models import load_model
 
     check_grams(candidate, {})
+    check_no_experts(adapters, candidate.method)
     candidate = canonical(candidate)
     takes = MERGE_METHODS.get(candidate.method).parameters
     if "grams" in takes and any(adapter.embeddings for adapter in adapters):
@@ -59,44 +69,42 @@ def grams_of(
             f"{candidate.method} needs the inputs of linear layers, and an adapter has LoRA on an "
             "embedding, whose inputs are token ids. Use fisher, or a method without data."
         )
-    loaded: Any = None
-    if "contrast" in takes:
-        if len(files) != 2:
-            raise UsageError(f"{candidate.method} needs --data FORGET --data RETAIN, two files.")
-        loaded = load_model(base)
-        squared = candidate.arguments.get("estimate", takes["estimate"].default) == "fisher"
-        both = [
-            importances(loaded.model, loaded.tokenizer, read_rows(path), adapters, squared=squared)
-            for path in files
-        ]
-        return {module: [one[module] for one in both] for module in both[0]}
-    if len(files) not in (1, len(adapters)):
+    if "contrast" in takes and len(files) != 2:
+        raise UsageError(f"{candidate.method} needs --data FORGET --data RETAIN, two files.")
+    if "contrast" not in takes and len(files) not in (1, len(adapters)):
         raise UsageError(
             f"There are {len(adapters)} adapters and {len(files)} files of data. Give --data once "
             "for each adapter, in their order, or once for all."
         )
     loaded = load_model(base)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    template = template_of(tokenizer, spec) if spec else PromptTemplate.resolve(tokenizer)
+    if "contrast" in takes:
+        squared = candidate.arguments.get("estimate", takes["estimate"].default) == "fisher"
+        both = [
+            importances(model, tokenizer, read_rows(path), adapters, template, squared=squared)
+            for path in files
+        ]
+        return {module: [one[module] for one in both] for module in both[0]}
     every = [read_rows(path) for path in files] * (len(adapters) // len(files))
     if "shares" in takes:
         from mergeforget.merge.adaptive_weights import learn_shares
 
-        learned = learn_shares(
-            loaded.model, loaded.tokenizer, adapters, every[: len(files)], candidate
-        )
+        learned = learn_shares(model, tokenizer, adapters, every[: len(files)], candidate, template)
         return {
             name: [x for x, a in zip(shares, adapters, strict=True) if name in a.deltas]
             for name, shares in learned.shares.items()
         }
     if traits(candidate.method).layerwise:
-        return layerwise_grams(loaded.model, loaded.tokenizer, every, adapters, candidate)
+        return layerwise_grams(model, tokenizer, every, adapters, candidate, template)
     found: list[dict[str, Array]] = []
     for adapter, rows in zip(adapters, every, strict=True):
-        with applied(loaded.model, adapter):
+        with applied(model, adapter):
             if "importance" in takes:
-                measured = importances(loaded.model, loaded.tokenizer, rows, [adapter])
+                measured = importances(model, tokenizer, rows, [adapter], template)
                 found.append(measured)
                 continue
-            found.append(input_grams(loaded.model, loaded.tokenizer, rows, adapter))
+            found.append(input_grams(model, tokenizer, rows, adapter, template))
     return {m: [one[m] for one in found if m in one] for m in set().union(*found)}
 
 
@@ -106,6 +114,7 @@ def layerwise_grams(
     rows: Sequence[Sequence[Row]],
     adapters: Sequence[Adapter],
     candidate: Candidate,
+    template: PromptTemplate | None = None,
 ) -> Grams:
     """``input_grams`` of each layer with the layers before it merged, see ``regmean_pp``.
 
@@ -128,7 +137,9 @@ def layerwise_grams(
             here = {name: adapter.deltas[name] for name in names if name in adapter.deltas}
             mixed = replace(adapter, deltas=merged | here, extras={}, embeddings=frozenset())
             with applied(model, mixed):
-                measured.append(input_grams(model, tokenizer, data, replace(mixed, deltas=here)))
+                measured.append(
+                    input_grams(model, tokenizer, data, replace(mixed, deltas=here), template)
+                )
         for name in names:
             found[name] = [one[name] for one in measured if name in one]
             owners = [i for i, adapter in enumerate(adapters) if name in adapter.deltas]
@@ -141,7 +152,11 @@ def layerwise_grams(
 
 
 def input_grams(
-    model: nn.Module, tokenizer: Any, rows: Sequence[Row], adapter: Adapter
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    adapter: Adapter,
+    template: PromptTemplate | None = None,
 ) -> dict[str, Array]:
     """The mean of ``h h^T`` over all tokens, (in, in) float64, for each module of the adapter.
 
@@ -150,9 +165,10 @@ def input_grams(
     """
     import torch
 
+    from mergeforget.data.templating import RAW
     from mergeforget.data.tokens import encode_rows
 
-    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH)
+    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template or RAW)
     tokens, device = sum(len(one) for one in encoded), next(model.parameters()).device
     with _watched(model, list(adapter.deltas)) as sums, torch.no_grad():
         with progress(f"Reading the inputs of {adapter.name}", len(encoded)) as bar:
@@ -168,6 +184,7 @@ def importances(
     tokenizer: Any,
     rows: Sequence[Row],
     adapters: Sequence[Adapter],
+    template: PromptTemplate | None = None,
     *,
     squared: bool = True,
 ) -> dict[str, Array]:
@@ -181,7 +198,7 @@ def importances(
     from mergeforget.merge.apply import is_transposed
     from mergeforget.merge.purpose import encode_answers, mean_answer_loss
 
-    examples = encode_answers(tokenizer, rows)
+    examples = encode_answers(tokenizer, rows, template)
     names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in names}
     frozen = {id(p): p.requires_grad for p in model.parameters()}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mergeforget.data.schema import Row
+    from mergeforget.data.templating import PromptTemplate
 
 Floats = NDArray[np.float64]
 
@@ -57,6 +58,7 @@ def learn_shares(
     adapters: Sequence[Adapter],
     files: Sequence[Sequence[Row]],
     candidate: Candidate,
+    template: PromptTemplate | None = None,
 ) -> LearnedShares:
     """Minimise the entropy over the rows by Adam, starting from equal coefficients.
 
@@ -65,6 +67,7 @@ def learn_shares(
         files: The rows of each file; each file counts the same.
         candidate: Its weights multiply the coefficients; its arguments are those of
             ``adamerging``.
+        template: How rows are rendered, as in the adapters' training; None is raw.
 
     Raises:
         UsageError: No rows, or arguments outside their range.
@@ -84,7 +87,7 @@ def learn_shares(
     depth = depth_of(names)
     fixed = torch.tensor([at_module(candidate, name, depth[name]).weights for name in names])
     shares = torch.full((len(names), len(adapters)), float(initial), requires_grad=True)
-    examples = [encode_answers(tokenizer, list(one)[:rows]) for one in files]
+    examples = [encode_answers(tokenizer, list(one)[:rows], template) for one in files]
     optimiser = torch.optim.Adam([shares], lr=float(rate))
     found = []
     with progress("Learning merge weights", steps + 1) as bar:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.errors import InputError, suggest
+from mergeforget.expert_factors import expert_of, module_of, parameter_of
 from mergeforget.merge.inputs import check_plain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Buffers = dict[str, Any]  # module -> a tensor that held its merged weight
+Buffers = dict[str, Any]  # parameter -> a tensor that held its merged value
 
 
 @contextmanager
@@ -38,40 +40,105 @@ def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) 
     import torch
 
     check_plain(adapter, done="applied")
-    originals = {name: weight_of(model, name, delta) for name, delta in adapter.deltas.items()}
+    changes: dict[str, list[tuple[ChangedWeight, LowRankDelta]]] = {}
+    for name, delta in adapter.deltas.items():
+        place = changed_weight(model, name, delta, adapter.config)
+        changes.setdefault(f"{place.module}.{place.parameter}", []).append((place, delta))
+    originals = {key: some[0][0].of(model) for key, some in changes.items()}
     try:
         with torch.no_grad():
-            for name, weight in originals.items():
-                room = None if buffers is None else buffers.get(name)
-                transposed = is_transposed(model.get_submodule(name))
-                merged = _added(weight.data, adapter.deltas[name], transposed, room)
+            for key, weight in originals.items():
+                room = None if buffers is None else buffers.get(key)
+                merged = _added(weight.data, changes[key], room)
                 if buffers is not None:
-                    buffers[name] = merged
+                    buffers[key] = merged
                 # a new parameter, not new data: a tied embedding keeps its own
-                _put(model, name, torch.nn.Parameter(merged, weight.requires_grad))
+                changes[key][0][0].put(model, torch.nn.Parameter(merged, weight.requires_grad))
         yield
     finally:
-        for name, weight in originals.items():
-            _put(model, name, weight)
+        for key, weight in originals.items():
+            changes[key][0][0].put(model, weight)
 
 
-def _put(model: nn.Module, name: str, weight: nn.Parameter) -> None:
-    model.get_submodule(name).weight = weight
+@dataclass(frozen=True)
+class ChangedWeight:
+    """The weight matrix of a live model that a delta changes.
+
+    Attributes:
+        expert: place in a parameter that holds a matrix for each expert; None for a matrix.
+        transposed: the matrix is stored as (in, out).
+    """
+
+    module: str
+    parameter: str = "weight"
+    expert: int | None = None
+    transposed: bool = False
+
+    def of(self, model: nn.Module) -> nn.Parameter:
+        """The parameter that holds the matrix."""
+        found: nn.Parameter = getattr(model.get_submodule(self.module), self.parameter)
+        return found
+
+    def put(self, model: nn.Module, parameter: nn.Parameter) -> None:
+        """Replace the parameter."""
+        setattr(model.get_submodule(self.module), self.parameter, parameter)
 
 
-def _added(weight: Tensor, delta: LowRankDelta, transposed: bool, room: Tensor | None) -> Tensor:
-    """``weight + scaling * b @ a``, written into ``room`` if its shape and device match."""
+def changed_weight(
+    model: nn.Module, name: str, delta: LowRankDelta, config: Mapping[str, Any]
+) -> ChangedWeight:
+    """Return the matrix that a delta changes.
+
+    Args:
+        name: Module of an adapter; an expert's where the model keeps experts in one parameter.
+        config: Of the adapter.
+
+    Raises:
+        InputError: The model has no such module or parameter, or it has another shape.
+    """
+    place = expert_of(name)
+    if place is None:
+        weight_of(model, name, delta)
+        return ChangedWeight(name, transposed=is_transposed(model.get_submodule(name)))
+    wrapper, expert = place
+    module = _module(model, module_of(wrapper))
+    held = [key for key, _ in module.named_parameters(recurse=False)]
+    key = parameter_of(wrapper, held, config.get("target_parameters") or [])
+    parameter = getattr(module, key)
+    stacked = parameter.ndim == 3
+    turned = stacked and bool(getattr(module, "is_transposed", False))
+    shape = tuple(parameter.shape[-2:])
+    wanted = delta.shape[::-1] if turned else delta.shape
+    if shape != wanted or expert >= (parameter.shape[0] if stacked else 1):
+        raise InputError(
+            f"{name} is {shape} in the model, and the adapter changes a weight of {wanted}: it was "
+            "trained on another model."
+        )
+    return ChangedWeight(module_of(wrapper), key, expert if stacked else None, turned)
+
+
+def _added(
+    weight: Tensor, changes: Sequence[tuple[ChangedWeight, LowRankDelta]], room: Tensor | None
+) -> Tensor:
+    """The sum of a weight and its changes, in ``room`` if its shape, dtype and device match."""
     import torch
 
-    a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device, torch.float32)
-    b = torch.from_numpy(np.ascontiguousarray(delta.b)).to(weight.device, torch.float32)
-    left, right = (a.T, b.T) if transposed else (b, a)
-    if weight.dtype != torch.float32:
-        wide = torch.addmm(weight.float(), left, right, alpha=delta.scaling)
-        return wide.to(weight.dtype)
-    if room is None or room.shape != weight.shape or room.device != weight.device:
+    if room is None or (room.shape, room.dtype, room.device) != (
+        weight.shape, weight.dtype, weight.device
+    ):  # fmt: skip
         room = torch.empty_like(weight)
-    return torch.addmm(weight, left, right, alpha=delta.scaling, out=room)
+    if changes[0][0].expert is not None:
+        room.copy_(weight)  # not every expert need be changed
+    for place, delta in changes:
+        at = slice(None) if place.expert is None else place.expert
+        a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device, torch.float32)
+        b = torch.from_numpy(np.ascontiguousarray(delta.b)).to(weight.device, torch.float32)
+        left, right = (a.T, b.T) if place.transposed else (b, a)
+        if weight.dtype == torch.float32:
+            torch.addmm(weight[at], left, right, alpha=delta.scaling, out=room[at])
+        else:
+            room[at] = torch.addmm(weight[at].float(), left, right, alpha=delta.scaling)
+    return room
 
 
 def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
@@ -80,15 +147,10 @@ def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
     Raises:
         InputError: the model has no such module, or its weight has another shape.
     """
-    try:
-        module = model.get_submodule(name)
-        weight: Any = module.weight
-    except AttributeError as error:
-        known = [n for n, m in model.named_modules() if hasattr(m, "weight")]
-        raise InputError(
-            f"The model has no module {name!r} with a weight.{suggest(name, known)} The adapter "
-            "was trained on another model."
-        ) from error
+    module = _module(model, name)
+    weight: Any = getattr(module, "weight", None)
+    if weight is None:
+        raise _unknown(model, name)
     if tuple(weight.shape) != (delta.shape[::-1] if is_transposed(module) else delta.shape):
         raise InputError(
             f"{name} is {tuple(weight.shape)} in the model, and the adapter changes a weight of "
@@ -96,6 +158,21 @@ def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
         )
     found: nn.Parameter = weight
     return found
+
+
+def _module(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise _unknown(model, name) from error
+
+
+def _unknown(model: nn.Module, name: str) -> InputError:
+    known = [n for n, m in model.named_modules() if hasattr(m, "weight")]
+    return InputError(
+        f"The model has no module {name!r} with a weight.{suggest(name, known)} The adapter "
+        "was trained on another model."
+    )
 
 
 def is_transposed(module: nn.Module) -> bool:

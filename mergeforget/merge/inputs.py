@@ -11,6 +11,7 @@ import numpy as np
 
 from mergeforget.adapter import PREFIX, Adapter
 from mergeforget.errors import InputError, NumericError, UsageError
+from mergeforget.expert_factors import expert_of
 
 Modules = Literal["same", "common", "all"]
 
@@ -24,7 +25,6 @@ NEEDS_THE_BASE = {  # exact changes of the base's tensors, see ``changes``
 }
 NOT_PLAIN = {
     "trainable_token_indices": "token embeddings were trained, which have no B @ A",
-    "target_parameters": "parameters outside of linear layers were trained",
     "layer_replication": "layers of the base are replicated",
     "use_qalora": "QALoRA pools its inputs",
     "alora_invocation_tokens": "aLoRA acts on some tokens only",
@@ -56,6 +56,17 @@ def check_adapters(
         check_plain(adapter, with_base=with_base)
         check_finite(adapter)
     check_same_base(adapters, trusted=same_base)
+
+
+def check_no_experts(adapters: Sequence[Adapter], method: str) -> None:
+    """Raise UsageError for experts in one parameter: no module has their inputs or outputs."""
+    experts = [name for adapter in adapters for name in adapter.deltas if expert_of(name)]
+    if experts:
+        raise UsageError(
+            f"{method} measures the inputs or gradients of layers, and {experts[0]} is an expert "
+            "in a parameter that holds all experts. Merge with a method that needs no --data, for "
+            "example ties."
+        )
 
 
 def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> None:
@@ -201,13 +212,31 @@ def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) ->
 def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[str, Any]:
     """The config of the result: the first adapter's, with the modules that were merged."""
     config = dict(adapters[0].config)
+    experts = any(expert_of(module) is not None for module in modules)
     if set(modules) != set(adapters[0].deltas) or any(
         a.deltas.keys() != adapters[0].deltas.keys() for a in adapters
     ):
-        config["target_modules"] = sorted(modules)  # names match whole, so nothing else is hit
+        named = [module for module in modules if expert_of(module) is None]
+        config["target_modules"] = sorted(named)  # names match whole, so nothing else is hit
         config["exclude_modules"] = config["layers_to_transform"] = config["layers_pattern"] = None
+        config["target_parameters"] = None
+    if experts:
+        config["target_parameters"] = _target_parameters(adapters)
     config["init_lora_weights"] = True
     return config
+
+
+def _target_parameters(adapters: Sequence[Adapter]) -> list[str]:
+    """The one set of ``target_parameters``, from which PEFT derives how wrappers are nested."""
+    every = [sorted(adapter.config.get("target_parameters") or []) for adapter in adapters]
+    for adapter, own in zip(adapters[1:], every[1:], strict=True):
+        if own != every[0]:
+            raise InputError(
+                f"{adapters[0].name!r} was trained on the parameters {every[0]} and "
+                f"{adapter.name!r} on {own}. PEFT needs one list of target_parameters. Train both "
+                "with the same, or merge into a whole model with --full."
+            )
+    return every[0]
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:

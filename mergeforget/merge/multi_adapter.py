@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mergeforget.adapter import Adapter
 from mergeforget.errors import InputError
+from mergeforget.expert_factors import expert_of
 from mergeforget.merge.apply import weight_of
 from mergeforget.merge.inputs import check_plain
 
@@ -47,6 +48,11 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
     for adapter in adapters:
         check_plain(adapter, done="applied")
     names = sorted({name for adapter in adapters for name in adapter.deltas})
+    if experts := [name for name in names if expert_of(name) is not None]:
+        raise UnfitError(
+            f"{experts[0]} is an expert in a parameter that holds all experts, so the change of an "
+            "adapter cannot be added to what it gives."
+        )
     beside = SideBySide({name: _stacked(model, name, adapters) for name in names})
     with ExitStack() as hooks:
         for name in names:

@@ -26,13 +26,14 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import NumericError, UsageError
-from mergeforget.merge.inputs import check_adapters
+from mergeforget.merge.inputs import check_adapters, check_no_experts
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from mergeforget.data.schema import Row
+    from mergeforget.data.templating import PromptTemplate
 
 Floats = NDArray[np.float64]
 MAX_LENGTH = 1024  # tokens of a row
@@ -82,6 +83,7 @@ def choose_weights(
     rows: int = 16,
     steps: int = 8,
     ridge: float = 0.1,
+    template: PromptTemplate | None = None,
 ) -> PurposeMerge:
     """Choose a weight for every module and adapter, see the module's docstring.
 
@@ -94,6 +96,7 @@ def choose_weights(
         steps: Number of steps; the losses are measured anew before each, and the weights whose
             forget loss is nearest to the target are returned.
         ridge: Damping of a step; larger values keep the modules' weights closer to each other.
+        template: How rows are rendered, as in the adapters' training; None is raw.
 
     Raises:
         UsageError: No rows, or arguments outside their range.
@@ -104,9 +107,10 @@ def choose_weights(
     if not forget or not retain or rows < 1 or steps < 1 or ridge <= 0:
         raise UsageError("purpose needs forget and retain rows, rows and steps >= 1 and ridge > 0.")
     check_adapters(adapters)
+    check_no_experts(adapters, "purpose")
     names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     examples = {
-        kind: encode_answers(tokenizer, list(given)[:rows])
+        kind: encode_answers(tokenizer, list(given)[:rows], template)
         for kind, given in (("forget", forget), ("retain", retain))
     }
     n = len(adapters)
@@ -172,12 +176,15 @@ def best_step(gain: Floats, costs: Floats, wanted: float, ridge: float) -> Float
     return step * min(1.0, LONGEST_STEP / max(float(np.abs(step).max()), 1e-12))
 
 
-def encode_answers(tokenizer: Any, rows: Sequence[Row]) -> list[tuple[list[int], list[bool]]]:
-    """Token ids and which of them are the answer, for each row."""
+def encode_answers(
+    tokenizer: Any, rows: Sequence[Row], template: PromptTemplate | None = None
+) -> list[tuple[list[int], list[bool]]]:
+    """Token ids and which of them are the answer, for each row; raw prompts without a template."""
+    from mergeforget.data.templating import RAW
     from mergeforget.data.tokens import encode_rows
     from mergeforget.outputs import ANSWER
 
-    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH)
+    encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template or RAW)
     return [(one.ids, [kind == ANSWER for kind in one.kinds]) for one in encoded]
 
 

@@ -89,7 +89,10 @@ def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor,
         places["logits_to_keep"] = keep
     with _packing(batch) if packed else nullcontext():
         done = model(input_ids=ids, use_cache=False, **places).logits
-    kept = done[0] if packed else done.flatten(0, 1)[keep]
+    if packed and done.shape[1] == len(keep):
+        kept = done[0]
+    else:  # not packed, or a model that ignores logits_to_keep, as xLSTM does
+        kept = done.flatten(0, 1)[keep]
     return kept, {n: h.flatten(0, 1)[keep] for n, h in seen.items()}
 
 

@@ -19,15 +19,17 @@ def lora_config(model: Any, **settings: Any) -> Any:
     """A PEFT ``LoraConfig`` whose targets fit the model.
 
     ``all-linear`` means every linear layer but the output layer, as for PEFT. Experts that
-    transformers keeps in one parameter are not among them: PEFT would wrap the parameter, which
-    takes no dropout and which no merge can read. They stay as they are, and a message says so.
+    transformers keeps in one parameter are trained only where ``target_parameters`` names them,
+    and a message says so. PEFT cannot apply dropout to a parameter, so with ``target_parameters``
+    ``lora_dropout`` is 0.
 
     Args:
         model: the bare causal language model.
         settings: of ``LoraConfig``; ``target_modules`` names modules or is ``all-linear``.
 
     Raises:
-        RecipeError: the recipe names such experts, or no linear layer is left.
+        RecipeError: ``target_modules`` names such experts, no linear layer is left, or the model
+            has no parameter that ``target_parameters`` names.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -41,11 +43,22 @@ def lora_config(model: Any, **settings: Any) -> Any:
 
     wanted = settings.pop("target_modules", ALL_LINEAR)
     experts = _expert_names(model)
+    parameters = settings.get("target_parameters") or []
+    if parameters:
+        _check_parameters(model, parameters)
+        if settings.get("lora_dropout"):
+            say(
+                f"lora_dropout {settings['lora_dropout']:g} is set to 0, since PEFT cannot apply "
+                f"dropout to parameters ({', '.join(parameters)})."
+            )
+            settings["lora_dropout"] = 0.0
+    else:
+        settings["target_parameters"] = None
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
         left_out = experts | UNUSABLE.get(str(getattr(model.config, "model_type", "")), set())
         layers = settings.pop("layers_to_transform", None)  # PEFT ignores it for whole names
         wanted = _linear_layers(model, left_out, layers)
-        _say_what_stays(model, wanted)
+        _say_what_stays(model, wanted, parameters)
     else:
         _check_named(model, [wanted] if isinstance(wanted, str) else wanted, experts)
     return LoraConfig(task_type="CAUSAL_LM", target_modules=wanted, **settings)
@@ -83,16 +96,33 @@ def _layer_of(name: str) -> int | None:
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
-def _say_what_stays(model: Any, targets: Sequence[str]) -> None:
-    """Report experts that are kept in one parameter, since ``all-linear`` sounds like all."""
-    experts = sorted({n.rpartition(".")[2] for n, p in model.named_parameters()
-                      if p.ndim == 3 and min(p.shape) > 1 and "conv" not in n})  # fmt: skip
+def _say_what_stays(model: Any, targets: Sequence[str], parameters: Sequence[str]) -> None:
+    """Report experts that stay as they are, since ``all-linear`` sounds like all."""
+    every = {".".join(name.rsplit(".", 2)[-2:]) for name in _expert_parameters(model)}
+    experts = sorted(e for e in every if not any(f".{e}".endswith(f".{p}") for p in parameters))
     if experts:
-        trained = sorted({name.rpartition(".")[2] for name in targets})
+        trained = sorted({name.rpartition(".")[2] for name in targets} | set(parameters))
         say(
-            f"{type(model).__name__} keeps its experts in one parameter each "
-            f"({', '.join(experts)}), which no LoRA layer can be put on: they stay as they are. "
-            f"Trained: {', '.join(trained)}."
+            f"{type(model).__name__} keeps its experts in one parameter each. They stay as they "
+            f"are, unless the recipe has lora.target_parameters: [{', '.join(experts)}]. Trained: "
+            f"{', '.join(trained)}."
+        )
+
+
+def _expert_parameters(model: Any) -> list[str]:
+    """Names of the parameters that hold a matrix for each expert."""
+    return [n for n, p in model.named_parameters()
+            if p.ndim == 3 and min(p.shape) > 1 and "conv" not in n]  # fmt: skip
+
+
+def _check_parameters(model: Any, parameters: Sequence[str]) -> None:
+    matrices = [name for name, p in model.named_parameters() if p.ndim in (2, 3)]
+    unknown = [p for p in parameters if not any(f".{name}".endswith(f".{p}") for name in matrices)]
+    if unknown:
+        known = sorted({".".join(n.rsplit(".", 2)[-2:]) for n in _expert_parameters(model)})
+        raise RecipeError(
+            f"lora.target_parameters names {', '.join(unknown)}, and {type(model).__name__} has no "
+            f"such matrix. Its experts in one parameter: {', '.join(known) or 'none'}."
         )
 
 
@@ -101,8 +131,9 @@ def _check_named(model: Any, wanted: Sequence[str], experts: set[str]) -> None:
     if named:
         raise RecipeError(
             f"lora.target_modules names {', '.join(named)}, which {type(model).__name__} keeps as "
-            "experts in one parameter: an adapter on them could be trained but not merged. Leave "
-            f"them out, or write {ALL_LINEAR}, which does."
+            "experts in one parameter. Name them in lora.target_parameters, for example "
+            f"[experts.gate_up_proj, experts.down_proj], or write {ALL_LINEAR}, which leaves them "
+            "out."
         )
 
 

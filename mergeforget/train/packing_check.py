@@ -61,7 +61,7 @@ def _try_out(model: Any) -> bool:
 
     def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         seen.append(output.detach().requires_grad_())
-        return seen[-1]
+        return seen[-1].clone()  # CTRL scales its embeddings in place, which no leaf allows
 
     device = next(model.parameters()).device
     embedding = model.get_input_embeddings()

@@ -21,7 +21,8 @@ NO_GENERATE = ("xlstm", "bailing_hybrid")  # where transformers' own generate ra
 DRAW = random.Random(1)
 PROMPTS = [[DRAW.randrange(5, 250) for _ in range(n)] for n in (3, 17, 9, 17, 40)]
 ALL = FAST | SLOW
-EVERY = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+DISAGREES = ("roberta",)  # as a decoder; refused, see below
+EVERY = [*FAST, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW if n not in DISAGREES)]
 
 
 def alone(model: Any, name: str) -> list[list[int]]:
@@ -31,7 +32,7 @@ def alone(model: Any, name: str) -> list[list[int]]:
     return [model_generate(model, prompt, STOP, NEW) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("name", [n for n in EVERY if n not in REFUSED])
+@pytest.mark.parametrize("name", EVERY)
 def test_a_batch_gives_what_single_rows_give(name: str) -> None:
     model = build(name, **ALL[name])
     expected = alone(model, name)

@@ -44,8 +44,39 @@ TRAINING = Training(
 )  # fmt: skip
 
 
+FUSED = {  # the experts that these keep in one parameter are trained as well
+    "mixtral": ["experts.gate_up_proj", "experts.down_proj"],
+    "gpt_oss": ["experts.gate_up_proj", "experts.down_proj"],
+    **dict.fromkeys(
+        ("qwen3_moe", "qwen3_next", "llama4_text", "deepseek_v3", "olmoe", "granitemoehybrid",
+         "jetmoe", "minimax", "phimoe", "flex_olmo", "glm4_moe"), []
+    ),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_train_merge_fold_export_and_quantise(name: str, tmp_path: Path) -> None:
+    chain(name, tmp_path, TRAINING)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if FUSED[n] else pytest.mark.slow) for n in FUSED]
+)
+def test_experts_in_one_parameter_go_through_the_same_chain(name: str, tmp_path: Path) -> None:
+    model = build(name, **ALL[name])
+    fused = [n for n, p in model.named_parameters() if p.ndim == 3 and min(p.shape) > 1
+             and "conv" not in n]  # fmt: skip
+    names = sorted({".".join(n.rsplit(".", 2)[-2:]) for n in fused})
+    assert names and (not FUSED[name] or sorted(FUSED[name]) == names)
+    lora = Lora(r=4, lora_dropout=0.1, target_parameters=names)
+    run = chain(name, tmp_path, TRAINING.model_copy(update={"lora": lora}))
+    adapter = read_adapter(run.candidates / "ties-factors-d0.70")
+    experts = [d for key, d in adapter.deltas.items() if key.endswith("]")]
+    assert len(experts) == sum(p.shape[0] for n, p in model.named_parameters() if n in fused)
+    assert any(d.norm() > 0 for d in experts)
+
+
+def chain(name: str, tmp_path: Path, training: Training) -> Run:
     base = save(build(name, **ALL[name]), tmp_path / "base")
     run = Run(tmp_path / "run")
     recipe = load_recipe("zjuklab")
@@ -53,7 +84,7 @@ def test_train_merge_fold_export_and_quantise(name: str, tmp_path: Path) -> None
     for split, rows in SETS.items():
         write_jsonl(run.data / f"{split}.jsonl", [row.to_dict() for row in rows])
     loaded = load_model(str(base))
-    train_adapter(loaded.model, loaded.tokenizer, SETS, TRAINING, TrainingJob(run, "over"))
+    train_adapter(loaded.model, loaded.tokenizer, SETS, training, TrainingJob(run, "over"))
     over = read_adapter(run.root / "over")
     moved = [d for d in over.deltas.values() if d.norm() > 0]
     assert len(moved) > len(over.deltas) / 2, "most layers that are trained take part"
@@ -68,7 +99,7 @@ def test_train_merge_fold_export_and_quantise(name: str, tmp_path: Path) -> None
     if name in UNVERIFIED:
         with pytest.raises(VerificationError, match="differ"):
             export(run, name=candidate.name)
-        return
+        return run
     plain = export(run, name=candidate.name)  # compares logits with those of the merged weights
     whole = export(run, name=candidate.name, full=True)
     assert max(plain.difference, whole.difference) < 1e-4
@@ -81,3 +112,4 @@ def test_train_merge_fold_export_and_quantise(name: str, tmp_path: Path) -> None
         assert math.isfinite(likelihoods(model, [text])[0].nll)
         kept = sum(torch.equal(p, before[n]) for n, p in model.named_parameters() if p.ndim > 1)
         assert kept <= 14, "embeddings, the output layer, convolutions and time mixes stay"
+    return run

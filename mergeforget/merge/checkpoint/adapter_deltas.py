@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mergeforget.adapter import PREFIX, Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError
+from mergeforget.expert_factors import expert_of
 from mergeforget.merge.checkpoint.compatible import OUTPUTS, embedding_of, find_tensor, plain_name
 from mergeforget.merge.checkpoint.reader import Checkpoint
 from mergeforget.merge.inputs import BASE_LAYER, NEEDS_THE_BASE
@@ -87,7 +88,7 @@ class DoraChange:
 class SummedChange:
     """A tensor that was trained whole, and what LoRA adds to it: the sum of both changes."""
 
-    one: LowRankDelta | ReplacedTensor | AddedBias
+    one: Change
     other: ReplacedTensor | AddedBias
 
     @property
@@ -100,7 +101,18 @@ class SummedChange:
         return rows_of(self.one, part, origin) + self.other.rows(part, origin)
 
 
-Change = LowRankDelta | ReplacedTensor | AddedBias | DoraChange | SummedChange
+class DenseChange(Protocol):
+    """A change whose rows are computed where they are needed."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the tensor, as (rows, columns)."""
+
+    def rows(self, part: slice, origin: Array) -> Array:
+        """As ``ReplacedTensor.rows``."""
+
+
+Change = LowRankDelta | DenseChange
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,8 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
     """
     found: dict[str, Change] = {}
     for module, delta in adapter.deltas.items():
-        turned = module not in adapter.embeddings and is_turned(adapter, module, config)
+        plain = module not in adapter.embeddings and expert_of(module) is None
+        turned = plain and is_turned(adapter, module, config)
         found[f"{module}.weight"] = laid(delta, turned)
     # magnitudes first: with them a module's factors are DoRA's
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):

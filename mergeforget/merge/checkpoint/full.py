@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ from mergeforget.merge.checkpoint.compatible import (
 )
 from mergeforget.merge.checkpoint.jobs import Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
+from mergeforget.merge.checkpoint.saved_names import stored_steps
 from mergeforget.merge.checkpoint.tensor_jobs import (
     Output,
     check_device,
     fold_job,
     kept_job,
+    merged_matrix,
     model_job,
     target,
 )
@@ -97,6 +100,9 @@ def fold_adapters(
             steps = _steps(adapters, plain, replace(how, grams=None), model.config)
         else:
             steps = _steps(adapters, candidate, how, model.config)
+        wrapped = sorted({p for a in adapters for p in a.config.get("target_parameters") or []})
+        merge = partial(merged_matrix, precision=how.precision)
+        steps = stored_steps(steps, model, wrapped, merge)
         targets = {name: target(model, name, step) for name, step in steps.items()}
         by_tensor = {targets[name].name: step for name, step in steps.items()}
         dispatch.expect(sum(info.numel for info in targets.values()))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mergeforget.adapter import LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, UsageError, suggest
-from mergeforget.merge.blockwise import HELD, merge_blocks
+from mergeforget.merge.blockwise import HELD, merge_blocks, merge_whole
 from mergeforget.merge.checkpoint.adapter_deltas import Change, TensorChange, rows_of
 from mergeforget.merge.checkpoint.bf16_sum import half_blocks
 from mergeforget.merge.checkpoint.compatible import (
@@ -72,21 +72,31 @@ def fold_job(
     model: Checkpoint, info: TensorInfo, step: TensorChange, output: Output, precision: str
 ) -> TensorJob:
     """Merge what adapters change of a tensor, and add it to the base's."""
-    factors = [one for one in step.changes if isinstance(one, LowRankDelta)]
-    if len(factors) == len(step.changes):
-        source = products([precise(delta, precision) for delta in factors])
+    if all(isinstance(one, LowRankDelta) for one in step.changes):
+        source, weights, candidate = _low_rank(step, precision)
     else:
         source = _dense(model, info, step.changes, precision)
+        weights, candidate = np.array(step.candidate.weights), step.candidate
     source = source._replace(base=lambda part: model.read(info, part).astype(precision))
-    weights, candidate = np.array(step.candidate.weights), step.candidate
-    merge = traits(candidate.method).factors
-    if merge and len(factors) == len(step.changes):
-        a, b = merge(
-            [precise(d, precision) for d in factors], weights, **method_arguments(candidate)
-        )
-        source = products([precise(LowRankDelta(as_array(a), as_array(b), 1.0), precision)])
-        weights, candidate = np.ones(1), Candidate("linear", weights=(1.0,), space="delta")
     return _job(model, info, source, weights, candidate, output, step.name)
+
+
+def merged_matrix(step: TensorChange, precision: str) -> Array:
+    """The merged change of one matrix, (out, in), whose changes are all products of factors."""
+    source, weights, candidate = _low_rank(step, precision)
+    return as_array(merge_whole(source, weights, [candidate], step.name)[0])
+
+
+def _low_rank(step: TensorChange, precision: str) -> tuple[Source, Array, Candidate]:
+    """What is merged, with which weights, and how."""
+    factors = [precise(d, precision) for d in step.changes if isinstance(d, LowRankDelta)]
+    weights, candidate = np.array(step.candidate.weights), step.candidate
+    if merge := traits(candidate.method).factors:
+        a, b = merge(factors, weights, **method_arguments(candidate))
+        once = Candidate("linear", weights=(1.0,), space="delta")
+        alone = LowRankDelta(as_array(a), as_array(b), 1.0)
+        return products([precise(alone, precision)]), np.ones(1), once
+    return products(factors), weights, candidate
 
 
 def _dense(

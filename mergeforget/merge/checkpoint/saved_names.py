@@ -1,0 +1,254 @@
+"""Finds the tensors of a checkpoint that hold a parameter of the loaded model.
+
+transformers renames tensors when it loads some models, and packs the experts of a layer, which
+many checkpoints store one by one, into one parameter. Its own conversion is applied backwards to
+arrays of indices, which shows where each row and column of a parameter is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError
+from mergeforget.expert_factors import expert_of, module_of, parameter_of
+from mergeforget.merge.checkpoint.adapter_deltas import TensorChange
+from mergeforget.merge.checkpoint.compatible import find_tensor
+from mergeforget.merge.checkpoint.reader import Checkpoint
+
+Array = NDArray[Any]
+WEIGHT = ".weight"
+Merge = Callable[[TensorChange], Array]  # the merged change of one matrix, (out, in)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One matrix of a stored tensor: rows and columns of a matrix of the model.
+
+    Attributes:
+        expert: place of the matrix in a parameter that holds several; 0 for a plain weight.
+        turned: the tensor stores the transpose.
+    """
+
+    expert: int
+    rows: Array
+    columns: Array
+    turned: bool
+
+    def cut(self, matrix: Array) -> Array:
+        """The part of the model's matrix that the tensor stores."""
+        part: Array = matrix[np.ix_(self.rows, self.columns)]
+        return part.T if self.turned else part
+
+
+@dataclass(frozen=True)
+class StoredChange:
+    """The merged change of a tensor that stores parts of the model's matrices.
+
+    Attributes:
+        steps: how the matrix of each piece is changed.
+        transposed: the model keeps its matrices as (in, out).
+        shape: of the tensor, as (rows, columns).
+    """
+
+    steps: Sequence[TensorChange]
+    pieces: Sequence[Piece]
+    transposed: bool
+    shape: tuple[int, int]
+    merge: Merge = field(compare=False)
+    _last: list[Any] = field(default_factory=lambda: [None, None], compare=False)
+
+    def rows(self, part: slice, origin: Array) -> Array:
+        """The change of some rows of the tensor; ``origin`` is not needed."""
+        if len(self.pieces) == 1:
+            return self._piece(0).reshape(self.shape)[part]
+        return np.stack([self._piece(i).ravel() for i in range(*part.indices(self.shape[0]))])
+
+    def _piece(self, place: int) -> Array:
+        if self._last[0] != place:  # blocks of one matrix follow each other
+            merged = self.merge(self.steps[place])
+            cut = self.pieces[place].cut(merged.T if self.transposed else merged)
+            self._last[:] = place, np.ascontiguousarray(cut)
+        found: Array = self._last[1]
+        return found
+
+
+def stored_steps(
+    steps: Mapping[str, TensorChange],
+    model: Checkpoint,
+    targets: Sequence[str],
+    merge: Merge,
+) -> dict[str, TensorChange]:
+    """Replace the names of the loaded model by those of the checkpoint.
+
+    Args:
+        steps: changes by ``MODULE.weight``, of an expert ``MODULE[NUMBER].weight``.
+        targets: ``target_parameters`` of the adapters.
+        merge: computes the merged change of one matrix.
+
+    Returns:
+        Steps by tensor of the checkpoint; those whose tensor is there already are unchanged.
+
+    Raises:
+        InputError: transformers does not know where a parameter is stored.
+    """
+    modules = {name: name.removesuffix(WEIGHT) for name in steps}
+    experts = {n: place for n, module in modules.items() if (place := expert_of(module))}
+    strange = [n for n in steps if n not in experts and not _is_there(model, n)]
+    if not experts and not strange:
+        return dict(steps)
+    skeleton = _skeleton(model.folder)
+    if skeleton is None:
+        return dict(steps)  # the name is reported where its tensor is looked up
+    found = {n: step for n, step in steps.items() if n not in experts and n not in strange}
+    for name in strange:
+        found |= _renamed(skeleton, model, name, steps[name], merge)
+    wrapped: dict[str, dict[int, TensorChange]] = {}
+    for name, (wrapper, number) in experts.items():
+        wrapped.setdefault(wrapper, {})[number] = steps[name]
+    for wrapper, changes in wrapped.items():
+        found |= _of_experts(skeleton, model, wrapper, changes, targets, merge)
+    return found
+
+
+def _is_there(model: Checkpoint, name: str) -> bool:
+    """Whether the checkpoint has the tensor; a tied output layer is looked up elsewhere."""
+    return find_tensor(model, name) is not None or name.endswith(("lm_head.weight", "out.weight"))
+
+
+def _skeleton(folder: Path) -> Any:
+    """The model without weights; None where transformers cannot build it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from mergeforget.console import quiet
+
+    try:
+        with torch.device("meta"), quiet():
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            return AutoModelForCausalLM.from_config(config)
+    except Exception:  # code of the model's own, or a configuration that is not complete
+        return None
+
+
+def _renamed(
+    skeleton: Any, model: Checkpoint, name: str, step: TensorChange, merge: Merge
+) -> dict[str, TensorChange]:
+    """The step of a plain tensor under the checkpoint's name."""
+    parameter = dict(skeleton.named_parameters(remove_duplicate=False)).get(name)
+    if parameter is None or parameter.ndim > 2:
+        return {name: step}
+    places = _places(skeleton, name, tuple(parameter.shape))
+    if len(places) == 1:
+        (stored, (piece,)), whole = next(iter(places.items())), tuple(parameter.shape)
+        same = not piece.turned and (len(piece.rows), len(piece.columns)) == whole[-2:]
+        if parameter.ndim == 1 or same:
+            return {stored: step}
+    if parameter.ndim == 1:
+        return {name: step}
+    return {
+        stored: _stored(model, stored, pieces, [step] * len(pieces), False, merge)
+        for stored, pieces in places.items()
+    }
+
+
+def _of_experts(
+    skeleton: Any,
+    model: Checkpoint,
+    wrapper: str,
+    changes: Mapping[int, TensorChange],
+    targets: Sequence[str],
+    merge: Merge,
+) -> dict[str, TensorChange]:
+    """The steps of all experts of one parameter, by tensor of the checkpoint."""
+    try:
+        module = skeleton.get_submodule(module_of(wrapper))
+    except AttributeError as error:
+        raise InputError(
+            f"{model.folder} has no module {module_of(wrapper)}, whose experts the adapter "
+            "changes. Name the adapter's own base."
+        ) from error
+    held = [key for key, _ in module.named_parameters(recurse=False)]
+    key = parameter_of(wrapper, held, targets)
+    name, parameter = f"{module_of(wrapper)}.{key}", getattr(module, key)
+    shape = tuple(parameter.shape)
+    transposed = parameter.ndim == 3 and bool(getattr(module, "is_transposed", False))
+    count, wanted = (shape[0] if len(shape) == 3 else 1), next(iter(changes.values())).changes[0]
+    if (wanted.shape[::-1] if transposed else wanted.shape) != shape[-2:] or len(changes) != count:
+        raise InputError(
+            f"{name} is {shape} in {model.folder}, and the adapter changes {len(changes)} matrices "
+            f"of {wanted.shape}: it was trained on another model."
+        )
+    if find_tensor(model, name) is not None:  # stored as it is loaded
+        rows, columns = np.arange(shape[-2]), np.arange(shape[-1])
+        places = {name: [Piece(i, rows, columns, False) for i in range(count)]}
+    else:
+        places = _places(skeleton, name, shape)
+    return {
+        stored: _stored(model, stored, pieces, [changes[p.expert] for p in pieces], transposed,
+                        merge)
+        for stored, pieces in places.items()
+    }  # fmt: skip
+
+
+def _stored(
+    model: Checkpoint,
+    name: str,
+    pieces: Sequence[Piece],
+    steps: Sequence[TensorChange],
+    transposed: bool,
+    merge: Merge,
+) -> TensorChange:
+    info = find_tensor(model, name)
+    if info is None:
+        raise InputError(
+            f"{model.folder} has no tensor {name}, in which transformers stores a weight that the "
+            "adapter changes. Save the base with transformers' save_pretrained and use that copy."
+        )
+    change = StoredChange(steps, pieces, transposed, info.matrix, merge)
+    return TensorChange(name, [change], Candidate("linear", weights=(1.0,), space="delta"))
+
+
+def _places(skeleton: Any, name: str, shape: tuple[int, ...]) -> dict[str, list[Piece]]:
+    """Tensor of a checkpoint -> the parts of a parameter that it stores, matrix by matrix."""
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+
+    x, y = (1, *shape)[-2:]
+    count = shape[0] if len(shape) == 3 else 1
+    numbers = torch.arange(count * x, dtype=torch.int32).view(count, x, 1).expand(count, x, y)
+    across = torch.arange(y, dtype=torch.int32).view(1, 1, y).expand(count, x, y)
+    rows, columns = (
+        revert_weight_conversion(skeleton, {name: one.reshape(shape)}) for one in (numbers, across)
+    )
+    return {
+        stored: [_piece(r, c, x) for r, c in zip(_matrices(rows[stored]),
+                                                 _matrices(columns[stored]), strict=True)]
+        for stored in rows
+    }  # fmt: skip
+
+
+def _matrices(tensor: Any) -> Iterable[Array]:
+    array = tensor.numpy()
+    return array if array.ndim == 3 else [np.atleast_2d(array)]
+
+
+def _piece(rows: Array, columns: Array, height: int) -> Piece:
+    """Read a matrix of row numbers and one of column numbers."""
+    turned = rows.shape[1] > 1 and bool((rows[:, :1] != rows[:, 1:]).any())
+    if turned:
+        rows, columns = rows.T, columns.T
+    down, across = rows[:, 0], columns[0]
+    whole = (rows == down[:, None]).all() and (columns == across[None]).all()
+    if not whole or len(set((down // height).tolist())) != 1:
+        raise InputError(
+            "A parameter of this model is stored in a form in which a low-rank change cannot be "
+            "found. Export the adapter instead of the whole model."
+        )
+    return Piece(int(down[0]) // height, down % height, across, turned)
