@@ -342,7 +342,9 @@ def _deltas(
     if config.get("r") is not None:
         pattern = config.get("rank_pattern")
         stated = _pattern(pattern, module, config["r"])
-        ranks = {int(stated), int(_pattern(pattern, f"{module}.weight", config["r"]))}
+        ranks = {int(stated)}
+        if targeted(module, targets):  # PEFT looks up the name of the parameter
+            ranks.add(int(_pattern(pattern, f"{module}.weight", config["r"])))
         if is_wrapper(module, rank, ranks, targets):
             return _expert_deltas(module, a, b, config, folder)
         if rank not in ranks:

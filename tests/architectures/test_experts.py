@@ -29,7 +29,11 @@ def peft_model(base: Any, seed: int = 0, **settings: Any) -> Any:
     """A copy of the base with a random adapter on attention and experts."""
     from peft import LoraConfig, get_peft_model
 
-    given = {"target_modules": ["q_proj"], "target_parameters": EXPERTS, "lora_alpha": 8} | settings
+    given: dict[str, Any] = {
+        "target_modules": ["q_proj"],
+        "target_parameters": EXPERTS,
+        "lora_alpha": 8,
+    } | settings
     model = get_peft_model(copy.deepcopy(base), LoraConfig(r=4, **given)).eval()
     draw = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
