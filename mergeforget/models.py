@@ -113,7 +113,12 @@ def locate(name: str, *, trust_remote_code: bool = False) -> Path:
 
 
 CONTENT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # files of a model folder
-OURS = ("candidate.json", "origin.json", "memorised.json")  # ours, beside the model's own files
+OURS = (
+    "candidate.json",
+    "export.json",
+    "origin.json",
+    "memorised.json",
+)  # ours, beside the model's own files
 
 
 def content_of(folder: Path) -> str:

@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from mergeforget.console import say
 from mergeforget.errors import InputError, MergeforgetError, ResourceError
 from mergeforget.parsing import parse_json, read_text
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+NAME_BYTES = 215  # of a result; file systems allow 255, and a temporary name is longer
 MARKS = ("export.json", "candidate.json")  # with "files": what we wrote into the folder
 TEMPORARY = re.compile(
     r"^\.(?P<name>.+)\.(?P<host>[0-9a-f]{4})-(?P<pid>\d+)-[0-9a-f]{8}\.(tmp|old)$"
@@ -49,7 +51,7 @@ def whole(path: Path) -> Iterator[Path]:
         InputError: The place cannot be written.
     """
     with explained(path):
-        path = _target(path)
+        path = followed(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
     temporary = _beside(path, "tmp")
@@ -91,7 +93,7 @@ def take_place(temporary: Path, path: Path) -> None:
     Files in an earlier folder that this package did not write are copied into the new one. A link
     at ``path`` is kept: the folder that it points to is replaced.
     """
-    path = _target(path)
+    path = followed(path)
     for leftover in [p for p in temporary.rglob(".*") if TEMPORARY.match(p.name)]:
         _remove(leftover)  # of a write inside the folder that was killed
     if temporary.is_dir() and not path.is_dir() and (path.exists() or path.is_symlink()):
@@ -151,8 +153,32 @@ def tidy(folder: Path) -> list[Path]:
 
 
 @contextmanager
+def writing(path: Path, seconds: float = 0) -> Iterator[None]:
+    """Be the only writer of a file or folder, by a lock file ``.NAME.lock`` beside it.
+
+    Args:
+        path: The place that is written. A link is followed.
+        seconds: How long to wait for another writer.
+
+    Raises:
+        ResourceError: Another process writes there.
+    """
+    path = followed(path)
+    in_use = (
+        f"{path} is being written by another mergeforget. Wait for it, or choose another place "
+        "with --out."
+    )
+    with locked(path.parent / f".{path.name}.lock", in_use, seconds=seconds):
+        yield
+
+
+@contextmanager
 def locked(
-    path: Path, in_use: str, acquire: Callable[[Callable[[], None]], Any] | None = None
+    path: Path,
+    in_use: str,
+    acquire: Callable[[Callable[[], None]], Any] | None = None,
+    *,
+    seconds: float = 0,
 ) -> Iterator[None]:
     """Hold a lock file; the operating system releases it when the process ends.
 
@@ -162,6 +188,7 @@ def locked(
         path: The lock file.
         in_use: Message for when another process holds the lock.
         acquire: Calls the function that takes the lock, for example in the main process only.
+        seconds: How long to wait for another process.
 
     Raises:
         ResourceError: Another process holds the lock.
@@ -171,22 +198,29 @@ def locked(
 
     held: list[BaseFileLock] = []
 
+    def acquire_within(lock: BaseFileLock) -> None:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            if not seconds:
+                raise ResourceError(in_use) from error
+            say(f"Waiting for another process that holds {path}.")
+            try:
+                lock.acquire(timeout=seconds)
+            except Timeout as late:
+                raise ResourceError(in_use) from late
+
     def take() -> None:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 lock: BaseFileLock = FileLock(path, timeout=0)
-                lock.acquire()
-            except Timeout as error:
-                raise ResourceError(in_use) from error
+                acquire_within(lock)
             except (OSError, NotImplementedError) as error:
                 if isinstance(error, OSError) and error.errno not in NO_LOCKS:
                     raise
                 lock = SoftFileLock(f"{path}.pid", timeout=0)
-                try:
-                    lock.acquire()
-                except Timeout as held_by:
-                    raise ResourceError(in_use) from held_by
+                acquire_within(lock)
         held.append(lock)
 
     if acquire is None:
@@ -200,13 +234,19 @@ def locked(
             one.release()
 
 
-def _target(path: Path) -> Path:
+def followed(path: Path) -> Path:
+    """The place that a link points to, or the path itself where it is no link."""
     return path.resolve() if path.is_symlink() else path
 
 
 def _beside(path: Path, suffix: str) -> Path:
     """A temporary name that says which process made it."""
-    return path.parent / f".{path.name[:180]}.{_host()}-{os.getpid()}-{uuid4().hex[:8]}.{suffix}"
+    if len(os.fsencode(path.name)) > NAME_BYTES:
+        raise InputError(
+            f"Cannot write {path.name[:40]}...: the name has more than {NAME_BYTES} bytes. Choose "
+            "a shorter one."
+        )
+    return path.parent / f".{path.name}.{_host()}-{os.getpid()}-{uuid4().hex[:8]}.{suffix}"
 
 
 def _host() -> str:

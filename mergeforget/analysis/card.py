@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -11,7 +12,10 @@ from mergeforget.analysis.evidence import Chosen, MissingError, read_chosen, run
 from mergeforget.analysis.report import limits_of
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
 from mergeforget.attack.headline import run_verdict
+from mergeforget.embedded_model import HUB_COPY
+from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.files import read_json_object
+from mergeforget.models import HUB_ID
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, Run, versions
 from mergeforget.score import read_scores
@@ -49,10 +53,12 @@ def _metadata(run: Run, recipe: Recipe, kind: str) -> str:
     values: dict[str, Any] = {
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": recipe.model.name,
+        "base_model": _hub_name(recipe.model.name),
         "tags": ["unlearning", "machine-unlearning", "model-merging", "lora", "mergeforget"],
     }
-    if kind != "adapter":
+    if values["base_model"] is None:  # the hub takes the id of one of its models, and no path
+        values.pop("base_model")
+    elif kind != "adapter":
         values["base_model_relation"] = "finetune"
     return "---\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True) + "---"
 
@@ -68,10 +74,13 @@ def _verdict(run: Run, name: str) -> str:
 
 def _use(run: Run, kind: str) -> str:
     if kind == "adapter":
+        base = _hub_name(run.base())
+        named = repr(base) if base else '"base"'
+        remark = "" if base else "  # the folder of the model before unlearning"
         code = (
             "from peft import PeftModel\n"
             "from transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({run.base()!r})\n"
+            f"base = AutoModelForCausalLM.from_pretrained({named}){remark}\n"
             'model = PeftModel.from_pretrained(base, "this folder")'
         )
     else:
@@ -135,6 +144,15 @@ def _prompts(run: Run, recipe: Recipe) -> dict[str, Any]:
         "prompts": names.get(template, template),
         "system prompt": found.get("system_prompt", recipe.data.system_prompt),
     }
+
+
+def _hub_name(name: str) -> str | None:
+    """The hub's id of a model; None for a folder, whose path says nothing to others."""
+    if name == EMBEDDED:
+        return HUB_COPY
+    if Path(name).exists() or name.startswith(".") or not HUB_ID.fullmatch(name):
+        return None
+    return name
 
 
 def _if(chosen: Chosen | None, name: str) -> Chosen | None:

@@ -24,9 +24,11 @@ from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.inputs import check_free
 from mergeforget.models import load_model, load_tokenizer, locate
 from mergeforget.recipe import load_recipe
+from mergeforget.replace import followed, writing
 from mergeforget.run import Run, now
 
 MARK = "export.json"  # a folder that has it was made here, and may be made again
+EXPORT_SECONDS = 3600.0  # to wait for another export to the same folder
 TEXTS, TOKENS = 4, 128  # number and length of the texts on which logits are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # of the largest logit
 
@@ -79,13 +81,21 @@ def export(
     adapter = read_adapter(source, name)
     kind = "model" if full else "adapter"
     out = out or run.root / "export" / f"{name}-{kind}"
+    with writing(out, EXPORT_SECONDS):
+        return _export(run, out, adapter, kind, dtype)
+
+
+def _export(run: Run, out: Path, adapter: Adapter, kind: str, dtype: str) -> Exported:
+    """Write, compare and put into place, while no other process writes to ``out``."""
+    name, source = adapter.name, run.candidates / adapter.name
     check_free(out, [source, Path(run.base())], MARK, "exported here")
-    fresh = out.parent / f".{out.name}.unchecked"
-    if full:
+    place = followed(out)
+    fresh = place.parent / f".{place.name}.unchecked"
+    if kind == "model":
         _write_model(run, adapter, fresh, dtype)
     else:
         _write_adapter(run, source, fresh)
-    stored, difference = compare_logits(run, adapter, fresh, full=full)
+    stored, difference = compare_logits(run, adapter, fresh, full=kind == "model")
     tolerance = TOLERANCE.get(stored, TOLERANCE["bfloat16"])
     if not difference <= tolerance:
         raise VerificationError(

@@ -123,7 +123,8 @@ def _device(problems: list[str]) -> str:
             "from the default index (pip install --force-reinstall torch)."
             if build is None
             else f"PyTorch is built for CUDA {build} and finds no usable GPU. Compare `nvidia-smi` "
-            "(driver, CUDA version), update the driver, or install a build for an older CUDA."
+            "(driver, CUDA version), update the driver, or install a build of torch for an older "
+            "CUDA (pip install --force-reinstall torch --index-url with an index of pytorch.org)."
         )
     return "cpu (float32)"
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mergeforget.adapter import sort_config
 from mergeforget.attack.target import Facts
 from mergeforget.console import progress, quiet
 from mergeforget.data.batches import pack
@@ -143,6 +144,7 @@ def train_control(
         if step == tuning.steps:
             with whole(folder) as temporary, quiet():
                 policy.save_pretrained(temporary)
+                sort_config(temporary)
         return {}
 
     label = "Training the control on retain rows"

@@ -6,17 +6,19 @@ random methods that depend on the seed and the tensor alone. Anything else is ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergeforget.candidate import Candidate
-from mergeforget.console import say
-from mergeforget.errors import InputError, MergeforgetError, UsageError
+from mergeforget.console import save_details, say
+from mergeforget.errors import InputError, UsageError, suggest
+from mergeforget.files import whole
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.merge.request import canonical
 from mergeforget.parsing import parse_yaml, read_text
+from mergeforget.replace import NO_SPACE, writing
 
 TASK = {"normalize": "normalize", "lambda": "scale"}
 VOTED = {"normalize": "divide", "lambda": "scale"}
@@ -96,6 +98,7 @@ UNWEIGHTED = {
     "arcee_fusion",
 }  # mergekit's have no weights
 PER_MODEL = {"weight", "density", "gamma", "epsilon"}
+NUMBERS = {"weight", "density", "gamma", "epsilon", "lambda", "t", "scale", "select_topk", "eps"}
 KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
 THEIR_MARK = "mergekit_config.yml"  # mergekit writes it into each of its results
 DTYPES = {"float32", "float16", "bfloat16"}
@@ -128,33 +131,106 @@ def read_config(path: Path) -> Request | str:
     config = parse_yaml(read_text(path), path)
     if not isinstance(config, dict) or "merge_method" not in config:
         raise InputError(f"{path} is no configuration of mergekit: it names no merge_method.")
+    for fault in _wrong_types(config):
+        raise InputError(f"{path} is no configuration of mergekit: {fault}.")
     try:
         return _request(config)
     except _TheirsOnlyError as reason:
         return str(reason)
 
 
+def _wrong_types(config: dict[str, Any]) -> Iterator[str]:
+    """Values whose type neither our engine nor mergekit reads."""
+    if not isinstance(config["merge_method"], str):
+        yield f"merge_method is {config['merge_method']!r}, and must be a name"
+    for key in ("dtype", "out_dtype", "base_model"):
+        if not isinstance(config.get(key), str | dict | None) or (
+            key != "base_model" and isinstance(config.get(key), dict)
+        ):
+            yield f"{key} is {config[key]!r}, and must be a name"
+    models = config.get("models")
+    if not isinstance(models, list | None):
+        yield f"models is {str(models)[:40]!r}, and must be a list"
+    rows = models if isinstance(models, list) else []
+    for holder in [config, *(row for row in rows if isinstance(row, dict))]:
+        parameters = holder.get("parameters")
+        if not isinstance(parameters, dict | None):
+            yield f"parameters is {str(parameters)[:40]!r}, and must be a mapping"
+        for key, setting in (parameters or {}).items():
+            if key in NUMBERS and not _is_setting(setting):
+                yield f"{key} is {setting!r}, and must be a number, or a list of numbers or filters"
+
+
+def _is_setting(setting: Any) -> bool:
+    """Whether a parameter is a number, a gradient, or numbers with filters."""
+    if isinstance(setting, list):
+        return bool(setting) and all(
+            _is_setting(one.get("value")) and isinstance(one.get("filter"), str | None)
+            if isinstance(one, dict)
+            else isinstance(one, int | float)
+            for one in setting
+        )
+    return isinstance(setting, int | float)
+
+
 def run_mergekit(path: Path, out: Path, why: str) -> None:
-    """Run a configuration through mergekit.
+    """Run a configuration through mergekit; the result appears whole or not at all.
+
+    Args:
+        path: The configuration.
+        out: Folder to write.
+        why: Why our engine does not run it, for the message.
 
     Raises:
-        MergeforgetError: mergekit refuses it, in its words.
+        InputError: mergekit is not installed, or refuses the configuration or a model. The message
+            is one sentence; mergekit's own words are in a file that it names.
+        ResourceError: Memory or disk space does not suffice, or another process writes there.
     """
+    config = parse_yaml(read_text(path), path)
+    name = config["merge_method"]
     say(f"mergekit runs this configuration, since {why}.")
     try:
         from mergekit.config import MergeConfiguration
         from mergekit.merge import run_merge
+        from mergekit.merge_methods.registry import registered_methods
         from mergekit.options import MergeOptions
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise InputError(
-            f"{path} can only be run by mergekit, which is not installed ({error}). Install it: "
-            "pip install mergekit (Python 3.11 to 3.13)."
+            f"{path} can only be run by mergekit, which is not installed or does not load "
+            f"({_first_line(error)}). Install it: pip install mergekit (Python 3.11 to 3.13)."
         ) from error
-    try:
-        config = MergeConfiguration.model_validate(parse_yaml(read_text(path), path))
-        run_merge(config, str(out), MergeOptions(quiet=True))
-    except Exception as error:
-        raise MergeforgetError(f"mergekit could not run {path}: {error}") from error
+    theirs = [method.spec.name for method in registered_methods()]
+    if name not in theirs:
+        raise InputError(
+            f"{path} names the merge method {name!r}, which neither mergeforget nor mergekit has."
+            f"{suggest(name, theirs)} Known: {', '.join(sorted(theirs))}."
+        )
+    with writing(out), whole(out) as temporary:
+        try:
+            run_merge(
+                MergeConfiguration.model_validate(config), str(temporary), MergeOptions(quiet=True)
+            )
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            full = isinstance(error, OSError) and error.errno in NO_SPACE
+            if full or "out of memory" in str(error).lower():
+                raise  # the command line knows these
+            details = save_details(error)
+            where = f" The details are in {details}." if details else ""
+            raise InputError(
+                f"mergekit could not run {path}: {_first_line(error)}{where}"
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """The first informative line of an error as a sentence; pydantic's first line is a count."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 2 and "validation error" in lines[0]:
+        lines = [f"{lines[1]}: {lines[2].split(' [type=')[0]}"]
+    text = lines[0][:300] if lines else type(error).__name__
+    text = f"no entry {text}" if isinstance(error, KeyError) else text
+    return text if text.endswith(".") else f"{text}."
 
 
 def to_config(

@@ -392,7 +392,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
             ends = [i for i, c in enumerate(raw) if c in b":,=["]
             at = draw.choice(ends) + 1 if ends else where
             stop = next((i for i in range(at, len(raw)) if raw[i] in b",\n]}"), len(raw))
-            raw[at:stop] = draw.choice(PIECES)
+            raw[at:stop] = b" " + draw.choice(PIECES)  # YAML separates a key by ": "
         else:
             raw[where:where] = draw.choice(PIECES)
     return bytes(raw)

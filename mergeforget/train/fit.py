@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
+from mergeforget.adapter import sort_config
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
@@ -370,6 +371,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     def save() -> None:
         with whole(folder) as temporary, quiet():
             model.save_pretrained(temporary, state_dict=weights)
+            sort_config(temporary)
 
     on_main(save)
 

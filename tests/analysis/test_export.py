@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 from finished_run import rows_of
 
-from mergeforget.analysis.card import _plain
+from mergeforget.analysis.card import _hub_name, _plain
 from mergeforget.analysis.export import export
 from mergeforget.attack.result import Result, write_result
 from mergeforget.candidate import Candidate
@@ -120,14 +121,64 @@ def test_a_candidate_that_is_not_there_is_told_from_those_that_are(chosen: Run) 
         export(chosen, name="ties-factors-d0.5")
 
 
-def test_the_card_has_the_metadata_of_the_hub(chosen: Run, tiny_folder: Path) -> None:
+def test_the_card_has_the_metadata_of_the_hub(chosen: Run) -> None:
     text = (Path(export(chosen).folder) / "README.md").read_text()
     _, metadata, body = text.split("---\n", 2)
     values: dict[str, Any] = yaml.safe_load(metadata)
-    assert values["base_model"] == str(tiny_folder) and values["library_name"] == "peft"
+    assert "base_model" not in values and values["library_name"] == "peft"
     assert "It is balanced." in body and "density: 0.5" in body and "## Limits" in body
     assert "**Warning.**" not in body and "No attack was run on this candidate." in body
     assert "on the loss of whole documents." in body
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_no_text_of_an_export_holds_a_path_of_this_machine(
+    chosen: Run, tmp_path: Path, full: bool
+) -> None:
+    """Except the adapter's config, in which PEFT names the base that it loads."""
+    folder = Path(export(chosen, full=full).folder)
+    texts = [p for p in folder.iterdir() if p.suffix not in (".safetensors", "")]
+    assert {"README.md", "export.json", "candidate.json"} <= {p.name for p in texts}
+    for path in texts:
+        if path.name != "adapter_config.json":
+            assert not {str(tmp_path), str(Path.home())} & set(path.read_text().split('"'))
+            assert str(tmp_path.parent) not in path.read_text(), path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "public"),
+    [
+        ("gpt2", "gpt2"),
+        ("org/model", "org/model"),
+        ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+        ("/home/me/model", None),
+        ("../model", None),
+        ("~/model", None),
+        ("C:\\models\\m", None),
+        ("here", None),
+    ],
+)
+def test_the_card_names_models_of_the_hub_only(
+    name: str, public: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _hub_name(name) == public
+
+
+def test_two_exports_at_once_both_succeed(chosen: Run) -> None:
+    """The second waits for the first; before, one failed on files that the other had moved."""
+    with ThreadPoolExecutor(2) as pool:
+        one, other = (pool.submit(export, chosen) for _ in range(2))
+        assert one.result().sha256 == other.result().sha256
+    assert export(chosen).sha256 == one.result().sha256
+
+
+def test_an_export_follows_a_link(chosen: Run, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    export(chosen, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "other" / "README.md").is_file()
 
 
 def test_the_card_keeps_back_no_warning_and_no_attack(chosen: Run) -> None:

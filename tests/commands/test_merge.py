@@ -413,3 +413,29 @@ def test_a_tied_output_layer_may_be_stored_or_not(
         wanted = sum(load_file(m / "model.safetensors")[name] for m in pair) / 2
         for tensor in {name, "lm_head.weight"} & found.keys():
             np.testing.assert_allclose(found[tensor], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("merge_method: wizardry\nmodels: [{model: a}]", "'wizardry', which neither"),
+        ("merge_method: arcee_fus\nmodels: [{model: a}]", "Did you mean 'arcee_fusion'?"),
+        ("merge_method: arcee_fusion\nbase_model: /no/b\nmodels: [{model: /no/a}]", "could not"),
+        ("merge_method: arcee_fusion\nmodels: 3", "models is '3', and must be a list"),
+        ("merge_method: [a]\nmodels: [{model: a}]", "merge_method is ['a']"),
+        ("merge_method: ties\nbase_model: [b]\nmodels: [{model: a}]", "base_model is ['b']"),
+        ("merge_method: linear\nmodels: [{model: a}]\ndtype: {a: 1}", "dtype is {'a': 1}"),
+        ("merge_method: ties\nmodels: [{model: a, parameters: [1]}]", "parameters is '[1]'"),
+        ("merge_method: ties\nparameters: x\nmodels: [{model: a}]", "parameters is 'x'"),
+        ("merge_method: ties\nmodels: [{model: a, parameters: {weight: x}}]", "weight is 'x'"),
+        ("merge_method: arcee_fusion\nmodels: [{model: a}]\nslices: []", "could not run"),
+    ],
+)
+def test_what_mergekit_refuses_is_an_input_error_in_one_sentence(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.yml").write_text(text + "\n")
+    done = call("--config", tmp_path / "m.yml", "--out", tmp_path / "out")
+    assert done.exit_code == 4 and message in done.output, done.output
+    assert len(done.stderr.split("Error: ")[1].strip().splitlines()) == 1
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".tmp") or p.name == "out"]

@@ -10,19 +10,18 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mergeforget.console import progress
-from mergeforget.errors import ResourceError
 from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, write_json
 from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import SIZES, Checkpoint
 from mergeforget.merge.checkpoint.shards import PLAN, FileOffset, carry_over, in_shards, opened, put
 from mergeforget.merge.kernels.dispatch import workers
+from mergeforget.replace import followed, writing
 
 SHARD_BYTES = 5_000_000_000
 FLUSH_BYTES = 500_000_000  # written between two flushes of the journal
@@ -58,8 +57,9 @@ def write_model(
     budget.check(jobs)
     shards = in_shards(jobs, shard_bytes)
     plan = json.loads(json.dumps(plan | {"shards": [[j.name for j in s] for s in shards]}))
+    out = followed(out)
     partial = out.parent / f".{out.name}.partial"
-    with explained(out), _alone(out), opened(partial, plan, shards) as places:
+    with explained(out), writing(out), opened(partial, plan, shards) as places:
         done = {row["name"]: row for row in read_jsonl(partial / JOURNAL)}
         _write_all(
             [j for j in jobs if j.name not in done], places, partial, budget, threads, durable
@@ -165,20 +165,3 @@ def _copy(job: TensorJob, place: FileOffset) -> None:
     for start in range(0, info.numel, step):
         data = checkpoint.raw(info, start, min(start + step, info.numel))
         put(place.file, data.data, place.start + start * SIZES[info.dtype])
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Be the only one who writes this folder."""
-    from filelock import FileLock, Timeout
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(out.parent / f".{out.name}.lock", timeout=0)
-    try:
-        held.acquire()
-    except Timeout as error:
-        raise ResourceError(f"{out} is being written by another mergeforget.") from error
-    try:
-        yield
-    finally:
-        held.release()
