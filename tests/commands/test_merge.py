@@ -420,7 +420,7 @@ def test_a_tied_output_layer_may_be_stored_or_not(
     [
         ("merge_method: wizardry\nmodels: [{model: a}]", "'wizardry', which neither"),
         ("merge_method: arcee_fus\nmodels: [{model: a}]", "Did you mean 'arcee_fusion'?"),
-        ("merge_method: arcee_fusion\nbase_model: /no/b\nmodels: [{model: /no/a}]", "could not"),
+        ("merge_method: nuslerp\nbase_model: /no/b\nmodels: [{model: /no/a}]", "could not"),
         ("merge_method: arcee_fusion\nmodels: 3", "models is '3', and must be a list"),
         ("merge_method: [a]\nmodels: [{model: a}]", "merge_method is ['a']"),
         ("merge_method: ties\nbase_model: [b]\nmodels: [{model: a}]", "base_model is ['b']"),
@@ -428,7 +428,7 @@ def test_a_tied_output_layer_may_be_stored_or_not(
         ("merge_method: ties\nmodels: [{model: a, parameters: [1]}]", "parameters is '[1]'"),
         ("merge_method: ties\nparameters: x\nmodels: [{model: a}]", "parameters is 'x'"),
         ("merge_method: ties\nmodels: [{model: a, parameters: {weight: x}}]", "weight is 'x'"),
-        ("merge_method: arcee_fusion\nmodels: [{model: a}]\nslices: []", "could not run"),
+        ("merge_method: nuslerp\nmodels: [{model: a}]\nslices: []", "could not run"),
     ],
 )
 def test_what_mergekit_refuses_is_an_input_error_in_one_sentence(

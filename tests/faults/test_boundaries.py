@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from click.testing import CliRunner
 from mergeforget.candidate import Candidate
 from mergeforget.cli import Commands, main
 from mergeforget.console import say
-from mergeforget.errors import InputError, MergeforgetError, RecipeError
+from mergeforget.errors import InputError, MergeforgetError, RecipeError, ResourceError
+from mergeforget.models import content_of
 from mergeforget.parsing import parse_json, parse_yaml, plain_name, printable
 from mergeforget.recipe import TRUSTED, load_recipe, recipe_path
+from mergeforget.replace import whole, writing
 from mergeforget.run import Run
 from mergeforget.score import read_scores
 
@@ -222,3 +226,62 @@ def test_without_a_home_and_a_writable_cache_help_and_recipes_work(tmp_path: Pat
     ).invoke
     assert runner(main, ["recipes", "list"]).exit_code == 0
     assert os.environ.get("HOME") is not None
+
+
+WRITE_LORA = """
+import sys, torch
+from pathlib import Path
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from mergeforget.train.fit import save_adapter
+tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                   num_attention_heads=1, num_key_value_heads=1)
+torch.manual_seed(0)
+names = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+model = get_peft_model(LlamaForCausalLM(tiny), LoraConfig(target_modules=names, r=2))
+save_adapter(model, Path(sys.argv[1]))
+"""
+
+
+def test_equal_adapters_have_equal_files_in_every_process(tmp_path: Path) -> None:
+    """PEFT writes its sets of names in the order of the process's string hashes."""
+    for seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", WRITE_LORA, str(tmp_path / seed)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+        )
+    one, two = ((tmp_path / seed / "adapter_config.json").read_text() for seed in ("1", "2"))
+    assert one == two and len(json.loads(one)["target_modules"]) == 7
+
+
+def test_the_date_of_an_export_does_not_change_the_content(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = content_of(tmp_path)
+    (tmp_path / "export.json").write_text('{"time": "2026-01-01"}')
+    assert content_of(tmp_path) == before
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    assert content_of(tmp_path) != before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_second_writer_is_refused_or_waits(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "out"
+    if kind == "folder":
+        place.mkdir()
+    with writing(place):
+        with pytest.raises(ResourceError, match="being written by another"), writing(place):
+            pass
+        with pytest.raises(ResourceError), writing(place, seconds=0.2):
+            pass
+    with writing(place, seconds=5):
+        pass
+
+
+def test_a_name_that_no_temporary_file_fits_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="more than 215 bytes"), whole(tmp_path / ("x" * 250)):
+        pass
+    name = "\u00e9" * 105  # 210 bytes
+    with whole(tmp_path / name) as temporary:
+        temporary.write_text("x")
+    assert [p.name for p in tmp_path.iterdir()] == [name]
