@@ -223,11 +223,11 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
     The scaling of each delta is stored as ``lora_alpha`` (and ``alpha_pattern`` where modules
     differ), so that what PEFT loads is what ``adapter.deltas`` says.
     """
-    from mergeforget.tensors import write_safetensors
+    from mergeforget.tensors import all_finite, write_safetensors
 
     tensors = dict(adapter.extras)
     for module, delta in adapter.deltas.items():
-        if not (np.isfinite(delta.a).all() and np.isfinite(delta.b).all()):
+        if not (all_finite(delta.a) and all_finite(delta.b)):
             raise NumericError(
                 f"The factors of {module} in {adapter.name!r} overflow or are NaN, so nothing was "
                 "written. Use smaller weights, or --precision float64."

@@ -6,6 +6,8 @@ bits; writing rounds to nearest, ties to even, as torch does.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ NAMES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -39,15 +42,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     Raises:
         InputError: the file is missing, truncated, malformed, or has a dtype numpy cannot hold.
     """
-    import safetensors
-
     try:
-        entries = safetensors.deserialize(path.read_bytes())
+        entries = _entries(path)
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
     except MemoryError as error:
         raise ResourceError(f"{path} does not fit into memory.") from error
-    except safetensors.SafetensorError as error:
+    except _MalformedError as error:
         raise InputError(
             f"{path} is truncated or not a safetensors file ({error}). Copy it again, or make it "
             "again with the command that wrote it."
@@ -57,6 +58,73 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         arrays[name] = to_array(entry["data"], entry["dtype"], entry["shape"], f"{path}: {name}")
         dtypes[name] = entry["dtype"]
     return arrays, dtypes
+
+
+class _MalformedError(Exception):
+    """What the safetensors library finds wrong with a file."""
+
+
+def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Name, dtype, shape and bytes of every tensor, from one read of the file.
+
+    The library copies each tensor. A file whose header is in every respect as expected is split
+    into views instead; any other is left to the library, which reads or refuses it.
+    """
+    with open(path, "rb") as file:
+        size = path.stat().st_size
+        length = int.from_bytes(file.read(8), "little")
+        if 0 < length <= min(size - 8, MAX_HEADER):
+            header = _plain_header(file.read(length), size - 8 - length)
+            data = np.empty(size - 8 - length if header else 0, np.uint8)
+            if header and file.readinto(data.data) == len(data) and not file.read(1):
+                return [
+                    (name, {"dtype": kind, "shape": shape, "data": data[start:stop]})
+                    for name, (kind, shape, start, stop) in header.items()
+                ]
+    import safetensors
+
+    try:
+        read: list[tuple[str, dict[str, Any]]] = safetensors.deserialize(path.read_bytes())
+        return read
+    except safetensors.SafetensorError as error:
+        raise _MalformedError(error) from error
+
+
+def _plain_header(raw: bytes, size: int) -> dict[str, tuple[str, list[int], int, int]] | None:
+    """Dtype, shape, start and end of each tensor; None if anything about it is unusual.
+
+    The tensors must lie one after the other, aligned, and fill the ``size`` bytes after it.
+    """
+    try:
+        facts = json.loads(raw, object_pairs_hook=_once)
+        facts.pop("__metadata__", None)
+        every = [(*one["data_offsets"], one["dtype"], one["shape"], n) for n, one in facts.items()]
+        every.sort(key=lambda one: one[:2])
+        found, end = {}, 0
+        for start, stop, kind, shape, name in every:
+            itemsize = 2 if kind == "BF16" else np.dtype(NUMPY[kind]).itemsize
+            right = all(type(x) is int and x >= 0 for x in (start, stop, *shape))
+            if not right or start != end or start % itemsize:
+                return None
+            if stop - start != math.prod(shape) * itemsize:
+                return None
+            found[name], end = (kind, shape, start, stop), stop
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return found if end == size else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name appears twice")
+    return found
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no entry is NaN or Inf. A finite sum proves it in one pass without a temporary."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(np.sum(array)) or np.isfinite(array).all())
 
 
 def to_array(

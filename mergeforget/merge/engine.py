@@ -287,8 +287,8 @@ def _in_factors(
     b = merge_whole(in_memory(stacks[1]), roots, candidates, f"{module}.lora_B")
     merged = [LowRankDelta(as_array(x), as_array(y), 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
-        wanted = _stacked(deltas, weights)
-        return [MergedModule(m, *_compared(m, wanted)) for m in merged]
+        energy, error = _cross_terms(deltas, weights, signed, roots)
+        return [MergedModule(m, energy, error) for m in merged]
     if not how.compare:
         return [MergedModule(m, 0.0, None) for m in merged]
     dense = map(as_array, merge_whole(products(deltas), weights, candidates, module))
@@ -349,15 +349,27 @@ def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
     return LowRankDelta(a, b, delta.scaling)
 
 
-def _compared(one: LowRankDelta, wanted: LowRankDelta) -> tuple[float, float]:
-    """Squared norm of ``wanted`` and squared distance from it, from rank-sized matrices.
+def _cross_terms(
+    deltas: Sequence[LowRankDelta], weights: Array, of_a: Array, of_b: Array
+) -> tuple[float, float]:
+    """Squared norm of ``sum_i w_i delta_i``, and squared distance of the merged factors from it.
 
-    Both have the scaling 1.
+    ``(sum_i of_b_i B_i) (sum_j of_a_j A_j)`` is a sum over pairs (i, j), as the wanted sum is, so
+    both follow from the inner products ``<B_i A_j, B_k A_l>``, from rank-sized matrices.
     """
-    a = np.concatenate([one.a, wanted.a]).astype(np.float64)
-    b = np.concatenate([one.b, -wanted.b], axis=1).astype(np.float64)
-    products = (a @ a.T) * (b.T @ b)  # of each pair of rank-one terms
-    return float(products[one.rank :, one.rank :].sum()), max(0.0, float(products.sum()))
+    n, rank = len(deltas), deltas[0].rank
+    a = np.concatenate([d.a for d in deltas]).astype(np.float64)
+    b = np.concatenate([d.b for d in deltas], axis=1).astype(np.float64)
+
+    def blocks(gram: Array) -> Array:
+        """(n r, n r) as the block of each pair, (n n, r r)."""
+        return gram.reshape(n, rank, n, rank).transpose(0, 2, 1, 3).reshape(n * n, rank * rank)
+
+    inner = (blocks(b.T @ b) @ blocks(a @ a.T).T).reshape(n, n, n, n)  # of (i, k) and (j, l)
+    wanted = np.diag(weights * [d.scaling for d in deltas])
+    off = np.outer(of_b, of_a) - wanted
+    energy = np.einsum("ij,kl,ikjl->", wanted, wanted, inner)
+    return float(energy), max(0.0, float(np.einsum("ij,kl,ikjl->", off, off, inner)))
 
 
 def _square(x: Array) -> float:

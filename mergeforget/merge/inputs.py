@@ -12,6 +12,7 @@ import numpy as np
 from mergeforget.adapter import PREFIX, Adapter
 from mergeforget.errors import InputError, NumericError, UsageError
 from mergeforget.expert_factors import expert_of
+from mergeforget.tensors import all_finite
 
 Modules = Literal["same", "common", "all"]
 
@@ -169,7 +170,7 @@ def check_finite(adapter: Adapter, cause: str = DIVERGED) -> None:
     for module, delta in adapter.deltas.items():
         tensors |= {f"{module}.lora_A": delta.a, f"{module}.lora_B": delta.b}
     for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
+        if not all_finite(tensor):
             what = "NaN" if np.isnan(tensor).any() else "Inf"
             raise NumericError(f"{adapter.name!r} holds {what} in {name}. {cause}")
 

@@ -28,10 +28,12 @@ from mergeforget.merge.kernels.sparsify import trim
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.tensors import round_to_bfloat16
 
+MEASURED = {"grams", "importance", "shares", "base_weights"}
 IN_BLOCKS = [
     name
     for name in MERGE_METHODS.names()
-    if not {"grams", "importance"} & set(MERGE_METHODS.get(name).parameters)
+    if not {"grams", "importance", "shares", "base_weights"}
+    & set(MERGE_METHODS.get(name).parameters)
     and name != "passthrough"
 ]
 compiled = pytest.importorskip(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mergeforget.adapter import Adapter, read_adapter
+from mergeforget.adapter import Adapter, LowRankDelta, read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import (
     DensityError,
@@ -297,4 +297,27 @@ def test_few_files_handle_a_density_between_the_option_and_the_trimmed_tensor(
         sys.setprofile(None)
         threading.setprofile(None)
     assert done.exit_code == 0, done.output
-    assert "trimmed" in entered and len(entered) - 1 <= 12, list(entered)
+    assert "trimmed" in entered and len(entered) - 1 <= 13, list(entered)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, -0.4), (0.0, 2.0)])
+def test_the_error_of_factor_space_is_the_distance_of_the_products(
+    weights: tuple[float, float],
+) -> None:
+    draw = np.random.default_rng(3)
+    pair = [
+        Adapter(
+            f"a{i}",
+            {"x.q_proj": LowRankDelta(
+                draw.standard_normal((3, 10)).astype(np.float32),
+                draw.standard_normal((12, 3)).astype(np.float32), 0.7 + i,
+            )},
+            {"peft_type": "LORA", "r": 3},
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    merged = merge_adapters(pair, Candidate("linear", weights=weights))
+    wanted = sum(w * one.deltas["x.q_proj"].dense() for w, one in zip(weights, pair, strict=True))
+    found = merged.adapter.deltas["x.q_proj"].dense()
+    error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+    assert merged.report["space_error"] == pytest.approx(error, rel=1e-4, abs=1e-6)

@@ -162,3 +162,47 @@ def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(InputError, match="appears twice"):
         read_header(path)
+
+
+@pytest.mark.parametrize("odd", ["", "unaligned", "empty tensor", "extra byte", "overlap", "twice"])
+def test_a_file_is_split_as_the_library_splits_it(odd: str, tmp_path: Path) -> None:
+    import numpy as np
+    import safetensors
+    from safetensors.numpy import save_file
+
+    from mergeforget.tensors import read_safetensors
+
+    path, draw = tmp_path / "x.safetensors", np.random.default_rng(0)
+    tensors: dict[str, Any] = {"a": draw.random((3, 4)), "b": draw.random(5).astype(np.float16)}
+    tensors["c"] = draw.integers(0, 9, (2, 2), dtype=np.uint8)
+    if odd == "empty tensor":
+        tensors["e"] = np.zeros((0, 7), np.float32)
+    save_file(tensors, path, {"format": "pt"})
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
+    if odd == "unaligned":  # a byte tensor first: the others start at odd places
+        header = {"c": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+                  "a": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]}}  # fmt: skip
+        data = data[:9]
+    elif odd == "extra byte":
+        data += b"\0"
+    elif odd == "overlap":
+        header["a"]["data_offsets"] = header["b"]["data_offsets"]
+    text = json.dumps(header)
+    if odd == "twice":
+        text = text[:-1] + ', "c": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + data)
+    try:
+        theirs = dict(safetensors.deserialize(path.read_bytes()))
+    except safetensors.SafetensorError:
+        assert odd
+        with pytest.raises(InputError, match="truncated or not a safetensors file"):
+            read_safetensors(path)
+        return
+    found, dtypes = read_safetensors(path)
+    assert dtypes == {name: one["dtype"] for name, one in theirs.items()}
+    for name, one in theirs.items():
+        kind = {"F64": "f8", "F16": "f2", "U8": "u1", "F32": "f4"}[one["dtype"]]
+        wanted = np.frombuffer(one["data"], kind).reshape(one["shape"])
+        np.testing.assert_array_equal(found[name], wanted)

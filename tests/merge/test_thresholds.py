@@ -14,10 +14,12 @@ from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.thresholds import find_cuts, kept_count
 from mergeforget.merge.methods import MERGE_METHODS
 
+MEASURED = {"grams", "importance", "shares", "base_weights"}
 IN_BLOCKS = [
     name
     for name in MERGE_METHODS.names()
-    if not {"grams", "importance"} & set(MERGE_METHODS.get(name).parameters)
+    if not {"grams", "importance", "shares", "base_weights"}
+    & set(MERGE_METHODS.get(name).parameters)
     and name != "passthrough"
 ]
 ARGUMENTS: dict[str, dict[str, Any]] = {"nearswap": {"t": 0.5}}

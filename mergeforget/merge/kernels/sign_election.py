@@ -39,7 +39,15 @@ def weighted_sum(
     factors = scaled(None, weights, normalize=normalize, scale=scale)
     quick = loops(stack)
     if not quick:
-        return total(stack * column(factors, stack))
+        if not isinstance(stack, np.ndarray) or factors.dtype.kind != "f":
+            return total(stack * column(factors, stack))
+        multipliers = like(factors, stack)
+        added: Tensor = stack[0] * multipliers[0]
+        added += 0.0  # no -0.0 remains, as in ``total``
+        room = np.empty_like(added)
+        for tensor, multiplier in zip(stack[1:], multipliers[1:], strict=True):
+            added += np.multiply(tensor, multiplier, out=room)
+        return added
     summed = np.empty(stack.shape[1:], np.float32)
     quick.weighted_sum(_flat(stack), like(factors, stack), summed.reshape(-1))
     return summed
@@ -138,8 +146,44 @@ def consensus(
         how = sign == "count", vote == "weighted", DIVISORS.index(divide)
         quick.consensus(_flat(stack), like(weights, stack), *how, merged.reshape(-1))
         return merged if scale == 1 else merged * scale
+    if isinstance(stack, np.ndarray) and sign == "total" and divide in DIVISORS:
+        return _agreeing_mean(stack, like(weights, stack), vote == "weighted", divide, scale)
     voters = stack if vote == "unweighted" else stack * column(weights, stack)
     return disjoint_mean(stack, weights, elect(voters, sign), divide=divide, scale=scale)
+
+
+def _agreeing_mean(
+    stack: Tensor, weights: Tensor, weighted: bool, divide: Divide, scale: float
+) -> Tensor:
+    """``disjoint_mean`` of ``elect`` with fewer temporaries, to the same bits.
+
+    With s the elected sign, the entries that agree are ``s * max(s * x, 0)``, exactly.
+    """
+    room = np.empty(stack.shape[1:], stack.dtype)
+    voted = total(stack) if not weighted else weighted_sum(stack, weights)
+    elected = np.copysign(1, voted, dtype=stack.dtype)
+    summed = np.zeros_like(room)
+    shares = np.zeros(room.shape, np.int8 if divide == "count" and len(stack) < 128 else room.dtype)
+    for tensor, weight in zip(stack, weights, strict=True):
+        np.multiply(tensor, elected, out=room)
+        if weighted and weight < 0:  # the entry agrees if its weighted value has the sign
+            np.minimum(room, 0, out=room)
+        else:
+            np.maximum(room, 0, out=room)
+        agree = room != 0 if not weighted else room * weight != 0
+        if divide == "count":
+            shares += agree
+        elif divide == "weights":
+            shares += agree * weight
+        room *= elected
+        room *= weight
+        summed += room
+    if divide == "count":
+        summed /= np.maximum(shares, 1, out=shares)
+    elif divide == "weights":
+        shares += shares == 0
+        summed /= shares
+    return summed if scale == 1 else summed * scale
 
 
 def _flat(stack: Tensor) -> Tensor:

@@ -56,6 +56,8 @@ def trim(stack: Tensor, density: float, cuts: Cuts | None = None) -> Tensor:
         cut = cuts.thresholds[i] if cuts else find_cuts(magnitude, [k])[0]
         if quick:
             quick.trim(tensor, tensor.view(np.int32), *cut.within(offset), kept[i])
+        elif isinstance(tensor, np.ndarray):
+            np.multiply(tensor, kept_by(magnitude, cut, offset), out=kept[i])
         else:
             kept[i] = tensor * kept_by(magnitude, cut, offset)
     trimmed: Tensor = kept.reshape(stack.shape)

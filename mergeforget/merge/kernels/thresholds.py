@@ -93,7 +93,11 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
         ordered = bits.copy()
         end = numel  # entries from here on are larger and in place
         for place in sorted(set(places), reverse=True):
-            ordered[:end].partition(place)
+            if place == end - 1:  # the largest of the rest, which takes less than a partition
+                largest = int(ordered[:end].argmax())
+                ordered[[place, largest]] = ordered[[largest, place]]
+            else:
+                ordered[:end].partition(place)
             end = place
     return [float(x) for x in ordered[places].view(magnitude.dtype)]
 

@@ -18,6 +18,7 @@ MAX_STEPS = 8  # of subspace iteration
 NEAR = 1.5e-4  # share of the squared residual that further steps may still gain
 TINY = 1e-6  # a gain, as such a share, after which no other is looked for
 SLANTED = 1e-4  # least ratio of lengths for which a Cholesky factor keeps rows orthonormal
+UPRIGHT = 0.1  # the same for products in float32, whose error the inverse of this multiplies
 ROUNDING = 1e-6  # share of the energy that float32 cannot tell from nothing
 SPARE = 16  # directions followed beyond the rank, where the start offers no more
 NOISE_SEED = 0x5EED  # of the random directions, so that one input has one result
@@ -49,11 +50,26 @@ def cut_factors(a: Tensor, b: Tensor, rank: int) -> TruncatedDelta:
         rank: of the result; it is less where ``b @ a`` itself has less, at least 1.
 
     O((out + in) k^2 + k^3): both factors are whitened by their Gram matrices, and what is left is
-    the SVD of a (k, k) core.
+    the SVD of a (k, k) core. Where the factors are far from dependent, Cholesky factors whiten them
+    and the products with a and b are taken in their own dtype.
     """
     wide_a, wide_b = to_dtype(a, "float64"), to_dtype(b, "float64")
-    whiten_a, root_a = _whitening(wide_a @ wide_a.T)
-    whiten_b, root_b = _whitening(wide_b.T @ wide_b)
+    gram_a, gram_b = wide_a @ wide_a.T, wide_b.T @ wide_b
+    lower_a, lower_b = _upright(gram_a), _upright(gram_b)
+    if lower_a is not None and lower_b is not None:
+        u, s, vt = library(a).linalg.svd(lower_b.T @ lower_a, full_matrices=False)
+        rank = max(1, min(rank, int((s > s[0] * 1e-9).sum())))
+        rows = library(a).linalg.inv(lower_a).T @ vt[:rank].T  # (k, rank)
+        columns = lower_a @ vt[:rank].T  # b a new_a^T = b lower_a vt^T
+        squares = s * s
+        return TruncatedDelta(
+            like(rows.T, a) @ a,
+            b @ like(columns, b),
+            float(squares.sum()),
+            float(squares[:rank].sum()),
+        )
+    whiten_a, root_a = _whitening(gram_a)
+    whiten_b, root_b = _whitening(gram_b)
     u, s, vt = library(a).linalg.svd(root_b.T @ root_a, full_matrices=False)
     rank = max(1, min(rank, int((s > s[0] * 1e-9).sum())))
     new_a = (vt[:rank] @ whiten_a.T) @ wide_a
@@ -170,6 +186,17 @@ def _orthonormal(rows: Tensor) -> Tensor:
         return like(lib.linalg.inv(root) @ wide, rows)
     whiten, _ = _whitening(gram)  # slower, and sound for rows that depend on each other
     return like(whiten.T @ wide, rows)
+
+
+def _upright(gram: Tensor) -> Tensor | None:
+    """Lower Cholesky factor of (k, k); None for vectors of which some are nearly dependent."""
+    lib = library(gram)
+    try:
+        root: Tensor = lib.linalg.cholesky(gram)
+    except lib.linalg.LinAlgError:
+        return None
+    lengths = root.T.diagonal()
+    return root if float(lengths.min()) > UPRIGHT * float(lengths.max()) else None
 
 
 def _whitening(gram: Tensor) -> tuple[Tensor, Tensor]:
