@@ -1,4 +1,4 @@
-"""Angles between weight changes, dynamics of the losses, figures and the report.
+"""Analysis of a run: angles between weight changes, training dynamics, figures and the report.
 
-Everything here reads files of a run folder and writes files beside them.
+The modules read files of a run folder and write their results to the same folder.
 """

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and filtering of tables, and hovering over figures. The page is whole without it.
+// Sorting and filtering of tables, and tooltips in figures. The page works without this script.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -20,7 +20,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 function sorted(rows, column, falling) {
   const numeric = rows.some(row => "value" in row.cells[column].dataset);
   const key = row => numeric ? row.cells[column].dataset.value : row.cells[column].textContent.trim();
-  const full = rows.filter(row => key(row) !== "");  // rows without a figure stay at the end
+  const full = rows.filter(row => key(row) !== "");  // rows without a value stay at the end
   const empty = rows.filter(row => key(row) === "");
   const compare = numeric ? (a, b) => key(a) - key(b)
     : (a, b) => key(a).localeCompare(key(b), "en", { numeric: true });
@@ -46,11 +46,11 @@ if (filter) {
 }
 
 const tip = document.getElementById("tip");
-const REACH = 26;  // pixels from a point that still count as on it
+const REACH = 26;  // maximum distance from a point in pixels
 for (const plot of document.querySelectorAll(".plot")) {
   const marks = [...plot.querySelectorAll("i")].map(element => {
     const text = element.title;
-    element.removeAttribute("title");  // the tip below replaces the browser's own
+    element.removeAttribute("title");  // replaced by the tooltip below
     return { element, text };
   });
   const clear = () => {

@@ -1,1 +1,1 @@
-"""Data: readers, rows, tokenising, batching, and made-up people."""
+"""Data: readers, formats, prompt templates, tokenisation, batching, and made-up people."""

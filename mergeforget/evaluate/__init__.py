@@ -1,1 +1,1 @@
-"""Evaluation: batched generation and likelihoods of one model, for many metrics at once."""
+"""Evaluation: batched generation and likelihoods of a model, shared by all metrics."""

@@ -61,4 +61,4 @@ def test_comparison_is_a_page_of_its_own(tmp_path: Path) -> None:
     write_comparison(scores, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "MIA AUC" in page and "0.250" in page and HOSTILE not in page
-    assert "2 models side by side" in page and "default-src 'none'" in page
+    assert "Comparison of 2 models" in page and "default-src 'none'" in page
