@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from mergeforget.errors import UsageError
@@ -137,17 +136,17 @@ def _join() -> None:
         PartialState(cpu=not torch.cuda.is_available())
 
 
-@dataclass(frozen=True)
-class RankShare:
+class RankShare:  # not a dataclass: importing dataclasses takes 10 ms of `mergeforget --help`
     """The share of one process in a job that several processes do together.
 
-    Attributes:
+    Args:
         rank: Rank of this process, from 0.
         count: Number of processes.
     """
 
-    rank: int = 0
-    count: int = 1
+    def __init__(self, rank: int = 0, count: int = 1) -> None:
+        self.rank = rank
+        self.count = count
 
     @property
     def main(self) -> bool:

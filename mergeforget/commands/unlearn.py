@@ -27,7 +27,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--adapter", type=FILE, help="LoRA adapter that the model has already.")
 @click.option("--after", type=FILE, help="Earlier run whose result is the model; what it forgot is "
               "checked again.")  # fmt: skip
-@click.option("--control", help="Model that never saw the data, for attacks and for twins.")
+@click.option("--control", help="Model that never saw the data, for attacks and to validate twins.")
 @click.option("--full", is_flag=True, help="Export the whole model, too.")
 @click.option("--gguf", is_flag=True, help="Export a GGUF file with llama.cpp's converter, too.")
 @click.option("--push", metavar="ID", help="Upload the export to this hub repository.")
