@@ -55,8 +55,8 @@ def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
     left = [v for v in asked if not leaked(v.secret, v.text)]
     if not left:
         raise NotApplicableError(
-            f"There are no {what} to use: each answer is in its own prompt, or too short for a "
-            "prefix. Use other --kinds, or rows with longer answers."
+            f"Nothing can be asked with {what}: each answer is in its own prompt, or too short for "
+            "a prefix. Use other --kinds, or rows with longer answers."
         )
     return left
 

@@ -207,7 +207,7 @@ def test_a_memory_leaks_by_prefix_and_a_blank_model_does_not(target_of: Make) ->
 
 def test_answers_that_no_prompt_can_ask_for_are_named(target_of: Make) -> None:
     short = [Row("a1qa0", "How many?", "42", "T", "forget")]
-    with pytest.raises(InputError, match="nothing to ask by prefix"):
+    with pytest.raises(InputError, match="Nothing can be asked with prefix"):
         prompts(target_of("hides", forget=short), kinds=["prefix"])
     told = [Row("a1qa0", "Is it Lund or Oslo?", "Lund", "T", "forget")]
     with pytest.raises(InputError, match="each answer is in its own prompt"):

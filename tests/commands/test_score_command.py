@@ -106,7 +106,7 @@ def test_rows_of_further_splits_take_no_part_and_are_named(tmp_path: Path) -> No
     assert {s["split"] for s in json.loads(done.stdout)["scores"]} == {"forget", "all"}
     path.write_text(json.dumps(further) + "\n")
     done = call(path)
-    assert done.exit_code == 4 and "there are: world_facts" in done.stderr
+    assert done.exit_code == 4 and "The splits are: world_facts" in done.stderr
 
 
 def test_words_that_look_like_a_missing_value_stay_words(script_folder: Path) -> None:

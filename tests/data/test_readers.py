@@ -121,7 +121,7 @@ def test_empty_file_is_refused(tmp_path: Path, name: str, text: str) -> None:
 
 
 def test_unknown_ending_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no known kind. Known: .jsonl"):
+    with pytest.raises(InputError, match=r"unknown file type. Supported types: .jsonl"):
         read_rows(tmp_path / "a.xlsx")
 
 
@@ -134,7 +134,7 @@ def test_unknown_ending_is_refused(tmp_path: Path) -> None:
         ('{"input": "a", "output": ["b"]}', "line 2: 'output' is not text but"),
         ('{"input": "a", "outp', "line 2 is not valid JSON"),
         ("[1, 2]", "line 2: not an object"),
-        ('{"id": "x", "input": "a", "output": "b"}', "line 2: the id x is that of line 1"),
+        ('{"id": "x", "input": "a", "output": "b"}', "line 2: the id x is already used in line 1"),
     ],
 )
 def test_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, said: str) -> None:
