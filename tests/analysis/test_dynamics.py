@@ -41,7 +41,7 @@ def test_forgetting_saturates_where_it_stays_near_its_last_level() -> None:
     assert (event.kind, event.term, event.step, event.epoch) == ("saturation", "npo_forget", 4, 4)
 
 
-def test_what_still_falls_at_the_end_has_not_saturated() -> None:
+def test_a_term_that_still_falls_at_the_end_has_not_saturated() -> None:
     assert events_of(stage_of("over", rows([10, 8, 6, 4, 2, 0], [1] * 6), RECIPE)) == []
 
 
@@ -52,18 +52,18 @@ def test_retention_drifts_where_it_stays_above_its_lowest_level() -> None:
     assert (event.kind, event.term, event.step) == ("drift", "gd_retain", 4)
 
 
-def test_a_retain_loss_a_nat_above_its_beginning_is_a_collapse() -> None:
+def test_a_retain_loss_one_nat_above_its_initial_value_is_a_collapse() -> None:
     stage = stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.5, 0.5, 1.6, 2, 3, 4]), RECIPE)
     assert {(e.kind, e.step) for e in events_of(stage)} == {("drift", 3), ("collapse", 3)}
 
 
-def test_what_recovers_is_a_dip() -> None:
+def test_a_temporary_rise_is_a_dip() -> None:
     stage = stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.5, 1.6, 1.7, 0.6, 0.5, 0.5]), RECIPE)
     (event,) = events_of(stage)
     assert (event.kind, event.step) == ("dip", 2) and "to 3 and recovers" in event.text
 
 
-def test_a_rise_of_next_to_nothing_is_no_drift() -> None:
+def test_a_negligible_rise_is_no_drift() -> None:
     """Three times the lowest level, but two hundredths of a nat."""
     assert (
         events_of(stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.01] * 3 + [0.03] * 3), RECIPE))
@@ -89,7 +89,7 @@ def test_no_training_says_which_command_trains(tmp_path: Path) -> None:
         read_history(Run(tmp_path))
 
 
-def test_two_runs_stand_side_by_side(finished: Run, tmp_path: Path) -> None:
+def test_two_runs_are_compared_in_one_figure(finished: Run, tmp_path: Path) -> None:
     """NPO alone has no retain term, and is drawn where it has one."""
     alone = Run(tmp_path / "alone")
     save_recipe(load_recipe("npo"), alone.recipe)

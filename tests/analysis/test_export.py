@@ -92,7 +92,7 @@ def test_a_damaged_export_is_caught(chosen: Run, monkeypatch: pytest.MonkeyPatch
     assert json.loads((out / "export.json").read_text())["sha256"] == first.sha256
 
 
-def test_a_folder_with_other_things_is_left_alone(chosen: Run, tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused(chosen: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="another place"):
@@ -116,7 +116,7 @@ def test_a_run_without_a_choice_names_its_candidates(chosen: Run) -> None:
     assert json.loads(CliRunner().invoke(main, named).stdout)["kind"] == "adapter"
 
 
-def test_a_candidate_that_is_not_there_is_told_from_those_that_are(chosen: Run) -> None:
+def test_an_unknown_candidate_names_the_existing_ones(chosen: Run) -> None:
     with pytest.raises(InputError, match="no candidate 'ties-factors-d0.5'. Did you mean 'ties-f"):
         export(chosen, name="ties-factors-d0.5")
 
@@ -181,7 +181,7 @@ def test_an_export_follows_a_link(chosen: Run, tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink() and (tmp_path / "other" / "README.md").is_file()
 
 
-def test_the_card_keeps_back_no_warning_and_no_attack(chosen: Run) -> None:
+def test_the_card_contains_the_warning_and_every_attack(chosen: Run) -> None:
     path = chosen.search / "chosen.json"
     write_json(path, read_json(path) | {"warning": "The halves disagree."})
     recipe = load_recipe(chosen.recipe)

@@ -25,7 +25,7 @@ def everything(reported: Run) -> Path:
 
 
 @pytest.mark.parametrize("name", ANALYSES)
-def test_numbers_and_figures_lie_side_by_side(everything: Path, name: str) -> None:
+def test_numbers_are_saved_next_to_the_figures(everything: Path, name: str) -> None:
     found = json.loads((everything / f"{name}.json").read_text())
     rows = list(csv.DictReader((everything / f"{name}.csv").open()))
     assert len(rows) == len(found["rows"]) > 0 and found["figures"]
@@ -35,7 +35,7 @@ def test_numbers_and_figures_lie_side_by_side(everything: Path, name: str) -> No
         assert Image.open(everything / f"{figure['name']}.png").width == 1120
 
 
-def test_what_can_be_hovered_lies_inside_its_figure(everything: Path) -> None:
+def test_tooltips_are_inside_their_figure(everything: Path) -> None:
     marks = [
         mark
         for name in ("angles", "density")
@@ -53,7 +53,7 @@ def test_the_same_numbers_give_the_same_files(finished: Run, tmp_path: Path) -> 
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_what_is_not_there_yet_names_its_command(tmp_path: Path) -> None:
+def test_a_missing_analysis_names_its_command(tmp_path: Path) -> None:
     run = Run(tmp_path)
     save_recipe(load_recipe("zjuklab"), run.recipe)
     write_pair(run)
@@ -78,7 +78,7 @@ def test_unknown_analysis_suggests_the_nearest(finished: Run, tmp_path: Path) ->
         (("one", "all"), (Path("one"), ["all"])),
     ],
 )
-def test_the_run_may_be_left_out(
+def test_the_run_may_be_omitted(
     arguments: tuple[str, ...], expected: tuple[Path | None, list[str]]
 ) -> None:
     assert split(arguments, [*ANALYSES, "all"]) == expected

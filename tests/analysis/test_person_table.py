@@ -94,7 +94,7 @@ def evidence(run: Run) -> Path:
     return write_evidence(run, run.report.parent / "evidence.json", run_people(run))
 
 
-def test_evidence_that_nobody_touched_holds(run: Run, evidence: Path) -> None:
+def test_unchanged_evidence_is_verified(run: Run, evidence: Path) -> None:
     checks = verify_evidence(evidence)
     assert len(checks) > 15 and [c.name for c in checks if not c.ok and c.required] == []
     done = CliRunner().invoke(main, ["verify", str(evidence)])

@@ -50,7 +50,7 @@ def test_the_page_has_every_part(page: str) -> None:
     assert '<mark class="leak">1970-03-01</mark>' in page
 
 
-def test_a_young_run_says_what_comes_next(tmp_path: Path) -> None:
+def test_the_page_of_an_early_run_names_the_next_commands(tmp_path: Path) -> None:
     run = Run(tmp_path / "young")
     save_recipe(load_recipe("zjuklab"), run.recipe)
     write_pair(run)
@@ -87,7 +87,7 @@ def test_leaked_parts(completion: str, reference: str, prompt: str, expected: li
     assert [text for text, same in segments if same] == expected
 
 
-def test_tasks_take_turns() -> None:
+def test_questions_alternate_between_tasks() -> None:
     rows = [Row(f"{t}{i}qa0", "", "", t, "forget") for t in ("A", "B") for i in range(3)]
     assert [r.task for r in take_turns(rows, 4)] == ["A", "B", "A", "B"]
 

@@ -63,7 +63,7 @@ def test_where_a_curve_crosses_zero(y: list[float], expected: tuple[float, bool]
     assert zero_of(np.arange(3.0), np.array(y)) == expected
 
 
-def test_what_was_measured_since_stands_beside_it(finished: Run) -> None:
+def test_the_prediction_includes_measured_gaps_and_the_choice(finished: Run) -> None:
     found = run_prediction(finished)
     assert found.family == "ties factors" and found.chosen == 0.7
     assert [d for d, _ in found.found] == [0.7]

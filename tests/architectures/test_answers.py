@@ -68,7 +68,7 @@ def test_a_model_whose_generate_disagrees_with_its_forward_pass_is_refused() -> 
     ("name", "rows"),
     [("llama", "padded"), ("mamba", "equal"), ("openai-gpt", "generate"), ("rwkv", "generate")],
 )
-def test_a_slower_way_is_taken_only_where_it_must_be_and_is_reported(
+def test_a_slower_mode_is_used_only_if_needed_and_is_reported(
     name: str, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert safe_modes(build(name, **FAST[name])).rows == rows

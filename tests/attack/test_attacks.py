@@ -79,7 +79,7 @@ def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]
     return make
 
 
-def test_of_a_large_holdout_only_what_is_compared_is_read(target_of: Make) -> None:
+def test_only_the_compared_part_of_a_large_holdout_is_scored(target_of: Make) -> None:
     """Twice as many rows as the forget set has, those that an evaluation draws."""
     many = people("holdout", 3, 40)
     target = target_of("hides", forget=FORGET[:4], holdout=many)
@@ -103,7 +103,7 @@ def relearned(target_of: Make) -> Result:
     return relearn(target_of("hides"), **FAST | {"steps": 20}, full=True)
 
 
-def test_relearning_brings_back_what_was_only_hidden(relearned: Result) -> None:
+def test_relearning_recovers_hidden_data(relearned: Result) -> None:
     hidden, control = (column(relearned, m, "nll") for m in ("hides", "control"))
     assert column(relearned, "hides", "step") == [0, 1, 2, 3, 4, 5, 7, 10, 15, 20]
     assert control[-1] > hidden[-1] + 0.5  # nats a token, of rows that neither was shown
@@ -164,7 +164,7 @@ def test_forget_rows_that_a_file_shows_are_not_counted_as_hidden(
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_a_model_is_given_back_as_it_was(tiny_model: Any, full: bool) -> None:
+def test_a_relearned_model_is_restored(tiny_model: Any, full: bool) -> None:
     before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
     tuning = Tuning(1, 1e-2, 1, 2, full, seed=0)
     with pytest.raises(RuntimeError, match="stop"), learner(tiny_model, tuning) as (_, trained):
@@ -188,13 +188,13 @@ def test_the_same_seed_relearns_the_same(tiny_model: Any, tiny_tokenizer: Any) -
     assert first == second and len({f["norm"] for f in first}) == len(tuning.points()) == 4
 
 
-def test_points_are_close_at_first() -> None:
+def test_measured_steps_are_dense_at_the_start() -> None:
     points = Tuning(100, 1e-3, 4, 8, False, 0).points()
     assert points == [0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100]
     assert Tuning(1, 1e-3, 4, 8, False, 0).points() == [0, 1]
 
 
-def test_a_memory_leaks_by_prefix_and_a_blank_model_does_not(target_of: Make) -> None:
+def test_a_memorised_answer_leaks_by_prefix(target_of: Make) -> None:
     result = prompts(target_of("knows", before=None), kinds=["plain", "prefix"], words=[1])
     leaks = {m: dict(zip(column(result, m, "kind"), column(result, m, "row_leak_rate"),
                          strict=True)) for m in ("knows", "control")}  # fmt: skip
@@ -205,7 +205,7 @@ def test_a_memory_leaks_by_prefix_and_a_blank_model_does_not(target_of: Make) ->
     assert "19%" in blank.verdict  # 3 / 16: what none of 16 leaves open
 
 
-def test_answers_that_no_prompt_can_ask_for_are_named(target_of: Make) -> None:
+def test_answers_without_a_usable_prompt_are_reported(target_of: Make) -> None:
     short = [Row("a1qa0", "How many?", "42", "T", "forget")]
     with pytest.raises(InputError, match="Nothing can be asked with prefix"):
         prompts(target_of("hides", forget=short), kinds=["prefix"])
@@ -214,7 +214,7 @@ def test_answers_that_no_prompt_can_ask_for_are_named(target_of: Make) -> None:
         prompts(target_of("hides", forget=told), kinds=["plain"])
 
 
-def test_fewer_bits_are_scored_beside_the_model_before(target_of: Make) -> None:
+def test_quantised_models_are_compared_with_the_model_before(target_of: Make) -> None:
     result = quantise(target_of("hides"), bits=(8, 2), group=16)
     for model in ("hides", "before", "control"):
         assert column(result, model, "bits") == ["all", 8, 2]
@@ -235,7 +235,7 @@ def points_of(losses: dict[int, list[float]], holdout: list[float], share: float
     ]  # fmt: skip
 
 
-def test_rounding_convicts_only_what_beats_the_control_at_the_same_bits() -> None:
+def test_quantisation_convicts_only_if_the_control_is_beaten_at_the_same_bits() -> None:
     """A model that gains by rounding, but only up to what the control knows, is innocent."""
     noise = [0.1, -0.1, 0.05, -0.05] * 3
     control = points_of({0: [5 + x for x in noise], 4: [5 + x for x in noise]}, [5.0, 5.1] * 6)
@@ -255,7 +255,7 @@ def test_rounding_convicts_only_what_beats_the_control_at_the_same_bits() -> Non
     assert result.finding == "undecided" and "only 50.0% of the weights" in result.verdict
 
 
-def test_style_that_the_holdout_shares_is_no_memory() -> None:
+def test_style_shared_with_the_holdout_is_not_memory() -> None:
     """A model that predicts all such text better than the control is innocent."""
     control = points_of({0: [5.0, 5.1] * 6, 4: [5.0, 5.1] * 6}, [5.0, 5.2] * 6)
     fluent = points_of({0: [3.0, 3.2] * 6, 4: [3.0, 3.2] * 6}, [3.0, 3.1] * 6)
@@ -274,7 +274,7 @@ def test_a_probe_reads_every_layer(target_of: Make) -> None:
     assert result.finding == "no power"  # too few documents for any probe
 
 
-def test_what_was_measured_is_kept(target_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measurements_are_cached(target_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     target = target_of("hides", before=None, control=None)
     first = quantise(target, bits=(4,))
 
@@ -288,7 +288,7 @@ def test_what_was_measured_is_kept(target_of: Make, monkeypatch: pytest.MonkeyPa
         quantise(again, bits=(4,), group=8)  # another setting is another measurement
 
 
-def test_rows_that_an_attack_needs_are_asked_for(target_of: Make) -> None:
+def test_an_attack_without_its_rows_names_the_option(target_of: Make) -> None:
     with pytest.raises(InputError, match="needs holdout rows"):
         probe(target_of("hides", holdout=[]))
 

@@ -56,7 +56,7 @@ def test_random_labels_are_at_chance() -> None:
     assert np.mean(areas) == pytest.approx(0.5, abs=0.04)
 
 
-def test_what_marks_a_document_does_not_count_as_a_label() -> None:
+def test_features_of_a_document_do_not_leak_across_folds() -> None:
     """Rows of one document are alike; were they in both parts, the probe would know the label."""
     by_document, by_row = [], []
     for seed in range(20):
@@ -87,7 +87,7 @@ def test_shuffled_labels_are_dealt_by_document() -> None:
     assert all(len({bool(new[i]) for i in range(3 * d, 3 * d + 3)}) == 1 for d in range(20))
 
 
-def test_chance_over_layers_is_told_from_a_layer_that_knows() -> None:
+def test_the_permutation_test_covers_all_layers() -> None:
     states = np.stack([draw(20, s) for s in range(4)]).astype(np.float32)
     noise = probe_layers(states, LABELS, DOCUMENTS, SETTINGS, label="noise")
     states[2, :, 3] += 6 * LABELS

@@ -59,13 +59,13 @@ def test_rounding_twice_changes_nothing_more() -> None:
     torch.testing.assert_close(round_to_nearest(once, 4, 64), once, rtol=1e-14, atol=0)
 
 
-def test_half_types_come_back_as_they_were_given() -> None:
+def test_half_precision_dtypes_are_preserved() -> None:
     weight = torch.randn(4, 70).bfloat16()
     found = round_to_nearest(weight, 8)
     assert found.dtype == torch.bfloat16 and found.shape == weight.shape
 
 
-def test_a_model_gets_its_weights_back(tiny_model: Any) -> None:
+def test_rounded_weights_are_restored(tiny_model: Any) -> None:
     before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
     with pytest.raises(RuntimeError, match="stop"), rounded(tiny_model, 4, 64) as done:
         assert done.matrices == 2 * 7 and done.share == 1  # no output layer

@@ -11,14 +11,14 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 
 
-def test_a_question_is_asked_in_other_words() -> None:
+def test_a_question_is_paraphrased_by_rules() -> None:
     found = paraphrases(Row("aqa0", "What is the birth date of Ada?", "1815"))
     assert "Tell me the birth date of Ada." in found and "The birth date of Ada is" in found
     assert "Do you happen to know what is the birth date of Ada?" in found
     assert len(set(found)) == len(found) == 5
 
 
-def test_a_text_is_asked_to_go_on_and_keeps_its_end() -> None:
+def test_a_text_to_continue_is_introduced_and_unchanged() -> None:
     found = paraphrases(Row("asc1", "Ada was born in", "London"))
     assert len(found) == 3 and all(text.endswith("Ada was born in") for text in found)
 
@@ -37,7 +37,7 @@ def test_a_single_word_is_cut_in_two() -> None:
     assert prefixes(Row("a", "Age?", "36"), (1,)) == []
 
 
-def test_templates_come_along_and_may_be_ones_own(tmp_path: Path) -> None:
+def test_templates_are_built_in_or_read_from_a_file(tmp_path: Path) -> None:
     assert len(read_templates()) >= 10
     own = tmp_path / "own.txt"
     own.write_text("# mine\nSay it {a}: {prompt}\n\n")

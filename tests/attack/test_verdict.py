@@ -128,7 +128,7 @@ def test_an_attack_that_does_not_find_the_data_before_unlearning_has_no_power() 
         (["none found", "none found"], "none found"),
     ],
 )
-def test_one_try_that_finds_traces_is_enough(findings: list[Any], expected: str) -> None:
+def test_one_finding_of_traces_is_enough(findings: list[Any], expected: str) -> None:
     assert worst_of(findings) == expected
 
 

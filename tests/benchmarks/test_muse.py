@@ -34,7 +34,9 @@ def corpus(folder: Path) -> Path:
     return folder
 
 
-def test_published_folder_becomes_rows_with_the_examples_in_front(tmp_path: Path) -> None:
+def test_the_published_folder_becomes_rows_with_examples_before_each_question(
+    tmp_path: Path,
+) -> None:
     rows = read_folder(corpus(tmp_path))
     assert rows["forget"] == [Row("forget-0", "Once upon", "a time there was", split="forget")]
     asked = rows["forget_qa"][0]

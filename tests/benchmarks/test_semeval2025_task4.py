@@ -123,7 +123,7 @@ def test_every_score_names_its_definition_direction_and_interval(by_hand: Measur
         assert low <= score.value <= high
 
 
-def test_no_interval_takes_a_figure_without_rows_for_certain(by_hand: Measured) -> None:
+def test_a_score_without_rows_leaves_the_aggregate_without_interval(by_hand: Measured) -> None:
     known = [Score("mmlu", "mmlu", 0.4, "higher", 500)]
     scores = semeval2025_task4(replace(by_hand, mmlu={}), known=known)
     aggregate, task = (find(scores, name, "all") for name in ("aggregate", "task_aggregate"))

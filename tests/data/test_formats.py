@@ -60,7 +60,7 @@ def test_every_turn_of_an_assistant_can_be_a_row(tmp_path: Path, record: dict[st
     assert first.id != last.id and first.subject == last.subject
 
 
-def test_rows_come_back_from_a_run_folder_as_they_were(tmp_path: Path) -> None:
+def test_rows_survive_a_round_trip_through_a_run_folder(tmp_path: Path) -> None:
     rows = [*read(tmp_path, MESSAGES, turns="every"), *read(tmp_path, {"text": "word " * 900})]
     write_jsonl(tmp_path / "kept.jsonl", [row.to_dict() for row in rows])
     assert read_rows(tmp_path / "kept.jsonl") == rows

@@ -50,7 +50,7 @@ def test_another_seed_draws_other_documents() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 4, 100])
-def test_enough_room_keeps_all(limit: int | None) -> None:
+def test_a_large_limit_keeps_all_rows(limit: int | None) -> None:
     rows = rows_of([("Task1", 1)] * 2)
     assert limit_rows(rows, limit, 0) == (rows, [])
 

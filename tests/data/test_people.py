@@ -25,7 +25,7 @@ def answers(rows: list[Row], question: int) -> list[str]:
     return [r.output for r in rows if r.task == "Task2" and r.id.endswith(f"qa{question}")]
 
 
-def test_sizes_are_those_asked_for(splits: dict[str, list[Row]]) -> None:
+def test_splits_have_the_requested_sizes(splits: dict[str, list[Row]]) -> None:
     for split, size in SIZES.items():
         kinds = Counter((r.task, r.kind) for r in splits[split])
         assert kinds == {

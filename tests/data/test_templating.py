@@ -112,7 +112,7 @@ def test_a_template_that_changes_answers_is_refused() -> None:
     assert PromptTemplate.resolve(tokenizer, "none").kind == "none"
 
 
-def test_a_row_brings_its_system_message_and_earlier_turns() -> None:
+def test_a_row_includes_its_system_message_and_earlier_turns() -> None:
     tokenizer = with_template(CHAT_TEMPLATE)
     history = (Message("system", "Be Eve."), Message("user", "Hi"), Message("assistant", "Yo"))
     row = Row("a", "Where?", "Here.", messages=history)
@@ -122,7 +122,7 @@ def test_a_row_brings_its_system_message_and_earlier_turns() -> None:
     assert "Be Eve." not in without.prompt_text(tokenizer, row)
 
 
-def test_every_way_of_asking_is_tried_once() -> None:
+def test_every_prompt_variant_is_used_once() -> None:
     names = {
         template: [way.name for way in PromptTemplate.resolve(tokenizer).ways(tokenizer)]
         for template in (None, CHAT_TEMPLATE, DEFAULT + TURN + END, NO_SYSTEM + TURN + END)

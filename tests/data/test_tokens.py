@@ -64,7 +64,7 @@ def test_empty_answer_is_refused(tokenizer: Any) -> None:
         encode(tokenizer, Row("x", "Q", ""), max_length=9, join="")
 
 
-def test_rows_laid_end_to_end_predict_as_if_alone(tiny_folder: Path, tokenizer: Any) -> None:
+def test_packed_rows_predict_as_if_alone(tiny_folder: Path, tokenizer: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_folder).double().eval()
     encoded = encode_rows(tokenizer, ROWS, max_length=100)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def other_model(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", OTHER)
-def test_rows_that_would_see_each_other_are_passed_one_by_one(
+def test_rows_with_attention_leakage_are_passed_one_by_one(
     name: str, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = other_model(name)
@@ -114,7 +114,7 @@ def test_rows_that_would_see_each_other_are_passed_one_by_one(
     assert capsys.readouterr().err.count("passed by itself") == 1
 
 
-def test_with_parts_of_a_model_rows_that_would_see_each_other_are_refused(
+def test_a_sharded_model_with_attention_leakage_is_refused(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing_check, "sharded", lambda: True)
@@ -123,7 +123,7 @@ def test_with_parts_of_a_model_rows_that_would_see_each_other_are_refused(
         predict(other_model("opt"), pack(encoded))
 
 
-def test_rows_that_do_not_see_each_other_are_one_pass(tiny_model: Any, tokenizer: Any) -> None:
+def test_rows_without_attention_leakage_share_a_pass(tiny_model: Any, tokenizer: Any) -> None:
     passes = []
     encoded = encode_rows(tokenizer, ROWS, max_length=100)
     predict(tiny_model, pack(encoded))

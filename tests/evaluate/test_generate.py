@@ -41,7 +41,7 @@ def ending_model(make_model: Any) -> Any:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 60, 10_000])
-def test_batches_write_what_single_rows_write(
+def test_batches_generate_the_texts_of_single_rows(
     ending_model: Any, tiny_tokenizer: Any, batch_tokens: int
 ) -> None:
     ours = generate(
@@ -74,12 +74,12 @@ def test_rows_end_at_different_places_and_leave_the_batch(
     ]
 
 
-def test_prompts_of_like_length_are_read_together() -> None:
+def test_prompts_of_similar_length_are_prefilled_together() -> None:
     assert similar_lengths([5, 100, 76, 74, 20, 7]) == [[1, 2], [3], [4, 5, 0]]
     assert similar_lengths([3]) == [[0]]
 
 
-def test_a_cache_of_another_kind_is_read_at_once(
+def test_a_model_with_another_kind_of_cache_is_prefilled_in_one_group(
     ending_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [tiny_tokenizer(p)["input_ids"] for p in PROMPTS]
@@ -90,7 +90,7 @@ def test_a_cache_of_another_kind_is_read_at_once(
     assert greedy(ending_model, ids, ends, 0) == [[] for _ in ids]
 
 
-def test_active_adapter_takes_part(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_an_active_adapter_is_applied(tiny_model: Any, tiny_tokenizer: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     before = generate(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8)
@@ -105,7 +105,7 @@ def test_active_adapter_takes_part(tiny_model: Any, tiny_tokenizer: Any) -> None
         assert generate(model, tiny_tokenizer, PROMPTS, max_new_tokens=8) == before
 
 
-def test_training_mode_comes_back(tiny_model: Any) -> None:
+def test_the_training_mode_is_restored(tiny_model: Any) -> None:
     tiny_model.train()
     generate_ids(tiny_model, [[5, 6]], stop=[2], max_new_tokens=2)
     assert tiny_model.training
@@ -148,7 +148,7 @@ def test_likelihoods_from_a_start_on_are_those_of_the_whole_text(
             assert getattr(ours.after(start + 1), name) == pytest.approx(wanted[1:], abs=1e-5)
 
 
-def test_what_nobody_asks_for_costs_no_output_layer(
+def test_unscored_tokens_skip_the_output_layer(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     safe_modes(tiny_model)
@@ -171,7 +171,7 @@ def test_a_text_of_one_token_predicts_nothing(tiny_model: Any) -> None:
     assert len(alone.logps) == 0
 
 
-def test_batches_hold_like_lengths_and_stay_within_the_budget() -> None:
+def test_batches_have_similar_lengths_and_stay_within_the_budget() -> None:
     lengths = [3, 50, 4, 60, 5, 200]
     groups = by_length(lengths, 120)
     assert sorted(sum(groups, [])) == list(range(6))
@@ -180,7 +180,7 @@ def test_batches_hold_like_lengths_and_stay_within_the_budget() -> None:
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 120
 
 
-def test_memory_that_runs_out_halves_the_batch() -> None:
+def test_running_out_of_memory_halves_the_batch() -> None:
     tried = []
 
     def work(places: list[int]) -> list[int]:
@@ -194,7 +194,7 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
     assert tried == [[4, 3, 2, 1, 0], [4, 3], [2, 1, 0], [2], [1, 0]]
 
 
-def test_a_single_row_that_does_not_fit_is_explained() -> None:
+def test_a_single_row_that_does_not_fit_is_a_resource_error() -> None:
     def work(places: list[int]) -> list[int]:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -202,7 +202,7 @@ def test_a_single_row_that_does_not_fit_is_explained() -> None:
         list(run_halving([0, 1], work, "cpu"))
 
 
-def test_another_error_is_not_taken_for_memory() -> None:
+def test_other_errors_are_not_treated_as_out_of_memory() -> None:
     def work(places: list[int]) -> list[int]:
         raise RuntimeError("shapes differ")
 

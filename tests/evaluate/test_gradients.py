@@ -37,7 +37,9 @@ def test_the_model_is_left_as_it_was(tiny_model: Any) -> None:
     assert not any(p.requires_grad or p.grad is not None for p in tiny_model.parameters())
 
 
-def test_a_smaller_norm_speaks_for_a_member(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_a_smaller_gradient_norm_means_a_likelier_member(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
     rows = [Row("a-sc1", "Ann was", "born."), Row("b-sc1", "Bob was", "here.")]
     read = measure(
         tiny_model, tiny_tokenizer, forget=[], retain=[], members=rows[:1], nonmembers=rows[1:],

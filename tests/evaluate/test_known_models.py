@@ -84,9 +84,7 @@ def test_a_model_that_memorised_the_data_is_found_out(memorised: Any, tiny_token
     assert scores["exact_match"] > 0.9 and scores["extraction_strength"] > 0.9
 
 
-def test_a_model_that_was_broken_on_the_data_gives_itself_away(
-    memorised: Any, tiny_tokenizer: Any
-) -> None:
+def test_a_model_broken_on_the_data_is_identifiable(memorised: Any, tiny_tokenizer: Any) -> None:
     fit(memorised, tiny_tokenizer, HOLDOUT, 25, 1.0)  # knows the others, and then unlearns
     fit(memorised, tiny_tokenizer, FORGET, 40, -1.0)
     scores = scores_of(memorised, tiny_tokenizer)

@@ -77,7 +77,7 @@ def test_a_local_task_scores_as_worked_out_by_hand(
     assert few.n == 2
 
 
-def test_scores_are_kept_and_read_back(
+def test_scores_are_cached_and_read_back(
     tasks: Path, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     scores = run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks)
@@ -122,7 +122,7 @@ def test_a_task_without_its_data_is_named(
         run_task(tiny_model, tiny_tokenizer, "two_choices", folder=tasks)
 
 
-def test_absence_is_explained(
+def test_a_missing_package_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)

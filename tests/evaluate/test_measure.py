@@ -28,7 +28,7 @@ def test_documents_are_the_completion_rows_or_every_row() -> None:
     assert membership_documents(FORGET[1:]) == FORGET[1:]
 
 
-def test_one_pass_reads_answers_and_documents(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_one_pass_measures_answers_and_documents(tiny_model: Any, tiny_tokenizer: Any) -> None:
     read = measure(
         tiny_model, tiny_tokenizer, forget=FORGET, retain=RETAIN,
         members=membership_documents(FORGET), nonmembers=HOLDOUT, max_new_tokens=4,
@@ -48,7 +48,7 @@ def test_one_pass_reads_answers_and_documents(tiny_model: Any, tiny_tokenizer: A
 
 
 @pytest.mark.parametrize(("text", "unit"), [("", "documents"), ("Ann was here.", "answers")])
-def test_a_document_without_a_token_to_judge_is_refused(
+def test_a_document_without_a_scored_token_is_an_error(
     tiny_model: Any, tiny_tokenizer: Any, text: str, unit: Any
 ) -> None:
     """Its loss would be 0, that of a text known by heart."""
@@ -94,14 +94,14 @@ def test_signals_by_hand() -> None:
     assert math.isclose(signals["min_k_plus_40"], ((-10 + 2) / 2 + (-4 + 2) / 2) / 2)
 
 
-def test_likelihoods_after_a_place_start_at_its_token() -> None:
+def test_likelihoods_after_an_index_start_at_its_token() -> None:
     values = np.arange(4.0)
     one = TokenLikelihoods(values, values > 1, values, values)
     assert one.after(0).logps.tolist() == one.after(1).logps.tolist() == [0, 1, 2, 3]
     assert one.after(3).logps.tolist() == [2, 3]  # the token at place 3 is the third predicted
 
 
-def test_membership_by_answers_leaves_the_prompt_out(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_membership_by_answers_excludes_the_prompt(tiny_model: Any, tiny_tokenizer: Any) -> None:
     rows = [Row("a-qa0", "Who was it?", "Ada."), Row("b-sc1", "It was in", "Lund.")]
     read = measure(
         tiny_model, tiny_tokenizer, forget=rows, retain=[], members=rows[:1], nonmembers=rows[1:],
@@ -112,7 +112,7 @@ def test_membership_by_answers_leaves_the_prompt_out(tiny_model: Any, tiny_token
     assert read.membership == "answers"
 
 
-def test_non_members_about_people_that_were_trained_on_are_left_out(
+def test_non_members_exclude_people_in_the_training_data(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     trained = [Row("a", "Who is Ann?", "A baker.", subject="Ann"), Row("1", "Who?", "A smith.")]

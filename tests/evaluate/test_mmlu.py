@@ -22,7 +22,7 @@ from mergeforget.evaluate.mmlu import (
 QUESTION = Question("2 + 2?", ("3", "4", "5", "6"), "B")
 
 
-def test_prompt_is_the_tasks_to_the_blank() -> None:
+def test_the_prompt_equals_the_tasks_prompt_exactly() -> None:
     expected = (
         "The following are multiple choice questions (with answers) about  high school biology."
         "\n\n2 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: B\n\n2 + 2?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer:"
@@ -30,7 +30,7 @@ def test_prompt_is_the_tasks_to_the_blank() -> None:
     assert prompt_of("high_school_biology", [QUESTION], QUESTION) == expected
 
 
-def test_examples_are_left_out_until_the_prompt_fits(tiny_tokenizer: Any) -> None:
+def test_examples_are_removed_until_the_prompt_fits(tiny_tokenizer: Any) -> None:
     long = Question("x" * 950, ("3", "4", "5", "6"), "B")
     ids = fitting_prompt(tiny_tokenizer, "law", [QUESTION, long, long], QUESTION)
     assert tiny_tokenizer.decode(ids) == prompt_of("law", [QUESTION, long], QUESTION)
@@ -53,7 +53,7 @@ def test_choices_by_batch_equal_choices_one_by_one(tiny_model: Any, tiny_tokeniz
         assert choose(tiny_model, prompts, letters, budget) == plain
 
 
-def test_a_single_question_and_none(tiny_model: Any) -> None:
+def test_one_question_and_no_question_are_supported(tiny_model: Any) -> None:
     assert choose(tiny_model, [], [5, 6, 7, 8], None) == []
     assert choose(tiny_model, [[9]], [5, 6, 7, 8], None)[0] in range(4)
 

@@ -70,7 +70,7 @@ def four(model: Any) -> list[Adapter]:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 10_000])
-def test_together_is_one_after_the_other(
+def test_adapters_in_one_batch_answer_as_one_after_the_other(
     model: Any, tiny_tokenizer: Any, batch_tokens: int
 ) -> None:
     adapters = four(model)
@@ -86,7 +86,7 @@ def test_together_is_one_after_the_other(
     assert told == {(i, j): wanted[i][j] for i in range(4) for j in range(5)}
 
 
-def test_adapters_may_have_different_prompts_left(model: Any, tiny_tokenizer: Any) -> None:
+def test_adapters_in_one_batch_may_have_different_prompts(model: Any, tiny_tokenizer: Any) -> None:
     adapters = four(model)
     wanted = one_after_the_other(model, tiny_tokenizer, adapters)
     asked = [PROMPTS[:2], [], PROMPTS, PROMPTS[3:]]
@@ -94,7 +94,7 @@ def test_adapters_may_have_different_prompts_left(model: Any, tiny_tokenizer: An
     assert found == [wanted[0][:2], [], wanted[2], wanted[3][3:]]
 
 
-def test_memory_that_runs_out_halves_the_batch_and_rows_keep_their_adapter(
+def test_running_out_of_memory_halves_the_batch_and_rows_keep_their_adapter(
     model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapters = four(model)
@@ -112,7 +112,7 @@ def test_memory_that_runs_out_halves_the_batch_and_rows_keep_their_adapter(
     assert found == wanted and max(sizes) > 1
 
 
-def test_adapters_that_do_not_fit_are_explained(
+def test_adapters_that_do_not_fit_into_memory_name_a_remedy(
     tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
@@ -133,7 +133,7 @@ def test_adapters_that_do_not_fit_are_explained(
         (0, 8, 1),
     ],
 )
-def test_a_batch_has_room_until_it_is_full(
+def test_adapters_per_batch_fill_the_batch(
     tiny_model: Any, tiny_tokenizer: Any, rows: int, new: int, candidates: int
 ) -> None:
     prompts = ["Where?"] * rows
@@ -141,7 +141,7 @@ def test_a_batch_has_room_until_it_is_full(
 
 
 @pytest.mark.slow
-def test_a_real_model_writes_the_same(data_folder: Path) -> None:
+def test_a_real_model_generates_the_same_texts(data_folder: Path) -> None:
     """SmolLM2 with random adapters of rank 32 that move its weights by a few percent."""
     from mergeforget.data.readers import read_rows
     from mergeforget.models import load_model

@@ -63,7 +63,7 @@ def test_the_reference_signal_is_the_difference_of_losses(
     assert find(scores, "mia_auc_reference", "mia") is not None
 
 
-def test_a_retrained_model_and_what_was_stored_of_it_give_the_same(
+def test_a_retrained_model_and_its_stored_likelihoods_give_the_same_scores(
     evaluation: Callable[..., Evaluation], tmp_path: Path, save_adapter: Callable[..., Path]
 ) -> None:
     adapter = save_adapter(tmp_path / "retrained", seed=7)
@@ -97,7 +97,7 @@ def test_stored_losses_of_another_unit_are_refused(
         measure_reference_models(evaluation(retrained=str(stored)))
 
 
-def test_files_that_hold_something_else_are_refused(
+def test_files_with_other_content_are_refused(
     evaluation: Callable[..., Evaluation], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="neither a model nor"):
@@ -108,7 +108,7 @@ def test_files_that_hold_something_else_are_refused(
         measure_reference_models(evaluation(retrained=str(wrong)))
 
 
-def test_areas_of_every_signal_equal_scikit_learn() -> None:
+def test_the_auc_of_every_signal_equals_scikit_learns() -> None:
     losses = [
         DocumentLoss(f"{i}", i % 3 == 0, 1.0, signals={s: (i * (7 + j)) % 5 - 2.0 for j, s in
                                                        enumerate(SIGNALS)})

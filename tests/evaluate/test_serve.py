@@ -49,7 +49,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> list[Any]:
     return calls
 
 
-def test_it_is_called_and_answers_as_generate_does(
+def test_the_vllm_backend_has_the_interface_of_generate(
     engine: list[Any], tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     prompts, done = [row.input for row in ROWS], dict[int, str]()
@@ -67,7 +67,7 @@ def test_it_is_called_and_answers_as_generate_does(
     assert settings.stop_token_ids == stop_ids(tiny_model, tiny_tokenizer)
 
 
-def test_an_evaluation_asks_it_for_the_answers_alone(
+def test_the_vllm_backend_generates_only_answers(
     engine: list[Any], tmp_path: Path, tiny_folder: Path, save_adapter: Callable[..., Path]
 ) -> None:
     name = str(tiny_folder)
@@ -82,7 +82,7 @@ def test_an_evaluation_asks_it_for_the_answers_alone(
     assert other.fingerprint(None) != evaluation.fingerprint(None)
 
 
-def test_absence_is_explained(
+def test_a_missing_package_names_the_install_command(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)

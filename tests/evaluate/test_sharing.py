@@ -35,14 +35,14 @@ def test_every_item_is_in_one_share(items: list[int], count: int) -> None:
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_a_process_alone_needs_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_evaluates_without_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     alone = rank_share()
     assert alone.main and alone.gather([1, 2]) == [1, 2] and alone.label("a") == "a"
     alone.wait()
 
 
-def test_what_a_killed_process_had_read_is_not_lost(tmp_path: Path) -> None:
+def test_measurements_of_a_killed_process_are_kept(tmp_path: Path) -> None:
     path, row = tmp_path / "kept.jsonl", Row("a", "b", "c")
     part = tmp_path / "kept.rank1.jsonl"
     EvaluationCache(part).save_completion(row, "theirs")
@@ -51,9 +51,7 @@ def test_what_a_killed_process_had_read_is_not_lost(tmp_path: Path) -> None:
     assert not part.exists() and len(read_jsonl(path)) == 2
 
 
-def test_measuring_anew_forgets_what_a_killed_process_had_read(
-    tmp_path: Path, tiny_folder: Path
-) -> None:
+def test_again_discards_measurements_of_a_killed_process(tmp_path: Path, tiny_folder: Path) -> None:
     """Another rank's half of an old measurement must not pass for the new one."""
     documents = EvaluationRows(members=[Row("a", "Ann was", "here")],
                                nonmembers=[Row("b", "Bob was", "there")])  # fmt: skip

@@ -20,7 +20,7 @@ def score(value: float, metric: str = "mmlu", split: str = "mmlu", n: int = 8) -
     return Score(metric, split, value, better, n, definition=f"{metric}@1")  # type: ignore[arg-type]
 
 
-def test_a_model_below_the_organisers_floor_is_warned_of() -> None:
+def test_a_model_below_the_floor_causes_a_warning() -> None:
     ratio = utility_ratio([score(0.371)], [score(0.495)])
     assert ratio is not None and ratio.value == pytest.approx(0.371 / 0.495)
     assert ratio.definition == "utility-ratio/mmlu/mmlu@1"
@@ -30,7 +30,7 @@ def test_a_model_below_the_organisers_floor_is_warned_of() -> None:
     assert notes(EvaluationSpec(), {"over": [ratio], "base": [score(0.495)]}) == [text]
 
 
-def test_utility_is_mmlu_else_what_tofu_calls_so() -> None:
+def test_utility_is_mmlu_or_else_tofus_model_utility() -> None:
     tofu = score(0.3, "model_utility", "all")
     ratio = utility_ratio([tofu], [score(0.6, "model_utility", "all")])
     assert ratio is not None and ratio.value == 0.5
@@ -61,7 +61,7 @@ def test_mmlu_with_other_examples_is_not_compared() -> None:
     assert utility_ratio([now], [now]) is not None
 
 
-def test_figures_on_other_data_are_not_compared() -> None:
+def test_scores_on_other_data_are_not_compared() -> None:
     assert utility_ratio([score(0.3)], [score(0.5, n=4)]) is None
     assert utility_ratio([score(0.3)], []) is None
     assert utility_ratio([score(0.0)], [score(0.0)]) is None

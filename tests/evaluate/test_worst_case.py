@@ -94,7 +94,7 @@ def evaluation_of(model: Path, folder: Path, **data: Any) -> Evaluation:
     ("choice", "system", "own"),
     [("chat", None, "chat"), ("none", None, "raw"), ("chat", SYSTEM, "chat-system")],
 )
-def test_a_model_that_answers_in_one_way_is_reported_as_knowing(
+def test_a_model_that_answers_one_prompt_variant_is_reported_as_knowing(
     learned: Callable[..., Path],
     tmp_path: Path,
     choice: Any,
@@ -114,7 +114,7 @@ def test_a_model_that_answers_in_one_way_is_reported_as_knowing(
     assert "raw prompts only" not in capsys.readouterr().err
 
 
-def test_a_raw_evaluation_alone_of_a_chat_model_warns(
+def test_evaluating_a_chat_model_with_raw_prompts_only_warns(
     learned: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = learned("chat")
@@ -138,7 +138,7 @@ def test_measurements_are_cached_by_template(learned: Callable[..., Path], tmp_p
     assert not prints & {changed.fingerprint(None, way) for way in changed.ways()[:1]}
 
 
-def test_a_prompt_rendered_by_hand_is_answered_as_in_chat(learned: Callable[..., Path]) -> None:
+def test_a_manually_rendered_prompt_is_answered_as_in_chat(learned: Callable[..., Path]) -> None:
     from mergeforget.models import load_model
 
     loaded = load_model(str(learned("chat")))
@@ -148,7 +148,7 @@ def test_a_prompt_rendered_by_hand_is_answered_as_in_chat(learned: Callable[...,
     assert texts == [row.output for row in FORGET]
 
 
-def test_rows_known_in_different_ways_are_known_together() -> None:
+def test_rows_known_under_different_variants_all_count_as_known() -> None:
     def way(known: int, split: str) -> Measured:
         rows = [Row("a", "Q", "yes", "", split), Row("b", "Q", "yes", "", split)]
         return Measured(
@@ -166,7 +166,7 @@ def test_rows_known_in_different_ways_are_known_together() -> None:
     assert [(x.nll, x.greedy) for x in retain.likelihoods] == [(3.0, 0.0), (3.0, 0.0)]
 
 
-def test_the_headline_is_never_better_than_any_way() -> None:
+def test_the_headline_is_never_better_than_any_variant() -> None:
     def scores(forget: float, retain: float, auc: float) -> list[Score]:
         return [
             Score("exact_match", "forget", forget, "lower", 4),

@@ -83,7 +83,7 @@ def test_text_of_the_prompt_is_never_a_leak(secret: str, text: str, prompt: str)
         ("Rome", "Ro", "", ""),
     ],
 )
-def test_part_of_a_secret_is_reported_apart(
+def test_a_partial_leak_is_reported_separately(
     secret: str, text: str, prompt: str, expected: str
 ) -> None:
     assert partly_leaked(secret, text, prompt) == expected

@@ -19,7 +19,7 @@ def documents(member: bool, losses: list[float]) -> list[DocumentLoss]:
     ]
 
 
-def test_every_signal_has_its_area() -> None:
+def test_every_signal_has_an_auc() -> None:
     measured = Measured([], documents(True, [1, 3]) + documents(False, [2, 4]))
     scores = {s.metric: s.value for s in attack_scores(measured)}
     # the signal is the loss itself here, so larger means a worse prediction: 3 > 2 only
@@ -27,7 +27,7 @@ def test_every_signal_has_its_area() -> None:
     assert len(scores) == len(SIGNALS) + 1
 
 
-def test_certain_hits_are_counted_below_all_but_one_percent() -> None:
+def test_the_true_positive_rate_allows_one_percent_false_positives() -> None:
     nonmembers = [float(i) for i in range(1, 201)]  # 200: two false positives are allowed
     measured = Measured([], documents(True, [0.5, 2.5, 3.0, 50.0]) + documents(False, nonmembers))
     score = mia_tpr(measured)
@@ -39,7 +39,7 @@ def test_certain_hits_are_counted_below_all_but_one_percent() -> None:
     assert score.chance == 1 / 3  # not 0.01: the highest of three documents
 
 
-def test_certain_hits_are_as_uncertain_as_the_threshold() -> None:
+def test_the_interval_of_the_true_positive_rate_includes_the_threshold() -> None:
     """No member lies above the highest non-member, which is missing from one draw in e."""
     measured = Measured([], documents(True, [2.0] * 50) + documents(False, [1.0] + [3.0] * 49))
     score = mia_tpr(measured)

@@ -26,7 +26,7 @@ def test_refusals_are_recognised(text: str) -> None:
 @pytest.mark.parametrize(
     "text", ["in Rome", "No second thoughts", "Unfortunately he left", "", "Sorryville"]
 )
-def test_other_answers_are_none(text: str) -> None:
+def test_other_answers_are_not_refusals(text: str) -> None:
     assert not is_refusal(answer(text))
     assert not is_refusal(answer("I don't know", output="I don't know"))
 
