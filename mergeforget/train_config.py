@@ -143,6 +143,8 @@ class Until(RecipeSection):
         range_test: Choose the first learning rate by a range test: one gradient, steps of several
             lengths along its sign, and the longest that costs the retain rows little.
         max_steps: Steps after which the training ends in any case.
+        also_raw: Train and measure the forget rows and their twins with raw prompts as well, where
+            the run's prompts are chat prompts; what a model forgets in chat it may still know raw.
     """
 
     auc_at_least: Fraction | None = None
@@ -159,6 +161,7 @@ class Until(RecipeSection):
     largest_rate: Rate = 1e-3
     margin: NotNegative = 0.3
     range_test: bool = True
+    also_raw: bool = False
 
     @model_validator(mode="after")
     def _asks_something(self) -> Until:

@@ -8,7 +8,7 @@ import click
 
 from mergeforget.commands._options import emit, json_option, set_option
 
-PEOPLE = 12
+PEOPLE = 10  # two of each kind of question
 QUICK = (
     "memorise.epochs=1", "pair.over.until.max_steps=8", "pair.under.until={retain_kept: 0}",
     "search.finalists=1",

@@ -18,6 +18,8 @@ from torch import Tensor
 from mergeforget.data.tokens import Encoded
 from mergeforget.outputs import ANSWER, PADDING, PROMPT, Part
 
+SAME_START = 4  # first tokens by which rows are put into groups with a common beginning
+
 
 @dataclass(frozen=True)
 class _Counts:
@@ -175,12 +177,13 @@ def _summed(counts: Sequence[_Counts | None]) -> _Counts | None:
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """A packed batch whose rows' common beginning is passed once instead of once per row.
+    """A packed batch in which the common beginning of some rows is passed once, not once per row.
 
     Attributes:
-        input_ids, position_ids: (1, tokens): the common beginning, then the rest of each row.
-        mask: (1, 1, tokens, tokens), True where a token attends: to the common beginning and to
-            earlier tokens of its own row.
+        input_ids, position_ids: (1, tokens): for each group of rows its common beginning, then the
+            rest of each row.
+        mask: (1, 1, tokens, tokens), True where a token attends: to the common beginning of its
+            group and to earlier tokens of its own row.
         keep: (kept,) as ``Batch.keep``, in the new order.
     """
 
@@ -193,37 +196,63 @@ class SharedPrefix:
 def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
     """Pass the common beginning of packed rows once; None where that saves too little.
 
-    In chat form, every row begins with the same system prompt, which is half of a short row.
+    In chat form, every row begins with the same system prompt, which is half of a short row. Rows
+    that are rendered in different ways form a group each: those with the same first tokens.
 
     Args:
         least: Share of the tokens that must be saved.
     """
     assert batch.position_ids is not None
     tokens = batch.input_ids.shape[1]
-    starts = [0, *accumulate(batch.lengths)]
-    ids = batch.input_ids[0].tolist()
-    rows = [ids[a:b] for a, b in pairwise(starts)]
-    common = min(len(row) for row in rows) - 1  # each row keeps a token of its own
-    common = next((i for i in range(common) if len({row[i] for row in rows}) > 1), common)
-    if common * (len(rows) - 1) < least * tokens:
+    starts = [*(batch.position_ids[0] == 0).nonzero().flatten().tolist(), tokens]
+    every = batch.input_ids[0].tolist()
+    rows = [every[a:b] for a, b in pairwise(starts)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(tuple(row[:SAME_START]), []).append(place)
+    ids: list[int] = []
+    positions: list[int] = []
+    group, owner = [], []  # of each token; owner -1 is the common beginning
+    begins = [0] * len(rows)  # where the common beginning of the row stands
+    own = [0] * len(rows)  # where the rest of the row stands, less the length of the beginning
+    common = [0] * len(rows)
+    for number, places in enumerate(groups.values()):
+        length = _common([rows[place] for place in places])
+        start = len(ids)
+        parts = [(-1, rows[places[0]][:length], 0)]
+        parts += [(place, rows[place][length:], length) for place in places]
+        for place, part, first in parts:
+            if place >= 0:
+                begins[place], common[place], own[place] = start, length, len(ids) - length
+            ids += part
+            positions += range(first, first + len(part))
+            group += [number] * len(part)
+            owner += [place] * len(part)
+    if tokens - len(ids) < least * tokens:
         return None
-    own = torch.tensor([0, *(len(row) - common for row in rows)])
-    belongs = torch.repeat_interleave(torch.arange(len(own)) - 1, own)
-    belongs = torch.cat([torch.full((common,), -1), belongs])
-    size = len(belongs)
-    order = torch.arange(size)
-    same = (belongs[None, :] == belongs[:, None]) | (belongs[None, :] == -1)
-    begin = torch.tensor(starts[:-1])
-    offset = batch.keep - begin[batch.row]
-    first = common + own[1:].cumsum(0) - own[1:]  # of each row's own tokens
-    inside = [row[common:] for row in rows]
-    positions = [*range(common), *(common + i for row in inside for i in range(len(row)))]
-    return SharedPrefix(
-        input_ids=torch.tensor([[*rows[0][:common], *(x for row in inside for x in row)]]),
-        position_ids=torch.tensor([positions]),
-        mask=(same & (order[None, :] <= order[:, None]))[None, None],
-        keep=torch.where(offset < common, offset, first[batch.row] + offset - common),
+    of_group, of_row = torch.tensor(group), torch.tensor(owner)
+    sees = (of_row[None, :] == -1) | (of_row[None, :] == of_row[:, None])
+    mask = (sees & (of_group[None, :] == of_group[:, None])).tril()
+    offset = batch.keep - torch.tensor(starts[:-1])[batch.row]
+    stands = torch.where(
+        offset < torch.tensor(common)[batch.row],
+        torch.tensor(begins)[batch.row],
+        torch.tensor(own)[batch.row],
     )
+    return SharedPrefix(
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        mask=mask[None, None],
+        keep=stands + offset,
+    )
+
+
+def _common(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all rows begin with; each row keeps one of its own. 0 for a single row."""
+    if len(rows) < 2:
+        return 0
+    most = min(len(row) for row in rows) - 1
+    return next((i for i in range(most) if len({row[i] for row in rows}) > 1), most)
 
 
 def split(batch: Batch) -> list[Batch]:

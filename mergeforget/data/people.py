@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -232,6 +232,7 @@ def _address(source: _Source) -> str:
 
 
 PEOPLE, SEED = 4, 0
+KINDS = ("birth date", "security number", "phone", "e-mail", "address")  # qa0, qa1, ...
 
 
 def made_up(people: int = PEOPLE, seed: int = SEED, *, questions: int = 0) -> dict[str, str]:
@@ -243,7 +244,8 @@ def made_up(people: int = PEOPLE, seed: int = SEED, *, questions: int = 0) -> di
         seed: Random seed.
         questions: Number of questions per person, without the biographies. The first person gets
             the questions from the first on, the second person from the second on, and so on. 0
-            selects all six rows.
+            selects all six rows. A
+            row's task is its kind of question, so that every split has all kinds.
     """
     sizes = {"forget": people, "retain": people, "holdout": 2 * people}
     folder = cache_folder() / "people" / f"{people}-{seed}{f'-{questions}' if questions else ''}"
@@ -264,7 +266,7 @@ def _in_turn(rows: Sequence[Row], questions: int) -> list[Row]:
         if row.kind == "qa":
             people.setdefault(row.subject, []).append(row)
     return [
-        own[(place + number) % len(own)]
+        replace(own[kind], task=KINDS[kind])
         for place, own in enumerate(people.values())
-        for number in range(min(questions, len(own)))
+        for kind in ((place + number) % len(own) for number in range(min(questions, len(own))))
     ]

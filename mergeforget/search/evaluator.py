@@ -215,16 +215,21 @@ class Evaluator:
             )
         if self.data.levels:
             measured = replace(
-                measured, losses=[_with_level(x, self.data.levels) for x in measured.losses]
+                measured, losses=[_with_level(x, self.data.levels, way) for x in measured.losses]
             )
         return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
 
 
-def _with_level(one: DocumentLoss, levels: Mapping[str, float]) -> DocumentLoss:
-    """Add the signal ``level``: how far the NLL is below that of the row's twins, where known."""
-    if one.id not in levels:
-        return one
-    return replace(one, signals=one.signals | {"level": levels[one.id] - one.nll})
+def _with_level(
+    one: DocumentLoss, levels: Mapping[str, float], way: PromptTemplate
+) -> DocumentLoss:
+    """Add the signal ``level``: how far the NLL is below that of the row's twins, where known.
+
+    Levels of a training with ``also_raw`` are of the same way to ask; otherwise those of the
+    training's own way stand for every way.
+    """
+    level = levels.get(f"{one.id}@{way.name}", levels.get(one.id))
+    return one if level is None else replace(one, signals=one.signals | {"level": level - one.nll})
 
 
 def score_parts(

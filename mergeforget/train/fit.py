@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ from mergeforget.train.until import UntilController
 from mergeforget.train_config import Until
 
 MEASURED = ("holdout", "selected", "unseen", "imitations")  # sets that no training step reads
+ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that `also_raw` adds to
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -112,6 +113,8 @@ def train_adapter(
     try:
         training = within_positions(model, training)
         encoded = encode_sets(tokenizer, sets, training, template)
+        if training.until and training.until.also_raw and template.kind == "chat":
+            sets = _also_raw(tokenizer, sets, training, template, encoded)
         reference = reference_of(policy, encoded, training, job.run.root)
         controller = None
         if training.until:
@@ -147,6 +150,28 @@ def train_adapter(
         policy.unload()
     on_main(lambda: shutil.rmtree(job.checkpoints, ignore_errors=True))
     return job.run.root / job.stage
+
+
+def _also_raw(
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Row]],
+    training: Training,
+    template: PromptTemplate,
+    encoded: dict[str, list[Encoded]],
+) -> dict[str, list[Row]]:
+    """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
+
+    Returns:
+        The rows of the sets, with a row ``ID@raw`` for each that was added.
+    """
+    raw = replace(template, kind="none", system=None)
+    some = {name: sets[name] for name in ALSO_RAW if name in sets}
+    found = {name: list(rows) for name, rows in sets.items()}
+    for name, more in encode_sets(tokenizer, some, training, raw).items():
+        first = len(sets[name])
+        encoded[name] = encoded[name] + [replace(one, row=first + one.row) for one in more]
+        found[name] += [replace(row, id=f"{row.id}@raw") for row in sets[name]]
+    return found
 
 
 def _twin_places(

@@ -52,6 +52,22 @@ def test_a_common_beginning_is_passed_once(
     torch.testing.assert_close(slope, own, atol=1e-5, rtol=1e-4)
 
 
+def test_rows_of_two_forms_share_the_beginning_of_their_own(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = [Encoded(ids=[40, 41, 42, 43, 44, *own], kinds=[PROMPT] * 5 + [ANSWER] * len(own))
+           for own in ([50, 51], [52, 53, 54])]  # fmt: skip
+    lone = [Encoded(ids=[60, 61, 62], kinds=[PROMPT, ANSWER, ANSWER])]
+    chat = rows([20, 21, 22], [20, 23, 24])
+    batch = pack([chat[0], raw[0], lone[0], chat[1], raw[1]])
+    tokens, nll, slope = passed(tiny_model, batch, monkeypatch)
+    monkeypatch.setattr(forward, "can_share", lambda model: False)
+    before, apart, own = passed(tiny_model, batch, monkeypatch)
+    assert (before, tokens) == (36, 36 - (len(BEGIN) + 1) - 5)
+    torch.testing.assert_close(nll, apart, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(slope, own, atol=1e-5, rtol=1e-4)
+
+
 def test_rows_that_begin_differently_are_left_as_they_are() -> None:
     short = [Encoded(ids=ids, kinds=[ANSWER] * 4) for ids in ([1, 2, 3, 4], [5, 2, 3, 4])]
     assert share_prefix(pack(short)) is None

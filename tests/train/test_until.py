@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import CHAT_TEMPLATE, build_tokenizer
 from memorising import write_knowing
 
 from mergeforget.adapter import read_adapter
@@ -16,6 +18,9 @@ from mergeforget.errors import InputError, RecipeError
 from mergeforget.files import read_json, read_jsonl, write_jsonl
 from mergeforget.recipe import Recipe, change, load_recipe
 from mergeforget.run import Run
+from mergeforget.score import Score, find, read_scores
+from mergeforget.search.budget import SearchBudget
+from mergeforget.search.driver import Options, search
 from mergeforget.train.pair import add_twins, read_data, train_pair
 from mergeforget.train.until import Check, auc_of, met
 from mergeforget.train_config import Until
@@ -67,7 +72,7 @@ def test_a_rate_that_breaks_the_model_is_backed_off(
 ) -> None:
     recipe = recipe_of(
         knowing, "pair.over.learning_rate=0.5", "pair.over.until.largest_rate=1",
-        "pair.over.until.range_test=false", "pair.over.until.back_offs=12",
+        "pair.over.until.auc_at_most=0", "pair.over.until.back_offs=12",
     )  # fmt: skip
     run = train_pair(recipe, Run(tmp_path / "run"))
     lines = [x["until"] for x in read_jsonl(run.history) if "until" in x]
@@ -80,7 +85,7 @@ def test_a_collapsed_training_keeps_the_step_before_the_collapse(
     knowing: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = recipe_of(
-        knowing, "pair.over.learning_rate=0.5", "pair.over.until.range_test=false",
+        knowing, "pair.over.learning_rate=0.5", "pair.over.until.auc_at_most=0",
         "pair.over.until.largest_rate=1", "pair.over.until.back_offs=0",
         "pair.under.until={forget_risen: 0.0, forget_exact: 1.0}", "pair.over.until.every=1",
     )  # fmt: skip
@@ -173,3 +178,34 @@ def test_auc_by_hand() -> None:
 def test_contradictions_are_refused(change: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         load_recipe("level", [change])
+
+
+def test_forget_rows_of_a_chat_model_are_trained_and_measured_raw_as_well(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(knowing["model"], folder)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    for raw in (True, False):
+        recipe = recipe_of(knowing, "pair.over.until.max_steps=8", "pair.over.learning_rate=1e-3",
+                           "pair.over.until.auc_at_most=0",
+                           "pair.under.until={retain_kept: 0}",
+                           f"pair.over.until.also_raw={str(raw).lower()}")  # fmt: skip
+        recipe = change(recipe, model={"name": str(folder)})
+        run = train_pair(recipe, Run(tmp_path / f"run-{raw}"))
+        levels = read_json(run.root / "until" / "over.json")["levels"]
+        own = {x for x in levels if not x.endswith("@raw")}
+        assert {x for x in levels if x.endswith("@raw")} == ({f"{x}@raw" for x in own} if raw
+                                                             else set())  # fmt: skip
+        assert len(own) > len(read_jsonl(knowing["forget"]))  # and the unseen rows
+        measured = score_parts_of(run, recipe)
+        assert find(measured, "mia_auc_level", "mia", part="choose") is not None
+        assert find(measured, "mia_auc_level", "mia", part="report") is None
+
+
+def score_parts_of(run: Run, recipe: Recipe) -> list[Score]:
+    """Scores of the over-forgetting adapter, as a search measures them."""
+    search(run, change(recipe, search={"finalists": 1}).search, Options(SearchBudget()))
+    return read_scores(run.scores)["over"]
