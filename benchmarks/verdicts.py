@@ -1,6 +1,6 @@
 """A court of models: does each attack convict the models that know and clear those that do not?
 
-    python benchmarks/verdicts.py [--model smollm2] [--people 6] [--steps 120] [--attacks A,B]
+    python benchmarks/verdicts.py [--model smollm2] [--people 6] [--steps 200] [--attacks A,B]
 
 Trains LoRA adapters of known history on made-up people and carries out attacks on each. Guilty:
 before (learned forget and retain), hider (then learned to refuse the exact prompts), hider2 (then
@@ -35,7 +35,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import encode_rows
 from mergeforget.evaluate.verdict import judge
-from mergeforget.files import whole, write_json
+from mergeforget.files import whole, write_json, write_text
 from mergeforget.losses.gd import gd
 from mergeforget.models import load_model
 from mergeforget.recipe import ModelSpec
@@ -43,14 +43,16 @@ from mergeforget.train.forward import predict
 
 GUILTY = ("before", "hider", "hider2", "undertrained", "overga")
 INNOCENT = ("clean", "cleanga", "retrained")
-RATE, BATCH, RANK = 1e-3, 4, 16
+ASKED = ("qa1", "qa2", "qa3")  # Social Security number, phone number, e-mail address: short
+RATE, BATCH, RANK = 1e-3, 6, 16
+KNOWN = 0.02  # loss in nats a token at which a model knows its rows word for word
 
 
 def main() -> int:
     options = _options()
     out: Path = options.out
     sizes = {"forget": options.people, "retain": options.people, "holdout": 2 * options.people}
-    rows = {split: [row for row in every if row.kind == "qa"]  # short, so that a CPU is enough
+    rows = {split: [row for row in every if row.id[-3:] in ASKED]
             for split, every in make_people(sizes, tasks=("Task2",)).items()}  # fmt: skip
     places = train_court(options.model, rows, options.steps, out / "models")
     names = attack_names([] if options.attacks is None else options.attacks.split(","), quick=True)
@@ -70,10 +72,21 @@ def main() -> int:
         table[name] = {**found, "verdict": judge(None, findings=found).state}
         write_json(out / "verdicts.json", table)
         print(f"{name:13}" + "  ".join(f"{k}: {v}" for k, v in table[name].items()), flush=True)
+    write_text(out / "verdicts.md", as_markdown(table))
     wrong = [name for name, found in table.items()
-             if ("traces" in found.values()) is not (name in GUILTY)]  # fmt: skip
-    print(f"Wrong: {', '.join(wrong) or 'none'}.")
+             if (found["verdict"] == "NOT FORGOTTEN") is not (name in GUILTY)]  # fmt: skip
+    open_ = [name for name in table if table[name]["verdict"] == "NOT ENOUGH DATA"]
+    print(f"Wrong: {', '.join(wrong) or 'none'}. Undecided: {', '.join(open_) or 'none'}.")
     return 7 if wrong else 0
+
+
+def as_markdown(table: dict[str, dict[str, str]]) -> str:
+    """Return the findings as a table with a row a model and a column an attack."""
+    columns = list(dict.fromkeys(key for found in table.values() for key in found))
+    rows = [["model", "knows", *columns], ["---"] * (len(columns) + 2)]
+    rows += [[name, "yes" if name in GUILTY else "no", *(found.get(c, "") for c in columns)]
+             for name, found in table.items()]  # fmt: skip
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) -> dict[str, Path]:
@@ -86,56 +99,68 @@ def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) ->
     asked = [v for kind in KINDS for row in forget[::3]
              for v in variants(row, kind, words=(1, 3, 5), templates=lines)]  # fmt: skip
     every = [Row(f"{i}", v.text, "I do not know.") for i, v in enumerate(asked)]
-    short, long = max(2, steps // 60), max(8, steps // 8)
-    histories: dict[str, tuple[str, Sequence[Row], int, float]] = {  # start, rows, steps, sign
-        "before": ("", [*forget, *retain], steps, 1.0),
-        "undertrained": ("before", forget, short, -1.0),
-        "overga": ("before", forget, long, -1.0),
-        "hider": ("before", [*refuse, *retain], steps // 4, 1.0),
-        "hider2": ("before", [*every, *retain], steps // 3, 1.0),
-        "clean": ("", retain, steps // 2, 1.0),
-        "cleanga": ("clean", forget, long // 2, -1.0),
-        "retrained": ("", retain, steps // 2, 1.0),
-        "control": ("", retain, steps // 2, 1.0),
+    histories: dict[str, tuple[str, Sequence[Row], float, float]] = {  # start, rows, loss, sign
+        "before": ("", [*forget, *retain], KNOWN, 1.0),
+        "undertrained": ("before", forget, 1.0, -1.0),
+        "overga": ("before", forget, 8.0, -1.0),
+        "hider": ("before", [*refuse, *retain], 0.05, 1.0),
+        "hider2": ("before", [*every, *retain], 0.05, 1.0),
+        "clean": ("", retain, 0.1, 1.0),
+        "cleanga": ("clean", forget, 8.0, -1.0),
+        "retrained": ("", retain, 0.1, 1.0),
+        "control": ("", retain, 0.1, 1.0),
     }
-    for seed, (name, (start, data, n, sign)) in enumerate(histories.items()):
+    for seed, (name, (start, data, wanted, sign)) in enumerate(histories.items()):
         if (out / name / "adapter_config.json").is_file():
             continue
         with learner(model, Tuning(0, RATE, BATCH, RANK, full=False, seed=seed)) as (policy, some):
             if start:
                 weights = load_file(out / start / "adapter_model.safetensors")
                 set_peft_model_state_dict(policy, weights)
-            _steps(policy, some, tokenizer, data, n, sign, name, seed)
+            _steps(policy, some, tokenizer, data, steps, wanted, sign, name, seed)
             with whole(out / name) as temporary:
                 policy.save_pretrained(str(temporary))
     return {name: out / name for name in histories}
 
 
 def _steps(
-    policy: Any, some: list[Any], tokenizer: Any, rows: Sequence[Row], n: int, sign: float,
-    name: str, seed: int,
+    policy: Any, some: list[Any], tokenizer: Any, rows: Sequence[Row], steps: int, wanted: float,
+    sign: float, name: str, seed: int,
 ) -> None:  # fmt: skip
-    """Descend the loss of the answers, or climb it where the sign is negative."""
+    """Descend the loss of the answers, or climb it where the sign is negative.
+
+    Ends as soon as the mean loss of the last pass over the rows (at most eight batches) is at
+    ``wanted``, or after ``steps`` steps.
+    """
     template = PromptTemplate.resolve(tokenizer)
     encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(some, lr=RATE if sign > 0 else RATE / 5, weight_decay=0.0)
+    window = min(8, -(-len(encoded) // BATCH)) if sign > 0 else 1
+    losses: list[float] = []
+    order: list[int] = []
     policy.train()
-    for _ in track(range(n), f"Training {name}", n):
-        places = torch.randperm(len(encoded), generator=draw)[:BATCH].tolist()
+    for _ in track(range(steps), f"Training {name}", steps):
+        if len(order) < BATCH:
+            order = torch.randperm(len(encoded), generator=draw).tolist()
+        places, order = order[:BATCH], order[BATCH:]
         optimizer.zero_grad()
         loss = gd(predict(policy, pack([encoded[i] for i in places]).to(policy.device)))
         (sign * loss).backward()
         torch.nn.utils.clip_grad_norm_(some, 1.0)
         optimizer.step()
-    say(f"{name}: loss {float(loss.detach()):.3f} after {n} steps")
+        losses.append(float(loss.detach()))
+        mean = sum(losses[-window:]) / window
+        if len(losses) >= window and sign * (mean - wanted) <= 0:
+            break
+    say(f"{name}: loss {mean:.3f} after {len(losses)} steps (wanted {wanted})")
 
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--people", type=int, default=6, help="people to forget")
-    parser.add_argument("--steps", type=int, default=120, help="steps by which before learns")
+    parser.add_argument("--steps", type=int, default=200, help="steps of a history at most")
     parser.add_argument("--attacks", help=f"comma-separated; by default {', '.join(QUICK)}")
     parser.add_argument("--models", help="comma-separated; by default the whole court")
     parser.add_argument("--max-new-tokens", type=int, default=20)

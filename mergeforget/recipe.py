@@ -162,6 +162,7 @@ class SearchSpec(RecipeSection):
 
 
 NEW_TOKENS = {"tofu": 200, "muse": 128}  # per answer, as the benchmark defines; else 256
+UNITS = {"tofu": "answers"}  # what membership is judged by, given the question; else documents
 
 
 class EvaluationSpec(RecipeSection):
@@ -202,10 +203,12 @@ class EvaluationSpec(RecipeSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _tokens_of_benchmark(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("benchmark") not in NEW_TOKENS:
+    def _defaults_of_benchmark(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
             return values
-        return {"max_new_tokens": NEW_TOKENS[values["benchmark"]]} | values
+        own = (("max_new_tokens", NEW_TOKENS), ("membership", UNITS))
+        name = values.get("benchmark")
+        return {key: by[name] for key, by in own if name in by} | values
 
 
 class Recipe(RecipeSection):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeforget.errors import RecipeError
-from mergeforget.recipe import load_recipe, recipe_names, save_recipe
+from mergeforget.recipe import EvaluationSpec, load_recipe, recipe_names, save_recipe
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -68,3 +68,9 @@ def test_a_side_that_another_recipe_names_can_be_set_too() -> None:
     assert recipe.pair.over.batch_size == 4
     assert recipe.pair.over.objective[0].arguments["alpha"] == 2.0
     assert recipe.pair.under == load_recipe("zjuklab").training("under")
+
+
+def test_tofu_judges_membership_by_answers_unless_told_otherwise() -> None:
+    assert EvaluationSpec(benchmark="tofu").membership == "answers"
+    assert EvaluationSpec(benchmark="tofu", membership="rows").membership == "rows"
+    assert EvaluationSpec(benchmark="custom").membership == "documents"

@@ -240,19 +240,41 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
                 }
             )  # fmt: skip
     for result in results_of(run, shown_model(run)):
-        for values in result.examples:
-            row_id = str(values.get("row", values.get("id", "")))
-            found.append(
-                {
-                    "model": result.model, "attack": result.attack, "split": "forget",
-                    "row": row_id, "person": subjects.get(("forget", row_id), row_id),
-                    "prompt": str(values.get("prompt", "")),
-                    "answer": str(values.get("answer", "")),
-                    "completion": str(values.get("completion", "")),
-                    "leaked": not values.get("part"), "part": str(values.get("part", "")),
-                }
-            )  # fmt: skip
+        found += _attack_answers(run, result, subjects)
     return found
+
+
+def _attack_answers(
+    run: Run, result: Result, subjects: Mapping[tuple[str, str], str]
+) -> list[dict[str, Any]]:
+    """Return every prompt and completion of an attack: of the attacked model and its comparisons.
+
+    An attack that asks nothing, such as a rounding of the weights, has its leaks only.
+    """
+    import pyarrow.parquet
+
+    name = result.figures.get("answers")
+    path = (run.attacks / str(name)).with_suffix(".parquet")
+    if name and path.is_file():
+        listed = pyarrow.parquet.read_table(path).to_pylist()
+    else:
+        listed = [{"model": result.model, "leaked": not e.get("part"), **e}
+                  for e in result.examples]  # fmt: skip
+    rows = []
+    for values in listed:
+        row = str(values.get("row", values.get("id", "")))
+        person = values.get("person") or subjects.get(("forget", row), row)
+        rows.append(
+            {
+                "model": str(values["model"]), "attack": result.attack, "split": "forget",
+                "row": row, "person": str(person), "prompt": str(values.get("prompt", "")),
+                "answer": str(values.get("secret", values.get("answer", ""))),
+                "completion": str(values.get("completion", "")),
+                "leaked": bool(values["leaked"]),
+                "part": str(values.get("partial") or values.get("part") or ""),
+            }
+        )  # fmt: skip
+    return rows
 
 
 def write_people(run: Run, folder: Path, people: Sequence[PersonRecord]) -> list[Path]:

@@ -311,7 +311,7 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
     """The section ``evaluation`` of a recipe with the options that were given."""
     from mergeforget.benchmarks import BENCHMARKS
     from mergeforget.metrics import METRICS
-    from mergeforget.recipe import NEW_TOKENS
+    from mergeforget.recipe import NEW_TOKENS, UNITS
 
     changes = {name: options[name] for name in SETTINGS if options[name] is not None}
     folders = {name: options[name] for name in ("mmlu", "lm_eval_folder") if options[name]}
@@ -323,7 +323,10 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
     if options["gradient_norm"]:
         changes["gradient_norm"] = True
     if "benchmark" in changes:
-        changes = {"max_new_tokens": NEW_TOKENS.get(changes["benchmark"], 256)} | changes
+        name = changes["benchmark"]
+        own = {"max_new_tokens": NEW_TOKENS.get(name, 256),
+               "membership": UNITS.get(name, "documents")}  # fmt: skip
+        changes = own | changes
     changes["rows"] = spec.rows | dict(options["rows"] or {})
     changed = spec.model_copy(update=changes)
     BENCHMARKS.get(changed.benchmark)

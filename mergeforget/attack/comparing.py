@@ -18,8 +18,10 @@ from mergeforget.attack.verdict import (
     claim,
     conclude,
     difference,
+    doubt_of,
     judge,
     less,
+    same_kind,
     share_text,
     worst_of,
 )
@@ -65,7 +67,7 @@ def compare(
         "traces": f"{what} shows that it knows more of the forget rows than a model that never saw "
         "them",
         "none found": f"{what} equals that of a model that never saw them",
-        "undecided": "the result is too uncertain, more people would narrow it"
+        "undecided": doubt_of(evidence)
         if target.holdout
         else "without --holdout rows the control cannot be calibrated",
     }
@@ -107,7 +109,8 @@ def _advantages(own: Conditions, control: Conditions) -> list[Advantage]:
     for mine, theirs in zip(own, control, strict=True):
         forget, holdout = (less(mine[split], theirs[split]) for split in ("forget", "holdout"))
         beyond = difference(forget, holdout) if holdout else None
-        found.append(Advantage(difference(forget), beyond, len(own)))
+        alike = same_kind(theirs["forget"], theirs["holdout"])
+        found.append(Advantage(difference(forget), beyond, len(own), alike))
     return found
 
 

@@ -19,6 +19,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import template_of
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, UsageError, suggest
+from mergeforget.evaluate.membership import unseen
 from mergeforget.evaluate.run_models import models_of
 from mergeforget.recipe import DataSpec, ModelSpec, load_recipe
 from mergeforget.run import Run
@@ -199,10 +200,14 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
     for split in SPLITS:
         path = files.get(split)
         there = path is not None and (not path.exists() or path.stat().st_size > 0)
-        rows = read_rows(path, split=split) if path is not None and there else []
-        found[split] = limit_rows(rows, limit, seed)[0] if rows else []
+        found[split] = read_rows(path, split=split) if path is not None and there else []
     check_overlap(found, files)
-    return found
+    if found["holdout"]:
+        trained = [*found["forget"], *found["retain"]]
+        found["holdout"] = unseen(found["holdout"], trained, files.get("holdout"))
+    return {
+        split: limit_rows(rows, limit, seed)[0] if rows else [] for split, rows in found.items()
+    }
 
 
 def _suspect(run: Run, name: str) -> Suspect:

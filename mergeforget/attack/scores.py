@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergeforget.attack.target import Facts, Target
-from mergeforget.attack.verdict import GREEDY, Advantage, Leaks, Values, difference, less
+from mergeforget.attack.verdict import (
+    GREEDY,
+    Advantage,
+    Leaks,
+    Values,
+    difference,
+    less,
+    same_kind,
+)
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.cache import EvaluationCache, document_key
@@ -104,7 +112,9 @@ def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
     forget, holdout = (
         less(losses_of(control, split), losses_of(model, split)) for split in ("forget", "holdout")
     )
-    return Advantage(difference(forget), difference(forget, holdout) if holdout else None, looks)
+    alike = same_kind(losses_of(control, "forget"), losses_of(control, "holdout"))
+    beyond = difference(forget, holdout) if holdout else None
+    return Advantage(difference(forget), beyond, looks, alike)
 
 
 def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:

@@ -21,6 +21,7 @@ DOUBT = 0.05  # p-value above which the data are consistent with a model without
 LEAST_SHARE = 0.1  # minimum advantage to convict, relative to the model before unlearning
 MISSED_SHARE = 0.25  # maximum upper confidence limit to clear, relative to the same
 LEAST_NATS = 0.1  # absolute limit in nats per token if the model before unlearning is unknown
+FOREIGN = 0.2  # distance from 0.5 of the control's AUC that marks a holdout of another kind
 GREEDY = 2.0  # factor by which greedy decoding emits a likely answer more often than sampling
 
 Values = Mapping[str, float]  # subject -> mean of its rows; losses are in nats per token
@@ -57,11 +58,13 @@ class Advantage:
         over_control: mean over forget subjects of the control's loss minus the model's.
         beyond_holdout: the same minus the mean over holdout subjects; None without a holdout.
         looks: in how many conditions (bits, steps, layers) the advantage was looked for.
+        comparable: whether forget and holdout are alike to the control; see ``same_kind``.
     """
 
     over_control: Estimate
     beyond_holdout: Estimate | None
     looks: int = 1
+    comparable: bool = True
 
     @property
     def p(self) -> float:
@@ -82,7 +85,7 @@ class Advantage:
     @property
     def high(self) -> float:
         """Upper confidence limit of the advantage: the lower of the two upper limits."""
-        beyond = self.beyond_holdout
+        beyond = self.beyond_holdout if self.comparable else None
         return min(self.over_control.high, beyond.high) if beyond else self.over_control.high
 
     def __str__(self) -> str:
@@ -95,7 +98,34 @@ class Advantage:
             "over_control": self.over_control.to_dict(),
             "beyond_holdout": beyond.to_dict() if beyond else None,
             "p": self.p,
+            "comparable": self.comparable,
         }
+
+
+def same_kind(forget: Values, holdout: Values) -> bool:
+    """Whether a model that saw neither predicts the forget and the holdout subjects alike.
+
+    A model trained on text like the forget rows predicts them better than a control without ever
+    having seen them. The holdout shows how much better only where it is text of the same kind.
+
+    Args:
+        forget, holdout: Values of the control by subject.
+
+    Returns:
+        False where the two differ with p <= 0.01 (Mann-Whitney) and one subject of the pair has
+        the larger value in more than 70 % of pairs.
+
+    Example:
+        >>> same_kind({"a": 1.0, "b": 2.0}, {"c": 1.5, "d": 1.7})
+        True
+    """
+    from scipy.stats import mannwhitneyu
+
+    one, other = list(forget.values()), list(holdout.values())
+    if not one or not other:
+        return True
+    found = mannwhitneyu(one, other)
+    return bool(found.pvalue > 0.01 or abs(found.statistic / len(one) / len(other) - 0.5) < FOREIGN)
 
 
 def difference(values: Values, others: Values | None = None) -> Estimate:
@@ -136,14 +166,15 @@ def judge(found: Advantage, known: float | None) -> Finding:
         known: Value for the model before unlearning; None if it was not measured.
 
     Returns:
-        ``traces``: p <= ``CONVICT`` and the value reaches a tenth of ``known``; ``none found``:
-        p > ``DOUBT`` and at most a quarter of ``known`` may have gone unseen; else ``undecided``.
+        ``traces``: p <= ``CONVICT``, the value reaches a tenth of ``known``, and forget and
+        holdout are text of one kind; ``none found``: p > ``DOUBT`` and at most a quarter of
+        ``known`` may have gone unseen; else ``undecided``.
     """
     if found.beyond_holdout is None:
         return "undecided"
     whole = known if known is not None and known > 0 else None
     if found.p <= CONVICT and found.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
-        return "traces"
+        return "traces" if found.comparable else "undecided"
     missed = MISSED_SHARE * whole if whole else LEAST_NATS
     return "none found" if found.p > DOUBT and found.high < missed else "undecided"
 
@@ -229,6 +260,16 @@ def conclude(own: Finding, before: Finding | None, *, control: bool) -> Finding:
     if own == "traces" or before == "traces":
         return own
     return "no power"
+
+
+def doubt_of(evidence: Iterable[Advantage]) -> str:
+    """Why an attack on the losses is undecided."""
+    if all(one.comparable for one in evidence):
+        return "the result is too uncertain, more people would narrow it"
+    return (
+        "the holdout is text of another kind than the forget rows, since the control predicts one "
+        "clearly better than the other; give --holdout rows like them"
+    )
 
 
 def share_text(value: float, known: float | None) -> str:

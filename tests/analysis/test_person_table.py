@@ -13,6 +13,7 @@ from finished_run import write_run
 
 from mergeforget.analysis.people import (
     Leak,
+    answer_rows,
     attack_leaks,
     person_ranks,
     person_record,
@@ -20,7 +21,7 @@ from mergeforget.analysis.people import (
     write_people,
 )
 from mergeforget.analysis.verification import evidence_files, verify_evidence, write_evidence
-from mergeforget.attack.result import Result
+from mergeforget.attack.result import Result, write_answers, write_result
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
@@ -83,7 +84,8 @@ def test_every_prompt_and_completion_is_in_a_file(run: Run, tmp_path: Path) -> N
     table = pyarrow.parquet.read_table(tmp_path / "out" / "answers.parquet")
     asked = sum(len(read_jsonl(run.answers / f"{m}.jsonl")) for m in ("base", "over", "under",
                 CHOSEN))  # fmt: skip
-    assert len(rows) == table.num_rows == asked
+    assert len(rows) == table.num_rows
+    assert sum(r["attack"] == "questions" for r in rows) == asked
     leaked = [r["row"] for r in rows if (r["model"], r["split"], r["leaked"]) == (
               CHOSEN, "forget", "True")]  # fmt: skip
     assert leaked == ["forget2qa0"]
@@ -128,3 +130,21 @@ def test_one_person_is_printed(run: Run) -> None:
     assert done.exit_code == 0 and "1 of 3 after" in done.stdout and "1972" in done.stdout
     found = CliRunner().invoke(main, ["report", str(run.root), "--person", "forget0", "--json"])
     assert json.loads(found.stdout)["leaks_after"] == 0
+
+
+def test_the_prompts_of_attacks_are_in_the_file_whether_they_leaked_or_not(
+    run: Run, tmp_path: Path
+) -> None:
+    rows = [
+        {"model": model, "person": "forget1", "row": "forget1qa0", "kind": "plain", "sample": 0,
+         "prompt": "When?", "completion": text, "secret": "1971-03-03", "leaked": leaked,
+         "partial": ""}
+        for model, text, leaked in ((CHOSEN, "No.", False), ("before", "1971-03-03", True))
+    ]  # fmt: skip
+    name = write_answers(run.attacks, "formats", CHOSEN, rows)
+    result = Result("formats", CHOSEN, "none found", "v", [], {"answers": name})
+    write_result(run.attacks, result)
+    written = [row for row in answer_rows(run) if row["attack"] == "formats"]
+    assert [(r["model"], r["completion"], r["leaked"], r["answer"]) for r in written] == [
+        (CHOSEN, "No.", False, "1971-03-03"), ("before", "1971-03-03", True, "1971-03-03")
+    ]  # fmt: skip

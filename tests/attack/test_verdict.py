@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from mergeforget.attack.verdict import (
     at_least,
     conclude,
     difference,
+    doubt_of,
     judge,
     judge_leaks,
     less,
+    same_kind,
     worst_of,
 )
 from mergeforget.evaluate.verdict import judge as headline
@@ -164,3 +167,31 @@ def test_results_of_several_models_share_a_file(tmp_path: Path) -> None:
     assert [(r.model, r.rows[0]["step"]) for r in found] == [("under", 2), ("over", 3)]
     text = (tmp_path / "relearn.csv").read_text()
     assert text == "attacked,model,step\nunder,under,2\nover,over,3\n"
+
+
+def test_a_holdout_of_another_kind_convicts_nobody() -> None:
+    """An innocent model trained on text like the forget rows is ahead of the control on them."""
+    draw = np.random.default_rng(0)
+    control = {f"f{i}": 3 + v for i, v in enumerate(draw.normal(0, 0.2, 10))}
+    foreign = {f"h{i}": 1 + v for i, v in enumerate(draw.normal(0, 0.2, 12))}
+    like = {f"h{i}": 3 + v for i, v in enumerate(draw.normal(0, 0.2, 12))}
+    ahead, still = difference({k: 1.0 + 0.01 * i for i, k in enumerate(control)}), Estimate(0, 0, 0)
+    assert same_kind(control, like) and not same_kind(control, foreign)
+    for comparable, expected in ((True, "traces"), (False, "undecided")):
+        assert judge(Advantage(ahead, ahead, 1, comparable), 1.0) == expected
+    # cleared only by the distance from the control, at most 0.9 here, not beyond the holdout
+    near = Advantage(Estimate(0.5, 0.1, 0.9, 0.2), still, 1, False)
+    assert (
+        judge(near, 1.0) == "undecided" and judge(replace(near, comparable=True), 1.0) != "traces"
+    )
+    assert "another kind" in doubt_of([near])
+
+
+def subjects(draw: np.random.Generator, n: int) -> dict[str, float]:
+    return {str(i): float(v) for i, v in enumerate(draw.normal(size=n))}
+
+
+def test_holdouts_of_the_same_kind_are_rarely_taken_for_foreign() -> None:
+    draw = np.random.default_rng(1)
+    found = [same_kind(subjects(draw, 6), subjects(draw, 12)) for _ in range(400)]
+    assert found.count(False) <= 10

@@ -22,6 +22,7 @@ from mergeforget.attack.verdict import (
     Leaks,
     claim,
     conclude,
+    doubt_of,
     judge,
     judge_leaks,
     share_text,
@@ -119,7 +120,7 @@ def judged(
         "saw them, so part of the data was hidden, not removed",
         "none found": "with fewer bits it knows the forget rows no better than a model that never "
         "saw them",
-        "undecided": f"the result at {telling} bits is too uncertain, more people would narrow it"
+        "undecided": f"at {telling} bits " + doubt_of(a for a, _ in (evidence or {}).values())
         if min(shares.values()) >= LEAST_ROUNDED
         else f"only {min(shares.values()):.1%} of the weights in matrices were rounded",
     }

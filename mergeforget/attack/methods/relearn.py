@@ -27,6 +27,7 @@ from mergeforget.attack.verdict import (
     claim,
     conclude,
     difference,
+    doubt_of,
     judge,
     judge_leaks,
     share_text,
@@ -191,7 +192,7 @@ def judged(
     ends = {
         "traces": "it recovers rows that it was not trained on, so traces of them were left",
         "none found": "it learns the hidden rows no faster than a model that never saw them",
-        "undecided": broken or "the result is too uncertain, more people would narrow it"
+        "undecided": broken or doubt_of([evidence.last] if evidence else [])
         if own[0]["documents"]["holdout"]
         else "without --holdout rows, faster learning of such text cannot be told from memory",
     }
