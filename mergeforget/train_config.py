@@ -175,6 +175,27 @@ class Until(RecipeSection):
         return self
 
 
+class Robust(RecipeSection):
+    """Perturbed weights through which the forget terms are computed, so that forgetting lasts.
+
+    Attributes:
+        bits: round every weight matrix to this many bits; the gradient passes straight through.
+        group: neighbouring weights that share a scale below 8 bits.
+        noise: standard deviation of normal weight noise, as a fraction of each matrix's root mean
+            square; drawn anew in each step.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=16)] | None = None
+    group: Positive = 64
+    noise: NotNegative = 0.0
+
+    @model_validator(mode="after")
+    def _perturbs(self) -> Robust:
+        if self.bits is None and not self.noise:
+            raise ValueError("robust changes nothing: set bits, for example 4, or noise")
+        return self
+
+
 class Training(RecipeSection):
     """How one adapter is trained. An epoch is one pass over the forget set.
 
@@ -190,6 +211,7 @@ class Training(RecipeSection):
     direction: Literal["sum", "ngdiff", "gru", "sam"] = "sum"  # how both gradients are combined
     gru_smoothing: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the retain gradient, with gru
     sam_radius: Rate = 0.01  # norm of the weight perturbation, with sam
+    robust: Robust | None = None  # compute forget terms through rounded or noisy weights
     clip_each: NotNegative = 0.0  # norm of each micro-batch's gradient, with ngdiff; 0: no clip
     auto_rate: AutoRate | None = None
     dual: Dual | None = None
@@ -232,6 +254,13 @@ class Training(RecipeSection):
             raise ValueError(f"direction {self.direction} needs terms on forget and on retain")
         if self.direction == "sam" and "forget" not in sets:
             raise ValueError("direction sam perturbs along the forget gradient: add a forget term")
+        if self.robust and "forget" not in sets:
+            raise ValueError("robust perturbs the weights of forget terms: add one on forget")
+        if self.robust and self.gradient_checkpointing:
+            raise ValueError(
+                "robust does not work with gradient_checkpointing, which would compute the forget "
+                "terms again at unperturbed weights: leave out one of the two"
+            )
         if self.clip_each and self.direction != "ngdiff":
             raise ValueError("clip_each belongs to direction ngdiff; max_grad_norm clips a step")
         if self._differs("gru_smoothing") and self.direction != "gru":

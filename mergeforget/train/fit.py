@@ -292,6 +292,7 @@ def fit(
         order=order,
         accumulation=accumulation,
         budget=passes.tokens,
+        robust=plan.robust if plan is not None else None,
         model=model,
         args=arguments(
             training,

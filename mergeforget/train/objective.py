@@ -35,6 +35,11 @@ def check_recipe(recipe: Recipe) -> None:
             )
         if training.optimizer.endswith("8bit"):
             _check_eight_bits(place, training)
+        if training.robust and (recipe.model.quantization or sharded()):
+            raise RecipeError(
+                f"{place}: robust rounds whole weight matrices, which model.quantization and FSDP "
+                "do not hold. Leave out robust, or train without them."
+            )
         for name in training.report_to:
             if find_spec(name) is None:
                 raise RecipeError(

@@ -24,9 +24,11 @@ from mergeforget.outputs import TokenOutputs
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.train.forward import TOGETHER, as_reference, predict_sets, unwrapped
 from mergeforget.train.objective import check_finite, compute
+from mergeforget.train.perturbed import perturbed
 from mergeforget.train.reference import Reference
 from mergeforget.train.requirements import Reads, reads_of, sets_of
 from mergeforget.train.samplers import ChunkedSampler, Order, ShardedSampler
+from mergeforget.train_config import Robust
 
 Said = dict[str, TokenOutputs]  # by set
 
@@ -68,9 +70,11 @@ class UnlearningTrainer(Trainer):
         order: Order,
         accumulation: int,
         budget: int = TOGETHER,
+        robust: Robust | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        self.robust = robust  # perturbs the weights of the forget terms
         self.terms, self.stage, self.history = list(terms), stage, history
         self.reference, self.order = reference or Reference(), order
         self.accumulation = accumulation  # micro-batches of a step, of all processes
@@ -281,8 +285,15 @@ class UnlearningTrainer(Trainer):
         layers = set().union(*(r.layers for r in reads.values()))
         batches = {name: share.batches[name] for name in reads}
         totals = {name: share.totals(name) for name in reads}
-        return predict_sets(model, batches, totals, head=self.reference.head,
-                            layers=sorted(layers), together=self.together)  # fmt: skip
+        more: dict[str, Any] = {
+            "head": self.reference.head, "layers": sorted(layers), "together": self.together,
+        }  # fmt: skip
+        if self.robust is None or "forget" not in batches:
+            return predict_sets(model, batches, totals, **more)
+        others = {name: batch for name, batch in batches.items() if name != "forget"}
+        with perturbed(unwrapped(model), self.robust):
+            said = predict_sets(model, {"forget": batches["forget"]}, totals, **more)
+        return said | (predict_sets(model, others, totals, **more) if others else {})
 
     def _references(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Said:
         """What the model before unlearning says about each set whose terms read it."""
