@@ -38,7 +38,7 @@ from mergeforget.search.evaluator import (
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import READ_BY_LOOKS, best_rank, next_finalists
 from mergeforget.search.grid import begin_at, grid
-from mergeforget.search.objective import parse_objective
+from mergeforget.search.objective import LEAKS, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.split import load_data
 from mergeforget.search.store import Store
@@ -325,7 +325,11 @@ class Searching:
                 f"Retention counts in {', '.join(sorted(keeping))}: asked otherwise, the model "
                 "before knows less than half as much of the retain set."
             )
-        self.store.keep(name, worst_case(ways, keeping), score(keeping=keeping))
+        scores = score(keeping=keeping)
+        if leaks := self.objective.figures & LEAKS.keys():
+            evaluator = self.explorer.evaluator()
+            scores += evaluator.measure_leaks(adapter, name, leaks, self.spec)
+        self.store.keep(name, worst_case(ways, keeping), scores)
 
     def _best_so_far(self, done: Sequence[Candidate]) -> str:
         if not done:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.adapter import Adapter, read_adapter
+from mergeforget.attack.rounding import rounded
+from mergeforget.attack.tuning import Tuning, tune
 from mergeforget.benchmarks import score as score_by
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.data.schema import DocumentLoss, Measured
 from mergeforget.data.templating import RAW, PromptTemplate
+from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import EvaluationCache, prompt_key
 from mergeforget.evaluate.generate import adapters_per_batch, generate_together
@@ -32,6 +35,7 @@ from mergeforget.score import Score
 from mergeforget.search.grid import families
 from mergeforget.search.split import PARTS, SearchData, halve
 
+RELEARN = Tuning(10, 1e-3, 4, 16, full=False, seed=0)  # steps, rate, batch and rank
 KEPT = 16  # merged candidates in memory, over all families
 
 
@@ -155,6 +159,51 @@ class Evaluator:
             )
         return found
 
+    def measure_leaks(
+        self, adapter: Adapter | None, label: str, names: Collection[str], spec: SearchSpec
+    ) -> list[Score]:
+        """Measure cheap proxies of the attacks ``quantise`` and ``relearn`` on the forget rows.
+
+        ``leak4bit`` is the share of answers of which every token is the model's own choice with
+        weights rounded to 4 bits; ``relearn`` the same of subjects that are not shown, after
+        ``RELEARN`` steps on the retain rows and a quarter of the forget subjects. Both are the
+        worst case over the ways to ask.
+
+        Args:
+            names: Those of ``objective.LEAKS`` to measure.
+
+        Returns:
+            Scores of the whole and of both splits.
+        """
+        found: list[Score] = []
+        change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
+        with change:
+            if "leak4bit" in names:
+                with rounded(self.model, 4, 64):
+                    read = self._forget_read(self.model, f"{label}, 4 bits")
+                found += _leak_scores("leak4bit", read, frozenset(), spec)
+            if "relearn" in names:
+                shown = limit_rows(self.data.forget, max(1, len(self.data.forget) // 4), 0)[0]
+                points = tune(
+                    self.model, self.tokenizer, [*shown, *self.data.retain], RELEARN,
+                    lambda policy, step: {"ways": self._forget_read(policy, f"{label} relearned")
+                                          if step == RELEARN.steps else {}},
+                    label=f"{label} relearns", template=self.ways[0],
+                )  # fmt: skip
+                subjects = frozenset(row.subject for row in shown)
+                found += _leak_scores("relearn", points[-1]["ways"], subjects, spec)
+        return found
+
+    def _forget_read(self, model: Any, label: str) -> dict[str, Measured]:
+        """Read the likelihoods of the forget answers of the model as it is, by way to ask."""
+        return {
+            way.name: measure(
+                model, self.tokenizer, forget=self.data.forget, retain=[], members=[],
+                nonmembers=[], max_new_tokens=0, template=way, label=label,
+            )
+            for way in self.ways
+        }  # fmt: skip
+
     def _sound(self, adapter: Adapter | None, label: str) -> bool:
         """Read the likelihoods, and return whether they are numbers."""
         try:
@@ -230,6 +279,23 @@ def _with_level(
     """
     level = levels.get(f"{one.id}@{way.name}", levels.get(one.id))
     return one if level is None else replace(one, signals=one.signals | {"level": level - one.nll})
+
+
+def _leak_scores(
+    name: str, ways: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
+) -> list[Score]:
+    """Share of the forget answers that are known word for word, of subjects not ``shown``."""
+    found: dict[str, list[Score]] = {}
+    for measured in ways.values():
+        parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
+        for part, one in parts.items():
+            left = [x for x in one.likelihoods if x.row.subject not in shown]
+            score = METRICS.get("greedy_match").fn(replace(one, likelihoods=left), "forget")
+            if score is not None:
+                found.setdefault(part, []).append(score)
+    worst = {part: max(scores, key=lambda s: s.value) for part, scores in found.items()}
+    return [replace(score, metric=name, part=part, better="lower", definition="", draws=None)
+            for part, score in worst.items()]  # fmt: skip
 
 
 def score_parts(

@@ -20,19 +20,27 @@ FIGURES = {
     "task_aggregate": "harmonic mean of the benchmark's terms",
     "mmlu": "share of MMLU's questions answered",
 }
+LEAKS = {  # figures that a floor bounds from above, measured for candidates measured in full
+    "leak4bit": "share of the forget answers predicted word for word with weights in 4 bits",
+    "relearn": "the same after a few steps on retain rows and a quarter of the forget subjects",
+}
 # what tells how much of a split a model still knows, the most telling first
 KNOWING = ("knowledge", "exact_match", "greedy_match", "regurgitation", "exact_memorisation")
 ROUNDING = 1e-12  # sums of the same parts in another order must tie
 HELP = (
     "Write `mia`, `aggregate`, a weighted sum such as `0.7*mia + 0.3*retain`, or add a floor: "
-    "`mia if retain >= 95%` (percent: of the model before; a plain number: itself)."
+    "`mia if retain >= 95%` (percent: of the model before; a plain number: itself). Floors on "
+    "leaks are bounds from above: `mia if leak4bit <= 5% and relearn <= 5%`."
 )
-NAME = re.compile(r"(?:(?P<weight>[0-9.]+)\s*\*\s*)?(?P<name>[a-z_]+)")
-FLOOR = re.compile(r"(?P<name>[a-z_]+)\s*>=\s*(?P<value>[0-9.]+)\s*(?P<percent>%?)")
+NAME = re.compile(r"(?:(?P<weight>[0-9.]+)\s*\*\s*)?(?P<name>[a-z_][a-z_0-9]*)")
+FLOOR = re.compile(r"(?P<name>[a-z_0-9]+)\s*(?P<sign>>=|<=)\s*(?P<value>[0-9.]+)\s*(?P<percent>%?)")
 
 
 class Floor(NamedTuple):
-    """A figure that must be reached: ``value``, times the base's own where ``relative``."""
+    """A figure that must be reached: ``value``, times the base's own where ``relative``.
+
+    A figure of ``LEAKS`` must not be passed.
+    """
 
     name: str
     value: float
@@ -40,7 +48,7 @@ class Floor(NamedTuple):
 
     def __str__(self) -> str:
         share = f"{100 * self.value:g}%" if self.relative else f"{self.value:g}"
-        return f"{self.name} >= {share}"
+        return f"{self.name} {'<=' if self.name in LEAKS else '>='} {share}"
 
 
 class Missed(NamedTuple):
@@ -103,7 +111,7 @@ class Objective:
             return self._measured(name, read(name, of, part))
 
         value = sum(weight * known(name, scores) for name, weight in self.terms)
-        shortfall = sum(m.found - m.wanted for m in self.missed(scores, base, part, read))
+        shortfall = -sum(abs(m.found - m.wanted) for m in self.missed(scores, base, part, read))
         # 12 digits: sums of the same parts in another order must tie
         retain, forget = (figure(name, scores, part) or 0.0 for name in ("retain", "forget"))
         return Rank(round(shortfall, 12), round(value, 12), retain, forget)
@@ -124,13 +132,14 @@ class Objective:
                 self._measured(floor.name, read(floor.name, base, part)) if floor.relative else 1
             )
             wanted = floor.value * before
-            if reached < wanted - ROUNDING:
+            short = reached - wanted if floor.name in LEAKS else wanted - reached
+            if short > ROUNDING:
                 found.append(Missed(floor, reached, wanted))
         return found
 
     def _measured(self, name: str, found: float | None) -> float:
         if found is None:
-            why = {"mmlu": " Measure anew with --again."}
+            why = dict.fromkeys(("mmlu", *LEAKS), " Measure anew with --again.")
             raise UsageError(
                 f"The objective {self.text!r} reads {name!r}, which was not measured."
                 f"{why.get(name, '')}"
@@ -150,6 +159,8 @@ def parse_objective(text: str) -> Objective:
         match = NAME.fullmatch(part.strip())
         if match is None:
             raise UsageError(f"The objective {text!r} has a term {part.strip()!r}. {HELP}")
+        if match["name"] in LEAKS:
+            raise UsageError(f"{match['name']!r} is a floor, not a term of the sum. {HELP}")
         terms.append((_known(match["name"]), _number(match["weight"] or "1", text)))
     floors = []
     for part in condition.split(" and ") if condition else []:
@@ -158,7 +169,10 @@ def parse_objective(text: str) -> Objective:
             raise UsageError(f"The objective {text!r} has a floor {part.strip()!r}. {HELP}")
         relative = bool(match["percent"])
         value = _number(match["value"], text) / (100 if relative else 1)
-        floors.append(Floor(_known(match["name"]), value, relative))
+        name = match["name"] if match["name"] in LEAKS else _known(match["name"])
+        if (match["sign"] == "<=") is not (name in LEAKS):
+            raise UsageError(f"The objective {text!r} has a floor {part.strip()!r}. {HELP}")
+        floors.append(Floor(name, value, relative))
     return Objective(text.strip(), tuple(terms), tuple(floors))
 
 
@@ -175,7 +189,8 @@ def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
     if name == "forget":
         known = known_share(scores, "forget", part)
         return None if known is None else 1 - known
-    found = find(scores, name, "mmlu" if name == "mmlu" else "all", part=part)
+    where = "mmlu" if name == "mmlu" else "forget" if name in LEAKS else "all"
+    found = find(scores, name, where, part=part)
     return None if found is None else found.value
 
 
@@ -191,6 +206,8 @@ def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
     Good for telling which candidates are worth generating with, and for nothing else.
     """
     found = figure(name, scores, part)
+    if found is None and name in LEAKS:
+        return 0.0  # a proxy evaluation does not measure it; the finalists do
     if found is not None or name not in ("aggregate", "task_aggregate", "mmlu"):
         return found
     retain, forget, mia = (figure(n, scores, part) for n in ("retain", "forget", "mia"))
@@ -214,7 +231,7 @@ def known_score(scores: Sequence[Score], split: str, part: str) -> Score | None:
 
 def _known(name: str) -> str:
     if name not in FIGURES:
-        raise UnknownNameError("figure", name, list(FIGURES))
+        raise UnknownNameError("figure", name, [*FIGURES, *LEAKS])
     return name
 
 

@@ -257,3 +257,19 @@ def test_a_run_in_use_is_left_alone(run: Run) -> None:
     with run.lock():
         done = call(run)
     assert done.exit_code == 6 and "in use" in done.stderr
+
+
+def test_floors_on_leaks_are_measured_with_each_candidate(run: Run) -> None:
+    done = call(run, "--objective", "mia if leak4bit <= 5% and relearn <= 5%", "--budget", "1",
+                "--json")  # fmt: skip
+    assert done.exit_code == 0
+    chosen = json.loads(done.stdout)["name"]
+    scores = Store(run).scores
+    for model in ("base", chosen):
+        for name in ("leak4bit", "relearn"):
+            parts = {s.part: s for s in scores[model] if s.metric == name}
+            assert set(parts) == {"all", "choose", "report"}
+            assert all(0 <= s.value <= 1 and s.better == "lower" for s in parts.values())
+            assert parts["all"].n == parts["choose"].n + parts["report"].n
+    shown = {s.metric: s.n for s in scores[chosen] if s.part == "all"}
+    assert shown["relearn"] < shown["leak4bit"]  # subjects that were shown are not counted

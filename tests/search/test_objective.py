@@ -10,7 +10,7 @@ from mergeforget.data.schema import DocumentLoss, Measured
 from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.score import Score
 from mergeforget.search.evaluator import proxy_scores
-from mergeforget.search.objective import figure, parse_objective
+from mergeforget.search.objective import estimate, figure, parse_objective
 
 
 def scores(auc: float, forget: float, retain: float, aggregate: float | None = None) -> list[Score]:
@@ -115,3 +115,39 @@ def test_mia_level_compares_rows_with_their_twins() -> None:
     assert figure("mia_level", scores, "choose") == 0.5  # AUC 3 / 4
     plain = [s for s in scores if s.metric != "mia_auc_level"]
     assert figure("mia_level", plain, "choose") == 0.0
+
+
+def leaks(four_bits: float, relearned: float) -> list[Score]:
+    return scores(0.5, 0.0, 0.8) + [
+        Score("leak4bit", "forget", four_bits, "lower", 20, part="choose"),
+        Score("relearn", "forget", relearned, "lower", 15, part="choose"),
+    ]
+
+
+def test_a_floor_on_leaks_is_a_bound_from_above_relative_to_the_base() -> None:
+    objective = parse_objective("mia if leak4bit <= 5% and relearn <= 0.1")
+    base = leaks(0.8, 1.0)
+    # 5 % of the base's 0.8 is 0.04; relearn is bounded by 0.1 itself
+    assert objective.rank(leaks(0.04, 0.1), base, "choose").shortfall == 0
+    assert objective.rank(leaks(0.14, 0.3), base, "choose").shortfall == pytest.approx(-0.3)
+    missed = objective.missed(leaks(0.14, 0.05), base, "choose")
+    assert [str(m.floor) for m in missed] == ["leak4bit <= 5%"] and missed[0].found == 0.14
+    # the best AUC does not win over a candidate that keeps the floors
+    worse = [Score("mia_auc", "mia", 0.9, "nearer", 20, part="choose", target=0.5)]
+    kept = worse + [s for s in leaks(0.0, 0.0) if s.metric != "mia_auc"]
+    assert objective.rank(kept, base, "choose") > objective.rank(leaks(0.5, 0.5), base, "choose")
+
+
+def test_a_proxy_evaluation_does_not_reject_by_leaks_that_it_does_not_measure() -> None:
+    objective = parse_objective("mia if leak4bit <= 5%")
+    plain = scores(0.5, 0.0, 0.8)
+    assert objective.rank(plain, BASE, "choose", estimate).shortfall == 0
+    with pytest.raises(UsageError, match="--again"):
+        objective.rank(plain, BASE, "choose")
+
+
+@pytest.mark.parametrize("text", ["leak4bit", "mia + relearn", "mia if leak4bit >= 5%",
+                                  "mia if retain <= 95%"])  # fmt: skip
+def test_leaks_are_floors_from_above_and_nothing_else(text: str) -> None:
+    with pytest.raises(UsageError, match="<= 5%"):
+        parse_objective(text)
