@@ -207,7 +207,7 @@ class EvaluationSpec(RecipeSection):
         if not isinstance(values, dict):
             return values
         own = (("max_new_tokens", NEW_TOKENS), ("membership", UNITS))
-        name = values.get("benchmark")
+        name = str(values.get("benchmark"))
         return {key: by[name] for key, by in own if name in by} | values
 
 
