@@ -240,6 +240,16 @@ class Training(RecipeSection):
     until: Until | None = None  # instead of epochs
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kept_activations_under_robust(cls, values: Any) -> Any:
+        """Under ``robust``, ``auto`` is off: recomputed layers would see unperturbed weights."""
+        if not isinstance(values, dict) or not values.get("robust"):
+            return values
+        if values.get("gradient_checkpointing", "auto") != "auto":
+            return values
+        return values | {"gradient_checkpointing": False}
+
     @model_validator(mode="after")
     def _fits_together(self) -> Training:
         labels = [t.label for t in self.objective]
@@ -256,7 +266,7 @@ class Training(RecipeSection):
             raise ValueError("direction sam perturbs along the forget gradient: add a forget term")
         if self.robust and "forget" not in sets:
             raise ValueError("robust perturbs the weights of forget terms: add one on forget")
-        if self.robust and self.gradient_checkpointing:
+        if self.robust and self.gradient_checkpointing is True:
             raise ValueError(
                 "robust does not work with gradient_checkpointing, which would compute the forget "
                 "terms again at unperturbed weights: leave out one of the two"

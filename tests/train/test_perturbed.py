@@ -104,6 +104,13 @@ def test_training_through_fine_rounding_is_plain_training(
     assert coarse["ga_forget"] != pytest.approx(plain["ga_forget"], rel=1e-4)
 
 
+def test_layers_are_not_recomputed_at_unperturbed_weights() -> None:
+    objective = [Term(loss="ga", on="forget")]
+    assert Training(objective=objective).gradient_checkpointing == "auto"
+    robust = Training(objective=objective, robust=Robust(bits=4))
+    assert robust.gradient_checkpointing is False
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
