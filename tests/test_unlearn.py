@@ -96,7 +96,7 @@ def test_a_later_request_starts_from_the_earlier_result_and_checks_it_again(
     second = call(knowing, tmp_path / "second", forget=knowing["retain"], retain=knowing["holdout"],
                   holdout=knowing["forget"], after=result.run.root, attacks=[])  # fmt: skip
     assert second.run.base == str(tmp_path / "second" / "base")
-    assert "earlier run" in second.paragraph or "are back" in second.paragraph
+    assert "earlier request" in second.paragraph or "are back" in second.paragraph
 
 
 def test_the_command_prints_one_json_object(result: Unlearned, knowing: dict[str, Path]) -> None:
