@@ -108,9 +108,9 @@ def keep_ends(run: Run, source: Run) -> None:
 
 def measured(run: Run, spec: SearchSpec, budget: SearchBudget) -> dict[str, Any]:
     """One search: what it chose and what it cost from the measured ends on."""
-    calls: dict[str, int] = {"glance": 0, "measure": 0}
+    calls: dict[str, int] = {"measure_proxy": 0, "measure": 0}
     start: list[float] = []
-    with counted("glance", calls, start), counted("measure", calls, start):
+    with counted("measure_proxy", calls, start), counted("measure", calls, start):
         choice = search(run, spec, Options(budget))
     base = Store(run).scores["base"]
     rank = choice.objective.rank(choice.scored.scores, base, "choose")
@@ -119,7 +119,7 @@ def measured(run: Run, spec: SearchSpec, budget: SearchBudget) -> dict[str, Any]
         "chosen": choice.scored.name,
         "value": rank.value,
         "floors_kept": not rank.shortfall,
-        "glances": calls["glance"],
+        "glances": calls["measure_proxy"],
         "generations": calls["measure"],
         "seconds": time.process_time() - start[0],
     }
@@ -129,7 +129,7 @@ def measured(run: Run, spec: SearchSpec, budget: SearchBudget) -> dict[str, Any]
 def counted(method: str, calls: dict[str, int], start: list[float]) -> Iterator[None]:
     """Count the candidates that the evaluator measures, and note when their turn began."""
     original = getattr(Evaluator, method)
-    ends = Searching.measure_ends
+    ends = Searching.measure_anchors
 
     def counting(self: Evaluator, adapter: Any, label: str, *more: Any) -> Any:
         calls[method] += label not in ANCHORS
@@ -141,12 +141,12 @@ def counted(method: str, calls: dict[str, int], start: list[float]) -> Iterator[
         start[:] = [time.process_time()]
 
     setattr(Evaluator, method, counting)
-    Searching.measure_ends = ending  # type: ignore[method-assign]
+    Searching.measure_anchors = ending  # type: ignore[method-assign]
     try:
         yield
     finally:
         setattr(Evaluator, method, original)
-        Searching.measure_ends = ends  # type: ignore[method-assign]
+        Searching.measure_anchors = ends  # type: ignore[method-assign]
 
 
 def report(results: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:

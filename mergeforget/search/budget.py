@@ -1,4 +1,4 @@
-"""How much a search may spend: candidates, or time."""
+"""Budget of a search: a number of candidates, or a time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass
 class SearchBudget:
-    """Counts from the moment it is made.
+    """A limit on candidates or time; the time starts when the object is created.
 
     Attributes:
-        candidates: at most so many, those of an earlier call included; None for any number.
-        seconds: no candidate begins after these.
+        candidates: Maximum number of candidates, including those of an earlier call; None for no
+            limit.
+        seconds: Time after which no further candidate begins; None for no limit.
     """
 
     candidates: int | None = None
@@ -28,7 +29,7 @@ class SearchBudget:
 
     @property
     def limited(self) -> bool:
-        """Whether it may end a search before everything is measured."""
+        """Whether there is a limit."""
         return self.candidates is not None or self.seconds is not None
 
     def allows(self, measured: int) -> bool:
@@ -38,15 +39,15 @@ class SearchBudget:
         return self.seconds is None or time.monotonic() - self._start < self.seconds
 
     def cut(self, todo: list[T], done: int) -> list[T]:
-        """What the number of candidates leaves of ``todo``."""
+        """Truncate ``todo`` to the candidate budget, of which ``done`` are used."""
         return todo if self.candidates is None else todo[: max(0, self.candidates - done)]
 
 
 def parse_budget(text: str | None) -> SearchBudget:
-    """``20`` candidates, or a time: ``90s``, ``10m``, ``2h``.
+    """Parse a number of candidates such as ``20``, or a time: ``90s``, ``10m``, ``2h``.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: The text is neither.
     """
     if text is None:
         return SearchBudget()

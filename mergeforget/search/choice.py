@@ -1,4 +1,4 @@
-"""Chooses the balanced candidate and explains the choice."""
+"""Choose the balanced candidate and explain the choice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first guess of a search: the density that the pair itself predicts."""
+"""Predict the balanced density of a pair, with which a search begins."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mergeforget.search.split import SearchData
 
 @dataclass
 class Guess:
-    """Predicts from the document losses of base, over and under on the half that chooses.
+    """Predicts a density from the document losses of base, over and under (selection split).
 
     Attributes:
-        given: a density that the caller prefers to any prediction.
-        made: what was predicted, by family.
+        given: Density of the caller, which replaces every prediction.
+        made: Predictions by family.
     """
 
     run: Run
@@ -35,15 +35,15 @@ class Guess:
         self.made: dict[str, float] = {}
 
     def __call__(self, candidate: Candidate, densities: Sequence[float]) -> float | None:
-        """The density at which a family is predicted to be balanced; None without a density."""
+        """Predict the density at which a family is balanced; None if its method has none."""
         if self.given is not None or candidate.density is None:
             return self.given
         if candidate.family not in self.made:
             over, under = self.pair
             found = predict_gaps(over, under, self._gaps, candidate, sorted(set(densities)))
             self.made[candidate.family] = found.density
-            where = "balanced at" if found.crosses else "never balanced; it comes nearest at"
-            say(f"The pair predicts {candidate.family} to be {where} {found.density:.2f}.")
+            where = "" if found.crosses else ", though no density balances it"
+            say(f"Predicted density of {candidate.family}: {found.density:.2f}{where}.")
         return self.made[candidate.family]
 
     @cached_property
@@ -52,7 +52,7 @@ class Guess:
 
 
 def gap(run: Run, model: str, data: SearchData) -> float:
-    """The ``loss_gap`` of a model on the documents of ``data``, in nats a token."""
+    """Return the ``loss_gap`` of a model on the documents of ``data``, in nats per token."""
     losses = {
         (bool(row["member"]), row["id"]): float(row["nll"])
         for row in read_jsonl(run.answers / f"{model}.losses.jsonl")

@@ -1,4 +1,4 @@
-"""The search of a run: merge, measure, score, choose; every step kept as soon as it is done."""
+"""Run a search: merge, evaluate, score and choose; each result is saved at once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mergeforget.search.evaluator import (
     score_parts,
 )
 from mergeforget.search.explore import Explorer, finalists
-from mergeforget.search.finalists import READ_BY_LOOKS, best_rank, next_finalists
+from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
 from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.objective import LEAKS, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
@@ -47,14 +47,14 @@ from mergeforget.search.warnings import one_sided
 
 @dataclass(frozen=True)
 class Options:
-    """How a search is called, apart from what the recipe says.
+    """Options of a search that are not part of the recipe.
 
     Attributes:
-        budget: candidates that are looked at, or time.
-        holdout: a file of rows that no training saw.
-        again: throw away what an earlier search measured.
-        storage: URL of a database, or a journal file, for the study; None keeps one in the run.
-        first: density to begin with; None asks the pair.
+        budget: Maximum number of explored candidates, or a time limit.
+        holdout: File of rows that no training saw.
+        again: Discard the measurements of an earlier search.
+        storage: Database URL or journal file of the study; None keeps a journal in the run folder.
+        first: Density to begin with; None predicts it from the pair.
     """
 
     budget: SearchBudget
@@ -66,15 +66,16 @@ class Options:
 
 
 def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
-    """Measure candidates of a pair and choose the balanced one.
+    """Evaluate merges of a pair and choose the balanced one.
 
-    Files: ``candidates/NAME``, ``answers/``, ``scores.jsonl``, ``search/chosen.json``. What an
-    earlier call has measured is kept.
+    Writes ``candidates/NAME``, ``answers/``, ``scores.jsonl`` and ``search/chosen.json``, and
+    reuses the measurements of an earlier call.
 
     Raises:
-        InputError: no pair, no non-members, or an earlier search measured otherwise.
-        UsageError: a candidate or an objective that makes no sense.
-        NumericError: no candidate gives numbers.
+        InputError: There is no pair, there are no non-members, or an earlier search had other
+            settings.
+        UsageError: A candidate or the objective is not valid.
+        NumericError: No candidate has finite scores.
     """
     candidates = grid(spec)
     with begun(run, spec, options) as searching:
@@ -88,21 +89,22 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
 
 
 def work(run: Run, spec: SearchSpec, options: Options) -> int:
-    """Explore with other workers on one storage, each with its own copy of the run.
+    """Explore candidates for a search that shares its storage with other workers.
 
-    Whoever calls ``search`` on the same storage adopts what was explored, generates and chooses.
+    Each worker has its own copy of the run. The process that calls ``search`` on the same storage
+    reads their results, generates answers and chooses.
 
     Returns:
-        How many candidates all workers have explored.
+        Number of candidates that all workers have explored.
 
     Raises:
-        UsageError: nothing is shared.
-        others as ``search``.
+        UsageError: No storage is shared, or the strategy uses none.
+        InputError, NumericError: As in ``search``.
     """
     if options.storage is None or spec.strategy not in ("tpe", "nsga2"):
         raise UsageError(
-            "A worker shares a study: give --storage URL and --strategy tpe or nsga2, the same as "
-            "to the search that chooses."
+            "A worker shares the study of a search: give the same --storage URL and the same "
+            "--strategy, tpe or nsga2."
         )
     with begun(run, spec, options) as searching:
         return len(searching.explore(grid(spec)))
@@ -110,7 +112,7 @@ def work(run: Run, spec: SearchSpec, options: Options) -> int:
 
 @contextmanager
 def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
-    """Everything that a search needs, with base, over and under measured."""
+    """Open a search: read pair and data, lock the run, and measure base, over and under."""
     objective, recipe = parse_objective(spec.objective), load_recipe(run.recipe)
     if "mmlu" in objective.figures and not recipe.evaluation.mmlu:
         raise UsageError(
@@ -126,7 +128,7 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
         ways = ways_to_ask(tokenizer, recipe.data, every, recipe.evaluation.ask)
         settings = settings_of(run, recipe, spec, data.holdout, ways)
         store.begin(settings, options.again)
-        if data.holdout:  # not before: a search that is refused must leave the run as it was
+        if data.holdout:  # only now: a refused search must not change the run
             write_text(run.data / "holdout.jsonl", data.holdout)
         run.set_state("search", "running")
 
@@ -134,33 +136,33 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
         def evaluator() -> Evaluator:
             asks = not objective.figures.isdisjoint(("mmlu", "aggregate"))
             return load_evaluator(
-                recipe, run.base(), data, options.device, store.readings, asks, ways
+                recipe, run.base(), data, options.device, store.cache_folder, asks, ways
             )
 
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
         guess = Guess(run, pair, choosing, options.first)
         explorer = Explorer(spec, objective, store, evaluator, pair, guess)
         searching = Searching(run, recipe, options, settings, explorer)
-        searching.measure_ends()
+        searching.measure_anchors()
         yield searching
 
 
 def open_study(
     run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options
 ) -> OptunaStudy:
-    """The study of this pair, this data and these axes; others have another name."""
+    """Open the study of this pair, data and search space, which its name identifies."""
     said = spec.model_dump(mode="json", exclude={"finalists", "together"}, exclude_defaults=True)
     decides = {**settings, "search": said}
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     study = OptunaStudy(spec, options.storage or run.search / "study.journal", name)
-    if options.storage is None:  # the run's lock says that no other worker is at it
-        study.cut_off()
+    if options.storage is None:  # the run is locked, so no other worker uses it
+        study.abandon_running()
     return study
 
 
 @dataclass
 class Searching:
-    """One search on its way."""
+    """A search in progress."""
 
     run: Run
     recipe: Recipe
@@ -173,12 +175,12 @@ class Searching:
         self.store, self.pair = self.explorer.store, self.explorer.pair
         self.guess: Guess = self.explorer.guess
 
-    def measure_ends(self) -> None:
-        """The model before, over and under: what candidates are compared with."""
+    def measure_anchors(self) -> None:
+        """Measure base, over and under, with which candidates are compared."""
         adapters = dict(zip(ANCHORS, (None, *self.pair), strict=True))
         todo = [name for name in ANCHORS if not self.store.has(name)]
         at_once = self.together() if len(todo) > 1 else 1
-        with progress("Ends of the pair", len(todo)) as bar:
+        with progress("Base, over, under", len(todo)) as bar:
             for _, some in groupby(todo, lambda name: ANCHORS.index(name) // at_once):
                 every = {name: adapters[name] for name in some}
                 self._answer(every)
@@ -189,13 +191,13 @@ class Searching:
             say(f"Warning: {warning}")
 
     def in_order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Where the budget may end the search early, what the pair predicts comes first."""
+        """Order candidates: with a budget, the predicted density comes first."""
         if not self.options.budget.limited:
             return list(candidates)
         return begin_at(candidates, self.guess(candidates[0], self.spec.densities))
 
     def explore(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Look at candidates by likelihoods alone, as the strategy says."""
+        """Evaluate candidates by proxy scores, in the order of the strategy."""
         explorer, budget = self.explorer, self.options.budget
         if self.spec.strategy == "grid":
             seen = explorer.grid(candidates, budget)
@@ -205,21 +207,21 @@ class Searching:
             study = open_study(self.run, self.spec, self.settings, self.options)
             seen = explorer.study(study, budget)
             if self.options.storage is not None:
-                seen = explorer.await_others(study)
+                seen = explorer.wait_for_workers(study)
         return explorer.refine_groups(seen, budget) if self.spec.groups > 1 else seen
 
     def measure_candidates(self, candidates: Sequence[Candidate], budget: SearchBudget) -> None:
-        """Candidates in their order, until all are measured or the budget is spent."""
+        """Measure candidates in order until the budget is spent."""
         done = [c for c in candidates if self.store.has(c.name)]
         todo = budget.cut([c for c in candidates if not self.store.has(c.name)], len(done))
         if done:
-            say(f"{len(done)} candidates were measured before and are kept.")
+            say(f"Reusing the measurements of {len(done)} candidates.")
         at_once = self.together() if len(todo) > 1 else 1
         group = {c.name: place // at_once for place, c in enumerate(candidates)}
         with progress("Search", len(done) + len(todo), done=len(done)) as bar:
             for _, some in groupby(merge_all(self.pair, todo), lambda m: group[m.candidate.name]):
                 if not budget.allows(len(done)):
-                    say("The time of the budget is spent.")
+                    say("The time budget is spent.")
                     break
                 every = list(some)
                 self._answer({merged.candidate.name: merged.adapter for merged in every})
@@ -229,39 +231,39 @@ class Searching:
                 bar.advance(len(every), note=self._best_so_far(done))
 
     def measure_finalists(self, seen: Sequence[Candidate]) -> list[Candidate]:
-        """Those in full that are worth it; see ``race`` where likelihoods tell the objective."""
+        """Measure the finalists in full; one after the other where proxy scores rank them."""
         chosen = finalists(self.explorer, seen, self.spec.finalists)
         figures = self.objective.figures
         beside = figures - {"mia", "mia_level"}
-        races = figures <= READ_BY_LOOKS and beside and self.spec.strategy != "nsga2"
+        races = figures <= PROXY_FIGURES and beside and self.spec.strategy != "nsga2"
         if self.spec.finalists is not None or not races:
             self.measure_candidates(chosen, SearchBudget())
             return chosen
-        measured = self._race(sorted(seen, key=lambda c: c.name), [], len(chosen))
+        measured = self._measure_in_turn(sorted(seen, key=lambda c: c.name), [], len(chosen))
         best = best_rank(self.explorer, measured)
         if self.spec.strategy == "refine" and best is not None and best.shortfall:
-            # looks were too kind: of all densities the lowest changes the least
+            # the proxy scores were too optimistic; the smallest density changes the model least
             low = self.explorer.lowest(grid(self.spec), self.options.budget)
-            measured = self._race(low, measured, len(measured) + len(low))
+            measured = self._measure_in_turn(low, measured, len(measured) + len(low))
         return measured
 
-    def _race(
+    def _measure_in_turn(
         self, waiting: Sequence[Candidate], measured: Sequence[Candidate], enough: int
     ) -> list[Candidate]:
-        """Measure those that wait while one of them looks better than the best."""
+        """Measure candidates in turn while the proxy score of one exceeds the best result."""
         measured = list(measured)
-        at_once = self.spec.together or 1  # each corrects the looks of those that wait
+        at_once = self.spec.together or 1  # each measurement corrects the remaining proxy scores
         while following := next_finalists(self.explorer, waiting, measured, at_once):
             best = best_rank(self.explorer, measured)
             if len(measured) >= enough and best is not None and not best.shortfall:
-                break  # enough were measured, and the best of them keeps every floor
+                break  # enough are measured, and the best reaches every floor
             waiting = [c for c in waiting if c not in following]
             self.measure_candidates(following, SearchBudget())
             measured += [c for c in following if self.store.has(c.name)]
         return measured
 
     def finish(self, candidates: Sequence[Candidate], explored: int) -> Choice:
-        """Choose among those that were measured, and write the choice down."""
+        """Choose among the measured candidates, and write ``search/chosen.json``."""
         choice = self._choice(candidates)
         predicted = self.guess.made.get(choice.scored.candidate.family)
         choice, ways = self._with_ways(choice)
@@ -295,11 +297,11 @@ class Searching:
         return replace(choice, sentence=sentence, warning=warning), shown
 
     def together(self) -> int:
-        """How many answer in one batch."""
+        """Number of candidates that answer in one batch."""
         return self.spec.together or self.explorer.evaluator().room()
 
     def _answer(self, adapters: Mapping[str, Adapter | None]) -> None:
-        """Let several answer in one batch; one alone does so when it is measured."""
+        """Generate the answers of several candidates in one batch; a single one answers later."""
         if len(adapters) > 1:
             self.explorer.evaluator().answer(adapters)
 
@@ -309,7 +311,7 @@ class Searching:
             write_candidate(merged, self.run.candidates / name)
             self._measure(name, merged.adapter)
         except NumericError as error:
-            say(f"{name} is left out: {error}")
+            say(f"Skipped {name}: {error}")
             shutil.rmtree(self.run.candidates / name, ignore_errors=True)
             return False
         return True
@@ -344,8 +346,8 @@ class Searching:
         ]
         if not scored and self.options.budget.seconds is not None:
             raise ResourceError(
-                "The time of the budget was spent before a candidate was measured. What was "
-                "measured is kept: the same command goes on, or give more time with --budget."
+                "The time budget was spent before a candidate was measured. Measurements are "
+                "saved: rerun the command to resume, or give more time with --budget."
             )
         if not scored:
             raise NumericError("No candidate could be measured; is the pair well trained?")
@@ -354,7 +356,7 @@ class Searching:
 
 
 def template_facts(recipe: Recipe) -> dict[str, Any]:
-    """What decides how prompts are rendered; nothing for raw prompts, as in older searches."""
+    """Settings of the prompt template; empty for raw prompts, as in older searches."""
     data = recipe.data
     raw = data.template == "none"
     return {} if raw else {"template": [data.template, data.system_prompt]}
@@ -366,8 +368,8 @@ def settings_of(
     """Return everything that decides a candidate's scores, so that two calls can be compared.
 
     Args:
-        holdout: the text of a new ``data/holdout.jsonl``, where there is one.
-        ways: the ways to ask; recorded where there are several.
+        holdout: Text of a new ``data/holdout.jsonl``, if there is one.
+        ways: The ways to ask; recorded if there are several.
     """
     data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
     if holdout:

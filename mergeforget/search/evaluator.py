@@ -1,4 +1,4 @@
-"""Measures candidates on one loaded model: applied in place one by one, or some side by side."""
+"""Evaluate candidates on one loaded model, one after the other or several in one batch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KEPT = 16  # merged candidates in memory, over all families
 
 
 def merge_all(pair: Sequence[Adapter], candidates: Sequence[Candidate]) -> Iterator[Merged]:
-    """Merge candidates in their order; those that differ in density only share their sweeps."""
+    """Merge candidates in order; candidates that differ only in density share one sweep."""
     waiting = list(candidates)
     at_once = max(1, KEPT // max(1, len(families(waiting))))
     made: dict[str, Merged] = {}
@@ -54,10 +54,10 @@ def merge_all(pair: Sequence[Adapter], candidates: Sequence[Candidate]) -> Itera
 
 
 def read_pair(run: Run) -> list[Adapter]:
-    """Over and under.
+    """Read the adapters over and under of a run.
 
     Raises:
-        InputError: they are not there.
+        InputError: An adapter is missing.
     """
     for folder in (run.over, run.under):
         if not folder.is_dir():
@@ -70,15 +70,16 @@ def read_pair(run: Run) -> list[Adapter]:
 
 @dataclass
 class Evaluator:
-    """The model before, its tokenizer, and the rows; what a candidate is measured with.
+    """The base model, its tokenizer and the rows on which candidates are evaluated.
 
     Attributes:
-        model: plain, without an adapter.
-        buffers: memory of merged weights, used again for each candidate.
-        readings: folder of what was read and answered before ``measure``, two files a candidate.
-        divisible: whether rows of one batch may belong to different candidates, as far as is known.
-        mmlu: how MMLU is asked; None where it is not.
-        ways: every way to render the prompts, the recipe's first; candidates are compared by the
+        model: The base model, without an adapter.
+        buffers: Memory of merged weights, reused for each candidate.
+        cache_folder: Folder of cached likelihoods and answers, two files per candidate.
+        divisible: Whether rows of one batch may belong to different candidates; set to False once
+            the model cannot do it.
+        mmlu: Settings of MMLU; None if it is not measured.
+        ways: Every way to render the prompts, the recipe's first. Candidates are compared by the
             worst case over them.
     """
 
@@ -86,7 +87,7 @@ class Evaluator:
     tokenizer: Any
     data: SearchData
     max_new_tokens: int
-    readings: Path
+    cache_folder: Path
     membership: Membership = "documents"
     buffers: Buffers = field(default_factory=dict)
     divisible: bool = True
@@ -94,7 +95,7 @@ class Evaluator:
     ways: Sequence[PromptTemplate] = (RAW,)
 
     def room(self) -> int:
-        """Return how many candidates are worth answering in one batch; see ``multi_adapter``."""
+        """Return the number of candidates whose answers fit one batch."""
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
         prompts = list(rows.values())
         return min(
@@ -103,11 +104,11 @@ class Evaluator:
         )
 
     def answer(self, adapters: Mapping[str, Adapter | None]) -> None:
-        """Write the answers of several candidates in one batch, and keep them for ``measure``.
+        """Generate the answers of several candidates in one batch, and cache them for ``measure``.
 
-        They are kept batch by batch. A candidate whose likelihoods are no numbers is passed over;
-        when it is measured, that says why. Where the model cannot answer for several at once, each
-        answers when it is measured.
+        Answers are saved after each batch. A candidate whose likelihoods are not finite is skipped;
+        ``measure`` raises its error. If the model cannot serve several adapters in one batch, each
+        candidate answers in ``measure``.
         """
         if not self.divisible:
             return
@@ -116,7 +117,7 @@ class Evaluator:
             for way in self.ways:
                 self._answer_together(sound, way)
         except (UnfitError, ResourceError) as error:
-            say(f"Candidates answer one after the other: {error}")
+            say(f"Evaluating candidates one after the other: {error}")
             self.divisible = False
 
     def _answer_together(self, adapters: Mapping[str, Adapter | None], way: PromptTemplate) -> None:
@@ -134,8 +135,10 @@ class Evaluator:
             on_done=lambda i, j, text: kept[i].save_completion(asked[i][j], text),
         )
 
-    def glance(self, adapter: Adapter | None, label: str, data: SearchData) -> dict[str, Measured]:
-        """Read likelihoods of some of the data in every way to ask; no answer is generated.
+    def measure_proxy(
+        self, adapter: Adapter | None, label: str, data: SearchData
+    ) -> dict[str, Measured]:
+        """Measure likelihoods on some of the data in every way to ask, without generation.
 
         The likelihoods are cached for ``measure``.
         """
@@ -144,13 +147,13 @@ class Evaluator:
     def measure(self, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         """Measure likelihoods and answers in every way to ask, by the name of the way.
 
-        What a glance has read of the same candidate is not read again, and what was answered in a
-        batch with others is not answered again. MMLU keeps its own prompts and is asked once.
+        Cached likelihoods of a proxy evaluation and cached answers of a batch are reused. MMLU has
+        its own prompts and is measured once.
         """
         found = {}
         for place, way in enumerate(self.ways):
             kept = EvaluationCache(
-                documents=EvaluationCache(self._readings(label, way)).documents,
+                documents=EvaluationCache(self._likelihoods(label, way)).documents,
                 completions=EvaluationCache(self._answers(label, way)).completions,
             )
             one = self if place == 0 else replace(self, mmlu=None)
@@ -205,7 +208,7 @@ class Evaluator:
         }  # fmt: skip
 
     def _sound(self, adapter: Adapter | None, label: str) -> bool:
-        """Read the likelihoods, and return whether they are numbers."""
+        """Measure the likelihoods, and return whether they are finite."""
         try:
             for way in self.ways:
                 self._read(adapter, label, self.data, way)
@@ -216,17 +219,17 @@ class Evaluator:
     def _read(
         self, adapter: Adapter | None, label: str, data: SearchData, way: PromptTemplate
     ) -> Measured:
-        path = self._readings(label, way)
+        path = self._likelihoods(label, way)
         kept = EvaluationCache(documents=EvaluationCache(path).documents)
         measured = self._measure(adapter, label, data, 0, kept, way)
         write_jsonl(path, [{"key": key, **asdict(one)} for key, one in kept.documents.items()])
         return replace(measured, answers=[])
 
-    def _readings(self, label: str, way: PromptTemplate) -> Path:
-        return self.readings / f"{self._file(label, way)}.jsonl"
+    def _likelihoods(self, label: str, way: PromptTemplate) -> Path:
+        return self.cache_folder / f"{self._file(label, way)}.jsonl"
 
     def _answers(self, label: str, way: PromptTemplate) -> Path:
-        return self.readings / f"{self._file(label, way)}.answers.jsonl"
+        return self.cache_folder / f"{self._file(label, way)}.answers.jsonl"
 
     def _file(self, label: str, way: PromptTemplate) -> str:
         if way is self.ways[0]:
@@ -340,14 +343,14 @@ def load_evaluator(
     base: str,
     data: SearchData,
     device: str | None,
-    readings: Path,
+    cache_folder: Path,
     asks: bool,
     ways: Sequence[PromptTemplate],
 ) -> Evaluator:
-    """Load the base, to which candidates are applied.
+    """Load the base model, to which candidates are applied.
 
     Args:
-        asks: whether the objective reads MMLU, where the recipe names its folder.
+        asks: Whether the objective reads MMLU, if the recipe names its folder.
     """
     from mergeforget.models import load_model
 
@@ -358,14 +361,14 @@ def load_evaluator(
         loaded.tokenizer,
         data,
         spec.max_new_tokens,
-        readings,
+        cache_folder,
         spec.membership,
         mmlu=spec if asks and spec.mmlu else None,
         ways=ways,
     )
 
 
-METRICS_READ = {  # metric -> splits
+PROXY_METRICS = {  # metric -> splits
     "mia_auc": ("mia",),
     "greedy_match": ("forget", "retain"),
     "nll": ("forget", "retain", "holdout"),
@@ -373,10 +376,10 @@ METRICS_READ = {  # metric -> splits
 
 
 def proxy_scores(measured: Measured) -> list[Score]:
-    """Scores that need no generated answer."""
+    """Compute the scores that need no generated answers."""
     found = [
         METRICS.get(name).fn(measured, split)
-        for name, splits in METRICS_READ.items()
+        for name, splits in PROXY_METRICS.items()
         for split in splits
     ]
     found.append(METRICS.get("mia_signal_auc").fn(measured, signal="level"))
@@ -384,11 +387,11 @@ def proxy_scores(measured: Measured) -> list[Score]:
 
 
 def only_proxy(scores: Iterable[Score]) -> list[Score]:
-    """Those of ``proxy_scores``, so that like is compared with like."""
-    return [s for s in scores if s.metric in METRICS_READ or s.metric == "mia_auc_level"]
+    """Select the scores that ``proxy_scores`` computes."""
+    return [s for s in scores if s.metric in PROXY_METRICS or s.metric == "mia_auc_level"]
 
 
 def with_proxy(scores: Sequence[Score], measured: Measured) -> list[Score]:
-    """A benchmark's scores and the cheap ones that it does not have."""
+    """Add the proxy scores that a benchmark does not compute itself."""
     have = {(s.metric, s.split) for s in scores}
     return [*scores, *(s for s in proxy_scores(measured) if (s.metric, s.split) not in have)]

@@ -1,4 +1,4 @@
-"""The proxy part of a search: likelihoods alone tell which candidates are worth more."""
+"""Explore candidates by proxy evaluations: likelihoods, without generated answers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from mergeforget.search.optuna_study import OptunaStudy, size
 from mergeforget.search.split import SearchData
 from mergeforget.search.store import Store
 
-REPEATS = 20  # draws in a row that bring nothing new, before a study is at its end
-SHARE = 5  # one in so many is measured in full
-FEWEST = 2
-PAUSE = 1.0  # seconds between two looks at what other workers do
+REPEATS = 20  # known suggestions in a row after which a study ends
+SHARE = 5  # one candidate in five is evaluated in full
+FEWEST = 2  # finalists
+PAUSE = 1.0  # seconds between two polls of the other workers
 
 
 @dataclass
 class Explorer:
-    """Glances at candidates and remembers what it saw."""
+    """Evaluates candidates by proxy scores, which it stores in the run folder."""
 
     spec: SearchSpec
     objective: Objective
@@ -47,7 +47,7 @@ class Explorer:
     guess: Guess
 
     def grid(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """Every candidate of a grid, in its order, until the budget is spent."""
+        """Explore the candidates of a grid in order until the budget is spent."""
         seen = [c for c in candidates if self.known(c)]
         todo = [c for c in candidates if not self.known(c)]
         if budget.limited and todo:
@@ -57,50 +57,50 @@ class Explorer:
             for merged in merge_all(self.pair, todo):
                 if not budget.allows(len(seen)):
                     break
-                if self._glance(merged.candidate, merged.adapter):
+                if self._measure_proxy(merged.candidate, merged.adapter):
                     seen.append(merged.candidate)
                 bar.advance(note=self._best(seen))
         return seen
 
     def refine(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """Along the densities of each family from its first guess on, by ever smaller steps.
+        """Climb along the densities of each family from its predicted density.
 
-        The upper end is looked at too, and where both look as if they missed a floor the lower one:
-        it may hold there alone, far from where the gap is predicted to close. The walk begins at
-        the best of them. As soon as the AUC passes 0.5 between two looks, the density where it is
-        expected to is looked at next.
+        The largest density is evaluated, too, and the smallest if both miss a floor: a floor may
+        hold there alone, far from where the loss gap is predicted to close. The climb begins at
+        the best of these. Once the AUC crosses 0.5 between two evaluated densities, the
+        interpolated density is evaluated next.
         """
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
             line = sorted(family, key=lambda c: c.density or 0.0)
             nearest = begin_at(line, self.guess(line[0], [c.density or 1.0 for c in line]))[0]
 
-            def look(place: Place, line: list[Candidate] = line) -> Rank | None:
-                return self._look(line[place[0]], seen, budget)
+            def rank(place: Place, line: list[Candidate] = line) -> Rank | None:
+                return self._explore(line[place[0]], seen, budget)
 
             def passing(line: list[Candidate] = line) -> Place | None:
-                return self._passing([c for c in line if c.name in seen], line)
+                return self._crossing([c for c in line if c.name in seen], line)
 
             starts = dict.fromkeys([line.index(nearest), len(line) - 1])
-            ranks = {start: look((start,)) for start in starts}
-            if all(rank is None or rank.shortfall for rank in ranks.values()):
-                ranks[0] = look((0,))
-            known = [(rank, start) for start, rank in ranks.items() if rank is not None]
+            ranks = {start: rank((start,)) for start in starts}
+            if all(found is None or found.shortfall for found in ranks.values()):
+                ranks[0] = rank((0,))
+            known = [(found, start) for start, found in ranks.items() if found is not None]
             start = max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
-            climb(look, (start,), len(line), passing)
+            climb(rank, (start,), len(line), passing)
         return list(seen.values())
 
     def lowest(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """The lowest density of each family, of those that were not looked at."""
+        """Explore the smallest density of each family where it is not known yet."""
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
             low = min(family, key=lambda c: c.density or 0.0)
             if not self.known(low):
-                self._look(low, seen, budget)
+                self._explore(low, seen, budget)
         return list(seen.values())
 
     def refine_groups(self, seen: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """A density for each group of layers, from the best of those with one for all of them."""
+        """Climb from the best uniform density to one density per group of layers."""
         densities = sorted(set(self.spec.densities))
         equal = [c for c in seen if c.density in densities]
         if not equal:
@@ -109,15 +109,15 @@ class Explorer:
         groups = layer_groups(self.pair[0].deltas, self.spec.groups)
         found = {c.name: c for c in seen}
 
-        def look(place: Place) -> Rank | None:
+        def rank(place: Place) -> Rank | None:
             one = with_densities(best, groups, [densities[i] for i in place])
-            return self._look(one, found, budget)
+            return self._explore(one, found, budget)
 
-        climb(look, (densities.index(best.density or 1.0),) * len(groups), len(densities))
+        climb(rank, (densities.index(best.density or 1.0),) * len(groups), len(densities))
         return list(found.values())
 
     def study(self, study: OptunaStudy, budget: SearchBudget) -> list[Candidate]:
-        """Candidates that a study asks for, until the budget is spent or nothing new comes."""
+        """Explore what a study suggests until the budget is spent or it repeats itself."""
         seen = self.adopt(study)
         total = budget.candidates or size(study.axes)
         first = self.guess(study.first, self.spec.densities)
@@ -125,11 +125,11 @@ class Explorer:
         with progress("Explore", total, done=len(seen)) as bar:
             while budget.allows(len(seen)) and len(seen) < total and repeats < REPEATS:
                 trial, candidate = study.suggest(first)
-                seen |= self.adopt(study)  # what other workers have told since
+                seen |= self.adopt(study)  # finished by other workers since
                 known = candidate.name in seen
-                repeats = repeats + 1 if known or study.taken(trial) else 0
-                if not known and study.taken(trial):
-                    study.give_up(trial)
+                repeats = repeats + 1 if known or study.is_taken(trial) else 0
+                if not known and study.is_taken(trial):
+                    study.skip(trial)
                     continue
                 if not self._tell(study, trial, candidate):
                     continue
@@ -138,16 +138,16 @@ class Explorer:
                     bar.advance(note=self._best(list(seen.values())))
         return list(seen.values())
 
-    def await_others(self, study: OptunaStudy) -> list[Candidate]:
-        """Everything that was told, once no other worker is at a candidate any more."""
+    def wait_for_workers(self, study: OptunaStudy) -> list[Candidate]:
+        """Wait until no other worker evaluates a candidate, and return all finished ones."""
         if study.busy():
-            say("Other workers are still at candidates; waiting for them.")
+            say("Waiting for the candidates that other workers are evaluating.")
         while study.busy():
             time.sleep(PAUSE)
         return list(self.adopt(study).values())
 
     def adopt(self, study: OptunaStudy) -> dict[str, Candidate]:
-        """What this and other workers have told the study, taken over into the run folder."""
+        """Copy the finished trials of all workers into the run folder."""
         seen = {}
         for trial in study.finished():
             candidate = study.candidate_of(trial)
@@ -158,29 +158,33 @@ class Explorer:
         return seen
 
     def rank(self, name: str) -> Rank:
-        """A candidate's rank by what likelihoods tell."""
+        """Rank of a candidate by its proxy scores."""
         base = only_proxy(self.store.scores["base"])
         return self.objective.rank(self.scores(name), base, "choose", estimate)
 
     def scores(self, name: str) -> list[Score]:
-        """What likelihoods tell of a candidate, as it was when it was looked at."""
+        """Proxy scores of a candidate, as they were when it was explored."""
         explored = self.store.explored.get(name, [])
-        return explored if self._tells(explored) else only_proxy(self.store.scores.get(name, []))
+        return (
+            explored if self._has_figures(explored) else only_proxy(self.store.scores.get(name, []))
+        )
 
     def known(self, candidate: Candidate) -> bool:
-        """Whether it was looked at, with every figure that the objective reads."""
-        return self.store.glanced(candidate.name) and self._tells(self.scores(candidate.name))
+        """Whether a candidate has proxy scores for every figure of the objective."""
+        return self.store.has_proxy(candidate.name) and self._has_figures(
+            self.scores(candidate.name)
+        )
 
-    def _tells(self, scores: Sequence[Score]) -> bool:
+    def _has_figures(self, scores: Sequence[Score]) -> bool:
         figures = self.objective.figures
         return all(estimate(figure, scores, "choose") is not None for figure in figures)
 
-    def _passing(self, looked: Sequence[Candidate], line: Sequence[Candidate]) -> Place | None:
-        """Where the AUC is expected to pass 0.5 on a line, from looks at some of it."""
-        aucs = [compared_auc(self.scores(c.name), "choose") for c in looked]
+    def _crossing(self, explored: Sequence[Candidate], line: Sequence[Candidate]) -> Place | None:
+        """Interpolate where the AUC crosses 0.5 on a line of densities; None if it does not."""
+        aucs = [compared_auc(self.scores(c.name), "choose") for c in explored]
         known = [
             (line.index(c), auc.value - 0.5)
-            for c, auc in zip(looked, aucs, strict=True)
+            for c, auc in zip(explored, aucs, strict=True)
             if auc is not None
         ]
         if len(known) < 2:
@@ -188,14 +192,14 @@ class Explorer:
         where, passes = zero_of(*np.array(known).T)
         return (round(where),) if passes else None
 
-    def _look(
+    def _explore(
         self, candidate: Candidate, seen: dict[str, Candidate], budget: SearchBudget
     ) -> Rank | None:
-        """Its rank; None where the budget is spent or it gives no numbers."""
+        """Explore a candidate; None if the budget is spent or its scores are not finite."""
         if not self.known(candidate):
             if not budget.allows(len(seen)):
                 return None
-            if not self._glance(candidate, merge_adapters(self.pair, candidate).adapter):
+            if not self._measure_proxy(candidate, merge_adapters(self.pair, candidate).adapter):
                 return None
         if candidate.name not in seen:
             seen[candidate.name] = candidate
@@ -205,17 +209,17 @@ class Explorer:
     def _tell(self, study: OptunaStudy, trial: Any, candidate: Candidate) -> bool:
         if not self.known(candidate):
             merged = merge_adapters(self.pair, candidate)
-            if not self._glance(candidate, merged.adapter):
+            if not self._measure_proxy(candidate, merged.adapter):
                 study.fail(trial)
                 return False
         study.tell(trial, self.rank(candidate.name), self.scores(candidate.name))
         return True
 
-    def _glance(self, candidate: Candidate, adapter: Adapter) -> bool:
+    def _measure_proxy(self, candidate: Candidate, adapter: Adapter) -> bool:
         try:
-            measured = self.evaluator().glance(adapter, candidate.name, self._data())
+            measured = self.evaluator().measure_proxy(adapter, candidate.name, self._data())
         except NumericError as error:
-            say(f"{candidate.name} is left out: {error}")
+            say(f"Skipped {candidate.name}: {error}")
             return False
         found = worst_by(proxy_scores, measured, known_ways(self.store.scores["base"]))
         scores = [replace(score, part="choose") for score in found]
@@ -225,7 +229,7 @@ class Explorer:
     def _data(self) -> SearchData:
         spec, every = self.spec, self.evaluator().data
         figures = self.objective.figures
-        if spec.strategy == "nsga2":  # its front is of forgetting against retention
+        if spec.strategy == "nsga2":  # its Pareto front compares forgetting with retention
             figures = figures | {"forget", "retain"}
         return every.choosing(spec.choose_share, spec.seed, figures)
 
@@ -237,11 +241,12 @@ class Explorer:
 
 
 def finalists(explorer: Explorer, seen: Sequence[Candidate], wanted: int | None) -> list[Candidate]:
-    """The candidates that are worth generating with, the best first.
+    """Select the candidates that generate answers, the best first.
 
     Args:
-        wanted: how many; None takes a fifth, at least two. Where the objective reads the MIA AUC
-            alone, which a glance measures as well, only those that tie with the best.
+        wanted: Number of finalists; None selects a fifth, at least two. If the objective reads the
+            MIA AUC alone, which a proxy evaluation measures exactly, None selects only the
+            candidates that tie with the best.
 
     Returns:
         The best by rank; with the strategy nsga2 those on the Pareto front come first.
@@ -269,17 +274,20 @@ def climb(
     size: int,
     hint: Callable[[], Place | None] = lambda: None,
 ) -> Place:
-    """The best place that is reached by steps along one axis at a time.
+    """Pattern search: climb by steps along one axis at a time.
 
-    The first steps are a quarter of an axis; where none improves, steps are halved, and the walk
-    ends at a place that no neighbour beats.
+    The first steps are a quarter of an axis. They are halved when none improves the rank, and the
+    climb ends at a point that is better than all its neighbours.
 
     Args:
-        rank: of a place, larger is better; None where it has none. A place is asked for once.
-        start: one number in [0, size) for each axis.
-        size: places on each axis.
-        hint: asked after each rank: where the best is now expected, if anywhere. Where that is
-            better than all before, the walk goes on from there by the smallest steps.
+        rank: Returns the rank of a point, larger is better, or None. Called once per point.
+        start: One index in [0, size) for each axis.
+        size: Number of points on each axis.
+        hint: Called after each rank; returns the point where the best is now expected, or None. If
+            it is better than all before, the climb continues there with the smallest steps.
+
+    Returns:
+        The best point.
     """
     known: dict[Place, Any] = {}
     best, step = start, max(1, size // 4)

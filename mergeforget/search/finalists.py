@@ -1,4 +1,4 @@
-"""The race of the finalists: who is measured in full next, and when nobody can win any more."""
+"""Select the finalists one after the other: which candidate to measure in full next."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from mergeforget.score import Score
 from mergeforget.search.explore import Explorer
 from mergeforget.search.objective import Rank, estimate, figure
 
-# figures that likelihoods tell, at least nearly
-READ_BY_LOOKS = {"mia", "mia_level", "retain", "forget"}
+# figures that proxy scores approximate well
+PROXY_FIGURES = {"mia", "mia_level", "retain", "forget"}
 
 
 def next_finalists(
     explorer: Explorer, waiting: Sequence[Candidate], measured: Sequence[Candidate], most: int = 1
 ) -> list[Candidate]:
-    """The best of those that wait, by looks corrected by what was measured.
+    """Return the waiting candidates with the best corrected proxy scores.
 
-    A look takes an answer for known where every token is the model's own choice; a model that then
-    writes on gives another answer when it generates. Candidates of one pair differ alike, so the
-    mean difference of those that were measured is added to the looks of the others.
+    A proxy evaluation counts an answer as known if each of its tokens is the model's most likely
+    one. A model that does not stop there gives another answer when it generates. This bias is
+    similar for all candidates of a pair, so the mean difference between full and proxy scores of
+    the measured candidates is added to the proxy scores of the others.
 
     Args:
-        waiting: the first of equals is taken.
-        most: how many are measured at once.
+        waiting: Candidates without a full measurement; the first wins a tie.
+        measured: Candidates with one.
+        most: Maximum number of candidates to return.
 
     Returns:
-        Those that look better than the best that was measured, the best first.
+        Candidates whose corrected proxy rank exceeds the best measured rank, the best first.
     """
     store, objective = explorer.store, explorer.objective
     base, best = store.scores["base"], best_rank(explorer, measured)
@@ -44,7 +46,7 @@ def next_finalists(
 
 
 def best_rank(explorer: Explorer, measured: Sequence[Candidate]) -> Rank | None:
-    """The rank of the best that was measured in full."""
+    """Return the rank of the best candidate that was measured in full."""
     store, objective = explorer.store, explorer.objective
     base = store.scores["base"]
     ranks = [objective.rank(store.scores[c.name], base, "choose") for c in measured]
@@ -52,7 +54,7 @@ def best_rank(explorer: Explorer, measured: Sequence[Candidate]) -> Rank | None:
 
 
 def shifts_of(explorer: Explorer, measured: Sequence[Candidate]) -> dict[str, float]:
-    """By how much each figure of the objective, measured in full, lies above its look."""
+    """Return the mean difference of the full and the proxy value of each figure."""
     shifts = {}
     for name in explorer.objective.figures:
         pairs = [
@@ -62,6 +64,6 @@ def shifts_of(explorer: Explorer, measured: Sequence[Candidate]) -> dict[str, fl
             )
             for c in measured
         ]
-        apart = [full - look for full, look in pairs if full is not None and look is not None]
+        apart = [full - proxy for full, proxy in pairs if full is not None and proxy is not None]
         shifts[name] = sum(apart) / len(apart) if apart else 0.0
     return shifts

@@ -1,4 +1,4 @@
-"""The candidates of a search: every method at every density, with every weights and space."""
+"""Build the candidates of a search: the product of methods, densities, weights and spaces."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ADAPTERS = 2  # over and under
 
 
 def grid(spec: SearchSpec) -> list[Candidate]:
-    """Every candidate once, in an order that covers the densities coarsely before finely.
+    """Return every candidate once, in an order that covers the densities coarsely before finely.
 
-    A search that ends early has then seen low, middle and high densities.
+    A search that ends early has then explored small, medium and large densities.
 
     Raises:
-        UsageError: an unknown method, a density or weights that do not fit it.
+        UsageError: Unknown method, a density or weights that do not fit it.
     """
     found: dict[str, Candidate] = {}
     for density in spread(spec.densities):
@@ -44,10 +44,10 @@ def build(
     seed: int,
     rank: int | None = None,
 ) -> Candidate:
-    """A candidate with what its method takes: no density, seed or rank where it has none.
+    """Return a candidate without the density, seed or rank that its method does not take.
 
     Raises:
-        UsageError: an unknown method, a density or weights that do not fit it.
+        UsageError: Unknown method, a density or weights that do not fit it.
     """
     whole = canonical(Candidate(method, density, weights, space, seed=seed))
     takes = MERGE_METHODS.get(whole.method).parameters
@@ -62,7 +62,7 @@ def build(
 
 
 def spread(values: Sequence[T]) -> list[T]:
-    """The same values, both ends first, then the middle, then the quarters, and so on.
+    """Reorder values: both ends first, then the middle, then the quarters, and so on.
 
     >>> spread([1, 2, 3, 4, 5])
     [1, 5, 3, 2, 4]
@@ -79,7 +79,7 @@ def spread(values: Sequence[T]) -> list[T]:
 
 
 def begin_at(candidates: Sequence[Candidate], density: float | None) -> list[Candidate]:
-    """The same candidates, those nearest to a density first; the others keep their order."""
+    """Move the candidates nearest to a density to the front; the others keep their order."""
     known = [c.density for c in candidates if c.density is not None]
     if density is None or not known:
         return list(candidates)
@@ -88,7 +88,7 @@ def begin_at(candidates: Sequence[Candidate], density: float | None) -> list[Can
 
 
 def families(candidates: Iterable[Candidate]) -> dict[tuple[object, ...], list[Candidate]]:
-    """Candidates that differ in their density only, which one sweep merges together."""
+    """Group candidates that differ only in density, which one sweep merges together."""
     groups: dict[tuple[object, ...], list[Candidate]] = {}
     for c in candidates:
         others = repr((sorted(c.arguments.items()), sorted(c.by_module.items())))
@@ -98,14 +98,14 @@ def families(candidates: Iterable[Candidate]) -> dict[tuple[object, ...], list[C
 
 
 def layer_groups(modules: Iterable[str], number: int) -> list[list[str]]:
-    """The layers in ``number`` groups of about the same size, first to last.
+    """Divide the layers into ``number`` consecutive groups of about the same size.
 
     Returns:
-        For each group the names up to the layer's number, ``model.layers.3.``, which are filters
-        of ``Candidate.by_module``.
+        For each group the prefixes of its layers, ``model.layers.3.``, which are filters of
+        ``Candidate.by_module``.
 
     Raises:
-        UsageError: there are fewer layers than groups.
+        UsageError: There are fewer layers than groups.
     """
     layers: dict[int, set[str]] = {}
     for module in modules:
@@ -124,7 +124,7 @@ def layer_groups(modules: Iterable[str], number: int) -> list[list[str]]:
 def with_densities(
     candidate: Candidate, groups: Sequence[Sequence[str]], densities: Sequence[float]
 ) -> Candidate:
-    """The candidate with a density for each group; modules outside every layer take the mean."""
+    """Set a density per group of layers; modules outside the layers get the mean."""
     mean = round(sum(densities) / len(densities), 4)
     if len(set(densities)) == 1:
         return replace(candidate, density=densities[0], by_module={})

@@ -1,4 +1,4 @@
-"""What a search looks for, as a line of text and as a number that orders candidates."""
+"""Parse the objective of a search, and rank candidates by it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 FIGURES = {
-    "mia": "1 - 2 |AUC - 0.5| of membership inference: 1 where nothing tells members apart",
+    "mia": "1 - 2 |AUC - 0.5| of membership inference: 1 if members cannot be told apart",
     "mia_level": "the same of each row's NLL less that of its twins under the base, where a "
     "training with `until` measured these, else `mia`",
     "retain": "share of the retain questions answered as before, by the best metric there is",
@@ -24,9 +24,9 @@ LEAKS = {  # figures that a floor bounds from above, measured for candidates mea
     "leak4bit": "share of the forget answers predicted word for word with weights in 4 bits",
     "relearn": "the same after a few steps on retain rows and a quarter of the forget subjects",
 }
-# what tells how much of a split a model still knows, the most telling first
+# metrics of what a model still knows of a split, the most informative first
 KNOWING = ("knowledge", "exact_match", "greedy_match", "regurgitation", "exact_memorisation")
-ROUNDING = 1e-12  # sums of the same parts in another order must tie
+ROUNDING = 1e-12  # sums of equal terms in another order must tie
 HELP = (
     "Write `mia`, `aggregate`, a weighted sum such as `0.7*mia + 0.3*retain`, or add a floor: "
     "`mia if retain >= 95%` (percent: of the model before; a plain number: itself). Floors on "
@@ -37,9 +37,9 @@ FLOOR = re.compile(r"(?P<name>[a-z_0-9]+)\s*(?P<sign>>=|<=)\s*(?P<value>[0-9.]+)
 
 
 class Floor(NamedTuple):
-    """A figure that must be reached: ``value``, times the base's own where ``relative``.
+    """Minimum of a figure: ``value``, times the base's figure if ``relative``.
 
-    A figure of ``LEAKS`` must not be passed.
+    For a figure of ``LEAKS`` it is the maximum.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Floor(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """A floor that was not kept: what was ``found``, and what was ``wanted``."""
+    """A floor that was not reached, with the value ``found`` and the value ``wanted``."""
 
     floor: Floor
     found: float
@@ -60,12 +60,12 @@ class Missed(NamedTuple):
 
 
 class Rank(NamedTuple):
-    """What orders candidates; larger is better.
+    """Sort key of candidates; larger is better.
 
     Attributes:
-        shortfall: how far the floors are missed, summed; 0 where all are kept, else negative.
-        value: of the objective.
-        retain: breaks ties, then ``forget`` does.
+        shortfall: Sum of the differences to missed floors: 0 if all are reached, else negative.
+        value: Value of the objective.
+        retain: Breaks ties, followed by ``forget``.
     """
 
     shortfall: float
@@ -76,7 +76,7 @@ class Rank(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of figures, and floors that come first."""
+    """A weighted sum of figures, and floors that take precedence."""
 
     text: str
     terms: tuple[tuple[str, float], ...]
@@ -84,7 +84,7 @@ class Objective:
 
     @property
     def figures(self) -> set[str]:
-        """The figures that it reads."""
+        """Names of the figures that the objective reads."""
         return {name for name, _ in self.terms} | {floor.name for floor in self.floors}
 
     def rank(
@@ -94,16 +94,16 @@ class Objective:
         part: str,
         read: Callable[[str, Sequence[Score], str], float | None] | None = None,
     ) -> Rank:
-        """How good a candidate is.
+        """Rank a candidate.
 
         Args:
-            scores: of the candidate.
-            base: of the model before, for floors in percent.
-            part: choose, report or all.
-            read: of a figure; ``estimate`` where nothing was generated.
+            scores: Scores of the candidate.
+            base: Scores of the base model, for floors in percent.
+            part: ``choose``, ``report`` or ``all``.
+            read: Computes a figure from scores; ``estimate`` for proxy scores.
 
         Raises:
-            UsageError: a figure of the objective was not measured.
+            UsageError: A figure of the objective was not measured.
         """
         read = read or figure
 
@@ -112,7 +112,7 @@ class Objective:
 
         value = sum(weight * known(name, scores) for name, weight in self.terms)
         shortfall = -sum(abs(m.found - m.wanted) for m in self.missed(scores, base, part, read))
-        # 12 digits: sums of the same parts in another order must tie
+        # 12 digits: sums of equal terms in another order must tie
         retain, forget = (figure(name, scores, part) or 0.0 for name in ("retain", "forget"))
         return Rank(round(shortfall, 12), round(value, 12), retain, forget)
 
@@ -123,7 +123,7 @@ class Objective:
         part: str,
         read: Callable[[str, Sequence[Score], str], float | None] | None = None,
     ) -> list[Missed]:
-        """The floors that a candidate does not keep; arguments as of ``rank``."""
+        """Return the floors that a candidate misses; arguments as in ``rank``."""
         read = read or figure
         found = []
         for floor in self.floors:
@@ -139,7 +139,7 @@ class Objective:
 
     def _measured(self, name: str, found: float | None) -> float:
         if found is None:
-            why = dict.fromkeys(("mmlu", *LEAKS), " Measure anew with --again.")
+            why = dict.fromkeys(("mmlu", *LEAKS), " Measure again with --again.")
             raise UsageError(
                 f"The objective {self.text!r} reads {name!r}, which was not measured."
                 f"{why.get(name, '')}"
@@ -148,10 +148,10 @@ class Objective:
 
 
 def parse_objective(text: str) -> Objective:
-    """``0.7*mia + 0.3*retain if retain >= 95%`` as an Objective.
+    """Parse an objective such as ``0.7*mia + 0.3*retain if retain >= 95%``.
 
     Raises:
-        UsageError: it cannot be understood; the message shows how to write one.
+        UsageError: The text is not an objective; the message shows the syntax.
     """
     wanted, _, condition = text.strip().partition(" if ")
     terms = []
@@ -177,7 +177,7 @@ def parse_objective(text: str) -> Objective:
 
 
 def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
-    """One of FIGURES, larger is better; None where it was not measured."""
+    """Return one of FIGURES, larger is better; None if it was not measured."""
     if name == "mia":
         auc = find(scores, "mia_auc", "mia", part=part)
         return None if auc is None else mia_score(auc.value)
@@ -195,15 +195,15 @@ def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
 
 
 def compared_auc(scores: Sequence[Score], part: str) -> Score | None:
-    """The AUC of membership: of NLL less the twins' NLL where it was measured, else of NLL."""
+    """Return the MIA AUC of NLL minus the twins' NLL if it was measured, else of NLL."""
     found = find(scores, "mia_auc_level", "mia", part=part)
     return find(scores, "mia_auc", "mia", part=part) if found is None else found
 
 
 def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
-    """A figure from likelihoods alone: what a benchmark aggregates, of the parts that are known.
+    """Estimate a figure from proxy scores; aggregates use the terms that are known.
 
-    Good for telling which candidates are worth generating with, and for nothing else.
+    Suitable for selecting finalists only, not for reporting.
     """
     found = figure(name, scores, part)
     if found is None and name in LEAKS:
@@ -218,13 +218,13 @@ def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
 
 
 def known_share(scores: Sequence[Score], split: str, part: str) -> float | None:
-    """How much of a split the model still knows, by the most telling metric there is."""
+    """Return the share of a split that the model still knows, by the most informative metric."""
     score = known_score(scores, split, part)
     return None if score is None else score.value
 
 
 def known_score(scores: Sequence[Score], split: str, part: str) -> Score | None:
-    """The score behind ``known_share``."""
+    """Return the score that ``known_share`` uses."""
     found = (find(scores, metric, split, part=part) for metric in KNOWING)
     return next((score for score in found if score is not None), None)
 
@@ -239,5 +239,5 @@ def _number(text: str, objective: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        message = f"The objective {objective!r}: {text!r} is no number. {HELP}"
+        message = f"The objective {objective!r}: {text!r} is not a number. {HELP}"
         raise UsageError(message) from error

@@ -1,8 +1,8 @@
-"""A search guided by optuna: candidates are asked for and their ranks are told.
+"""Let an Optuna study suggest the candidates of a search.
 
-The history lies in a journal file, or in a PostgreSQL or MySQL database that workers on many
-machines share. Each candidate is drawn with a seed of its own, so a search that was killed goes on
-as if it had not been.
+The trials are stored in a journal file, or in a PostgreSQL or MySQL database that workers on many
+machines share. Each trial is sampled with its own seed, so a search that was killed resumes with
+the same suggestions.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from mergeforget.search.objective import Rank
 
 FLOOR_MISSED = 10.0  # a missed floor weighs more than any value, which is at most about 1
 CUT_OFF = "cut_off"
-ABANDONED = timedelta(hours=1)  # after so long a worker that told nothing is taken for dead
+ABANDONED = timedelta(hours=1)  # a trial that runs longer belongs to a worker that died
 DRIVERS = (
     "PostgreSQL: pip install 'psycopg[binary]'. MySQL: pip install pymysql, and write the address "
     "as mysql+pymysql://..."
 )
-OPENINGS = 3  # trials of opening a storage
-UNWRITTEN = 10.0  # seconds after which a trial without values is a killed worker's
-PAUSE = 0.2  # seconds before another look
+OPENINGS = 3  # attempts to open a storage
+UNWRITTEN = 10.0  # seconds to wait for the parameters of a trial that has just begun
+PAUSE = 0.2  # seconds between two polls of the storage
 INSTALL = "pip install 'mergeforget[search]'"
 
 
 class OptunaStudy:
-    """What was asked and told so far, and what to try next."""
+    """The trials of a search: suggests candidates and records their ranks."""
 
     def __init__(self, spec: SearchSpec, storage: str | Path, name: str) -> None:
-        """Open or begin a study.
+        """Open or create a study.
 
         Args:
-            storage: a journal file, or a URL ``postgresql://``, ``mysql://`` or ``sqlite://``.
-            name: of the study; workers with the same name share it.
+            storage: Journal file, or a URL ``postgresql://``, ``mysql://`` or ``sqlite://``.
+            name: Name of the study; workers that use the same name share it.
 
         Raises:
-            InputError: optuna is not installed, or the storage cannot be opened.
+            InputError: Optuna is not installed, or the storage cannot be opened.
         """
         optuna = _optuna()
         self.spec = spec
         self.axes = axes(spec)
         directions = ["maximize"] * (1 if spec.strategy == "tpe" else 2)
-        for left in reversed(range(OPENINGS)):  # two workers that begin at once make one schema
+        for left in reversed(range(OPENINGS)):  # two workers may create the schema at once
             try:
                 self.study = optuna.create_study(
                     study_name=name,
@@ -64,7 +64,7 @@ class OptunaStudy:
                 raise
             except ImportError as error:
                 raise InputError(
-                    f"The database of {storage} is reached through a package that is not "
+                    f"Cannot connect to {storage}: its database driver is not "
                     f"installed ({error.__cause__ or error}). {DRIVERS}"
                 ) from error
             except Exception as error:
@@ -73,10 +73,10 @@ class OptunaStudy:
                 time.sleep(PAUSE)
 
     def suggest(self, first: float | None = None) -> tuple[Any, Candidate]:
-        """The next trial and its candidate.
+        """Return the next trial and its candidate.
 
         Args:
-            first: a density that the very first candidate shall have, or the nearest to it.
+            first: Density of the first trial; the nearest density of the grid is used.
         """
         trials = self.study.get_trials(deepcopy=False)
         number = len([t for t in trials if CUT_OFF not in t.user_attrs])
@@ -88,14 +88,15 @@ class OptunaStudy:
 
     @property
     def first(self) -> Candidate:
-        """The candidate at the first place of every axis."""
+        """Candidate with the first value of every axis."""
         return self._candidate(dict.fromkeys(self.axes, 0))
 
-    def taken(self, trial: Any) -> bool:
-        """Whether an earlier trial, of this or another worker, stands for the same candidate.
+    def is_taken(self, trial: Any) -> bool:
+        """Whether an earlier trial of this or another worker has the same candidate.
 
-        Of two workers that ask at the same time the one with the lower number has it. The values of
-        a trial that was just begun may not be written yet: they are waited for.
+        If two workers ask at the same time, the trial with the lower number keeps the candidate.
+        The parameters of a trial that has just begun may not be written yet, so this method waits
+        for them.
         """
         deadline = time.monotonic() + UNWRITTEN
         while True:
@@ -108,41 +109,41 @@ class OptunaStudy:
             time.sleep(PAUSE)
 
     def busy(self) -> bool:
-        """Whether a worker is at a candidate."""
+        """Whether a worker is evaluating a candidate."""
         return any(not t.state.is_finished() for t in self._alive())
 
-    def give_up(self, trial: Any) -> None:
-        """Leave a candidate to the worker that has it."""
+    def skip(self, trial: Any) -> None:
+        """Leave a candidate to the worker that evaluates it already."""
         self.fail(trial)
 
-    def cut_off(self) -> None:
-        """Set aside trials that a killed search left unfinished; new ones take their places."""
+    def abandon_running(self) -> None:
+        """Mark trials that a killed search left running as failed, and do not count them."""
         states = _optuna().trial.TrialState
         for left in self.study.get_trials(deepcopy=False, states=[states.RUNNING]):
             self.study._storage.set_trial_user_attr(left._trial_id, CUT_OFF, True)
             self.study.tell(left.number, state=states.FAIL)
 
     def tell(self, trial: Any, rank: Rank, scores: Sequence[Score]) -> None:
-        """The rank of a trial's candidate, and its scores, for whoever ends the search."""
+        """Record the rank of a trial's candidate, and its scores for the other workers."""
         trial.set_user_attr("scores", [score.to_dict() for score in scores])
         value = rank.value + FLOOR_MISSED * rank.shortfall
         self.study.tell(trial, value if self.spec.strategy == "tpe" else (rank.forget, rank.retain))
 
     def fail(self, trial: Any) -> None:
-        """The trial's candidate gives no numbers."""
+        """Record that the candidate of a trial has no finite scores."""
         self.study.tell(trial, state=_optuna().trial.TrialState.FAIL)
 
     def finished(self) -> list[Any]:
-        """The trials that were told a rank, by any worker."""
+        """Trials that have a rank, from any worker."""
         complete = _optuna().trial.TrialState.COMPLETE
         return list(self.study.get_trials(deepcopy=False, states=[complete]))
 
     def candidate_of(self, trial: Any) -> Candidate:
-        """What a trial stands for."""
+        """Candidate of a trial."""
         return self._candidate(trial.params)
 
     def _alive(self) -> list[Any]:
-        """Trials that were told, and those that a worker is at."""
+        """Finished trials, and running ones that are not abandoned."""
         states = _optuna().trial.TrialState
         trials = self.study.get_trials(deepcopy=False, states=[states.COMPLETE, states.RUNNING])
         oldest = datetime.now() - ABANDONED
@@ -154,7 +155,7 @@ class OptunaStudy:
         self.study.enqueue_trial({key: 0 for key in self.axes} | {"density": nearest})
 
     def _distributions(self) -> dict[str, Any]:
-        """Densities are places in a sorted list, so that near ones are known to be near."""
+        """Distributions of the axes; densities are ordered, all other axes are categorical."""
         from optuna.distributions import CategoricalDistribution, IntDistribution
 
         return {
@@ -186,7 +187,7 @@ class OptunaStudy:
 
 
 def axes(spec: SearchSpec) -> dict[str, Sequence[Any]]:
-    """What a search varies, and the values of each."""
+    """Values of each axis of the search space."""
     return {
         "method": spec.methods,
         "density": sorted(set(spec.densities)),
@@ -197,7 +198,7 @@ def axes(spec: SearchSpec) -> dict[str, Sequence[Any]]:
 
 
 def size(axes: dict[str, Sequence[Any]]) -> int:
-    """How many points the axes have."""
+    """Number of points of the search space."""
     return math.prod(len(values) for values in axes.values())
 
 
@@ -206,15 +207,15 @@ def _optuna() -> Any:
         import optuna
     except ImportError as error:
         raise InputError(
-            f"The strategies tpe and nsga2 need optuna, which is not installed: {INSTALL}. "
-            "--strategy grid needs nothing."
+            f"The strategies tpe and nsga2 need Optuna, which is not installed: {INSTALL}. "
+            "--strategy grid and refine work without it."
         ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
 def _storage(storage: str | Path) -> Any:
-    """A journal for a file, a database for a URL."""
+    """Journal storage for a file, database storage for a URL."""
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 

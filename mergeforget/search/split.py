@@ -1,7 +1,7 @@
 """The selection split, which chooses the candidate, and the report split, which scores it.
 
-A figure that chose is flattered by the choice; the published system that chose on all of its
-members had a MIA score of .997 there and .048 on others.
+A score on the selection split is biased by the choice: a published system that was tuned on all of
+its members had a MIA score of .997 on them and .048 on others.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ FEWEST = 2  # members, and non-members: one for each part
 
 
 def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
-    """Split by document, so that rows of one document stay together.
+    """Split measurements by document, so that rows of one document stay together.
 
     Args:
-        measured: of any model; the same rows are split the same way whatever the model said.
-        share: of the documents that choose, in (0, 1).
-        seed: of the draw. Forget, retain and non-members are drawn apart, each task in its share.
+        measured: Measurements of any model; the split depends on the rows only.
+        share: Fraction of the documents in the selection split, in (0, 1).
+        seed: Random seed. Forget, retain and non-members are split separately, stratified by task.
 
     Returns:
-        ``choose`` and ``report``. MMLU is in both, since its questions are no part of the data.
+        ``choose``, the selection split, and ``report``. MMLU is in both, since its questions are
+        not part of the data.
     """
     choosing = choosing_subjects(tasks_of(measured), share, seed)
     return {
@@ -51,20 +52,21 @@ def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
 
 
 def check_enough(members: Iterable[Row], nonmembers: Iterable[Row]) -> None:
-    """Raise InputError where there are too few documents for two parts."""
+    """Raise InputError if there are too few documents for two splits."""
     inside, outside = (len({group(row) for row in rows}) for rows in (members, nonmembers))
     if min(inside, outside) < FEWEST:
         raise InputError(
-            f"The members are of {inside} and the non-members of {outside} documents, too few to "
-            f"choose with one half and report with the other: at least {FEWEST} of each, since the "
-            "rows of one document stay together. Give more of them, more non-members with "
-            "--holdout FILE, or, where documents are left out because they are not whole, count "
-            "rows: --set evaluation.membership=rows in train-pair."
+            f"There are {inside} member and {outside} non-member documents. A selection and a "
+            f"report split need at least {FEWEST} of each, since the rows of one document stay "
+            "together. "
+            "Give more forget rows, or more non-members with --holdout FILE. If documents are "
+            "skipped because they are incomplete, compare rows instead: train the pair with --set "
+            "evaluation.membership=rows."
         )
 
 
 def tasks_of(measured: Measured) -> dict[Group, str]:
-    """The task of every document that was measured."""
+    """Return the task of every measured document."""
     tasks: dict[Group, str] = {}
     for row in [*(a.row for a in measured.answers), *(x.row for x in measured.likelihoods)]:
         tasks.setdefault(group(row), row.task)
@@ -74,7 +76,7 @@ def tasks_of(measured: Measured) -> dict[Group, str]:
 
 
 def choosing_subjects(tasks: Mapping[Group, str], share: float, seed: int) -> set[Group]:
-    """The documents that choose, of those that ``tasks`` names."""
+    """Draw the documents of the selection split, stratified by split and task."""
     strata: dict[tuple[str, str], list[Group]] = {}
     for key in sorted(tasks):
         strata.setdefault((key[0], tasks[key]), []).append(key)
@@ -86,19 +88,19 @@ def choosing_subjects(tasks: Mapping[Group, str], share: float, seed: int) -> se
 
 
 def group(row: Row) -> Group:
-    """(split, subject): what stays together."""
+    """Return the document of a row: (split, subject)."""
     return row.split, row.subject
 
 
 def loss_group(loss: DocumentLoss) -> Group:
-    """The same for a document; a member is a document of the forget split."""
+    """Return the document of a loss; members belong to the forget split."""
     return "forget" if loss.member else "holdout", loss.subject
 
 
 def _draw(
     strata: dict[str, list[tuple[str, str]]], share: float, seed: str
 ) -> set[tuple[str, str]]:
-    """``share`` of each stratum, rounded so that the whole comes out right too."""
+    """Draw ``share`` of each stratum; rounding errors do not add up over the strata."""
     wanted, chosen = 0.0, set[tuple[str, str]]()
     total = sum(map(len, strata.values()))
     for task, keys in strata.items():
@@ -106,27 +108,27 @@ def _draw(
         take = min(len(keys), max(0, round(wanted) - len(chosen)))
         random.Random(f"{seed}-{task}").shuffle(keys)
         chosen |= set(keys[:take])
-    if total >= FEWEST and len(chosen) in (0, total):  # neither part may be empty
+    if total >= FEWEST and len(chosen) in (0, total):  # neither split may be empty
         every = [key for keys in strata.values() for key in keys]
         chosen ^= {every[-1] if chosen else every[0]}
     return chosen
 
 
 def count(losses: Iterable[DocumentLoss]) -> tuple[int, int]:
-    """Members and non-members."""
+    """Count members and non-members."""
     kinds = [loss.member for loss in losses]
     return sum(kinds), len(kinds) - sum(kinds)
 
 
 @dataclass(frozen=True)
 class SearchData:
-    """Rows that every candidate answers, and documents that tell members from non-members.
+    """Rows that every candidate answers, and the documents of membership inference.
 
     Attributes:
-        holdout: the text of a new ``data/holdout.jsonl``, of which the non-members are; empty
-            where they are of the run's own.
-        levels: NLL of the twins of forget rows and non-members under the base, by row id; of
-            those that a training with `until` measured.
+        holdout: Text of a new ``data/holdout.jsonl`` with the non-members; empty if the run has
+            its own.
+        levels: NLL, under the base, of the twins of forget rows and non-members by row id, where a
+            training with ``until`` measured it.
     """
 
     forget: list[Row]
@@ -137,9 +139,9 @@ class SearchData:
     levels: dict[str, float] = field(default_factory=dict)
 
     def choosing(self, share: float, seed: int, figures: Collection[str]) -> SearchData:
-        """The half that chooses, and of it only what an objective's figures read.
+        """Return the part of the selection split that an objective's figures read.
 
-        The documents are those of ``halves.halve``, so that a figure is the same but for rounding.
+        It has the documents of ``halve``, so the scores are equal up to rounding.
         """
         rows = [*self.forget, *self.retain, *self.members, *self.nonmembers]
         tasks: dict[Group, str] = {}
@@ -163,21 +165,21 @@ class SearchData:
 
 
 def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -> SearchData:
-    """The rows of a run, with as many non-members as members.
+    """Read the rows of a run, with non-members that match its members.
 
     Args:
-        holdout: a file of rows that no training saw, in the place of the run's own.
-        seed: of the draw where there are more than are needed.
+        holdout: File of rows that no training saw, instead of the run's own.
+        seed: Random seed of the draw if there are more rows than needed.
 
     Raises:
-        InputError: there are no non-members, or too few.
+        InputError: There are no non-members, or too few.
     """
     own = run.data / "holdout.jsonl"
     if holdout is None and not (own.exists() and own.stat().st_size):
         raise InputError(
             f"{run.root} has no non-members: membership inference compares the forget set with "
-            "rows of the same kind that no training saw. Give them with --holdout FILE. "
-            "`mergeforget train-pair --limit N` keeps the rows it leaves out for this by itself."
+            "rows of the same kind that no training saw. Give such rows with --holdout FILE. "
+            "`mergeforget train-pair --limit N` uses the rows beyond the limit for this."
         )
     forget = read_rows(run.data / "forget.jsonl", split="forget")
     retain = read_rows(run.data / "retain.jsonl", split="retain")

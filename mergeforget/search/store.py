@@ -1,4 +1,4 @@
-"""What a search has measured, in the run folder; a search that is called again goes on from it."""
+"""Measurements of a search in the run folder, from which a repeated search resumes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPLORED = "explored.jsonl"
 
 
 class Store:
-    """Scores by model, written whole after each, so that a kill leaves no half model."""
+    """Scores by model; the file is replaced as a whole after each model."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -36,19 +36,19 @@ class Store:
             self.explored[plain_name(row.get("name"), where)] = scores
 
     @property
-    def readings(self) -> Path:
-        """What glances have read, a file a candidate: a finalist's half is not read twice."""
+    def cache_folder(self) -> Path:
+        """Folder of cached likelihoods and answers, which later evaluations reuse."""
         return self.run.search / "readings"
 
     def begin(self, settings: dict[str, Any], again: bool) -> None:
-        """Compare with the search that was here before.
+        """Compare the settings with those of an earlier search in this run.
 
         Args:
-            settings: what decides every figure, as plain values.
-            again: throw away what was measured.
+            settings: Everything that decides a score, as plain values.
+            again: Discard the earlier measurements.
 
         Raises:
-            InputError: it was measured otherwise, so that old and new cannot be compared.
+            InputError: The settings differ, so old and new scores are not comparable.
         """
         path = self.run.search / SETTINGS
         before = _known(read_json_object(path)) if path.exists() else None
@@ -58,17 +58,17 @@ class Store:
             changed = [k for k in settings if before.get(k) != settings[k]]
             told = "; ".join(f"{k} was {before.get(k)!r}, now {settings[k]!r}" for k in changed)
             raise InputError(
-                f"The candidates in {self.run.root} were measured otherwise: {told}. Measure them "
-                "anew with --again, or search with what it was."
+                f"The candidates in {self.run.root} were measured with other settings: {told}. "
+                "Measure them again with --again, or restore these settings."
             )
         write_json(path, settings)
 
     def forget_searched(self) -> None:
-        """Drop what a search measured; scores of the command evaluate stay."""
+        """Discard the measurements of searches; scores of `mergeforget evaluate` are kept."""
         (self.run.search / EXPLORED).unlink(missing_ok=True)
-        shutil.rmtree(self.readings, ignore_errors=True)
+        shutil.rmtree(self.cache_folder, ignore_errors=True)
         self.explored = {}
-        searched = [name for name in self.scores if self.glanced(name)]
+        searched = [name for name in self.scores if self.has_proxy(name)]
         for name in searched:
             self._answers(name).unlink(missing_ok=True)
             self.scores[name] = [s for s in self.scores[name] if s.part == "all"]
@@ -76,44 +76,45 @@ class Store:
             self._write()
 
     def has(self, model: str) -> bool:
-        """Whether a search has measured it in full.
+        """Whether a search has measured a model in full.
 
-        A look scores the choosing half only; the command evaluate writes answers, but no halves.
+        A proxy evaluation scores the selection split only; `mergeforget evaluate` writes answers,
+        but does not score the splits.
         """
         full = any(score.part == "report" for score in self.scores.get(model, []))
         return full and self._answers(model).exists()
 
-    def glanced(self, model: str) -> bool:
-        """Whether a search has measured it, in full or by likelihoods alone."""
+    def has_proxy(self, model: str) -> bool:
+        """Whether a search has measured a model, in full or by proxy."""
         return any(score.part == "choose" for score in self.scores.get(model, []))
 
-    def keep_glance(self, model: str, scores: Sequence[Score]) -> None:
-        """Write scores that were measured by likelihoods alone."""
+    def keep_scores(self, model: str, scores: Sequence[Score]) -> None:
+        """Replace the scores of a model, and discard its answers."""
         self._answers(model).unlink(missing_ok=True)
         self.scores[model] = list(scores)
         self._write()
 
     def keep_explored(self, candidate: Candidate, scores: Sequence[Score]) -> None:
-        """Write what likelihoods alone tell of a candidate that may never get a folder.
+        """Save the proxy scores of a candidate.
 
-        It stays as it was when the candidate is measured in full, whose figures differ by a
-        rounding: a search that is called again then ranks, and goes, the same way.
+        They are kept when the candidate is measured in full, since its full scores differ by
+        rounding: a repeated search then ranks candidates in the same order.
         """
         found = [score.to_dict() for score in scores]
         self.explored[candidate.name] = list(scores)
         row = {"name": candidate.name, **candidate.to_dict(), "scores": found}
         append_jsonl(self.run.search / EXPLORED, [row])
-        self.keep_glance(candidate.name, scores)
+        self.keep_scores(candidate.name, scores)
 
     def keep(self, model: str, measured: Measured, scores: Sequence[Score]) -> None:
-        """Write scores in the place of earlier ones; the answers come last and mark the end."""
+        """Save a full measurement; the answers are written last and mark it as complete."""
         answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
         losses = [
             {"id": x.id, "member": x.member, "task": x.task, "membership": measured.membership,
              "nll": x.nll}
             for x in measured.losses
         ]  # fmt: skip
-        self.keep_glance(model, scores)
+        self.keep_scores(model, scores)
         write_jsonl(self.run.answers / f"{model}.losses.jsonl", losses)
         write_jsonl(self._answers(model), answers)
 
@@ -125,7 +126,7 @@ class Store:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without what is at its default, so that a key added since then changes nothing."""
+    """Drop settings at their default, so that a key of a newer version changes nothing."""
     defaults = EvaluationSpec().model_dump(mode="json")
     evaluation = settings.get("evaluation", {})
     told = {key: value for key, value in evaluation.items() if defaults.get(key) != value}

@@ -143,24 +143,24 @@ def test_a_floor_that_holds_at_one_end_alone_is_found(
     """The AUC says 0.8, the floor says 0.1, and in between nothing leads there."""
     seen = []
 
-    def look(self: Explorer, candidate: Candidate, *_: object) -> Rank:
+    def explored(self: Explorer, candidate: Candidate, *_: object) -> Rank:
         seen.append(candidate.density)
         kept = candidate.density == 0.1
         return Rank(0.0 if kept else -0.5, 1 - abs((candidate.density or 0) - 0.8), 0.0, 0.0)
 
-    monkeypatch.setattr(Explorer, "_look", look)
+    monkeypatch.setattr(Explorer, "_explore", explored)
     explorer = explorer_of("mia if retain >= 70%", first=0.7)
     explorer.refine(grid(SearchSpec()), SearchBudget())
     assert 0.1 in seen and len(seen) <= 7
 
 
-def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
+def test_the_density_where_the_auc_crosses_a_half_is_evaluated_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The AUC falls evenly from 0.9 at 0.1 to 0.36 at 1.0: 0.8 is nearest to a half."""
     seen = []
 
-    def look(
+    def explored(
         self: Explorer, candidate: Candidate, known: dict[str, Candidate], _: SearchBudget
     ) -> Rank:
         known[candidate.name] = candidate
@@ -171,7 +171,7 @@ def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
         self.store.explored[candidate.name] = [found]
         return Rank(0.0, 1 - abs(auc - 0.5), 0.0, 0.0)
 
-    monkeypatch.setattr(Explorer, "_look", look)
+    monkeypatch.setattr(Explorer, "_explore", explored)
     explorer = explorer_of("mia", first=0.1)
     explorer.refine(grid(SearchSpec()), SearchBudget())
     assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
@@ -180,12 +180,12 @@ def test_where_the_auc_passes_a_half_is_looked_for_between_two_looks(
 def test_where_looks_were_too_kind_the_lowest_density_is_looked_at_too(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every look keeps the floor, and nothing that is measured does."""
+    """Every proxy score reaches the floor, and no full measurement does."""
     honest = Explorer.rank
     monkeypatch.setattr(
         Explorer, "rank", lambda self, name: honest(self, name)._replace(shortfall=0.0)
     )
-    monkeypatch.setattr(Explorer, "_passing", lambda *_: None)
+    monkeypatch.setattr(Explorer, "_crossing", lambda *_: None)
     monkeypatch.setattr("mergeforget.search.explore.climb", lambda *_: None)
     options = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--first", "0.7")
     call(run, *options, "--objective", "mia if retain >= 2")
@@ -194,7 +194,7 @@ def test_where_looks_were_too_kind_the_lowest_density_is_looked_at_too(
 
 
 def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) -> None:
-    """The next one would have to be better than it looks."""
+    """The next candidate would have to exceed its proxy score."""
     arguments = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--objective")
     call(run, *arguments, "0.5*mia + 0.5*retain")
     chosen = read_json(run.search / "chosen.json")
@@ -202,7 +202,7 @@ def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) ->
 
 
 def test_looks_are_corrected_by_what_was_measured() -> None:
-    """Looks put retention 0.3 too high: only what looks like 1.0 keeps a floor of 0.7."""
+    """Proxy retention is 0.3 too high: only a proxy score of 1.0 reaches a floor of 0.7."""
 
     def scores(auc: float, retain: float, metric: str) -> list[Score]:
         return [
@@ -242,7 +242,7 @@ def test_groups_are_refined_from_the_best_of_all(
     def refused(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(Evaluator, "glance", refused)
+    monkeypatch.setattr(Evaluator, "measure_proxy", refused)
     monkeypatch.setattr(Evaluator, "measure", refused)
     call(run, *arguments)
     assert read_json(run.search / "chosen.json") == before

@@ -175,14 +175,14 @@ def test_a_candidate_that_gives_no_numbers_is_left_out(
 
     monkeypatch.setattr(Evaluator, "measure", broken)
     assert search(run, load_recipe(run.recipe).search, options()).measured == 2
-    assert "ties-factors-d0.50 is left out" in capsys.readouterr().err
+    assert "Skipped ties-factors-d0.50" in capsys.readouterr().err
     assert not (run.candidates / "ties-factors-d0.50").exists()
 
 
 def test_no_nonmembers_says_how_to_give_them(run: Run) -> None:
     (run.data / "holdout.jsonl").write_text("")
     done = call(run)
-    assert done.exit_code == 4 and "Give them with --holdout FILE" in done.stderr
+    assert done.exit_code == 4 and "Give such rows with --holdout FILE" in done.stderr
 
 
 def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_nonmembers_that_are_refused_leave_the_run_as_it_was(searched: Run, tmp_
     other.write_text(before.replace("holdout", "other"))
     assert other.read_text() != before
     done = call(searched, "--holdout", str(other))
-    assert done.exit_code == 4 and "or search with what it was" in done.stderr
+    assert done.exit_code == 4 and "or restore these settings" in done.stderr
     assert (searched.data / "holdout.jsonl").read_text() == before
     assert call(searched).exit_code == 0
 
@@ -206,7 +206,7 @@ def test_a_look_and_answers_of_evaluate_are_no_full_measurement(run: Run) -> Non
     store, candidate = Store(run), Candidate("ties", 0.5)
     store.keep_explored(candidate, [Score("mia_auc", "mia", 0.5, "nearer", 4, part="choose")])
     write_jsonl(run.answers / f"{candidate.name}.jsonl", [{"id": "a"}])
-    assert store.glanced(candidate.name) and not store.has(candidate.name)
+    assert store.has_proxy(candidate.name) and not store.has(candidate.name)
 
 
 def test_mmlu_is_asked_where_the_objective_reads_it(run: Run, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_mmlu_is_asked_where_the_objective_reads_it(run: Run, tmp_path: Path) ->
 
 def test_a_budget_shorter_than_the_ends_says_so(run: Run) -> None:
     done = call(run, "--budget", "0.001s")
-    assert done.exit_code == 6 and "the same command goes on" in done.stderr
+    assert done.exit_code == 6 and "rerun the command to resume" in done.stderr
     assert call(run).exit_code == 0
 
 

@@ -34,20 +34,20 @@ def run(tiny_run: Run, tmp_path: Path) -> Run:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
     """(model, whether it generated) of every measurement."""
     seen: list[tuple[str, bool]] = []
-    measure, glance = Evaluator.measure, Evaluator.glance
+    measure, proxy = Evaluator.measure, Evaluator.measure_proxy
 
     def measuring(self: Evaluator, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         seen.append((label, True))
         return measure(self, adapter, label)
 
-    def glancing(
+    def counted(
         self: Evaluator, adapter: Adapter | None, label: str, data: SearchData
     ) -> dict[str, Measured]:
         seen.append((label, False))
-        return glance(self, adapter, label, data)
+        return proxy(self, adapter, label, data)
 
     monkeypatch.setattr(Evaluator, "measure", measuring)
-    monkeypatch.setattr(Evaluator, "glance", glancing)
+    monkeypatch.setattr(Evaluator, "measure_proxy", counted)
     return seen
 
 
@@ -90,16 +90,16 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(
     whole = Run(Path(shutil.copytree(tiny_run.root, tmp_path / "whole")))
     arguments = (*SPACE, "--strategy", strategy, "--budget", "6", "--first", "0.52")
     assert call(whole, *arguments).exit_code == 0
-    glance, left = Evaluator.glance, [3]
+    proxy, left = Evaluator.measure_proxy, [3]
 
     def killed(self: Evaluator, adapter: Adapter | None, label: str, data: SearchData) -> Any:
         if not left[0]:
             raise SystemExit(137)
         left[0] -= 1
-        return glance(self, adapter, label, data)
+        return proxy(self, adapter, label, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "glance", killed)
+        patch.setattr(Evaluator, "measure_proxy", killed)
         assert call(run, *arguments).exit_code == 137
     assert call(run, *arguments).exit_code == 0
     assert lines(run) == lines(whole)
@@ -109,10 +109,10 @@ def test_a_killed_study_goes_on_as_if_it_had_not_been(
     assert any("d0.50" in row["model"] for row in read_jsonl(run.scores))  # nearest to 0.52
 
 
-def test_a_finalist_is_read_only_where_no_glance_has_read(
+def test_a_finalist_reuses_the_likelihoods_of_its_proxy_evaluation(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 20 documents a glance for the AUC alone has read 2 members and 2 non-members."""
+    """Of 20 documents a proxy evaluation of the AUC has measured 2 members and 2 non-members."""
     read: list[tuple[str, int]] = []
 
     def noting(model: Any, ids: Any, **more: Any) -> Any:
@@ -125,14 +125,14 @@ def test_a_finalist_is_read_only_where_no_glance_has_read(
     assert [n for label, n in read if label.startswith("ties")] == [4, every - 4]
 
 
-def test_a_glance_measures_what_the_choosing_half_will(run: Run) -> None:
+def test_proxy_scores_equal_those_of_the_selection_split(run: Run) -> None:
     objective = ("--objective", "0.5*mia + 0.3*retain + 0.2*forget")
     assert call(run, "--densities", "0.5,1.0", "--finalists", "1", *objective).exit_code == 0
-    glanced = {s["metric"] + s["split"]: s["value"] for s in of_part(run, "choose")}
+    explored = {s["metric"] + s["split"]: s["value"] for s in of_part(run, "choose")}
     assert call(run, "--densities", "0.5,1.0", *objective).exit_code == 0
     full = {s["metric"] + s["split"]: s["value"] for s in of_part(run, "choose")}
-    assert len(glanced) >= 5
-    assert glanced == pytest.approx({key: full[key] for key in glanced}, rel=1e-5)
+    assert len(explored) >= 5
+    assert explored == pytest.approx({key: full[key] for key in explored}, rel=1e-5)
 
 
 def of_part(run: Run, part: str) -> list[dict[str, Any]]:
@@ -145,8 +145,8 @@ def of_part(run: Run, part: str) -> list[dict[str, Any]]:
 def test_an_exhausted_space_ends_the_search(run: Run, calls: list[tuple[str, bool]]) -> None:
     arguments = ("--densities", "0.2,0.8", "--strategy", "tpe", "--budget", "50")
     assert call(run, *arguments).exit_code == 0
-    glanced = [name for name, full in calls if not full]
-    assert sorted(glanced) == ["ties-factors-d0.20", "ties-factors-d0.80"]
+    explored = [name for name, full in calls if not full]
+    assert sorted(explored) == ["ties-factors-d0.20", "ties-factors-d0.80"]
 
 
 def test_studies_find_the_top_of_a_hill(tmp_path: Path) -> None:

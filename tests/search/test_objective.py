@@ -94,7 +94,7 @@ def test_unknown_figure_names_the_nearest() -> None:
 
 
 def test_what_was_not_measured_is_named() -> None:
-    with pytest.raises(UsageError, match=r"'mmlu', which was not measured. Measure anew"):
+    with pytest.raises(UsageError, match=r"'mmlu', which was not measured. Measure again"):
         parse_objective("mmlu").rank(scores(0.5, 0, 0), BASE, "choose")
 
 

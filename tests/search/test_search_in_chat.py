@@ -59,7 +59,7 @@ def test_every_candidate_is_scored_by_the_worst_case(
     if ask == "own":
         assert "ways" not in stored and "worst case" not in choice.sentence and nll.ways is None
         changed(run, evaluation={"ask": "all"})
-        with pytest.raises(InputError, match="measured otherwise"):
+        with pytest.raises(InputError, match="with other settings"):
             search(run, recipe.search, OPTIONS)
         return
     assert nll.ways is not None and set(nll.ways) == WAYS

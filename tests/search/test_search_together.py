@@ -87,7 +87,7 @@ def test_a_search_killed_within_a_batch_goes_on_and_asks_nothing_twice(
 
     def counted(self: EvaluationCache, *more: Any) -> None:
         nonlocal seen
-        seen += self.path is not None  # what a look "answers" is of no tokens and not written
+        seen += self.path is not None  # a proxy evaluation has no answers
         keep(self, *more)
 
     def killed(self: EvaluationCache, *more: Any) -> None:
@@ -122,7 +122,7 @@ def test_a_candidate_without_numbers_leaves_the_others_as_they_are(
     monkeypatch.setattr(Evaluator, "_measure", measuring)
     monkeypatch.setattr(Evaluator, "answer", answering)
     mine, theirs = found(searched(run, 3)), found(alone)
-    assert f"{BAD} is left out: The factors of" in capsys.readouterr().err
+    assert f"Skipped {BAD}: The factors of" in capsys.readouterr().err
     assert not (run.candidates / BAD).exists()
     assert mine["chosen"]["measured"] == 2
     assert mine["scores"] == [row for row in theirs["scores"] if BAD not in row]
@@ -142,7 +142,7 @@ def test_a_model_that_cannot_answers_one_after_the_other_and_says_so(
 
 
 def test_a_race_takes_so_many_at_a_time(run: Run, batches: list[list[str]]) -> None:
-    """By looks the best two; then the race is over, or goes on with the third."""
+    """The best two by proxy score; then selection ends, or continues with the third."""
     options = ["--together", "2", "--strategy", "refine", "--objective", "0.5*mia + 0.5*retain"]
     command = ["search", str(run.root), "--device", "cpu", *options]
     assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0

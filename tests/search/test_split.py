@@ -79,5 +79,5 @@ def test_too_few_documents_are_refused_with_a_way_out() -> None:
         return [Row(name, "q", "a") for name in ids]
 
     check_enough(rows("asc1", "bsc1"), rows("csc1", "dsc1"))
-    with pytest.raises(InputError, match="are of 1 and .* of 2 documents.*--holdout"):
+    with pytest.raises(InputError, match="1 member and 2 non-member documents.*--holdout"):
         check_enough(rows("asc1", "aqa0", "aqa1"), rows("csc1", "dsc1"))

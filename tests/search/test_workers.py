@@ -30,8 +30,8 @@ study = OptunaStudy(SearchSpec(strategy="tpe"), sys.argv[1], "shared")
 done = []
 for _ in range(8):
     trial, candidate = study.suggest()
-    if study.taken(trial):
-        study.give_up(trial)
+    if study.is_taken(trial):
+        study.skip(trial)
         continue
     time.sleep(0.1)
     done.append(candidate.name)
@@ -83,14 +83,14 @@ def test_what_a_worker_explored_is_adopted_by_who_chooses(tiny_run: Run, tmp_pat
 
 
 def test_a_database_without_its_package_says_which(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is reached through a package.*pip install pymysql"):
+    with pytest.raises(InputError, match="database driver is not installed.*pip install pymysql"):
         OptunaStudy(SearchSpec(strategy="tpe"), "mysql+pyodbc://nobody@127.0.0.1/none", "shared")
 
 
 def test_a_worker_needs_something_to_share(tiny_run: Run, tmp_path: Path) -> None:
     run = Run(Path(shutil.copytree(tiny_run.root, tmp_path / "run")))
     done = CliRunner().invoke(main, ["search", str(run.root), "--worker"])
-    assert done.exit_code == 2 and "give --storage URL" in done.stderr
+    assert done.exit_code == 2 and "the same --storage URL" in done.stderr
 
 
 def call(run: Run, *arguments: str) -> str:
