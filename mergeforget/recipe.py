@@ -1,4 +1,4 @@
-"""A recipe: everything that decides a run, read from YAML, validated whole, written back."""
+"""Recipes: the settings of a run, read from YAML, validated and written back."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from mergeforget.train_config import Tokens as Tokens
 from mergeforget.train_config import Training as Training
 
 FOLDER = Path(__file__).parent / "recipes"
-SIDES = ("over", "under")  # of a pair; the name of a recipe may stand for one
+SIDES = ("over", "under")  # of a pair; either may be the name of a recipe
 M = TypeVar("M", bound=BaseModel)
 
 
 def _densities(value: Any) -> Any:
-    """``0.1:1.0:0.1`` (both ends included), ``0.3,0.5`` or a list."""
+    """Parse ``0.1:1.0:0.1`` (both ends included), ``0.3,0.5`` or a list."""
     if not isinstance(value, str):
         return value
     if ":" not in value:
@@ -71,11 +71,11 @@ class DataSpec(RecipeSection):
     """Files of rows, and how a row becomes a prompt.
 
     Attributes:
-        columns: our names (id, input, output, task, weight, subject) to the file's.
-        template: ``chat`` renders prompts with the tokenizer's chat template, ``none`` takes their
-            text as it is, ``auto`` is ``chat`` where the tokenizer has a template.
-        system_prompt: system message of a chat, for rows that have none of their own.
-        turns: which assistant turns of a conversation become rows.
+        columns: Maps our names (id, input, output, task, weight, subject) to the file's.
+        template: ``chat`` renders prompts with the tokenizer's chat template, ``none`` uses the raw
+            text, ``auto`` is ``chat`` if the tokenizer has a template.
+        system_prompt: System message of a chat, for rows without their own.
+        turns: Assistant turns of a conversation that become rows.
     """
 
     forget: str | None = None
@@ -90,7 +90,7 @@ class DataSpec(RecipeSection):
 
 
 class Memorise(RecipeSection):
-    """Full fine-tuning of the base on forget + retain, before anything is forgotten."""
+    """Full fine-tuning of the base on forget and retain rows, before unlearning."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     epochs: Positive = 12
@@ -104,7 +104,7 @@ class Memorise(RecipeSection):
 
 
 class Pair(RecipeSection):
-    """Two trainings; the name of a recipe stands for its own training of that side."""
+    """The trainings of over and under; each may be the name of a recipe with that side."""
 
     over: Training
     under: Training
@@ -145,7 +145,7 @@ class MergeSpec(RecipeSection):
 
 
 class SearchSpec(RecipeSection):
-    """What `mergeforget search` tries, and what it maximises."""
+    """Search space, strategy and objective of `mergeforget search`."""
 
     methods: Annotated[list[str], Field(min_length=1)] = [DEFAULT.method]
     densities: Densities = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -166,18 +166,18 @@ UNITS = {"tofu": "answers"}  # what membership is judged by, given the question;
 
 
 class EvaluationSpec(RecipeSection):
-    """What is measured, and what it is compared with.
+    """Metrics of an evaluation, and the models that it compares with.
 
     Attributes:
-        metrics: further metrics, ``NAME`` or ``NAME/SPLIT`` each, besides the benchmark's.
-        rows: files of further splits, such as ``real_authors``; or of forget and retain, in the
-            place of those that were trained on.
-        retrained: a model trained without the forget set, its adapter, or what was read off it.
-        reference: a model whose loss of each document is taken off, for membership inference.
-        utility: the score that the floor is about; by default MMLU, else TOFU's model utility.
-        floor: of that score's ratio to the one of the model before.
-        lm_eval: names of lm-eval's tasks; ``lm_eval_folder`` holds further tasks.
-        backend: what writes the answers.
+        metrics: Metrics besides the benchmark's, each as ``NAME`` or ``NAME/SPLIT``.
+        rows: Files of further splits, such as ``real_authors``, or of forget and retain rows that
+            replace the trained ones.
+        retrained: Model trained without the forget set, its adapter, or its measurements.
+        reference: Model whose loss per document is subtracted in membership inference.
+        utility: Score that the floor applies to; by default MMLU, otherwise TOFU's model utility.
+        floor: Minimum ratio of that score to the base model's.
+        lm_eval: Names of lm-eval tasks; ``lm_eval_folder`` holds further tasks.
+        backend: Library that generates the answers.
         ask: ``all`` asks a model that has a chat template raw and in chat, and reports the worst
             case; ``own`` asks it as ``data.template`` says only.
     """
@@ -212,7 +212,7 @@ class EvaluationSpec(RecipeSection):
 
 
 class Recipe(RecipeSection):
-    """Everything that decides a run; one section per step."""
+    """The settings of a run, one section per step."""
 
     name: str
     source: str = ""
@@ -234,14 +234,14 @@ class Recipe(RecipeSection):
         return self
 
     def trainings(self) -> dict[str, Training]:
-        """Every training by its place in the recipe: ``train``, ``pair.over``, ``pair.under``."""
+        """Return the trainings by their key: ``train``, ``pair.over``, ``pair.under``."""
         found = {} if self.train is None else {"train": self.train}
         if self.pair is not None:
             found |= {"pair.over": self.pair.over, "pair.under": self.pair.under}
         return found
 
     def training(self, side: str) -> Training:
-        """The training that stands for a side of a pair: its own, or else the only one."""
+        """Return the training of a side of the pair; of a recipe without a pair, the only one."""
         if self.pair is not None:
             found: Training = getattr(self.pair, side)
             return found
@@ -250,12 +250,12 @@ class Recipe(RecipeSection):
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Return the names of the packaged recipes."""
     return sorted(p.stem for p in FOLDER.glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe: a path that exists, or the name of one that comes along."""
+    """Return the file of a recipe, given by its path or by the name of a packaged recipe."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
         return Path(name)
     if name not in recipe_names():
@@ -271,11 +271,11 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
     Args:
-        name: of one that comes along, or a path.
-        assignments: ``key.of.recipe=value`` each, as ``--set`` gives them; values are YAML.
+        name: Name of a packaged recipe, or a path.
+        assignments: Changes as ``key.of.recipe=value``, as in ``--set``; values are YAML.
 
     Raises:
-        RecipeError: unknown key (nearest match and line named), wrong value, or not YAML.
+        RecipeError: Unknown key (nearest match and line named), wrong value, or not YAML.
     """
     path = recipe_path(str(name))
     old = (path.parent / "manifest.json").exists() and not _names_template(path)
@@ -302,7 +302,7 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
 
 
 def _names_template(path: Path) -> bool:
-    """Whether a run's recipe says how prompts were rendered; older runs used raw prompts."""
+    """Whether the recipe of a run has a template; older runs used raw prompts."""
     try:
         values = parse_yaml(read_text(path), path)
         return "template" in values["data"]
@@ -313,19 +313,19 @@ def _names_template(path: Path) -> bool:
 def read_yaml(
     path: Path, model: type[M], assignments: Iterable[str] = (), what: str = "recipe"
 ) -> M:
-    """Read and validate a YAML file of ours.
+    """Read a YAML file and validate it against a pydantic model.
 
     Args:
-        model: what the file must hold.
-        what: the word for it in messages.
+        model: Model of the file.
+        what: Name of this kind of file in messages.
 
     Raises:
-        RecipeError: unknown key (nearest match and line named), wrong value, or not YAML.
-        InputError: it cannot be read.
+        RecipeError: Unknown key (nearest match and line named), wrong value, or not YAML.
+        InputError: The file cannot be read.
     """
     values, lines = parse_yaml_lines(read_text(path, RecipeError), path, RecipeError)
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} is not a {what}: it holds no keys.")
+        raise RecipeError(f"{path} is not a {what}: it has no keys.")
     for assignment in assignments:
         _assign(values, assignment)
     try:
@@ -335,13 +335,13 @@ def read_yaml(
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe so that ``load_recipe`` gives the same again."""
+    """Write a recipe as YAML; ``load_recipe`` reads an equal one."""
     values = recipe.model_dump(mode="json")
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))
 
 
 def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
-    """A copy with some keys of some sections replaced: ``change(r, data={"limit": 64})``."""
+    """Return a copy with some keys of some sections replaced: ``change(r, data={"limit": 64})``."""
     values = recipe.model_dump(mode="json")
     for section, changes in sections.items():
         values[section].update(changes)
@@ -355,7 +355,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     keys, equals, value = assignment.partition("=")
     if not equals or not keys.strip():
         raise RecipeError(
-            f"--set wants KEY=VALUE, for example pair.over.epochs=3, not {assignment!r}."
+            f"--set expects KEY=VALUE, for example pair.over.epochs=3, not {assignment!r}."
         )
     parsed = parse_yaml(value, f"--set {keys.strip()}", RecipeError)
     *path, last = keys.strip().split(".")
@@ -368,7 +368,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         else:
             inner = inner.setdefault(key, {})
         if not isinstance(inner, dict | list):
-            raise RecipeError(f"--set {keys}: {key!r} has no keys below it.")
+            raise RecipeError(f"--set {keys}: {key!r} is a value, not a section.")
     if isinstance(inner, list):
         inner[_index(inner, last, keys)] = parsed
     else:
@@ -376,7 +376,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 
 
 def _index(inner: list[Any], key: str, keys: str) -> int:
-    """Position of a list entry that ``--set`` names."""
+    """Return the index of a list entry that ``--set`` names."""
     if not key.isdecimal() or len(key) > 4 or int(key) >= len(inner):
         raise RecipeError(
             f"--set {keys}: {key[:40]!r} is not the number of an entry; the list has "
@@ -392,7 +392,7 @@ def _explain(
     model: type[BaseModel],
     what: str = "recipe",
 ) -> str:
-    """Every fault of a file, a line each, with the place and the nearest known key."""
+    """Describe each error of a file on a line, with its position and the nearest known key."""
     faults = []
     for fault in error.errors():
         where = tuple(str(p) for p in fault["loc"])
@@ -410,7 +410,7 @@ def _explain(
 
 
 def _keys(where: tuple[str, ...], model: type[BaseModel]) -> list[str]:
-    """The keys that the section at ``where`` has; places in lists are passed over."""
+    """Return the keys of the section at ``where``; list indices are skipped."""
     section = model
     for key in where:
         if key.isdigit():
@@ -424,7 +424,7 @@ def _keys(where: tuple[str, ...], model: type[BaseModel]) -> list[str]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a type speaks of: ``list[Part] | None`` speaks of Part."""
+    """Return the sections in a type annotation: Part in ``list[Part] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for inner in get_args(annotation) for found in _models(inner)]

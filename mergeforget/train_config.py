@@ -1,4 +1,4 @@
-"""The part of a recipe that says how one adapter is trained."""
+"""The sections of a recipe that describe one training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class RecipeSection(BaseModel):
-    """A section of a recipe; a key that it does not have is refused."""
+    """A section of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,12 +35,12 @@ class Term(BaseModel):
 
     @property
     def label(self) -> str:
-        """How the history and the plots call it, for example ``npo_forget``."""
+        """Name in the history and the plots, for example ``npo_forget``."""
         return f"{self.loss}_{self.on}"
 
 
 class Transform(BaseModel):
-    """What is done to a set before training; further keys are arguments of the transform."""
+    """A transform of a set before training; further keys are its arguments."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     transform: str
@@ -78,7 +78,7 @@ class Full(RecipeSection):
 
     last_layers: Positive | None = None  # None: every layer, embeddings and output layer too
     layers: list[int] | None = None  # counted from 0
-    modules: list[str] = []  # names' ends, for example down_proj; none is all of those layers
+    modules: list[str] = []  # suffixes of names, for example down_proj; empty means all
 
     @model_validator(mode="after")
     def _one_choice(self) -> Full:
@@ -88,12 +88,12 @@ class Full(RecipeSection):
 
 
 class Tokens(RecipeSection):
-    """How a row becomes tokens; the defaults are the usual ones, the others ZJUKLAB's code's."""
+    """How a row is tokenised; values other than the defaults reproduce ZJUKLAB's code."""
 
     join: Literal[" ", ""] = " "  # between prompt and answer
-    prompt_tokens: Positive | None = None  # kept at most, from its end; then the answer is cut
-    padding: Literal["none", "left", "right"] = "none"  # none: rows laid end to end
-    pad_to: Literal["longest", "max_length"] = "longest"  # with padding: of the micro-batch, or all
+    prompt_tokens: Positive | None = None  # maximum; truncated on the left
+    padding: Literal["none", "left", "right"] = "none"  # none: rows are packed
+    pad_to: Literal["longest", "max_length"] = "longest"  # longest: of the micro-batch
 
 
 class AutoRate(RecipeSection):
@@ -113,12 +113,12 @@ class Dual(RecipeSection):
 
 
 class Watch(RecipeSection):
-    """Cheap figures every few steps, on a small fixed sample."""
+    """Measure a small fixed sample every few steps."""
 
     every: Positive = 10
     sample: Positive = 16  # rows of each set
-    collapse: NotNegative = 0.0  # stop when retain NLL is so many nats above its start; 0: never
-    best_by: Literal["last", "mia", "retain_nll"] = "last"  # which step's weights are kept
+    collapse: NotNegative = 0.0  # stop if the retain NLL rises by this many nats; 0: never
+    best_by: Literal["last", "mia", "retain_nll"] = "last"  # step whose weights are kept
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -127,8 +127,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Until(RecipeSection):
     """Train until a condition on the selection split holds, instead of a number of epochs.
 
-    With AUC the probability that an unseen row of the selection split has a higher NLL than a
-    forget row of it, the condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
+    AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
+    row of it. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
     forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
     share of answers that greedy decoding repeats. Every ``every`` steps these are measured, and:
 
@@ -207,22 +207,22 @@ class Training(RecipeSection):
 
     objective: Annotated[list[Term], Field(min_length=1)]
     transforms: list[Transform] = []
-    refusals: str | None = None  # file with one a line, for losses that need them
-    direction: Literal["sum", "ngdiff", "gru", "sam"] = "sum"  # how both gradients are combined
+    refusals: str | None = None  # file with one per line, for losses that need them
+    direction: Literal["sum", "ngdiff", "gru", "sam"] = "sum"  # combination of the two gradients
     gru_smoothing: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the retain gradient, with gru
     sam_radius: Rate = 0.01  # norm of the weight perturbation, with sam
     robust: Robust | None = None  # compute forget terms through rounded or noisy weights
-    clip_each: NotNegative = 0.0  # norm of each micro-batch's gradient, with ngdiff; 0: no clip
+    clip_each: NotNegative = 0.0  # maximum norm of a micro-batch's gradient, with ngdiff; 0: none
     auto_rate: AutoRate | None = None
     dual: Dual | None = None
     learning_rate: Rate = 1e-4
     optimizer: Literal["adamw", "sgd", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     epochs: Positive = 5
     batch_size: Positive = 1
-    gradient_accumulation: Positive | Literal["epoch"] = 4  # epoch: the whole set is one step
+    gradient_accumulation: Positive | Literal["epoch"] = 4  # epoch: one step per epoch
     batches: Literal["together", "alternating", "by_set"] = "together"
     chunk_rows: Positive | None = None
-    retain_per_forget: Positive = 1  # retain rows that go with each forget row
+    retain_per_forget: Positive = 1  # retain rows per forget row
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup_epochs: NotNegative = 0.0
     weight_decay: NotNegative = 0.01
@@ -233,9 +233,9 @@ class Training(RecipeSection):
     tokens: Tokens = Tokens()
     lora: Lora = Lora()
     full: Full | None = None  # train the model's own weights instead of an adapter
-    gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: where memory would not do
+    gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: if memory is short
     tokens_per_pass: Positive | Literal["auto"] = "auto"  # of fused micro-batches; memory decides
-    snapshots: Positive = 8  # how many are kept over the whole training
+    snapshots: Positive = 8  # number kept over the whole training
     watch: Watch | None = None
     until: Until | None = None  # instead of epochs
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
@@ -308,11 +308,11 @@ class Training(RecipeSection):
         return self
 
     def _differs(self, name: str) -> bool:
-        """Whether a key is not at its default, which a run's own recipe writes out."""
+        """Whether a key differs from its default; a run's recipe lists the defaults, too."""
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def accumulation(self, rows: int) -> int:
-        """Micro-batches of an optimiser step, for a first set of so many rows."""
+        """Return the micro-batches per optimiser step for a first set of ``rows`` rows."""
         if self.gradient_accumulation == "epoch":
             return max(1, -(-rows // self.batch_size))
         return self.gradient_accumulation

@@ -45,7 +45,7 @@ def test_unknown_key_is_named_with_line_and_nearest(tmp_path: Path) -> None:
         ("merge.density=0", "greater than 0"),
         ("search.densities=0.1:0.5", "not enough values"),
         ("pair.over.epochs=1.5", "valid integer"),
-        ("pair.over", "--set wants KEY=VALUE"),
+        ("pair.over", "--set expects KEY=VALUE"),
         ("name.x=1", "no keys below"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The rows of a training: which forget row meets which retain row, in every epoch the same way."""
+"""Dataset of a training: pairs each forget row with retain rows, reproducibly."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ Item = dict[str, list[Encoded]]
 
 
 class PairedRows(Dataset[Item]):
-    """Item i is row i of the first set with rows of every other set.
+    """Item i is row i of the first set together with rows of every other set.
 
-    A partner is drawn from a stream of permutations of the other set, so that each of its rows is
-    used equally often, and depends only on (seed, epoch, i): a resumed run meets the same pairs.
-    The refusal to row i always goes with it.
+    Partners are drawn from a stream of permutations of the other set, so each of its rows is used
+    equally often. They depend only on (seed, epoch, i), so a resumed run has the same pairs. The
+    refusal to row i is always included.
 
     Args:
-        partners: rows of every other set that go with each row of the first.
-        same_index: take row i modulo the set's size (ZJUKLAB's code).
-        cyclic: take the other set's rows in turn, in their order (SUGD).
+        partners: Number of rows of every other set per row of the first.
+        same_index: Use row i modulo the set's size (ZJUKLAB's code).
+        cyclic: Use the other set's rows in order, repeatedly (SUGD).
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PairedRows(Dataset[Item]):
         self._orders: dict[tuple[str, int], list[int]] = {}
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the beginning of every epoch."""
+        """Set the epoch, which decides the partners."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class PairedRows(Dataset[Item]):
         return {name: [replace(row, weight=0.0) for row in rows] for name, rows in item.items()}
 
     def _beside(self, name: str) -> str:
-        """The set that a set always goes with: refusals belong to the forget rows."""
+        """Return the set to which a set belongs: refusals belong to the forget rows."""
         return self.first if name == REFUSAL else name
 
     def _places(self, name: str, i: int) -> list[int]:
@@ -91,10 +91,10 @@ class PairedRows(Dataset[Item]):
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes one Batch for each set from the items of a PairedRows.
+    """Collate items of ``PairedRows`` into one Batch per set.
 
     Attributes:
-        length: of every padded row, in tokens; None for the longest of the micro-batch.
+        length: Length of every padded row in tokens; None pads to the longest row.
     """
 
     kinds: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Train one adapter, or a whole model, on an objective; resumable to the last bit."""
+"""Train one adapter or a whole model on an objective; a resumed training is bit-identical."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclass
 class TrainingJob:
-    """One training: what it is called, where its files go, and whether it goes on."""
+    """A training: the run folder and stage that its files belong to, and whether it resumes."""
 
     run: Run
     stage: str
@@ -89,24 +89,24 @@ def train_adapter(
     """Train a LoRA adapter on a base model and save it as a plain PEFT folder.
 
     Args:
-        model: the base; it is given back without the adapter, bit for bit as it was.
-        sets: ``forget`` first, then ``retain``; ``holdout`` where the watch shall see it; with
+        model: The base model; the adapter is removed again, and the weights are unchanged.
+        sets: ``forget`` first, then ``retain``; ``holdout`` if ``watch`` measures it; with
             ``until`` also ``held``, ``selected`` and ``unseen`` of the selection split, and
             ``imitations``, the twins of ``unseen``.
-        template: how a row becomes a prompt.
-        under: condition of the under-forgetting end, where a snapshot of this training serves as
-            it; the snapshot becomes ``run.root / "under"``.
+        template: Template of the prompts.
+        under: Condition of the under-forgetting adapter if it is a snapshot of this training; the
+            snapshot is copied to ``run.root / "under"``.
 
     Returns:
         The adapter's folder, ``run.root / job.stage``.
 
     Raises:
-        NumericError: a loss that is not finite, or an adapter that does not move.
-        Interrupted: SIGTERM; the step is saved.
+        NumericError: A loss is not finite, or the adapter does not change.
+        Interrupted: SIGTERM was received; the step is saved.
     """
     from peft import get_peft_model
 
-    set_seed(training.seed)  # both adapters of a pair begin with the same A
+    set_seed(training.seed)  # both adapters of a pair start with the same A
     config = lora_config(model, **training.lora.model_dump(exclude_none=True))
     with quiet():
         policy = get_peft_model(model, config)
@@ -180,7 +180,7 @@ def _twin_places(
     twins: str,
     of: str,
 ) -> list[int]:
-    """For each twin the place of the row that it imitates, or -1; see ``_places``."""
+    """Return the index of the row that each twin imitates, or -1; see ``_places``."""
     if any(len(sets[n]) != len(encoded[n]) for n in (twins, of) if sets.get(n)):
         return []
     places = {row.id: i for i, row in enumerate(sets.get(of, ()))}
@@ -190,9 +190,9 @@ def _twin_places(
 def _places(
     sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]], part: str
 ) -> list[int]:
-    """Places in ``forget`` of the rows of a part; empty where examples are no longer rows.
+    """Return the indices in ``forget`` of the rows of a part; empty if examples are not rows.
 
-    A transform, or windows of long documents, make several examples of one row.
+    Transforms and windows of long documents create several examples per row.
     """
     if len(sets["forget"]) != len(encoded["forget"]):
         return []
@@ -203,7 +203,7 @@ def _places(
 def _finish(
     controller: UntilController, job: TrainingJob, sets: Mapping[str, Sequence[Row]]
 ) -> None:
-    """Note how the training ended, and copy the snapshot that serves as ``under``."""
+    """Record how the training ended, and copy the snapshot that becomes ``under``."""
     last = controller.checks[-1]
     facts = {"outcome": controller.outcome, "step": last.step, "auc": last.auc,
              "forget_exact": last.forget_exact, "retain_exact": last.retain_exact}  # fmt: skip
@@ -246,7 +246,7 @@ def fit(
     reference: Reference | None = None,
     controller: UntilController | None = None,
 ) -> None:
-    """Run the Trainer on tokenised sets, from the last checkpoint where ``job.resume`` says so."""
+    """Run the Trainer on tokenised sets; resume from the last checkpoint if ``job.resume``."""
     for every in sets.values():
         check_token_ids(model, [one.ids for one in every])
     trained = {name: rows for name, rows in sets.items() if name not in MEASURED}
@@ -258,7 +258,7 @@ def fit(
         partners=plan.retain_per_forget if plan else 1,
         cyclic=bool(plan and plan.chunk_rows),
     )
-    # one micro-batch a step is cut up, so that every process has a part of it
+    # a step of one micro-batch is divided, so that every rank has a part of it
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, count())
     order = _order(training, rows, accumulation)
     callbacks = [
@@ -300,7 +300,7 @@ def fit(
             steps_per_epoch=_steps_per_epoch(order, accumulation),
             accumulation=-(-accumulation // count()),
             gradient_checkpointing=passes.checkpointing,
-            save_total_limit=2,  # one more, in case the newest is damaged
+            save_total_limit=2,  # two, in case the newest is damaged
             run_name=f"{job.run.name}-{job.stage}",
             project="mergeforget",
             **one_pass,
@@ -318,7 +318,7 @@ def fit(
 
 
 def collate_of(kinds: tuple[int, ...], plan: Training | None, pad_id: int) -> Collate:
-    """How rows become batches: end to end where no plan says otherwise."""
+    """Return the collator of a training; without a plan, rows are packed."""
     if plan is None:
         return Collate(kinds, "none", pad_id)
     whole = plan.tokens.pad_to == "max_length"
@@ -329,7 +329,7 @@ def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
     """Train from the beginning or from the last checkpoint."""
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback):  # not among the checkpoints, which go
+        if isinstance(callback, TensorBoardCallback):  # the checkpoints are deleted in the end
             callback.logging_dir = str(job.run.root / "tensorboard" / job.stage)
     start = on_main(lambda: _start(job))
     try:
@@ -344,16 +344,16 @@ def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
 
 
 def _close_reports() -> None:
-    """End a run at Weights & Biases: the Trainer leaves it open for the next stage to fall in."""
+    """Finish the run at Weights & Biases, which the Trainer leaves open for the next stage."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish()
 
 
 def _start(job: TrainingJob) -> Path | None:
-    """The checkpoint to go on from; what was written after it is forgotten."""
+    """Return the checkpoint to resume from; later lines of the history are removed."""
     start = last_checkpoint(job.checkpoints) if job.resume else None
-    step = int(start.name.split("-")[1]) if start else -1  # the watch looks before step 1, too
+    step = int(start.name.split("-")[1]) if start else -1  # the watch measures before step 1, too
     for file in (job.run.history, job.run.root / PROXIES):
         _forget_lines(file, job.stage, step)
     if start is not None:
@@ -379,14 +379,14 @@ def _order(training: Training | Memorise, data: PairedRows, accumulation: int) -
 
 
 def _steps_per_epoch(order: Order, accumulation: int) -> int:
-    """Optimiser steps of one pass over the first set; chunk by chunk, over all chunks once."""
+    """Return the optimiser steps of one pass over the first set, or over all chunks."""
     if isinstance(order, ChunkedSampler):
         return sum(order.chunk_steps) // order.epochs
     return -(-len(order) // accumulation)
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Save the adapter of a PEFT model as a plain PEFT folder, whole or not at all."""
+    """Save the adapter of a PEFT model as a plain PEFT folder, atomically."""
     weights = trained(model)
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
@@ -407,7 +407,7 @@ def _snapshot(job: TrainingJob, step: int) -> Path:
 
 
 def _forget_lines(path: Path, stage: str, step: int) -> None:
-    """Leave out the lines of a stage that will be written again after ``step``."""
+    """Remove the lines of a stage after ``step``, which will be written again."""
     lines = read_jsonl(path)
     kept = [x for x in lines if x.get("stage") != stage or x.get("step", 0) <= step]
     if len(kept) < len(lines):

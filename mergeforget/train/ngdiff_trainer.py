@@ -56,7 +56,7 @@ class NGDiffTrainer(UnlearningTrainer):
         shares, count = super().get_batch_samples(*args, **more)
         if self.training.clip_each:  # each micro-batch by its own mean, then the mean over them
             real = sum(any(b.total for b in s.batches.values()) for s in shares)
-            self._parts = self._over_processes(real) or 1.0
+            self._parts = self._mean_over_ranks(real) or 1.0
             shares = [Share(s.batches, {}, {}) for s in shares]
         self._shares, self._gathered = [s for s in shares if s.batches], {}
         return shares, count
@@ -209,7 +209,7 @@ class NGDiffTrainer(UnlearningTrainer):
             for parameter, data in zip(places, own, strict=True):
                 parameter.data.copy_(data)
             model.train()
-        return self._over_processes(loss / self._parts)
+        return self._mean_over_ranks(loss / self._parts)
 
     def _quiet_loss(self, model: Any, share: Share, terms: Any) -> float:
         """Weighted sum of the terms, without logging."""

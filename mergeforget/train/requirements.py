@@ -1,4 +1,4 @@
-"""What the terms of an objective read of each set, so that nothing else is computed."""
+"""Outputs that the terms of an objective need per set; nothing else is computed."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.recipe import Term
 from mergeforget.train.dataset import REFUSAL
 
-Kept = Literal["logps", "hidden"]  # one number a token, or what goes into the output layer
+Kept = Literal["logps", "hidden"]  # one number per token, or the input of the output layer
 
 
 @dataclass
 class Reads:
-    """What is read of one set.
+    """Outputs that the terms read on one set.
 
     Attributes:
-        layers: whose hidden states are read, of the policy and of the reference.
-        logps: whether the reference's log-probabilities of the labels are read.
-        logits: whether its whole distributions are.
+        layers: Layers whose hidden states are read of the policy.
+        reference_layers: Layers whose hidden states are read of the reference.
+        logps: Whether the reference's log-probabilities of the labels are read.
+        logits: Whether the reference's full distributions are read.
     """
 
     layers: set[int] = field(default_factory=set)
@@ -35,14 +36,14 @@ class Reads:
 
     @property
     def kept(self) -> Kept | None:
-        """What of the reference, computed once, is all that is read of it."""
+        """Output of the reference that suffices if it is computed once and cached, or None."""
         if self.reference_layers or not self.reference:
             return None
         return "hidden" if self.logits else "logps"
 
 
 def sets_of(term: Term) -> list[str]:
-    """The sets that a term reads."""
+    """Return the sets that a term reads."""
     needs = UNLEARNING_LOSSES.get(term.loss).needs
     if REFUSAL not in needs:
         return [term.on]
@@ -50,7 +51,7 @@ def sets_of(term: Term) -> list[str]:
 
 
 def layer_of(term: Term) -> int | None:
-    """The layer whose hidden states a term reads, instead of predictions."""
+    """Return the layer whose hidden states a term reads; None if it reads predictions."""
     entry = UNLEARNING_LOSSES.get(term.loss)
     if "hidden" not in entry.needs:
         return None
@@ -58,7 +59,7 @@ def layer_of(term: Term) -> int | None:
 
 
 def reads_of(terms: Sequence[Term]) -> dict[str, Reads]:
-    """By set: what all the terms read of it between them."""
+    """Return, by set, everything that the terms read."""
     found: dict[str, Reads] = {}
     for term in terms:
         entry = UNLEARNING_LOSSES.get(term.loss)

@@ -1,4 +1,4 @@
-"""Which rows make up each micro-batch: sets together or alternating, or chunk by chunk."""
+"""Samplers of micro-batches: all sets together, alternating, one set per step, or in chunks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils.data import Sampler
 
 
 class RowIndex(NamedTuple):
-    """A row of the first set with its partners, or the part of them that is one set.
+    """Index of a row of the first set and its partners, or of the rows of a single set.
 
     Attributes:
         row: Index in the first set; with ``own``, index in the set ``only``.
         only: Name of the single set to read; empty reads every set.
-        counts: False for a row that only fills up a micro-batch; its weight is 0.
-        own: True where ``row`` counts the rows of ``only`` itself, not those of the first set.
+        counts: False for a row that only fills a micro-batch and has weight 0.
+        own: True if ``row`` is an index in the set ``only`` itself, not in the first set.
     """
 
     row: int
@@ -27,7 +27,7 @@ class RowIndex(NamedTuple):
 
 
 class JointSampler(Sampler[list[RowIndex]]):
-    """Every set together; the first one shuffled anew every epoch and cut into micro-batches."""
+    """Sample all sets together: the first set is reshuffled every epoch and cut into batches."""
 
     def __init__(self, rows: int, batch_size: int, seed: int) -> None:
         self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
@@ -40,15 +40,15 @@ class JointSampler(Sampler[list[RowIndex]]):
         return -(-self.rows // self.batch_size)
 
     def __iter__(self) -> Iterator[list[RowIndex]]:
-        order = _permuted(self.rows, self.seed + self.epoch)  # as the Trainer's own sampler
+        order = _permuted(self.rows, self.seed + self.epoch)  # equal to the Trainer's own sampler
         for start in range(0, self.rows, self.batch_size):
             yield [RowIndex(i) for i in order[start : start + self.batch_size]]
 
 
 class AlternatingSampler(Sampler[list[RowIndex]]):
-    """Optimiser steps of one set only: a forget step, its retain step, the next forget step, ...
+    """Alternate optimiser steps on forget and retain rows.
 
-    The forget set is shuffled anew every epoch and cut into steps of nearly equal size, none larger
+    The forget set is reshuffled every epoch and cut into steps of nearly equal size, none larger
     than ``batch_size * accumulation``; every step is cut into ``accumulation`` micro-batches.
     """
 
@@ -73,13 +73,13 @@ class AlternatingSampler(Sampler[list[RowIndex]]):
 
 
 class BySetSampler(Sampler[list[RowIndex]]):
-    """Optimiser steps of one set only, in random order; an epoch is every row of every set once.
+    """Sample steps of one set each, in random order; an epoch has every row of every set once.
 
     Each set is shuffled and cut into steps once; every epoch shuffles the order of the steps of all
     sets. Each step is cut into ``accumulation`` micro-batches of nearly equal size.
 
     Args:
-        sizes: Rows of each set; refusals to the forget rows are a set of their own.
+        sizes: Rows of each set; refusals to the forget rows are a separate set.
         batch_size: Rows of a micro-batch.
 
     Source: the published code of iShumei-Chinchunmei, arXiv:2507.16263.
@@ -112,7 +112,7 @@ class BySetSampler(Sampler[list[RowIndex]]):
 
 
 class ChunkedSampler(Sampler[list[RowIndex]]):
-    """All epochs over the first chunk of the forget set, then all over the next (SUGD).
+    """Process the forget set in chunks: all epochs of one chunk, then those of the next (SUGD).
 
     Source: Premptis et al. 2025, arXiv:2503.02443.
     """
@@ -131,12 +131,12 @@ class ChunkedSampler(Sampler[list[RowIndex]]):
 
     @property
     def beginnings(self) -> set[int]:
-        """Steps, counted from 0, before which a chunk begins and the optimiser is a fresh one."""
+        """Steps, counted from 0, before which a chunk begins and the optimiser is reset."""
         done = self.chunk_steps
         return {sum(done[:i]) for i in range(len(done))}
 
     def set_epoch(self, epoch: int) -> None:
-        """All its epochs are one pass."""
+        """Do nothing: all epochs are one pass over the sampler."""
 
     def __len__(self) -> int:
         return sum(self.chunk_steps) * self.accumulation
@@ -157,15 +157,15 @@ Order = JointSampler | AlternatingSampler | BySetSampler | ChunkedSampler
 
 
 class ShardedSampler(Sampler[list[RowIndex]]):
-    """One process's share of the micro-batches of every optimiser step.
+    """Distribute the micro-batches of every optimiser step over the ranks.
 
-    All processes get equally many; one that lacks a micro-batch gets a row that does not count. So
-    a step holds the same rows, however many processes there are.
+    All ranks get the same number of micro-batches; a rank without one gets a row of weight 0. So a
+    step has the same rows for every world size.
     """
 
-    def __init__(self, order: Order, accumulation: int, process: int, processes: int) -> None:
+    def __init__(self, order: Order, accumulation: int, rank: int, world_size: int) -> None:
         self.order, self.accumulation = order, accumulation
-        self.process, self.processes = process, processes
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         steps, rest = divmod(len(self.order), self.accumulation)
@@ -174,13 +174,13 @@ class ShardedSampler(Sampler[list[RowIndex]]):
     def __iter__(self) -> Iterator[list[RowIndex]]:
         parts = iter(self.order)
         while step := list(islice(parts, self.accumulation)):
-            mine = step[self.process :: self.processes]
+            mine = step[self.rank :: self.world_size]
             yield from mine
             if len(mine) < self._each(len(step)):
                 yield [step[0][0]._replace(counts=False)]
 
     def _each(self, parts: int) -> int:
-        return -(-parts // self.processes)
+        return -(-parts // self.world_size)
 
 
 def _shuffled(size: int, seed: int, turn: int) -> list[int]:
@@ -193,6 +193,6 @@ def _permuted(size: int, seed: int) -> list[int]:
 
 
 def _evenly(items: list[int], parts: int) -> list[list[int]]:
-    """``parts`` runs of items whose sizes differ by one at most; some empty where items are few."""
+    """Cut items into ``parts`` consecutive pieces whose sizes differ by at most one."""
     cuts = [len(items) * i // parts for i in range(parts + 1)]
     return [items[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]

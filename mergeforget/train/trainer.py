@@ -1,4 +1,4 @@
-"""transformers' Trainer with an unlearning objective: several sets a step, terms in the history."""
+"""The Trainer of transformers with an unlearning objective on several sets per step."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from mergeforget.train.requirements import Reads, reads_of, sets_of
 from mergeforget.train.samplers import ChunkedSampler, Order, ShardedSampler
 from mergeforget.train_config import Robust
 
-Said = dict[str, TokenOutputs]  # by set
+Outputs = dict[str, TokenOutputs]  # by set
 
 
 @dataclass
 class Share:
-    """What one pass holds, and the totals of the optimiser step that it is a part of.
+    """Batches of one pass, with the totals of their optimiser step.
 
-    It is one micro-batch or several fused ones; without batches it has been fused into a later one.
+    A share is one micro-batch or several fused ones. It has no batches if it was fused into a later
+    share.
     """
 
     batches: dict[str, Batch]
@@ -45,20 +46,20 @@ class Share:
     tokens: dict[str, dict[int, float]]
 
     def totals(self, name: str) -> dict[str, Any]:
-        """Of a set, as TokenOutputs names them."""
+        """Return the totals of a set, under the names of ``TokenOutputs``."""
         return {"row_total": self.rows.get(name), "token_total": self.tokens.get(name)}
 
 
 class UnlearningTrainer(Trainer):
-    """Minimises the terms of a recipe; everything else is transformers'.
+    """A Trainer that minimises the terms of a recipe.
 
-    The losses of the micro-batches of a step add up to the loss of the whole step (each knows the
-    step's totals), so gradient accumulation equals the larger batch, uneven parts included; over
-    several processes likewise. For the same reason the micro-batches of a step can be fused into
-    passes of up to ``budget`` tokens: the result is that of separate passes.
+    Each micro-batch divides by the totals of its optimiser step, so the losses of the micro-batches
+    add up to the loss of the step. Gradient accumulation therefore equals the larger batch, also
+    with micro-batches of unequal size and over several ranks. Micro-batches may also be fused into
+    passes of up to ``budget`` tokens without changing the result.
     """
 
-    loss_is_scaled_for_ga = True  # our shares add up; the Trainer must not divide once more
+    loss_is_scaled_for_ga = True  # the losses of shares add up; the Trainer must not divide them
 
     def __init__(
         self,
@@ -77,18 +78,18 @@ class UnlearningTrainer(Trainer):
         self.robust = robust  # perturbs the weights of the forget terms
         self.terms, self.stage, self.history = list(terms), stage, history
         self.reference, self.order = reference or Reference(), order
-        self.accumulation = accumulation  # micro-batches of a step, of all processes
-        self.budget = budget  # tokens of a pass; a micro-batch above it is passed by itself
+        self.accumulation = accumulation  # micro-batches of a step, over all ranks
+        self.budget = budget  # tokens of a pass; a larger micro-batch is a pass of its own
         self.reads = reads_of(self.terms)
-        self.levels: dict[str, Tensor] = {}  # by set: (rows,) NLL to aim at, for the level loss
+        self.levels: dict[str, Tensor] = {}  # by set: (rows,) target NLL of the level loss
         self._pending: dict[str, Tensor] = {}  # sums over the step's micro-batches, on the device
         self._pending_notes: dict[str, Tensor] = {}
-        self._values: dict[str, float] = {}  # the same after the step's one transfer
+        self._values: dict[str, float] = {}  # the same on the CPU, after one transfer per step
         self._notes: dict[str, float] = {}
-        self._more: dict[str, Any] = {}  # what a direction or a check adds to the step's line
+        self._more: dict[str, Any] = {}  # further entries of the step's history line
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Micro-batches in the order of the recipe; of several processes each gets its own."""
+        """Return the data loader of this rank, in the order of the recipe's sampler."""
         several = self.accelerator.num_processes
         dealt = ShardedSampler(
             self.order, self.accumulation, self.accelerator.process_index, several
@@ -101,7 +102,7 @@ class UnlearningTrainer(Trainer):
         return self.accelerator.prepare(loader) if several == 1 else loader
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The Trainer's own; chunk by chunk it begins anew with each chunk."""
+        """Create the Trainer's scheduler; with chunks it restarts with each chunk."""
         if not isinstance(self.order, ChunkedSampler):
             return super().create_scheduler(num_training_steps, optimizer)
         chosen: Any = optimizer or self.optimizer
@@ -110,7 +111,7 @@ class UnlearningTrainer(Trainer):
         return self.lr_scheduler
 
     def _factor_in_chunks(self) -> Callable[[int], float]:
-        """Step -> factor of the learning rate, from each chunk's own schedule and warm-up."""
+        """Return the learning-rate factor by step, with a schedule and a warm-up per chunk."""
         assert isinstance(self.order, ChunkedSampler)
         factors: list[float] = []
         chunk_steps = self.order.chunk_steps
@@ -127,18 +128,18 @@ class UnlearningTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], None]:
-        """The micro-batches of one optimiser step, each with the totals of all of them."""
+        """Return the micro-batches of one optimiser step, each with the totals of the step."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         names = batches[0] if batches else {}
-        rows = {n: self._over_processes(sum(b[n].total for b in batches)) for n in names}
+        rows = {n: self._mean_over_ranks(sum(b[n].total for b in batches)) for n in names}
         tokens = {n: self._added([b[n].count() for b in batches]) for n in names}
         return self._fused([Share(b, rows, tokens) for b in batches]), None
 
     def _fused(self, shares: list[Share]) -> list[Share]:
         """Fuse consecutive micro-batches into the last of each group; the others become empty.
 
-        The Trainer counts micro-batches, so their number stays. Sharded models run their passes
-        together, so all ranks form the same groups.
+        The Trainer counts micro-batches, so their number stays. The ranks of a sharded
+        model must run the same passes, so they form the same groups.
         """
         sizes = [sum(b.tokens for b in share.batches.values()) for share in shares]
         if sharded():
@@ -172,7 +173,7 @@ class UnlearningTrainer(Trainer):
         self.state.num_input_tokens_seen += sum(b.tokens for b in inputs.batches.values())
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward pass of a share; none where it was fused into a later one."""
+        """Run forward and backward of a share; skip one that was fused into a later share."""
         if not inputs.batches:
             return torch.zeros((), device=self.args.device)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
@@ -184,7 +185,7 @@ class UnlearningTrainer(Trainer):
         return self.loss_of(model, inputs, self.terms)
 
     def loss_of(self, model: Any, share: Share, terms: Sequence[Term]) -> Tensor:
-        """The weighted sum of those terms whose sets are in the micro-batch; noted for the log."""
+        """Return the weighted sum of the terms whose sets are in the share; record their values."""
         terms = [t for t in terms if set(sets_of(t)) <= share.batches.keys()]
         reads = reads_of(terms)
         before = self._references(model, share, reads)
@@ -194,19 +195,19 @@ class UnlearningTrainer(Trainer):
                 policy[name].levels = levels[share.batches[name].index.to(levels.device)]
         loss, values = compute(terms, policy, before)
         _add(self._pending, values)
-        for name, said in policy.items():
-            notes = {f"{note}_{name}": value.detach() for note, value in said.notes.items()}
+        for name, outputs in policy.items():
+            notes = {f"{note}_{name}": value.detach() for note, value in outputs.notes.items()}
             _add(self._pending_notes, notes)
         return loss
 
     def value_of(self, label: str) -> float | None:
-        """A term's value in the step so far, over all processes; None if it was not computed."""
+        """Return a term's value in the current step over all ranks; None if not computed."""
         if label not in self._values:
             return None
-        return self._over_processes(self._values[label])
+        return self._mean_over_ranks(self._values[label])
 
     def note(self, **values: Any) -> None:
-        """Add entries to the history's line of the current step."""
+        """Add entries to the history line of the current step."""
         self._more |= values
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -215,10 +216,10 @@ class UnlearningTrainer(Trainer):
         super()._save(output_dir, state_dict)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """Read the gradient's norm and the step's terms, before the optimiser step.
+        """Return the gradient's norm, and transfer the step's terms, before the optimiser step.
 
-        This is the only transfer of a step that waits for the device. A value that is not finite
-        ends the training.
+        This is the only device synchronisation of a step. A value that is not finite ends the
+        training with NumericError.
         """
         norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm))
         parts = [*self._pending.values(), *self._pending_notes.values()]
@@ -243,10 +244,10 @@ class UnlearningTrainer(Trainer):
     def _maybe_log_save_evaluate(
         self, tr_loss: Tensor, grad_norm: Any, *more: Any, **named: Any
     ) -> None:
-        """Log the step's loss from its terms; the Trainer's own would read it off the device."""
+        """Log the step's loss from its terms, without the Trainer's own device synchronisation."""
         step = self.state.global_step
         if self.control.should_log and step > self._globalstep_last_logged and self._values:
-            loss = self._over_processes(self._step_loss())
+            loss = self._mean_over_ranks(self._step_loss())
             tr_loss -= tr_loss
             self._total_loss_scalar += loss
             self._globalstep_last_logged = step
@@ -257,13 +258,13 @@ class UnlearningTrainer(Trainer):
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *more, **named)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the terms of the step that was just taken, and keep a line of the history."""
+        """Add the terms of the last step to the logs, and append a line to the history."""
         if "loss" in logs and self._values:
-            values = {k: self._over_processes(v) for k, v in self._values.items()}
+            values = {k: self._mean_over_ranks(v) for k, v in self._values.items()}
             line = {"stage": self.stage, "step": self.state.global_step}
             line |= {"epoch": self.epoch, "loss": logs["loss"], "terms": values}
             line |= {k: logs[k] for k in ("grad_norm", "learning_rate") if k in logs}
-            notes = gather(self._notes)  # a process without a row that counts has none
+            notes = gather(self._notes)  # a rank whose rows all have weight 0 has none
             if names := sorted({name for one in notes for name in one}):
                 each = {n: sum(one.get(n, 0.0) for one in notes) / len(notes) for n in names}
                 line |= {"notes": each}
@@ -276,12 +277,12 @@ class UnlearningTrainer(Trainer):
 
     @property
     def epoch(self) -> float:
-        """Passes over the forget set; chunk by chunk they are one pass of the data loader."""
+        """Number of passes over the forget set; with chunks they are one data loader pass."""
         passes = self.order.epochs if isinstance(self.order, ChunkedSampler) else 1
         return float(self.state.epoch or 0.0) * passes
 
-    def _policy(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Said:
-        """What the model that is trained says about each set, in one pass where that can be."""
+    def _policy(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Outputs:
+        """Return the policy's outputs by set, in one pass if the sets fit."""
         layers = set().union(*(r.layers for r in reads.values()))
         batches = {name: share.batches[name] for name in reads}
         totals = {name: share.totals(name) for name in reads}
@@ -295,8 +296,8 @@ class UnlearningTrainer(Trainer):
             said = predict_sets(model, {"forget": batches["forget"]}, totals, **more)
         return said | (predict_sets(model, others, totals, **more) if others else {})
 
-    def _references(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Said:
-        """What the model before unlearning says about each set whose terms read it."""
+    def _references(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Outputs:
+        """Return the reference's outputs by set, for terms that read them."""
         asked = {name: share.batches[name] for name, read in reads.items() if read.reference}
         known = self.reference.known
         found = {
@@ -311,20 +312,20 @@ class UnlearningTrainer(Trainer):
         layers = set().union(*(reads[name].reference_layers for name in asked))
         totals = {name: share.totals(name) for name in asked}
         with as_reference(inner, self.reference.before):
-            said = predict_sets(inner, asked, totals, head=self.reference.old_head,
+            outputs = predict_sets(inner, asked, totals, head=self.reference.old_head,
                                 layers=sorted(layers), together=self.together)  # fmt: skip
-        return found | said
+        return found | outputs
 
     @property
     def together(self) -> int:
-        """Tokens up to which the sets of a share go through the model in one pass."""
+        """Maximum number of tokens of a pass over several sets."""
         return max(self.budget, TOGETHER)
 
     def _added(self, counts: Sequence[dict[int, float]]) -> dict[int, float]:
-        return {kind: self._over_processes(sum(c[kind] for c in counts)) for kind in counts[0]}
+        return {kind: self._mean_over_ranks(sum(c[kind] for c in counts)) for kind in counts[0]}
 
-    def _over_processes(self, value: float) -> float:
-        """The mean over processes: their gradients are averaged, so totals are taken likewise."""
+    def _mean_over_ranks(self, value: float) -> float:
+        """Return the mean over ranks: gradients are averaged, so totals must be, too."""
         if self.accelerator.num_processes == 1:
             return value
         here = torch.tensor(float(value), dtype=torch.float64, device=self.args.device)
