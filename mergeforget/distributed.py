@@ -1,8 +1,7 @@
-"""Several processes that train together, as `accelerate launch` or `torchrun` starts them.
+"""Distributed runs that `accelerate launch` or `torchrun` start.
 
-The launcher says in the environment which process this is. The main one (rank 0) alone writes files
-and speaks; what it finds, the others are told. Started plainly, there is one process, and nothing
-here costs anything.
+The launcher sets rank and world size in the environment. Rank 0 alone writes files and prints, and
+broadcasts its results. Without a launcher the world size is 1, and these functions do nothing.
 """
 
 from __future__ import annotations
@@ -14,39 +13,39 @@ from typing import TypeVar
 from mergeforget.errors import UsageError
 
 T = TypeVar("T")
-SHARDED = "MERGEFORGET_SHARDED"  # the launcher's wish for FSDP, once it was taken
-NOT_FSDP = {  # options of the launcher that nothing here would heed
-    "FSDP_OFFLOAD_PARAMS": "The parts stay on the GPUs: leave it out, and launch more processes.",
+SHARDED = "MERGEFORGET_SHARDED"  # set instead of the launcher's ACCELERATE_USE_FSDP
+NOT_FSDP = {  # launcher options without effect here
+    "FSDP_OFFLOAD_PARAMS": "Shards stay on the GPUs: leave it out, and launch more processes.",
     "FSDP_ACTIVATION_CHECKPOINTING": "Set gradient_checkpointing: true in the recipe instead.",
 }
 
 
 def count() -> int:
-    """Processes that train together."""
+    """Return the world size."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_launch(*, trains: bool = False) -> None:
-    """Refuse launchers that cut the model into parts, but for FSDP where an adapter is trained.
+    """Check the launcher's options: sharding is supported to train an adapter with FSDP2 only.
 
     Args:
-        trains: take the wish for FSDP from the launcher's words: see ``sharded``. accelerate and
-            transformers must not find it there, or they would cut the model in their own ways.
+        trains: Allow FSDP; see ``sharded``. The launcher's variable is removed from the
+            environment, or accelerate and transformers would shard the model themselves.
 
     Raises:
-        UsageError: the launcher asks for what is not supported here.
+        UsageError: The launcher requests DeepSpeed, FSDP 1, or an FSDP option without effect here.
     """
     if _asked("ACCELERATE_USE_DEEPSPEED"):
         raise UsageError(
-            "DeepSpeed is not supported. Launch with --multi_gpu; where a GPU is too small for the "
-            "model, an adapter trains with --use_fsdp --fsdp_version 2, or on a 4-bit base "
+            "DeepSpeed is not supported. Launch with --multi_gpu. If the model does not fit on a "
+            "GPU, train the adapter with --use_fsdp --fsdp_version 2, or on a 4-bit base "
             "(model.quantization: 4bit)."
         )
     if not _asked("ACCELERATE_USE_FSDP"):
         return
     if not trains:
         raise UsageError(
-            "FSDP is for the training of adapters: here every process holds the whole model. "
+            "FSDP is supported for training adapters only; here each rank loads the whole model. "
             "Launch with --multi_gpu."
         )
     if os.environ.get("FSDP_VERSION", "1") != "2":
@@ -58,9 +57,9 @@ def check_launch(*, trains: bool = False) -> None:
 
 
 def sharded() -> bool:
-    """Whether each process holds only its part of a frozen model that is trained upon.
+    """Whether each rank loads only its shard of the frozen base model.
 
-    Then every pass through the model is the work of all processes together: what one does, all do.
+    Every forward pass is then collective: all ranks must run the same passes.
     """
     return count() > 1 and _asked(SHARDED)
 
@@ -70,23 +69,23 @@ def _asked(word: str) -> bool:
 
 
 def rank() -> int:
-    """Which of them this is, counted from 0."""
+    """Return the rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this process writes files and prints."""
     return rank() == 0
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Let the main process work while the others wait.
+    """Run a function on rank 0 while the other ranks wait.
 
     Returns:
-        What it returned, in every process; it must be picklable.
+        Its result, on every rank; it must be picklable.
 
     Raises:
-        SystemExit: the work failed; in the main process its own error is raised.
+        SystemExit: The function failed; rank 0 raises its own error.
     """
     if count() == 1:
         return work()
@@ -109,25 +108,25 @@ def on_main(work: Callable[[], T]) -> T:
     return value
 
 
-def gather(said: T) -> list[T]:
-    """What each process says, by rank; all are told the same."""
+def gather(value: T) -> list[T]:
+    """Return the values of all ranks in rank order, on every rank."""
     if count() == 1:
-        return [said]
+        return [value]
     _join()
     from torch import distributed
 
-    answers = [said] * count()
-    distributed.all_gather_object(answers, said)
-    return answers
+    values = [value] * count()
+    distributed.all_gather_object(values, value)
+    return values
 
 
-def in_any(said: bool) -> bool:
-    """Whether any process says so."""
-    return any(gather(said))
+def in_any(value: bool) -> bool:
+    """Whether the value is true on any rank."""
+    return any(gather(value))
 
 
 def _join() -> None:
-    """Meet the other processes, once."""
+    """Initialise the process group unless that is done already."""
     import torch
     from accelerate import PartialState
     from torch import distributed
@@ -137,7 +136,7 @@ def _join() -> None:
 
 
 class RankShare:  # not a dataclass: importing dataclasses takes 10 ms of `mergeforget --help`
-    """The share of one process in a job that several processes do together.
+    """The share of one process in a distributed job.
 
     Args:
         rank: Rank of this process, from 0.

@@ -1,6 +1,7 @@
-"""One folder per family, one file per member, one decorator per file; and members of plugins.
+"""Registries of losses, merge methods, metrics, attacks and benchmarks, extensible by plugins.
 
-A third party adds a member by an entry point of the family's group, for example::
+Each member is one file of its family's folder. A third party adds a member by an entry point of
+the family's group, for example::
 
     [project.entry-points."mergeforget.losses"]
     margin = "my_package.margin"
@@ -24,8 +25,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from mergeforget.errors import InputError, UnknownNameError, UsageError, suggest
 
-F = TypeVar("F", bound=Callable[..., Any])  # what the family promises
-G = TypeVar("G", bound=Callable[..., Any])  # one member, with its own signature kept
+F = TypeVar("F", bound=Callable[..., Any])  # signature of the family
+G = TypeVar("G", bound=Callable[..., Any])  # signature of one member
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Entry(Generic[F]):
     """A registered function.
 
     Attributes:
-        name: What recipes and the command line call it.
-        source: Where it was published.
-        needs: What a caller must compute for it.
-        traits: Further facts that its decorator was given.
+        name: Name in recipes and on the command line.
+        source: Publication.
+        needs: Inputs that the caller must compute for it.
+        traits: Further keyword arguments of its decorator.
     """
 
     name: str
@@ -70,13 +71,13 @@ class Entry(Generic[F]):
 class Registry(Generic[F]):
     """The members of one family, for example every merge method.
 
-    A member lives in ``<package>/<name>.py``; the file name is its name, so listing the family
-    imports nothing and fetching one member imports one file. Plugins add further members.
+    The file ``<package>/<name>.py`` defines the member ``name``, so listing a family imports
+    nothing, and getting a member imports one file. Plugins add further members.
 
     Args:
-        kind: What messages call a member, for example ``merge method``.
+        kind: Name of a member in messages, for example ``merge method``.
         package: The package that holds the built-in members.
-        group: Entry-point group in which installed packages announce members.
+        group: Entry-point group of members in installed packages.
     """
 
     def __init__(self, kind: str, package: str, group: str = "") -> None:
@@ -88,15 +89,15 @@ class Registry(Generic[F]):
     def register(
         self, name: str, *, source: str, needs: tuple[str, ...] = (), **traits: Any
     ) -> Callable[[G], G]:
-        """Decorator that adds a function under ``name``.
+        """Return a decorator that registers a function as ``name``.
 
         Args:
-            source: Where it was published.
-            needs: What a caller must compute for it, in the family's words.
-            traits: Further facts about the function; the family says which it reads.
+            source: Publication.
+            needs: Inputs that the caller must compute for it, as the family defines them.
+            traits: Further facts about the function that the family reads.
 
         Raises:
-            UsageError: The name is taken, or is no lower-case identifier.
+            UsageError: The name is taken, or is not a lower-case identifier.
         """
 
         def keep(fn: G) -> G:
@@ -107,15 +108,15 @@ class Registry(Generic[F]):
         return keep
 
     def names(self) -> list[str]:
-        """Every member, sorted: built-in, registered by a plugin, or announced by a package."""
+        """Return the sorted names of all members, including those of plugins and packages."""
         return sorted({*self._builtin(), *self._entries, *self._announced()})
 
     def get(self, name: str) -> Entry[F]:
-        """The member called ``name`` (dashes and underscores are the same).
+        """Return the member called ``name``; dashes equal underscores.
 
         Raises:
-            UnknownNameError: There is none; the message names the nearest.
-            InputError: The package that announces it cannot be imported or does not register it.
+            UnknownNameError: There is no such member; the message suggests the nearest.
+            InputError: The package that provides it cannot be imported or does not register it.
         """
         name = name.replace("-", "_")
         if name in self._entries:
@@ -133,7 +134,7 @@ class Registry(Generic[F]):
         return {m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")}
 
     def _announced(self) -> dict[str, metadata.EntryPoint]:
-        """Members of installed packages, by name."""
+        """Entry points of installed packages, by name."""
         if not self.group:
             return {}
         found = metadata.entry_points(group=self.group)
@@ -151,8 +152,8 @@ class Registry(Generic[F]):
             ) from error
         if name not in self._entries:
             raise InputError(
-                f"The package {package} announces the {self.kind} {name!r} as {entry.value}, but "
-                f"importing that registers no {self.kind} of that name."
+                f"The package {package} declares the {self.kind} {name!r} as {entry.value}, but "
+                f"importing that does not register a {self.kind} of this name."
             )
 
     def _check_name(self, name: str, fn: Callable[..., Any]) -> None:

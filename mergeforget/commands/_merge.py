@@ -44,8 +44,8 @@ METHOD = [
     click.option(
         "--density",
         type=float,
-        help="Fraction of entries kept, in (0, 1].  [default: from the run's recipe; otherwise 0.8 "
-        "for methods that need one]",
+        help="Fraction of entries kept, in (0, 1].  [default: the recipe's where a run is merged, "
+        "otherwise 0.8 for methods that need one]",
     ),
     click.option(
         "--density-by",

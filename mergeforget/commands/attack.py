@@ -155,7 +155,7 @@ def _whole_numbers(key: str, text: str) -> list[int]:
         found = []
     if not found or min(found) < (2 if key == "bits" else 1):
         example = "8,4" if key == "bits" else "1,3,5"
-        raise UsageError(f"--{key} wants whole numbers such as {example}, not {text!r}.")
+        raise UsageError(f"--{key} expects integers such as {example}, not {text!r}.")
     return found
 
 

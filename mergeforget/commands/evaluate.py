@@ -129,5 +129,5 @@ def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:
 
     for word in words:
         if not all(word.partition("=")):
-            raise UsageError(f"{option} wants A=B, not {word!r}. `--help` shows what A and B are.")
+            raise UsageError(f"{option} expects A=B, not {word!r}; see --help.")
     return {word.partition("=")[0]: word.partition("=")[2] for word in words}

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from mergeforget.candidate import DEFAULT
 from mergeforget.commands import _merge as shared
 from mergeforget.commands._options import emit, json_option
 
@@ -27,7 +26,7 @@ RUNTIME = ("threads", "device", "max_memory", "shard_size")
         help="Model that the others were fine-tuned from. The method then acts on their "
         "differences from it.",
     ),
-    click.option("--method", default=DEFAULT.method, show_default=True, help="Merge method."),
+    click.option("--method", help="Merge method.  [default: ties]"),
     click.option(
         "--weights",
         callback=shared.numbers,

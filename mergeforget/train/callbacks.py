@@ -1,4 +1,4 @@
-"""What happens between the steps: progress, snapshots, checkpoints, and the guard."""
+"""Trainer callbacks: progress bar, snapshots, checkpoints, guards and the dual weight."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from mergeforget.train.trainer import UnlearningTrainer
 
 
 class Epochs(TrainerCallback):
-    """Tells the rows which epoch it is, so that the partners change; also after a resume."""
+    """Set the epoch of dataset and sampler, also after a resume."""
 
     def __init__(self, *told: PairedRows | Order) -> None:
         self.told = told
@@ -40,7 +40,7 @@ class Epochs(TrainerCallback):
 
 
 class FreshOptimizer(TrainerCallback):
-    """Empties the optimiser's memory where a chunk begins."""
+    """Reset the optimiser's state at the beginning of each chunk."""
 
     def __init__(self, order: ChunkedSampler) -> None:
         self.beginnings = order.beginnings
@@ -73,7 +73,7 @@ class Bar(TrainerCallback):
 
 
 class Snapshots(TrainerCallback):
-    """Saves the adapter at evenly spaced steps, the last one left out: that is the result."""
+    """Save the adapter at evenly spaced steps, except the last, which is the result."""
 
     def __init__(self, count: int, save: Callable[[int], None]) -> None:
         self.count, self.save = count, save
@@ -88,7 +88,7 @@ class Snapshots(TrainerCallback):
 
 
 class Checkpoints(TrainerCallback):
-    """Saves a checkpoint every ``seconds``, and when SIGINT or SIGTERM asks the process to stop.
+    """Save a checkpoint every ``seconds``, and when SIGINT or SIGTERM asks the process to stop.
 
     A second signal ends the process at once. Each complete checkpoint has a file with the hashes
     of its files, which ``last_checkpoint`` checks.
@@ -110,7 +110,7 @@ class Checkpoints(TrainerCallback):
         self.restore()
 
     def restore(self) -> None:
-        """Give the signals back to the handlers that they had before the training."""
+        """Restore the signal handlers that were active before the training."""
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -137,7 +137,7 @@ class Checkpoints(TrainerCallback):
 
 
 class Guard(TrainerCallback):
-    """Stops when the trained weights do not move in the first step."""
+    """Raise NumericError if the first step does not change the trained weights."""
 
     def __init__(self) -> None:
         self.before: list[torch.Tensor] | None = None
@@ -188,7 +188,7 @@ def seal_checkpoint(folder: Path) -> None:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint; cut-off and damaged ones are removed with a message."""
+    """Return the newest intact checkpoint; remove damaged ones with a message."""
     found = []
     for path in folder.glob("checkpoint-*"):
         step = path.name.split("-")[1]
@@ -204,7 +204,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint; empty where nothing is."""
+    """Describe the damage of a checkpoint; empty if it is intact."""
     try:
         # the Trainer writes its state last; unlike our files it may hold NaN
         json.loads(read_text(checkpoint / "trainer_state.json"))

@@ -1,4 +1,4 @@
-"""Cheap figures every few steps on a small fixed sample: early stop, and the best step kept."""
+"""Early stopping: measure a small fixed sample every few steps, and keep the best step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HEALTHY = "healthy.safetensors"
 
 
 class Watcher(TrainerCallback):
-    """Looks every ``every`` steps, and before the first.
+    """Measure every ``every`` steps, and before the first.
 
     A line has the mean NLL of forget and retain answers, the share of answers that greedy decoding
     would give word for word (every token of theirs is the likeliest), and the AUC of telling forget
@@ -182,6 +182,6 @@ def proxies(model: Any, samples: Mapping[str, Sequence[Encoded]]) -> dict[str, f
 
 
 def _spread(rows: Sequence[Encoded], size: int) -> list[Encoded]:
-    """At most ``size`` rows, evenly over the set."""
+    """Return at most ``size`` rows, evenly spaced over the set."""
     count = min(size, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Which modules a LoRA is put on: the linear layers that can be trained and merged."""
+"""Select the target modules of a LoRA: linear layers that can be trained and merged."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def lora_config(model: Any, **settings: Any) -> Any:
 
 
 def _linear_layers(model: Any, left_out: set[str], layers: Sequence[int] | None) -> list[str]:
-    """Names of the linear layers that a LoRA can be put on, without the output layer.
+    """Return the names of the linear layers except the output layer.
 
     Args:
         layers: numbers of the decoder layers, counted from 0; None is every layer.
@@ -97,7 +97,7 @@ def _layer_of(name: str) -> int | None:
 
 
 def _say_what_stays(model: Any, targets: Sequence[str], parameters: Sequence[str]) -> None:
-    """Report experts that stay as they are, since ``all-linear`` sounds like all."""
+    """Report experts in one fused parameter, which ``all-linear`` does not include."""
     every = {".".join(name.rsplit(".", 2)[-2:]) for name in _expert_parameters(model)}
     experts = sorted(e for e in every if not any(f".{e}".endswith(f".{p}") for p in parameters))
     if experts:

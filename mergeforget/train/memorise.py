@@ -1,4 +1,4 @@
-"""Fine-tune a base model on the data, so that there is something to forget."""
+"""Fine-tune a base model on the data that it will then unlearn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TERMS = [Term.model_construct(loss="gd", on="memorise", weight=1.0)]
 
 
 def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
-    """The cache folder of a model that memorised these rows with these settings.
+    """Return the cache folder of a model that memorised these rows with these settings.
 
     The name is a hash of everything that decides the weights, so that later runs reuse the model.
 

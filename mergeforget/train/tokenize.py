@@ -53,7 +53,7 @@ def encode_sets(
 
 
 def within_positions(model: Any, settings: Length) -> Length:
-    """The settings with ``max_length`` lowered to the positions that the model has."""
+    """Return the settings with ``max_length`` limited to the positions of the model."""
     limit = position_limit(model)
     if limit is None or limit >= settings.max_length:
         return settings
@@ -62,7 +62,7 @@ def within_positions(model: Any, settings: Length) -> Length:
 
 
 def pad_id(tokenizer: Any) -> int:
-    """The padding token; EOS where the tokenizer names none, and 0 where it has neither."""
+    """Return the padding token: the tokenizer's, otherwise EOS, otherwise 0."""
     pad = tokenizer.pad_token_id
     pad = tokenizer.eos_token_id if pad is None else pad
     return 0 if pad is None else int(pad)

@@ -156,7 +156,7 @@ def test_models_stand_side_by_side_where_there_is_one_figure() -> None:
         (["--run-model", "ovr"], 4, "Did you mean 'over'"),
         (["prompts", "--steps", "3"], 2, "--steps belongs to the attack relearn"),
         (["prompts", "--kinds", "prefx"], 2, "Did you mean 'prefix'"),
-        (["quantise", "--bits", "8,x"], 2, "whole numbers such as 8,4"),
+        (["quantise", "--bits", "8,x"], 2, "integers such as 8,4"),
         (["relearn", "--base", "x"], 2, "belongs to --model"),
         (["relearn", "--model", "x"], 2, "not both"),
     ],

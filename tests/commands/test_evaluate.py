@@ -269,7 +269,7 @@ def test_a_model_below_the_floor_is_warned_of(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--rows", "real_authors"], "--rows wants A=B"), (["--before", "x"], "belongs to --model")],
+    [(["--rows", "real_authors"], "--rows expects A=B"), (["--before", "x"], "belongs to --model")],
 )
 def test_bad_options_say_what_is_wrong(run: Path, words: list[str], message: str) -> None:
     done = call(run, *words)
