@@ -5,12 +5,18 @@ too much and one too little. Every merge is measured by its loss on the forget a
 Of each family the merge whose forget loss is nearest to a common target is shown::
 
     python benchmarks/merge_purpose.py [--seeds 3]
+    python benchmarks/merge_purpose.py --run RUN [--rows 8]
+
+With ``--run`` the pair, the base and the rows are those of a run of `mergeforget train-pair`,
+`unlearn` or `demo`. ``purpose`` chooses its weights on the first ``--rows`` rows of each kind, and
+every merge is measured on the next ``--rows``, so that no merge has seen what it is judged by.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,7 +110,40 @@ def compare(seed: int) -> list[tuple[str, float, float]]:
     model.eval()
     over = forgetting_adapter(model, "over", known["forget"], known["retain"], 24)
     under = forgetting_adapter(model, "under", known["forget"], known["retain"], 8)
-    pair = [over, under]
+    return families(model, tokenizer, [over, under], forget, retain, known)
+
+
+def of_run(folder: Path, count: int) -> list[tuple[str, float, float]]:
+    """The same for the pair of a run, measured on rows that ``purpose`` does not see."""
+    from mergeforget.adapter import read_adapter
+    from mergeforget.data.readers import read_rows
+    from mergeforget.models import load_model
+    from mergeforget.run import Run
+
+    run = Run(folder)
+    loaded = load_model(run.base())
+    pair = [read_adapter(place, place.name) for place in (run.over, run.under)]
+    forget, retain = (read_rows(run.data / f"{n}.jsonl") for n in ("forget", "retain"))
+    if min(len(forget), len(retain)) < 2 * count:
+        raise SystemExit(f"{folder} has fewer than {2 * count} rows of a kind: lower --rows.")
+    known = {
+        "forget": encode_answers(loaded.tokenizer, forget[count : 2 * count]),
+        "retain": encode_answers(loaded.tokenizer, retain[count : 2 * count]),
+    }
+    first = forget[:count], retain[:count]
+    return families(loaded.model, loaded.tokenizer, pair, *first, known, rank=None)
+
+
+def families(
+    model: Any,
+    tokenizer: Any,
+    pair: list[Adapter],
+    forget: list[Row],
+    retain: list[Row],
+    known: dict[str, Any],
+    rank: int | None = 2 * RANK,
+) -> list[tuple[str, float, float]]:
+    """The merge of each family whose forget loss on ``known`` is nearest to the target."""
 
     def measured(adapter: Adapter) -> tuple[float, float]:
         with torch.no_grad(), applied(model, adapter):
@@ -112,21 +151,23 @@ def compare(seed: int) -> list[tuple[str, float, float]]:
                 mean_loss(model, known["retain"])
             )
 
+    over, under = pair
     chosen = choose_weights(model, tokenizer, pair, forget, retain, rows=12)
-    target = chosen.target
-    families = {
+    alone = [measured(over), measured(under)]
+    target = (alone[0][0] + alone[1][0]) / 2
+    every = {
         "ties, best density (factors)": [Candidate("ties", d) for d in DENSITIES],
         "ties, best density (delta)": [
-            Candidate("ties", d, space="delta", rank=2 * RANK) for d in DENSITIES
+            Candidate("ties", d, space="delta", rank=rank) for d in DENSITIES
         ],
         "linear, best common weight": [
-            Candidate("linear", None, (w, 1 - w), "delta", 2 * RANK) for w in np.linspace(0, 1, 11)
+            Candidate("linear", None, (w, 1 - w), "delta", rank) for w in np.linspace(0, 1, 11)
         ],
         "purpose": [chosen.candidate()],
     }
-    found = [("target", target, float("nan")), ("over alone", *measured(over)),
-             ("under alone", *measured(under))]  # fmt: skip
-    for name, candidates in families.items():
+    found = [("target", target, float("nan")), ("over alone", *alone[0]),
+             ("under alone", *alone[1])]  # fmt: skip
+    for name, candidates in every.items():
         results = [measured(merge_adapters(pair, one).adapter) for one in candidates]
         found.append((name, *min(results, key=lambda fr: abs(fr[0] - target))))
     return found
@@ -135,9 +176,15 @@ def compare(seed: int) -> list[tuple[str, float, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--rows", type=int, default=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| seed | merge | forget loss | retain loss |\n|---|---|---|---|")
+    if arguments.run:
+        for name, forgotten, kept in of_run(arguments.run, arguments.rows):
+            print(f"| run | {name} | {forgotten:.3f} | {kept:.3f} |", flush=True)
+        return
     for seed in range(arguments.seeds):
         for name, forgotten, kept in compare(seed):
             print(f"| {seed} | {name} | {forgotten:.3f} | {kept:.3f} |", flush=True)

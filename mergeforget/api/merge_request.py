@@ -103,6 +103,7 @@ def prepare(
         threads=options["threads"],
         grams=grams,
         same_base=options["same_base"],
+        device=options["device"],
     )
     return MergeRequest(adapters, candidate, settings, run, [*inputs, *map(Path, data)])
 

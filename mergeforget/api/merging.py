@@ -69,6 +69,7 @@ def merge(
         arguments: Further arguments of the method, ``{"sign": "count"}``.
         same_base: Merge although the adapters name bases with different content.
         threads: Number of threads; 0 is one per core. It does not change the result.
+        device: ``cpu`` computes with numpy, ``cuda`` or another device of torch with torch.
         space: ``factors`` merges A and B separately, ``delta`` merges the products ``B @ A``.
         rank: Rank of the result, in delta space; the largest input rank when omitted.
         modules: Which modules to merge where the adapters change different ones.
@@ -112,9 +113,8 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
         dtype: Of the written weights; ``auto`` keeps the base's.
         max_memory: Bytes that the tensors in work may take together; None is no limit.
         shard_size: Bytes of one weights file.
-        device: ``cpu`` or ``cuda``.
         method, density, weights, density_by, weights_by, space, rank, seed, precision, arguments,
-            modules, svd, data, same_base, threads: As in :func:`merge`.
+            modules, svd, data, same_base, threads, device: As in :func:`merge`.
 
     Returns:
         Where the model is, and the relative error of rounding to ``dtype``.
@@ -153,9 +153,9 @@ def merge_models(
             without one, on the weights themselves.
         weights: One multiplier per model; 1 each when omitted, or the mean without a base.
         same_base: Merge although architectures or vocabularies differ.
-        method, density, density_by, weights_by, seed, precision, arguments, threads: As in
+        method, density, density_by, weights_by, seed, precision, arguments, threads, device: As in
             :func:`merge`.
-        dtype, max_memory, shard_size, device: As in :func:`merge_full`.
+        dtype, max_memory, shard_size: As in :func:`merge_full`.
 
     Raises:
         UsageError: The method needs a base, or values do not fit.
@@ -198,7 +198,8 @@ def _output(options: FullMergeOptions | ModelMergeOptions) -> Output:
     given: dict[str, Any] = {
         name: value for name, value in options.items() if name in names_of(OutputOptions)
     }
-    return Writing(shard_bytes=given.pop("shard_size"), threads=options["threads"], **given)
+    given |= {"threads": options["threads"], "device": options["device"]}
+    return Writing(shard_bytes=given.pop("shard_size"), **given)
 
 
 def extract_lora(

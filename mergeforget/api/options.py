@@ -34,6 +34,7 @@ class MethodOptions(TypedDict, total=False):
         arguments: Further arguments of the method, ``{"sign": "count"}``.
         same_base: Merge although the inputs name or contain different base models.
         threads: Number of threads; 0 is one per core. It does not change the result.
+        device: Device of the computation: ``cpu`` (numpy), or one of torch's such as ``cuda``.
     """
 
     method: str | None
@@ -46,6 +47,7 @@ class MethodOptions(TypedDict, total=False):
     arguments: Mapping[str, Any] | None
     same_base: bool
     threads: int
+    device: str
 
 
 class MergeOptions(MethodOptions, total=False):
@@ -75,13 +77,11 @@ class OutputOptions(TypedDict, total=False):
         dtype: Of the written weights; ``auto`` keeps the base's.
         max_memory: Bytes that the tensors in work may take together; None is no limit.
         shard_size: Bytes of one weights file.
-        device: Device of the computation, ``cpu`` or ``cuda``.
     """
 
     dtype: Dtype
     max_memory: int | None
     shard_size: int
-    device: str
 
 
 class FullMergeOptions(MergeOptions, OutputOptions, total=False):

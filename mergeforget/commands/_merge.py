@@ -82,6 +82,12 @@ METHOD = [
         is_flag=True,
         help="Merge although the inputs name or contain different base models.",
     ),
+    click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        help="Device of the computation: cpu (numpy), or cuda (torch).",
+    ),
 ]
 MODEL_OUTPUT = [
     click.option(
@@ -105,9 +111,6 @@ MODEL_OUTPUT = [
         show_default=True,
         help="Largest size of one weights file.",
     ),
-    click.option(
-        "--device", default="cpu", show_default=True, help="Device of the computation, cpu or cuda."
-    ),
 ]
 THREADS = click.option(
     "--threads",
@@ -116,7 +119,7 @@ THREADS = click.option(
     help="Number of threads; the result is the same.  [default: one per core]",
 )
 NAMES = {"arguments": "--set", "models": "--model", "adapters": "--adapter", "as_json": "--json"}
-OUTPUT_ONLY = ("dtype", "max_memory", "shard_size", "device")
+OUTPUT_ONLY = ("dtype", "max_memory", "shard_size")
 
 
 def options(*groups: Any) -> Callable[[F], F]:

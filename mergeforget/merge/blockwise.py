@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergeforget.candidate import Candidate
-from mergeforget.merge.kernels.arrays import Tensor, empty, library
+from mergeforget.errors import UsageError
+from mergeforget.merge.kernels.arrays import Tensor, as_array, empty, library
 from mergeforget.merge.kernels.dispatch import Room, loops
 from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sparsify import factors_of_l1, magprune, row_sums
@@ -51,6 +52,35 @@ def held(source: Source) -> Source:
         return room
 
     return source._replace(rows=rows, sample=lambda down, across: stack[:, ::down, ::across])
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError for a device that torch does not know or this machine does not have."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"--device {device} cannot be used here: {reason}. Leave it out."
+        ) from error
+
+
+def on_device(source: Source, device: str) -> Source:
+    """The same tensors as torch tensors on a device; on ``cpu`` they stay numpy arrays."""
+    if device == "cpu":
+        return source
+    import torch
+
+    def moved(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: torch.from_numpy(as_array(read(*given))).to(device)
+
+    sample = moved(source.sample) if source.sample else None
+    base = moved(source.base) if source.base else None
+    return Source(source.n, source.shape, moved(source.rows), sample, base)
 
 
 def merge_whole(

@@ -18,7 +18,7 @@ from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import NumericError, UsageError
 from mergeforget.merge.activation_grams import Grams, check_grams, mapped, supplied
-from mergeforget.merge.blockwise import in_memory, merge_whole
+from mergeforget.merge.blockwise import check_device, in_memory, merge_whole, on_device
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import (
     Modules,
@@ -29,7 +29,7 @@ from mergeforget.merge.inputs import (
     modules_to_merge,
 )
 from mergeforget.merge.kernels import dispatch
-from mergeforget.merge.kernels.arrays import as_array
+from mergeforget.merge.kernels.arrays import as_array, like
 from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.kernels.thresholds import Source
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
@@ -50,7 +50,7 @@ class Merged:
         report: ``modules`` and ``precision``; in delta space ``energy_lost``, the share of the
             squared norm that the cut to the rank left out; in factor space, where it was measured,
             ``space_error``, the relative distance from the same method in delta space; ``shares``,
-            the coefficients that were learned for each module.
+            the coefficients that were learned for each module; ``device`` where it is not the CPU.
     """
 
     adapter: Adapter
@@ -85,6 +85,8 @@ class MergeSettings:
         grams: statistics of each module's inputs, for methods that need them, see
             ``activation_grams``.
         same_base: merge although the adapters name bases with different content.
+        device: that merges the stacks of tensors and truncates deltas, for example ``cuda``, with
+            torch; ``cpu`` is numpy. Matrices of the size of the rank stay on the CPU.
     """
 
     modules: Modules = "same"
@@ -94,6 +96,7 @@ class MergeSettings:
     threads: int = 0
     grams: Grams | None = None
     same_base: bool = False
+    device: str = "cpu"
 
 
 class MergedModule(NamedTuple):
@@ -165,6 +168,8 @@ def sweep(
         _merged(adapters, one, dict(zip(modules, column, strict=True)), how.precision)
         for one, column in zip(candidates, columns, strict=True)
     ]
+    if how.device != "cpu":
+        merged = [replace(one, report=one.report | {"device": how.device}) for one in merged]
     if how.grams is not None and traits(candidates[0].method).coefficients:
         shares = {name: [float(x) for x in how.grams[name]] for name in modules}
         merged = [replace(one, report=one.report | {"shares": shares}) for one in merged]
@@ -194,6 +199,7 @@ def at_densities(
     for one in candidates:
         check_candidate(one, len(adapters))
     check_grams(candidate, how.grams)
+    check_device(how.device)
     if "base_weights" in MERGE_METHODS.get(candidate.method).parameters:
         raise UsageError(
             f"{candidate.method} compares whole weights with the base's, so its result is a whole "
@@ -235,8 +241,8 @@ def merge_module(
         stacked = _stacked(deltas, found)
         return [_part(cut_factors(stacked.a, stacked.b, rank))] * len(candidates)
     start = np.concatenate([delta.a for delta in deltas])
-    dense = merge_whole(products(deltas), weights, candidates, module)
-    return [_part(cut_dense(x, rank, start, how.svd)) for x in dense]
+    dense = merge_whole(on_device(products(deltas), how.device), weights, candidates, module)
+    return [_part(cut_dense(x, rank, like(start, x), how.svd)) for x in dense]
 
 
 def _by_importance(
@@ -283,8 +289,9 @@ def _in_factors(
     roots = np.sqrt(np.abs(scaled))
     signed = np.where(scaled >= 0, roots, -roots)  # on A only: on both the signs would cancel
     stacks = np.stack([d.a for d in deltas]), np.stack([d.b for d in deltas])
-    a = merge_whole(in_memory(stacks[0]), signed, candidates, f"{module}.lora_A")
-    b = merge_whole(in_memory(stacks[1]), roots, candidates, f"{module}.lora_B")
+    sources = [on_device(in_memory(stack), how.device) for stack in stacks]
+    a = merge_whole(sources[0], signed, candidates, f"{module}.lora_A")
+    b = merge_whole(sources[1], roots, candidates, f"{module}.lora_B")
     merged = [LowRankDelta(as_array(x), as_array(y), 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
         energy, error = _cross_terms(deltas, weights, signed, roots)
@@ -332,15 +339,10 @@ def gram(deltas: Sequence[LowRankDelta]) -> Array:
 
 
 def _part(cut: TruncatedDelta, dtype: Any = None) -> MergedModule:
-    return MergedModule(
-        LowRankDelta(
-            as_array(cut.a).astype(dtype or cut.a.dtype, copy=False),
-            as_array(cut.b).astype(dtype or cut.b.dtype, copy=False),
-            1.0,
-        ),
-        cut.energy,
-        max(0.0, cut.energy - cut.kept),
-    )
+    a, b = as_array(cut.a), as_array(cut.b)
+    if dtype is not None:
+        a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    return MergedModule(LowRankDelta(a, b, 1.0), cut.energy, max(0.0, cut.energy - cut.kept))
 
 
 def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:

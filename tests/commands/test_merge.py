@@ -294,7 +294,7 @@ def test_a_configuration_of_mergekit_is_run_and_printed(tiny_folder: Path, tmp_p
     ("words", "option"),
     [
         (["--density", "0.5", "--dtype", "bfloat16"], "--dtype"),
-        (["--density", "0.5", "--device", "cuda"], "--device"),
+        (["--density", "0.5", "--device", "cude"], "--device cude"),
         (["--density", "0.5", "--max-memory", "800MB", "--shard-size", "1GB"], "--max-memory"),
         (["--density", "0.5", "--base", "b"], "--base"),
         (["--density", "0.5", "--seed", "0"], "--seed"),

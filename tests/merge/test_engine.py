@@ -321,3 +321,36 @@ def test_the_error_of_factor_space_is_the_distance_of_the_products(
     found = merged.adapter.deltas["x.q_proj"].dense()
     error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
     assert merged.report["space_error"] == pytest.approx(error, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [
+        ("ties", "factors"),
+        ("linear", "factors"),
+        ("dare_ties", "factors"),
+        ("ties", "delta"),
+        ("magnitude_prune", "delta"),
+        ("linear", "delta"),
+        ("knots", "delta"),
+    ],
+)
+@pytest.mark.parametrize("svd", ["fast", "exact"])
+def test_torch_merges_adapters_as_numpy_does(
+    method: str, space: Any, svd: Any, write_lora: Callable[..., Path]
+) -> None:
+    """``cpu:0`` is torch's CPU; equal in factor space, and to 1e-5 where a delta is truncated."""
+    pair = [read_adapter(write_lora(name, i)) for i, name in enumerate(("over", "under"))]
+    density = 0.6 if "density" in MERGE_METHODS.get(method).parameters else None
+    candidate = Candidate(method, density, (1.0, -0.5), space)
+    ours = merge_adapters(pair, candidate, MergeSettings(svd=svd))
+    theirs = merge_adapters(pair, candidate, MergeSettings(svd=svd, device="cpu:0"))
+    assert theirs.report.pop("device") == "cpu:0" and "device" not in ours.report
+    for name, delta in ours.adapter.deltas.items():
+        found = theirs.adapter.deltas[name]
+        if space == "factors":
+            np.testing.assert_array_equal(found.a, delta.a)
+            np.testing.assert_array_equal(found.b, delta.b)
+        np.testing.assert_allclose(found.dense(), delta.dense(), atol=1e-5)
+    with pytest.raises(UsageError, match="--device cude"):
+        merge_adapters(pair, candidate, MergeSettings(device="cude"))

@@ -17,6 +17,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
 from mergeforget.merge.activation_grams import as_sum, check_grams, looks_at_data
+from mergeforget.merge.blockwise import check_device
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.checkpoint.adapter_deltas import (
     ReplacedTensor,
@@ -39,7 +40,6 @@ from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_che
 from mergeforget.merge.checkpoint.saved_names import stored_steps
 from mergeforget.merge.checkpoint.tensor_jobs import (
     Output,
-    check_device,
     fold_job,
     kept_job,
     merged_matrix,

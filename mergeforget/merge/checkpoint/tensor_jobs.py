@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from mergeforget.adapter import LowRankDelta
 from mergeforget.candidate import Candidate
-from mergeforget.errors import InputError, UsageError, suggest
-from mergeforget.merge.blockwise import HELD, merge_blocks, merge_whole
+from mergeforget.errors import InputError, suggest
+from mergeforget.merge.blockwise import HELD, merge_blocks, merge_whole, on_device
 from mergeforget.merge.checkpoint.adapter_deltas import Change, TensorChange, rows_of
 from mergeforget.merge.checkpoint.bf16_sum import half_blocks
 from mergeforget.merge.checkpoint.compatible import (
@@ -30,7 +30,7 @@ from mergeforget.merge.checkpoint.jobs import Block, TensorJob
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import method_arguments, precise, products
-from mergeforget.merge.kernels.arrays import Tensor, as_array
+from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.dispatch import Room
 from mergeforget.merge.kernels.thresholds import SMALL, Source
 from mergeforget.merge.kernels.thresholds import blocks as row_blocks
@@ -178,7 +178,7 @@ def _job(
     name: str,
 ) -> TensorJob:
     """Merge a source, add the base where there is one, block by block."""
-    source = _on_device(source, output.device)
+    source = on_device(source, output.device)
 
     def blocks() -> Iterator[Block]:
         for part, (merged,) in _silently(merge_blocks(source, weights, [candidate], name)):
@@ -232,31 +232,3 @@ def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
                 f"of {change.shape}: it was trained on another model."
             )
     return info
-
-
-def check_device(device: str) -> None:
-    """Raise UsageError for a device that torch does not know or this machine does not have."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"--device {device} cannot be used here: {reason}. Leave it out."
-        ) from error
-
-
-def _on_device(source: Source, device: str) -> Source:
-    if device == "cpu":
-        return source
-    import torch
-
-    def moved(read: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *given: torch.from_numpy(as_array(read(*given))).to(device)
-
-    sample = moved(source.sample) if source.sample else None
-    base = moved(source.base) if source.base else None
-    return Source(source.n, source.shape, moved(source.rows), sample, base)
