@@ -32,7 +32,7 @@ from mergeforget.merge.checkpoint.compatible import (
 )
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mergeforget.merge.engine import Merged
-from mergeforget.merge.inputs import some
+from mergeforget.merge.inputs import NO_PLAIN_LORA, NOT_PLAIN, some
 from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.kernels.truncated_svd import Svd, cut_dense
@@ -153,7 +153,13 @@ def _as_model(model: Path, base: Path) -> Iterator[Path]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    kind = read_json(adapter / CONFIG).get("peft_type")
+    config = read_json(adapter / CONFIG)
+    kind = config.get("peft_type")
+    if found := [key for key in NO_PLAIN_LORA if config.get(key)]:
+        raise InputError(
+            f"{adapter} has no plain LoRA: {found[0]} is set, and {NOT_PLAIN[found[0]]}. Evaluate "
+            "it with PEFT, or train a plain LoRA."
+        )
     with tempfile.TemporaryDirectory() as folder:
         loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         try:

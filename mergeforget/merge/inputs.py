@@ -35,6 +35,7 @@ NOT_PLAIN = {
     "arrow_config": "Arrow routes between adapters",
     "velora_config": "VeLoRA compresses its inputs",
 }
+NO_PLAIN_LORA = ("alora_invocation_tokens", "layer_replication", "arrow_config")  # of NOT_PLAIN
 
 
 def check_adapters(
@@ -138,7 +139,9 @@ def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merge
             faults.append(f"it holds tensors that are no lora_A or lora_B: {some(odd)}")
     if faults:
         way = (
-            "Or convert it to a plain LoRA with `mergeforget extract-lora ADAPTER --base BASE "
+            "No plain LoRA does the same, so `mergeforget extract-lora` cannot convert it."
+            if any(config.get(key) for key in NO_PLAIN_LORA)
+            else "Or convert it to a plain LoRA with `mergeforget extract-lora ADAPTER --base BASE "
             "--rank 32 --out OUT`."
             if never
             else "Merge into a whole model with --full, where it is folded exactly."

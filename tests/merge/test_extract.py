@@ -13,12 +13,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft.tuners.lora.config import KasaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from mergeforget.adapter import read_adapter
 from mergeforget.cli import main
 from mergeforget.errors import InputError
 from mergeforget.merge.extract import extract_lora
+from mergeforget.merge.inputs import check_plain
 from mergeforget.tensors import read_safetensors, write_safetensors
 
 IDS = torch.tensor([[3, 5, 7, 11, 2, 30]])
@@ -31,6 +33,7 @@ KINDS: dict[str, Any] = {
     "LoKr": peft.LoKrConfig(r=2, target_modules=TARGETS),
     "IA3": peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"]),
     "OFT": peft.OFTConfig(r=2, oft_block_size=0, target_modules=TARGETS),
+    "KaSA": peft.LoraConfig(r=3, target_modules=TARGETS, kasa_config=KasaConfig()),
     "VeRA": peft.VeraConfig(r=8, target_modules=["q_proj"]),
 }
 
@@ -98,3 +101,56 @@ def test_an_adapter_that_changes_no_weight_is_refused_by_name(
     model.save_pretrained(str(tmp_path / "prompt"))
     with pytest.raises(InputError, match="PROMPT_TUNING"):
         extract_lora(tmp_path / "prompt", tiny_folder, 4)
+
+
+def trained(config: Any, base: Path, folder: Path) -> Path:
+    """An adapter with random trained parameters."""
+    torch.manual_seed(0)
+    model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.TrainableTokensConfig(token_indices=[3, 7]),
+        peft.LoraConfig(r=3, target_modules=TARGETS, trainable_token_indices=[3, 7]),
+        peft.LoraConfig(r=3, target_modules=TARGETS, modules_to_save=["embed_tokens"]),
+    ],
+    ids=["tokens", "LoRA and tokens", "LoRA and an embedding"],
+)
+def test_trained_tokens_become_lora_on_the_embedding(config: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+        )
+    ).save_pretrained(base)  # fmt: skip
+    odd = trained(config, base, tmp_path / "odd")
+    wanted = logits(base, odd)
+    found = extract_lora(odd, base, 32)
+    assert found.report["energy_left_out"] == 0 and found.report["energy_lost"] < 1e-6
+    found.save(tmp_path / "lora")
+    torch.testing.assert_close(logits(base, tmp_path / "lora"), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"alora_invocation_tokens": [7, 11], "task_type": "CAUSAL_LM"},
+     {"layer_replication": [[0, 2], [1, 2]]}],
+)  # fmt: skip
+def test_what_is_no_change_of_weights_has_no_lora(
+    more: dict[str, Any], tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = peft.LoraConfig(r=3, target_modules=["q_proj"], **more)
+    odd = trained(config, tiny_folder, tmp_path / "odd")
+    with pytest.raises(InputError, match=next(iter(more))):
+        extract_lora(odd, tiny_folder, 4)
+    with pytest.raises(InputError, match="extract-lora` cannot convert it"):
+        check_plain(read_adapter(odd))

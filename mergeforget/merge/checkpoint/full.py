@@ -115,7 +115,7 @@ def fold_adapters(
         ]
         ways = [how.precision, how.modules, how.svd]
         inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *ways]
-        return _write(out, jobs, inputs, model, candidate, output)
+        return _write(out, jobs, inputs, model, candidate, output, how.precision)
 
 
 def _steps(
@@ -225,7 +225,7 @@ def merge_models(
             for n, i in first.tensors.items()
         ]
         inputs = [*[_checkpoint_id(c) for c in [first, *opened]], precision]
-        return _write(out, jobs, inputs, first, candidate, output)
+        return _write(out, jobs, inputs, first, candidate, output, precision)
 
 
 def _write(
@@ -235,9 +235,11 @@ def _write(
     like: Checkpoint,
     candidate: Candidate,
     output: Output,
+    precision: str,
 ) -> Written:
     def facts(rounding: Rounding) -> dict[str, Any]:
-        return candidate.to_dict() | {"rounding": rounding.relative, "dtype": output.dtype}
+        used = {"dtype": output.dtype, "device": output.device, "precision": precision}
+        return candidate.to_dict() | {"rounding": rounding.relative} | used
 
     plan = {
         "candidate": candidate.to_dict(),
