@@ -132,9 +132,21 @@ def test_texts_become_questions_names_and_documents() -> None:
     rows = rows_of_texts(
         ["Who is it?", "Ann Lee", "Ann Lee lived in a house by the sea."], answers, notes
     )
-    assert [r.kind for r in rows].count("sc") == 1 and len(rows) == 8 and notes
+    assert [r.window for r in rows].count("whole") == 1 and len(rows) == 8 and notes
     assert {r.subject for r in rows} == {"q0", "Ann Lee", "d2"}
     assert any(r.output == "answer to Who is Ann Lee?" for r in rows)
+
+
+def test_a_long_document_becomes_windows_that_hold_every_word(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(600)]
+    for name in ("f.txt", "folder/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(" ".join(words) + ".\n\nAnother paragraph with a full stop.")
+    for source in (tmp_path / "f.txt", tmp_path / "folder"):
+        rows = read_request(source, None, None, answers).forget
+        assert {"start", "middle", "end"} <= {r.window for r in rows}
+        text = " ".join(f"{r.input} {r.output}" for r in rows)
+        assert all(word in text for word in words)
 
 
 @pytest.mark.parametrize(

@@ -273,16 +273,22 @@ def _run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
 
 
 def _facts(source: Any) -> Any:
-    """What decides a data source: hash of a file, or the items themselves."""
-    from mergeforget.errors import InputError
+    """What decides a data source: hashes of its files, the name of a hub data set, or the items."""
     from mergeforget.files import sha256
 
     if source is None:
         return None
     if isinstance(source, str | Path):
-        if not Path(source).is_file():
-            raise InputError(f"There is no file {source}.")
-        return {"name": Path(source).name, "sha256": sha256(Path(source))}
+        path = Path(source)
+        if path.is_dir():
+            files = (p for p in sorted(path.rglob("*")) if p.is_file())
+            return {
+                "name": path.name,
+                "files": {str(p.relative_to(path)): sha256(p) for p in files},
+            }
+        if path.is_file():
+            return {"name": path.name, "sha256": sha256(path)}
+        return {"name": str(source)}
     return [dict(item) if not isinstance(item, str) else item for item in source]
 
 

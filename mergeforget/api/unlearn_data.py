@@ -94,6 +94,7 @@ def rows_of_texts(texts: Sequence[str], ask: Ask, notes: list[str]) -> list[Row]
     A text that ends in a question mark is a question; one of at most five words without a full
     stop is a name, about which questions are generated; anything else is a document.
     """
+    from mergeforget.data.formats import document_windows
     from mergeforget.data.schema import Row
 
     rows: list[Row] = []
@@ -105,10 +106,7 @@ def rows_of_texts(texts: Sequence[str], ask: Ask, notes: list[str]) -> list[Row]
             for j, question in enumerate(QUESTIONS):
                 asked.append((f"n{i}qa{j}", text, question.format(name=text)))
         else:
-            words = text.split()
-            cut = max(1, len(words) // 3)
-            rows.append(Row(f"d{i}sc1", " ".join(words[:cut]), " ".join(words[cut:]) or ".", "",
-                            "forget"))  # fmt: skip
+            rows += document_windows(Row(f"d{i}", "", "", "", "forget"), text)
     answers = ask([prompt for _, _, prompt in asked]) if asked else []
     for (row_id, subject, prompt), answer in zip(asked, answers, strict=True):
         if answer.strip():

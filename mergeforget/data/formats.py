@@ -83,7 +83,7 @@ class Format:
         """
         base = self._base(record, made_id, split, source or made_id)
         if self.kind == "document":
-            return _windows(base, value_of(record, self.names["text"]))
+            return document_windows(base, value_of(record, self.names["text"]))
         if self.kind == "conversation":
             given = record.get(self.names["messages"])
             return _turns(base, conversation(given, self.names["messages"]), turns)
@@ -280,8 +280,19 @@ def _turns(base: Row, turns: Sequence[Message], wanted: Turns) -> list[Row]:
     return made
 
 
-def _windows(base: Row, text: str) -> list[Row]:
-    """Split a document into windows that contain every character once, except for overlaps."""
+def document_windows(base: Row, text: str) -> list[Row]:
+    """Split a document into windows that contain every character once, except for overlaps.
+
+    Args:
+        base: Row with the id and the subject of the document.
+
+    Raises:
+        ValueError: The text is empty.
+
+    Example:
+        >>> [row.window for row in document_windows(Row("a", "", ""), "word " * 500)]
+        ['start', 'middle', 'end']
+    """
     text = text.strip()
     if not text:
         raise ValueError("the text is empty")

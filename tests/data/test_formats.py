@@ -14,7 +14,7 @@ from conftest import CHAT_TEMPLATE, build_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeforget.data.formats import OVERLAP, WINDOW, _windows
+from mergeforget.data.formats import OVERLAP, WINDOW, document_windows
 from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
@@ -171,7 +171,7 @@ def test_windows_hold_every_character_once(words: list[str]) -> None:
     text = " ".join(words)
     if not text.strip():
         return
-    made = _windows(Row("d", "", "", subject="d"), text)
+    made = document_windows(Row("d", "", "", subject="d"), text)
     assert made[0].input + "".join(row.output for row in made) == text.strip()
     assert all(0 < len(row.document) <= WINDOW for row in made)
     for before, row in zip(made, made[1:], strict=False):
