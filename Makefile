@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test slow faults dist study gpu-study lint clean
+.PHONY: demo test slow faults dist matrix study gpu-study lint clean
 demo: $(READY)
 	$(BIN)/mergeforget demo
 
@@ -18,12 +18,11 @@ slow: $(READY)                  # the slow tests: the real model, and the data i
 faults: $(READY)                # interrupt every writer, damage every input, print the table
 	$(BIN)/python -m mergeforget.testing.faults
 
-dist: $(READY)                  # build the wheel and the sdist, and try the wheel in a new environment
-	rm -rf build dist
-	$(BIN)/python -m build --quiet --outdir dist .
-	$(PYTHON) -m venv dist/venv
-	dist/venv/bin/python -m pip install --quiet -c constraints.txt $$(ls dist/*.whl)
-	cd dist && venv/bin/mergeforget recipes list && venv/bin/mergeforget doctor
+dist: $(READY)                  # build the wheel and the sdist, and try each in a new environment
+	$(BIN)/python tools/dist.py
+
+matrix: $(READY)                # the fast tests on each Python found: make matrix SUBSET=smoke
+	$(BIN)/python tools/matrix.py $(MATRIX)
 
 # Repeat the published experiments (about three hours); rerun the command to resume. The data sets
 # are read from MERGEFORGET_DATA. `make study PART=pair` runs one part and the parts it depends on.

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from mergeforget.api import doctor
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MODULES = {  # modules whose name differs from the distribution's
@@ -48,7 +50,7 @@ EXTRAS = {
     for extra, every in PROJECT["project"]["optional-dependencies"].items()
 }
 DEV = {distribution(r) for r in PROJECT["dependency-groups"]["dev"]}
-OWN = {p.stem for p in [*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")]}
+OWN = {p.stem for f in ("tests", "benchmarks", "tools") for p in ROOT.glob(f"{f}/**/*.py")}
 OWN |= {"mergeforget", "tests", "benchmarks"}
 
 
@@ -224,3 +226,112 @@ def test_the_demo_extra_is_named_where_it_is_missing() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "mergeforget[demo]" in done.stdout
+
+
+# doctor
+
+
+@pytest.mark.parametrize(
+    ("build", "driver", "remedy"),
+    [
+        (None, "12.4", "CPU build"),
+        ("13.0", "12.4", "whl/cu124"),
+        ("13.0", "9.2", "update the driver"),
+        ("12.4", "13.0", "CUDA_VISIBLE_DEVICES"),
+        ("12.4", "", "does not answer"),
+    ],
+)
+def test_doctor_compares_the_driver_with_the_build(
+    build: str | None, driver: str, remedy: str
+) -> None:
+    assert remedy in doctor._gpu_remedy(build, driver)
+
+
+def test_the_driver_s_cuda_version_is_read_without_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    program.write_text("#!/bin/sh\necho '| Driver Version: 550.1    CUDA Version: 12.4  |'\n")
+    program.chmod(0o755)
+    assert doctor.driver_cuda() == "12.4"
+    program.write_text("#!/bin/sh\necho 'no devices were found' >&2; exit 9\n")
+    assert doctor.driver_cuda() == ""
+
+
+def test_doctor_reports_links_that_git_wrote_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "mergeforget" / "recipes"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("mergeforget.recipe.FOLDER", folder)
+    problems: list[str] = []
+    monkeypatch.setattr("mergeforget.recipe.recipe_names", lambda: ["zjuklab"])
+    assert doctor._links(problems) == "none needed"  # a wheel
+    (tmp_path / "recipes").write_text("mergeforget/recipes")
+    assert "only browsing" in doctor._links(problems) and not problems
+    monkeypatch.setattr("mergeforget.recipe.recipe_names", lambda: [])
+    doctor._links(problems)
+    assert "Install mergeforget again" in problems[0]
+
+
+# Dockerfile, make dist, make matrix
+
+
+def test_the_dockerfile_names_files_and_versions_that_exist() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    for source in re.findall(r"^(?:COPY|ADD) (?:--\S+ )*(\S+) ", text, re.MULTILINE):
+        assert (ROOT / source).exists(), source
+    for used in ("constraints.txt", "pyproject.toml", "mergeforget", "README.md", "LICENSE"):
+        assert used not in ignored and (ROOT / used).exists(), used
+    (version,) = re.findall(r"^FROM python:(3\.\d+)", text, re.MULTILINE)
+    assert f"Programming Language :: Python :: {version}" in PROJECT["project"]["classifiers"]
+    for extra in re.findall(r"\.\[([\w,]+)\]", text)[0].split(","):
+        assert extra in EXTRAS, extra
+    script = (ROOT / "tools/install.sh").read_text(encoding="utf-8")
+    for requirement in re.findall(r"[\w-]+==[\w.]+", text):
+        assert requirement in script, requirement
+    build = re.search(r'"\$BUILD" = (\w+)', text)
+    assert build and f"ARG BUILD={build[1]}" in text
+    entry = re.search(r'ENTRYPOINT \["(\w+)"\]', text)
+    assert entry and entry[1] in PROJECT["project"]["scripts"]
+
+
+def tool(name: str, *words: str) -> str:
+    """What a script of tools/ prints."""
+    command = [sys.executable, str(ROOT / "tools" / name), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_the_scripts_of_make_matrix_and_make_dist_are_complete() -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import dist
+        import matrix
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    assert "--ends" in tool("matrix.py", "--help") and "--no-demo" in tool("dist.py", "--help")
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert here in matrix.interpreters()
+    classifiers = [c.split(":: ")[-1] for c in PROJECT["project"]["classifiers"]]
+    assert set(matrix.VERSIONS) <= set(classifiers)
+    for path in [*matrix.selected("smoke"), *matrix.selected("merge cli")]:
+        assert (ROOT / path).exists(), path
+    with pytest.raises(SystemExit, match="no tests named 'nothing'"):
+        matrix.selected("nothing")
+    for name in dist.NEEDED[:3]:
+        assert (ROOT / "mergeforget" / name).exists(), name
+
+
+def test_the_lowest_versions_are_those_of_the_project(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import matrix
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    path, torch = matrix.constraints("lowest", tmp_path)
+    pins = path.read_text().split()
+    assert torch == "torch==2.6.*" and {torch, "transformers==5.0.*", "peft==0.21.2"} <= set(pins)
+    path, torch = matrix.constraints("newest", tmp_path)
+    assert torch == "torch" and not path.read_text().strip()

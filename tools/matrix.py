@@ -77,6 +77,7 @@ def constraints(which: str, folder: Path) -> tuple[Path, str]:
     for requirement in project["dependencies"]:
         name, lower = re.match(r"([\w.-]+)>=([\d.]+)", requirement).groups()  # type: ignore[union-attr]
         if which == "lowest" and name != "mergekit":
+            lower = lower if "." in lower else f"{lower}.0"
             lines.append(f"{name}=={lower}{'.*' if lower.count('.') < 2 else ''}")
     path = folder / f"{which}.txt"
     path.write_text("\n".join(lines) + "\n")
@@ -102,12 +103,13 @@ def selected(subset: str) -> list[str]:
     """Test paths of a subset: ``smoke``, or files and folders of tests/ by name."""
     if subset == "smoke":
         return [f"tests/{name}" for name in SMOKE]
-    paths = []
+    paths: list[str] = []
     for name in subset.split() or ["tests"]:
         tries = [name, f"tests/{name}", f"tests/test_{name}.py"]
-        paths += [path for path in tries if (ROOT / path.split("::")[0]).exists()][:1]
-        if not paths:
+        found = [path for path in tries if (ROOT / path.split("::")[0]).exists()]
+        if not found:
             sys.exit(f"There are no tests named {name!r}. Name a file or folder of tests/.")
+        paths.append(next((path for path in found if path.startswith("tests")), found[0]))
     return paths
 
 

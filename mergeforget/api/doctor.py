@@ -117,16 +117,43 @@ def _device(problems: list[str]) -> str:
         name = torch.cuda.get_device_name()
         return f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
     if shutil.which("nvidia-smi"):
-        build = torch.version.cuda
-        problems.append(
+        problems.append(_gpu_remedy(torch.version.cuda, driver_cuda()))
+    return "cpu (float32)"
+
+
+def driver_cuda() -> str:
+    """The newest CUDA version that the NVIDIA driver supports, or empty; within five seconds."""
+    import re
+    import subprocess
+
+    try:
+        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = re.search(r"CUDA Version: *([0-9]+\.[0-9]+)", done.stdout)
+    return found[1] if found else ""
+
+
+def _gpu_remedy(build: str | None, driver: str) -> str:
+    """What to do where there is an NVIDIA driver, but PyTorch sees no GPU."""
+    if build is None:
+        return (
             "There is an NVIDIA driver, but this PyTorch is a CPU build: install PyTorch again "
             "from the default index (pip install --force-reinstall torch)."
-            if build is None
-            else f"PyTorch is built for CUDA {build} and finds no usable GPU. Compare `nvidia-smi` "
-            "(driver, CUDA version), update the driver, or install a build of torch for an older "
-            "CUDA (pip install --force-reinstall torch --index-url with an index of pytorch.org)."
         )
-    return "cpu (float32)"
+    if driver and [int(x) for x in driver.split(".")] < [int(x) for x in build.split(".")]:
+        index = f"https://download.pytorch.org/whl/cu{driver.replace('.', '')}"
+        return (
+            f"PyTorch is built for CUDA {build}, but the driver supports CUDA {driver}: update the "
+            f"driver, or install a build of torch for an older CUDA, for example with pip install "
+            f"--force-reinstall torch --index-url {index}."
+        )
+    return (
+        f"PyTorch is built for CUDA {build} and finds no usable GPU, though there is a driver"
+        f"{f' for CUDA {driver}' if driver else ' that does not answer'}. Check that `nvidia-smi` "
+        "lists the GPU and that CUDA_VISIBLE_DEVICES does not hide it, or restart the machine; "
+        "everything works on the CPU with the CPU build of torch."
+    )
 
 
 def _writable(folder: Path) -> bool:
