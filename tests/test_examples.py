@@ -47,26 +47,24 @@ def test_unlearning_a_person_with_a_tiny_model(
 ) -> None:
     """Every call works; a random model of two layers forgets nothing worth a claim."""
     monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
-    settings = '["memorise.epochs=1", "pair.over.epochs=1", "pair.under.epochs=1", ' + (
-        '"search.densities=[0.5, 1.0]", "evaluation.max_new_tokens=4"]'
+    settings = '["memorise.epochs=1", "pair.over.until.max_steps=8", ' + (
+        '"pair.under.until={retain_kept: 0}", "evaluation.max_new_tokens=4"]'
     )
     space = run_notebook(
         "unlearn_a_person.ipynb",
         {
-            'MODEL, PEOPLE = "smollm2", 4': f"MODEL, PEOPLE = {str(tiny_folder)!r}, 2",
+            'MODEL, PEOPLE = "smollm2", 10': f"MODEL, PEOPLE = {str(tiny_folder)!r}, 4",
             "memorise=True,": f"memorise=True, settings={settings},",
         },
     )
-    assert space["page"].is_file() and space["exported"].kind == "adapter"
-    assert space["best"].name in space["run"].candidates
+    assert space["page"].is_file() and (space["exported"] / "adapter_model.safetensors").is_file()
+    assert space["result"].verdict in ("NOT FORGOTTEN", "NOT ENOUGH DATA")
 
 
 @pytest.mark.slow
 def test_unlearning_a_person_from_the_instruct_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = run_notebook("unlearn_a_person.ipynb")
-    scores, best = space["scores"], space["best"].name
-    assert scores.value("exact_match", "forget", model="base", part="report") == 1
-    assert scores.value("exact_match", "forget", model=best, part="report") <= 0.2
-    assert scores.value("exact_match", "retain", model=best, part="report") >= 0.5
+    before, *_, after = run_notebook("unlearn_a_person.ipynb")["result"].table
+    assert before["forget"] >= 0.8 and after["forget"] <= 0.2
+    assert after["retain"] >= 0.5 * before["retain"]
