@@ -58,6 +58,17 @@ def label_logps(source: Tensor | Projection, labels: Tensor) -> Tensor:
     return _in_chunks(lambda s, n: label_logps(s.logits(), labels[n]), source)
 
 
+def top_labels(source: Tensor | Projection) -> Tensor:
+    """(tokens,) the most likely label of each prediction, without a gradient."""
+    with torch.no_grad():
+        if isinstance(source, Tensor):
+            return source.argmax(-1)
+        parts = [
+            (source.hidden[n] @ source.weight.T).argmax(-1) for n in _slices(len(source.hidden))
+        ]
+        return torch.cat(parts) if parts else source.hidden.new_zeros(0, dtype=torch.long)
+
+
 def divergence(
     source: Tensor | Projection, other: Tensor | Projection | None, labels: Tensor, target: Target
 ) -> tuple[Tensor, Tensor]:

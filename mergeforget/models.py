@@ -154,6 +154,41 @@ def dtype_for(spec: ModelSpec, device: str) -> Any:
     return torch.bfloat16 if fast else torch.float32
 
 
+KERNELS = {"flash": "flash_attention_2", "flex": "flex_attention"}  # others: transformers' names
+
+
+def attention_for(spec: ModelSpec, device: str) -> dict[str, str]:
+    """Arguments of ``from_pretrained`` for the recipe's attention; none for transformers' default.
+
+    ``auto`` is flash attention in half precision on a GPU where the package is installed, else what
+    transformers chooses, which is SDPA where the architecture has it.
+
+    Raises:
+        ResourceError: The kernel cannot run on this machine.
+    """
+    import torch
+
+    on_gpu, installed = device.startswith("cuda"), find_spec("flash_attn") is not None
+    half = dtype_for(spec, device) in (torch.bfloat16, torch.float16)
+    if spec.attention == "auto":
+        if on_gpu and installed and half and not spec.quantization:
+            return {"attn_implementation": KERNELS["flash"]}
+        return {}
+    key = f"model.attention: {spec.attention}"
+    if spec.attention in KERNELS and not on_gpu:
+        raise ResourceError(f"{key} needs a GPU, and this machine shows none. Set auto or sdpa.")
+    if spec.attention == "flash" and not installed:
+        raise ResourceError(
+            f"{key} needs the package flash-attn, which is not installed: pip install flash-attn, "
+            "or set sdpa or flex."
+        )
+    if spec.attention == "flash" and not half:
+        raise ResourceError(
+            f"{key} computes in half precision only. Set model.dtype: bfloat16, or sdpa."
+        )
+    return {"attn_implementation": KERNELS.get(spec.attention, spec.attention)}
+
+
 def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any:
     """The bare model, every weight of it read from the files; or this process's part of each."""
     from transformers import AutoModelForCausalLM
@@ -166,7 +201,8 @@ def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any
 
         placed = {"distributed_config": reading()}
     load: Any = AutoModelForCausalLM.from_pretrained
-    model, report = load(
+    load = partial(
+        load,
         path,
         dtype=dtype_for(spec, device),
         use_safetensors=True,
@@ -175,6 +211,13 @@ def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any
         output_loading_info=True,
         **placed,
     )
+    attention = attention_for(spec, device)
+    try:
+        model, report = load(**attention)
+    except ValueError:  # the architecture has no flash attention
+        if spec.attention != "auto" or not attention:
+            raise
+        model, report = load()
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(

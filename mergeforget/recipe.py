@@ -65,6 +65,7 @@ class ModelSpec(RecipeSection):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: Literal["4bit"] | None = None  # of the frozen base under an adapter (QLoRA)
     trust_remote_code: bool = False
+    attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"  # kernel of attention
 
 
 class DataSpec(RecipeSection):

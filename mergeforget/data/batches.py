@@ -88,6 +88,13 @@ class Batch:
             )
         return self.counts
 
+    def pin(self) -> Batch:
+        """The same batch in pinned memory, from which a copy to the GPU does not wait."""
+        self._counted()
+        here = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and not v.is_cuda}
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in here.items() if k != "index"}
+        return replace(self, **pinned)
+
     def to(self, device: torch.device | str) -> Batch:
         """Copy the batch to a device, except ``index``, after computing its counts on the CPU."""
         self._counted()

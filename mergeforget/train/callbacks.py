@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 from mergeforget.console import Progress, say
 from mergeforget.distributed import gather, in_any, is_main
 from mergeforget.errors import InputError, Interrupted, NumericError
-from mergeforget.files import read_json_object, sha256, write_json
+from mergeforget.files import read_json_object, sha256, sync_file, write_json
 from mergeforget.parsing import read_text
 from mergeforget.recipe import Dual, Term
 from mergeforget.train.dataset import PairedRows
@@ -90,13 +90,19 @@ class Snapshots(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Save a checkpoint every ``seconds``, and when SIGINT or SIGTERM asks the process to stop.
 
+    Where a checkpoint takes long to write, the interval is longer: ``OVERHEAD`` bounds the share of
+    the time that is spent on it. The history is flushed to the disk with every checkpoint.
+
     A second signal ends the process at once. Each complete checkpoint has a file with the hashes
     of its files, which ``last_checkpoint`` checks.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.last = time.monotonic()
+    OVERHEAD = 0.05
+
+    def __init__(self, seconds: float, history: Path | None = None) -> None:
+        self.seconds, self.history = seconds, history
+        self.last = self.begun = time.monotonic()
+        self.took = 0.0  # seconds that the last checkpoint took
         self.signum = 0
         self._before: dict[int, Any] = {}
 
@@ -115,7 +121,9 @@ class Checkpoints(TrainerCallback):
             signal.signal(*self._before.popitem())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = time.monotonic() - self.last >= self.seconds and state.global_step < state.max_steps
+        self.begun = time.monotonic()
+        interval = max(self.seconds, self.took / self.OVERHEAD)
+        due = self.begun - self.last >= interval and state.global_step < state.max_steps
         self.signum = max(gather(self.signum))
         if self.signum or in_any(due):
             control.should_save = True
@@ -123,8 +131,10 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         in_any(False)  # wait until every process has written its files
         if is_main():
+            self._sync_history()  # before the seal: a sealed checkpoint has its lines
             seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.last = time.monotonic()
+        self.took = self.last - self.begun
         if self.signum:
             raise Interrupted(
                 f"Interrupted: step {state.global_step} of {state.max_steps} is saved. Run the "
@@ -134,13 +144,23 @@ class Checkpoints(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.restore()
+        self._sync_history()
+
+    def _sync_history(self) -> None:
+        if self.history is not None and is_main() and self.history.exists():
+            sync_file(self.history)
 
 
 class Guard(TrainerCallback):
-    """Raise NumericError if the first step does not change the trained weights."""
+    """Raise NumericError if the first step does not change the trained weights.
+
+    Of each tensor it compares the entry with the largest gradient: where that one does not move,
+    none does. A copy of all weights would double the memory of a full fine-tuning.
+    """
 
     def __init__(self) -> None:
         self.before: list[torch.Tensor] | None = None
+        self.places: list[torch.Tensor] = []
         self.steps = 0  # taken here; a resumed training may have none left
 
     def on_pre_optimizer_step(
@@ -149,21 +169,28 @@ class Guard(TrainerCallback):
         self.steps += 1
         rate = more["optimizer"].param_groups[0]["lr"] if "optimizer" in more else 1.0
         if self.before is None and rate > 0:  # a warm-up begins at 0, where nothing may move
-            self.before = [p.detach().clone() for p in _trained(model)]
+            self.places = [_largest(p) for p in _trained(model)]
+            self.before = self._entries(model)
 
     def on_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        if not self.before:
+        if self.before is None or not self.places:
             return
-        pairs = list(zip(self.before, _trained(model), strict=True))
-        self.before = []  # looked at once
-        if not any((old != new).any() for old, new in pairs):
+        pairs = list(zip(self.before, self._entries(model), strict=True))
+        self.places = []  # compared once
+        moved = bool(pairs) and bool(torch.cat([old != new for old, new in pairs]).any())
+        if not in_any(moved):
             raise NumericError(
                 "The adapter did not move in its first step: every gradient is zero. Check that "
                 "the objective's weights are not 0, that target_modules matches layers of this "
                 "model, and that the learning rate is not too small for its dtype."
             )
+
+    def _entries(self, model: Any) -> list[torch.Tensor]:
+        pairs = zip(self.places, _trained(model), strict=True)
+        parts = [(i, _whole(p.detach()).flatten()) for i, p in pairs]
+        return [part.index_select(0, i.reshape(1)) for i, part in parts if part.numel()]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.before is None and self.steps:
@@ -224,6 +251,19 @@ def _damage(checkpoint: Path) -> str:
     except (InputError, OSError, ValueError) as error:
         return str(error).rstrip(".")
     return ""
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; of a sharded one this rank's part."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _largest(parameter: torch.Tensor) -> torch.Tensor:
+    """Index of the entry with the largest gradient, in the flattened tensor."""
+    gradient = parameter.grad
+    if gradient is None or not _whole(gradient).numel():
+        return torch.zeros((), dtype=torch.long, device=parameter.device)
+    return _whole(gradient).abs().flatten().argmax()
 
 
 def _trained(model: Any) -> list[torch.Tensor]:

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from mergeforget.chunked_logprobs import top_labels
 from mergeforget.console import say
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import is_main, on_main
 from mergeforget.errors import NumericError, RecipeError
 from mergeforget.files import append_jsonl, read_jsonl, whole, write_json
-from mergeforget.train.forward import predict, unwrapped
+from mergeforget.train.forward import output_matrix, predict, unwrapped
 from mergeforget.train_config import Watch
 
 PROXIES = "proxies.jsonl"  # in the run folder: one line a look
-BEST = "best.safetensors"
-HEALTHY = "healthy.safetensors"
+BEST, HEALTHY = "best", "healthy"  # weights: the best check, the last below the threshold
 
 
 class Watcher(TrainerCallback):
@@ -47,8 +47,9 @@ class Watcher(TrainerCallback):
                 "watch.best_by: mia tells forget rows from held-out ones, but there are none. Give "
                 "--holdout, or set best_by to retain_nll or last."
             )
-        self.lines, self.best = folder / PROXIES, checkpoints / BEST
-        self.healthy = checkpoints / HEALTHY  # weights of the last check below the threshold
+        self.lines, self.checkpoints = folder / PROXIES, checkpoints
+        self.secured: dict[str, int] = {}  # by kind: step of the file that a checkpoint relies on
+        self.head: torch.Tensor | None = None
         self.end = folder / "until" / f"{stage}.json"  # how a training ended early
         self.before: dict[str, torch.Tensor] = {}  # weights one step before a check
         self.kept_step: int | None = None  # after a collapse
@@ -56,6 +57,8 @@ class Watcher(TrainerCallback):
     def on_step_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
+        if self.head is None:
+            self.head = output_matrix(unwrapped(model))
         if state.global_step == 0:
             on_main(lambda: self.end.unlink(missing_ok=True))
             self._look(model, 0)
@@ -80,7 +83,7 @@ class Watcher(TrainerCallback):
         places = dict(_trainable(model))
         for name, tensor in self.before.items():
             places[name].data.copy_(tensor)
-        line = proxies(unwrapped(model), self.samples)
+        line = proxies(unwrapped(model), self.samples, self.head)
         seen = on_main(self._seen)
         limit = seen[0]["retain_nll"] + self.settings.collapse
         self.kept_step = step - 1
@@ -89,7 +92,7 @@ class Watcher(TrainerCallback):
             if is_main():
                 from safetensors.torch import load_file
 
-                for name, tensor in load_file(self.healthy).items():
+                for name, tensor in load_file(self._file(HEALTHY, seen[-2]["step"])).items():
                     places[name].data.copy_(tensor)
             line = seen[-2]
         if not self.kept_step:
@@ -107,33 +110,42 @@ class Watcher(TrainerCallback):
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
-        if not is_main() or self.settings.best_by == "last" or not self.best.exists():
+        if not is_main() or self.settings.best_by == "last" or not self._seen()[1:]:
             return  # of several processes the main one's weights are those that are saved
+        line = min(self._seen()[1:], key=self._badness)
+        if not self._file(BEST, line["step"]).exists():
+            say(
+                f"{self.stage}: kept the last step: the weights of step {line['step']} are missing."
+            )
+            return
         from safetensors.torch import load_file
 
         places = dict(unwrapped(model).named_parameters())
-        for name, tensor in load_file(self.best).items():
+        for name, tensor in load_file(self._file(BEST, line["step"])).items():
             places[name].data.copy_(tensor)
-        line = min(self._seen()[1:], key=self._badness)
         say(f"{self.stage}: kept step {line['step']}, the best by {self.settings.best_by}.")
 
     def _look(self, model: Any, step: int) -> bool:
         """Measure, and say whether to stop; all processes look, since each may hold only a part."""
-        line = {"stage": self.stage, "step": step, **proxies(unwrapped(model), self.samples)}
+        line = {
+            "stage": self.stage,
+            "step": step,
+            **proxies(unwrapped(model), self.samples, self.head),
+        }
         return on_main(lambda: self._note(model, line))
 
     def _note(self, model: Any, line: dict[str, Any]) -> bool:
         """Note it, keep the weights where they are the best so far, and say whether to stop."""
         earlier = [self._badness(x) for x in self._seen()[1:]]
-        append_jsonl(self.lines, [line])
         better = line["step"] > 0 and self._badness(line) < min(earlier, default=float("inf"))
         if self.settings.best_by != "last" and better:
-            self._keep(model, self.best)
+            self._keep(model, BEST, line["step"])
+        append_jsonl(self.lines, [line])  # after the weights: a line's file exists
         risen = line["retain_nll"] - self._seen()[0]["retain_nll"]
         if not self.settings.collapse:
             return False
         if risen <= self.settings.collapse:
-            self._keep(model, self.healthy)
+            self._keep(model, HEALTHY, line["step"])
             return False
         say(
             f"{self.stage}: stopped at step {line['step']}: the retain answers' NLL rose by "
@@ -141,12 +153,36 @@ class Watcher(TrainerCallback):
         )
         return True
 
-    def _keep(self, model: Any, path: Path) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if is_main():  # of steps after the checkpoint, which are taken again
+            for path, step in self._files():
+                if step > state.global_step:
+                    path.unlink()
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.secured = {}
+        for path, step in self._files():
+            kind = path.name.split("-")[0]
+            self.secured[kind] = max(step, self.secured.get(kind, 0))
+
+    def _file(self, kind: str, step: int) -> Path:
+        return self.checkpoints / f"{kind}-{step:06d}.safetensors"
+
+    def _files(self) -> list[tuple[Path, int]]:
+        found = [p for k in (BEST, HEALTHY) for p in self.checkpoints.glob(f"{k}-*.safetensors")]
+        return [(path, int(path.stem.split("-")[1])) for path in found]
+
+    def _keep(self, model: Any, kind: str, step: int) -> None:
+        """Save the weights of a check; earlier ones stay while the last checkpoint needs them."""
         from safetensors.torch import save_file
 
         kept = {n: p.detach().cpu().contiguous() for n, p in _trainable(model)}
+        path = self._file(kind, step)
         with whole(path) as temporary:
             save_file(kept, temporary)
+        for old, at in self._files():
+            if old.name.startswith(kind) and at not in (step, self.secured.get(kind)):
+                old.unlink()
 
     def _seen(self) -> list[dict[str, Any]]:
         return [x for x in read_jsonl(self.lines) if x.get("stage") == self.stage]
@@ -161,17 +197,24 @@ def _trainable(model: Any) -> list[tuple[str, Any]]:
     return [(n, p) for n, p in unwrapped(model).named_parameters() if p.requires_grad]
 
 
-def proxies(model: Any, samples: Mapping[str, Sequence[Encoded]]) -> dict[str, float]:
-    """``forget_nll``, ``forget_exact``, ..., and ``mia_auc`` where there is a holdout set."""
+def proxies(
+    model: Any, samples: Mapping[str, Sequence[Encoded]], head: torch.Tensor | None = None
+) -> dict[str, float]:
+    """``forget_nll``, ``forget_exact``, ..., and ``mia_auc`` where there is a holdout set.
+
+    Args:
+        head: The output matrix; logits are then computed in chunks. See ``output_matrix``.
+    """
     was_training = model.training
     model.eval()
     found: dict[str, float] = {}
     nll = {}
     with torch.no_grad():
         for name, rows in samples.items():
-            said = predict(model, pack(rows).to(next(model.parameters()).device))
+            said = predict(model, pack(rows).to(next(model.parameters()).device), head=head)
+            assert said.source is not None
             nll[name] = said.nll()
-            wrong = said.per_row((said.logits.argmax(-1) != said.labels).float())
+            wrong = said.per_row((top_labels(said.source) != said.labels).float())
             found[f"{name}_nll"] = float(nll[name].mean())
             found[f"{name}_exact"] = float((wrong == 0).float().mean())
     model.train(was_training)

@@ -43,6 +43,7 @@ from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import mask_of
+from mergeforget.train.precision import tensor_cores
 from mergeforget.train.reference import Reference, reference_of
 from mergeforget.train.requirements import reads_of
 from mergeforget.train.samplers import (
@@ -265,7 +266,7 @@ def fit(
         Epochs(rows, order),
         Guard(),
         Bar(job.stage, controller),
-        Checkpoints(job.checkpoint_seconds),
+        Checkpoints(job.checkpoint_seconds, job.run.history),
     ]
     if controller is not None:
         callbacks.insert(0, controller)
@@ -333,7 +334,7 @@ def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
             callback.logging_dir = str(job.run.root / "tensorboard" / job.stage)
     start = on_main(lambda: _start(job))
     try:
-        with explained(job.checkpoints), quiet():
+        with explained(job.checkpoints), quiet(), tensor_cores():
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         _close_reports()

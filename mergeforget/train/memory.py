@@ -95,7 +95,7 @@ def free_bytes(device: torch.device | str) -> int:
 def reserved_bytes(model: Any, training: Training) -> int:
     """Bytes of gradients, optimiser state and one chunk of logits, which activations leave free."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    moving = 4 * sum(p.numel() for p in trained)  # float32 whatever the base's type is
+    moving: int = 4 * sum(p.numel() for p in trained)  # float32 whatever the base's type is
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     return moving + optimizer_bytes(training, trained) + logits_bytes(vocabulary)
 

@@ -47,6 +47,18 @@ def widened_weights(model: Any) -> Iterator[None]:
             parameter.data = parameter.data.to(dtype)
 
 
+@contextmanager
+def tensor_cores() -> Iterator[None]:
+    """Allow TF32 for float32 matrix products on a GPU during a training; a CPU has no TF32."""
+    own = torch.get_float32_matmul_precision()
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(own)
+
+
 def autocast(model: Any) -> AbstractContextManager[Any]:
     """Autocast for a forward pass of a training in the model's half type; no effect in float32.
 

@@ -79,6 +79,7 @@ class UnlearningTrainer(Trainer):
         self.terms, self.stage, self.history = list(terms), stage, history
         self.reference, self.order = reference or Reference(), order
         self.accumulation = accumulation  # micro-batches of a step, over all ranks
+        self.workers = int(self.args.device.type == "cuda")  # prepares batches ahead of a GPU
         self.budget = budget  # tokens of a pass; a larger micro-batch is a pass of its own
         self.reads = reads_of(self.terms)
         self.levels: dict[str, Tensor] = {}  # by set: (rows,) target NLL of the level loss
@@ -98,8 +99,16 @@ class UnlearningTrainer(Trainer):
             self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=self.order if several == 1 else dealt,
             collate_fn=self.data_collator,
+            num_workers=self.workers,
+            prefetch_factor=2 * self.args.gradient_accumulation_steps if self.workers else None,
         )
-        return self.accelerator.prepare(loader) if several == 1 else loader
+        if several > 1:
+            return loader
+        prepared: DataLoader[Any] = self.accelerator.prepare_data_loader(
+            loader,
+            device_placement=False,  # a share moves as a whole, once it is fused
+        )
+        return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Create the Trainer's scheduler; with chunks it restarts with each chunk."""
@@ -163,7 +172,9 @@ class UnlearningTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         if isinstance(inputs, Share):
-            inputs.batches = {n: b.to(self.args.device) for n, b in inputs.batches.items()}
+            device = self.args.device
+            pinned = {n: b.pin() if device.type == "cuda" else b for n, b in inputs.batches.items()}
+            inputs.batches = {n: b.to(device) for n, b in pinned.items()}
         return inputs
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -270,7 +281,7 @@ class UnlearningTrainer(Trainer):
                 line |= {"notes": each}
             line |= self._more
             if self.history is not None and self.is_world_process_zero():
-                append_jsonl(self.history, [line])
+                append_jsonl(self.history, [line], sync=False)  # Checkpoints syncs it
             logs = logs | {f"term/{label}": value for label, value in values.items()}
             self._values, self._notes, self._more = {}, {}, {}
         super().log(logs, start_time)

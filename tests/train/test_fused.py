@@ -193,6 +193,26 @@ def test_fusing_leaves_the_training_as_it_was_and_saves_passes(
     assert passes[1] - each * steps in (0, check)
 
 
+def test_a_worker_that_prepares_batches_changes_nothing(
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = Training(
+        objective=[Term(loss="ga", on="forget"), Term(loss="gd", on="retain")], epochs=2,
+        batch_size=2, gradient_accumulation=2, snapshots=1, lora=Lora(r=2, lora_dropout=0.0),
+    )  # fmt: skip
+    found = []
+    for workers in (0, 1):
+        number = property(lambda _, workers=workers: workers, lambda *_: None)
+        monkeypatch.setattr(UnlearningTrainer, "workers", number, raising=False)
+        job = TrainingJob(Run(tmp_path / str(workers)), "over", checkpoint_seconds=1e9)
+        train_adapter(make_model(), tiny_tokenizer, SETS, plan, job)
+        found.append([line["terms"] for line in read_jsonl(job.run.history)])
+    assert len(found[0]) == 4 and found[0] == found[1]  # partners change with the epoch in both
+
+
 def test_a_budget_below_a_step_makes_several_passes_of_it(
     tiny_tokenizer: Any, make_model: Callable[..., Any], tmp_path: Path
 ) -> None:

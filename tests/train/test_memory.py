@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from mergeforget.chunked_logprobs import Projection, top_labels
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import Encoded, encode_rows
-from mergeforget.errors import ResourceError
-from mergeforget.recipe import change, load_recipe
+from mergeforget.errors import NumericError, ResourceError
+from mergeforget.models import attention_for, load_model
+from mergeforget.recipe import ModelSpec, change, load_recipe
 from mergeforget.train import memory
+from mergeforget.train.callbacks import Checkpoints, Guard
 from mergeforget.train.memory import bytes_per_token, fit_passes, tokens_at_once
 from mergeforget.train.objective import check_recipe
 from mergeforget.train_config import Term, Training
@@ -77,3 +83,92 @@ def test_an_optimiser_of_8_bits_is_refused_where_it_cannot_run(
     match = "needs a GPU" if installed else r"bitsandbytes.*pip install 'mergeforget\[gpu\]'"
     with pytest.raises(ResourceError, match=rf"pair.over.optimizer: {name}.*{match}"):
         check_recipe(change(recipe, data={"forget": "f", "retain": "r"}))
+
+
+@pytest.mark.parametrize(
+    ("attention", "device", "dtype", "installed", "expected"),
+    [
+        ("auto", "cpu", "auto", True, None),
+        ("auto", "cuda", "bfloat16", True, "flash_attention_2"),
+        ("auto", "cuda", "bfloat16", False, None),
+        ("auto", "cuda", "float32", True, None),
+        ("eager", "cpu", "auto", False, "eager"),
+        ("sdpa", "cuda", "bfloat16", True, "sdpa"),
+        ("flex", "cuda", "bfloat16", False, "flex_attention"),
+        ("flex", "cpu", "auto", False, "model.attention: flex needs a GPU"),
+        ("flash", "cpu", "auto", True, "model.attention: flash needs a GPU"),
+        ("flash", "cuda", "bfloat16", False, "pip install flash-attn"),
+        ("flash", "cuda", "float32", True, "half precision only"),
+    ],
+)
+def test_the_attention_kernel_follows_recipe_and_machine(
+    attention: Any,
+    device: str,
+    dtype: Any,
+    installed: bool,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mergeforget.models.find_spec", lambda _: installed or None)
+    spec = ModelSpec(name="m", attention=attention, dtype=dtype)
+    if expected and " " in expected:
+        with pytest.raises(ResourceError, match=expected):
+            attention_for(spec, device)
+    else:
+        found = attention_for(spec, device).get("attn_implementation")
+        assert found == expected
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_model_is_loaded_with_the_attention_of_the_recipe(
+    attention: Any, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    make_model().save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    spec = ModelSpec(name=str(tmp_path), attention=attention)
+    assert load_model(spec, device="cpu").model.config._attn_implementation == attention
+
+
+def test_the_labels_of_the_monitor_need_no_table_of_logits() -> None:
+    hidden, weight = torch.randn(1100, 4), torch.randn(9, 4)
+    expected = (hidden @ weight.T).argmax(-1)
+    assert torch.equal(top_labels(Projection(hidden, weight)), expected)
+    assert torch.equal(top_labels(hidden @ weight.T), expected)
+
+
+def test_a_checkpoint_that_takes_long_is_written_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("mergeforget.train.callbacks.seal_checkpoint", lambda _: None)
+    callback = Checkpoints(60.0)
+    args, state = SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=1, max_steps=9)
+
+    def due(seconds: float) -> bool:
+        now[0] += seconds
+        control = SimpleNamespace(should_save=False)
+        callback.on_step_end(args, state, control)
+        return bool(control.should_save)
+
+    assert not due(59.0) and due(1.0)
+    now[0] += 30.0  # the checkpoint takes half a minute: at most 5 % of the time is spent on it
+    callback.on_save(args, state, None)
+    assert not due(590.0) and due(10.0)
+
+
+def test_the_guard_finds_a_single_weight_that_moves_and_keeps_no_copy() -> None:
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for moves in (True, False):
+        guard = Guard()
+        model.weight.grad = torch.zeros_like(model.weight)
+        model.weight.grad[5, 7] = 1.0 if moves else 0.0
+        guard.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+        assert sum(t.numel() for t in guard.before or []) == 2  # an entry of weight and of bias
+        optimizer.step()
+        if moves:
+            guard.on_optimizer_step(None, None, None, model=model)
+        else:
+            with pytest.raises(NumericError, match="did not move"):
+                guard.on_optimizer_step(None, None, None, model=model)
