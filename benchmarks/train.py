@@ -9,7 +9,8 @@ take the same rows, the same objective and the same optimiser steps, one epoch; 
 counted. Each runs in a process of its own, so that neither sees the other's memory, in turns; the
 model's loading is left out of the time, all that a training does besides (tokenising, the
 reference, saving) is not. On a CPU the time is processor time, of which other work on the machine
-takes nothing; with OMP_NUM_THREADS=1 it is what an idle core would need.
+takes nothing; with OMP_NUM_THREADS=1 it is what an idle core would need. The last column is the
+share of the speed of one large matrix product, measured at the end; it needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     from mergeforget.data.readers import read_rows
     from mergeforget.data.transforms import limit_rows
     from mergeforget.recipe import load_recipe
+    from mergeforget.train.plan import matrix_speed
 
     settings = load_recipe(options.recipe, options.assignments).training(options.side)
     settings = settings.model_copy(update={"epochs": 1, "warmup_epochs": 0.0, "snapshots": 2})
@@ -76,6 +78,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
         sets[split] = limit_rows(rows, options.rows, 0)[0]
     model, tokenizer = _load(options)
     on_gpu = model.device.type == "cuda"
+    weights = _matrix_weights(model)
     clock = time.perf_counter if on_gpu else time.process_time
     start = clock()
     way = _plain_loop if options.way == WAYS[0] else _mergeforget
@@ -83,14 +86,30 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     if on_gpu:
         torch.cuda.synchronize()
     seconds = clock() - start
+    flops = 6 * weights * tokens / seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
+        "share_of_peak": flops / matrix_speed(str(model.device.type)),
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak,
         "threads": torch.get_num_threads(),
     }
+
+
+def _matrix_weights(model: Any) -> int:
+    """Weights of the linear layers without the output layer.
+
+    A token costs six operations for each: forward and the gradient of its input in the policy, and
+    forward in the reference. Adapter, attention and output layer are left out, so the share of the
+    machine's speed is a lower bound.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
+    return sum(layer.weight.numel() for layer in layers)
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -203,10 +222,11 @@ def _tokens(tokenizer: Any, sets: dict[str, Any], settings: Any) -> int:
 
 
 def _table(found: dict[str, Any]) -> str:
-    lines = [f"{'':<12} {'tokens/s':>9} {'peak GB':>8}"]
+    lines = [f"{'':<12} {'tokens/s':>9} {'peak GB':>8} {'of matrix speed':>16}"]
     for way in WAYS:
         one = found[way]
-        lines.append(f"{way:<12} {one['tokens_per_second']:>9.1f} {one['peak_bytes'] / 1e9:>8.2f}")
+        figures = f"{one['tokens_per_second']:>9.1f} {one['peak_bytes'] / 1e9:>8.2f}"
+        lines.append(f"{way:<12} {figures} {one['share_of_peak']:>16.0%}")
     ratio, ours = found["ratio"], found[WAYS[1]]
     lines.append(f"{'ratio':<12} {ratio['speed']:>8.2f}x {ratio['memory']:>7.0%}")
     lines.append(
