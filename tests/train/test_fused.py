@@ -205,8 +205,18 @@ def test_a_worker_that_prepares_batches_changes_nothing(
     )  # fmt: skip
     found = []
     for workers in (0, 1):
-        number = property(lambda _, workers=workers: workers, lambda *_: None)
-        monkeypatch.setattr(UnlearningTrainer, "workers", number, raising=False)
+
+        class Fixed:
+            """An attribute that keeps its value, whatever is assigned."""
+
+            value = workers
+
+            def __get__(self, *_: Any) -> int:
+                return self.value
+
+            def __set__(self, *_: Any) -> None: ...
+
+        monkeypatch.setattr(UnlearningTrainer, "workers", Fixed(), raising=False)
         job = TrainingJob(Run(tmp_path / str(workers)), "over", checkpoint_seconds=1e9)
         train_adapter(make_model(), tiny_tokenizer, SETS, plan, job)
         found.append([line["terms"] for line in read_jsonl(job.run.history)])
