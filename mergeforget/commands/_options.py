@@ -39,6 +39,16 @@ def template_options(command: F) -> F:
     )(command)
 
 
+def turns_option(command: F) -> F:
+    """``--turns``: passed as ``turns``."""
+    return click.option(
+        "--turns",
+        type=click.Choice(["last", "every"]),
+        help="Assistant turns of a conversation that become rows.  [default: the recipe's, else "
+        "last]",
+    )(command)
+
+
 def set_option(command: F) -> F:
     """``--set key.of.recipe=value``, any number of times; passed as ``settings``."""
     text = "Set one recipe key, for example --set pair.over.learning_rate=2e-4. Repeatable."

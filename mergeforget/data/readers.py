@@ -28,6 +28,8 @@ from mergeforget.parsing import parse_json
 Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) and its fields
 SHOWN = 5  # maximum number of faults in one message
 HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?(/(?P<split>[\w.-]+))?")
+SAVED = ("state.json", "dataset_dict.json")  # written by datasets' save_to_disk
+DATA_FILES = ("*.jsonl", "*.json", "*.parquet", "*.csv", "*/*.parquet", "*/*.jsonl")
 INSTALL = "pip install 'mergeforget[hub]'"
 
 
@@ -221,12 +223,14 @@ def _csv(path: Path) -> Records:
 
 
 def _folder(path: Path) -> Records:
-    """Read one document per ``.txt`` file of a folder and its subfolders."""
+    """Read a saved data set, or one document per ``.txt`` file of a folder and its subfolders."""
     files = sorted(path.rglob("*.txt"))
-    if not files:
+    if not files or any((path / name).is_file() for name in SAVED):
+        if any(file.is_file() for name in (*SAVED, *DATA_FILES) for file in path.glob(name)):
+            return _hub(path, {"name": str(path), "config": None, "split": None})
         raise InputError(
-            f"{path} is a folder without .txt files. Pass a data file, or a folder of documents as "
-            ".txt files."
+            f"{path} is a folder without .txt files. Pass a data file, a folder of documents as "
+            ".txt files, or a data set that `datasets` has saved."
         )
     records = []
     for i, file in enumerate(files, 1):
@@ -258,7 +262,10 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
             f"{INSTALL}"
         ) from error
     try:
-        found = datasets.load_dataset(name, config, split=split)
+        if any((path / file).is_file() for file in SAVED):
+            found = datasets.load_from_disk(str(path))
+        else:
+            found = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # for example an unknown name, no network, or a refused script
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

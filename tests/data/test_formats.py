@@ -235,6 +235,31 @@ def test_a_data_set_of_the_hub_is_named_with_config_and_split(
     assert calls == [asked] and row.output == "Ada."
 
 
+@pytest.mark.parametrize("form", ["files", "saved"])
+def test_local_data_sets_are_read_by_datasets_offline(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra hub")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = {
+        split: [{"question": f"Who is {split} {i}?", "answer": f"A{i}"} for i in range(2)]
+        for split in ("train", "test")
+    }
+    folder = Path("org/set")
+    if form == "saved":
+        every = {split: datasets.Dataset.from_list(some) for split, some in rows.items()}
+        datasets.DatasetDict(every).save_to_disk(str(folder))
+    else:
+        for split, some in rows.items():
+            write_jsonl(folder / f"{split}.jsonl", some)
+    for name, split in ((folder, "train"), (folder / "train", "train"), (folder / "test", "test")):
+        found = read_rows(name)
+        assert [(r.input, r.output) for r in found] == [
+            (row["question"], row["answer"]) for row in rows[split]
+        ]
+
+
 def test_absent_data_sets_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"no file org/set, .* pip install 'mergeforget\[hub\]'"):

