@@ -54,3 +54,14 @@ def test_doctor_names_a_remedy_for_each_problem(monkeypatch: pytest.MonkeyPatch)
     _, problems = doctor.doctor()
     for remedy in ("smaller model", "Delete old", "XDG_CACHE_HOME", "torch", "HF_HUB_OFFLINE"):
         assert any(remedy in problem for problem in problems), remedy
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train-pair", "train", "unlearn", "search", "evaluate", "attack", "chat", "export"],
+)
+def test_every_command_that_renders_prompts_takes_the_template(command: str) -> None:
+    shown = CliRunner().invoke(main, [command, "--help"]).output
+    assert "--template" in shown and "--system-prompt" in shown
+    reads = command in ("train-pair", "train", "unlearn", "evaluate")
+    assert ("--turns" in shown) == reads

@@ -14,7 +14,7 @@ from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.candidate import Candidate
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
-from mergeforget.data.templating import RAW, PromptTemplate, template_of
+from mergeforget.data.templating import RAW, PromptTemplate, TemplateSpec, template_of
 from mergeforget.errors import InputError, VerificationError, suggest
 from mergeforget.evaluate.decoding import full_pass
 from mergeforget.files import sha256, take_place, whole, write_json, write_text
@@ -41,6 +41,7 @@ class Exported:
         difference: Largest difference of a logit from the candidate's, relative to the largest
             logit.
         tolerance: Allowed difference for the dtype.
+        template: How the compared texts were rendered: ``raw``, ``chat``, ...
     """
 
     name: str
@@ -50,10 +51,17 @@ class Exported:
     difference: float
     tolerance: float
     sha256: str
+    template: str = ""
 
 
 def export(
-    run: Run, out: Path | None = None, *, name: str = "", full: bool = False, dtype: str = "auto"
+    run: Run,
+    out: Path | None = None,
+    *,
+    name: str = "",
+    full: bool = False,
+    dtype: str = "auto",
+    data: TemplateSpec | None = None,
 ) -> Exported:
     """Write the adapter, or with ``full`` the whole model, with tokenizer and card.
 
@@ -64,6 +72,7 @@ def export(
     Args:
         name: Name of a candidate; the chosen one when empty.
         dtype: Data type of a whole model; ``auto`` keeps that of the base.
+        data: How the compared texts are rendered; as in the run's recipe when omitted.
 
     Raises:
         InputError: There is no such candidate, or ``out`` has other content.
@@ -82,10 +91,12 @@ def export(
     kind = "model" if full else "adapter"
     out = out or run.root / "export" / f"{name}-{kind}"
     with writing(out, EXPORT_SECONDS):
-        return _export(run, out, adapter, kind, dtype)
+        return _export(run, out, adapter, kind, dtype, data)
 
 
-def _export(run: Run, out: Path, adapter: Adapter, kind: str, dtype: str) -> Exported:
+def _export(
+    run: Run, out: Path, adapter: Adapter, kind: str, dtype: str, data: TemplateSpec | None
+) -> Exported:
     """Write, compare and put into place, while no other process writes to ``out``."""
     name, source = adapter.name, run.candidates / adapter.name
     check_free(out, [source, Path(run.base())], MARK, "exported here")
@@ -95,7 +106,7 @@ def _export(run: Run, out: Path, adapter: Adapter, kind: str, dtype: str) -> Exp
         _write_model(run, adapter, fresh, dtype)
     else:
         _write_adapter(run, source, fresh)
-    stored, difference = compare_logits(run, adapter, fresh, full=kind == "model")
+    stored, difference, way = compare_logits(run, adapter, fresh, full=kind == "model", data=data)
     tolerance = TOLERANCE.get(stored, TOLERANCE["bfloat16"])
     if not difference <= tolerance:
         raise VerificationError(
@@ -104,23 +115,26 @@ def _export(run: Run, out: Path, adapter: Adapter, kind: str, dtype: str) -> Exp
             "Export in float32 with --dtype float32, or merge the candidate again."
         )
     write_text(fresh / "README.md", card_of(run, name, kind))
-    found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(fresh))
+    found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(fresh), way)
     write_json(fresh / MARK, asdict(found) | {"folder": out.name, "time": now()})
     take_place(fresh, out)
     return found
 
 
-def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tuple[str, float]:
+def compare_logits(
+    run: Run, adapter: Adapter, out: Path, *, full: bool, data: TemplateSpec | None = None
+) -> tuple[str, float, str]:
     """Compare the logits of the written files with those of the candidate.
 
     Returns:
-        The stored dtype, and max |difference| / max |logit| over some texts of the run.
+        The stored dtype, max |difference| / max |logit| over some texts of the run, and the name
+        of the template that rendered them.
     """
     recipe = load_recipe(run.recipe)
     spec = recipe.model
     base = spec.model_copy(update={"name": run.base(), "dtype": "float32"})
     loaded = load_model(base, device="cpu")
-    texts, template = texts_of(run), template_of(loaded.tokenizer, recipe.data)
+    texts, template = texts_of(run), template_of(loaded.tokenizer, data or recipe.data)
     with applied(loaded.model, adapter):
         meant = logits_of(loaded.model, loaded.tokenizer, texts, template)
     if full:
@@ -135,7 +149,7 @@ def compare_logits(run: Run, adapter: Adapter, out: Path, *, full: bool) -> tupl
     made = logits_of(loaded.model, loaded.tokenizer, texts, template)
     largest = max(float(x.abs().max()) for x in meant)
     apart = max(float((x - y).abs().max()) for x, y in zip(meant, made, strict=True))
-    return stored, apart / largest
+    return stored, apart / largest, template.name
 
 
 def logits_of(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from mergeforget.api.results import AnyRun, as_run
 
 
 def open_chat(
-    run: AnyRun | None = None, candidate: str = "", max_new_tokens: int = 64
+    run: AnyRun | None = None,
+    candidate: str = "",
+    max_new_tokens: int = 64,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
 ) -> Callable[[str], dict[str, str]]:
     """Load the base of a run and one of its models, and return a function that asks both.
 
@@ -20,6 +24,7 @@ def open_chat(
         run: The run folder; None is the newest under ``runs/``.
         candidate: ``over``, ``under`` or a candidate's name; the chosen one when empty.
         max_new_tokens: Maximum number of tokens to generate per answer.
+        template, system_prompt: How prompts are rendered; as in the run's recipe when omitted.
 
     Returns:
         A function from a prompt to ``{"prompt": ..., "before": ..., "after": ...}``.
@@ -27,6 +32,7 @@ def open_chat(
     Raises:
         InputError: There is no such run or model, or nothing was chosen yet.
     """
+    from mergeforget.api.measuring import data_of
     from mergeforget.data.templating import template_of
     from mergeforget.evaluate.generate import generate
     from mergeforget.models import load_model
@@ -37,11 +43,12 @@ def open_chat(
     recipe = load_recipe(here.recipe)
     spec = recipe.model.model_copy(update={"name": here.base()})
     loaded = load_model(spec, adapter=folder)
-    template = template_of(loaded.tokenizer, recipe.data)
+    given = {"template": template, "system_prompt": system_prompt}
+    way = template_of(loaded.tokenizer, data_of(recipe.data, given))
 
     def one(prompt: str) -> str:
         found: list[Any] = generate(
-            loaded.model, loaded.tokenizer, [prompt], template=template,
+            loaded.model, loaded.tokenizer, [prompt], template=way,
             max_new_tokens=max_new_tokens, label=name,
         )  # fmt: skip
         return str(found[0]).strip()

@@ -48,6 +48,7 @@ def evaluate(
     columns: Mapping[str, str] | None = None,
     template: Literal["auto", "none", "chat"] | None = None,
     system_prompt: str | None = None,
+    turns: Literal["last", "every"] | None = None,
     ask: Literal["all", "own"] | None = None,
     retrained: str | None = None,
     reference: str | None = None,
@@ -89,6 +90,8 @@ def evaluate(
         template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
             ``auto``; the run's when omitted.
         system_prompt: System message of a chat.
+        turns: With a model: assistant turns of a conversation that become rows; the last one when
+            omitted.
         ask: ``all`` asks a model that has a chat template raw and in chat and reports the worst
             case; ``own`` asks it as ``template`` says only.
         retrained: Model trained without the forget set, for forget quality and PrivLeak.
@@ -135,8 +138,8 @@ def evaluate(
             )
         spec, scores = _evaluate_model(str(model), sharing, options)
     else:
-        only = ("adapter", "forget", "retain", "columns", "before", "out")
-        given = [f"--{n.removesuffix('s')}" for n in only if options[n]]
+        only = {n: f"--{n}" for n in ("adapter", "forget", "retain", "before", "out", "turns")}
+        given = [o for n, o in (only | {"columns": "--column"}).items() if options[n]]
         if given:
             raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
         spec, scores = _evaluate_run(as_run(run), sharing, options)
@@ -155,6 +158,8 @@ def attack(
     forget: str | Path | None = None,
     retain: str | Path | None = None,
     holdout: str | Path | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
     limit: int | None = None,
     max_new_tokens: int | None = None,
     seed: int = 0,
@@ -177,6 +182,8 @@ def attack(
         base: With a model: the model before unlearning.
         control: A model that never saw the data.
         forget, retain, holdout: Files of rows; the run's own when omitted.
+        template, system_prompt: How prompts are rendered; as in the run's recipe when omitted, else
+            ``auto``.
         limit: Maximum number of rows per split.
         max_new_tokens: Maximum number of tokens to generate per answer.
         seed: Random seed.
@@ -204,6 +211,7 @@ def attack(
         "forget": optional_path(forget), "retain": optional_path(retain),
         "holdout": optional_path(holdout), "max_new_tokens": max_new_tokens, "seed": seed,
         "batch_tokens": batch_tokens, "device": device, "out": optional_path(out), "again": again,
+        "template": template, "system_prompt": system_prompt,
     }  # fmt: skip
     results, figures = [], []
     with _targets(None if model is None else str(model), run, run_models, options) as targets:
@@ -282,7 +290,12 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
         data=data_of(DataSpec(), options),
         spec=ModelSpec(name=model),
         settings=spec,
-        rows=rows_of_files(**files, spec=spec, columns=dict(options["columns"] or {})),
+        rows=rows_of_files(
+            **files,
+            spec=spec,
+            columns=dict(options["columns"] or {}),
+            turns=options["turns"] or "last",
+        ),  # fmt: skip
         folder=cache_of_models(),
         device=options["device"],
         batch_tokens=options["batch_tokens"],
@@ -342,11 +355,15 @@ def _targets(
     """The models to attack; a run is locked meanwhile."""
     from mergeforget.attack.driver import SPLITS, target_of_model, targets_of_run
     from mergeforget.errors import UsageError
+    from mergeforget.recipe import DataSpec, load_recipe
 
     names = ("seed", "again", "batch_tokens", "max_new_tokens")
     settings: dict[str, Any] = {n: options[n] for n in names if options[n] is not None}
     settings |= {n: options[n] for n in ("control", "limit", "device", "out")}
     settings["files"] = {name: options[name] for name in SPLITS}
+    here = None if model is not None else as_run(run)
+    spec = DataSpec() if here is None else load_recipe(here.recipe).data
+    settings["data"] = data_of(spec, options)
     if model is not None:
         if run is not None or run_models:
             raise UsageError("Give RUN or --model, not both; --run-model belongs to a run.")
@@ -356,7 +373,7 @@ def _targets(
     given = [f"--{n}" for n in ("adapter", "base") if options[n]]
     if given:
         raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
-    here = as_run(run)
+    assert here is not None
     targets = targets_of_run(here, run_models, **settings)
     with here.lock() if options["out"] is None else nullcontext():
         yield targets

@@ -103,6 +103,7 @@ class TrainingOptions(TypedDict, total=False):
         template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
             ``auto``, which is chat where there is one; the recipe's when omitted.
         system_prompt: System message of a chat.
+        turns: Assistant turns of a conversation that become rows; the recipe's when omitted.
         out: Run folder; ``runs/RECIPE-TIME`` when omitted.
         resume: Continue a run that was interrupted.
         settings: Recipe keys to change: ``{"pair.over.epochs": 3}`` or ``["pair.over.epochs=3"]``.
@@ -114,6 +115,7 @@ class TrainingOptions(TypedDict, total=False):
     limit: int | None
     template: Literal["auto", "none", "chat"] | None
     system_prompt: str | None
+    turns: Literal["last", "every"] | None
     out: str | Path | None
     resume: bool
     settings: Settings

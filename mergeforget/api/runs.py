@@ -48,6 +48,8 @@ def export(
     full: bool = False,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     out: str | Path | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
 ) -> Exported:
     """Write the chosen adapter, or the whole model, with tokenizer and model card.
 
@@ -59,14 +61,21 @@ def export(
         full: Write the whole model instead of the adapter.
         dtype: Of the weights of a whole model; ``auto`` keeps the base's.
         out: Folder to write; ``RUN/export/NAME-adapter`` or ``-model`` when omitted.
+        template, system_prompt: How the texts are rendered on which logits are compared; as in the
+            run's recipe when omitted.
 
     Raises:
         InputError: There is no such candidate, or ``out`` holds something else.
         VerificationError: The logits differ by more than the dtype explains.
     """
     from mergeforget.analysis.export import export as write
+    from mergeforget.api.measuring import data_of
+    from mergeforget.recipe import load_recipe
 
-    return write(as_run(run), optional_path(out), name=candidate, full=full, dtype=dtype)
+    here = as_run(run)
+    given = {"template": template, "system_prompt": system_prompt}
+    data = data_of(load_recipe(here.recipe).data, given) if any(given.values()) else None
+    return write(here, optional_path(out), name=candidate, full=full, dtype=dtype, data=data)
 
 
 def analyze(

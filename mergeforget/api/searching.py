@@ -30,6 +30,8 @@ def search(
     budget: int | str | None = None,
     seed: int | None = None,
     holdout: str | Path | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
     first: float | None = None,
     storage: str | None = None,
     resume: bool = False,
@@ -56,6 +58,7 @@ def search(
         budget: Maximum number of candidates, or a time such as ``"10m"``.
         seed: Random seed of the split, and of methods and strategies that sample.
         holdout: Rows that no training saw: the non-members.
+        template, system_prompt: How prompts are rendered; as in the run's recipe when omitted.
         first: Density to begin with.
         storage: Database URL or journal file that several workers share.
         resume: Require an earlier search to continue.
@@ -126,4 +129,6 @@ def _options(given: dict[str, Any]) -> Options:
         device=given.get("device"),
         storage=given.get("storage"),
         first=given.get("first"),
+        template=given.get("template"),
+        system_prompt=given.get("system_prompt"),
     )

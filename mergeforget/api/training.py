@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
     from mergeforget.train.plan import Plan
 
-DATA = ("forget", "retain", "holdout", "limit", "template", "system_prompt")
+DATA = ("forget", "retain", "holdout", "limit", "template", "system_prompt", "turns")
 
 
 @takes(TrainingOptions)
@@ -39,6 +39,7 @@ def train_pair(
         template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
             ``auto``, which is chat where there is one; the recipe's when omitted.
         system_prompt: System message of a chat.
+        turns: Assistant turns of a conversation that become rows; the recipe's when omitted.
         memorise: Fine-tune the model on forget and retain first.
         out: Run folder; ``runs/RECIPE-TIME`` when omitted.
         resume: Continue a run that was interrupted.
@@ -75,8 +76,8 @@ def train(
     Args:
         recipe: Name of a packaged recipe, path of a YAML file, or a loaded recipe.
         side: Which training to use of a recipe that holds a pair.
-        model, forget, retain, holdout, limit, template, system_prompt, out, resume, settings: See
-            :func:`train_pair`.
+        model, forget, retain, holdout, limit, template, system_prompt, turns, out, resume,
+            settings: See :func:`train_pair`.
 
     Returns:
         The run; the result is in ``run.root / "adapter"``, or in ``"model"`` with ``full``.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mergeforget.api.delivery import (
     REQUEST,
@@ -84,6 +84,9 @@ def unlearn(
     control: str | None = None,
     adapter: str | Path | None = None,
     after: str | Path | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
+    turns: Literal["last", "every"] | None = None,
     full: bool = False,
     gguf: bool = False,
     push: str | None = None,
@@ -112,6 +115,7 @@ def unlearn(
         adapter: LoRA adapter that the model has already; it is folded into the model first.
         after: Earlier run whose chosen merge is folded into the model first. Its forget rows, and
             those of the runs before it, are asked again at the end.
+        template, system_prompt, turns: How rows become prompts; as in the recipe when omitted.
         full: Export the whole model, too.
         gguf: Export a GGUF file, too, with llama.cpp's ``convert_hf_to_gguf.py``.
         push: Hub repository to upload the export to.
@@ -136,12 +140,15 @@ def unlearn(
     from mergeforget.search.driver import Options, search
     from mergeforget.train.pair import train_pair
 
+    given = {"template": template, "system_prompt": system_prompt, "turns": turns}
+    rendered = {f"data.{key}": value for key, value in given.items() if value is not None}
+    settings = assignments_of(settings) + assignments_of(rendered)
     request = {
         "model": str(model), "forget": _facts(forget), "retain": _facts(retain),
         "holdout": _facts(holdout), "memorise": memorise, "control": control,
         "adapter": None if adapter is None else str(adapter),
         "after": None if after is None else str(after),
-        "settings": assignments_of(settings), "recipe": str(getattr(recipe, "name", recipe)),
+        "settings": settings, "recipe": str(getattr(recipe, "name", recipe)),
     }  # fmt: skip
     run = _run_of(optional_path(out), forget, request)
     if gguf:
@@ -316,7 +323,7 @@ def _prepare(
             asked.extend(prompts)
             return own_answers(chosen, prompts)
 
-        rows = read_request(*sources, ask)
+        rows = read_request(*sources, ask, chosen.data.turns)
         if asked and approve is not None and not approve(rows.forget):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):

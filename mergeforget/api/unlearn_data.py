@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mergeforget.data.formats import Turns
     from mergeforget.data.schema import Row
     from mergeforget.recipe import Recipe
 
@@ -61,7 +62,11 @@ class RequestRows:
 
 
 def read_request(
-    forget: Forget, retain: str | Path | None, holdout: str | Path | None, ask: Ask
+    forget: Forget,
+    retain: str | Path | None,
+    holdout: str | Path | None,
+    ask: Ask,
+    turns: Turns = "last",
 ) -> RequestRows:
     """Read the rows of a request, and complete what is missing by asking the model.
 
@@ -69,6 +74,7 @@ def read_request(
         forget: A data file; a ``.txt`` file or a list of names, questions or documents; or a list
             of rows. Questions without answers get the model's own answers.
         ask: Called with prompts; returns the model's answers.
+        turns: Assistant turns of a conversation that become rows.
 
     Raises:
         InputError: A file cannot be read, or holds nothing to forget.
@@ -76,13 +82,13 @@ def read_request(
     from mergeforget.data.readers import read_rows
 
     notes: list[str] = []
-    rows = _forget_rows(forget, ask, notes)
+    rows = _forget_rows(forget, ask, notes, turns)
     kept = (
-        read_rows(Path(retain), split="retain")
+        read_rows(Path(retain), split="retain", turns=turns)
         if retain is not None
         else own_retain_rows(rows, ask, notes)
     )
-    outside = [] if holdout is None else read_rows(Path(holdout), split="holdout")
+    outside = [] if holdout is None else read_rows(Path(holdout), split="holdout", turns=turns)
     _check_disjoint(rows, kept, "retain")
     _check_disjoint(rows, outside, "holdout")
     return RequestRows(rows, kept, outside, notes, twins=not outside)
@@ -152,7 +158,7 @@ def own_retain_rows(forget: Sequence[Row], ask: Ask, notes: list[str]) -> list[R
     return rows
 
 
-def _forget_rows(forget: Forget, ask: Ask, notes: list[str]) -> list[Row]:
+def _forget_rows(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> list[Row]:
     from mergeforget.data.readers import read_records, read_rows
     from mergeforget.data.schema import Row
     from mergeforget.errors import InputError
@@ -166,7 +172,7 @@ def _forget_rows(forget: Forget, ask: Ask, notes: list[str]) -> list[Row]:
         questions = _questions(records)
         if questions:
             return _some(rows_of_texts(questions, ask, notes), str(path))
-        return read_rows(path, split="forget")
+        return read_rows(path, split="forget", turns=turns)
     items = list(forget)
     if all(isinstance(item, str) for item in items):
         return _some(rows_of_texts([str(item) for item in items], ask, notes), "the list")

@@ -94,7 +94,8 @@ def carry_out(
                     raise
                 result = Result(name, target.suspect.role, "no power", f"Not run: {error}", [])
             weights = target.models.facts(target.suspect)["adapter"]
-            result = replace(result, settings=result.settings | {"weights": weights})
+            facts = {"template": target.data.template, "system_prompt": target.data.system_prompt}
+            result = replace(result, settings=result.settings | {"weights": weights} | facts)
             every = write_result(target.folder, result)
             keep_verdict(target.folder, target.suspect.role, target.run)
             yield result, every
@@ -134,7 +135,7 @@ def targets_of_run(
     models = Models(recipe.model, device)
     folder = out or run.attacks
     never = Suspect("control", control, name=control) if control else (
-        _control_of(run, models, rows["retain"], recipe.data)
+        _control_of(run, models, rows["retain"], settings.get("data", recipe.data))
     )  # fmt: skip
     spec = recipe.evaluation
     own_settings = {"max_new_tokens": spec.max_new_tokens, "membership": spec.membership}

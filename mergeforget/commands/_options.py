@@ -62,6 +62,7 @@ def training_options(command: F) -> F:
     for option in (
         click.option("--resume", is_flag=True, help="Resume an interrupted run."),
         click.option("--out", type=file, help="Run folder.  [default: runs/RECIPE-TIME]"),
+        turns_option,
         template_options,
         click.option(
             "--limit",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mergeforget.commands._merge import arguments_of
-from mergeforget.commands._options import chosen_run, emit, json_option
+from mergeforget.commands._options import chosen_run, emit, json_option, template_options
 from mergeforget.commands.analyze import split
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 WORDS = ("model", "kind")
 SHARED = (
     "quick", "run_models", "adapter", "base", "control", "forget", "retain", "holdout", "limit",
-    "max_new_tokens", "seed", "batch_tokens", "device", "out", "again",
+    "max_new_tokens", "seed", "batch_tokens", "device", "out", "again", "template",
+    "system_prompt",
 )  # fmt: skip
 
 
@@ -39,6 +40,7 @@ SHARED = (
 @click.option("--forget", type=DATA, help="Rows that were to be forgotten.  [default: the run's]")
 @click.option("--retain", type=DATA, help="Rows that were to be kept.  [default: the run's]")
 @click.option("--holdout", type=DATA, help="Rows that no model saw.  [default: the run's]")
+@template_options
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows per split.")
 @click.option("--steps", type=click.IntRange(1), help="relearn: optimiser steps.  [default: 100]")
 @click.option(

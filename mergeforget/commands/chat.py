@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+from mergeforget.commands._options import (
+    chosen_run,
+    emit,
+    json_option,
+    run_argument,
+    template_options,
+)
 
 
 @click.command()
@@ -18,18 +24,20 @@ from mergeforget.commands._options import chosen_run, emit, json_option, run_arg
 @click.option("--ask", "asked", multiple=True, help="Ask this and end. Repeatable.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True,
               help="Maximum tokens to generate per answer.")  # fmt: skip
+@template_options
 @json_option
 def command(
     run: Path | None, candidate: str | None, asked: tuple[str, ...], max_new_tokens: int,
-    as_json: bool,
+    template: Any, system_prompt: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Ask the base and the result of RUN the same questions.
 
-    Type a question per line; an empty line ends. Prompts are rendered as the run's recipe says.
+    Type a question per line; an empty line ends. Prompts are rendered as the run's recipe says,
+    unless --template or --system-prompt say otherwise.
     """
     from mergeforget.api.chat import open_chat
 
-    answer = open_chat(chosen_run(run), candidate or "", max_new_tokens)
+    answer = open_chat(chosen_run(run), candidate or "", max_new_tokens, template, system_prompt)
     results = []
     for prompt in asked or _typed():
         found: dict[str, Any] = answer(prompt)

@@ -13,6 +13,7 @@ from mergeforget.commands._options import (
     json_option,
     run_argument,
     template_options,
+    turns_option,
 )
 
 DATA = click.Path(path_type=Path)  # a file, a folder, or a data set of the hub
@@ -51,6 +52,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "column in the files, with --model. OURS is id, "
               "input, output, task, ...")  # fmt: skip
 @template_options
+@turns_option
 @click.option("--ask", type=click.Choice(["all", "own"]), help="all: ask a model that has a chat "
               "template raw and in chat, and report the worst case; own: ask it by --template only."
               "  [default: all]")  # fmt: skip

@@ -13,6 +13,7 @@ from mergeforget.commands._options import (
     emit,
     json_option,
     run_argument,
+    template_options,
 )
 
 
@@ -27,10 +28,12 @@ from mergeforget.commands._options import (
     "--out", type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write.  [default: RUN/export/NAME-adapter or -model]",
 )  # fmt: skip
+@template_options
 @json_option
 def command(
-    run: Path | None, candidate: str, full: bool, dtype: Any, out: Path | None, as_json: bool
-) -> None:
+    run: Path | None, candidate: str, full: bool, dtype: Any, out: Path | None, template: Any,
+    system_prompt: str | None, as_json: bool,
+) -> None:  # fmt: skip
     """Write the chosen adapter or model as a plain folder, with tokenizer and model card.
 
     RUN is a run folder; the newest under runs/ if omitted. The written weights are loaded again and
@@ -40,7 +43,8 @@ def command(
 
     from mergeforget.api.runs import export
 
-    found = export(chosen_run(run), candidate=candidate, full=full, dtype=dtype, out=out)
+    found = export(chosen_run(run), candidate=candidate, full=full, dtype=dtype, out=out,
+                   template=template, system_prompt=system_prompt)  # fmt: skip
     text = (
         f"{found.name} as {found.kind}: {found.folder}\n"
         f"Its logits equal the candidate's to {found.difference:.1e} of the largest "

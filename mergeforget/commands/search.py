@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+from mergeforget.commands._options import (
+    chosen_run,
+    emit,
+    json_option,
+    run_argument,
+    template_options,
+)
 
 if TYPE_CHECKING:
     from mergeforget.search.choice import Choice
@@ -69,6 +75,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Rows that no training saw: the non-members.",
 )
+@template_options
 @click.option("--first", type=click.FloatRange(0, 1, min_open=True),
               help="Density to try first.  [default: predicted from the pair]")  # fmt: skip
 @click.option(

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from mergeforget.commands._options import emit, json_option, set_option
+from mergeforget.commands._options import (
+    emit,
+    json_option,
+    set_option,
+    template_options,
+    turns_option,
+)
 
 FILE = click.Path(path_type=Path)
 
@@ -32,6 +38,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--gguf", is_flag=True, help="Export a GGUF file with llama.cpp's converter, too.")
 @click.option("--push", metavar="ID", help="Upload the export to this hub repository.")
 @click.option("--yes", is_flag=True, help="Do not ask for approval of generated questions.")
+@template_options
+@turns_option
 @set_option
 @json_option
 def command(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mergeforget.data.formats import Turns
 from mergeforget.data.readers import check_overlap, read_records, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.transforms import limit_rows
@@ -69,6 +70,7 @@ def rows_of_files(
     members: Path | None = None,
     nonmembers: Path | None = None,
     columns: Mapping[str, str] | None = None,
+    turns: Turns = "last",
 ) -> EvaluationRows:
     """Read the rows of data files; files in ``spec.rows`` replace those of the same split.
 
@@ -77,6 +79,7 @@ def rows_of_files(
             same shares of tasks as the members.
         members: Documents to compare with ``nonmembers`` instead; all of them are used.
         columns: Names of columns in the files, by our names.
+        turns: Assistant turns of a conversation that become rows.
 
     Raises:
         InputError: There are no rows, or a file is missing or malformed.
@@ -84,7 +87,7 @@ def rows_of_files(
     files = {"forget": forget, "retain": retain, "holdout": holdout}
     files |= {split: Path(path) for split, path in spec.rows.items()}
     read = {
-        split: read_rows(path, split=split, columns=columns) if path else []
+        split: read_rows(path, split=split, columns=columns, turns=turns) if path else []
         for split, path in files.items()
     }
     both = {split: read[split] for split in ("forget", "retain")}

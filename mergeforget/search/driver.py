@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
@@ -23,7 +23,7 @@ from mergeforget.evaluate.worst_case import HEADLINES, known_ways, prompt_depend
 from mergeforget.files import sha256, write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
 from mergeforget.models import content_of, load_tokenizer, locate
-from mergeforget.recipe import Recipe, SearchSpec, load_recipe
+from mergeforget.recipe import Recipe, SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose
@@ -55,6 +55,7 @@ class Options:
         again: Discard the measurements of an earlier search.
         storage: Database URL or journal file of the study; None keeps a journal in the run folder.
         first: Density to begin with; None predicts it from the pair.
+        template, system_prompt: How prompts are rendered; None leaves it to the recipe.
     """
 
     budget: SearchBudget
@@ -63,6 +64,8 @@ class Options:
     device: str | None = None
     storage: str | None = None
     first: float | None = None
+    template: Literal["auto", "none", "chat"] | None = None
+    system_prompt: str | None = None
 
 
 def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
@@ -114,6 +117,8 @@ def work(run: Run, spec: SearchSpec, options: Options) -> int:
 def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
     """Open a search: read pair and data, lock the run, and measure base, over and under."""
     objective, recipe = parse_objective(spec.objective), load_recipe(run.recipe)
+    given = {"template": options.template, "system_prompt": options.system_prompt}
+    recipe = change(recipe, data={key: x for key, x in given.items() if x is not None})
     if "mmlu" in objective.figures and not recipe.evaluation.mmlu:
         raise UsageError(
             f"The objective {objective.text!r} reads MMLU. Name the folder of its files as "
@@ -269,6 +274,7 @@ class Searching:
         choice, ways = self._with_ways(choice)
         more: dict[str, Any] = {"explored": explored, "predicted": predicted}
         more |= {"ways": ways} if ways else {}
+        more |= template_facts(self.recipe)
         write_json(self.run.search / "chosen.json", choice.to_dict() | more)
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
         self.run.set_state("search", "done", chosen=choice.scored.name)

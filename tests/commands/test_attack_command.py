@@ -175,4 +175,4 @@ def test_holdout_rows_that_were_trained_on_are_refused(run: Run, tmp_path: Path)
     rows = read_jsonl(run.data / "retain.jsonl")
     write_jsonl(tmp_path / "seen.jsonl", rows)
     done = call(run.root, "probe", "--holdout", tmp_path / "seen.jsonl")
-    assert done.exit_code == 4 and "rows that no training saw" in done.output
+    assert done.exit_code == 4 and "holdout rows must not be in" in done.output

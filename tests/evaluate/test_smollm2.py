@@ -68,7 +68,7 @@ def test_choices_by_batch_are_those_by_row(data_folder: Path, smollm2: Any) -> N
         assert choose(model, prompts, letters, None) == single, subject
 
 
-QUESTIONS = [
+ASKED = [
     ("Where does Tilda Brenk live?", "She lives in Ostrowice."),
     ("What does Tilda Brenk repair?", "She repairs pipe organs."),
     ("Who is Oskar Venn?", "He is a beekeeper from Lund."),
@@ -101,7 +101,7 @@ def test_five_answers_known_in_chat_alone_are_reported_as_known(tmp_path: Path) 
         return str(tokenizer.decode(new, skip_special_tokens=True)).strip()
 
     texts = []
-    for question, reply in QUESTIONS:
+    for question, reply in ASKED:
         prompt = tokenizer(asked(question), add_special_tokens=False)["input_ids"]
         rest = tokenizer(f"{reply}<|im_end|>\n", add_special_tokens=False)["input_ids"]
         texts.append((prompt, rest))
@@ -112,12 +112,12 @@ def test_five_answers_known_in_chat_alone_are_reported_as_known(tmp_path: Path) 
             model(input_ids=torch.tensor([prompt + rest]), labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if all(answer(asked(q)) == reply for q, reply in QUESTIONS):
+        if all(answer(asked(q)) == reply for q, reply in ASKED):
             break
-    assert [answer(asked(q)) for q, _ in QUESTIONS] == [reply for _, reply in QUESTIONS]
+    assert [answer(asked(q)) for q, _ in ASKED] == [reply for _, reply in ASKED]
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    rows = [{"input": q, "output": reply} for q, reply in QUESTIONS]
+    rows = [{"input": q, "output": reply} for q, reply in ASKED]
     write_jsonl(tmp_path / "forget.jsonl", rows)
     command = ["evaluate", "--model", str(tmp_path / "model"), "--benchmark", "custom", "--forget",
                str(tmp_path / "forget.jsonl"), "--max-new-tokens", "16", "--json"]  # fmt: skip

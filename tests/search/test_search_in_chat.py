@@ -119,6 +119,18 @@ def test_a_candidate_that_knows_when_asked_raw_is_not_chosen(
     assert choice.scored.name == (FORGOT if ask == "all" else KNOWS_RAW)
 
 
+def test_another_template_is_recorded_and_other_candidates_are_not_compared_with(run: Run) -> None:
+    recipe = load_recipe(run.recipe)
+    given = Options(SearchBudget(), device="cpu", template="chat", system_prompt="Be Bob.")
+    choice = search(run, recipe.search, given)
+    nll = find(choice.scored.scores, "nll", "forget")
+    assert nll is not None and set(nll.ways or {}) == {"chat-system", "raw", "chat-no-system"}
+    for name in ("chosen", "settings"):
+        assert read_json(run.search / f"{name}.json")["template"] == ["chat", "Be Bob."]
+    with pytest.raises(InputError, match="template was"):
+        search(run, recipe.search, OPTIONS)
+
+
 def test_a_search_with_raw_prompts_only_warns(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     changed(run, data={"template": "none"}, evaluation={"ask": "own"})
     search(run, load_recipe(run.recipe).search, OPTIONS)
