@@ -2,13 +2,16 @@
 
     python benchmarks/merge.py                    the whole table
     python benchmarks/merge.py --parts adapters:smollm2-135m checkpoints:smollm2-135m
+    python benchmarks/merge.py --parts process:smollm2-135m
 
 Each side is measured in a process of its own, forked from one that has imported both; they take
 turns, and the better of two rounds counts (one round, without warming up, for PEFT's dense SVD).
 Peak memory is what the process came to hold beyond what it started with. The floor is the time in
 which this machine copies the bytes that must be read and written. Large shapes are measured on
 fewer layers, SVD types of the largest on one projection, and scaled by entries where the table
-says so. CPU seconds are what to compare on a machine that others use.
+says so. CPU seconds are what to compare on a machine that others use. The part ``process`` is the
+whole command from the start of Python to the written folder, beside a script that does the same
+with PEFT on a base without weights; each is started once before it is measured.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -236,6 +241,48 @@ def checkpoints(shape: str, layers: int, speed: float) -> Iterable[Row]:
             yield Row(part, method, *costs, moved / speed, 1, TARGETS["checkpoints"][method])
 
 
+PEFT_SCRIPT = """
+import sys
+from pathlib import Path
+from merge_inputs import peft_merge, peft_model
+pair = [Path(name) for name in sys.argv[1:3]]
+model = peft_model(pair, sys.argv[3], int(sys.argv[4]))
+peft_merge(model, sys.argv[5])
+model.save_pretrained(sys.argv[6], selected_adapters=["merged"])
+"""
+
+
+def processes(shape: str, layers: int, speed: float) -> Iterable[Row]:
+    """`mergeforget merge` of two adapters as a process of its own, from files to a folder."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        pair = [str(folder) for folder in make_pair(root, shape, layers)]
+        moved = 3 * (root / "over" / "adapter_model.safetensors").stat().st_size
+        for kind in ("linear", "ties"):
+            density = [] if kind == "linear" else ["--density", str(DENSITY)]
+            inputs = ["--adapter", pair[0], "--adapter", pair[1]]
+            ours = ["-m", "mergeforget", "merge", *inputs, "--method", kind, *density]
+            given = [*pair, shape, str(layers), kind, str(root / "theirs")]
+            commands = [*ours, "--out", str(root / "ours")], ["-c", PEFT_SCRIPT, *given]
+            best = [min((started(c) for _ in range(3)), key=lambda x: x.wall) for c in commands]
+            yield Row(f"{shape}, whole process", kind, *best, moved / speed, 1, None)
+
+
+def started(arguments: Sequence[str]) -> Cost:
+    """What a Python process costs from its start to its end."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    here = Path(__file__).resolve().parent
+    environment["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here)])
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(
+        [sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(wall, cpu, after.ru_maxrss / 1e3)
+
+
 def bandwidth() -> float:
     """Bytes a second that one copy of a large array reads and writes: the floor of any merge."""
     source = np.ones(1 << 26, np.float32)
@@ -251,6 +298,7 @@ def bandwidth() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     every = [f"adapters:{s}" for s in SHAPES] + [f"checkpoints:{s}" for s in WHOLE]
+    every.append("process:smollm2-135m")
     parser.add_argument("--parts", nargs="+", default=every, choices=every, metavar="PART")
     parser.add_argument("--kinds", nargs="+", default=[*PLAIN, *SVD], metavar="KIND")
     parser.add_argument("--json", type=Path, default=Path("benchmark-merge.json"))
@@ -267,14 +315,15 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|", flush=True)
     for one in told.parts:
         kind, shape = one.split(":")
-        parts = (
-            [checkpoints(shape, WHOLE[shape], speed)]
-            if kind == "checkpoints"
-            else [
+        if kind == "checkpoints":
+            parts = [checkpoints(shape, WHOLE[shape], speed)]
+        elif kind == "process":
+            parts = [processes(shape, MEASURED[shape], speed)]
+        else:
+            parts = [
                 adapters(shape, [k for k in PLAIN if k in told.kinds], MEASURED[shape], speed),
                 adapters(shape, [k for k in SVD if k in told.kinds], DENSE[shape], speed),
             ]
-        )
         for row in (row for part in parts for row in part):
             print(row.line(), flush=True)
             rows.append(row)
