@@ -127,7 +127,7 @@ def test_a_package_that_registers_nothing_is_an_input_error(
     package(tmp_path, "", "missing_loss")
     monkeypatch.delitem(sys.modules, "unlearn_extra", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="registers no loss of that name"):
+    with pytest.raises(InputError, match="does not register a loss of this name"):
         UNLEARNING_LOSSES.get("missing_loss")
 
 

@@ -46,7 +46,7 @@ def test_unknown_key_is_named_with_line_and_nearest(tmp_path: Path) -> None:
         ("search.densities=0.1:0.5", "not enough values"),
         ("pair.over.epochs=1.5", "valid integer"),
         ("pair.over", "--set expects KEY=VALUE"),
-        ("name.x=1", "no keys below"),
+        ("name.x=1", "is a value, not a section"),
     ],
 )
 def test_wrong_values_are_refused(assignment: str, says: str) -> None:
