@@ -18,7 +18,7 @@ from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.score import Score, find
 
 COMPARED = ("forget_quality", "privleak")  # with another model, asked in the same way
-KNOWN = 0.5  # of the share known in the best variant
+KNOWN = 0.75  # of the share known in the best variant
 HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "greedy_match")
 
 
@@ -26,7 +26,7 @@ def known_ways(base: Sequence[Score]) -> set[str] | None:
     """The prompt variants in which the model before unlearning knows its retain set.
 
     A model that answers in chat and not to a raw prompt cannot lose what it never gave to a raw
-    prompt. A variant counts where the share of known retain rows is at least half of that in the
+    prompt. A variant counts where the share of known retain rows is at least 75 % of that in the
     best variant.
 
     Args:

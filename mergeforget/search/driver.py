@@ -331,7 +331,7 @@ class Searching:
         if base and keeping is not None and len(keeping) < len(ways):
             say(
                 f"Retention counts in {', '.join(sorted(keeping))}: asked otherwise, the model "
-                "before knows less than half as much of the retain set."
+                "before knows less than 75 % as much of the retain set."
             )
         scores = score(keeping=keeping)
         if leaks := self.objective.figures & LEAKS.keys():
