@@ -28,7 +28,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Message, Row
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
-from mergeforget.files import read_json, write_json, write_jsonl
+from mergeforget.files import read_json_object, write_json, write_jsonl
 from mergeforget.run import machine, versions
 
 Sets = dict[str, list[Row]]
@@ -177,7 +177,7 @@ def main() -> None:
     if unknown := set(options.names) - SETS.keys():
         parser.error(f"no data set {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
     file = options.out / f"{options.recipe}.json"
-    results: dict[str, Any] = read_json(file)["results"] if file.exists() else {}
+    results: dict[str, Any] = read_json_object(file).get("results", {}) if file.exists() else {}
     for name in options.names or SETS:
         if name not in results or "left_out" in results[name]:
             results[name] = try_one(name, options.model, options.recipe, options.out)

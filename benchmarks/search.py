@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.files import read_json_object, read_jsonl, write_json, write_jsonl
 from mergeforget.recipe import SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run, machine, versions
 from mergeforget.search.budget import SearchBudget
@@ -35,7 +35,7 @@ NEEDED = ("recipe.yaml", "manifest.json", "data", "over", "under")
 def main() -> None:
     """Run the whole grid, then each cheaper search, on copies of one run."""
     options = arguments()
-    before = read_json(options.out)["results"] if options.out.exists() else {}
+    before = read_json_object(options.out).get("results", {}) if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         source = Run(copied(options.run, Path(folder) / "source", NEEDED))
         if (options.run / "search" / "settings.json").exists():

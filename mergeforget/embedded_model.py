@@ -70,11 +70,11 @@ def is_intact(folder: Path) -> bool:
     try:
         files = read_json(folder / RECORD)["files"]
         sizes = {name: (folder / name).stat().st_size for name in files}
-    except (InputError, OSError, KeyError, TypeError):
+        if any(sizes[name] != facts["bytes"] for name, facts in files.items()):
+            return False
+        return all(_hash(folder / name) == facts["sha256"] for name, facts in files.items())
+    except (InputError, OSError, AttributeError, KeyError, TypeError, ValueError):
         return False
-    if any(sizes[name] != facts["bytes"] for name, facts in files.items()):
-        return False
-    return all(_hash(folder / name) == facts["sha256"] for name, facts in files.items())
 
 
 def _make(source: Path, folder: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mergeforget.errors import InputError, NumericError
+from mergeforget.errors import InputError, MergeforgetError, NumericError
 from mergeforget.parsing import parse_json, read_text
 from mergeforget.replace import explained as explained
 from mergeforget.replace import take_place as take_place
@@ -50,6 +51,31 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object but {str(value)[:40]!r}.")
     return value
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Report a missing key or a value of another type as an InputError that names the file.
+
+    Use it around the few lines that take values out of a parsed file.
+
+    >>> with reading("a.json"):
+    ...     {}["nll"]
+    Traceback (most recent call last):
+    mergeforget.errors.InputError: a.json is damaged: 'nll' is missing. Restore it from a copy, ...
+    """
+    try:
+        yield
+    except MergeforgetError:
+        raise
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        reason = (
+            f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        )
+        raise InputError(
+            f"{path} is damaged: {reason[:200]}. Restore it from a copy, or delete it and repeat "
+            "the command that writes it."
+        ) from error
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, sync: bool = True) -> None:

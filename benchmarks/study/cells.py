@@ -12,7 +12,7 @@ from benchmarks.study.definition import Column, StudyDefinition, Table, TableRow
 from benchmarks.study.gather import full_key
 from mergeforget.analysis.evidence import DENSITY
 from mergeforget.errors import InputError
-from mergeforget.files import read_json
+from mergeforget.files import read_json_object, reading
 
 Interval = tuple[float, float]
 Results = Mapping[str, dict[str, Any]]  # step -> what steps.write_result wrote
@@ -102,15 +102,17 @@ def read_results(folder: Path) -> Found:
             f"{folder} holds no results of a study (no study.json). "
             f"`python -m benchmarks.study run NAME --results {folder}` makes them."
         )
-    values = read_json(path)
-    study = StudyDefinition.model_validate(values["study"])
+    values = read_json_object(path)
+    with reading(path):
+        study = StudyDefinition.model_validate(values["study"])
+        given = values["given"]
     results = {}
     for _, step in study.steps():
         file = folder / f"{step.name}.json"
-        result = read_json(file) if file.exists() else {}
+        result = read_json_object(file) if file.exists() else {}
         if result.get("fingerprint") == study.fingerprint(step):
             results[step.name] = result
-    return Found(study, values["given"], results)
+    return Found(study, given, results)
 
 
 def cells_of(table: Table, row: TableRow, results: Results) -> dict[str, StudyCell]:

@@ -9,7 +9,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from mergeforget.analysis.evidence import MissingError, read_chosen, read_history
-from mergeforget.files import read_json
+from mergeforget.files import read_json_object, reading
 from mergeforget.run import Run
 from mergeforget.score import read_scores
 
@@ -116,9 +116,10 @@ def angles(run: Run) -> dict[str, Any]:
     """Of each adapter, the angles between changes of the weights over its training, one a snapshot;
     of the pair, the one between them, by space."""
     path = run.analysis / "angles.json"
-    rows = read_json(path)["rows"] if path.exists() else []
-    rows = [{"model": r.get("subject"), **r} for r in rows]  # the key in files of earlier versions
-    whole = [r for r in rows if r["group"] == "all" and r["degrees"] is not None]
+    with reading(path):
+        rows = read_json_object(path)["rows"] if path.exists() else []
+        rows = [{"model": r.get("subject"), **r} for r in rows]  # key in files of earlier versions
+        whole = [r for r in rows if r["group"] == "all" and r["degrees"] is not None]
     found: dict[str, Any] = {}
     for name, vectors in (
         ("forward", "0 to s, s to end"),

@@ -14,7 +14,7 @@ from benchmarks.study.gather import gather
 from benchmarks.study.places import Clock, Places
 from benchmarks.study.tool import call, failed, words_of
 from mergeforget.errors import InputError, NumericError
-from mergeforget.files import read_json, write_json, write_text
+from mergeforget.files import read_json_object, write_json, write_text
 from mergeforget.run import now
 
 RESUMABLE = ("train", "train-pair")  # these need --resume; the others resume by themselves
@@ -125,5 +125,4 @@ def on_one_line(numbers: re.Match[str]) -> str:
 
 def _mark(places: Places, step: StudyStep) -> dict[str, Any]:
     path = places.mark(step.name)
-    found: dict[str, Any] = read_json(path) if path.exists() else {}
-    return found
+    return read_json_object(path) if path.exists() else {}

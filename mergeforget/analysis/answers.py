@@ -9,7 +9,7 @@ from typing import Any
 
 from mergeforget.analysis.evidence import models_shown
 from mergeforget.data.schema import Row
-from mergeforget.files import read_jsonl
+from mergeforget.files import read_jsonl, reading
 from mergeforget.run import Run
 
 WORD = re.compile(r"[\w@](?:[\w@.'/-]*[\w@])?")
@@ -106,11 +106,13 @@ def _segments(text: str, spans: list[tuple[int, int]]) -> list[Segment]:
 def _completions(run: Run, model: str) -> dict[tuple[str, str], tuple[Row, str]]:
     """Return row and completion of one model by (split, id)."""
     found = {}
-    for values in read_jsonl(run.answers / f"{model}.jsonl"):
-        fields = ("id", "input", "output", "task", "split")
-        texts: dict[str, Any] = {k: str(values.get(k, "")) for k in fields}
-        row = Row(**texts)
-        found[_key(row)] = (row, str(values.get("completion", "")).strip())
+    path = run.answers / f"{model}.jsonl"
+    for values in read_jsonl(path):
+        with reading(path):
+            fields = ("id", "input", "output", "split")
+            texts: dict[str, Any] = {k: str(values[k]) for k in fields}
+            row = Row(**texts, task=str(values.get("task", "")))
+            found[_key(row)] = (row, str(values["completion"]).strip())
     return found
 
 

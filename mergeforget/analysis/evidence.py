@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError
-from mergeforget.files import read_json, read_json_object, read_jsonl
+from mergeforget.files import read_json, read_json_object, read_jsonl, reading
 from mergeforget.metrics._statistics import auc, loss_gap
 from mergeforget.parsing import plain_name
 from mergeforget.run import ANCHORS, Run
@@ -83,7 +83,7 @@ def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
     """
     found = {}
     notes = run.search / "explored.jsonl"
-    explored = {row["name"]: row for row in read_jsonl(notes) if "name" in row}
+    explored = {str(row["name"]): row for row in read_jsonl(notes) if "name" in row}
     for model in models:
         path = run.candidates / model / "candidate.json"
         if path.is_file():
@@ -209,9 +209,11 @@ def run_membership(run: Run) -> list[Losses]:
 
 def read_losses(run: Run, model: str) -> Losses | None:
     """Read the document losses of one model; None if they were not measured."""
-    rows = read_jsonl(run.answers / f"{model}.losses.jsonl")
-    members = [float(r["nll"]) for r in rows if r.get("member")]
-    others = [float(r["nll"]) for r in rows if not r.get("member")]
+    path = run.answers / f"{model}.losses.jsonl"
+    rows = read_jsonl(path)
+    with reading(path):
+        members = [float(r["nll"]) for r in rows if r["member"]]
+        others = [float(r["nll"]) for r in rows if not r["member"]]
     if not members or not others:
         return None
     return Losses(model, np.array(members), np.array(others))

@@ -200,9 +200,9 @@ def _base_spec(run: Run) -> Any:
 
 def _stored_dtype(folder: Path) -> str:
     """Return the dtype of a whole model from its config."""
-    from mergeforget.files import read_json
+    from mergeforget.files import read_json_object
 
-    config = read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 

@@ -16,7 +16,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import InputError, suggest
 from mergeforget.evaluate.verdict import ForgettingVerdict
-from mergeforget.files import read_json, read_jsonl, whole, write_text
+from mergeforget.files import read_jsonl, reading, whole, write_text
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.run import Run
@@ -169,11 +169,13 @@ def shown_model(run: Run) -> str:
 def forget_answers(run: Run, model: str, rows: Sequence[Row]) -> list[Answer]:
     """Return a model's answers to the forget rows."""
     known = {row.id: row for row in rows}
-    return [
-        Answer(known[str(values["id"])], str(values.get("completion", "")))
-        for values in read_jsonl(run.answers / f"{model}.jsonl")
-        if values.get("split") == "forget" and str(values.get("id")) in known
-    ]
+    path = run.answers / f"{model}.jsonl"
+    with reading(path):
+        return [
+            Answer(known[str(values["id"])], str(values["completion"]))
+            for values in read_jsonl(path)
+            if values["split"] == "forget" and str(values["id"]) in known
+        ]
 
 
 def leak_of(answer: Answer, person: str) -> Leak | None:
@@ -204,11 +206,14 @@ def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[i
     holdout = run.data / "holdout.jsonl"
     outside = read_rows(holdout, split="holdout") if holdout.is_file() else []
     subject = {(True, r.id): r.subject for r in rows} | {(False, r.id): r.subject for r in outside}
-    for values in read_jsonl(run.answers / f"{model}.losses.jsonl"):
-        member, row_id = bool(values.get("member")), str(values["id"])
+    path = run.answers / f"{model}.losses.jsonl"
+    for values in read_jsonl(path):
+        with reading(path):
+            member, row_id = bool(values.get("member")), str(values["id"])
+            loss = float(values["nll"])
         side = members if member else others
         person = subject.get((member, row_id), Row(row_id, "", "").subject)
-        side.setdefault(person, []).append(float(values["nll"]))
+        side.setdefault(person, []).append(loss)
     level = sorted(float(np.mean(v)) for v in others.values())
     if not level:
         return {}
@@ -227,9 +232,11 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
         if path.is_file():
             subjects |= {(split, r.id): r.subject for r in read_rows(path, split=split)}
     for model in models_shown(run):
-        for values in read_jsonl(run.answers / f"{model}.jsonl"):
-            row = Row(str(values["id"]), str(values["input"]), str(values["output"]))
-            split, text = str(values.get("split", "")), str(values.get("completion", ""))
+        path = run.answers / f"{model}.jsonl"
+        for values in read_jsonl(path):
+            with reading(path):
+                row = Row(str(values["id"]), str(values["input"]), str(values["output"]))
+                split, text = str(values["split"]), str(values["completion"])
             leak = leak_of(Answer(row, text), "")
             found.append(
                 {
@@ -387,9 +394,9 @@ def _before_and_after(
 
 def base_name(run: Run) -> str:
     """Return the name of the base model in the manifest."""
-    manifest = read_json(run.manifest) if run.manifest.exists() else {}
-    base = manifest.get("base") or {}
-    return str(base.get("name") or base.get("path") or run.base())
+    base = run.read_manifest().get("base") or {}
+    with reading(run.manifest):
+        return str(base.get("name") or base.get("path") or run.base())
 
 
 def _counted(answers: Sequence[Answer]) -> tuple[int, int]:

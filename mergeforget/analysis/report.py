@@ -41,7 +41,7 @@ from mergeforget.analysis.tables import (
 )
 from mergeforget.analysis.verification import write_evidence
 from mergeforget.errors import InputError, suggest
-from mergeforget.files import read_json, sha256, write_text
+from mergeforget.files import sha256, write_text
 from mergeforget.parsing import read_text
 from mergeforget.recipe import load_recipe
 from mergeforget.run import PAIR, Run, open_run, versions
@@ -156,11 +156,10 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
 
 def _collapsed(run: Run) -> list[str]:
     """Return a sentence for each training that stopped because the model collapsed."""
-    stages = read_json(run.status) if run.status.is_file() else {}
     return [
-        f"The training of {stage} collapsed. The adapter is that of step {facts['step']}, the last "
-        "one before the retain loss exceeded its threshold."
-        for stage, facts in stages.items()
+        f"The training of {stage} collapsed. The adapter is that of step {facts.get('step')}, the "
+        "last one before the retain loss exceeded its threshold."
+        for stage, facts in run.read_status().items()
         if facts.get("outcome") == "collapsed"
     ]
 

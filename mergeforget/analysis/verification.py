@@ -19,7 +19,7 @@ from mergeforget.analysis.people import (
 from mergeforget.attack.headline import EARLIER, results_of, run_verdict
 from mergeforget.data.readers import read_rows
 from mergeforget.errors import InputError
-from mergeforget.files import read_json, sha256, write_json
+from mergeforget.files import read_json, reading, sha256, write_json
 from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.recipe import load_recipe
 from mergeforget.run import ANCHORS, PAIR, Run, now, versions
@@ -140,10 +140,23 @@ def verify_evidence(path: Path, run: Run | None = None) -> list[EvidenceCheck]:
     stated = read_json(path)
     if not isinstance(stated, dict) or stated.get("format") != FORMAT:
         raise InputError(f"{path} is not evidence of the format {FORMAT}.")
+    with reading(path):
+        _check_form(stated)
     here = run or Run(path.resolve().parent.parent)
     if not here.recipe.is_file():
         raise InputError(f"{here.root} is not the run folder of {path}. Name it with --run FOLDER.")
     return list(_checks(stated, here))
+
+
+def _check_form(stated: dict[str, Any]) -> None:
+    """Raise an error, which ``reading`` explains, if evidence lacks a part or has another type."""
+    parts = {"files": dict, "model": dict, "code": dict, "recomputed": dict, "people": list}
+    for name, kind in parts.items():
+        if not isinstance(stated[name], kind):
+            raise TypeError(f"{name} is {str(stated[name])[:40]!r}")
+    stated["verdict"], stated["code"]["sha256"]
+    if not isinstance(stated["model"]["evaluated"], str):
+        raise TypeError("model.evaluated is not text")
 
 
 def _checks(stated: dict[str, Any], run: Run) -> Iterator[EvidenceCheck]:

@@ -44,17 +44,21 @@ def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
     from mergeforget.data.readers import read_rows
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows
-    from mergeforget.files import read_json
+    from mergeforget.errors import InputError
+    from mergeforget.files import read_json_object
     from mergeforget.merge.apply import applied
     from mergeforget.models import load_model
     from mergeforget.run import Run as Folder
     from mergeforget.train.until import read_nlls
 
-    earlier, before = [], read_json(run.root / REQUEST).get("after")
+    earlier: list[Folder] = []
+    before = read_json_object(run.root / REQUEST).get("after")
     while before is not None:
+        if not isinstance(before, str) or len(earlier) > 1000:
+            raise InputError(f"{run.root / REQUEST}: `after` does not lead to an earlier run.")
         earlier.append(Folder(Path(before)))
         path = earlier[-1].root / REQUEST
-        before = read_json(path).get("after") if path.exists() else None
+        before = read_json_object(path).get("after") if path.exists() else None
     if not earlier:
         return {}
     loaded = load_model(recipe.model.model_copy(update={"name": run.base()}))

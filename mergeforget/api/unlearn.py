@@ -208,11 +208,13 @@ class TimeBudget:
     """
 
     def __init__(self, run: Run, limit: float | str | None) -> None:
-        from mergeforget.files import read_json
+        from mergeforget.files import read_json_object, reading
 
         self.run, self.start = run, time.monotonic()
         path = run.root / "clock.json"
-        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
+        stored = read_json_object(path) if path.exists() else {}
+        with reading(path):
+            self.seconds = {name: float(passed) for name, passed in stored.items()}
         self.limit = _seconds(limit)
 
     @property
@@ -258,14 +260,14 @@ class TimeBudget:
 def _run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
     """The run folder, new or with the same request."""
     from mergeforget.errors import InputError
-    from mergeforget.files import read_json
+    from mergeforget.files import read_json_object
     from mergeforget.run import RUNS, Run
 
     stem = Path(forget).stem if isinstance(forget, str | Path) else "list"
     run = Run(out or RUNS / f"unlearn-{stem}")
     path = run.root / REQUEST
     if path.exists():
-        earlier = read_json(path)
+        earlier = read_json_object(path)
         changed = [key for key in request if earlier.get(key) != request[key]]
         if changed:
             raise InputError(
@@ -309,7 +311,7 @@ def _prepare(
 ) -> tuple[Recipe, list[str]]:
     """Read and complete the data once, check what the base knows, and make the recipe."""
     from mergeforget.errors import UsageError
-    from mergeforget.files import read_json, write_json, write_jsonl
+    from mergeforget.files import read_json_object, reading, write_json, write_jsonl
     from mergeforget.recipe import Recipe, change, load_recipe
 
     notes_file = run.root / "notes.json"
@@ -333,12 +335,14 @@ def _prepare(
         facts = check_rows(chosen, rows, request)
         write_json(run.root / REQUEST, request)
         write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
-    kept = read_json(notes_file)
+    kept = read_json_object(notes_file)
     data = {n: str(folder / f"{n}.jsonl") for n in ("forget", "retain", "holdout")
             if (folder / f"{n}.jsonl").exists()}  # fmt: skip
-    new_tokens = min(chosen.evaluation.max_new_tokens, kept["answer_tokens"] + 8)
+    with reading(notes_file):
+        new_tokens = min(chosen.evaluation.max_new_tokens, int(kept["answer_tokens"]) + 8)
+        notes = [str(note) for note in kept["notes"]]
     chosen = change(chosen, data=data, evaluation={"max_new_tokens": new_tokens})
-    return chosen, list(kept["notes"])
+    return chosen, notes
 
 
 def _bracket_notes(run: Run) -> list[str]:
@@ -355,11 +359,12 @@ def _conclude(
     run: Run, name: str, again: dict[str, float], notes: list[str], clock: TimeBudget
 ) -> Unlearned:
     from mergeforget.attack.headline import run_verdict
-    from mergeforget.files import read_json
+    from mergeforget.files import read_json_object, reading
 
-    kept = read_json(run.root / "notes.json")
+    kept = read_json_object(run.root / "notes.json")
     table = table_of(run, name)
-    measurable = kept["membership"] == "measurable"
+    with reading(run.root / "notes.json"):
+        measurable = kept["membership"] == "measurable"
     if not measurable:
         notes.append(
             "Membership is not measurable: the non-members are perturbed twins, and no model that "

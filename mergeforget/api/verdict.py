@@ -89,12 +89,16 @@ def answers_of(run: Run, chosen: str, shown: Mapping[str, int]) -> list[dict[str
     Args:
         shown: Number of answers of each set.
     """
-    from mergeforget.files import read_jsonl
+    from mergeforget.files import read_jsonl, reading
 
-    before, after = (
-        {line["id"]: line for line in read_jsonl(run.answers / f"{name}.jsonl")}
-        for name in ("base", chosen)
-    )
+    def lines_of(name: str) -> dict[str, dict[str, str]]:
+        path = run.answers / f"{name}.jsonl"
+        keys = ("id", "split", "input", "output", "completion")
+        with reading(path):
+            lines = [{key: str(line[key]) for key in keys} for line in read_jsonl(path)]
+        return {line["id"]: line for line in lines}
+
+    before, after = lines_of("base"), lines_of(chosen)
     rows: list[dict[str, str]] = []
     for split, count in shown.items():
         own = [line for key, line in before.items() if line["split"] == split and key in after]

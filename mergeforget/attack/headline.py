@@ -21,7 +21,7 @@ from mergeforget.evaluate.run_models import models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import Difference, ForgettingVerdict, judge
 from mergeforget.evaluate.worst_case import worst_case
-from mergeforget.files import read_json, read_json_object, read_jsonl, write_json
+from mergeforget.files import read_json_object, read_jsonl, reading, write_json
 from mergeforget.metrics._statistics import paired_auc_difference
 from mergeforget.metrics.leak_rate import is_leaked, leak_rate
 from mergeforget.metrics.mia_auc import mia_auc
@@ -37,16 +37,28 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
     """Return the verdict on a model of a run; the default is the chosen candidate."""
     name = model or run.chosen_name() or "under"
     control = read_control(run.attacks)
+    with reading(run.attacks / CONTROL):
+        known = [Score.from_dict(values) for values in control.get("scores", [])]
+        leaked = set(map(str, control.get("leaked_rows", [])))
     notes, earlier = run.root / "notes.json", run.root / EARLIER
     return judge(
         read_scores(run.scores).get(name, []),
         findings={result.attack: result.finding for result in results_of(run, name)},
-        control=[Score.from_dict(values) for values in control.get("scores", [])],
-        shared=len(set(control.get("leaked_rows", [])) & _leaked_rows(run, name)),
+        control=known,
+        shared=len(leaked & _leaked_rows(run, name)),
         excess=_excess(run, name, control),
-        membership=not notes.is_file() or read_json(notes).get("membership") != "not measurable",
-        earlier=read_json(earlier) if earlier.is_file() else None,
+        membership=not notes.is_file()
+        or read_json_object(notes).get("membership") != "not measurable",
+        earlier=_earlier(earlier),
     )
+
+
+def _earlier(path: Path) -> dict[str, float] | None:
+    """Return the figures of earlier requests; None without any."""
+    if not path.is_file():
+        return None
+    with reading(path):
+        return {name: float(value) for name, value in read_json_object(path).items()}
 
 
 def results_of(run: Run, model: str) -> list[Result]:
@@ -130,10 +142,13 @@ def _leaked_rows(run: Run, model: str) -> set[str]:
     from mergeforget.data.schema import Answer, Row
 
     found = set()
-    for values in read_jsonl(run.answers / f"{model}.jsonl"):
-        name, prompt, answer = (str(values.get(key, "")) for key in ("id", "input", "output"))
-        row = Row(name, prompt, answer)
-        if values.get("split") == "forget" and is_leaked(Answer(row, str(values["completion"]))):
+    path = run.answers / f"{model}.jsonl"
+    for values in read_jsonl(path):
+        with reading(path):
+            name, prompt, answer = (str(values[key]) for key in ("id", "input", "output"))
+            row = Row(name, prompt, answer)
+            split, completion = values["split"], str(values["completion"])
+        if split == "forget" and is_leaked(Answer(row, completion)):
             found.add(row.id)
     return found
 
@@ -144,9 +159,10 @@ def _excess(run: Run, model: str, control: Facts) -> Difference | None:
     if not control.get("losses") or not path.is_file():
         return None
     unit = unit_of(path)
-    if unit and unit != control["membership"]:
-        return None
-    theirs = {(str(d["id"]), bool(d["member"])): float(d["nll"]) for d in control["losses"]}
+    with reading(run.attacks / CONTROL):
+        if unit and unit != control["membership"]:
+            return None
+        theirs = {(str(d["id"]), bool(d["member"])): float(d["nll"]) for d in control["losses"]}
     shared = [d for d in read_losses(path) if (d.id, d.member) in theirs]
     sides = [[d for d in shared if d.member is member] for member in (True, False)]
     if min(map(len, sides)) < 2:
@@ -173,4 +189,5 @@ def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:
     every = read_json_object(path) if path.is_file() else {}
     if missing := [model for model in models if model not in every]:
         raise InputError(f"{path} has no verdict on {missing[0]!r}. Run an attack on it first.")
-    return {model: str(every[model]["sentence"]) for model in models}
+    with reading(path):
+        return {model: str(every[model]["sentence"]) for model in models}

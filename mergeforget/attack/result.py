@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mergeforget.errors import InputError
 from mergeforget.files import read_json_object, write_json, write_text
@@ -98,11 +98,27 @@ def read_results(folder: Path, attack: str) -> list[Result]:
     if not path.is_file():
         return []
     try:
-        return [Result(**_renamed(values)) for values in read_json_object(path)["results"]]
-    except (KeyError, TypeError, ValueError) as error:
+        found = [Result(**_renamed(values)) for values in read_json_object(path)["results"]]
+        for one in found:
+            _check_types(one)
+        return found
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged: {error!r}. Delete it and run the attack again."
         ) from error
+
+
+def _check_types(result: Result) -> None:
+    texts = (result.attack, result.model, result.finding, result.verdict)
+    lists = (result.rows, result.examples)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("attack, model, finding and verdict are texts")
+    if result.finding not in get_args(Finding):
+        raise ValueError(f"finding is {result.finding!r}")
+    if not all(isinstance(x, list) and all(isinstance(r, dict) for r in x) for x in lists):
+        raise TypeError("rows and examples are lists of objects")
+    if not isinstance(result.figures, dict) or not isinstance(result.settings, dict):
+        raise TypeError("figures and settings are objects")
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:

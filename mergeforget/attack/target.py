@@ -17,7 +17,7 @@ from mergeforget.data.templating import PromptTemplate, template_of
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.files import read_json, write_json
+from mergeforget.files import read_json_object, write_json
 from mergeforget.models import content_of, default_device, load_model, locate
 from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import Run, versions
@@ -179,11 +179,28 @@ class Target:
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         path = self.folder / "kept" / f"{attack}-{digest[:24]}.json"
         if path.is_file() and (not self.again or path in self.models.fresh):
-            say(f"{attack}: using cached measurements of {suspect.role}; --again ignores them.")
-            return dict(read_json(path))
+            if (cached := _unchanged(path)) is not None:
+                say(f"{attack}: using cached measurements of {suspect.role}; --again ignores them.")
+                return cached
+            say(f"Warning: {path} is damaged, so {suspect.role} is measured again.")
         say(f"{attack}: {suspect.role} ({suspect.name or suspect.base})")
         with self.models.opened(suspect) as (model, tokenizer):
             found = work(model, tokenizer)
-        write_json(path, found)
+        write_json(path, {"sha256": _digest(found), "found": found})
         self.models.fresh.add(path)
-        return dict(read_json(path))
+        return dict(json.loads(json.dumps(found)))  # as a later call reads them
+
+
+def _digest(found: Any) -> str:
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _unchanged(path: Path) -> Facts | None:
+    """Return cached measurements; None if the file is not as it was written."""
+    try:
+        stored = read_json_object(path)
+    except InputError:
+        return None
+    found = stored.get("found")
+    intact = isinstance(found, dict) and stored.get("sha256") == _digest(found)
+    return found if intact else None

@@ -10,7 +10,7 @@ from typing import Any
 from mergeforget.benchmarks import benchmark
 from mergeforget.data.schema import Measured, Row
 from mergeforget.errors import InputError
-from mergeforget.files import read_json
+from mergeforget.files import read_json, reading
 from mergeforget.metrics import METRICS
 from mergeforget.metrics.mia_signal_auc import attack_scores
 from mergeforget.score import Score
@@ -80,9 +80,17 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
         if path.is_file():
             examples = path.with_name(f"{path.stem}_icl.json")
             shown = read_json(examples) if split in QUESTIONS and examples.is_file() else []
+            records = read_json(path)
+            if not isinstance(records, list):
+                raise InputError(f"{path} is not a list of records but {str(records)[:40]!r}.")
+            if not isinstance(shown, list):
+                raise InputError(f"{examples} is not a list of records but {str(shown)[:40]!r}.")
+            with reading(examples):
+                asked = "".join(
+                    f"Question: {e['question']}\nAnswer: {e['answer']}\n\n" for e in shown
+                )
             found[split] = [
-                _row(record, f"{split}-{i}", split, path, shown)
-                for i, record in enumerate(read_json(path))
+                _row(record, f"{split}-{i}", split, path, asked) for i, record in enumerate(records)
             ]
     if not found:
         raise InputError(
@@ -92,7 +100,7 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
     return found
 
 
-def _row(record: Any, name: str, split: str, path: Path, shown: Sequence[Any]) -> Row:
+def _row(record: Any, name: str, split: str, path: Path, examples: str) -> Row:
     keys = {"forget": ("prompt", "gt"), "members": ("text",), "nonmembers": ("text",)}.get(
         split, ("question", "answer")
     )
@@ -104,7 +112,6 @@ def _row(record: Any, name: str, split: str, path: Path, shown: Sequence[Any]) -
     if keys == ("text",):
         return Row(name, str(record["text"]), "", split=split)
     if split in QUESTIONS:
-        examples = "".join(f"Question: {e['question']}\nAnswer: {e['answer']}\n\n" for e in shown)
         return Row(
             name, f"{examples}Question: {record['question']}\nAnswer: ", str(record["answer"]),
             split=split,

@@ -12,7 +12,7 @@ from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Row
 from mergeforget.distributed import ALONE, RankShare
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.membership import membership_signals
-from mergeforget.files import append_jsonl, read_jsonl
+from mergeforget.files import append_jsonl, read_jsonl, reading
 from mergeforget.score import Score
 
 
@@ -90,7 +90,8 @@ class EvaluationCache:
         parts = rank_files(self.path)
         left = [row for part in parts for row in read_jsonl(part)]  # from an interrupted run
         for row in [*read_jsonl(self.path), *left]:
-            self._add(row)
+            with reading(self.path):
+                self._add(_checked(row))
         self.sharing.wait()  # no process writes before all have read
         if self.sharing.main and parts:
             append_jsonl(self.path, left)
@@ -173,6 +174,18 @@ class EvaluationCache:
         if self.path is None or self.sharing.main:
             return self.path
         return self.path.with_name(f"{self.path.stem}.rank{self.sharing.rank}.jsonl")
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """Raise TypeError for a line whose values have other types than those that are saved."""
+    wanted = {"key": str, "completion": str, "nll": int | float, "gradient_norm": int | float}
+    for name, kind in wanted.items():
+        if name in row and (isinstance(row[name], bool) or not isinstance(row[name], kind)):
+            raise TypeError(f"{name} is {str(row[name])[:40]!r}")
+    numbers = [*row.get("signals", {}).values(), *row.get("answer", [])]
+    if not all(isinstance(one, int | float) for one in numbers):
+        raise TypeError("signals and answer hold numbers")
+    return row
 
 
 def rank_files(path: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import cached_prefix_logits
 from mergeforget.evaluate.self_check import safe_modes
 from mergeforget.files import sha256
+from mergeforget.parsing import read_text
 from mergeforget.recipe import EvaluationSpec
 
 LETTERS = "ABCD"
@@ -119,10 +121,9 @@ def mmlu_subjects(folder: Path) -> list[str]:
 def read_questions(path: Path) -> list[Question]:
     """Read the questions of one file as text: ``None`` is a choice, not a missing value."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
+        rows = list(csv.reader(io.StringIO(read_text(path), newline="")))
+    except csv.Error as error:  # a field of more than 128 kB
+        raise InputError(f"{path} is not CSV: {error}.") from error
     for line, row in enumerate(rows, 1):
         if len(row) != 6 or row[5] not in LETTERS:
             raise InputError(

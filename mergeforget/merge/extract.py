@@ -19,7 +19,7 @@ from mergeforget.adapter import CONFIG, Adapter, LowRankDelta, adapter_folder
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import InputError
-from mergeforget.files import read_json
+from mergeforget.files import read_json_object
 from mergeforget.merge.checkpoint.adapter_deltas import CONV1D, HAVE_CONV1D
 from mergeforget.merge.checkpoint.compatible import (
     EMBEDDINGS,
@@ -153,7 +153,7 @@ def _as_model(model: Path, base: Path) -> Iterator[Path]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    config = read_json(adapter / CONFIG)
+    config = read_json_object(adapter / CONFIG)
     kind = config.get("peft_type")
     if found := [key for key in NO_PLAIN_LORA if config.get(key)]:
         raise InputError(

@@ -10,7 +10,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.data.schema import Row
-from mergeforget.files import read_jsonl
+from mergeforget.files import read_jsonl, reading
 from mergeforget.merge.prediction import predict_gaps
 from mergeforget.metrics._statistics import loss_gap
 from mergeforget.run import ANCHORS, Run
@@ -53,12 +53,12 @@ class Guess:
 
 def gap(run: Run, model: str, data: SearchData) -> float:
     """Return the ``loss_gap`` of a model on the documents of ``data``, in nats per token."""
-    losses = {
-        (bool(row["member"]), row["id"]): float(row["nll"])
-        for row in read_jsonl(run.answers / f"{model}.losses.jsonl")
-    }
+    path = run.answers / f"{model}.losses.jsonl"
+    with reading(path):
+        losses = {(bool(row["member"]), row["id"]): float(row["nll"]) for row in read_jsonl(path)}
 
     def of(rows: Sequence[Row], member: bool) -> list[float]:
-        return [losses[member, row.id] for row in rows]
+        with reading(path):
+            return [losses[member, row.id] for row in rows]
 
     return loss_gap(of(data.members, True), of(data.nonmembers, False))

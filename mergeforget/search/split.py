@@ -18,7 +18,7 @@ from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import membership_documents
 from mergeforget.evaluate.membership import matched, unseen
-from mergeforget.files import jsonl_text, read_json
+from mergeforget.files import jsonl_text, read_json_object
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 
@@ -203,8 +203,7 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
 
 def _levels(path: Path) -> dict[str, float]:
     """The levels that a training with ``until`` measured; empty without such a training."""
-    facts = read_json(path) if path.exists() else {}
-    found = facts.get("levels") if isinstance(facts, dict) else None
+    found = read_json_object(path).get("levels") if path.exists() else None
     if found is None:
         return {}
     if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()):

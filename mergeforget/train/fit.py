@@ -22,7 +22,7 @@ from mergeforget.data.tokens import Encoded, check_token_ids
 from mergeforget.data.twins import origin_of
 from mergeforget.distributed import count, on_main
 from mergeforget.errors import NumericError
-from mergeforget.files import explained, read_jsonl, whole, write_json, write_jsonl
+from mergeforget.files import explained, read_jsonl, reading, whole, write_json, write_jsonl
 from mergeforget.fsdp import trained
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
@@ -410,6 +410,7 @@ def _snapshot(job: TrainingJob, step: int) -> Path:
 def _forget_lines(path: Path, stage: str, step: int) -> None:
     """Remove the lines of a stage after ``step``, which will be written again."""
     lines = read_jsonl(path)
-    kept = [x for x in lines if x.get("stage") != stage or x.get("step", 0) <= step]
+    with reading(path):
+        kept = [x for x in lines if x.get("stage") != stage or x.get("step", 0) <= step]
     if len(kept) < len(lines):
         write_jsonl(path, kept)

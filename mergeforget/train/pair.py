@@ -15,7 +15,7 @@ from mergeforget.data.twins import make_twins
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, NumericError, RecipeError
 from mergeforget.evaluate.membership import unseen
-from mergeforget.files import read_json, write_json, write_jsonl
+from mergeforget.files import read_json_object, reading, write_json, write_jsonl
 from mergeforget.models import content_of, load_model, locate
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
@@ -303,8 +303,15 @@ def end_of(run: Run, stage: str) -> dict[str, Any]:
     path = run.root / "until" / f"{stage}.json"
     if not on_main(path.is_file):
         return {}
-    facts = on_main(lambda: read_json(path))
-    return {key: facts[key] for key in ("outcome", "step", "auc", "forget_exact", "retain_exact")}
+    facts = on_main(lambda: read_json_object(path))
+    with reading(path):
+        keys = ("outcome", "step", "auc", "forget_exact", "retain_exact")
+        found = {key: facts[key] for key in keys}
+        if found["outcome"] not in ("reached", "max_steps", "collapsed"):
+            raise ValueError(f"outcome is {found['outcome']!r}")
+        if not isinstance(found["step"], int):
+            raise TypeError(f"step is {found['step']!r}")
+    return found
 
 
 def _as_holdout(rest: list[Row], size: int, seed: int) -> list[Row]:

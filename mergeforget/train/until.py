@@ -20,7 +20,7 @@ from mergeforget.console import say
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import on_main
-from mergeforget.files import read_jsonl
+from mergeforget.files import read_jsonl, reading
 from mergeforget.train.forward import as_reference, predict, unwrapped
 from mergeforget.train_config import Training, Until
 
@@ -161,7 +161,8 @@ class UntilController(TrainerCallback):
         self.checks = [self.base]
         for line in read_jsonl(self.history):
             if line.get("stage") == self.stage and "until" in line:
-                self._replay(line["until"])
+                with reading(self.history):
+                    self._replay(line["until"])
         if not state.global_step:
             self.save(self.snapshot(0))
         self._aim()

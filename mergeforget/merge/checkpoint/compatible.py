@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
 from mergeforget.errors import InputError, NumericError, UsageError
-from mergeforget.files import read_json
+from mergeforget.files import read_json, reading
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.inputs import some
 from mergeforget.merge.kernels.dispatch import loops
@@ -149,15 +149,24 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
         content = read_json(path)
         if name == "vocab.json":
             return dict(content) if isinstance(content, dict) else {}
-        inner = content.get("model") if isinstance(content, dict) else None
-        words = inner.get("vocab") if isinstance(inner, dict) else None
-        if isinstance(words, list):  # Unigram: pairs of a token and its score
-            words = {str(pair[0]): i for i, pair in enumerate(words)}
-        added = content.get("added_tokens") or [] if isinstance(content, dict) else []
-        found = dict(words or {}) | {one["content"]: one["id"] for one in added}
+        with reading(path):
+            found = _words(content)
         if found:
             return found
     return {}
+
+
+def _words(content: Any) -> dict[str, int]:
+    """Token -> id from the content of a ``tokenizer.json``, with the added tokens."""
+    inner = content.get("model")
+    words = inner.get("vocab") if isinstance(inner, dict) else None
+    if isinstance(words, list):  # Unigram: pairs of a token and its score
+        words = {str(pair[0]): i for i, pair in enumerate(words)}
+    added = {one["content"]: one["id"] for one in content.get("added_tokens") or []}
+    found = dict(words or {}) | added
+    if not all(isinstance(place, int) for place in found.values()):
+        raise TypeError("a token id is not an integer")
+    return found
 
 
 def same_content(one: Checkpoint, other: Checkpoint) -> bool:

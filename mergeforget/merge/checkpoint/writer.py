@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import progress
-from mergeforget.files import append_jsonl, explained, read_jsonl, take_place, write_json
+from mergeforget.files import append_jsonl, explained, read_jsonl, reading, take_place, write_json
 from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import SIZES, Checkpoint
 from mergeforget.merge.checkpoint.shards import PLAN, FileOffset, carry_over, in_shards, opened, put
@@ -60,20 +60,34 @@ def write_model(
     out = followed(out)
     partial = out.parent / f".{out.name}.partial"
     with explained(out), writing(out), opened(partial, plan, shards) as places:
-        done = {row["name"]: row for row in read_jsonl(partial / JOURNAL)}
+        done, _ = finished(partial / JOURNAL)
         _write_all(
             [j for j in jobs if j.name not in done], places, partial, budget, threads, durable
         )
-        rounding = Rounding()
-        for row in read_jsonl(partial / JOURNAL):
-            rounding.error += row["error"]
-            rounding.energy += row["energy"]
+        _, rounding = finished(partial / JOURNAL)
         carry_over(partial, shards, like, jobs)
         write_json(partial / "candidate.json", facts(rounding))
         (partial / JOURNAL).unlink()
         (partial / PLAN).unlink()
         take_place(partial, out)
     return rounding
+
+
+def finished(journal: Path) -> tuple[set[str], Rounding]:
+    """Read the names of the tensors that a journal records as written, and their rounding errors.
+
+    Raises:
+        InputError: A line is damaged.
+    """
+    names, rounding = set(), Rounding()
+    with reading(journal):
+        for row in read_jsonl(journal):
+            if not isinstance(row["name"], str):
+                raise TypeError(f"name is {row['name']!r}")
+            names.add(row["name"])
+            rounding.error += row["error"]
+            rounding.energy += row["energy"]
+    return names, rounding
 
 
 class Journal:
