@@ -132,6 +132,9 @@ def truncation(encoded: Sequence[Encoded], name: str, max_length: int) -> str:
     )
 
 
+LONGEST = 32_768  # tokens of an evaluated row, for a model without a table of positions
+
+
 def position_limit(model: Any) -> int | None:
     """Return the maximum number of tokens that a model can process; None if unlimited.
 
@@ -158,6 +161,8 @@ def cut_to_positions(
 ) -> tuple[list[list[int]], list[int]]:
     """Truncate texts at the beginning to the model's positions, and report how many were cut.
 
+    A model without a limit evaluates at most 32,768 tokens of a row: its cost is quadratic.
+
     Args:
         texts: Token ids.
         reserve: Number of tokens to be generated; up to a quarter of the positions is kept free.
@@ -166,14 +171,13 @@ def cut_to_positions(
         The truncated texts, and the number of tokens removed from each.
     """
     limit = position_limit(model)
-    if limit is None:
-        return [list(text) for text in texts], [0] * len(texts)
-    room = limit - min(reserve, limit // 4)
+    room = LONGEST if limit is None else limit - min(reserve, limit // 4)
     cuts = [max(0, len(text) - room) for text in texts]
     if count := sum(cut > 0 for cut in cuts):
         say(
             f"{count} of {len(texts)} rows are longer than {room} tokens and were truncated at the "
-            f"beginning by up to {max(cuts)} tokens: the model has {limit} positions."
+            f"beginning by up to {max(cuts)} tokens: "
+            + (f"the model has {limit} positions." if limit else "longer rows are not evaluated.")
         )
     return [list(text[cut:]) for text, cut in zip(texts, cuts, strict=True)], cuts
 

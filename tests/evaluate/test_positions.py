@@ -74,7 +74,7 @@ def test_training_lowers_max_length_to_the_positions(
     job = TrainingJob(Run(tmp_path), "under")
     assert train_adapter(learned("gpt2"), tiny_tokenizer, sets, training, job).is_dir()
     said = capsys.readouterr().err
-    assert "to the model's 32 positions" in said and "were cut" in said
+    assert "to the model's 32 positions" in said and "were truncated" in said
 
 
 def test_rotary_positions_set_no_limit(make_model: Callable[..., Any]) -> None:
@@ -91,3 +91,29 @@ def test_token_ids_beyond_the_embedding_are_refused_by_name(make_model: Any) -> 
     ):
         with pytest.raises(InputError, match="token id 400, and the model's embedding has 259"):
             ask()
+
+
+def test_a_row_of_ten_megabytes_is_refused_and_a_long_one_is_cut(
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from mergeforget.data import tokens
+    from mergeforget.data.templating import RAW
+    from mergeforget.evaluate.measure import tokenize_documents
+
+    row = Row("a", "Who is it? ", "x" * 10_000_000)
+    with pytest.raises(InputError, match="characters; at most 4,000,000"):
+        tokenize_documents(tiny_tokenizer, [row])
+    with pytest.raises(InputError, match="characters; at most 4,000,000"):
+        RAW.prompt_ids(tiny_tokenizer, row.output)
+    assert tokens.LONGEST == 32_768
+    monkeypatch.setattr(tokens, "LONGEST", 40)
+    model, long = make_model(), [5 + i % 20 for i in range(3_000_000)]
+    (cut,) = generate_ids(model, [long], stop=[], max_new_tokens=3)
+    (same,) = generate_ids(model, [long[-40:]], stop=[], max_new_tokens=3)
+    assert cut == same and len(cut) == 3
+    (found,) = likelihoods(model, [long])
+    assert len(found.logps) == 39
+    assert capsys.readouterr().err.count("truncated at the beginning by up to 2999960") == 2
