@@ -150,8 +150,8 @@ def reached(path: Path) -> Iterator[str]:
             from transformers import Trainer
 
             methods = (n.name for n in node.body if isinstance(n, ast.FunctionDef))
-            private = (n for n in methods if n.startswith("_") and not n.startswith("__"))
-            yield from (n for n in private if hasattr(Trainer, n))
+            hidden = (n for n in methods if n.startswith("_") and not n.startswith("__"))
+            yield from (n for n in hidden if hasattr(Trainer, n))
 
 
 def attributes() -> set[str]:

@@ -314,7 +314,7 @@ def _expected(recipe: Recipe, rows: RequestRows, memorise: bool) -> float:
     training = None if recipe.pair is None else recipe.pair.over
     until = None if training is None else training.until
     steps = STEPS if until else 200
-    passes = 3 * 3 * steps * (training.batch_size if training else 4)
+    passes = 3.0 * 3 * steps * (training.batch_size if training else 4)
     if until:
         passes += steps / until.every * ((4 if until.also_raw else 2) * forget + retain)
     if memorise:
