@@ -96,7 +96,7 @@ def test_a_later_request_starts_from_the_earlier_result_and_checks_it_again(
     second = call(knowing, tmp_path / "second", forget=knowing["retain"], retain=knowing["holdout"],
                   holdout=knowing["forget"], after=result.run.root, attacks=[])  # fmt: skip
     assert second.run.base == str(tmp_path / "second" / "base")
-    assert "earlier request" in second.paragraph or "are back" in second.paragraph
+    assert "earlier request" in second.paragraph or "revealed again" in second.paragraph
 
 
 def test_the_command_prints_one_json_object(result: Unlearned, knowing: dict[str, Path]) -> None:
@@ -196,8 +196,10 @@ def test_the_paragraph_states_the_verdict_the_damage_and_earlier_requests() -> N
     scores = [Score("leak_rate", "forget", 0.0, "lower", 40), near]
     found = {"prompts": "none found", "relearn": "none found"}
     text = paragraph_of(judge(scores, findings=found), table(0.0, 0.5), {"runs/a": 0.0})
-    assert text.startswith("FORGOTTEN: 0 of 40 forget answers come out")
+    assert text.startswith("FORGOTTEN: 0 of 40 forget answers are revealed")
     assert "damaged" in text and "1 earlier requests is still forgotten" in text
     back = {"runs/a": 0.3}
     text = paragraph_of(judge(scores, findings=found, earlier=back), table(0.0), back)
-    assert text.startswith("NOT FORGOTTEN: 30% of the answers that runs/a forgot come out.")
+    assert text.startswith(
+        "NOT FORGOTTEN: 30% of the answers that runs/a forgot are revealed again."
+    )

@@ -36,7 +36,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "benchmark; `mergeforget list metrics` names them.")  # fmt: skip
 @click.option("--forget", type=DATA, help="Rows that were to be forgotten (with --model).")
 @click.option("--retain", type=DATA, help="Rows that were to be kept (with --model).")
-@click.option("--holdout", type=DATA, help="Rows that no training saw: the non-members.")
+@click.option("--holdout", type=DATA, help="Rows not in the training data, used as non-members.")
 @click.option(
     "--members", type=DATA, help="Documents that were trained on, instead of those of --forget."
 )

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 @click.option(
     "--holdout",
     type=click.Path(path_type=Path),
-    help="Rows that no training saw: the non-members.",
+    help="Rows that are not in the training data, used as non-members.",
 )
 @template_options
 @click.option("--first", type=click.FloatRange(0, 1, min_open=True),

@@ -23,7 +23,7 @@ FILE = click.Path(path_type=Path)
 @click.option("--forget", type=FILE, required=True, help="What to forget: rows, or a text file of "
               "names, questions or documents.")  # fmt: skip
 @click.option("--retain", type=FILE, help="Rows to keep.  [default: the model's own answers]")
-@click.option("--holdout", type=FILE, help="Rows of the same kind that no training saw.  "
+@click.option("--holdout", type=FILE, help="Similar rows, not in the training data.  "
               "[default: perturbed twins of the forget rows]")  # fmt: skip
 @click.option("--out", type=FILE, help="Run folder; repeat the command to continue.  "
               "[default: runs/unlearn-NAME]")  # fmt: skip

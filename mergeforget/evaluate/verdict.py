@@ -1,7 +1,7 @@
 """Decides whether a model has forgotten: FORGOTTEN, NOT FORGOTTEN or NOT ENOUGH DATA.
 
-One rule for the search, the attacks, the report, the model card and ``mergeforget unlearn``;
-``docs/evidence.md`` states it in words, with its error rates.
+The search, the attacks, the report, the model card and ``mergeforget unlearn`` use the same rule;
+``docs/evidence.md`` describes it, with its error rates.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from mergeforget.score import Score, find
 
 Difference = tuple[float, tuple[float, float]]  # value and its 95 % interval
 State = Literal["FORGOTTEN", "NOT FORGOTTEN", "NOT ENOUGH DATA"]
-MARGIN = 0.2  # distance of an AUC from 0.5 from which members are told apart
-RARE = 0.01  # probability of so many leaks by chance below which they count as memory
-BACK = 0.05  # share of the answers of an earlier request from which they count as back
-MOST = 10_000  # people; more are not worth naming
-NEEDED = ("prompts", "relearn")  # attacks without which no model is cleared
-LEAKS = ("leak_rate", "knowledge", "exact_match")  # what counts answers, the widest first
+MARGIN = 0.2  # distance of an AUC from 0.5 at which members are distinguishable
+RARE = 0.01  # p-value below which leaks count as memory
+BACK = 0.05  # share of revealed answers above which an earlier request counts as undone
+MOST = 10_000  # largest number of additional people that is reported
+NEEDED = ("prompts", "relearn")  # attacks that are required to clear a model
+LEAKS = ("leak_rate", "knowledge", "exact_match")  # metrics of revealed answers, in order
 
 
 @dataclass(frozen=True)
 class ForgettingVerdict:
-    """What is concluded about one model.
+    """The conclusion about one model.
 
     Attributes:
-        state: FORGOTTEN, NOT FORGOTTEN, or NOT ENOUGH DATA where neither is shown.
-        reasons: Why, one sentence each.
-        leaks: Number of forget answers that came out, of ``asked``.
-        auc: MIA AUC and its 95 % interval, where there are non-members.
-        more_people: About how many more people the AUC needs; None where that does not help.
-        over_forgotten: Whether the forget set is identifiable by its high loss: its AUC is surely
-            far below 0.5. That is no memory of the content, but the model is not balanced.
-        told_apart: Whether the forget documents are surely told from unseen ones by their low loss,
-            be it from memory or because the holdout differs in kind.
+        state: FORGOTTEN, NOT FORGOTTEN, or NOT ENOUGH DATA if neither is shown.
+        reasons: Reasons for the state, one sentence each.
+        leaks: Number of revealed forget answers, of ``asked``.
+        auc: MIA AUC, if there are non-members; ``interval`` is its 95 % interval.
+        more_people: Approximate number of additional people needed to decide the AUC, or None.
+        over_forgotten: Whether the forget set is identifiable by its high loss: the whole interval
+            of the AUC is far below 0.5. This is not memory, but the model is not balanced.
+        told_apart: Whether the forget documents are identifiable by their low loss, because of
+            memory or because the holdout differs in kind.
         uncertain: What remains uncertain, one sentence each.
     """
 
@@ -53,7 +53,7 @@ class ForgettingVerdict:
 
     @property
     def balanced(self) -> bool:
-        """Whether the model has forgotten, and its AUC is surely near 0.5 from both sides."""
+        """Whether the model has forgotten, and the whole interval of its AUC is near 0.5."""
         near = self.interval is not None and self.interval[0] >= 0.5 - MARGIN
         return self.state == "FORGOTTEN" and near
 
@@ -79,34 +79,33 @@ def judge(
 ) -> ForgettingVerdict:
     """Decide whether a model has forgotten.
 
-    - NOT FORGOTTEN: forget answers come out more often than by chance or from the control, an
-      attack found traces, answers of an earlier request are back, or the whole interval of the MIA
-      AUC is above ``0.5 + MARGIN`` and surely above the control's AUC. Without a control the AUC
-      convicts nobody: the forget rows may be easier than the holdout.
-    - FORGOTTEN: none of these, every forget row was asked, the whole interval of the AUC is below
-      ``0.5 + MARGIN`` (or at most ``MARGIN`` above the control's), and, where ``findings`` are
-      given, the attacks of ``NEEDED`` found none (with the power to find the data in the base),
-      and no attack was undecided.
+    - NOT FORGOTTEN: more forget answers are revealed than by chance or by the control, an attack
+      found traces, answers of an earlier request are revealed again, or the whole interval of the
+      MIA AUC is above ``0.5 + MARGIN`` and the AUC is significantly above the control's. Without a
+      control the AUC convicts no model, because the forget rows may be easier than the holdout.
+    - FORGOTTEN: none of these, every forget row was evaluated, the whole interval of the AUC is
+      below ``0.5 + MARGIN`` (or at most ``MARGIN`` above the control's), and, if ``findings`` are
+      given, the attacks of ``NEEDED`` had power and found none, and no attack was undecided.
     - NOT ENOUGH DATA: anything else.
 
     Args:
         scores: Scores of the model. Leaks are counted on all rows; the AUC is that of the report
-            split where the model was selected by a search. None judges the attacks alone, for a
+            split if the model was selected by a search. None judges the attacks alone, for a
             model that was not evaluated.
         findings: Finding of each attack on the model: ``traces``, ``none found``, ``undecided``,
-            ``no power`` or ``no control``. None leaves attacks out of the verdict, as a search
-            must; an empty mapping says that no attack was run.
+            ``no power`` or ``no control``. None excludes attacks from the verdict, as in a search;
+            an empty mapping means that no attack was run.
         control: Scores of a model that never saw the data.
-        shared: Number of the leaked rows that the control reveals as well.
-        excess: AUC of the model less that of the control on the same documents, and its 95 %
-            interval; from the two intervals where it is not given.
-        membership: Whether the non-members are comparable with the forget rows. Where they are
-            not, the AUC is left out, and only attacks can clear the model.
-        earlier: Share of the forget answers that the model repeats, of each earlier request.
+        shared: Number of leaked rows that the control reveals as well.
+        excess: AUC of the model minus that of the control on the same documents, and its 95 %
+            interval; computed from the two intervals by default.
+        membership: Whether the non-members are comparable with the forget rows. If not, the AUC is
+            ignored, and only attacks can clear the model.
+        earlier: Share of revealed forget answers of each earlier request.
 
     >>> leak = Score("leak_rate", "forget", 0.5, "lower", 10, chance=0.0)
     >>> print(judge([leak]).sentence)
-    NOT FORGOTTEN: 5 of 10 forget answers still come out.
+    NOT FORGOTTEN: 5 of 10 forget answers are still revealed.
     """
     notes = _Notes([], [], [])
     if findings is not None:
@@ -121,7 +120,7 @@ def judge(
     for run, share in (earlier or {}).items():
         if share > 0:
             where = notes.guilty if share > BACK else notes.doubts
-            where.append(f"{share:.0%} of the answers that {run} forgot come out.")
+            where.append(f"{share:.0%} of the answers that {run} forgot are revealed again.")
     guilty, doubts, uncertain = notes
     state: State = "FORGOTTEN"
     if guilty or doubts:
@@ -151,18 +150,20 @@ class _Notes(NamedTuple):
 
 
 def _answers(scores: Sequence[Score], control: Sequence[Score], shared: int, notes: _Notes) -> None:
-    """Judge the answers that come out when the questions of the data are asked."""
+    """Judge the answers to the questions of the data."""
     leaks, asked, chance = leaks_of(scores)
     allowed = max(chance, 0.0 if shared else _rate(control))
     beyond = leaks - shared
     if not asked:
-        notes.doubts.append("No forget row was asked.")
+        notes.doubts.append("No forget row was evaluated.")
     elif beyond and at_least(beyond, asked, allowed) < RARE:
-        more = f"; {shared} of them also from a model that never saw the data" if shared else ""
-        notes.guilty.append(f"{leaks} of {asked} forget answers still come out{more}.")
+        more = f"; {shared} of them also by a model that never saw the data" if shared else ""
+        notes.guilty.append(f"{leaks} of {asked} forget answers are still revealed{more}.")
     elif leaks:
-        than = "by chance or from a model that never saw the data" if control else "by chance"
-        notes.uncertain.append(f"{leaks} of {asked} forget answers come out, no more than {than}.")
+        than = "by chance or by a model that never saw the data" if control else "by chance"
+        notes.uncertain.append(
+            f"{leaks} of {asked} forget answers are revealed, no more than {than}."
+        )
 
 
 def _membership(
@@ -172,9 +173,9 @@ def _membership(
     cleared: bool,
     notes: _Notes,
 ) -> tuple[bool, int | None]:
-    """Judge the MIA AUC; return whether it is surely low, and how many more people decide it."""
+    """Judge the MIA AUC; return whether it is far below 0.5, and how many more people decide it."""
     if area is None:
-        text = "Membership was not measured: there are no comparable rows that no training saw."
+        text = "Membership was not measured: there are no comparable non-members."
         (notes.uncertain if cleared else notes.doubts).append(text)
         return False, None
     low, high = auc_interval(area)
@@ -187,20 +188,24 @@ def _membership(
         )
     more = None
     if least is not None and low > top and least > 0:
-        notes.guilty.append(f"Forget documents are told from unseen ones ({told}).")
+        notes.guilty.append(f"Forget documents can be distinguished from unseen ones ({told}).")
     elif high > top and most is not None and most <= MARGIN:
         notes.uncertain.append(f"The forget set is easier than the holdout for both ({told}).")
     elif low > top:
-        why = "the control tells them apart as well" if control else (
+        why = "this also holds for the control" if control else (
             "without a model that never saw the data (--control) this may be a difference in kind"
         )  # fmt: skip
-        notes.doubts.append(f"Forget documents are told from unseen ones, but {why} ({told}).")
+        notes.doubts.append(
+            f"Forget documents can be distinguished from unseen ones, but {why} ({told})."
+        )
     elif high > top:
         more = more_people(area, (low, high))
-        people = "" if more is None else f" About {more} more people would tell."
-        notes.doubts.append(f"Membership cannot be decided ({told}; wanted: below {top}).{people}")
+        people = "" if more is None else f" About {more} more people are needed."
+        notes.doubts.append(
+            f"Membership cannot be decided ({told}; required: below {top}).{people}"
+        )
     elif least is not None and least > MARGIN:
-        notes.doubts.append(f"The AUC is surely above that of the control ({told}).")
+        notes.doubts.append(f"The AUC is significantly above that of the control ({told}).")
     over = high < 0.5 - MARGIN
     if over:
         notes.uncertain.append(f"The forget set is identifiable by its high loss ({told}).")
@@ -235,7 +240,7 @@ def leaks_of(scores: Sequence[Score]) -> tuple[int, int, float]:
 
 
 def auc_score(scores: Sequence[Score]) -> Score | None:
-    """Return the MIA AUC: on the report split where there is one, else on all documents."""
+    """Return the MIA AUC on the report split if there is one, else on all documents."""
     found = (find(scores, "mia_auc", "mia", part=part) for part in ("report", "all"))
     return next((score for score in found if score is not None), None)
 
@@ -252,9 +257,9 @@ def auc_interval(score: Score) -> tuple[float, float]:
 
 
 def more_people(score: Score, interval: tuple[float, float]) -> int | None:
-    """Return about how many more people decide the AUC; None where no realistic number does.
+    """Return the approximate number of additional people that decide the AUC; None if unrealistic.
 
-    The width of an interval falls with the square root of the number of people.
+    The width of an interval decreases with the square root of the number of people.
     """
     apart = abs(score.value - 0.5)
     reach = max(interval[1] - score.value, score.value - interval[0])
@@ -267,7 +272,7 @@ def more_people(score: Score, interval: tuple[float, float]) -> int | None:
 
 
 def at_least(leaks: int, asked: int, chance: float) -> float:
-    """Return the probability of at least so many leaks by chance."""
+    """Return the probability of at least this number of leaks by chance."""
     if chance <= 0:
         return 0.0 if leaks else 1.0
     terms = (math.comb(asked, k) * chance**k * (1 - chance) ** (asked - k) for k in range(leaks))
@@ -286,10 +291,10 @@ def _cleared(
     findings: Mapping[str, str] | None,
     evaluated: bool,
 ) -> str:
-    """State what clears a model, in a sentence."""
+    """Return a sentence with the evidence that clears a model."""
     parts = []
     if evaluated:
-        parts.append(f"{leaks} of {asked} forget answers come out")
+        parts.append(f"{leaks} of {asked} forget answers are revealed")
     if area is not None:
         low, high = auc_interval(area)
         parts.append(f"the MIA AUC is {area.value:.2f} (95 % CI {low:.2f} to {high:.2f})")
@@ -311,7 +316,7 @@ def _attacks(findings: Mapping[str, str], notes: _Notes) -> None:
         for finding in ("traces", "none found", "undecided", "no power", "no control")
     }
     if by["traces"]:
-        guilty.append(f"Attacks bring traces of the data back: {', '.join(by['traces'])}.")
+        guilty.append(f"Attacks found traces of the data: {', '.join(by['traces'])}.")
     if not findings:
         doubts.append("No attack was run.")
     elif missing := [n for n in NEEDED if findings.get(n) not in ("none found", "traces")]:
@@ -320,7 +325,9 @@ def _attacks(findings: Mapping[str, str], notes: _Notes) -> None:
         doubts.append(f"Undecided attacks: {', '.join(others)}.")
     if by["no power"]:
         names = ", ".join(by["no power"])
-        uncertain.append(f"No power, since they miss the data in the original model: {names}.")
+        uncertain.append(
+            f"Attacks without power, which miss the data in the original model too: {names}."
+        )
     if by["no control"]:
         names = ", ".join(by["no control"])
         uncertain.append(f"Not judged without a model that never saw the data: {names}.")

@@ -81,7 +81,7 @@ def test_what_is_far_from_chance_is_not_called_balanced() -> None:
 def test_a_merge_that_still_knows_the_forget_set_is_never_balanced() -> None:
     choice = choose([scored(0.3, 0.5, 0.5, 0.05, 0.9)], ANCHORS, parse_objective("mia"))
     assert choice.verdict.state == "NOT FORGOTTEN" and "it is not balanced" in choice.sentence
-    assert "8 of 160 forget answers still come out" in (choice.warning or "")
+    assert "8 of 160 forget answers are still revealed" in (choice.warning or "")
 
 
 def test_a_model_that_lost_what_it_should_keep_is_not_called_balanced() -> None:
@@ -96,8 +96,8 @@ def test_a_model_that_lost_what_it_should_keep_is_not_called_balanced() -> None:
 
 def test_an_auc_far_from_chance_on_the_reporting_half_is_not_called_balanced() -> None:
     choice = choose([scored(0.3, 0.51, 0.85, 0.0, 0.8)], ANCHORS, parse_objective("mia"))
-    assert "it is not balanced" in choice.sentence and choice.verdict.state == "NOT FORGOTTEN"
-    assert "told from unseen ones (MIA AUC 0.85" in (choice.warning or "")
+    assert "it is not balanced" in choice.sentence and choice.verdict.state == "NOT ENOUGH DATA"
+    assert "distinguished from unseen ones (MIA AUC 0.85" in (choice.warning or "")
 
 
 def test_densities_by_layer_are_told() -> None:

@@ -50,7 +50,7 @@ def test_the_number_of_people_that_would_tell_comes_from_the_width() -> None:
     score = Score("mia_auc", "mia", 0.6, "nearer", 22, interval=(0.4, 0.8), subjects=22)
     verdict = judge([GONE, score])
     assert verdict.state == "NOT ENOUGH DATA" and verdict.more_people == 66
-    assert "About 66 more people would tell." in verdict.sentence
+    assert "About 66 more people are needed." in verdict.sentence
     border = replace(score, value=0.5 + MARGIN, interval=(0.5, 0.85))
     assert judge([GONE, border]).more_people is None
 
