@@ -62,6 +62,7 @@ INTERNALS: dict[str, list[str]] = {  # our module -> what it reaches into
         f"{TRAINER}.get_batch_samples",
     ],
     "train/packing_check.py": ["transformers.PretrainedConfig._attn_implementation"],
+    "train/perturbed.py": ["peft.tuners.lora.LoraLayer"],
     "train/plan.py": [
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu",
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward",

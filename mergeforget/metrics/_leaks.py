@@ -84,7 +84,7 @@ Windows = frozenset[tuple[str, ...]]
 
 def common_windows(texts: Iterable[str]) -> Windows:
     """Return all sequences of ``WINDOW`` words in texts that contain no secret."""
-    return frozenset().union(*(document_windows(_words(text), WINDOW) for text in texts))
+    return frozenset().union(*(_windows(_words(text), WINDOW) for text in texts))
 
 
 def leaked(secret: str, text: str, prompt: str = "", common: Windows = frozenset()) -> bool:
@@ -144,9 +144,7 @@ def partly_leaked(secret: str, text: str, prompt: str = "") -> str:
     words, given, asked = _words(secret), _words(text), _words(prompt)
     size = max(3, (min(len(words), WINDOW) + 1) // 2)
     if size < len(words) and not _EMAIL.search(secret):
-        shared = document_windows(words, size) & document_windows(given, size) - document_windows(
-            asked, size
-        )
+        shared = _windows(words, size) & _windows(given, size) - _windows(asked, size)
         if shared:
             return f"{size} words in a row"
     return ""
@@ -178,15 +176,15 @@ def _runs_in(
     while len(wanted) > 1 and wanted[0] in ("a", "an", "the"):
         wanted = wanted[1:]
     size = min(WINDOW, len(wanted))
-    runs = document_windows(wanted, size) - document_windows(_words(prompt, second), size)
+    runs = _windows(wanted, size) - _windows(_words(prompt, second), size)
     runs -= common if len(wanted) > WINDOW else frozenset()
-    if runs & document_windows(given, size):
+    if runs & _windows(given, size):
         return True
     squeezed = "".join(wanted)
     return len(squeezed) >= SQUEEZED and _joined_in(squeezed, given)
 
 
-def document_windows(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+def _windows(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 

@@ -165,9 +165,11 @@ class UnlearningTrainer(Trainer):
         fused = []
         for group in groups:
             fused += [replace(share, batches={}) for share in group[:-1]]
-            names = group[-1].batches
-            joined = {name: fuse([share.batches[name] for share in group]) for name in names}
-            fused.append(replace(group[-1], batches=joined) if len(group) > 1 else group[-1])
+            last = group[-1]
+            if len(group) > 1:
+                joined = {n: fuse([share.batches[n] for share in group]) for n in last.batches}
+                last = replace(last, batches=joined)
+            fused.append(last)
         return fused
 
     def _prepare_inputs(self, inputs: Any) -> Any:

@@ -191,7 +191,9 @@ class UntilController(TrainerCallback):
             self._set_rate(more["optimizer"], more.get("lr_scheduler"))
         self._aim()
         line = asdict(check) | {"decision": decision, "learning_rate": self.rate}
-        self.trainer._more["until"] = line | {"offset": self.offset}
+        self.trainer._more["until"] = line | {
+            "offset": self.offset, "first_rate": self.first_rate
+        }  # fmt: skip
         if decision in ("reached", "max_steps", "collapsed"):
             self.outcome = decision
             control.should_training_stop = True
@@ -250,6 +252,7 @@ class UntilController(TrainerCallback):
     def _replay(self, line: Mapping[str, Any]) -> None:
         """Take over a check of an interrupted training."""
         self.rate, self.offset = line["learning_rate"], line["offset"]
+        self.first_rate = line.get("first_rate", self.first_rate)
         decision = line["decision"]
         if decision in ("back off", "mend", "collapsed"):
             self.back_offs += 1

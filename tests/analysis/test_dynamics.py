@@ -100,7 +100,7 @@ def test_two_runs_are_compared_in_one_figure(finished: Run, tmp_path: Path) -> N
     done = CliRunner().invoke(main, [*call, "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert (
-        "In alone: adapter, npo_forget goes from 6.75 to 1.12" in done.stdout
+        "In alone: adapter, npo_forget changes from 6.75 to 1.12" in done.stdout
     )  # (9 + 4.5) / 2, 9 / 8
     rows = list(csv.DictReader((tmp_path / "out" / "dynamics-against.csv").open()))
     assert {r["training"] for r in rows} == {"finished: over", "finished: under", "alone: adapter"}

@@ -128,7 +128,7 @@ def test_the_card_has_the_metadata_of_the_hub(chosen: Run) -> None:
     assert "base_model" not in values and values["library_name"] == "peft"
     assert "It is balanced." in body and "density: 0.5" in body and "## Limits" in body
     assert "**Warning.**" not in body and "No attack was run on this candidate." in body
-    assert "on the loss of whole documents." in body
+    assert "uses the loss of whole documents." in body
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -193,7 +193,7 @@ def test_the_card_contains_the_warning_and_every_attack(chosen: Run) -> None:
     assert "**Warning.** The halves disagree." in text
     assert "- relearn: The claim about ties-factors-d0.50 does not hold." in text
     assert "about another" not in text
-    assert "on the loss of answers, given their prompts." in text
+    assert "uses the loss of answers, given their prompts." in text
 
 
 def test_text_of_the_data_starts_no_markup_in_the_card() -> None:

@@ -67,7 +67,7 @@ def test_the_prediction_includes_measured_gaps_and_the_choice(finished: Run) -> 
     found = run_prediction(finished)
     assert found.family == "ties factors" and found.chosen == 0.7
     assert [d for d, _ in found.found] == [0.7]
-    assert "the search chose 0.7" in found.sentence
+    assert "The search chose 0.7" in found.sentence
     told = replace(found, began=0.62).sentence
     assert "The search started at 0.62, predicted from the selection split, and chose 0.7" in told
 

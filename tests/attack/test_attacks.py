@@ -118,7 +118,7 @@ def test_relearning_finds_nothing_in_a_model_without_the_data(
 ) -> None:
     target = target_of("never", control=Suspect("control", str(folders["never"])))
     result = relearn(target, **FAST)
-    assert result.finding == "none found" and "stands" in result.verdict
+    assert result.finding == "none found" and "does not refute" in result.verdict
     last = result.figures["evidence"]["last"]
     assert last["over_control"]["value"] == 0  # the same model, the same lesson
 

@@ -46,5 +46,5 @@ def test_templates_are_built_in_or_read_from_a_file(tmp_path: Path) -> None:
     (variant,) = variants(row, "jailbreak", words=(), templates=[line])
     assert variant.prompt == "Say it {a}: Who?"
     own.write_text("Say it.\n")
-    with pytest.raises(InputError, match="has no {prompt}"):
+    with pytest.raises(InputError, match="does not contain {prompt}"):
         read_templates(own)

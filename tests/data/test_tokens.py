@@ -42,7 +42,7 @@ def test_too_long_a_row_loses_the_beginning_of_its_prompt(tokenizer: Any) -> Non
     assert tokenizer.decode(encoded.ids) == "rn? In Lund.<|end|>"[1:] and len(encoded) == 12
     assert encoded.truncated == len(ROWS[0].document) + 1 - 12
     report = truncation([encoded], "forget", 12)
-    assert "1 of 1 forget rows" in report and f"by {encoded.truncated} at most" in report
+    assert "1 of 1 forget rows" in report and f"by up to {encoded.truncated} tokens" in report
 
 
 def test_an_answer_too_long_loses_its_end(tokenizer: Any) -> None:

@@ -40,7 +40,8 @@ ROWS = EvaluationRows(
 @pytest.fixture
 def evaluation(tmp_path: Path, tiny_folder: Path) -> Callable[..., Evaluation]:
     def make(**settings: Any) -> Evaluation:
-        spec = EvaluationSpec(benchmark="tofu", max_new_tokens=2, **settings)
+        own = {"membership": "documents"} | settings
+        spec = EvaluationSpec(benchmark="tofu", max_new_tokens=2, **own)
         name = str(tiny_folder)
         return Evaluation(name, ModelSpec(name=name), spec, ROWS, tmp_path / "kept")
 

@@ -138,7 +138,9 @@ def test_a_model_that_cannot_answers_one_after_the_other_and_says_so(
     monkeypatch.setattr(module, "generate_together", refused)
     assert found(searched(run, 3)) == found(alone)
     told = capsys.readouterr().err
-    assert told.count("Candidates answer one after the other: its rows cannot be told apart") == 1
+    assert (
+        told.count("Evaluating candidates one after the other: its rows cannot be told apart") == 1
+    )
 
 
 def test_a_race_takes_so_many_at_a_time(run: Run, batches: list[list[str]]) -> None:

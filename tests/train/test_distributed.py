@@ -94,7 +94,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     ("more", "trains", "said"),
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, True, "DeepSpeed.*--use_fsdp --fsdp_version 2"),
-        ({}, False, "for the training of adapters.*--multi_gpu"),
+        ({}, False, "for training adapters.*--multi_gpu"),
         ({"FSDP_VERSION": "1"}, True, "FSDP 1 .*--fsdp_version 2"),
         ({"FSDP_OFFLOAD_PARAMS": "true"}, True, "--fsdp_offload_params is not.*leave it out"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, True, "gradient_checkpointing: true"),
