@@ -160,8 +160,12 @@ class UntilController(TrainerCallback):
             self.base = self._measure(inner, 0)
         self.checks = [self.base]
         for line in read_jsonl(self.history):
-            if line.get("stage") == self.stage and "until" in line:
-                with reading(self.history):
+            if line.get("stage") != self.stage:
+                continue
+            with reading(self.history):
+                if "range_test" in line:
+                    self.rate = self.first_rate = float(line["range_test"])
+                if "until" in line:
                     self._replay(line["until"])
         if not state.global_step:
             self.save(self.snapshot(0))
@@ -173,6 +177,7 @@ class UntilController(TrainerCallback):
         if state.global_step == 0 and self.until.range_test:
             self.rate = self.first_rate = self._range_test(unwrapped(model))
             self._set_rate(more["optimizer"], more.get("lr_scheduler"))
+            self.trainer._more["range_test"] = self.rate
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
