@@ -88,7 +88,11 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_is_quick() -> None:
-    """Processor time, the least of five calls: other work on the machine only ever adds to it."""
+    """Processor time, the least of five calls: other work on the machine only ever adds to it.
+
+    It takes 0.2 s with compiled sources and 0.4 s where they are compiled at every start; importing
+    torch alone would take over a second.
+    """
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -96,4 +100,4 @@ def test_help_is_quick() -> None:
         subprocess.run(command, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(times) < 0.3
+    assert min(times) < 0.6
