@@ -66,5 +66,4 @@ def test_unlearning_a_person_from_the_instruct_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, *_, after = run_notebook("unlearn_a_person.ipynb")["result"].table
-    assert before["forget"] >= 0.8 and after["forget"] <= 0.2
-    assert after["retain"] >= 0.5 * before["retain"]
+    assert before["forget"] == 1 and after["forget"] <= 0.2 and after["retain"] >= 0.5

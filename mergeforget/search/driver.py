@@ -326,8 +326,9 @@ class Searching:
         ways = self.explorer.evaluator().measure(adapter, name)
         evaluation = self.recipe.evaluation
         score = partial(score_parts, ways, self.spec, evaluation.benchmark, evaluation.metrics)
-        base = name == "base"
-        keeping = known_ways(score() if base else self.store.scores["base"])
+        base, keeping = name == "base", None
+        if len(ways) > 1:
+            keeping = known_ways(score() if base else self.store.scores["base"])
         if base and keeping is not None and len(keeping) < len(ways):
             say(
                 f"Retention counts in {', '.join(sorted(keeping))}: asked otherwise, the model "

@@ -327,7 +327,7 @@ class UntilController(TrainerCallback):
         return levels
 
     def _measure(self, model: Any, step: int) -> Check:
-        """Loss and exact answers of every set, and the AUC of NLL less level."""
+        """Compute the loss and the exact answers of each set, and the AUC of NLL minus level."""
         forget, retain = (read_nlls(model, spread(self.sets[n], SAMPLE))
                           for n in ("forget", "retain"))  # fmt: skip
         check = Check(
