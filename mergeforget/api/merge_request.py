@@ -278,13 +278,15 @@ def _grams(
     run: Run | None,
 ) -> Grams | None:
     """The Gram matrices of the layers' inputs, for methods that need them."""
-    from mergeforget.merge.activation_grams import grams_of, looks_at_data
+    from mergeforget.merge.request import looks_at_data
 
     files = [Path(file) for file in data]
     if run is not None and not files and looks_at_data(candidate):
         files = [run.data / "forget.jsonl", run.data / "retain.jsonl"]
     if not files:
         return None
+    from mergeforget.merge.activation_grams import grams_of
+
     name = str(base or (run.base() if run else adapters[0].base))
     return grams_of(name, adapters, files, candidate, _data_spec(run))
 

@@ -23,7 +23,7 @@ from mergeforget.errors import UsageError
 from mergeforget.merge.by_module import LAYER, at_module, depth_of
 from mergeforget.merge.inputs import check_no_experts
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.request import canonical
+from mergeforget.merge.request import canonical, check_grams
 
 if TYPE_CHECKING:
     from torch import nn
@@ -256,12 +256,6 @@ def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any
             hook.remove()
 
 
-def looks_at_data(candidate: Candidate) -> bool:
-    """Whether the method needs statistics measured on rows."""
-    takes = MERGE_METHODS.get(canonical(candidate).method).parameters
-    return bool({"grams", "importance", "shares"} & takes.keys())
-
-
 def supplied(candidate: Candidate, found: Sequence[Array]) -> dict[str, Array]:
     """The measured importance of one module as keyword arguments of the method.
 
@@ -271,18 +265,6 @@ def supplied(candidate: Candidate, found: Sequence[Array]) -> dict[str, Array]:
     if "contrast" in MERGE_METHODS.get(candidate.method).parameters:
         return {"importance": stacked[:1], "contrast": stacked[1:2]}
     return {"importance": stacked}
-
-
-def check_grams(candidate: Candidate, grams: Grams | None) -> None:
-    """Raise UsageError where a method lacks the data that it needs, or has data it does not."""
-    needs = looks_at_data(candidate)
-    if needs and grams is None:
-        raise UsageError(
-            f"{candidate.method} is computed from data: name a file of rows for each adapter with "
-            "--data, or one for all."
-        )
-    if grams is not None and not needs:
-        raise UsageError(f"{candidate.method} uses no data; leave --data out.")
 
 
 def mapped(

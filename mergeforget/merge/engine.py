@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import NumericError, UsageError
-from mergeforget.merge.activation_grams import Grams, check_grams, mapped, supplied
+from mergeforget.merge.activation_grams import Grams, mapped, supplied
 from mergeforget.merge.blockwise import check_device, in_memory, merge_whole, on_device
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import (
@@ -34,7 +34,7 @@ from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.kernels.thresholds import Source
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.request import canonical, check_candidate, check_ranks
+from mergeforget.merge.request import canonical, check_candidate, check_grams, check_ranks
 from mergeforget.tensors import widest
 
 Array = NDArray[Any]

@@ -57,6 +57,24 @@ def needs_density(candidate: Candidate) -> bool:
     return "density" in takes and takes["density"].default is inspect.Parameter.empty
 
 
+def looks_at_data(candidate: Candidate) -> bool:
+    """Whether the method needs statistics measured on rows."""
+    takes = MERGE_METHODS.get(canonical(candidate).method).parameters
+    return bool({"grams", "importance", "shares"} & takes.keys())
+
+
+def check_grams(candidate: Candidate, grams: object | None) -> None:
+    """Raise UsageError where a method lacks the data that it needs, or has data it does not."""
+    needs = looks_at_data(candidate)
+    if needs and grams is None:
+        raise UsageError(
+            f"{candidate.method} is computed from data: name a file of rows for each adapter with "
+            "--data, or one for all."
+        )
+    if grams is not None and not needs:
+        raise UsageError(f"{candidate.method} uses no data; leave --data out.")
+
+
 def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
     """Raise UsageError where method, density, weights or arguments do not fit; return the method.
 

@@ -297,7 +297,7 @@ def test_few_files_handle_a_density_between_the_option_and_the_trimmed_tensor(
         sys.setprofile(None)
         threading.setprofile(None)
     assert done.exit_code == 0, done.output
-    assert "trimmed" in entered and len(entered) - 1 <= 13, list(entered)
+    assert "trimmed" in entered and len(entered) - 1 <= 12, list(entered)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, -0.4), (0.0, 2.0)])

@@ -16,7 +16,7 @@ from mergeforget import __version__
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
-from mergeforget.merge.activation_grams import as_sum, check_grams, looks_at_data
+from mergeforget.merge.activation_grams import as_sum
 from mergeforget.merge.blockwise import check_device
 from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.checkpoint.adapter_deltas import (
@@ -50,7 +50,7 @@ from mergeforget.merge.checkpoint.writer import write_model
 from mergeforget.merge.engine import MergeSettings, merge_adapters
 from mergeforget.merge.inputs import check_adapters, check_apart, shared
 from mergeforget.merge.kernels import dispatch
-from mergeforget.merge.request import canonical, check_candidate
+from mergeforget.merge.request import canonical, check_candidate, check_grams, looks_at_data
 
 OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # other than lm_head.weight
 
