@@ -244,8 +244,8 @@ def made_up(people: int = PEOPLE, seed: int = SEED, *, questions: int = 0) -> di
         seed: Random seed.
         questions: Number of questions per person, without the biographies. The first person gets
             the questions from the first on, the second person from the second on, and so on. 0
-            selects all six rows. A
-            row's task is its kind of question, so that every split has all kinds.
+            selects all six rows. The task of a row is its kind of question, so that every split
+            has all kinds.
     """
     sizes = {"forget": people, "retain": people, "holdout": 2 * people}
     folder = cache_folder() / "people" / f"{people}-{seed}{f'-{questions}' if questions else ''}"

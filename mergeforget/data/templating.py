@@ -157,7 +157,7 @@ class PromptTemplate:
         return ids
 
     def tokens(self, tokenizer: Any, row: Row, join: str = " ") -> RowTokens:
-        """Tokenise prompt and answer of a row.
+        """Tokenise the prompt and the answer of a row.
 
         Args:
             join: Separator of a raw prompt and its answer. With a space they are tokenised as one

@@ -238,7 +238,7 @@ def write_model_scores(
 
 
 def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool = False) -> None:
-    """Write the measurements of a model.
+    """Write the answers, losses and likelihoods of a model.
 
     ``MODEL.jsonl`` contains the answers, ``MODEL.losses.jsonl`` the losses of documents, and
     ``MODEL.likelihoods.jsonl`` the likelihoods of answers, for ``--retrained`` of an evaluation.

@@ -9,17 +9,8 @@ from mergeforget.merge.kernels.sign_election import weighted_sum
 from mergeforget.merge.methods import merge_method
 
 
-def coefficients(
-    gram: Any,
-    weights: Tensor,
-    *,
-    shares: Tensor,
-    steps: int = 100,
-    rate: float = 0.01,
-    initial: float = 0.3,
-    rows: int = 16,
-) -> Tensor:
-    """The factor of each input, (n,)."""
+def coefficients(gram: Any, weights: Tensor, *, shares: Tensor, **learning: Any) -> Tensor:
+    """Return the factor of each input, (n,); the arguments of the learning are not needed."""
     return weights * like(as_weights(shares, weights), weights)
 
 
