@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -26,7 +29,8 @@ from transformers import (
 
 from mergeforget.adapter import PREFIX, read_adapter, write_adapter
 from mergeforget.candidate import Candidate
-from mergeforget.errors import InputError, NumericError
+from mergeforget.cli import main
+from mergeforget.errors import InputError, MergeforgetError, NumericError
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.engine import MergeSettings, merge_adapters, write_candidate
 from mergeforget.tensors import read_safetensors, write_safetensors
@@ -264,6 +268,38 @@ def test_factors_that_overflow_are_refused(
         delta.a[:], delta.b[:] = 3e38, 3e38
     with pytest.raises(NumericError):
         merge_adapters([one, one], candidate)
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "-Infinity", "1e400"])
+def test_a_scaling_that_is_no_finite_number_is_refused(
+    alpha: str, write_lora: Callable[..., Path]
+) -> None:
+    folder = write_lora("one")
+    config = folder / "adapter_config.json"
+    config.write_text(re.sub(r'("lora_alpha": )[^,\n]+', rf"\g<1>{alpha}", config.read_text()))
+    with pytest.raises(MergeforgetError, match="lora_alpha|number|finite"):
+        read_adapter(folder)
+
+
+@pytest.mark.parametrize("changed", ["alpha", "weight"])
+def test_a_finite_setting_that_overflows_is_refused_before_it_is_written(
+    changed: str, write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A scaling of 1e308, and factors of 1e38 with a weight of 100, leave float32."""
+    folder = write_lora("one")
+    config, weights = folder / "adapter_config.json", "1"
+    if changed == "alpha":
+        config.write_text(re.sub(r'("lora_alpha": )[^,\n]+', r"\g<1>1e308", config.read_text()))
+    else:
+        file = folder / "adapter_model.safetensors"
+        tensors = {k: torch.full_like(v, 1e38) for k, v in load_file(file).items()}
+        save_file(tensors, file)
+        weights = "100"
+    out = tmp_path / "out"
+    call = ["merge", "--adapter", str(folder), "--method", "linear", "--weights", weights,
+            "--out", str(out)]  # fmt: skip
+    done = CliRunner().invoke(main, call)
+    assert done.exit_code in (4, 5) and not out.exists(), done.output
 
 
 TIED: dict[str, dict[str, Any]] = {
