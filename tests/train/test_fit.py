@@ -176,10 +176,12 @@ def test_a_signal_saves_a_checkpoint_and_its_handlers_are_restored(
             os.kill(os.getpid(), signum)
 
     monkeypatch.setattr(callbacks.Epochs, "on_step_end", tell)
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(Interrupted, match="--resume") as told:
         run_one(tmp_path, make_model, tiny_tokenizer)
     assert told.value.exit_code == code
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    after = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    assert after == before  # SIGINT may be ignored, as in a job of a shell's background
     assert callbacks.last_checkpoint(tmp_path / "checkpoints" / "over") is not None
 
 
