@@ -23,7 +23,7 @@ from typing import Any
 
 from mergeforget.api.unlearn import unlearn
 from mergeforget.api.verdict import KEPT
-from mergeforget.data.people import make_people
+from mergeforget.data.people import made_up, make_people
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Message, Row
 from mergeforget.data.transforms import limit_rows
@@ -38,16 +38,16 @@ BALANCED = (0.35, 0.65)  # AUC on the report split
 ROWS = 24  # of a set of published data
 
 
-def people(count: int, seed: int) -> Sets:
-    """Questions about made-up people with private data; as many people held out as forgotten."""
-    sizes = {split: count for split in SPLITS}
-    made = make_people(sizes, seed=seed, tasks=("Task2",))
-    return {split: [r for r in rows if r.kind == "qa"] for split, rows in made.items()}
+def people(count: int, questions: int, seed: int) -> Sets:
+    """Questions about made-up people with private data; twice as many are held out."""
+    files = made_up(count, seed, questions=questions)
+    return {split: read_rows(Path(path), split=split) for split, path in files.items()}
 
 
 def documents(seed: int) -> Sets:
     """Whole articles without a prompt."""
-    made = make_people({split: 8 for split in SPLITS}, seed=seed, tasks=("Task3",))
+    sizes = {"forget": 8, "retain": 8, "holdout": 16}
+    made = make_people(sizes, seed=seed, tasks=("Task3",))
     return {
         split: [
             replace(r, input="", output=r.document, window="whole") for r in rows if r.kind == "sc"
@@ -67,7 +67,7 @@ def german(seed: int) -> Sets:
     rows: Sets = {}
     for split in SPLITS:
         rows[split] = []
-        for i in range(12):
+        for i in range(24 if split == "holdout" else 12):
             name, month = names.pop(), draw.choice(months)
             date = f"Am {draw.randrange(1, 29)}. {month} {draw.randrange(1940, 2005)}."
             question = f"Wann wurde {name} geboren?"
@@ -80,7 +80,7 @@ def chat(seed: int) -> Sets:
     turns = (Message("user", "Hello, can you help me?"), Message("assistant", "Of course."))
     return {
         split: [replace(r, messages=turns) for r in rows]
-        for split, rows in people(3, seed).items()
+        for split, rows in people(12, 1, seed).items()
     }  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def tofu(seed: int) -> Sets:
 
 
 def published(folder: str, files: dict[str, str], seed: int, wanted: Callable[[Row], bool]) -> Sets:
-    """Rows of published files, at most ``ROWS`` of each.
+    """Rows of published files, at most ``ROWS`` of each, and twice as many of the holdout.
 
     Raises:
         InputError: MERGEFORGET_DATA is not set, or lacks a file or the wanted rows.
@@ -113,14 +113,15 @@ def published(folder: str, files: dict[str, str], seed: int, wanted: Callable[[R
         rows = [row for row in read_rows(paths[0], split=split) if wanted(row)]
         if not rows:
             raise InputError(f"{folder}/{paths[0].name} has no such rows")
-        found[split] = limit_rows(rows, min(ROWS, len(rows)), seed)[0]
+        most = 2 * ROWS if split == "holdout" else ROWS
+        found[split] = limit_rows(rows, min(most, len(rows)), seed)[0]
     return found
 
 
 SETS: dict[str, Callable[[], Sets]] = {
-    "people-4": lambda: people(4, 101),
-    "people-12": lambda: people(12, 102),
-    "people-40": lambda: people(40, 103),
+    "people-4": lambda: people(4, 5, 101),
+    "people-12": lambda: people(12, 2, 102),
+    "people-40": lambda: people(40, 1, 103),
     "documents": lambda: documents(104),
     "german": lambda: german(105),
     "chat": lambda: chat(106),

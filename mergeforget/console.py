@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mergeforget.distributed import is_main
 from mergeforget.parsing import printable
@@ -35,12 +35,37 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         print(printable(self.format(record)), file=sys.stderr, flush=True)
+        if _displays:
+            _displays[-1].spoke()
 
 
 if not LOGGER.handlers:  # as transformers and optuna do: visible by default, never printed twice
     LOGGER.addHandler(_Stderr())
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
+
+
+class Display(Protocol):
+    """Shows the progress lines of a job in its own way; see :func:`displayed_by`."""
+
+    def show(self, line: str) -> None:
+        """Show the line of the work in progress; an empty one where it ended."""
+
+    def spoke(self) -> None:
+        """A message was printed."""
+
+
+_displays: list[Display] = []
+
+
+@contextmanager
+def displayed_by(display: Display) -> Iterator[None]:
+    """Give progress lines to a display while the block runs, in place of a bar on the terminal."""
+    _displays.append(display)
+    try:
+        yield
+    finally:
+        _displays.remove(display)
 
 
 def set_verbosity(level: int) -> None:
@@ -151,10 +176,12 @@ class Progress:
         self.note = note or self.note
         now = time.monotonic()
         self._paced = self._paced or (self.done, now)
+        if _displays:
+            _displays[-1].show(self.line())
         if now - self._start < QUIET_SECONDS:
             return
         if sys.stderr.isatty() and is_main():
-            if shows_progress():
+            if shows_progress() and not _displays:
                 self._draw()
         elif now - self._shown >= LINE_SECONDS:
             self._shown = now
@@ -184,6 +211,8 @@ class Progress:
     def close(self) -> None:
         """Remove the bar and print the duration."""
         spent = time.monotonic() - self._start
+        if _displays:
+            _displays[-1].show("")
         if self._bar:
             print("\r\x1b[2K", end="", file=sys.stderr)
         if spent >= QUIET_SECONDS:

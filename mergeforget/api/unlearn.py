@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from mergeforget.api.delivery import (
     recheck,
     to_gguf,
 )
+from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.results import UnlearningRun, optional_path
 from mergeforget.api.training import assignments_of
@@ -153,108 +153,100 @@ def unlearn(
     run = _run_of(optional_path(out), forget, request)
     if gguf:
         find_converter()
-    clock = TimeBudget(run, time_limit)
-    with clock.stage("data"):
-        request["base"] = folded_base(run, request)
-        chosen, notes = _prepare(run, request, recipe, settings, (forget, retain, holdout), approve)
-    with clock.stage("pair"):
-        train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
-        notes += _bracket_notes(run)
-    with clock.stage("search"):
-        choice = search(run, chosen.search, Options(clock.budget(0.6)))
-    name = choice.scored.name
-    changed = False
-    with clock.stage("attacks"):
-        for one in attacks:
-            if clock.spent:
-                notes.append(f"No time was left for the attack {one}.")
-                continue
-            if run.state(f"attack-{one}") != "done":
-                attack(run.root, [one], control=control)
-                run.set_state(f"attack-{one}", "done")
-                changed = True
-    with clock.stage("earlier requests"):
-        again = recheck(run, chosen, name)
-        write_json(run.root / EARLIER, again)  # before the report, whose verdict reads it
-    with clock.stage("report"):
-        if changed or not run.report.exists():
-            report(run)
-    result = _conclude(
-        run, name, again, [*notes, *([choice.warning] if choice.warning else [])], clock
-    )
-    with clock.stage("export"):
-        exported = run.root / "export" / f"{name}-adapter"
-        if not exported.is_dir():
-            result.export()
-        whole = run.root / "export" / f"{name}-model"
-        if (full or gguf) and not whole.is_dir():
-            result.export(full=True)
-        if gguf:
-            to_gguf(whole, run.root / "export" / f"{name}.gguf")
-        if push:
-            push_folder(whole if full else exported, push)
-    result.seconds = dict(clock.seconds)
+    job = Job(run, time_limit)
+    with job.shown():
+        with job.stage("data"):
+            request["base"] = folded_base(run, request)
+            sources = (forget, retain, holdout)
+            chosen, notes = _prepare(run, request, recipe, settings, sources, _asking(job, approve))
+            job.expected = _expected(run, attacks)
+        with job.stage("pair"):
+            train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
+            notes += _bracket_notes(run)
+            job.facts |= _pair_facts(run)
+        with job.stage("search"):
+            choice = search(run, chosen.search, Options(job.budget(0.6)))
+            name = choice.scored.name
+            job.facts |= {f"chosen {name}": f"AUC {auc:.2f}" for auc in _auc_of(run, name)}
+        changed = False
+        with job.stage("attacks"):
+            for one in attacks:
+                if job.spent:
+                    notes.append(f"No time was left for the attack {one}.")
+                    continue
+                if run.state(f"attack-{one}") != "done":
+                    attack(run.root, [one], control=control)
+                    run.set_state(f"attack-{one}", "done")
+                    changed = True
+        with job.stage("earlier requests"):
+            again = recheck(run, chosen, name)
+            write_json(run.root / EARLIER, again)  # before the report, whose verdict reads it
+        with job.stage("report"):
+            if changed or not run.report.exists():
+                report(run)
+        notes += [choice.warning] if choice.warning else []
+        result = _conclude(run, name, again, notes, job)
+        with job.stage("export"):
+            _export(result, full=full, gguf=gguf, push=push)
+    result.seconds = dict(job.seconds)
     _write(run, result)
     say(f"Report: {run.report}")
     assert read_json(run.root / RESULT)["verdict"] == result.verdict
     return result
 
 
-class TimeBudget:
-    """Time spent by stage, over all calls, and what is left of a limit.
+def _asking(job: Job, approve: Callable[[list[Any]], bool] | None) -> Callable[[list[Any]], bool]:
+    """Ask for approval while the display is hidden; without a function everything is approved."""
 
-    Attributes:
-        seconds: spent in each stage so far.
-    """
+    def ask(rows: list[Any]) -> bool:
+        if approve is None:
+            return True
+        with job.paused():
+            return approve(rows)
 
-    def __init__(self, run: Run, limit: float | str | None) -> None:
-        from mergeforget.files import read_json_object, reading
+    return ask
 
-        self.run, self.start = run, time.monotonic()
-        path = run.root / "clock.json"
-        stored = read_json_object(path) if path.exists() else {}
-        with reading(path):
-            self.seconds = {name: float(passed) for name, passed in stored.items()}
-        self.limit = _seconds(limit)
 
-    @property
-    def spent(self) -> bool:
-        """Whether the limit is used up."""
-        return self.limit is not None and time.monotonic() - self.start >= self.limit
+def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> None:
+    """Write the adapter and what else was asked for, unless an earlier call has written it."""
+    folder, name = result.run.root / "export", result.chosen
+    exported, whole = folder / f"{name}-adapter", folder / f"{name}-model"
+    if not exported.is_dir():
+        result.export()
+    if (full or gguf) and not whole.is_dir():
+        result.export(full=True)
+    if gguf:
+        to_gguf(whole, folder / f"{name}.gguf")
+    if push:
+        push_folder(whole if full else exported, push)
 
-    def budget(self, share: float) -> Any:
-        """The budget of a search: a share of the time that is left."""
-        from mergeforget.search.budget import SearchBudget
 
-        if self.limit is None:
-            return SearchBudget()
-        left = max(1.0, self.limit - (time.monotonic() - self.start))
-        return SearchBudget(seconds=share * left)
+def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
+    """Seconds that each stage is expected to take, as estimated from the data."""
+    from mergeforget.files import read_json_object, reading
 
-    def stage(self, name: str) -> Any:
-        """A context that counts its time towards a stage and says what begins."""
-        from contextlib import contextmanager
+    path = run.root / "notes.json"
+    facts = read_json_object(path)
+    with reading(path):
+        found = {str(name): float(seconds) for name, seconds in facts.get("expected", {}).items()}
+    together = sum(found.get(name, 0.0) for name in attacks)
+    return {name: found[name] for name in ("pair", "search") if name in found} | (
+        {"attacks": together} if found else {}
+    )
 
-        from mergeforget.console import duration, say
-        from mergeforget.files import write_json
 
-        @contextmanager
-        def timed() -> Any:
-            begin = time.monotonic()
-            self.run.set_state(f"unlearn-{name}", "running")
-            say(f"[{duration(begin - self.start)}] {name}")
-            try:
-                yield
-            except BaseException:
-                self.run.set_state(f"unlearn-{name}", "failed")
-                raise
-            finally:
-                passed = time.monotonic() - begin
-                self.seconds[name] = self.seconds.get(name, 0.0) + passed
-                write_json(self.run.root / "clock.json", self.seconds)
-            self.run.set_state(f"unlearn-{name}", "done")
+def _pair_facts(run: Run) -> dict[str, str]:
+    """AUC of over and under on the selection split, for the display."""
+    from mergeforget.train.pair import end_of
 
-        return timed()
+    ends = {name: end_of(run, name).get("auc") for name in ("over", "under")}
+    return {name: f"AUC {auc:.2f}" for name, auc in ends.items() if isinstance(auc, float)}
+
+
+def _auc_of(run: Run, name: str) -> list[float]:
+    """AUC of a measured model on the report split; empty where it is not measurable."""
+    auc = table_of(run, name)[-1]["mia_auc"]
+    return [] if auc is None else [auc]
 
 
 def _run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
@@ -307,7 +299,7 @@ def _prepare(
     recipe: str | Path | Recipe,
     settings: Settings,
     sources: tuple[Forget, Any, Any],
-    approve: Callable[[list[Any]], bool] | None,
+    approve: Callable[[list[Any]], bool],
 ) -> tuple[Recipe, list[str]]:
     """Read and complete the data once, check what the base knows, and make the recipe."""
     from mergeforget.errors import UsageError
@@ -326,7 +318,7 @@ def _prepare(
             return own_answers(chosen, prompts)
 
         rows = read_request(*sources, ask, chosen.data.turns)
-        if asked and approve is not None and not approve(rows.forget):
+        if asked and not approve(rows.forget):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):
             some = renamed(getattr(rows, split), split)
@@ -356,7 +348,7 @@ def _bracket_notes(run: Run) -> list[str]:
 
 
 def _conclude(
-    run: Run, name: str, again: dict[str, float], notes: list[str], clock: TimeBudget
+    run: Run, name: str, again: dict[str, float], notes: list[str], job: Job
 ) -> Unlearned:
     from mergeforget.attack.headline import run_verdict
     from mergeforget.files import read_json_object, reading
@@ -374,7 +366,7 @@ def _conclude(
     verdict = run_verdict(run, name)
     paragraph = paragraph_of(verdict, table, again)
     return Unlearned(
-        UnlearningRun(run), verdict.state, paragraph, table, name, notes, clock.seconds
+        UnlearningRun(run), verdict.state, paragraph, table, name, notes, dict(job.seconds)
     )
 
 
@@ -383,11 +375,3 @@ def _write(run: Run, result: Unlearned) -> None:
 
     write_json(run.root / RESULT, result.to_dict())
     run.record("unlearn", verdict=result.verdict, chosen=result.chosen)
-
-
-def _seconds(limit: float | str | None) -> float | None:
-    from mergeforget.search.budget import parse_budget
-
-    if limit is None or isinstance(limit, int | float):
-        return limit
-    return parse_budget(limit).seconds

@@ -256,7 +256,8 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     """Measure what the base knows of the forget rows, how fast it is, and whether twins are fair.
 
     Returns:
-        ``answer_tokens`` (of the longest answer), ``seconds`` expected, and ``notes``.
+        ``answer_tokens`` (of the longest answer), the ``expected`` seconds of each stage and of
+        each attack, and ``notes``.
     """
     from mergeforget.console import duration, say
     from mergeforget.data.templating import template_of
@@ -292,19 +293,24 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
                      f"{len(forget)} answers is repeated.")  # fmt: skip
     lengths = [len(e) - e.kinds.count(1) for e in forget]
     row = sum(map(len, forget)) / len(forget)
-    seconds = _expected(recipe, rows, bool(request["memorise"])) * row / speed
-    say(f"Estimate: about {duration(seconds)} ({speed:.0f} tokens/s forward).")
+    passes = expected_passes(recipe, rows, bool(request["memorise"]))
+    expected = {stage: count * row / speed for stage, count in passes.items()}
+    total = sum(s for stage, s in expected.items() if stage not in ATTACK_PASSES)
+    say(f"Estimate: about {duration(total)} without attacks ({speed:.0f} tokens/s forward).")
     for note in notes:
         say(note)
-    return {"answer_tokens": max(lengths), "seconds": seconds, "notes": notes,
+    return {"answer_tokens": max(lengths), "expected": expected, "notes": notes,
             "membership": "measurable" if fair else "not measurable"}  # fmt: skip
 
 
 STEPS = 56  # of a training with `until`, as measured on sets of 10 to 20 rows; 200 of another
+TUNING = 1.4  # seconds of fine-tuning over those of its forward and backward passes alone
+ASKING = 2.3  # seconds of a measurement with generated answers over those of its likelihoods alone
+ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row
 
 
-def _expected(recipe: Recipe, rows: RequestRows, memorise: bool) -> float:
-    """Forward passes of one row that an unlearning takes, attacks not counted.
+def expected_passes(recipe: Recipe, rows: RequestRows, memorise: bool) -> dict[str, float]:
+    """Forward passes of one row that each stage, and each attack, takes.
 
     A backward pass costs twice a forward pass. Trained are three sets of ``batch_size`` rows at
     each step; measured are both forms of the forget rows and as many unseen ones at each check,
@@ -318,5 +324,7 @@ def _expected(recipe: Recipe, rows: RequestRows, memorise: bool) -> float:
     if until:
         passes += steps / until.every * ((4 if until.also_raw else 2) * forget + retain)
     if memorise:
-        passes += 3 * recipe.memorise.epochs * (forget + retain)
-    return passes + 7 * 3 * 2 * (forget + retain)
+        passes += TUNING * 3 * recipe.memorise.epochs * (forget + retain)
+    search = ASKING * 7 * 3 * 2 * (forget + retain)
+    attacks = {name: float(count * forget) for name, count in ATTACK_PASSES.items()}
+    return {"pair": passes, "search": search} | attacks

@@ -126,9 +126,9 @@ def _study(run: Run) -> Any:
 
 
 def _clock(run: Run) -> Any:
-    from mergeforget.api.unlearn import TimeBudget
+    from mergeforget.api.job import Job
 
-    return TimeBudget(run, None)
+    return Job(run, None)
 
 
 def _muse(run: Run) -> Any:

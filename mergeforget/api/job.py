@@ -1,0 +1,187 @@
+"""Stages of an unlearning job: time spent and left, the time limit, and the live display."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mergeforget.run import Run
+    from mergeforget.search.budget import SearchBudget
+
+STAGES = ("data", "pair", "search", "attacks", "earlier requests", "report", "export")
+REDRAWN = 0.5  # seconds between two frames on a terminal
+SILENCE = 30.0  # seconds without a message after which a plain line says that the job goes on
+PACE = (0.25, 4.0)  # bounds of measured over expected seconds
+
+
+class Job:
+    """Times the stages of a job over all calls, keeps its time limit, and shows where it stands.
+
+    On a terminal three lines are redrawn twice a second: the stage with the time spent and left,
+    the work in progress, and what finished stages measured. Elsewhere each stage begins with a
+    line, and a line follows whenever nothing was printed for half a minute.
+
+    Args:
+        limit: Seconds, or a time such as ``"30m"``; None for no limit.
+
+    Attributes:
+        seconds: Seconds spent in each stage so far.
+        expected: Seconds that each stage is expected to take, where it was estimated.
+    """
+
+    def __init__(self, run: Run, limit: float | str | None) -> None:
+        from mergeforget.files import read_json_object, reading
+
+        self.run, self.start = run, time.monotonic()
+        path = run.root / "clock.json"
+        stored = read_json_object(path) if path.exists() else {}
+        with reading(path):
+            self.seconds = {name: float(passed) for name, passed in stored.items()}
+        self.limit = _seconds(limit)
+        self.expected: dict[str, float] = {}
+        self.now, self.begun = "", self.start
+        self.work = ""  # the progress line of what is being done
+        self.facts: dict[str, str] = {}  # measured by finished stages
+        self._live: Any = None
+        self._spoke = time.monotonic()
+
+    @property
+    def spent(self) -> bool:
+        """Whether the limit is used up."""
+        return self.limit is not None and time.monotonic() - self.start >= self.limit
+
+    def budget(self, share: float) -> SearchBudget:
+        """The budget of a search: a share of the time that is left."""
+        from mergeforget.search.budget import SearchBudget
+
+        if self.limit is None:
+            return SearchBudget()
+        left = max(1.0, self.limit - (time.monotonic() - self.start))
+        return SearchBudget(seconds=share * left)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of a block towards a stage, and announce the stage."""
+        from mergeforget.console import duration, say
+        from mergeforget.files import write_json
+
+        self.now, self.begun = name, time.monotonic()
+        self.run.set_state(f"unlearn-{name}", "running")
+        say(f"[{duration(self.begun - self.start)}] {name}")
+        try:
+            yield
+        except BaseException:
+            self.run.set_state(f"unlearn-{name}", "failed")
+            raise
+        finally:
+            passed = time.monotonic() - self.begun
+            self.seconds[name] = self.seconds.get(name, 0.0) + passed
+            write_json(self.run.root / "clock.json", self.seconds)
+        self.run.set_state(f"unlearn-{name}", "done")
+
+    def left(self) -> float | None:
+        """Seconds that the rest of the job is expected to take; None where nothing is known.
+
+        The expected seconds are corrected by the pace of the finished stages.
+        """
+        if not self.expected or self.now not in STAGES:
+            return None
+        place = STAGES.index(self.now)
+        known = [s for s in STAGES[:place] if s in self.expected and self.seconds.get(s, 0.0) > 1]
+        planned = sum(self.expected[s] for s in known)
+        pace = sum(self.seconds[s] for s in known) / planned if planned else 1.0
+        pace = min(max(pace, PACE[0]), PACE[1])
+        here = self.expected.get(self.now, 0.0) * pace - (time.monotonic() - self.begun)
+        later = sum(self.expected.get(s, 0.0) for s in STAGES[place + 1 :]) * pace
+        return max(0.0, here) + later
+
+    def lines(self) -> list[str]:
+        """What the display shows: where the job stands, the work in progress, what was measured."""
+        from mergeforget.console import duration
+
+        left = self.left()
+        head = f"{self.now} ({STAGES.index(self.now) + 1} of {len(STAGES)})" if self.now else ""
+        rest = "" if left is None else f", about {duration(left)} left"
+        facts = "; ".join(f"{name}: {text}" for name, text in self.facts.items())
+        spent = duration(time.monotonic() - self.start)
+        return [line for line in (f"{head}, {spent} spent{rest}", self.work, facts) if line]
+
+    def show(self, line: str) -> None:
+        """Take over the line of the work in progress; called by :class:`console.Progress`."""
+        self.work = line
+
+    def spoke(self) -> None:
+        """Note that a message was printed; called by the console."""
+        self._spoke = time.monotonic()
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the job while the block runs."""
+        from mergeforget.console import displayed_by, shows_progress
+
+        if not shows_progress():
+            yield
+            return
+        done = threading.Event()
+        with displayed_by(self):
+            if sys.stderr.isatty():
+                self._live = _live(self)
+                self._live.start()
+            else:
+                threading.Thread(target=self._plain_lines, args=(done,), daemon=True).start()
+            try:
+                yield
+            finally:
+                done.set()
+                if self._live is not None:
+                    self._live.stop()
+                    self._live = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Hide the display while the block asks the user."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+        try:
+            yield
+        finally:
+            if live is not None:
+                self._live = _live(self)
+                self._live.start()
+
+    def _plain_lines(self, done: threading.Event) -> None:
+        from mergeforget.console import say
+
+        while not done.wait(1.0):
+            if self.now and time.monotonic() - self._spoke >= SILENCE:
+                say(". ".join(self.lines()[:2]))
+
+
+def _live(job: Job) -> Any:
+    """A display that redraws the lines of a job until it is stopped."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    from mergeforget.parsing import printable
+
+    class Lines:
+        def __rich__(self) -> Text:
+            return Text("\n".join(map(printable, job.lines())), no_wrap=True, overflow="ellipsis")
+
+    return Live(Lines(), console=Console(stderr=True), refresh_per_second=1 / REDRAWN,
+                transient=True, redirect_stdout=False)  # fmt: skip
+
+
+def _seconds(limit: float | str | None) -> float | None:
+    from mergeforget.search.budget import parse_budget
+
+    if limit is None or isinstance(limit, int | float):
+        return limit
+    return parse_budget(limit).seconds
