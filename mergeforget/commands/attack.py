@@ -59,8 +59,8 @@ SHARED = (
     "--full", is_flag=True, default=None, help="relearn: train every weight instead of a LoRA."
 )
 @click.option("--bits", metavar="N,N", help="quantise: widths to try.  [default: 8,4]")
-@click.option("--group", type=click.IntRange(2), help="quantise, nf4: weights that share a scale "
-              "below 8 bits.  [default: 64]")  # fmt: skip
+@click.option("--group", type=click.IntRange(2), help="quantise, nf4, gptq, awq: weights that "
+              "share a scale below 8 bits.  [default: 64]")  # fmt: skip
 @click.option("--kinds", metavar="K,K", help="prompts: plain, paraphrase, prefix, jailbreak.  "
               "[default: all]")  # fmt: skip
 @click.option("--words", metavar="N,N", help="prompts: words of the answer that a prefix gives.  "

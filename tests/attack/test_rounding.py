@@ -8,6 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from mergeforget.attack.calibration import (
+    CALIBRATED,
+    InputStatistics,
+    awq,
+    calibrated,
+    gptq,
+    in_parts,
+)
 from mergeforget.attack.rounding import (
     NF4,
     round_to_nearest,
@@ -149,3 +157,75 @@ def test_a_model_can_be_rounded_to_nf4(tiny_model: Any) -> None:
     with rounded(tiny_model, 4, 64, "nf4") as done:
         assert done.share == 1 and torch.equal(weight, round_to_nf4(before))
     assert torch.equal(weight, before)
+
+
+def _inputs(width: int, n: int = 400) -> tuple[torch.Tensor, InputStatistics]:
+    """Correlated inputs of a layer, some of them much larger than the others."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(n, width, generator=draw) @ torch.randn(width, width, generator=draw)
+    x = x / width**0.5 * torch.linspace(0.1, 1.0, width)
+    x[:, ::16] *= 20
+    found = InputStatistics(torch.zeros(width, width), torch.zeros(width))
+    found.add(x.view(2, -1, width))
+    return x, found
+
+
+@pytest.mark.parametrize("method", [gptq, awq])
+@pytest.mark.parametrize("group", [None, 64, 48])
+def test_calibration_lowers_the_error_of_the_outputs(method: Any, group: int | None) -> None:
+    weight = torch.randn(24, 192, generator=torch.Generator().manual_seed(4))
+    x, inputs = _inputs(192)
+    found = method(weight, inputs, 4, group)
+    plain = round_to_nearest(weight, 4, group)
+    errors = [(x @ (one - weight).T).square().mean() for one in (found, plain)]
+    assert errors[0] < 0.8 * errors[1]
+    if method is gptq:
+        assert all(len(row[: group or 192].unique()) <= 15 for row in found)  # 4 bits, symmetric
+
+
+def test_gptq_follows_the_published_loop() -> None:
+    """Against the greedy update of optimal brain quantisation, written without Cholesky factors.
+
+    The column that is rounded next leaves the inverse of the Gram matrix by Gaussian elimination.
+    """
+    weight = torch.randn(3, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    _, inputs = _inputs(20)
+    found = gptq(weight, inputs, 3, None)
+    gram = inputs.gram.double() / inputs.count
+    gram += 0.01 * gram.diagonal().mean() * torch.eye(20, dtype=torch.float64)
+    inverse, w = torch.linalg.inv(gram), weight.clone()
+    scale = w.abs().amax(1) / 3
+    for i in range(20):
+        rounded_column = scale * (w[:, i] / scale).round().clamp(-3, 3)
+        error = (w[:, i] - rounded_column) / inverse[i, i]
+        w[:, i + 1 :] -= error[:, None] * inverse[i, i + 1 :]
+        w[:, i] = rounded_column
+        inverse = inverse - inverse[:, i : i + 1] @ inverse[i : i + 1] / inverse[i, i]
+    torch.testing.assert_close(found, w, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", [gptq, awq])
+def test_without_inputs_calibration_is_rounding_to_nearest(method: Any) -> None:
+    weight = torch.randn(4, 130, generator=torch.Generator().manual_seed(6))
+    nothing = InputStatistics(torch.zeros(130, 130), torch.zeros(130))
+    found = method(weight, nothing, 4, 64)
+    torch.testing.assert_close(found, round_to_nearest(weight, 4, 64), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CALIBRATED)
+def test_a_model_is_quantised_with_calibration_and_restored(tiny_model: Any, kind: Any) -> None:
+    before = {n: p.detach().clone() for n, p in tiny_model.named_parameters()}
+    texts = [[5, 6, 7, 8], [9, 10, 11]]
+    with calibrated(tiny_model, 4, 64, kind, texts) as done:
+        assert done.share == 1 and done.matrices == 2 * 7
+        first = "model.layers.0.self_attn.q_proj.weight"
+        now = dict(tiny_model.named_parameters())[first]
+        assert not torch.equal(now, before[first])
+    assert all(torch.equal(p, before[n]) for n, p in tiny_model.named_parameters())
+    assert not tiny_model.model.layers[0].self_attn.q_proj._forward_pre_hooks
+
+
+def test_calibration_is_split_to_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [torch.nn.Linear(8, 2) for _ in range(5)]
+    monkeypatch.setattr("mergeforget.attack.calibration.ENTRIES", 130)
+    assert in_parts(layers) == [[0, 1], [2, 3], [4]]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
+from mergeforget.attack.calibration import CALIBRATED, calibrated, calibration_texts
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
-from mergeforget.attack.rounding import LEAST_ROUNDED, rounded
+from mergeforget.attack.rounding import LEAST_ROUNDED, RoundedShare, rounded
 from mergeforget.attack.scores import (
     FOLLOWED,
     ScoredRows,
@@ -55,7 +57,8 @@ def by_rounding(
     """Score every model with original and rounded weights, and compare with the control.
 
     Args:
-        kind: ``nearest`` or ``nf4``; see ``rounding.rounded``.
+        kind: ``nearest`` or ``nf4``, see ``rounding.rounded``; ``gptq`` or ``awq``, see
+            ``calibration.calibrated``.
     """
     target.need("forget")
     rows = ScoredRows.of(target)
@@ -86,7 +89,7 @@ def _scores(
             label = f"{suspect.role}, {width} bits:" if width else f"{suspect.role}:"
             if width == WHOLE:
                 return forget_scores(model, tokenizer, rows, target, label=label)
-            with rounded(model, width, size, kind) as done:
+            with _quantised(model, tokenizer, target, width, size, kind) as done:
                 scores = forget_scores(model, tokenizer, rows, target, label=label)
             return scores | {"rounded": done.share}
 
@@ -95,6 +98,17 @@ def _scores(
         scores = target.measured(suspect, "quantise", settings, rows.every, work)
         points.append({"bits": width, **scores})
     return points
+
+
+def _quantised(
+    model: Any, tokenizer: Any, target: Target, width: int, size: int | None, kind: str
+) -> AbstractContextManager[RoundedShare]:
+    """Return a context in which the model is quantised."""
+    for method in CALIBRATED:
+        if kind == method:
+            texts = calibration_texts(tokenizer, target.retain)
+            return calibrated(model, width, size, method, texts)
+    return rounded(model, width, size, kind)
 
 
 def judged(
