@@ -50,6 +50,7 @@ class Chosen:
     Attributes:
         scores: part -> the scores in the sentence.
         predicted: density predicted from the pair at the start of the search.
+        next_best: sentence that compares it with the next best candidate; empty without one.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Chosen:
     warning: str | None
     scores: dict[str, Any] = field(default_factory=dict)
     predicted: float | None = None
+    next_best: str = ""
 
 
 def run_scores(run: Run) -> dict[str, list[Score]]:
@@ -111,6 +113,7 @@ def read_chosen(run: Run) -> Chosen | None:
         warning=values.get("warning"),
         scores=values.get("scores") or {},
         predicted=values.get("predicted"),
+        next_best=str((values.get("next_best") or {}).get("sentence", "")),
     )
 
 

@@ -41,6 +41,7 @@ from mergeforget.analysis.tables import (
 )
 from mergeforget.analysis.verification import write_evidence
 from mergeforget.errors import InputError, suggest
+from mergeforget.evaluate.paired import PairedDifference, paired_differences
 from mergeforget.files import sha256, write_text
 from mergeforget.parsing import read_text
 from mergeforget.recipe import load_recipe
@@ -261,6 +262,27 @@ def compare(
     return found
 
 
+def compare_rows(
+    folders: Sequence[Path], model: str | None = None
+) -> dict[str, list[PairedDifference]]:
+    """Return the differences of each run's model from that of the first run, on common rows.
+
+    Args:
+        model: As for ``compare``.
+
+    Returns:
+        Differences by ``RUN: MODEL``; a run that shares no answered row with the first has none.
+    """
+    paths = {}
+    for folder in folders:
+        run = open_run(folder)
+        name = model or _chosen(run)
+        paths[f"{_title(folder, folders)}: {name}"] = run.answers / f"{name}.jsonl"
+    first, *others = paths
+    found = {name: paired_differences(paths[name], paths[first]) for name in others}
+    return {name: differences for name, differences in found.items() if differences}
+
+
 def _chosen(run: Run) -> str:
     name = run.chosen_name()
     if name is None:
@@ -277,13 +299,25 @@ def _title(folder: Path, folders: Sequence[Path]) -> str:
     return folder.name if len(same) == 1 else str(folder)
 
 
-def write_comparison(scores: Mapping[str, list[Score]], path: Path) -> None:
+def write_comparison(
+    scores: Mapping[str, list[Score]],
+    path: Path,
+    differences: Mapping[str, Sequence[PairedDifference]] = {},
+) -> None:
     """Write a page with a row per model and a column per score.
 
     Args:
         scores: Scores by the name of the model, for example ``RUN: MODEL``.
+        differences: Differences of the other models from the first one.
     """
     measures = measures_of(dict(scores))
     rows = [(name, [cell_of(every, m) for m in measures]) for name, every in scores.items()]
-    context = {"title": "mergeforget: comparison", "labels": map(label_of, measures), "rows": rows}
+    context = {
+        "title": "mergeforget: comparison",
+        "labels": [label_of(measure) for measure in measures],
+        "rows": rows,
+        "first": next(iter(scores)),
+        "differences": differences,
+        "label": label_of,
+    }
     write_text(path, render("comparison.html", context))

@@ -30,6 +30,8 @@ LABELS = {
     ("aggregate", "all"): "Aggregate",
     ("leak_rate", "forget"): "Leaked answers, forget",
     ("leak_rate", "retain"): "Known answers, retain",
+    ("rouge_l", "forget"): "ROUGE-L recall, forget",
+    ("rouge_l", "retain"): "ROUGE-L recall, retain",
     ("verbatim_rouge", "forget"): "ROUGE-L, forget",
     ("verbatim_rouge", "retain"): "ROUGE-L, retain",
     ("model_utility", "all"): "Model utility",

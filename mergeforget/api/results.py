@@ -12,6 +12,7 @@ from mergeforget.run import Run, open_run
 if TYPE_CHECKING:
     from mergeforget.adapter import Adapter
     from mergeforget.attack.result import Result
+    from mergeforget.evaluate.paired import PairedDifference
     from mergeforget.recipe import Recipe
     from mergeforget.score import Score
     from mergeforget.search.choice import Choice
@@ -25,6 +26,7 @@ class Scores(Mapping[str, "list[Score]"]):
     Attributes:
         notes: Warnings and remarks on the scores, one sentence each.
         terms: The terms that the benchmark averages into its aggregate, where it has one.
+        differences: Differences from the first model on common rows, by model; of ``compare``.
     """
 
     def __init__(
@@ -32,10 +34,12 @@ class Scores(Mapping[str, "list[Score]"]):
         models: Mapping[str, Sequence[Score]],
         notes: Sequence[str] = (),
         terms: Sequence[float] = (),
+        differences: Mapping[str, Sequence[PairedDifference]] | None = None,
     ) -> None:
         self._models = {name: list(scores) for name, scores in models.items()}
         self.notes = list(notes)
         self.terms = list(terms)
+        self.differences = {name: list(found) for name, found in (differences or {}).items()}
 
     def __getitem__(self, model: str) -> list[Score]:
         return self._models[model]

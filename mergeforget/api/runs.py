@@ -131,18 +131,21 @@ def compare(
         page: Write the table as an HTML page, too.
 
     Returns:
-        Scores by ``RUN: MODEL``.
+        Scores by ``RUN: MODEL``. ``differences`` has the differences from the first run on the rows
+        that both were asked (all rows, whatever ``part`` is), with their intervals.
 
     Raises:
         InputError: A run has no such scores.
     """
     from mergeforget.analysis.report import compare as collect
-    from mergeforget.analysis.report import write_comparison
+    from mergeforget.analysis.report import compare_rows, write_comparison
 
-    scores = collect([Path(run) for run in runs], run_model, part)
+    folders = [Path(run) for run in runs]
+    scores = collect(folders, run_model, part)
+    differences = compare_rows(folders, run_model)
     if page is not None:
-        write_comparison(scores, Path(page))
-    return Scores(scores)
+        write_comparison(scores, Path(page), differences)
+    return Scores(scores, differences=differences)
 
 
 def score(

@@ -23,10 +23,18 @@ from mergeforget.commands._options import emit, json_option
 def command(
     runs: tuple[Path, ...], model: str | None, part: Any, page: Path | None, as_json: bool
 ) -> None:
-    """Print the scores of several runs in one table, one column per run."""
+    """Print the scores of several runs in one table, one column per run.
+
+    A second table has the differences from the first run on the rows that both were asked, with
+    their 95 % intervals.
+    """
     from mergeforget.api.runs import compare
-    from mergeforget.evaluate.table import render
+    from mergeforget.evaluate.table import render, render_differences
 
     scores = compare(runs, run_model=model, part=part, page=page)
     result = {name: [s.to_dict() for s in every] for name, every in scores.items()}
-    emit({"scores": result}, render(scores), as_json)
+    found = {name: [d.to_dict() for d in every] for name, every in scores.differences.items()}
+    text = render(scores)
+    if found:
+        text += "\n\n" + render_differences(next(iter(scores)), scores.differences)
+    emit({"scores": result, "differences": found}, text, as_json)

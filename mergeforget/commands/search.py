@@ -120,7 +120,7 @@ def text(choice: Choice) -> str:
     """The choice in its sentence, and the figures of both halves."""
     from mergeforget.search.choice import figures
 
-    lines = [choice.sentence, ""]
+    lines = [choice.sentence, *([choice.next_best.sentence] if choice.next_best else []), ""]
     choosing, reporting = (figures(choice.scored.scores, part) for part in ("choose", "report"))
     lines.append(f"{'':24}{'choosing':>10}{'reporting':>11}")
     for name, value in choosing.items():

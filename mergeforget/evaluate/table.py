@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from mergeforget.evaluate.paired import PairedDifference
 from mergeforget.evaluate.worst_case import prompt_dependence
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import Score, find
@@ -29,6 +30,27 @@ def render(scores: Mapping[str, Sequence[Score]]) -> str:
         one = next(s for s in cells if s is not None)
         texts = ["" if s is None else f"{s.value:.4f}" for s in cells]
         table.add_row(*key[:3], *texts, *(_details(one) if alone else []), _better(one))
+    return as_text(table)
+
+
+def render_differences(first: str, differences: Mapping[str, Sequence[PairedDifference]]) -> str:
+    """Return a table of differences from the first model, with a row per model and score."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, title=f"Difference from {first} on the same rows",
+                  title_justify="left")  # fmt: skip
+    for heading in ("model", "metric", "split"):
+        table.add_column(heading)
+    for heading in ("difference", "95 % interval", "n"):
+        table.add_column(heading, justify="right")
+    table.add_column("distinguishable")
+    for model, every in differences.items():
+        for one in every:
+            interval = "{:+.3f} to {:+.3f}".format(*one.interval)
+            word = "yes" if one.distinguishable else "no"
+            table.add_row(model, one.metric, one.split, f"{one.value:+.4f}", interval,
+                          str(one.n), word)  # fmt: skip
     return as_text(table)
 
 

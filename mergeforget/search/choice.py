@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mergeforget.candidate import Candidate
+from mergeforget.evaluate.paired import PairedDifference, paired_differences
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, figure, known_share
@@ -37,6 +39,36 @@ class Anchors:
 
 
 @dataclass(frozen=True)
+class NextBest:
+    """The second best candidate, compared with the chosen one on the rows that both were asked.
+
+    Attributes:
+        differences: Scores of the chosen candidate minus those of the second best.
+    """
+
+    chosen: str
+    name: str
+    differences: list[PairedDifference]
+
+    @property
+    def sentence(self) -> str:
+        """Whether the two can be distinguished, with the differences and their intervals."""
+        apart = [d for d in self.differences if d.distinguishable]
+        shown = "; ".join(map(str, apart or self.differences))
+        if apart:
+            return f"{self.chosen} differs from {self.name}, the next best candidate: {shown}."
+        return (
+            f"{self.chosen} cannot be distinguished from {self.name}, the next best candidate, on "
+            f"the same rows: {shown}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = [d.to_dict() for d in self.differences]
+        return {"name": self.name, "sentence": self.sentence, "differences": found}
+
+
+@dataclass(frozen=True)
 class Choice:
     """The chosen candidate, as written to ``search/chosen.json``."""
 
@@ -47,6 +79,7 @@ class Choice:
     pareto: list[str]
     measured: int
     verdict: ForgettingVerdict
+    next_best: NextBest | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -59,6 +92,7 @@ class Choice:
             "pareto": self.pareto,
             "measured": self.measured,
             "verdict": self.verdict.to_dict(),
+            **({"next_best": self.next_best.to_dict()} if self.next_best else {}),
             "scores": {part: figures(self.scored.scores, part) for part in PARTS},
         }
 
@@ -95,6 +129,26 @@ def best_of(scored: Sequence[Scored], anchors: Anchors, objective: Objective, pa
     """Return the best candidate; the first by name of equals."""
     ordered = sorted(scored, key=lambda s: s.name)
     return max(ordered, key=lambda s: objective.rank(s.scores, anchors.base, part))
+
+
+def next_best(
+    chosen: str,
+    scored: Sequence[Scored],
+    anchors: Anchors,
+    objective: Objective,
+    answers: Path,
+) -> NextBest | None:
+    """Compare the chosen candidate with the next best one; None if there is nothing to compare.
+
+    Args:
+        answers: Folder of the answers and losses of each candidate.
+    """
+    others = [one for one in scored if one.name != chosen]
+    if not others:
+        return None
+    second = best_of(others, anchors, objective, "choose").name
+    found = paired_differences(answers / f"{chosen}.jsonl", answers / f"{second}.jsonl")
+    return NextBest(chosen, second, found) if found else None
 
 
 def pareto(scored: Sequence[Scored], part: str = "choose") -> list[str]:

@@ -26,7 +26,7 @@ from mergeforget.models import content_of, load_tokenizer, locate
 from mergeforget.recipe import Recipe, SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
-from mergeforget.search.choice import Anchors, Choice, Scored, choose
+from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best
 from mergeforget.search.density_prior import Guess
 from mergeforget.search.evaluator import (
     Evaluator,
@@ -272,6 +272,10 @@ class Searching:
         choice = self._choice(candidates)
         predicted = self.guess.made.get(choice.scored.candidate.family)
         choice, ways = self._with_ways(choice)
+        scored = self._scored(candidates)
+        following = next_best(choice.scored.name, scored, self._anchors(), self.objective,
+                              self.run.answers)  # fmt: skip
+        choice = replace(choice, next_best=following)
         more: dict[str, Any] = {"explored": explored, "predicted": predicted}
         more |= {"ways": ways} if ways else {}
         more |= template_facts(self.recipe)
@@ -348,9 +352,7 @@ class Searching:
         return f"best {choice.scored.name} ({self.objective.text}: {rank.value:.3f})"
 
     def _choice(self, candidates: Sequence[Candidate]) -> Choice:
-        scored = [
-            Scored(c, self.store.scores[c.name]) for c in candidates if self.store.has(c.name)
-        ]
+        scored = self._scored(candidates)
         if not scored and self.options.budget.seconds is not None:
             raise ResourceError(
                 "The time budget was spent before a candidate was measured. Measurements are "
@@ -358,8 +360,16 @@ class Searching:
             )
         if not scored:
             raise NumericError("No candidate could be measured; is the pair well trained?")
-        anchors = Anchors(*(self.store.scores[name] for name in ANCHORS))
-        return choose(scored, anchors, self.objective)
+        return choose(scored, self._anchors(), self.objective)
+
+    def _scored(self, candidates: Sequence[Candidate]) -> list[Scored]:
+        """Return the candidates that were measured in full, with their scores."""
+        scores = self.store.scores
+        return [Scored(c, scores[c.name]) for c in candidates if self.store.has(c.name)]
+
+    def _anchors(self) -> Anchors:
+        """Return the scores of base, over and under."""
+        return Anchors(*(self.store.scores[name] for name in ANCHORS))
 
 
 def template_facts(recipe: Recipe) -> dict[str, Any]:

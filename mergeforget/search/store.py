@@ -111,7 +111,7 @@ class Store:
         answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
         losses = [
             {"id": x.id, "member": x.member, "task": x.task, "membership": measured.membership,
-             "nll": x.nll}
+             "nll": x.nll, "subject": x.subject}
             for x in measured.losses
         ]  # fmt: skip
         self.keep_scores(model, scores)

@@ -45,3 +45,30 @@ def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
     done = call(*runs, "--run-model", "tie")
     assert done.exit_code == 4 and "Did you mean 'ties'" in done.stderr
     assert call(tmp_path / "none").exit_code == 4
+
+
+def test_differences_on_the_same_rows_have_intervals(runs: list[Path], tmp_path: Path) -> None:
+    """Run b reveals 8 of 12 forget answers that a does not; both keep the same retain answers."""
+    for run, revealed in zip(runs, (0, 8), strict=False):
+        rows = [
+            {"id": f"{split}{i}", "input": f"{split} {i}?", "output": f"secret {i * 37}",
+             "split": split, "completion": f"secret {i * 37}" if i < known else "nothing"}
+            for split, known in (("forget", revealed), ("retain", 9))
+            for i in range(12)
+        ]  # fmt: skip
+        write_jsonl(run / "answers" / "ties.jsonl", rows)
+        gain = revealed / 8  # nats a token that b is ahead on each member
+        losses = [{"id": f"{m}{i}", "member": m, "nll": 1 + i / 9 - gain * m * (1 + i % 3)}
+                  for m in (True, False) for i in range(9)]  # fmt: skip
+        write_jsonl(run / "answers" / "ties.losses.jsonl", losses)
+    done = call(*runs[:2])
+    assert "Difference from a: ties on the same rows" in done.stdout
+    found = json.loads(call(*runs[:2], "--json").stdout)["differences"]["b: ties"]
+    told = {(d["metric"], d["split"]): d for d in found}
+    leaks, kept = told["leak_rate", "forget"], told["leak_rate", "retain"]
+    assert leaks["value"] == pytest.approx(8 / 12) and leaks["interval"][0] > 0.2
+    assert kept["value"] == 0 and not kept["distinguishable"] and kept["interval"][1] > 0
+    assert told["mia_auc", "mia"]["value"] > 0.3 and told["mia_auc", "mia"]["n"] == 18
+    call(*runs[:2], "--page", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Differences from a: ties" in page and "Leaked answers, forget" in page

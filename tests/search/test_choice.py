@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import pytest
 
 from mergeforget.candidate import Candidate
+from mergeforget.files import write_jsonl
 from mergeforget.score import Score
-from mergeforget.search.choice import Anchors, Scored, choose, pareto
+from mergeforget.search.choice import Anchors, Scored, choose, next_best, pareto
 from mergeforget.search.objective import parse_objective
 from mergeforget.search.warnings import auc_deviation, share_deviation
 
@@ -197,3 +199,17 @@ def test_what_is_written_holds_both_halves() -> None:
         "mia_auc": 0.48, "knowledge_forget": 0.0, "knowledge_retain": 0.8
     }  # fmt: skip
     assert written["name"] == "ties-factors-d0.30" and written["measured"] == 3
+
+
+@pytest.mark.parametrize(("shift", "word"), [(0.01, "cannot be distinguished"), (2.0, "differs")])
+def test_the_choice_is_compared_with_the_next_best(tmp_path: Path, shift: float, word: str) -> None:
+    """On the same documents, with the interval of the difference."""
+    for name, by in (("ties-factors-d0.30", 0.0), ("ties-factors-d0.50", shift)):
+        losses = [{"id": f"{m}{i}", "member": m, "nll": (7 * i % 11) / 5 - m * by}
+                  for m in (True, False) for i in range(11)]  # fmt: skip
+        write_jsonl(tmp_path / f"{name}.losses.jsonl", losses)
+    best = choose(CANDIDATES, ANCHORS, parse_objective("mia")).scored.name
+    found = next_best(best, CANDIDATES[1:], ANCHORS, parse_objective("mia"), tmp_path)
+    assert found is not None and found.name == "ties-factors-d0.50"
+    assert word in found.sentence and "mia auc (mia)" in found.sentence
+    assert next_best(best, CANDIDATES[1:2], ANCHORS, parse_objective("mia"), tmp_path) is None

@@ -1,0 +1,118 @@
+"""Differences between two models that were measured on the same rows, with their intervals.
+
+The intervals of two models overlap easily, because both contain the variation between rows. The
+difference on the same rows does not contain it, so it distinguishes models that their own intervals
+do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeforget.data.schema import Answer, DocumentLoss, Row
+from mergeforget.evaluate.texts import read_losses, unit_of
+from mergeforget.files import read_jsonl, reading
+from mergeforget.metrics._rouge import rouge_l_recall
+from mergeforget.metrics._statistics import paired_auc_difference, paired_difference
+from mergeforget.metrics.leak_rate import is_leaked
+
+Key = tuple[str, str, str]  # split, id and prompt of a row
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """A score of one model minus that of another, on the rows that both were asked.
+
+    Attributes:
+        value: The difference of the scores.
+        interval: Its 95 % interval, over people or documents.
+        n: Number of rows or documents.
+    """
+
+    metric: str
+    split: str
+    value: float
+    interval: tuple[float, float]
+    n: int
+
+    @property
+    def distinguishable(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.interval[0] > 0 or self.interval[1] < 0
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        name = f"{self.metric.replace('_', ' ')} ({self.split})"
+        return f"{name} {self.value:+.3f}, 95 % CI {low:+.3f} to {high:+.3f}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"distinguishable": self.distinguishable}
+
+
+def paired_differences(one: Path, other: Path) -> list[PairedDifference]:
+    """Compare two models by the answers and losses that an evaluation or a search wrote.
+
+    Args:
+        one, other: ``answers/MODEL.jsonl`` of each model; the losses are in
+            ``answers/MODEL.losses.jsonl`` beside it.
+
+    Returns:
+        Differences of the share of revealed answers (``leak_rate``) and of ROUGE-L recall on the
+        forget and the retain rows, and of the MIA AUC; only those that both models have.
+    """
+    mine, theirs = read_answers(one), read_answers(other)
+    measures: dict[str, Callable[[Answer], float]] = {
+        "leak_rate": lambda answer: float(is_leaked(answer)),
+        "rouge_l": lambda answer: rouge_l_recall(answer.row.output, answer.completion),
+    }
+    found = []
+    for split in ("forget", "retain"):
+        shared = [k for k in mine if k in theirs and k[0] == split and mine[k].row.output.strip()]
+        subjects = [mine[key].row.subject for key in shared]
+        for metric, value in measures.items() if len(set(subjects)) > 1 else ():
+            values = ([value(every[key]) for key in shared] for every in (mine, theirs))
+            difference, interval = paired_difference(*values, subjects)
+            found.append(PairedDifference(metric, split, difference, interval, len(shared)))
+    paths = [path.with_name(f"{path.stem}.losses.jsonl") for path in (one, other)]
+    if all(path.is_file() for path in paths) and len({unit_of(path) for path in paths}) == 1:
+        losses = [read_losses(path) for path in paths]
+        if (area := auc_difference(*losses)) is not None:
+            found.append(area)
+    return found
+
+
+def read_answers(path: Path) -> dict[Key, Answer]:
+    """Read the answers of a model, by split, id and prompt; empty without a file."""
+    found = {}
+    for values in read_jsonl(path):
+        with reading(path):
+            name, prompt, output = (str(values[key]) for key in ("id", "input", "output"))
+            split, subject = str(values["split"]), str(values.get("subject") or "")
+            row = Row(name, prompt, output, split=split, subject=subject)
+            found[split, name, prompt] = Answer(row, str(values["completion"]))
+    return found
+
+
+def auc_difference(
+    one: Sequence[DocumentLoss], other: Sequence[DocumentLoss]
+) -> PairedDifference | None:
+    """Return the MIA AUC of a model minus that of another on their common documents.
+
+    None if there are fewer than two common members or non-members.
+    """
+    theirs: Mapping[tuple[str, bool], float] = {(d.id, d.member): d.nll for d in other}
+    shared = [d for d in one if (d.id, d.member) in theirs]
+    sides = [[d for d in shared if d.member is member] for member in (True, False)]
+    if min(map(len, sides)) < 2:
+        return None
+    own = [[-d.nll for d in side] for side in sides]
+    against = [[-theirs[d.id, d.member] for d in side] for side in sides]
+    subjects = [[d.subject or d.id for d in side] for side in sides]
+    value, interval = paired_auc_difference(
+        (own[0], own[1]), (against[0], against[1]), (subjects[0], subjects[1])
+    )
+    return PairedDifference("mia_auc", "mia", value, interval, len(shared))
