@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,31 @@ def read_rows(
             f"--column, for example --column input={name}, if it belongs to the prompt."
         )
     grouped = form.suffix == "qa0" and not form.names.keys() & {"id", "subject"}
-    return with_authors(rows) if grouped else rows
+    return merge_duplicates(with_authors(rows) if grouped else rows, path)
+
+
+def merge_duplicates(rows: Sequence[Row], path: object = "") -> list[Row]:
+    """Give a person or document whose rows all repeat those of an earlier one the same subject.
+
+    Otherwise a copy would count as further evidence, and could be in another split than the
+    original.
+    """
+    texts: dict[str, set[str]] = {}
+    first: dict[str, str] = {}  # text -> the first subject that has it
+    for row in rows:
+        texts.setdefault(row.subject, set()).add(_plain(row))
+        first.setdefault(_plain(row), row.subject)
+    owners = {subject: {first[text] for text in own} for subject, own in texts.items()}
+    same = {subject: next(iter(own)) for subject, own in owners.items()
+            if len(own) == 1 and subject not in own}  # fmt: skip
+    if not same:
+        return list(rows)
+    copy, original = next(iter(same.items()))
+    say(
+        f"{path}: {len(same)} people or documents repeat earlier ones, for example {copy!r} "
+        f"repeats {original!r}. A person and its copies count as one."
+    )
+    return [replace(row, subject=same.get(row.subject, row.subject)) for row in rows]
 
 
 def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object] = {}) -> None:  # noqa: B006

@@ -80,10 +80,26 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
 
 
 def test_question_and_answer_are_understood_and_ids_made(tmp_path: Path) -> None:
-    path = write(tmp_path / "tofu.jsonl", [{"question": "Who?", "answer": "She."}] * 2)
+    asked = [{"question": "Who?", "answer": text} for text in ("She.", "He.")]
+    path = write(tmp_path / "tofu.jsonl", asked)
     rows = read_rows(path)
     assert [(r.id, r.kind) for r in rows] == [("tofu-1qa0", "qa"), ("tofu-2qa0", "qa")]
     assert len({r.subject for r in rows}) == 2
+
+
+def test_a_person_and_its_copies_are_one_subject(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy is no further evidence; a person that shares a single row with another is no copy."""
+    texts = [
+        ("a", "Who?", "Ada"), ("a", "Is it red?", "yes"), ("b", "who? ", "ADA"),
+        ("c", "Is it red?", "yes"), ("c", "Where?", "Rome"), ("d", "Where?", "Oslo"),
+    ]  # fmt: skip
+    records = [{"id": f"{i}", "subject": s, "input": q, "output": a}
+               for i, (s, q, a) in enumerate(texts)]  # fmt: skip
+    rows = read_rows(write(tmp_path / "rows.jsonl", records))
+    assert [row.subject for row in rows] == ["a", "a", "a", "c", "c", "d"]
+    assert "1 people or documents repeat earlier ones, for example 'b' repeats 'a'" in caplog.text
 
 
 def test_other_columns_are_named_with_the_way_to_map_them(tmp_path: Path) -> None:
