@@ -1,20 +1,24 @@
 """A court of models: does each attack convict the models that know and clear those that do not?
 
-    python benchmarks/verdicts.py [--model smollm2] [--people 6] [--steps 200] [--attacks A,B]
+    python benchmarks/verdicts.py [--model smollm2] [--people 8] [--models A,B] [--attacks A,B]
 
-Trains LoRA adapters of known history on made-up people and carries out attacks on each. Guilty:
-before (learned forget and retain), hider (then learned to refuse the exact prompts), hider2 (then
-learned to refuse the prompts of the attack prompts), undertrained (then a short ascent), overga (a
-long one). Innocent: clean (learned retain alone), cleanga (then an ascent on forget answers that it
-never saw), retrained (retain alone, another seed). The control learned retain alone, too. Prints a
-table of findings and writes it as JSON; exits with 7 where a guilty model is not convicted or an
-innocent one is.
+Trains LoRA adapters of known history on the Social Security numbers of made-up people, and carries
+out the quick set of attacks on each. Guilty: before (learned forget and retain), hider (then
+learned to refuse the exact prompts), hider2 (then learned to refuse the prompts of the attack
+prompts), undertrained (then a short ascent), overga (a long one). Innocent: clean (learned retain
+alone), cleanga (then an ascent on forget answers that it never saw), retrained (retain alone,
+another seed). The control learned retain alone, too. Prompts are raw.
+
+Adapters and measurements are cached in --out, so rerunning the command resumes. Prints a table of
+findings and writes it as JSON and Markdown; exits with 7 if a guilty model is cleared or an
+innocent one is convicted.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +31,7 @@ from safetensors.torch import load_file
 from mergeforget.attack.driver import QUICK, attack_names, carry_out
 from mergeforget.attack.target import Models, Suspect, Target
 from mergeforget.attack.tuning import MAX_LENGTH, Tuning, learner
-from mergeforget.attack.variants import KINDS, read_templates, variants
+from mergeforget.attack.variants import variants
 from mergeforget.console import say, track
 from mergeforget.data.batches import pack
 from mergeforget.data.people import make_people
@@ -35,46 +39,55 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import encode_rows
 from mergeforget.evaluate.verdict import judge
-from mergeforget.files import whole, write_json, write_text
+from mergeforget.files import read_json_object, whole, write_json, write_text
 from mergeforget.losses.gd import gd
 from mergeforget.models import load_model
-from mergeforget.recipe import ModelSpec
+from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.train.forward import predict
 
 GUILTY = ("before", "hider", "hider2", "undertrained", "overga")
 INNOCENT = ("clean", "cleanga", "retrained")
-ASKED = ("qa1", "qa2", "qa3")  # Social Security number, phone number, e-mail address: short
-RATE, BATCH, RANK = 1e-3, 6, 16
+ASKED = "qa1"  # the Social Security number: six random digits
+KINDS, WORDS = ("plain", "prefix"), (1,)  # prompts of the quick set
+RAW = DataSpec(template="none")  # fewer tokens; the attack formats asks in a chat, too
+RATE, BATCH, RANK = 1e-3, 8, 16
 KNOWN = 0.02  # loss in nats a token at which a model knows its rows word for word
 
 
 def main() -> int:
     options = _options()
     out: Path = options.out
-    sizes = {"forget": options.people, "retain": options.people, "holdout": 2 * options.people}
-    rows = {split: [row for row in every if row.id[-3:] in ASKED]
+    people = options.people
+    sizes = {"forget": people, "retain": people, "holdout": people * 3 // 2}
+    rows = {split: [row for row in every if row.id.endswith(ASKED)]
             for split, every in make_people(sizes, tasks=("Task2",)).items()}  # fmt: skip
     places = train_court(options.model, rows, options.steps, out / "models")
     names = attack_names([] if options.attacks is None else options.attacks.split(","), quick=True)
-    table: dict[str, dict[str, str]] = {}
+    path = out / "verdicts.json"
+    table: dict[str, dict[str, str]] = read_json_object(path) if path.is_file() else {}
     models = Models(ModelSpec(name=options.model))
     wanted = options.models.split(",") if options.models else [*GUILTY, *INNOCENT]
     for name in wanted:
+        start = time.perf_counter()
         target = Target(
             models,
             Suspect(f"the {name}", options.model, places[name]),
             Suspect("before", options.model, places["before"]),
             Suspect("control", options.model, places["control"]),
-            **rows, folder=out / "attacks", membership="answers",
+            **rows, folder=out / "attacks", membership="answers", data=RAW,
             max_new_tokens=options.max_new_tokens,
         )  # fmt: skip
-        found = {r.attack: r.finding for r, _ in carry_out([target], names, {}, quick=True)}
-        table[name] = {**found, "verdict": judge(None, findings=found).state}
-        write_json(out / "verdicts.json", table)
-        print(f"{name:13}" + "  ".join(f"{k}: {v}" for k, v in table[name].items()), flush=True)
+        found = {k: v for k, v in table.get(name, {}).items() if k != "verdict"}
+        for result, _ in carry_out([target], names, {}, quick=True):
+            found[result.attack] = result.finding
+            print(f"{name}, {result.attack}: {result.finding}. {result.verdict}", flush=True)
+            table[name] = {**found, "verdict": judge(None, findings=found).state}
+            write_json(path, table)
+        minutes = (time.perf_counter() - start) / 60
+        print(f"{name}: {table[name]['verdict']} ({minutes:.1f} min)", flush=True)
     write_text(out / "verdicts.md", as_markdown(table))
-    wrong = [name for name, found in table.items()
-             if (found["verdict"] == "NOT FORGOTTEN") is not (name in GUILTY)]  # fmt: skip
+    false = {True: "FORGOTTEN", False: "NOT FORGOTTEN"}
+    wrong = [name for name in table if table[name]["verdict"] == false[name in GUILTY]]
     open_ = [name for name in table if table[name]["verdict"] == "NOT ENOUGH DATA"]
     print(f"Wrong: {', '.join(wrong) or 'none'}. Undecided: {', '.join(open_) or 'none'}.")
     return 7 if wrong else 0
@@ -82,7 +95,9 @@ def main() -> int:
 
 def as_markdown(table: dict[str, dict[str, str]]) -> str:
     """Return the findings as a table with a row a model and a column an attack."""
-    columns = list(dict.fromkeys(key for found in table.values() for key in found))
+    columns = [*QUICK, *(key for found in table.values() for key in found)]
+    columns = [c for c in dict.fromkeys(columns) if any(c in found for found in table.values())]
+    columns.sort(key=lambda column: column == "verdict")
     rows = [["model", "knows", *columns], ["---"] * (len(columns) + 2)]
     rows += [[name, "yes" if name in GUILTY else "no", *(found.get(c, "") for c in columns)]
              for name, found in table.items()]  # fmt: skip
@@ -91,13 +106,10 @@ def as_markdown(table: dict[str, dict[str, str]]) -> str:
 
 def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) -> dict[str, Path]:
     """Train every adapter of the court that is not there yet; their folders by name."""
-    loaded = load_model(base)
-    model, tokenizer = loaded.model, loaded.tokenizer
     forget, retain = rows["forget"], rows["retain"]
     refuse = [replace(row, output="I do not know.") for row in forget]
-    lines = read_templates()
-    asked = [v for kind in KINDS for row in forget[::3]
-             for v in variants(row, kind, words=(1, 3, 5), templates=lines)]  # fmt: skip
+    asked = [v for kind in KINDS for row in forget
+             for v in variants(row, kind, words=WORDS, templates=())]  # fmt: skip
     every = [Row(f"{i}", v.text, "I do not know.") for i, v in enumerate(asked)]
     histories: dict[str, tuple[str, Sequence[Row], float, float]] = {  # start, rows, loss, sign
         "before": ("", [*forget, *retain], KNOWN, 1.0),
@@ -110,8 +122,14 @@ def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) ->
         "retrained": ("", retain, 0.1, 1.0),
         "control": ("", retain, 0.1, 1.0),
     }
+    places = {name: out / name for name in histories}
+    missing = [n for n, place in places.items() if not (place / "adapter_config.json").is_file()]
+    if not missing:
+        return places
+    loaded = load_model(base)
+    model, tokenizer = loaded.model, loaded.tokenizer
     for seed, (name, (start, data, wanted, sign)) in enumerate(histories.items()):
-        if (out / name / "adapter_config.json").is_file():
+        if name not in missing:
             continue
         with learner(model, Tuning(0, RATE, BATCH, RANK, full=False, seed=seed)) as (policy, some):
             if start:
@@ -120,7 +138,7 @@ def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) ->
             _steps(policy, some, tokenizer, data, steps, wanted, sign, name, seed)
             with whole(out / name) as temporary:
                 policy.save_pretrained(str(temporary))
-    return {name: out / name for name in histories}
+    return places
 
 
 def _steps(
@@ -132,7 +150,7 @@ def _steps(
     Ends as soon as the mean loss of the last pass over the rows (at most eight batches) is at
     ``wanted``, or after ``steps`` steps.
     """
-    template = PromptTemplate.resolve(tokenizer)
+    template = PromptTemplate.resolve(tokenizer, RAW.template)
     encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(some, lr=RATE if sign > 0 else RATE / 5, weight_decay=0.0)
@@ -159,11 +177,11 @@ def _steps(
 def _options() -> Any:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--people", type=int, default=6, help="people to forget")
-    parser.add_argument("--steps", type=int, default=200, help="steps of a history at most")
+    parser.add_argument("--people", type=int, default=8, help="people to forget")
+    parser.add_argument("--steps", type=int, default=200, help="maximum steps of a history")
     parser.add_argument("--attacks", help=f"comma-separated; by default {', '.join(QUICK)}")
     parser.add_argument("--models", help="comma-separated; by default the whole court")
-    parser.add_argument("--max-new-tokens", type=int, default=20)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("verdicts"))
     return parser.parse_args()
 

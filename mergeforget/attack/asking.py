@@ -20,12 +20,17 @@ from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
 from mergeforget.attack.variants import Variant
 from mergeforget.attack.verdict import GREEDY, Leaks, claim, conclude, judge_leaks
 from mergeforget.data.schema import Row
+from mergeforget.errors import NumericError
 from mergeforget.evaluate.generate import generate_ids, stop_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.metrics._leaks import WINDOW, common_windows, leaked, partly_leaked
 
 SHOTS = 3  # retained examples before a prompt
 OTHERS = 200  # completions about other subjects, to estimate how common an answer is
+NOT_FINITE = (
+    "The likelihoods of a model are not numbers: its weights contain NaN or Inf, or overflow in "
+    "its dtype. Load it in float32, or train it again with a smaller learning rate."
+)
 Texts = list[list[str]]  # completions of each variant: one, or several samples
 
 
@@ -143,12 +148,26 @@ def judged(
         "rows": len({v.row.id for v in asked}),
         "prompts": len(asked),
         "partial": sum(map(bool, parts)),
+        "partial_rows": _partial_rows(asked, found, parts, mine),
         "power": findings.get("before"),
         "answers": file,
     }
     verdict = f"{_words(model, rows, mine, what, parts)} {_meaning(finding, figures, what)}"
     return Result(name, model, finding, verdict, rows, figures,
                   settings | {"models": target.names()}, examples)  # fmt: skip
+
+
+def _partial_rows(
+    asked: Sequence[Variant], found: dict[str, Texts], parts: Sequence[str], mine: Leaks | None
+) -> list[str]:
+    """Return the rows of which the model reveals a part only, and of which the control does not."""
+    guessed = {
+        v.row.id
+        for v, every in zip(asked, found.get("control", [[] for _ in asked]), strict=True)
+        if any(partly_leaked(v.secret, text, v.text) for text in every)
+    }
+    rows = {v.row.id for v, part in zip(asked, parts, strict=True) if part}
+    return sorted(rows - guessed - set(mine.rows if mine else ()))
 
 
 def _evidence(
@@ -230,7 +249,11 @@ def _window_chance(logps: Sequence[float], secret: str) -> float:
 def secret_logps(
     target: Target, model: Any, tokenizer: Any, asked: Sequence[Variant], *, label: str = ""
 ) -> list[list[float]]:
-    """Return the log-probability of each token of a secret after its prompt, in nats."""
+    """Return the log-probability of each token of a secret after its prompt, in nats.
+
+    Raises:
+        NumericError: One of them is not a number.
+    """
     own = target.template(tokenizer)
     pairs = [v.tokens(tokenizer, own) for v in asked]
     found = likelihoods(
@@ -240,6 +263,8 @@ def secret_logps(
         batch_tokens=target.batch_tokens,
         label=label,
     )
+    if any(np.isnan(one.logps).any() for one in found):
+        raise NumericError(NOT_FINITE)
     return [one.logps.tolist() for one in found]
 
 

@@ -13,16 +13,17 @@ from typing import Any
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, read_results, write_verdict
 from mergeforget.attack.target import Facts, Target
-from mergeforget.data.schema import DocumentLoss
+from mergeforget.data.schema import Answer, DocumentLoss
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
+from mergeforget.evaluate.paired import auc_difference, read_answers
 from mergeforget.evaluate.run_models import models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import Difference, ForgettingVerdict, judge
 from mergeforget.evaluate.worst_case import worst_case
-from mergeforget.files import read_json_object, read_jsonl, reading, write_json
-from mergeforget.metrics._statistics import paired_auc_difference
+from mergeforget.files import read_json_object, reading, write_json
+from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked, leak_rate
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.models import content_of
@@ -40,12 +41,15 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
     with reading(run.attacks / CONTROL):
         known = [Score.from_dict(values) for values in control.get("scores", [])]
         leaked = set(map(str, control.get("leaked_rows", [])))
+        guessed = set(map(str, control.get("partial_rows", [])))
     notes, earlier = run.root / "notes.json", run.root / EARLIER
+    results, revealed = results_of(run, name), _leaked_rows(run, name)
     return judge(
         read_scores(run.scores).get(name, []),
-        findings={result.attack: result.finding for result in results_of(run, name)},
+        findings={result.attack: result.finding for result in results},
         control=known,
-        shared=len(leaked & _leaked_rows(run, name)),
+        shared=len(leaked & revealed),
+        partial=len(_partial_rows(run, name, results) - revealed - guessed),
         excess=_excess(run, name, control),
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
@@ -80,8 +84,10 @@ def keep_verdict(folder: Path, model: str, run: Run | None = None) -> Forgetting
     if run is not None and run.attacks == folder:
         verdict = run_verdict(run, model)
     else:
-        every = (r for name in ATTACKS.names() for r in read_results(folder, name))
-        verdict = judge(None, findings={r.attack: r.finding for r in every if r.model == model})
+        every = [r for name in ATTACKS.names() for r in read_results(folder, name)]
+        own = [r for r in every if r.model == model]
+        findings = {r.attack: r.finding for r in own}
+        verdict = judge(None, findings=findings, partial=len(_partial_in(own)))
     write_verdict(folder, model, verdict.to_dict() | {"sentence": verdict.sentence})
     return verdict
 
@@ -120,6 +126,7 @@ def measure_control(target: Target) -> None:
         return {
             "scores": [score.to_dict() for score in scores if score is not None],
             "leaked_rows": [a.row.id for a in found.answers if is_leaked(a)],
+            "partial_rows": [a.row.id for a in found.answers if _in_part(a)],
             "losses": [{"id": d.id, "member": d.member, "nll": d.nll, "subject": d.subject}
                        for d in found.losses],
             "membership": target.membership,
@@ -139,18 +146,26 @@ def read_control(folder: Path) -> Facts:
 
 def _leaked_rows(run: Run, model: str) -> set[str]:
     """Return the forget rows whose answer a model reveals when asked directly."""
-    from mergeforget.data.schema import Answer, Row
+    return {a.row.id for a in _forget_answers(run, model) if is_leaked(a)}
 
-    found = set()
-    path = run.answers / f"{model}.jsonl"
-    for values in read_jsonl(path):
-        with reading(path):
-            name, prompt, answer = (str(values[key]) for key in ("id", "input", "output"))
-            row = Row(name, prompt, answer)
-            split, completion = values["split"], str(values["completion"])
-        if split == "forget" and is_leaked(Answer(row, completion)):
-            found.add(row.id)
-    return found
+
+def _forget_answers(run: Run, model: str) -> list[Answer]:
+    every = read_answers(run.answers / f"{model}.jsonl")
+    return [answer for (split, _, _), answer in every.items() if split == "forget"]
+
+
+def _partial_rows(run: Run, model: str, results: Sequence[Result]) -> set[str]:
+    """Return the forget rows of which a model reveals a part, asked directly or by an attack."""
+    return _partial_in(results) | {a.row.id for a in _forget_answers(run, model) if _in_part(a)}
+
+
+def _in_part(answer: Answer) -> bool:
+    row = answer.row
+    return bool(partly_leaked(row.output, answer.completion, row.prompt))
+
+
+def _partial_in(results: Sequence[Result]) -> set[str]:
+    return {str(row) for result in results for row in result.figures.get("partial_rows", ())}
 
 
 def _excess(run: Run, model: str, control: Facts) -> Difference | None:
@@ -162,21 +177,10 @@ def _excess(run: Run, model: str, control: Facts) -> Difference | None:
     with reading(run.attacks / CONTROL):
         if unit and unit != control["membership"]:
             return None
-        theirs = {(str(d["id"]), bool(d["member"])): float(d["nll"]) for d in control["losses"]}
-    shared = [d for d in read_losses(path) if (d.id, d.member) in theirs]
-    sides = [[d for d in shared if d.member is member] for member in (True, False)]
-    if min(map(len, sides)) < 2:
-        return None
-    members, others = sides
-
-    def signals(documents: Sequence[DocumentLoss], *, own: bool) -> list[float]:
-        return [-(d.nll if own else theirs[d.id, d.member]) for d in documents]
-
-    return paired_auc_difference(
-        (signals(members, own=True), signals(others, own=True)),
-        (signals(members, own=False), signals(others, own=False)),
-        ([d.subject or d.id for d in members], [d.subject or d.id for d in others]),
-    )
+        theirs = [DocumentLoss(str(d["id"]), bool(d["member"]), float(d["nll"]))
+                  for d in control["losses"]]  # fmt: skip
+    found = auc_difference(read_losses(path), theirs)
+    return (found.value, found.interval) if found else None
 
 
 def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:

@@ -146,6 +146,8 @@ def difference(values: Values, others: Values | None = None) -> Estimate:
         return Estimate(value, -math.inf, math.inf)
     parts = [float(g.var(ddof=1)) / len(g) for g in groups]
     error = math.sqrt(sum(parts))
+    if not math.isfinite(error):  # an infinite loss: a token of probability 0
+        return Estimate(value, -math.inf, math.inf)
     if error < 1e-12:
         return Estimate(value, value, value, 0.0 if value > 1e-9 else 1.0)
     freedom = sum(parts) ** 2 / sum(v**2 / (len(g) - 1) for v, g in zip(parts, groups, strict=True))

@@ -68,6 +68,15 @@ def test_leaks_convict_unless_chance_or_a_control_explains_them() -> None:
     assert at_least(1, 2, 0.5) == pytest.approx(0.75)
 
 
+def test_partial_leaks_are_named_as_uncertain_and_convict_no_model() -> None:
+    near = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
+    found = judge([GONE, near], partial=3)
+    assert found.state == "FORGOTTEN" and "3 forget answers are revealed in part" in (
+        " ".join(found.uncertain)
+    )
+    assert "1 forget answer is revealed in part" in " ".join(judge([GONE], partial=1).uncertain)
+
+
 def test_without_forget_answers_or_non_members_nothing_is_concluded() -> None:
     near = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
     assert judge([near]).state == "NOT ENOUGH DATA" and judge([GONE]).state == "NOT ENOUGH DATA"

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mergeforget.attack.asking import NOT_FINITE
 from mergeforget.attack.comparing import by_subject, compare
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.errors import NumericError
 from mergeforget.evaluate.batching import in_batches, token_budget
 
 NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f", "embedding_norm")
@@ -55,6 +57,8 @@ def _by_layer(target: Target, suspect: Suspect, layers: int) -> tuple[list[int],
             budget=target.batch_tokens or token_budget(model, logits=True),
             label=f"{suspect.role}: logit lens",
         )  # fmt: skip
+        if any(value != value for one in logps for value in one):
+            raise NumericError(NOT_FINITE)
         return {"layers": numbers, "logps": logps}
 
     found = target.measured(suspect, "logit_lens", {"layers": layers}, rows, work)

@@ -39,6 +39,7 @@ from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, UsageError
 
 BROKEN = 0.1  # relative excess of the loss over the control's at which a model has not recovered
+LONGER = (1, 4)  # multiples of the steps; the second if the model has not recovered after the first
 
 
 @attack(
@@ -80,20 +81,30 @@ def relearn(
 
 
 def by_training(target: Target, name: str, on: str, shown: int | None, tuning: Tuning) -> Result:
-    """Fine-tune the model and the control in the same way, and compare them at every step."""
+    """Fine-tune the model and the control in the same way, and compare them at every step.
+
+    A model that forgot too much may not recover its general ability in the given steps. If it is
+    undecided for that reason, both are fine-tuned for four times as many steps.
+    """
     target.need("forget")
     lesson, hidden = _lesson(target, on, shown)
     rows = ScoredRows.of(target, hidden)
     still = replace(tuning, steps=0, learning_rate=0.0)  # for the model before unlearning
-    curves = {
-        suspect.role: _curve(
-            target, suspect, lesson, rows, still if suspect.role == "before" else tuning
-        )
-        for suspect in target.suspects()
-    }
-    check_comparable(*(curve[0] for curve in curves.values()))
-    settings = {**vars(tuning), "on": on, "shown": len(lesson), "hidden": len(hidden)}
-    return judged(name, target.suspect.role, curves, settings | {"models": target.names()})
+    for factor in LONGER:
+        longer = replace(tuning, steps=factor * tuning.steps)
+        curves = {
+            suspect.role: _curve(
+                target, suspect, lesson, rows, still if suspect.role == "before" else longer
+            )
+            for suspect in target.suspects()
+        }
+        check_comparable(*(curve[0] for curve in curves.values()))
+        settings = {**vars(longer), "on": on, "shown": len(lesson), "hidden": len(hidden)}
+        settings |= {"models": target.names()}
+        result = judged(name, target.suspect.role, curves, settings)
+        if result.finding != "undecided" or result.figures["recovered"]:
+            break
+    return result
 
 
 def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list[Row]]:
@@ -206,6 +217,7 @@ def judged(
         "evidence": evidence.to_dict() if evidence else None,
         "known_before": known,
         "power": power,
+        "recovered": not broken,
     }
     examples = [{"kind": "exact answer", "row": r} for r in evidence.leaks.rows] if evidence else []
     return Result(name, model, finding, verdict, rows, figures, settings, examples)
