@@ -74,8 +74,8 @@ def paired_differences(one: Path, other: Path) -> list[PairedDifference]:
         shared = [k for k in mine if k in theirs and k[0] == split and mine[k].row.output.strip()]
         subjects = [mine[key].row.subject for key in shared]
         for metric, value in measures.items() if len(set(subjects)) > 1 else ():
-            values = ([value(every[key]) for key in shared] for every in (mine, theirs))
-            difference, interval = paired_difference(*values, subjects)
+            own, others = ([value(every[key]) for key in shared] for every in (mine, theirs))
+            difference, interval = paired_difference(own, others, subjects)
             found.append(PairedDifference(metric, split, difference, interval, len(shared)))
     paths = [path.with_name(f"{path.stem}.losses.jsonl") for path in (one, other)]
     if all(path.is_file() for path in paths) and len({unit_of(path) for path in paths}) == 1:
