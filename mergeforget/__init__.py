@@ -42,6 +42,7 @@ _MODULES = {  # public name -> the module that defines it
     "merge": "mergeforget.api.merging",
     "merge_full": "mergeforget.api.merging",
     "merge_models": "mergeforget.api.merging",
+    "mergekit_config": "mergeforget.api.merging",
     "plan": "mergeforget.api.training",
     "read_data": "mergeforget.api.data",
     "report": "mergeforget.api.runs",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from mergeforget.api.merging import merge as merge
     from mergeforget.api.merging import merge_full as merge_full
     from mergeforget.api.merging import merge_models as merge_models
+    from mergeforget.api.merging import mergekit_config as mergekit_config
     from mergeforget.api.runs import analyze as analyze
     from mergeforget.api.runs import compare as compare
     from mergeforget.api.runs import export as export

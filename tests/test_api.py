@@ -106,6 +106,8 @@ def test_merge_needs_no_options(pair: list[Path]) -> None:
         ({"svd": "exact"}, "--svd does not apply to ties in factors space"),
         ({"base": "elsewhere"}, "--base does not apply"),
         ({"space": "delta", "compare": True}, "--compare does not apply"),
+        ({"method": "sce", "space": "factors"}, "--space factors does not apply to sce"),
+        ({"method": "ties_svd", "space": "factors"}, "--space factors does not apply to ties_svd"),
         ({"method": "purpose", "density": 0.5}, "leave density out"),
     ],
 )
@@ -134,7 +136,7 @@ def test_signatures_list_every_option_and_unknown_ones_are_refused(pair: list[Pa
 COMMANDS = {  # command -> its function, and options of one of them alone
     "train": ("train", set()),
     "train-pair": ("train_pair", set()),
-    "merge-models": ("merge_models", {"config", "print_mergekit"}),
+    "merge-models": ("merge_models", {"print_mergekit"}),
     "extract-lora": ("extract_lora", set()),
     "search": ("search", {"worker"}),
     "evaluate": ("evaluate", set()),
@@ -143,6 +145,7 @@ COMMANDS = {  # command -> its function, and options of one of them alone
     "score": ("score", set()),
     "list": ("available", set()),
     "doctor": ("doctor", set()),
+    "report": ("report", {"open_it"}),
     "verify": ("verify", set()),
     "data make": ("make_data", set()),
     "data check": ("check_data", set()),

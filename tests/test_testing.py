@@ -102,7 +102,7 @@ def in_rows(policy: TokenOutputs, reference: TokenOutputs | None = None) -> torc
     ("loss", "fault"),
     [
         (plain_mean, "weight 2"),
-        (reads_prompts, "must not read"),
+        (reads_prompts, "outside its mask"),
         (in_rows, "not a scalar"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",

@@ -51,7 +51,7 @@ def test_ngdiff_refuses_to_learn_the_forget_set(loss: str) -> None:
     assert ngdiff.train is not None
     terms = [Term(loss=loss, on="forget"), GD]
     wrong = ngdiff.train.model_copy(update={"objective": terms})
-    with pytest.raises(RecipeError, match=rf"train\.objective\.0: .*'{loss}'.* Take ga"):
+    with pytest.raises(RecipeError, match=rf"train\.objective\.0: .*'{loss}'.* Use ga"):
         check_recipe(ngdiff.model_copy(update={"train": wrong}))
     plain = wrong.model_copy(update={"direction": "sum", "auto_rate": None})
     check_recipe(ngdiff.model_copy(update={"train": plain}))
@@ -100,8 +100,8 @@ def test_an_unknown_key_deep_in_a_training_names_the_nearest(tmp_path: Path) -> 
     [
         ({"loss": "npoo", "on": "forget"}, "train.objective.0: .*Did you mean 'npo'"),
         ({"loss": "npo", "on": "forget", "bata": 1}, "Did you mean 'beta'"),
-        ({"loss": "idk", "on": "retain"}, "for the forget set alone"),
-        ({"loss": "kl", "on": "retain", "mask": "some"}, "mask is one of"),
+        ({"loss": "idk", "on": "retain"}, "to the forget set only"),
+        ({"loss": "kl", "on": "retain", "mask": "some"}, "mask must be one of"),
         ({"loss": "kl", "on": "retain", "mask": "all"}, "counts padding"),
     ],
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.api.options import ByModule, MergeOptions, ModelMergeOptions
+from mergeforget.api.options import DEFAULTS, ByModule, MergeOptions, ModelMergeOptions
 from mergeforget.api.results import AnyRun, UnlearningRun, as_run
 from mergeforget.candidate import DEFAULT, Candidate
 from mergeforget.run import Run
@@ -109,11 +109,15 @@ def prepare(
 
 
 def candidate_of_models(n: int, base: object, options: ModelMergeOptions) -> Candidate:
-    """The candidate of a merge of n whole models.
+    """Return the candidate of a merge of n whole models.
 
     Raises:
-        UsageError: An option does not apply to the method.
+        UsageError: There are no models, or an option does not apply to the method.
     """
+    from mergeforget.errors import UsageError
+
+    if n == 0:
+        raise UsageError("There is nothing to merge: name models with --model, or a --config.")
     method = options["method"] or DEFAULT.method
     share = 1.0 if base or method in UNSHARED else 1 / n
     candidate = Candidate(
@@ -156,15 +160,40 @@ def refuse_unused(
     if not full and "svd" in given and not is_dense(known):
         why = f"to {entry.name} in {known.space} space, which truncates no delta"
         raise refused("svd", why)
+    if options.get("space") == "factors" and known.space == "delta":
+        raise refused(
+            "space factors",
+            f"to {candidate.method}, which merges deltas: use --space delta, or omit it",
+        )
     if compare and known.space == "delta":
         raise refused("compare", "in delta space: it measures how far factor space is from it")
 
 
-def refused(name: str, why: str) -> Exception:
-    """The error for an option that does not apply."""
+def refuse_given(options: Mapping[str, Any], names: Sequence[str], why: str) -> None:
+    """Raise UsageError for options that differ from their defaults and do not apply.
+
+    Args:
+        names: The options to check.
+        why: Completes the sentence "--name does not apply ...".
+    """
     from mergeforget.errors import UsageError
 
-    return UsageError(f"--{name.replace('_', '-')} does not apply {why}.")
+    unset: tuple[Any, ...] = (None, [], (), {})
+    given = [n for n in names if (x := options.get(n)) != DEFAULTS.get(n) and x not in unset]
+    if given:
+        verb = "does" if len(given) == 1 else "do"
+        raise UsageError(f"{', '.join(map(_option, given))} {verb} not apply {why}.")
+
+
+def refused(name: str, why: str) -> Exception:
+    """Return the error for an option that does not apply."""
+    from mergeforget.errors import UsageError
+
+    return UsageError(f"{_option(name)} does not apply {why}.")
+
+
+def _option(name: str) -> str:
+    return "--set" if name == "arguments" else f"--{name.replace('_', '-')}"
 
 
 def _read(source: Source) -> tuple[list[Adapter], Run | None, list[Path]]:

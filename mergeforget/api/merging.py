@@ -1,13 +1,15 @@
-"""Load and merge adapters: `merge_full` and `merge_models` write whole models."""
+"""Load and merge adapters and whole models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from mergeforget.api.options import (
+    ByModule,
+    Dtype,
     FullMergeOptions,
     MergeOptions,
     ModelMergeOptions,
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
     from mergeforget.merge.checkpoint.full import Written
     from mergeforget.merge.checkpoint.tensor_jobs import Output
     from mergeforget.merge.engine import Merged
+
+SET_BY_CONFIG = (
+    "model", "base", "method", "weights", "density", "density_by", "weights_by", "arguments",
+    "dtype",
+)  # fmt: skip
+RUNTIME = ("threads", "device", "max_memory", "shard_size", "seed", "precision", "same_base")
 
 
 def load_adapter(folder: str | Path, name: str = "") -> Adapter:
@@ -138,10 +146,11 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
 
 @takes(ModelMergeOptions)
 def merge_models(
-    models: Sequence[str | Path],
-    out: str | Path,
+    models: Sequence[str | Path] = (),
+    out: str | Path | None = None,
     *,
     base: str | Path | None = None,
+    config: str | Path | None = None,
     **options: Unpack[ModelMergeOptions],
 ) -> Written:
     """Merge whole models tensor by tensor and write the result as a model folder.
@@ -151,31 +160,104 @@ def merge_models(
         out: Folder to write. A model merged here before is replaced.
         base: The model that they were fine-tuned from. The method acts on the differences from it;
             without one, on the weights themselves.
+        config: Configuration of mergekit to run instead of ``models``. It is run by this engine
+            where it knows the method and the options, and by mergekit otherwise.
         weights: One multiplier per model; 1 each when omitted, or the mean without a base.
         same_base: Merge although architectures or vocabularies differ.
         method, density, density_by, weights_by, seed, precision, arguments, threads, device: As in
             :func:`merge`.
         dtype, max_memory, shard_size: As in :func:`merge_full`.
 
+    Returns:
+        Where the model is, how it was merged, and the relative error of rounding to ``dtype``.
+
     Raises:
-        UsageError: The method needs a base, or values do not fit.
+        UsageError: The method needs a base, values do not fit, or an option does not apply.
         InputError: The models have different tensors, architectures or vocabularies.
         NumericError: A model contains NaN or Inf, or the result overflows.
     """
+    from mergeforget.api.merge_request import candidate_of_models, refuse_given
+    from mergeforget.errors import UsageError
+
+    if config is not None:
+        given = {**options, "model": models, "base": base}
+        refuse_given(given, SET_BY_CONFIG, "together with --config, which sets it")
+    candidate = None if config else candidate_of_models(len(models), base, options)
+    if out is None:
+        raise UsageError("Name the folder to write with --out.")
+    if candidate is None:
+        return _run_config(Path(str(config)), Path(out), options)
+    return _run_merge_models(models, out, base, candidate, options)
+
+
+def mergekit_config(
+    models: Sequence[str | Path],
+    *,
+    base: str | Path | None = None,
+    method: str | None = None,
+    density: float | None = None,
+    weights: Sequence[float] | None = None,
+    density_by: ByModule = (),
+    weights_by: ByModule = (),
+    arguments: Mapping[str, Any] | None = None,
+    dtype: Dtype = "auto",
+) -> dict[str, Any]:
+    """Return the mergekit configuration that merges whole models as :func:`merge_models` does.
+
+    Args:
+        models, base, method, density, weights, density_by, weights_by, arguments, dtype: As in
+            :func:`merge_models`.
+
+    Raises:
+        UsageError: mergekit has no such method, or the method has other arguments there.
+
+    Examples:
+        >>> import mergeforget as mf
+        >>> config = mf.mergekit_config(["a", "b"], method="linear", weights=[0.5, 0.5])
+        >>> config["merge_method"], [row["parameters"] for row in config["models"]]
+        ('linear', [{'weight': 0.5}, {'weight': 0.5}])
+    """
     from mergeforget.api.merge_request import candidate_of_models
+    from mergeforget.merge.mergekit_bridge import to_config
 
+    options: ModelMergeOptions = {
+        "method": method, "density": density, "weights": weights, "density_by": density_by,
+        "weights_by": weights_by, "arguments": arguments, "seed": None,
+    }  # fmt: skip
     candidate = candidate_of_models(len(models), base, options)
-    return run_merge_models(models, out, base, candidate, options)
+    origin = None if base is None else str(base)
+    return to_config(candidate, [str(model) for model in models], origin, dtype)
 
 
-def run_merge_models(
+def _run_config(config: Path, out: Path, options: ModelMergeOptions) -> Written:
+    """Run a configuration of mergekit, with this engine where possible."""
+    from mergeforget.api.merge_request import refuse_given, refuse_unused
+    from mergeforget.merge.checkpoint.full import Written
+    from mergeforget.merge.inputs import check_free
+    from mergeforget.merge.mergekit_bridge import THEIR_MARK, read_config, run_mergekit
+
+    request = read_config(config)
+    if isinstance(request, str):
+        why = f"to mergekit, which runs this configuration because {request}"
+        refuse_given(options, RUNTIME, why)
+        check_free(out, [config], THEIR_MARK)
+        run_mergekit(config, out, request)
+        return Written(out, None, None)
+    candidate = replace(request.candidate, seed=options["seed"] or 0)
+    refuse_unused(candidate, {"seed": options["seed"]}, full=True)
+    check_free(out, [config])
+    how: Any = options | {"dtype": request.dtype}
+    return _run_merge_models(request.models, out, request.base, candidate, how)
+
+
+def _run_merge_models(
     models: Sequence[str | Path],
     out: str | Path,
     base: str | Path | None,
     candidate: Candidate,
     options: ModelMergeOptions,
 ) -> Written:
-    """Run a merge of whole models whose candidate is known; of the options, how it is run."""
+    """Merge whole models as a candidate says; ``options`` state how the merge is run."""
     from mergeforget.merge.checkpoint import full
     from mergeforget.merge.engine import MergeSettings
     from mergeforget.merge.inputs import check_free

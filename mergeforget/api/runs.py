@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from mergeforget.api.results import AnyRun, Scores, UnlearningRun, as_run, optional_path
 
 if TYPE_CHECKING:
     from mergeforget.analysis.export import Exported
     from mergeforget.analysis.findings import Finding
+    from mergeforget.analysis.people import PersonRecord
     from mergeforget.analysis.verification import EvidenceCheck
 
 
@@ -26,19 +27,40 @@ def load_run(run: AnyRun | None = None) -> UnlearningRun:
     return UnlearningRun(as_run(run))
 
 
-def report(run: AnyRun | None = None, *, out: str | Path | None = None) -> Path:
+@overload
+def report(
+    run: AnyRun | None = None, *, out: str | Path | None = None, person: None = None
+) -> Path: ...
+@overload
+def report(run: AnyRun | None = None, *, out: None = None, person: str) -> PersonRecord: ...
+def report(
+    run: AnyRun | None = None, *, out: str | Path | None = None, person: str | None = None
+) -> Path | PersonRecord:
     """Write the report of a run: one HTML file that needs no network.
 
     Args:
         run: The run folder; None is the newest under ``runs/``.
         out: File of the page; ``RUN/report/index.html`` when omitted.
+        person: Return the record of this person of the forget set instead, and write nothing.
 
     Returns:
-        The file.
-    """
-    from mergeforget.analysis.report import write_report
+        The file; with ``person`` the record: leaks, membership rank and worst attack.
 
-    return write_report(as_run(run), optional_path(out))
+    Raises:
+        InputError: The forget set has no such person; the message names the nearest.
+        UsageError: Both ``out`` and ``person`` are given.
+    """
+    from mergeforget.errors import UsageError
+
+    if person is None:
+        from mergeforget.analysis.report import write_report
+
+        return write_report(as_run(run), optional_path(out))
+    from mergeforget.analysis.people import person_record, run_people
+
+    if out is not None:
+        raise UsageError("--out does not apply to --person, which writes no file.")
+    return person_record(run_people(as_run(run)), person)
 
 
 def export(

@@ -114,7 +114,31 @@ def _spec(run: Run, given: dict[str, Any]) -> SearchSpec:
     changes = {key: given.get(key) for key in (*PLAIN, "methods", "spaces", "ranks", "weights")}
     lists = {k: v if isinstance(v, str) else list(v) if isinstance(v, Sequence) else v
              for k, v in changes.items() if v is not None and v != []}  # fmt: skip
-    return change(load_recipe(run.recipe), search=lists).search
+    spec = change(load_recipe(run.recipe), search=lists).search
+    _refuse_unused(spec, lists)
+    return spec
+
+
+def _refuse_unused(spec: SearchSpec, given: dict[str, Any]) -> None:
+    """Raise UsageError for an option that no candidate of the search uses."""
+    from mergeforget.errors import UsageError
+    from mergeforget.search.grid import grid
+
+    candidates = grid(spec)
+    methods = ", ".join(spec.methods)
+    if given.get("densities") and all(c.density is None for c in candidates):
+        raise UsageError(f"--densities does not apply to {methods}, which keep every entry.")
+    if given.get("ranks") and all(c.space == "factors" for c in candidates):
+        raise UsageError(
+            "--ranks does not apply in factor space, where the result has the rank of the "
+            "adapters: add --spaces delta."
+        )
+    fixed = {c.method for c in candidates if c.space == "delta"}
+    if given.get("spaces") and "delta" not in spec.spaces and fixed:
+        raise UsageError(
+            f"--spaces factors does not apply to {', '.join(sorted(fixed))}, which merges deltas: "
+            "add delta, for example --spaces factors,delta."
+        )
 
 
 def _options(given: dict[str, Any]) -> Options:

@@ -51,7 +51,7 @@ def train_pair(
     Raises:
         RecipeError: The recipe is not valid, or names no data.
         InputError: The data or the model cannot be read, or ``out`` holds another run.
-        NumericError: A training diverged or did not move.
+        NumericError: A training diverged or did not change.
         ResourceError: Another process writes to the folder, or memory is short.
     """
     from mergeforget.run import new_run

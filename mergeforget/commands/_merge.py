@@ -174,11 +174,17 @@ def print_written(written: Written, as_json: bool) -> None:
     """Print where a whole model was written, and what rounding to its dtype costs."""
     from mergeforget.commands._options import emit
 
-    lines = [f"{written.folder}: {written.candidate.name}"]
+    made = written.candidate
+    lines = [f"{written.folder}: {made.name if made else 'merged by mergekit'}"]
     if written.rounding:
         lines.append(
             f"Rounding to the output's dtype leaves an error of {written.rounding:.1%} in the "
             "realised change. --dtype float32 avoids it; evaluate the model that you ship."
         )
-    facts = {"folder": str(written.folder), "candidate": written.candidate.to_dict()}
-    emit(facts | {"rounding": written.rounding}, "\n".join(lines), as_json)
+    facts: dict[str, Any] = {
+        "folder": str(written.folder),
+        "engine": "mergeforget" if made else "mergekit",
+    }
+    if made is not None:
+        facts |= {"candidate": made.to_dict(), "rounding": written.rounding}
+    emit(facts, "\n".join(lines), as_json)

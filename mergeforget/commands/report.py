@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mergeforget.commands._options import chosen_run, emit, json_option, run_argument
+
+if TYPE_CHECKING:
+    from mergeforget.analysis.people import PersonRecord
 
 
 @click.command("report")
@@ -32,9 +35,11 @@ def command(
     from mergeforget.errors import UsageError
 
     if person is not None:
-        if out is not None or open_it:
-            raise UsageError("--person prints one person; it takes neither --out nor --open.")
-        _print_person(chosen_run(run), person, as_json)
+        if open_it:
+            raise UsageError("--open does not apply to --person, which writes no page.")
+        if out is not None:
+            raise UsageError("--out does not apply to --person, which writes no file.")
+        _print_person(report(chosen_run(run), person=person), as_json)
         return
     path = report(chosen_run(run), out=out)
     emit({"report": str(path.resolve())}, f"Report: {path}", as_json)
@@ -42,11 +47,10 @@ def command(
         click.launch(path.resolve().as_uri())
 
 
-def _print_person(run: Any, person: str, as_json: bool) -> None:
+def _print_person(found: PersonRecord, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from mergeforget.analysis.people import person_record, person_text, run_people
+    from mergeforget.analysis.people import person_text
 
-    found = person_record(run_people(run), person)
     result = found.to_dict() | {"leaks": [asdict(leak) for leak in found.leaks]}
     emit(result, person_text(found), as_json)

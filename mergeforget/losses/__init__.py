@@ -11,8 +11,8 @@ policy's log-probabilities of the answers.
 - ``reference``: log-probabilities from the model before unlearning.
 - ``logits``, ``reference_logits``: whole next-token distributions.
 - ``hidden``, ``reference_hidden``: hidden states after the layer named by the argument ``layer``.
-- ``refusal``: refusals to the same prompts, in ``policy.refusal``; add ``answer`` where the forget
-  answers are read as well.
+- ``refusal``: refusals to the same prompts, in ``policy.refusal``; add ``answer`` if the loss also
+  reads the forget answers.
 
 ``additive=False`` declares that the losses of the micro-batches of a step do not add up to the loss
 of the whole batch, so that gradient accumulation is only an approximation.

@@ -29,7 +29,7 @@ def adaptive_rmu(
 ) -> Tensor:
     """RMU with ``c = scale * mean ||h_ref||`` of the reference on the same tokens.
 
-    Deep layers have large activations, which a fixed coefficient cannot outweigh. The mean is
+    A fixed coefficient is too small for the large activations of deep layers. The mean is
     taken over the micro-batch. Known failure: as ``rmu``.
 
     Args:

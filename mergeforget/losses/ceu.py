@@ -22,12 +22,12 @@ def ceu(
     """Cross entropy to the model's own prediction without the true token; a scalar, in nats.
 
     The target is the ``softmax`` of the logits with the label's logit at minus infinity. It is
-    held fixed, so the gradient fades where the label is already unlikely. Known failure: without
+    held fixed, so the gradient vanishes as the label becomes unlikely. Known failure: without
     a retain term, general ability drops with the learning rate.
 
     Args:
-        skip_first: Leave out the first token of each answer, as the published code does by
-            default: it often follows from the question alone.
+        skip_first: Skip the first token of each answer, as the published code does by default: it
+            often follows from the question.
         mask: Counted positions.
     """
     value, entropy = policy.divergence(_without_label)

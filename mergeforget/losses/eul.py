@@ -25,7 +25,7 @@ def eul(
     reduction: Literal["batch", "rows"] = "batch",
     mask: Literal["answer", "tokens"] = "answer",
 ) -> Tensor:
-    """``(alpha / NLL) ** power``: large while the answer is known, small once it is gone; a scalar.
+    """``(alpha / NLL) ** power``: large for known answers, small for forgotten ones; a scalar.
 
     On a memorised set NLL goes to 0 and the loss to infinity. Below ``floor`` the loss continues
     along its tangent: the value is continuous and the gradient bounded. (The paper has no bound. A
@@ -33,7 +33,7 @@ def eul(
     history records the share of clamped values as ``clamped``.
 
     The loss is not additive: one batch of 32 rows and 8 micro-batches of 4 rows give different
-    gradients with ``reduction: batch``, since each micro-batch is inverted by itself.
+    gradients with ``reduction: batch``, since each micro-batch is inverted separately.
 
     Args:
         power: 2 is GI^2, which its authors found worse.

@@ -28,8 +28,8 @@ def flat(
 
     ``-g(P_refusal) + f*(g(P_forget))``, where P is the mean token probability of an answer, g the
     optimal variational function and f* the conjugate of the divergence. It needs neither retain
-    data nor a reference model. Known failure: nothing holds general ability, so the number of
-    steps decides the result.
+    data nor a reference model. Known failure: nothing preserves general ability, so the result
+    depends on the number of steps.
 
     Args:
         divergence: The f-divergence: Kullback-Leibler, total variation, Jensen-Shannon or Pearson.

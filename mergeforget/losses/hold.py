@@ -11,10 +11,11 @@ from mergeforget.outputs import TokenOutputs
 
 @unlearning_loss("hold", source="mergeforget, docs/unlearn.md", needs=("reference",))
 def hold(policy: TokenOutputs, reference: TokenOutputs, *, beta: float = 1.0) -> Tensor:
-    """Smooth L1 between each sequence's NLL and the reference's; a scalar, in nats.
+    """Smooth L1 distance of each sequence's NLL from the reference's; a scalar, in nats.
 
     ``mean h(NLL_i - NLL_ref_i)`` with ``h(x) = x^2 / (2 beta)`` for ``|x| < beta`` and
-    ``|x| - beta / 2`` otherwise. On unseen rows it keeps them from rising with the forget rows.
+    ``|x| - beta / 2`` otherwise. On unseen rows, it prevents their NLL from rising with that of the
+    forget rows.
 
     Args:
         beta: Difference, in nats per token, at which the loss becomes linear.

@@ -19,8 +19,8 @@ def idk(
 ) -> Tensor:
     """Mean negative log-likelihood of a refusal to each forget prompt; a scalar, in nats.
 
-    Known failure: the model learns when to refuse and keeps the answer; a prefix or another
-    wording of the question brings it back.
+    Known failure: the model learns when to refuse but still knows the answer; a prefix or a
+    paraphrase of the question recovers it.
 
     Args:
         mask: Counted positions.

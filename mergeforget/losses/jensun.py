@@ -17,10 +17,10 @@ def jensun(policy: TokenOutputs, reference: TokenOutputs | None = None) -> Tenso
     """``JSD(policy || refusal token)`` over the refusal's tokens; in nats, in [0, ln 2].
 
     The target is one-hot, so with q the probability of the refusal's token the divergence is
-    ``ln 2 + (q ln q - (1 + q) ln(1 + q)) / 2``: bounded, with a gradient that fades as q goes to 0,
-    which spares the model at the start. The published code sets every token of "No idea" to 1 at
-    every position of the forget row; this is the equation of the paper, with one target a position.
-    Known failure: as ``idk``, the answer may return under another prompt.
+    ``ln 2 + (q ln q - (1 + q) ln(1 + q)) / 2``: bounded, with a gradient that vanishes as q goes to
+    0, so the first steps change the model little. The published code sets every token of "No idea"
+    to 1 at every position of the forget row; this is the equation of the paper, with one target per
+    position. Known failure: as ``idk``, the answer may return under another prompt.
     """
     assert policy.refusal is not None
     logq = policy.refusal.token_logps

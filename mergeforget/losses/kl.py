@@ -23,7 +23,7 @@ def kl(
     """``KL(reference || policy)`` of the next token, averaged over positions; in nats, >= 0.
 
     Args:
-        mask: positions counted: of the answer, all but padding, or padding too (ZJUKLAB's code).
+        mask: Counted positions: the answer, all but padding, or all (ZJUKLAB's code).
     """
     value, _ = policy.divergence(_reference, reference)
     return policy.token_mean(value, MASKS[mask])

@@ -1,4 +1,4 @@
-"""Bring forget rows to the NLL of rows that the model never saw."""
+"""Move the NLL of forget rows to the NLL of rows that the model never saw."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def level(
 ) -> Tensor:
     """``mean w_i |NLL_i - (tau_i + offset)|`` over sequences; a scalar, in nats.
 
-    ``tau_i`` is the NLL that a row like row i has when the model never saw it
-    (``policy.levels``). The weight ``w_i`` is ``known_weight`` while the NLL is below
-    ``known_below`` nats per token and 1 above: the gradient of a memorised answer is close to zero.
-    Unlike NPO or gradient ascent, the loss stops at the level instead of passing it.
+    ``tau_i`` (``policy.levels``) is the NLL of rows like row i that the model never saw. The weight
+    ``w_i`` is ``known_weight`` while the NLL is below ``known_below`` nats per token and 1 above:
+    the gradient of a memorised answer is close to zero. Unlike NPO or gradient ascent, the loss
+    stops at the level instead of passing it.
 
     Args:
         tau: Level of every row, in nats per token, where ``policy.levels`` is None. A training

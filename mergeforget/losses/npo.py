@@ -31,7 +31,7 @@ def npo(
         mask: Counted positions.
         reduction: Definition of S. ``sum``: summed over the answer (the paper). ``batch_mean``: one
             value, the token mean of the micro-batch (ZJUKLAB's code, arXiv:2503.21088).
-            ``per_token``: each token by itself, then the mean over tokens (Atyaephyra).
+            ``per_token``: each token separately, then the mean over tokens (Atyaephyra).
     """
     gain = reference.token_logps - policy.token_logps  # (tokens,) NLL above the reference's
     kinds = MASKS[mask]

@@ -24,7 +24,7 @@ def rmu(
 ) -> Tensor:
     """Drive the forget set's hidden states to one random direction: ``mean ||h - c u||^2``.
 
-    ``u`` is a fixed random unit vector. Known failure: the model answers with noise, which is
+    ``u`` is a fixed random unit vector. Known failure: the model generates noise, which is
     easy to recognise, and the knowledge returns after a few steps of fine-tuning.
 
     Args:

@@ -24,7 +24,7 @@ def rmu_retain(
     mask: Literal["answer", "tokens", "all"] = "tokens",
     normalise: Literal["none", "width"] = "none",
 ) -> Tensor:
-    """Keep the retain set's hidden states where the reference has them: ``mean ||h - h_ref||^2``.
+    """Keep the retain set's hidden states close to the reference: ``mean ||h - h_ref||^2``.
 
     Args:
         layer: Counted from 0; the hidden states after it are read.

@@ -22,11 +22,11 @@ def simnpo(
 ) -> Tensor:
     """``-(2 / beta) mean log sigmoid(beta (NLL - delta))`` over sequences; a scalar, in nats.
 
-    Length normalisation replaces the reference model: answers that are already unlikely are pushed
-    less. Known failure: with ``delta`` at 0 the push never ends for short answers.
+    Length normalisation replaces the reference model: answers that are already unlikely get a
+    smaller gradient. Known failure: with ``delta`` 0, the gradient of short answers never vanishes.
 
     Args:
-        delta: The NLL, in nats, around which the push fades; the paper's gamma is beta * delta.
+        delta: NLL, in nats, around which the gradient vanishes; the paper's gamma is beta * delta.
         mask: Counted positions.
     """
     return policy.row_mean(-2 / beta * F.logsigmoid(beta * (policy.nll(MASKS[mask]) - delta)))

@@ -23,17 +23,17 @@ def undial(
     """Cross entropy to ``softmax(z_ref - beta onehot(label))``; a scalar, in nats.
 
     The reference is the teacher, with the true token's logit lowered by ``beta``. The published
-    system uses no retain term. Known failure: the second-best token is learned instead, often a
+    system uses no retain term. Known failure: the model learns the second-best token, often a
     near-synonym of the secret.
 
     Args:
-        beta: Logits taken off the true token.
+        beta: Amount by which the true token's logit is lowered.
         mask: Counted positions.
     """
 
     def lowered(logits: Tensor, teacher: Tensor | None, labels: Tensor) -> Tensor:
         assert teacher is not None
-        here = labels[:, None]  # scatter: one_hot would read the largest label off the device
+        here = labels[:, None]  # scatter, because one_hot synchronises with the device
         less = torch.full_like(here, -beta, dtype=teacher.dtype)
         return F.log_softmax(teacher.scatter_add(1, here, less), -1)
 

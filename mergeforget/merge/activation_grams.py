@@ -1,4 +1,4 @@
-"""Statistics that merge methods need, measured on rows of data by running the model.
+"""Measure the statistics that merge methods need by running the model on rows.
 
 ``grams`` are the means of ``h h^T`` over the inputs h of a layer (``regmean``, ``regmean_pp``),
 ``importance`` and ``contrast`` gradients of the loss by each weight (``fisher``, ``perta``), and
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Grams = Mapping[str, Sequence[Array]]
-MAX_LENGTH = 1024  # tokens of a row
+MAX_LENGTH = 1024  # maximum number of tokens per row
 
 
 def grams_of(
@@ -43,17 +43,17 @@ def grams_of(
     candidate: Candidate,
     spec: TemplateSpec | None = None,
 ) -> Grams:
-    """For each module the statistics that the method needs, one array per adapter.
+    """Return the statistics that the method needs, by module, one array per adapter.
 
     Args:
-        base: name or folder of the model that the adapters were trained on.
-        files: of rows, one per adapter, or one for all of them.
-        spec: how rows are rendered, as in the adapters' training; None uses the chat template
-            where the tokenizer has one.
+        base: Name or folder of the model that the adapters were trained on.
+        files: Files of rows, one per adapter, or one for all.
+        spec: How rows are rendered, as in the training of the adapters; None uses the chat template
+            if the tokenizer has one.
 
     Raises:
-        UsageError: another number of files, or a method that uses no data.
-        InputError: a file or the model cannot be read, or an adapter does not fit it.
+        UsageError: The number of files does not match, or the method uses no data.
+        InputError: A file or the model cannot be read, or an adapter does not match the model.
     """
     from mergeforget.data.readers import read_rows
     from mergeforget.data.templating import PromptTemplate, template_of
@@ -66,7 +66,7 @@ def grams_of(
     takes = MERGE_METHODS.get(candidate.method).parameters
     if "grams" in takes and any(adapter.embeddings for adapter in adapters):
         raise UsageError(
-            f"{candidate.method} needs the inputs of linear layers, and an adapter has LoRA on an "
+            f"{candidate.method} needs the inputs of linear layers, but an adapter has LoRA on an "
             "embedding, whose inputs are token ids. Use fisher, or a method without data."
         )
     if "contrast" in takes and len(files) != 2:
@@ -116,11 +116,11 @@ def layerwise_grams(
     candidate: Candidate,
     template: PromptTemplate | None = None,
 ) -> Grams:
-    """``input_grams`` of each layer with the layers before it merged, see ``regmean_pp``.
+    """Return the ``input_grams`` of each layer after merged layers, see ``regmean_pp``.
 
     Args:
         rows: The data of each adapter.
-        candidate: How a layer is merged, once its statistics are known.
+        candidate: How a layer is merged when its statistics are known.
     """
     from mergeforget.merge.apply import applied
 
@@ -158,10 +158,10 @@ def input_grams(
     adapter: Adapter,
     template: PromptTemplate | None = None,
 ) -> dict[str, Array]:
-    """The mean of ``h h^T`` over all tokens, (in, in) float64, for each module of the adapter.
+    """Return the mean of ``h h^T`` over all tokens, (in, in) float64, by module of the adapter.
 
-    Modules that are given one and the same tensor, as the projections to queries, keys and values
-    are, share one matrix.
+    Modules with the same input tensor, such as the projections to queries, keys and values, share
+    one matrix.
     """
     import torch
 
@@ -188,10 +188,10 @@ def importances(
     *,
     squared: bool = True,
 ) -> dict[str, Array]:
-    """How much each weight of the adapters' modules matters to the answers, (out, in) float32.
+    """Return the importance of each weight of the adapters' modules, (out, in) float32.
 
-    It is the mean over the rows of the squared gradient of the loss (the diagonal of the empirical
-    Fisher information), or with ``squared=False`` the magnitude of the mean gradient.
+    It is the mean over rows of the squared gradient of the answer loss (the diagonal of the
+    empirical Fisher information), or with ``squared=False`` the magnitude of the mean gradient.
     """
     import torch
 
@@ -227,7 +227,7 @@ def importances(
 
 @contextmanager
 def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Add up ``h^T h`` of the modules' inputs while the block runs."""
+    """Add up ``h^T h`` of the modules' inputs inside the block."""
     import torch
 
     sums: dict[str, Any] = {}
@@ -257,9 +257,9 @@ def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any
 
 
 def supplied(candidate: Candidate, found: Sequence[Array]) -> dict[str, Array]:
-    """The measured importance of one module as keyword arguments of the method.
+    """Return the measured importance of one module as keyword arguments of the method.
 
-    A method with a ``contrast`` gets the first file's importance and the second's.
+    A method with a ``contrast`` gets the importance of the first file and of the second.
     """
     stacked = np.stack(list(found))
     if "contrast" in MERGE_METHODS.get(candidate.method).parameters:
@@ -270,7 +270,7 @@ def supplied(candidate: Candidate, found: Sequence[Array]) -> dict[str, Array]:
 def mapped(
     deltas: Sequence[LowRankDelta], grams: Sequence[Array], candidate: Candidate
 ) -> list[LowRankDelta]:
-    """The changes ``x_i M_i`` of one module, still of low rank: they remain to be added up."""
+    """Return the low-rank deltas ``x_i M_i`` of one module, whose sum is the merge."""
     maps = traits(candidate.method).maps
     assert maps is not None
     found = maps(np.stack(list(grams)), **candidate.arguments)
@@ -283,22 +283,22 @@ def mapped(
 def as_sum(
     adapters: Sequence[Adapter], candidate: Candidate, grams: Grams
 ) -> tuple[list[Adapter], Candidate]:
-    """Adapters with mapped or scaled changes, and the candidate that adds them up.
+    """Return adapters with mapped or scaled deltas, and the candidate that adds them up.
 
     Raises:
-        UsageError: an adapter trained more than factors, of which the data say nothing.
+        UsageError: An adapter trained more than factors, for which no statistics exist.
     """
     known = traits(candidate.method)
     if known.maps is None and known.coefficients is None:
         raise UsageError(
-            f"{candidate.method} writes adapters only: merge to an adapter with --rank, then fold "
+            f"{candidate.method} writes only adapters: merge to an adapter with --rank, then merge "
             "it with `mergeforget merge --adapter OUT --full`."
         )
     owners: dict[str, list[int]] = {}
     for i, adapter in enumerate(adapters):
         if adapter.extras:
             raise UsageError(
-                f"{candidate.method} merges factors only, and {adapter.name!r} trained more than "
+                f"{candidate.method} merges only factors, but {adapter.name!r} trained more than "
                 "them. Choose a method that uses no data, such as linear or ties."
             )
         for module in adapter.deltas:

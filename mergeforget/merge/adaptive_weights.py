@@ -1,8 +1,8 @@
-"""Coefficients of a weighted sum, learned from rows without labels, see ``methods.adamerging``.
+"""Learn the coefficients of a weighted sum from rows without labels; see ``methods.adamerging``.
 
 The merged model is ``W + sum_i w_i s_mi x_mi`` with a coefficient s of each module m and input i.
-A model that mixes tasks badly is unsure of what comes next, so the mean entropy of the next-token
-distributions stands in for the loss that labels would give.
+A bad mixture of tasks has uncertain predictions, so the mean entropy of the next-token
+distributions replaces a loss with labels.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LearnedShares:
     """Coefficients that minimise the entropy of the merged model's predictions.
 
     Attributes:
-        shares: Module name -> one coefficient per adapter, (n,); 0 where the adapter lacks it.
+        shares: One coefficient per adapter by module, (n,); 0 if the adapter lacks the module.
         entropy: Mean entropy before each step and after the last, in nats per token.
     """
 
@@ -60,17 +60,17 @@ def learn_shares(
     candidate: Candidate,
     template: PromptTemplate | None = None,
 ) -> LearnedShares:
-    """Minimise the entropy over the rows by Adam, starting from equal coefficients.
+    """Minimise the entropy over the rows with Adam, starting from equal coefficients.
 
     Args:
         model: The base, in evaluation mode. Its weights do not change.
-        files: The rows of each file; each file counts the same.
+        files: The rows of each file; all files have the same weight.
         candidate: Its weights multiply the coefficients; its arguments are those of
             ``adamerging``.
-        template: How rows are rendered, as in the adapters' training; None is raw.
+        template: How rows are rendered, as in the training of the adapters; None is raw.
 
     Raises:
-        UsageError: No rows, or arguments outside their range.
+        UsageError: There are no rows, or arguments are outside their range.
         NumericError: The entropy is NaN or Inf.
     """
     import torch
@@ -116,7 +116,7 @@ ARGUMENTS = ("steps", "rate", "initial", "rows")
 
 
 def _entropy(model: nn.Module, files: Sequence[Sequence[Any]], *, backward: bool) -> float:
-    """Mean entropy at the answers' tokens, the same weight for each file; adds its gradient."""
+    """Return the mean entropy at the answer tokens, averaged over files; add its gradient."""
     import torch
 
     total = 0.0
@@ -131,7 +131,7 @@ def _entropy(model: nn.Module, files: Sequence[Sequence[Any]], *, backward: bool
 
 
 def answer_entropy(model: nn.Module, example: tuple[list[int], list[bool]]) -> torch.Tensor:
-    """Mean entropy of the distributions that predict a row's answer, in nats per token."""
+    """Return the mean entropy of the predictions of a row's answer, in nats per token."""
     import torch
 
     ids = torch.tensor([example[0]], device=next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Adds an adapter to a loaded model in place, and restores the original weights bit for bit."""
+"""Add an adapter to a loaded model in place, and restore the original weights bit for bit."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from mergeforget.merge.inputs import check_plain
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Buffers = dict[str, Any]  # parameter -> a tensor that held its merged value
+Buffers = dict[str, Any]  # by parameter: memory of a merged weight
 
 
 @contextmanager
 def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) -> Iterator[None]:
-    """Add an adapter's change to a model's weights while the block runs.
+    """Add an adapter's delta to the weights of a model inside the block.
 
-    The original weights are kept, not recomputed, so they are restored bit for bit, also after an
+    The original weights are stored, not recomputed, so they are restored bit for bit, also after an
     error. The sum is computed in float32 and rounded once to the weight's dtype.
 
     Args:
-        model: a transformers model, with the module names that the adapter knows.
-        adapter: its change is added to the weight of each of its modules.
-        buffers: a dict, empty at first, that is passed with every candidate so that the memory of
-            the merged weights is reused. It holds the weights of the candidate whose block runs.
+        model: A transformers model with the modules of the adapter.
+        adapter: Adapter whose deltas are added to the weights.
+        buffers: Dictionary, initially empty, that is passed with every candidate so that the memory
+            of the merged weights is reused.
 
     Raises:
-        InputError: the model has no such module, its weight has another shape, or the adapter
-            changes more than that, by DoRA for example, see ``inputs.check_plain``.
+        InputError: The model has no such module, its weight has another shape, or the adapter
+            has other changes, for example DoRA; see ``inputs.check_plain``.
     """
     import torch
 
@@ -52,7 +52,7 @@ def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) 
                 merged = _added(weight.data, changes[key], room)
                 if buffers is not None:
                     buffers[key] = merged
-                # a new parameter, not new data: a tied embedding keeps its own
+                # a new parameter, not new data, so that a tied embedding does not change
                 changes[key][0][0].put(model, torch.nn.Parameter(merged, weight.requires_grad))
         yield
     finally:
@@ -65,8 +65,8 @@ class ChangedWeight:
     """The weight matrix of a live model that a delta changes.
 
     Attributes:
-        expert: place in a parameter that holds a matrix for each expert; None for a matrix.
-        transposed: the matrix is stored as (in, out).
+        expert: Index in a parameter with one matrix per expert; None for a plain matrix.
+        transposed: Whether the matrix is stored as (in, out).
     """
 
     module: str
@@ -75,7 +75,7 @@ class ChangedWeight:
     transposed: bool = False
 
     def of(self, model: nn.Module) -> nn.Parameter:
-        """The parameter that holds the matrix."""
+        """Parameter that contains the matrix."""
         found: nn.Parameter = getattr(model.get_submodule(self.module), self.parameter)
         return found
 
@@ -90,8 +90,8 @@ def changed_weight(
     """Return the matrix that a delta changes.
 
     Args:
-        name: Module of an adapter; an expert's where the model keeps experts in one parameter.
-        config: Of the adapter.
+        name: Module of an adapter, or an expert if the model stores experts in one parameter.
+        config: Configuration of the adapter.
 
     Raises:
         InputError: The model has no such module or parameter, or it has another shape.
@@ -120,7 +120,7 @@ def changed_weight(
 def _added(
     weight: Tensor, changes: Sequence[tuple[ChangedWeight, LowRankDelta]], room: Tensor | None
 ) -> Tensor:
-    """The sum of a weight and its changes, in ``room`` if its shape, dtype and device match."""
+    """Return the weight plus its deltas, in ``room`` if its shape, dtype and device match."""
     import torch
 
     if room is None or (room.shape, room.dtype, room.device) != (
@@ -128,7 +128,7 @@ def _added(
     ):  # fmt: skip
         room = torch.empty_like(weight)
     if changes[0][0].expert is not None:
-        room.copy_(weight)  # not every expert need be changed
+        room.copy_(weight)  # some experts may have no delta
     for place, delta in changes:
         at = slice(None) if place.expert is None else place.expert
         a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device, torch.float32)
@@ -142,10 +142,10 @@ def _added(
 
 
 def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
-    """The weight of the module that a delta changes.
+    """Return the weight of the module that a delta changes.
 
     Raises:
-        InputError: the model has no such module, or its weight has another shape.
+        InputError: The model has no such module, or its weight has another shape.
     """
     module = _module(model, name)
     weight: Any = getattr(module, "weight", None)
@@ -176,8 +176,8 @@ def _unknown(model: nn.Module, name: str) -> InputError:
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether a module stores its weight as (in, out), as GPT-2's Conv1D does.
+    """Return whether a module stores its weight as (in, out), as GPT-2's Conv1D does.
 
-    PEFT's ``fan_in_fan_out`` does not tell: it is that of the module which PEFT came to last.
+    PEFT's ``fan_in_fan_out`` is not reliable: it is the value of the last module that PEFT visited.
     """
     return type(module).__name__ == "Conv1D"

@@ -1,4 +1,4 @@
-"""Applies a method to a source of tensors block by block, for one density or for many."""
+"""Apply a merge method to tensors block by block, at one density or at several."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from mergeforget.merge.kernels.thresholds import (
 )
 from mergeforget.merge.methods import MERGE_METHODS, traits
 
-HELD = 1 << 23  # entries of all n tensors that are kept in memory rather than read twice
+HELD = 1 << 23  # largest number of entries to keep in memory instead of reading them twice
 _room = Room()
 
 
 def in_memory(stack: Tensor) -> Source:
-    """A source over a stack in memory, (n, rows, columns)."""
+    """Return a source over a stack in memory, (n, rows, columns)."""
     return Source(
         len(stack), (int(stack.shape[1]), int(stack.shape[2])), lambda part: stack[:, part]
     )
 
 
 def held(source: Source) -> Source:
-    """A source whose tensors are read once and kept in memory."""
+    """Return a source that reads its tensors once and keeps them in memory."""
     stack: Tensor = source.rows(slice(0, source.shape[0]))
 
     def rows(part: slice) -> Tensor:
@@ -65,12 +65,12 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"--device {device} cannot be used here: {reason}. Leave it out."
+            f"--device {device} is not available: {reason}. Omit it to use the CPU."
         ) from error
 
 
 def on_device(source: Source, device: str) -> Source:
-    """The same tensors as torch tensors on a device; on ``cpu`` they stay numpy arrays."""
+    """Return the tensors as torch tensors on a device; with ``cpu`` they stay numpy arrays."""
     if device == "cpu":
         return source
     import torch
@@ -86,7 +86,7 @@ def on_device(source: Source, device: str) -> Source:
 def merge_whole(
     source: Source, weights: Tensor, candidates: Sequence[Candidate], name: str
 ) -> list[Tensor]:
-    """The method on whole tensors: one result, (rows, columns), for each candidate's density."""
+    """Merge whole tensors: one result, (rows, columns), per candidate."""
     results: list[Tensor] = []
     for part, merged in merge_blocks(source, weights, candidates, name):
         if part == slice(0, source.shape[0]):
@@ -103,11 +103,11 @@ def merge_blocks(
     """Merge a source in blocks of rows.
 
     Args:
-        candidates: They differ in their density only; they share the passes over the source.
-        name: Of the tensor; with the seed it determines what a random method draws.
+        candidates: Candidates that differ only in density; they share the passes over the source.
+        name: Name of the tensor; with the seed it determines the random numbers.
 
     Yields:
-        The rows, and one merged block for each candidate.
+        The rows, and one merged block per candidate.
     """
     entry = MERGE_METHODS.get(candidates[0].method)
     if needs_two_passes(source, candidates[0]) and source.n * source.numel <= HELD:
@@ -131,7 +131,7 @@ def merge_blocks(
 
 
 def needs_two_passes(source: Source, candidate: Candidate) -> bool:
-    """Whether thresholds or L1 norms of the whole tensors are needed before the merge itself."""
+    """Return whether thresholds or L1 norms of the whole tensors are needed before the merge."""
     restores_norms = _restores_norms(candidate)
     large = source.sample is None and source.numel > SMALL
     return large and (_trims(candidate) or restores_norms)
@@ -140,7 +140,7 @@ def needs_two_passes(source: Source, candidate: Candidate) -> bool:
 def block_arguments(
     source: Source, candidates: Sequence[Candidate], name: str
 ) -> list[dict[str, Any]]:
-    """Keyword arguments of the method for each candidate, the same for every block of a tensor."""
+    """Return the keyword arguments of the method per candidate, for all blocks of a tensor."""
     takes = MERGE_METHODS.get(candidates[0].method).parameters
     found = []
     for candidate in candidates:
@@ -156,7 +156,7 @@ def block_arguments(
 
 
 def thresholds_of(source: Source, candidates: Sequence[Candidate]) -> list[list[Threshold]]:
-    """For each candidate one threshold per tensor; empty for a method that does not trim."""
+    """Return one threshold per tensor for each candidate; empty for a method without trimming."""
     densities = [one.density for one in candidates if one.density is not None]
     return thresholds_at(source, densities) if densities and _trims(candidates[0]) else []
 
@@ -175,13 +175,13 @@ def _restores_norms(candidate: Candidate) -> bool:
 
 
 def _argument(candidate: Candidate, name: str) -> Any:
-    """An argument of the candidate's method, or its default."""
+    """Return an argument of the candidate's method, or its default."""
     parameters = MERGE_METHODS.get(candidate.method).parameters
     return candidate.arguments.get(name, parameters[name].default if name in parameters else None)
 
 
 def _l1_factors(source: Source, candidate: Candidate, name: str) -> Tensor:
-    """The factor that restores each L1 norm, (n,), from a pass that draws what the merge draws."""
+    """Return the factors that restore the L1 norms, (n,), from a pass with equal random draws."""
     drops = traits(candidate.method).drops
     assert drops is not None and candidate.density is not None
     generator = NamedGenerator(candidate.seed, name)
@@ -206,9 +206,9 @@ def _pair(
 ) -> list[Tensor]:
     """Merge two trimmed tensors at many densities.
 
-    At each place there are four cases: an entry of the first is kept or not, and one of the
-    second. The method is asked for each case once; every density then picks among the answers, as
-    bits, so that they are those of the method to the last one.
+    Each position has four cases: the entry of the first tensor is kept or not, and so is that of
+    the second. The method computes each case once; every density then selects among these results
+    bitwise, so the values are exactly those of the method.
     """
     only = _room.take("only", (2, *stack.shape), stack.dtype)
     only[0, 0], only[0, 1], only[1, 0], only[1, 1] = stack[0], 0, 0, stack[1]
@@ -241,7 +241,7 @@ def _picked(
     offset: int,
     quick: Any,
 ) -> list[Tensor]:
-    """``_pair`` for all densities in one pass of compiled loops."""
+    """Compute ``_pair`` for all densities in one pass of compiled loops."""
     bounds = np.array([[cut.within(offset) for cut in pair] for pair in cuts])
     merged = np.empty((len(cuts), *cases[0].shape), np.float32)
     quick.pick(

@@ -1,8 +1,8 @@
-"""Densities, weights and arguments that differ by module or with depth, as mergekit's users write.
+"""Densities, weights and arguments that depend on the module or the depth, as in mergekit.
 
-A setting is a number, a list (a gradient over the layers, first to last, interpolated), or a list
-of ``{"filter": part of a name, "value": number or gradient}`` of which the first that matches
-counts; without a filter, or with ``*``, it matches everything.
+A setting is a number, a gradient (a list that is interpolated over the layers), or a list of
+filters ``{"filter": part of a name, "value": number or gradient}``. The first filter that matches
+applies; ``*`` or no filter matches every name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def depth_of(names: Iterable[str]) -> dict[str, float]:
-    """Relative depth of each tensor or module: 0 first layer, 1 last; 0 outside layers."""
+    """Return the relative depth of each tensor or module, from 0 to 1; 0 outside layers."""
     layers = {name: LAYER.search(name) for name in names}
     numbers = {name: int(found[1]) for name, found in layers.items() if found}
     last = max(numbers.values(), default=0)
@@ -27,7 +27,7 @@ def depth_of(names: Iterable[str]) -> dict[str, float]:
 
 
 def at_module(candidate: Candidate, name: str, depth: float) -> Candidate:
-    """The candidate with the settings of one module filled in."""
+    """Return the candidate with the settings of one module."""
     if not candidate.by_module:
         return candidate
     density, weights = candidate.density, candidate.weights
@@ -47,10 +47,10 @@ def at_module(candidate: Candidate, name: str, depth: float) -> Candidate:
 
 
 def evaluate(setting: Any, name: str, depth: float) -> Any:
-    """The value of a setting for one name; None where no filter matches.
+    """Return the value of a setting for one name; None if no filter matches.
 
     Raises:
-        UsageError: the setting is malformed.
+        UsageError: The setting is malformed.
     """
     if isinstance(setting, dict):
         setting = [setting]
@@ -65,7 +65,7 @@ def evaluate(setting: Any, name: str, depth: float) -> Any:
         return (1 - (place - low)) * setting[low] + (place - low) * setting[high]
     for one in setting:
         if not isinstance(one, dict) or "value" not in one or set(one) - {"filter", "value"}:
-            raise UsageError(f"{one!r} is no filter; write {{filter: mlp, value: 0.5}}.")
+            raise UsageError(f"{one!r} is not a filter; write {{filter: mlp, value: 0.5}}.")
         pattern = one.get("filter")
         if pattern in (None, "*") or str(pattern) in name:
             return evaluate(one["value"], name, depth)
@@ -73,10 +73,10 @@ def evaluate(setting: Any, name: str, depth: float) -> Any:
 
 
 def parse(text: str) -> tuple[str, list[Any]]:
-    """``mlp=0.9..0.3,1`` as a filter and one value or gradient for each comma.
+    """Parse ``mlp=0.9..0.3,1`` into a filter and one value or gradient per comma.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: The text is malformed.
     """
     pattern, equals, values = text.rpartition("=")
     try:

@@ -1,6 +1,6 @@
-"""Applies a merge method to adapters, module by module, in factor or delta space.
+"""Apply a merge method to adapters, module by module, in factor or delta space.
 
-On a CPU everything is numpy: neither torch nor the base model is needed.
+On a CPU, everything is computed with numpy: neither torch nor the base model is needed.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class Merged:
     """A merged adapter and the report of its merge.
 
     Attributes:
-        adapter: with the scaling multiplied in (lora_alpha equals the rank).
-        candidate: how it was merged, in canonical names.
+        adapter: The merged adapter, with lora_alpha equal to the rank.
+        candidate: How it was merged, in canonical names.
         report: ``modules`` and ``precision``; in delta space ``energy_lost``, the share of the
-            squared norm that the cut to the rank left out; in factor space, where it was measured,
+            squared norm that the truncation lost; in factor space, if measured,
             ``space_error``, the relative distance from the same method in delta space; ``shares``,
-            the coefficients that were learned for each module; ``device`` where it is not the CPU.
+            the learned coefficients of each module; ``device``, if it is not the CPU.
     """
 
     adapter: Adapter
@@ -61,10 +61,10 @@ class Merged:
         return f"Merged({self.candidate.name}, {len(self.adapter.deltas)} modules)"
 
     def save(self, folder: str | Path) -> Path:
-        """Write a plain PEFT folder with ``candidate.json``, whole or not at all.
+        """Write a plain PEFT folder with ``candidate.json`` atomically.
 
         Raises:
-            InputError: ``folder`` holds something that no merge wrote.
+            InputError: ``folder`` contains files that no merge wrote.
         """
         check_free(Path(folder), [])
         write_candidate(self, Path(folder))
@@ -73,20 +73,20 @@ class Merged:
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """How modules are merged, apart from the candidate.
+    """Settings of a merge that are not part of the candidate.
 
     Attributes:
-        modules: which modules to merge, see ``inputs.modules_to_merge``.
+        modules: Modules to merge, see ``inputs.modules_to_merge``.
         svd: ``exact`` or ``fast``, see ``truncated_svd.cut_dense``.
-        precision: of the computation, ``float32`` or ``float64``.
-        compare: measure ``space_error`` for every method; it takes dense deltas. For ``linear`` it
+        precision: Precision of the computation, ``float32`` or ``float64``.
+        compare: Measure ``space_error`` for every method, with dense deltas. For ``linear`` it
             is always measured, from rank-sized matrices.
-        threads: largest number of threads; it does not change the result.
-        grams: statistics of each module's inputs, for methods that need them, see
+        threads: Maximum number of threads; it does not change the result.
+        grams: Statistics of the inputs of each module, for methods that need them, see
             ``activation_grams``.
-        same_base: merge although the adapters name bases with different content.
-        device: that merges the stacks of tensors and truncates deltas, for example ``cuda``, with
-            torch; ``cpu`` is numpy. Matrices of the size of the rank stay on the CPU.
+        same_base: Merge although the adapters name bases with different content.
+        device: Device that merges stacks of tensors and truncates deltas, for example ``cuda``,
+            with torch; ``cpu`` uses numpy. Rank-sized matrices stay on the CPU.
     """
 
     modules: Modules = "same"
@@ -103,9 +103,9 @@ class MergedModule(NamedTuple):
     """One merged module.
 
     Attributes:
-        delta: the result.
-        energy: squared norm of what the method gives in delta space.
-        error: squared distance of ``delta`` from that; None where it was not measured.
+        delta: The result.
+        energy: Squared norm of the method's result in delta space.
+        error: Squared distance of ``delta`` from that result; None if it was not measured.
     """
 
     delta: LowRankDelta
@@ -119,14 +119,14 @@ def merge_adapters(
     """Merge adapters of one base into one.
 
     Args:
-        adapters: over and under, or any number.
-        candidate: method, density, one weight per adapter, space, rank, seed, arguments.
-            PEFT's names (``ties_svd`` ...) are taken as method and space.
+        adapters: Over and under, or any number of adapters.
+        candidate: Method, density, one weight per adapter, space, rank, seed and arguments.
+            PEFT's names such as ``ties_svd`` set method and space.
 
     Raises:
-        UsageError: unknown method or argument, a density or weights that do not fit.
-        InputError: adapters that cannot be merged exactly, see ``inputs.check_adapters``.
-        NumericError: NaN or Inf in an adapter.
+        UsageError: Unknown method or argument, or a density or weights that do not apply.
+        InputError: The adapters cannot be merged exactly, see ``inputs.check_adapters``.
+        NumericError: An adapter contains NaN or Inf.
     """
     return sweep(adapters, candidate, [candidate.density], how)[0]
 
@@ -137,13 +137,13 @@ def sweep(
     densities: Sequence[float | None],
     how: MergeSettings | None = None,
 ) -> list[Merged]:
-    """Merge at many densities, with one pass over the magnitudes of each tensor.
+    """Merge at several densities, with one pass over the magnitudes of each tensor.
 
     Returns:
-        One result per density, each the same to the bit as ``merge_adapters`` gives it alone.
+        One result per density, bit-identical to that of ``merge_adapters``.
 
     Raises:
-        as ``merge_adapters``.
+        UsageError, InputError, NumericError: As in ``merge_adapters``.
     """
     how = how or MergeSettings()
     candidates, modules = at_densities(adapters, candidate, densities, how)
@@ -177,7 +177,7 @@ def sweep(
 
 
 def _work(adapters: Sequence[Adapter], candidates: Sequence[Candidate]) -> int:
-    """Number of entries that the method processes."""
+    """Return the number of entries that the method processes."""
     dense = is_dense(candidates[0])
     entries = sum(
         math.prod(delta.shape) if dense else delta.a.size + delta.b.size
@@ -193,7 +193,7 @@ def at_densities(
     densities: Sequence[float | None],
     how: MergeSettings,
 ) -> tuple[list[Candidate], list[str]]:
-    """One checked candidate per density, in canonical names, and the modules to merge."""
+    """Return one checked candidate per density, in canonical names, and the modules to merge."""
     candidate = canonical(candidate)
     candidates = [replace(candidate, density=density) for density in densities]
     for one in candidates:
@@ -202,7 +202,7 @@ def at_densities(
     check_device(how.device)
     if "base_weights" in MERGE_METHODS.get(candidate.method).parameters:
         raise UsageError(
-            f"{candidate.method} compares whole weights with the base's, so its result is a whole "
+            f"{candidate.method} compares whole weights with the base, so its result is a whole "
             "model: add --full, without --rank, or use merge-models."
         )
     check_adapters(adapters, same_base=how.same_base)
@@ -214,7 +214,7 @@ def at_densities(
 def merge_module(
     module: str, adapters: Sequence[Adapter], candidates: Sequence[Candidate], how: MergeSettings
 ) -> list[MergedModule]:
-    """Merge one module for candidates that differ in their density only."""
+    """Merge one module for candidates that differ only in density."""
     first = candidates[0]
     present = [i for i, adapter in enumerate(adapters) if module in adapter.deltas]
     deltas = [precise(adapters[i].deltas[module], how.precision) for i in present]
@@ -265,13 +265,13 @@ def _by_importance(
 
 
 def method_arguments(candidate: Candidate) -> dict[str, Any]:
-    """The keyword arguments of a function of ``Traits.factors``."""
+    """Return the keyword arguments of a function in ``Traits.factors``."""
     density = {} if candidate.density is None else {"density": candidate.density}
     return candidate.arguments | density
 
 
 def is_dense(candidate: Candidate) -> bool:
-    """Whether merging builds the change of a module whole, and then cuts it back to a rank."""
+    """Return whether the merge computes dense deltas and truncates them to a rank."""
     known = traits(candidate.method)
     low_rank = candidate.method == "cat" or known.coefficients or known.maps or known.factors
     return candidate.space == "delta" and not low_rank
@@ -284,10 +284,10 @@ def _in_factors(
     candidates: Sequence[Candidate],
     how: MergeSettings,
 ) -> list[MergedModule]:
-    """The method on the stacked A, then on the stacked B, as PEFT's ``ties``, ``linear`` ... do."""
+    """Apply the method to the stacked A and to the stacked B, as PEFT's ``ties`` does."""
     scaled = weights * [delta.scaling for delta in deltas]
     roots = np.sqrt(np.abs(scaled))
-    signed = np.where(scaled >= 0, roots, -roots)  # on A only: on both the signs would cancel
+    signed = np.where(scaled >= 0, roots, -roots)  # sign on A only, because two signs would cancel
     stacks = np.stack([d.a for d in deltas]), np.stack([d.b for d in deltas])
     sources = [on_device(in_memory(stack), how.device) for stack in stacks]
     a = merge_whole(sources[0], signed, candidates, f"{module}.lora_A")
@@ -306,7 +306,7 @@ def _in_factors(
 
 
 def _stacked(deltas: Sequence[LowRankDelta], weights: Array) -> LowRankDelta:
-    """``sum_i w_i delta_i`` as one pair of factors, exact, as PEFT's ``cat`` stores it."""
+    """Return ``sum_i w_i delta_i`` exactly, as stacked factors like PEFT's ``cat``."""
     dtype = deltas[0].a.dtype
     scaled = [
         d.a * dtype.type(w) * dtype.type(d.scaling) for d, w in zip(deltas, weights, strict=True)
@@ -315,7 +315,7 @@ def _stacked(deltas: Sequence[LowRankDelta], weights: Array) -> LowRankDelta:
 
 
 def products(deltas: Sequence[LowRankDelta]) -> Source:
-    """The dense changes of one module, multiplied out block by block."""
+    """Return a source of the dense deltas of one module, computed block by block."""
 
     def rows(part: slice, across: slice = slice(None)) -> Array:
         factors = [(d.b[part], d.a[:, across]) for d in deltas]
@@ -334,7 +334,7 @@ def products(deltas: Sequence[LowRankDelta]) -> Source:
 
 
 def gram(deltas: Sequence[LowRankDelta]) -> Array:
-    """Inner products of the changes, (n, n), from rank-sized matrices."""
+    """Return the inner products of the deltas, (n, n), from rank-sized matrices."""
     return np.array([[one.inner(other) for other in deltas] for one in deltas])
 
 
@@ -346,7 +346,7 @@ def _part(cut: TruncatedDelta, dtype: Any = None) -> MergedModule:
 
 
 def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
-    """A change whose factors are ``float32`` or ``float64``."""
+    """Convert the factors of a delta to ``float32`` or ``float64``."""
     a, b = delta.a.astype(dtype, copy=False), delta.b.astype(dtype, copy=False)
     return LowRankDelta(a, b, delta.scaling)
 
@@ -354,17 +354,17 @@ def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
 def _cross_terms(
     deltas: Sequence[LowRankDelta], weights: Array, of_a: Array, of_b: Array
 ) -> tuple[float, float]:
-    """Squared norm of ``sum_i w_i delta_i``, and squared distance of the merged factors from it.
+    """Return ``||sum_i w_i delta_i||^2`` and the squared distance of the merged factors from it.
 
-    ``(sum_i of_b_i B_i) (sum_j of_a_j A_j)`` is a sum over pairs (i, j), as the wanted sum is, so
-    both follow from the inner products ``<B_i A_j, B_k A_l>``, from rank-sized matrices.
+    ``(sum_i of_b_i B_i) (sum_j of_a_j A_j)`` and the exact sum are sums over pairs (i, j), so
+    both follow from the inner products ``<B_i A_j, B_k A_l>`` of rank-sized matrices.
     """
     n, rank = len(deltas), deltas[0].rank
     a = np.concatenate([d.a for d in deltas]).astype(np.float64)
     b = np.concatenate([d.b for d in deltas], axis=1).astype(np.float64)
 
     def blocks(gram: Array) -> Array:
-        """(n r, n r) as the block of each pair, (n n, r r)."""
+        """Reshape (n r, n r) to one block per pair, (n n, r r)."""
         return gram.reshape(n, rank, n, rank).transpose(0, 2, 1, 3).reshape(n * n, rank * rank)
 
     inner = (blocks(b.T @ b) @ blocks(a @ a.T).T).reshape(n, n, n, n)  # of (i, k) and (j, l)
@@ -403,9 +403,6 @@ def _merged(
 
 
 def write_candidate(merged: Merged, folder: Path) -> None:
-    """Write a plain PEFT folder with ``candidate.json``, whole or not at all.
-
-    ``candidate.json`` holds the candidate and the report of its merge.
-    """
+    """Write a plain PEFT folder with ``candidate.json`` (candidate and report) atomically."""
     facts = merged.candidate.to_dict() | merged.report
     write_adapter(merged.adapter, folder, {"candidate.json": facts})

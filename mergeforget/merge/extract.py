@@ -1,4 +1,4 @@
-"""Extracts a plain LoRA from a fine-tuned model, or from an adapter of any kind that PEFT folds.
+"""Extract a plain LoRA from a fine-tuned model, or from any adapter that PEFT can merge.
 
 Each weight matrix that differs from the base becomes a module of the adapter: its difference,
 truncated to a rank. Tensors without such a form (norms, biases, tied embeddings) are reported.
@@ -40,12 +40,12 @@ from mergeforget.merge.kernels.truncated_svd import Svd, cut_dense
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor of the model less the base's.
+    """Difference of one tensor of the model from the base.
 
     Attributes:
-        energy: squared norm of the difference.
-        lost: squared norm of what the truncation leaves out.
-        delta: None where the difference is zero or has no form as a LoRA.
+        energy: Squared norm of the difference.
+        lost: Squared norm of the truncation error.
+        delta: The truncated difference; None if it is zero or cannot be a LoRA.
     """
 
     name: str
@@ -108,7 +108,7 @@ def _difference(
     if kind in HAVE_CONV1D and module.rpartition(".")[2] in CONV1D:
         change = np.ascontiguousarray(change.T)
     if kind == "gpt2" and not any(name.startswith("transformer.") for name in base.tensors):
-        module = f"transformer.{module}"  # as the loaded model names it
+        module = f"transformer.{module}"  # the name in the loaded model
     cut = cut_dense(change, rank, None, svd)
     delta = LowRankDelta(as_array(cut.a), as_array(cut.b), 1.0)
     return Difference(module, energy, max(0.0, energy - cut.kept), delta, embedding)
@@ -144,7 +144,7 @@ def _merged(found: list[Difference], model: str, base: str, rank: int) -> Merged
 
 @contextmanager
 def _as_model(model: Path, base: Path) -> Iterator[Path]:
-    """A model folder; an adapter is folded into the base by PEFT, in a temporary folder."""
+    """Yield a model folder; PEFT merges an adapter into the base in a temporary folder."""
     adapter = adapter_folder(model)
     if not (adapter / CONFIG).is_file():
         yield model

@@ -1,4 +1,4 @@
-"""Checks before a merge: the adapters fit each other, and the output folder may be written."""
+"""Check that adapters can be merged and that the output folder may be written."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from mergeforget.tensors import all_finite
 
 Modules = Literal["same", "common", "all"]
 
-BASE_LAYER = ".base_layer."  # in PEFT's names: the module that LoRA is beside
+BASE_LAYER = ".base_layer."  # PEFT's name of the module that LoRA wraps
 
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-NEEDS_THE_BASE = {  # exact changes of the base's tensors, see ``changes``
+NEEDS_THE_BASE = {  # changes that can be merged exactly into the base, see ``changes``
     "use_dora": "DoRA rescales the base weight by its row norms",
-    "lora_bias": "the biases of lora_B are no part of B @ A",
-    "modules_to_save": "whole modules were trained, which have no B @ A",
+    "lora_bias": "the biases of lora_B are not part of B @ A",
+    "modules_to_save": "whole modules were trained, without B @ A",
 }
 NOT_PLAIN = {
-    "trainable_token_indices": "token embeddings were trained, which have no B @ A",
+    "trainable_token_indices": "token embeddings were trained, without B @ A",
     "layer_replication": "layers of the base are replicated",
     "use_qalora": "QALoRA pools its inputs",
-    "alora_invocation_tokens": "aLoRA acts on some tokens only",
+    "alora_invocation_tokens": "aLoRA applies to some tokens only",
     "use_bdlora": "BD-LoRA's factors are block-diagonal",
-    "kasa_config": "KaSA has singular values of its own",
-    "monteclora_config": "MonteCLoRA has random factors of its own",
+    "kasa_config": "KaSA trains singular values",
+    "monteclora_config": "MonteCLoRA has random factors",
     "arrow_config": "Arrow routes between adapters",
     "velora_config": "VeLoRA compresses its inputs",
 }
@@ -41,16 +41,16 @@ NO_PLAIN_LORA = ("alora_invocation_tokens", "layer_replication", "arrow_config")
 def check_adapters(
     adapters: Sequence[Adapter], *, with_base: bool = False, same_base: bool = False
 ) -> None:
-    """Raise for adapters that cannot be merged exactly.
+    """Raise an error for adapters that cannot be merged exactly.
 
     Args:
-        with_base: the result is a whole model, so that what changes the base otherwise than by
-            ``scaling * B @ A`` may be folded, see ``changes``.
-        same_base: Trust that the adapters belong to one base, whatever they name.
+        with_base: The result is a whole model, so changes of the base other than
+            ``scaling * B @ A`` are merged, too; see ``changes``.
+        same_base: Assume that the adapters belong to one base, whatever names they record.
 
     Raises:
-        InputError: another base, or trained parts that are not ``scaling * B @ A``.
-        NumericError: NaN or Inf, with adapter and tensor.
+        InputError: The bases differ, or trained parts are not ``scaling * B @ A``.
+        NumericError: A tensor contains NaN or Inf; the message names it.
     """
     if not adapters:
         raise UsageError("There is nothing to merge: name at least one adapter with --adapter.")
@@ -61,24 +61,24 @@ def check_adapters(
 
 
 def check_no_experts(adapters: Sequence[Adapter], method: str) -> None:
-    """Raise UsageError for experts in one parameter: no module has their inputs or outputs."""
+    """Raise UsageError for experts in one parameter, whose inputs cannot be measured."""
     experts = [name for adapter in adapters for name in adapter.deltas if expert_of(name)]
     if experts:
         raise UsageError(
-            f"{method} measures the inputs or gradients of layers, and {experts[0]} is an expert "
+            f"{method} measures the inputs or gradients of layers, but {experts[0]} is an expert "
             "in a parameter that holds all experts. Merge with a method that needs no --data, for "
             "example ties."
         )
 
 
 def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> None:
-    """Raise InputError where adapters belong to different bases.
+    """Raise InputError if adapters belong to different bases.
 
-    Two names mean the same base where they differ in case, or where one is a quantised copy
-    (``-bnb-4bit``), or where both are folders with the same weights, see ``same_content``.
+    Two names are the same base if they differ only in case, if one is a quantised copy
+    (``-bnb-4bit``), or if both are folders with the same weights; see ``same_content``.
 
     Args:
-        trusted: Compare shapes only.
+        trusted: Compare only shapes.
     """
     first = adapters[0]
     for other in adapters[1:]:
@@ -117,12 +117,12 @@ QUANTISED = re.compile(r"([-_.](unsloth|bnb|dynamic|[48]bit|int[48]|awq|gptq|nf4
 
 
 def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merged") -> None:
-    """Raise InputError where an adapter cannot be merged exactly, see ``check_adapters``.
+    """Raise InputError if an adapter cannot be merged exactly; see ``check_adapters``.
 
-    The frozen weight that PEFT stores beside LoRA on an output layer is the base's, and no change.
+    The frozen weight that PEFT stores with LoRA on an output layer is the base's, not a change.
 
     Args:
-        done: what cannot be done with it, for the message.
+        done: The operation that is not possible, for the message.
     """
     config = adapter.config
     faults = [f"{key} is set: {why}" for key, why in NOT_PLAIN.items() if config.get(key)]
@@ -136,10 +136,10 @@ def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merge
             faults.append(f"bias is {config['bias']!r}: biases of the base were trained")
         odd = [key for key in adapter.extras if not _is_frozen(adapter, key)]
         if odd and not faults:
-            faults.append(f"it holds tensors that are no lora_A or lora_B: {some(odd)}")
+            faults.append(f"it contains tensors other than lora_A and lora_B: {some(odd)}")
     if faults:
         way = (
-            "No plain LoRA does the same, so `mergeforget extract-lora` cannot convert it."
+            "No plain LoRA is equivalent, so `mergeforget extract-lora` cannot convert it."
             if any(config.get(key) for key in NO_PLAIN_LORA)
             else "Or convert it to a plain LoRA with `mergeforget extract-lora ADAPTER --base BASE "
             "--rank 32 --out OUT`."
@@ -153,21 +153,21 @@ def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merge
 
 
 def _is_frozen(adapter: Adapter, key: str) -> bool:
-    """Whether a tensor is the base's own of a module that has lora_A and lora_B."""
+    """Return whether a tensor is the base weight of a module with lora_A and lora_B."""
     module, base_layer, _ = key.removeprefix(PREFIX).partition(BASE_LAYER)
     return bool(base_layer) and module in adapter.deltas
 
 
 DIVERGED = (
-    "The training diverged: take an earlier snapshot, or train again at a lower learning rate."
+    "The training diverged: use an earlier snapshot, or train again with a lower learning rate."
 )
 
 
 def check_finite(adapter: Adapter, cause: str = DIVERGED) -> None:
-    """Raise NumericError for NaN or Inf, naming adapter and tensor.
+    """Raise NumericError for NaN or Inf, with the names of adapter and tensor.
 
     Args:
-        cause: Why it may be so and what to do, for the message.
+        cause: Likely cause and remedy, for the message.
     """
     tensors = dict(adapter.extras)
     for module, delta in adapter.deltas.items():
@@ -179,20 +179,20 @@ def check_finite(adapter: Adapter, cause: str = DIVERGED) -> None:
 
 
 def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]:
-    """Names of the modules to merge, sorted.
+    """Return the sorted names of the modules to merge.
 
     Args:
-        modules: ``same`` wants equal sets, ``common`` takes those that every adapter has, ``all``
-            merges each module from the adapters that have it, as PEFT does.
+        modules: ``same`` requires equal sets, ``common`` selects those that every adapter has,
+            ``all`` merges each module from the adapters that have it, as PEFT does.
 
     Raises:
-        InputError: the sets differ (``same``), or nothing is common.
+        InputError: The sets differ (``same``), or have nothing in common.
     """
     return shared([(adapter.name, adapter.deltas) for adapter in adapters], modules)
 
 
 def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) -> list[str]:
-    """``modules_to_merge`` for any (name, mapping) pairs, by module or by tensor."""
+    """Compute ``modules_to_merge`` for any (name, mapping) pairs, by module or by tensor."""
     every = set().union(*(held for _, held in owners))
     common = every.intersection(*(held for _, held in owners))
     if modules == "all" or common == every:
@@ -214,14 +214,14 @@ def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) ->
 
 
 def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[str, Any]:
-    """The config of the result: the first adapter's, with the modules that were merged."""
+    """Return the config of the result: that of the first adapter, with the merged modules."""
     config = dict(adapters[0].config)
     experts = any(expert_of(module) is not None for module in modules)
     if set(modules) != set(adapters[0].deltas) or any(
         a.deltas.keys() != adapters[0].deltas.keys() for a in adapters
     ):
         named = [module for module in modules if expert_of(module) is None]
-        config["target_modules"] = sorted(named)  # names match whole, so nothing else is hit
+        config["target_modules"] = sorted(named)  # whole names, so no other module matches
         config["exclude_modules"] = config["layers_to_transform"] = config["layers_pattern"] = None
         config["target_parameters"] = None
     if experts:
@@ -231,7 +231,7 @@ def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[s
 
 
 def _target_parameters(adapters: Sequence[Adapter]) -> list[str]:
-    """The one set of ``target_parameters``, from which PEFT derives how wrappers are nested."""
+    """Return the common ``target_parameters``, which determine how PEFT nests its wrappers."""
     every = [sorted(adapter.config.get("target_parameters") or []) for adapter in adapters]
     for adapter, own in zip(adapters[1:], every[1:], strict=True):
         if own != every[0]:
@@ -244,22 +244,22 @@ def _target_parameters(adapters: Sequence[Adapter]) -> list[str]:
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and the number of further ones."""
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
 
 
-MADE = "candidate.json"  # a folder that has it was merged here, and may be merged again
+MADE = "candidate.json"  # file of a folder that a merge wrote and may replace
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:
-    """Raise InputError where ``out`` is an input, or contains one."""
+    """Raise InputError if ``out`` is an input, or contains one."""
     place = out.resolve()
     for path in inputs:
         read = path.resolve()
         if place in (read, *read.parents) and read.exists():
-            what = "is read" if place == read else f"holds {path}, which is read"
+            what = "is read" if place == read else f"contains {path}, which is read"
             raise InputError(
                 f"{out} {what}, and the output would replace it. Choose another place with --out."
             )
@@ -268,11 +268,11 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
 def check_free(
     out: Path, inputs: Iterable[Path], mark: str = MADE, made: str = "merged here"
 ) -> None:
-    """Raise InputError where ``out`` contains an input, or files from elsewhere.
+    """Raise InputError if ``out`` contains an input, or files that no merge wrote.
 
     Args:
-        mark: the file by which an earlier result is known, which may be replaced.
-        made: how such a result came to be, for the message.
+        mark: File that identifies an earlier result, which may be replaced.
+        made: How such a result was written, for the message.
     """
     check_apart(out, inputs)
     if out.is_file():
@@ -280,6 +280,6 @@ def check_free(
     held = [path.name for path in out.iterdir()] if out.is_dir() else []
     if held and mark not in held:
         raise InputError(
-            f"{out} holds something that was not {made}: {some(held)}. Choose another place with "
+            f"{out} contains files that were not {made}: {some(held)}. Choose another place with "
             "--out, or an empty one."
         )

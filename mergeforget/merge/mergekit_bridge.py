@@ -1,7 +1,7 @@
-"""mergekit's configurations, read and written; the only file that imports mergekit.
+"""Read, write and run mergekit configurations; the only module that imports mergekit.
 
-A configuration whose method and options our engine has is run by it: streamed, threaded, with
-random methods that depend on the seed and the tensor alone. Anything else is run by mergekit.
+This engine runs a configuration if it has the method and the options: streamed, threaded, with
+random numbers that depend only on the seed and the tensor. mergekit runs all others.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ RANDOM = {"rescale": "rescale", "density": "density"}
 
 @dataclass(frozen=True)
 class Method:
-    """A method of mergekit as one of ours.
+    """A mergekit method in terms of a method of this engine.
 
     Attributes:
-        name: ours.
-        parameters: mergekit's name -> our argument.
-        defaults: mergekit's defaults, where ours differ.
-        fixed: arguments that mergekit's method always has.
+        name: Our method.
+        parameters: Our argument by mergekit's parameter.
+        defaults: mergekit's defaults that differ from ours.
+        fixed: Arguments that mergekit's method implies.
     """
 
     name: str
@@ -86,7 +86,7 @@ ON_MODELS = {
     "slerp",
     "karcher",
     "passthrough",
-}  # they act on the models, not on differences
+}  # methods that act on models, not on differences
 UNWEIGHTED = {
     "sce",
     "slerp",
@@ -96,20 +96,20 @@ UNWEIGHTED = {
     "nearswap",
     "passthrough",
     "arcee_fusion",
-}  # mergekit's have no weights
+}  # methods without weights in mergekit
 PER_MODEL = {"weight", "density", "gamma", "epsilon"}
 NUMBERS = {"weight", "density", "gamma", "epsilon", "lambda", "t", "scale", "select_topk", "eps"}
 KNOWN_KEYS = {"merge_method", "models", "base_model", "parameters", "dtype", "out_dtype"}
-THEIR_MARK = "mergekit_config.yml"  # mergekit writes it into each of its results
+THEIR_MARK = "mergekit_config.yml"  # file that mergekit writes into every result
 DTYPES = {"float32", "float16", "bfloat16"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A configuration that our engine runs.
+    """A configuration that this engine can run.
 
     Attributes:
-        dtype: of the output, or ``auto``.
+        dtype: Dtype of the output, or ``auto``.
     """
 
     models: list[str]
@@ -119,20 +119,20 @@ class Request:
 
 
 class _TheirsOnlyError(Exception):
-    """The configuration needs something that our engine lacks; the message names it."""
+    """The configuration needs a feature that this engine lacks; the message names it."""
 
 
 def read_config(path: Path) -> Request | str:
-    """A configuration as a merge of ours, or why only mergekit can run it.
+    """Return a configuration as a merge request, or the reason why only mergekit can run it.
 
     Raises:
-        InputError: the file is no configuration of mergekit.
+        InputError: The file is not a mergekit configuration.
     """
     config = parse_yaml(read_text(path), path)
     if not isinstance(config, dict) or "merge_method" not in config:
-        raise InputError(f"{path} is no configuration of mergekit: it names no merge_method.")
+        raise InputError(f"{path} is not a mergekit configuration: it has no merge_method.")
     for fault in _wrong_types(config):
-        raise InputError(f"{path} is no configuration of mergekit: {fault}.")
+        raise InputError(f"{path} is not a mergekit configuration: {fault}.")
     try:
         return _request(config)
     except _TheirsOnlyError as reason:
@@ -140,29 +140,29 @@ def read_config(path: Path) -> Request | str:
 
 
 def _wrong_types(config: dict[str, Any]) -> Iterator[str]:
-    """Values whose type neither our engine nor mergekit reads."""
+    """Yield the values whose type neither engine accepts."""
     if not isinstance(config["merge_method"], str):
-        yield f"merge_method is {config['merge_method']!r}, and must be a name"
+        yield f"merge_method is {config['merge_method']!r}, but must be a name"
     for key in ("dtype", "out_dtype", "base_model"):
         if not isinstance(config.get(key), str | dict | None) or (
             key != "base_model" and isinstance(config.get(key), dict)
         ):
-            yield f"{key} is {config[key]!r}, and must be a name"
+            yield f"{key} is {config[key]!r}, but must be a name"
     models = config.get("models")
     if not isinstance(models, list | None):
-        yield f"models is {str(models)[:40]!r}, and must be a list"
+        yield f"models is {str(models)[:40]!r}, but must be a list"
     rows = models if isinstance(models, list) else []
     for holder in [config, *(row for row in rows if isinstance(row, dict))]:
         parameters = holder.get("parameters")
         if not isinstance(parameters, dict | None):
-            yield f"parameters is {str(parameters)[:40]!r}, and must be a mapping"
+            yield f"parameters is {str(parameters)[:40]!r}, but must be a mapping"
         for key, setting in (parameters or {}).items():
             if key in NUMBERS and not _is_setting(setting):
-                yield f"{key} is {setting!r}, and must be a number, or a list of numbers or filters"
+                yield f"{key} is {setting!r}, but must be a number, or a list of numbers or filters"
 
 
 def _is_setting(setting: Any) -> bool:
-    """Whether a parameter is a number, a gradient, or numbers with filters."""
+    """Return whether a parameter is a number, a gradient, or numbers with filters."""
     if isinstance(setting, list):
         return bool(setting) and all(
             _is_setting(one.get("value")) and isinstance(one.get("filter"), str | None)
@@ -174,21 +174,21 @@ def _is_setting(setting: Any) -> bool:
 
 
 def run_mergekit(path: Path, out: Path, why: str) -> None:
-    """Run a configuration through mergekit; the result appears whole or not at all.
+    """Run a configuration with mergekit; the result is written atomically.
 
     Args:
         path: The configuration.
         out: Folder to write.
-        why: Why our engine does not run it, for the message.
+        why: Reason why this engine cannot run it, for the message.
 
     Raises:
-        InputError: mergekit is not installed, or refuses the configuration or a model. The message
-            is one sentence; mergekit's own words are in a file that it names.
-        ResourceError: Memory or disk space does not suffice, or another process writes there.
+        InputError: mergekit is not installed, or rejects the configuration or a model. The message
+            is one sentence and names a file with mergekit's own message.
+        ResourceError: There is too little memory or disk space, or another process writes there.
     """
     config = parse_yaml(read_text(path), path)
     name = config["merge_method"]
-    say(f"mergekit runs this configuration, since {why}.")
+    say(f"mergekit runs this configuration, because {why}.")
     try:
         from mergekit.config import MergeConfiguration
         from mergekit.merge import run_merge
@@ -215,7 +215,7 @@ def run_mergekit(path: Path, out: Path, why: str) -> None:
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in NO_SPACE
             if full or "out of memory" in str(error).lower():
-                raise  # the command line knows these
+                raise  # the command line has messages for these
             details = save_details(error)
             where = f" The details are in {details}." if details else ""
             raise InputError(
@@ -224,7 +224,7 @@ def run_mergekit(path: Path, out: Path, why: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """The first informative line of an error as a sentence; pydantic's first line is a count."""
+    """Return the first informative line of an error; pydantic's first line is only a count."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 2 and "validation error" in lines[0]:
         lines = [f"{lines[1]}: {lines[2].split(' [type=')[0]}"]
@@ -236,10 +236,10 @@ def _first_line(error: Exception) -> str:
 def to_config(
     candidate: Candidate, models: list[str], base: str | None, dtype: str = "auto"
 ) -> dict[str, Any]:
-    """A merge of models as a configuration of mergekit.
+    """Return a merge of models as a mergekit configuration.
 
     Raises:
-        UsageError: mergekit has no such method, or not with these arguments.
+        UsageError: mergekit has no such method, or does not support these arguments.
     """
     candidate = canonical(candidate)
     name = "linear" if candidate.method == "linear" and base is None else candidate.method
@@ -249,7 +249,7 @@ def to_config(
     _check_expressible(candidate)
     if name in ON_MODELS and base is not None:
         raise UsageError(
-            f"mergekit's {name} acts on the models themselves, not on what changed since a base: "
+            f"mergekit's {name} merges the models themselves, not their differences from a base: "
             "leave --base out."
         )
     shared = {ours: theirs for theirs, ours in METHODS[name].parameters.items()}
@@ -279,21 +279,21 @@ def to_config(
 def _request(config: dict[str, Any]) -> Request:
     name = str(config["merge_method"])
     if name not in METHODS:
-        raise _TheirsOnlyError(f"our engine has no method {name}")
+        raise _TheirsOnlyError(f"this engine has no method {name}")
     for key in sorted(set(config) - KNOWN_KEYS):
-        raise _TheirsOnlyError(f"our engine does not read {key}")
+        raise _TheirsOnlyError(f"this engine does not support {key}")
     dtype = config.get("out_dtype") or config.get("dtype") or "auto"
     if dtype not in DTYPES | {"auto"}:
-        raise _TheirsOnlyError(f"our engine does not write {dtype}")
+        raise _TheirsOnlyError(f"this engine does not write {dtype}")
     base = config.get("base_model")
     rows = [_model(row) for row in config.get("models") or []]
     if name in ON_MODELS:
         if base is not None and all(row[0] != base for row in rows):
             if name == "linear" and "weight" not in (config.get("parameters") or {}):
-                raise _TheirsOnlyError("base_model is one more model of linear and has no weight")
-            rows.append((base, {}))  # one more model to mergekit
+                raise _TheirsOnlyError("linear merges base_model, too, but it has no weight")
+            rows.append((base, {}))  # mergekit merges the base, too
         if name == "slerp":
-            rows.sort(key=lambda row: row[0] != base)  # it goes from the base to the other
+            rows.sort(key=lambda row: row[0] != base)  # t = 0 is the base
         base = None
     else:
         rows = [row for row in rows if row[0] != base]
@@ -304,7 +304,7 @@ def _request(config: dict[str, Any]) -> Request:
 
 def _model(row: Any) -> tuple[str, dict[str, Any]]:
     if not isinstance(row, dict) or not isinstance(row.get("model"), str) or "+" in row["model"]:
-        raise _TheirsOnlyError("a model is not given by its plain name")
+        raise _TheirsOnlyError("a model is not given as a plain name")
     return row["model"], dict(row.get("parameters") or {})
 
 
@@ -342,18 +342,18 @@ def _candidate(
 def _weights(
     name: str, shared: dict[str, Any], rows: list[tuple[str, dict[str, Any]]]
 ) -> list[Any]:
-    """A setting for each model; 1 where mergekit's method has no weight, whatever is written."""
+    """Return one setting per model; 1 if mergekit's method ignores weights."""
     if name not in UNWEIGHTED:
         return [own.get("weight", shared.get("weight", 1.0)) for _, own in rows]
     if any("weight" in given for given in (shared, *(own for _, own in rows))):
-        say(f"Weights are left out, as mergekit does: its {name} has none.")
+        say(f"Weights are ignored, as in mergekit, whose {name} has none.")
     return [1.0] * len(rows)
 
 
 def _common(
     key: str, shared: dict[str, Any], rows: list[tuple[str, dict[str, Any]]], default: Any
 ) -> Any:
-    """The one setting that all models share."""
+    """Return the setting that all models share."""
     found = [own.get(key, shared.get(key, default)) for _, own in rows]
     if any(one != found[0] for one in found):
         raise _TheirsOnlyError(f"{key} differs between the models")
@@ -373,7 +373,7 @@ def _theirs(argument: str, value: Any) -> Any:
 
 
 def _defaults(candidate: Candidate) -> dict[str, Any]:
-    """What our method does where nothing is said and mergekit's does something else."""
+    """Return the defaults of our method that differ from mergekit's."""
     takes = MERGE_METHODS.get(candidate.method).parameters
     return {key: takes[key].default for key in ("divide", "rescale", "normalize") if key in takes}
 
@@ -385,7 +385,7 @@ def _check_expressible(candidate: Candidate) -> None:
     for key, allowed in wanted.items():
         if key in takes and given[key] not in allowed:
             raise UsageError(
-                f"mergekit's {candidate.method} has no {key}={given[key]}; it can be told "
+                f"mergekit's {candidate.method} does not support {key}={given[key]}; it supports "
                 f"--set {key}={allowed[0]}."
             )
     if given.get("sign", "total") != "total":
@@ -414,7 +414,7 @@ def _of_model(candidate: Candidate, i: int, settings: dict[str, Any]) -> dict[st
 
 
 def _with_rest(setting: Any, rest: float) -> Any:
-    """A setting by filters, with the value of what no filter matches."""
+    """Return a setting by filters, with a value for names that no filter matches."""
     if isinstance(setting, list) and isinstance(setting[0], dict):
         return [*setting, {"value": rest}]
     return setting

@@ -1,4 +1,4 @@
-"""Puts several adapters on one live model, unmerged: each row of a batch goes through its own."""
+"""Apply several adapters to one loaded model, unmerged: each row of a batch uses its own."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from mergeforget.expert_factors import expert_of
 from mergeforget.merge.apply import weight_of
 from mergeforget.merge.inputs import check_plain
 
-Factors = tuple[Tensor, Tensor]  # of several adapters: a (n, rank, in), scaling * b (n, out, rank)
+Factors = tuple[Tensor, Tensor]  # a (n, rank, in) and scaling * b (n, out, rank) of n adapters
 
 
 class UnfitError(InputError):
-    """A model whose rows cannot be told apart inside; one adapter at a time works all the same."""
+    """The model does not keep rows separate; one adapter at a time still works."""
 
 
 @contextmanager
 def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[SideBySide]:
-    """Let each row of a batch go through its own adapter while the block runs.
+    """Apply to each row of a batch its own adapter inside the block.
 
     A module computes ``y = W x + scaling_c B_c A_c x`` with c the adapter of the row. The weights
-    are not touched, so nothing has to be put back. In float32 the output differs from that of the
-    merged weights by a rounding; in a half type by that of ``W + scaling_c B_c A_c`` as well, which
-    only the merged weights have.
+    are not modified, so nothing has to be restored. In float32 the output differs from that of the
+    merged weights by rounding; in half precision also by the rounding of ``W + scaling_c B_c A_c``,
+    which only merged weights have.
 
     Args:
-        model: a transformers model, with the module names that the adapters know. Its linear layers
-            get (rows, tokens, in), whether they store (out, in) or, as Conv1D, (in, out).
-        adapters: of any ranks, on any modules; where one changes nothing its rows stay as they are.
+        model: A transformers model with the modules of the adapters. Its linear layers
+            take (rows, tokens, in), with weights (out, in) or, as in Conv1D, (in, out).
+        adapters: Adapters of any ranks, on any modules.
 
     Yields:
-        An object whose ``rows`` must be called before the first pass of each batch.
+        An object whose method ``rows`` must be called before the first pass of each batch.
 
     Raises:
-        InputError: as ``apply.applied``.
-        UnfitError: within a pass: a module gets something other than one item a row, or its weight
-            is used in another way than by calling it.
+        InputError: As in ``apply.applied``.
+        UnfitError: In a pass, a module gets an input without one item per row, or its weight
+            is used without calling the module.
     """
     for adapter in adapters:
         check_plain(adapter, done="applied")
     names = sorted({name for adapter in adapters for name in adapter.deltas})
     if experts := [name for name in names if expert_of(name) is not None]:
         raise UnfitError(
-            f"{experts[0]} is an expert in a parameter that holds all experts, so the change of an "
-            "adapter cannot be added to what it gives."
+            f"{experts[0]} is an expert in a parameter that holds all experts, so the delta of an "
+            "adapter cannot be added to its output."
         )
     beside = SideBySide({name: _stacked(model, name, adapters) for name in names})
     with ExitStack() as hooks:
@@ -63,30 +63,30 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
 
 
 class SideBySide:
-    """Several adapters, and the adapter of each row of the next passes."""
+    """Several adapters, and the assignment of rows to adapters for the next passes."""
 
     def __init__(self, factors: dict[str, Factors]) -> None:
-        """Begin without rows.
+        """Create the object without rows.
 
         Args:
-            factors: module -> those of all adapters.
+            factors: Factors of all adapters by module.
         """
         self._every = self._factors = factors
         self._present: list[int] = []
-        self._orders: list[list[int]] = [[], []]  # into groups, and back
+        self._orders: list[list[int]] = [[], []]  # permutation into groups, and its inverse
         self._aligned = False
-        self._indices: dict[torch.device, list[Tensor]] = {}  # the same, where they are needed
+        self._indices: dict[torch.device, list[Tensor]] = {}  # the same on each device
         self._took_part: set[str] = set()
 
     def rows(self, owners: Sequence[int]) -> None:
         """Set the adapter of each row of the next passes.
 
-        Those of all adapters are padded to the most that one of them has, so that each is a matrix
-        of one batched product. Where all have as many, and each has its own beside each other,
-        nothing needs to be moved.
+        The rows of each adapter are padded to the maximum number, so that all form
+        one batched product. If all adapters have equally many consecutive rows,
+        no rows are moved.
 
         Args:
-            owners: place of the adapter of each row, (rows,).
+            owners: Index of the adapter of each row, (rows,).
         """
         present = sorted(set(owners))
         if present != self._present:
@@ -101,15 +101,15 @@ class SideBySide:
         self._indices.clear()
 
     def adding(self, name: str) -> Any:
-        """A forward hook that adds each row's own change to what a module gives."""
+        """Return a forward hook that adds the delta of each row's adapter to the output."""
 
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             self._took_part.add(name)
             x, (a, b), rows = inputs[0], self._factors[name], len(self._orders[1])
             if x.dim() != 3 or len(x) != rows:
                 raise UnfitError(
-                    f"{name} gets {tuple(x.shape)} where a batch has {rows} rows, so its rows "
-                    "cannot be told apart."
+                    f"{name} gets an input {tuple(x.shape)} for {rows} rows, so its rows "
+                    "cannot be separated."
                 )
             if self._aligned:
                 inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.mT)
@@ -123,28 +123,28 @@ class SideBySide:
         return add
 
     def _placed(self, device: torch.device) -> list[Tensor]:
-        """The order of rows by adapter, and the one back; on a device of the model."""
+        """Return the order of rows by adapter and its inverse, on a device of the model."""
         if device not in self._indices:
             self._indices[device] = [torch.tensor(order, device=device) for order in self._orders]
         return self._indices[device]
 
     def check_all_took_part(self, *_: Any) -> None:
-        """A forward hook of the whole model: a module that was passed by changed nothing.
+        """Check, in a forward hook of the whole model, that every adapted module was called.
 
         Raises:
-            UnfitError: there is one.
+            UnfitError: A module was not called.
         """
         left = self._every.keys() - self._took_part
         self._took_part.clear()
         if left:
             raise UnfitError(
-                f"The model does not call {min(left)} but reads its weight, so the change of an "
+                f"The model does not call {min(left)} but reads its weight, so the delta of an "
                 "adapter cannot be added to what it gives."
             )
 
 
 def _stacked(model: nn.Module, name: str, adapters: Sequence[Adapter]) -> Factors:
-    """The factors of one module, padded with zeros to the largest rank, on the module's device."""
+    """Return the factors of one module on its device, padded with zeros to the largest rank."""
     deltas = [adapter.deltas.get(name) for adapter in adapters]
     known = [delta for delta in deltas if delta is not None]
     weight = [weight_of(model, name, delta) for delta in known][0]
@@ -159,6 +159,6 @@ def _stacked(model: nn.Module, name: str, adapters: Sequence[Adapter]) -> Factor
 
 
 def _picked(factors: Factors, places: list[int]) -> Factors:
-    """The factors of some adapters; the same tensors if all are chosen."""
+    """Return the factors of some adapters; the same tensors if all are selected."""
     a, b = factors
     return factors if len(places) == len(a) else (a[places], b[places])

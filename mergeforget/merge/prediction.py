@@ -1,17 +1,18 @@
-"""Prediction of the balanced density before any merge is evaluated.
+"""Predict the balanced density before any merge is evaluated.
 
-The gap of a model is the mean loss of members less that of non-members, in nats a token: below 0 it
-remembers, above 0 it has forgotten too much, and at 0 the two cannot be told apart by their means.
-Base, over and under have a measured gap. To first order the gap is a linear function of the change
-of the weights; of all linear functions that agree with the three, the one of least norm is
+The gap of a model is the mean loss of members minus that of non-members, in nats per token: below
+0, the model remembers; above 0, it has forgotten too much; at 0, both have the same mean loss. The
+gaps of base, over and under are measured. To first order the gap is a linear function of the delta
+of the weights. Of the linear functions that agree with the three measurements, the one of least
+norm is
 
     gap(v) = gap(base) + c_over <over, v> + c_under <under, v>
 
 with ``G c = (gap(over) - gap(base), gap(under) - gap(base))`` and G the inner products of the pair,
-that is its norms and its angle. A merge at any density is a change v whose two inner products are
-cheap, so the density at which the gap is 0 is found without running a model.
+that is, its norms and its angle. A merge is a delta v whose two inner products are
+cheap, so the density with gap 0 is found without running a model.
 
-The prediction is a first guess: the gap bends where a loss saturates.
+The prediction is approximate: the gap is not linear where a loss saturates.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))
 
 @dataclass(frozen=True)
 class PredictedGaps:
-    """The gap along the densities of one family of merges.
+    """Predicted gap as a function of the density, for one family of merges.
 
     Attributes:
-        density: at which the gap is 0, or nearest 0 where it never is.
-        crosses: whether the gap changes its sign between the ends of the grid.
-        grid: (n,) densities, rising.
-        gaps: (n,) predicted gap at each, in nats a token.
+        density: Density at which the gap is 0, or closest to 0.
+        crosses: Whether the gap changes sign on the grid.
+        grid: (n,) densities in ascending order.
+        gaps: (n,) predicted gaps, in nats per token.
     """
 
     density: float
@@ -59,32 +60,32 @@ def predict_gaps(
     candidate: Candidate,
     grid: Sequence[float] = GRID,
 ) -> PredictedGaps:
-    """The predicted gap along the densities of one family, and where it is 0.
+    """Predict the gap for the densities of one family, and the density at which it is 0.
 
     Args:
-        gaps: measured gap of ``base``, ``over`` and ``under``, in nats a token.
-        candidate: method, space, weights; its density is not read.
-        grid: densities, rising; one merge each.
+        gaps: Measured gaps of ``base``, ``over`` and ``under``, in nats per token.
+        candidate: Method, space and weights; its density is ignored.
+        grid: Densities in ascending order; each is merged once.
     """
     pair = [over, under]
     gram = np.array([[inner(one, other) for other in pair] for one in pair])
     rise = np.array([gaps["over"] - gaps["base"], gaps["under"] - gaps["base"]])
-    slopes = np.linalg.lstsq(gram, rise, rcond=1e-10)[0]  # least norm where the two are parallel
+    slopes = np.linalg.lstsq(gram, rise, rcond=1e-10)[0]  # least norm if the two are parallel
     predicted = gaps["base"] + overlaps(pair, candidate, list(grid)) @ slopes
     density, crosses = zero_of(np.array(grid), predicted)
     return PredictedGaps(density, crosses, np.array(grid), predicted)
 
 
 def inner(one: Adapter, other: Adapter) -> float:
-    """Inner product of two changes, over the modules that both change."""
+    """Return the inner product of two adapters over their common modules."""
     shared = sorted(one.deltas.keys() & other.deltas.keys())
     return sum(one.deltas[module].inner(other.deltas[module]) for module in shared)
 
 
 def zero_of(x: Floats, y: Floats) -> tuple[float, bool]:
-    """Where a curve crosses 0, interpolated; its nearest point where it does not.
+    """Return the interpolated zero of a curve, or its point closest to 0.
 
-    Of several crossings the one with the largest x is taken: there the most entries are kept.
+    Of several zeros, the one with the largest x is returned, which keeps the most entries.
     """
     signs = np.sign(y)
     at = np.flatnonzero(signs[:-1] * signs[1:] < 0)
@@ -99,13 +100,13 @@ def zero_of(x: Floats, y: Floats) -> tuple[float, bool]:
 def overlaps(
     adapters: Sequence[Adapter], candidate: Candidate, densities: Sequence[float | None]
 ) -> Floats:
-    """Inner products of the merged change with every adapter's, in all, (densities, adapters).
+    """Return the inner products of each merge with each adapter, (densities, adapters).
 
-    A merge of dense changes is measured as the method gives it: its singular value decomposition,
-    nine tenths of the time of such a merge, would change the products by next to nothing.
+    A dense merge is measured before the truncation: the singular value decomposition,
+    nine tenths of the time of such a merge, hardly changes the products.
 
     Raises:
-        as ``engine.merge_adapters``.
+        UsageError, InputError, NumericError: As in ``engine.merge_adapters``.
     """
     candidates, modules = at_densities(adapters, candidate, densities, MergeSettings())
     depth = depth_of(modules)
@@ -133,6 +134,6 @@ def _at_module(module: str, adapters: Sequence[Adapter], candidates: Sequence[Ca
 
 
 def _inner(dense: NDArray[np.floating], delta: LowRankDelta) -> float:
-    """Frobenius inner product of a dense (out, in) change and one of low rank."""
+    """Return the Frobenius inner product of a dense (out, in) delta and a low-rank one."""
     core = (delta.b.T @ dense) * delta.a  # <b a, x> = sum((b.T x) * a)
     return float(delta.scaling * core.sum(dtype=np.float64))

@@ -1,7 +1,7 @@
-"""Weights for each module, chosen from the gradients of the forget and retain losses.
+"""Choose weights for each module from the gradients of the forget and retain losses.
 
-A density treats all modules alike. This merge instead gives every module m and adapter i a weight
-w_mi, starting from an equal blend, such that the forget rows reach a target loss at the least cost
+A density applies to all modules. This merge instead gives each module m and adapter i a weight
+w_mi, starting from equal weights, such that the forget rows reach a target loss at the least cost
 to the retain rows. With a = dL_forget/dw, r = dL_retain/dw and H the mean of the outer products of
 the retain rows' gradients, each step solves
 
@@ -9,7 +9,7 @@ the retain rows' gradients, each step solves
 
 in closed form: ``d = K^-1 (mu a - r)`` with ``K = H + ridge D``, D the mean of H's diagonal times
 the identity and ``mu = (target - L_forget + a.K^-1 r) / a.K^-1 a``. The losses are not linear in w,
-so several such steps are taken, each limited in length, and the point nearest to the target counts.
+so several steps of limited length are taken, and the point closest to the target is used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mergeforget.data.templating import PromptTemplate
 
 Floats = NDArray[np.float64]
-MAX_LENGTH = 1024  # tokens of a row
+MAX_LENGTH = 1024  # maximum number of tokens per row
 LONGEST_STEP = 0.3  # largest change of one weight in one step
 
 
@@ -45,9 +45,9 @@ class PurposeMerge:
     """Weights that reach a forget loss at the least cost to the retain loss.
 
     Attributes:
-        weights: Module name -> one weight per adapter.
-        target: Forget loss that was aimed at, in nats per token.
-        forget: Forget loss after each step up to the chosen one, the equal blend first.
+        weights: One weight per adapter, by module.
+        target: Target of the forget loss, in nats per token.
+        forget: Forget loss after each step up to the chosen one, starting with equal weights.
         retain: Retain loss after each of these steps.
     """
 
@@ -63,7 +63,7 @@ class PurposeMerge:
         )
 
     def candidate(self) -> Candidate:
-        """The exact weighted sum as a candidate; its rank is the sum of the adapters' ranks."""
+        """Return the exact weighted sum as a candidate, with the sum of the adapters' ranks."""
         n = len(next(iter(self.weights.values())))
         settings = [
             [{"filter": name, "value": round(w[i], 6)} for name, w in self.weights.items()]
@@ -85,21 +85,21 @@ def choose_weights(
     ridge: float = 0.1,
     template: PromptTemplate | None = None,
 ) -> PurposeMerge:
-    """Choose a weight for every module and adapter, see the module's docstring.
+    """Choose a weight for every module and adapter; see the module docstring.
 
     Args:
         model: The base, in evaluation mode.
-        adapters: over and under, or any adapters of the base.
-        target: Forget loss to reach, in nats per token. None takes the mean of what the adapters
-            have alone: for a pair, half way between forgetting too much and too little.
-        rows: Largest number of rows of each kind that are read.
-        steps: Number of steps; the losses are measured anew before each, and the weights whose
-            forget loss is nearest to the target are returned.
-        ridge: Damping of a step; larger values keep the modules' weights closer to each other.
-        template: How rows are rendered, as in the adapters' training; None is raw.
+        adapters: Over and under, or any adapters of the base.
+        target: Forget loss to reach, in nats per token. None is the mean of the losses of the
+            adapters: for a pair, halfway between forgetting too much and too little.
+        rows: Maximum number of forget rows and of retain rows.
+        steps: Number of steps; the losses are measured before each, and the weights whose
+            forget loss is closest to the target are returned.
+        ridge: Damping of a step; larger values keep the weights of the modules more similar.
+        template: How rows are rendered, as in the training of the adapters; None is raw.
 
     Raises:
-        UsageError: No rows, or arguments outside their range.
+        UsageError: There are no rows, or arguments are outside their range.
         NumericError: A loss is NaN or Inf.
     """
     import torch
@@ -154,7 +154,7 @@ def choose_weights(
 
 
 def best_step(gain: Floats, costs: Floats, wanted: float, ridge: float) -> Floats:
-    """The step d that changes the forget loss by ``wanted`` at the least predicted retain cost.
+    """Return the step d that changes the forget loss by ``wanted`` at the least retain cost.
 
     Args:
         gain: Gradient of the forget loss, (k,).
@@ -163,7 +163,7 @@ def best_step(gain: Floats, costs: Floats, wanted: float, ridge: float) -> Float
         ridge: Damping, as a share of the mean curvature.
 
     Returns:
-        (k,), shortened where an entry would exceed ``LONGEST_STEP``.
+        (k,), scaled down if an entry would exceed ``LONGEST_STEP``.
     """
     curvature = costs.T @ costs / len(costs)
     level = float(np.trace(curvature)) / len(gain) or 1.0
@@ -179,7 +179,7 @@ def best_step(gain: Floats, costs: Floats, wanted: float, ridge: float) -> Float
 def encode_answers(
     tokenizer: Any, rows: Sequence[Row], template: PromptTemplate | None = None
 ) -> list[tuple[list[int], list[bool]]]:
-    """Token ids and which of them are the answer, for each row; raw prompts without a template."""
+    """Return the token ids of each row and a mask of the answer; raw prompts without a template."""
     from mergeforget.data.templating import RAW
     from mergeforget.data.tokens import encode_rows
     from mergeforget.outputs import ANSWER
@@ -189,7 +189,7 @@ def encode_answers(
 
 
 def mean_answer_loss(model: nn.Module, example: tuple[list[int], list[bool]]) -> torch.Tensor:
-    """Mean negative log-likelihood of a row's answer, in nats per token."""
+    """Return the mean negative log-likelihood of a row's answer, in nats per token."""
     import torch
 
     ids = torch.tensor([example[0]], device=next(model.parameters()).device)
@@ -205,7 +205,7 @@ def _gradients(
     examples: Sequence[tuple[list[int], list[bool]]],
     losses_only: bool,
 ) -> tuple[float, Floats]:
-    """Mean loss, and the gradient of each row's loss by the weights, (rows, modules * n)."""
+    """Return the mean loss, and the gradient of each row's loss, (rows, modules * n)."""
     import torch
 
     losses, gradients = [], []
@@ -225,7 +225,7 @@ def _gradients(
 def weighted(
     model: nn.Module, adapters: Sequence[Adapter], names: Sequence[str], weights: torch.Tensor
 ) -> Iterator[None]:
-    """Add every adapter's change, times its weight, to the modules' outputs within the block."""
+    """Add the weighted delta of every adapter to the outputs of the modules inside the block."""
     import torch
 
     from mergeforget.merge.apply import weight_of
@@ -242,7 +242,7 @@ def weighted(
                 if delta is None:
                     continue
                 if name in adapter.embeddings:
-                    raise UsageError(f"purpose cannot weigh LoRA on an embedding ({name}).")
+                    raise UsageError(f"purpose does not support LoRA on an embedding ({name}).")
                 like = weight_of(model, name, delta)
                 a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(like)
                 b = torch.from_numpy(np.ascontiguousarray(delta.b * delta.scaling)).to(like)
@@ -259,7 +259,7 @@ def weighted(
 
 
 def _adding(weights: torch.Tensor, place: int, factors: Sequence[Any]) -> Any:
-    """A forward hook that adds ``w_i * x A_i^T B_i^T`` of one module for every adapter i."""
+    """Return a forward hook that adds ``w_i * x A_i^T B_i^T`` of one module for every adapter."""
 
     def add(_: Any, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         for i, a, b in factors:

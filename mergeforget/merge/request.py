@@ -1,4 +1,4 @@
-"""Resolves the names in a candidate and checks it before any work."""
+"""Resolve the names in a candidate, and check it before any work."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ PEFT_TYPES = {
     "dare_ties_svd": "dare_ties",
     "magnitude_prune_svd": "magnitude_prune",
 }
-IN_FACTORS = set(PEFT_TYPES.values())  # methods that PEFT applies to A and B separately
-FACTOR_ARGUMENTS = {"sign", "rescale"}  # scales and shares of weights are not those of the product
+IN_FACTORS = set(PEFT_TYPES.values())  # methods that PEFT applies to A and to B
+FACTOR_ARGUMENTS = {"sign", "rescale"}  # arguments that are also meaningful for A and B
 
 
 def canonical(candidate: Candidate) -> Candidate:
-    """The candidate with PEFT's spellings resolved: ``ties_svd`` is ``ties`` in delta space.
+    """Resolve PEFT's names in a candidate: ``ties_svd`` is ``ties`` in delta space.
 
-    A method that has no meaning on factors works in delta space, and one that draws nothing at
-    random has the seed 0, and a method's own default density is filled in, so that what is
-    recorded is what was used.
+    A method that is not defined on factors gets delta space, a method without randomness gets
+    seed 0, and a default density of the method is filled in, so that the recorded
+    candidate is the one that was used.
     """
     method = candidate.method.replace("-", "_")
     space = candidate.space if method in IN_FACTORS else "delta"
@@ -47,24 +47,24 @@ def canonical(candidate: Candidate) -> Candidate:
 
 
 def takes_density(method: str) -> bool:
-    """Whether a method has a density, required or not; ``method`` may be PEFT's name for it."""
+    """Return whether a method has a density, required or not; PEFT's names are accepted."""
     return "density" in MERGE_METHODS.get(canonical(Candidate(method)).method).parameters
 
 
 def needs_density(candidate: Candidate) -> bool:
-    """Whether the method of a candidate requires a density."""
+    """Return whether the method of a candidate requires a density."""
     takes = MERGE_METHODS.get(canonical(candidate).method).parameters
     return "density" in takes and takes["density"].default is inspect.Parameter.empty
 
 
 def looks_at_data(candidate: Candidate) -> bool:
-    """Whether the method needs statistics measured on rows."""
+    """Return whether the method needs statistics measured on rows."""
     takes = MERGE_METHODS.get(canonical(candidate).method).parameters
     return bool({"grams", "importance", "shares"} & takes.keys())
 
 
 def check_grams(candidate: Candidate, grams: object | None) -> None:
-    """Raise UsageError where a method lacks the data that it needs, or has data it does not."""
+    """Raise UsageError if a method lacks data that it needs, or gets data that it does not use."""
     needs = looks_at_data(candidate)
     if needs and grams is None:
         raise UsageError(
@@ -76,10 +76,10 @@ def check_grams(candidate: Candidate, grams: object | None) -> None:
 
 
 def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
-    """Raise UsageError where method, density, weights or arguments do not fit; return the method.
+    """Check method, density, weights and arguments of a candidate; return the method.
 
     Raises:
-        UnknownNameError, DensityError: both are usage errors.
+        UsageError: A value does not apply; UnknownNameError and DensityError are subclasses.
     """
     entry = MERGE_METHODS.get(candidate.method)
     takes = entry.parameters
@@ -91,8 +91,8 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
         raise UsageError(f"{entry.name} keeps every entry; it takes no density.")
     if len(candidate.weights) != adapters:
         raise UsageError(
-            f"There are {adapters} adapters and {len(candidate.weights)} weights; give one weight "
-            "each, for example --weights 1,0.5."
+            f"There are {adapters} adapters but {len(candidate.weights)} weights; give one weight "
+            "per adapter, for example --weights 1,0.5."
         )
     if not all(math.isfinite(w) for w in candidate.weights):
         raise UsageError(f"Every weight must be a finite number, not {candidate.weights}.")
@@ -108,7 +108,7 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
         )
     for name in SUPPLIED:
         if name in candidate.arguments:
-            raise UsageError(f"{name} is not set as an argument; it has its own option.")
+            raise UsageError(f"{name} cannot be set as an argument; it has its own option.")
     entry.check_arguments(candidate.arguments)
     given = {*candidate.arguments, *candidate.by_module, *SUPPLIED}
     for name, parameter in takes.items():
@@ -120,14 +120,14 @@ def check_candidate(candidate: Candidate, adapters: int) -> Entry[Any]:
     for name in {*candidate.arguments, *candidate.by_module} - {"density", "weights"}:
         if candidate.space == "factors" and name not in FACTOR_ARGUMENTS:
             raise UsageError(
-                f"In factor space {name} would act on A and on B, which has another effect on "
+                f"In factor space, {name} would apply to A and to B, which has another effect on "
                 "their product: add --space delta."
             )
     return entry
 
 
 def check_ranks(adapters: Sequence[Adapter], modules: Sequence[str], candidate: Candidate) -> None:
-    """Raise InputError where factor space meets factors of different shapes."""
+    """Raise InputError if the ranks differ in factor space."""
     if candidate.space != "factors":
         return
     for module in modules:
@@ -135,17 +135,19 @@ def check_ranks(adapters: Sequence[Adapter], modules: Sequence[str], candidate: 
         if len(set(ranks.values())) > 1:
             found = ", ".join(f"{rank} in {name!r}" for name, rank in ranks.items())
             raise InputError(
-                f"In factor space ranks must be equal, but {module} has rank {found}. Merge the "
+                f"In factor space, ranks must be equal, but {module} has rank {found}. Merge the "
                 "products instead with --space delta."
             )
 
 
 def _check_by_module(candidate: Candidate, entry: Entry[Any]) -> None:
-    """Raise UsageError for a setting by module that the method or the adapters do not take."""
+    """Raise UsageError for a setting by module that does not apply."""
     for key, setting in candidate.by_module.items():
         if key == "weights":
             if not isinstance(setting, list) or len(setting) != len(candidate.weights):
-                raise UsageError(f"Weights by module must be {len(candidate.weights)} settings.")
+                raise UsageError(
+                    f"Weights by module need {len(candidate.weights)} settings, one per adapter."
+                )
         elif key == "density" and "density" not in entry.parameters:
             raise UsageError(f"{entry.name} keeps every entry; it takes no density.")
         elif key != "density":
@@ -156,14 +158,14 @@ def _check_by_module(candidate: Candidate, entry: Entry[Any]) -> None:
 
 
 def _check_finite(name: str, setting: Any) -> None:
-    """Raise UsageError for NaN or Inf, which would spoil a merge and which JSON has not."""
+    """Raise UsageError for NaN or Inf, which cannot be merged or written as JSON."""
     for value in _numbers(setting):
         if not math.isfinite(value):
             raise UsageError(f"Every number of {name} must be finite, not {value}.")
 
 
 def _numbers(setting: Any) -> list[float]:
-    """Every number of a setting, see ``by_module``."""
+    """Return every number of a setting, see ``by_module``."""
     if isinstance(setting, dict):
         return _numbers(setting.get("value"))
     if isinstance(setting, list):

@@ -82,7 +82,7 @@ class Choice:
     next_best: NextBest | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "name": self.scored.name,
             "candidate": self.scored.candidate.to_dict(),
@@ -98,7 +98,7 @@ class Choice:
 
 
 def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> Choice:
-    """Choose the candidate with the best objective on the selection split; ties go by name."""
+    """Choose the candidate with the best objective on the selection split, ties by name."""
     best = best_of(scored, anchors, objective, "choose")
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
@@ -119,14 +119,14 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
 
 
 def only_undecided(verdict: ForgettingVerdict, reasons: Sequence[str]) -> bool:
-    """Return whether a candidate is not called balanced for lack of data and for nothing else."""
+    """Return whether lack of data is the only reason not to call a candidate balanced."""
     apart = verdict.told_apart or (verdict.state == "FORGOTTEN" and verdict.over_forgotten)
     told = len(verdict.reasons if verdict.state != "FORGOTTEN" else verdict.uncertain)
     return verdict.state != "NOT FORGOTTEN" and not apart and len(reasons) <= told
 
 
 def best_of(scored: Sequence[Scored], anchors: Anchors, objective: Objective, part: str) -> Scored:
-    """Return the best candidate; the first by name of equals."""
+    """Return the best candidate; ties are broken by name."""
     ordered = sorted(scored, key=lambda s: s.name)
     return max(ordered, key=lambda s: objective.rank(s.scores, anchors.base, part))
 
@@ -205,7 +205,7 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
 
 
 def figures(scores: Sequence[Score], part: str) -> dict[str, float]:
-    """Return every overall score of one part by name: ``knowledge_forget``, ``mia_auc``, ..."""
+    """Return the overall scores of one split by name: ``knowledge_forget``, ``mia_auc``, ..."""
     return {
         f"{s.metric}_{s.split}" if s.split in ("forget", "retain", "holdout") else s.metric: s.value
         for s in scores

@@ -1,4 +1,4 @@
-"""Predict the balanced density of a pair, with which a search begins."""
+"""Predict the balanced density of a pair, the first density of a search."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mergeforget.search.split import SearchData
 
 @dataclass
 class Guess:
-    """Predicts a density from the document losses of base, over and under (selection split).
+    """Predict a density from the document losses of base, over and under (selection split).
 
     Attributes:
-        given: Density of the caller, which replaces every prediction.
+        given: Density set by the caller, which replaces every prediction.
         made: Predictions by family.
     """
 
@@ -42,7 +42,7 @@ class Guess:
             over, under = self.pair
             found = predict_gaps(over, under, self._gaps, candidate, sorted(set(densities)))
             self.made[candidate.family] = found.density
-            where = "" if found.crosses else ", though no density balances it"
+            where = "" if found.crosses else ", although no density balances it"
             say(f"Predicted density of {candidate.family}: {found.density:.2f}{where}.")
         return self.made[candidate.family]
 

@@ -1,4 +1,4 @@
-"""Run a search: merge, evaluate, score and choose; each result is saved at once."""
+"""Run a search: merge, evaluate, score and choose; each result is saved immediately."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class Options:
         holdout: File of rows that no training saw.
         again: Discard the measurements of an earlier search.
         storage: Database URL or journal file of the study; None keeps a journal in the run folder.
-        first: Density to begin with; None predicts it from the pair.
-        template, system_prompt: How prompts are rendered; None leaves it to the recipe.
+        first: First density; None predicts it from the pair.
+        template, system_prompt: How prompts are rendered; None follows the recipe.
     """
 
     budget: SearchBudget
@@ -94,8 +94,8 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
 def work(run: Run, spec: SearchSpec, options: Options) -> int:
     """Explore candidates for a search that shares its storage with other workers.
 
-    Each worker has its own copy of the run. The process that calls ``search`` on the same storage
-    reads their results, generates answers and chooses.
+    Each worker has its own copy of the run. The process that calls ``search`` with the same storage
+    reads the results, generates answers and chooses.
 
     Returns:
         Number of candidates that all workers have explored.
@@ -133,7 +133,7 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
         ways = ways_to_ask(tokenizer, recipe.data, every, recipe.evaluation.ask)
         settings = settings_of(run, recipe, spec, data.holdout, ways)
         store.begin(settings, options.again)
-        if data.holdout:  # only now: a refused search must not change the run
+        if data.holdout:  # after the checks: a refused search must not change the run
             write_text(run.data / "holdout.jsonl", data.holdout)
         run.set_state("search", "running")
 
@@ -155,7 +155,7 @@ def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
 def open_study(
     run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options
 ) -> OptunaStudy:
-    """Open the study of this pair, data and search space, which its name identifies."""
+    """Open the study of this pair, data and search space; its name is a hash of them."""
     said = spec.model_dump(mode="json", exclude={"finalists", "together"}, exclude_defaults=True)
     decides = {**settings, "search": said}
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
@@ -181,7 +181,7 @@ class Searching:
         self.guess: Guess = self.explorer.guess
 
     def measure_anchors(self) -> None:
-        """Measure base, over and under, with which candidates are compared."""
+        """Measure base, over and under, the references of every candidate."""
         adapters = dict(zip(ANCHORS, (None, *self.pair), strict=True))
         todo = [name for name in ANCHORS if not self.store.has(name)]
         at_once = self.together() if len(todo) > 1 else 1
@@ -236,7 +236,7 @@ class Searching:
                 bar.advance(len(every), note=self._best_so_far(done))
 
     def measure_finalists(self, seen: Sequence[Candidate]) -> list[Candidate]:
-        """Measure the finalists in full; one after the other where proxy scores rank them."""
+        """Measure the finalists in full; one after the other if proxy scores rank them."""
         chosen = finalists(self.explorer, seen, self.spec.finalists)
         figures = self.objective.figures
         beside = figures - {"mia", "mia_level"}
@@ -261,7 +261,7 @@ class Searching:
         while following := next_finalists(self.explorer, waiting, measured, at_once):
             best = best_rank(self.explorer, measured)
             if len(measured) >= enough and best is not None and not best.shortfall:
-                break  # enough are measured, and the best reaches every floor
+                break  # enough candidates are measured, and the best reaches every floor
             waiting = [c for c in waiting if c not in following]
             self.measure_candidates(following, SearchBudget())
             measured += [c for c in following if self.store.has(c.name)]
@@ -289,7 +289,7 @@ class Searching:
 
         Returns:
             The choice, and the headline scores of the forget and the retain set: the worst case as
-            ``value``, and the value of each way. No scores for a model that is asked in one way.
+            ``value``, and the value of each way. No scores if there is only one way to ask.
         """
         scores = [s for s in choice.scored.scores if s.part == "all" and not s.task]
         shown = {
@@ -301,7 +301,7 @@ class Searching:
             return choice, {}
         names = dict.fromkeys(way for s in scores for way in s.ways or {})
         told = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
-        sentence = f"{choice.sentence} Asked {', '.join(names)}, its worst case is: {told}."
+        sentence = f"{choice.sentence} Worst case over the prompts {', '.join(names)}: {told}."
         differ = prompt_dependence(choice.scored.name, scores)
         warning = " ".join(filter(None, [choice.warning, *differ])) or None
         return replace(choice, sentence=sentence, warning=warning), shown
@@ -335,8 +335,8 @@ class Searching:
             keeping = known_ways(score() if base else self.store.scores["base"])
         if base and keeping is not None and len(keeping) < len(ways):
             say(
-                f"Retention counts in {', '.join(sorted(keeping))}: asked otherwise, the model "
-                "before knows less than 75 % as much of the retain set."
+                f"Retention is measured with {', '.join(sorted(keeping))} prompts only: with "
+                "others, the base knows less than 75 % as much of the retain set."
             )
         scores = score(keeping=keeping)
         if leaks := self.objective.figures & LEAKS.keys():
@@ -359,7 +359,10 @@ class Searching:
                 "saved: rerun the command to resume, or give more time with --budget."
             )
         if not scored:
-            raise NumericError("No candidate could be measured; is the pair well trained?")
+            raise NumericError(
+                "No candidate has finite scores. Check the training of the pair with "
+                "`mergeforget analyze RUN dynamics`."
+            )
         return choose(scored, self._anchors(), self.objective)
 
     def _scored(self, candidates: Sequence[Candidate]) -> list[Scored]:
@@ -373,7 +376,7 @@ class Searching:
 
 
 def template_facts(recipe: Recipe) -> dict[str, Any]:
-    """Settings of the prompt template; empty for raw prompts, as in older searches."""
+    """Return the settings of the prompt template; empty for raw prompts, as in older searches."""
     data = recipe.data
     raw = data.template == "none"
     return {} if raw else {"template": [data.template, data.system_prompt]}
@@ -382,7 +385,7 @@ def template_facts(recipe: Recipe) -> dict[str, Any]:
 def settings_of(
     run: Run, recipe: Recipe, spec: SearchSpec, holdout: str, ways: Sequence[PromptTemplate] = ()
 ) -> dict[str, Any]:
-    """Return everything that decides a candidate's scores, so that two calls can be compared.
+    """Return everything that determines a candidate's scores, to compare two calls.
 
     Args:
         holdout: Text of a new ``data/holdout.jsonl``, if there is one.

@@ -70,17 +70,17 @@ def read_pair(run: Run) -> list[Adapter]:
 
 @dataclass
 class Evaluator:
-    """The base model, its tokenizer and the rows on which candidates are evaluated.
+    """The base model, its tokenizer and the rows for the evaluation of candidates.
 
     Attributes:
         model: The base model, without an adapter.
         buffers: Memory of merged weights, reused for each candidate.
         cache_folder: Folder of cached likelihoods and answers, two files per candidate.
-        divisible: Whether rows of one batch may belong to different candidates; set to False once
-            the model cannot do it.
+        divisible: Whether rows of one batch may belong to different candidates; set to False if the
+            model does not support it.
         mmlu: Settings of MMLU; None if it is not measured.
-        ways: Every way to render the prompts, the recipe's first. Candidates are compared by the
-            worst case over them.
+        ways: Every way to render the prompts, the recipe's first. Candidates are compared by their
+            worst case.
     """
 
     model: Any
@@ -167,16 +167,16 @@ class Evaluator:
     ) -> list[Score]:
         """Measure cheap proxies of the attacks ``quantise`` and ``relearn`` on the forget rows.
 
-        ``leak4bit`` is the share of answers of which every token is the model's own choice with
-        weights rounded to 4 bits; ``relearn`` the same of subjects that are not shown, after
-        ``RELEARN`` steps on the retain rows and a quarter of the forget subjects. Both are the
-        worst case over the ways to ask.
+        ``leak4bit`` is the share of answers that greedy decoding reproduces with weights rounded to
+        4 bits; ``relearn`` is the same share after ``RELEARN`` steps on the retain rows and a
+        quarter of the forget subjects, for the other subjects. Both are the worst case over the
+        ways to ask.
 
         Args:
-            names: Those of ``objective.LEAKS`` to measure.
+            names: Names from ``objective.LEAKS`` to measure.
 
         Returns:
-            Scores of the whole and of both splits.
+            Scores on all rows and on both splits.
         """
         found: list[Score] = []
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
@@ -275,10 +275,10 @@ class Evaluator:
 def _with_level(
     one: DocumentLoss, levels: Mapping[str, float], way: PromptTemplate
 ) -> DocumentLoss:
-    """Add the signal ``level``: how far the NLL is below that of the row's twins, where known.
+    """Add the signal ``level``: the NLL of the row's twins minus that of the row, if known.
 
-    Levels of a training with ``also_raw`` are of the same way to ask; otherwise those of the
-    training's own way stand for every way.
+    A training with ``also_raw`` has levels for each way to ask; otherwise, the levels of the
+    training's own way are used for every way.
     """
     level = levels.get(f"{one.id}@{way.name}", levels.get(one.id))
     return one if level is None else replace(one, signals=one.signals | {"level": level - one.nll})
@@ -287,7 +287,7 @@ def _with_level(
 def _leak_scores(
     name: str, ways: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
 ) -> list[Score]:
-    """Share of the forget answers that are known word for word, of subjects not ``shown``."""
+    """Score the share of forget answers known word for word, of subjects not in ``shown``."""
     found: dict[str, list[Score]] = {}
     for measured in ways.values():
         parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
@@ -308,7 +308,7 @@ def score_parts(
     metrics: Sequence[str] = (),
     keeping: Collection[str] | None = None,
 ) -> list[Score]:
-    """Score the whole and both splits, each by the worst case over the ways to ask.
+    """Score all rows and both splits, each by the worst case over the ways to ask.
 
     Args:
         keeping: Ways that count for retention; see ``known_ways``. None for all.
@@ -347,7 +347,7 @@ def load_evaluator(
     asks: bool,
     ways: Sequence[PromptTemplate],
 ) -> Evaluator:
-    """Load the base model, to which candidates are applied.
+    """Load the base model for the evaluation of candidates.
 
     Args:
         asks: Whether the objective reads MMLU, if the recipe names its folder.

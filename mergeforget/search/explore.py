@@ -29,7 +29,7 @@ from mergeforget.search.optuna_study import OptunaStudy, size
 from mergeforget.search.split import SearchData
 from mergeforget.search.store import Store
 
-REPEATS = 20  # known suggestions in a row after which a study ends
+REPEATS = 20  # consecutive known suggestions after which a study ends
 SHARE = 5  # one candidate in five is evaluated in full
 FEWEST = 2  # finalists
 PAUSE = 1.0  # seconds between two polls of the other workers
@@ -37,7 +37,7 @@ PAUSE = 1.0  # seconds between two polls of the other workers
 
 @dataclass
 class Explorer:
-    """Evaluates candidates by proxy scores, which it stores in the run folder."""
+    """Evaluate candidates by proxy scores, which are stored in the run folder."""
 
     spec: SearchSpec
     objective: Objective
@@ -65,10 +65,9 @@ class Explorer:
     def refine(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """Climb along the densities of each family from its predicted density.
 
-        The largest density is evaluated, too, and the smallest if both miss a floor: a floor may
-        hold there alone, far from where the loss gap is predicted to close. The climb begins at
-        the best of these. Once the AUC crosses 0.5 between two evaluated densities, the
-        interpolated density is evaluated next.
+        The largest density is evaluated, too, and the smallest if both miss a floor: it may be the
+        only one that reaches the floor. The climb starts from the best of these. Once the AUC
+        crosses 0.5 between two evaluated densities, the interpolated density is evaluated next.
         """
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
@@ -91,7 +90,7 @@ class Explorer:
         return list(seen.values())
 
     def lowest(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """Explore the smallest density of each family where it is not known yet."""
+        """Explore the smallest density of each family, if it is not known yet."""
         seen: dict[str, Candidate] = {}
         for family in families(candidates).values():
             low = min(family, key=lambda c: c.density or 0.0)
@@ -117,7 +116,7 @@ class Explorer:
         return list(found.values())
 
     def study(self, study: OptunaStudy, budget: SearchBudget) -> list[Candidate]:
-        """Explore what a study suggests until the budget is spent or it repeats itself."""
+        """Explore the suggestions of a study until the budget is spent or they repeat."""
         seen = self.adopt(study)
         total = budget.candidates or size(study.axes)
         first = self.guess(study.first, self.spec.densities)
@@ -158,19 +157,19 @@ class Explorer:
         return seen
 
     def rank(self, name: str) -> Rank:
-        """Rank of a candidate by its proxy scores."""
+        """Return the rank of a candidate by its proxy scores."""
         base = only_proxy(self.store.scores["base"])
         return self.objective.rank(self.scores(name), base, "choose", estimate)
 
     def scores(self, name: str) -> list[Score]:
-        """Proxy scores of a candidate, as they were when it was explored."""
+        """Return the proxy scores of a candidate from its exploration."""
         explored = self.store.explored.get(name, [])
         return (
             explored if self._has_figures(explored) else only_proxy(self.store.scores.get(name, []))
         )
 
     def known(self, candidate: Candidate) -> bool:
-        """Whether a candidate has proxy scores for every figure of the objective."""
+        """Return whether a candidate has proxy scores for every figure of the objective."""
         return self.store.has_proxy(candidate.name) and self._has_figures(
             self.scores(candidate.name)
         )

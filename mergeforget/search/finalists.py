@@ -1,4 +1,4 @@
-"""Select the finalists one after the other: which candidate to measure in full next."""
+"""Select the next candidates to measure in full, one after the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mergeforget.score import Score
 from mergeforget.search.explore import Explorer
 from mergeforget.search.objective import Rank, estimate, figure
 
-# figures that proxy scores approximate well
+# figures for which proxy scores are a good approximation
 PROXY_FIGURES = {"mia", "mia_level", "retain", "forget"}
 
 
@@ -19,10 +19,10 @@ def next_finalists(
 ) -> list[Candidate]:
     """Return the waiting candidates with the best corrected proxy scores.
 
-    A proxy evaluation counts an answer as known if each of its tokens is the model's most likely
-    one. A model that does not stop there gives another answer when it generates. This bias is
-    similar for all candidates of a pair, so the mean difference between full and proxy scores of
-    the measured candidates is added to the proxy scores of the others.
+    A proxy evaluation counts an answer as known if each of its tokens is the most likely one. A
+    model that does not stop there generates another answer. This bias is similar for all candidates
+    of a pair, so the mean difference between full and proxy scores of the measured candidates is
+    added to the proxy scores of the others.
 
     Args:
         waiting: Candidates without a full measurement; the first wins a tie.

@@ -19,9 +19,9 @@ ADAPTERS = 2  # over and under
 
 
 def grid(spec: SearchSpec) -> list[Candidate]:
-    """Return every candidate once, in an order that covers the densities coarsely before finely.
+    """Return every candidate once, ordered from a coarse to a fine grid of densities.
 
-    A search that ends early has then explored small, medium and large densities.
+    A search that stops early has then explored small, medium and large densities.
 
     Raises:
         UsageError: Unknown method, a density or weights that do not fit it.

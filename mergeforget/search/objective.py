@@ -12,21 +12,21 @@ from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 FIGURES = {
     "mia": "1 - 2 |AUC - 0.5| of membership inference: 1 if members cannot be told apart",
-    "mia_level": "the same of each row's NLL less that of its twins under the base, where a "
+    "mia_level": "the same for the NLL of each row minus that of its twins under the base, if a "
     "training with `until` measured these, else `mia`",
     "retain": "share of the retain questions answered as before, by the best metric there is",
-    "forget": "1 - the same of the forget questions",
+    "forget": "1 - the same for the forget questions",
     "aggregate": "the benchmark's own aggregate",
     "task_aggregate": "harmonic mean of the benchmark's terms",
     "mmlu": "share of MMLU's questions answered",
 }
-LEAKS = {  # figures that a floor bounds from above, measured for candidates measured in full
+LEAKS = {  # figures with an upper bound, measured for candidates that are measured in full
     "leak4bit": "share of the forget answers predicted word for word with weights in 4 bits",
     "relearn": "the same after a few steps on retain rows and a quarter of the forget subjects",
 }
-# metrics of what a model still knows of a split, the most informative first
+# metrics of remaining knowledge, the most informative first
 KNOWING = ("knowledge", "exact_match", "greedy_match", "regurgitation", "exact_memorisation")
-ROUNDING = 1e-12  # sums of equal terms in another order must tie
+ROUNDING = 1e-12  # equal sums in a different order must tie
 HELP = (
     "Write `mia`, `aggregate`, a weighted sum such as `0.7*mia + 0.3*retain`, or add a floor: "
     "`mia if retain >= 95%` (percent: of the model before; a plain number: itself). Floors on "
@@ -112,7 +112,7 @@ class Objective:
 
         value = sum(weight * known(name, scores) for name, weight in self.terms)
         shortfall = -sum(abs(m.found - m.wanted) for m in self.missed(scores, base, part, read))
-        # 12 digits: sums of equal terms in another order must tie
+        # 12 digits: equal sums in a different order must tie
         retain, forget = (figure(name, scores, part) or 0.0 for name in ("retain", "forget"))
         return Rank(round(shortfall, 12), round(value, 12), retain, forget)
 

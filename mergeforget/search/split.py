@@ -1,4 +1,4 @@
-"""The selection split, which chooses the candidate, and the report split, which scores it.
+"""Divide the data into a selection split, which selects the candidate, and a report split.
 
 A score on the selection split is biased by the choice: a published system that was tuned on all of
 its members had a MIA score of .997 on them and .048 on others.
@@ -24,7 +24,7 @@ from mergeforget.run import Run
 
 PARTS = ("choose", "report")
 Group = tuple[str, str]  # (split, subject): a document
-FEWEST = 2  # members, and non-members: one for each part
+FEWEST = 2  # members and non-members, one per split
 
 
 def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
@@ -127,7 +127,7 @@ class SearchData:
     Attributes:
         holdout: Text of a new ``data/holdout.jsonl`` with the non-members; empty if the run has
             its own.
-        levels: NLL, under the base, of the twins of forget rows and non-members by row id, where a
+        levels: NLL under the base of the twins of forget rows and non-members, by row id, if a
             training with ``until`` measured it.
     """
 
@@ -139,9 +139,9 @@ class SearchData:
     levels: dict[str, float] = field(default_factory=dict)
 
     def choosing(self, share: float, seed: int, figures: Collection[str]) -> SearchData:
-        """Return the part of the selection split that an objective's figures read.
+        """Return the part of the selection split that the figures of an objective need.
 
-        It has the documents of ``halve``, so the scores are equal up to rounding.
+        It has the same documents as ``halve``, so the scores are equal up to rounding.
         """
         rows = [*self.forget, *self.retain, *self.members, *self.nonmembers]
         tasks: dict[Group, str] = {}
@@ -202,7 +202,7 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
 
 
 def _levels(path: Path) -> dict[str, float]:
-    """The levels that a training with ``until`` measured; empty without such a training."""
+    """Return the levels that a training with ``until`` measured; empty without such a training."""
     found = read_json_object(path).get("levels") if path.exists() else None
     if found is None:
         return {}

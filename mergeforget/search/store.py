@@ -1,4 +1,4 @@
-"""Measurements of a search in the run folder, from which a repeated search resumes."""
+"""Store the measurements of a search in the run folder; a repeated search resumes from them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Store:
         """Compare the settings with those of an earlier search in this run.
 
         Args:
-            settings: Everything that decides a score, as plain values.
+            settings: Everything that determines a score, as plain values.
             again: Discard the earlier measurements.
 
         Raises:
@@ -126,7 +126,7 @@ class Store:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Drop settings at their default, so that a key of a newer version changes nothing."""
+    """Drop settings at their default, so that a new key with its default changes nothing."""
     defaults = EvaluationSpec().model_dump(mode="json")
     evaluation = settings.get("evaluation", {})
     told = {key: value for key, value in evaluation.items() if defaults.get(key) != value}

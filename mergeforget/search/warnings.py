@@ -11,14 +11,14 @@ from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, compared_auc, known_score, known_share
 from mergeforget.search.split import PARTS
 
-DISAGREE = 0.1  # difference of an AUC or a share between the splits that is worth a warning
+DISAGREE = 0.1  # smallest difference of an AUC or a share between the splits to warn about
 
 
 class Gap(NamedTuple):
     """One score on both splits.
 
     Attributes:
-        chance: Bound of the difference that chance alone gives in 95 % of cases.
+        chance: 95 % bound of the difference that chance alone explains.
     """
 
     label: str
@@ -33,9 +33,9 @@ class Gap(NamedTuple):
 
     def __str__(self) -> str:
         chance = (
-            f"chance alone gives up to {self.chance:.2f}"
+            f"chance alone explains up to {self.chance:.2f}"
             if self.apart <= self.chance
-            else f"more than the {self.chance:.2f} that chance gives"
+            else f"more than the {self.chance:.2f} that chance explains"
         )
         return (
             f"{self.label} {self.choose:.3f} on the selection split, {self.report:.3f} on the "
@@ -57,7 +57,7 @@ def disagreement(name: str, scores: Sequence[Score]) -> str | None:
         return None
     told = [f"The two splits disagree about {name}: {'; '.join(map(str, gaps))}."]
     if any(gap.apart > gap.chance for gap in gaps):
-        told.append("The difference is not chance, so do not trust the choice.")
+        told.append("Chance does not explain the difference, so do not rely on the choice.")
     else:
         told.append("Use more documents and questions before you rely on the choice.")
     return " ".join(told)
@@ -97,7 +97,7 @@ def share_deviation(one: Score, other: Score) -> float:
     return math.sqrt(max(0.0, p * (1 - p)) * (1 / n + 1 / m))
 
 
-KEPT = 0.5  # share of what the base knew of retain; a merge that keeps less is broken
+KEPT = 0.5  # a merge that keeps a smaller share of the base's retain answers is broken
 WHERE = dict(zip(PARTS, ("on the selection split", "on the report split"), strict=True))
 
 
@@ -120,7 +120,7 @@ def doubts(scores: Sequence[Score], base: Sequence[Score], objective: Objective)
 
 
 def plain(sentence: str) -> str:
-    """Return a sentence as part of another: without its full stop, in lower case."""
+    """Return a sentence as a clause: in lower case, without its full stop."""
     text = sentence.strip().rstrip(".")
     return text if text[:2].isupper() else text[:1].lower() + text[1:]
 
@@ -129,7 +129,7 @@ def warning_of(name: str, reasons: Sequence[str], undecided: bool = False) -> st
     """Return the reasons as a warning with a way out; None without reasons.
 
     Args:
-        undecided: Whether more data, not another merge, is what is missing.
+        undecided: Whether more data is needed, not another merge.
     """
     if not reasons:
         return None
@@ -141,7 +141,7 @@ def warning_of(name: str, reasons: Sequence[str], undecided: bool = False) -> st
     return (
         f"{name} is not balanced: {'; '.join(reasons)}. Search other densities and methods, or "
         "another floor (`--objective 'mia if retain >= 80%'`). If no candidate reaches it, train "
-        "the pair again: more epochs or a lower learning rate for over keep more, a higher "
+        "the pair again: more epochs or a lower learning rate of over retain more, a higher "
         "learning rate forgets more."
     )
 
@@ -162,7 +162,7 @@ def _below(
     ]
 
 
-NEAR = 0.05  # an AUC this near to 0.5 is on neither side
+NEAR = 0.05  # an AUC closer to 0.5 is on neither side
 
 
 def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
@@ -182,6 +182,6 @@ def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
             "with --set."
         )
     return (
-        f"Over and under both give the forget set a high loss {told}, by which it is identifiable. "
+        f"The forget set is identifiable by its high loss under both over and under {told}. "
         "Make under forget less: lower pair.under.learning_rate or pair.under.epochs with --set."
     )

@@ -1,7 +1,7 @@
-"""Conformance checks for losses, merge methods and metrics: ours, or someone else's.
+"""Conformance checks for losses, merge methods and metrics, built in or third-party.
 
-Each function raises AssertionError with a sentence that says what is wrong, so it works in any test
-runner::
+Each function raises AssertionError with a message that explains the problem, so it works in any
+test runner::
 
     from mergeforget.testing import check_merge_method
     from my_package.median import median
@@ -36,11 +36,11 @@ CLOSE: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-9}
 def check_merge_method(
     method: str | Callable[..., Any], *, adapters: int = 2, **arguments: Any
 ) -> None:
-    """Check that a merge method does what the merge engine relies on.
+    """Check that a merge method meets the requirements of the merge engine.
 
-    Shape and dtype are kept, inputs are not modified, the same seed gives the same result, every
-    value is finite, torch and numpy agree, and merging in blocks of rows equals merging the whole
-    (unless the method is registered with ``whole=True``).
+    The method must keep shape and dtype; not modify its inputs; return the same result for the same
+    seed; return finite values; agree between torch and numpy; and give the same result in blocks of
+    rows as on the whole tensor (unless registered with ``whole=True``).
 
     Args:
         method: Name, or function ``(stack, weights, *, ...)``.
@@ -90,7 +90,7 @@ def check_merge_method(
     _expect(bool(np.isfinite(merged).all()), f"{name} returns NaN or Inf for finite deltas.")
     _expect(np.array_equal(stack, before), f"{name} modifies its input.")
     again = merge(stack, weights, grams)
-    _expect(np.array_equal(merged, again), f"{name} returns another result with the same seed.")
+    _expect(np.array_equal(merged, again), f"{name} returns different results for the same seed.")
     tensors = [torch.from_numpy(x) for x in (stack, weights, grams)]
     other = merge(*tensors)
     _expect(isinstance(other, torch.Tensor), f"{name} returns {type(other)} for torch tensors.")
@@ -103,7 +103,7 @@ def check_merge_method(
         parts = [merge(stack[:, rows], weights, grams) for rows in (slice(0, 2), slice(2, None))]
         np.testing.assert_allclose(
             np.concatenate(parts), merged, rtol=1e-6, atol=1e-6,
-            err_msg=f"{name} gives another result when it sees the tensor in blocks of rows. "
+            err_msg=f"{name} gives a different result on blocks of rows. "
             "Register it with whole=True.",
         )  # fmt: skip
 
@@ -111,15 +111,15 @@ def check_merge_method(
 def check_loss(
     loss: str | Callable[..., Any], *, additive: bool | None = None, **arguments: Any
 ) -> None:
-    """Check that an unlearning loss does what the trainer relies on.
+    """Check that an unlearning loss meets the requirements of the trainer.
 
-    It returns a finite scalar with a finite gradient, ignores padding (its side, and the order of
-    the rows), leaves positions that it must not read without gradient, counts a row of weight 2
-    twice, and adds up over micro-batches (unless registered with ``additive=False``).
+    The loss must return a finite scalar with a finite gradient; be independent of the padding side
+    and of the order of the rows; have no gradient at positions outside its mask; count a row of
+    weight 2 twice; and add up over micro-batches (unless registered with ``additive=False``).
 
     Args:
         loss: Name, or function ``(policy, reference, *, ...)``.
-        additive: Whether it shall add up over micro-batches; as it was registered when omitted.
+        additive: Whether the loss must add up over micro-batches; by default as registered.
         arguments: Values of keyword-only arguments.
 
     Raises:
@@ -163,11 +163,11 @@ def check_loss(
 
 
 def check_metric(metric: str | Callable[..., Any]) -> None:
-    """Check that a metric does what benchmarks and reports rely on.
+    """Check that a metric meets the requirements of benchmarks and reports.
 
-    It returns a Score with a finite value, its number of rows, a versioned definition and an
-    interval that contains the value; returns None without data; and does not depend on the order of
-    the rows.
+    The metric must return a Score with a finite value, the number of rows, a versioned definition
+    and an interval that contains the value; return None without data; and be independent of the
+    order of the rows.
 
     Args:
         metric: Name, or function ``(measured, split, task="")``.
@@ -197,10 +197,13 @@ def check_metric(metric: str | Callable[..., Any]) -> None:
     found, name = score(measured), entry.name
     _expect(isinstance(found, Score), f"{name} returns {found!r} for rows with every kind of data.")
     _expect(math.isfinite(found.value), f"{name} has the value {found.value}.")
-    _expect(found.split == chosen, f"{name} says it is of the split {found.split!r}.")
+    _expect(found.split == chosen, f"{name} reports the split {found.split!r}.")
     _expect(found.better in ("higher", "lower", "nearer"), f"{name} has better={found.better!r}.")
-    _expect(found.better != "nearer" or found.target is not None, f"{name} is best at no target.")
-    _expect(found.n >= 1, f"{name} says that it was computed from {found.n} rows.")
+    _expect(
+        found.better != "nearer" or found.target is not None,
+        f"{name} has better='nearer' but no target.",
+    )
+    _expect(found.n >= 1, f"{name} reports n={found.n} rows.")
     _expect(
         re.search(r".@\d+$", found.definition) is not None,
         f"{name} has the definition {found.definition!r}; give it a version: 'my-metric@1'.",
@@ -220,7 +223,7 @@ def check_metric(metric: str | Callable[..., Any]) -> None:
 
 
 def _entry(registry: Registry[Any], member: str | Callable[..., Any]) -> Entry[Any]:
-    """The registered entry of a name or function; a function may be unregistered."""
+    """Return the registry entry of a name or function; a function may be unregistered."""
     if isinstance(member, str):
         return registry.get(member)
     for name in registry.names():
@@ -231,7 +234,7 @@ def _entry(registry: Registry[Any], member: str | Callable[..., Any]) -> Entry[A
 
 def _check_signature(entry: Entry[Any], required: set[str] | None = None) -> None:
     _expect(bool(entry.summary), f"{entry.name} has no docstring.")
-    _expect(bool(entry.source), f"{entry.name} does not say where it was published.")
+    _expect(bool(entry.source), f"{entry.name} has no source.")
     for name, parameter in entry.parameters.items():
         missing = parameter.default is parameter.empty and name not in (required or ())
         _expect(not missing, f"{entry.name}: the argument {name!r} has no default.")
@@ -247,10 +250,10 @@ def _expect(holds: bool, message: str) -> None:
 def outputs_for_checks(
     seed: int, rows: list[int], side: str = "left", total: bool = False
 ) -> TokenOutputs:
-    """Random outputs of up to four rows, packed from a table that is padded on one side.
+    """Return random outputs of up to four rows, packed from a table padded on one side.
 
     Args:
-        rows: Which of the four rows, in which order.
+        rows: Indices of the rows, in order.
         side: Side of the padding, ``left`` or ``right``; the content is the same.
         total: Whether the rows are a micro-batch of a step that has all four.
     """
@@ -291,7 +294,7 @@ def _loss(
     weights: list[float] | None = None,
     leaves: bool = False,
 ) -> tuple[torch.Tensor, TokenOutputs]:
-    """The loss of some rows, and the policy's outputs; leaves asks for gradients."""
+    """Return the loss of some rows, and the policy's outputs; ``leaves`` enables gradients."""
     import torch
 
     every = [outputs_for_checks(seed, rows, side, total) for seed in range(4)]
@@ -317,7 +320,7 @@ def _check_gradient(entry: Entry[Any], arguments: dict[str, Any]) -> None:
     assert read is not None and read.hidden is not None and isinstance(read.source, torch.Tensor)
     leaf = read.hidden[LAYER] if "hidden" in needs else read.source
     (slope,) = torch.autograd.grad(value, leaf, allow_unused=True)
-    _expect(slope is not None, f"{name} has no gradient with respect to the outputs that it names "
+    _expect(slope is not None, f"{name} has no gradient with respect to the outputs named "
             f"in needs={needs}.")  # fmt: skip
     _expect(bool(torch.isfinite(slope).all()), f"{name} has a gradient that is NaN or Inf.")
     mask = entry.parameters.get("mask")
@@ -325,12 +328,12 @@ def _check_gradient(entry: Entry[Any], arguments: dict[str, Any]) -> None:
     reads = read.kind != PADDING if masked == "tokens" else read.kind == ANSWER
     if masked != "all":
         untouched = bool((slope[~reads] == 0).all())
-        _expect(untouched, f"{name} has a gradient where it must not read: at padding or prompts.")
+        _expect(untouched, f"{name} has a gradient outside its mask, at padding or prompts.")
     _expect(bool((slope[reads] != 0).any()), f"{name} has no gradient at the answers.")
 
 
 def measured_for_checks() -> Measured:
-    """Twelve documents with every kind of data that a metric may read."""
+    """Return twelve documents with all data that a metric may read."""
     from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
 
     def of(split: str, shift: float) -> tuple[list[Any], list[Any]]:

@@ -79,7 +79,7 @@ class Snapshots(TrainerCallback):
         self.count, self.save = count, save
 
     def steps(self, total: int) -> set[int]:
-        """``count`` steps between the first and the last but one."""
+        """Save at ``count`` evenly spaced steps before the last."""
         return {max(1, round(total * i / (self.count + 1))) for i in range(1, self.count + 1)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -90,8 +90,8 @@ class Snapshots(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Save a checkpoint every ``seconds``, and when SIGINT or SIGTERM asks the process to stop.
 
-    Where a checkpoint takes long to write, the interval is longer: ``OVERHEAD`` bounds the share of
-    the time that is spent on it. The history is flushed to the disk with every checkpoint.
+    The interval is longer if a checkpoint takes long to write: ``OVERHEAD`` bounds the share of
+    time spent on checkpoints. The history is flushed to the disk with every checkpoint.
 
     A second signal ends the process at once. Each complete checkpoint has a file with the hashes
     of its files, which ``last_checkpoint`` checks.
@@ -107,7 +107,7 @@ class Checkpoints(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        with suppress(ValueError):  # not the main thread: its owner handles the signals
+        with suppress(ValueError):  # outside the main thread, signals belong to the caller
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._before[signum] = signal.signal(signum, self._stop)
 
@@ -131,7 +131,7 @@ class Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         in_any(False)  # wait until every process has written its files
         if is_main():
-            self._sync_history()  # before the seal: a sealed checkpoint has its lines
+            self._sync_history()  # first, so that a sealed checkpoint has its lines of the history
             seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.last = time.monotonic()
         self.took = self.last - self.begun
@@ -154,21 +154,21 @@ class Checkpoints(TrainerCallback):
 class Guard(TrainerCallback):
     """Raise NumericError if the first step does not change the trained weights.
 
-    Of each tensor it compares the entry with the largest gradient: where that one does not move,
-    none does. A copy of all weights would double the memory of a full fine-tuning.
+    Only the entry with the largest gradient of each tensor is compared: if it does not change, no
+    other does. A copy of all weights would double the memory of full fine-tuning.
     """
 
     def __init__(self) -> None:
         self.before: list[torch.Tensor] | None = None
         self.places: list[torch.Tensor] = []
-        self.steps = 0  # taken here; a resumed training may have none left
+        self.steps = 0  # steps of this process; a resumed training may have none left
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
     ) -> None:
         self.steps += 1
         rate = more["optimizer"].param_groups[0]["lr"] if "optimizer" in more else 1.0
-        if self.before is None and rate > 0:  # a warm-up begins at 0, where nothing may move
+        if self.before is None and rate > 0:  # a warm-up starts at rate 0, which changes nothing
             self.places = [_largest(p) for p in _trained(model)]
             self.before = self._entries(model)
 
@@ -178,11 +178,11 @@ class Guard(TrainerCallback):
         if self.before is None or not self.places:
             return
         pairs = list(zip(self.before, self._entries(model), strict=True))
-        self.places = []  # compared once
+        self.places = []  # compare only once
         moved = bool(pairs) and bool(torch.cat([old != new for old, new in pairs]).any())
         if not in_any(moved):
             raise NumericError(
-                "The adapter did not move in its first step: every gradient is zero. Check that "
+                "The first step did not change the adapter: every gradient is zero. Check that "
                 "the objective's weights are not 0, that target_modules matches layers of this "
                 "model, and that the learning rate is not too small for its dtype."
             )
@@ -195,7 +195,7 @@ class Guard(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.before is None and self.steps:
             raise NumericError(
-                f"The adapter did not move: the learning rate was 0 in all {self.steps} steps, "
+                f"The adapter did not change: the learning rate was 0 in all {self.steps} steps, "
                 "since the warm-up is as long as the training. Lower warmup_epochs, or train for "
                 "more epochs."
             )
@@ -233,7 +233,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 def _damage(checkpoint: Path) -> str:
     """Describe the damage of a checkpoint; empty if it is intact."""
     try:
-        # the Trainer writes its state last; unlike our files it may hold NaN
+        # the Trainer writes its state last; unlike our files, it may contain NaN
         json.loads(read_text(checkpoint / "trainer_state.json"))
         seal = checkpoint / SEAL
         if seal.exists():
@@ -254,12 +254,12 @@ def _damage(checkpoint: Path) -> str:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself; of a sharded one this rank's part."""
+    """Return the tensor, or this rank's shard of it."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _largest(parameter: torch.Tensor) -> torch.Tensor:
-    """Index of the entry with the largest gradient, in the flattened tensor."""
+    """Return the flat index of the entry with the largest gradient."""
     gradient = parameter.grad
     if gradient is None or not _whole(gradient).numel():
         return torch.zeros((), dtype=torch.long, device=parameter.device)
@@ -271,10 +271,10 @@ def _trained(model: Any) -> list[torch.Tensor]:
 
 
 class DualWeight(TrainerCallback, ExportableState):
-    """Updates the weight of a term after every optimiser step, by projected dual ascent.
+    """Update the weight of a term after every optimiser step, by projected dual ascent.
 
-    ``weight <- max(0, weight + step * (value - limit))``, where ``value`` is the term of the step
-    that was just taken, before its weight. The weight is part of each checkpoint, so a resumed
+    ``weight <- max(0, weight + step * (value - limit))``, where ``value`` is the unweighted term of
+    that step. The weight is part of each checkpoint, so a resumed
     training continues bit for bit. The history records the weight used by each step.
 
     Args:
@@ -294,18 +294,18 @@ class DualWeight(TrainerCallback, ExportableState):
 
     @classmethod
     def of(cls, dual: Dual, terms: Sequence[Term]) -> DualWeight:
-        """The callback for a recipe's section ``dual``, with the weight of the term it names."""
+        """Create the callback for the section ``dual`` of a recipe."""
         (weight,) = (term.weight for term in terms if term.label == dual.term)
         return cls(dual.term, dual.limit, dual.step, weight)
 
     def state(self) -> dict[str, Any]:
-        """Arguments and the current weight, as the Trainer stores them in a checkpoint."""
+        """Return the arguments and the current weight, as stored in a checkpoint."""
         args = {"term": self.term, "limit": self.limit, "step": self.step, "weight": self.start}
         return {"args": args, "attributes": {"weight": self.weight}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         saved = state.stateful_callbacks.get(type(self).__name__)
-        if isinstance(saved, dict):  # of the checkpoint that the training resumes from
+        if isinstance(saved, dict):  # from the checkpoint that the training resumes from
             self.weight = float(saved["attributes"]["weight"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -320,5 +320,5 @@ class DualWeight(TrainerCallback, ExportableState):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
         value = self.trainer.value_of(self.term)
-        if value is not None:  # None in a step that holds the other set only
+        if value is not None:  # None in a step that has only the other set
             self.weight = max(0.0, self.weight + self.step * (value - self.limit))

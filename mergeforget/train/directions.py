@@ -1,7 +1,7 @@
-"""Update directions from two gradients, and fitted learning rates, as pure functions.
+"""Pure functions for update directions from two gradients, and for fitted learning rates.
 
-A gradient is a list of tensors, one for each trained parameter. Norms and inner products run over
-all parameters in float64.
+A gradient is a list of tensors, one per trained parameter. Norms and inner products are computed
+over all parameters in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class RateFit:
 
     Attributes:
         rate: The rate to use.
-        fitted: The minimum of the parabola, NaN where it has none.
+        fitted: The minimum of the parabola; NaN if it has none.
         curvature: Curvature of the parabola, in loss per squared rate.
         accepted: Whether ``rate`` is the fitted one.
     """
@@ -33,21 +33,21 @@ class RateFit:
 
 
 def inner(one: Gradient, other: Gradient) -> float:
-    """Inner product over all parameters."""
+    """Return the inner product over all parameters."""
     pairs = zip(one, other, strict=True)
     return float(sum((a.double() * b.double()).sum() for a, b in pairs))
 
 
 def norm(gradient: Gradient) -> float:
-    """Euclidean norm over all parameters."""
+    """Return the Euclidean norm over all parameters."""
     return math.sqrt(inner(gradient, gradient))
 
 
 def ngdiff(retain: Gradient, forget: Gradient) -> list[Tensor]:
-    """``g_R / ||g_R|| - g_F / ||g_F||``; descending it keeps retain and loses forget.
+    """Return ``g_R / ||g_R|| - g_F / ||g_F||``; a step against it keeps retain and loses forget.
 
-    Both are gradients of an NLL. A recipe's forget term is ``ga``, which is -NLL, so the caller
-    flips the sign of its gradient. Then ``g_R . g >= 0 >= g_F . g``: to first order a step never
+    Both are gradients of an NLL. The forget term of a recipe is ``ga``, which is -NLL, so the
+    caller negates its gradient. Then ``g_R . g >= 0 >= g_F . g``: to first order a step never
     raises the retain loss and never lowers the forget loss. A gradient of norm 0 adds nothing.
 
     Source: Bu et al. 2024, arXiv:2410.22086, eq. 7.
@@ -58,7 +58,7 @@ def ngdiff(retain: Gradient, forget: Gradient) -> list[Tensor]:
 
 
 def rectified(objective: Gradient, retain: Gradient) -> list[Tensor]:
-    """The objective's gradient without its component that raises the retain loss.
+    """Return the gradient of the objective without the component that raises the retain loss.
 
     If ``<objective, retain> < 0``, a descent step along ``objective`` would raise the retain loss;
     the projection ``objective - <objective, retain> / ||retain||^2 retain`` removes that component.
@@ -79,17 +79,17 @@ def rectified(objective: Gradient, retain: Gradient) -> list[Tensor]:
 
 
 def clipped(gradient: Gradient, most: float) -> list[Tensor]:
-    """The gradient, scaled down to norm ``most`` if its norm is larger."""
+    """Return the gradient, scaled down to norm ``most`` if its norm is larger."""
     length = norm(gradient)
     factor = most / length if length > most else 1.0
     return [g * factor for g in gradient]
 
 
 def probed_rate(rate: float, ahead: float, here: float, behind: float) -> RateFit:
-    """The rate that minimises the parabola through three retain losses.
+    """Return the rate that minimises the parabola through three retain losses.
 
-    ``rate (L- - L+) / (2 (L+ - 2 L0 + L-))``; unchanged where the curvature or the fitted rate
-    is not positive.
+    ``rate (L- - L+) / (2 (L+ - 2 L0 + L-))``; unchanged if the curvature or the fitted rate is not
+    positive.
 
     Args:
         rate: Distance of the probes; the current rate.
@@ -106,12 +106,12 @@ def probed_rate(rate: float, ahead: float, here: float, behind: float) -> RateFi
 
 
 def fitted_rate(retain: Gradient, step: Gradient, candidates: Sequence[float]) -> RateFit:
-    """The rate that minimises ``||g_R - eta g||^2``, as a parabola through candidate rates does.
+    """Return the rate that minimises ``||g_R - eta g||^2``, a parabola in the rate.
 
     The loss is a parabola in eta, ``||g_R||^2 - 2 eta g_R . g + eta^2 ||g||^2``, so a fit through
-    any three candidates finds its minimum ``g_R . g / ||g||^2``. The closed form is used, because a
+    any three candidates finds its minimum ``g_R . g / ||g||^2``. The closed form is used because a
     least-squares solver rounds differently from run to run, and a resumed training would diverge.
-    Where the minimum is not at a positive rate, the smallest candidate is returned.
+    If the minimum is not at a positive rate, the smallest candidate is returned.
 
     Source: JU-CSE-NLP at SemEval-2025 Task 4, eq. 9 to 11; it does not cover a minimum at a
         negative rate.

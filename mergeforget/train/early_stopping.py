@@ -19,16 +19,16 @@ from mergeforget.files import append_jsonl, read_jsonl, whole, write_json
 from mergeforget.train.forward import output_matrix, predict, unwrapped
 from mergeforget.train_config import Watch
 
-PROXIES = "proxies.jsonl"  # in the run folder: one line a look
-BEST, HEALTHY = "best", "healthy"  # weights: the best check, the last below the threshold
+PROXIES = "proxies.jsonl"  # file in the run folder, one line per check
+BEST, HEALTHY = "best", "healthy"  # kept weights: best check, last step below the threshold
 
 
 class Watcher(TrainerCallback):
-    """Measure every ``every`` steps, and before the first.
+    """Measure a sample before the first step and then every ``every`` steps.
 
-    A line has the mean NLL of forget and retain answers, the share of answers that greedy decoding
-    would give word for word (every token of theirs is the likeliest), and the AUC of telling forget
-    rows from holdout rows by their NLL.
+    Each line has the mean NLL of forget and retain answers, the share of answers that greedy
+    decoding reproduces word for word (every token is the most likely one), and the AUC of telling
+    forget rows from holdout rows by their NLL.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Watcher(TrainerCallback):
                 "--holdout, or set best_by to retain_nll or last."
             )
         self.lines, self.checkpoints = folder / PROXIES, checkpoints
-        self.secured: dict[str, int] = {}  # by kind: step of the file that a checkpoint relies on
+        self.secured: dict[str, int] = {}  # by kind: step of the weights that the checkpoint needs
         self.head: torch.Tensor | None = None
         self.end = folder / "until" / f"{stage}.json"  # how a training ended early
         self.before: dict[str, torch.Tensor] = {}  # weights one step before a check
@@ -75,10 +75,10 @@ class Watcher(TrainerCallback):
             control.should_training_stop = True
 
     def _step_back(self, model: Any, step: int) -> None:
-        """Keep the last step below the collapse threshold: the one before, or the last check's.
+        """Restore the last step below the collapse threshold: the previous step or the last check.
 
         Raises:
-            NumericError: the first step passed the threshold.
+            NumericError: The first step exceeded the threshold.
         """
         places = dict(_trainable(model))
         for name, tensor in self.before.items():
@@ -111,7 +111,7 @@ class Watcher(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
     ) -> None:
         if not is_main() or self.settings.best_by == "last" or not self._seen()[1:]:
-            return  # of several processes the main one's weights are those that are saved
+            return  # only the main process saves weights
         line = min(self._seen()[1:], key=self._badness)
         if not self._file(BEST, line["step"]).exists():
             say(
@@ -126,7 +126,7 @@ class Watcher(TrainerCallback):
         say(f"{self.stage}: kept step {line['step']}, the best by {self.settings.best_by}.")
 
     def _look(self, model: Any, step: int) -> bool:
-        """Measure, and say whether to stop; all processes look, since each may hold only a part."""
+        """Measure and decide whether to stop; every rank measures, since weights may be sharded."""
         line = {
             "stage": self.stage,
             "step": step,
@@ -135,12 +135,12 @@ class Watcher(TrainerCallback):
         return on_main(lambda: self._note(model, line))
 
     def _note(self, model: Any, line: dict[str, Any]) -> bool:
-        """Note it, keep the weights where they are the best so far, and say whether to stop."""
+        """Record a check, save the weights if they are the best, and decide whether to stop."""
         earlier = [self._badness(x) for x in self._seen()[1:]]
         better = line["step"] > 0 and self._badness(line) < min(earlier, default=float("inf"))
         if self.settings.best_by != "last" and better:
             self._keep(model, BEST, line["step"])
-        append_jsonl(self.lines, [line])  # after the weights: a line's file exists
+        append_jsonl(self.lines, [line])  # after the weights, so that a recorded file exists
         risen = line["retain_nll"] - self._seen()[0]["retain_nll"]
         if not self.settings.collapse:
             return False
@@ -154,7 +154,7 @@ class Watcher(TrainerCallback):
         return True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if is_main():  # of steps after the checkpoint, which are taken again
+        if is_main():  # remove files of steps after the checkpoint, which are repeated
             for path, step in self._files():
                 if step > state.global_step:
                     path.unlink()

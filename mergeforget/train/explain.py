@@ -18,10 +18,10 @@ TITLES = {
 
 
 def explain(recipe: Recipe) -> str:
-    """Readable description: source, published results, objective in words, settings.
+    """Return a description: source, published results, objective in words, settings.
 
     Raises:
-        UnknownNameError: the recipe names an unknown loss.
+        UnknownNameError: The recipe names an unknown loss.
     """
     parts = [recipe.name, _wrapped(recipe.source), _wrapped(recipe.notes)]
     parts.append(_published(recipe.published))
@@ -35,18 +35,18 @@ def explain(recipe: Recipe) -> str:
 
 
 def objective_in_words(training: Training) -> list[str]:
-    """One line per term: weight, loss, set, arguments, and a summary of the loss."""
+    """Return one line per term: weight, loss, set, arguments, and a summary of the loss."""
     return [_term(term) for term in training.objective]
 
 
 def settings(training: Training) -> dict[str, Any]:
-    """Settings other than the objective; of sections only keys that were set or are not empty."""
+    """Return the settings except the objective; sections list only keys that are set."""
     values = training.model_dump(mode="json", exclude={"objective"})
     return {key: value for key, value in values.items() if value not in (None, [], {}, "")}
 
 
 def _training(place: str, training: Training, before: dict[str, Any]) -> str:
-    """One training; only settings that differ from the training shown before."""
+    """Describe one training, with the settings that differ from the previous one."""
     lines = [f"{TITLES[place]} minimises {describe(training)}", *objective_in_words(training)]
     own = {k: v for k, v in settings(training).items() if before.get(k) != v}
     if before:
@@ -82,7 +82,7 @@ def _after(recipe: Recipe) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    """A value of a recipe on one line."""
+    """Return a value of a recipe on one line."""
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if v not in (None, [], {})}
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in kept.items())

@@ -58,14 +58,14 @@ from mergeforget.train.trainer import UnlearningTrainer, arguments
 from mergeforget.train.until import UntilController
 from mergeforget.train_config import Until
 
-MEASURED = ("holdout", "selected", "unseen", "imitations")  # sets that no training step reads
-ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that `also_raw` adds to
+MEASURED = ("holdout", "selected", "unseen", "imitations")  # sets that are only measured
+ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
 CHECKPOINT_SECONDS = 60.0
 
 
 @dataclass
 class TrainingJob:
-    """A training: the run folder and stage that its files belong to, and whether it resumes."""
+    """The run folder and stage that the files of a training belong to, and whether it resumes."""
 
     run: Run
     stage: str
@@ -213,8 +213,8 @@ def _finish(
     near = controller.nearest_under() if step is None else None
     if near is not None:
         say(
-            f"{job.stage}: no step fulfils the condition of under; step {near}, the last on its "
-            "side, serves as under."
+            f"{job.stage}: no step meets the condition of under; step {near}, the last on its "
+            "side of the AUC bound, is used as under."
         )
         step = near
 
@@ -259,7 +259,7 @@ def fit(
         partners=plan.retain_per_forget if plan else 1,
         cyclic=bool(plan and plan.chunk_rows),
     )
-    # a step of one micro-batch is divided, so that every rank has a part of it
+    # without a plan, a step is divided into one micro-batch per rank
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, count())
     order = _order(training, rows, accumulation)
     callbacks = [
@@ -301,7 +301,7 @@ def fit(
             steps_per_epoch=_steps_per_epoch(order, accumulation),
             accumulation=-(-accumulation // count()),
             gradient_checkpointing=passes.checkpointing,
-            save_total_limit=2,  # two, in case the newest is damaged
+            save_total_limit=2,  # a spare one, in case the newest is damaged
             run_name=f"{job.run.name}-{job.stage}",
             project="mergeforget",
             **one_pass,
@@ -330,7 +330,9 @@ def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
     """Train from the beginning or from the last checkpoint."""
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback):  # the checkpoints are deleted in the end
+        if isinstance(
+            callback, TensorBoardCallback
+        ):  # its default is the checkpoint folder, which is deleted
             callback.logging_dir = str(job.run.root / "tensorboard" / job.stage)
     start = on_main(lambda: _start(job))
     try:
@@ -354,7 +356,7 @@ def _close_reports() -> None:
 def _start(job: TrainingJob) -> Path | None:
     """Return the checkpoint to resume from; later lines of the history are removed."""
     start = last_checkpoint(job.checkpoints) if job.resume else None
-    step = int(start.name.split("-")[1]) if start else -1  # the watch measures before step 1, too
+    step = int(start.name.split("-")[1]) if start else -1  # checks are recorded from step 0
     for file in (job.run.history, job.run.root / PROXIES):
         _forget_lines(file, job.stage, step)
     if start is not None:
@@ -408,7 +410,7 @@ def _snapshot(job: TrainingJob, step: int) -> Path:
 
 
 def _forget_lines(path: Path, stage: str, step: int) -> None:
-    """Remove the lines of a stage after ``step``, which will be written again."""
+    """Remove the lines of a stage after ``step``; the resumed training writes them again."""
     lines = read_jsonl(path)
     with reading(path):
         kept = [x for x in lines if x.get("stage") != stage or x.get("step", 0) <= step]

@@ -1,4 +1,4 @@
-"""Forward passes that return what losses read, for the policy and for the reference."""
+"""Forward passes of the policy and the reference that return the inputs of the losses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mergeforget.train.packing_check import can_share, rows_leak
 from mergeforget.train.precision import autocast
 
 TOGETHER = (
-    1024  # tokens; in longer passes the masked attention between rows costs more than it saves
+    1024  # tokens; in longer passes, masked attention between rows costs more than packing saves
 )
 
 
@@ -35,16 +35,16 @@ def predict(
     row_total: float | None = None,
     token_total: Mapping[int, float] | None = None,
 ) -> TokenOutputs:
-    """Run the model on a batch; logits are computed only where a loss reads them.
+    """Run the model on a batch; logits are computed only if a loss reads them.
 
-    Packed rows get one pass each where the model leaks attention between them.
+    Packed rows get one pass each if the model mixes them.
 
     Args:
         model: A causal language model, with or without an adapter, possibly wrapped for several
             devices.
         head: The output matrix. If given, no logits are computed here; see ``output_matrix``.
         layers: Layers, counted from 0, whose hidden states are returned.
-        row_total: Rows of the whole optimiser step; see TokenOutputs.
+        row_total: Rows of the whole optimiser step; see ``TokenOutputs``.
         token_total: Kept positions of the whole optimiser step, by kind.
     """
     inner = unwrapped(model)
@@ -72,9 +72,9 @@ def predict(
 
 
 def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-    """One pass: the model's output and the hidden states in ``seen`` at the kept positions.
+    """Run one pass: return the output and the hidden states in ``seen`` at the kept positions.
 
-    On a CPU, tokens that all packed rows begin with are passed once.
+    On a CPU, a prefix that all packed rows share is computed once.
     """
     packed, ids, keep = batch.attention_mask is None, batch.input_ids, batch.keep
     places: dict[str, Any] = {"attention_mask": batch.attention_mask}
@@ -91,16 +91,16 @@ def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor,
         done = model(input_ids=ids, use_cache=False, **places).logits
     if packed and done.shape[1] == len(keep):
         kept = done[0]
-    else:  # not packed, or a model that ignores logits_to_keep, as xLSTM does
+    else:  # not packed, or a model that ignores logits_to_keep, such as xLSTM
         kept = done.flatten(0, 1)[keep]
     return kept, {n: h.flatten(0, 1)[keep] for n, h in seen.items()}
 
 
 def _shares_prefixes(model: Any, batch: Batch) -> bool:
-    """Whether packed rows may share their beginning: on a CPU, with SDPA, and without dropout.
+    """Return whether packed rows may share a prefix: on a CPU, with SDPA, and without dropout.
 
-    Dropout would drop the same entries for every row. On a GPU, an attention kernel without an
-    explicit mask is faster.
+    Dropout would drop the same entries for every row. On a GPU, attention without an explicit mask
+    is faster.
     """
     inner = unwrapped(model)
     if batch.rows < 2 or batch.input_ids.device.type != "cpu" or not can_share(inner):
@@ -110,7 +110,7 @@ def _shares_prefixes(model: Any, batch: Batch) -> bool:
 
 
 def _row_limits(batch: Batch) -> dict[str, Any]:
-    """Where packed rows begin, as flash attention takes it; it would read them off the device."""
+    """Return the starts of packed rows for flash attention, without a device synchronisation."""
     cuts = torch.tensor([0, *accumulate(batch.lengths)], dtype=torch.int32)
     cuts = cuts.to(batch.input_ids.device, non_blocking=True)
     longest = max(batch.lengths)
@@ -120,9 +120,9 @@ def _row_limits(batch: Batch) -> dict[str, Any]:
 
 @contextmanager
 def _packing(batch: Batch) -> Iterator[None]:
-    """Let transformers build the block mask without waiting for the device.
+    """Let transformers build the block-diagonal mask without a device synchronisation.
 
-    It reads one value of every pass to see whether rows are packed, which the batch knows.
+    By default it reads a value of every pass to detect packed rows, which the batch knows.
     """
     own = getattr(masking_utils, "find_packed_sequence_indices", None)
     if own is None:  # another version of transformers
@@ -155,13 +155,13 @@ def predict_sets(
     layers: Sequence[int] = (),
     together: int = TOGETHER,
 ) -> dict[str, TokenOutputs]:
-    """``predict`` for several sets; short packed sets share one pass.
+    """Run ``predict`` for several sets; short packed sets share one pass.
 
-    With a sharded model, sets share a pass only where they are short on every rank.
+    With a sharded model, sets share a pass only if they are short on every rank.
 
     Args:
         totals: ``row_total`` and ``token_total`` of each set.
-        together: Most tokens of a common pass.
+        together: Maximum number of tokens of a joint pass.
     """
     packed = len(batches) > 1 and all(b.attention_mask is None for b in batches.values())
     long = sum(b.tokens for b in batches.values()) > together
@@ -178,7 +178,7 @@ def predict_sets(
 
 
 def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, Any]) -> TokenOutputs:
-    """Outputs of one batch, cut from the joint outputs of several."""
+    """Return the outputs of one batch, a slice of the joint outputs of several."""
     source = rows_of(said.source, part)
     hidden = {n: h[part] for n, h in (said.hidden or {}).items()} or None
     kept = batch.labels, batch.row, batch.rows, batch.kind
@@ -188,10 +188,10 @@ def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, An
 
 
 def output_matrix(model: Any) -> Tensor | None:
-    """The output matrix if logits are exactly ``hidden @ matrix.T``, else None.
+    """Return the output matrix if logits are exactly ``hidden @ matrix.T``, else None.
 
-    With a bias, a cap or a scale on the logits, or with an adapter on the output layer, the model
-    computes its logits itself. The check runs two tokens, so it covers unknown architectures.
+    With a bias, a cap or a scale of the logits, or an adapter on the output layer, the model must
+    compute its logits. The check runs the model on two tokens, so it covers any architecture.
     """
     head = model.get_output_embeddings()
     if kind(head) is not nn.Linear or head.bias is not None:
@@ -211,12 +211,12 @@ def output_matrix(model: Any) -> Tensor | None:
 
 
 def unwrapped(model: Any) -> Any:
-    """The model inside a wrapper for several devices."""
+    """Return the model inside a wrapper for several devices."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The stack of transformer layers."""
+    """Return the list of transformer layers."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -226,11 +226,11 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 @contextmanager
 def as_reference(model: Any, before: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-    """The model before unlearning, without gradients and without a second copy in memory.
+    """Turn the model into the reference, without gradients and without a second copy in memory.
 
     Args:
         before: Initial values of the trained weights, by name, where the model itself is trained.
-            If None, the adapter is switched off, which is bitwise the base model.
+            If None, the adapter is disabled, which gives exactly the base model.
     """
     was_training = model.training
     model.eval()
@@ -261,7 +261,7 @@ def _without_head(model: Any) -> Iterator[None]:
     head = model.get_output_embeddings()
     head.forward = (
         torch.clone if sharded() else lambda hidden: hidden
-    )  # FSDP does not accept a view
+    )  # a copy, because FSDP does not accept a view
     try:
         yield
     finally:
@@ -270,7 +270,7 @@ def _without_head(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _captured(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Record hidden states after some layers during the enclosed forward pass."""
+    """Record hidden states after some layers during the forward pass inside the block."""
     seen: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Any:

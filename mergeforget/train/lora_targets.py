@@ -9,23 +9,24 @@ from mergeforget.console import say
 from mergeforget.errors import RecipeError
 
 ALL_LINEAR = "all-linear"
-UNUSABLE = {  # by model type, as PEFT refuses them: their layers read the weights without a call
+UNUSABLE = {  # by model type; PEFT refuses them, because their layers bypass the module's forward
     name: {"out_proj", "conv1d"}
     for name in ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 }
 
 
 def lora_config(model: Any, **settings: Any) -> Any:
-    """A PEFT ``LoraConfig`` whose targets fit the model.
+    """Return a PEFT ``LoraConfig`` whose targets fit the model.
 
-    ``all-linear`` means every linear layer but the output layer, as for PEFT. Experts that
-    transformers keeps in one parameter are trained only where ``target_parameters`` names them,
-    and a message says so. PEFT cannot apply dropout to a parameter, so with ``target_parameters``
-    ``lora_dropout`` is 0.
+    ``all-linear`` selects every linear layer except the output layer, as in PEFT. Experts that
+    transformers stores in one parameter are trained only if ``target_parameters`` names them; a
+    message reports those that are not. PEFT cannot apply dropout to a parameter, so
+    ``lora_dropout`` is set to 0 with ``target_parameters``.
 
     Args:
-        model: the bare causal language model.
-        settings: of ``LoraConfig``; ``target_modules`` names modules or is ``all-linear``.
+        model: The bare causal language model.
+        settings: Arguments of ``LoraConfig``; ``target_modules`` names modules or is
+            ``all-linear``.
 
     Raises:
         RecipeError: ``target_modules`` names such experts, no linear layer is left, or the model
@@ -68,7 +69,7 @@ def _linear_layers(model: Any, left_out: set[str], layers: Sequence[int] | None)
     """Return the names of the linear layers except the output layer.
 
     Args:
-        layers: numbers of the decoder layers, counted from 0; None is every layer.
+        layers: Indices of the decoder layers; None selects every layer.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -85,14 +86,14 @@ def _linear_layers(model: Any, left_out: set[str], layers: Sequence[int] | None)
     ]
     if not found:
         raise RecipeError(
-            f"{type(model).__name__} has no linear layer that a LoRA can be put on. Train weights "
+            f"{type(model).__name__} has no linear layer that LoRA can adapt. Train weights "
             "of the model itself, with `full` in the recipe."
         )
     return found
 
 
 def _layer_of(name: str) -> int | None:
-    """The first number among the parts of a module's name."""
+    """Return the first number in a module's name."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
@@ -103,14 +104,14 @@ def _say_what_stays(model: Any, targets: Sequence[str], parameters: Sequence[str
     if experts:
         trained = sorted({name.rpartition(".")[2] for name in targets} | set(parameters))
         say(
-            f"{type(model).__name__} keeps its experts in one parameter each. They stay as they "
-            f"are, unless the recipe has lora.target_parameters: [{', '.join(experts)}]. Trained: "
+            f"{type(model).__name__} keeps its experts in one parameter each. They are not trained "
+            f"unless the recipe has lora.target_parameters: [{', '.join(experts)}]. Trained: "
             f"{', '.join(trained)}."
         )
 
 
 def _expert_parameters(model: Any) -> list[str]:
-    """Names of the parameters that hold a matrix for each expert."""
+    """Return the names of the parameters that hold one matrix per expert."""
     return [n for n, p in model.named_parameters()
             if p.ndim == 3 and min(p.shape) > 1 and "conv" not in n]  # fmt: skip
 
@@ -138,7 +139,7 @@ def _check_named(model: Any, wanted: Sequence[str], experts: set[str]) -> None:
 
 
 def _expert_names(model: Any) -> set[str]:
-    """Module names that PEFT redirects to the experts' parameters of this kind of model."""
+    """Return the module names that PEFT redirects to the expert parameters of this model type."""
     from peft.utils import transformers_weight_conversion as conversion
 
     kinds: dict[str, str] = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})

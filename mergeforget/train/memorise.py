@@ -26,17 +26,17 @@ from mergeforget.train.precision import widened_weights
 from mergeforget.train.tokenize import within_positions
 
 REVISION = re.compile("[0-9a-f]{40}")
-READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # of a model's folder
+READ = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # files that define a model
 TERMS = [Term.model_construct(loss="gd", on="memorise", weight=1.0)]
 
 
 def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
     """Return the cache folder of a model that memorised these rows with these settings.
 
-    The name is a hash of everything that decides the weights, so that later runs reuse the model.
+    The name is a hash of everything that determines the weights, so later runs reuse the model.
 
     Raises:
-        InputError: there is no such base.
+        InputError: The base does not exist.
     """
     spec = recipe.model
     facts: dict[str, Any] = {
@@ -54,8 +54,8 @@ def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
 
 
 def _content(base: Path) -> str | dict[str, str]:
-    """The identity of a base: its revision on the hub, or the hash of each file."""
-    if base.parent.name == "snapshots" and REVISION.fullmatch(base.name):  # of the hub's cache
+    """Return what identifies a base: its revision on the hub, or the hash of each file."""
+    if base.parent.name == "snapshots" and REVISION.fullmatch(base.name):  # in the cache of the hub
         return base.name
     files = (p for p in base.iterdir() if p.is_file() and p.suffix in READ)
     return {p.name: sha256(p) for p in sorted(files)}
@@ -73,10 +73,10 @@ def memorise(
     """Fine-tune all weights on the rows and save a plain model folder.
 
     Args:
-        model: trained in place.
-        rows: forget and retain.
-        folder: folder to write the model to.
-        template: how a row becomes a prompt.
+        model: Model, trained in place.
+        rows: Forget and retain rows.
+        folder: Folder to write the model to.
+        template: Template of the prompts.
     """
     settings = within_positions(model, settings)
     documents = settings.trained == "documents"
@@ -111,5 +111,5 @@ def check_whole() -> None:
 
 
 def is_memorised(folder: Path) -> bool:
-    """Whether the folder holds a finished model; folders are written atomically."""
+    """Return whether the folder contains a finished model; folders are written atomically."""
     return (folder / "memorised.json").exists() and bool(read_json(folder / "memorised.json"))

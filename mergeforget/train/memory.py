@@ -1,7 +1,7 @@
-"""Measure what a training step keeps in memory, and fit its passes into what is free.
+"""Measure the memory of a training step, and fit its passes into the free memory.
 
-The recipe says how many rows an optimiser step holds. How they are cut into passes through the
-model changes no result, so it is decided by the memory of the device.
+The recipe sets the number of rows per optimiser step. Their division into passes through the
+model does not change the result, so it depends on the memory of the device.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from mergeforget.train.precision import autocast
 from mergeforget.train.requirements import reads_of
 from mergeforget.train_config import Training
 
-CPU_TOKENS = 512  # a core's matrix products are at their speed; a longer pass only costs memory
-MOST_TOKENS = {"flash": 32768, "flex": 16384}  # by the beginning of the attention's name
-MASKED_TOKENS = 4096  # attention under a dense block mask costs the square of the pass
-SHARE = 0.7  # of the free memory that activations may take; kernels need workspace
+CPU_TOKENS = 512  # matrix products of a core are at full speed; a longer pass costs only memory
+MOST_TOKENS = {"flash": 32768, "flex": 16384}  # by prefix of the attention implementation
+MASKED_TOKENS = 4096  # the cost of attention with a dense mask is quadratic in the pass
+SHARE = 0.7  # share of the free memory for activations; kernels need workspace
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Passes:
     """How the passes of a training are run.
 
     Attributes:
-        tokens: Most tokens of a pass that several micro-batches share.
+        tokens: Maximum number of tokens of a pass over several micro-batches.
         checkpointing: Whether layers are recomputed in the backward pass.
     """
 
@@ -44,10 +44,10 @@ class Passes:
 def fit_passes(
     model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training, stage: str = ""
 ) -> Passes:
-    """Choose the size of a pass and gradient checkpointing by the memory that is free.
+    """Choose the size of a pass and gradient checkpointing by the free memory.
 
-    Gradient checkpointing follows the recipe; with ``auto`` it is switched on where the largest
-    micro-batch would not fit without it. All ranks choose alike.
+    Gradient checkpointing follows the recipe; with ``auto`` it is enabled if the largest
+    micro-batch would not fit without it. All ranks make the same choice.
 
     Args:
         model: The model with its trained weights, on its device.
@@ -60,7 +60,7 @@ def fit_passes(
     checkpointing = training.gradient_checkpointing
     room = SHARE * (free_bytes(device) - reserved_bytes(model, training))
     if checkpointing == "auto" and not on_gpu and largest * _roughly(model) < room:
-        checkpointing = False  # a model this small needs no measurement
+        checkpointing = False  # a small model needs no measurement
     if checkpointing == "auto":
         needed = largest * bytes_per_token(model, checkpointing=False)
         checkpointing = any(gather(needed > room))
@@ -81,7 +81,7 @@ def fit_passes(
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """Memory that tensors can still take: the GPU's, or the machine's."""
+    """Return the free memory of the GPU, or of the machine, in bytes."""
     device = torch.device(device)
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -93,29 +93,29 @@ def free_bytes(device: torch.device | str) -> int:
 
 
 def reserved_bytes(model: Any, training: Training) -> int:
-    """Bytes of gradients, optimiser state and one chunk of logits, which activations leave free."""
+    """Return the bytes of gradients, optimiser state and one chunk of logits."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    moving: int = 4 * sum(p.numel() for p in trained)  # float32 whatever the base's type is
+    moving: int = 4 * sum(p.numel() for p in trained)  # float32 for any dtype of the base
     vocabulary = int(model.get_output_embeddings().weight.shape[0])
     return moving + optimizer_bytes(training, trained) + logits_bytes(vocabulary)
 
 
 def optimizer_bytes(training: Training, trained: Sequence[Tensor]) -> int:
-    """Bytes of the optimiser's state: two numbers per weight with AdamW."""
+    """Return the bytes of the optimiser state: two numbers per weight with AdamW."""
     each = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 0, "sgd": 0}[training.optimizer]
     return each * sum(p.numel() for p in trained)
 
 
 def logits_bytes(vocabulary: int) -> int:
-    """Bytes of the logits of policy, reference and target of one chunk."""
+    """Return the bytes of the logits of policy, reference and target for one chunk."""
     return 3 * CHUNK * vocabulary * 4
 
 
 def bytes_per_token(model: Any, *, checkpointing: bool, tokens: int = 64) -> float:
-    """Bytes that the backward pass of one token keeps, counted in a short forward pass.
+    """Return the activation bytes per token, measured in a short forward pass.
 
-    The state of the random number generators is restored. With ``checkpointing`` the inputs of all
-    layers and everything inside the largest of them count.
+    The state of the random number generators is restored. With ``checkpointing``, the inputs of all
+    layers and all activations of the largest layer count.
     """
     device = next(model.parameters()).device
     ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
@@ -135,7 +135,7 @@ def bytes_per_token(model: Any, *, checkpointing: bool, tokens: int = 64) -> flo
 
 @contextmanager
 def kept_by_autograd(model: Any) -> Iterator[dict[int, int]]:
-    """Count the bytes that autograd saves inside the block, by storage; weights do not count."""
+    """Count the bytes that autograd saves inside the block, by storage; weights are excluded."""
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
@@ -152,7 +152,7 @@ def kept_by_autograd(model: Any) -> Iterator[dict[int, int]]:
 
 
 def tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training) -> int:
-    """Tokens of the largest micro-batch whose activations are held together."""
+    """Return the tokens of the largest micro-batch."""
     sizes = [
         sum(lengths(encoded[name])[-training.batch_size * rows_of_set(name, training) :])
         for name in reads_of(training.objective)
@@ -162,17 +162,17 @@ def tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training)
 
 
 def lengths(rows: Sequence[Encoded]) -> list[int]:
-    """Tokens of each row, sorted."""
+    """Return the number of tokens of each row, sorted."""
     return sorted(len(row) for row in rows)
 
 
 def rows_of_set(name: str, training: Training) -> int:
-    """Rows of a set that go with each forget row."""
+    """Return the number of rows of a set per forget row."""
     return training.retain_per_forget if name == "retain" else 1
 
 
 def _roughly(model: Any) -> float:
-    """Upper bound of the bytes a token keeps, from the configuration alone."""
+    """Return an upper bound of the activation bytes per token, from the configuration alone."""
     config = model.config.get_text_config()
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     inner = max(inner) if isinstance(inner, list | tuple) else inner

@@ -1,4 +1,4 @@
-"""A Trainer that combines the gradients of both sets: NGDiff, GRU and SAM."""
+"""A Trainer that combines the gradients of the forget and retain terms: NGDiff, GRU and SAM."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from mergeforget.train.objective import compute
 from mergeforget.train.requirements import reads_of
 from mergeforget.train.trainer import Share, UnlearningTrainer
 
-EMA = "retain_gradient.safetensors"  # of a checkpoint: GRU's smoothed retain gradient
+EMA = "retain_gradient.safetensors"  # file of a checkpoint: GRU's smoothed retain gradient
 
 
 class NGDiffTrainer(UnlearningTrainer):
-    """Combines the gradients of the retain and the forget terms into one update direction.
+    """Combine the gradients of the retain and the forget terms into one update direction.
 
     - ``ngdiff`` follows ``g_R / ||g_R|| - g_F / ||g_F||`` and optionally fits the learning rate.
       The forget terms are minimised, as ``ga`` is, so ``g_F`` is minus their gradient.
@@ -46,15 +46,15 @@ class NGDiffTrainer(UnlearningTrainer):
         self._gathered: dict[str, list[Tensor]] = {}
         self._shares: list[Share] = []
         self._mean: list[Tensor] = []  # GRU's smoothed retain gradient
-        self._parts = 1.0  # micro-batches of the step in which a row counts, per process
+        self._parts = 1.0  # micro-batches of the step with rows of positive weight, per process
 
     def _fused(self, shares: list[Share]) -> list[Share]:
-        """Keep micro-batches apart where each one's gradient is clipped."""
+        """Do not fuse micro-batches if the gradient of each one is clipped."""
         return shares if self.training.clip_each else super()._fused(shares)
 
     def get_batch_samples(self, *args: Any, **more: Any) -> Any:
         shares, count = super().get_batch_samples(*args, **more)
-        if self.training.clip_each:  # each micro-batch by its own mean, then the mean over them
+        if self.training.clip_each:  # mean over each micro-batch, then over micro-batches
             real = sum(any(b.total for b in s.batches.values()) for s in shares)
             self._parts = self._mean_over_ranks(real) or 1.0
             shares = [Share(s.batches, {}, {}) for s in shares]
@@ -69,7 +69,7 @@ class NGDiffTrainer(UnlearningTrainer):
         share = self._prepare_inputs(inputs)
         for name in ("retain", "forget"):
             terms = [t for t in self.terms if t.on == name]
-            if not terms:  # sam without retain terms
+            if not terms:  # SAM without retain terms
                 continue
             with self._apart(model):
                 loss = self.loss_of(model, share, terms)
@@ -81,7 +81,7 @@ class NGDiffTrainer(UnlearningTrainer):
         return total / self._parts
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log terms and notes as means over micro-batches where each is clipped."""
+        """Log terms and notes as means over micro-batches if each is clipped."""
         for noted in (self._values, self._notes):
             noted.update({key: value / self._parts for key, value in noted.items()})
         super().log(logs, start_time)
@@ -91,7 +91,7 @@ class NGDiffTrainer(UnlearningTrainer):
 
     @contextmanager
     def _apart(self, model: Any) -> Iterator[None]:
-        """Keep gradients local to each rank; ``_steer`` averages them later."""
+        """Keep gradients local to each rank; ``_steer`` averages them."""
         synced = self.accelerator.sync_gradients
         with self.accelerator.no_sync(model):
             self.accelerator.gradient_state._set_sync_gradients(False)
@@ -101,7 +101,7 @@ class NGDiffTrainer(UnlearningTrainer):
                 self.accelerator.gradient_state._set_sync_gradients(synced)
 
     def _gather(self, name: str) -> None:
-        """Add the parameters' gradient to its set's sum and clear it."""
+        """Add the gradient of the parameters to the sum of its set, and clear it."""
         gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._trained()]
         if self.training.clip_each:
             gradient = clipped(gradient, self.training.clip_each)
@@ -116,7 +116,7 @@ class NGDiffTrainer(UnlearningTrainer):
             parameter.grad = None
 
     def _steer(self, model: Any) -> None:
-        """Store the direction as the parameters' gradient and fit the learning rate."""
+        """Store the direction as the gradient of the parameters, and fit the learning rate."""
         for gradient in self._gathered.values():
             for g in gradient:
                 if self.accelerator.num_processes > 1:
@@ -137,7 +137,7 @@ class NGDiffTrainer(UnlearningTrainer):
             self._set_rate(self._fit(model, retain, step))
 
     def _smoothed(self, retain: Sequence[Tensor]) -> list[Tensor]:
-        """Exponential moving average of the retain gradient."""
+        """Return the exponential moving average of the retain gradient."""
         weight = self.training.gru_smoothing
         if self._mean:
             pairs = zip(retain, self._mean, strict=True)
@@ -159,7 +159,7 @@ class NGDiffTrainer(UnlearningTrainer):
             self._mean = [tensors[str(i)] for i in range(len(tensors))]
 
     def _perturbed_gradient(self, model: Any, gradient: Sequence[Tensor]) -> list[Tensor]:
-        """Forget gradient of the step at ``theta + radius * g / ||g||``; theta is restored."""
+        """Return the forget gradient at ``theta + radius * g / ||g||``; theta is restored."""
         length, places = norm(gradient), list(self._trained())
         if not length:
             return list(gradient)
@@ -195,7 +195,7 @@ class NGDiffTrainer(UnlearningTrainer):
         return probed_rate(rate, ahead, here, behind)
 
     def _retain_loss(self, model: Any, step: Sequence[Tensor], distance: float) -> float:
-        """The step's retain loss at ``theta + distance * step``; theta is restored bit for bit."""
+        """Return the retain loss at ``theta + distance * step``; theta is restored bit for bit."""
         terms = [t for t in self.terms if t.on == "retain"]
         places = list(self._trained())
         own = [p.data.clone() for p in places]
@@ -212,14 +212,14 @@ class NGDiffTrainer(UnlearningTrainer):
         return self._mean_over_ranks(loss / self._parts)
 
     def _quiet_loss(self, model: Any, share: Share, terms: Any) -> float:
-        """Weighted sum of the terms, without logging."""
+        """Return the weighted sum of the terms, without logging."""
         self._prepare_inputs(share)
         reads = reads_of(terms)
         before = self._references(model, share, reads)
         return float(compute(terms, self._policy(model, share, reads), before)[0])
 
     def _set_rate(self, fit: RateFit) -> None:
-        """Use a fitted rate from here on; the scheduler, and so each checkpoint, stores it."""
+        """Use a fitted rate from now on; it is part of the scheduler and of each checkpoint."""
         optimizer: Any = self.optimizer
         for group in optimizer.param_groups:
             group["lr"] = fit.rate

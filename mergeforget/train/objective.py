@@ -1,4 +1,4 @@
-"""Check a recipe's objective and compute its weighted sum of terms."""
+"""Check the objective of a recipe, and compute its weighted sum of terms."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.dataset import REFUSAL
 from mergeforget.train.requirements import layer_of
 
-LEARNT = ("gd", "idk")  # likelihood losses: minimising them learns the data
+LEARNT = ("gd", "idk")  # likelihood losses: minimising them trains on the data
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise RecipeError for errors beyond the schema, such as unknown losses and arguments."""
+    """Raise RecipeError for errors that the schema does not detect, such as unknown losses."""
     check_launch(trains=True)
     _check_parts(recipe)
     for place, training in recipe.trainings().items():
@@ -37,8 +37,8 @@ def check_recipe(recipe: Recipe) -> None:
             _check_eight_bits(place, training)
         if training.robust and (recipe.model.quantization or sharded()):
             raise RecipeError(
-                f"{place}: robust rounds whole weight matrices, which model.quantization and FSDP "
-                "do not hold. Leave out robust, or train without them."
+                f"{place}: robust rounds whole weight matrices, which do not exist with "
+                "model.quantization or FSDP. Leave out robust, or train without them."
             )
         for name in training.report_to:
             if find_spec(name) is None:
@@ -57,13 +57,13 @@ def check_recipe(recipe: Recipe) -> None:
                 find_transform(step.transform).check_arguments(step.arguments)
         if mask_of(training.objective) == MASKS["all"] and training.tokens.padding == "none":
             raise RecipeError(
-                f"{place}: the mask 'all' counts padding, but rows are laid end to end without "
-                "any. Set tokens.padding to left, or the mask to tokens or answer."
+                f"{place}: the mask 'all' counts padding, but packed rows have no "
+                "padding. Set tokens.padding to left, or the mask to tokens or answer."
             )
 
 
 def _check_eight_bits(place: str, training: Training) -> None:
-    """Raise where this machine cannot hold an optimiser's state in 8 bits."""
+    """Raise if this machine cannot store the optimiser state in 8 bits."""
     key = f"{place}.optimizer: {training.optimizer}"
     if find_spec("bitsandbytes") is None:
         raise ResourceError(
@@ -71,9 +71,11 @@ def _check_eight_bits(place: str, training: Training) -> None:
             "pip install 'mergeforget[gpu]', or set optimizer: adamw."
         )
     if not torch.cuda.is_available():
-        raise ResourceError(f"{key} needs a GPU, and this machine shows none. Set adamw.")
+        raise ResourceError(f"{key} needs a GPU, but none was found. Set adamw.")
     if sharded():
-        raise RecipeError(f"{key} keeps its state whole, but FSDP shards it. Set adamw.")
+        raise RecipeError(
+            f"{key} does not support FSDP, which shards the optimiser state. Set adamw."
+        )
 
 
 def _check_parts(recipe: Recipe) -> None:
@@ -84,8 +86,8 @@ def _check_parts(recipe: Recipe) -> None:
         return
     if recipe.model.quantization:
         raise RecipeError(
-            "model.quantization: weights of 4 bits are not cut into parts. Leave it out with FSDP, "
-            "or launch with --multi_gpu, where every process holds the whole model in 4 bits."
+            "model.quantization: FSDP cannot shard 4-bit weights. Leave it out with FSDP, "
+            "or launch with --multi_gpu, where every process has the whole model in 4 bits."
         )
     for place, training in recipe.trainings().items():
         if training.full:
@@ -96,7 +98,7 @@ def _check_parts(recipe: Recipe) -> None:
 
 
 def _check_every_weight(recipe: Recipe) -> None:
-    """Raise RecipeError for losses that leave weights without a gradient: DDP would wait for it."""
+    """Raise RecipeError for losses that leave weights without a gradient, which stalls DDP."""
     for place, training in recipe.trainings().items():
         for term in training.objective:
             if layer_of(term) is not None:
@@ -117,33 +119,35 @@ def _placed(place: str) -> Iterator[None]:
 
 def _check_term(term: Term) -> None:
     if "refusal" in needs(term) and term.on != "forget":
-        raise RecipeError(f"{term.loss!r} refuses to answer, which is for the forget set alone.")
+        raise RecipeError(f"{term.loss!r} trains refusals, so it applies to the forget set only.")
     parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
     if parameter and term.arguments.get("mask", parameter.default) not in MASKS:
-        raise RecipeError(f"mask is one of {', '.join(MASKS)}, not {term.arguments['mask']!r}.")
+        raise RecipeError(
+            f"mask must be one of {', '.join(MASKS)}, not {term.arguments['mask']!r}."
+        )
 
 
 def _check_direction(term: Term, training: Training) -> None:
-    """Raise RecipeError for a likelihood on the forget set under ``direction: ngdiff``."""
+    """Raise RecipeError for a likelihood on the forget set with ``direction: ngdiff``."""
     learns = term.loss in LEARNT and term.on == "forget" and term.weight > 0
     if training.direction == "ngdiff" and learns:
         raise RecipeError(
-            f"direction ngdiff descends each term, and {term.loss!r} descended on the forget set "
-            "learns its answers or refusals. Take ga, or set direction: sum."
+            f"direction: ngdiff minimises each term, so {term.loss!r} on the forget set would "
+            "train on its answers or refusals. Use ga, or set direction: sum."
         )
 
 
 def _check_batches(term: Term, training: Training) -> None:
-    """Raise RecipeError for a term that compares two sets, where a step holds one set only."""
+    """Raise RecipeError for a term that compares two sets if a step has only one set."""
     if training.batches == "by_set" and {"answer", "refusal"} <= set(needs(term)):
         raise RecipeError(
-            f"{term.loss!r} compares answers with refusals, but with batches: by_set a step holds "
-            "one of the two. Set batches: together."
+            f"{term.loss!r} compares answers with refusals, but with batches: by_set a step has "
+            "only one of the two. Set batches: together."
         )
 
 
 def mask_of(terms: Sequence[Term]) -> tuple[int, ...]:
-    """Kinds of position that any of the terms reads."""
+    """Return the kinds of position that the terms read."""
     masks: list[tuple[int, ...]] = [(ANSWER,)]
     for term in terms:
         parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
@@ -153,7 +157,7 @@ def mask_of(terms: Sequence[Term]) -> tuple[int, ...]:
 
 
 def needs(term: Term) -> tuple[str, ...]:
-    """What must be computed for a term; see ``mergeforget.losses``."""
+    """Return what must be computed for a term; see ``mergeforget.losses``."""
     return UNLEARNING_LOSSES.get(term.loss).needs
 
 
@@ -162,11 +166,11 @@ def compute(
     policy: Mapping[str, TokenOutputs],
     reference: Mapping[str, TokenOutputs],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of the terms, and the unweighted value of each.
+    """Return the weighted sum of the terms, and the unweighted value of each.
 
     Args:
         policy: Outputs of the trained model, by set (forget, retain).
-        reference: Outputs of the model before unlearning, by set, where a term needs them.
+        reference: Outputs of the model before unlearning, by set, if a term needs them.
     """
     values = {}
     refusal = policy.get(REFUSAL), reference.get(REFUSAL)
@@ -183,10 +187,10 @@ def compute(
 
 
 def _value(term: Term, said: TokenOutputs, before: TokenOutputs | None) -> Tensor:
-    """A term's loss on a pass.
+    """Return the loss of a term on a pass.
 
-    A loss that reads a mean of its own micro-batch is not additive; it is computed for each
-    micro-batch of the pass, on its part of the outputs.
+    A loss that depends on the mean of its micro-batch is not additive; it is computed on the
+    outputs of each micro-batch of the pass.
     """
     if not said.own_rows:
         return _nothing(said, term)
@@ -205,7 +209,7 @@ def _value(term: Term, said: TokenOutputs, before: TokenOutputs | None) -> Tenso
 
 
 def check_finite(values: Mapping[str, float]) -> None:
-    """Raise NumericError where a term of a step is NaN or infinite."""
+    """Raise NumericError if a term of a step is NaN or infinite."""
     wrong = [label for label, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise NumericError(
@@ -215,9 +219,9 @@ def check_finite(values: Mapping[str, float]) -> None:
 
 
 def _nothing(said: TokenOutputs, term: Term) -> Tensor:
-    """Zero that depends on the weights, for a micro-batch in which no row counts.
+    """Return a zero that depends on the weights, for a micro-batch whose rows have weight 0.
 
-    Other ranks run a backward pass for their rows and wait for this rank at every layer.
+    The other ranks run a backward pass and wait for this rank at every layer.
     """
     layer = layer_of(term)
     read = [said.token_logps if layer is None else (said.hidden or {})[layer]]

@@ -1,8 +1,8 @@
-"""Check whether a model keeps packed rows apart, and whether rows can share their beginning.
+"""Check whether a model isolates packed rows, and whether rows can share a common prefix.
 
-transformers builds a block mask from the positions where rows begin. Layers that mix tokens in
-another way (state spaces, convolutions, linear attention), ALiBi and OPT ignore it. No flag of
-transformers says so, and the check measures it.
+transformers builds a block-diagonal mask from the position ids. Layers that mix tokens in
+another way (state spaces, convolutions, linear attention), ALiBi and OPT ignore that mask.
+transformers has no flag for it, so the model is tested.
 """
 
 from __future__ import annotations
@@ -24,44 +24,44 @@ from mergeforget.train.precision import autocast
 _KNOWN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # each model is checked once
 _SHARING: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 LENGTH = 4  # tokens of a row in the check
-CLOSE = 1e-4  # of the largest logit: what another order of summation may change
+CLOSE = 1e-4  # tolerance relative to the largest logit, for another order of summation
 
 
 def rows_leak(model: Any) -> bool:
-    """Whether a packed row is influenced by the row before it; measured once per model.
+    """Return whether a packed row depends on the row before it; tested once per model.
 
     Args:
         model: A causal language model, with or without an adapter, not wrapped.
 
     Raises:
-        UsageError: Rows leak and the model is sharded: each rank would run its own number of
-            passes, and the ranks would wait for each other.
+        UsageError: Rows leak and the model is sharded: ranks would run different numbers of
+            passes and wait for each other.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    name = f"{type(base).__name__} lets rows that are laid end to end see each other"
+    name = f"{type(base).__name__} mixes packed rows"
     if base not in _KNOWN:
         _KNOWN[base] = _try_out(model)
         if _KNOWN[base] and not sharded():
-            say(f"{name}: each is passed by itself, which is slower.")
+            say(f"{name}: each row gets its own forward pass, which is slower.")
     if _KNOWN[base] and sharded():
         raise UsageError(
-            f"{name}, and with FSDP they cannot be passed one by one. Launch with --multi_gpu, or "
+            f"{name}, and FSDP cannot run them one by one. Launch with --multi_gpu, or "
             "train in one process."
         )
     return _KNOWN[base]
 
 
 def _try_out(model: Any) -> bool:
-    """Pass two packed rows; the second must not depend on the first one's embeddings.
+    """Return whether the second of two packed rows depends on the embeddings of the first.
 
-    That gradient is exactly 0 where rows are separated. Comparing outputs would be less exact: a
-    mixture of experts rounds differently with the number of tokens that reach an expert.
+    The gradient is exactly 0 if rows are isolated. Comparing outputs would be less exact: a
+    mixture of experts rounds differently depending on the number of tokens per expert.
     """
     seen: list[torch.Tensor] = []
 
     def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         seen.append(output.detach().requires_grad_())
-        return seen[-1].clone()  # CTRL scales its embeddings in place, which no leaf allows
+        return seen[-1].clone()  # CTRL scales its embeddings in place, which a leaf does not allow
 
     device = next(model.parameters()).device
     embedding = model.get_input_embeddings()
@@ -81,10 +81,10 @@ def _try_out(model: Any) -> bool:
 
 
 def can_share(model: Any) -> bool:
-    """Whether a model takes a mask by which rows share their beginning; measured once per model.
+    """Return whether packed rows can share a common prefix through a mask; tested once per model.
 
-    Not with an attention window or with chunks, which such a mask would replace, and not with
-    other attention than SDPA. Two rows of the check give the logits that they give apart.
+    Always False with sliding-window or chunked attention, which the mask would replace, and with
+    any attention other than SDPA. The test compares the logits of two rows packed and alone.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base not in _SHARING:
@@ -103,7 +103,7 @@ def can_share(model: Any) -> bool:
 
 @torch.no_grad()
 def _same_when_shared(model: Any) -> bool:
-    """Whether two rows with a common beginning give the same logits together as alone."""
+    """Return whether two rows with a common prefix have the same logits packed as alone."""
     size = model.get_input_embeddings().weight.shape[0]
     rows = [[i % size for i in (1, 2, 3, 4, *own)] for own in ((5, 6), (7, 8, 9))]
     batch = pack([Encoded(ids=ids, kinds=[ANSWER] * len(ids)) for ids in rows])
@@ -120,7 +120,12 @@ def _same_when_shared(model: Any) -> bool:
                 input_ids=once.input_ids, position_ids=once.position_ids,
                 attention_mask=once.mask, use_cache=False,
             ).logits[0, once.keep]  # fmt: skip
-    except (TypeError, ValueError, RuntimeError, IndexError):  # takes no such mask
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+    ):  # the model does not accept such a mask
         return False
     finally:
         model.train(was_training)

@@ -1,4 +1,4 @@
-"""The pair: an over-forgetting and an under-forgetting adapter from one base."""
+"""Train a pair: an over-forgetting and an under-forgetting adapter from one base."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TWINS = 3  # held twins of each forget row
 
 @dataclass(frozen=True)
 class Sets:
-    """The rows of a run."""
+    """The rows of a run, by set."""
 
     forget: list[Row]
     retain: list[Row]
     holdout: list[Row]
-    held: list[Row] = field(default_factory=list)  # unseen rows that a hold term keeps in place
+    held: list[Row] = field(default_factory=list)  # unseen rows for terms on `held`
 
 
 def train_pair(
@@ -50,24 +50,24 @@ def train_pair(
     """Train both adapters of a recipe into a run folder.
 
     Args:
-        memorise_first: fine-tune the base on forget + retain before anything is forgotten.
-        resume: go on with a run that was interrupted; its own recipe is used.
+        memorise_first: Fine-tune the base on the forget and retain rows first.
+        resume: Resume an interrupted run with its own recipe.
 
     Raises:
-        RecipeError: the recipe has a fault, or names no data.
-        ResourceError: another process writes into the folder.
-        NumericError: a training diverged or did not move.
-        Interrupted: SIGTERM; what was done is saved.
+        RecipeError: The recipe is invalid, or names no data.
+        ResourceError: Another process writes into the folder.
+        NumericError: A training diverged, or the first step did not change the adapter.
+        Interrupted: SIGTERM was received; a checkpoint is saved.
     """
     if recipe.pair is None:
         raise RecipeError(
-            f"The recipe {recipe.name} trains one adapter: give it to `mergeforget train`, or make "
-            f"a pair of two recipes in a file: pair: {{over: {recipe.name}, under: zjuklab}}."
+            f"The recipe {recipe.name} trains one adapter: use `mergeforget train`, or combine two "
+            f"recipes in a file: pair: {{over: {recipe.name}, under: zjuklab}}."
         )
     if any(side.full for side in (recipe.pair.over, recipe.pair.under)):
         raise RecipeError(
-            "A pair is made of adapters, but a side trains weights of the model (`full`). Train "
-            "each by `mergeforget train` and merge the models."
+            "A pair consists of adapters, but one side trains the model itself (`full`). Train "
+            "each model with `mergeforget train`, and merge them with `mergeforget merge-models`."
         )
     check_recipe(recipe)
     with run.lock():
@@ -87,16 +87,16 @@ def train_pair(
 
 
 def _take_under(run: Run, recipe: Recipe, name: str) -> None:
-    """Mark the snapshot that training ``over`` kept for ``under`` as trained.
+    """Record that ``under``, a snapshot of the training of ``over``, is trained.
 
     Raises:
-        NumericError: no snapshot fulfils the condition of ``under``.
+        NumericError: No snapshot meets the condition of ``under``.
     """
     if not on_main(run.under.is_dir):
         run.set_state("under", "failed")
         raise NumericError(
-            "No snapshot of the training lies on the under-forgetting side: it passed from one "
-            "side to the other between two checks. Check more often, for example with "
+            "No snapshot of the training under-forgets: the AUC crossed the whole range between "
+            "two checks. Check more often, for example with "
             "--set pair.over.until.every=1, or lower pair.over.learning_rate."
         )
     assert recipe.pair is not None
@@ -105,20 +105,20 @@ def _take_under(run: Run, recipe: Recipe, name: str) -> None:
 
 
 def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
-    """Read, limit and keep the data in the run folder, with the recipe and the hashes."""
+    """Read and limit the data, and save them in the run folder with the recipe and the hashes."""
     return on_main(lambda: _prepare(recipe, run, resume))
 
 
 def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     if resume and run.recipe.exists():
-        trust: dict[str, dict[str, Any]] = {  # of this call alone
+        trust: dict[str, dict[str, Any]] = {  # applies to this call only
             "model": {"trust_remote_code": recipe.model.trust_remote_code},
             "evaluation": {"lm_eval_folder": recipe.evaluation.lm_eval_folder},
         }
         if change(load_recipe(run.recipe), **trust) != recipe:
             raise RecipeError(
-                f"{run.root} was begun with another recipe or other options. Go on with the same "
-                "ones, or begin a new run with another --out."
+                f"{run.root} was started with another recipe or other options. Resume with the "
+                "same ones, or start a new run with another --out."
             )
         _check_same_base(recipe, run)
         return read_sets(run)
@@ -140,34 +140,34 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
 
 
 def base_content(recipe: Recipe) -> str:
-    """Hash of the base's files, wherever they are stored."""
+    """Return a hash of the files of the base, independent of their location."""
     spec = recipe.model
     return content_of(locate(spec.name, trust_remote_code=spec.trust_remote_code))
 
 
 def _check_same_base(recipe: Recipe, run: Run) -> None:
-    """Raise InputError where the base's files are no longer those that the run was begun with."""
+    """Raise InputError if the files of the base changed since the run was started."""
     known = run.read_manifest()["stages"].get("data", {}).get("base_content")
     if known and known != base_content(recipe):
         raise InputError(
-            f"{run.root} was begun with another content of {recipe.model.name}: its files have "
-            "changed since. Restore them, or begin a new run with another --out."
+            f"The files of {recipe.model.name} changed since {run.root} was started. Restore them, "
+            "or start a new run with another --out."
         )
 
 
 def record_template(run: Run, tokenizer: Any, template: PromptTemplate) -> None:
-    """Record in the manifest how prompts are rendered; warn where a chat model is trained raw."""
+    """Record how prompts are rendered; warn if a chat model is trained with raw prompts."""
     run.record("template", **template.facts())
     if template.kind == "none" and has_chat_template(tokenizer):
         say(
-            "The model has a chat template and is trained with raw prompts (data.template: none). "
-            "Users who ask it in chat may find that it still knows; an evaluation asks both ways. "
-            "Train in chat with --template chat."
+            "The model has a chat template but is trained with raw prompts (data.template: none). "
+            "It may still know the answers in chat, which an evaluation measures, too. Train with "
+            "--template chat."
         )
 
 
 def read_sets(run: Run) -> Sets:
-    """Read the rows that a run uses from its folder."""
+    """Read the rows of a run from its folder."""
     names = ("forget", "retain", "holdout", "held")
     files = {name: run.data / f"{name}.jsonl" for name in names}
     return Sets(
@@ -179,10 +179,10 @@ def read_sets(run: Run) -> Sets:
 
 
 def read_data(data: DataSpec) -> Sets:
-    """The rows that a recipe names, as many of them as it says.
+    """Read the rows that a recipe names, up to its limit.
 
     Raises:
-        RecipeError: it names none.
+        RecipeError: The recipe names no data.
     """
     if not data.forget or not data.retain:
         raise RecipeError(
@@ -210,7 +210,7 @@ def read_data(data: DataSpec) -> Sets:
 
 
 def _file_facts(path: str) -> dict[str, Any]:
-    """Facts of a file or folder; of a data set of the hub its name."""
+    """Return name, size and hash of a file or folder; the name of a data set of the hub."""
     return file_facts(Path(path)) if Path(path).exists() else {"name": path}
 
 
@@ -219,7 +219,7 @@ def _read(path: str, split: str, data: DataSpec) -> list[Row]:
 
 
 def about_others(rest: list[Row], trained: list[Row]) -> list[Row]:
-    """Return the rows beyond ``--limit`` about people that are not trained on; may be empty."""
+    """Return rows beyond ``--limit`` about people who are not in the training rows."""
     try:
         return unseen(rest, trained, "Rows beyond --limit")
     except InputError as error:
@@ -228,13 +228,13 @@ def about_others(rest: list[Row], trained: list[Row]) -> list[Row]:
 
 
 def add_twins(sets: Sets, recipe: Recipe) -> Sets:
-    """Add perturbed twins where a training needs unseen rows that the data does not have.
+    """Add perturbed twins if a training needs unseen rows that the data does not have.
 
-    Twins of the forget rows become ``held`` where an objective has a term on it, and ``holdout``
-    where a training has ``until`` and there is no holdout set.
+    Twins of the forget rows become ``held`` if an objective has a term on it, and ``holdout``
+    if a training has ``until`` and there is no holdout set.
 
     Raises:
-        InputError: twins are needed, but the rows have nothing to perturb.
+        InputError: Twins are needed, but the rows have nothing to perturb.
     """
     trainings = recipe.trainings().values()
     hold = any(term.on == "held" for training in trainings for term in training.objective)
@@ -248,8 +248,8 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     enough = len(outside) >= max(2, len(sets.forget) // 2)
     if not enough and not compare:
         say(
-            "The forget rows have no names or numbers to perturb: instead of twins, half of the "
-            "unseen rows of the selection split are held."
+            "The forget rows have no names or numbers to perturb: half of the unseen rows of the "
+            "selection split are used as `held` instead of twins."
         )
         return sets
     if not enough:
@@ -260,18 +260,18 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
         )
     if compare:
         say(
-            f"No --holdout: {len(outside)} perturbed twins of the forget rows serve as rows that "
-            "the model never saw."
+            f"No --holdout: {len(outside)} perturbed twins of the forget rows are used as unseen "
+            "rows."
         )
     holdout = [replace(t, id=f"b-{t.id}", subject=f"b-{t.subject}") for t in outside]
     return replace(sets, held=held if hold else [], holdout=holdout if compare else sets.holdout)
 
 
 def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dict[str, list[Row]]:
-    """The sets that a training reads, ``forget`` first; with ``until`` also the selection split's.
+    """Return the sets of a training, ``forget`` first.
 
-    ``selected`` are the forget rows and ``unseen`` the non-members of the split that selects the
-    candidate of a search, and ``imitations`` twins of ``unseen``; the report split takes no part.
+    With ``until``, ``selected`` are the forget rows and ``unseen`` the non-members of the selection
+    split, and ``imitations`` are twins of ``unseen``. The report split is not used.
     """
     rows = {"forget": sets.forget, "retain": sets.retain}
     if sets.holdout:
@@ -287,7 +287,10 @@ def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dic
         rows["unseen"] = [row for row in sets.holdout if group(row) in groups]
         if "held" in rows and not sets.held:
             if len(rows["unseen"]) < 2:
-                raise InputError("Too few holdout rows to hold some and to measure others.")
+                raise InputError(
+                    "There are too few holdout rows: some are trained on as `held`, and others "
+                    "must remain unseen. Give more rows with --holdout."
+                )
             rows["held"], rows["unseen"] = rows["unseen"][::2], rows["unseen"][1::2]
         corpus = [*sets.forget, *sets.retain]
         imitations = make_twins(
@@ -299,7 +302,7 @@ def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dic
 
 
 def end_of(run: Run, stage: str) -> dict[str, Any]:
-    """How a training with ``until`` ended, for status.json: outcome, step and what was measured."""
+    """Return how a training with ``until`` ended: outcome, step and measurements."""
     path = run.root / "until" / f"{stage}.json"
     if not on_main(path.is_file):
         return {}
@@ -322,7 +325,7 @@ def _as_holdout(rest: list[Row], size: int, seed: int) -> list[Row]:
 def _base(
     recipe: Recipe, run: Run, sets: Sets, first: bool, resume: bool, seconds: float
 ) -> tuple[Any, str]:
-    """The model that forgets, loaded, and the name that its adapters record."""
+    """Load the model to unlearn from; return it with the name that its adapters record."""
     if not first:
         loaded = load_model(recipe.model, frozen=True)
         return loaded, str(loaded.path or loaded.name)
@@ -337,7 +340,7 @@ def _base(
         template = template_of(loaded.tokenizer, recipe.data)
         memorise(loaded.model, loaded.tokenizer, rows, recipe.memorise, folder, job, template)
     else:
-        say(f"memorise: a model that knows these rows is there already: {folder}")
+        say(f"memorise: reusing the model in {folder}, which memorised these rows.")
     run.set_state("memorise", "done")
     on_main(lambda: _record_base(recipe, run, folder))
     spec = recipe.model.model_copy(update={"name": str(folder)})

@@ -1,4 +1,4 @@
-"""Forward passes through rounded or noisy weights, so that forgetting holds under both.
+"""Run forward passes with rounded or noisy weights, so that forgetting survives both.
 
 The forward pass uses ``q(W)``, the gradient is that of ``W``: the straight-through estimator. An
 adapter is added to the weight before it is rounded, as it is when a merged model is stored.
@@ -57,9 +57,9 @@ def perturb(weight: Tensor, spec: Robust, generator: torch.Generator | None = No
 
 @contextmanager
 def perturbed(model: Any, spec: Robust, generator: torch.Generator | None = None) -> Iterator[int]:
-    """Perturb the weight of every linear layer in forward passes of the block.
+    """Perturb the weight of every linear layer during the forward passes inside the block.
 
-    Embeddings, the output layer and experts stored as one parameter stay as they are, and LoRA
+    Embeddings, the output layer and experts stored as one parameter are not perturbed, and LoRA
     dropout is not applied.
 
     Yields:
@@ -90,7 +90,7 @@ def perturbed(model: Any, spec: Robust, generator: torch.Generator | None = None
 
 
 class _Perturbed:
-    """The forward pass of one linear layer with its perturbed weight."""
+    """Compute the output of one linear layer with its perturbed weight."""
 
     def __init__(self, layer: Any, spec: Robust, generator: torch.Generator | None) -> None:
         self.layer, self.spec, self.generator = layer, spec, generator

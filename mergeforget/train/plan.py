@@ -1,7 +1,7 @@
 """Estimate batch, steps, memory and time of a training before any weight is loaded.
 
 The model is built from its configuration on meta tensors and run once forward and backward. The
-estimate counts the bytes autograd keeps and the matrix products, so it needs no formula per
+estimate counts the bytes that autograd saves and the matrix products, so it needs no formula per
 architecture.
 """
 
@@ -55,13 +55,13 @@ class Plan:
     Attributes:
         rows: Rows of each set, after the transforms.
         epoch_tokens: Tokens of the forget set without padding.
-        effective_batch: Forget rows of an optimiser step (of a step that holds them).
+        effective_batch: Forget rows of an optimiser step (of a step with forget rows).
         steps_per_epoch, steps, warmup_steps: Optimiser steps.
         parameters, trained: Parameters of the model, and trained parameters.
         memory: Bytes by use, for the largest micro-batch; ``total`` is their sum.
-        gradient_checkpointing: Whether layers are recomputed; with ``auto`` where the memory that
-            is free now would not do.
-        seconds: Lower bound: time at the speed of one large matrix product.
+        gradient_checkpointing: Whether layers are recomputed; with ``auto``, if the free memory
+            would not suffice otherwise.
+        seconds: Lower bound of the time, at the speed of one large matrix product.
         device: Device that memory and seconds refer to.
     """
 
@@ -79,7 +79,7 @@ class Plan:
     device: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -133,7 +133,7 @@ def plan(
 
 
 def count_steps(training: Training, sizes: Mapping[str, int]) -> int:
-    """Optimiser steps of a whole training, from the rows of each set it reads."""
+    """Return the optimiser steps of a training, from the rows of each set that it reads."""
     rows = sizes["forget"]
     parts = training.accumulation(rows)
     if training.chunk_rows:
@@ -153,7 +153,7 @@ def count_steps(training: Training, sizes: Mapping[str, int]) -> int:
 
 
 def empty_model(spec: ModelSpec, training: Training, device: str) -> Any:
-    """The model on meta tensors with its trained parameters; only ``config.json`` is read."""
+    """Build the model with its trained parameters on meta tensors, from ``config.json`` alone."""
     from peft import get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -183,7 +183,9 @@ def one_pass(model: Any, tokens: int, checkpointing: bool) -> Pass:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    whole = torch.zeros(1, 1, tokens, tokens, dtype=model.dtype, device="meta")  # looked at by none
+    whole = torch.zeros(
+        1, 1, tokens, tokens, dtype=model.dtype, device="meta"
+    )  # attends everywhere
     counted = {
         _FLASH: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
         _FLASH_BACKWARD: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
@@ -203,7 +205,7 @@ def one_pass(model: Any, tokens: int, checkpointing: bool) -> Pass:
 def _fused_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """Fused attention for meta tensors, which would otherwise materialise the score matrix."""
+    """Use fused attention on meta tensors, which would otherwise materialise the score matrix."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     dropout, scale = more.get("dropout", 0.0), more.get("scaling")
@@ -212,7 +214,7 @@ def _fused_attention(
 
 
 def matrix_speed(device: str, seconds: float = 0.3) -> float:
-    """Measured FLOPs per second of a large matrix product on this machine."""
+    """Measure the FLOPs per second of a large matrix product on this machine."""
     dtype = dtype_for(ModelSpec(), device)
     size = 4096 if device.startswith("cuda") else 768
     a = torch.ones(size, size, dtype=dtype, device=device)
@@ -227,7 +229,7 @@ def matrix_speed(device: str, seconds: float = 0.3) -> float:
 
 
 def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training) -> float:
-    """FLOPs of a whole training; stored reference outputs are computed once per set."""
+    """Return the FLOPs of a training; cached reference outputs are computed once per set."""
     total = 0.0
     for name, reads in reads_of(training.objective).items():
         sizes = lengths(encoded[name])
@@ -243,11 +245,11 @@ def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: T
 def _memory(
     model: Any, own: set[Tensor], spec: ModelSpec, training: Training, kept: int
 ) -> dict[str, int]:
-    """Bytes by use."""
+    """Return the bytes of memory by use."""
     weights = sum(p.numel() * (4 if p in own else p.element_size()) for p in model.parameters())
     if spec.quantization:
         weights -= round(_saved_by_four_bits(model, own))
-    moving = sum(4 * p.numel() for p in own)  # float32 whatever the base's type is
+    moving = sum(4 * p.numel() for p in own)  # float32 for any dtype of the base
     vocabulary = model.get_output_embeddings().weight.shape[0]
     found = {
         "weights": weights,
@@ -260,9 +262,9 @@ def _memory(
 
 
 def _saved_by_four_bits(model: Any, own: set[Tensor]) -> float:
-    """Bytes saved by quantising all linear layers except the output layer to 4 bits.
+    """Return the bytes saved by quantising the linear layers except the output layer to 4 bits.
 
-    4.127 bits per weight: an 8-bit scale for 64 weights, and a 32-bit scale for 256 scales.
+    A weight takes 4.127 bits: an 8-bit scale per 64 weights, and a 32-bit scale per 256 scales.
     """
     head = model.get_output_embeddings()
     layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
@@ -271,11 +273,11 @@ def _saved_by_four_bits(model: Any, own: set[Tensor]) -> float:
 
 
 def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
-    """``plan`` for every training of a recipe, by its key in the recipe.
+    """Estimate every training of a recipe with ``plan``, by its key in the recipe.
 
     Raises:
         RecipeError: The recipe names no data.
-        InputError: a file or the model's configuration cannot be read.
+        InputError: A file or the model's configuration cannot be read.
     """
     tokenizer = load_tokenizer(recipe.model)
     rows = read_data(recipe.data)

@@ -1,4 +1,4 @@
-"""Mixed precision: float32 weights while they are trained, half-precision products."""
+"""Mixed precision: trained weights in float32, matrix products in half precision."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _AUTOCAST = "_mergeforget_autocast"  # attribute of a model whose weights are wi
 
 
 def autocast_dtype(model: Any) -> torch.dtype | None:
-    """Half type in which a model's products are computed during training; None in float32.
+    """Return the half-precision dtype of a model's products during training; None in float32.
 
-    It is the type of the frozen weights, or the one that ``widened_weights`` replaced by float32.
+    It is the dtype of the frozen weights, or the one that ``widened_weights`` replaced by float32.
     """
     noted: torch.dtype | None = getattr(model, _AUTOCAST, None)
     if noted is not None:
@@ -25,11 +25,11 @@ def autocast_dtype(model: Any) -> torch.dtype | None:
 
 @contextmanager
 def widened_weights(model: Any) -> Iterator[None]:
-    """Hold the trained weights of a half-precision model in float32 while they are trained.
+    """Convert the trained weights of a half-precision model to float32 for the training.
 
     An Adam step at a learning rate of 1e-5 is below the resolution of most bfloat16 weights, and a
     bfloat16 second moment does not decay. Forward and backward passes run under autocast in the
-    model's own type; afterwards the weights are rounded back to it.
+    model's own dtype; afterwards the weights are rounded to it.
     """
     half = autocast_dtype(model)
     if half is None:
@@ -49,7 +49,7 @@ def widened_weights(model: Any) -> Iterator[None]:
 
 @contextmanager
 def tensor_cores() -> Iterator[None]:
-    """Allow TF32 for float32 matrix products on a GPU during a training; a CPU has no TF32."""
+    """Allow TF32 for float32 matrix products on a GPU inside the block; no effect on a CPU."""
     own = torch.get_float32_matmul_precision()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -60,9 +60,9 @@ def tensor_cores() -> Iterator[None]:
 
 
 def autocast(model: Any) -> AbstractContextManager[Any]:
-    """Autocast for a forward pass of a training in the model's half type; no effect in float32.
+    """Return autocast to the model's half-precision dtype; no effect for a float32 model.
 
-    LoRA's float32 factors are cast as well, so their products cost what those of the base cost.
+    The float32 factors of LoRA are cast, too, so their products are as fast as those of the base.
     """
     half = autocast_dtype(model)
     if half is None:

@@ -25,7 +25,7 @@ from mergeforget.train.objective import mask_of
 from mergeforget.train.requirements import Kept, reads_of
 
 TOKENS = 2048  # tokens of packed rows in one pass
-MOST_BYTES = 2**30  # bytes of hidden states stored for one set, in memory and on disk
+MOST_BYTES = 2**30  # largest size of the hidden states stored for one set
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Samplers of micro-batches: all sets together, alternating, one set per step, or in chunks."""
+"""Samplers of micro-batches: joint, alternating, one set per step, or in chunks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 
 class RowIndex(NamedTuple):
-    """Index of a row of the first set and its partners, or of the rows of a single set.
+    """Index of a row of the first set with its partners, or of a row of a single set.
 
     Attributes:
         row: Index in the first set; with ``own``, index in the set ``only``.
@@ -159,8 +159,8 @@ Order = JointSampler | AlternatingSampler | BySetSampler | ChunkedSampler
 class ShardedSampler(Sampler[list[RowIndex]]):
     """Distribute the micro-batches of every optimiser step over the ranks.
 
-    All ranks get the same number of micro-batches; a rank without one gets a row of weight 0. So a
-    step has the same rows for every world size.
+    All ranks get the same number of micro-batches; a rank without one gets a row of weight 0. A
+    step therefore has the same rows for every world size.
     """
 
     def __init__(self, order: Order, accumulation: int, rank: int, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""One training by itself: an adapter, or the model."""
+"""Train a single adapter, or the weights of the model, into a run folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ def train_single(
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Path:
-    """Train what a recipe trains, or one side of its pair, into a run folder.
+    """Run the training of a recipe, or of one side of its pair, in a run folder.
 
     Returns:
-        ``adapter`` in the run folder, a PEFT folder; or ``model``, where weights of the model
-        itself are trained.
+        ``RUN/adapter``, a PEFT folder; or ``RUN/model``, if the recipe trains the model itself.
 
     Raises:
-        RecipeError, ResourceError, NumericError, Interrupted: as ``train_pair``.
+        RecipeError, ResourceError, NumericError, Interrupted: As in ``train_pair``.
     """
     check_recipe(recipe)
     training = recipe.training(side)

@@ -28,7 +28,7 @@ def encode_sets(
     """Apply a recipe's transforms and tokenise; add refusals where a loss reads them.
 
     Raises:
-        InputError: a set is empty, or an answer has no token.
+        InputError: A set is empty, or an answer has no tokens.
     """
     encoded = {}
     for name, rows in sets.items():

@@ -1,4 +1,4 @@
-"""The Trainer of transformers with an unlearning objective on several sets per step."""
+"""A transformers Trainer for an unlearning objective on several sets per step."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class UnlearningTrainer(Trainer):
     passes of up to ``budget`` tokens without changing the result.
     """
 
-    loss_is_scaled_for_ga = True  # the losses of shares add up; the Trainer must not divide them
+    loss_is_scaled_for_ga = True  # the losses of shares add up, so the Trainer must not divide them
 
     def __init__(
         self,
@@ -78,14 +78,16 @@ class UnlearningTrainer(Trainer):
         self.robust = robust  # perturbs the weights of the forget terms
         self.terms, self.stage, self.history = list(terms), stage, history
         self.reference, self.order = reference or Reference(), order
-        self.accumulation = accumulation  # micro-batches of a step, over all ranks
+        self.accumulation = accumulation  # micro-batches per step over all ranks
         self.workers = int(self.args.device.type == "cuda")  # prepares batches ahead of a GPU
-        self.budget = budget  # tokens of a pass; a larger micro-batch is a pass of its own
+        self.budget = budget  # tokens per pass; a larger micro-batch is a separate pass
         self.reads = reads_of(self.terms)
-        self.levels: dict[str, Tensor] = {}  # by set: (rows,) target NLL of the level loss
-        self._pending: dict[str, Tensor] = {}  # sums over the step's micro-batches, on the device
+        self.levels: dict[str, Tensor] = {}  # target NLL of the level loss by set, (rows,)
+        self._pending: dict[
+            str, Tensor
+        ] = {}  # sums over the micro-batches of the step, on the device
         self._pending_notes: dict[str, Tensor] = {}
-        self._values: dict[str, float] = {}  # the same on the CPU, after one transfer per step
+        self._values: dict[str, float] = {}  # the same sums on the CPU, after one transfer per step
         self._notes: dict[str, float] = {}
         self._more: dict[str, Any] = {}  # further entries of the step's history line
 
@@ -106,7 +108,7 @@ class UnlearningTrainer(Trainer):
             return loader
         prepared: DataLoader[Any] = self.accelerator.prepare_data_loader(
             loader,
-            device_placement=False,  # a share moves as a whole, once it is fused
+            device_placement=False,  # a share is moved after it is fused
         )
         return prepared
 
@@ -147,7 +149,7 @@ class UnlearningTrainer(Trainer):
     def _fused(self, shares: list[Share]) -> list[Share]:
         """Fuse consecutive micro-batches into the last of each group; the others become empty.
 
-        The Trainer counts micro-batches, so their number stays. The ranks of a sharded
+        The Trainer counts micro-batches, so their number must not change. The ranks of a sharded
         model must run the same passes, so they form the same groups.
         """
         sizes = [sum(b.tokens for b in share.batches.values()) for share in shares]
@@ -250,7 +252,7 @@ class UnlearningTrainer(Trainer):
         return read[0]
 
     def _step_loss(self) -> float:
-        """Weighted sum of the step's terms, from values that are on the CPU already."""
+        """Return the weighted sum of the step's terms, without a device synchronisation."""
         weights = {term.label: term.weight for term in self.terms}
         return sum(weights[label] * value for label, value in self._values.items())
 
@@ -277,7 +279,7 @@ class UnlearningTrainer(Trainer):
             line = {"stage": self.stage, "step": self.state.global_step}
             line |= {"epoch": self.epoch, "loss": logs["loss"], "terms": values}
             line |= {k: logs[k] for k in ("grad_norm", "learning_rate") if k in logs}
-            notes = gather(self._notes)  # a rank whose rows all have weight 0 has none
+            notes = gather(self._notes)  # empty on a rank whose rows all have weight 0
             if names := sorted({name for one in notes for name in one}):
                 each = {n: sum(one.get(n, 0.0) for one in notes) / len(notes) for n in names}
                 line |= {"notes": each}
@@ -290,7 +292,7 @@ class UnlearningTrainer(Trainer):
 
     @property
     def epoch(self) -> float:
-        """Number of passes over the forget set; with chunks they are one data loader pass."""
+        """Number of passes over the forget set; with chunks, all are one data loader pass."""
         passes = self.order.epochs if isinstance(self.order, ChunkedSampler) else 1
         return float(self.state.epoch or 0.0) * passes
 
@@ -331,7 +333,7 @@ class UnlearningTrainer(Trainer):
 
     @property
     def together(self) -> int:
-        """Maximum number of tokens of a pass over several sets."""
+        """Maximum number of tokens of a joint pass over several sets."""
         return max(self.budget, TOGETHER)
 
     def _added(self, counts: Sequence[dict[int, float]]) -> dict[int, float]:
@@ -351,7 +353,7 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
         sums[key] = sums[key] + value if key in sums else value
 
 
-OPTIMIZERS = {  # names in the recipe -> the Trainer's; 8-bit states come from bitsandbytes
+OPTIMIZERS = {  # names in a recipe -> names of the Trainer; 8-bit states need bitsandbytes
     "sgd": "sgd",
     "adamw": "adamw_torch_fused",
     "adamw_8bit": "adamw_8bit",
@@ -367,14 +369,14 @@ def arguments(
     accumulation: int = 1,
     **more: Any,
 ) -> TrainingArguments:
-    """The Trainer's settings for a section of a recipe.
+    """Return the ``TrainingArguments`` for a section of a recipe.
 
     Args:
-        folder: where checkpoints go.
-        steps_per_epoch: optimiser steps of one pass over the first set.
+        folder: Folder of the checkpoints.
+        steps_per_epoch: Optimiser steps of one pass over the first set.
     """
     warmup = round(getattr(training, "warmup_epochs", 0.0) * steps_per_epoch)
-    warm = training.schedule == "constant" and warmup > 0  # plain "constant" knows no warm-up
+    warm = training.schedule == "constant" and warmup > 0  # "constant" has no warm-up
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "num_train_epochs": training.epochs,
@@ -395,12 +397,12 @@ def arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
-        "ddp_broadcast_buffers": False,  # two forward passes come before one backward
+        "ddp_broadcast_buffers": False,  # two forward passes precede one backward pass
     }
     if isinstance(training, Training):
         settings["optim"] = OPTIMIZERS[training.optimizer]
         settings["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
-    with quiet():  # some of these names will change one day
+    with quiet():  # hide deprecation warnings
         made = TrainingArguments(**settings | more)
-    made._n_gpu = min(made.n_gpu, 1)  # one process trains on one GPU, however many it sees
+    made._n_gpu = min(made.n_gpu, 1)  # one process trains on one GPU, even if it sees several
     return made

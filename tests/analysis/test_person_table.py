@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from finished_run import write_run
 
+import mergeforget
 from mergeforget.analysis.people import (
     Leak,
     answer_rows,
@@ -24,7 +25,7 @@ from mergeforget.analysis.verification import evidence_files, verify_evidence, w
 from mergeforget.attack.result import Result, write_answers, write_result
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
-from mergeforget.errors import InputError
+from mergeforget.errors import InputError, UsageError
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.run import Run
 
@@ -130,6 +131,10 @@ def test_one_person_is_printed(run: Run) -> None:
     assert done.exit_code == 0 and "1 of 3 after" in done.stdout and "1972" in done.stdout
     found = CliRunner().invoke(main, ["report", str(run.root), "--person", "forget0", "--json"])
     assert json.loads(found.stdout)["leaks_after"] == 0
+    record = mergeforget.report(run, person="forget2")
+    assert record.person == "forget2" and len(record.leaks) == record.after[0] == 1
+    with pytest.raises(UsageError, match="--out does not apply to --person"):
+        mergeforget.report(run, out="page.html", person="forget2")  # type: ignore[call-overload]
 
 
 def test_the_prompts_of_attacks_are_in_the_file_whether_they_leaked_or_not(

@@ -67,7 +67,7 @@ def test_resume_and_stored_references_notice_a_changed_base(
     save_recipe(recipe, run.recipe)
     assert base_content(recipe) != kept
     assert _name(load_model(str(base)).model, [], (1,)) != stored
-    with pytest.raises(InputError, match="its files have changed"):
+    with pytest.raises(InputError, match="changed since"):
         prepare(recipe, run, resume=True)
 
 

@@ -179,7 +179,7 @@ def test_nan_is_named_where_the_sum_is_compiled(
     name = next(n for n, x in tensors.items() if x.dim() == 2)
     tensors[name][0, 0] = float("nan")
     save_file(tensors, two / "model.safetensors", {"format": "pt"})
-    with pytest.raises(NumericError, match=f"{name} of {two} holds NaN"):
+    with pytest.raises(NumericError, match=f"{name} of {two} contains NaN"):
         merge_models([one, two], base, Candidate("linear"), tmp_path / "out")
 
 

@@ -78,4 +78,4 @@ def test_the_command_measures_on_the_rows_of_the_run(
     assert found.deltas.keys() == over.deltas.keys()
     assert all(0 < found.deltas[m].norm() for m in over.deltas)
     done = CliRunner().invoke(main, [*words, "--full", "--out", str(tmp_path / "full")])
-    assert done.exit_code == 2 and "writes adapters only" in done.output
+    assert done.exit_code == 2 and "writes only adapters" in done.output

@@ -50,7 +50,7 @@ def test_the_nearest_to_one_half_is_chosen_on_the_choosing_half() -> None:
     "over, under, said",
     [
         (0.97, 1.0, "both still know the forget set .MIA AUC 0.970 and 1.000.*pair.over.learning"),
-        (0.1, 0.4, "both give the forget set a high loss.*lower pair.under.learning_rate"),
+        (0.1, 0.4, "identifiable by its high loss under both.*lower pair.under.learning_rate"),
         (0.53, 0.9, None),
         (0.1, 0.47, None),
     ],
@@ -128,14 +128,14 @@ def test_halves_that_disagree_are_warned_of() -> None:
     assert (
         warning is not None and "0.500 on the selection split, 0.970 on the report split" in warning
     )
-    assert "do not trust the choice" in warning
+    assert "do not rely on the choice" in warning
     assert "By the report split alone ties-factors-d0.50 would be chosen" in warning
 
 
 def test_a_difference_that_chance_explains_is_said_to_be_one() -> None:
     few = [scored(0.3, 0.5, 0.7, 0.2, 0.8, 8)]
     warning = choose(few, ANCHORS, parse_objective("mia")).warning
-    assert warning is not None and "chance alone gives up to" in warning
+    assert warning is not None and "chance alone explains up to" in warning
 
 
 def halves(choose_retain: float, report_retain: float, n: int) -> Scored:
@@ -154,8 +154,8 @@ def test_retention_that_differs_is_warned_of_where_the_auc_agrees() -> None:
         choose([halves(0.8, 0.4, n)], ANCHORS, parse_objective("mia")).warning for n in (10, 400)
     )
     told = "known of retain 0.800 on the selection split, 0.400 on the report split"
-    assert few is not None and told in few and "chance alone gives up to 0.43" in few
-    assert many is not None and told in many and "do not trust the choice" in many
+    assert few is not None and told in few and "chance alone explains up to 0.43" in few
+    assert many is not None and told in many and "do not rely on the choice" in many
     assert "disagree about ties-factors-d0.30: known of retain" in few
     assert choose([halves(0.8, 0.75, 400)], ANCHORS, parse_objective("mia")).warning is None
 

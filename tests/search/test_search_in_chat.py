@@ -65,7 +65,7 @@ def test_every_candidate_is_scored_by_the_worst_case(
     assert nll.ways is not None and set(nll.ways) == WAYS
     assert nll.value <= min(nll.ways.values())  # row by row, the way that knows it best
     assert set(stored["ways"]["exact_match_forget"]) == {"value", *WAYS}
-    assert "Asked chat, raw, chat-system, its worst case is" in stored["sentence"]
+    assert "Worst case over the prompts chat, raw, chat-system" in stored["sentence"]
     capsys.readouterr()
     assert search(run, recipe.search, OPTIONS).sentence == choice.sentence
 

@@ -133,7 +133,7 @@ def test_a_model_that_cannot_answers_one_after_the_other_and_says_so(
     run: Run, alone: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def refused(*_: Any, **__: Any) -> None:
-        raise UnfitError("its rows cannot be told apart.")
+        raise UnfitError("its rows cannot be separated.")
 
     monkeypatch.setattr(module, "generate_together", refused)
     assert found(searched(run, 3)) == found(alone)

@@ -131,7 +131,7 @@ def test_a_layer_below_the_last_is_read_in_one_process_or_in_parts(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("model: {name: MODEL, quantization: 4bit}", "weights of 4 bits are not cut"),
+        ("model: {name: MODEL, quantization: 4bit}", "FSDP cannot shard 4-bit weights"),
         ("full: {last_layers: 1}", "with FSDP only adapters"),
     ],
 )

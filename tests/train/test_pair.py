@@ -174,7 +174,7 @@ def test_limit_keeps_untouched_documents_as_holdout(tiny_folder: Path, tmp_path:
         (["--set", "merge.density=0"], 3, "merge.density"),
         (["--recipe", "zjuklap"], 3, "Did you mean 'zjuklab'"),
         (["--forget", "nowhere.jsonl"], 4, "nowhere.jsonl"),
-        (["--set", "pair.under.warmup_epochs=1"], 5, "did not move"),
+        (["--set", "pair.under.warmup_epochs=1"], 5, "did not change"),
         (["--model", "no-such-folder/at-all/here"], 4, "no-such-folder"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_collapsed_training_keeps_the_step_before_the_collapse(
         "pair.under.until={forget_risen: 0.0, forget_exact: 1.0}", "pair.over.until.every=1",
     )  # fmt: skip
     run = Run(tmp_path / "run")
-    with pytest.raises(Exception, match="under-forgetting side"):
+    with pytest.raises(Exception, match="under-forgets"):
         train_pair(recipe, run)
     assert read_json(run.root / "until" / "over.json")["outcome"] == "collapsed"
     assert "which is kept" in capsys.readouterr().err

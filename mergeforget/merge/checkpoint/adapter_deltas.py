@@ -1,8 +1,8 @@
-"""The change that an adapter makes to each tensor of its base, low-rank or not.
+"""Compute how an adapter changes each tensor of its base, low-rank or not.
 
-Beside ``scaling * B @ A`` PEFT trains whole modules (``modules_to_save``), biases of the base
-(``bias``), a bias of lora_B (``lora_bias``) and DoRA's magnitudes. Each is a change of one tensor
-that is exact once the base is at hand.
+Besides ``scaling * B @ A``, PEFT trains whole modules (``modules_to_save``), biases of the base
+(``bias``), a bias of lora_B (``lora_bias``) and magnitudes (DoRA). Each changes one tensor
+exactly, given the base.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mergeforget.merge.inputs import BASE_LAYER, NEEDS_THE_BASE
 from mergeforget.merge.kernels.thresholds import blocks
 
 Array = NDArray[Any]
-CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}  # layers that store (in, out) in these models:
+CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}  # layers that store (in, out), in these models:
 HAVE_CONV1D = {"gpt2", "openai-gpt", "decision_transformer", "imagegpt"}
 MAGNITUDE, LORA_BIAS = ".lora_magnitude_vector", ".lora_B.bias"
 
 
 @dataclass(frozen=True)
 class ReplacedTensor:
-    """A tensor that was trained whole: ``value - base``."""
+    """A fully trained tensor, with the delta ``value - base``."""
 
     value: Array
 
@@ -41,13 +41,13 @@ class ReplacedTensor:
         return _matrix(self.value)
 
     def rows(self, part: slice, origin: Array) -> Array:
-        """The change of some rows, where the base holds ``origin``; both (rows, columns)."""
+        """Return the delta of some rows, given the rows ``origin`` of the base; (rows, columns)."""
         return self.value.reshape(self.shape)[part] - origin
 
 
 @dataclass(frozen=True)
 class AddedBias:
-    """A bias of lora_B, ``scaling * value``: it adds to the layer's own."""
+    """A bias of lora_B, ``scaling * value``, which is added to the bias of the layer."""
 
     value: Array
 
@@ -63,9 +63,9 @@ class AddedBias:
 
 @dataclass(frozen=True)
 class DoraChange:
-    """DoRA: every row is brought to a trained length, ``m (W + s B A) / ||W + s B A|| - W``.
+    """DoRA: every row has a trained length, ``m (W + s B A) / ||W + s B A|| - W``.
 
-    Source: DoRA, arXiv:2402.09353, eq. 5; PEFT's merge takes the norm of each output's row.
+    Source: DoRA, arXiv:2402.09353, eq. 5; as in PEFT, the norm is that of each output row.
     """
 
     delta: LowRankDelta
@@ -86,7 +86,7 @@ class DoraChange:
 
 @dataclass(frozen=True)
 class SummedChange:
-    """A tensor that was trained whole, and what LoRA adds to it: the sum of both changes."""
+    """A fully trained tensor with LoRA: the sum of both deltas."""
 
     one: Change
     other: ReplacedTensor | AddedBias
@@ -102,7 +102,7 @@ class SummedChange:
 
 
 class DenseChange(Protocol):
-    """A change whose rows are computed where they are needed."""
+    """A delta whose rows are computed on demand."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -120,9 +120,9 @@ class TensorChange:
     """How one tensor of the base is changed.
 
     Attributes:
-        name: by which filters and random streams know it.
-        changes: what is merged.
-        candidate: how, with one weight for each of the changes.
+        name: Name for filters and random streams.
+        changes: Deltas to merge.
+        candidate: How they are merged, with one weight per delta.
     """
 
     name: str
@@ -131,30 +131,30 @@ class TensorChange:
 
 
 def rows_of(change: Change, part: slice, origin: Array) -> Array:
-    """Some rows of any change, where the base holds ``origin``; both (rows, columns)."""
+    """Return some rows of any delta, given the rows ``origin`` of the base; (rows, columns)."""
     if isinstance(change, LowRankDelta):
         return np.asarray(change.scaling * (change.b[part] @ change.a))
     return change.rows(part, origin)
 
 
 def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
-    """Tensor of the base -> its change.
+    """Return the delta of each tensor of the base.
 
-    What an adapter changes of one tensor in two ways, as ``lora_bias`` beside a trained bias, adds
+    Two changes of one tensor by one adapter, such as ``lora_bias`` and a trained bias, are added
     up.
 
     Args:
-        config: of the base, the content of its ``config.json``.
+        config: Content of the base's ``config.json``.
 
     Raises:
-        InputError: a tensor of the adapter is none that can be folded.
+        InputError: A tensor of the adapter cannot be merged into the base.
     """
     found: dict[str, Change] = {}
     for module, delta in adapter.deltas.items():
         plain = module not in adapter.embeddings and expert_of(module) is None
         turned = plain and is_turned(adapter, module, config)
         found[f"{module}.weight"] = laid(delta, turned)
-    # magnitudes first: with them a module's factors are DoRA's
+    # magnitudes first, because they decide whether factors belong to DoRA
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):
         value = adapter.extras[key]
         name = base_name(key)
@@ -168,8 +168,8 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
             _add(found, f"{module}.bias", added, adapter)
         elif ".lora_" in name or name.rpartition(".")[2] not in ("weight", "bias"):
             raise InputError(
-                f"{adapter.name!r} holds {key}, which is no change of a tensor of the base that is "
-                "known here. Convert it with `mergeforget extract-lora` first."
+                f"{adapter.name!r} contains {key}, which cannot be merged into the base. Convert "
+                "it with `mergeforget extract-lora` first."
             )
         else:
             _add(found, name, ReplacedTensor(value), adapter)
@@ -177,15 +177,15 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
 
 
 def base_name(key: str) -> str:
-    """The tensor of the base that a tensor of an adapter's file replaces."""
+    """Return the name of the base tensor that a tensor of an adapter file replaces."""
     return key.removeprefix(PREFIX).replace(BASE_LAYER, ".")
 
 
 def without_copies(adapter: Adapter, model: Checkpoint) -> Adapter:
-    """The adapter without the base's own frozen weights, which PEFT stores beside LoRA on lm_head.
+    """Return the adapter without the frozen base weights that PEFT stores with LoRA on lm_head.
 
-    They change nothing, and would be no product of factors. One that is not the base's was
-    trained, and is kept.
+    They have no delta and are not a product of factors. A weight that differs from the base was
+    trained and is kept.
     """
     extras = {
         key: value
@@ -198,7 +198,7 @@ def without_copies(adapter: Adapter, model: Checkpoint) -> Adapter:
 def _is_in(model: Checkpoint, name: str, value: Array) -> bool:
     info = find_tensor(model, name)
     if info is None and plain_name(name) in OUTPUTS:
-        info = embedding_of(model)  # of a tied model
+        info = embedding_of(model)  # for a tied model
     if info is None or info.shape != value.shape:
         return False
     matrix = value.reshape(info.matrix)
@@ -206,25 +206,25 @@ def _is_in(model: Checkpoint, name: str, value: Array) -> bool:
 
 
 def bare(adapter: Adapter) -> Adapter:
-    """The adapter without what is no product of factors."""
+    """Return the adapter with only its products of factors."""
     config = {k: v for k, v in adapter.config.items() if k not in NEEDS_THE_BASE}
     return replace(adapter, extras={}, config=config | {"bias": "none"})
 
 
 def check_products(name: str, step: TensorChange) -> None:
-    """Raise UsageError where a change that is no product of factors would have to be one."""
+    """Raise UsageError if the merge requires products of factors but a change is not one."""
     if not all(isinstance(change, LowRankDelta) for change in step.changes):
         raise UsageError(
-            f"{name} is changed by more than B @ A, by DoRA or because it was trained whole. Such "
-            "changes are merged as they are: add --space delta, without --rank."
+            f"{name} has a change other than B @ A (DoRA, or fully trained weights). Such "
+            "changes are merged without truncation: add --space delta, without --rank."
         )
 
 
 def is_turned(adapter: Adapter, module: str, config: dict[str, Any]) -> bool:
-    """Whether the base stores the module's weight as (in, out), as GPT-2's Conv1D does.
+    """Return whether the base stores the module's weight as (in, out), as GPT-2's Conv1D does.
 
-    The model tells where it is known. PEFT's ``fan_in_fan_out`` is that of the module which PEFT
-    came to last: false for all where lm_head is one of them.
+    Known architectures decide it. PEFT's ``fan_in_fan_out`` is the value of the last module that
+    PEFT visited: false for all modules if lm_head is one of them.
     """
     if config.get("model_type") in HAVE_CONV1D:
         return module.rpartition(".")[2] in CONV1D
@@ -232,17 +232,17 @@ def is_turned(adapter: Adapter, module: str, config: dict[str, Any]) -> bool:
 
 
 def laid(delta: LowRankDelta, turned: bool) -> LowRankDelta:
-    """The change as the base stores its weights: (in, out) in GPT-2's Conv1D."""
+    """Return the delta in the layout of the base: (in, out) for GPT-2's Conv1D."""
     return LowRankDelta(delta.b.T, delta.a.T, delta.scaling) if turned else delta
 
 
 def _add(
     found: dict[str, Change], name: str, change: ReplacedTensor | AddedBias, adapter: Adapter
 ) -> None:
-    """Note a change of a tensor beside the one that is known, if one is.
+    """Add a change of a tensor to an existing one, if any.
 
     Raises:
-        InputError: DoRA and a weight of its own, which do not add up, or other shapes.
+        InputError: DoRA and a replaced weight, which cannot be added, or different shapes.
     """
     known = found.get(name)
     if known is None:
@@ -250,12 +250,12 @@ def _add(
         return
     if known.shape != change.shape:
         raise InputError(
-            f"{adapter.name!r} holds {name} as {change.shape} and changes it as {known.shape}."
+            f"{adapter.name!r} changes {name} with the shapes {change.shape} and {known.shape}."
         )
     if isinstance(known, DoraChange | SummedChange):
         raise InputError(
-            f"{adapter.name!r} changes {name} by DoRA and holds another base weight for it, which "
-            "is not folded here. Convert it with `mergeforget extract-lora` first."
+            f"{adapter.name!r} changes {name} by DoRA and also replaces its weight, which is not "
+            "supported. Convert it with `mergeforget extract-lora` first."
         )
     found[name] = SummedChange(known, change)
 
@@ -263,7 +263,7 @@ def _add(
 def _decomposed(adapter: Adapter, module: str, magnitude: Array, turned: bool) -> DoraChange:
     if turned:
         raise InputError(
-            f"{adapter.name!r} has DoRA on a Conv1D (fan_in_fan_out), which is not folded here. "
+            f"{adapter.name!r} has DoRA on a Conv1D (fan_in_fan_out), which is not supported. "
             "Convert it with `mergeforget extract-lora` first."
         )
     return DoraChange(_delta_of(adapter, module, MAGNITUDE), magnitude.reshape(-1))
@@ -271,12 +271,12 @@ def _decomposed(adapter: Adapter, module: str, magnitude: Array, turned: bool) -
 
 def _delta_of(adapter: Adapter, module: str, key: str) -> LowRankDelta:
     if module not in adapter.deltas:
-        raise InputError(f"{adapter.name!r} holds {key} of {module}, but no lora_A and lora_B.")
+        raise InputError(f"{adapter.name!r} contains {key} of {module}, but no lora_A and lora_B.")
     return adapter.deltas[module]
 
 
 def _matrix(value: Array) -> tuple[int, int]:
-    """A tensor's shape as (rows, columns), as ``TensorInfo.matrix`` gives it."""
+    """Return the shape of a tensor as (rows, columns), as ``TensorInfo.matrix`` does."""
     if value.ndim < 2:
         return 1, value.size
     return value.shape[0], value.size // max(1, value.shape[0])

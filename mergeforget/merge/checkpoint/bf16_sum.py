@@ -1,4 +1,4 @@
-"""Weighted sums of whole models in bfloat16: one compiled pass over the bytes as they lie."""
+"""Weighted sums of bfloat16 models in one compiled pass over the stored bytes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def half_blocks(
     base: tuple[Checkpoint, TensorInfo] | None,
     candidate: Candidate,
 ) -> Callable[[], Iterator[Block]] | None:
-    """Blocks of a merged tensor, to the bit those of the method block by block.
+    """Return the blocks of a merged tensor, bit-identical to the blocks of the method.
 
     Args:
-        models: the models and the tensor's location in each.
-        base: their changes from it are merged, and the result is added to it.
+        models: The models, and the location of the tensor in each.
+        base: Model whose differences to the others are merged and added to it.
 
     Returns:
-        None where it is no weighted sum of bfloat16, or the compiled loops are not loaded.
+        None if the merge is not a weighted sum of bfloat16, or the compiled loops are not loaded.
     """
     given = [*models, base] if base else [*models]
     quick = loops()
@@ -72,7 +72,7 @@ def _block(
     finite, energy, error = quick.half_weighted_sum(
         raws[:n], origin, factors, chunks, out.reshape(-1)
     )
-    if not finite:  # whose it is
+    if not finite:  # find the model with the value
         for model, info in given:
             check_finite_block(model, info, model.read(info, part))
     if not quick.halves_finite(out.reshape(-1)):

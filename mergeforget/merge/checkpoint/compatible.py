@@ -1,4 +1,4 @@
-"""Checks that models can be merged: same tensors, architecture and vocabulary, finite numbers."""
+"""Check that models can be merged: equal tensor names, architecture and vocabulary, no NaN."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mergeforget.merge.methods import traits
 
 Array = NDArray[Any]
 
-WRAPPERS = {"model", "language_model", "transformer", "base_model"}  # prefixes that vary
+WRAPPERS = {"model", "language_model", "transformer", "base_model"}  # optional prefixes of names
 OUTPUTS = {"lm_head.weight", "embed_out.weight"}
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-COSMETIC = {  # keys of config.json that do not change what a model computes
+COSMETIC = {  # keys of config.json that do not affect the outputs of a model
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id",
     "pad_token_id", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
     "_attn_implementation_autoset", "attn_implementation", "chat_template",
@@ -32,7 +32,7 @@ COSMETIC = {  # keys of config.json that do not change what a model computes
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without the prefixes that differ between ways of saving one model.
+    """Return the name of a tensor without the prefixes that depend on how a model was saved.
 
     >>> plain_name("transformer.h.0.attn.c_attn.weight")
     'h.0.attn.c_attn.weight'
@@ -46,7 +46,7 @@ def plain_name(name: str) -> str:
 
 
 def find_tensor(model: Checkpoint, name: str) -> TensorInfo | None:
-    """A tensor by name, or by its name under another prefix; None where there is none."""
+    """Return a tensor by its name with any prefix; None if it is missing."""
     if name in model.tensors:
         return model.tensors[name]
     plain = plain_name(name)
@@ -55,19 +55,19 @@ def find_tensor(model: Checkpoint, name: str) -> TensorInfo | None:
 
 
 def embedding_of(model: Checkpoint) -> TensorInfo | None:
-    """The token embedding, or None where it is not recognised."""
+    """Return the token embedding, or None if it is not recognised."""
     found = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
     return found[0] if len(found) == 1 else None
 
 
 def output_of(model: Checkpoint) -> TensorInfo | None:
-    """The weight of the output layer, or None where none is stored."""
+    """Return the weight of the output layer, or None if it is not stored."""
     found = [info for name, info in model.tensors.items() if plain_name(name) in OUTPUTS]
     return found[0] if len(found) == 1 else None
 
 
 def is_tied(model: Checkpoint) -> bool:
-    """Whether the output layer is the embedding: it is not stored, or stored as an equal copy."""
+    """Return whether the output layer is tied: not stored, or equal to the embedding."""
     embedding, output = embedding_of(model), output_of(model)
     if embedding is None or model.config.get("tie_word_embeddings") is False:
         return False
@@ -80,13 +80,13 @@ def is_tied(model: Checkpoint) -> bool:
 
 
 def check_same_tensors(models: Sequence[Checkpoint]) -> None:
-    """Raise InputError where models hold other tensors or shapes than the first."""
+    """Raise InputError if the tensor names or shapes of models differ."""
     first = models[0]
     for other in models[1:]:
         ours, theirs = _names(first), _names(other)
         if ours != theirs:
             raise InputError(
-                f"{first.folder} and {other.folder} hold different tensors: "
+                f"{first.folder} and {other.folder} contain different tensors: "
                 f"{some(ours ^ theirs)}. They are models of different architectures, or only one "
                 "ties its output layer to its embedding."
             )
@@ -100,12 +100,12 @@ def check_same_tensors(models: Sequence[Checkpoint]) -> None:
 
 
 def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
-    """Compare architecture, vocabulary and further settings with those of the first model.
+    """Compare architecture, vocabulary and other settings with the first model.
 
-    Settings that differ, such as ``rope_theta``, are reported; the first model's are written.
+    Different settings, such as ``rope_theta``, are reported; those of the first model are written.
 
     Args:
-        trusted: Report another architecture or vocabulary instead of raising.
+        trusted: Report a different architecture or vocabulary instead of raising an error.
 
     Raises:
         InputError: The models have different architectures or vocabularies.
@@ -127,7 +127,7 @@ def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
         for fault in faults:
             if not trusted:
                 raise InputError(
-                    f"{fault[0].upper()}{fault[1:]}. Their weights mean different things, so a "
+                    f"{fault[0].upper()}{fault[1:]}. Their weights are not comparable, so a "
                     "merge of them is noise. Add --same-base if you know that they are compatible."
                 )
             say(f"Warning: {fault}. They are merged because of --same-base.")
@@ -141,7 +141,7 @@ def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:
-    """Token -> id from a model's ``tokenizer.json`` or ``vocab.json``; empty without them."""
+    """Return ids by token from ``tokenizer.json`` or ``vocab.json``; empty without them."""
     for name in ("tokenizer.json", "vocab.json"):
         path = folder / name
         if not path.is_file():
@@ -157,7 +157,7 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
 
 
 def _words(content: Any) -> dict[str, int]:
-    """Token -> id from the content of a ``tokenizer.json``, with the added tokens."""
+    """Return ids by token from the content of a ``tokenizer.json``, with added tokens."""
     inner = content.get("model")
     words = inner.get("vocab") if isinstance(inner, dict) else None
     if isinstance(words, list):  # Unigram: pairs of a token and its score
@@ -170,10 +170,10 @@ def _words(content: Any) -> dict[str, int]:
 
 
 def same_content(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints hold the same weights, judged by the first row of each matrix.
+    """Return whether two checkpoints have the same weights, by the first row of each matrix.
 
-    A copy in another floating dtype counts as the same. Of a quantised copy only the sizes in its
-    config are compared.
+    A copy in another floating-point dtype counts as equal. For a quantised copy, only the sizes in
+    its config are compared.
     """
     if any("quantization_config" in model.config for model in (one, other)):
         keys = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -187,14 +187,14 @@ def same_content(one: Checkpoint, other: Checkpoint) -> bool:
         if not info.numel:
             continue
         rows = one.read(info, slice(0, 1)), other.read(theirs, slice(0, 1))
-        rounded = 0 if info.dtype == theirs.dtype else 2**-7  # of bfloat16
+        rounded = 0 if info.dtype == theirs.dtype else 2**-7  # the precision of bfloat16
         if not np.allclose(*rows, rtol=rounded, atol=0):
             return False
     return True
 
 
 def tensor_of(model: Checkpoint, name: str) -> TensorInfo:
-    """A tensor by name; the output layer of a tied model is its embedding."""
+    """Return a tensor by name; the output layer of a tied model is its embedding."""
     info = find_tensor(model, name)
     if info is None and plain_name(name) in OUTPUTS and is_tied(model):
         info = embedding_of(model)
@@ -204,7 +204,7 @@ def tensor_of(model: Checkpoint, name: str) -> TensorInfo:
 
 
 def _names(model: Checkpoint) -> set[str]:
-    """Names without prefixes; a tied output layer that is stored all the same does not count."""
+    """Return names without prefixes, excluding a stored copy of a tied output layer."""
     names = {plain_name(name) for name in model.tensors}
     return names - OUTPUTS if is_tied(model) else names
 
@@ -212,7 +212,7 @@ def _names(model: Checkpoint) -> set[str]:
 def check_equal(
     model: Checkpoint, info: TensorInfo, others: Sequence[tuple[Checkpoint, TensorInfo]]
 ) -> None:
-    """Raise InputError where a tensor that cannot be merged differs between models."""
+    """Raise InputError if a tensor that cannot be merged differs between models."""
     for other, theirs in others:
         for part in blocks(info.matrix):
             if not np.array_equal(model.read(info, part), other.read(theirs, part)):
@@ -226,12 +226,12 @@ def check_base(candidate: Candidate, base: Path | None) -> None:
     """Raise UsageError if the method acts on changes and no base is given."""
     if base is None and traits(candidate.method).base == "delta":
         raise UsageError(
-            f"{candidate.method} acts on what changed since a base model; name it with --base."
+            f"{candidate.method} merges differences from a base model; name it with --base."
         )
 
 
 def check_finite_block(model: Checkpoint, info: TensorInfo, values: Array) -> Array:
-    """Return a block; raise NumericError where it contains NaN or Inf."""
+    """Return a block; raise NumericError if it contains NaN or Inf."""
     quick = loops(values)
     if quick:
         sound = quick.all_finite(values.reshape(-1).view(np.uint32))
@@ -239,6 +239,6 @@ def check_finite_block(model: Checkpoint, info: TensorInfo, values: Array) -> Ar
         sound = np.isfinite(values.sum()) or np.isfinite(values).all()
     if not sound:
         raise NumericError(
-            f"{info.name} of {model.folder} holds NaN or Inf. Take an earlier checkpoint of it."
+            f"{info.name} of {model.folder} contains NaN or Inf. Use an earlier checkpoint."
         )
     return values

@@ -1,4 +1,4 @@
-"""Blocks as they are stored: the base with its change, rounded, and what the rounding costs."""
+"""Encode blocks for a file: the base with its delta, rounded, and the rounding error."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _room = Room()
 
 
 def changed(origin: Array, change: Array, dtype: str, name: str) -> Block:
-    """``origin + change``, (rows, columns), as it is stored in ``dtype``.
+    """Encode ``origin + change``, (rows, columns), in ``dtype``.
 
     Raises:
-        NumericError: as ``encoded``.
+        NumericError: As in ``encoded``.
     """
     if loops(origin, change) and dtype in ("BF16", "F32"):
         values = np.add(origin, change, out=_room.take("sum", change.shape, np.float32))
@@ -35,11 +35,11 @@ def changed(origin: Array, change: Array, dtype: str, name: str) -> Block:
 
 
 def encoded(values: Array, dtype: str, name: str, *, carried: bool = False) -> Array:
-    """The bits of a tensor's values in a file of ``dtype``.
+    """Encode the values of a tensor in ``dtype``.
 
     Args:
-        name: Of the tensor, for messages.
-        carried: The values are copied from a checkpoint, so NaN and Inf in it are copied too.
+        name: Name of the tensor, for messages.
+        carried: The values are copied from a checkpoint, including NaN and Inf.
 
     Raises:
         NumericError: A value is NaN or Inf, or too large for the dtype.
@@ -57,7 +57,7 @@ def encoded(values: Array, dtype: str, name: str, *, carried: bool = False) -> A
 
 
 def bits_are_finite(raw: Array, dtype: str) -> bool:
-    """Whether values, given as they are stored in ``dtype``, hold neither NaN nor Inf."""
+    """Return whether encoded values of ``dtype`` contain neither NaN nor Inf."""
     if dtype == "BF16":
         quick = loops()
         if quick and raw.flags.c_contiguous:
@@ -70,7 +70,7 @@ def bits_are_finite(raw: Array, dtype: str) -> bool:
 
 
 def overflow(name: str, dtype: str) -> NumericError:
-    """The error of a merged tensor that its dtype cannot hold."""
+    """Return the error of a merged tensor that overflows its dtype."""
     return NumericError(
         f"The merged {name} overflows {NAMES[dtype]} or is NaN, so it was not written. Use smaller "
         "weights or --dtype float32, or check the inputs for extreme values."
@@ -88,7 +88,7 @@ def _decoded(raw: Array, dtype: str) -> Array:
 
 
 def _squares(x: Array) -> float:
-    """Sum of squares in float64."""
+    """Return the sum of squares in float64."""
     quick = loops(x)
     if quick:
         return float(quick.squares(x.reshape(-1)))

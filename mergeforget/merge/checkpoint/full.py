@@ -1,4 +1,4 @@
-"""Full models: adapters folded into their base, or whole checkpoints merged, streamed to files."""
+"""Write whole models: merge adapters into their base, or merge checkpoints, streamed to files."""
 
 from __future__ import annotations
 
@@ -52,20 +52,21 @@ from mergeforget.merge.inputs import check_adapters, check_apart, shared
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.request import canonical, check_candidate, check_grams, looks_at_data
 
-OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # other than lm_head.weight
+OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # output layers not named lm_head
 
 
 @dataclass(frozen=True)
 class Written:
-    """A full model on the disk.
+    """A whole model that was written.
 
     Attributes:
-        rounding: ``||realised - meant|| / ||meant||`` of the change in the output's dtype; None
-            where there is no base to change.
+        candidate: How it was merged; None where mergekit ran a configuration.
+        rounding: ``||realised - meant|| / ||meant||`` of the change in the output dtype; None
+            without a base.
     """
 
     folder: Path
-    candidate: Candidate
+    candidate: Candidate | None
     rounding: float | None
 
 
@@ -79,12 +80,13 @@ def fold_adapters(
 ) -> Written:
     """Merge adapters and add the result to their base: a plain model folder.
 
-    In delta space the merged change is added whole; it is cut to a rank only where the candidate
-    names one. In factor space the model is the base with the merged adapter. What adapters change
-    otherwise (whole modules, biases) is merged by the method as it is.
+    In delta space, the full merged delta is added; it is truncated only if the candidate
+    has a rank. In factor space, the merged adapter is added. Other changes
+    of the adapters (whole modules, biases) are merged by the same method.
 
     Raises:
-        as ``engine.merge_adapters``; InputError where the base lacks a module, or is ``out``.
+        UsageError, InputError, NumericError: As in ``engine.merge_adapters``.
+        InputError: The base lacks a module, or is ``out``.
     """
     check_apart(out, [base])
     output, how = output or Output(), how or MergeSettings()
@@ -121,7 +123,7 @@ def fold_adapters(
 def _steps(
     adapters: Sequence[Adapter], candidate: Candidate, how: MergeSettings, config: dict[str, Any]
 ) -> dict[str, TensorChange]:
-    """Tensor of the base, whose config is given -> how it is changed."""
+    """Return how each tensor of the base is changed, given the config of the base."""
     given = [changes_of(adapter, config) for adapter in adapters]
     names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
     modules = {f"{module}.weight": module for a in adapters for module in a.deltas}
@@ -145,10 +147,10 @@ def _steps(
 def _untied(
     model: Checkpoint, steps: Mapping[str, TensorChange]
 ) -> tuple[Checkpoint, list[TensorInfo]]:
-    """The tensors to write, and the model with the config to write.
+    """Return the tensors to write, and the model with the config to write.
 
-    The output layer of a tied model is its embedding. PEFT changes the one without the other, so
-    the result has an output layer of its own, unless both are replaced by equal tensors.
+    The output layer of a tied model is its embedding. PEFT changes one without the other, so
+    the result has a separate output layer, unless both are replaced by equal tensors.
     """
     tensors = list(model.tensors.values())
     embedding, output = embedding_of(model), output_of(model)
@@ -167,7 +169,7 @@ def _untied(
 
 
 def _equal(one: TensorChange, other: TensorChange) -> bool:
-    """Whether two steps replace their tensors by the same values."""
+    """Return whether two steps replace their tensors by the same values."""
     return len(one.changes) == len(other.changes) and all(
         isinstance(a, ReplacedTensor)
         and isinstance(b, ReplacedTensor)
@@ -189,15 +191,15 @@ def merge_models(
     """Merge whole checkpoints, tensor by tensor.
 
     Args:
-        base: what the models were fine-tuned from: the method then acts on their differences from
-            it, and the result is added to it. None lets it act on the weights themselves.
-        precision: of the computation, ``float32`` or ``float64``.
-        same_base: merge although architectures or vocabularies differ.
+        base: Model that the others were fine-tuned from. The method merges the differences from
+            it, and the result is added to it. None merges the weights themselves.
+        precision: Precision of the computation, ``float32`` or ``float64``.
+        same_base: Merge although architectures or vocabularies differ.
 
     Raises:
-        UsageError: a method that needs a base has none, or weights do not fit.
-        InputError: the models hold different tensors or shapes, or ``out`` is one of them.
-        NumericError: NaN or Inf in a model.
+        UsageError: The method needs a base, or the number of weights is wrong.
+        InputError: The models have different tensors or shapes, or ``out`` is one of them.
+        NumericError: A model contains NaN or Inf.
     """
     check_apart(out, [*models, *([base] if base else [])])
     output = output or Output()
@@ -209,8 +211,8 @@ def merge_models(
     check_base(candidate, base)
     if looks_at_data(candidate):
         raise UsageError(
-            f"{candidate.method} needs the inputs of the layers, which are measured for adapters "
-            "only: give --adapter and --data, with --full for a whole model."
+            f"{candidate.method} needs the inputs of the layers, which are measured only for "
+            "adapters: use `mergeforget merge` with --adapter, --data and --full."
         )
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(path)) for path in models]
@@ -263,7 +265,7 @@ def _write(
 
 
 def _checkpoint_id(model: Checkpoint) -> list[Any]:
-    """What tells whether a checkpoint is still the one that an interrupted merge read."""
+    """Return what identifies the files of a checkpoint when an interrupted merge resumes."""
     facts = {path: path.stat() for path in {info.path for info in model.tensors.values()}}
     files = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in facts.items()]
     return [str(model.folder.resolve()), *sorted(files)]

@@ -1,4 +1,4 @@
-"""Jobs of the writer: tensors that are written as they are computed, and their memory."""
+"""Jobs of the writer: tensors that are written while they are computed, and their memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Block(NamedTuple):
     """Consecutive rows of a tensor to write.
 
     Attributes:
-        raw: the bytes as stored in the file; the memory may be reused for the next block.
-        energy: squared norm of the change that they hold; 0 where there is no base.
-        error: squared norm of what the output's dtype leaves out of it.
+        raw: Bytes as stored in the file; the memory may be reused for the next block.
+        energy: Squared norm of the delta; 0 without a base.
+        error: Squared norm of the rounding error in the output dtype.
     """
 
     raw: Array
@@ -36,8 +36,8 @@ class TensorJob:
     """One tensor to write.
 
     Attributes:
-        blocks: gives its blocks of rows, first to last; None copies ``source`` as it lies.
-        memory: bytes that it needs at once, at most.
+        blocks: Returns its blocks of rows in order; None copies the bytes of ``source``.
+        memory: Upper bound of the memory that it needs, in bytes.
     """
 
     name: str
@@ -55,38 +55,38 @@ class TensorJob:
 
 @dataclass
 class Rounding:
-    """What the output's dtype does to the change: sums of squares over all tensors."""
+    """Rounding error of the delta in the output dtype: sums of squares over all tensors."""
 
     error: float = 0.0
     energy: float = 0.0
 
     @property
     def relative(self) -> float | None:
-        """``||realised - meant|| / ||meant||`` of the change; None where nothing changed."""
+        """``||realised - meant|| / ||meant||`` of the delta; None if there is no delta."""
         return float((self.error / self.energy) ** 0.5) if self.energy else None
 
 
 @dataclass
 class MemoryBudget:
-    """Memory that jobs share; each waits until there is room for it."""
+    """Memory that jobs share; a job waits until enough is free."""
 
     limit: int | None
     used: int = 0
     _turn: threading.Condition = field(default_factory=threading.Condition)
 
     def check(self, jobs: Sequence[TensorJob]) -> None:
-        """Raise ResourceError where one job alone exceeds the limit."""
+        """Raise ResourceError if a single job exceeds the limit."""
         largest = max(jobs, key=lambda job: job.memory)
         if self.limit is not None and largest.memory > self.limit:
             raise ResourceError(
-                f"{largest.name} alone needs {largest.memory / 1e6:.0f} MB at once, more than "
-                f"--max-memory allows ({self.limit / 1e6:.0f} MB). Allow more, or choose a method "
+                f"{largest.name} alone needs {largest.memory / 1e6:.0f} MB, more than "
+                f"--max-memory allows ({self.limit / 1e6:.0f} MB). Raise it, or use a method "
                 "that works on blocks of rows, such as ties or dare_linear."
             )
 
     @contextmanager
     def take(self, count: int) -> Iterator[None]:
-        """Wait until the bytes are available, and reserve them while the block runs."""
+        """Wait until the bytes are free, and reserve them inside the block."""
         with self._turn:
             self._turn.wait_for(lambda: self.limit is None or self.used + count <= self.limit)
             self.used += count

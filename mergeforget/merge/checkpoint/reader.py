@@ -1,7 +1,7 @@
-"""Whole checkpoints, read tensor by tensor and block by block from safetensors, never a pickle.
+"""Read checkpoints tensor by tensor and block by block from safetensors, never from a pickle.
 
-Every header is checked before a byte of a tensor is read: a file that was cut off, that names
-another folder or whose tensors overlap is refused by name.
+Every header is checked before tensor data is read: a file that is truncated, that names
+another folder or whose tensors overlap is an error that names it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from mergeforget.tensors import FLOATS, NUMPY, to_array
 Array = NDArray[Any]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_HEADER = 100_000_000  # bytes, the limit of the format
 SIZES = {name: np.dtype(kind).itemsize for name, kind in NUMPY.items()} | {"BF16": 2}
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor is stored.
+    """The location of a tensor in a file.
 
     Attributes:
-        start: offset of its first byte in the file.
+        start: Offset of its first byte in the file.
     """
 
     name: str
@@ -68,11 +68,11 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder whose weights are safetensors.
+    """A model folder with safetensors weights.
 
     Attributes:
-        tensors: by name, in the order of the files.
-        config: the content of ``config.json``.
+        tensors: Tensors by name, in the order of the files.
+        config: Content of ``config.json``.
     """
 
     folder: Path
@@ -86,13 +86,13 @@ class Checkpoint:
         return self.folder.name
 
     def read(self, info: TensorInfo, rows: slice = slice(None), room: Room | None = None) -> Array:
-        """Rows of a tensor as a matrix, half types widened to float32.
+        """Return rows of a tensor as a matrix; half-precision types become float32.
 
         Args:
-            room: memory to read into; it is valid until the next read.
+            room: Memory to read into; the result is valid until the next read.
 
         Raises:
-            InputError: the file ends before the tensor does.
+            InputError: The file is truncated.
         """
         height, width = info.matrix
         start, stop, _ = rows.indices(height)
@@ -111,28 +111,28 @@ class Checkpoint:
     def raw(
         self, info: TensorInfo, start: int, stop: int, room: Array | None = None
     ) -> NDArray[np.uint8]:
-        """The bytes of a tensor's entries from ``start`` to ``stop``, in ``room`` if given."""
+        """Read the bytes of the entries from ``start`` to ``stop``, into ``room`` if given."""
         size = SIZES[info.dtype]
         data = np.empty((stop - start) * size, np.uint8) if room is None else room
         view, offset = data.data, info.start + start * size
         while view:
             count = os.preadv(self.file(info.path), [view], offset)
             if count == 0:
-                raise InputError(f"{info.path} is truncated: {info.name} is not whole.")
+                raise InputError(f"{info.path} is truncated: {info.name} is incomplete.")
             view, offset = view[count:], offset + count
         return data
 
     def file(self, path: Path) -> int:
-        """Descriptor of an open weights file."""
+        """Return the descriptor of an open weights file."""
         return self._files[path]
 
 
 @contextmanager
 def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
-    """A checkpoint, its files open while the block runs.
+    """Open a checkpoint; its files stay open inside the block.
 
     Raises:
-        InputError: no model is there, or one of its files is malformed.
+        InputError: The folder is not a model, or one of its files is malformed.
     """
     paths = weight_files(folder)
     tensors: dict[str, TensorInfo] = {}
@@ -155,12 +155,12 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder.
+    """Return the safetensors files of a model folder.
 
-    A single file goes before an index, as transformers has it: the index may be left from before.
+    A single file takes precedence over an index, as in transformers: the index may be outdated.
 
     Raises:
-        InputError: there are none, or the index names a file elsewhere.
+        InputError: There are none, or the index names a file outside the folder.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
@@ -179,7 +179,8 @@ def weight_files(folder: Path) -> list[Path]:
             if not (folder / name).is_file():
                 raise InputError(f"{folder / INDEX} names {name}, which is missing.")
         return [folder / name for name in names]
-    what = "It holds pickles, which are not read" if list(folder.glob("*.bin")) else "None is there"
+    pickles = list(folder.glob("*.bin"))
+    what = "It contains only pickles, which are not read" if pickles else "No weights were found"
     raise InputError(
         f"{folder} holds no {SINGLE} and no {INDEX}. {what}: a model is a folder that "
         "save_pretrained wrote."
@@ -187,24 +188,24 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 class _HeaderError(InputError):
-    """A header that is not JSON."""
+    """The header of a file is not JSON."""
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, dtypes, shapes and places of the tensors of a file, each checked.
+    """Return the checked names, dtypes, shapes and offsets of the tensors of a file.
 
     Raises:
-        InputError: the file is missing, cut off, or not safetensors.
+        InputError: The file is missing, truncated, or not safetensors.
     """
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
-                raise ValueError("its header is not whole")
+                raise ValueError("its header is incomplete")
             header = parse_json(file.read(length), path, _HeaderError, pairs=_unique)
         if not isinstance(header, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         header.pop("__metadata__", None)
         return _placed(header, path, 8 + length, size)
     except OSError as error:
@@ -222,16 +223,16 @@ def _placed(header: dict[str, Any], path: Path, first: int, size: int) -> dict[s
         start, stop = _offsets(facts)
         shape, dtype = facts.get("shape"), facts.get("dtype")
         if not isinstance(dtype, str) or dtype not in SIZES:
-            raise ValueError(f"{name} has the dtype {dtype!r}, which is not read")
+            raise ValueError(f"{name} has the unsupported dtype {dtype!r}")
         if not isinstance(shape, list) or not all(type(x) is int and x >= 0 for x in shape):
             raise ValueError(f"{name} has the shape {shape!r}")
         info = TensorInfo(name, dtype, tuple(shape), path, first + start)
         if info.nbytes != stop - start or info.start != end:
-            raise ValueError(f"{name} does not lie where its shape and the others say")
+            raise ValueError(f"the offsets of {name} do not match its shape and the other tensors")
         end += info.nbytes
         found[name] = info
     if end != size:
-        raise ValueError(f"it has {size} bytes where its header tells of {end}")
+        raise ValueError(f"it has {size} bytes, but its header describes {end}")
     return found
 
 
@@ -245,5 +246,5 @@ def _offsets(facts: Any) -> tuple[int, int]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name appears twice")
+        raise ValueError("a name occurs twice")
     return found

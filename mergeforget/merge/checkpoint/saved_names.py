@@ -1,8 +1,8 @@
-"""Finds the tensors of a checkpoint that hold a parameter of the loaded model.
+"""Find the tensors of a checkpoint that contain a parameter of the loaded model.
 
-transformers renames tensors when it loads some models, and packs the experts of a layer, which
-many checkpoints store one by one, into one parameter. Its own conversion is applied backwards to
-arrays of indices, which shows where each row and column of a parameter is stored.
+transformers renames the tensors of some models when it loads them, and packs the experts of a
+layer, which many checkpoints store separately, into one parameter. Its conversion is applied in
+reverse to arrays of indices, to find where each row and column of a parameter is stored.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from mergeforget.merge.checkpoint.reader import Checkpoint
 
 Array = NDArray[Any]
 WEIGHT = ".weight"
-Merge = Callable[[TensorChange], Array]  # the merged change of one matrix, (out, in)
+Merge = Callable[[TensorChange], Array]  # returns the merged delta of one matrix, (out, in)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One matrix of a stored tensor: rows and columns of a matrix of the model.
+    """One matrix of a stored tensor, as rows and columns of a matrix of the model.
 
     Attributes:
-        expert: place of the matrix in a parameter that holds several; 0 for a plain weight.
-        turned: the tensor stores the transpose.
+        expert: Index of the matrix in a parameter with several; 0 for a plain weight.
+        turned: Whether the tensor stores the transpose.
     """
 
     expert: int
@@ -42,19 +42,19 @@ class Piece:
     turned: bool
 
     def cut(self, matrix: Array) -> Array:
-        """The part of the model's matrix that the tensor stores."""
+        """Return the part of the model's matrix that the tensor stores."""
         part: Array = matrix[np.ix_(self.rows, self.columns)]
         return part.T if self.turned else part
 
 
 @dataclass(frozen=True)
 class StoredChange:
-    """The merged change of a tensor that stores parts of the model's matrices.
+    """The merged delta of a tensor that stores parts of the model's matrices.
 
     Attributes:
-        steps: how the matrix of each piece is changed.
-        transposed: the model keeps its matrices as (in, out).
-        shape: of the tensor, as (rows, columns).
+        steps: How the matrix of each piece is changed.
+        transposed: Whether the model stores its matrices as (in, out).
+        shape: Shape of the tensor, (rows, columns).
     """
 
     steps: Sequence[TensorChange]
@@ -65,13 +65,13 @@ class StoredChange:
     _last: list[Any] = field(default_factory=lambda: [None, None], compare=False)
 
     def rows(self, part: slice, origin: Array) -> Array:
-        """The change of some rows of the tensor; ``origin`` is not needed."""
+        """Return the delta of some rows of the tensor; ``origin`` is not used."""
         if len(self.pieces) == 1:
             return self._piece(0).reshape(self.shape)[part]
         return np.stack([self._piece(i).ravel() for i in range(*part.indices(self.shape[0]))])
 
     def _piece(self, place: int) -> Array:
-        if self._last[0] != place:  # blocks of one matrix follow each other
+        if self._last[0] != place:  # blocks of one matrix are consecutive
             merged = self.merge(self.steps[place])
             cut = self.pieces[place].cut(merged.T if self.transposed else merged)
             self._last[:] = place, np.ascontiguousarray(cut)
@@ -85,18 +85,18 @@ def stored_steps(
     targets: Sequence[str],
     merge: Merge,
 ) -> dict[str, TensorChange]:
-    """Replace the names of the loaded model by those of the checkpoint.
+    """Replace names of the loaded model by those of the checkpoint.
 
     Args:
-        steps: changes by ``MODULE.weight``, of an expert ``MODULE[NUMBER].weight``.
-        targets: ``target_parameters`` of the adapters.
-        merge: computes the merged change of one matrix.
+        steps: Changes by ``MODULE.weight``, or ``MODULE[NUMBER].weight`` for an expert.
+        targets: The ``target_parameters`` of the adapters.
+        merge: Computes the merged delta of one matrix.
 
     Returns:
-        Steps by tensor of the checkpoint; those whose tensor is there already are unchanged.
+        Steps by tensor of the checkpoint; steps whose tensor exists are unchanged.
 
     Raises:
-        InputError: transformers does not know where a parameter is stored.
+        InputError: The tensors of a parameter cannot be found.
     """
     modules = {name: name.removesuffix(WEIGHT) for name in steps}
     experts = {n: place for n, module in modules.items() if (place := expert_of(module))}
@@ -105,7 +105,7 @@ def stored_steps(
         return dict(steps)
     skeleton = _skeleton(model.folder)
     if skeleton is None:
-        return dict(steps)  # the name is reported where its tensor is looked up
+        return dict(steps)  # the lookup of the tensor reports the name
     found = {n: step for n, step in steps.items() if n not in experts and n not in strange}
     for name in strange:
         found |= _renamed(skeleton, model, name, steps[name], merge)
@@ -118,12 +118,12 @@ def stored_steps(
 
 
 def _is_there(model: Checkpoint, name: str) -> bool:
-    """Whether the checkpoint has the tensor; a tied output layer is looked up elsewhere."""
+    """Return whether the checkpoint has the tensor or ties it to the embedding."""
     return find_tensor(model, name) is not None or name.endswith(("lm_head.weight", "out.weight"))
 
 
 def _skeleton(folder: Path) -> Any:
-    """The model without weights; None where transformers cannot build it."""
+    """Build the model without weights; None if transformers cannot build it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -133,14 +133,14 @@ def _skeleton(folder: Path) -> Any:
         with torch.device("meta"), quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             return AutoModelForCausalLM.from_config(config)
-    except Exception:  # code of the model's own, or a configuration that is not complete
+    except Exception:  # custom model code, or an incomplete configuration
         return None
 
 
 def _renamed(
     skeleton: Any, model: Checkpoint, name: str, step: TensorChange, merge: Merge
 ) -> dict[str, TensorChange]:
-    """The step of a plain tensor under the checkpoint's name."""
+    """Return the step of a plain tensor under its name in the checkpoint."""
     parameter = dict(skeleton.named_parameters(remove_duplicate=False)).get(name)
     if parameter is None or parameter.ndim > 2:
         return {name: step}
@@ -166,13 +166,13 @@ def _of_experts(
     targets: Sequence[str],
     merge: Merge,
 ) -> dict[str, TensorChange]:
-    """The steps of all experts of one parameter, by tensor of the checkpoint."""
+    """Return the steps of all experts of one parameter, by tensor of the checkpoint."""
     try:
         module = skeleton.get_submodule(module_of(wrapper))
     except AttributeError as error:
         raise InputError(
             f"{model.folder} has no module {module_of(wrapper)}, whose experts the adapter "
-            "changes. Name the adapter's own base."
+            "changes. Name the base of the adapter."
         ) from error
     held = [key for key, _ in module.named_parameters(recurse=False)]
     key = parameter_of(wrapper, held, targets)
@@ -185,7 +185,7 @@ def _of_experts(
             f"{name} is {shape} in {model.folder}, and the adapter changes {len(changes)} matrices "
             f"of {wanted.shape}: it was trained on another model."
         )
-    if find_tensor(model, name) is not None:  # stored as it is loaded
+    if find_tensor(model, name) is not None:  # stored under the same name
         rows, columns = np.arange(shape[-2]), np.arange(shape[-1])
         places = {name: [Piece(i, rows, columns, False) for i in range(count)]}
     else:
@@ -216,7 +216,7 @@ def _stored(
 
 
 def _places(skeleton: Any, name: str, shape: tuple[int, ...]) -> dict[str, list[Piece]]:
-    """Tensor of a checkpoint -> the parts of a parameter that it stores, matrix by matrix."""
+    """Return the parts of a parameter that each tensor of a checkpoint stores, by matrix."""
     import torch
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -240,7 +240,7 @@ def _matrices(tensor: Any) -> Iterable[Array]:
 
 
 def _piece(rows: Array, columns: Array, height: int) -> Piece:
-    """Read a matrix of row numbers and one of column numbers."""
+    """Convert a matrix of row indices and one of column indices to slices."""
     turned = rows.shape[1] > 1 and bool((rows[:, :1] != rows[:, 1:]).any())
     if turned:
         rows, columns = rows.T, columns.T

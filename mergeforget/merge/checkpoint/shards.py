@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder that is being written: what lies where in them."""
+"""Layout of the safetensors files of a model folder that is being written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".
 
 
 class FileOffset(NamedTuple):
-    """Where the bytes of a tensor go: an open file and an offset."""
+    """Destination of the bytes of a tensor: an open file and an offset."""
 
     file: int
     start: int
@@ -40,7 +40,7 @@ def in_shards(jobs: Sequence[TensorJob], shard_bytes: int) -> list[list[TensorJo
 
 
 def file_names(count: int) -> list[str]:
-    """Names of the weight files."""
+    """Return the names of the weight files."""
     if count == 1:
         return [SINGLE]
     return [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
@@ -50,7 +50,7 @@ def file_names(count: int) -> list[str]:
 def opened(
     partial: Path, plan: dict[str, Any], shards: Sequence[Sequence[TensorJob]]
 ) -> Iterator[dict[str, FileOffset]]:
-    """The files to write into, open; begun afresh unless an interrupted merge had the same plan."""
+    """Open the files to write; they are created unless an interrupted merge had the same plan."""
     if not (partial / PLAN).exists() or read_json(partial / PLAN) != plan:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -76,7 +76,7 @@ def opened(
 
 
 def _header(shard: Sequence[TensorJob]) -> tuple[bytes, list[int]]:
-    """The header of a safetensors file, and where each tensor starts in it."""
+    """Return the header of a safetensors file, and the offset of each tensor."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset, offsets = 0, []
     for job in shard:
@@ -106,7 +106,7 @@ def carry_over(
     like: Checkpoint,
     jobs: Sequence[TensorJob],
 ) -> None:
-    """Carry config, tokenizer and further small files over, and write the index."""
+    """Copy config, tokenizer and other small files, and write the index."""
     for path in sorted(like.folder.iterdir()):
         if path.is_file() and not path.name.endswith((*WEIGHTS, ".index.json")):
             shutil.copyfile(path, partial / path.name)

@@ -1,4 +1,4 @@
-"""What is done for each tensor of a full model: add an adapter, merge it, or carry it over."""
+"""Jobs for the tensors of a whole model: add an adapter, merge, or copy."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Output:
-    """How a full model is written.
+    """How a whole model is written.
 
     Attributes:
-        dtype: ``auto`` keeps that of the base (or first model), tensor by tensor.
-        device: that merges blocks, for example ``cuda``; ``cpu`` is numpy.
-        max_memory: bytes that tensors in work may take together; None sets no limit.
-        durable: see ``writer.write_model``.
+        dtype: ``auto`` keeps the dtype of the base (or first model), tensor by tensor.
+        device: Device that merges blocks, for example ``cuda``; ``cpu`` uses numpy.
+        max_memory: Maximum memory of the tensors in work, in bytes; None sets no limit.
+        durable: See ``writer.write_model``.
     """
 
     dtype: str = "auto"
@@ -62,7 +62,7 @@ class Output:
     durable: bool = True
 
     def stored(self, info: TensorInfo) -> str:
-        """The dtype that a tensor is written in."""
+        """Return the dtype in which a tensor is written."""
         if self.dtype == "auto" or not info.floating:
             return info.dtype
         return DTYPES[self.dtype]
@@ -71,7 +71,7 @@ class Output:
 def fold_job(
     model: Checkpoint, info: TensorInfo, step: TensorChange, output: Output, precision: str
 ) -> TensorJob:
-    """Merge what adapters change of a tensor, and add it to the base's."""
+    """Create the job that merges the deltas of a tensor and adds them to the base."""
     if all(isinstance(one, LowRankDelta) for one in step.changes):
         source, weights, candidate = _low_rank(step, precision)
     else:
@@ -82,13 +82,13 @@ def fold_job(
 
 
 def merged_matrix(step: TensorChange, precision: str) -> Array:
-    """The merged change of one matrix, (out, in), whose changes are all products of factors."""
+    """Return the merged delta of one matrix, (out, in), if all deltas are products of factors."""
     source, weights, candidate = _low_rank(step, precision)
     return as_array(merge_whole(source, weights, [candidate], step.name)[0])
 
 
 def _low_rank(step: TensorChange, precision: str) -> tuple[Source, Array, Candidate]:
-    """What is merged, with which weights, and how."""
+    """Return the deltas to merge, their weights, and the candidate."""
     factors = [precise(d, precision) for d in step.changes if isinstance(d, LowRankDelta)]
     weights, candidate = np.array(step.candidate.weights), step.candidate
     if merge := traits(candidate.method).factors:
@@ -102,7 +102,7 @@ def _low_rank(step: TensorChange, precision: str) -> tuple[Source, Array, Candid
 def _dense(
     model: Checkpoint, info: TensorInfo, changes: Sequence[Change], precision: str
 ) -> Source:
-    """Changes of which some are no product of factors, worked out from the base's rows."""
+    """Return a source of deltas that are not all products of factors, given rows of the base."""
 
     def rows(part: slice) -> Array:
         origin = check_finite_block(model, info, model.read(info, part)).astype(precision)
@@ -120,13 +120,13 @@ def model_job(
     output: Output,
     precision: str,
 ) -> TensorJob:
-    """Merge a tensor of whole models, or what changed in it since the base."""
+    """Create the job that merges a tensor of whole models, or its differences from a base."""
     theirs, n = [(model, tensor_of(model, info.name)) for model in models], len(models)
     first = base or models[0]
     if not info.floating:
         check_equal(first, info, theirs)
         return kept_job(first, info, output)
-    if info.numel == 0:  # there is nothing to merge, and no method to ask
+    if info.numel == 0:  # an empty tensor
         return kept_job(first, info, output)
 
     if output.stored(info) == "BF16" and precision == "float32" and output.device == "cpu":
@@ -156,7 +156,7 @@ def model_job(
 
 
 def kept_job(model: Checkpoint, info: TensorInfo, output: Output) -> TensorJob:
-    """Carry a tensor over, in the output's dtype."""
+    """Create the job that copies a tensor, in the output dtype."""
     if output.stored(info) == info.dtype:
         return TensorJob(info.name, info.dtype, info.shape, source=(model, info))
 
@@ -177,7 +177,7 @@ def _job(
     output: Output,
     name: str,
 ) -> TensorJob:
-    """Merge a source, add the base where there is one, block by block."""
+    """Merge a source block by block, and add the base, if any."""
     source = on_device(source, output.device)
 
     def blocks() -> Iterator[Block]:
@@ -196,7 +196,7 @@ def _job(
 
 
 def _silently(blocks: Iterator[T]) -> Iterator[T]:
-    """The same blocks without numpy's warnings of an overflow: what is written is checked."""
+    """Yield the blocks without numpy's overflow warnings; the written values are checked."""
     while True:
         with np.errstate(over="ignore", invalid="ignore"):
             block = next(blocks, None)
@@ -206,7 +206,7 @@ def _silently(blocks: Iterator[T]) -> Iterator[T]:
 
 
 def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
-    """The tensor of the base that a step changes; a tied output layer gets one of its own.
+    """Return the base tensor that a step changes; a tied output layer gets a separate one.
 
     Raises:
         InputError: The base lacks the tensor, has it in another shape, or stores integers.
@@ -218,12 +218,12 @@ def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
     if info is None:
         raise InputError(
             f"{model.folder} has no tensor {name}, which the adapter changes."
-            f"{suggest(name, model.tensors)} Name the adapter's own base."
+            f"{suggest(name, model.tensors)} Name the base of the adapter."
         )
     if not info.floating:
         raise InputError(
-            f"{info.name} of {model.folder} is stored as {info.dtype} (quantised), to which no "
-            "change can be added. Name the unquantised base with --base."
+            f"{info.name} of {model.folder} is stored as {info.dtype} (quantised), to which a "
+            "delta cannot be added. Name the unquantised base with --base."
         )
     for change in step.changes:
         if info.matrix != change.shape:

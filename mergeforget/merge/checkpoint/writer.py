@@ -1,6 +1,6 @@
-"""Writes a model folder tensor by tensor as they are ready, with bounded memory, and resumes.
+"""Write a model folder tensor by tensor, with bounded memory and resumption.
 
-The weights are written to a hidden folder beside the target, which is replaced when they are
+The weights are written to a hidden folder next to the target, which is replaced when they are
 complete. A journal records each finished tensor, and a repeated merge resumes from it. Blocks are
 written at their offsets, so the number of threads does not change the bytes.
 """
@@ -24,7 +24,7 @@ from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.replace import followed, writing
 
 SHARD_BYTES = 5_000_000_000
-FLUSH_BYTES = 500_000_000  # written between two flushes of the journal
+FLUSH_BYTES = 500_000_000  # bytes between two flushes of the journal
 JOURNAL = "journal.jsonl"
 
 
@@ -43,15 +43,16 @@ def write_model(
     """Write a plain model folder.
 
     Args:
-        plan: everything that determines the bytes; a merge with the same plan is resumed.
-        like: its config, tokenizer and further small files are carried over.
-        facts: what ``candidate.json`` shall hold, given the rounding.
-        durable: wait until the disk has the bytes, so that a power cut costs nothing that the
-            journal tells of. Without it a kill costs nothing either.
-        shard_bytes: of one file, at most, where no tensor is larger.
+        plan: Everything that determines the bytes; an interrupted merge with an equal plan resumes.
+        like: Model whose config, tokenizer and other small files are copied.
+        facts: Returns the content of ``candidate.json``, given the rounding error.
+        durable: Flush to the disk before a tensor is recorded, so that a power failure loses
+            nothing that the journal records. A killed process loses nothing in either case.
+        shard_bytes: Maximum size of a file, unless a single tensor is larger.
 
     Raises:
-        ResourceError: the disk is full, memory does not suffice, or somebody else writes there.
+        ResourceError: The disk is full, there is too little memory, or another process writes
+            there.
     """
     budget = MemoryBudget(max_memory)
     budget.check(jobs)
@@ -91,7 +92,7 @@ def finished(journal: Path) -> tuple[set[str], Rounding]:
 
 
 class Journal:
-    """Notes finished tensors, after their bytes have reached the disk."""
+    """Record finished tensors after their bytes are flushed to the disk."""
 
     def __init__(self, path: Path, files: set[int], durable: bool) -> None:
         self.path, self.files, self.durable = path, files, durable
@@ -100,7 +101,7 @@ class Journal:
         self._lock = threading.Lock()
 
     def note(self, row: dict[str, Any], count: int) -> None:
-        """Remember a tensor of ``count`` bytes; now and then they are made safe together."""
+        """Add a finished tensor of ``count`` bytes; flush when enough bytes are pending."""
         with self._lock:
             self._rows.append(row)
             self._bytes += count
@@ -108,7 +109,7 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Make safe, then write down, all tensors remembered."""
+        """Flush all pending tensors to the disk, then record them."""
         with self._lock:
             if self.durable:
                 for file in self.files:
@@ -126,7 +127,7 @@ def _write_all(
     threads: int,
     durable: bool,
 ) -> None:
-    """Write jobs, the largest first, and note each in the journal when it is written."""
+    """Run jobs, the largest first, and record each in the journal when it is written."""
     journal = Journal(partial / JOURNAL, {place.file for place in places.values()}, durable)
     stop = threading.Event()
 
@@ -157,7 +158,7 @@ def _write_all(
 
 
 def _write_tensor(job: TensorJob, place: FileOffset, stop: threading.Event) -> tuple[float, float]:
-    """Write one tensor; returns squared rounding error and squared norm of its change."""
+    """Write one tensor; return the squared rounding error and the squared norm of its delta."""
     if job.blocks is None:
         _copy(job, place)
         return 0.0, 0.0

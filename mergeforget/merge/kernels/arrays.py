@@ -1,6 +1,6 @@
-"""One set of functions for numpy arrays and torch tensors on any device, without importing torch.
+"""Functions for numpy arrays and torch tensors on any device, without importing torch.
 
-Each function accepts either kind and returns the kind it was given.
+Each function accepts either type and returns the type of its input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Tensor(Protocol):
-    """What ``numpy.ndarray`` and ``torch.Tensor`` share and the kernels use."""
+    """Interface of ``numpy.ndarray`` and ``torch.Tensor`` that the kernels use."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -83,17 +83,17 @@ T = TypeVar("T", bound=Tensor)
 
 
 def library(x: Tensor) -> ModuleType:
-    """numpy, or torch for a torch tensor; the functions used here have the same name in both."""
+    """Return numpy, or torch for a torch tensor; the functions used have the same names."""
     return np if isinstance(x, np.ndarray) else sys.modules["torch"]
 
 
 def as_torch(x: Tensor) -> torch.Tensor:
-    """Tell the type checker that ``x``, which is not a numpy array, is a torch tensor."""
+    """Tell the type checker that ``x`` is a torch tensor."""
     return cast("torch.Tensor", x)
 
 
 def stacked(tensors: Tensor | Sequence[Tensor]) -> Tensor:
-    """A list of n tensors of one shape as (n, *shape); a stack is returned as it is."""
+    """Stack a list of n tensors of one shape to (n, *shape); a stack is returned unchanged."""
     if not isinstance(tensors, list | tuple):
         return cast(Tensor, tensors)
     stack: Tensor = library(tensors[0]).stack(list(tensors))
@@ -101,7 +101,7 @@ def stacked(tensors: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 def as_weights(weights: Tensor | Sequence[float], stack: Tensor) -> Tensor:
-    """One weight per tensor, (n,), in the library of the stack; numbers become float64."""
+    """Return one weight per tensor, (n,), in the library of the stack; numbers become float64."""
     if not isinstance(weights, list | tuple):
         return cast(Tensor, weights)
     if isinstance(stack, np.ndarray):
@@ -111,7 +111,7 @@ def as_weights(weights: Tensor | Sequence[float], stack: Tensor) -> Tensor:
 
 
 def like(x: Any, model: T) -> T:
-    """``x`` in the library and on the device of ``model``; numbers take its dtype too."""
+    """Convert ``x`` to the library and device of ``model``; numbers get its dtype, too."""
     if isinstance(model, np.ndarray):
         return cast(T, x if x.dtype == np.bool_ else x.astype(model.dtype, copy=False))
     torch = library(model)
@@ -120,24 +120,24 @@ def like(x: Any, model: T) -> T:
 
 
 def column(weights: Tensor, stack: T) -> T:
-    """(n,) reshaped to multiply (n, *shape), in the stack's dtype and on its device."""
+    """Reshape (n,) to broadcast with (n, *shape), in the dtype and on the device of the stack."""
     return cast(T, like(weights, stack).reshape(-1, *[1] * (stack.ndim - 1)))
 
 
 def to_dtype(x: T, dtype: str) -> T:
-    """``x`` as ``float32`` or ``float64``, without a copy where it already is."""
+    """Convert ``x`` to ``float32`` or ``float64``, without a copy if possible."""
     if isinstance(x, np.ndarray):
         return cast(T, x.astype(dtype, copy=False))
     return cast(T, as_torch(x).to(getattr(library(x), dtype)))
 
 
 def empty(shape: tuple[int, ...], model: T) -> T:
-    """An uninitialised tensor of this shape in the library, dtype and device of ``model``."""
+    """Return an uninitialised tensor with the library, dtype and device of ``model``."""
     if isinstance(model, np.ndarray):
         return cast(T, np.empty(shape, model.dtype))
     return cast(T, as_torch(model).new_empty(shape))
 
 
 def as_array(x: Tensor) -> NDArray[Any]:
-    """A numpy array with the same values, without a copy where ``x`` is one."""
+    """Convert ``x`` to a numpy array, without a copy if it is one."""
     return x if isinstance(x, np.ndarray) else as_torch(x).cpu().numpy()

@@ -1,6 +1,6 @@
-"""Choose between numpy and loops compiled by numba, and run both on a thread pool.
+"""Choose between numpy and loops compiled by numba; run both on a thread pool.
 
-Numpy and the compiled loops give the same bits, whatever the number of threads.
+Both give bit-identical results for any number of threads.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-WORTH = 50_000_000  # entries of work for which numpy takes longer than loading the loops does
+WORTH = 50_000_000  # entries for which numpy takes longer than loading the compiled loops
 
 _loops: ModuleType | None = None
 
 
 def expect(entries: int) -> None:
-    """Load the compiled loops if numba is installed and the work is large enough to pay for it.
+    """Load the compiled loops if numba is installed and the work is large enough.
 
-    Numba keeps what it compiled beside the source or in the user's cache; where it can write to
-    neither, numpy does the work.
+    Numba caches compiled code beside the source or in the user's cache; if it can write to neither,
+    numpy is used.
     """
     global _loops
     if _loops is None and entries >= WORTH:
@@ -41,7 +41,7 @@ def expect(entries: int) -> None:
 
 
 def loops(*arrays: Any) -> ModuleType | None:
-    """The compiled loops, if they are loaded and fit: contiguous float32 arrays of numpy."""
+    """Return the compiled loops if they are loaded and apply: contiguous float32 numpy arrays."""
     if _loops is None:
         return None
     fit = all(
@@ -51,16 +51,16 @@ def loops(*arrays: Any) -> ModuleType | None:
 
 
 class Room(threading.local):
-    """Buffers that a thread reuses for every block; allocating them costs more than the sums.
+    """Buffers that a thread reuses for every block, because allocation is slower than the sums.
 
-    The next array taken under a name overwrites the previous one.
+    An array requested under a name overwrites the previous one of that name.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, NDArray[np.uint8]] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """An uninitialised array."""
+        """Return an uninitialised array."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
         held = self._buffers.get(name)
         if held is None or held.nbytes < size:
@@ -74,14 +74,14 @@ BRING_BLAS = ("numpy", "scipy", "scipy.linalg", "torch")
 
 @contextmanager
 def workers(threads: int = 0) -> Iterator[ThreadPoolExecutor]:
-    """A pool for work on many small matrices.
+    """Yield a thread pool for work on many small matrices.
 
-    Every worker calls BLAS, and BLAS would start a thread per core for each of them: on two cores
-    such a merge took four times as long. One thread each also gives the same bits however many
-    workers there are.
+    BLAS would start one thread per core in each worker: on two cores,
+    such a merge took four times as long. With one BLAS thread per worker, the result also does not
+    depend on the number of workers.
 
     Args:
-        threads: 0 for one per core.
+        threads: Number of threads; 0 is one per core.
     """
     count = threads or os.cpu_count() or 1
     limits = _libraries(tuple(name in sys.modules for name in BRING_BLAS))
@@ -91,5 +91,5 @@ def workers(threads: int = 0) -> Iterator[ThreadPoolExecutor]:
 
 @cache
 def _libraries(loaded: tuple[bool, ...]) -> ThreadpoolController:
-    """The linear algebra in this process; to look for it takes longer than a small merge."""
+    """Return the BLAS libraries of this process; cached, since the lookup is slow."""
     return ThreadpoolController()

@@ -1,7 +1,7 @@
-"""Loops over entries, compiled by numba: what numpy does in many passes over memory in one.
+"""Loops compiled by numba: one pass over memory where numpy needs many.
 
-Imported by ``dispatch`` only, which checks that numba is installed. Each gives the bits that
-numpy's way gives: the same operations in float32, in the same order, none of them fused.
+Only ``dispatch`` imports this module, after it checked that numba is installed. Results are
+bit-identical to numpy's: the same float32 operations in the same order, none of them fused.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
-MAGNITUDE = np.int32(0x7FFFFFFF)  # a float without its sign; so taken, floats sort as integers
-CHUNK = 2048  # entries that stay in the first-level cache
+MAGNITUDE = np.int32(0x7FFFFFFF)  # mask of the sign bit; magnitudes sort as integers
+CHUNK = 2048  # entries that fit the first-level cache
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(loop: F) -> F:
-    """Compile a loop that releases the GIL; no operation is fused or reordered."""
+    """Compile a loop that releases the GIL, without fused or reordered operations."""
     return cast(F, njit(nogil=True, cache=True, error_model="numpy")(loop))
 
 
 def reordered(loop: F) -> F:
-    """Compile a loop over a sum whose order does not matter."""
+    """Compile a sum whose order does not matter."""
     return cast(F, njit(nogil=True, cache=True, fastmath={"reassoc"})(loop))
 
 
 @compiled
 def widen(raw: Array, out: Array) -> None:
-    """bfloat16 as (m,) uint16 -> float32 as (m,) uint32."""
+    """Convert bfloat16, (m,) uint16, to float32, (m,) uint32."""
     for i in range(len(raw)):
         out[i] = np.uint32(raw[i]) << np.uint32(16)
 
 
 @compiled
 def narrow(bits: Array, out: Array) -> None:
-    """float32 as (m,) uint32 -> bfloat16 as (m,) uint16, to nearest even; NaN stays NaN."""
+    """Round float32, (m,) uint32, to bfloat16, (m,) uint16, to nearest even; NaN stays NaN."""
     for i in range(len(bits)):
         x = np.uint32(bits[i])
         rounded = (x + np.uint32(0x7FFF) + ((x >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
@@ -50,14 +50,14 @@ def narrow(bits: Array, out: Array) -> None:
 
 @compiled
 def subtract(one: Floats, other: Floats, out: Floats) -> None:
-    """``one - other``, (m,)."""
+    """Compute ``one - other``, (m,)."""
     for i in range(len(one)):
         out[i] = one[i] - other[i]
 
 
 @compiled
 def all_finite(bits: Array) -> bool:
-    """Whether (m,) float32, given as uint32, hold neither NaN nor Inf."""
+    """Return whether (m,) float32 values, given as uint32, contain neither NaN nor Inf."""
     odd = np.uint32(0)
     for i in range(len(bits)):
         odd |= np.uint32((bits[i] & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
@@ -66,7 +66,7 @@ def all_finite(bits: Array) -> bool:
 
 @reordered
 def squares(x: Floats) -> float:
-    """Sum of squares, (m,), in float64; the order is the compiler's."""
+    """Return the sum of squares of (m,) in float64, in any order."""
     summed = 0.0
     for j in range(len(x)):
         summed += np.float64(x[j]) * np.float64(x[j])
@@ -75,7 +75,7 @@ def squares(x: Floats) -> float:
 
 @compiled
 def halves_finite(raw: Array) -> bool:
-    """Whether (m,) bfloat16, given as uint16, hold neither NaN nor Inf."""
+    """Return whether (m,) bfloat16 values, given as uint16, contain neither NaN nor Inf."""
     odd = np.uint16(0)
     for i in range(len(raw)):
         odd |= np.uint16((raw[i] & np.uint16(0x7F80)) == np.uint16(0x7F80))
@@ -84,7 +84,7 @@ def halves_finite(raw: Array) -> bool:
 
 @compiled
 def weighted_sum(stack: Floats, weights: Floats, out: Floats) -> None:
-    """``sum_i w_i x_i`` of (n, m), first to last from zero."""
+    """Compute ``sum_i w_i x_i`` of (n, m) in order, starting from zero."""
     n, m = stack.shape
     for start in range(0, m, CHUNK):
         summed = out[start : start + CHUNK]
@@ -99,16 +99,16 @@ def weighted_sum(stack: Floats, weights: Floats, out: Floats) -> None:
 def half_weighted_sum(
     raws: Array, base: Array, weights: Floats, room: Array, out: Array
 ) -> tuple[bool, float, float]:
-    """``base + sum_i w_i (x_i - base)`` in bfloat16, or without a base ``sum_i w_i x_i``.
+    """Compute ``base + sum_i w_i (x_i - base)`` in bfloat16; without a base, ``sum_i w_i x_i``.
 
     Args:
-        raws: the x as they lie, (n, m) uint16.
+        raws: The x_i as stored, (n, m) uint16.
         base: (m,) uint16, or (0,).
-        room: (4, CHUNK) uint32, of any content.
+        room: (4, CHUNK) uint32 workspace.
         out: (m,) uint16.
 
     Returns:
-        Whether all inputs are finite; the squared norms of the change and of its rounding error.
+        Whether all inputs are finite; the squared norms of the delta and of its rounding error.
     """
     n, m = raws.shape
     energy, error, finite = 0.0, 0.0, True
@@ -147,9 +147,9 @@ def half_weighted_sum(
 
 @compiled
 def trim(x: Floats, bits: Array, cut: int, last: int, out: Floats) -> None:
-    """``x``, (m,), where its magnitude's bits exceed ``cut``, or equal it up to index ``last``."""
+    """Keep ``x``, (m,), if its magnitude exceeds ``cut``, or equals it up to index ``last``."""
     limit = np.int32(cut)
-    if last < 0:  # the usual case, twice as fast
+    if last < 0:  # the common case, twice as fast
         for j in range(len(x)):
             out[j] = x[j] * np.float32((bits[j] & MAGNITUDE) > limit)
     else:
@@ -160,7 +160,7 @@ def trim(x: Floats, bits: Array, cut: int, last: int, out: Floats) -> None:
 
 @compiled
 def thin(x: Floats, drawn: Array, limit: int, out: Floats) -> None:
-    """``x``, (m,), where the number drawn, uint32, does not exceed the limit."""
+    """Keep ``x``, (m,), if its random number, uint32, does not exceed the limit."""
     largest = np.uint32(limit)
     for j in range(len(x)):
         out[j] = x[j] * np.float32(drawn[j] <= largest)
@@ -168,7 +168,7 @@ def thin(x: Floats, drawn: Array, limit: int, out: Floats) -> None:
 
 @compiled
 def vote(x: Floats, factor: Any, by_count: bool, votes: Floats) -> None:
-    """Add one tensor's say about the sign, (m,)."""
+    """Add the vote of one tensor on the sign, (m,)."""
     zero = np.float32(0)
     if by_count:
         for j in range(len(x)):
@@ -201,7 +201,7 @@ def consensus(
     divide: int,
     out: Floats,
 ) -> None:
-    """``election.consensus`` of (n, m), unscaled; ``divide``: 0 by count, 1 by weights, 2 not."""
+    """Compute ``consensus`` of (n, m), unscaled; ``divide`` is 0 for count, 1 weights, 2 none."""
     n, m = stack.shape
     one, zero = np.float32(1), np.float32(0)
     room = np.empty((2, CHUNK), np.float32)
@@ -226,11 +226,11 @@ def consensus(
 
 @compiled
 def census(bits: Array, low: int, high: int, inside: Array) -> tuple[int, int, int, int]:
-    """Count (m,) magnitudes, given as int32 with a sign, against a bracket.
+    """Count (m,) signed int32 values whose magnitude is above, in or below a bracket.
 
     Returns:
-        How many exceed ``high``, equal it, lie between, equal ``low``. Those between are put at
-        the front of ``inside``, which has room for all and one more.
+        The number above ``high``, equal to it, between, and equal to ``low``. Those between are
+        copied to the front of ``inside``, which has m + 1 entries.
     """
     bottom, top = np.int32(low), np.int32(high)
     above: Any = np.int32(0)
@@ -253,7 +253,7 @@ def census(bits: Array, low: int, high: int, inside: Array) -> tuple[int, int, i
 def pick_by_size(
     x: Array, y: Array, limit: Any, other: Any, a: Array, b: Array, ab: Array, picked: Array
 ) -> None:
-    """The usual case of ``pick``, where a magnitude alone decides."""
+    """Compute the common case of ``pick``, in which the magnitude is sufficient."""
     for j in range(len(x)):
         p = -np.int32((x[j] & MAGNITUDE) > limit)  # 0 or all bits
         q = -np.int32((y[j] & MAGNITUDE) > other)
@@ -271,13 +271,13 @@ def pick(
     both: Array,
     out: Array,
 ) -> None:
-    """For each density and place choose among four results by which of two entries are kept.
+    """Select one of four results per density and position by which of two entries are kept.
 
     Args:
-        one, two: bits of the two tensors' entries, (m,) int32, as ``first`` to ``both``.
-        cuts, lasts: of the two at each density, as ``trim`` takes them, (densities, 2) int32 and
+        one, two: Entries of the two tensors, (m,) int32; also ``first``, ``second`` and ``both``.
+        cuts, lasts: Thresholds of both at each density, as in ``trim``, (densities, 2) int32 and
             int64.
-        first, second, both: results where only the first is kept, only the second, both.
+        first, second, both: Results if only the first is kept, only the second, or both.
         out: (densities, m) int32.
     """
     m = len(one)

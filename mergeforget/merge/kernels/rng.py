@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and a tensor's name, and on nothing else."""
+"""Random numbers that depend only on a seed and the name of a tensor."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 
 class NamedGenerator:
-    """One stream of numbers for each of the n tensors of a stack.
+    """One random stream per tensor of a stack.
 
     The numbers are drawn on the CPU by numpy's SFC64, seeded with SHA-256 of seed, name and the
-    tensor's place in the stack. So a module draws the same whatever the order, the thread or the
-    device of the others, and a tensor draws the same read whole or in blocks.
+    index of the tensor in the stack. The numbers of a module therefore do not depend on the order,
+    the thread or the device, nor on whether a tensor is read in blocks.
     """
 
     def __init__(self, seed: int, name: str) -> None:
@@ -23,29 +23,29 @@ class NamedGenerator:
         self._spare: dict[int, NDArray[np.uint32]] = {}
 
     def below(self, density: float, i: int, count: int) -> NDArray[np.bool_]:
-        """The next ``count`` draws for tensor ``i``: true with probability ``density``, to 2^-32.
+        """Draw ``count`` booleans for tensor ``i``, true with probability ``density`` (to 2^-32).
 
-        A draw that is true at one density is true at every larger one.
+        A draw that is true at one density is also true at every larger density.
         """
         return self.numbers(i, count) <= self.limit(density)
 
     @staticmethod
     def limit(density: float) -> np.uint32:
-        """The largest number drawn that counts as below the density."""
+        """Return the largest random number that counts as below the density."""
         return np.uint32(max(0, int(np.ceil(density * 2**32)) - 1))
 
     def uniform(self, i: int, count: int) -> NDArray[np.float64]:
-        """The next ``count`` draws for tensor ``i``, uniform in [0, 1)."""
+        """Draw ``count`` numbers for tensor ``i``, uniform in [0, 1)."""
         return self.numbers(i, count) * 2.0**-32
 
     def numbers(self, i: int, count: int) -> NDArray[Any]:
-        """The next ``count`` draws for tensor ``i``, uint32."""
+        """Draw ``count`` uint32 numbers for tensor ``i``."""
         spare = self._spare.pop(i, np.empty(0, np.uint32))
         words = self._stream(i).random_raw((count - len(spare) + 1) // 2)
         drawn = words.view(np.uint32)
         if len(spare):
             drawn = np.concatenate([spare, drawn])
-        if len(drawn) > count:  # a word holds two numbers; the second waits for the next call
+        if len(drawn) > count:  # a word has two numbers; the second is kept for the next call
             self._spare[i] = drawn[count:].copy()
         return drawn[:count]
 

@@ -1,8 +1,8 @@
-"""Weighted sums of n tensors, with weights from inner products or means by elected sign.
+"""Weighted sums of n tensors: plain, by inner products, or by elected sign.
 
 Every function takes the stacked tensors of one module, (n, *shape), numpy or torch; inputs are
-never changed. Sums over the n tensors run from the first to the last, as torch's do, so that equal
-inputs give equal bits in both libraries.
+not modified. Sums over the n tensors run from the first to the last, as in torch, so both libraries
+give bit-identical results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Divide = Literal["count", "weights", "none"]
 
 
 def total(stack: Tensor) -> Tensor:
-    """Sum over the n tensors, first to last, starting from zero (so that no -0.0 remains)."""
+    """Return the sum over the n tensors in order, starting from zero (so no -0.0 remains)."""
     summed: Tensor = stack[0] + 0.0
     for tensor in stack[1:]:
         summed += tensor
@@ -35,7 +35,7 @@ def total(stack: Tensor) -> Tensor:
 def weighted_sum(
     stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
 ) -> Tensor:
-    """``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``, 0 counting as 1."""
+    """Return ``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i`` unless it is 0."""
     factors = scaled(None, weights, normalize=normalize, scale=scale)
     quick = loops(stack)
     if not quick:
@@ -54,26 +54,26 @@ def weighted_sum(
 
 
 def scaled(gram: Any, weights: Tensor, *, normalize: bool = False, scale: float = 1.0) -> Tensor:
-    """The factor of each input of a weighted sum, (n,); it does not depend on the inputs."""
+    """Return the factor of each input of a weighted sum, (n,), independent of the inputs."""
     return weights * scale_of(weights, normalize, scale)
 
 
 def scale_of(weights: Tensor, normalize: bool, scale: float) -> float:
-    """``scale``, with ``normalize`` over the sum of the weights (0 counts as 1)."""
+    """Return ``scale``; ``normalize`` divides it by the sum of the weights unless it is 0."""
     shares = float(weights.sum()) if normalize else 1.0
     return scale / (shares if abs(shares) >= 1e-8 else 1.0)
 
 
 def elect(stack: Tensor, sign: Sign = "total") -> Tensor:
-    """Mask of the entries that have the elected sign of their place.
+    """Return a mask of the entries that have the elected sign of their position.
 
     Args:
         stack: (n, *shape), trimmed.
-        sign: ``total`` takes the sign of the sum, ``count`` that of the sum of signs; a sum of
+        sign: ``total`` elects the sign of the sum, ``count`` that of the sum of signs; a sum of
             zero counts as positive.
 
     Returns:
-        Boolean, (n, *shape). An entry of zero never agrees.
+        Boolean, (n, *shape); False for zero entries.
 
     Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "elect". ``count`` is PEFT's "frequency".
     """
@@ -95,15 +95,15 @@ def disjoint_mean(
     divide: Divide = "count",
     scale: float = 1.0,
 ) -> Tensor:
-    """Average, at each place, the weighted entries that agree with the elected sign.
+    """Average the weighted entries that agree with the elected sign, position by position.
 
     Args:
         stack: (n, *shape)
         weights: (n,)
         agree: Boolean, (n, *shape), from ``elect``.
-        divide: by the number that agree, at least 1 (PEFT, the paper); by the sum of their
-            weights, 0 counting as 1 (mergekit's ``normalize``); or not at all.
-        scale: multiplies the result (mergekit's ``lambda``).
+        divide: Divide by the number that agree, at least 1 (PEFT, the paper); by the sum of their
+            weights, or 1 if it is 0 (mergekit's ``normalize``); or not at all.
+        scale: Multiplier of the result (mergekit's ``lambda``).
 
     Returns:
         (*shape)
@@ -130,11 +130,11 @@ def consensus(
     divide: Divide = "count",
     scale: float = 1.0,
 ) -> Tensor:
-    """Elect a sign at each place and average the entries that have it, (*shape).
+    """Elect a sign at each position and average the entries that have it, (*shape).
 
     Args:
-        vote: ``unweighted`` elects before weighting (PEFT, the paper), ``weighted`` after it
-            (mergekit): then a large or negative weight decides which sign wins.
+        vote: ``unweighted`` elects before weighting (PEFT, the paper); ``weighted`` elects after it
+            (mergekit), so a large or negative weight influences the sign.
 
     The other arguments are those of ``elect`` and ``disjoint_mean``.
     """
@@ -155,9 +155,9 @@ def consensus(
 def _agreeing_mean(
     stack: Tensor, weights: Tensor, weighted: bool, divide: Divide, scale: float
 ) -> Tensor:
-    """``disjoint_mean`` of ``elect`` with fewer temporaries, to the same bits.
+    """Compute ``disjoint_mean`` of ``elect`` with fewer temporaries, bit-identically.
 
-    With s the elected sign, the entries that agree are ``s * max(s * x, 0)``, exactly.
+    With s the elected sign, the agreeing entries are exactly ``s * max(s * x, 0)``.
     """
     room = np.empty(stack.shape[1:], stack.dtype)
     voted = total(stack) if not weighted else weighted_sum(stack, weights)
@@ -187,7 +187,7 @@ def _agreeing_mean(
 
 
 def _flat(stack: Tensor) -> Tensor:
-    """(n, *shape) as (n, entries)."""
+    """Reshape (n, *shape) to (n, entries)."""
     return stack.reshape(len(stack), -1)
 
 
@@ -195,12 +195,12 @@ Gram = Callable[[], NDArray[np.float64]]
 
 
 def combine(stack: Tensor, coefficients: Callable[[Gram], Any]) -> Tensor:
-    """``sum_i c_i x_i``, with c from the inner products of the n tensors."""
+    """Return ``sum_i c_i x_i``, with c computed from the inner products of the n tensors."""
     return weighted_sum(stack, coefficients(lambda: gram(stack)))
 
 
 def gram(stack: Tensor) -> NDArray[np.float64]:
-    """Inner products of n tensors, (n, n), summed in float64 by row."""
+    """Return the inner products of n tensors, (n, n), summed in float64 by row."""
     rows = stack.reshape(len(stack), -1, stack.shape[-1])
     found = np.empty((len(stack), len(stack)))
     for i, one in enumerate(rows):
@@ -211,7 +211,7 @@ def gram(stack: Tensor) -> NDArray[np.float64]:
 
 
 def arc(t: float, cosine: float, *, line: bool) -> NDArray[np.float64]:
-    """The two coefficients of a slerp, or those of the straight line."""
+    """Return the two coefficients of a slerp, or of linear interpolation."""
     if line:
         return np.array([1 - t, t])
     angle = np.arccos(np.clip(cosine, -1, 1))

@@ -1,4 +1,4 @@
-"""Drops entries (small ones, outliers, or at random) and rescales the rest.
+"""Drop small entries, outliers, or random entries, and rescale the rest.
 
 Every function takes the stacked tensors of one module, (n, *shape), numpy or torch; inputs are
 never changed.
@@ -31,8 +31,8 @@ def trim(stack: Tensor, density: float, cuts: Cuts | None = None) -> Tensor:
     Args:
         stack: Deltas of one module, (n, *shape).
         density: Fraction of entries kept in each delta, in (0, 1]. At least one entry is kept.
-        cuts: Thresholds already found for this density, for example on the whole tensors of which
-            ``stack`` is a block. The result has the same bits as without them.
+        cuts: Precomputed thresholds for this density, for example of the whole tensors of which
+            ``stack`` is a block. The result is bit-identical.
 
     Returns:
         Trimmed deltas with the same shape, dtype and device. The input is not modified.
@@ -41,8 +41,8 @@ def trim(stack: Tensor, density: float, cuts: Cuts | None = None) -> Tensor:
         DensityError: ``density`` is outside (0, 1].
 
     Source: TIES-Merging, arXiv:2306.01708, Algorithm 1, "trim". Each tensor is trimmed separately,
-        as PEFT does; the paper trims the whole model at once. Of entries equal in magnitude at the
-        threshold, those of the lowest index are kept; PEFT and mergekit leave the choice open.
+        as in PEFT; the paper trims the whole model at once. Of entries with equal magnitude at the
+        threshold, those with the lowest index are kept; PEFT and mergekit do not define the order.
     """
     check_density(density)
     if density == 1:
@@ -52,7 +52,7 @@ def trim(stack: Tensor, density: float, cuts: Cuts | None = None) -> Tensor:
     kept: Tensor = library(stack).empty_like(flat)
     offset, quick = cuts.offset if cuts else 0, loops(flat)
     for i, tensor in enumerate(flat):
-        magnitude = tensor if cuts and quick else abs(tensor)  # the loops need none
+        magnitude = tensor if cuts and quick else abs(tensor)  # not used by the compiled loops
         cut = cuts.thresholds[i] if cuts else find_cuts(magnitude, [k])[0]
         if quick:
             quick.trim(tensor, tensor.view(np.int32), *cut.within(offset), kept[i])
@@ -80,8 +80,8 @@ def drop(
         generator: Draws one number per entry, in order, at every density. The entries kept at a
             larger density therefore contain those kept at a smaller one.
         rescale: ``density`` divides by the density (the paper, PEFT); ``l1`` restores the L1 norm
-            of each tensor (mergekit); ``none`` leaves the kept entries as they are.
-        l1_factors: Factors of ``rescale="l1"``, (n,), found on the whole tensors of which
+            of each tensor (mergekit); ``none`` does not rescale.
+        l1_factors: Factors of ``rescale="l1"``, (n,), of the whole tensors of which
             ``stack`` is a block. None computes them from ``stack``.
 
     Returns:
@@ -110,7 +110,7 @@ def drop(
 def rescaled(
     kept: Tensor, stack: Tensor, density: float, rescale: Rescale, l1_factors: Tensor | None = None
 ) -> Tensor:
-    """Rescale the entries that a random method kept, in place; the arguments are ``drop``'s."""
+    """Rescale the kept entries of a random method in place; arguments as in ``drop``."""
     if rescale == "none":
         return kept
     scaled: Any = kept
@@ -126,15 +126,15 @@ def rescaled(
 
 
 def row_sums(stack: Tensor) -> Tensor:
-    """Sums of the magnitudes in each row, (n, rows); a vector is one row."""
+    """Return the sum of magnitudes of each row, (n, rows); a vector is one row."""
     rows = stack.reshape(len(stack), -1, stack.shape[-1])
     return to_dtype(abs(rows).sum(-1), "float64")
 
 
 def factors_of_l1(before: Tensor, after: Tensor) -> Tensor:
-    """Factors that restore each L1 norm, (n,), from ``row_sums`` of the whole tensors."""
+    """Return the factors that restore the L1 norms, (n,), from ``row_sums`` of whole tensors."""
     norms, left = before.sum(-1), after.sum(-1)
-    small = (norms < 1e-7) | (left < 1e-7)  # mergekit's guard
+    small = (norms < 1e-7) | (left < 1e-7)  # the threshold of mergekit
     factors: Tensor = library(norms).where(small, norms * 0 + 1, norms / (left + small))
     return factors
 
@@ -144,13 +144,13 @@ def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
 
     Args:
         stack: (n, *shape)
-        density: in (0, 1]; ``int(density * numel)`` entries are kept, at least 1.
-        gamma: in [0, 1); ``int(gamma * numel)`` entries are dropped as outliers, fewer where the
-            density needs them.
+        density: Fraction in (0, 1]; ``int(density * numel)`` entries are kept, at least 1.
+        gamma: Fraction in [0, 1); ``int(gamma * numel)`` entries are dropped as outliers, fewer if
+            the density needs them.
 
     Returns:
-        Same shape, dtype and device. Of entries equal in magnitude at a cut those of the lowest
-        index count as the larger ones.
+        Same shape, dtype and device. Of entries with equal magnitude, those with the lowest
+        index rank as larger.
 
     Source: Model Breadcrumbs, arXiv:2312.06795.
     """
@@ -180,18 +180,18 @@ def magprune(
     rescale: Rescale = "l1",
     l1_factors: Tensor | None = None,
 ) -> Tensor:
-    """Drop entries at random, small ones of each row more often, then rescale the rest.
+    """Drop entries at random, the small ones of each row more often, then rescale the rest.
 
     Args:
         stack: (n, rows, columns)
-        density: the mean probability of keeping an entry, in (0, 1).
-        epsilon: the smallest entry of a row is kept with probability ``density - epsilon``, the
-            largest with ``density + epsilon``, linear in the rank between; both in (0, 1).
+        density: Mean probability of keeping an entry, in (0, 1).
+        epsilon: The smallest entry of a row is kept with probability ``density - epsilon``, the
+            largest with ``density + epsilon``, linear in the rank; both must be in (0, 1).
 
     Returns:
         Same shape, dtype and device.
 
-    Source: DELLA-Merging, arXiv:2406.11617, MAGPRUNE. Of entries equal in magnitude the one of
+    Source: DELLA-Merging, arXiv:2406.11617, MAGPRUNE. Of entries with equal magnitude, the one with
         the higher index ranks higher.
     """
     check_density(density)
@@ -201,12 +201,12 @@ def magprune(
     if not (0 < low <= high < 1):
         raise UsageError(
             f"density {density:g} and epsilon {epsilon:g} give keep probabilities from {low:g} to "
-            f"{high:g}; both must lie in (0, 1). Choose a smaller epsilon, --set epsilon=0.05."
+            f"{high:g}; both must be in (0, 1). Lower epsilon, for example --set epsilon=0.05."
         )
     kept: Tensor = library(stack).empty_like(stack)
     columns = stack.shape[-1]
     for i, tensor in enumerate(stack):
-        ranks = _ranks(abs(tensor).reshape(-1, columns))  # from 0
+        ranks = _ranks(abs(tensor).reshape(-1, columns))  # starting at 0
         share = ranks / max(1, columns - 1) if columns > 1 else ranks * 0 + 0.5
         drawn = like(generator.uniform(i, tensor.reshape(-1).shape[0]), tensor)
         mask = drawn.reshape(tensor.shape) < like(low + share * (high - low), tensor).reshape(
@@ -217,7 +217,7 @@ def magprune(
 
 
 def _ranks(magnitude: Tensor) -> Tensor:
-    """Rank of each entry in its row, ascending from 0, (rows, columns)."""
+    """Return the rank of each entry in its row, ascending from 0, (rows, columns)."""
     if isinstance(magnitude, np.ndarray):
         return magnitude.argsort(-1, kind="stable").argsort(-1, kind="stable")
     order = magnitude.argsort(dim=-1, stable=True)

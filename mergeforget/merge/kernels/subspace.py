@@ -1,6 +1,6 @@
-"""Subspace methods on low-rank adapters, from rank-sized matrices.
+"""Apply subspace methods to low-rank adapters with rank-sized matrices.
 
-All deltas of a module act within the joint column space of their B and the joint row space of
+All deltas of a module are in the joint column space of their B and the joint row space of
 their A. With orthonormal bases ``left`` (out, p) and ``right`` (q, in) of these,
 ``delta_i = left core_i right`` holds exactly, where ``core_i`` is (p, q). A method that only uses
 singular vectors, products and norms gives the same result on the cores as on the dense deltas.
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from mergeforget.merge.kernels.arrays import Tensor, library, to_dtype
 
 Array = NDArray[Any]
-NEGLIGIBLE = 1e-6  # singular values below this share of the largest count as zero: float32
+NEGLIGIBLE = 1e-6  # singular values below this share of the largest are float32 noise
 
 
 class Factors(Protocol):
-    """One module's delta, ``scaling * b @ a``."""
+    """The delta of one module, ``scaling * b @ a``."""
 
     @property
     def a(self) -> Array: ...
@@ -46,7 +46,7 @@ class Cores(NamedTuple):
 
 
 def cores_of(deltas: Sequence[Factors]) -> Cores:
-    """Project deltas into their joint subspace, without loss."""
+    """Project deltas into their joint subspace, without loss of information."""
     b = np.concatenate([d.b for d in deltas], axis=1).astype(np.float64)
     a = np.concatenate([d.a for d in deltas]).astype(np.float64)
     left, right = np.linalg.qr(b)[0], np.linalg.qr(a.T)[0].T
@@ -55,7 +55,7 @@ def cores_of(deltas: Sequence[Factors]) -> Cores:
 
 
 def on_cores(merge: Callable[..., Tensor]) -> Callable[..., tuple[Array, Array]]:
-    """A merge method as a function of factors, for ``merge_method(factors=...)``.
+    """Turn a merge method into a function of factors, for ``merge_method(factors=...)``.
 
     Args:
         merge: (stack (n, p, q), weights, **arguments) -> (p, q). It commutes with orthogonal maps
@@ -74,14 +74,14 @@ def on_cores(merge: Callable[..., Tensor]) -> Callable[..., tuple[Array, Array]]
 
 
 def svd(x: Tensor) -> tuple[Any, Any, Any]:
-    """Thin SVD in float64 of (m, n), without the directions whose singular value is zero."""
+    """Return the thin SVD of (m, n) in float64, without zero singular values."""
     u, s, vt = library(x).linalg.svd(to_dtype(x, "float64"), full_matrices=False)
     rank = max(1, int((s > s[0] * NEGLIGIBLE).sum()))
     return u[:, :rank], s[:rank], vt[:rank]
 
 
 def nearest_orthonormal(x: Tensor) -> Tensor:
-    """The matrix with orthonormal columns nearest to (m, k) in Frobenius norm (Procrustes)."""
+    """Return the nearest matrix to (m, k) with orthonormal columns, by Frobenius norm."""
     u, _, vt = library(x).linalg.svd(x, full_matrices=False)
     nearest: Tensor = u @ vt
     return nearest

@@ -1,4 +1,4 @@
-"""Thresholds of a trim: exactly k entries are kept, the lowest index first among equals."""
+"""Thresholds of a trim: exactly k entries are kept, ties by the lowest index."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mergeforget.errors import DensityError
 from mergeforget.merge.kernels.arrays import Tensor, as_torch, library
 from mergeforget.merge.kernels.dispatch import Room, loops
 
-FEW = 3  # ranks up to which partitions are faster than one sort
+FEW = 3  # number of ranks up to which partitions are faster than a sort
 
 
 class Threshold(NamedTuple):
-    """Where a trim cuts one tensor: it keeps exactly k entries.
+    """The threshold at which a trim keeps exactly k entries of one tensor.
 
     Attributes:
-        value: the k-th largest magnitude; larger ones are kept.
-        last: of the entries at ``value``, those up to this flat index are kept; None for all.
+        value: The k-th largest magnitude; larger magnitudes are kept.
+        last: Entries equal to ``value`` are kept up to this flat index; None keeps all.
     """
 
     value: float
@@ -28,22 +28,22 @@ class Threshold(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """``value`` as float32, read as an integer, which keeps the order of magnitudes."""
+        """Bits of ``value`` as float32, an integer with the same order as the magnitudes."""
         return int(np.float32(self.value).view(np.int32))
 
     def within(self, offset: int) -> tuple[int, int]:
-        """As ``compiled.trim`` takes it, for a block that begins at flat index ``offset``."""
+        """Return the arguments of ``numba_loops.trim`` for a block at flat index ``offset``."""
         if self.last is None:
             return self.bits - 1, -1
         return self.bits, max(-1, self.last - offset)
 
 
 class Cuts(NamedTuple):
-    """Where to cut the tensors of a stack that is a block of larger ones.
+    """Thresholds for a stack that is a block of larger tensors.
 
     Attributes:
-        thresholds: one for each of the n tensors, found on the whole tensors.
-        offset: flat index, in the whole tensors, of the first entry of the stack.
+        thresholds: One threshold per tensor, computed on the whole tensors.
+        offset: Flat index of the first entry of the stack in the whole tensors.
     """
 
     thresholds: Sequence[Threshold]
@@ -57,14 +57,14 @@ def check_density(density: float) -> None:
 
 
 def kept_count(density: float, numel: int) -> int:
-    """How many of ``numel`` entries a density keeps: ``int(density * numel)``, at least one."""
+    """Return how many of ``numel`` entries are kept: ``int(density * numel)``, at least one."""
     return min(numel, max(1, int(density * numel)))
 
 
 def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Threshold]:
-    """Where to cut (numel,) magnitudes so that k entries are kept, for each k of ``ranks``."""
+    """Return the thresholds of (numel,) magnitudes that keep k entries, for each k of ``ranks``."""
     numel = len(magnitude)
-    tied = [min(numel, k + 1) for k in ranks]  # is the next one at the threshold too?
+    tied = [min(numel, k + 1) for k in ranks]  # to detect ties at the threshold
     found = kth_largest(magnitude, [*ranks, *tied])
     cuts = []
     for k, value, following in zip(ranks, found, found[len(ranks) :], strict=False):
@@ -78,22 +78,22 @@ def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Threshold]:
 
 
 def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
-    """The k-th largest of (numel,) magnitudes for each k of ``ranks``; k counts from 1."""
+    """Return the k-th largest of (numel,) magnitudes for each k of ``ranks``; k starts at 1."""
     numel = len(magnitude)
     if not isinstance(magnitude, np.ndarray):
         if len(ranks) == 1:
             return [float(as_torch(magnitude).kthvalue(numel - ranks[0] + 1).values)]
         ordered = magnitude.sort().values
         return [float(ordered[numel - k]) for k in ranks]
-    bits = magnitude.view(f"i{magnitude.itemsize}")  # order of floats >= 0, twice as fast
+    bits = magnitude.view(f"i{magnitude.itemsize}")  # same order as floats >= 0, twice as fast
     places = [numel - k for k in ranks]
     if len(set(places)) > FEW:
         ordered = np.sort(bits)
     else:
         ordered = bits.copy()
-        end = numel  # entries from here on are larger and in place
+        end = numel  # entries from this index on are larger and sorted
         for place in sorted(set(places), reverse=True):
-            if place == end - 1:  # the largest of the rest, which takes less than a partition
+            if place == end - 1:  # the maximum of the rest, faster than a partition
                 largest = int(ordered[:end].argmax())
                 ordered[[place, largest]] = ordered[[largest, place]]
             else:
@@ -103,7 +103,7 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
 
 
 def kept_by(magnitude: Tensor, cut: Threshold, offset: int) -> Tensor:
-    """Mask of the entries, (numel,), that a cut keeps."""
+    """Return a mask of the kept entries, (numel,)."""
     if cut.last is None:
         return magnitude >= cut.value
     mask = magnitude > cut.value
@@ -112,24 +112,24 @@ def kept_by(magnitude: Tensor, cut: Threshold, offset: int) -> Tensor:
     return mask
 
 
-SMALL = 1 << 18  # entries of one tensor up to which it is one block
-SAMPLE = 1 << 15  # entries that bracket a cut
-FEW_ROWS = 256  # of a tensor that is read row by row
-MARGIN = 0.015  # of the ranks, on either side: some five standard deviations of the sample
+SMALL = 1 << 18  # tensors with at most this many entries are one block
+SAMPLE = 1 << 15  # number of sampled entries to bracket a threshold
+FEW_ROWS = 256  # number of sampled rows of a tensor that is read row by row
+MARGIN = 0.015  # half-width of the bracket in ranks: about five standard deviations of the sample
 
 _room = Room()
-Rows = Callable[[slice], Tensor]  # rows of the n tensors -> (n, rows, columns)
+Rows = Callable[[slice], Tensor]  # reads rows of the n tensors, (n, rows, columns)
 
 
 class Source(NamedTuple):
     """n tensors of one shape that can be read in blocks of rows.
 
     Attributes:
-        n: how many.
+        n: Number of tensors.
         shape: (rows, columns)
-        rows: reads a block, (n, rows of the block, columns); it may use the same memory again.
-        sample: reads rows and columns with a stride, (n, some, some); None reads them by ``rows``.
-        base: reads rows of the tensor that was changed, (rows of the block, columns).
+        rows: Reads a block, (n, rows of the block, columns); it may reuse the same memory.
+        sample: Reads rows and columns with a stride, (n, some, some); None uses ``rows``.
+        base: Reads rows of the base tensor, (rows of the block, columns).
     """
 
     n: int
@@ -145,14 +145,14 @@ class Source(NamedTuple):
 
 
 def blocks(shape: tuple[int, int], entries: int = SMALL) -> Iterator[slice]:
-    """Slices of rows with about ``entries`` entries each."""
+    """Yield slices of rows with about ``entries`` entries each."""
     step = max(1, entries // max(1, shape[1]))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
 
 
 def thresholds_at(source: Source, densities: Sequence[float]) -> list[list[Threshold]]:
-    """For each density, one threshold per tensor, equal to those that ``trim`` finds itself."""
+    """Return one threshold per tensor for each density, equal to the thresholds of ``trim``."""
     ranks = [kept_count(density, source.numel) for density in densities]
     if source.numel <= SMALL:
         stack = source.rows(slice(0, source.shape[0]))
@@ -163,7 +163,7 @@ def thresholds_at(source: Source, densities: Sequence[float]) -> list[list[Thres
 
 
 class _Bracket:
-    """Magnitudes between which the k-th largest of one tensor lies, and what a pass found."""
+    """Bounds of the k-th largest magnitude of one tensor, and the counts of a pass."""
 
     def __init__(self, k: int, low: float, high: float) -> None:
         self.k = k
@@ -175,7 +175,7 @@ class _Bracket:
         self.inside: list[Tensor] = []
 
     def look(self, magnitude: Tensor) -> None:
-        """Count one block, (entries,), of magnitudes."""
+        """Count the magnitudes of one block, (entries,)."""
         quick = loops(magnitude)
         if quick:
             self._look_quickly(magnitude, quick)
@@ -193,7 +193,7 @@ class _Bracket:
             self.at_low += from_low - from_high - len(inside)
 
     def _look_quickly(self, entries: Tensor, quick: ModuleType) -> None:
-        """``look`` in one compiled pass."""
+        """Run ``look`` in one compiled pass."""
         found = _room.take("inside", (len(entries) + 1,), np.int32)
         low = Threshold(self.low).bits if self.low >= 0 else -1
         above, at_high, between, at_low = quick.census(
@@ -207,7 +207,7 @@ class _Bracket:
             self.at_low += at_low
 
     def cut(self) -> float | None:
-        """The k-th largest magnitude; None where it is outside the bracket, which then moves."""
+        """Return the k-th largest magnitude, or None after moving a bracket that misses it."""
         rank = self.k - self.above
         if rank <= 0:
             self._move(self.high, float("inf"))
@@ -224,7 +224,7 @@ class _Bracket:
         return None
 
     def kept_at(self, value: float) -> tuple[int, bool]:
-        """How many entries at ``value`` are to be kept, and whether there are more than that."""
+        """Return how many entries equal to ``value`` are kept, and whether there are more."""
         inside = library(self.inside[0]).concatenate(self.inside) if self.inside else None
         larger = self.above
         equal = self.at_high if value == self.high else 0
@@ -240,7 +240,7 @@ class _Bracket:
 
 
 def _search(source: Source, ranks: Sequence[int]) -> list[list[Threshold]]:
-    """Cuts for each tensor, by passes over the blocks until every bracket has held its cut."""
+    """Return the thresholds of each tensor, by passes over the blocks until all are bracketed."""
     brackets = [_brackets(x, ranks, source.numel) for x in _sample(source)]
     values: list[list[float | None]] = [[None] * len(ranks) for _ in brackets]
     while any(value is None for row in values for value in row):
@@ -262,12 +262,12 @@ def _search(source: Source, ranks: Sequence[int]) -> list[list[Threshold]]:
 
 
 def _sample(source: Source) -> list[Tensor]:
-    """For each tensor the sorted magnitudes of some entries, spread over rows and columns."""
+    """Return sorted magnitudes of a sample of each tensor, spread over rows and columns."""
     rows, columns = source.shape
     stride = max(1, int((source.numel / SAMPLE) ** 0.5))
     down = min(stride, rows)
     if source.sample is None:
-        down = max(down, rows // FEW_ROWS)  # each is read by itself
+        down = max(down, rows // FEW_ROWS)  # each row is a separate read
     across = max(1, min(columns, stride * stride // down))
     if source.sample is not None:
         picked = source.sample(down, across)
@@ -287,7 +287,7 @@ def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[_Bracke
     count = len(ordered)
     brackets = []
     for k in ranks:
-        place = 1 - k / numel  # in ascending order, as a share
+        place = 1 - k / numel  # quantile in ascending order
         low = int(np.floor((place - MARGIN) * count))
         high = int(np.ceil((place + MARGIN) * count))
         brackets.append(
@@ -301,7 +301,7 @@ def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[_Bracke
 
 
 def _exact(source: Source, i: int, bracket: _Bracket, value: float) -> Threshold:
-    """The cut of tensor ``i``; where entries tie for the last places, a pass finds the last."""
+    """Return the threshold of tensor ``i``; if entries tie, a pass finds the last kept one."""
     wanted, more = bracket.kept_at(value)
     if not more:
         return Threshold(value)
@@ -311,4 +311,4 @@ def _exact(source: Source, i: int, bracket: _Bracket, value: float) -> Threshold
         if len(at_cut) >= wanted:
             return Threshold(value, part.start * source.shape[1] + int(at_cut[wanted - 1]))
         wanted -= len(at_cut)
-    raise AssertionError("fewer entries at the cut than were counted")
+    raise AssertionError("fewer entries at the threshold than counted")

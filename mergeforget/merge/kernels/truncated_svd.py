@@ -1,8 +1,8 @@
-"""Truncates a delta to a rank: exactly from its factors, or from the dense delta.
+"""Truncate a delta to a rank: exactly from its factors, or from the dense delta.
 
-Factors are ``b @ a`` with b (out, rank) and a (rank, in), numpy arrays or torch tensors. What is
-returned follows PEFT: the rows of ``a`` are orthonormal and ``b`` carries the singular values.
-Inner products are summed in float64, where squaring a condition number does no harm.
+Factors are ``b @ a`` with b (out, rank) and a (rank, in), numpy arrays or torch tensors. The
+result follows PEFT: the rows of ``a`` are orthonormal and ``b`` contains the singular values.
+Inner products are summed in float64, which tolerates a squared condition number.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import numpy as np
 from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
 
 Svd = Literal["fast", "exact"]
-MAX_STEPS = 8  # of subspace iteration
-NEAR = 1.5e-4  # share of the squared residual that further steps may still gain
-TINY = 1e-6  # a gain, as such a share, after which no other is looked for
-SLANTED = 1e-4  # least ratio of lengths for which a Cholesky factor keeps rows orthonormal
-UPRIGHT = 0.1  # the same for products in float32, whose error the inverse of this multiplies
-ROUNDING = 1e-6  # share of the energy that float32 cannot tell from nothing
-SPARE = 16  # directions followed beyond the rank, where the start offers no more
-NOISE_SEED = 0x5EED  # of the random directions, so that one input has one result
-NEGLIGIBLE = 1e-14  # of the largest eigenvalue of a Gram matrix in float64
+MAX_STEPS = 8  # maximum number of subspace iterations
+NEAR = 1.5e-4  # stop if further steps would reduce the squared residual by less than this share
+TINY = 1e-6  # stop if the last step reduced the squared residual by less than this share
+SLANTED = 1e-4  # smallest ratio of lengths for which a Cholesky factor keeps rows orthonormal
+UPRIGHT = 0.1  # the same for products in float32, whose error grows with its inverse
+ROUNDING = 1e-6  # share of the energy below the resolution of float32
+SPARE = 16  # additional random directions if the start has too few
+NOISE_SEED = 0x5EED  # seed of the random directions, for a deterministic result
+NEGLIGIBLE = 1e-14  # relative to the largest eigenvalue of a Gram matrix in float64
 
 
 class TruncatedDelta(NamedTuple):
-    """A change at a smaller rank.
+    """A delta truncated to a smaller rank.
 
     Attributes:
         a: (rank, in)
         b: (out, rank)
-        energy: squared Frobenius norm before the cut.
-        kept: squared Frobenius norm after it.
+        energy: Squared Frobenius norm before the truncation.
+        kept: Squared Frobenius norm after the truncation.
     """
 
     a: Tensor
@@ -42,16 +42,16 @@ class TruncatedDelta(NamedTuple):
 
 
 def cut_factors(a: Tensor, b: Tensor, rank: int) -> TruncatedDelta:
-    """The best approximation of ``b @ a`` with a given rank, without building the product.
+    """Return the best approximation of ``b @ a`` with a given rank, without the dense product.
 
     Args:
         a: (k, in), for example the stacked factors of several adapters.
         b: (out, k), with weights and scalings multiplied in.
-        rank: of the result; it is less where ``b @ a`` itself has less, at least 1.
+        rank: Rank of the result; lower if ``b @ a`` has a lower rank, at least 1.
 
-    O((out + in) k^2 + k^3): both factors are whitened by their Gram matrices, and what is left is
-    the SVD of a (k, k) core. Where the factors are far from dependent, Cholesky factors whiten them
-    and the products with a and b are taken in their own dtype.
+    O((out + in) k^2 + k^3): both factors are whitened by their Gram matrices, which leaves
+    the SVD of a (k, k) core. Well-conditioned factors are whitened by Cholesky factors,
+    and the products with a and b are computed in their own dtype.
     """
     wide_a, wide_b = to_dtype(a, "float64"), to_dtype(b, "float64")
     gram_a, gram_b = wide_a @ wide_a.T, wide_b.T @ wide_b
@@ -82,15 +82,15 @@ def cut_factors(a: Tensor, b: Tensor, rank: int) -> TruncatedDelta:
 def cut_dense(
     delta: Tensor, rank: int, start: Tensor | None = None, svd: Svd = "fast"
 ) -> TruncatedDelta:
-    """Approximate a dense change by one of a given rank.
+    """Approximate a dense delta by one of a given rank.
 
     Args:
         delta: (out, in)
-        rank: of the result, at most min(out, in).
-        start: (k, in), rows near the row space of ``delta``: the factors that were merged.
-        svd: ``exact`` is the best approximation; ``fast`` follows ``start`` through steps of
-            subspace iteration until what further steps would take off the residual is 1e-4 of it,
-            by the last gain and the rate at which gains shrink.
+        rank: Rank of the result, at most min(out, in).
+        start: (k, in), rows close to the row space of ``delta``: the factors that were merged.
+        svd: ``exact`` is the best approximation; ``fast`` runs subspace iteration from ``start``
+            until further steps would reduce the residual by less than 1e-4 of it,
+            estimated from the last reduction and its rate.
 
     ``TruncatedDelta.energy`` minus ``TruncatedDelta.kept`` is the squared residual in both modes.
     """
@@ -107,7 +107,7 @@ def cut_dense(
 
 
 def _iterated(delta: Tensor, rank: int, basis: Tensor, energy: float) -> TruncatedDelta:
-    """Subspace iteration from a basis, (k, in), until further steps would gain next to nothing."""
+    """Run subspace iteration from a basis, (k, in), until further steps are negligible."""
     image = delta @ basis.T  # (out, k)
     kept, whiten, gain = *_caught(image, rank)[:2], 0.0
     for step in range(MAX_STEPS):
@@ -124,12 +124,12 @@ def _iterated(delta: Tensor, rank: int, basis: Tensor, energy: float) -> Truncat
 
 
 def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
-    """The part of a delta within a basis, from its image (out, k).
+    """Return statistics of the part of a delta within a basis, from its image (out, k).
 
     Returns:
-        The squared norm of the best cut within the basis; (k, p) to make the image orthonormal;
-        by what factor a step of iteration shrinks the distance from the best cut of all, as the
-        ratio of the singular values at the rank and at the end of the basis tells.
+        The squared norm of the best truncation within the basis; (k, p) to orthonormalise the
+        image; and the factor by which a step reduces the distance from the optimum, estimated by
+        the ratio of the singular values at the end of the basis and at the rank.
     """
     wide = to_dtype(image, "float64")
     values, vectors = library(image).linalg.eigh(wide.T @ wide)  # ascending
@@ -142,7 +142,7 @@ def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
 
 
 def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
-    """(k, in) orthonormal rows to begin with: the given ones, and random ones if they are few."""
+    """Return (k, in) orthonormal rows: the given ones, and random ones if they are too few."""
     rows = None if start is None else _orthonormal(start)
     given = 0 if rows is None else len(rows)
     if rows is not None and given >= rank:
@@ -154,7 +154,7 @@ def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
 
 
 def _top_rows(delta: Tensor, rank: int) -> Tensor:
-    """(rank, in) right singular vectors, from the Gram matrix of the smaller side in float64."""
+    """Return (rank, in) right singular vectors, from the smaller Gram matrix in float64."""
     wide = to_dtype(delta, "float64")
     if delta.shape[0] >= delta.shape[1]:
         return like(_top_eigenvectors(wide.T @ wide, rank).T, delta)
@@ -162,7 +162,7 @@ def _top_rows(delta: Tensor, rank: int) -> Tensor:
 
 
 def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
-    """(n, rank) eigenvectors of the largest eigenvalues of a symmetric (n, n) matrix."""
+    """Return (n, rank) eigenvectors of the largest eigenvalues of a symmetric (n, n) matrix."""
     if isinstance(gram, np.ndarray):
         from scipy.linalg import eigh
 
@@ -174,7 +174,7 @@ def _top_eigenvectors(gram: Tensor, rank: int) -> Tensor:
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """Rows spanning the same space, orthonormal; dependent ones are left out."""
+    """Return orthonormal rows that span the same space; dependent rows are dropped."""
     wide, lib = to_dtype(rows, "float64"), library(rows)
     gram = wide @ wide.T
     try:
@@ -184,12 +184,12 @@ def _orthonormal(rows: Tensor) -> Tensor:
     lengths = root.diagonal()
     if float(lengths.min()) > SLANTED * float(lengths.max()):
         return like(lib.linalg.inv(root) @ wide, rows)
-    whiten, _ = _whitening(gram)  # slower, and sound for rows that depend on each other
+    whiten, _ = _whitening(gram)  # slower, but correct for dependent rows
     return like(whiten.T @ wide, rows)
 
 
 def _upright(gram: Tensor) -> Tensor | None:
-    """Lower Cholesky factor of (k, k); None for vectors of which some are nearly dependent."""
+    """Return the lower Cholesky factor of (k, k); None if some vectors are nearly dependent."""
     lib = library(gram)
     try:
         root: Tensor = lib.linalg.cholesky(gram)
@@ -200,9 +200,9 @@ def _upright(gram: Tensor) -> Tensor | None:
 
 
 def _whitening(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """From ``x @ x.T`` (k, k): ``w`` with ``w.T @ x`` orthonormal, and ``r`` with ``r w.T x = x``.
+    """Return ``w`` and ``r`` from ``x @ x.T``, with orthonormal ``w.T @ x`` and ``r w.T x = x``.
 
-    Both are (k, p), p the numerical rank of x, at least 1.
+    Both are (k, p), where p >= 1 is the numerical rank of x.
     """
     values, vectors = library(gram).linalg.eigh(gram)  # ascending
     sound = values > max(float(values[-1]), 0.0) * NEGLIGIBLE
@@ -214,6 +214,6 @@ def _whitening(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squares(x: Tensor) -> float:
-    """Sum of squares, each row summed in the dtype of ``x`` and the rows in float64."""
+    """Return the sum of squares: each row in the dtype of ``x``, the sum over rows in float64."""
     rows = library(x).einsum("ij,ij->i", x, x)
     return float(to_dtype(rows, "float64").sum())

@@ -1,25 +1,26 @@
 """Merge methods, one file each.
 
-To add one, write ``<name>.py`` here with a function decorated by ``@merge_method("<name>",
-source=...)``. It takes the stacked tensors of one module, (n, *shape), and one weight for each,
-and returns the merged tensor. It is a pure function, on numpy arrays and on torch tensors: space,
-device, streaming and files are the engine's. Nothing else needs an edit: the folder is the list.
+To add one, write ``<name>.py`` here with a function decorated by
+``@merge_method("<name>", source=...)``. It takes the stacked tensors of one module, (n, *shape),
+and one weight per tensor, and returns the merged tensor. It is a pure function of numpy arrays or
+torch tensors: the engine handles space, device, streaming and files. Nothing else needs an edit:
+the folder is the list.
 
-Keyword-only arguments are what a recipe or the command line may set. The engine supplies those
-named in ``SUPPLIED``: ``density``; ``generator`` for a method that draws at random; ``grams``,
+A recipe or the command line may set the keyword-only arguments. The engine supplies those
+in ``SUPPLIED``: ``density``; ``generator`` for random methods; ``grams``,
 (n, in, in), the layer's input statistics, ``importance`` and ``contrast``, gradients per entry, and
 ``shares``, (n,), learned coefficients, see ``merge.activation_grams``; ``base_weights``, the base's
-own tensor, for a method that writes whole models only; ``cuts``, thresholds found on the whole
-tensor, for a method that trims and then works entry by entry (a sweep over densities is then fast);
-``l1_factors`` for a method that rescales to the L1 norm of the whole tensor.
+own tensor, for methods that write only whole models; ``cuts``, thresholds of the whole
+tensor, for methods that trim and then work entry by entry (which makes sweeps over densities fast);
+``l1_factors`` for methods that rescale to the L1 norm of the whole tensor.
 
-A method sees a stack in blocks of rows unless it is registered with ``whole=True``, which it needs
-where an output entry depends on more than its own row (``cuts`` and ``l1_factors`` aside). A method
-of the form ``sum_i c_i x_i``, with c computed from inner products, names the function that computes
-them as ``coefficients``; it is then exact on low-rank factors. So is one of the form
-``sum_i w_i x_i M_i`` with matrices that ``maps`` computes from the ``grams``, and one that names a
-function of the factors themselves as ``factors``. A method that drops at random names the function
-that it ``drops`` by, so that norms are known before blocks are rescaled.
+A method gets a stack in blocks of rows unless it is registered with ``whole=True``, which is needed
+if an output entry depends on other rows (apart from ``cuts`` and ``l1_factors``). A method of the
+form ``sum_i c_i x_i``, with c computed from inner products, registers the function for c as
+``coefficients``; it is then exact on low-rank factors. The same holds for the form
+``sum_i w_i x_i M_i`` with matrices that ``maps`` computes from the ``grams``, and for a method with
+a function of the factors as ``factors``. A method with random dropping registers its function as
+``drops``, so that norms are known before blocks are rescaled.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mergeforget.registry import Registry
 P = ParamSpec("P")
 Stack = Tensor | Sequence[Tensor]
 Weights = Tensor | Sequence[float]
-SUPPLIED = (  # by the engine
+SUPPLIED = (  # arguments that the engine supplies
     "density", "generator", "grams", "cuts", "l1_factors", "importance", "contrast", "shares",
     "base_weights",
 )  # fmt: skip
@@ -46,17 +47,17 @@ MERGE_METHODS: Registry[Callable[..., Any]] = Registry(
 
 @dataclass(frozen=True)
 class Traits:
-    """What the engine may do with a method; see the module's docstring.
+    """Properties of a method that the engine uses; see the module docstring.
 
     Attributes:
-        whole: The method must see whole tensors.
+        whole: The method needs whole tensors.
         coefficients: (gram (n, n), weights (n,), **arguments) -> (n,).
-        base: ``delta`` acts on changes only; ``either`` also on whole weights, without a base.
+        base: ``delta`` merges only deltas; ``either`` also merges whole weights, without a base.
         maps: (grams (n, in, in), **arguments) -> (n, in, in).
-        drops: (stack, density, generator, rescale=..., **arguments) -> stack; None draws nothing.
-        factors: (deltas, weights (n,), **arguments) -> (a, b): the merged change ``b @ a`` from
-            rank-sized matrices, for a method whose result is of low rank.
-        layerwise: The ``grams`` of a layer are measured behind the merged layers before it.
+        drops: (stack, density, generator, rescale=..., **arguments) -> stack; None is not random.
+        factors: (deltas, weights (n,), **arguments) -> (a, b): the merged delta ``b @ a`` from
+            rank-sized matrices, for methods with a low-rank result.
+        layerwise: The ``grams`` of a layer are measured after the merged layers before it.
     """
 
     whole: bool = False
@@ -86,7 +87,7 @@ def merge_method(
     [Callable[Concatenate[Tensor, Tensor, P], Tensor]],
     Callable[Concatenate[Stack, Weights, P], Tensor],
 ]:
-    """Decorator that adds a merge method; see the module's docstring.
+    """Return a decorator that registers a merge method; see the module docstring.
 
     The decorated function also accepts a list of tensors and a list of weights.
     """
@@ -106,6 +107,6 @@ def merge_method(
 
 
 def traits(name: str) -> Traits:
-    """What the engine may do with a method."""
+    """Return the properties of a method that the engine uses."""
     MERGE_METHODS.get(name)  # imports it
     return _TRAITS[name]

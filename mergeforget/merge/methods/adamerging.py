@@ -1,4 +1,4 @@
-"""Weights for each module, learned by minimising the entropy of the merged model's predictions."""
+"""AdaMerging: weights per module that minimise the entropy of the merged model's predictions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mergeforget.merge.methods import merge_method
 
 
 def coefficients(gram: Any, weights: Tensor, *, shares: Tensor, **learning: Any) -> Tensor:
-    """Return the factor of each input, (n,); the arguments of the learning are not needed."""
+    """Return the factor of each input, (n,); the training arguments are not used here."""
     return weights * like(as_weights(shares, weights), weights)
 
 
@@ -32,14 +32,14 @@ def adamerging(
     """``sum_i w_i s_i x_i`` with coefficients s of each module and input learned without labels.
 
     Adam minimises the mean entropy of the next-token distributions at the answers of the
-    ``--data`` rows; what an answer says is read as context and never used as a target. The paper
-    takes 500 steps at a rate of 0.001; fewer and larger steps are the default here, for CPUs.
+    ``--data`` rows; answers are context and never targets. The paper
+    uses 500 steps with a rate of 0.001; the defaults here are fewer and larger steps, for CPUs.
 
     Args:
         shares: s, (n,); measured by the engine, see ``adaptive_weights``.
         steps: Steps of Adam.
         rate: Learning rate.
-        initial: Coefficient that every module and input starts from.
-        rows: Largest number of rows read from each file.
+        initial: Initial coefficient of every module and input.
+        rows: Maximum number of rows per file.
     """
     return weighted_sum(stack, weights * like(as_weights(shares, weights), weights))

@@ -1,4 +1,4 @@
-"""Keep the entries of one delta whose change matters most to the row's distribution."""
+"""Arcee Fusion: keep the entries of one delta that change the row's distribution most."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def arcee_fusion(stack: Tensor, weights: Tensor, *, base_weights: Tensor) -> Ten
     """Zero the entries of ``w x`` whose importance is below the median plus 1.5 IQR.
 
     The importance of an entry is ``|x|`` times the KL divergence between the softmax of the
-    fine-tuned row and that of the base's row. Takes one model besides the base.
+    fine-tuned row and that of the base's row. Merges one model into the base.
 
     The quartiles are exact. mergekit estimates them from a random sample of a million entries
-    where a tensor is larger than that, so that its result varies from run to run.
+    of larger tensors, so its result varies from run to run.
 
     Args:
         base_weights: The base's own tensor, (*shape).
@@ -40,7 +40,7 @@ def arcee_fusion(stack: Tensor, weights: Tensor, *, base_weights: Tensor) -> Ten
 
 
 def _probabilities(x: Tensor) -> Tensor:
-    """Softmax of each row, plus a small constant."""
+    """Return the softmax of each row, plus a small constant."""
     lib = library(x)
     powers = lib.exp(x - lib.amax(x, -1)[..., None])
     shares: Tensor = powers / powers.sum(-1)[..., None] + EPSILON
@@ -48,12 +48,12 @@ def _probabilities(x: Tensor) -> Tensor:
 
 
 def _threshold(values: Tensor) -> float:
-    """Median plus 1.5 interquartile ranges of (numel,); order statistics, not interpolated.
+    """Return the median plus 1.5 interquartile ranges of (numel,), without interpolation.
 
-    The divergence may be negative by rounding, so the values are shifted to be at least zero.
+    The divergence may be negative due to rounding, so the values are shifted to at least zero.
     """
     numel, low = len(values), float(library(values).amin(values))
-    places = [int(share * (numel - 1)) for share in (0.25, 0.5, 0.75)]  # ascending, from 0
+    places = [int(share * (numel - 1)) for share in (0.25, 0.5, 0.75)]  # quartiles
     shifted = values - low if low < 0 else abs(values)
     found = kth_largest(shifted, [numel - place for place in places])
     lower, median, upper = (value + min(low, 0.0) for value in found)

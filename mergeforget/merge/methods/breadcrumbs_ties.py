@@ -1,4 +1,4 @@
-"""Drop outliers and small entries, elect a sign, add up what agrees."""
+"""Drop outliers and small entries, elect a sign, add up the entries that agree."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def breadcrumbs_ties(
     divide: Divide = "none",
     scale: float = 1.0,
 ) -> Tensor:
-    """Drop the largest ``gamma`` share, keep the next ``density`` share, add up what agrees."""
+    """Drop the largest ``gamma`` share, keep the next ``density`` share, elect signs, add up."""
     kept = outliers(stack, density, gamma)
     return consensus(kept, weights, sign=sign, vote=vote, divide=divide, scale=scale)

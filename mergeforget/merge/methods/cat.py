@@ -1,4 +1,4 @@
-"""The exact sum, at the sum of the ranks."""
+"""Exact sum of the deltas, with the sum of the ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergeforget.merge.methods import merge_method
 def cat(stack: Tensor, weights: Tensor) -> Tensor:
     """Add up the weighted deltas exactly, as adapters of the summed rank: ``sum_i w_i x_i``.
 
-    An adapter holds the sum as its stacked factors, so nothing is cut; ``linear`` in delta space
-    gives the same change at a smaller rank.
+    The stacked factors represent the sum exactly, without truncation; ``linear`` in delta space
+    truncates the same delta to a smaller rank.
     """
     return weighted_sum(stack, weights)

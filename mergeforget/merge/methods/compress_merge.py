@@ -14,11 +14,11 @@ from mergeforget.merge.kernels.sparsify import trim
 from mergeforget.merge.kernels.subspace import Factors, cores_of
 from mergeforget.merge.methods import merge_method
 
-SWEEPS, TOLERANCE = 200, 1e-6  # alternations of the two bases; change of the relative error
+SWEEPS, TOLERANCE = 200, 1e-6  # maximum alternations; smallest change of the relative error
 
 
 def shared_bases(stack: Any, rank: int) -> tuple[Any, Any]:
-    """Orthonormal (out, r) and (in, r) that keep most of ``sum_i ||U^T x_i V||^2``.
+    """Return orthonormal (out, r) and (in, r) that maximise ``sum_i ||U^T x_i V||^2``.
 
     Alternates between the two (a Tucker decomposition by higher-order orthogonal iteration) until
     the relative error of the reconstruction changes by less than ``TOLERANCE``.
@@ -62,7 +62,7 @@ def factors(
     size: int = 0,
     beta: float = 0.25,
 ) -> tuple[Any, Any]:
-    """See ``compress_merge``: (a, b) of the merged delta from rank-sized matrices."""
+    """Return (a, b) of the merged delta from rank-sized matrices; see ``compress_merge``."""
     found = cores_of(deltas)
     rank = size or max(len(d.a) for d in deltas)
     left, core, right = _compressed(found.cores, np.asarray(weights), density, rank, beta)
@@ -80,13 +80,14 @@ def compress_merge(
 ) -> Tensor:
     """Project all deltas onto one pair of bases of rank ``size``, merge the (size, size) cores.
 
-    The result has that rank by construction, so no truncation follows the merge. The bases keep
-    as much of all deltas together as two bases can; the cores are merged by TIES.
+    The result has that rank by construction, so the merge needs no truncation. The bases preserve
+    as much of the deltas as possible; the cores are merged by TIES.
 
     Args:
         density: Fraction of each core's entries that TIES keeps.
-        size: Rank of the bases; 0 takes the largest rank of the adapters, or all of a dense delta.
-        beta: How far the bases favour large deltas: 1 fits them to the deltas as they are, 0 to
+        size: Rank of the bases; 0 is the largest rank of the adapters, or the full rank of dense
+        deltas.
+        beta: Influence of the norms on the bases: 1 fits them to the deltas, 0 to
             deltas scaled to equal norms. The cores are always those of the unscaled deltas.
     """
     wide = to_dtype(stack, "float64")

@@ -1,4 +1,4 @@
-"""Keep what several tasks rely on."""
+"""Consensus merging: keep the entries that several tasks need."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mergeforget.merge.methods import merge_method
 
 @merge_method("consensus", source="TALL-masks and Consensus Merging, arXiv:2405.07813")
 def consensus(stack: Tensor, weights: Tensor, *, ratio: float = 0.4, agreeing: int = 2) -> Tensor:
-    """Add up the weighted changes where at least ``agreeing`` of them matter; zero elsewhere.
+    """Add up the weighted deltas where at least ``agreeing`` of them matter; zero elsewhere.
 
-    Change i matters where ``|x_i| >= ratio * |sum_j x_j - x_i|``: entries that serve one task only
+    Delta i matters where ``|x_i| >= ratio * |sum_j x_j - x_i|``. Entries that only one task needs
     (selfish) or none (catastrophic) are dropped.
     """
     rest = abs(total(stack) - stack)

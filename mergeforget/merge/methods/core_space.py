@@ -1,4 +1,4 @@
-"""Merge in the joint subspace of the factors."""
+"""Core Space: merge in the joint subspace of the factors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def factors(
     sign: Sign = "total",
     divide: Divide = "count",
 ) -> tuple[Any, Any]:
-    """See ``core_space``: (a, b) of the merged delta from rank-sized matrices."""
+    """Return (a, b) of the merged delta from rank-sized matrices; see ``core_space``."""
     found = cores_of(deltas)
     left, _, _ = svd(np.concatenate(list(found.cores), 1))  # principal axes of the joint space
     right = svd(np.concatenate(list(found.cores)))[2].T
@@ -50,8 +50,8 @@ def core_space(
 ) -> Tensor:
     """Project the deltas onto their joint column and row spaces, merge the cores by TIES.
 
-    The projection loses nothing, and the cores have the size of the summed ranks. The bases are
-    the singular vectors of the deltas side by side and on top of each other.
+    The projection is lossless, and the cores have the size of the summed ranks. The bases are
+    the singular vectors of the horizontally and vertically stacked deltas.
     """
     lib, wide = library(stack), to_dtype(stack, "float64")
     left = svd(lib.concatenate(list(wide), 1))[0]

@@ -1,4 +1,4 @@
-"""Drop at random and rescale, then add up."""
+"""DARE: drop entries at random, rescale, and add up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drop at random and rescale, elect a sign, average what agrees."""
+"""DARE with TIES: drop entries at random, rescale, elect a sign, average those that agree."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dare_ties(
     divide: Divide = "count",
     scale: float = 1.0,
 ) -> Tensor:
-    """Keep entries at random and rescale, elect a sign at each place, average what has it.
+    """Keep entries at random and rescale, elect a sign at each position, average those that agree.
 
     The defaults are PEFT's; ``rescale=l1``, ``vote=weighted``, ``divide=none`` is mergekit.
     """

@@ -1,4 +1,4 @@
-"""Drop at random, small entries more often, elect a sign, average what agrees."""
+"""DELLA: drop entries at random by magnitude, elect a sign, average the entries that agree."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def della(
     divide: Divide = "weights",
     scale: float = 1.0,
 ) -> Tensor:
-    """Drop entries at random by their rank in the row, rescale, elect a sign, average what has it.
+    """Drop entries at random by rank in the row, rescale, elect a sign, average those that agree.
 
-    The defaults are mergekit's; the paper keeps with ``density -+ epsilon`` too, and rescales each
+    The defaults are mergekit's; the paper also keeps with ``density -+ epsilon``, but rescales each
     entry by its own probability.
     """
     kept = magprune(stack, density, epsilon, generator, rescale=rescale, l1_factors=l1_factors)

@@ -1,4 +1,4 @@
-"""Drop at random, small entries more often, then add up."""
+"""DELLA without sign election: drop entries at random by magnitude, and add up."""
 
 from __future__ import annotations
 

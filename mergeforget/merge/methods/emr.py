@@ -1,4 +1,4 @@
-"""One unified change, and on demand the mask and rescaling of one task."""
+"""EMR-Merging: one unified delta, optionally with the mask and rescaling of one task."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mergeforget.merge.methods import merge_method
 
 @merge_method("emr", source="EMR-Merging, arXiv:2405.17461, section 3.2", whole=True)
 def emr(stack: Tensor, weights: Tensor, *, task: int | None = None) -> Tensor:
-    """Elect a sign at each place and keep the largest magnitude that has it.
+    """Elect a sign at each position and keep the largest magnitude that has it.
 
     Args:
         task: Index of an input whose modulator is applied: entries of the other sign are masked,
             and the rest is rescaled to the input's mean magnitude. None gives the unified change
-            that all tasks share.
+            of all tasks.
     """
     if task is not None and not 0 <= task < len(stack):
         raise UsageError(f"task is {task}; it is the index of one of {len(stack)} inputs.")

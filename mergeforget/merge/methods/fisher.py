@@ -1,4 +1,4 @@
-"""The mean of the deltas, weighted by how much each entry matters to its own model."""
+"""Fisher merging: mean of the deltas, weighted by the importance of each entry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def fisher(stack: Tensor, weights: Tensor, *, importance: Tensor, floor: float =
     """``sum_i w_i F_i x_i / sum_i w_i F_i`` with F_i the diagonal Fisher information.
 
     Args:
-        importance: F_i, (n, out, in): the mean squared gradient of the loss of model i on its own
+        importance: F_i, (n, out, in): mean squared gradient of the loss of model i on its own
             rows. The engine measures it on the files of ``--data``.
         floor: Added to F_i, as a fraction of its mean, so that entries without information are
             averaged.

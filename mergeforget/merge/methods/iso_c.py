@@ -1,4 +1,4 @@
-"""Give the sum of the deltas equal singular values."""
+"""Iso-C: give the sum of the deltas equal singular values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mergeforget.merge.methods import merge_method
 
 
 def merged(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
-    """See ``iso_c``; (n, out, in) -> (out, in) in float64."""
+    """Merge (n, out, in) to (out, in) in float64; see ``iso_c``."""
     u, s, vt = svd(weighted_sum(stack, weights))
     found: Tensor = scale * float(s.mean()) * (u @ vt)
     return found
@@ -24,7 +24,7 @@ def merged(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
 def iso_c(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
     """Replace every singular value of ``sum_i w_i x_i`` by their mean, so no direction dominates.
 
-    The mean is taken over the nonzero singular values: the sum of LoRA deltas has a low rank, and
-    the paper's full-rank matrices have none that are zero.
+    The mean is over the nonzero singular values: the sum of LoRA deltas has a low rank, whereas
+    the matrices of the paper have full rank.
     """
     return like(merged(stack, weights, scale=scale), stack)

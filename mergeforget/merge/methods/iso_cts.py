@@ -1,4 +1,4 @@
-"""Equal singular values over common and task-specific directions."""
+"""Iso-CTS: equal singular values over common and task-specific directions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mergeforget.merge.methods import merge_method
 
 
 def merged(stack: Tensor, weights: Tensor, *, common: float = 0.8, scale: float = 1.0) -> Tensor:
-    """See ``iso_cts``; (n, out, in) -> (out, in) in float64."""
+    """Merge (n, out, in) to (out, in) in float64; see ``iso_cts``."""
     if not 0 <= common <= 1:
         raise UsageError(f"common is {common}; it is a fraction of the rank and must be in [0, 1].")
     lib, n = library(stack), len(stack)
@@ -43,7 +43,7 @@ def iso_cts(stack: Tensor, weights: Tensor, *, common: float = 0.8, scale: float
 
     Args:
         common: Fraction of the directions taken from the sum of the deltas; the others come, in
-            equal parts, from each delta less its part in the common directions.
-        scale: Multiplies the result.
+            equal parts, from each delta without its component in the common directions.
+        scale: Multiplier of the result.
     """
     return like(merged(stack, weights, common=common, scale=scale), stack)

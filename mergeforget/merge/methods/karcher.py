@@ -1,4 +1,4 @@
-"""The mean on the sphere."""
+"""Karcher mean on the sphere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mergeforget.merge.methods import merge_method
 
 
 def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
-    """What each input is multiplied by.
+    """Return the factors of the inputs.
 
-    Every direction that occurs lies in the span of the inputs, so it is kept as its coefficients
-    over the unit vectors, and lengths and angles come from their inner products.
+    Every direction is in the span of the inputs, so it is represented by its coefficients
+    over the unit vectors; lengths and angles follow from the inner products.
     """
     found = gram()
     lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
@@ -53,8 +53,8 @@ def _unit(x: Any, cosines: Any) -> Any:
     base="either",
 )
 def karcher(stack: Tensor, weights: Tensor, *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
-    """Average directions on the sphere and lengths on the line, weighted.
+    """Compute the weighted mean of the directions on the sphere, and of the lengths.
 
-    The mean direction has the least sum of squared angles; mergekit weighs all inputs alike.
+    The mean direction minimises the sum of squared angles; mergekit weights all inputs equally.
     """
     return combine(stack, lambda g: coefficients(g, weights, max_iter=max_iter, tol=tol))

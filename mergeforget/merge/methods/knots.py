@@ -1,4 +1,4 @@
-"""Merge in the singular basis that all deltas share."""
+"""KnOTS: merge in the joint singular basis of the deltas."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mergeforget.merge.methods import merge_method
 
 
 def _aligned(left: Any, parts: Any, weights: Any, density: float, divide: Divide) -> Any:
-    """TIES on the right factors, (n, k, in), of the deltas in the basis ``left`` (out, k)."""
+    """Merge the right factors, (n, k, in), in the basis ``left``, (out, k), by TIES."""
     return consensus(trim(parts, density), weights, divide=divide)
 
 
 def factors(
     deltas: Sequence[Factors], weights: Any, *, density: float, divide: Divide = "count"
 ) -> tuple[Any, Any]:
-    """See ``knots``: (a, b) of the merged delta from rank-sized matrices."""
+    """Return (a, b) of the merged delta from rank-sized matrices; see ``knots``."""
     found = cores_of(deltas)
-    u, _, _ = svd(np.concatenate(list(found.cores), 1))  # (p, k) of the deltas side by side
+    u, _, _ = svd(np.concatenate(list(found.cores), 1))  # (p, k) of [x_1 ... x_n]
     left = found.left @ u
     parts = np.stack([u.T @ core @ found.right for core in found.cores])  # (n, k, in)
     return _aligned(left, parts, weights, density, divide), left

@@ -1,4 +1,4 @@
-"""The weighted sum."""
+"""Weighted sum of the deltas."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mergeforget.merge.methods import merge_method
 def linear(
     stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
 ) -> Tensor:
-    """Add up what is weighted: ``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``.
+    """Weighted sum ``scale * sum_i w_i x_i``; ``normalize`` divides by ``sum_i w_i``.
 
-    In factor space this is PEFT's ``linear``, whose product has cross terms between the adapters;
+    In factor space, this is PEFT's ``linear``, whose product has cross terms between the adapters;
     in delta space it is PEFT's ``svd`` and mergekit's ``task_arithmetic``. On models without a
     base and with ``normalize`` it is mergekit's ``linear``.
     """

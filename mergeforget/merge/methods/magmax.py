@@ -1,4 +1,4 @@
-"""Take each entry from the delta that changed it most."""
+"""MagMax: take each entry from the delta with the largest magnitude."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mergeforget.merge.methods import merge_method
 
 @merge_method("magmax", source="MagMax, arXiv:2407.06322, section 4")
 def magmax(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
-    """At each place keep the weighted entry of largest magnitude; the first of equal ones."""
+    """Keep, at each position, the weighted entry of largest magnitude, the first in a tie."""
     weighted = stack * column(weights, stack)
     found: Tensor = weighted[0] + 0.0
     for entries in weighted[1:]:

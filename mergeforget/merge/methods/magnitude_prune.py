@@ -1,4 +1,4 @@
-"""Trim, then add up."""
+"""Trim the deltas and add them up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Go towards the centre of the fine-tuned models as far as their angles say."""
+"""Model Stock: interpolate towards the mean of the deltas, by their mean cosine."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from mergeforget.merge.methods import merge_method
 
 
 def coefficients(gram: Any, weights: Tensor) -> Tensor:
-    """``t / n`` times the weights, t from the mean cosine between the changes."""
+    """Return ``t / n`` times the weights, with t from the mean cosine of the deltas."""
     found = gram()
     n = len(found)
     if n < 2:
-        raise UsageError("model_stock measures the angle between changes; give at least two.")
+        raise UsageError("model_stock measures the angle between deltas; give at least two.")
     lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
     products = np.maximum(np.outer(lengths, lengths), 1e-6)
     cosine = float((found / products)[np.triu_indices(n, 1)].mean())
@@ -33,5 +33,5 @@ def coefficients(gram: Any, weights: Tensor) -> Tensor:
     coefficients=coefficients,
 )
 def model_stock(stack: Tensor, weights: Tensor) -> Tensor:
-    """``t * mean_i(w_i x_i)``, ``t = n c / (1 + (n - 1) c)``, c the mean cosine of the changes."""
+    """``t * mean_i(w_i x_i)``, ``t = n c / (1 + (n - 1) c)``, c the mean cosine of the deltas."""
     return combine(stack, lambda gram: coefficients(gram, weights))

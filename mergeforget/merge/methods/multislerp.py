@@ -1,4 +1,4 @@
-"""The mean direction of several tensors at their mean length."""
+"""Spherical mean of several tensors, scaled to their mean length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergeforget.merge.methods import merge_method
 def coefficients(
     gram: Any, weights: Tensor, *, normalize_weights: bool = True, eps: float = 1e-8
 ) -> Any:
-    """The factor of each input, from their inner products."""
+    """Return the factor of each input, from the inner products."""
     found = gram()
     shares = np.asarray(weights, np.float64)
     if len(found) == 1:
@@ -29,7 +29,7 @@ def coefficients(
         if len(found) == 2:
             return shares
         raise UsageError(
-            "The weighted directions cancel, so they have no mean direction. Choose other weights."
+            "The weighted directions cancel, so the mean direction is undefined. Use other weights."
         )
     return float(shares @ lengths) * units / length
 

@@ -1,4 +1,4 @@
-"""Take small differences from the base whole and limit large ones."""
+"""NearSwap: keep small entries of a delta, and clip large ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergeforget.merge.methods import merge_method
 def nearswap(stack: Tensor, weights: Tensor, *, t: float) -> Tensor:
     """``x * min(1, t / |x|)``: keep entries of the weighted change up to ``t``, clip the others.
 
-    mergekit takes one model besides the base; several are added up first.
+    mergekit merges one model into the base; several deltas are added up first here.
     """
     if t < 0:
         raise UsageError(f"t is {t}; it is the largest change of an entry and must be >= 0.")

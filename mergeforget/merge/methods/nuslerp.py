@@ -1,4 +1,4 @@
-"""Slerp whose place on the arc follows from the weights."""
+"""Slerp with the interpolation parameter given by the weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mergeforget.merge.methods import merge_method
 
 
 def coefficients(gram: Any, weights: Tensor) -> Tensor:
-    """What each of the two is multiplied by."""
+    """Return the factors of the two inputs."""
     found = gram()
     if len(found) != 2:
-        raise UsageError(f"nuslerp goes from one to another; {len(found)} are given.")
+        raise UsageError(f"nuslerp interpolates two tensors; {len(found)} are given.")
     shares = float(weights.sum())
     t = float(weights[1]) / shares if abs(shares) >= 1e-6 else 0.5
     lengths = np.sqrt(np.maximum(np.diag(found), 0.0)).clip(1e-8)

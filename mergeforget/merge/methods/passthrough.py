@@ -1,4 +1,4 @@
-"""One input, unchanged or scaled."""
+"""Copy a single input, unchanged or scaled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergeforget.merge.methods import merge_method
 
 
 def coefficients(gram: Any, weights: Tensor, *, scale: float = 1.0) -> Any:
-    """The factor of the only input."""
+    """Return the factor of the only input."""
     if len(weights) != 1:
         raise UsageError(f"passthrough copies one input; {len(weights)} are given.")
     return scale * np.asarray(weights, np.float64)

@@ -1,4 +1,4 @@
-"""Let the deltas compete for each parameter, drop the losers, average the rest."""
+"""PCB-Merging: score the entries of each delta by competition, keep the best, average them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mergeforget.merge.kernels.sign_election import total
 from mergeforget.merge.kernels.thresholds import check_density, find_cuts, kept_by, kept_count
 from mergeforget.merge.methods import merge_method
 
-OUTLIERS = 1e-4  # fraction of the magnitudes clipped at either end by the authors' code
+OUTLIERS = 1e-4  # fraction of the magnitudes that the authors' code clips at either end
 
 
 @merge_method("pcb", source="PCB-Merging, arXiv:2410.02396, section 3.2", whole=True)
@@ -23,15 +23,15 @@ def pcb(
     density: float,
     scores: Literal["paper", "code"] = "paper",
 ) -> Tensor:
-    """Weigh each entry by its importance in its own delta and by its agreement with the others.
+    """Weight each entry by its importance in its delta and by its agreement with the others.
 
     The score of entry x_i is ``softmax(n norm(x_i^2)) * sum_j softmax(norm(x_i x_j))``, with
     ``norm`` scaling a delta's scores to [0, 1] and the softmax taken within the delta. The
     fraction ``density`` with the highest scores is kept, and the result is
-    ``sum_i s_i w_i x_i / sum_i s_i`` over the scores s that were kept.
+    ``sum_i s_i w_i x_i / sum_i s_i`` over the kept scores s.
 
     Args:
-        scores: ``paper`` is the formula above. ``code`` is what the authors published
+        scores: ``paper`` is the formula above. ``code`` is the published code
             (github.com/duguodong7/pcb-merging): the score is
             ``exp(n norm(|x_i|)^2) * tanh(x_i sum_j x_j)``, raised to the threshold instead of
             dropped below it and scaled to [0, 1] within a delta, after 0.01 % of the entries at
@@ -49,7 +49,7 @@ def pcb(
     for i, entries in enumerate(flat):
         alone = _softmax(n * _unit(entries * entries))
         beside = total(lib.stack([_softmax(_unit(entries * other)) for other in flat]))
-        score = alone * beside * flat.shape[1]  # of order 1: float32 keeps products of shares
+        score = alone * beside * flat.shape[1]  # scaled to order 1 for float32
         shares_of[i] = score * kept_by(score, find_cuts(score, [k])[0], 0)
     shares = total(shares_of)
     merged: Tensor = total(shares_of * flat * column(weights, flat)) / (shares + (shares == 0))
@@ -57,7 +57,7 @@ def pcb(
 
 
 def _published(stack: Tensor, weights: Tensor, density: float) -> Tensor:
-    """The merge with the scores of the authors' code."""
+    """Merge with the scores of the authors' code."""
     lib, n = library(stack), len(stack)
     flat = stack.reshape(n, -1)
     numel, summed = flat.shape[1], total(flat)
@@ -74,7 +74,7 @@ def _published(stack: Tensor, weights: Tensor, density: float) -> Tensor:
 
 
 def _clipped(x: Tensor, low: int, high: int) -> Tensor:
-    """Clipped to its own order statistics of these indices, counted from the smallest."""
+    """Clip to the order statistics of two indices, counted from the smallest."""
     ordered = library(x).sort(x)
     ordered = ordered if isinstance(x, np.ndarray) else ordered.values
     found: Tensor = x.clip(float(ordered[low]), float(ordered[max(low, high)]))
@@ -82,7 +82,7 @@ def _clipped(x: Tensor, low: int, high: int) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Scaled to [0, 1]."""
+    """Scale to [0, 1]."""
     low, high = float(library(x).amin(x)), float(library(x).amax(x))
     return (x - low) / ((high - low) or 1.0)
 

@@ -1,4 +1,4 @@
-"""Task arithmetic whose entries are scaled by their importance for forgetting."""
+"""PerTA: task arithmetic with entries scaled by their importance for forgetting."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def perta(
     estimate: Literal["grad", "fisher"] = "grad",
     scale: float = 1.0,
 ) -> Tensor:
-    """``scale * sum_i w_i x_i * f / (f + r)``, f and r an entry's importance to forget and retain.
+    """``scale * sum_i w_i x_i * f / (f + r)``, with f and r the importance to forget and retain.
 
-    Entries that matter to the retain rows are changed less. Give the adapter learned on the forget
+    Entries that matter to the retain rows change less. Give the adapter trained on the forget
     set a negative weight.
 
     Args:
         importance: f, (1, out, in), of the base on the forget rows.
         contrast: r, the same on the retain rows. Both are measured on ``--data``, the forget file
             first.
-        estimate: What f and r are: ``grad`` the magnitude of the mean gradient (PerTA-grad),
-            ``fisher`` the mean squared gradient of a row (PerTA-fisher).
+        estimate: Definition of f and r: ``grad``, the magnitude of the mean gradient (PerTA-grad),
+            or ``fisher``, the mean squared gradient per row (PerTA-fisher).
     """
     if estimate not in ("grad", "fisher"):
         raise UsageError(f"estimate is {estimate!r}; it must be grad or fisher.")
     if importance.shape != contrast.shape:
-        raise UsageError("perta needs the importance of forget and retain rows in one shape.")
+        raise UsageError("perta needs the importance of forget and retain rows, in equal shapes.")
     forget, retain = like(importance, stack)[0], like(contrast, stack)[0]
     both = forget + retain
     share: Tensor = forget / (both + (both == 0))

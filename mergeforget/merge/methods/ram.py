@@ -1,4 +1,4 @@
-"""Average over those that moved a parameter."""
+"""RAM: average each entry over the inputs that changed it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mergeforget.merge.methods import merge_method
 
 @merge_method("ram", source="Reinforced Agent Merging, mergekit 0.1.5")
 def ram(stack: Tensor, weights: Tensor, *, epsilon: float = 1e-5) -> Tensor:
-    """Average, at each place, the weighted entries larger than ``epsilon``; one alone stays whole.
+    """Average, at each position, the weighted entries larger than ``epsilon``; keep a single one.
 
-    A plain mean would halve what only one of two models learned.
+    A plain mean would halve an entry that only one of two models changed.
     """
     moved = abs(stack) > epsilon
     count = total(moved * column(weights * 0 + 1, stack))

@@ -1,4 +1,4 @@
-"""RegMean with the inputs that each layer gets from the merged layers before it."""
+"""RegMean++: RegMean with inputs from the merged layers before each layer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mergeforget.merge.methods.regmean import maps, regmean
 def regmean_pp(
     stack: Tensor, weights: Tensor, *, grams: Tensor, off_diagonal: float = 0.9
 ) -> Tensor:
-    """``regmean`` whose input statistics come from the merged model instead of each input's own.
+    """``regmean`` with input statistics of the merged model instead of each input's own model.
 
-    The layers are merged one after the other. The inputs of layer l on data i are what layer l of
-    model i computes from the output of the merged layers before it, so that the statistics
-    describe what the merged model will meet. One pass over the data per layer and input.
+    Layers are merged in order. The inputs of layer l on data i are computed by
+    the merged layers before it and layer l of model i, so the statistics
+    match the inputs of the merged model. This takes one pass over the data per layer and input.
     """
     merged: Tensor = regmean(stack, weights, grams=grams, off_diagonal=off_diagonal)
     return merged

@@ -1,4 +1,4 @@
-"""Prune the factors, and rescale each rank-one direction by what the pruning took from it."""
+"""RobustMerge: prune the factors, and rescale each rank-one direction by its pruning loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def factors(
     raised: float = 0.8,
     scale: float = 1.0,
 ) -> tuple[Any, Any]:
-    """See ``robust_merge``: (a, b) of the merged delta."""
+    """Return (a, b) of the merged delta; see ``robust_merge``."""
     ranks = {d.a.shape[0] for d in deltas}
     if len(ranks) > 1:
         raise InputError(
@@ -52,18 +52,18 @@ def _robust(
 
 
 def _ratios(whole: Any, kept: Any, raised: float) -> Any:
-    """L1 norm of each row before the pruning over that after it, (r,).
+    """Return the ratio of the L1 norms of each row before and after pruning, (r,).
 
-    A row that was pruned away counts as the row that lost the most. The ``raised`` fraction with
-    the smallest ratios is raised to the next larger one, so that only directions that lost much
-    are told apart.
+    A row that was pruned completely gets the largest ratio. The ``raised`` fraction with
+    the smallest ratios is raised to the next larger one, so only directions with a large loss
+    are distinguished.
     """
     lib = library(whole)
     before, after = abs(whole).sum(-1), abs(kept).sum(-1)
     gone = after == 0
     ratios = before / (after + gone)
     ratios = lib.where(gone, lib.amax(ratios * ~gone) + (ratios == ratios) * 0, ratios)
-    ratios = ratios + (ratios == 0)  # every row was pruned, or is zero
+    ratios = ratios + (ratios == 0)  # all rows are pruned or zero
     rank = len(ratios)
     ordered = sorted(float(x) for x in ratios)
     return ratios.clip(ordered[min(rank - 1, int(rank * raised))])
@@ -83,7 +83,7 @@ def robust_merge(
     raised: float = 0.8,
     scale: float = 1.0,
 ) -> Tensor:
-    """Trim A and B of each adapter, scale B's columns by what A's rows lost, and add up.
+    """Trim A and B of each adapter, scale the columns of B by the loss of A's rows, and add up.
 
     With ``s_i = |A_i| / |trim(A_i)|`` by rows (L1 norms), normalised over the adapters, the result
     is ``(sum_i w_i trim(B_i) s_i) (sum_i w_i trim(A_i))``. Small singular directions lose most of

@@ -1,4 +1,4 @@
-"""Select what varies, calculate each model's share, erase the minority."""
+"""SCE: select entries by variance, calculate weights, erase minority signs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergeforget.merge.methods import merge_method
 
 @merge_method("sce", source="FuseChat 2.0 (SCE), arXiv:2408.07990; mergekit", whole=True)
 def sce(stack: Tensor, weights: Tensor, *, select_topk: float = 1.0) -> Tensor:
-    """Keep where the changes vary most, weigh each by its energy, drop what opposes the majority.
+    """Select the entries of largest variance, weight by energy, drop entries of minority sign.
 
     ``sum_i q_i x_i m_i / sum_i q_i m_i`` with ``q_i`` the share of the mean square of ``x_i``.
     ``select_topk`` is the share kept of the entries whose variance over the inputs is not zero. The

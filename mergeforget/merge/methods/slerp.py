@@ -1,4 +1,4 @@
-"""Go from one change to another on an arc."""
+"""Spherical linear interpolation of two tensors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mergeforget.merge.kernels.arrays import Tensor
 from mergeforget.merge.kernels.sign_election import arc, combine
 from mergeforget.merge.methods import merge_method
 
-COLINEAR = 0.9995  # cosine from which on the arc is taken for a line
+COLINEAR = 0.9995  # smallest cosine for linear interpolation
 
 
 def coefficients(gram: Any, weights: Tensor, *, t: float = 0.5) -> Tensor:
-    """What each of the two is multiplied by."""
+    """Return the factors of the two inputs."""
     found = gram()
     if len(found) != 2:
-        raise UsageError(f"slerp goes from one to another; {len(found)} are given.")
+        raise UsageError(f"slerp interpolates two tensors; {len(found)} are given.")
     lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
     lengths = np.where(lengths > 1e-8, lengths, 1.0)
     cosine = found[0, 1] / (lengths[0] * lengths[1])
@@ -33,9 +33,9 @@ def coefficients(gram: Any, weights: Tensor, *, t: float = 0.5) -> Tensor:
     base="either",
 )
 def slerp(stack: Tensor, weights: Tensor, *, t: float = 0.5) -> Tensor:
-    """Interpolate two tensors along the arc between their directions, ``t`` of the way.
+    """Interpolate two tensors along the arc between their directions, at fraction ``t``.
 
-    ``sin((1 - t) a) / sin(a) * x_1 + sin(t a) / sin(a) * x_2``, a the angle between them; each is
-    then multiplied by its weight, 1 as a rule.
+    ``sin((1 - t) a) / sin(a) * x_1 + sin(t a) / sin(a) * x_2``, with a the angle between them; each
+    is then multiplied by its weight.
     """
     return combine(stack, lambda gram: coefficients(gram, weights, t=t))

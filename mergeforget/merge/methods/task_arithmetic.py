@@ -1,4 +1,4 @@
-"""The weighted sum of changes, under mergekit's name."""
+"""Weighted sum of deltas, under mergekit's name."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ from mergeforget.merge.methods import merge_method
 def task_arithmetic(
     stack: Tensor, weights: Tensor, *, normalize: bool = False, scale: float = 1.0
 ) -> Tensor:
-    """Add up the weighted changes: ``scale * sum_i w_i x_i``; a negative weight takes one away."""
+    """Add up the weighted deltas: ``scale * sum_i w_i x_i``; a negative weight subtracts one."""
     return weighted_sum(stack, weights, normalize=normalize, scale=scale)

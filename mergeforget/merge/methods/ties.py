@@ -1,4 +1,4 @@
-"""Trim, elect a sign, average what agrees."""
+"""TIES: trim, elect a sign, average the entries that agree."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def ties(
     divide: Divide = "count",
     scale: float = 1.0,
 ) -> Tensor:
-    """Keep the largest entries, elect a sign at each place, average the entries that have it.
+    """Keep the largest entries, elect a sign at each position, average the entries that agree.
 
-    The defaults are PEFT's: the sign is elected before weighting, so that a weight changes how
-    much an adapter adds and not which sign wins. ``vote=weighted``, ``divide=weights`` is mergekit.
+    The defaults are PEFT's: the sign is elected before weighting, so a weight scales the
+    contribution of an adapter but not its vote. mergekit is ``vote=weighted``, ``divide=weights``.
     """
     trimmed = trim(stack, density, cuts)
     return consensus(trimmed, weights, sign=sign, vote=vote, divide=divide, scale=scale)

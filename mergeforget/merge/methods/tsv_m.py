@@ -1,4 +1,4 @@
-"""Merge the leading singular vectors of every task, made orthogonal to each other."""
+"""TSV-M: merge the leading singular vectors of all deltas after orthogonalisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mergeforget.merge.methods import merge_method
 
 
 def merged(stack: Tensor, weights: Tensor, *, share: float | None = None) -> Tensor:
-    """See ``tsv_m``; (n, out, in) -> (out, in) in float64."""
+    """Merge (n, out, in) to (out, in) in float64; see ``tsv_m``."""
     if share is not None and not 0 < share <= 1:
         raise UsageError(f"share is {share}; it is a fraction of the rank and must be in (0, 1].")
     lib, n = library(stack), len(stack)
@@ -39,8 +39,8 @@ def tsv_m(stack: Tensor, weights: Tensor, *, share: float | None = None) -> Tens
     deltas, and S their singular values times the weights.
 
     Args:
-        share: Fraction of each delta's rank that is kept; 1/n when omitted. The paper takes it of
-            the full matrix dimension, which for a LoRA of rank r keeps everything; here it is
-            taken of the delta's own rank.
+        share: Fraction of each delta's rank to keep; 1/n when omitted. In the paper, it is relative
+            to the matrix dimension, which keeps all of a LoRA of rank r; here it is relative to the
+            rank of the delta.
     """
     return like(merged(stack, weights, share=share), stack)

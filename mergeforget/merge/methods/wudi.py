@@ -1,4 +1,4 @@
-"""The change that interferes least with every delta's own row space."""
+"""WUDI: the delta with the least interference with the row space of every input."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
 from mergeforget.merge.kernels.subspace import on_cores
 from mergeforget.merge.methods import merge_method
 
-CUTOFF = 1e-10  # of the largest eigenvalue; directions in no delta's row space stay zero
+CUTOFF = 1e-10  # relative to the largest eigenvalue; directions outside all row spaces stay zero
 
 
 def merged(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
-    """See ``wudi``; (n, out, in) -> (out, in) in float64."""
+    """Merge (n, out, in) to (out, in) in float64; see ``wudi``."""
     lib = library(stack)
     targets = to_dtype(stack, "float64") * like(weights, to_dtype(stack, "float64"))[:, None, None]
     wide = to_dtype(stack, "float64")
@@ -29,9 +29,9 @@ def merged(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
     factors=on_cores(merged),
 )
 def wudi(stack: Tensor, weights: Tensor, *, scale: float = 1.0) -> Tensor:
-    """Minimise ``sum_i ||(m - w_i x_i) x_i^T||^2 / ||x_i||^2`` over the merged change m.
+    """Minimise ``sum_i ||(m - w_i x_i) x_i^T||^2 / ||x_i||^2`` over the merged delta m.
 
-    The paper descends with Adam from the sum of the deltas; this is the minimiser itself,
+    The paper runs Adam from the sum of the deltas; this is the exact minimiser,
     ``(sum_i w_i x_i G_i) (sum_i G_i)^+`` with ``G_i = x_i^T x_i / ||x_i||^2``.
     """
     return like(merged(stack, weights, scale=scale), stack)
