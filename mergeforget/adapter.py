@@ -1,4 +1,4 @@
-"""LoRA adapters as plain arrays: read from and written to PEFT folders, without torch.
+"""LoRA adapters as numpy arrays, read from and written to PEFT folders without torch.
 
 Norms, inner products and angles of adapters are computed from rank-sized matrices, never from the
 (out, in) product.
@@ -36,8 +36,8 @@ WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"
 PICKLE = "adapter_model.bin"
 CONFIG = "adapter_config.json"
-NAME_SETS = ("target_modules", "exclude_modules")  # PEFT holds them as sets
-DEFAULT_ALPHA = 8  # PEFT's LoraConfig, for a config without lora_alpha
+NAME_SETS = ("target_modules", "exclude_modules")  # sets in PEFT's config
+DEFAULT_ALPHA = 8  # PEFT's default for a config without lora_alpha
 FACTOR = re.compile(  # X.lora_A.weight, X.lora_A.default.weight, X.lora_embedding_A[.default]
     r"^(?P<module>.+)\.(?:lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight"
     r"|lora_embedding_(?P<embedding>[AB])(?:\.(?P<of>[^.]+))?)$"
@@ -46,7 +46,7 @@ FACTOR = re.compile(  # X.lora_A.weight, X.lora_A.default.weight, X.lora_embeddi
 
 @dataclass(frozen=True, repr=False)
 class LowRankDelta:
-    """One module's change, ``scaling * b @ a``.
+    """The delta of one module, ``scaling * b @ a``.
 
     Attributes:
         a: (rank, in)
@@ -68,15 +68,15 @@ class LowRankDelta:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) of the weight that it changes."""
+        """Shape (out, in) of the weight."""
         return int(self.b.shape[0]), int(self.a.shape[1])
 
     def dense(self) -> Array:
-        """The change itself, (out, in)."""
+        """Return the dense delta, (out, in)."""
         return np.asarray(self.scaling * (self.b @ self.a))
 
     def inner(self, other: LowRankDelta) -> float:
-        """Frobenius inner product with another change of the same module.
+        """Return the Frobenius inner product with another delta of the same module.
 
         ``<s b a, t d c> = s t sum((b.T d) * (a c.T))`` in float64: O((out + in) rank^2).
         """
@@ -85,24 +85,24 @@ class LowRankDelta:
         return float(self.scaling * other.scaling * np.sum(left * right))
 
     def norm(self) -> float:
-        """Frobenius norm."""
+        """Return the Frobenius norm."""
         return math.sqrt(max(0.0, self.inner(self)))
 
 
 @dataclass(frozen=True, repr=False)
 class Adapter:
-    """A LoRA adapter: what train-pair writes and merge reads.
+    """A LoRA adapter.
 
     Attributes:
-        name: how messages call it, for example ``over``.
-        deltas: module name without PEFT's prefix -> its change, sorted by name. Experts that the
-            model keeps in one parameter are modules of their own, see ``expert_factors``.
-        config: the content of ``adapter_config.json``.
-        extras: tensors that are not a lora_A or lora_B weight (biases, DoRA's magnitudes, saved
-            modules), by their name in the file.
-        dtype: how the factors are stored ("F32", "F16", "BF16"); in memory they are float32.
-        embeddings: names of the modules that are embeddings. Their delta is that of the (tokens,
-            size) weight; PEFT stores its transpose as ``lora_embedding_A`` and ``_B``.
+        name: Name in messages, for example ``over``.
+        deltas: Delta by module name without PEFT's prefix, sorted by name. Experts that the
+            model stores in one parameter are separate modules, see ``expert_factors``.
+        config: Content of ``adapter_config.json``.
+        extras: Tensors other than lora_A and lora_B weights (biases, DoRA's magnitudes, saved
+            modules), by name in the file.
+        dtype: Stored dtype of the factors ("F32", "F16", "BF16"); in memory they are float32.
+        embeddings: Names of the modules that are embeddings. Their delta has the shape (tokens,
+            size); PEFT stores its transpose as ``lora_embedding_A`` and ``_B``.
     """
 
     name: str
@@ -119,23 +119,24 @@ class Adapter:
 
     @property
     def base(self) -> str:
-        """The model it was trained on, as PEFT records it."""
+        """Name of the model that the adapter was trained on, as recorded by PEFT."""
         return str(self.config.get("base_model_name_or_path") or "")
 
 
 def read_adapter(folder: Path, name: str = "") -> Adapter:
     """Read a PEFT LoRA folder.
 
-    A folder without a config that holds one adapter saved under a name is read as that adapter.
+    A folder without a config but with a single named adapter in a subfolder is read as that
+    adapter.
 
     Args:
-        folder: Holds ``adapter_config.json`` and the weights: ``adapter_model.safetensors``, or
-            shards of it with an index.
-        name: For messages; the folder's own name when empty.
+        folder: Folder with ``adapter_config.json`` and the weights: ``adapter_model.safetensors``,
+            or shards of it with an index.
+        name: Name in messages; the folder's name when empty.
 
     Raises:
-        InputError: A file is missing, truncated, a pickle, or not a LoRA adapter, or the config
-            names another rank than the weights have.
+        InputError: A file is missing, truncated, a pickle, or not a LoRA adapter, or the rank in
+            the config differs from that of the weights.
         NumericError: The scaling is NaN or Inf.
     """
     name, folder = name or folder.name, adapter_folder(folder)
@@ -151,46 +152,46 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
         module = match["module"].removeprefix(PREFIX)
         letter = (match["factor"] or match["embedding"]).lower()
         names.add(match["name"] or match["of"] or "")
-        if match["embedding"]:  # the weight of an embedding is (tokens, size), its delta (B A)^T
+        if match["embedding"]:  # the weight is (tokens, size), so the delta is (B A)^T
             embeddings.add(module)
             tensor, letter = tensor.T, {"a": "b", "b": "a"}[letter]
         factors.setdefault(module, {})[letter] = tensor
         stored.add(dtype)
     if len(names) > 1:
         raise InputError(
-            f"{folder} holds several adapters in one file: {', '.join(sorted(names))}. Save each "
+            f"{folder} has several adapters in one file: {', '.join(sorted(names))}. Save each "
             "with PEFT's save_pretrained(..., selected_adapters=[name]) and read one of them."
         )
     deltas: dict[str, LowRankDelta] = {}
     for module in sorted(factors):
         deltas |= _deltas(module, factors[module], config, folder)
     if not deltas:
-        raise InputError(f"{folder} holds no lora_A and lora_B weights, so it is not a LoRA.")
-    dtype = stored.pop() if len(stored) == 1 else "F32"  # mixed dtypes are widened
+        raise InputError(f"{folder} contains no lora_A and lora_B weights, so it is not a LoRA.")
+    dtype = stored.pop() if len(stored) == 1 else "F32"  # mixed dtypes become float32
     return Adapter(name, deltas, config, extras, dtype, frozenset(embeddings))
 
 
 def adapter_folder(folder: Path) -> Path:
-    """The folder that holds the adapter: ``folder``, or its only subfolder with an adapter.
+    """Return the folder of the adapter: ``folder``, or its only subfolder with an adapter.
 
     PEFT writes an adapter that is not named ``default`` into a subfolder of its name.
 
     Raises:
-        InputError: Several subfolders hold an adapter.
+        InputError: Several subfolders contain an adapter.
     """
     if (folder / CONFIG).is_file() or not folder.is_dir():
         return folder
     named = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if len(named) > 1:
         raise InputError(
-            f"{folder} holds several adapters: {', '.join(path.name for path in named)}. Name one "
+            f"{folder} has several adapters: {', '.join(path.name for path in named)}. Name one "
             f"of them, for example {named[0]}."
         )
     return named[0] if named else folder
 
 
 def _weights(folder: Path) -> dict[str, tuple[Array, str]]:
-    """Every tensor of an adapter with its stored dtype, from one file or from shards."""
+    """Return every tensor of an adapter with its stored dtype, from one file or from shards."""
     paths = [folder / WEIGHTS]
     if not paths[0].is_file() and (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
@@ -199,7 +200,7 @@ def _weights(folder: Path) -> dict[str, tuple[Array, str]]:
             raise InputError(f"{folder / INDEX} has no weight_map.")
         shards = sorted({str(place) for place in places.values()})
         if any(Path(shard).name != shard for shard in shards):
-            raise InputError(f"{folder / INDEX} names a file outside of its folder.")
+            raise InputError(f"{folder / INDEX} names a file outside its folder.")
         paths = [folder / shard for shard in shards]
     elif not paths[0].is_file() and (folder / PICKLE).is_file():
         raise InputError(
@@ -215,13 +216,13 @@ def _weights(folder: Path) -> dict[str, tuple[Array, str]]:
 
 
 def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
-    """Write a plain PEFT folder, whole or not at all.
+    """Write a plain PEFT folder atomically.
 
     Args:
-        beside: further JSON files of the folder, content by name.
+        beside: Content of further JSON files of the folder, by name.
 
-    The scaling of each delta is stored as ``lora_alpha`` (and ``alpha_pattern`` where modules
-    differ), so that what PEFT loads is what ``adapter.deltas`` says.
+    The scaling of each delta is stored as ``lora_alpha`` (and ``alpha_pattern`` if modules
+    differ), so PEFT loads the same deltas.
     """
     from mergeforget.tensors import all_finite, write_safetensors
 
@@ -259,7 +260,7 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
 def sort_config(folder: Path) -> None:
     """Sort the names in a config that PEFT wrote, so that equal adapters have equal files.
 
-    PEFT holds these names in sets, whose order differs from process to process.
+    PEFT stores these names in sets, whose order differs between processes.
     """
     config = read_config(folder)
     for name in NAME_SETS:
@@ -270,18 +271,18 @@ def sort_config(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``adapter_config.json`` of a PEFT LoRA folder, checked to be one."""
+    """Read and check the ``adapter_config.json`` of a PEFT LoRA folder."""
     if not (folder / CONFIG).is_file():
-        what = "no folder" if not folder.is_dir() else f"no {CONFIG}"
+        what = "it is not a folder" if not folder.is_dir() else f"it has no {CONFIG}"
         raise InputError(
-            f"{folder} is not an adapter: there is {what} there. An adapter is a folder that PEFT "
+            f"{folder} is not an adapter: {what}. An adapter is a folder that PEFT "
             "wrote, for example RUN/over after `mergeforget train-pair`."
         )
     config = read_json(folder / CONFIG)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if not isinstance(config, dict) or kind != "LORA":
         raise InputError(
-            f"{folder / CONFIG} describes an adapter of type {kind!r}; only LORA is read. Convert "
+            f"{folder / CONFIG} has the peft_type {kind!r}, but only LORA is supported. Convert "
             f"it with `mergeforget extract-lora {folder} --base BASE --rank 16 --out OUT`."
         )
     for fault in _faults(config):
@@ -290,20 +291,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """Every tensor of a safetensors file (float32 for the half types) and its stored dtype."""
+    """Read a safetensors file: tensors (half precision as float32) and their stored dtypes."""
     from mergeforget.tensors import read_safetensors
 
     return read_safetensors(path)
 
 
 def scaling_of(config: dict[str, Any], module: str, rank: int) -> float:
-    """The factor of ``B @ A`` in one module, as PEFT computes it.
+    """Return the scaling of ``B @ A`` in one module, as PEFT computes it.
 
     It is ``lora_alpha / rank``, or ``lora_alpha / sqrt(rank)`` with rsLoRA; ``alpha_pattern`` may
-    give a module its own alpha. A config without ``lora_alpha`` has PEFT's default, 8.
+    override it per module. A config without ``lora_alpha`` has PEFT's default, 8.
 
     Raises:
-        NumericError: It is NaN, Inf, or too large for float32.
+        NumericError: The scaling is NaN, Inf, or too large for float32.
     """
     given = config.get("lora_alpha")
     alpha = _pattern(config.get("alpha_pattern"), module, DEFAULT_ALPHA if given is None else given)
@@ -311,28 +312,28 @@ def scaling_of(config: dict[str, Any], module: str, rank: int) -> float:
     if not abs(scaling) <= float(np.finfo(np.float32).max):
         raise NumericError(
             f"The scaling of {module} is {scaling:g} (lora_alpha {alpha:g}, rank {rank}), which "
-            f"float32 cannot hold. Correct lora_alpha or alpha_pattern in {CONFIG}."
+            f"overflows float32. Correct lora_alpha or alpha_pattern in {CONFIG}."
         )
     return scaling
 
 
 def _faults(config: dict[str, Any]) -> Iterator[str]:
-    """Values of a config from which no scaling can be computed."""
+    """Yield the values of a config that make the scaling undefined."""
     if not _is_number(config.get("lora_alpha")):
-        yield f"lora_alpha is {config['lora_alpha']!r}, and must be a number"
+        yield f"lora_alpha is {config['lora_alpha']!r}, but must be a number"
     rank = config.get("r")
     if rank is not None and (type(rank) is not int or rank < 1):
-        yield f"r is {rank!r}, and must be a positive integer"
+        yield f"r is {rank!r}, but must be a positive integer"
     for name in ("alpha_pattern", "rank_pattern"):
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
-            yield f"{name} is {pattern!r}, and must give a number for each pattern"
+            yield f"{name} is {pattern!r}, but must map patterns to numbers"
             continue
         for key in pattern:
             try:
                 safe_pattern(key, name)
             except InputError as error:
-                yield f"{name} holds {key!r}, which is no regular expression ({error})"
+                yield f"{name} has the key {key!r}, not a regular expression ({error})"
 
 
 def _is_number(value: Any) -> bool:
@@ -342,7 +343,7 @@ def _is_number(value: Any) -> bool:
 def _deltas(
     module: str, factors: dict[str, Array], config: dict[str, Any], folder: Path
 ) -> dict[str, LowRankDelta]:
-    """The change of a module, or of each expert of a wrapped parameter, by name."""
+    """Return the delta of a module, or of each expert of a wrapped parameter, by name."""
     if factors.keys() != {"a", "b"}:
         missing = "lora_B" if "a" in factors else "lora_A"
         raise InputError(f"{folder}: {module} has no {missing} weight.")
@@ -364,7 +365,7 @@ def _deltas(
         if rank not in ranks:
             raise InputError(
                 f"{folder / CONFIG} gives {module} the rank {stated:g}, but its weights have rank "
-                f"{rank}. PEFT refuses to load such an adapter, and the scaling would be a guess. "
+                f"{rank}. PEFT cannot load such an adapter, and its scaling is undefined. "
                 "Correct r, or rank_pattern, in the config."
             )
     return {module: LowRankDelta(a, b, scaling_of(config, module, rank))}
@@ -373,13 +374,13 @@ def _deltas(
 def _expert_deltas(
     wrapper: str, a: Array, b: Array, config: dict[str, Any], folder: Path
 ) -> dict[str, LowRankDelta]:
-    """The changes of the experts of one parameter; PEFT's patterns match the parameter's name."""
+    """Return the deltas of the experts of one parameter; patterns match the parameter's name."""
     named = targeted(wrapper, config["target_parameters"])
     keys = [f"{module_of(wrapper)}.{name.rpartition('.')[2]}" for name in named]
     ranks = {int(_pattern(config.get("rank_pattern"), key, config["r"])) for key in keys}
     if len(ranks) != 1 or a.shape[0] % (rank := min(ranks)):
         raise InputError(
-            f"{folder}: {wrapper} has lora_A {a.shape}, which is no stack of factors of rank "
+            f"{folder}: {wrapper} has lora_A {a.shape}, which is not a stack of factors of rank "
             f"{' or '.join(map(str, sorted(ranks)))}. Train the parameters of {', '.join(keys)} "
             "with one rank."
         )
@@ -387,7 +388,7 @@ def _expert_deltas(
     if len(scalings) != 1:
         raise InputError(
             f"{folder / CONFIG} gives the parameters {', '.join(keys)} different values of "
-            "lora_alpha. They are in one module and cannot be told apart without the model. Train "
+            "lora_alpha. They are in one module and need the model to be distinguished. Train "
             "them with one lora_alpha."
         )
     (scaling,) = scalings
@@ -398,7 +399,7 @@ def _expert_deltas(
 
 
 def _pattern(pattern: Any, module: str, default: float) -> float:
-    """PEFT's rule: a pattern's key matches a module's name, or the end of it after a dot."""
+    """Look up a module in a PEFT pattern: a key matches the name, or its end after a dot."""
     for key, value in (pattern or {}).items():
         if re.fullmatch(rf"(.*\.)?({key})", module):
             return float(value)
@@ -406,7 +407,7 @@ def _pattern(pattern: Any, module: str, default: float) -> float:
 
 
 def _config_of(adapter: Adapter) -> dict[str, Any]:
-    """The config that gives every delta its rank and scaling when PEFT loads the folder."""
+    """Return the config with which PEFT loads every delta with its rank and scaling."""
     rank = max(d.rank for d in adapter.deltas.values())
     plain = {m: d for m, d in adapter.deltas.items() if expert_of(m) is None}
     ranks = {m: d.rank for m, d in plain.items()}

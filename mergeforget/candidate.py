@@ -1,4 +1,4 @@
-"""How one merge was made, and the folder name that follows from it."""
+"""The candidate: the definition of one merge, and its folder name."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Candidate:
     """One way to merge the pair.
 
     Attributes:
-        method: a merge method, see ``mergeforget list methods``.
-        density: fraction of entries kept, in (0, 1]; None for a method that has none.
-        weights: one multiplier per adapter.
-        space: ``factors`` merges A and B apart (PEFT's ``ties``), ``delta`` merges ``B @ A``.
-        rank: of the result, in delta space; None keeps the largest of the inputs.
-        seed: of the methods that draw at random.
-        arguments: further arguments of the method.
-        by_module: what differs by module or depth: settings by ``density``, ``weights`` (a list,
-            one setting per adapter) or an argument's name, see ``merge.by_module``.
+        method: Name of a merge method, see ``mergeforget list methods``.
+        density: Fraction of entries kept, in (0, 1]; None for methods without density.
+        weights: One multiplier per adapter.
+        space: ``factors`` merges A and B separately (PEFT's ``ties``), ``delta`` merges ``B @ A``.
+        rank: Rank of the result, in delta space; None is the largest rank of the inputs.
+        seed: Random seed.
+        arguments: Further arguments of the method.
+        by_module: Settings that depend on module or depth, for ``density``, ``weights`` (a list,
+            one setting per adapter) or an argument; see ``merge.by_module``.
     """
 
     method: str
@@ -39,7 +39,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """Folder name, for example ``ties-factors-d0.70``; what is at its default is left out."""
+        """Folder name, for example ``ties-factors-d0.70``, without values at their defaults."""
         parts = [self.method, self.space]
         if self.density is not None:
             parts.append("d" + _two_digits(self.density))
@@ -50,7 +50,7 @@ class Candidate:
 
     @property
     def family(self) -> str:
-        """What it shares with those of another density: ``ties factors weights 1:0.5``."""
+        """Description without the density, for example ``ties factors weights 1:0.5``."""
         parts = [self.method, self.space, *(words for _, words in self._beside())]
         others = {key: value for key, value in self.by_module.items() if key != "density"}
         if "density" in self.by_module:
@@ -61,7 +61,7 @@ class Candidate:
 
     @property
     def densities(self) -> str:
-        """``0.70``, or ``0.30, 0.50`` where it differs by module; empty without one."""
+        """The density as text, ``0.70``, or ``0.30, 0.50`` if it differs by module."""
         if self.density is None:
             return ""
         setting = self.by_module.get("density")
@@ -72,7 +72,7 @@ class Candidate:
         return ", ".join(_two_digits(v) if isinstance(v, float) else str(v) for v in runs)
 
     def _beside(self) -> list[tuple[str, str]]:
-        """What is not at its default, as a name and in words; neither density nor by_module."""
+        """Return the values other than defaults, as a short name and in words."""
         found = []
         if any(w != 1 for w in self.weights):
             every = [f"{w:g}" for w in self.weights]
@@ -84,26 +84,26 @@ class Candidate:
         return found + [(f"{k}={v}",) * 2 for k, v in sorted(self.arguments.items())]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self) | {"weights": list(self.weights)}
 
     @classmethod
     def from_dict(cls, values: Any, where: object = "the candidate") -> Candidate:
-        """The inverse of ``to_dict``; other keys are ignored.
+        """Create a candidate from ``to_dict``; other keys are ignored.
 
         Args:
-            values: What a file holds.
-            where: The file, for messages.
+            values: Content of a file.
+            where: Name of the file, for messages.
 
         Raises:
             InputError: A value is missing or has another type.
         """
         known = {k: v for k, v in values.items() if k in _TYPES} if isinstance(values, dict) else {}
         if not isinstance(known.get("method"), str):
-            raise InputError(f"{where} does not say how a candidate was merged: no method.")
+            raise InputError(f"{where} does not describe a candidate: it has no method.")
         for key, value in known.items():
             if isinstance(value, bool) or not isinstance(value, _TYPES[key]):
-                raise InputError(f"{where} has {key} {str(value)[:40]!r}, which is damaged.")
+                raise InputError(f"{where} is damaged: {key} is {str(value)[:40]!r}.")
         weights = known.get("weights", (1.0, 1.0))
         if any(isinstance(w, bool) or not isinstance(w, int | float) for w in weights):
             raise InputError(f"{where} has weights that are not numbers: {str(weights)[:40]}.")
@@ -111,8 +111,8 @@ class Candidate:
 
 
 DEFAULT = Candidate("ties", 0.8)
-"""How a merge is done where nothing else is said, in the API, the commands, recipes and searches.
-The density is for methods that need one."""
+"""The default merge of the API, the commands, recipes and searches.
+The density applies to methods that need one."""
 
 _TYPES: dict[str, Any] = {
     "method": str,

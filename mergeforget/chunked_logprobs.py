@@ -1,10 +1,10 @@
-"""Log-probabilities and divergences computed in chunks, without a tokens x vocabulary table.
+"""Compute log-probabilities and divergences in chunks, without a (tokens, vocabulary) table.
 
-A loss reads one number per token: a label's log-probability, or a divergence from a target. The
-gradient with respect to the hidden state is a difference of two distributions times the output
-matrix, and it is known together with the value. The forward pass stores this (tokens, width)
+A loss needs one number per token: the log-probability of a label, or a divergence from a target.
+The gradient with respect to the hidden state is a difference of two distributions times the output
+matrix, and it is computed together with the value. The forward pass stores this (tokens, width)
 gradient and drops each chunk's logits; the backward pass only scales it. With a frozen output
-matrix, as with LoRA, this needs no more arithmetic than materialising the logits.
+matrix, as in LoRA, this takes no more arithmetic than materialising the logits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 512  # tokens at a time; 100 MB of float32 logits with a vocabulary of 50 000
+CHUNK = 512  # tokens per chunk; 100 MB of float32 logits for a vocabulary of 50,000
 
 Target = Callable[[Tensor, Tensor | None, Tensor], Tensor]
 """(logits, the reference's logits, labels) of a chunk -> log of a distribution, (n, vocabulary)."""
@@ -37,12 +37,12 @@ class Projection:
     weight: Tensor
 
     def logits(self) -> Tensor:
-        """(tokens, vocabulary), all at once."""
+        """Return all logits, (tokens, vocabulary)."""
         return self.hidden @ self.weight.T
 
 
 def rows_of(source: Tensor | Projection | None, n: slice) -> Tensor | Projection | None:
-    """The predictions of some tokens; a view."""
+    """Return the predictions of some tokens, as a view."""
     if isinstance(source, Projection):
         return Projection(source.hidden[n], source.weight)
     return None if source is None else source[n]
@@ -76,7 +76,7 @@ def divergence(
 
     Args:
         source: The policy's predictions.
-        other: The reference's predictions, where ``target`` reads them.
+        other: The reference's predictions, if ``target`` needs them.
 
     Returns:
         ``KL(target || policy)`` and the target's entropy, each (tokens,), in nats. Their sum is the
@@ -116,7 +116,7 @@ class _LabelLogps(torch.autograd.Function):
             here = labels[n, None]
             logps.append((logits.gather(1, here) - log_z).squeeze(1))
             if ctx.needs_input_grad[0]:
-                p = logits.sub_(log_z).exp_()  # in place: the chunk is the largest tensor here
+                p = logits.sub_(log_z).exp_()  # in place, because the chunk is the largest tensor
                 p.scatter_add_(1, here, torch.full_like(here, -1, dtype=p.dtype))
                 slopes.append(-(p.to(weight.dtype) @ weight))
         if slopes:
@@ -170,7 +170,7 @@ def _scaled(ctx: Any, upstream: Tensor) -> Tensor | None:
 
 
 def _divergence(logits: Tensor, log_target: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(target || softmax(logits)) and the target's entropy; 0 log 0 counts as 0."""
+    """Return KL(target || softmax(logits)) and the entropy of the target, with 0 log 0 = 0."""
     log_p = F.log_softmax(logits, -1)
     t = log_target.exp()
     finite = torch.where(t > 0, log_target, torch.zeros_like(log_target))
@@ -178,7 +178,7 @@ def _divergence(logits: Tensor, log_target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chunk(source: Tensor | Projection | None, n: slice) -> Tensor | None:
-    """Some tokens' logits, float32 or wider, without a gradient."""
+    """Return the logits of some tokens, float32 or wider, without a gradient."""
     if source is None:
         return None
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The `mergeforget` command: finds the commands and turns errors into messages and exit codes."""
+"""The `mergeforget` command: load the commands, and map errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class ReportingGroup(click.Group):
         except click.ClickException as error:
             object.__setattr__(error, "message", printable(error.message))
             raise
-        except BrokenPipeError:  # the reader of stdout ended, as `| head` does
+        except BrokenPipeError:  # the reader of stdout ended, for example `| head`
             raise
-        except BaseException as error:  # also a panic of a library in Rust
+        except BaseException as error:  # includes panics of Rust libraries
             if os.environ.get("MERGEFORGET_TRACEBACK"):
                 raise
             message, code = explain(error)
@@ -79,10 +79,10 @@ class Commands(ReportingGroup):
 
 
 def study_command() -> click.Command:
-    """The commands of benchmarks/study in a checkout, under the name that they had in 0.1.
+    """Return the commands of benchmarks/study in a checkout, under their name in version 0.1.
 
     Raises:
-        UsageError: The package is installed without a checkout, which alone has them.
+        UsageError: The package is not in a checkout.
     """
     try:
         module = import_module("benchmarks.study.__main__")
@@ -96,7 +96,7 @@ def study_command() -> click.Command:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """The message and the exit code for an error that ends a command.
+    """Return the message and the exit code for an error that ends a command.
 
     Codes: 1 unexpected, 2 usage, 3 recipe, 4 input, 5 numeric, 6 resources, 7 verification failed,
     130 and 143 interrupted by SIGINT and SIGTERM.
@@ -129,7 +129,7 @@ FILE_ERRORS = {
 
 
 def add_common_options(command: click.Command) -> None:
-    """Let a command, and the commands of a group, take ``--plugin``, ``-v`` and ``-q``."""
+    """Add ``--plugin``, ``-v`` and ``-q`` to a command, or to the commands of a group."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             add_common_options(inner)
@@ -138,7 +138,7 @@ def add_common_options(command: click.Command) -> None:
 
 
 def common_options() -> list[click.Parameter]:
-    """Options that are valid before and after the name of a command."""
+    """Return the options that are valid before and after the name of a command."""
     return [
         click.Option(
             ["--plugin", "plugins"], multiple=True, is_eager=True, expose_value=False,

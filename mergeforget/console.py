@@ -23,9 +23,9 @@ from mergeforget.distributed import is_main
 from mergeforget.parsing import printable
 
 T = TypeVar("T")
-QUIET_SECONDS = 2.0  # before this, progress is not worth a line
+QUIET_SECONDS = 2.0  # shorter work shows no progress
 LINE_SECONDS = 15.0  # between two plain lines
-TELLING = 0.05  # fraction of the work after which the pace predicts the time left
+TELLING = 0.05  # fraction of the work after which the time left is estimated
 
 LOGGER = logging.getLogger("mergeforget")
 
@@ -39,7 +39,7 @@ class _Stderr(logging.Handler):
             _displays[-1].spoke()
 
 
-if not LOGGER.handlers:  # as transformers and optuna do: visible by default, never printed twice
+if not LOGGER.handlers:  # as in transformers and optuna: visible by default, printed once
     LOGGER.addHandler(_Stderr())
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False
@@ -69,7 +69,7 @@ def displayed_by(display: Display) -> Iterator[None]:
 
 
 def set_verbosity(level: int) -> None:
-    """Show messages from a logging level on; ``logging.DEBUG`` adds the time to each."""
+    """Show messages of at least a logging level; ``logging.DEBUG`` adds the time to each."""
     LOGGER.setLevel(level)
     style = "%(asctime)s %(message)s" if level <= logging.DEBUG else "%(message)s"
     for handler in LOGGER.handlers:
@@ -79,7 +79,7 @@ def set_verbosity(level: int) -> None:
 
 
 def say(message: str) -> None:
-    """Log a message; of several processes only the main one logs."""
+    """Log a message; only the main process logs."""
     if is_main():
         warned = message.lower().startswith("warning")
         LOGGER.log(logging.WARNING if warned else logging.INFO, "%s", message)
@@ -97,7 +97,7 @@ _warned: set[str] = set()
 
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
-    """Append each message with its time to a file while the block runs, also after ``-q``.
+    """Append each message with its time to a file inside the block, even with ``-q``.
 
     The main process writes the file.
     """
@@ -108,7 +108,10 @@ def logged_to(path: Path) -> Iterator[None]:
     handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(message)s"))
     shown = LOGGER.level
     levels = {other: other.level for other in LOGGER.handlers}
-    for other, level in levels.items():  # the logger lets more pass now; the others show as before
+    for (
+        other,
+        level,
+    ) in levels.items():  # other handlers keep their level
         other.setLevel(max(level, shown))
     LOGGER.addHandler(handler)
     LOGGER.setLevel(min(shown, logging.INFO))
@@ -123,7 +126,7 @@ def logged_to(path: Path) -> Iterator[None]:
 
 
 class _OneLine(logging.Formatter):
-    """Escapes control characters, so that a message cannot imitate another line of the log."""
+    """Escape control characters, so that a message cannot imitate another line of the log."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record)).replace("\n", "\n  ")
@@ -133,7 +136,7 @@ def save_details(error: BaseException) -> Path | None:
     """Write the traceback of an unexpected error to a new file in the temporary folder.
 
     Returns:
-        The file; None where it cannot be written.
+        The file; None if it cannot be written.
     """
     text = "".join(traceback.format_exception(error))
     with suppress(OSError):
@@ -145,7 +148,7 @@ def save_details(error: BaseException) -> Path | None:
 
 
 def shows_progress() -> bool:
-    """Whether stderr shows messages below the level of a warning; false after ``-q``."""
+    """Return whether stderr shows messages below the level of a warning; false with ``-q``."""
     return any(
         isinstance(h, _Stderr) and max(h.level, LOGGER.level) <= logging.INFO
         for h in LOGGER.handlers
@@ -153,19 +156,19 @@ def shows_progress() -> bool:
 
 
 def duration(seconds: float) -> str:
-    """``75`` becomes ``1:15``; hours are added where there are any."""
+    """Format seconds: ``75`` becomes ``1:15``; hours are included if there are any."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Progress:
-    """Counts finished work and estimates the time left."""
+    """Count finished work, and estimate the time left."""
 
     def __init__(self, label: str, total: int, *, done: int = 0) -> None:
         self.label, self.total, self.done = label, total, done
         self.note = ""
-        self._first = done  # work of an earlier run does not count for the pace
+        self._first = done  # work of an earlier run, excluded from the rate
         self._start = self._shown = time.monotonic()
         self._paced: tuple[int, float] | None = None  # count and time after the first item
         self._bar: Any = None
@@ -188,14 +191,14 @@ class Progress:
             say(self.line())
 
     def line(self) -> str:
-        """One line: label, count, time left, note."""
+        """Return one line: label, count, time left, note."""
         seconds = self._left()
         left = "" if seconds is None else f", {duration(seconds)} left"
         note = f", {self.note}" if self.note else ""
         return f"{self.label}: {self.done}/{self.total}{left}{note}"
 
     def _left(self) -> float | None:
-        """Seconds left, at the pace since the first item, which may have loaded a model."""
+        """Return the seconds left, by the rate after the first item, which may load a model."""
         since, start = self._paced or (self._first, self._start)
         if self.done == since:
             since, start = self._first, self._start
@@ -222,7 +225,7 @@ class Progress:
 
 @contextmanager
 def progress(label: str, total: int, *, done: int = 0) -> Iterator[Progress]:
-    """A Progress that is closed when the block ends."""
+    """Yield a Progress that is closed when the block ends."""
     bar = Progress(label, total, done=done)
     try:
         yield bar

@@ -1,6 +1,6 @@
-"""Distributed runs that `accelerate launch` or `torchrun` start.
+"""Distributed runs, started by `accelerate launch` or `torchrun`.
 
-The launcher sets rank and world size in the environment. Rank 0 alone writes files and prints, and
+The launcher sets rank and world size in the environment. Only rank 0 writes files and prints, and
 broadcasts its results. Without a launcher the world size is 1, and these functions do nothing.
 """
 
@@ -174,7 +174,7 @@ class RankShare:  # not a dataclass: importing dataclasses takes 10 ms of `merge
         return text if self.count == 1 else f"{text} ({self.rank + 1} of {self.count})"
 
 
-ALONE = RankShare()  # used within a distributed job when one process evaluates by itself
+ALONE = RankShare()  # for an evaluation by a single process of a distributed job
 
 
 def rank_share() -> RankShare:

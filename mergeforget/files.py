@@ -1,4 +1,4 @@
-"""The formats that every step reads and writes: text, JSON and JSON Lines, whole or not at all."""
+"""Read text, JSON and JSON Lines, and write them atomically."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mergeforget.replace import whole as whole
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, whole or not at all.
+    """Write indented JSON atomically.
 
     Raises:
-        NumericError: A number is NaN or infinite, which JSON cannot hold.
+        NumericError: A number is NaN or infinite, which is not valid JSON.
     """
     write_text(path, _json(value, path, indent=2) + "\n")
 
@@ -36,20 +36,20 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: It is missing or is not JSON.
+        InputError: The file is missing or is not JSON.
     """
     return parse_json(read_text(path), path)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that contains an object.
 
     Raises:
-        InputError: It is missing, is not JSON, or holds another value such as null.
+        InputError: The file is missing, is not JSON, or contains another value such as null.
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object but {str(value)[:40]!r}.")
+        raise InputError(f"{path} does not contain a JSON object but {str(value)[:40]!r}.")
     return value
 
 
@@ -79,11 +79,11 @@ def reading(path: object) -> Iterator[None]:
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, sync: bool = True) -> None:
-    """Append rows, one JSON object a line, and flush them to the disk.
+    """Append rows, one JSON object per line, and flush them to the disk.
 
     Args:
-        sync: Wait until they are on the disk. Without it they outlive the process, but not a power
-            cut; ``sync_file`` makes up for it.
+        sync: Wait until they are on the disk. Otherwise they survive a killed process, but not a
+            power failure, until ``sync_file`` is called.
     """
     text = "".join(_json(row, path) + "\n" for row in rows)
     with explained(path):
@@ -97,13 +97,13 @@ def append_jsonl(path: Path, rows: Iterable[dict[str, Any]], *, sync: bool = Tru
 
 
 def sync_file(path: Path) -> None:
-    """Wait until what was written to a file is on the disk."""
+    """Flush a file to the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows, one JSON object a line, whole or not at all."""
+    """Write rows atomically, one JSON object per line."""
     write_text(path, "".join(_json(row, path) + "\n" for row in rows))
 
 
@@ -118,9 +118,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Read JSON Lines with the number of each line, counted from 1; a missing file has none.
+    """Read JSON Lines with line numbers, starting at 1; a missing file has no lines.
 
-    A last line that has no line feed and is not JSON was cut off by a kill and is left out.
+    A last line without a line feed that is not JSON was cut off by a kill and is ignored.
 
     Raises:
         InputError: Another line is damaged; the message names it.
@@ -128,7 +128,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
     if not path.exists():
         return []
     try:
-        # not splitlines: it also splits at U+2028, which a row may hold
+        # splitlines would also split at U+2028, which a row may contain
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
@@ -153,7 +153,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file, or of every file in a folder with its relative name."""
+    """Return the hash of a file, or of the files of a folder with their relative names."""
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         if file != path:
@@ -169,12 +169,12 @@ def _json(value: Any, where: object, indent: int | None = None) -> str:
         return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise NumericError(
-            f"{where} was not written: a value is NaN or infinite, so the figures would be wrong."
+            f"{where} was not written, because a value is NaN or infinite."
         ) from error
 
 
 def _end_last_line(path: Path) -> None:
-    """Remove a last line that a kill cut off, or end one that is complete."""
+    """Remove an incomplete last line, or add a missing line feed to a complete one."""
     if not path.exists():
         return
     with open(path, "r+b") as file:

@@ -1,6 +1,6 @@
-"""FSDP2: each rank loads one shard of the frozen base; a layer is gathered while it is computed.
+"""FSDP2: each rank loads one shard of the frozen base; layers are gathered one at a time.
 
-All ranks must run the same passes in the same order, whatever rows they have, since each pass
+All ranks must run the same passes in the same order, since each pass
 gathers the layers one after the other; a rank with an additional pass would wait forever. The
 adapter is replicated on every rank.
 """
@@ -53,7 +53,7 @@ def whole(model: nn.Module, module: Any) -> Tensor:
     """Return a module's weight; of a sharded module a full copy on each rank."""
     for one in model.modules():
         if isinstance(one, FSDPModule):
-            one.reshard()  # the gathered weight of the last pass is in reused memory
+            one.reshard()  # the gathered weight of the last pass uses shared memory
     weight: Any = module.weight
     found: Tensor = weight.full_tensor().detach() if isinstance(weight, DTensor) else weight
     return found

@@ -1,7 +1,7 @@
-"""Next-token predictions of a batch: the input of every objective.
+"""Next-token predictions of a batch, the input of every loss.
 
-Logits are shifted and masked once, and only positions that a loss reads are kept, as rows of a flat
-table. Padding side and lengths of other rows do not matter.
+Logits are shifted and masked once. Only positions that a loss reads are kept, as rows of a flat
+table, so neither the padding side nor the lengths of other rows matter.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 
 from mergeforget.chunked_logprobs import Projection, Target, divergence, label_logps, rows_of
 
-PADDING, PROMPT, ANSWER = 0, 1, 2  # kinds of position
+PADDING, PROMPT, ANSWER = 0, 1, 2  # kinds of tokens
 MASKS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMPT, ANSWER)}
-"""What an objective's argument ``mask`` counts: the answer, all but padding, or everything."""
+"""Kinds of tokens counted by each value of ``mask``: answers, all but padding, or all."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One micro-batch inside a pass over several.
+    """One micro-batch in a pass over several.
 
     Attributes:
-        tokens, rows: Its places among the kept tokens and among the sequences of the pass.
-        total: Its weighted number of sequences.
-        kinds: Its weighted number of kept positions of each kind.
+        tokens, rows: Slices of its kept tokens and of its sequences in the pass.
+        total: Weighted number of its sequences.
+        kinds: Weighted number of its kept tokens by kind.
     """
 
     tokens: slice
@@ -37,7 +37,7 @@ class Part:
 
 
 class SeveralMicroBatches(Exception):  # noqa: N818  (a signal to the caller, not a fault)
-    """A loss read a mean of its own micro-batch, but the outputs hold several of them."""
+    """A loss read the mean of its micro-batch, but the outputs contain several micro-batches."""
 
 
 @dataclass
@@ -45,27 +45,27 @@ class TokenOutputs:
     """Packed next-token predictions of a batch: one table row per predicted token.
 
     Attributes:
-        source: (tokens, vocabulary) logits, where row i predicts ``labels[i]``; or a Projection
-            to compute them from; or None where only ``known_logps`` exist.
+        source: (tokens, vocabulary) logits; row i predicts ``labels[i]``. Or a Projection
+            to compute them, or None if only ``known_logps`` exist.
         labels: (tokens,) token ids.
         row: (tokens,) index of the token's sequence in the batch.
         rows: Number of sequences.
         kind: (tokens,) PADDING, PROMPT or ANSWER, the kind of the predicted token.
-        hidden: layer -> (tokens, width), where a loss reads hidden states.
+        hidden: Hidden states by layer, (tokens, width), if a loss reads them.
         row_total: Weighted number of sequences in the whole optimiser step; None uses this batch.
         token_total: Weighted number of positions of each kind in the whole optimiser step.
         refusal: The same model's outputs for refusals to the same prompts.
-        weights: (rows,) weight of each sequence in means; weight 2 equals having it twice. None is
+        weights: (rows,) weight of each sequence in means; weight 2 counts it twice. None is
             all ones.
-        own_total: Weighted rows of this batch, and weighted positions by kind, where they are
+        own_total: Weighted rows of this batch, and weighted positions by kind, if they are
             known; otherwise they are computed, which waits for the device.
         known_logps: (tokens,) precomputed log-probabilities.
-        levels: (rows,) NLL to aim at for each sequence, in nats; see the level loss.
-        parts: Micro-batches that share these outputs; empty where they are of one micro-batch.
+        levels: (rows,) target NLL of each sequence, in nats; see the loss ``level``.
+        parts: Micro-batches that share these outputs; empty for a single one.
         notes: Values that a loss adds to the history.
 
-    Losses take means with ``row_mean`` and ``token_mean``. The losses of micro-batches then add up
-    to the loss of the step, so gradient accumulation equals the larger batch.
+    Losses compute means with ``row_mean`` and ``token_mean``. The losses of micro-batches then add
+    up to the loss of the step, so gradient accumulation equals the larger batch.
     """
 
     source: Tensor | Projection | None
@@ -123,7 +123,7 @@ class TokenOutputs:
 
     @cached_property
     def logits(self) -> Tensor:
-        """(tokens, vocabulary); avoid it where possible, it materialises the whole table."""
+        """(tokens, vocabulary) logits; avoid them if possible, since the table is large."""
         assert self.source is not None, "a loss read logits without naming them in its needs"
         return self.source if isinstance(self.source, Tensor) else self.source.logits()
 
@@ -132,7 +132,7 @@ class TokenOutputs:
         """(tokens,) log-probability of each label, in nats, float32 or wider; <= 0."""
         if self.known_logps is not None:
             return self.known_logps
-        assert self.source is not None, "neither logits nor log-probabilities are at hand"
+        assert self.source is not None, "there are neither logits nor log-probabilities"
         return label_logps(self.source, self.labels)
 
     def divergence(
@@ -140,8 +140,8 @@ class TokenOutputs:
     ) -> tuple[Tensor, Tensor]:
         """``KL(target || self)`` and the target's entropy, each (tokens,), in nats.
 
-        The target is held fixed; it may read the reference's logits. With a Projection, no
-        tokens x vocabulary table is kept.
+        The target is constant; it may depend on the reference's logits. With a Projection, no
+        (tokens, vocabulary) table is stored.
         """
         assert self.source is not None, "a loss read logits without naming them in its needs"
         other = None if reference is None else reference.source
@@ -172,7 +172,7 @@ class TokenOutputs:
         """Mean over some tokens of this micro-batch alone, not of the whole step.
 
         Raises:
-            SeveralMicroBatches: The outputs hold several; the caller takes them ``apart``.
+            SeveralMicroBatches: The outputs contain several; the caller separates them.
         """
         self._of_one()
         return self._sum(values, kinds) / (sum(self._own_total[kind] for kind in kinds) or 1)
@@ -189,14 +189,14 @@ class TokenOutputs:
         """Share of the optimiser step's sequences that this batch holds, in [0, 1].
 
         Raises:
-            SeveralMicroBatches: The outputs hold several; the caller takes them ``apart``.
+            SeveralMicroBatches: The outputs contain several; the caller separates them.
         """
         self._of_one()
         total = self.own_rows if self.row_total is None else self.row_total
         return self.own_rows / (total or 1)
 
     def apart(self) -> list[TokenOutputs]:
-        """The outputs of each micro-batch; a view, so gradients reach the common pass."""
+        """Return the outputs of each micro-batch as views, so gradients reach the joint pass."""
         refusals = [None] * len(self.parts) if self.refusal is None else self.refusal.apart()
         known = self.__dict__.get("token_logps", self.known_logps)
         return [

@@ -1,4 +1,4 @@
-"""Recipes: the settings of a run, read from YAML, validated and written back."""
+"""Recipes: the settings of a run, read from YAML and validated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mergeforget.train_config import Tokens as Tokens
 from mergeforget.train_config import Training as Training
 
 FOLDER = Path(__file__).parent / "recipes"
-SIDES = ("over", "under")  # of a pair; either may be the name of a recipe
+SIDES = ("over", "under")  # keys of a pair; each may be the name of a recipe
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -54,7 +54,7 @@ Densities = Annotated[list[Density], BeforeValidator(_densities), Field(min_leng
 TRUST_KEY = "model.trust_remote_code"
 TASKS_KEY = "evaluation.lm_eval_folder"
 TRUSTED: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
-"""Whether this call may run code that is stored with a model: ``--trust-remote-code``."""
+"""Whether this call may run the code of a model: ``--trust-remote-code``."""
 _NESTED: ContextVar[int] = ContextVar("nested_recipes", default=0)
 
 
@@ -63,16 +63,16 @@ class ModelSpec(RecipeSection):
 
     name: str = "smollm2"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["4bit"] | None = None  # of the frozen base under an adapter (QLoRA)
+    quantization: Literal["4bit"] | None = None  # quantise the frozen base of an adapter (QLoRA)
     trust_remote_code: bool = False
-    attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"  # kernel of attention
+    attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"  # attention kernel
 
 
 class DataSpec(RecipeSection):
-    """Files of rows, and how a row becomes a prompt.
+    """Files of rows, and the rendering of prompts.
 
     Attributes:
-        columns: Maps our names (id, input, output, task, weight, subject) to the file's.
+        columns: Column names of the files by column (id, input, output, task, weight, subject).
         template: ``chat`` renders prompts with the tokenizer's chat template, ``none`` uses the raw
             text, ``auto`` is ``chat`` if the tokenizer has a template.
         system_prompt: System message of a chat, for rows without their own.
@@ -105,7 +105,7 @@ class Memorise(RecipeSection):
 
 
 class Pair(RecipeSection):
-    """The trainings of over and under; each may be the name of a recipe with that side."""
+    """The trainings of over and under; each may be the name of a recipe."""
 
     over: Training
     under: Training
@@ -118,7 +118,7 @@ class Pair(RecipeSection):
             return value
         depth = _NESTED.get()
         if depth > 4:
-            raise ValueError(f"recipes name each other in a circle, the last is {value!r}")
+            raise ValueError(f"recipes refer to each other in a circle; the last is {value!r}")
         token = _NESTED.set(depth + 1)
         try:
             return load_recipe(value).training(info.field_name or "over")
@@ -133,7 +133,7 @@ class Pair(RecipeSection):
 
 
 class MergeSpec(RecipeSection):
-    """How `mergeforget merge RUN` merges the pair by default."""
+    """Default merge of `mergeforget merge RUN`."""
 
     method: str = DEFAULT.method
     density: Density | None = DEFAULT.density
@@ -141,7 +141,7 @@ class MergeSpec(RecipeSection):
     space: Literal["factors", "delta"] = DEFAULT.space
     rank: Positive | None = DEFAULT.rank
     seed: int = DEFAULT.seed
-    precision: Literal["float32", "float64"] = "float32"  # of the computation
+    precision: Literal["float32", "float64"] = "float32"
     arguments: dict[str, Any] = {}
 
 
@@ -153,34 +153,34 @@ class SearchSpec(RecipeSection):
     weights: Annotated[list[list[float]], Field(min_length=1)] = [list(DEFAULT.weights)]
     spaces: Annotated[list[Literal["factors", "delta"]], Field(min_length=1)] = [DEFAULT.space]
     ranks: Annotated[list[Positive | None], Field(min_length=1)] = [DEFAULT.rank]
-    groups: Positive = 1  # of layers, each with a density of its own
+    groups: Positive = 1  # layer groups with separate densities
     strategy: Literal["grid", "refine", "tpe", "nsga2"] = "grid"
-    finalists: Positive | None = None  # measured in full; None: all of a grid, else a fifth
-    together: Positive | None = None  # that answer in one batch; None: as many as fill it
+    finalists: Positive | None = None  # None: all of a grid, else a fifth
+    together: Positive | None = None  # candidates per batch; None: as many as fit
     objective: str = "mia"
     choose_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     seed: int = 0
 
 
-NEW_TOKENS = {"tofu": 200, "muse": 128}  # per answer, as the benchmark defines; else 256
-UNITS = {"tofu": "answers"}  # what membership is judged by, given the question; else documents
+NEW_TOKENS = {"tofu": 200, "muse": 128}  # tokens per answer by benchmark; otherwise 256
+UNITS = {"tofu": "answers"}  # text judged as member by benchmark; otherwise documents
 
 
 class EvaluationSpec(RecipeSection):
-    """Metrics of an evaluation, and the models that it compares with.
+    """Metrics of an evaluation, and the models to compare with.
 
     Attributes:
-        metrics: Metrics besides the benchmark's, each as ``NAME`` or ``NAME/SPLIT``.
+        metrics: Additional metrics, each as ``NAME`` or ``NAME/SPLIT``.
         rows: Files of further splits, such as ``real_authors``, or of forget and retain rows that
             replace the trained ones.
         retrained: Model trained without the forget set, its adapter, or its measurements.
         reference: Model whose loss per document is subtracted in membership inference.
         utility: Score that the floor applies to; by default MMLU, otherwise TOFU's model utility.
-        floor: Minimum ratio of that score to the base model's.
-        lm_eval: Names of lm-eval tasks; ``lm_eval_folder`` holds further tasks.
+        floor: Minimum ratio of the score to that of the base.
+        lm_eval: Names of lm-eval tasks; ``lm_eval_folder`` contains further tasks.
         backend: Library that generates the answers.
-        ask: ``all`` asks a model that has a chat template raw and in chat, and reports the worst
-            case; ``own`` asks it as ``data.template`` says only.
+        ask: ``all`` asks a model with a chat template raw and in chat, and reports the worst
+            case; ``own`` uses only ``data.template``.
     """
 
     benchmark: str = "semeval2025-task4"
@@ -190,7 +190,7 @@ class EvaluationSpec(RecipeSection):
     membership: Literal["documents", "rows", "answers"] = "documents"
     mmlu: str | None = None
     mmlu_shots: Annotated[int, Field(ge=0, le=5)] = 5
-    mmlu_limit: Positive | None = None  # questions of each subject; None: as many as limit says
+    mmlu_limit: Positive | None = None  # questions per subject; None: limit
     rows: dict[str, str] = {}
     retrained: str | None = None
     reference: str | None = None
@@ -231,7 +231,7 @@ class Recipe(RecipeSection):
     @model_validator(mode="after")
     def _trains_something(self) -> Recipe:
         if self.train is None and self.pair is None:
-            raise ValueError("the recipe trains nothing: it needs `train` or `pair`")
+            raise ValueError("the recipe has no training: add `train` or `pair`")
         return self
 
     def trainings(self) -> dict[str, Training]:
@@ -242,7 +242,7 @@ class Recipe(RecipeSection):
         return found
 
     def training(self, side: str) -> Training:
-        """Return the training of a side of the pair; of a recipe without a pair, the only one."""
+        """Return the training of a side of the pair, or the only training."""
         if self.pair is not None:
             found: Training = getattr(self.pair, side)
             return found
@@ -262,8 +262,8 @@ def recipe_path(name: str) -> Path:
     if name not in recipe_names():
         known = recipe_names()
         raise RecipeError(
-            f"There is no recipe {name!r}.{suggest(name, known)} Known: {', '.join(known)}; a file "
-            "is given by its path, ending in .yaml."
+            f"There is no recipe {name!r}.{suggest(name, known)} Known: {', '.join(known)}. Give a "
+            "file by its path, ending in .yaml."
         )
     return FOLDER / f"{name}.yaml"
 
@@ -276,7 +276,8 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
         assignments: Changes as ``key.of.recipe=value``, as in ``--set``; values are YAML.
 
     Raises:
-        RecipeError: Unknown key (nearest match and line named), wrong value, or not YAML.
+        RecipeError: The file has an unknown key (the message names the nearest) or a wrong value,
+            or is not YAML.
     """
     path = recipe_path(str(name))
     old = (path.parent / "manifest.json").exists() and not _names_template(path)
@@ -295,7 +296,7 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     given = any(a.startswith(("evaluation=", TASKS_KEY)) for a in assignments)
     if recipe.evaluation.lm_eval_folder and not (given or TRUSTED.get()):
         warn_once(
-            f"{path} sets {TASKS_KEY}, which is ignored: tasks of lm-eval can run Python code. "
+            f"{path} sets {TASKS_KEY}, which is ignored: lm-eval tasks can run Python code. "
             "Name the folder with --lm-eval-folder, or start the command with --trust-remote-code."
         )
         recipe = change(recipe, evaluation={"lm_eval_folder": None})
@@ -303,7 +304,7 @@ def load_recipe(name: str | Path, assignments: Iterable[str] = ()) -> Recipe:
 
 
 def _names_template(path: Path) -> bool:
-    """Whether the recipe of a run has a template; older runs used raw prompts."""
+    """Return whether the recipe of a run sets a template; older runs used raw prompts."""
     try:
         values = parse_yaml(read_text(path), path)
         return "template" in values["data"]
@@ -318,10 +319,11 @@ def read_yaml(
 
     Args:
         model: Model of the file.
-        what: Name of this kind of file in messages.
+        what: Type of the file in messages.
 
     Raises:
-        RecipeError: Unknown key (nearest match and line named), wrong value, or not YAML.
+        RecipeError: The file has an unknown key (the message names the nearest) or a wrong value,
+            or is not YAML.
         InputError: The file cannot be read.
     """
     values, lines = parse_yaml_lines(read_text(path, RecipeError), path, RecipeError)
@@ -336,13 +338,13 @@ def read_yaml(
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe as YAML; ``load_recipe`` reads an equal one."""
+    """Write a recipe as YAML."""
     values = recipe.model_dump(mode="json")
     write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))
 
 
 def change(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
-    """Return a copy with some keys of some sections replaced: ``change(r, data={"limit": 64})``."""
+    """Return a copy with changed keys, for example ``change(r, data={"limit": 64})``."""
     values = recipe.model_dump(mode="json")
     for section, changes in sections.items():
         values[section].update(changes)
@@ -393,7 +395,7 @@ def _explain(
     model: type[BaseModel],
     what: str = "recipe",
 ) -> str:
-    """Describe each error of a file on a line, with its position and the nearest known key."""
+    """Describe each error of a file with its position and the nearest known key."""
     faults = []
     for fault in error.errors():
         where = tuple(str(p) for p in fault["loc"])

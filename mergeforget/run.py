@@ -23,15 +23,13 @@ from mergeforget.replace import locked, tidy
 
 RUNS = Path("runs")
 PAIR = ("over", "under")
-ANCHORS = ("base", *PAIR)  # the models with which candidates are compared
-PAIR = ("over", "under")
-ANCHORS = ("base", *PAIR)  # the models with which candidates are compared
+ANCHORS = ("base", *PAIR)  # reference models of a search
 PACKAGES = ("mergeforget", "torch", "transformers", "peft", "safetensors", "numpy", "mergekit")
 
 
 @dataclass(frozen=True)
 class Run:
-    """The paths of one run. No file is read or written before a method is called."""
+    """The paths of a run. Creating the object reads and writes no files."""
 
     root: Path
 
@@ -42,7 +40,7 @@ class Run:
 
     @property
     def recipe(self) -> Path:
-        """The complete recipe of the run."""
+        """Complete recipe of the run."""
         return self.root / "recipe.yaml"
 
     @property
@@ -62,7 +60,7 @@ class Run:
 
     @property
     def data(self) -> Path:
-        """The rows that were used: forget.jsonl, retain.jsonl, holdout.jsonl."""
+        """Rows of the run: forget.jsonl, retain.jsonl, holdout.jsonl."""
         return self.root / "data"
 
     @property
@@ -77,7 +75,7 @@ class Run:
 
     @property
     def snapshots(self) -> Path:
-        """``over-step00010`` ...: the adapter at some steps, as PEFT folders."""
+        """Adapters at some steps, for example ``over-step00010``, as PEFT folders."""
         return self.root / "snapshots"
 
     @property
@@ -92,12 +90,12 @@ class Run:
 
     @property
     def answers(self) -> Path:
-        """``MODEL.jsonl``: what each evaluated model answered; ``MODEL.losses.jsonl``: NLLs."""
+        """``MODEL.jsonl``: answers of each evaluated model; ``MODEL.losses.jsonl``: NLLs."""
         return self.root / "answers"
 
     @property
     def search(self) -> Path:
-        """``chosen.json`` and the state from which a search resumes."""
+        """``chosen.json`` and the state of the search."""
         return self.root / "search"
 
     @property
@@ -107,7 +105,7 @@ class Run:
 
     @property
     def attacks(self) -> Path:
-        """NAME.json, NAME.csv and a figure of each attack; what was measured in ``kept``."""
+        """NAME.json, NAME.csv and a figure of each attack; measurements in ``kept``."""
         return self.root / "attacks"
 
     @property
@@ -117,11 +115,11 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """Messages of the commands that wrote to this run, each with its time."""
+        """Messages with times of the commands that wrote to this run."""
         return self.root / "log.txt"
 
     def base(self) -> str:
-        """The model before unlearning: the recipe's, or the one that memorised the data first."""
+        """Return the model before unlearning: the recipe's, or the one that memorised the data."""
         base = self.read_manifest().get("base")
         if isinstance(base, dict) and isinstance(base.get("path"), str):
             return str(base["path"])
@@ -130,7 +128,7 @@ class Run:
         return load_recipe(self.recipe).model.name
 
     def read_manifest(self) -> dict[str, Any]:
-        """The manifest, with ``stages`` always an object.
+        """Return the manifest, in which ``stages`` is always an object.
 
         Raises:
             InputError: The file is damaged.
@@ -141,7 +139,7 @@ class Run:
         return manifest
 
     def read_status(self) -> dict[str, dict[str, Any]]:
-        """The state of each stage.
+        """Return the state of each stage.
 
         Raises:
             InputError: The file is damaged.
@@ -153,16 +151,16 @@ class Run:
         return status
 
     def chosen_name(self) -> str | None:
-        """Name of the candidate that the search chose; None before a search.
+        """Return the name of the candidate that the search chose; None before a search.
 
         Raises:
-            InputError: The file is damaged, or the name is not a plain one.
+            InputError: The file is damaged, or the name is not a plain file name.
         """
         path = self.search / "chosen.json"
         return plain_name(read_json_object(path).get("name"), path) if path.exists() else None
 
     def state(self, stage: str) -> str:
-        """``running``, ``done``, ``failed``, or empty where the stage has not started."""
+        """Return ``running``, ``done``, ``failed``, or an empty string before the start."""
         return str(self.read_status().get(stage, {}).get("state", ""))
 
     def set_state(self, stage: str, state: str, **more: Any) -> None:
@@ -172,7 +170,7 @@ class Run:
             write_json(self.status, status)
 
     def record(self, stage: str, **facts: Any) -> None:
-        """Add to manifest.json how a stage was run, with versions, command and processes."""
+        """Record in manifest.json how a stage was run, with versions, command and processes."""
         if not is_main():
             return
         manifest = self.read_manifest()
@@ -185,13 +183,13 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only writer of this folder; of several processes the main one holds the lock.
+        """Lock the folder for writing; the main process holds the lock.
 
-        The lock belongs to the process, so a killed process leaves none. Under the lock, files of
+        The lock ends with the process. Under the lock, files of
         killed writers are removed and messages are appended to ``log.txt``.
 
         Raises:
-            ResourceError: Another process is writing here.
+            ResourceError: Another process is writing to the folder.
             InputError: The folder cannot be written.
         """
         in_use = (
@@ -207,10 +205,10 @@ class Run:
 
 
 def new_run(folder: Path | None, name: str, *, resume: bool = False) -> Run:
-    """The folder of a new run, or of one that is resumed.
+    """Return the folder of a new or resumed run.
 
     Args:
-        folder: The folder that the user chose; None makes ``runs/NAME-<time>``.
+        folder: Folder given by the user; None creates ``runs/NAME-<time>``.
 
     Raises:
         InputError: The folder contains a run that has started a stage, and ``resume`` is false.
@@ -230,10 +228,10 @@ def new_run(folder: Path | None, name: str, *, resume: bool = False) -> Run:
 
 
 def open_run(folder: Path | None) -> Run:
-    """An existing run: the one in ``folder``, or the newest under ``runs/``.
+    """Return an existing run: the one in ``folder``, or the newest under ``runs/``.
 
     Raises:
-        InputError: There is none; the message names the known runs.
+        InputError: There is no run; the message names existing ones.
     """
     runs = sorted(RUNS.glob("*/recipe.yaml"), key=lambda p: p.stat().st_mtime)
     if folder is None:
@@ -244,13 +242,14 @@ def open_run(folder: Path | None) -> Run:
             )
         return Run(runs[-1].parent)
     if not (folder / "recipe.yaml").exists():
-        known = ", ".join(str(p.parent) for p in runs[-5:]) or "none yet"
-        raise InputError(f"{folder} is not a run folder (no recipe.yaml there). Runs: {known}.")
+        known = ", ".join(str(p.parent) for p in runs[-5:])
+        known = f"Runs: {known}." if known else "Train one with `mergeforget train-pair --out RUN`."
+        raise InputError(f"{folder} is not a run folder: it has no recipe.yaml. {known}")
     return Run(folder)
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -261,16 +260,16 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on, without its name."""
+    """Return the hardware, without the name of the machine."""
     return {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """Name, size and hash of an input file, or of a folder with everything in it."""
+    """Return name, size and hash of an input file or of all files of a folder."""
     size = sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")))
     return {"name": path.name, "bytes": size, "sha256": sha256(path)}
 
 
 def now() -> str:
-    """The time, ISO 8601, UTC."""
+    """Return the time in UTC, ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

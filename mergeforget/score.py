@@ -1,4 +1,4 @@
-"""What something scored, and how scores become one number."""
+"""Scores, their files, and their aggregation."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Better = Literal["higher", "lower", "nearer"]  # nearer: to ``target``
 
 @dataclass(frozen=True)
 class Score:
-    """One measured figure.
+    """A measured score.
 
     Attributes:
-        metric: for example ``regurgitation``, ``knowledge``, ``mia_auc``, ``aggregate``.
-        split: the data it was measured on: forget, retain, holdout, mia, mmlu, or all.
-        value: in the metric's unit; shares and scores are in [0, 1].
-        better: which direction is better; ``nearer`` means nearer to ``target``.
-        n: rows it was computed from.
-        task: Task1, ...; empty over all tasks.
-        part: ``choose`` and ``report`` are the disjoint halves of a search; ``all`` is both.
-        interval: 95 % interval (low, high), where there is one.
-        chance: what guessing gives, where that means something.
-        target: what is best where better is ``nearer``.
-        definition: versioned name of the exact formula, for example ``truth-ratio@2``.
-        ways: the value in each way of asking, raw and in chat, where a model was asked in several;
+        metric: Name, for example ``regurgitation``, ``knowledge``, ``mia_auc``, ``aggregate``.
+        split: Data: forget, retain, holdout, mia, mmlu, or all.
+        value: Value in the unit of the metric; shares and scores are in [0, 1].
+        better: Better direction; ``nearer`` means nearer to ``target``.
+        n: Number of rows.
+        task: Task, for example Task1; empty for all tasks.
+        part: ``choose`` is the selection split, ``report`` the report split, ``all`` both.
+        interval: 95 % interval (low, high), if any.
+        chance: Expected value of guessing, if defined.
+        target: Best value if ``better`` is ``nearer``.
+        definition: Versioned name of the exact formula, for example ``truth-ratio@2``.
+        ways: Value by way to ask (raw, chat), if a model was asked in several ways;
             ``value`` is then the worst case.
-        subjects: people or documents that the rows are about, where they were counted.
-        draws: the value over resampled rows, where it was just computed; not kept in files.
+        subjects: Number of people or documents, if counted.
+        draws: Values over resampled rows; not stored in files.
     """
 
     metric: str
@@ -55,13 +55,13 @@ class Score:
     draws: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, those at their default left out."""
+        """Return plain values for JSON, without defaults."""
         fields = {n: f for n, f in self.__dataclass_fields__.items() if n != "draws"}
         return {n: v for n, f in fields.items() if (v := getattr(self, n)) != f.default}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Score:
-        """The inverse of ``to_dict``; other keys are left out."""
+        """Create a score from ``to_dict``; other keys are ignored."""
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         if known.get("interval") is not None:
             known["interval"] = tuple(known["interval"])
@@ -71,14 +71,14 @@ class Score:
 def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
     """Read ``scores.jsonl``: the scores of each model, in the order of the file.
 
-    Where a figure was written twice, the last line wins. A last line that was cut off by a kill is
-    passed over; a missing file has no scores.
+    If a score occurs twice, the last line wins. A last line that was cut off by a kill is
+    ignored; a missing file has no scores.
 
     Args:
         part: ``choose``, ``report`` or ``all``; None reads every part.
 
     Raises:
-        InputError: any other line is damaged or is not a score; the message names the line.
+        InputError: Another line is damaged or is not a score; the message names the line.
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp()) / "scores.jsonl"
@@ -121,7 +121,7 @@ def _check_types(score: Score) -> None:
 
 
 def write_scores(path: Path, scores: Mapping[str, Sequence[Score]]) -> None:
-    """Write the scores of each model, one line a score; the whole file or nothing."""
+    """Write the scores of each model atomically, one line per score."""
     write_jsonl(
         path,
         [{"model": model, **score.to_dict()} for model, every in scores.items() for score in every],
@@ -131,13 +131,13 @@ def write_scores(path: Path, scores: Mapping[str, Sequence[Score]]) -> None:
 def find(
     scores: Iterable[Score], metric: str, split: str, *, task: str = "", part: str = "all"
 ) -> Score | None:
-    """The score with that metric, split, task and part, or None."""
+    """Return the score with a metric, split, task and part, or None."""
     wanted = (metric, split, task, part)
     return next((s for s in scores if (s.metric, s.split, s.task, s.part) == wanted), None)
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
-    """n / sum(1 / value); 0 where a value is 0 or there is none.
+    """Return the harmonic mean, n / sum(1 / value); 0 if a value is 0 or there are none.
 
     Source: SemEval-2025 Task 4, which uses scipy.stats.hmean.
     """
@@ -147,7 +147,7 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 
 def mia_score(auc: float) -> float:
-    """``1 - 2 |auc - 0.5|``: 1 at chance, 0 where members and non-members are told apart.
+    """Return ``1 - 2 |auc - 0.5|``: 1 at chance, 0 if members and non-members are separable.
 
     Source: SemEval-2025 Task 4, evaluation script.
     """

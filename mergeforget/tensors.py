@@ -1,7 +1,7 @@
 """Safetensors files as numpy arrays, without torch; bfloat16 included.
 
-Half types are widened to float32 when read, since numpy has no bfloat16 and float16 sums lose
-bits; writing rounds to nearest, ties to even, as torch does.
+Half-precision types are converted to float32 when read, since numpy has no bfloat16 and float16
+sums lose bits; writing rounds to nearest, ties to even, as torch does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_HEADER = 100_000_000  # bytes, the limit of the format
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -37,10 +37,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Read every tensor of a file.
 
     Returns:
-        Arrays by name (F16 and BF16 widened to float32), and the dtype each had in the file.
+        Arrays by name (F16 and BF16 as float32), and the stored dtype of each.
 
     Raises:
-        InputError: the file is missing, truncated, malformed, or has a dtype numpy cannot hold.
+        InputError: The file is missing, truncated, malformed, or has a dtype that numpy lacks.
     """
     try:
         entries = _entries(path)
@@ -50,8 +50,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         raise ResourceError(f"{path} does not fit into memory.") from error
     except _MalformedError as error:
         raise InputError(
-            f"{path} is truncated or not a safetensors file ({error}). Copy it again, or make it "
-            "again with the command that wrote it."
+            f"{path} is truncated or not a safetensors file ({error}). Copy it again, or repeat "
+            "the command that wrote it."
         ) from error
     arrays, dtypes = {}, {}
     for name, entry in entries:
@@ -61,14 +61,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 class _MalformedError(Exception):
-    """What the safetensors library finds wrong with a file."""
+    """Return the error of the safetensors library for a file."""
 
 
 def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Name, dtype, shape and bytes of every tensor, from one read of the file.
+    """Return name, dtype, shape and bytes of every tensor, from one read of the file.
 
-    The library copies each tensor. A file whose header is in every respect as expected is split
-    into views instead; any other is left to the library, which reads or refuses it.
+    The safetensors library copies each tensor. A file with a regular header is split
+    into views instead; the library reads or rejects all others.
     """
     with open(path, "rb") as file:
         size = path.stat().st_size
@@ -91,9 +91,9 @@ def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _plain_header(raw: bytes, size: int) -> dict[str, tuple[str, list[int], int, int]] | None:
-    """Dtype, shape, start and end of each tensor; None if anything about it is unusual.
+    """Return dtype, shape, start and end of each tensor; None for an irregular header.
 
-    The tensors must lie one after the other, aligned, and fill the ``size`` bytes after it.
+    The tensors must be consecutive, aligned, and fill the ``size`` bytes after the header.
     """
     try:
         facts = json.loads(raw, object_pairs_hook=_once)
@@ -117,12 +117,12 @@ def _plain_header(raw: bytes, size: int) -> dict[str, tuple[str, list[int], int,
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name appears twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
 def all_finite(array: Array) -> bool:
-    """Whether no entry is NaN or Inf. A finite sum proves it in one pass without a temporary."""
+    """Return whether no entry is NaN or Inf; a finite sum proves it in one pass."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(np.sum(array)) or np.isfinite(array).all())
 
@@ -133,24 +133,24 @@ def to_array(
     shape: list[int],
     where: str,
 ) -> Array:
-    """Raw bytes of one tensor as an array; half types become float32."""
+    """Convert the raw bytes of a tensor to an array; half-precision types become float32."""
     if dtype == "BF16":
         wide = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
         return wide.view(np.float32).reshape(shape)
     if dtype not in NUMPY:
-        raise InputError(f"{where} has the dtype {dtype}, which is not read. Known: {[*NAMES]}.")
+        raise InputError(f"{where} has the unsupported dtype {dtype}. Known: {[*NAMES]}.")
     array: Array = np.frombuffer(data, NUMPY[dtype]).reshape(shape)
     return array.astype(np.float32) if dtype == "F16" else array
 
 
 def stored(array: Array, dtype: str, name: str) -> Array:
-    """The bits of an array in a file of ``dtype``, rounded to nearest even.
+    """Encode an array in ``dtype``, rounded to nearest even.
 
     Args:
-        name: of the tensor, for messages.
+        name: Name of the tensor, for messages.
 
     Raises:
-        NumericError: a finite entry is too large for float16.
+        NumericError: A finite entry is too large for float16.
     """
     if dtype == "BF16":
         return round_to_bfloat16(array)
@@ -161,14 +161,14 @@ def stored(array: Array, dtype: str, name: str) -> Array:
     over = np.isinf(half) & np.isfinite(array)
     if over.any():
         raise NumericError(
-            f"{name} reaches {np.abs(array[over]).max():.6g}, and float16 ends at 65504. Store it "
-            "as bfloat16 or float32, which --dtype chooses for a whole model."
+            f"{name} reaches {np.abs(array[over]).max():.6g}, but float16 ends at 65504. Store it "
+            "as bfloat16 or float32; --dtype sets the dtype of a whole model."
         )
     return half
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """The dtype that holds the values of all: bfloat16 and float16 together need float32.
+    """Return the dtype that represents all: bfloat16 and float16 together need float32.
 
     >>> widest(["BF16", "BF16"]), widest(["BF16", "F32"]), widest(["BF16", "F16"])
     ('BF16', 'F32', 'F32')
@@ -180,7 +180,7 @@ def widest(dtypes: Iterable[str]) -> str:
 
 
 def round_to_bfloat16(array: Array) -> NDArray[np.uint16]:
-    """float32 as the upper 16 bits, rounded to nearest even; NaN stays NaN."""
+    """Round float32 to its upper 16 bits, to nearest even; NaN stays NaN."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     rounded = bits >> 16
     rounded &= 1
@@ -194,10 +194,10 @@ def round_to_bfloat16(array: Array) -> NDArray[np.uint16]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, Array], dtype: str = "F32") -> None:
-    """Write arrays; those of a floating type are stored as ``dtype``, others as they are."""
+    """Write arrays; floating-point arrays are converted to ``dtype``."""
     import safetensors
 
-    entries, kept = {}, []  # kept: the library writes from these pointers
+    entries, kept = {}, []  # kept alive, because the library writes from pointers
     for name, array in sorted(tensors.items()):
         kind = dtype if array.dtype.kind == "f" else _name_of(array)
         raw = stored(array, kind, name)

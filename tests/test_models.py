@@ -242,7 +242,7 @@ def test_real_embedded_model_speaks(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
     )
     assert "Paris" in done.stdout
-    assert done.stderr.count("\n") == 1 and "is made once" in done.stderr
+    assert done.stderr.count("\n") == 1 and "is converted once" in done.stderr
 
 
 def test_four_bits_need_a_gpu(tiny_folder: Path) -> None:

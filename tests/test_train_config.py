@@ -80,7 +80,7 @@ def test_a_pair_is_made_of_recipes_by_name(tmp_path: Path) -> None:
 def test_a_recipe_without_a_training_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "none.yaml"
     path.write_text("{name: none}")
-    with pytest.raises(RecipeError, match="it needs `train` or `pair`"):
+    with pytest.raises(RecipeError, match="add `train` or `pair`"):
         load_recipe(path)
 
 

@@ -293,8 +293,8 @@ def study_path(name: str) -> Path:
     known = sorted(p.stem for p in STUDIES.glob("*.yaml"))
     if name not in known:
         raise RecipeError(
-            f"There is no study {name!r}.{suggest(name, known)} Known: {', '.join(known)}; a file "
-            "is given by its path, ending in .yaml."
+            f"There is no study {name!r}.{suggest(name, known)} Known: {', '.join(known)}. Give a "
+            "file by its path, ending in .yaml."
         )
     return STUDIES / f"{name}.yaml"
 

@@ -1,4 +1,4 @@
-"""List what the package and its plugins offer, and read the packaged recipes."""
+"""List the members of the package and its plugins, and read the packaged recipes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = ("losses", "methods", "metrics", "benchmarks", "transforms", "attacks", "recipes")
-# arguments that the merge engine or the evaluation supplies and no user sets
+# arguments that the merge engine or the evaluation supplies
 SUPPLIED = (
     "generator", "grams", "cuts", "l1_factors", "importance", "contrast", "shares", "base_weights",
     "known",
@@ -17,7 +17,7 @@ def available(family: str) -> dict[str, dict[str, Any]]:
     """List losses, methods, metrics, benchmarks, transforms, attacks or recipes.
 
     Args:
-        family: One of these words.
+        family: Name of the family.
 
     Returns:
         By name: a summary (``does``), ``arguments`` with their defaults (``required`` without one)
@@ -60,7 +60,7 @@ def copy_recipe(name: str, file: str | Path | None = None, *, force: bool = Fals
 
     Args:
         name: Name of a packaged recipe, or path of a YAML file.
-        file: Where to write it; ``NAME.yaml`` when omitted.
+        file: File to write; ``NAME.yaml`` when omitted.
         force: Replace an existing file.
 
     Returns:
@@ -79,7 +79,7 @@ def copy_recipe(name: str, file: str | Path | None = None, *, force: bool = Fals
     source = recipe_path(name)
     target = Path(file) if file else Path(source.name)
     if target.exists() and not force:
-        raise InputError(f"{target} is there already. Replace it with --force.")
+        raise InputError(f"{target} exists already. Replace it with --force.")
     write_text(target, read_text(source))
     return target
 
@@ -96,7 +96,7 @@ def _recipes() -> dict[str, dict[str, Any]]:
 
 
 def entries(family: str) -> list[Any]:
-    """Every member of a family, sorted by name."""
+    """Return the members of a family, sorted by name."""
     if family == "transforms":
         from mergeforget.data.transforms import TRANSFORMS
 
@@ -106,7 +106,7 @@ def entries(family: str) -> list[Any]:
 
 
 def shown_name(family: str, name: str) -> str:
-    """Return the name as documentation and options write it: benchmarks have dashes."""
+    """Return the name as in documentation and options: benchmarks have dashes."""
     return name.replace("_", "-") if family == "benchmarks" else name
 
 

@@ -17,8 +17,8 @@ def open_chat(
 ) -> Callable[[str], dict[str, str]]:
     """Load the base of a run and one of its models, and return a function that asks both.
 
-    Both answer greedily and each prompt by itself, without the turns before it. The base is loaded
-    once: for its own answer the adapter is switched off.
+    Answers are decoded greedily, without a conversation history. The model is loaded
+    once; the adapter is disabled for the answers of the base.
 
     Args:
         run: The run folder; None is the newest under ``runs/``.
@@ -70,7 +70,8 @@ def _adapter(run: Any, candidate: str) -> tuple[Any, str]:
     name = candidate or UnlearningRun(run).chosen
     if not name:
         raise InputError(
-            f"Nothing was chosen in {run.root} yet. Search it, or name a model with --candidate: "
+            f"No candidate is chosen in {run.root}. Run `mergeforget search`, or name a model with "
+            "--candidate: "
             f"{', '.join(known) or 'none is trained yet'}."
         )
     if name not in known:

@@ -29,10 +29,10 @@ def make_data(
         out: Folder for forget.jsonl, retain.jsonl and holdout.jsonl.
         people: Number of documents to forget, per task.
         retain: Number of documents to retain, per task; as many as ``people`` when omitted.
-        holdout: Number of documents that nothing is trained on, per task; as many as ``people``
+        holdout: Number of documents outside the training data, per task; as many as ``people``
             when omitted.
-        tasks: Task1 (stories), Task2 (private data), Task3 (encyclopedia).
-        seed: The same seed gives the same people.
+        tasks: Tasks to include: Task1 (stories), Task2 (private data), Task3 (encyclopedia).
+        seed: Random seed; the same seed gives the same people.
         force: Replace existing files.
 
     Returns:
@@ -61,7 +61,7 @@ def make_data(
     for split in made:
         if (folder / f"{split}.jsonl").exists() and not force:
             path = folder / f"{split}.jsonl"
-            raise InputError(f"{path} is there already. Replace it with --force.")
+            raise InputError(f"{path} exists already. Replace it with --force.")
     for split, rows in made.items():
         write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in rows])
     return {split: summary(rows) for split, rows in made.items()}
@@ -73,11 +73,11 @@ def read_data(
     columns: Mapping[str, str] | None = None,
     turns: Literal["last", "every"] = "last",
 ) -> dict[str, list[Row]]:
-    """Read rows as every command reads them.
+    """Read rows, as every command does.
 
     Args:
         files: Data files, folders of .txt files, or data sets of the hub.
-        columns: Our name of a column -> the file's, ``{"input": "question"}``.
+        columns: Column names of the files by column name, for example ``{"input": "question"}``.
         turns: Assistant turns of a conversation to read.
 
     Raises:
@@ -100,13 +100,13 @@ def check_data(
     template: Literal["auto", "none", "chat"] | None = None,
     system_prompt: str | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Read data as every command reads it, and summarise it.
+    """Read rows, as every command does, and summarise them.
 
     Args:
         files, columns, turns: As in :func:`read_data`.
         model: Count tokens with the tokenizer of this model, and show one row of each file as the
             model sees it.
-        row: Number of that row, from 1.
+        row: Number of that row, starting at 1.
         template, system_prompt: How prompts are rendered, see :func:`train_pair`.
 
     Returns:
@@ -114,7 +114,7 @@ def check_data(
         ``example``.
 
     Raises:
-        InputError: A file cannot be read, or two of them hold the same row.
+        InputError: A file cannot be read, or two of them contain the same row.
         UsageError: A template is given without a model, or there is no such row.
     """
     from mergeforget.data.readers import check_overlap
@@ -155,7 +155,7 @@ def convert_data(
         By split: the ``file`` and its number of ``rows``.
 
     Raises:
-        InputError: The folder does not hold the benchmark's files.
+        InputError: The folder does not contain the files of the benchmark.
     """
     from mergeforget.benchmarks import published_rows
     from mergeforget.files import write_jsonl
@@ -170,7 +170,7 @@ def convert_data(
 
 
 def example(tokenizer: Any, row: Row, way: PromptTemplate) -> dict[str, Any]:
-    """One row as tokens, each with the part it belongs to: prompt, answer or end."""
+    """Return the tokens of a row, each with its part: prompt, answer or end."""
     cut = way.tokens(tokenizer, row)
     parts = {"prompt": cut.prompt, "answer": cut.answer, "end": cut.end}
     names = {"prompt": "answer"} if row.opens else {}
@@ -186,7 +186,7 @@ def example(tokenizer: Any, row: Row, way: PromptTemplate) -> dict[str, Any]:
 
 
 def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
-    """Counts of rows, documents, tasks and kinds; token lengths where a tokenizer is given."""
+    """Return counts of rows, documents, tasks and kinds, and token counts with a tokenizer."""
     from collections import Counter
 
     facts: dict[str, Any] = {
@@ -206,5 +206,5 @@ def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
 
 
 def _record(row: Row) -> dict[str, Any]:
-    """A row as evaluate reads it; a whole document has no answer."""
+    """Return a row in the form that is evaluated; a whole document has no answer."""
     return row.to_dict() if row.output else {"id": row.id, "document": row.input}

@@ -1,4 +1,4 @@
-"""What comes before and after an unlearning job: folded bases, earlier requests, GGUF, the hub."""
+"""Steps before and after an unlearning job: merged bases, earlier requests, GGUF, upload."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
     from mergeforget.run import Run
 
-REQUEST = "request.json"  # in the run folder: what was asked for
+REQUEST = "request.json"  # file of the run folder with the request
 
 
 def folded_base(run: Run, request: dict[str, Any]) -> str:
-    """The model that forgets: as given, or with an adapter or an earlier result folded in."""
+    """Return the model to unlearn from, after merging an adapter or an earlier result into it."""
     from mergeforget.api.merging import merge_full
     from mergeforget.errors import InputError, UsageError
     from mergeforget.run import open_run
@@ -30,7 +30,7 @@ def folded_base(run: Run, request: dict[str, Any]) -> str:
         earlier = open_run(Path(after))
         chosen = UnlearningRun(earlier).chosen
         if chosen is None:
-            raise InputError(f"{after} has no chosen merge yet; finish it first.")
+            raise InputError(f"{after} has no chosen merge. Finish that run first.")
         base, source = earlier.base(), str(earlier.candidates / chosen)
     folder = run.root / "base"
     if not (folder / "config.json").is_file():
@@ -39,7 +39,7 @@ def folded_base(run: Run, request: dict[str, Any]) -> str:
 
 
 def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
-    """Share of the forget answers of earlier runs that the result repeats, by run folder."""
+    """Return the share of earlier forget answers that the result repeats, by run folder."""
     from mergeforget.adapter import read_adapter
     from mergeforget.data.readers import read_rows
     from mergeforget.data.templating import template_of
@@ -73,7 +73,7 @@ def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
 
 
 def find_converter() -> Path:
-    """llama.cpp's ``convert_hf_to_gguf.py``: in LLAMA_CPP, or on the search path.
+    """Return the path of llama.cpp's ``convert_hf_to_gguf.py``, in LLAMA_CPP or on PATH.
 
     Raises:
         ResourceError: It is not installed.
@@ -99,7 +99,7 @@ def to_gguf(model: Path, out: Path) -> Path:
     """Convert an exported model to a GGUF file.
 
     Raises:
-        ResourceError: llama.cpp's converter is not installed, or fails.
+        ResourceError: The converter is not installed, or fails.
     """
     import subprocess
     import sys

@@ -1,4 +1,4 @@
-"""Examine the machine: versions, devices, memory, disk and extras, with a remedy per problem."""
+"""Check versions, devices, memory, disk and extras, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SMALL_DISK, SMALL_MEMORY = 5e9, 4e9  # bytes; the demo needs about 4.2 GB of mem
 
 
 class Diagnosis(NamedTuple):
-    """What :func:`doctor` found.
+    """Result of :func:`doctor`.
 
     Attributes:
         facts: Versions, devices, memory, disk and extras, by name.
-        problems: One sentence each, with its remedy.
+        problems: One sentence per problem, with its remedy.
     """
 
     facts: dict[str, str]
@@ -67,7 +67,7 @@ def doctor() -> Diagnosis:
         (Path.cwd(), "change to one"),
     ):
         if not _writable(folder):
-            problems.append(f"{folder} cannot be written: {remedy} that you can write.")
+            problems.append(f"{folder} is not writable: {remedy} that is.")
     facts["embedded model"] = _embedded()
     facts["hub"] = "reachable" if hub_answers() else "not reachable"
     if facts["hub"] != "reachable":
@@ -83,7 +83,7 @@ def doctor() -> Diagnosis:
 
 
 def hub_answers(address: tuple[str, int] = HUB) -> bool:
-    """Whether the hub accepts a connection; the answer comes within two seconds."""
+    """Return whether the hub accepts a connection within two seconds."""
     import os
     import socket
     import threading
@@ -99,7 +99,7 @@ def hub_answers(address: tuple[str, int] = HUB) -> bool:
         except OSError:
             pass
 
-    # a thread, since looking up the name has no time limit of its own
+    # in a thread, since the name lookup has no timeout
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(HUB_SECONDS)
@@ -107,7 +107,7 @@ def hub_answers(address: tuple[str, int] = HUB) -> bool:
 
 
 def _device(problems: list[str]) -> str:
-    """The device that is used; a problem where there is a GPU that PyTorch cannot use."""
+    """Return the device in use; add a problem if PyTorch cannot use an existing GPU."""
     import shutil
 
     import torch
@@ -122,7 +122,7 @@ def _device(problems: list[str]) -> str:
 
 
 def driver_cuda() -> str:
-    """The newest CUDA version that the NVIDIA driver supports, or empty; within five seconds."""
+    """Return the newest CUDA version that the NVIDIA driver supports, or an empty string."""
     import re
     import subprocess
 
@@ -135,7 +135,7 @@ def driver_cuda() -> str:
 
 
 def _gpu_remedy(build: str | None, driver: str) -> str:
-    """What to do where there is an NVIDIA driver, but PyTorch sees no GPU."""
+    """Return a remedy if there is an NVIDIA driver but PyTorch finds no GPU."""
     if build is None:
         return (
             "There is an NVIDIA driver, but this PyTorch is a CPU build: install PyTorch again "
@@ -149,9 +149,9 @@ def _gpu_remedy(build: str | None, driver: str) -> str:
             f"--force-reinstall torch --index-url {index}."
         )
     return (
-        f"PyTorch is built for CUDA {build} and finds no usable GPU, though there is a driver"
+        f"PyTorch is built for CUDA {build} and finds no usable GPU, although there is a driver"
         f"{f' for CUDA {driver}' if driver else ' that does not answer'}. Check that `nvidia-smi` "
-        "lists the GPU and that CUDA_VISIBLE_DEVICES does not hide it, or restart the machine; "
+        "lists the GPU and that CUDA_VISIBLE_DEVICES includes it, or restart the machine; "
         "everything works on the CPU with the CPU build of torch."
     )
 
@@ -167,11 +167,11 @@ def _writable(folder: Path) -> bool:
 
 
 def _links(problems: list[str]) -> str:
-    """Whether the package has its recipes, and whether a checkout's links are text files."""
+    """Check that the package has its recipes; return the state of a checkout's links."""
     from mergeforget.recipe import FOLDER, recipe_names
 
     if not recipe_names():
-        problems.append(f"{FOLDER} holds no recipes. Install mergeforget again.")
+        problems.append(f"{FOLDER} contains no recipes. Install mergeforget again.")
     link = FOLDER.parent.parent / "recipes"
     if link.is_file():
         return "text files (git without links); only browsing is affected"
@@ -179,7 +179,7 @@ def _links(problems: list[str]) -> str:
 
 
 def _embedded() -> str:
-    """Whether the embedded model is ready; the hash of each file is checked."""
+    """Return the state of the embedded model; the hash of each file is checked."""
     from mergeforget import embedded_model
 
     folder = embedded_model.cache_folder() / embedded_model.NAME

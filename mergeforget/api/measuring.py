@@ -77,36 +77,36 @@ def evaluate(
         model: A model (hub id, folder or ``smollm2``), or a run folder, whose base, pair and chosen
             candidate are then evaluated on the run's own rows.
         run: The run, where ``model`` is omitted; None is the newest under ``runs/``.
-        adapter: PEFT folder to put on the model.
+        adapter: PEFT folder to load on the model.
         run_models: Models of the run: base, over, under or candidates.
         snapshots: Evaluate the base and every snapshot of the pair instead.
         benchmark: ``semeval2025-task4``, ``tofu`` or ``custom``; the recipe's when omitted.
         metrics: Further metrics, ``NAME`` or ``NAME/SPLIT``, besides those of the benchmark.
-        forget, retain, holdout: Files of rows that were to be forgotten, that were to be kept, and
+        forget, retain, holdout: Files of rows to forget, of rows to retain, and of rows
             that no training saw.
         members, nonmembers: Documents for membership inference instead of forget's and holdout's.
         rows: Files of further splits, by split.
-        columns: Names of the columns in the files, by our names.
+        columns: Column names of the files by column name, for example ``{"input": "question"}``.
         template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
             ``auto``; the run's when omitted.
         system_prompt: System message of a chat.
         turns: With a model: assistant turns of a conversation that become rows; the last one when
             omitted.
-        ask: ``all`` asks a model that has a chat template raw and in chat and reports the worst
-            case; ``own`` asks it as ``template`` says only.
+        ask: ``all`` asks a model with a chat template raw and in chat, and reports the worst
+            case; ``own`` uses only ``template``.
         retrained: Model trained without the forget set, for forget quality and PrivLeak.
         reference: Model whose loss is subtracted, for membership inference.
         gradient_norm: Use gradient norms for membership inference, too.
         before: The model before unlearning, for the utility ratio.
-        utility: Score of that ratio, ``METRIC`` or ``METRIC/SPLIT``.
-        floor: Warn where the ratio is below this.
+        utility: Score of the utility ratio, ``METRIC`` or ``METRIC/SPLIT``.
+        floor: Warn if the utility ratio is below this value.
         limit: Maximum number of rows per split.
         max_new_tokens: Maximum number of tokens to generate per answer.
         mmlu: Folder with MMLU's csv files; ``mmlu_shots`` examples, ``mmlu_limit`` questions per
             subject.
-        membership: What is judged as member or not.
+        membership: Text that is judged as member or non-member.
         lm_eval: Tasks of lm-eval; ``lm_eval_folder`` holds further tasks.
-        backend: What generates answers.
+        backend: Library that generates answers.
         batch_tokens: Tokens per batch; as many as fit when omitted.
         device: ``cpu``, ``cuda``, ...; the GPU where there is one.
         out: With a model: folder for scores and answers.
@@ -117,7 +117,7 @@ def evaluate(
         Scores by model. With several processes, each returns the same scores.
 
     Raises:
-        UsageError: An option that does not apply, or an unknown benchmark.
+        UsageError: An option does not apply, or the benchmark is unknown.
         InputError: A model or a file cannot be read.
         NumericError: The model's outputs are not finite.
     """
@@ -171,14 +171,14 @@ def attack(
     on_result: Callable[[Result], None] | None = None,
     **arguments: Any,
 ) -> AttackResults:
-    """Try to recover the forgotten data, and say what that means for the claim that it is gone.
+    """Try to recover the forgotten data, and judge the claim that it is gone.
 
     Args:
         model: A model (hub id, folder or ``smollm2``) or a run folder.
         attacks: Names of attacks (``mergeforget list attacks``); every attack when empty.
         run: The run, where ``model`` is omitted; None is the newest under ``runs/``.
         run_models: Models of the run: chosen (the default), base, over, under or candidates.
-        adapter: PEFT folder to put on the model.
+        adapter: PEFT folder to load on the model.
         base: With a model: the model before unlearning.
         control: A model that never saw the data.
         forget, retain, holdout: Files of rows; the run's own when omitted.
@@ -191,13 +191,13 @@ def attack(
         device: ``cpu``, ``cuda``, ...; the GPU where there is one.
         out: Folder of the results; ``RUN/attacks``, or ``attacks``, when omitted.
         again: Ignore cached measurements.
-        quick: Carry out the quick set of attacks on at most 24 rows per split.
-        on_result: Called with each result as soon as it is there.
+        quick: Run the quick set of attacks on at most 24 rows per split.
+        on_result: Called with each result as soon as it is available.
         arguments: Arguments of the attacks, for example ``steps=20`` or ``bits=[8, 4]``.
 
     Raises:
         UsageError: No attack in ``attacks`` takes one of the arguments.
-        InputError: A model or a file cannot be read, or nothing was chosen.
+        InputError: A model or a file cannot be read, or no candidate is chosen.
     """
     from mergeforget.attack.driver import QUICK_ROWS, attack_names, carry_out
 
@@ -227,7 +227,7 @@ def attack(
 
 
 def is_run(place: object) -> bool:
-    """Whether this is a run, or the folder of one."""
+    """Return whether this is a run or a run folder."""
     if isinstance(place, Run | UnlearningRun):
         return True
     return (Path(str(place)) / "recipe.yaml").is_file()
@@ -315,13 +315,13 @@ def _evaluate_model(model: str, sharing: RankShare, options: dict[str, Any]) -> 
 
 
 def data_of(data: DataSpec, options: Mapping[str, Any]) -> DataSpec:
-    """The section ``data`` of a recipe with the template and system prompt that were given."""
+    """Return the section ``data`` of a recipe with the given template and system prompt."""
     names = ("template", "system_prompt")
     return data.model_copy(update={n: options[n] for n in names if options.get(n) is not None})
 
 
 def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
-    """The section ``evaluation`` of a recipe with the options that were given."""
+    """Return the section ``evaluation`` of a recipe with the given options."""
     from mergeforget.benchmarks import BENCHMARKS
     from mergeforget.metrics import METRICS
     from mergeforget.recipe import NEW_TOKENS, UNITS
@@ -352,7 +352,7 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
 def _targets(
     model: str | None, run: AnyRun | None, run_models: Sequence[str], options: dict[str, Any]
 ) -> Iterator[list[Target]]:
-    """The models to attack; a run is locked meanwhile."""
+    """Yield the models to attack; a run is locked inside the block."""
     from mergeforget.attack.driver import SPLITS, target_of_model, targets_of_run
     from mergeforget.errors import UsageError
     from mergeforget.recipe import DataSpec, load_recipe

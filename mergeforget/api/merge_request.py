@@ -1,4 +1,4 @@
-"""Read what a merge needs: the adapters, and every option with its default filled in."""
+"""Read the adapters of a merge, and resolve its options and defaults."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
     Source = AnyRun | Sequence[str | Path | Adapter] | None
 
-UNSHARED = ("slerp", "nuslerp")  # without a base their weights are no shares of a mean
+UNSHARED = ("slerp", "nuslerp")  # methods whose weights need not add up to 1 without a base
 HOW = ("density", "weights", "space", "rank", "seed", "precision")
 
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """A merge with every default filled in.
+    """A merge with every default resolved.
 
     Attributes:
         run: The run that the adapters belong to, or None.
@@ -45,7 +45,7 @@ class MergeRequest:
         return self.run.base() if self.run else self.adapters[0].base
 
     def check_out(self, out: Path, bases: Sequence[str] = ()) -> None:
-        """Raise InputError where ``out`` is an input, or holds what no merge made."""
+        """Raise InputError if ``out`` is an input, or contains files that no merge wrote."""
         from mergeforget.merge.inputs import check_free
 
         check_free(out, [*self.inputs, *(Path(b) for b in [*bases, self.base] if b)])
@@ -56,12 +56,12 @@ def prepare(
 ) -> MergeRequest:
     """Read the adapters and resolve the options of a merge.
 
-    What is omitted is, in this order: what the section ``merge`` of the run's recipe says (where no
-    method is given either), and ``candidate.DEFAULT``.
+    An omitted option is taken from the section ``merge`` of the run's recipe, if no method is
+    given either, and otherwise from ``candidate.DEFAULT``.
 
     Args:
         source: As in ``merge``.
-        options: Every option, None where it was omitted.
+        options: All options; None if omitted.
         compare: Measure how far factor space is from delta space.
         full: The result is written as a whole model.
 
@@ -93,7 +93,7 @@ def prepare(
         candidate = with_density(candidate)
         grams = _grams(base, data, candidate, adapters, run)
         if base is not None and not full and grams is None:
-            raise refused("base", "here: it is used with --full, or with --data")
+            raise refused("base", "without --full or --data")
     refuse_unused(candidate, options, compare=compare, full=full)
     settings = MergeSettings(
         options["modules"],
@@ -134,7 +134,7 @@ def candidate_of_models(n: int, base: object, options: ModelMergeOptions) -> Can
 
 
 def with_density(candidate: Candidate) -> Candidate:
-    """The candidate with the default density, if its method needs one and it has none."""
+    """Return the candidate with the default density if its method needs one and it has none."""
     from mergeforget.merge.request import needs_density
 
     if candidate.density is None and needs_density(candidate):
@@ -145,7 +145,7 @@ def with_density(candidate: Candidate) -> Candidate:
 def refuse_unused(
     candidate: Candidate, options: Mapping[str, Any], *, compare: bool = False, full: bool = False
 ) -> None:
-    """Raise UsageError for an option that was given and that this merge does not use."""
+    """Raise UsageError for a given option that the merge does not use."""
     from mergeforget.merge.engine import is_dense
     from mergeforget.merge.methods import MERGE_METHODS
     from mergeforget.merge.request import canonical
@@ -154,11 +154,11 @@ def refuse_unused(
     entry = MERGE_METHODS.get(known.method)
     given = {name for name, value in options.items() if value is not None}
     if "seed" in given and "generator" not in entry.parameters:
-        raise refused("seed", f"to {entry.name}, which draws nothing at random")
+        raise refused("seed", f"to {entry.name}, which is not random")
     if full and "svd" in given and known.rank is None:
-        raise refused("svd", "to --full without --rank: nothing is truncated")
+        raise refused("svd", "to --full without --rank, because nothing is truncated")
     if not full and "svd" in given and not is_dense(known):
-        why = f"to {entry.name} in {known.space} space, which truncates no delta"
+        why = f"to {entry.name} in {known.space} space, because no delta is truncated"
         raise refused("svd", why)
     if options.get("space") == "factors" and known.space == "delta":
         raise refused(
@@ -166,7 +166,7 @@ def refuse_unused(
             f"to {candidate.method}, which merges deltas: use --space delta, or omit it",
         )
     if compare and known.space == "delta":
-        raise refused("compare", "in delta space: it measures how far factor space is from it")
+        raise refused("compare", "in delta space: it compares factor space with delta space")
 
 
 def refuse_given(options: Mapping[str, Any], names: Sequence[str], why: str) -> None:
@@ -197,7 +197,7 @@ def _option(name: str) -> str:
 
 
 def _read(source: Source) -> tuple[list[Adapter], Run | None, list[Path]]:
-    """The adapters, the run they belong to, and the folders they were read from."""
+    """Return the adapters, their run, and the folders that were read."""
     from mergeforget.adapter import Adapter, read_adapter
 
     if source is None or isinstance(source, str | Path | Run | UnlearningRun):
@@ -210,9 +210,9 @@ def _read(source: Source) -> tuple[list[Adapter], Run | None, list[Path]]:
 
 
 def _recipe_options(run: Run) -> dict[str, Any]:
-    """The section ``merge`` of the run's recipe.
+    """Return the section ``merge`` of the run's recipe.
 
-    The default density does not apply to a method that takes none.
+    The default density does not apply to a method without density.
     """
     from mergeforget.merge.request import takes_density
     from mergeforget.recipe import load_recipe
@@ -225,13 +225,13 @@ def _recipe_options(run: Run) -> dict[str, Any]:
 
 
 def _by_module(options: MergeOptions | ModelMergeOptions, n: int) -> dict[str, Any]:
-    """Settings by module of n inputs."""
+    """Return the settings by module for n inputs."""
     density = _settings("density", options["density_by"], 1)
     return density | _settings("weights", options["weights_by"], n)
 
 
 def _settings(key: str, by: ByModule, count: int) -> dict[str, Any]:
-    """Settings by module: ``{"q_proj": 0.5}`` or ``["q_proj=0.5"]``, ``count`` values each."""
+    """Parse settings by module, ``{"q_proj": 0.5}`` or ``["q_proj=0.5"]``, of ``count`` values."""
     from mergeforget.errors import UsageError
     from mergeforget.merge.by_module import parse
 
@@ -264,7 +264,7 @@ def _purpose(
     adapters: list[Adapter],
     run: Run | None,
 ) -> Candidate:
-    """The candidate whose weights are chosen from gradients on forget and retain rows."""
+    """Return the candidate with weights from gradients on forget and retain rows."""
     from mergeforget.console import say
     from mergeforget.data.readers import read_rows
     from mergeforget.data.templating import template_of
@@ -306,7 +306,7 @@ def _grams(
     adapters: list[Adapter],
     run: Run | None,
 ) -> Grams | None:
-    """The Gram matrices of the layers' inputs, for methods that need them."""
+    """Return the Gram matrices of the layers' inputs for methods that need them."""
     from mergeforget.merge.request import looks_at_data
 
     files = [Path(file) for file in data]
@@ -321,7 +321,7 @@ def _grams(
 
 
 def _data_spec(run: Run | None) -> DataSpec:
-    """How rows are rendered: as the run's recipe says, else in chat where there is a template."""
+    """Return how rows are rendered: as in the run's recipe, or with the chat template, if any."""
     from mergeforget.recipe import DataSpec, load_recipe
 
     return DataSpec() if run is None else load_recipe(run.recipe).data

@@ -37,8 +37,8 @@ def load_adapter(folder: str | Path, name: str = "") -> Adapter:
     """Read a LoRA adapter from a PEFT folder, without loading torch.
 
     Args:
-        folder: Holds ``adapter_config.json`` and the weights.
-        name: How messages call it; the folder's name when empty.
+        folder: Folder with ``adapter_config.json`` and the weights.
+        name: Name of the adapter in messages; the folder's name when empty.
 
     Raises:
         InputError: A file is missing, truncated, or not a LoRA adapter.
@@ -73,25 +73,25 @@ def merge(
         density_by: Densities of the modules whose name contains a filter, ``{"q_proj": 0.5}``.
         weights_by: Weights of such modules, ``{"q_proj": [1, 0.5]}``.
         seed: Random seed of methods that drop entries at random.
-        precision: Of the computation, whatever dtype is stored.
+        precision: Precision of the computation, for any stored dtype.
         arguments: Further arguments of the method, ``{"sign": "count"}``.
         same_base: Merge although the adapters name bases with different content.
         threads: Number of threads; 0 is one per core. It does not change the result.
-        device: ``cpu`` computes with numpy, ``cuda`` or another device of torch with torch.
+        device: ``cpu`` uses numpy; ``cuda`` or another torch device uses torch.
         space: ``factors`` merges A and B separately, ``delta`` merges the products ``B @ A``.
         rank: Rank of the result, in delta space; the largest input rank when omitted.
-        modules: Which modules to merge where the adapters change different ones.
+        modules: Modules to merge if the adapters have different ones.
         svd: How a delta is truncated to the rank; ``fast`` when omitted.
-        data: Files of rows for ``regmean``: one per adapter, or one for all.
-        base: The model that ``data`` is run through; the adapters' base when omitted.
+        data: Files of rows for methods that use data: one per adapter, or one for all.
+        base: Model that runs on ``data``; the adapters' base when omitted.
 
     Returns:
-        The merged adapter: ``merged.save(folder)`` writes it, ``merged.adapter`` holds it.
+        The merged adapter as ``merged.adapter``; ``merged.save(folder)`` writes it.
 
     Raises:
-        UsageError: Unknown method or argument, an option that the merge does not use, or values
-            that do not fit.
-        InputError: An adapter is malformed, or they belong to different models.
+        UsageError: A method or argument is unknown, an option is not used by the merge, or a value
+            does not apply.
+        InputError: An adapter is malformed, or the adapters belong to different models.
         NumericError: An adapter contains NaN or Inf.
     """
     from mergeforget.api.merge_request import prepare
@@ -108,19 +108,19 @@ def merge(
 
 @takes(FullMergeOptions)
 def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptions]) -> Written:
-    """Merge adapters and write their base with the merged change as a whole model.
+    """Merge adapters into their base and write a whole model.
 
-    The base is streamed: only the tensors in work are in memory. An interrupted call continues
+    The base is streamed: only the tensors in work are in memory. An interrupted call resumes
     when it is repeated.
 
     Args:
         source: As in :func:`merge`.
         out: Folder to write. A model merged here before is replaced.
-        base: Name or folder of the base; the run's, or the one that the adapters name. A base that
-            is given vouches for the adapters: their own names of it are not compared.
-        dtype: Of the written weights; ``auto`` keeps the base's.
-        max_memory: Bytes that the tensors in work may take together; None is no limit.
-        shard_size: Bytes of one weights file.
+        base: Name or folder of the base; when omitted, that of the run or of the adapters. If it is
+            given, the names of the base in the adapters are not compared.
+        dtype: Dtype of the written weights; ``auto`` keeps the base's.
+        max_memory: Maximum memory of the tensors in work, in bytes; None is no limit.
+        shard_size: Maximum size of a weights file, in bytes.
         method, density, weights, density_by, weights_by, space, rank, seed, precision, arguments,
             modules, svd, data, same_base, threads, device: As in :func:`merge`.
 
@@ -128,8 +128,8 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
         Where the model is, and the relative error of rounding to ``dtype``.
 
     Raises:
-        UsageError, InputError, NumericError: As :func:`merge`.
-        InputError: ``out`` holds something else, or the base lacks a module.
+        UsageError, InputError, NumericError: As in :func:`merge`.
+        InputError: ``out`` contains files that no merge wrote, or the base lacks a module.
     """
     from mergeforget.api.merge_request import prepare
     from mergeforget.merge.checkpoint.full import fold_adapters
@@ -158,7 +158,7 @@ def merge_models(
     Args:
         models: Names or folders of the models.
         out: Folder to write. A model merged here before is replaced.
-        base: The model that they were fine-tuned from. The method acts on the differences from it;
+        base: Model that they were fine-tuned from. The method merges the differences from it;
             without one, on the weights themselves.
         config: Configuration of mergekit to run instead of ``models``. It is run by this engine
             where it knows the method and the options, and by mergekit otherwise.
@@ -172,7 +172,7 @@ def merge_models(
         Where the model is, how it was merged, and the relative error of rounding to ``dtype``.
 
     Raises:
-        UsageError: The method needs a base, values do not fit, or an option does not apply.
+        UsageError: The method needs a base, or a value or an option does not apply.
         InputError: The models have different tensors, architectures or vocabularies.
         NumericError: A model contains NaN or Inf, or the result overflows.
     """
@@ -296,15 +296,15 @@ def extract_lora(
     """Extract a plain LoRA: the difference of a model from its base, truncated to a rank.
 
     Args:
-        model: Folder of a fine-tuned model, or of an adapter of a kind that PEFT can fold.
+        model: Folder of a fine-tuned model, or of any adapter that PEFT can merge.
         base: Name or folder of the model that it was trained from.
-        rank: Largest rank of a module.
-        svd: How a difference is truncated.
+        rank: Maximum rank of a module.
+        svd: How differences are truncated.
         threads: Number of threads; 0 is one per core.
         out: Folder to write the adapter to.
 
     Raises:
-        InputError: The two have different tensors, or no difference that a LoRA can represent.
+        InputError: The models have different tensors, or no difference that LoRA can represent.
     """
     from mergeforget.merge.extract import extract_lora as extract
     from mergeforget.merge.inputs import check_free

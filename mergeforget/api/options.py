@@ -1,7 +1,7 @@
-"""The options of the API's functions, listed once each; commands pass on the same names.
+"""Options of the API functions, defined once; commands use the same names.
 
-A function with ``**options: Unpack[MergeOptions]`` is decorated with ``@takes(MergeOptions)``: its
-signature then lists the options with their defaults, and it receives all of them.
+A function with ``**options: Unpack[MergeOptions]`` is decorated with ``@takes(MergeOptions)``. Its
+signature then lists the options with their defaults, and it always receives all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
-SHARD_SIZE = 5 * 10**9  # bytes of one weights file
+SHARD_SIZE = 5 * 10**9  # maximum size of a weights file in bytes
 
 ByModule = Mapping[str, Any] | Sequence[str]
 Settings = Mapping[str, Any] | Iterable[str]
@@ -30,11 +30,11 @@ class MethodOptions(TypedDict, total=False):
         density_by: Densities of the modules whose name contains a filter, ``{"q_proj": 0.5}``.
         weights_by: Weights of such modules, ``{"q_proj": [1, 0.5]}``.
         seed: Random seed of methods that drop entries at random.
-        precision: Of the computation, whatever dtype is stored.
+        precision: Precision of the computation, for any stored dtype.
         arguments: Further arguments of the method, ``{"sign": "count"}``.
         same_base: Merge although the inputs name or contain different base models.
         threads: Number of threads; 0 is one per core. It does not change the result.
-        device: Device of the computation: ``cpu`` (numpy), or one of torch's such as ``cuda``.
+        device: Device of the computation: ``cpu`` (numpy), or a torch device such as ``cuda``.
     """
 
     method: str | None
@@ -56,10 +56,10 @@ class MergeOptions(MethodOptions, total=False):
     Attributes:
         space: ``factors`` merges A and B separately, ``delta`` merges the products ``B @ A``.
         rank: Rank of the result, in delta space; the largest input rank when omitted.
-        modules: Which modules to merge where the adapters change different ones.
+        modules: Modules to merge if the adapters have different ones.
         svd: How a delta is truncated to the rank; ``fast`` when omitted.
         data: Files of rows, for methods that use data.
-        base: The model that ``data`` is run through, and that a whole model is made of.
+        base: Model that runs on ``data``, and base of a whole model.
     """
 
     space: Literal["factors", "delta"] | None
@@ -74,9 +74,9 @@ class OutputOptions(TypedDict, total=False):
     """How a whole model is written.
 
     Attributes:
-        dtype: Of the written weights; ``auto`` keeps the base's.
-        max_memory: Bytes that the tensors in work may take together; None is no limit.
-        shard_size: Bytes of one weights file.
+        dtype: Dtype of the written weights; ``auto`` keeps the base's.
+        max_memory: Maximum memory of the tensors in work, in bytes; None is no limit.
+        shard_size: Maximum size of a weights file, in bytes.
     """
 
     dtype: Dtype
@@ -93,7 +93,7 @@ class ModelMergeOptions(MethodOptions, OutputOptions, total=False):
 
 
 class TrainingOptions(TypedDict, total=False):
-    """What is trained on, and where it is written.
+    """Data and output of a training.
 
     Attributes:
         forget: Rows to forget (JSON Lines, parquet, csv or column-oriented JSON).
@@ -101,11 +101,11 @@ class TrainingOptions(TypedDict, total=False):
         holdout: Rows of the same kind that no training sees: the non-members.
         limit: Maximum number of rows of each set, by whole documents.
         template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
-            ``auto``, which is chat where there is one; the recipe's when omitted.
+            ``auto`` (chat if there is a template); the recipe's when omitted.
         system_prompt: System message of a chat.
         turns: Assistant turns of a conversation that become rows; the recipe's when omitted.
         out: Run folder; ``runs/RECIPE-TIME`` when omitted.
-        resume: Continue a run that was interrupted.
+        resume: Resume an interrupted run.
         settings: Recipe keys to change: ``{"pair.over.epochs": 3}`` or ``["pair.over.epochs=3"]``.
     """
 
@@ -121,7 +121,7 @@ class TrainingOptions(TypedDict, total=False):
     settings: Settings
 
 
-DEFAULTS: dict[str, Any] = {  # of the options that are not None when omitted
+DEFAULTS: dict[str, Any] = {  # defaults other than None
     "density_by": (),
     "weights_by": (),
     "same_base": False,
@@ -137,16 +137,16 @@ DEFAULTS: dict[str, Any] = {  # of the options that are not None when omitted
 
 
 def names_of(table: type) -> list[str]:
-    """The options of a table, in the order in which they are listed."""
+    """Return the options of a table in order."""
     bases = [base for base in getattr(table, "__orig_bases__", ()) if base is not TypedDict]
     own = [n for n in table.__annotations__ if all(n not in b.__annotations__ for b in bases)]
     return [*dict.fromkeys(name for base in bases for name in names_of(base)), *own]
 
 
 def takes(table: type) -> Callable[[F], F]:
-    """Let a function with ``**options`` receive every option of a table, defaults included.
+    """Pass every option of a table, including defaults, to a function with ``**options``.
 
-    A name that is not in the table raises TypeError, as an unknown argument does.
+    A name that is not in the table raises TypeError.
     """
     names = names_of(table)
     defaults = {name: DEFAULTS.get(name) for name in names}

@@ -1,4 +1,4 @@
-"""Results that a notebook shows on one line and turns into a table."""
+"""Result objects with a one-line repr and conversion to tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Scores(Mapping[str, "list[Score]"]):
 
     Attributes:
         notes: Warnings and remarks on the scores, one sentence each.
-        terms: The terms that the benchmark averages into its aggregate, where it has one.
+        terms: The terms of the benchmark's aggregate, if it has one.
         differences: Differences from the first model on common rows, by model; of ``compare``.
     """
 
@@ -69,10 +69,10 @@ class Scores(Mapping[str, "list[Score]"]):
         """Return the value of one score.
 
         Args:
-            model: needed where there are several models.
+            model: Name of the model; required if there are several.
 
         Raises:
-            UsageError: there is no such score; the message names the nearest.
+            UsageError: There is no such score; the message names the nearest.
         """
         from mergeforget.score import find
 
@@ -118,11 +118,11 @@ class Scores(Mapping[str, "list[Score]"]):
 
 
 class AttackResults(Sequence["Result"]):
-    """The results of some attacks, in the order in which they were carried out.
+    """The results of attacks, in the order in which they were run.
 
     Attributes:
-        folder: where the results, tables and figures were written.
-        files: those files.
+        folder: Folder of the results, tables and figures.
+        files: Written files.
     """
 
     def __init__(self, results: Sequence[Result], folder: Path, files: Sequence[Path]) -> None:
@@ -141,7 +141,7 @@ class AttackResults(Sequence["Result"]):
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """One sentence for each attacked model: the worst case over its scores and attacks."""
+        """One sentence per attacked model: the worst case over its scores and attacks."""
         from mergeforget.attack.headline import verdicts_in
 
         return verdicts_in(self.folder, list(dict.fromkeys(r.model for r in self._results)))
@@ -160,11 +160,11 @@ class AttackResults(Sequence["Result"]):
 
 
 class SearchResult:
-    """The chosen candidate of a search and the scores of all that were measured.
+    """The chosen candidate of a search, and the scores of all measured candidates.
 
     Attributes:
-        run: the run that was searched.
-        choice: the candidate, the sentence that explains it, the Pareto front, a warning or None.
+        run: The run that was searched.
+        choice: The candidate, its explanation, the Pareto front, and a warning or None.
     """
 
     def __init__(self, run: UnlearningRun, choice: Choice) -> None:
@@ -182,7 +182,7 @@ class SearchResult:
 
     @property
     def warning(self) -> str | None:
-        """What speaks against the choice, or None."""
+        """Warning about the choice, or None."""
         return self.choice.warning
 
     def __repr__(self) -> str:
@@ -199,10 +199,10 @@ class SearchResult:
 
 
 class UnlearningRun:
-    """A run folder, opened: recipe, adapters, scores and history as Python objects.
+    """An open run folder: recipe, adapters, scores and history as Python objects.
 
     Attributes:
-        paths: where each file of the run is.
+        paths: Paths of the files of the run.
     """
 
     def __init__(self, paths: Run) -> None:
@@ -223,7 +223,7 @@ class UnlearningRun:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe as it was run."""
+        """The recipe of the run."""
         from mergeforget.recipe import load_recipe
 
         return load_recipe(self.paths.recipe)
@@ -286,10 +286,10 @@ AnyRun = str | Path | Run | UnlearningRun
 
 
 def as_run(run: AnyRun | None) -> Run:
-    """The run folder that is meant; None is the newest under ``runs/``.
+    """Return the run; None is the newest under ``runs/``.
 
     Raises:
-        InputError: there is no such run; the message names those that exist.
+        InputError: There is no such run; the message names the existing ones.
     """
     if isinstance(run, UnlearningRun):
         return run.paths
@@ -299,12 +299,12 @@ def as_run(run: AnyRun | None) -> Run:
 
 
 def optional_path(path: str | Path | None) -> Path | None:
-    """A path, or None."""
+    """Convert to a path; None stays None."""
     return None if path is None else Path(path)
 
 
 def data_frame(records: list[dict[str, Any]]) -> Any:
-    """A ``pandas.DataFrame``, one row per record.
+    """Return a ``pandas.DataFrame`` with one row per record.
 
     Raises:
         ResourceError: pandas is not installed.

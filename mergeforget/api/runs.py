@@ -1,4 +1,4 @@
-"""Open a run; analyze, report, compare, export, score and verify what it holds."""
+"""Open a run, and analyze, report, compare, export, score and verify its results."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ def export(
 ) -> Exported:
     """Write the chosen adapter, or the whole model, with tokenizer and model card.
 
-    What was written is loaded again, and its logits are compared with the candidate's.
+    The written weights are loaded again, and their logits are compared with the candidate's.
 
     Args:
         run: The run folder; None is the newest under ``runs/``.
         candidate: Name under ``RUN/candidates``; the chosen one when empty.
         full: Write the whole model instead of the adapter.
-        dtype: Of the weights of a whole model; ``auto`` keeps the base's.
+        dtype: Dtype of a whole model; ``auto`` keeps the base's.
         out: Folder to write; ``RUN/export/NAME-adapter`` or ``-model`` when omitted.
-        template, system_prompt: How the texts are rendered on which logits are compared; as in the
+        template, system_prompt: How the prompts for the comparison are rendered; as in the
             run's recipe when omitted.
 
     Raises:
-        InputError: There is no such candidate, or ``out`` holds something else.
+        InputError: There is no such candidate, or ``out`` contains other files.
         VerificationError: The logits differ by more than the dtype explains.
     """
     from mergeforget.analysis.export import export as write
@@ -119,7 +119,7 @@ def analyze(
     Raises:
         UnknownNameError: There is no such analysis.
         UsageError: ``against`` is given without ``dynamics``.
-        InputError: A named analysis needs files that the run does not have yet.
+        InputError: An analysis needs files that the run does not have yet.
     """
     from mergeforget.analysis.findings import analyse, analyse_against, analyse_all
     from mergeforget.errors import UsageError
@@ -188,10 +188,10 @@ def score(
             counts words of any script.
 
     Returns:
-        The scores, as those of a model named ``value``.
+        The scores, under the model name ``value``.
 
     Raises:
-        InputError: A file is missing or lacks what is needed.
+        InputError: A file or a required column is missing.
     """
     from mergeforget.benchmarks.semeval2025_task4 import task_names, terms
     from mergeforget.evaluate.texts import score_texts
@@ -205,7 +205,7 @@ def score(
 
 
 def verify(evidence: str | Path, run: AnyRun | None = None) -> list[EvidenceCheck]:
-    """Recompute what the evidence file of a report states.
+    """Recompute the statements of the evidence file of a report.
 
     Args:
         evidence: The ``evidence.json`` of a report.
@@ -215,7 +215,7 @@ def verify(evidence: str | Path, run: AnyRun | None = None) -> list[EvidenceChec
         One check per statement. The evidence holds if every check that is ``required`` is ``ok``.
 
     Raises:
-        InputError: The file is no evidence, or the run folder is missing.
+        InputError: The file is not an evidence file, or the run folder is missing.
     """
     from mergeforget.analysis.verification import verify_evidence
 

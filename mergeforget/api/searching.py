@@ -41,34 +41,34 @@ def search(
     """Merge the pair of a run in many ways, evaluate each, and choose the balanced one.
 
     The selection split chooses the candidate and the report split reports its scores. Results are
-    saved as they are measured; a repeated call continues. What is omitted is as the recipe says.
+    saved as they are measured; a repeated call resumes. Omitted options are taken from the recipe.
 
     Args:
         run: Run folder with a trained pair; None is the newest under ``runs/``.
         methods: Merge methods to try.
         densities: Fractions of entries kept: ``"0.1:1.0:0.1"`` or a list.
-        weights: One list of weights (over, under) per variant.
+        weights: Weights of over and under to try, for example ``[[1, 1], [1, 0.5]]``.
         spaces: ``factors``, ``delta``, or both.
         ranks: Ranks of the result, in delta space.
         objective: What to maximise, for example ``mia`` or ``0.7*mia + 0.3*retain``.
         strategy: ``grid``, ``refine``, ``tpe`` or ``nsga2``; the last two need optuna.
-        groups: Number of layer groups that get densities of their own.
+        groups: Number of layer groups with separate densities.
         finalists: Number of candidates that generate answers; the others are scored by likelihood.
         together: Number of candidates that answer in one batch.
         budget: Maximum number of candidates, or a time such as ``"10m"``.
         seed: Random seed of the split, and of methods and strategies that sample.
         holdout: Rows that no training saw: the non-members.
         template, system_prompt: How prompts are rendered; as in the run's recipe when omitted.
-        first: Density to begin with.
+        first: First density to try.
         storage: Database URL or journal file that several workers share.
-        resume: Require an earlier search to continue.
+        resume: Resume a search; an error if there is none.
         again: Discard the cached measurements.
         device: ``cpu``, ``cuda``, ...; the GPU where there is one.
 
     Raises:
         InputError: The run has no pair, or no non-members are known.
-        UsageError: A candidate, an objective or a combination of options makes no sense.
-        NumericError: No candidate gives finite scores.
+        UsageError: A candidate, the objective or a combination of options is invalid.
+        NumericError: No candidate has finite scores.
     """
     given = dict(locals())
     from mergeforget.search.driver import search as find_best
@@ -108,7 +108,7 @@ PLAIN = ("densities", "groups", "objective", "strategy", "finalists", "together"
 
 
 def _spec(run: Run, given: dict[str, Any]) -> SearchSpec:
-    """The section ``search`` of the run's recipe with the options that were given."""
+    """Return the section ``search`` of the run's recipe with the given options."""
     from mergeforget.recipe import change, load_recipe
 
     changes = {key: given.get(key) for key in (*PLAIN, "methods", "spaces", "ranks", "weights")}

@@ -1,4 +1,4 @@
-"""Train a pair of adapters or a single one from a recipe, and plan what a training takes."""
+"""Train a pair of adapters or a single one from a recipe, and estimate the cost of a training."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def train_pair(
         holdout: Rows of the same kind that no training sees: the non-members.
         limit: Maximum number of rows of each set, by whole documents.
         template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
-            ``auto``, which is chat where there is one; the recipe's when omitted.
+            ``auto`` (chat if there is a template); the recipe's when omitted.
         system_prompt: System message of a chat.
         turns: Assistant turns of a conversation that become rows; the recipe's when omitted.
-        memorise: Fine-tune the model on forget and retain first.
+        memorise: Fine-tune the model on the forget and retain rows first.
         out: Run folder; ``runs/RECIPE-TIME`` when omitted.
-        resume: Continue a run that was interrupted.
+        resume: Resume an interrupted run.
         settings: Recipe keys to change: ``{"pair.over.epochs": 3}`` or ``["pair.over.epochs=3"]``.
 
     Returns:
@@ -51,8 +51,8 @@ def train_pair(
     Raises:
         RecipeError: The recipe is not valid, or names no data.
         InputError: The data or the model cannot be read, or ``out`` holds another run.
-        NumericError: A training diverged or did not change.
-        ResourceError: Another process writes to the folder, or memory is short.
+        NumericError: A training diverged, or did not change the adapter.
+        ResourceError: Another process writes to the folder, or there is too little memory.
     """
     from mergeforget.run import new_run
     from mergeforget.train.pair import train_pair as train
@@ -75,7 +75,7 @@ def train(
 
     Args:
         recipe: Name of a packaged recipe, path of a YAML file, or a loaded recipe.
-        side: Which training to use of a recipe that holds a pair.
+        side: Training to run if the recipe describes a pair.
         model, forget, retain, holdout, limit, template, system_prompt, turns, out, resume,
             settings: See :func:`train_pair`.
 
@@ -83,7 +83,7 @@ def train(
         The run; the result is in ``run.root / "adapter"``, or in ``"model"`` with ``full``.
 
     Raises:
-        RecipeError, InputError, NumericError, ResourceError: As :func:`train_pair`.
+        RecipeError, InputError, NumericError, ResourceError: As in :func:`train_pair`.
     """
     from mergeforget.run import new_run
     from mergeforget.train.single import train_single
@@ -115,7 +115,7 @@ def plan(
         The estimate by training: ``pair.over`` and ``pair.under``, or ``train``.
 
     Raises:
-        RecipeError, InputError: As :func:`train_pair`.
+        RecipeError, InputError: As in :func:`train_pair`.
     """
     from mergeforget.models import default_device
     from mergeforget.train.objective import check_recipe
@@ -130,7 +130,7 @@ def plan(
 
 
 def assignments_of(settings: Settings) -> list[str]:
-    """Recipe changes as ``key=value`` texts, values in YAML.
+    """Return recipe changes as ``key=value`` texts with YAML values.
 
     >>> assignments_of({"pair.over.epochs": 3, "data.columns": {"input": "question"}})
     ['pair.over.epochs=3', 'data.columns={"input": "question"}']
@@ -149,13 +149,13 @@ def chosen_recipe(
     *,
     make_up: bool = True,
 ) -> tuple[Recipe, bool]:
-    """The recipe with the model, the data and the settings that were given.
+    """Return the recipe with the given model, data and settings.
 
     Args:
-        make_up: Use made-up people where neither the options nor the recipe name data.
+        make_up: Use made-up people if neither the options nor the recipe name data.
 
     Returns:
-        The recipe, and whether its data are made up.
+        The recipe, and whether its data is made up.
     """
     from mergeforget.data.people import made_up
     from mergeforget.errors import UsageError
@@ -165,7 +165,7 @@ def chosen_recipe(
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, assignments)
     elif assignments:
-        raise UsageError("settings change a recipe that is read by name or path. Change a loaded "
+        raise UsageError("settings apply only to a recipe given by name or path. Change a loaded "
                          "recipe with mergeforget.recipe.change().")  # fmt: skip
     given: dict[str, Any] = {k: v for k, v in options.items() if k in DATA and v is not None}
     data = {k: str(v) if isinstance(v, Path) else v for k, v in given.items()}

@@ -1,4 +1,4 @@
-"""The result of an unlearning job in words and as a table; ``evaluate.verdict`` decides it."""
+"""Describe the result of an unlearning job; ``evaluate.verdict`` decides it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEPT = 0.8  # share of the retain answers known before that must remain
 
 
 def table_of(run: Run, chosen: str) -> list[dict[str, Any]]:
-    """Base, over, under and the chosen merge on the report split."""
+    """Return the scores of base, over, under and the chosen merge on the report split."""
     from mergeforget.score import find, read_scores
 
     scores = read_scores(run.scores)
@@ -35,7 +35,7 @@ def table_of(run: Run, chosen: str) -> list[dict[str, Any]]:
 
 
 def table_text(table: Sequence[dict[str, Any]]) -> str:
-    """The table as plain text."""
+    """Format the table as plain text."""
     names = {"base": "before", "over": "over", "under": "under"}
     lines = [f"{'':<28}{'MIA AUC':>22}{'forget answers':>16}{'retain answers':>16}"]
     for row in table:
@@ -53,11 +53,11 @@ def paragraph_of(
     table: Sequence[dict[str, Any]],
     earlier: Mapping[str, float] | None = None,
 ) -> str:
-    """The verdict with its reasons, and what became of the answers, as one paragraph.
+    """Return the verdict with its reasons and the remaining answers as one paragraph.
 
     Args:
         table: Records of ``table_of``, the base first and the result last.
-        earlier: Share of the answers of each earlier request that come out.
+        earlier: Share of repeated answers of each earlier request.
 
     >>> from mergeforget.evaluate.verdict import judge
     >>> row = {"forget": 1.0, "retain": 1.0}
@@ -84,10 +84,10 @@ def paragraph_of(
 
 
 def answers_of(run: Run, chosen: str, shown: Mapping[str, int]) -> list[dict[str, str]]:
-    """Some answers of the base and of the chosen merge, side by side.
+    """Return some answers of the base and of the chosen merge, side by side.
 
     Args:
-        shown: Number of answers of each set.
+        shown: Number of answers per set.
     """
     from mergeforget.files import read_jsonl, reading
 

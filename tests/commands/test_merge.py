@@ -127,7 +127,7 @@ def test_the_text_says_what_the_cut_and_the_space_cost(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--density", "0"], 2, "must lie in (0, 1]"),
+        (["--density", "0"], 2, "must be in (0, 1]"),
         (["--density", "1.5"], 2, "write 0.8 for 80 percent"),
         (["--method", "tis", "--density", "0.5"], 2, "Did you mean 'ties'?"),
         (["--density", "0.5", "--weights", "1,x"], 2, "not a list of numbers"),

@@ -139,7 +139,7 @@ def test_a_dtype_that_is_none_is_refused(tmp_path: Path, dtype: Any) -> None:
     text = json.dumps(header).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
-    with pytest.raises(InputError, match="a has the dtype .*, which is not read"):
+    with pytest.raises(InputError, match="a has the unsupported dtype"):
         read_header(path)
 
 
@@ -160,7 +160,7 @@ def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
     text = f'{{"a": {facts}, "a": {facts}}}'.encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text)
-    with pytest.raises(InputError, match="appears twice"):
+    with pytest.raises(InputError, match="occurs twice"):
         read_header(path)
 
 

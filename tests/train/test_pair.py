@@ -77,7 +77,7 @@ def test_memorised_model_is_reused(
     plain, knows = (load_file(f / "model.safetensors") for f in (tiny_folder, base))
     assert any((plain[k] != knows[k]).any() for k in plain)
     again = run(command(tiny_folder, people, tmp_path / "b", "--memorise"))
-    assert again.exit_code == 0 and "is there already" in again.stderr
+    assert again.exit_code == 0 and "reusing the model" in again.stderr
     assert Run(tmp_path / "b").base() == str(base)
     assert read_adapter(tmp_path / "b" / "over").base == str(base)
 
