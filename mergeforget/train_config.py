@@ -124,6 +124,9 @@ class Watch(RecipeSection):
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+UNTIL_STEPS = 56  # optimiser steps of a training with ``until``, as measured on 10 to 24 rows
+
+
 class Until(RecipeSection):
     """Train until a condition on the selection split holds, instead of a number of epochs.
 

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from memorising import write_knowing
 
+import mergeforget as mf
 from mergeforget.api.delivery import find_converter
 from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
@@ -182,6 +183,38 @@ def test_a_missing_converter_is_said_before_the_work(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ResourceError, match="LLAMA_CPP"):
         find_converter()
+
+
+def test_a_finished_run_is_converted_and_uploaded(
+    result: Unlearned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    uploads: list[tuple[str, str]] = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **more: None)
+
+    def upload(self: Any, *, repo_id: str, folder_path: str) -> str:
+        uploads.append((repo_id, folder_path))
+        return "address"
+
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    converter = tmp_path / "llama" / "convert_hf_to_gguf.py"
+    converter.parent.mkdir()
+    converter.write_text("import sys\nopen(sys.argv[3], 'w').write('GGUF')\n")
+    monkeypatch.setenv("LLAMA_CPP", str(converter.parent))
+    done = mf.export(result.run, full=True, gguf=True, push="me/model", out=tmp_path / "model")
+    assert Path(done.gguf).read_text() == "GGUF" and done.pushed == "address"
+    assert uploads == [("me/model", done.folder)]
+    with pytest.raises(UsageError, match="--full"):
+        mf.export(result.run, gguf=True)
+
+    def refuse(self: Any, name: str, **more: Any) -> None:
+        raise OSError("401 Unauthorized")
+
+    monkeypatch.setattr(HfApi, "create_repo", refuse)
+    with pytest.raises(ResourceError, match="hf auth login"):
+        mf.export(result.run, push="me/model", out=tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "README.md").is_file()
 
 
 def table(forget: float, retain: float = 1.0) -> Any:

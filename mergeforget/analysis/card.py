@@ -13,12 +13,17 @@ from mergeforget.analysis.report import limits_of
 from mergeforget.analysis.tables import cell_of, label_of, measures_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.embedded_model import HUB_COPY
+from mergeforget.embedded_model import LICENCE as EMBEDDED_LICENCE
 from mergeforget.embedded_model import NAME as EMBEDDED
+from mergeforget.errors import MergeforgetError
 from mergeforget.files import read_json_object
 from mergeforget.models import HUB_ID
+from mergeforget.parsing import parse_yaml
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, Run, versions
 from mergeforget.score import read_scores
+
+CARD_LIMIT = 1_000_000  # characters of a base's card that are read
 
 
 def card_of(run: Run, name: str, kind: str) -> str:
@@ -33,7 +38,7 @@ def card_of(run: Run, name: str, kind: str) -> str:
     why = chosen.sentence if chosen else ""
     doubt = f"**Warning.** {_plain(chosen.warning)}" if chosen and chosen.warning else ""
     parts = [
-        _metadata(run, recipe, kind),
+        _metadata(run, recipe, name, kind),
         f"# {_plain(name)}\n\nA language model that was made to forget chosen training data, by "
         "merging an over-forgetting and an under-forgetting LoRA adapter with "
         f"[mergeforget](https://pypi.org/project/mergeforget/).\n\n{_plain(why)}".rstrip(),
@@ -48,19 +53,73 @@ def card_of(run: Run, name: str, kind: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(run: Run, recipe: Recipe, kind: str) -> str:
-    """Return the hub's metadata. The licence is that of the base, so it is not repeated."""
+def _metadata(run: Run, recipe: Recipe, name: str, kind: str) -> str:
+    """Return the hub's metadata: licence and id of the base, and the scores as a model index."""
+    base = _hub_name(recipe.model.name)
     values: dict[str, Any] = {
         "library_name": "peft" if kind == "adapter" else "transformers",
         "pipeline_tag": "text-generation",
-        "base_model": _hub_name(recipe.model.name),
+        **_licence(recipe.model.name, base),
         "tags": ["unlearning", "machine-unlearning", "model-merging", "lora", "mergeforget"],
     }
-    if values["base_model"] is None:  # the hub takes the id of one of its models, and no path
-        values.pop("base_model")
-    elif kind != "adapter":
-        values["base_model_relation"] = "finetune"
+    if base is not None:  # the hub takes the id of one of its models, and no path
+        values["base_model"] = base
+        if kind != "adapter":
+            values["base_model_relation"] = "finetune"
+    if index := _model_index(run, name):
+        values["model-index"] = index
     return "---\n" + yaml.safe_dump(values, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _licence(model: str, base: str | None) -> dict[str, Any]:
+    """The base's licence, which also binds what is derived from it.
+
+    It is read from the base's own card; where that names none, the metadata refer to the base.
+    """
+    if model == EMBEDDED:
+        return {"license": EMBEDDED_LICENCE}
+    folder = Path(model) if Path(model).is_dir() else None
+    if folder is None and base is not None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(base, "README.md")
+        folder = Path(found).parent if isinstance(found, str) else None
+    stated = _card_metadata(folder / "README.md") if folder is not None else {}
+    own = {key: stated[key] for key in ("license", "license_name", "license_link")
+           if isinstance(stated.get(key), str)}  # fmt: skip
+    if "license" in own:
+        return own
+    link = {"license_link": f"https://huggingface.co/{base}"} if base else {}
+    return {"license": "other", "license_name": "license-of-the-base-model", **link}
+
+
+def _card_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a model card; empty where there are none, or none that can be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")[:CARD_LIMIT]
+        parts = text.split("---\n", 2)
+        found = parse_yaml(parts[1], str(path)) if text.startswith("---\n") else {}
+    except (OSError, IndexError, MergeforgetError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _model_index(run: Run, name: str) -> list[dict[str, Any]]:
+    """The candidate's scores on the report split, as the hub's ``model-index``."""
+    scores = read_scores(run.scores).get(name, [])
+    results = []
+    for split in dict.fromkeys(measure[1] for measure in measures_of({name: scores})):
+        cells = [(m, cell_of(scores, m)) for m in measures_of({name: scores}) if m[1] == split]
+        metrics = [
+            {"type": measure[0], "name": label_of(measure), "value": cell.value}
+            for measure, cell in cells
+            if cell.value is not None
+        ]
+        if metrics:
+            data = {"name": f"{split} rows of the unlearning request", "type": "private"}
+            task = {"type": "text-generation", "name": "Unlearning"}
+            results.append({"task": task, "dataset": data, "metrics": metrics})
+    return [{"name": name, "results": results}] if results else []
 
 
 def _verdict(run: Run, name: str) -> str:

@@ -42,6 +42,8 @@ class Exported:
             logit.
         tolerance: Allowed difference for the dtype.
         template: How the compared texts were rendered: ``raw``, ``chat``, ...
+        gguf: The GGUF file of the model, where one was asked for.
+        pushed: Address of the upload, where one was asked for.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Exported:
     tolerance: float
     sha256: str
     template: str = ""
+    gguf: str = ""
+    pushed: str = ""
 
 
 def export(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from mergeforget.api.results import AnyRun, Scores, UnlearningRun, as_run, optional_path
+from mergeforget.errors import UsageError
 
 if TYPE_CHECKING:
     from mergeforget.analysis.export import Exported
@@ -72,6 +73,8 @@ def export(
     out: str | Path | None = None,
     template: Literal["auto", "none", "chat"] | None = None,
     system_prompt: str | None = None,
+    gguf: bool = False,
+    push: str | None = None,
 ) -> Exported:
     """Write the chosen adapter, or the whole model, with tokenizer and model card.
 
@@ -85,19 +88,36 @@ def export(
         out: Folder to write; ``RUN/export/NAME-adapter`` or ``-model`` when omitted.
         template, system_prompt: How the prompts for the comparison are rendered; as in the
             run's recipe when omitted.
+        gguf: Convert the whole model to a GGUF file beside its folder; needs ``full`` and
+            llama.cpp's ``convert_hf_to_gguf.py``.
+        push: Hub repository to upload the folder to.
 
     Raises:
+        UsageError: ``gguf`` without ``full``.
         InputError: There is no such candidate, or ``out`` contains other files.
         VerificationError: The logits differ by more than the dtype explains.
+        ResourceError: The converter is missing or fails, or the hub refuses the upload; the folder
+            is written all the same.
     """
+    from dataclasses import replace
+
     from mergeforget.analysis.export import export as write
+    from mergeforget.api.delivery import find_converter, push_folder, to_gguf
     from mergeforget.api.measuring import data_of
     from mergeforget.recipe import load_recipe
 
     here = as_run(run)
+    if gguf and not full:
+        raise UsageError("A GGUF file is made from the whole model: add --full to --gguf.")
+    if gguf:
+        find_converter()  # before the work
     given = {"template": template, "system_prompt": system_prompt}
     data = data_of(load_recipe(here.recipe).data, given) if any(given.values()) else None
-    return write(here, optional_path(out), name=candidate, full=full, dtype=dtype, data=data)
+    done = write(here, optional_path(out), name=candidate, full=full, dtype=dtype, data=data)
+    folder = Path(done.folder)
+    if gguf:
+        done = replace(done, gguf=str(to_gguf(folder, folder.with_name(f"{folder.name}.gguf"))))
+    return replace(done, pushed=push_folder(folder, push)) if push else done
 
 
 def analyze(

@@ -303,7 +303,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
             "membership": "measurable" if fair else "not measurable"}  # fmt: skip
 
 
-STEPS = 56  # of a training with `until`, as measured on sets of 10 to 20 rows; 200 of another
+STEPS = 200  # optimiser steps of a training without `until`
 TUNING = 1.4  # seconds of fine-tuning over those of its forward and backward passes alone
 ASKING = 2.3  # seconds of a measurement with generated answers over those of its likelihoods alone
 ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row
@@ -316,10 +316,12 @@ def expected_passes(recipe: Recipe, rows: RequestRows, memorise: bool) -> dict[s
     each step; measured are both forms of the forget rows and as many unseen ones at each check,
     and seven models in three ways to ask in the search.
     """
+    from mergeforget.train_config import UNTIL_STEPS
+
     forget, retain = len(rows.forget), len(rows.retain)
     training = None if recipe.pair is None else recipe.pair.over
     until = None if training is None else training.until
-    steps = STEPS if until else 200
+    steps = min(UNTIL_STEPS, until.max_steps) if until else STEPS
     passes = 3.0 * 3 * steps * (training.batch_size if training else 4)
     if until:
         passes += steps / until.every * ((4 if until.also_raw else 2) * forget + retain)

@@ -28,11 +28,13 @@ from mergeforget.commands._options import (
     "--out", type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write.  [default: RUN/export/NAME-adapter or -model]",
 )  # fmt: skip
+@click.option("--gguf", is_flag=True, help="With --full: convert the model with llama.cpp, too.")
+@click.option("--push", metavar="ID", help="Upload the folder to this hub repository.")
 @template_options
 @json_option
 def command(
     run: Path | None, candidate: str, full: bool, dtype: Any, out: Path | None, template: Any,
-    system_prompt: str | None, as_json: bool,
+    system_prompt: str | None, gguf: bool, push: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the chosen adapter or model as a plain folder, with tokenizer and model card.
 
@@ -44,10 +46,13 @@ def command(
     from mergeforget.api.runs import export
 
     found = export(chosen_run(run), candidate=candidate, full=full, dtype=dtype, out=out,
-                   template=template, system_prompt=system_prompt)  # fmt: skip
+                   template=template, system_prompt=system_prompt, gguf=gguf,
+                   push=push)  # fmt: skip
     text = (
         f"{found.name} as {found.kind}: {found.folder}\n"
         f"Its logits equal the candidate's to {found.difference:.1e} of the largest "
         f"({found.tolerance:.0e} allowed for {found.dtype})."
+        + (f"\nGGUF file: {found.gguf}" if found.gguf else "")
+        + (f"\nUploaded: {found.pushed}" if found.pushed else "")
     )
     emit(asdict(found), text, as_json)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -37,11 +37,11 @@ from mergeforget.train.memory import (
     rows_of_set,
     tokens_at_once,
 )
-from mergeforget.train.pair import read_data
+from mergeforget.train.pair import add_twins, read_data
 from mergeforget.train.requirements import reads_of
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
 from mergeforget.train.tokenize import encode_sets
-from mergeforget.train_config import Training
+from mergeforget.train_config import UNTIL_STEPS, Training
 
 FUSED = "mergeforget-fused"
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -56,7 +56,9 @@ class Plan:
         rows: Rows of each set, after the transforms.
         epoch_tokens: Tokens of the forget set without padding.
         effective_batch: Forget rows of an optimiser step (of a step with forget rows).
-        steps_per_epoch, steps, warmup_steps: Optimiser steps.
+        steps_per_epoch, steps, warmup_steps: Optimiser steps; with ``until`` at most.
+        expected_steps: Steps that ``seconds`` refers to; with ``until`` those that trainings of
+            small sets took.
         parameters, trained: Parameters of the model, and trained parameters.
         memory: Bytes by use, for the largest micro-batch; ``total`` is their sum.
         gradient_checkpointing: Whether layers are recomputed; with ``auto``, if the free memory
@@ -70,6 +72,7 @@ class Plan:
     effective_batch: int
     steps_per_epoch: int
     steps: int
+    expected_steps: int
     warmup_steps: int
     parameters: int
     trained: int
@@ -116,18 +119,23 @@ def plan(
         checkpointing = True
         longest = one_pass(model, tokens, checkpointing)
         memory = _memory(model, own, spec, training, longest.kept_bytes)
+    each_epoch = -(-forget // (training.batch_size * training.accumulation(forget)))
+    if training.until is None:
+        each_epoch = steps // training.epochs
+    expected = min(UNTIL_STEPS, steps) if training.until else steps
     return Plan(
         rows={name: len(rows) for name, rows in encoded.items()},
         epoch_tokens=sum(lengths(encoded["forget"])),
         effective_batch=min(forget, training.batch_size * training.accumulation(forget)),
-        steps_per_epoch=steps // training.epochs,
+        steps_per_epoch=each_epoch,
         steps=steps,
-        warmup_steps=round(training.warmup_epochs * (steps // training.epochs)),
+        expected_steps=expected,
+        warmup_steps=round(training.warmup_epochs * each_epoch),
         parameters=sum(p.numel() for p in model.parameters()) - (0 if training.full else trained),
         trained=trained,
         memory=memory,
         gradient_checkpointing=checkpointing,
-        seconds=_all_flops(model, encoded, training) / flops,
+        seconds=_all_flops(model, encoded, training, expected, checkpointing) / flops,
         device=device,
     )
 
@@ -136,6 +144,8 @@ def count_steps(training: Training, sizes: Mapping[str, int]) -> int:
     """Return the optimiser steps of a training, from the rows of each set that it reads."""
     rows = sizes["forget"]
     parts = training.accumulation(rows)
+    if training.until:
+        return training.until.max_steps
     if training.chunk_rows:
         size = training.batch_size, parts
         return sum(
@@ -228,15 +238,29 @@ def matrix_speed(device: str, seconds: float = 0.3) -> float:
     return 2 * size**3 / best
 
 
-def _all_flops(model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training) -> float:
-    """Return the FLOPs of a training; cached reference outputs are computed once per set."""
+def _all_flops(
+    model: Any,
+    encoded: Mapping[str, Sequence[Encoded]],
+    training: Training,
+    steps: int,
+    checkpointing: bool,
+) -> float:
+    """Return the FLOPs of a training; cached reference outputs are computed once per set.
+
+    With ``until`` the checks are included: each passes the sets once, and the forget rows again.
+    """
     total = 0.0
+    forget = len(encoded["forget"])
     for name, reads in reads_of(training.objective).items():
         sizes = lengths(encoded[name])
-        checkpointing = model.is_gradient_checkpointing
         row = one_pass(model, round(sum(sizes) / len(sizes)), checkpointing)
-        each_epoch = len(encoded["forget"]) * rows_of_set(name, training)
+        each_epoch = forget * rows_of_set(name, training)
         runs = training.epochs * (len(sizes) if training.batches == "by_set" else each_epoch)
+        if training.until:
+            batch = training.batch_size * training.accumulation(forget)
+            runs = steps * batch * rows_of_set(name, training)
+            checks = steps // training.until.every + 1
+            total += checks * len(sizes) * (2 if name == "forget" else 1) * row.forward_flops
         asked = 0 if not reads.reference else len(sizes) if reads.kept else runs
         total += runs * (row.forward_flops + row.backward_flops) + asked * row.forward_flops
     return total
@@ -280,10 +304,21 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
         InputError: A file or the model's configuration cannot be read.
     """
     tokenizer = load_tokenizer(recipe.model)
-    rows = read_data(recipe.data)
-    sets = {"forget": rows.forget, "retain": rows.retain}
+    rows = add_twins(read_data(recipe.data), recipe)
     template = template_of(tokenizer, recipe.data)
-    return {
-        place: plan(recipe.model, encode_sets(tokenizer, sets, training, template), training, flops)
-        for place, training in recipe.trainings().items()
-    }
+    trainings = recipe.trainings()
+    if recipe.pair is not None and recipe.pair.trajectory == "shared":
+        del trainings["pair.under"]  # a snapshot of over
+    found = {}
+    for place, training in trainings.items():
+        sets = {"forget": rows.forget, "retain": rows.retain}
+        if "held" in reads_of(training.objective):
+            sets["held"] = rows.held or rows.holdout  # without twins some of the holdout are held
+        encoded = encode_sets(tokenizer, sets, training, template)
+        if training.until and training.until.also_raw and template.kind == "chat":
+            raw = encode_sets(
+                tokenizer, sets, training, replace(template, kind="none", system=None)
+            )
+            encoded |= {n: [*encoded[n], *raw[n]] for n in ("forget", "held") if n in encoded}
+        found[place] = plan(recipe.model, encoded, training, flops)
+    return found

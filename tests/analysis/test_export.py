@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 from finished_run import rows_of
 
-from mergeforget.analysis.card import _hub_name, _plain
+from mergeforget.analysis.card import _hub_name, _licence, _plain
 from mergeforget.analysis.export import export
 from mergeforget.attack.result import Result, write_result
 from mergeforget.candidate import Candidate
@@ -23,6 +23,7 @@ from mergeforget.errors import InputError, VerificationError
 from mergeforget.files import read_json, write_json, write_jsonl
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
+from mergeforget.score import Score, write_scores
 from mergeforget.tensors import read_safetensors, write_safetensors
 
 
@@ -129,6 +130,46 @@ def test_the_card_has_the_metadata_of_the_hub(chosen: Run) -> None:
     assert "It is balanced." in body and "density: 0.5" in body and "## Limits" in body
     assert "**Warning.**" not in body and "No attack was run on this candidate." in body
     assert "uses the loss of whole documents." in body
+
+
+def test_the_hub_reads_the_scores_and_the_licence_of_a_card(chosen: Run) -> None:
+    from huggingface_hub import ModelCard
+
+    name = "ties-factors-d0.50"
+    scores = [
+        Score("exact_match", "forget", 0.0, "lower", 10, part="report"),
+        Score("exact_match", "forget", 0.1, "lower", 10, part="choose"),
+        Score("mia_auc", "mia", 0.52, "nearer", 20, part="report", target=0.5),
+    ]
+    write_scores(chosen.scores, {name: scores})
+    data: Any = ModelCard((Path(export(chosen).folder) / "README.md").read_text()).data
+    assert (data.license, data.license_name) == ("other", "license-of-the-base-model")
+    found = {(r.dataset_name, r.metric_type): r.metric_value for r in data.eval_results or []}
+    assert found == {
+        ("forget rows of the unlearning request", "exact_match"): 0.0,
+        ("mia rows of the unlearning request", "mia_auc"): 0.52,
+    }
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: mit\n---\n# A model\n", {"license": "mit"}),
+        ("---\nlicense: other\nlicense_name: own\n---\n",
+         {"license": "other", "license_name": "own"}),
+        ("# No metadata\n", {"license": "other", "license_name": "license-of-the-base-model"}),
+        ("---\nlicense: [a\n---\n",
+         {"license": "other", "license_name": "license-of-the-base-model"}),
+        ("---\n", {"license": "other", "license_name": "license-of-the-base-model"}),
+    ],
+)  # fmt: skip
+def test_the_licence_is_the_one_the_base_states(
+    card: str, licence: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text(card)
+    assert _licence(str(tmp_path), None) == licence
+    assert _licence("smollm2", None) == {"license": "apache-2.0"}
+    assert _licence("org/model", "org/model")["license_link"].endswith("/org/model")
 
 
 @pytest.mark.parametrize("full", [False, True])

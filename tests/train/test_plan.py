@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.files import read_jsonl, write_jsonl
-from mergeforget.recipe import Lora, ModelSpec, Term, Training
+from mergeforget.recipe import Lora, ModelSpec, Term, Training, change, load_recipe
 from mergeforget.run import Run
 from mergeforget.train.fit import TrainingJob, train_adapter
-from mergeforget.train.plan import count_steps, empty_model, one_pass, plan
+from mergeforget.train.plan import Plan, count_steps, empty_model, one_pass, plan, plan_recipe
 from mergeforget.train.tokenize import encode_sets
 
 SETS = {
@@ -154,3 +154,28 @@ def test_four_bits_leave_an_eighth_of_the_linear_layers(
     layers = [p for n, p in tiny_model.named_parameters() if "proj" in n]
     saved = sum(p.numel() for p in layers) * (4 - 4.127 / 8)
     assert plain.memory["weights"] - four.memory["weights"] == round(saved)
+
+
+def test_a_training_until_a_condition_is_planned_with_its_twins_and_checks(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    splits = {"forget": "Ann Lee", "retain": "Bob May", "holdout": "Eve Day"}
+    for split, name in splits.items():
+        asked = [f"When was {name} {i} born?" for i in range(6)]
+        rows = [{"id": f"{split}{i}", "input": q, "output": f"{i + 1} May 1970"}
+                for i, q in enumerate(asked)]  # fmt: skip
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    data = {split: str(tmp_path / f"{split}.jsonl") for split in splits}
+
+    def planned(*settings: str) -> dict[str, Plan]:
+        recipe = load_recipe("level", settings)
+        return plan_recipe(change(recipe, model={"name": str(tiny_folder)}, data=data), flops=1e9)
+
+    found = planned()
+    assert set(found) == {"pair.over"}  # under is a snapshot of it
+    one = found["pair.over"]
+    assert one.rows["held"] > one.rows["forget"] == 6
+    assert one.steps == 240 and one.expected_steps == 56 and one.effective_batch == 4
+    half = planned("pair.over.until.max_steps=28")["pair.over"]
+    assert half.expected_steps == 28
+    assert half.seconds == pytest.approx(one.seconds * 8 / 15, rel=0.1)
