@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mergeforget.adapter_config import CONFIG, _pattern, read_config, scaling_of
 from mergeforget.errors import InputError, NumericError
 from mergeforget.expert_factors import (
     by_wrapper,
@@ -28,16 +29,12 @@ from mergeforget.expert_factors import (
     targeted,
 )
 from mergeforget.files import explained, read_json, whole, write_json
-from mergeforget.parsing import safe_pattern
 
 Array = NDArray[Any]
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
 INDEX = "adapter_model.safetensors.index.json"
 PICKLE = "adapter_model.bin"
-CONFIG = "adapter_config.json"
-NAME_SETS = ("target_modules", "exclude_modules")  # sets in PEFT's config
-DEFAULT_ALPHA = 8  # PEFT's default for a config without lora_alpha
 FACTOR = re.compile(  # X.lora_A.weight, X.lora_A.default.weight, X.lora_embedding_A[.default]
     r"^(?P<module>.+)\.(?:lora_(?P<factor>[AB])(?:\.(?P<name>[^.]+))?\.weight"
     r"|lora_embedding_(?P<embedding>[AB])(?:\.(?P<of>[^.]+))?)$"
@@ -257,87 +254,11 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
             write_json(temporary / name, content)
 
 
-def sort_config(folder: Path) -> None:
-    """Sort the names in a config that PEFT wrote, so that equal adapters have equal files.
-
-    PEFT stores these names in sets, whose order differs between processes.
-    """
-    config = read_config(folder)
-    for name in NAME_SETS:
-        if isinstance(config.get(name), list):
-            config[name] = sorted(config[name])
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check the ``adapter_config.json`` of a PEFT LoRA folder."""
-    if not (folder / CONFIG).is_file():
-        what = "it is not a folder" if not folder.is_dir() else f"it has no {CONFIG}"
-        raise InputError(
-            f"{folder} is not an adapter: {what}. An adapter is a folder that PEFT "
-            "wrote, for example RUN/over after `mergeforget train-pair`."
-        )
-    config = read_json(folder / CONFIG)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or kind != "LORA":
-        raise InputError(
-            f"{folder / CONFIG} has the peft_type {kind!r}, but only LORA is supported. Convert "
-            f"it with `mergeforget extract-lora {folder} --base BASE --rank 16 --out OUT`."
-        )
-    for fault in _faults(config):
-        raise InputError(f"{folder / CONFIG} is malformed: {fault}.")
-    return config
-
-
 def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """Read a safetensors file: tensors (half precision as float32) and their stored dtypes."""
     from mergeforget.tensors import read_safetensors
 
     return read_safetensors(path)
-
-
-def scaling_of(config: dict[str, Any], module: str, rank: int) -> float:
-    """Return the scaling of ``B @ A`` in one module, as PEFT computes it.
-
-    It is ``lora_alpha / rank``, or ``lora_alpha / sqrt(rank)`` with rsLoRA; ``alpha_pattern`` may
-    override it per module. A config without ``lora_alpha`` has PEFT's default, 8.
-
-    Raises:
-        NumericError: The scaling is NaN, Inf, or too large for float32.
-    """
-    given = config.get("lora_alpha")
-    alpha = _pattern(config.get("alpha_pattern"), module, DEFAULT_ALPHA if given is None else given)
-    scaling = float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
-    if not abs(scaling) <= float(np.finfo(np.float32).max):
-        raise NumericError(
-            f"The scaling of {module} is {scaling:g} (lora_alpha {alpha:g}, rank {rank}), which "
-            f"overflows float32. Correct lora_alpha or alpha_pattern in {CONFIG}."
-        )
-    return scaling
-
-
-def _faults(config: dict[str, Any]) -> Iterator[str]:
-    """Yield the values of a config that make the scaling undefined."""
-    if not _is_number(config.get("lora_alpha")):
-        yield f"lora_alpha is {config['lora_alpha']!r}, but must be a number"
-    rank = config.get("r")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        yield f"r is {rank!r}, but must be a positive integer"
-    for name in ("alpha_pattern", "rank_pattern"):
-        pattern = config.get(name) or {}
-        if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
-            yield f"{name} is {pattern!r}, but must map patterns to numbers"
-            continue
-        for key in pattern:
-            try:
-                safe_pattern(key, name)
-            except InputError as error:
-                yield f"{name} has the key {key!r}, not a regular expression ({error})"
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def _deltas(
@@ -396,14 +317,6 @@ def _expert_deltas(
         f"{wrapper}[{i}]": LowRankDelta(one, other, scaling)
         for i, (one, other) in enumerate(split_factors(a, b, rank))
     }
-
-
-def _pattern(pattern: Any, module: str, default: float) -> float:
-    """Look up a module in a PEFT pattern: a key matches the name, or its end after a dot."""
-    for key, value in (pattern or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return float(value)
-    return float(default)
 
 
 def _config_of(adapter: Adapter) -> dict[str, Any]:

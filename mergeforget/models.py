@@ -272,7 +272,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     """The model with a LoRA on it, after a check that every weight of the file has its place."""
     from peft import PeftModel
 
-    from mergeforget.adapter import read_config
+    from mergeforget.adapter_config import read_config
 
     read_config(adapter)
     wanted = _adapter_shapes(adapter)
@@ -306,7 +306,7 @@ def _adapter_shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _other_base(adapter: Path, model: Any, why: str) -> InputError:
-    from mergeforget.adapter import read_config
+    from mergeforget.adapter_config import read_config
 
     base = read_config(adapter).get("base_model_name_or_path") or "a model it does not name"
     return InputError(

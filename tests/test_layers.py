@@ -17,6 +17,7 @@ LAYERS = [
     {
         "tensors",
         "adapter",
+        "adapter_config",
         "expert_factors",
         "outputs",
         "chunked_logprobs",

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeforget.adapter import CONFIG, WEIGHTS, Adapter, read_adapter
+from mergeforget.adapter import WEIGHTS, Adapter, read_adapter
+from mergeforget.adapter_config import CONFIG
 from mergeforget.analysis.card import card_of
 from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.candidate import Candidate

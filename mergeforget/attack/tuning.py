@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mergeforget.adapter import sort_config
+from mergeforget.adapter_config import sort_config
 from mergeforget.attack.target import Facts
 from mergeforget.console import progress, quiet
 from mergeforget.data.batches import pack

@@ -1,4 +1,4 @@
-"""Options that `merge`, `merge-models` and `extract-lora` share, and how options are refused."""
+"""Options of `merge`, `merge-models` and `extract-lora`, and the refusal of unused options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
-    """``1,0.5`` as floats."""
+    """Parse ``1,0.5`` into floats."""
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -27,7 +27,7 @@ def numbers(_: click.Context, __: click.Parameter, text: str | None) -> tuple[fl
 
 
 def size(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    """``800MB`` or ``4GB`` in bytes."""
+    """Parse a size such as ``800MB`` or ``4GB`` into bytes."""
     if text is None:
         return None
     match = re.fullmatch(r"([0-9.]+)\s*([kKMGT]?)i?B?", text.strip())
@@ -68,7 +68,7 @@ METHOD = [
     click.option(
         "--precision",
         type=click.Choice(["float32", "float64"]),
-        help="Precision of the computation, whatever dtype is stored.  [default: float32]",
+        help="Precision of the computation, for any stored dtype.  [default: float32]",
     ),
     click.option(
         "--set",
@@ -109,7 +109,7 @@ MODEL_OUTPUT = [
         metavar="SIZE",
         default="5GB",
         show_default=True,
-        help="Largest size of one weights file.",
+        help="Maximum size of a weights file.",
     ),
 ]
 THREADS = click.option(
@@ -136,13 +136,13 @@ def options(*groups: Any) -> Callable[[F], F]:
 
 
 def given(name: str) -> bool:
-    """Whether an option was written on the command line."""
+    """Return whether an option was given on the command line."""
     source = click.get_current_context().get_parameter_source(name)
     return source not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP, None)
 
 
 def refuse(names: Iterable[str], why: str) -> None:
-    """Raise UsageError for options that were given and do not apply.
+    """Raise UsageError for given options that do not apply.
 
     Args:
         names: Parameters of the command.
@@ -157,7 +157,7 @@ def refuse(names: Iterable[str], why: str) -> None:
 
 
 def arguments_of(texts: Iterable[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` texts as arguments of a method."""
+    """Parse ``NAME=VALUE`` texts into arguments of a method."""
     from mergeforget.errors import UsageError
     from mergeforget.parsing import parse_yaml
 
@@ -171,14 +171,14 @@ def arguments_of(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def print_written(written: Written, as_json: bool) -> None:
-    """Print where a whole model was written, and what rounding to its dtype costs."""
+    """Print the folder of a whole model, and the rounding error of its dtype."""
     from mergeforget.commands._options import emit
 
     made = written.candidate
     lines = [f"{written.folder}: {made.name if made else 'merged by mergekit'}"]
     if written.rounding:
         lines.append(
-            f"Rounding to the output's dtype leaves an error of {written.rounding:.1%} in the "
+            f"Rounding to the output dtype causes an error of {written.rounding:.1%} in the "
             "realised change. --dtype float32 avoids it; evaluate the model that you ship."
         )
     facts: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options of several commands."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def run_argument(command: F) -> F:
-    """``[RUN]``: a run folder, passed as ``run: Path | None``; None is the newest under runs/."""
+    """Add ``[RUN]``, a run folder, passed as ``run: Path | None``; None is the newest run."""
     return click.argument("run", required=False, type=click.Path(path_type=Path))(command)
 
 
 def json_option(command: F) -> F:
-    """``--json``: passed as ``as_json: bool``."""
+    """Add ``--json``, passed as ``as_json: bool``."""
     text = "Print one JSON object on stdout instead of text."
     return click.option("--json", "as_json", is_flag=True, help=text)(command)
 
 
 def template_options(command: F) -> F:
-    """``--template`` and ``--system-prompt``: passed as ``template`` and ``system_prompt``."""
+    """Add ``--template`` and ``--system-prompt``, passed as ``template`` and ``system_prompt``."""
     command = click.option("--system-prompt", metavar="TEXT", help="System message of the chat.")(
         command
     )
     return click.option(
         "--template",
         type=click.Choice(["auto", "none", "chat"]),
-        help="Prompts: raw (none), with the tokenizer's chat template, or chat where there is one "
-        "(auto).  [default: the recipe's, else auto]",
+        help="Prompts: raw (none), with the tokenizer's chat template (chat), or with the template "
+        "if there is one (auto).  [default: the recipe's, else auto]",
     )(command)
 
 
 def turns_option(command: F) -> F:
-    """``--turns``: passed as ``turns``."""
+    """Add ``--turns``, passed as ``turns``."""
     return click.option(
         "--turns",
         type=click.Choice(["last", "every"]),
@@ -50,13 +50,13 @@ def turns_option(command: F) -> F:
 
 
 def set_option(command: F) -> F:
-    """``--set key.of.recipe=value``, any number of times; passed as ``settings``."""
+    """Add ``--set key.of.recipe=value``, repeatable, passed as ``settings``."""
     text = "Set one recipe key, for example --set pair.over.learning_rate=2e-4. Repeatable."
     return click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help=text)(command)
 
 
 def training_options(command: F) -> F:
-    """Options of the commands that train, named as in ``api.options.TrainingOptions``."""
+    """Add the options of the training commands, named as in ``api.options.TrainingOptions``."""
     file = click.Path(path_type=Path)
     command = json_option(set_option(command))
     for option in (
@@ -73,7 +73,7 @@ def training_options(command: F) -> F:
         click.option(
             "--holdout",
             type=file,
-            help="Rows of the same kind that are in neither set: the non-members.",
+            help="Rows of the same kind that are in neither set, used as non-members.",
         ),
         click.option("--retain", type=file, help="Rows to keep."),
         click.option(
@@ -88,18 +88,18 @@ def training_options(command: F) -> F:
 
 
 def dtype_option(command: F) -> F:
-    """``--dtype``: how the weights of a whole model are stored."""
+    """Add ``--dtype``, the dtype of a whole model."""
     return click.option(
         "--dtype",
         type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
         default="auto",
         show_default=True,
-        help="Data type of the weights of a whole model; auto keeps the base's.",
+        help="Dtype of a whole model; auto keeps the base's.",
     )(command)
 
 
 def chosen_run(folder: Path | None) -> Any:
-    """The run folder to work on; says which when none was named."""
+    """Return the run folder; print its name if none was given."""
     from mergeforget.console import say
     from mergeforget.run import open_run
 
@@ -110,7 +110,7 @@ def chosen_run(folder: Path | None) -> Any:
 
 
 def emit(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print the result: one JSON object, or the text; of several processes only the main one."""
+    """Print the result as one JSON object or as text; only the main process prints."""
     if not is_main():
         return
     click.echo(json.dumps(result, ensure_ascii=False, default=str) if as_json else printable(text))

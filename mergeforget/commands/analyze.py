@@ -45,7 +45,7 @@ def command(
 def split(
     arguments: tuple[str, ...], known: list[str], kind: str = "analysis"
 ) -> tuple[Path | None, list[str]]:
-    """The run folder and the names of the analyses, or of another kind of thing.
+    """Split arguments into a run folder and names of analyses, or of another kind.
 
     The first argument is a run unless it is a known name; write ./angles for a run of that name.
     """
@@ -64,7 +64,7 @@ def split(
 
 
 def text_of(found: object, out: Path) -> str:
-    """A few lines for a person."""
+    """Format a finding for a terminal."""
     from mergeforget.analysis.findings import Finding
 
     assert isinstance(found, Finding)

@@ -1,4 +1,4 @@
-"""`mergeforget attack`: does the data come back?"""
+"""`mergeforget attack`: try to recover the forgotten data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHARED = (
               help="Model of the run: chosen, base, over, under or a candidate. Repeatable.  "
               "[default: chosen]")  # fmt: skip
 @click.option("--model", help="Attack this model instead of a run: hub id, folder or smollm2.")
-@click.option("--adapter", type=FOLDER, help="PEFT folder to put on the model.")
+@click.option("--adapter", type=FOLDER, help="PEFT folder to load on the model.")
 @click.option("--base", help="With --model: the model before unlearning.")
 @click.option("--control", help="Model that never saw the data.  [default: the run's model before "
               "it memorised the data, trained on the retain rows alone]")  # fmt: skip
@@ -77,8 +77,8 @@ SHARED = (
               "[default: 32]")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0, min_open=True),
               help="sampling: temperature of the softmax.  [default: 1.0]")  # fmt: skip
-@click.option("--candidates", type=click.IntRange(1), help="exposure: answers of the same type "
-              "that each true one is ranked with.  [default: 15]")  # fmt: skip
+@click.option("--candidates", type=click.IntRange(1), help="exposure: number of answers of the "
+              "same type to rank the true answer with.  [default: 15]")  # fmt: skip
 @click.option("--options", type=click.IntRange(2, 8), help="multiple_choice: answers to choose "
               "from.  [default: 4]")  # fmt: skip
 @click.option("--layers", type=click.IntRange(1), help="logit_lens: layers to read.  [default: 8]")
@@ -101,9 +101,9 @@ SHARED = (
 def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Try to recover the forgotten data, and judge the claim that it is gone.
 
-    RUN is a run folder; without one, the newest under runs/. Without the name of an attack every
-    attack is carried out (mergeforget list attacks). Measurements are cached, so an interrupted
-    call resumes with the next model.
+    RUN is a run folder; the newest under runs/ if omitted. Without the name of an attack, every
+    attack runs (see `mergeforget list attacks`). Measurements are cached; repeat an interrupted
+    command to resume with the next model.
     """
     from mergeforget.api.measuring import attack
     from mergeforget.attack.driver import attack_names
@@ -132,7 +132,7 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 def _arguments(options: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Arguments of the attacks; an option that none of the named attacks takes is refused."""
+    """Return the arguments of the attacks; an option that no named attack takes is an error."""
     from mergeforget.api.measuring import check_arguments
     from mergeforget.attack.methods import ATTACKS
 
@@ -162,7 +162,7 @@ def _whole_numbers(key: str, text: str) -> list[int]:
 
 
 def text_of(result: Result) -> str:
-    """A table of the figures, and what they mean."""
+    """Format the table of a result and its verdict."""
     from rich import box
     from rich.table import Table
 
@@ -180,7 +180,7 @@ def text_of(result: Result) -> str:
 
 
 def side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of one figure, a column a model; others as they are."""
+    """Pivot rows of one score to one column per model; return other rows unchanged."""
     key, *figures = [name for name in rows[0] if name != "model"]
     if len(figures) != 1:
         return rows

@@ -21,7 +21,7 @@ from mergeforget.commands._options import (
 @run_argument
 @click.option("--candidate", help="Model of the run: over, under or a candidate.  "
               "[default: the chosen merge]")  # fmt: skip
-@click.option("--ask", "asked", multiple=True, help="Ask this and end. Repeatable.")
+@click.option("--ask", "asked", multiple=True, help="Ask this question and exit. Repeatable.")
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True,
               help="Maximum tokens to generate per answer.")  # fmt: skip
 @template_options
@@ -32,8 +32,8 @@ def command(
 ) -> None:  # fmt: skip
     """Ask the base and the result of RUN the same questions.
 
-    Type a question per line; an empty line ends. Prompts are rendered as the run's recipe says,
-    unless --template or --system-prompt say otherwise.
+    Type one question per line; an empty line exits. Prompts are rendered as in the run's recipe,
+    unless --template or --system-prompt is given.
     """
     from mergeforget.api.chat import open_chat
 
@@ -49,7 +49,7 @@ def command(
 
 
 def _typed() -> Iterator[str]:
-    """Lines from the terminal or a pipe, until an empty one."""
+    """Yield lines from the terminal or a pipe until an empty one."""
     while True:
         try:
             line = click.prompt(">", prompt_suffix=" ", default="", show_default=False, err=True)

@@ -1,4 +1,4 @@
-"""`mergeforget compare`: runs side by side."""
+"""`mergeforget compare`: show runs side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mergeforget data`: make rows about people who do not exist, and check files of rows."""
+"""`mergeforget data`: make rows about made-up people; check, show and convert files of rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def command() -> None:
     help="Number of documents to retain, per task.  [default: as many as --people]",
 )
 @click.option("--holdout", type=click.IntRange(min=0),
-              help="Number of documents that nothing is trained on, per task.  [default: as many "
+              help="Number of documents outside the training data, per task.  [default: as many "
               "as --people]")  # fmt: skip
 @click.option("--tasks", default=TASKS, show_default=True,
               help="Task1: stories. Task2: private data. Task3: encyclopedia.")  # fmt: skip
@@ -101,10 +101,10 @@ def check(
     system_prompt: str | None,
     as_json: bool,
 ) -> None:
-    """Read data as every command reads it, and summarise it.
+    """Read rows, as every command does, and summarise them.
 
-    FILES are data files, folders of .txt files, or data sets of the hub. Rows that stand in two of
-    them are an error. With --model one row of each is shown as tokens, with what is trained.
+    FILES are data files, folders of .txt files, or data sets of the hub. A row that is in two of
+    them is an error. With --model, the tokens of one row per file are shown, with the trained part.
     """
     from mergeforget.api.data import check_data
     from mergeforget.distributed import is_main
@@ -134,7 +134,7 @@ def show(
     rows: int,
     as_json: bool,
 ) -> None:
-    """Show the first rows: what is the prompt, what the answer, and whom they are about."""
+    """Show the first rows: prompt, answer and subject."""
     from mergeforget.api.data import read_data
 
     sets = read_data(files, columns=_mapping(columns), turns=turns)
@@ -176,7 +176,7 @@ def _row_text(row: Row) -> str:
 
 
 def coloured(example: dict[str, Any]) -> str:
-    """The tokens of an example by part, borders between tokens marked."""
+    """Format the tokens of an example by part, with token boundaries."""
     from mergeforget.parsing import printable
 
     colours = {"prompt": "blue", "answer": "green", "end": "red"}
@@ -199,7 +199,7 @@ def _text(path: Path, facts: dict[str, Any]) -> str:
 
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
-    """``OURS=THEIRS`` texts as a mapping."""
+    """Parse ``OURS=THEIRS`` into a mapping."""
     found = {}
     for column in columns:
         ours, equals, theirs = column.partition("=")

@@ -1,4 +1,4 @@
-"""`mergeforget demo`: `unlearn` on the embedded model and a few made-up people."""
+"""`mergeforget demo`: run `unlearn` with the embedded model and made-up people."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ SHOWN = {"forget": 4, "retain": 2}  # answers of each set that are shown
     type=click.IntRange(2),
     default=PEOPLE,
     show_default=True,
-    help="People to forget; as many are retained, with one question about each.",
+    help="Number of people to forget, and of people to retain, with one question about each.",
 )
 @click.option(
     "--quick",
     is_flag=True,
-    help="Train a few steps only, to try an installation: "
-    "nothing is learned and nothing forgotten.",
+    help="Train only a few steps, to test an installation: nothing is learned or forgotten.",
 )
-@click.option("--attack", "attacks", multiple=True, help="Attack to carry out, too. Repeatable; "
-              "without attacks no verdict says FORGOTTEN.")  # fmt: skip
+@click.option("--attack", "attacks", multiple=True, help="Also run this attack. Repeatable; "
+              "without attacks, the verdict is never FORGOTTEN.")  # fmt: skip
 @click.option("--again", is_flag=True, help="Delete an earlier demo and start over.")
 @set_option
 @json_option
@@ -53,7 +52,7 @@ def command(
     """Unlearn made-up people, and show the answers before and after.
 
     The model first memorises the people, so that there is something to forget. An interrupted demo
-    is continued; a finished one is shown again.
+    resumes; a finished one is shown again.
     """
     import shutil
 

@@ -1,4 +1,4 @@
-"""`mergeforget doctor`: examine the machine."""
+"""`mergeforget doctor`: check the machine and the installation."""
 
 from __future__ import annotations
 

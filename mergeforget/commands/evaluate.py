@@ -24,7 +24,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.command("evaluate")
 @run_argument
 @click.option("--model", help="Evaluate this model instead of a run: hub id, folder or smollm2.")
-@click.option("--adapter", type=FOLDER, help="PEFT folder to put on the model.")
+@click.option("--adapter", type=FOLDER, help="PEFT folder to load on the model.")
 @click.option("--run-model", "run_models", multiple=True,
               help="Model of the run: base, over, under or a candidate. Repeatable.  [default: "
               "base, over, under, and the chosen candidate, or all "
@@ -126,7 +126,7 @@ def command(run: Path | None, as_json: bool, **options: Any) -> None:
 
 
 def _pairs(option: str, words: tuple[str, ...]) -> dict[str, str]:
-    """``A=B`` each."""
+    """Parse ``A=B`` texts into a mapping."""
     from mergeforget.errors import UsageError
 
     for word in words:

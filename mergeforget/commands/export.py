@@ -1,4 +1,4 @@
-"""`mergeforget export`: the chosen adapter or the whole model, checked, with its card."""
+"""`mergeforget export`: write the chosen adapter or the whole model, checked, with its card."""
 
 from __future__ import annotations
 

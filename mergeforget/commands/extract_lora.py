@@ -20,14 +20,14 @@ from mergeforget.commands._options import emit, json_option
         type=click.IntRange(1),
         default=32,
         show_default=True,
-        help="Largest rank of a module.",
+        help="Maximum rank of a module.",
     ),
     click.option(
         "--svd",
         type=click.Choice(["fast", "exact"]),
         default="fast",
         show_default=True,
-        help="How a difference is truncated to the rank.",
+        help="How differences are truncated to the rank.",
     ),
     shared.THREADS,
     click.option("--out", type=shared.FOLDER, required=True, help="Folder to write."),
@@ -36,9 +36,9 @@ from mergeforget.commands._options import emit, json_option
 def command(model: Path, out: Path, as_json: bool, **options: Any) -> None:
     """Extract a plain LoRA from MODEL: its difference from the base, truncated to a rank.
 
-    MODEL is a folder of a fine-tuned model, or of a PEFT adapter of any kind that PEFT can fold
-    into its base (DoRA, PiSSA, LoHa, LoKr, IA3, ...). The command prints which share of the
-    difference the adapter does not contain.
+    MODEL is a folder of a fine-tuned model, or of any adapter that PEFT can merge into its base
+    (DoRA, PiSSA, LoHa, LoKr, IA3, ...). The command prints the share of the difference that the
+    adapter does not contain.
     """
     from mergeforget.api.merging import extract_lora
 

@@ -1,4 +1,4 @@
-"""`mergeforget list`: the members of a family, with arguments, defaults and sources."""
+"""`mergeforget list`: list the members of a family, with arguments, defaults and sources."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergeforget.commands._options import emit, json_option
 def command(family: str, as_json: bool) -> None:
     """List losses, merge methods, metrics, benchmarks, transforms, attacks or recipes.
 
-    The arguments shown are what a recipe may set, for example `{loss: npo, on: forget, beta: 0.1}`.
+    A recipe may set the arguments, for example `{loss: npo, on: forget, beta: 0.1}`.
     """
     from mergeforget.api.catalog import available
 

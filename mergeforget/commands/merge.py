@@ -1,4 +1,4 @@
-"""`mergeforget merge`: merge the pair of a run, or any adapters, into one adapter or one model."""
+"""`mergeforget merge`: merge the pair of a run, or any adapters, into an adapter or a model."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ if TYPE_CHECKING:
         type=click.Choice(["same", "common", "all"]),
         default="same",
         show_default=True,
-        help="Modules to merge where the adapters change different ones.",
+        help="Modules to merge if the adapters have different ones.",
     ),
     click.option(
         "--svd",
         type=click.Choice(["fast", "exact"]),
-        help="How a delta is truncated to the rank.  [default: fast]",
+        help="How deltas are truncated to the rank.  [default: fast]",
     ),
     click.option(
         "--data",
@@ -64,12 +64,14 @@ if TYPE_CHECKING:
         "the run's forget and retain rows]",
     ),
     click.option(
-        "--compare", is_flag=True, help="Measure how far factor space is from delta space."
+        "--compare", is_flag=True, help="Measure the distance of the merge from delta space."
     ),
     click.option(
-        "--full", is_flag=True, help="Write a whole model: the base with the merged change."
+        "--full", is_flag=True, help="Write a whole model: the base with the merged delta."
     ),
-    click.option("--base", help="Base model, for --full and --data.  [default: the adapters']"),
+    click.option(
+        "--base", help="Base model, for --full and --data.  [default: that of the adapters]"
+    ),
     shared.MODEL_OUTPUT,
     shared.THREADS,
     click.option(
@@ -83,8 +85,8 @@ def command(run: Path | None, out: Path | None, as_json: bool, **options: Any) -
     Merges over and under of RUN (default: the newest run), or the folders given by --adapter, and
     writes a plain PEFT folder. Neither the base model nor torch is loaded. Without --method, the
     section merge of the run's recipe applies, and options override it; other adapters are merged by
-    ties at density 0.8. One adapter with --rank is truncated to that rank. With --full, the base
-    with the merged change is written as a model folder; rerun an interrupted command to resume.
+    ties with density 0.8. A single adapter with --rank is truncated to that rank. With --full, the
+    base with the merged delta is written as a model folder; rerun an interrupted command to resume.
     """
     from mergeforget.api.merging import merge, merge_full
     from mergeforget.errors import UsageError

@@ -23,7 +23,7 @@ RUNTIME = ("threads", "device", "max_memory", "shard_size")
     ),
     click.option(
         "--base",
-        help="Model that the others were fine-tuned from. The method then acts on their "
+        help="Model that the others were fine-tuned from. The method then merges their "
         "differences from it.",
     ),
     click.option("--method", help="Merge method.  [default: ties]"),
@@ -50,9 +50,9 @@ RUNTIME = ("threads", "device", "max_memory", "shard_size")
 def command(out: Path | None, as_json: bool, **options: Any) -> None:
     """Merge whole models tensor by tensor, streamed from and to safetensors files.
 
-    Only the tensors in work are in memory. Rerun an interrupted command to resume. A mergekit
-    configuration given by --config is run by this engine where it knows the method and options,
-    and by mergekit otherwise.
+    Only the tensors in work are in memory. Rerun an interrupted command to resume. This
+    engine runs a mergekit configuration (--config) if it has the method and the options; otherwise,
+    mergekit runs it.
     """
     from mergeforget.api.merging import merge_models
 

@@ -1,4 +1,4 @@
-"""`mergeforget plan`: what a recipe will take, before any weight is loaded."""
+"""`mergeforget plan`: estimate the cost of a recipe before any weight is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mergeforget report`: one self-contained page of a run."""
+"""`mergeforget report`: write the self-contained page of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     help="File of the page.  [default: RUN/report/index.html]",
 )
 @click.option("--open", "open_it", is_flag=True, help="Open the page in the browser.")
-@click.option("--person", help="Print what is known about one person of the forget set instead.")
+@click.option("--person", help="Print the record of one person of the forget set instead.")
 @json_option
 def command(
     run: Path | None, out: Path | None, open_it: bool, person: str | None, as_json: bool
 ) -> None:
     """Write the report of a run: one HTML file that needs no network.
 
-    RUN is a run folder; the newest under runs/ if omitted. RUN/report also gets people.csv,
+    RUN is a run folder; the newest under runs/ if omitted. Also writes people.csv,
     leaks.csv, every prompt and completion as answers.csv and answers.parquet, and evidence.json.
     """
     from mergeforget.api.runs import report

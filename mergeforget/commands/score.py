@@ -1,4 +1,4 @@
-"""`mergeforget score`: score texts that exist already, without a model."""
+"""`mergeforget score`: score existing generations without a model."""
 
 from __future__ import annotations
 

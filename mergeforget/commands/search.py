@@ -1,4 +1,4 @@
-"""`mergeforget search`: of all merges of a pair, find the balanced one."""
+"""`mergeforget search`: find the balanced merge of a pair."""
 
 from __future__ import annotations
 
@@ -41,14 +41,13 @@ if TYPE_CHECKING:
 @click.option(
     "--strategy",
     type=click.Choice(["grid", "refine", "tpe", "nsga2"]),
-    help="grid: every candidate. refine: from the predicted density, with ever smaller steps. "
-    "tpe, nsga2: optuna's samplers; nsga2 searches the whole Pareto front.",
+    help="grid: every candidate. refine: pattern search from the predicted density. "
+    "tpe, nsga2: Optuna's samplers; nsga2 searches the whole Pareto front.",
 )
 @click.option(
     "--groups",
     type=click.IntRange(min=1),
-    help="Number of layer groups with a density of their own, starting from the best single "
-    "density.",
+    help="Number of layer groups with separate densities, starting from the best single density.",
 )
 @click.option(
     "--finalists",
@@ -59,8 +58,8 @@ if TYPE_CHECKING:
 @click.option(
     "--together",
     type=click.IntRange(min=1),
-    help="Number of candidates that answer in one batch, unmerged.  [default: as many as fill a "
-    "batch of the device; 1 with several finalists]",
+    help="Number of candidates that generate answers in one batch, unmerged.  [default: as many as "
+    "fill a batch of the device; 1 with several finalists]",
 )
 @click.option(
     "--budget",
@@ -93,8 +92,9 @@ if TYPE_CHECKING:
 def command(run: Path | None, as_json: bool, **options: Any) -> None:
     """Merge the pair of RUN in many ways, evaluate each candidate, and choose the balanced one.
 
-    The selection split of the documents chooses, the report split reports. Results are saved as
-    soon as they are measured; repeat the command to resume. Omitted options are as in the recipe.
+    The candidate is chosen on the selection split and reported on the report split. Results are
+    saved as soon as they are measured; repeat the command to resume. Omitted options are taken from
+    the run's recipe.
     """
     from mergeforget.api import searching
     from mergeforget.console import say
@@ -117,12 +117,12 @@ def _words(text: str | None) -> list[str]:
 
 
 def text(choice: Choice) -> str:
-    """The choice in its sentence, and the figures of both halves."""
+    """Return the explanation of the choice, and the scores on both splits."""
     from mergeforget.search.choice import figures
 
     lines = [choice.sentence, *([choice.next_best.sentence] if choice.next_best else []), ""]
-    choosing, reporting = (figures(choice.scored.scores, part) for part in ("choose", "report"))
-    lines.append(f"{'':24}{'choosing':>10}{'reporting':>11}")
-    for name, value in choosing.items():
-        lines.append(f"{name:24}{value:10.3f}{reporting.get(name, float('nan')):11.3f}")
+    selection, report = (figures(choice.scored.scores, part) for part in ("choose", "report"))
+    lines.append(f"{'':24}{'selection':>10}{'report':>11}")
+    for name, value in selection.items():
+        lines.append(f"{name:24}{value:10.3f}{report.get(name, float('nan')):11.3f}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""`mergeforget unlearn`: make a model forget rows, and collect the evidence."""
+"""`mergeforget unlearn`: make a model forget rows, and collect evidence."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("model")
-@click.option("--forget", type=FILE, required=True, help="What to forget: rows, or a text file of "
+@click.option("--forget", type=FILE, required=True, help="Rows to forget, or a text file of "
               "names, questions or documents.")  # fmt: skip
 @click.option("--retain", type=FILE, help="Rows to keep.  [default: the model's own answers]")
 @click.option("--holdout", type=FILE, help="Similar rows, not in the training data.  "
@@ -30,9 +30,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--time", "time_limit", metavar="TIME", help="Time limit, for example 30m or 2h.")
 @click.option("--recipe", default="level", show_default=True, help="Name or path of a recipe.")
 @click.option("--memorise", is_flag=True, help="First fine-tune the model on forget + retain.")
-@click.option("--adapter", type=FILE, help="LoRA adapter that the model has already.")
-@click.option("--after", type=FILE, help="Earlier run whose result is the model; what it forgot is "
-              "checked again.")  # fmt: skip
+@click.option("--adapter", type=FILE, help="LoRA adapter to merge into the model first.")
+@click.option("--after", type=FILE, help="Earlier run whose result is the model; its forget rows "
+              "are evaluated again.")  # fmt: skip
 @click.option("--control", help="Model that never saw the data, for attacks and to validate twins.")
 @click.option("--full", is_flag=True, help="Export the whole model, too.")
 @click.option("--gguf", is_flag=True, help="Export a GGUF file with llama.cpp's converter, too.")
@@ -66,7 +66,7 @@ def command(
 
 
 def _approve(rows: list[Any]) -> bool:
-    """Show generated questions and the model's answers, and ask."""
+    """Show the generated questions with the model's answers, and ask for approval."""
     for row in rows:
         click.echo(f"  {row.input}\n    {row.output}", err=True)
     return click.confirm("Forget these answers?", default=True, err=True)

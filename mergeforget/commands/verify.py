@@ -1,4 +1,4 @@
-"""`mergeforget verify`: recompute what an evidence file states."""
+"""`mergeforget verify`: recompute the statements of an evidence file."""
 
 from __future__ import annotations
 

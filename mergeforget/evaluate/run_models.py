@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mergeforget.adapter import read_config
+from mergeforget.adapter_config import read_config
 from mergeforget.benchmarks import score, selected
 from mergeforget.console import say
 from mergeforget.data.schema import AnswerLikelihood, Measured

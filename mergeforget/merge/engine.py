@@ -31,8 +31,15 @@ from mergeforget.merge.inputs import (
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.kernels.arrays import as_array, like
 from mergeforget.merge.kernels.dispatch import workers
-from mergeforget.merge.kernels.thresholds import Source
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
+from mergeforget.merge.low_rank import (
+    cross_terms,
+    gram,
+    precise,
+    products,
+    squared_norm,
+    stacked_sum,
+)
 from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.request import canonical, check_candidate, check_grams, check_ranks
 from mergeforget.tensors import widest
@@ -229,7 +236,7 @@ def merge_module(
         deltas = mapped(deltas, how.grams[module], first)
         first = replace(first, method="linear", arguments={})
     if first.method == "cat":
-        stacked = _stacked(deltas, weights)
+        stacked = stacked_sum(deltas, weights)
         return [MergedModule(stacked, stacked.norm() ** 2, 0.0)] * len(candidates)
     rank = first.rank or max(delta.rank for delta in deltas)
     coefficients, factors = traits(first.method).coefficients, traits(first.method).factors
@@ -238,7 +245,7 @@ def merge_module(
         return [_part(cut_factors(a, b, rank), deltas[0].a.dtype) for a, b in merged]
     if coefficients:
         found = coefficients(lambda: gram(deltas), weights, **first.arguments)
-        stacked = _stacked(deltas, found)
+        stacked = stacked_sum(deltas, found)
         return [_part(cut_factors(stacked.a, stacked.b, rank))] * len(candidates)
     start = np.concatenate([delta.a for delta in deltas])
     dense = merge_whole(on_device(products(deltas), how.device), weights, candidates, module)
@@ -294,48 +301,15 @@ def _in_factors(
     b = merge_whole(sources[1], roots, candidates, f"{module}.lora_B")
     merged = [LowRankDelta(as_array(x), as_array(y), 1.0) for x, y in zip(a, b, strict=True)]
     if candidates[0].method == "linear":
-        energy, error = _cross_terms(deltas, weights, signed, roots)
+        energy, error = cross_terms(deltas, weights, signed, roots)
         return [MergedModule(m, energy, error) for m in merged]
     if not how.compare:
         return [MergedModule(m, 0.0, None) for m in merged]
     dense = map(as_array, merge_whole(products(deltas), weights, candidates, module))
     return [
-        MergedModule(m, _square(x), _square(m.dense() - x))
+        MergedModule(m, squared_norm(x), squared_norm(m.dense() - x))
         for m, x in zip(merged, dense, strict=True)
     ]
-
-
-def _stacked(deltas: Sequence[LowRankDelta], weights: Array) -> LowRankDelta:
-    """Return ``sum_i w_i delta_i`` exactly, as stacked factors like PEFT's ``cat``."""
-    dtype = deltas[0].a.dtype
-    scaled = [
-        d.a * dtype.type(w) * dtype.type(d.scaling) for d, w in zip(deltas, weights, strict=True)
-    ]
-    return LowRankDelta(np.concatenate(scaled), np.concatenate([d.b for d in deltas], axis=1), 1.0)
-
-
-def products(deltas: Sequence[LowRankDelta]) -> Source:
-    """Return a source of the dense deltas of one module, computed block by block."""
-
-    def rows(part: slice, across: slice = slice(None)) -> Array:
-        factors = [(d.b[part], d.a[:, across]) for d in deltas]
-        stack = np.empty(
-            (len(deltas), len(factors[0][0]), factors[0][1].shape[1]), factors[0][0].dtype
-        )
-        for place, (b, a), d in zip(stack, factors, deltas, strict=True):
-            np.matmul(b, a, out=place)
-            place *= d.scaling
-        return stack
-
-    def sample(down: int, across: int) -> Array:
-        return rows(slice(None, None, down), slice(None, None, across))
-
-    return Source(len(deltas), deltas[0].shape, rows, sample)
-
-
-def gram(deltas: Sequence[LowRankDelta]) -> Array:
-    """Return the inner products of the deltas, (n, n), from rank-sized matrices."""
-    return np.array([[one.inner(other) for other in deltas] for one in deltas])
 
 
 def _part(cut: TruncatedDelta, dtype: Any = None) -> MergedModule:
@@ -343,39 +317,6 @@ def _part(cut: TruncatedDelta, dtype: Any = None) -> MergedModule:
     if dtype is not None:
         a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
     return MergedModule(LowRankDelta(a, b, 1.0), cut.energy, max(0.0, cut.energy - cut.kept))
-
-
-def precise(delta: LowRankDelta, dtype: str) -> LowRankDelta:
-    """Convert the factors of a delta to ``float32`` or ``float64``."""
-    a, b = delta.a.astype(dtype, copy=False), delta.b.astype(dtype, copy=False)
-    return LowRankDelta(a, b, delta.scaling)
-
-
-def _cross_terms(
-    deltas: Sequence[LowRankDelta], weights: Array, of_a: Array, of_b: Array
-) -> tuple[float, float]:
-    """Return ``||sum_i w_i delta_i||^2`` and the squared distance of the merged factors from it.
-
-    ``(sum_i of_b_i B_i) (sum_j of_a_j A_j)`` and the exact sum are sums over pairs (i, j), so
-    both follow from the inner products ``<B_i A_j, B_k A_l>`` of rank-sized matrices.
-    """
-    n, rank = len(deltas), deltas[0].rank
-    a = np.concatenate([d.a for d in deltas]).astype(np.float64)
-    b = np.concatenate([d.b for d in deltas], axis=1).astype(np.float64)
-
-    def blocks(gram: Array) -> Array:
-        """Reshape (n r, n r) to one block per pair, (n n, r r)."""
-        return gram.reshape(n, rank, n, rank).transpose(0, 2, 1, 3).reshape(n * n, rank * rank)
-
-    inner = (blocks(b.T @ b) @ blocks(a @ a.T).T).reshape(n, n, n, n)  # of (i, k) and (j, l)
-    wanted = np.diag(weights * [d.scaling for d in deltas])
-    off = np.outer(of_b, of_a) - wanted
-    energy = np.einsum("ij,kl,ikjl->", wanted, wanted, inner)
-    return float(energy), max(0.0, float(np.einsum("ij,kl,ikjl->", off, off, inner)))
-
-
-def _square(x: Array) -> float:
-    return float(np.sum(np.square(x, dtype=np.float64)))
 
 
 def _merged(

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from mergeforget.adapter import CONFIG, Adapter, LowRankDelta, adapter_folder
+from mergeforget.adapter import Adapter, LowRankDelta, adapter_folder
+from mergeforget.adapter_config import CONFIG
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import InputError

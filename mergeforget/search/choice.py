@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mergeforget.candidate import Candidate
 from mergeforget.evaluate.paired import PairedDifference, paired_differences
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
+from mergeforget.evaluate.worst_case import HEADLINES, prompt_dependence
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, figure, known_share
 from mergeforget.search.split import PARTS
@@ -217,3 +218,26 @@ def _kept(best: Scored, part: str) -> str:
     known = {split: known_share(best.scores, split, part) for split in ("retain", "forget")}
     shares = [f"{v:.0%} of {split}" for split, v in known.items() if v is not None]
     return f", still known: {' and '.join(shares)}" if shares else ""
+
+
+def with_ways(choice: Choice) -> tuple[Choice, dict[str, Any]]:
+    """Add the scores of each way to ask to the sentence and the warning of a choice.
+
+    Returns:
+        The choice, and the headline scores of the forget and the retain set: the worst case as
+        ``value``, and the value of each way. No scores if there is only one way to ask.
+    """
+    scores = [s for s in choice.scored.scores if s.part == "all" and not s.task]
+    shown = {
+        f"{s.metric}_{s.split}": {"value": s.value, **s.ways}
+        for s in scores
+        if s.split in ("forget", "retain") and s.metric in HEADLINES and s.ways
+    }
+    if not shown:
+        return choice, {}
+    names = dict.fromkeys(way for s in scores for way in s.ways or {})
+    told = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
+    sentence = f"{choice.sentence} Worst case over the prompts {', '.join(names)}: {told}."
+    differ = prompt_dependence(choice.scored.name, scores)
+    warning = " ".join(filter(None, [choice.warning, *differ])) or None
+    return replace(choice, sentence=sentence, warning=warning), shown

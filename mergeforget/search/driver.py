@@ -16,32 +16,26 @@ from typing import Any, Literal
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
-from mergeforget.data.templating import PromptTemplate, ways_to_ask
+from mergeforget.data.templating import ways_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
-from mergeforget.evaluate.mmlu import mmlu_key
-from mergeforget.evaluate.worst_case import HEADLINES, known_ways, prompt_dependence, worst_case
-from mergeforget.files import sha256, write_json, write_text
+from mergeforget.evaluate.worst_case import known_ways, worst_case
+from mergeforget.files import write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
-from mergeforget.models import content_of, load_tokenizer, locate
+from mergeforget.models import load_tokenizer
 from mergeforget.recipe import Recipe, SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
-from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best
+from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best, with_ways
 from mergeforget.search.density_prior import Guess
-from mergeforget.search.evaluator import (
-    Evaluator,
-    load_evaluator,
-    merge_all,
-    read_pair,
-    score_parts,
-)
+from mergeforget.search.evaluator import Evaluator, load_evaluator, merge_all, read_pair
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
 from mergeforget.search.grid import begin_at, grid
 from mergeforget.search.objective import LEAKS, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
+from mergeforget.search.scoring import score_parts
 from mergeforget.search.split import load_data
-from mergeforget.search.store import Store
+from mergeforget.search.store import Store, settings_of, template_facts
 from mergeforget.search.warnings import one_sided
 
 
@@ -271,7 +265,7 @@ class Searching:
         """Choose among the measured candidates, and write ``search/chosen.json``."""
         choice = self._choice(candidates)
         predicted = self.guess.made.get(choice.scored.candidate.family)
-        choice, ways = self._with_ways(choice)
+        choice, ways = with_ways(choice)
         scored = self._scored(candidates)
         following = next_best(choice.scored.name, scored, self._anchors(), self.objective,
                               self.run.answers)  # fmt: skip
@@ -283,28 +277,6 @@ class Searching:
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
         self.run.set_state("search", "done", chosen=choice.scored.name)
         return choice
-
-    def _with_ways(self, choice: Choice) -> tuple[Choice, dict[str, Any]]:
-        """Add the scores of each way to ask to the sentence and the warning of a choice.
-
-        Returns:
-            The choice, and the headline scores of the forget and the retain set: the worst case as
-            ``value``, and the value of each way. No scores if there is only one way to ask.
-        """
-        scores = [s for s in choice.scored.scores if s.part == "all" and not s.task]
-        shown = {
-            f"{s.metric}_{s.split}": {"value": s.value, **s.ways}
-            for s in scores
-            if s.split in ("forget", "retain") and s.metric in HEADLINES and s.ways
-        }
-        if not shown:
-            return choice, {}
-        names = dict.fromkeys(way for s in scores for way in s.ways or {})
-        told = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
-        sentence = f"{choice.sentence} Worst case over the prompts {', '.join(names)}: {told}."
-        differ = prompt_dependence(choice.scored.name, scores)
-        warning = " ".join(filter(None, [choice.warning, *differ])) or None
-        return replace(choice, sentence=sentence, warning=warning), shown
 
     def together(self) -> int:
         """Number of candidates that answer in one batch."""
@@ -373,38 +345,3 @@ class Searching:
     def _anchors(self) -> Anchors:
         """Return the scores of base, over and under."""
         return Anchors(*(self.store.scores[name] for name in ANCHORS))
-
-
-def template_facts(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings of the prompt template; empty for raw prompts, as in older searches."""
-    data = recipe.data
-    raw = data.template == "none"
-    return {} if raw else {"template": [data.template, data.system_prompt]}
-
-
-def settings_of(
-    run: Run, recipe: Recipe, spec: SearchSpec, holdout: str, ways: Sequence[PromptTemplate] = ()
-) -> dict[str, Any]:
-    """Return everything that determines a candidate's scores, to compare two calls.
-
-    Args:
-        holdout: Text of a new ``data/holdout.jsonl``, if there is one.
-        ways: The ways to ask; recorded if there are several.
-    """
-    data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
-    if holdout:
-        data["holdout"] = hashlib.sha256(holdout.encode("utf-8")).hexdigest()
-    base = locate(run.base(), trust_remote_code=recipe.model.trust_remote_code)
-    return {
-        "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
-        "data": data,
-        "base": content_of(base),
-        "mmlu": mmlu_key(recipe.evaluation),
-        **template_facts(recipe),
-        **({"ways": [way.name for way in ways]} if len(ways) > 1 else {}),
-        "evaluation": recipe.evaluation.model_dump(
-            mode="json", exclude_defaults=True, exclude={"mmlu"}
-        ),
-        "choose_share": spec.choose_share,
-        "seed": spec.seed,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,10 +12,9 @@ from typing import Any
 from mergeforget.adapter import Adapter, read_adapter
 from mergeforget.attack.rounding import rounded
 from mergeforget.attack.tuning import Tuning, tune
-from mergeforget.benchmarks import score as score_by
 from mergeforget.candidate import Candidate
 from mergeforget.console import say
-from mergeforget.data.schema import DocumentLoss, Measured
+from mergeforget.data.schema import Measured
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, NumericError, ResourceError
@@ -23,17 +22,16 @@ from mergeforget.evaluate.cache import EvaluationCache, prompt_key
 from mergeforget.evaluate.generate import adapters_per_batch, generate_together
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
-from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
 from mergeforget.merge.engine import Merged, sweep
 from mergeforget.merge.multi_adapter import UnfitError
-from mergeforget.metrics import METRICS
 from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
 from mergeforget.run import Run
 from mergeforget.score import Score
 from mergeforget.search.grid import families
-from mergeforget.search.split import PARTS, SearchData, halve
+from mergeforget.search.scoring import leak_scores, with_level
+from mergeforget.search.split import SearchData
 
 RELEARN = Tuning(10, 1e-3, 4, 16, full=False, seed=0)  # steps, rate, batch and rank
 KEPT = 16  # merged candidates in memory, over all families
@@ -184,7 +182,7 @@ class Evaluator:
             if "leak4bit" in names:
                 with rounded(self.model, 4, 64):
                     read = self._forget_read(self.model, f"{label}, 4 bits")
-                found += _leak_scores("leak4bit", read, frozenset(), spec)
+                found += leak_scores("leak4bit", read, frozenset(), spec)
             if "relearn" in names:
                 shown = limit_rows(self.data.forget, max(1, len(self.data.forget) // 4), 0)[0]
                 points = tune(
@@ -194,7 +192,7 @@ class Evaluator:
                     label=f"{label} relearns", template=self.ways[0],
                 )  # fmt: skip
                 subjects = frozenset(row.subject for row in shown)
-                found += _leak_scores("relearn", points[-1]["ways"], subjects, spec)
+                found += leak_scores("relearn", points[-1]["ways"], subjects, spec)
         return found
 
     def _forget_read(self, model: Any, label: str) -> dict[str, Measured]:
@@ -267,75 +265,9 @@ class Evaluator:
             )
         if self.data.levels:
             measured = replace(
-                measured, losses=[_with_level(x, self.data.levels, way) for x in measured.losses]
+                measured, losses=[with_level(x, self.data.levels, way) for x in measured.losses]
             )
         return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
-
-
-def _with_level(
-    one: DocumentLoss, levels: Mapping[str, float], way: PromptTemplate
-) -> DocumentLoss:
-    """Add the signal ``level``: the NLL of the row's twins minus that of the row, if known.
-
-    A training with ``also_raw`` has levels for each way to ask; otherwise, the levels of the
-    training's own way are used for every way.
-    """
-    level = levels.get(f"{one.id}@{way.name}", levels.get(one.id))
-    return one if level is None else replace(one, signals=one.signals | {"level": level - one.nll})
-
-
-def _leak_scores(
-    name: str, ways: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
-) -> list[Score]:
-    """Score the share of forget answers known word for word, of subjects not in ``shown``."""
-    found: dict[str, list[Score]] = {}
-    for measured in ways.values():
-        parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
-        for part, one in parts.items():
-            left = [x for x in one.likelihoods if x.row.subject not in shown]
-            score = METRICS.get("greedy_match").fn(replace(one, likelihoods=left), "forget")
-            if score is not None:
-                found.setdefault(part, []).append(score)
-    worst = {part: max(scores, key=lambda s: s.value) for part, scores in found.items()}
-    return [replace(score, metric=name, part=part, better="lower", definition="", draws=None)
-            for part, score in worst.items()]  # fmt: skip
-
-
-def score_parts(
-    ways: Mapping[str, Measured],
-    spec: SearchSpec,
-    benchmark: str,
-    metrics: Sequence[str] = (),
-    keeping: Collection[str] | None = None,
-) -> list[Score]:
-    """Score all rows and both splits, each by the worst case over the ways to ask.
-
-    Args:
-        keeping: Ways that count for retention; see ``known_ways``. None for all.
-    """
-    parts = {
-        way: {"all": measured} | halve(measured, spec.choose_share, spec.seed)
-        for way, measured in ways.items()
-    }
-
-    def scored(one: Measured) -> list[Score]:
-        return with_proxy(score_by(benchmark, one, metrics=metrics), one)
-
-    return [
-        replace(score, part=part)
-        for part in ("all", *PARTS)
-        for score in worst_by(scored, {way: p[part] for way, p in parts.items()}, keeping)
-    ]
-
-
-def worst_by(
-    scored: Callable[[Measured], list[Score]],
-    ways: Mapping[str, Measured],
-    keeping: Collection[str] | None = None,
-) -> list[Score]:
-    """Score measurements in several ways to ask, and return the worst case of each score."""
-    by_way = {way: scored(one) for way, one in ways.items()} if len(ways) > 1 else {}
-    return worst_scores(scored(worst_case(ways, keeping)), by_way, keeping)
 
 
 def load_evaluator(
@@ -366,32 +298,3 @@ def load_evaluator(
         mmlu=spec if asks and spec.mmlu else None,
         ways=ways,
     )
-
-
-PROXY_METRICS = {  # metric -> splits
-    "mia_auc": ("mia",),
-    "greedy_match": ("forget", "retain"),
-    "nll": ("forget", "retain", "holdout"),
-}
-
-
-def proxy_scores(measured: Measured) -> list[Score]:
-    """Compute the scores that need no generated answers."""
-    found = [
-        METRICS.get(name).fn(measured, split)
-        for name, splits in PROXY_METRICS.items()
-        for split in splits
-    ]
-    found.append(METRICS.get("mia_signal_auc").fn(measured, signal="level"))
-    return [score for score in found if score is not None]
-
-
-def only_proxy(scores: Iterable[Score]) -> list[Score]:
-    """Select the scores that ``proxy_scores`` computes."""
-    return [s for s in scores if s.metric in PROXY_METRICS or s.metric == "mia_auc_level"]
-
-
-def with_proxy(scores: Sequence[Score], measured: Measured) -> list[Score]:
-    """Add the proxy scores that a benchmark does not compute itself."""
-    have = {(s.metric, s.split) for s in scores}
-    return [*scores, *(s for s in proxy_scores(measured) if (s.metric, s.split) not in have)]

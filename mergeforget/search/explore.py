@@ -22,10 +22,11 @@ from mergeforget.score import Score
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Scored, pareto
 from mergeforget.search.density_prior import Guess
-from mergeforget.search.evaluator import Evaluator, merge_all, only_proxy, proxy_scores, worst_by
+from mergeforget.search.evaluator import Evaluator, merge_all
 from mergeforget.search.grid import begin_at, families, layer_groups, with_densities
 from mergeforget.search.objective import Objective, Rank, compared_auc, estimate
 from mergeforget.search.optuna_study import OptunaStudy, size
+from mergeforget.search.scoring import only_proxy, proxy_scores, worst_by
 from mergeforget.search.split import SearchData
 from mergeforget.search.store import Store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,20 @@ from typing import Any
 
 from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Measured
+from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
-from mergeforget.files import append_jsonl, read_json_object, read_lines, write_json, write_jsonl
+from mergeforget.evaluate.mmlu import mmlu_key
+from mergeforget.files import (
+    append_jsonl,
+    read_json_object,
+    read_lines,
+    sha256,
+    write_json,
+    write_jsonl,
+)
+from mergeforget.models import content_of, locate
 from mergeforget.parsing import plain_name
-from mergeforget.recipe import EvaluationSpec
+from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
 from mergeforget.run import Run
 from mergeforget.score import Score, read_scores, write_scores
 
@@ -131,3 +142,38 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
     evaluation = settings.get("evaluation", {})
     told = {key: value for key, value in evaluation.items() if defaults.get(key) != value}
     return settings | {"evaluation": told}
+
+
+def template_facts(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of the prompt template; empty for raw prompts, as in older searches."""
+    data = recipe.data
+    raw = data.template == "none"
+    return {} if raw else {"template": [data.template, data.system_prompt]}
+
+
+def settings_of(
+    run: Run, recipe: Recipe, spec: SearchSpec, holdout: str, ways: Sequence[PromptTemplate] = ()
+) -> dict[str, Any]:
+    """Return everything that determines a candidate's scores, to compare two calls.
+
+    Args:
+        holdout: Text of a new ``data/holdout.jsonl``, if there is one.
+        ways: The ways to ask; recorded if there are several.
+    """
+    data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
+    if holdout:
+        data["holdout"] = hashlib.sha256(holdout.encode("utf-8")).hexdigest()
+    base = locate(run.base(), trust_remote_code=recipe.model.trust_remote_code)
+    return {
+        "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
+        "data": data,
+        "base": content_of(base),
+        "mmlu": mmlu_key(recipe.evaluation),
+        **template_facts(recipe),
+        **({"ways": [way.name for way in ways]} if len(ways) > 1 else {}),
+        "evaluation": recipe.evaluation.model_dump(
+            mode="json", exclude_defaults=True, exclude={"mmlu"}
+        ),
+        "choose_share": spec.choose_share,
+        "seed": spec.seed,
+    }

@@ -309,7 +309,7 @@ def _run(path: Path) -> None:
 
 
 def _config(path: Path) -> None:
-    from mergeforget.adapter import CONFIG, read_config
+    from mergeforget.adapter_config import CONFIG, read_config
 
     folder = path.parent / "adapter"
     folder.mkdir(exist_ok=True)

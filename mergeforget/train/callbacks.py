@@ -17,14 +17,25 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from mergeforget.console import Progress, say
-from mergeforget.distributed import gather, in_any, is_main
+from mergeforget.adapter_config import sort_config
+from mergeforget.console import Progress, quiet, say
+from mergeforget.distributed import gather, in_any, is_main, on_main
 from mergeforget.errors import InputError, Interrupted, NumericError
-from mergeforget.files import read_json_object, sha256, sync_file, write_json
+from mergeforget.files import (
+    read_json_object,
+    sha256,
+    sync_file,
+    whole,
+    write_json,
+)
+from mergeforget.fsdp import trained
 from mergeforget.parsing import read_text
 from mergeforget.recipe import Dual, Term
 from mergeforget.train.dataset import PairedRows
-from mergeforget.train.samplers import ChunkedSampler, Order
+from mergeforget.train.samplers import (
+    ChunkedSampler,
+    Order,
+)
 from mergeforget.train.trainer import UnlearningTrainer
 
 
@@ -322,3 +333,20 @@ class DualWeight(TrainerCallback, ExportableState):
         value = self.trainer.value_of(self.term)
         if value is not None:  # None in a step that has only the other set
             self.weight = max(0.0, self.weight + self.step * (value - self.limit))
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Save the adapter of a PEFT model as a plain PEFT folder, atomically."""
+    weights = trained(model)
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise NumericError(
+                f"{name} is not finite after training. Lower the learning rate, or stop earlier."
+            )
+
+    def save() -> None:
+        with whole(folder) as temporary, quiet():
+            model.save_pretrained(temporary, state_dict=weights)
+            sort_config(temporary)
+
+    on_main(save)

@@ -1,4 +1,4 @@
-"""Dataset of a training: pairs each forget row with retain rows, reproducibly."""
+"""Pair forget rows with rows of other sets, collate them, and fuse micro-batches into passes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from mergeforget.data.batches import Batch, pack, pad
+from mergeforget.data.batches import Batch, fuse, pack, pad
 from mergeforget.data.tokens import Encoded
-from mergeforget.train.samplers import RowIndex
+from mergeforget.distributed import gather, sharded
+from mergeforget.recipe import Training
+from mergeforget.train.samplers import (
+    RowIndex,
+)
 
 REFUSAL = "refusal"  # the set of refusals to the forget rows' prompts
 
@@ -110,3 +114,57 @@ class Collate:
         if self.padding == "none":
             return pack(rows, self.kinds)
         return pad(rows, self.kinds, self.pad_id, side=self.padding, length=self.length)
+
+
+def collate_of(kinds: tuple[int, ...], plan: Training | None, pad_id: int) -> Collate:
+    """Return the collator of a training; without a plan, rows are packed."""
+    if plan is None:
+        return Collate(kinds, "none", pad_id)
+    whole = plan.tokens.pad_to == "max_length"
+    return Collate(kinds, plan.tokens.padding, pad_id, plan.max_length if whole else None)
+
+
+@dataclass
+class Share:
+    """Batches of one pass, with the totals of their optimiser step.
+
+    A share is one micro-batch or several fused ones. It has no batches if it was fused into a later
+    share.
+    """
+
+    batches: dict[str, Batch]
+    rows: dict[str, float]
+    tokens: dict[str, dict[int, float]]
+
+    def totals(self, name: str) -> dict[str, Any]:
+        """Return the totals of a set, under the names of ``TokenOutputs``."""
+        return {"row_total": self.rows.get(name), "token_total": self.tokens.get(name)}
+
+
+def fuse_shares(shares: list[Share], budget: int) -> list[Share]:
+    """Fuse consecutive micro-batches into the last of each group; the others become empty.
+
+    The Trainer counts micro-batches, so their number must not change. The ranks of a sharded
+    model must run the same passes, so they form the same groups.
+    """
+    sizes = [sum(b.tokens for b in share.batches.values()) for share in shares]
+    if sharded():
+        sizes = [max(each) for each in zip(*gather(sizes), strict=True)]
+    groups: list[list[Share]] = []
+    room = 0
+    for share, size in zip(shares, sizes, strict=True):
+        packed = all(b.attention_mask is None for b in share.batches.values())
+        if size > room or not packed or share.batches.keys() != groups[-1][0].batches.keys():
+            groups.append([])
+            room = budget
+        groups[-1].append(share)
+        room -= size
+    fused = []
+    for group in groups:
+        fused += [replace(share, batches={}) for share in group[:-1]]
+        last = group[-1]
+        if len(group) > 1:
+            joined = {n: fuse([share.batches[n] for share in group]) for n in last.batches}
+            last = replace(last, batches=joined)
+        fused.append(last)
+    return fused

@@ -5,25 +5,20 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import gcd
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from mergeforget.adapter import sort_config
 from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, check_token_ids
-from mergeforget.data.twins import origin_of
 from mergeforget.distributed import count, on_main
-from mergeforget.errors import NumericError
 from mergeforget.files import explained, read_jsonl, reading, whole, write_json, write_jsonl
-from mergeforget.fsdp import trained
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.callbacks import (
@@ -35,17 +30,17 @@ from mergeforget.train.callbacks import (
     Guard,
     Snapshots,
     last_checkpoint,
+    save_adapter,
 )
-from mergeforget.train.dataset import Collate, PairedRows
+from mergeforget.train.dataset import PairedRows, collate_of
 from mergeforget.train.early_stopping import PROXIES, Watcher
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
-from mergeforget.train.objective import mask_of
+from mergeforget.train.objective import mask_of, reads_of
 from mergeforget.train.precision import tensor_cores
 from mergeforget.train.reference import Reference, reference_of
-from mergeforget.train.requirements import reads_of
 from mergeforget.train.samplers import (
     AlternatingSampler,
     BySetSampler,
@@ -53,13 +48,19 @@ from mergeforget.train.samplers import (
     JointSampler,
     Order,
 )
-from mergeforget.train.tokenize import encode_sets, pad_id, within_positions
+from mergeforget.train.tokenize import (
+    also_raw,
+    encode_sets,
+    pad_id,
+    places_of,
+    twin_places,
+    within_positions,
+)
 from mergeforget.train.trainer import UnlearningTrainer, arguments
 from mergeforget.train.until import UntilController
 from mergeforget.train_config import Until
 
 MEASURED = ("holdout", "selected", "unseen", "imitations")  # sets that are only measured
-ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
 CHECKPOINT_SECONDS = 60.0
 
 
@@ -115,7 +116,7 @@ def train_adapter(
         training = within_positions(model, training)
         encoded = encode_sets(tokenizer, sets, training, template)
         if training.until and training.until.also_raw and template.kind == "chat":
-            sets = _also_raw(tokenizer, sets, training, template, encoded)
+            sets = also_raw(tokenizer, sets, training, template, encoded)
         reference = reference_of(policy, encoded, training, job.run.root)
         controller = None
         if training.until:
@@ -127,10 +128,10 @@ def train_adapter(
                 history=job.run.history,
                 save=lambda folder: save_adapter(policy, folder),
                 twins={
-                    of: _twin_places(sets, encoded, of, on)
+                    of: twin_places(sets, encoded, of, on)
                     for of, on in (("held", "forget"), ("imitations", "unseen"))
                 },
-                selected=_places(sets, encoded, "selected"),
+                selected=places_of(sets, encoded, "selected"),
                 under=under,
             )
         fit(
@@ -151,54 +152,6 @@ def train_adapter(
         policy.unload()
     on_main(lambda: shutil.rmtree(job.checkpoints, ignore_errors=True))
     return job.run.root / job.stage
-
-
-def _also_raw(
-    tokenizer: Any,
-    sets: Mapping[str, Sequence[Row]],
-    training: Training,
-    template: PromptTemplate,
-    encoded: dict[str, list[Encoded]],
-) -> dict[str, list[Row]]:
-    """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
-
-    Returns:
-        The rows of the sets, with a row ``ID@raw`` for each that was added.
-    """
-    raw = replace(template, kind="none", system=None)
-    some = {name: sets[name] for name in ALSO_RAW if name in sets}
-    found = {name: list(rows) for name, rows in sets.items()}
-    for name, more in encode_sets(tokenizer, some, training, raw).items():
-        first = len(sets[name])
-        encoded[name] = encoded[name] + [replace(one, row=first + one.row) for one in more]
-        found[name] += [replace(row, id=f"{row.id}@raw") for row in sets[name]]
-    return found
-
-
-def _twin_places(
-    sets: Mapping[str, Sequence[Row]],
-    encoded: Mapping[str, Sequence[Encoded]],
-    twins: str,
-    of: str,
-) -> list[int]:
-    """Return the index of the row that each twin imitates, or -1; see ``_places``."""
-    if any(len(sets[n]) != len(encoded[n]) for n in (twins, of) if sets.get(n)):
-        return []
-    places = {row.id: i for i, row in enumerate(sets.get(of, ()))}
-    return [places.get(origin_of(row), -1) for row in sets.get(twins, ())]
-
-
-def _places(
-    sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]], part: str
-) -> list[int]:
-    """Return the indices in ``forget`` of the rows of a part; empty if examples are not rows.
-
-    Transforms and windows of long documents create several examples per row.
-    """
-    if len(sets["forget"]) != len(encoded["forget"]):
-        return []
-    wanted = {row.id for row in sets.get(part, ())}
-    return [i for i, row in enumerate(sets["forget"]) if row.id in wanted]
 
 
 def _finish(
@@ -318,14 +271,6 @@ def fit(
     _run(trainer, job)
 
 
-def collate_of(kinds: tuple[int, ...], plan: Training | None, pad_id: int) -> Collate:
-    """Return the collator of a training; without a plan, rows are packed."""
-    if plan is None:
-        return Collate(kinds, "none", pad_id)
-    whole = plan.tokens.pad_to == "max_length"
-    return Collate(kinds, plan.tokens.padding, pad_id, plan.max_length if whole else None)
-
-
 def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
     """Train from the beginning or from the last checkpoint."""
     trainer.remove_callback(PrinterCallback)
@@ -386,23 +331,6 @@ def _steps_per_epoch(order: Order, accumulation: int) -> int:
     if isinstance(order, ChunkedSampler):
         return sum(order.chunk_steps) // order.epochs
     return -(-len(order) // accumulation)
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Save the adapter of a PEFT model as a plain PEFT folder, atomically."""
-    weights = trained(model)
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise NumericError(
-                f"{name} is not finite after training. Lower the learning rate, or stop earlier."
-            )
-
-    def save() -> None:
-        with whole(folder) as temporary, quiet():
-            model.save_pretrained(temporary, state_dict=weights)
-            sort_config(temporary)
-
-    on_main(save)
 
 
 def _snapshot(job: TrainingJob, step: int) -> Path:

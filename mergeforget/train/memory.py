@@ -18,8 +18,8 @@ from mergeforget.chunked_logprobs import CHUNK
 from mergeforget.console import say
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import gather
+from mergeforget.train.objective import reads_of
 from mergeforget.train.precision import autocast
-from mergeforget.train.requirements import reads_of
 from mergeforget.train_config import Training
 
 CPU_TOKENS = 512  # matrix products of a core are at full speed; a longer pass costs only memory

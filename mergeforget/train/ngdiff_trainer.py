@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mergeforget.recipe import Training
+from mergeforget.train.dataset import Share
 from mergeforget.train.directions import (
     RateFit,
     clipped,
@@ -22,9 +23,8 @@ from mergeforget.train.directions import (
     probed_rate,
     rectified,
 )
-from mergeforget.train.objective import compute
-from mergeforget.train.requirements import reads_of
-from mergeforget.train.trainer import Share, UnlearningTrainer
+from mergeforget.train.objective import compute, reads_of
+from mergeforget.train.trainer import UnlearningTrainer
 
 EMA = "retain_gradient.safetensors"  # file of a checkpoint: GRU's smoothed retain gradient
 

@@ -26,7 +26,6 @@ from mergeforget.data.templating import template_of
 from mergeforget.data.tokens import Encoded
 from mergeforget.models import default_device, dtype_for, load_tokenizer, locate
 from mergeforget.recipe import ModelSpec, Recipe
-from mergeforget.train.full import choose_trained
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.memory import (
     free_bytes,
@@ -37,9 +36,10 @@ from mergeforget.train.memory import (
     rows_of_set,
     tokens_at_once,
 )
+from mergeforget.train.objective import reads_of
 from mergeforget.train.pair import add_twins, read_data
-from mergeforget.train.requirements import reads_of
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
+from mergeforget.train.single import choose_trained
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import UNTIL_STEPS, Training
 

@@ -21,8 +21,7 @@ from mergeforget.models import content_of, locate
 from mergeforget.outputs import PADDING, TokenOutputs
 from mergeforget.recipe import Training
 from mergeforget.train.forward import as_reference, output_matrix, predict
-from mergeforget.train.objective import mask_of
-from mergeforget.train.requirements import Kept, reads_of
+from mergeforget.train.objective import Kept, mask_of, reads_of
 
 TOKENS = 2048  # tokens of packed rows in one pass
 MOST_BYTES = 2**30  # largest size of the hidden states stored for one set

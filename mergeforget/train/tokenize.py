@@ -9,12 +9,18 @@ from typing import Any, TypeVar
 from mergeforget.console import say
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
-from mergeforget.data.tokens import Encoded, encode_rows, position_limit, truncation
+from mergeforget.data.tokens import (
+    Encoded,
+    encode_rows,
+    position_limit,
+    truncation,
+)
 from mergeforget.data.transforms import ROW_TRANSFORMS, TOKEN_TRANSFORMS, refuse
+from mergeforget.data.twins import origin_of
 from mergeforget.errors import InputError
 from mergeforget.recipe import Memorise, Training
 from mergeforget.train.dataset import REFUSAL
-from mergeforget.train.requirements import reads_of
+from mergeforget.train.objective import reads_of
 
 Length = TypeVar("Length", Training, Memorise)
 
@@ -99,3 +105,54 @@ def _encoded(
             change = TOKEN_TRANSFORMS[step.transform].fn
             encoded = change(encoded, plain, **step.arguments)
     return [replace(one, row=place) for place, one in enumerate(encoded)]
+
+
+ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
+
+
+def also_raw(
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Row]],
+    training: Training,
+    template: PromptTemplate,
+    encoded: dict[str, list[Encoded]],
+) -> dict[str, list[Row]]:
+    """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
+
+    Returns:
+        The rows of the sets, with a row ``ID@raw`` for each that was added.
+    """
+    raw = replace(template, kind="none", system=None)
+    some = {name: sets[name] for name in ALSO_RAW if name in sets}
+    found = {name: list(rows) for name, rows in sets.items()}
+    for name, more in encode_sets(tokenizer, some, training, raw).items():
+        first = len(sets[name])
+        encoded[name] = encoded[name] + [replace(one, row=first + one.row) for one in more]
+        found[name] += [replace(row, id=f"{row.id}@raw") for row in sets[name]]
+    return found
+
+
+def twin_places(
+    sets: Mapping[str, Sequence[Row]],
+    encoded: Mapping[str, Sequence[Encoded]],
+    twins: str,
+    of: str,
+) -> list[int]:
+    """Return the index of the row that each twin imitates, or -1; see ``places_of``."""
+    if any(len(sets[n]) != len(encoded[n]) for n in (twins, of) if sets.get(n)):
+        return []
+    places = {row.id: i for i, row in enumerate(sets.get(of, ()))}
+    return [places.get(origin_of(row), -1) for row in sets.get(twins, ())]
+
+
+def places_of(
+    sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]], part: str
+) -> list[int]:
+    """Return the indices in ``forget`` of the rows of a part; empty if examples are not rows.
+
+    Transforms and windows of long documents create several examples per row.
+    """
+    if len(sets["forget"]) != len(encoded["forget"]):
+        return []
+    wanted = {row.id for row in sets.get(part, ())}
+    return [i for i, row in enumerate(sets["forget"]) if row.id in wanted]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,21 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_scheduler
 
 from mergeforget.console import quiet
-from mergeforget.data.batches import Batch, fuse
 from mergeforget.distributed import gather, sharded
 from mergeforget.errors import NumericError
 from mergeforget.files import append_jsonl
 from mergeforget.fsdp import trained
 from mergeforget.outputs import TokenOutputs
 from mergeforget.recipe import Memorise, Term, Training
+from mergeforget.train.dataset import Share, fuse_shares
 from mergeforget.train.forward import TOGETHER, as_reference, predict_sets, unwrapped
-from mergeforget.train.objective import check_finite, compute
+from mergeforget.train.objective import Reads, check_finite, compute, reads_of, sets_of
 from mergeforget.train.perturbed import perturbed
 from mergeforget.train.reference import Reference
-from mergeforget.train.requirements import Reads, reads_of, sets_of
 from mergeforget.train.samplers import ChunkedSampler, Order, ShardedSampler
 from mergeforget.train_config import Robust
 
 Outputs = dict[str, TokenOutputs]  # by set
-
-
-@dataclass
-class Share:
-    """Batches of one pass, with the totals of their optimiser step.
-
-    A share is one micro-batch or several fused ones. It has no batches if it was fused into a later
-    share.
-    """
-
-    batches: dict[str, Batch]
-    rows: dict[str, float]
-    tokens: dict[str, dict[int, float]]
-
-    def totals(self, name: str) -> dict[str, Any]:
-        """Return the totals of a set, under the names of ``TokenOutputs``."""
-        return {"row_total": self.rows.get(name), "token_total": self.tokens.get(name)}
 
 
 class UnlearningTrainer(Trainer):
@@ -147,32 +128,8 @@ class UnlearningTrainer(Trainer):
         return self._fused([Share(b, rows, tokens) for b in batches]), None
 
     def _fused(self, shares: list[Share]) -> list[Share]:
-        """Fuse consecutive micro-batches into the last of each group; the others become empty.
-
-        The Trainer counts micro-batches, so their number must not change. The ranks of a sharded
-        model must run the same passes, so they form the same groups.
-        """
-        sizes = [sum(b.tokens for b in share.batches.values()) for share in shares]
-        if sharded():
-            sizes = [max(each) for each in zip(*gather(sizes), strict=True)]
-        groups: list[list[Share]] = []
-        room = 0
-        for share, size in zip(shares, sizes, strict=True):
-            packed = all(b.attention_mask is None for b in share.batches.values())
-            if size > room or not packed or share.batches.keys() != groups[-1][0].batches.keys():
-                groups.append([])
-                room = self.budget
-            groups[-1].append(share)
-            room -= size
-        fused = []
-        for group in groups:
-            fused += [replace(share, batches={}) for share in group[:-1]]
-            last = group[-1]
-            if len(group) > 1:
-                joined = {n: fuse([share.batches[n] for share in group]) for n in last.batches}
-                last = replace(last, batches=joined)
-            fused.append(last)
-        return fused
+        """Fuse micro-batches into passes of up to ``budget`` tokens."""
+        return fuse_shares(shares, self.budget)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         if isinstance(inputs, Share):

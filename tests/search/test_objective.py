@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from mergeforget.data.schema import DocumentLoss, Measured
 from mergeforget.errors import UnknownNameError, UsageError
 from mergeforget.score import Score
-from mergeforget.search.evaluator import proxy_scores
 from mergeforget.search.objective import estimate, figure, parse_objective
+from mergeforget.search.scoring import proxy_scores
 
 
 def scores(auc: float, forget: float, retain: float, aggregate: float | None = None) -> list[Score]:

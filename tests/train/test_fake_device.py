@@ -29,12 +29,12 @@ from mergeforget.data.tokens import encode_rows
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.recipe import Term
-from mergeforget.train.dataset import REFUSAL
+from mergeforget.train.dataset import REFUSAL, Share
 from mergeforget.train.forward import output_matrix
+from mergeforget.train.objective import reads_of
 from mergeforget.train.packing_check import rows_leak
 from mergeforget.train.reference import Known, Reference, _compute
-from mergeforget.train.requirements import reads_of
-from mergeforget.train.trainer import Share, UnlearningTrainer
+from mergeforget.train.trainer import UnlearningTrainer
 
 DEVICE = "cuda" if torch.version.cuda else "meta"
 KINDS = (ANSWER, PROMPT)

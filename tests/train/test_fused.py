@@ -21,12 +21,11 @@ from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.outputs import ANSWER, PROMPT, TokenOutputs
 from mergeforget.recipe import Lora, Term, Training
 from mergeforget.run import Run
-from mergeforget.train.dataset import REFUSAL
+from mergeforget.train.dataset import REFUSAL, Share
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import as_reference, output_matrix, predict_sets
-from mergeforget.train.objective import compute
-from mergeforget.train.requirements import reads_of
-from mergeforget.train.trainer import Share, UnlearningTrainer
+from mergeforget.train.objective import compute, reads_of
+from mergeforget.train.trainer import UnlearningTrainer
 
 SETS = {
     name: [

@@ -12,7 +12,7 @@ from torch import Tensor
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows
 from mergeforget.recipe import Training, load_recipe
-from mergeforget.train.fit import collate_of
+from mergeforget.train.dataset import collate_of
 from mergeforget.train.forward import predict
 from mergeforget.train.objective import compute, mask_of
 

@@ -21,8 +21,8 @@ from mergeforget.run import Run
 from mergeforget.train import directions, forward, ngdiff_trainer, trainer
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
-from mergeforget.train.full import choose_trained, train_model
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
+from mergeforget.train.single import choose_trained, train_model
 from mergeforget.train_config import AutoRate, Dual, Full, Lora, Term, Training, Watch
 
 SETS = {
@@ -131,7 +131,7 @@ def test_known_references_equal_running_the_model(
     kept, _ = train("kept", objective=terms)
     names = {p.name.split("-")[0] for p in (tmp_path / "kept" / "reference").iterdir()}
     assert names == {"logps", "hidden"}
-    from mergeforget.train.requirements import Reads
+    from mergeforget.train.objective import Reads
 
     monkeypatch.setattr(Reads, "kept", property(lambda self: None))
     live, _ = train("live", objective=terms)
