@@ -5,13 +5,19 @@ changes the outputs of some architectures, and their configuration does not say 
 is first measured, short texts are therefore processed alone and without a cache, which defines the
 correct logits, and then with each optimisation. The fastest mode with the same logits is used; a
 message reports a slower one.
+
+A model in half precision is checked twice: in float32, where the logits must agree up to float32
+rounding, and in its own precision, where a batched row may be at most ``RATIO`` times as far from
+the float32 logits as the same row alone.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -30,10 +36,14 @@ from mergeforget.evaluate.decoding import (
     pad_right,
     takes,
 )
+from mergeforget.evaluate.float32_pass import HALF, in_float32
 
 Rows = Literal["padded", "equal", "generate", "uncached"]
 NEW = 4  # tokens that each probe decodes
 LARGEST_WINDOW = 256  # tokens; probes are longer than sliding windows up to this size
+EXACT = 1e-3  # allowed error of logits in float32, relative to their spread
+RATIO = 4  # allowed error in half precision, relative to the rounding error of a single row
+LARGEST = 0.1  # maximum allowed error if the model cannot be computed in float32
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class SafeModes:
     prefix: bool = True
 
 
-_KNOWN: WeakKeyDictionary[Any, SafeModes] = WeakKeyDictionary()  # each model is checked once
+_KNOWN: WeakKeyDictionary[Any, tuple[str, SafeModes]] = WeakKeyDictionary()  # checked once
 
 
 def safe_modes(model: Any) -> SafeModes:
@@ -67,7 +77,8 @@ def safe_modes(model: Any) -> SafeModes:
             ids alone.
     """
     base = bare(model)
-    if base not in _KNOWN:
+    precision = f"{base.dtype} {getattr(base.config, '_attn_implementation', '')}"
+    if _KNOWN.get(base, ("",))[0] != precision:
         training = model.training
         model.eval()
         try:
@@ -76,10 +87,10 @@ def safe_modes(model: Any) -> SafeModes:
             model.train(training)
         if found is None:  # the outputs are not finite; the measurement raises an error
             return SafeModes()
-        _KNOWN[base] = found
+        _KNOWN[base] = precision, found
         if text := _slow_path(found):
             say(f"{type(base).__name__}: {text}")
-    return _KNOWN[base]
+    return _KNOWN[base][1]
 
 
 def _slow_path(ways: SafeModes) -> str:
@@ -88,7 +99,8 @@ def _slow_path(ways: SafeModes) -> str:
         "padded": "",
         "equal": "padding changes its answers, so only prompts of one length share a batch",
         "generate": "a batch changes its answers, so model.generate writes them row by row",
-        "uncached": "its cache changes its answers, so every new token takes a full pass",
+        "uncached": "its cache changes its answers, or this cannot be checked, so every new token "
+        "takes a full pass",
     }[ways.rows]
     scores = "" if ways.scored_together else "likelihoods are computed row by row"
     parts = [part for part in (answers, scores) if part]
@@ -99,7 +111,7 @@ def _slow_path(ways: SafeModes) -> str:
 def _check(model: Any) -> SafeModes | None:
     probes = _Probes.of(model)
     try:
-        truth = [full_pass(model, _batch(model, ids))[0] for ids in probes.texts]
+        truth = probes.logits(model)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -108,54 +120,49 @@ def _check(model: Any) -> SafeModes | None:
         ) from error
     if not all(bool(torch.isfinite(logits).all()) for logits in truth):
         return None
-    close = _comparison(model)
-    _check_causal(model, probes.texts[1], truth[1], close)
+    stages = _stages(model, probes, truth)
+    coarse = _Stage(truth, LARGEST, typical=True)
+    if not any(s.holds(model, partial(_is_causal, model, probes)) for s in stages or [coarse]):
+        raise InputError(
+            f"{_name(model)} is not a causal language model: its predictions depend on later "
+            "tokens, so its answers and likelihoods would be meaningless. Use a decoder-only model."
+        )
 
-    def works(way: Callable[[], bool]) -> bool:
-        try:
-            with quiet():
-                return way()
-        except Exception:  # an unknown architecture may raise anything; the mode is then not used
-            return False
+    if not stages:
+        return SafeModes("uncached", scored_together=False, prefix=False)
 
-    def decoded(short: int, padded: bool) -> bool:
-        return _decodes(model, probes, truth, close, short, padded)
-
-    def scored() -> bool:
-        ids, mask = pad_right(probes.texts, model.device)
-        given = {"attention_mask": mask} if takes(model, "attention_mask") else {}
-        logits = full_pass(model, ids, **given)
-        return all(close(logits[i, : len(own)], own) for i, own in enumerate(truth))
-
-    def prefixed() -> bool:
-        text = probes.texts[1]
-        rows = [text[:-2], text[:-5]]
-        found = cached_prefix_logits(model, rows, len(rows[1]) - 2)
-        return all(close(found[i], truth[1][len(row) - 1]) for i, row in enumerate(rows))
+    def works(way: Callable[..., bool], *details: Any) -> bool:
+        return all(s.holds(model, partial(way, model, probes, *details)) for s in stages)
 
     rows: Rows = "uncached"
-    if works(lambda: decoded(0, True)):
+    if works(_decodes, 0, True):
         rows = "padded"
     else:
-        own = _generates(model, probes.prompts[1], close)
+        own = _generates(model, probes, stages)
         if own is False:
             raise InputError(
                 f"{_name(model)} cannot be evaluated: model.generate and a forward pass over the "
                 "same tokens disagree, so it is unclear which output its users would see."
             )
-        if works(lambda: decoded(2, False)):
+        if works(_decodes, 2, False):
             rows = "equal"
         elif own:
             rows = "generate"
-    prefix = rows == "padded" and has_plain_cache(model) and works(prefixed)
-    return SafeModes(rows, works(scored), prefix)
+    prefix = rows == "padded" and has_plain_cache(model) and works(_continues)
+    return SafeModes(rows, works(_scores), prefix)
 
 
 @dataclass(frozen=True)
 class _Probes:
-    """Three random texts: a short one and two long ones of equal length."""
+    """Three random texts: a short one and two long ones of equal length.
+
+    Attributes:
+        texts: Token ids. ``end`` is the second of the ``NEW`` last tokens of the first and the
+            third text, and occurs nowhere else.
+    """
 
     texts: list[list[int]]
+    end: int
 
     @classmethod
     def of(cls, model: Any) -> _Probes:
@@ -166,77 +173,144 @@ class _Probes:
         special = {v for k, v in vars(config).items() if k.endswith("_token_id")}
         usual = [i for i in range(5, min(size, 1000)) if i not in special] or list(range(size))
         draw = random.Random(0)
+        end = usual.pop(draw.randrange(len(usual))) if len(usual) > 1 else usual[0]
         lengths = (5, 9 + window, 9 + window)
-        return cls([draw.choices(usual, k=length + NEW) for length in lengths])
+        texts = [draw.choices(usual, k=length + NEW) for length in lengths]
+        for text in texts[::2]:
+            text[1 - NEW] = end
+        return cls(texts, end)
 
-    @property
-    def prompts(self) -> list[list[int]]:
-        return [text[:-NEW] for text in self.texts]
+    def logits(self, model: Any) -> list[Tensor]:
+        """Return the logits of each text, processed alone and without a cache."""
+        return [full_pass(model, _batch(model, ids))[0] for ids in self.texts]
 
 
-def _decodes(
-    model: Any, probes: _Probes, truth: list[Tensor], close: Any, short: int, padded: bool
-) -> bool:
+@dataclass(frozen=True)
+class _Stage:
+    """The correct logits in one precision, and how far others may be from them.
+
+    Attributes:
+        truth: Logits of each probe, (tokens, vocabulary).
+        tolerance: Allowed error of a token's logits, relative to their spread.
+        typical: Compare the median over tokens instead of the maximum. In half precision, rounding
+            can send a token to another expert, which changes all its logits.
+        precision: Context manager in which the model computes in this precision.
+    """
+
+    truth: list[Tensor]
+    tolerance: float
+    typical: bool = False
+    precision: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+
+    def close(self, found: Tensor, expected: Tensor) -> bool:
+        """Whether logits, (tokens, vocabulary), agree."""
+        errors = _errors(found, expected)
+        return bool((errors.median() if self.typical else errors.max()) <= self.tolerance)
+
+    def holds(self, model: Any, way: Callable[[_Stage], bool]) -> bool:
+        """Whether a mode works; an unknown architecture may raise anything."""
+        try:
+            with quiet(), self.precision(model):
+                return way(self)
+        except Exception:
+            return False
+
+
+def _stages(model: Any, probes: _Probes, truth: list[Tensor]) -> list[_Stage]:
+    """Return the precisions in which the modes are compared with single rows."""
+    if model.dtype not in HALF:
+        return [_Stage(truth, EXACT)]
+    try:
+        with quiet(), in_float32(model) as state:
+            exact = probes.logits(model)
+    except Exception:  # for example a kernel or remote code that needs half precision
+        exact = []
+    if exact and state.pure:
+        noise = max(map(_typical_error, truth, exact))
+        own = _Stage(exact, max(EXACT, RATIO * noise), typical=True)
+        return [_Stage(exact, EXACT, precision=in_float32), own]
+    generated = _generated(model, probes)
+    if generated is None:
+        return []
+    noise = _typical_error(*generated)  # both are right by definition
+    return [_Stage(truth, min(LARGEST, max(EXACT, RATIO * noise)), typical=True)]
+
+
+def _errors(found: Tensor, expected: Tensor) -> Tensor:
+    """Return the error of each token's logits, relative to their spread; (tokens,)."""
+    found, expected = found.float(), expected.float()
+    spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
+    error: Tensor = (found - expected).norm(dim=-1) - 1e-6
+    return error.clamp(min=0) / spread.clamp(min=1e-12)
+
+
+def _typical_error(found: Tensor, expected: Tensor) -> float:
+    return float(_errors(found, expected).median())
+
+
+def _decodes(model: Any, probes: _Probes, short: int, padded: bool, stage: _Stage) -> bool:
     """Decode two probes in one batch with fixed tokens; the first one ends earlier."""
     chosen = [short, 1]
     texts = [probes.texts[i] for i in chosen]
-    seen: list[tuple[int, int, Tensor]] = []
-    steps = [0, 0]
-    end = texts[0][-NEW + 1]  # the token that ends the first probe
-    fresh = next(i for i in range(model.get_input_embeddings().weight.shape[0]) if i != end)
+    seen: list[list[Tensor]] = [[], []]
 
     def given(logits: Tensor, rows: list[int]) -> Tensor:
         tokens = []
         for row, values in zip(rows, logits, strict=True):
-            place = len(texts[row]) - NEW + steps[row]
-            seen.append((row, place - 1, values))
-            tokens.append(texts[row][place])
-            steps[row] += 1
+            tokens.append(texts[row][len(texts[row]) - NEW + len(seen[row])])
+            seen[row].append(values)
         return torch.tensor(tokens, device=logits.device)
 
-    if end in texts[1][-NEW:]:
-        texts[1] = [fresh if token == end else token for token in texts[1]]
-        truth = [*truth[:1], full_pass(model, _batch(model, texts[1]))[0], *truth[2:]]
-    greedy(model, [t[:-NEW] for t in texts], [end], NEW, padded=padded, pick=given)
-    return len(seen) == 2 + NEW and all(
-        close(values, truth[chosen[row]][place]) for row, place, values in seen
+    greedy(model, [t[:-NEW] for t in texts], [probes.end], NEW, padded=padded, pick=given)
+    return [len(row) for row in seen] == [2, NEW] and all(
+        stage.close(torch.stack(row), stage.truth[i][len(text) - NEW - 1 :][: len(row)])
+        for i, text, row in zip(chosen, texts, seen, strict=True)
     )
 
 
-def _generates(model: Any, prompt: list[int], close: Any) -> bool | None:
-    """Return whether the logits of ``model.generate`` equal those of a full pass; None on error."""
+def _scores(model: Any, probes: _Probes, stage: _Stage) -> bool:
+    """Compute the logits of all probes in one batch, padded on the right."""
+    ids, mask = pad_right(probes.texts, model.device)
+    given = {"attention_mask": mask} if takes(model, "attention_mask") else {}
+    logits = full_pass(model, ids, **given)
+    return all(stage.close(logits[i, : len(own)], own) for i, own in enumerate(stage.truth))
+
+
+def _continues(model: Any, probes: _Probes, stage: _Stage) -> bool:
+    """Compute the logits after two rows whose common prefix is cached."""
+    text = probes.texts[1]
+    rows = [text[:-2], text[:-5]]
+    found = cached_prefix_logits(model, rows, len(rows[1]) - 2)
+    return stage.close(found, stage.truth[1][[len(row) - 1 for row in rows]])
+
+
+def _generated(model: Any, probes: _Probes) -> tuple[Tensor, Tensor] | None:
+    """Return the logits of ``model.generate`` and of a full pass; None if it raises an error."""
+    prompt = probes.texts[1][:-NEW]
     try:
         with quiet():
             new, logits = model_generate_logits(model, prompt, NEW)
     except Exception:  # transformers does not support generation for some architectures
         return None
-    full = full_pass(model, _batch(model, [*prompt, *new]))[0]
-    return bool(close(logits, full[len(prompt) - 1 : -1]))
+    full: Tensor = full_pass(model, _batch(model, [*prompt, *new]))[0]
+    return logits, full[len(prompt) - 1 : -1]
 
 
-def _check_causal(model: Any, text: list[int], truth: Tensor, close: Any) -> None:
-    """Raise InputError if earlier predictions change with the last tokens."""
-    changed = [*text[:-2], *text[:2]]
-    logits = full_pass(model, _batch(model, changed))[0]
-    if not close(logits[:-2], truth[:-2]):
-        raise InputError(
-            f"{_name(model)} is not a causal language model: its predictions depend on later "
-            "tokens, so its answers and likelihoods would be meaningless. Use a decoder-only model."
-        )
+def _generates(model: Any, probes: _Probes, stages: Sequence[_Stage]) -> bool | None:
+    """Return whether ``model.generate`` agrees with a full pass; None if it raises an error."""
+    agree = []
+    for stage in stages:
+        with stage.precision(model):
+            if (pair := _generated(model, probes)) is not None:
+                agree.append(stage.close(*pair))
+    return any(agree) if agree else None
 
 
-def _comparison(model: Any) -> Callable[[Tensor, Tensor], bool]:
-    """Return a comparison of logits up to rounding, relative to their spread."""
-    wide = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    tolerance = 1e-3 if wide else 0.1
-
-    def close(found: Tensor, expected: Tensor) -> bool:
-        found, expected = found.float(), expected.float()
-        size = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
-        error = (found - expected).norm(dim=-1)
-        return bool((error <= tolerance * size + 1e-6).all())
-
-    return close
+def _is_causal(model: Any, probes: _Probes, stage: _Stage) -> bool:
+    """Return whether other tokens at the end leave the logits before them unchanged."""
+    text = probes.texts[1]
+    logits = full_pass(model, _batch(model, [*text[:-2], *text[:2]]))[0]
+    return stage.close(logits[:-2], stage.truth[1][:-2])
 
 
 def _batch(model: Any, ids: Sequence[int]) -> Tensor:

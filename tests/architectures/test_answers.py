@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import FAST, REFUSED, SLOW, build
 
 from mergeforget.errors import InputError
@@ -66,18 +67,29 @@ def test_a_model_whose_generate_disagrees_with_its_forward_pass_is_refused() -> 
 
 @pytest.mark.parametrize(
     ("name", "rows"),
-    [("llama", "padded"), ("mamba", "equal"), ("openai-gpt", "generate"), ("rwkv", "generate")],
-)
-def test_a_slower_mode_is_used_only_if_needed_and_is_reported(
+    [("llama", "padded"), ("mamba", "equal"), ("openai-gpt", "generate"), ("rwkv", "generate"),
+     *(pytest.param(n, "", marks=pytest.mark.slow) for n in ALL if n not in DISAGREES)],
+)  # fmt: skip
+def test_a_slower_mode_is_used_only_if_needed_and_in_half_precision_as_in_float32(
     name: str, rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert safe_modes(build(name, **FAST[name])).rows == rows
+    model = build(name, **ALL[name])
+    found = safe_modes(model)
+    assert found.rows == (rows or found.rows)
     reported = capsys.readouterr().err
-    assert ("slower" in reported) == (rows != "padded")
+    assert ("slower" in reported) == (found.rows != "padded" or not found.scored_together)
+    model.bfloat16()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    assert safe_modes(model) == found  # a fault of 2 % is below the rounding of half precision
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("fault", ["ignores the mask", "mixes up rows", "ignores the cache"])
-def test_an_unknown_model_with_a_fault_gets_single_row_answers_or_is_refused(fault: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", ["ignores the mask", "mixes up rows", "ignores the cache",
+                                   "adds an error of 3 %"])  # fmt: skip
+def test_an_unknown_model_with_a_fault_gets_single_row_answers_or_is_refused(
+    fault: str, dtype: torch.dtype
+) -> None:
     from transformers import LlamaForCausalLM
 
     plain = LlamaForCausalLM.forward
@@ -98,16 +110,21 @@ def test_an_unknown_model_with_a_fault_gets_single_row_answers_or_is_refused(fau
                 more = {"use_cache": False}
             elif fault == "ignores the mask":
                 more |= {"attention_mask": None, "position_ids": None}
-            elif past_key_values is not None and input_ids.shape[0] > 1:  # mixes up the rows
+            elif past_key_values is not None and input_ids.shape[0] > 1 and "rows" in fault:
                 input_ids = input_ids.roll(1, 0)
-            return plain(self, input_ids=input_ids, **more)
+            found = plain(self, input_ids=input_ids, **more)
+            if input_ids.shape[0] > 1 and "error" in fault:
+                size = found.logits.std(-1, keepdim=True) * found.logits.shape[-1] ** 0.5
+                found.logits[..., :1] += 0.03 * size
+            return found
 
-    model = build("llama", tie_word_embeddings=False)
-    faulty = Faulty(model.config).eval()
+    model = build("llama", tie_word_embeddings=False).to(dtype)
+    faulty = Faulty(model.config).eval().to(dtype)
     faulty.load_state_dict(model.state_dict())
     if fault == "ignores the cache":  # then model.generate sees the last token only
         with pytest.raises(InputError, match="disagree"):
             generate_ids(faulty, PROMPTS, stop=STOP, max_new_tokens=NEW)
         return
     found = generate_ids(faulty, PROMPTS, stop=STOP, max_new_tokens=NEW)
-    assert found == [uncached(model, prompt, STOP, NEW) for prompt in PROMPTS]
+    assert found == alone(model, "llama")
+    assert not safe_modes(faulty).scored_together or fault in ("ignores the mask", "mixes up rows")
