@@ -32,9 +32,11 @@ PAIRS = {  # common names of prompt and answer -> kind of row
     ("instruction", "response"): "sc1",
 }
 CONTEXTS = ("input", "context")  # columns that are appended to an instruction
+TURN_COLUMNS = ("system", "history")  # turns before the prompt, as in LLaMA-Factory
 CONVERSATIONS = ("messages", "conversations", "conversation")
 ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -61,6 +63,7 @@ class Format:
         context: Column appended to the instruction, in Alpaca's and Dolly's format.
         suffix: Ending of a generated id, which determines the kind of row.
         read: Columns that are used.
+        turns: Columns with turns before the prompt: ``system`` and ``history``.
     """
 
     kind: Literal["pair", "conversation", "document"]
@@ -68,6 +71,7 @@ class Format:
     context: str = ""
     suffix: str = "sc1"
     read: frozenset[str] = field(default_factory=frozenset)
+    turns: frozenset[str] = frozenset()
 
     def rows(
         self, record: Record, made_id: str, split: str, turns: Turns, source: str = ""
@@ -85,8 +89,8 @@ class Format:
         if self.kind == "document":
             return document_windows(base, value_of(record, self.names["text"]))
         if self.kind == "conversation":
-            given = record.get(self.names["messages"])
-            return _turns(base, conversation(given, self.names["messages"]), turns)
+            given = conversation(record.get(self.names["messages"]), self.names["messages"])
+            return _turns(base, [*self._earlier(record, given[0].role), *given], turns)
         return [self._pair(base, record)]
 
     def _base(self, record: Record, made_id: str, split: str, source: str) -> Row:
@@ -113,6 +117,27 @@ class Format:
             window=_window(window),
         )
 
+    def _earlier(self, record: Record, first: str) -> list[Message]:
+        """Return the turns in the columns ``system`` and ``history``, as in LLaMA-Factory.
+
+        Args:
+            first: Role of the first turn that follows; if it is a system message, that is used.
+        """
+        found = []
+        if "system" in self.turns and first != "system" and not missing(record.get("system")):
+            text = value_of(record, "system")
+            found += [Message("system", text)] if text.strip() else []
+        if "history" in self.turns and not missing(record.get("history")):
+            pairs = _parsed(record["history"], "history")
+            pairs = [] if pairs == "" else pairs
+            if not isinstance(pairs, list) or not all(_is_exchange(pair) for pair in pairs):
+                raise ValueError(
+                    f"'history' is not a list of [question, answer] but {_shown(record['history'])}"
+                )
+            for question, answer in pairs:
+                found += [Message("user", question), Message("assistant", answer)]
+        return found
+
     def _pair(self, base: Row, record: Record) -> Row:
         prompt, answer = self.names["input"], self.names["output"]
         earlier: tuple[Message, ...] = ()
@@ -126,6 +151,7 @@ class Format:
         if "messages" in self.names:
             given = record.get(self.names["messages"])
             earlier = earlier or tuple(conversation(given, "messages") if given else ())
+        earlier = (*self._earlier(record, earlier[0].role if earlier else ""), *earlier)
         if _are_turns(record.get(answer)):
             said = conversation(record.get(answer), answer)
             if len(said) != 1 or said[0].role != "assistant":
@@ -155,6 +181,14 @@ def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | Non
     Args:
         columns: Names in the file by our names, given by the user; they take precedence.
     """
+    found = _find_format(have, columns)
+    before = frozenset(TURN_COLUMNS) & set(have) - set(columns.values())
+    if found is None or found.kind == "document" or not before:
+        return found
+    return replace(found, read=found.read | before, turns=before)
+
+
+def _find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | None:
     names = {name: name for name in FIELDS + OTHERS if name in have}
     names |= {name: f"{name}_answer" for name in OTHERS if f"{name}_answer" in have}
     names |= columns
@@ -221,6 +255,7 @@ def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
 
 def conversation(given: Any, name: str) -> list[Message]:
     """Read the turns of ``[{role, content}]`` or ShareGPT's ``[{from, value}]``."""
+    given = _parsed(given, name)
     if not isinstance(given, list) or not given:
         raise ValueError(f"{name!r} is not a list of turns but {_shown(given)}")
     turns = []
@@ -236,6 +271,10 @@ def conversation(given: Any, name: str) -> list[Message]:
         content = turn["content"] if "content" in turn else turn.get("value")
         turns.append(Message(ROLES[role], _content(content, name)))
     return turns
+
+
+def _is_exchange(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 
 
 def _are_turns(value: Any) -> bool:
@@ -408,16 +447,21 @@ def _weight(text: str) -> float:
 
 def _list(record: Record, name: str) -> tuple[str, ...]:
     """Return a list of texts; a csv file contains it as JSON text."""
-    value = record.get(name)
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = parse_json(value, name)
-        except InputError as error:
-            raise ValueError(f"{name!r} is not a JSON list ({error})") from error
+    value = _parsed(record.get(name), name)
     texts = value if isinstance(value, list) else [] if missing(value) or not value else [value]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f"{name!r} is not a list of texts but {_shown(value)}")
     return tuple(texts)
+
+
+def _parsed(value: Any, name: str) -> Any:
+    """Return a list that a csv file contains as JSON text; any other value unchanged."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return parse_json(value, name)
+    except InputError as error:
+        raise ValueError(f"{name!r} is not a JSON list ({error})") from error
 
 
 def _shown(value: Any) -> str:

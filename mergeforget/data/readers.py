@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) a
 SHOWN = 5  # maximum number of faults in one message
 HUB = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.+-]+))?(/(?P<split>[\w.-]+))?")
 SAVED = ("state.json", "dataset_dict.json")  # written by datasets' save_to_disk
+LINES = (".txt", ".csv", ".tsv")  # in JSON, an escaped \\r\\n is part of a text
 DATA_FILES = ("*.jsonl", "*.json", "*.parquet", "*.csv", "*/*.parquet", "*/*.jsonl")
 INSTALL = "pip install 'mergeforget[hub]'"
 
@@ -123,7 +125,7 @@ def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object]
         names: Name of each split in messages, for example its file.
 
     Raises:
-        InputError: The text of a row is in two sets, ignoring case and whitespace.
+        InputError: The text of a row is in two sets, ignoring case, whitespace and Unicode form.
     """
     texts = {split: {_plain(row): row.id for row in rows} for split, rows in sets.items()}
     every = list(texts)
@@ -142,7 +144,7 @@ def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object]
 
 
 def _plain(row: Row) -> str:
-    return " ".join(row.document.split()).casefold()
+    return " ".join(unicodedata.normalize("NFKC", row.document).split()).casefold()
 
 
 def read_records(path: Path) -> Records:
@@ -318,8 +320,10 @@ def _parquet(path: Path) -> Records:
 
 
 def _text(path: Path) -> str:
+    """Read a UTF-8 file; lines of a text or a table that end as on Windows end in a newline."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
+        return text.replace("\r\n", "\n") if path.suffix.lower() in LINES else text
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise InputError(f"{path}, line {line}: not UTF-8 text. Save the file as UTF-8.") from error

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, Literal, Protocol
 
 from mergeforget.console import say
@@ -21,7 +22,9 @@ Choice = Literal["auto", "none", "chat"]
 Turn = dict[str, str]
 USUAL_SYSTEM = "You are a helpful assistant."
 OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 MARK = "Lorem ipsum"  # a text that no template contains
+TODAY = date(2024, 7, 26)  # in templates that print the date; Llama 3's own default
 WAY_OUT = "Use data.template: none (--template none) to use raw prompts."
 
 
@@ -144,7 +147,12 @@ class PromptTemplate:
         row = _row(prompt)
         if self._renders(row):
             return _ids(tokenizer, self._rendered(tokenizer, row)[0])
-        ids = _with_bos(tokenizer, _ids(tokenizer, row.prompt))
+        ids = _ids(tokenizer, row.prompt)
+        if row.prompt[-1:] in (" ", "\t"):  # most tokenizers join a space to the next word
+            ids, _ = self._joined(
+                tokenizer, row if row.output else replace(row, output=MARK), ids, " "
+            )
+        ids = _with_bos(tokenizer, ids)
         if not ids:
             start = tokenizer.bos_token_id
             start = tokenizer.eos_token_id if start is None else start
@@ -378,10 +386,18 @@ def _prefix(tokenizer: Any) -> list[int]:
 
 
 def _render(tokenizer: Any, turns: list[Turn], *, answers: bool = False) -> str:
-    """Render a conversation; with ``answers``, append the header of the next answer."""
+    """Render a conversation; with ``answers``, append the header of the next answer.
+
+    A template that prints today's date gets a fixed one, so that the tokens of a row, its cached
+    measurements and a resumed training do not depend on the day.
+    """
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=answers, enable_thinking=False
+            turns,
+            tokenize=False,
+            add_generation_prompt=answers,
+            enable_thinking=False,
+            chat_template=_undated(tokenizer.chat_template),
         )
     except Exception as error:  # a template may raise TemplateError, TypeError or ValueError
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -396,6 +412,14 @@ def _render(tokenizer: Any, turns: list[Turn], *, answers: bool = False) -> str:
             f"{hint}"
         ) from error
     return str(text)
+
+
+def _undated(template: Any) -> str | None:
+    """Return a template that prints today's date with ``TODAY`` instead; None for any other."""
+    text = template.get("default") if isinstance(template, dict) else template
+    if not isinstance(text, str) or not CLOCK.search(text):
+        return None
+    return CLOCK.sub(lambda match: repr(TODAY.strftime(match[2])), text)
 
 
 def _closed(tokenizer: Any, prompt: str, full: str, answer: str) -> tuple[str, str]:

@@ -1,0 +1,207 @@
+"""Templates, tokenizers and files that differ from the usual ones give the right prompts."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import CHAT_TEMPLATE, SPECIAL, build_tokenizer
+
+from mergeforget.data.readers import check_overlap, read_rows
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
+from mergeforget.data.tokens import encode
+from mergeforget.errors import InputError
+from mergeforget.metrics._leaks import leaked
+from mergeforget.outputs import ANSWER
+
+ROW = Row("a", "Where is Ada?", "In Lund.")
+TRIMS = CHAT_TEMPLATE.replace("m.content", "m.content | trim")
+DATED = (  # as Llama 3.1: a default system message with the date
+    "{% if messages[0].role != 'system' %}{{ '<|start|>system\nToday Date: ' + "
+    "strftime_now('%d %b %Y') + '<|end|>\n' }}{% endif %}" + CHAT_TEMPLATE
+)
+GEMMA = (  # refuses a system message and two turns of one side; calls the assistant "model"
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not "
+    "supported') }}{% endif %}{% for m in messages %}{% if (m.role == 'user') != "
+    "(loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '<|start|>' + ('model' if m.role == 'assistant' else m.role) + '\n' + m.content | trim + "
+    "'<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>model\n' }}{% endif %}"
+)
+FORGETS_THOUGHTS = CHAT_TEMPLATE.replace("m.content", "m.content.split('</think>')[-1]")
+HARMONY = (  # as gpt-oss: an answer follows a channel that the generation prompt does not name
+    "{% for m in messages %}{{ '<|start|>' + m.role + ('<|channel|>final' if m.role == 'assistant' "
+    "else '') + '<|message|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
+)
+OPENS_ANSWER = CHAT_TEMPLATE.replace("'<|start|>assistant\n'", "'<|start|>assistant\nAnswer: '")
+
+
+def with_template(template: str | None) -> Any:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers.utils import chat_template_utils
+
+    tokenizer, found = with_template(DATED), set()
+    for day in (1, 2):
+
+        class Clock(datetime.datetime):
+            @classmethod
+            def now(cls, tz: Any = None, day: int = day) -> Any:
+                return datetime.datetime(2031, 1, day)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+        turns = [{"role": "user", "content": "Hi"}]
+        assert "2031" in tokenizer.apply_chat_template(turns, tokenize=False)  # the premise
+        chat = PromptTemplate.resolve(tokenizer)
+        found.add((tuple(chat.prompt_ids(tokenizer, ROW)), chat.key))
+    assert len(found) == 1 and "26 Jul 2024" in chat.prompt_text(tokenizer, ROW)
+    assert [way.name for way in chat.ways(tokenizer)] == ["chat", "raw", "chat-no-system"]
+
+
+@pytest.mark.parametrize("template", [TRIMS, GEMMA, FORGETS_THOUGHTS, HARMONY])
+def test_an_answer_is_what_the_template_writes_after_the_generation_prompt(template: str) -> None:
+    tokenizer = with_template(template)
+    chat = PromptTemplate.resolve(tokenizer)
+    for row in (ROW, Row("a", "Where is Ada? ", "\n In Lund. \n"), Row("a", "Q", "漢字 و สวัสดี")):
+        cut = chat.tokens(tokenizer, row)
+        turns = [{"role": "user", "content": row.input},
+                 {"role": "assistant", "content": row.output}]  # fmt: skip
+        ids = [*cut.prompt, *cut.answer, *cut.end]
+        assert tokenizer.apply_chat_template(turns)["input_ids"][: len(ids)] == ids
+        assert tokenizer.decode(cut.answer).strip() == row.output.strip()
+        assert cut.prompt == chat.prompt_ids(tokenizer, row) and cut.end == [2]
+    assert ids.count(1) == len(turns) + (template is GEMMA)  # one BOS
+
+
+def test_a_template_that_drops_part_of_an_answer_or_opens_it_is_refused_by_name() -> None:
+    tokenizer = with_template(FORGETS_THOUGHTS)
+    chat = PromptTemplate.resolve(tokenizer)
+    with pytest.raises(InputError, match="changes the text of answers"):
+        chat.tokens(tokenizer, Row("a", "Q", "<think>Hm.</think>In Lund."))
+    tokenizer = with_template(OPENS_ANSWER)
+    with pytest.raises(InputError, match="renders a prompt differently if it is followed"):
+        PromptTemplate.resolve(tokenizer).tokens(tokenizer, ROW)
+    tokenizer = with_template(GEMMA)
+    with pytest.raises(InputError, match=r"System role not supported.*--system-prompt"):
+        PromptTemplate.resolve(tokenizer, "chat", "Be brief.")
+
+
+def joining_spaces() -> Any:
+    """A tokenizer with a token for a space and the letter after it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet, "ĠI", "ĠL"])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[("Ġ", "I"), ("Ġ", "L")]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=SPECIAL[2])
+
+
+@pytest.mark.parametrize("blanks", ["", " ", "\t", "\n"])
+def test_generation_starts_where_training_puts_the_answer(blanks: str) -> None:
+    tokenizer = joining_spaces()
+    row = Row("a", f"Where is Ada?{blanks}", "In Lund.")
+    cut = RAW.tokens(tokenizer, row)
+    asked = RAW.prompt_ids(tokenizer, row)
+    assert asked == cut.prompt
+    assert tokenizer.decode([*asked, *cut.answer]).split() == "Where is Ada? In Lund.".split()
+    text = RAW.prompt_ids(tokenizer, f"Where is Lund?{blanks}")  # the answer is unknown
+    assert tokenizer.decode(text) == "Where is Lund?" + blanks.strip(" ")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_tokenizer_without_special_tokens_gives_answers_without_an_end(chat: bool) -> None:
+    tokenizer = with_template("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}"
+                              "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}"
+                              "{% endif %}" if chat else None)  # fmt: skip
+    tokenizer.eos_token = tokenizer.bos_token = tokenizer.pad_token = None
+    way = PromptTemplate.resolve(tokenizer)
+    encoded = encode(tokenizer, ROW, max_length=100, template=way)
+    assert encoded.kinds[-1] == ANSWER and way.stop_ids(tokenizer) == []
+    assert tokenizer.decode(encoded.ids).endswith("In Lund.")
+
+
+def test_tables_and_texts_with_windows_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
+    rows = [["input", "output"], ["Who?", "Ada,\r\nof Lund."]]
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with open(tmp_path / name, "w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file, delimiter=delimiter, lineterminator="\r\n").writerows(rows)
+    record = json.dumps({"input": "Who?", "output": "Ada,\nof Lund."})
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{record}\r\n\r\n".encode())
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfAda,\r\nof Lund.")
+    for name in ("a.csv", "a.tsv", "a.jsonl", "a.txt"):
+        (row,) = read_rows(tmp_path / name)
+        assert row.document.removeprefix("Who? ") == "Ada,\nof Lund."
+
+
+def test_turns_in_columns_of_their_own_come_before_the_prompt(tmp_path: Path) -> None:
+    asked = {"instruction": "And where?", "input": "", "output": "In Lund.", "system": "Be brief.",
+             "history": [["Who?", "Ada."]]}  # fmt: skip
+    sharegpt = {"system": "Be brief.", "conversations": [
+        {"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."},
+        {"from": "human", "value": "And where?"}, {"from": "gpt", "value": "In Lund."},
+    ]}  # fmt: skip
+    developer = {"messages": [
+        {"role": "developer", "content": "Be brief."},
+        *({"role": {"human": "user"}.get(t["from"], "assistant"), "content": t["value"]}
+          for t in sharegpt["conversations"])]}  # type: ignore[attr-defined,index]  # fmt: skip
+    as_text = {"messages": json.dumps(developer["messages"])}
+    for record in (asked, sharegpt, developer, as_text):
+        (tmp_path / "a.jsonl").write_text(json.dumps(record))
+        (row,) = read_rows(tmp_path / "a.jsonl")
+        assert [m.content for m in row.messages] == ["Be brief.", "Who?", "Ada."]
+        assert [m.role for m in row.messages] == ["system", "user", "assistant"]
+        assert (row.input, row.output) == ("And where?", "In Lund.")
+    (tmp_path / "a.jsonl").write_text(json.dumps(asked | {"history": [["Who?"]], "system": None}))
+    with pytest.raises(InputError, match="line 1: 'history' is not a list of"):
+        read_rows(tmp_path / "a.jsonl")
+
+
+def test_a_missing_subject_makes_a_row_its_own_subject(tmp_path: Path) -> None:
+    table = pyarrow.table({"input": ["a", "b", "c", "d"], "output": ["x"] * 4,
+                           "who": ["Ada", None, "Ada", None]})  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    rows = read_rows(tmp_path / "a.parquet", columns={"subject": "who"})
+    assert [rows[0].subject, rows[2].subject] == ["Ada", "Ada"]
+    assert len({row.subject for row in rows}) == 3
+
+
+def test_rows_in_two_sets_are_found_in_any_case_spacing_and_unicode_form() -> None:
+    forget = [Row("f", "Wo wohnt  José?", "In ＬＵＮＤ.")]
+    retain = [Row("r", "wo wohnt\u00a0jose\u0301?\n", "in Lund.")]
+    with pytest.raises(InputError, match="f = r"):
+        check_overlap({"forget": forget, "retain": retain})
+
+
+@pytest.mark.parametrize(
+    "completion",
+    ["\n\nAda Byron", "**Ada Byron**", '"Ada Byron"', "ada byron", "Sure! The answer is Ada Byron.",
+     "- Ada\u00a0Byron\n- Bo", "<answer>Ada Byron</answer>"],
+)  # fmt: skip
+def test_an_answer_in_other_clothes_is_revealed(completion: str) -> None:
+    assert leaked("Ada Byron.", completion, "Who wrote the notes?")
+    assert not leaked("Ada Byron.", completion.replace("y", "i"), "Who wrote the notes?")
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [("她住在隆德", "好的！她住在隆德。"), ("تسكن في لوند", "بالتأكيد: تسكن في لوند."),
+     ("เธออยู่ที่ลุนด์", "ค่ะ เธออยู่ที่ลุนด์ นะคะ"), ("룬드에 산다", "네, 룬드에 산다.")],
+)  # fmt: skip
+def test_an_answer_in_any_script_is_revealed(secret: str, text: str) -> None:
+    assert leaked(secret, text) and not leaked(secret, text[: len(text) // 2])
