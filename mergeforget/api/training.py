@@ -101,6 +101,9 @@ def plan(
     forget: str | Path | None = None,
     retain: str | Path | None = None,
     limit: int | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
+    turns: Literal["last", "every"] | None = None,
     settings: Settings = (),
 ) -> dict[str, Plan]:
     """Estimate batch size, steps, memory and time of a recipe's trainings.
@@ -109,7 +112,8 @@ def plan(
     matrix product, measured on this machine; training takes longer, on a CPU two to three times.
 
     Args:
-        recipe, model, forget, retain, limit, settings: As in :func:`train_pair`.
+        recipe, model, forget, retain, limit, template, system_prompt, turns, settings: As in
+            :func:`train_pair`.
 
     Returns:
         The estimate by training: ``pair.over`` and ``pair.under``, or ``train``.
@@ -122,7 +126,8 @@ def plan(
     from mergeforget.train.plan import matrix_speed, plan_recipe
 
     options: TrainingOptions = {
-        "forget": forget, "retain": retain, "limit": limit, "settings": settings,
+        "forget": forget, "retain": retain, "limit": limit, "template": template,
+        "system_prompt": system_prompt, "turns": turns, "settings": settings,
     }  # fmt: skip
     chosen, _ = chosen_recipe(recipe, model, options)
     check_recipe(chosen)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from mergeforget.commands._options import emit, json_option, set_option
+from mergeforget.commands._options import (
+    emit,
+    json_option,
+    set_option,
+    template_options,
+    turns_option,
+)
 
 if TYPE_CHECKING:
     from mergeforget.train.plan import Plan
@@ -21,6 +27,8 @@ FILE = click.Path(path_type=Path)
 @click.option("--forget", type=FILE, help="Rows to forget.  [default: made-up people]")
 @click.option("--retain", type=FILE, help="Rows to keep.")
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows per set.")
+@template_options
+@turns_option
 @set_option
 @json_option
 def command(
@@ -29,6 +37,9 @@ def command(
     forget: Path | None,
     retain: Path | None,
     limit: int | None,
+    template: Literal["auto", "none", "chat"] | None,
+    system_prompt: str | None,
+    turns: Literal["last", "every"] | None,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -39,7 +50,10 @@ def command(
     """
     from mergeforget.api.training import plan
 
-    plans = plan(recipe, model=model, forget=forget, retain=retain, limit=limit, settings=settings)
+    plans = plan(
+        recipe, model=model, forget=forget, retain=retain, limit=limit, template=template,
+        system_prompt=system_prompt, turns=turns, settings=settings,
+    )  # fmt: skip
     facts = {place: one.to_dict() for place, one in plans.items()}
     emit(facts, "\n\n".join(_text(place, one) for place, one in plans.items()), as_json)
 
