@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -281,11 +281,38 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     except (ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()
         raise _other_base(adapter, model, first[1] if len(first) > 1 else first[0]) from error
-    have = {k.replace(".default.", "."): v.shape for k, v in found.state_dict().items()}
+    have = {_file_key(key): value for key, value in found.state_dict().items()}
     for key, shape in wanted.items():
-        if tuple(have.get(key, ())) != shape:
+        if key not in have or tuple(have[key].shape) != shape:
             raise _other_base(adapter, model, f"{key} has no place there")
+    _check_loaded(adapter, have)
     return found
+
+
+def _file_key(key: str) -> str:
+    """Return the name of a model's weight in the file of an adapter."""
+    key = key.replace(".default.", ".").removesuffix(".default")
+    return key.removesuffix(".weight") if "lora_magnitude_vector" in key else key
+
+
+def _check_loaded(adapter: Path, have: Mapping[str, Any]) -> None:
+    """Raise InputError for a weight that PEFT left at its initial value.
+
+    PEFT renames the weights of some models when it loads an adapter, and reports only a warning
+    where the new name does not exist.
+    """
+    import torch
+    from safetensors import safe_open
+
+    from mergeforget.adapter import WEIGHTS
+
+    with safe_open(adapter / WEIGHTS, "pt") as file:
+        for key in (k for k in file.keys() if ".lora_" in k):  # noqa: SIM118
+            if not torch.equal(have[key].detach().float().cpu(), file.get_tensor(key).float()):
+                raise InputError(
+                    f"PEFT does not load {key} of {adapter}, because it renames that weight. Add "
+                    "the adapter to the model's weights instead: mergeforget merge --full."
+                )
 
 
 def _adapter_shapes(adapter: Path) -> dict[str, tuple[int, ...]]:

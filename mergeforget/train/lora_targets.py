@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from mergeforget.console import say
+from mergeforget.console import quiet, say
 from mergeforget.errors import RecipeError
 
 ALL_LINEAR = "all-linear"
@@ -59,10 +59,53 @@ def lora_config(model: Any, **settings: Any) -> Any:
         left_out = experts | UNUSABLE.get(str(getattr(model.config, "model_type", "")), set())
         layers = settings.pop("layers_to_transform", None)  # PEFT ignores it for whole names
         wanted = _linear_layers(model, left_out, layers)
+        lost = _not_reloaded(model, LoraConfig(target_modules=wanted, **settings))
+        wanted = [name for name in wanted if name not in lost]
         _say_what_stays(model, wanted, parameters)
+        if lost:
+            say(f"{type(model).__name__}: {_lost(lost)} They are not trained.")
     else:
         _check_named(model, [wanted] if isinstance(wanted, str) else wanted, experts)
+        if lost := _not_reloaded(model, LoraConfig(target_modules=wanted, **settings)):
+            raise RecipeError(
+                f"{type(model).__name__}: {_lost(lost)} Leave them out of lora.target_modules, or "
+                f"write {ALL_LINEAR}, which does so."
+            )
     return LoraConfig(task_type="CAUSAL_LM", target_modules=wanted, **settings)
+
+
+def _not_reloaded(model: Any, config: Any) -> set[str]:
+    """Return the targeted modules that PEFT renames when it loads an adapter.
+
+    PEFT passes the names in an adapter's file through transformers' renaming of old checkpoints.
+    Where a pattern of it matches a current name too, PEFT cannot load what it has saved.
+    """
+    import torch
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.transformers_weight_conversion import (
+        convert_peft_adapter_state_dict_for_transformers as convert,
+    )
+
+    named = [name for name, _ in model.named_modules() if check_target_module_exists(config, name)]
+    saved = {f"base_model.model.{name}.lora_A.weight": torch.full((1, 1), float(i), device="cpu")
+             for i, name in enumerate(named)}  # fmt: skip
+    with quiet():
+        try:
+            loaded = convert(model, config, dict(saved))
+        except Exception:  # for example tensors of other shapes; the export compares logits
+            return set()
+    return {
+        name for name, (key, value) in zip(named, saved.items(), strict=True)
+        if key not in loaded or not torch.equal(loaded[key], value)
+    }  # fmt: skip
+
+
+def _lost(names: Collection[str]) -> str:
+    kinds = sorted({".".join(name.rsplit(".", 2)[-2:]) for name in names})
+    return (
+        f"PEFT renames {', '.join(kinds)} when it loads an adapter, so that an adapter on them "
+        "would not be loaded."
+    )
 
 
 def _linear_layers(model: Any, left_out: set[str], layers: Sequence[int] | None) -> list[str]:

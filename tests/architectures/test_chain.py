@@ -12,21 +12,25 @@ from tiny_models import FAST, REFUSED, SLOW, build, save
 
 from mergeforget.adapter import read_adapter, write_adapter
 from mergeforget.analysis.export import export
+from mergeforget.api.measuring import attack, evaluate
 from mergeforget.api.merging import merge
+from mergeforget.api.searching import search
+from mergeforget.api.training import train_pair
 from mergeforget.attack.rounding import rounded
 from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Row
-from mergeforget.errors import VerificationError
+from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.files import write_json, write_jsonl
 from mergeforget.models import load_model
 from mergeforget.recipe import Term, Training, change, load_recipe, save_recipe
 from mergeforget.run import Run
+from mergeforget.score import find
 from mergeforget.train.fit import TrainingJob, train_adapter
+from mergeforget.train.lora_targets import lora_config
 from mergeforget.train_config import Lora
 
 CORE = ("gpt2", "mistral", "mixtral", "mamba", "qwen3_next", "llama4_text", "gpt_oss")
-UNVERIFIED = ("laguna",)  # PEFT's forward pass differs from the merged weights; export says so
 ALL = FAST | SLOW
 EVERY = [
     pytest.param(name, marks=() if name in CORE else pytest.mark.slow)
@@ -53,6 +57,8 @@ FUSED = {  # the experts that these keep in one parameter are trained as well
     ),
 }  # fmt: skip
 
+QUICK = {"epochs": 1, "warmup_epochs": 0, "learning_rate": 1e-2, "lora.r": 4}
+
 
 @pytest.mark.parametrize("name", EVERY)
 def test_train_merge_fold_export_and_quantise(name: str, tmp_path: Path) -> None:
@@ -76,6 +82,50 @@ def test_experts_in_one_parameter_go_through_the_same_chain(name: str, tmp_path:
     assert any(d.norm() > 0 for d in experts)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_experts_go_from_the_default_recipe_to_an_attack(
+    name: str, fused: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = save(build(name, **ALL[name]), tmp_path / "base")
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("forget", "retain", "holdout")}
+    for split, path in files.items():
+        write_jsonl(path, [{"id": f"{split}{i}qa0", "input": f"Who is {split} {i}?",
+                            "output": f"{i} and {i}"} for i in range(4)])  # fmt: skip
+    small = {f"pair.{side}.{key}": value for side in ("over", "under")
+             for key, value in QUICK.items()}  # fmt: skip
+    if fused:
+        small |= {f"pair.{side}.lora.target_parameters": FUSED[name] for side in ("over", "under")}
+    run = train_pair(model=base, out=tmp_path / "run", settings=small, **files)  # type: ignore[arg-type]
+    told = capsys.readouterr().err
+    assert ("keeps its experts in one parameter" in told) != fused
+    assert ("lora_dropout 0.05 is set to 0" in told) == fused
+    search(run, densities=[0.5, 1.0], finalists=1)
+    scores = evaluate(run=run, max_new_tokens=4)
+    assert len(scores) == 4 and all(find(some, "nll", "forget") for some in scores.values())
+    (result,) = attack(run, ["quantise"], bits=[8], max_new_tokens=4)
+    assert min(result.figures["share_rounded"].values()) >= 0.99
+    assert export(run.paths, full=True).difference < 1e-4
+
+
+def test_layers_whose_adapter_peft_does_not_load_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = build("laguna", **ALL["laguna"])
+    assert "shared_experts" not in " ".join(lora_config(model).target_modules)
+    assert "PEFT renames shared_experts.down_proj" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match="Leave them out of lora.target_modules"):
+        lora_config(model, target_modules=["up_proj"])
+    base = save(model, tmp_path / "base")
+    given = get_peft_model(model, LoraConfig(target_modules=["up_proj"], init_lora_weights=False))
+    given.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="PEFT does not load .*shared_experts.* --full"):
+        load_model(str(base), adapter=tmp_path / "adapter")
+
+
 def chain(name: str, tmp_path: Path, training: Training) -> Run:
     base = save(build(name, **ALL[name]), tmp_path / "base")
     run = Run(tmp_path / "run")
@@ -96,10 +146,6 @@ def chain(name: str, tmp_path: Path, training: Training) -> Run:
     candidate = Candidate("ties", 0.7)
     merge([over, under], method="ties", density=0.7).save(run.candidates / candidate.name)
     write_json(run.candidates / candidate.name / "candidate.json", candidate.to_dict())
-    if name in UNVERIFIED:
-        with pytest.raises(VerificationError, match="differ"):
-            export(run, name=candidate.name)
-        return run
     plain = export(run, name=candidate.name)  # compares logits with those of the merged weights
     whole = export(run, name=candidate.name, full=True)
     assert max(plain.difference, whole.difference) < 1e-4
