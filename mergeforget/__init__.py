@@ -37,7 +37,7 @@ _MODULES = {  # public name -> the module that defines it
     "extract_lora": "mergeforget.api.merging",
     "load_adapter": "mergeforget.api.merging",
     "load_run": "mergeforget.api.runs",
-    "open_chat": "mergeforget.api.chat",
+    "open_chat": "mergeforget.api.runs",
     "make_data": "mergeforget.api.data",
     "merge": "mergeforget.api.merging",
     "merge_full": "mergeforget.api.merging",
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from mergeforget.api.catalog import available as available
     from mergeforget.api.catalog import copy_recipe as copy_recipe
     from mergeforget.api.catalog import explain_recipe as explain_recipe
-    from mergeforget.api.chat import open_chat as open_chat
     from mergeforget.api.data import check_data as check_data
     from mergeforget.api.data import convert_data as convert_data
     from mergeforget.api.data import make_data as make_data
@@ -77,6 +76,7 @@ if TYPE_CHECKING:
     from mergeforget.api.runs import compare as compare
     from mergeforget.api.runs import export as export
     from mergeforget.api.runs import load_run as load_run
+    from mergeforget.api.runs import open_chat as open_chat
     from mergeforget.api.runs import report as report
     from mergeforget.api.runs import score as score
     from mergeforget.api.runs import verify as verify

@@ -25,7 +25,7 @@ class Candidate:
         seed: Random seed.
         arguments: Further arguments of the method.
         by_module: Settings that depend on module or depth, for ``density``, ``weights`` (a list,
-            one setting per adapter) or an argument; see ``merge.by_module``.
+            one setting per adapter) or an argument; see ``merge.request``.
     """
 
     method: str

@@ -1,4 +1,4 @@
-"""The sections of a recipe that describe one training."""
+"""Sections of a recipe that describe one training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Term(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     loss: str
-    on: Literal["forget", "retain", "held"]  # held: unseen rows, kept at the base model's NLL
+    on: Literal["forget", "retain", "held"]  # held: unseen rows
     weight: float = 1.0
 
     @property
@@ -74,9 +74,9 @@ class Lora(RecipeSection):
 
 
 class Full(RecipeSection):
-    """Weights of the model itself that are trained, instead of an adapter."""
+    """Weights of the model to train instead of an adapter."""
 
-    last_layers: Positive | None = None  # None: every layer, embeddings and output layer too
+    last_layers: Positive | None = None  # None: all weights, including embeddings and output layer
     layers: list[int] | None = None  # counted from 0
     modules: list[str] = []  # suffixes of names, for example down_proj; empty means all
 
@@ -88,7 +88,7 @@ class Full(RecipeSection):
 
 
 class Tokens(RecipeSection):
-    """How a row is tokenised; values other than the defaults reproduce ZJUKLAB's code."""
+    """Tokenisation of rows; values other than the defaults reproduce ZJUKLAB's code."""
 
     join: Literal[" ", ""] = " "  # between prompt and answer
     prompt_tokens: Positive | None = None  # maximum; truncated on the left
@@ -105,15 +105,15 @@ class AutoRate(RecipeSection):
 
 
 class Dual(RecipeSection):
-    """Raise one term's weight while it is above a limit; see ``mergeforget.train.callbacks``."""
+    """Raise the weight of a term while its value is above a limit, see ``train.callbacks``."""
 
     term: str = "gd_retain"  # label of the term: its loss and its set
-    limit: NotNegative  # in the term's unit, for most losses nats
+    limit: NotNegative  # in the unit of the term, usually nats
     step: Rate = 1.0  # step size of the dual ascent, in weight per nat
 
 
 class Watch(RecipeSection):
-    """Measure a small fixed sample every few steps."""
+    """Measure a small fixed sample periodically during training."""
 
     every: Positive = 10
     sample: Positive = 16  # rows of each set
@@ -131,29 +131,30 @@ class Until(RecipeSection):
     """Train until a condition on the selection split holds, instead of a number of epochs.
 
     AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
-    row of it. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
+    row of that split. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
     forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
-    share of answers that greedy decoding repeats. Every ``every`` steps these are measured, and:
+    share of answers that greedy decoding reproduces. Every ``every`` steps these are measured:
 
-    * the retain NLL has risen by more than ``collapse`` nats: the weights of the last check return
-      and the learning rate is halved, at most ``back_offs`` times;
-    * the forget NLL has moved by less than ``slow`` nats: the learning rate is multiplied by
+    * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are
+      restored and the learning rate is halved, at most ``back_offs`` times;
+    * if the forget NLL changed by less than ``slow`` nats, the learning rate is multiplied by
       ``growth``;
-    * with the ``level`` loss, the aim moves ``margin`` nats beyond the level of unseen rows where
-      the check before reached it without the condition.
+    * with the loss ``level``, the target moves ``margin`` nats beyond the level of unseen rows if
+      the previous check reached it but the condition does not hold.
 
     Attributes:
-        range_test: Choose the first learning rate by a range test: one gradient, steps of several
-            lengths along its sign, and the longest that costs the retain rows little.
-        max_steps: Steps after which the training ends in any case.
-        also_raw: Train and measure the forget rows and their twins with raw prompts as well, where
-            the run's prompts are chat prompts; what a model forgets in chat it may still know raw.
+        range_test: Choose the first learning rate by a range test: the largest of several steps
+            along the sign of one gradient that hardly changes the retain rows.
+        max_steps: Maximum number of steps.
+        also_raw: Also train and measure the forget rows and their twins with raw prompts if the
+            run's prompts are chat prompts: a model that forgot in chat may still know with raw
+            prompts.
     """
 
     auc_at_least: Fraction | None = None
     auc_at_most: Fraction | None = None
     forget_exact: Fraction | None = None
-    forget_risen: NotNegative = 0.0  # nats that the forget NLL must lie above the base's
+    forget_risen: NotNegative = 0.0  # nats by which the forget NLL must exceed the base's
     retain_kept: Fraction | None = None
     every: Positive = 4
     max_steps: Positive = 240
@@ -170,7 +171,7 @@ class Until(RecipeSection):
     def _asks_something(self) -> Until:
         asked = (self.auc_at_least, self.auc_at_most, self.forget_exact, self.retain_kept)
         if all(value is None for value in asked) and not self.forget_risen:
-            raise ValueError("until names no condition, for example auc_at_most: 0.35")
+            raise ValueError("until has no condition; add one, for example auc_at_most: 0.35")
         if None not in (self.auc_at_least, self.auc_at_most) and (
             self.auc_at_least > self.auc_at_most  # type: ignore[operator]
         ):
@@ -179,13 +180,13 @@ class Until(RecipeSection):
 
 
 class Robust(RecipeSection):
-    """Perturbed weights through which the forget terms are computed, so that forgetting lasts.
+    """Weight perturbations under which the forget terms are computed.
 
     Attributes:
-        bits: round every weight matrix to this many bits; the gradient passes straight through.
-        group: neighbouring weights that share a scale below 8 bits.
-        noise: standard deviation of normal weight noise, as a fraction of each matrix's root mean
-            square; drawn anew in each step.
+        bits: Bits to which every weight matrix is rounded, with a straight-through gradient.
+        group: Number of consecutive weights that share a scale below 8 bits.
+        noise: Standard deviation of normal weight noise, as a fraction of the root mean square of
+            each matrix; drawn in each step.
     """
 
     bits: Annotated[int, Field(ge=2, le=16)] | None = None
@@ -195,17 +196,17 @@ class Robust(RecipeSection):
     @model_validator(mode="after")
     def _perturbs(self) -> Robust:
         if self.bits is None and not self.noise:
-            raise ValueError("robust changes nothing: set bits, for example 4, or noise")
+            raise ValueError("robust has no perturbation: set bits, for example 4, or noise")
         return self
 
 
 class Training(RecipeSection):
-    """How one adapter is trained. An epoch is one pass over the forget set.
+    """Settings of one training. An epoch is one pass over the forget set.
 
-    With ``batches: alternating`` every optimiser step holds one set only, forget and retain in
-    turn. With ``batches: by_set`` every step holds rows of one set too, in random order, and an
-    epoch is every row of every set, refusals included, once. With ``chunk_rows`` the forget set is
-    trained in chunks: all epochs of one chunk before the next begins, each with a fresh optimiser.
+    With ``batches: alternating``, optimiser steps alternate between forget and retain rows. With
+    ``batches: by_set``, every step has rows of one set, in random order, and an epoch has every row
+    of every set, including refusals, once. With ``chunk_rows``, the forget set is trained in
+    chunks: all epochs of one chunk before the next, each with a new optimiser.
     """
 
     objective: Annotated[list[Term], Field(min_length=1)]
@@ -236,8 +237,8 @@ class Training(RecipeSection):
     tokens: Tokens = Tokens()
     lora: Lora = Lora()
     full: Full | None = None  # train the model's own weights instead of an adapter
-    gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: if memory is short
-    tokens_per_pass: Positive | Literal["auto"] = "auto"  # of fused micro-batches; memory decides
+    gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: if needed
+    tokens_per_pass: Positive | Literal["auto"] = "auto"  # auto: by memory
     snapshots: Positive = 8  # number kept over the whole training
     watch: Watch | None = None
     until: Until | None = None  # instead of epochs
@@ -246,7 +247,7 @@ class Training(RecipeSection):
     @model_validator(mode="before")
     @classmethod
     def _kept_activations_under_robust(cls, values: Any) -> Any:
-        """Under ``robust``, ``auto`` is off: recomputed layers would see unperturbed weights."""
+        """Disable ``auto`` with ``robust``: recomputed layers would use unperturbed weights."""
         if not isinstance(values, dict) or not values.get("robust"):
             return values
         if values.get("gradient_checkpointing", "auto") != "auto":
@@ -260,7 +261,7 @@ class Training(RecipeSection):
             raise ValueError(f"the objective names a term twice: {', '.join(labels)}")
         if self.dual and self.dual.term not in labels:
             raise ValueError(
-                f"dual.term is {self.dual.term!r}, but the objective has: {', '.join(labels)}"
+                f"dual.term is {self.dual.term!r}, but the terms are: {', '.join(labels)}"
             )
         sets = {t.on for t in self.objective}
         if self.direction in ("ngdiff", "gru") and len(sets) < 2:
@@ -271,8 +272,8 @@ class Training(RecipeSection):
             raise ValueError("robust perturbs the weights of forget terms: add one on forget")
         if self.robust and self.gradient_checkpointing is True:
             raise ValueError(
-                "robust does not work with gradient_checkpointing, which would compute the forget "
-                "terms again at unperturbed weights: leave out one of the two"
+                "robust does not support gradient_checkpointing, which would recompute the forget "
+                "terms with unperturbed weights: leave out one of the two"
             )
         if self.clip_each and self.direction != "ngdiff":
             raise ValueError("clip_each belongs to direction ngdiff; max_grad_norm clips a step")
@@ -285,33 +286,33 @@ class Training(RecipeSection):
                 "auto_rate fits the step theta - eta g: set direction: ngdiff and optimizer: sgd"
             )
         if self.auto_rate and self.schedule != "constant":
-            raise ValueError("auto_rate chooses the rate itself: set schedule: constant")
+            raise ValueError("auto_rate chooses the learning rate: set schedule: constant")
         if self.auto_rate and self.warmup_epochs:
-            raise ValueError("auto_rate chooses the rate itself: leave out warmup_epochs")
+            raise ValueError("auto_rate chooses the learning rate: leave out warmup_epochs")
         if self.chunk_rows and self.batches != "together":
             raise ValueError(f"chunk_rows needs batches: together, not {self.batches}")
         if self.batches == "by_set" and self.direction != "sum":
             raise ValueError(
-                f"batches: by_set has one set a step; direction {self.direction} needs two"
+                f"batches: by_set has one set per step, but direction {self.direction} needs two"
             )
         if self.batches == "by_set" and self.retain_per_forget != 1:
-            raise ValueError("batches: by_set takes each retain row once; omit retain_per_forget")
+            raise ValueError("batches: by_set uses each retain row once; omit retain_per_forget")
         if self.until and (self.chunk_rows or self.auto_rate or self.watch):
             raise ValueError(
-                "until measures and chooses the rate itself: leave out chunk_rows, auto_rate, watch"
+                "until chooses the learning rate: leave out chunk_rows, auto_rate and watch"
             )
         if self.until and (self.schedule != "constant" or self.warmup_epochs):
-            raise ValueError("until sets the rate itself: set schedule: constant, without warm-up")
+            raise ValueError("until chooses the learning rate: use schedule: constant, no warm-up")
         if self.until and self.full:
             raise ValueError("until trains an adapter: leave out full")
         if self.until and "retain" not in sets:
-            raise ValueError("until watches retention: give the objective a term on retain")
+            raise ValueError("until measures retention: add a term on retain to the objective")
         if "held" in sets and self.batches != "together":
             raise ValueError(f"held rows need batches: together, not {self.batches}")
         return self
 
     def _differs(self, name: str) -> bool:
-        """Whether a key differs from its default; a run's recipe lists the defaults, too."""
+        """Return whether a key differs from its default; a run's recipe lists all defaults."""
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def accumulation(self, rows: int) -> int:

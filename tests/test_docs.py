@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import sys
+import threading
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -181,15 +184,18 @@ def test_python_of_the_readme_shows_every_step(
 def test_worked_examples_of_contributing_conform(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mergeforget.attack.methods import ATTACKS
+    from mergeforget.benchmarks import BENCHMARKS, score
     from mergeforget.losses import UNLEARNING_LOSSES
     from mergeforget.merge.methods import MERGE_METHODS
     from mergeforget.metrics import METRICS
-    from mergeforget.testing import check_metric
+    from mergeforget.testing import check_metric, measured_for_checks
 
     page = ROOT / "CONTRIBUTING.md"
     files = {text.split("\n")[0][2:]: text for text in blocks(page, "python")}
     assert list(files) == [
         "hinge.py", "test_hinge.py", "median.py", "test_median.py", "answer_words.py",
+        "polite.py", "two_splits.py",
     ]  # fmt: skip
     for name, text in files.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -202,6 +208,11 @@ def test_worked_examples_of_contributing_conform(
             exec(files[f"{name}.py"], space)
             next(value for key, value in space.items() if key.startswith("test_"))()
         check_metric("answer_words")
+        exact = score("two-splits", measured_for_checks())
+        assert {("exact_match", "forget"), ("exact_match", "retain")} <= {
+            (one.metric, one.split) for one in exact
+        }
+        assert ATTACKS.get("polite").parameters["word"].default == "Please"
         recipe = tmp_path / "my-recipe.yaml"
         recipe.write_text(blocks(page, "yaml")[0], encoding="utf-8")
         loaded = load_recipe(recipe)
@@ -211,6 +222,7 @@ def test_worked_examples_of_contributing_conform(
     finally:
         for registry, name in (
             (UNLEARNING_LOSSES, "hinge"), (MERGE_METHODS, "median"), (METRICS, "answer_words"),
+            (ATTACKS, "polite"), (BENCHMARKS, "two_splits"),
         ):  # fmt: skip
             registry._entries.pop(name, None)
 
@@ -234,6 +246,60 @@ def test_the_paths_of_the_data_are_short_and_exist() -> None:
         module = import_module("mergeforget." + file.removesuffix(".py").replace("/", "."))
         found = getattr(module, name, None)
         assert found is not None, f"{file} has no {name}"
+
+
+DENSITY = 0.7031  # a value that nothing else has
+
+
+def entered(arguments: list[str]) -> tuple[set[str], set[str]]:
+    """Run a command; return the files that it enters, and those with DENSITY in a variable."""
+    files: set[str] = set()
+    holding: set[str] = set()
+    package = f"{ROOT / 'mergeforget'}/"
+
+    def look(frame: Any, event: str, _: Any) -> None:
+        if event == "return" and frame.f_code.co_filename.startswith(package):
+            file = frame.f_code.co_filename.removeprefix(package)
+            files.add(file)
+            if any(isinstance(v, float) and v == DENSITY for v in frame.f_locals.values()):
+                holding.add(file)
+
+    threading.setprofile(look)
+    sys.setprofile(look)
+    try:
+        done = CliRunner().invoke(main, arguments)
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+    assert done.exit_code == 0, done.output
+    return files, holding
+
+
+def test_a_density_passes_through_the_files_that_the_page_lists(tmp_path: Path) -> None:
+    for i, side in enumerate(("over", "under")):
+        write_random_lora(tmp_path / side, i)
+    pair = ["--adapter", str(tmp_path / "over"), "--adapter", str(tmp_path / "under")]
+    density = ["--method", "ties", "--density", str(DENSITY)]
+    files, holding = entered(["merge", *pair, *density, "--out", str(tmp_path / "out")])
+    listed = {file for _, file, _ in PATHS[: [n for n, _, _ in PATHS].index("1", 1)]}
+    assert listed <= files
+    assert holding - {"parsing.py"} <= listed  # parsing checks the numbers of candidate.json
+
+
+@pytest.mark.slow
+def test_a_forget_row_passes_through_the_files_that_the_page_lists(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = {side: tmp_path / f"{side}.jsonl" for side in ("forget", "retain")}
+    for side, file in rows.items():
+        row = {"id": side, "input": f"Where is {side}?", "output": f"In {side} town."}
+        file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    words = [word for side, file in rows.items() for word in (f"--{side}", str(file))]
+    few = ["--set", "pair.over.epochs=1", "--set", "pair.under.epochs=1"]
+    files, _ = entered(
+        ["train-pair", "--model", str(tiny_folder), *words, *few, "--out", str(tmp_path / "run")]
+    )
+    assert {file for _, file, _ in PATHS[[n for n, _, _ in PATHS].index("1", 1) :]} <= files
 
 
 @pytest.mark.parametrize(

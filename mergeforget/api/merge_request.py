@@ -233,7 +233,7 @@ def _by_module(options: MergeOptions | ModelMergeOptions, n: int) -> dict[str, A
 def _settings(key: str, by: ByModule, count: int) -> dict[str, Any]:
     """Parse settings by module, ``{"q_proj": 0.5}`` or ``["q_proj=0.5"]``, of ``count`` values."""
     from mergeforget.errors import UsageError
-    from mergeforget.merge.by_module import parse
+    from mergeforget.merge.request import parse
 
     if isinstance(by, Mapping):
         by = [f"{name}={_joined(value)}" for name, value in by.items()]

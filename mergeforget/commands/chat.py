@@ -35,7 +35,7 @@ def command(
     Type one question per line; an empty line exits. Prompts are rendered as in the run's recipe,
     unless --template or --system-prompt is given.
     """
-    from mergeforget.api.chat import open_chat
+    from mergeforget.api.runs import open_chat
 
     answer = open_chat(chosen_run(run), candidate or "", max_new_tokens, template, system_prompt)
     results = []

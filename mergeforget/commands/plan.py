@@ -63,18 +63,18 @@ def _text(place: str, one: Plan) -> str:
 
     rows = ", ".join(f"{n} {name}" for name, n in one.rows.items())
     parts = ", ".join(f"{name} {_size(n)}" for name, n in one.memory.items() if name != "total")
-    steps = f"{one.steps} ({one.steps_per_epoch} an epoch, {one.warmup_steps} warm-up)"
+    steps = f"{one.steps} ({one.steps_per_epoch} per epoch, {one.warmup_steps} warm-up)"
     if one.expected_steps < one.steps:
         steps = f"at most {one.steps}, about {one.expected_steps} expected"
     how = " with gradient checkpointing" if one.gradient_checkpointing else ""
     return (
         f"{place}\n"
-        f"  rows        {rows}; {one.epoch_tokens} forget tokens an epoch\n"
-        f"  batch       {one.effective_batch} rows a step\n"
+        f"  rows        {rows}; {one.epoch_tokens} forget tokens per epoch\n"
+        f"  batch       {one.effective_batch} rows per step\n"
         f"  steps       {steps}\n"
         f"  parameters  {one.trained:,} of {one.parameters:,} trained\n"
-        f"  memory      {_size(one.memory['total'])} at least{how}: {parts}\n"
-        f"  time        {duration(one.seconds)} at least ({one.device})"
+        f"  memory      at least {_size(one.memory['total'])}{how}: {parts}\n"
+        f"  time        at least {duration(one.seconds)} ({one.device})"
     )
 
 

@@ -20,10 +20,9 @@ from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import UsageError
-from mergeforget.merge.by_module import LAYER, at_module, depth_of
 from mergeforget.merge.inputs import check_no_experts
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.request import canonical, check_grams
+from mergeforget.merge.request import LAYER, at_module, canonical, check_grams, depth_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,10 +18,10 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.errors import NumericError, UsageError
-from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import check_adapters
 from mergeforget.merge.methods import MERGE_METHODS
 from mergeforget.merge.purpose import encode_answers, weighted
+from mergeforget.merge.request import at_module, depth_of
 
 if TYPE_CHECKING:
     import torch

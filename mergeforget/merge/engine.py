@@ -19,7 +19,6 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import NumericError, UsageError
 from mergeforget.merge.activation_grams import Grams, mapped, supplied
 from mergeforget.merge.blockwise import check_device, in_memory, merge_whole, on_device
-from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.inputs import (
     Modules,
     check_adapters,
@@ -41,7 +40,14 @@ from mergeforget.merge.low_rank import (
     stacked_sum,
 )
 from mergeforget.merge.methods import MERGE_METHODS, traits
-from mergeforget.merge.request import canonical, check_candidate, check_grams, check_ranks
+from mergeforget.merge.request import (
+    at_module,
+    canonical,
+    check_candidate,
+    check_grams,
+    check_ranks,
+    depth_of,
+)
 from mergeforget.tensors import widest
 
 Array = NDArray[Any]

@@ -27,11 +27,11 @@ from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.merge.blockwise import merge_whole
-from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.engine import MergeSettings, at_densities, is_dense, merge_module
 from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.low_rank import products
+from mergeforget.merge.request import at_module, depth_of
 
 Floats = NDArray[np.float64]
 GRID = tuple(round(0.05 * i, 2) for i in range(1, 21))

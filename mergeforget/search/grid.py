@@ -9,9 +9,8 @@ from typing import TypeVar
 
 from mergeforget.candidate import Candidate, Space
 from mergeforget.errors import UsageError
-from mergeforget.merge.by_module import LAYER
 from mergeforget.merge.methods import MERGE_METHODS
-from mergeforget.merge.request import canonical, check_candidate
+from mergeforget.merge.request import LAYER, canonical, check_candidate
 from mergeforget.recipe import SearchSpec
 
 T = TypeVar("T")

@@ -360,7 +360,7 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJ
         length = f"at most {training.until.max_steps} steps"
     say(
         f"{job.stage}: {describe(training)}, {length}, "
-        f"{training.batch_size * training.accumulation(len(sets.forget))} rows a step, "
+        f"{training.batch_size * training.accumulation(len(sets.forget))} rows per step, "
         f"learning rate {training.learning_rate:g}"
     )
     job.run.set_state(job.stage, "running")

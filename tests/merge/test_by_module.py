@@ -11,8 +11,8 @@ import pytest
 from mergeforget.adapter import read_adapter
 from mergeforget.candidate import Candidate
 from mergeforget.errors import DensityError, UsageError
-from mergeforget.merge.by_module import at_module, depth_of, evaluate, parse
 from mergeforget.merge.engine import merge_adapters
+from mergeforget.merge.request import at_module, depth_of, evaluate, parse
 
 
 def test_depth_goes_from_0_to_1_over_the_layers() -> None:

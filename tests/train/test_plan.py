@@ -136,7 +136,7 @@ def test_plan_reads_no_weights(tiny_folder: Path, tmp_path: Path) -> None:
     assert found["pair.over"]["steps"] == 10 and found["pair.over"]["warmup_steps"] == 2
     assert found["pair.under"]["effective_batch"] == 7 and found["pair.under"]["steps"] == 5
     text = CliRunner().invoke(main, arguments).stdout
-    assert "steps       10 (2 an epoch, 2 warm-up)" in text and "MB" in text
+    assert "steps       10 (2 per epoch, 2 warm-up)" in text and "MB" in text
 
 
 FOUR: tuple[None, Literal["4bit"]] = (None, "4bit")

@@ -18,7 +18,6 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
 from mergeforget.merge.activation_grams import as_sum
 from mergeforget.merge.blockwise import check_device
-from mergeforget.merge.by_module import at_module, depth_of
 from mergeforget.merge.checkpoint.adapter_deltas import (
     ReplacedTensor,
     TensorChange,
@@ -50,7 +49,14 @@ from mergeforget.merge.checkpoint.writer import write_model
 from mergeforget.merge.engine import MergeSettings, merge_adapters
 from mergeforget.merge.inputs import check_adapters, check_apart, shared
 from mergeforget.merge.kernels import dispatch
-from mergeforget.merge.request import canonical, check_candidate, check_grams, looks_at_data
+from mergeforget.merge.request import (
+    at_module,
+    canonical,
+    check_candidate,
+    check_grams,
+    depth_of,
+    looks_at_data,
+)
 
 OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # output layers not named lm_head
 

@@ -28,8 +28,7 @@ from mergeforget.merge.checkpoint.compatible import (
     plain_name,
     tensor_of,
 )
-from mergeforget.merge.checkpoint.encode import changed, encoded, overflow
-from mergeforget.merge.checkpoint.jobs import Block, TensorJob
+from mergeforget.merge.checkpoint.jobs import Block, TensorJob, changed, encoded, overflow
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import method_arguments
