@@ -49,11 +49,11 @@ def test_what_loads_before_the_first_piece_is_not_counted_as_pace(clock: Clock) 
     assert found == ["rows: 1/101", "rows: 11/101, 0:09 left", "rows: 21/101, 0:12 left"]
 
 
-def test_of_few_pieces_the_first_tells_already(clock: Clock) -> None:
+def test_with_few_items_the_first_gives_an_estimate(clock: Clock) -> None:
     assert lines(clock, Progress("models", 3), [(60, 1)]) == ["models: 1/3, 2:00 left"]
 
 
-def test_what_an_earlier_run_did_says_nothing_of_the_pace(clock: Clock) -> None:
+def test_work_of_an_earlier_run_is_excluded_from_the_rate(clock: Clock) -> None:
     bar = Progress("steps", 100, done=50)
     assert bar.line() == "steps: 50/100"
     assert lines(clock, bar, [(9, 5), (4, 4)]) == [

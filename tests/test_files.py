@@ -130,7 +130,7 @@ def test_leftovers_inside_a_folder_are_not_shipped(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "folder").iterdir()] == ["config.json"]
 
 
-def test_a_full_disk_says_so_and_keeps_the_old_file(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")
     with pytest.raises(ResourceError, match="disk is full.*--out"), whole(path) as temporary:
@@ -216,7 +216,7 @@ def test_broken_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
 
 
-def test_a_row_with_any_line_separator_comes_back(tmp_path: Path) -> None:
+def test_a_row_with_any_line_separator_is_read_back(tmp_path: Path) -> None:
     row = {"text": "a\u2028b\x85c\u2029\x0cd\r\n"}
     append_jsonl(tmp_path / "rows.jsonl", [row, row])
     assert read_jsonl(tmp_path / "rows.jsonl") == [row, row]

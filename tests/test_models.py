@@ -92,7 +92,7 @@ def test_missing_folder_is_named(name: str) -> None:
         load_model(name)
 
 
-def test_unknown_hub_name_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_hub_name_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> str:
         raise ConnectionError("no route")
 
@@ -162,7 +162,7 @@ def test_embedded_model_is_converted_once(fake_package: list[Path], tmp_path: Pa
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_damaged_copy_is_made_again(fake_package: list[Path], damage: str) -> None:
+def test_a_damaged_copy_is_converted_again(fake_package: list[Path], damage: str) -> None:
     weights = embedded_model.embedded_model() / "model.safetensors"
     whole = weights.read_bytes()
     if damage == "remove":

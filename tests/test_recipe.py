@@ -13,7 +13,7 @@ from mergeforget.recipe import EvaluationSpec, load_recipe, recipe_names, save_r
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_every_recipe_cites_its_source_and_comes_back_as_written(name: str, tmp_path: Path) -> None:
+def test_every_recipe_has_a_source_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.source
     save_recipe(recipe, tmp_path / "r.yaml")
@@ -70,7 +70,7 @@ def test_a_side_that_another_recipe_names_can_be_set_too() -> None:
     assert recipe.pair.under == load_recipe("zjuklab").training("under")
 
 
-def test_tofu_judges_membership_by_answers_unless_told_otherwise() -> None:
+def test_tofu_judges_membership_by_answers_by_default() -> None:
     assert EvaluationSpec(benchmark="tofu").membership == "answers"
     assert EvaluationSpec(benchmark="tofu", membership="rows").membership == "rows"
     assert EvaluationSpec(benchmark="custom").membership == "documents"

@@ -35,7 +35,7 @@ def test_mia_score_is_best_at_chance(auc: float, score: float) -> None:
     assert mia_score(auc) == pytest.approx(score)
 
 
-def test_score_comes_back_from_its_line() -> None:
+def test_a_score_survives_a_round_trip() -> None:
     score = Score(
         "mia_auc",
         "mia",
@@ -55,7 +55,7 @@ def test_score_comes_back_from_its_line() -> None:
 LINE = {"metric": "mia_auc", "split": "mia", "better": "nearer", "n": 8}
 
 
-def test_the_last_line_of_a_figure_wins_and_a_cut_last_line_is_passed_over(tmp_path: Path) -> None:
+def test_the_last_line_of_a_score_wins_and_an_incomplete_line_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     rows = [
         {"subject": "over", "value": 0.1, **LINE},  # the key in files of earlier versions

@@ -62,7 +62,7 @@ def test_the_whole_set_as_one_step() -> None:
     assert training.accumulation(9) == 3 and training.accumulation(0) == 1
 
 
-def test_a_pair_is_made_of_recipes_by_name(tmp_path: Path) -> None:
+def test_a_pair_may_name_recipes(tmp_path: Path) -> None:
     single = tmp_path / "mine.yaml"
     single.write_text("{name: mine, train: {objective: [{loss: ga, on: forget}], epochs: 3}}")
     path = tmp_path / "mixed.yaml"

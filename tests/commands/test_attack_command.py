@@ -83,7 +83,7 @@ def test_the_quick_set_is_bounded(run: Run, tmp_path: Path) -> None:
     assert settings["relearn"]["steps"] == 1  # what is asked for comes before the quick set's
 
 
-def test_a_second_call_measures_nothing_and_says_the_same(
+def test_a_second_call_measures_nothing_and_prints_the_same(
     attacked: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_model(*_: Any, **__: Any) -> None:

@@ -78,9 +78,7 @@ def test_what_was_measured_is_not_measured_again(
     assert again.exit_code == 1 and "a model was loaded" in again.output
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_evaluation_resumes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = call(run, *FAST, "--run-model", "over", "--json")
     (kept,) = (run / "evaluation").glob("*.jsonl")
     lines = kept.read_text().splitlines(keepends=True)
@@ -98,7 +96,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(
     assert resumed.stdout == whole.stdout and asked and asked[0] < 12
 
 
-def test_chosen_candidate_stands_for_all(run: Path, save_adapter: Callable[..., Path]) -> None:
+def test_only_the_chosen_candidate_is_evaluated_by_default(
+    run: Path, save_adapter: Callable[..., Path]
+) -> None:
     save_adapter(run / "candidates" / "ties-factors-d0.90", seed=4)
     (run / "search").mkdir()
     (run / "search" / "chosen.json").write_text('{"name": "ties-factors-d0.90"}')
@@ -106,7 +106,7 @@ def test_chosen_candidate_stands_for_all(run: Path, save_adapter: Callable[..., 
     assert list(scores) == ["base", "over", "under", "ties-factors-d0.90"]
 
 
-def test_scores_of_the_halves_of_a_search_stay(run: Path) -> None:
+def test_split_scores_of_a_search_are_kept(run: Path) -> None:
     half = {"model": "over", "metric": "mia_auc", "split": "mia", "value": 0.1,
             "better": "nearer", "n": 2, "part": "choose"}  # fmt: skip
     write_jsonl(run / "scores.jsonl", [half])
@@ -245,7 +245,7 @@ def test_tofu_needs_a_retrained_model_for_forget_quality(
     assert found["utility_ratio", "all"] == 1 and result["notes"] == []
 
 
-def test_tofu_says_which_rows_it_lacks(tofu: list[str | Path]) -> None:
+def test_tofu_names_the_missing_rows(tofu: list[str | Path]) -> None:
     done = json.loads(call(*tofu[:-2]).stdout)
     assert any("world_facts=world_facts_perturbed.jsonl" in note for note in done["notes"])
 

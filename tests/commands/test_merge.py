@@ -54,7 +54,7 @@ def test_the_pair_of_the_newest_run_becomes_a_candidate(run: Path) -> None:
         assert delta.b.tobytes() == wanted.adapter.deltas[module].b.tobytes()
 
 
-def test_without_a_method_the_run_s_recipe_says_how(run: Path) -> None:
+def test_without_a_method_the_recipe_of_the_run_applies(run: Path) -> None:
     merge = {"density": 0.3, "weights": [1, 0.5], "seed": 7, "arguments": {"sign": "count"}}
     merge["method"] = "dare_ties"
     save_recipe(change(load_recipe("zjuklab"), merge=merge), run / "recipe.yaml")
@@ -119,7 +119,7 @@ def test_peft_s_names_weights_and_arguments_are_understood(run: Path) -> None:
     assert candidate["weights"] == [1.0, -0.5] and candidate["arguments"] == {"sign": "count"}
 
 
-def test_the_text_says_what_the_cut_and_the_space_cost(run: Path) -> None:
+def test_the_text_reports_truncation_and_space_error(run: Path) -> None:
     assert "of the energy" in call(run, "--method", "svd").output
     assert "from the same method" in call(run, "--method", "linear").output
 
@@ -230,7 +230,7 @@ def test_what_mergekit_wrote_is_written_again_and_nothing_else(
     assert done.exit_code == 4 and "not merged here" in done.output
 
 
-def test_a_full_model_is_written_and_its_rounding_told(
+def test_a_full_model_is_written_and_its_rounding_error_reported(
     tiny_folder: Path, save_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     pair = [save_adapter(tmp_path / name, seed) for seed, name in ((1, "over"), (2, "under"))]
@@ -263,7 +263,7 @@ def test_models_are_merged_by_name(tiny_folder: Path, tmp_path: Path) -> None:
     assert "No such option" in call(*words, "--adapter", "x", "--out", tmp_path / "m").output
 
 
-def test_slerp_of_models_goes_all_the_way(tiny_folder: Path, tmp_path: Path) -> None:
+def test_slerp_weights_of_models_are_not_normalised(tiny_folder: Path, tmp_path: Path) -> None:
     """Its coefficients are no shares of a mean: those of a model and itself add up to it."""
     words: list[str | Path] = ["--model", tiny_folder, "--model", tiny_folder, "--method", "slerp"]
     done = call(*words, "--out", tmp_path / "m")

@@ -60,7 +60,7 @@ def test_losses_that_say_what_they_are_of_keep_their_definition(script_folder: P
     assert definitions["mia_auc"] == "mia-loss-auc-answers@1"
 
 
-def test_members_are_told_by_true_or_one_in_any_spelling(script_folder: Path) -> None:
+def test_members_are_marked_by_true_or_one_in_any_spelling(script_folder: Path) -> None:
     """A table that a tool has widened says 1.0 and 0.0."""
     path = script_folder / "losses.csv"
     kinds = ("1.0", "true", "True", "0.0", "0", "false")

@@ -338,7 +338,7 @@ def test_undial_by_hand() -> None:
     assert float(value.detach()) == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_eul_below_its_floor_goes_on_straight_and_says_so() -> None:
+def test_eul_is_linear_below_its_floor_and_records_the_share() -> None:
     policy = one_token(0.999)  # l = 0.0010005, floor 0.01: 100 (1 - (l - 0.01) / 0.01) = 189.995
     value = UNLEARNING_LOSSES.get("eul").fn(policy, floor=0.01)
     assert float(value.detach()) == pytest.approx(189.995, abs=1e-3)

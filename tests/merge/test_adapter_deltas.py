@@ -121,7 +121,7 @@ def test_changes_of_several_are_merged_as_changes_of_the_base(
         torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_no_product_is_merged_by_the_method_beside_merged_factors(
+def test_tensors_without_factors_are_merged_by_the_same_method(
     base: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     odd = KINDS["all but DoRA"]
@@ -157,7 +157,7 @@ def test_weights_that_are_stored_transposed_fold_as_peft_merges_them(
 FROZEN = "base_model.model.lm_head.base_layer.weight"
 
 
-def test_lora_beside_a_trained_output_layer_adds_up(
+def test_lora_and_a_trained_output_layer_add_up(
     base: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     """PEFT stores the layer's weight beside its factors; here it is not the base's."""
@@ -180,7 +180,7 @@ def test_lora_beside_a_trained_output_layer_adds_up(
         fold_adapters(base, [dora], itself, tmp_path / "out")
 
 
-def test_the_frozen_output_layer_beside_lora_is_no_change(
+def test_a_frozen_output_layer_stored_with_lora_is_not_a_delta(
     base: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     names = ("one", "two")

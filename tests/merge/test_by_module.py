@@ -15,7 +15,7 @@ from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.request import at_module, depth_of, evaluate, parse
 
 
-def test_depth_goes_from_0_to_1_over_the_layers() -> None:
+def test_depth_increases_from_0_to_1_over_the_layers() -> None:
     names = ["model.embed_tokens", *(f"model.layers.{i}.mlp.up_proj" for i in (0, 1, 4))]
     assert list(depth_of(names).values()) == [0.0, 0.0, 0.25, 1.0]
     assert depth_of(["only.0.mlp"]) == {"only.0.mlp": 0.0}
@@ -53,7 +53,7 @@ def test_what_is_no_setting_is_refused(text: str) -> None:
         evaluate([{"match": "mlp", "value": 1}], "x", 0)
 
 
-def test_each_module_is_merged_as_told(write_lora: Callable[..., Path]) -> None:
+def test_each_module_is_merged_with_its_settings(write_lora: Callable[..., Path]) -> None:
     pair = [read_adapter(write_lora("over", 1)), read_adapter(write_lora("under", 2))]
     settings = {
         "density": [{"filter": "attn", "value": 0.9}, {"filter": "*", "value": [0.2, 0.8]}],

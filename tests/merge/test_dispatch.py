@@ -153,7 +153,7 @@ def test_whole_models_without_a_base(
     assert_same_bits(lambda: np.frombuffer(merged(), np.uint8))
 
 
-def test_a_sum_in_one_pass_tells_how_much_is_rounded_away() -> None:
+def test_a_sum_in_one_pass_returns_the_rounding_error() -> None:
     draw = np.random.default_rng(4)
     m, weights = 5000, np.array([0.7, -0.3], np.float32)
     raws = round_to_bfloat16(draw.standard_normal((3, m)).astype(np.float32))

@@ -148,7 +148,7 @@ def test_merging_imports_neither_torch_nor_transformers(
     assert read_adapter(tmp_path / "out").deltas.keys() == MODULES.keys()
 
 
-def test_candidate_json_holds_the_recipe_and_the_report(
+def test_candidate_json_contains_the_candidate_and_the_report(
     pair: list[Adapter], tmp_path: Path
 ) -> None:
     write_candidate(merge_adapters(pair, Candidate("ties_svd", 0.5)), tmp_path / "c")

@@ -80,7 +80,7 @@ def test_delta_space_adds_the_change_uncut(
         np.testing.assert_allclose(change.detach().numpy(), delta.dense(), atol=2e-5)
 
 
-def test_the_rounding_of_a_half_type_is_measured(
+def test_the_rounding_error_of_half_precision_is_measured(
     tiny_folder: Path, pair: list[Path], tmp_path: Path
 ) -> None:
     adapters = [read_adapter(p) for p in pair]
@@ -152,7 +152,7 @@ class Killed(BaseException):
     pass
 
 
-def test_an_interrupted_merge_goes_on_and_gives_the_same_bytes(
+def test_an_interrupted_merge_resumes_and_writes_the_same_bytes(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candidate, output = Candidate("dare_ties", 0.5), Output(threads=1)
@@ -202,7 +202,7 @@ SVD = Candidate("ties_svd", 0.5, rank=2)
     ],
     ids=["svd", "modules", "precision"],
 )
-def test_an_interrupted_fold_goes_on_with_the_same_options_only(
+def test_an_interrupted_fold_resumes_only_with_equal_options(
     tiny_folder: Path,
     pair: list[Path],
     tmp_path: Path,

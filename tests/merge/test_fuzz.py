@@ -143,9 +143,7 @@ def test_a_dtype_that_is_none_is_refused(tmp_path: Path, dtype: Any) -> None:
         read_header(path)
 
 
-def test_a_single_file_goes_before_an_index_as_in_transformers(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_a_single_file_takes_precedence_over_an_index(tiny_folder: Path, tmp_path: Path) -> None:
     """Of a folder that was sharded once and written whole since."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     shutil.copyfile(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")

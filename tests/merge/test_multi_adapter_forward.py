@@ -61,7 +61,7 @@ def check_rows(net: Any, adapters: list[Adapter], owners: list[int], x: torch.Te
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(1, 3))
-def test_each_row_goes_through_its_own_adapter(owners: list[int], tokens: int) -> None:
+def test_each_row_uses_its_adapter(owners: list[int], tokens: int) -> None:
     """Of any ranks, in any order, as many of each or not."""
     check_rows(model(), ADAPTERS, owners, torch.randn(len(owners), tokens, 4))
 
@@ -172,7 +172,7 @@ class Flattener(nn.Module):
     [(Reader(), "does not call inner"), (Flattener(), "cannot be told apart")],
     ids=["reader", "flattener"],
 )
-def test_a_model_whose_rows_cannot_be_told_apart_is_refused(net: nn.Module, what: str) -> None:
+def test_a_model_that_does_not_keep_rows_separate_is_refused(net: nn.Module, what: str) -> None:
     change = Adapter("x", {"inner": ADAPTERS[0].deltas["0"]}, {})
     with torch.no_grad(), side_by_side(net, [change, change]) as beside:
         beside.rows([0, 1])

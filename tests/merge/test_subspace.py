@@ -119,7 +119,7 @@ def test_magmax_and_emr_by_hand() -> None:
     np.testing.assert_allclose(first, [[0, -3 * 6 / 5.5, 0, 2.5 * 6 / 5.5]])
 
 
-def test_pcb_keeps_what_wins_the_competition() -> None:
+def test_pcb_keeps_the_entries_with_the_highest_scores() -> None:
     draw = np.random.default_rng(1).standard_normal((2, 6, 5))
     whole: Any = MERGE_METHODS.get("pcb").fn(draw, [1, 1], density=1.0)
     low, high = draw.min(0), draw.max(0)

@@ -187,7 +187,7 @@ def test_products_span_the_delta_of_peft(
 
 
 @pytest.mark.parametrize("name", ["ties", "ties_svd", "svd", "cat"])
-def test_merged_folder_opens_with_peft_and_changes_the_logits_as_told(
+def test_merged_folder_opens_with_peft_and_gives_the_expected_logits(
     base: Path, pair: list[Path], tmp_path: Path, name: str
 ) -> None:
     given = 0.7 if name.startswith("ties") else None

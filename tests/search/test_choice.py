@@ -41,7 +41,7 @@ CANDIDATES = [
 ]
 
 
-def test_the_nearest_to_one_half_is_chosen_on_the_choosing_half() -> None:
+def test_the_auc_nearest_to_chance_is_chosen_on_the_selection_split() -> None:
     choice = choose(CANDIDATES, ANCHORS, parse_objective("mia"))
     assert choice.scored.name == "ties-factors-d0.30" and choice.warning is None
 
@@ -96,7 +96,7 @@ def test_a_model_that_lost_what_it_should_keep_is_not_called_balanced() -> None:
     assert "If no candidate reaches it, train the pair again" in choice.warning
 
 
-def test_an_auc_far_from_chance_on_the_reporting_half_is_not_called_balanced() -> None:
+def test_an_auc_far_from_chance_on_the_report_split_is_not_balanced() -> None:
     choice = choose([scored(0.3, 0.51, 0.85, 0.0, 0.8)], ANCHORS, parse_objective("mia"))
     assert "it is not balanced" in choice.sentence and choice.verdict.state == "NOT ENOUGH DATA"
     warning = choice.warning or ""
@@ -104,7 +104,7 @@ def test_an_auc_far_from_chance_on_the_reporting_half_is_not_called_balanced() -
     assert "(MIA AUC 0.85, 95 % CI 0.76 to 0.94)" in warning
 
 
-def test_densities_by_layer_are_told() -> None:
+def test_densities_by_layer_are_printed() -> None:
     setting = [{"filter": f"layers.{i}.", "value": v} for i, v in enumerate((0.2, 0.2, 0.4))]
     mixed = Scored(Candidate("ties", 0.3, by_module={"density": setting}), CANDIDATES[1].scores)
     said = choose([mixed], ANCHORS, parse_objective("mia")).sentence
@@ -113,7 +113,7 @@ def test_densities_by_layer_are_told() -> None:
     )
 
 
-def test_a_floor_that_nothing_keeps_is_told() -> None:
+def test_a_floor_that_no_candidate_reaches_is_reported() -> None:
     kept = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 80%"))
     missed = choose(CANDIDATES, ANCHORS, parse_objective("mia if retain >= 99%"))
     assert kept.sentence.count("floor reached") == 2 and kept.warning is None
@@ -160,7 +160,7 @@ def test_retention_that_differs_is_warned_of_where_the_auc_agrees() -> None:
     assert choose([halves(0.8, 0.75, 400)], ANCHORS, parse_objective("mia")).warning is None
 
 
-def test_a_floor_that_holds_on_one_half_only_is_warned_of() -> None:
+def test_a_floor_reached_on_one_split_only_causes_a_warning() -> None:
     """0.72 is 80 % of the 0.9 before, 0.70 is not."""
     choice = choose([halves(0.72, 0.70, 100)], ANCHORS, parse_objective("mia if retain >= 80%"))
     assert choice.warning is not None
@@ -181,7 +181,7 @@ def test_deviation_of_an_auc_by_hand() -> None:
     assert math.isclose(auc_deviation(8), math.sqrt(9 / 192))
 
 
-def test_pareto_front_holds_what_nothing_beats() -> None:
+def test_pareto_front_contains_the_candidates_that_none_dominates() -> None:
     assert pareto(CANDIDATES) == ["ties-factors-d0.30"]
     assert pareto([*CANDIDATES, scored(0.7, 0.9, 0.9, 0.0, 1.0)]) == ["ties-factors-d0.70"]
 
@@ -193,7 +193,7 @@ def test_the_same_is_chosen_whatever_the_order() -> None:
     assert names == {"ties-factors-d0.30"}
 
 
-def test_what_is_written_holds_both_halves() -> None:
+def test_the_written_choice_has_scores_of_both_splits() -> None:
     written = choose(CANDIDATES, ANCHORS, parse_objective("mia")).to_dict()
     assert written["scores"]["report"] == {
         "mia_auc": 0.48, "knowledge_forget": 0.0, "knowledge_retain": 0.8

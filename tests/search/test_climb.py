@@ -42,7 +42,7 @@ def test_the_top_of_a_hill_is_reached_from_anywhere(top: int, start: int) -> Non
     assert len(asked) == len(set(asked)) <= 17
 
 
-def test_a_good_guess_saves_half_of_ten() -> None:
+def test_a_good_prediction_halves_the_evaluations() -> None:
     asked = []
 
     def rank(place: Place) -> float:
@@ -76,7 +76,7 @@ def test_layers_fall_into_groups_of_like_size() -> None:
         layer_groups(MODULES, 13)
 
 
-def test_each_group_is_merged_at_its_own_density(tiny_run: Run) -> None:
+def test_each_group_is_merged_with_its_density(tiny_run: Run) -> None:
     """Module by module the same to the bit as a merge of everything at that density."""
     pair = [read_adapter(tiny_run.over, "over"), read_adapter(tiny_run.under, "under")]
     groups = layer_groups(pair[0].deltas, 2)
@@ -96,7 +96,7 @@ def test_equal_densities_are_one_for_all() -> None:
     assert one == Candidate("ties", 0.3)
 
 
-def test_the_guess_comes_first() -> None:
+def test_the_predicted_density_is_evaluated_first() -> None:
     line = [Candidate("ties", d) for d in (0.1, 0.9, 0.5)]
     assert [c.density for c in begin_at(line, 0.55)] == [0.5, 0.1, 0.9]
     assert begin_at(line, None) == line
@@ -112,14 +112,14 @@ def call(run: Run, *arguments: str) -> None:
     assert CliRunner().invoke(main, command, catch_exceptions=False).exit_code == 0
 
 
-def test_refine_asks_the_pair_and_looks_at_few(run: Run) -> None:
+def test_refine_starts_from_the_prediction_and_evaluates_few(run: Run) -> None:
     call(run, "--strategy", "refine", "--densities", "0.05:1.0:0.05")
     chosen = read_json(run.search / "chosen.json")
     assert 0 < chosen["predicted"] <= 1
     assert chosen["measured"] <= 2 and 4 <= chosen["explored"] <= 14
 
 
-def test_another_objective_looks_again_at_what_it_cannot_read(run: Run) -> None:
+def test_another_objective_evaluates_missing_figures_again(run: Run) -> None:
     """Of an objective that reads the AUC alone no retain row was read."""
     arguments = ("--densities", "0.2,0.5,0.8", "--finalists", "1")
     call(run, *arguments)
@@ -137,7 +137,7 @@ def explorer_of(objective: str, first: float) -> Explorer:
     return explorer
 
 
-def test_a_floor_that_holds_at_one_end_alone_is_found(
+def test_a_floor_reached_at_one_end_only_is_found(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The AUC says 0.8, the floor says 0.1, and in between nothing leads there."""
@@ -154,7 +154,7 @@ def test_a_floor_that_holds_at_one_end_alone_is_found(
     assert 0.1 in seen and len(seen) <= 7
 
 
-def test_the_density_where_the_auc_crosses_a_half_is_evaluated_next(
+def test_the_density_with_interpolated_auc_one_half_is_evaluated_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The AUC falls evenly from 0.9 at 0.1 to 0.36 at 1.0: 0.8 is nearest to a half."""
@@ -177,7 +177,7 @@ def test_the_density_where_the_auc_crosses_a_half_is_evaluated_next(
     assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
 
 
-def test_where_looks_were_too_kind_the_lowest_density_is_looked_at_too(
+def test_the_lowest_density_is_evaluated_if_proxy_scores_were_too_optimistic(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every proxy score reaches the floor, and no full measurement does."""
@@ -193,7 +193,7 @@ def test_where_looks_were_too_kind_the_lowest_density_is_looked_at_too(
     assert looked == [0.7, 1.0, 0.1]
 
 
-def test_a_finalist_that_holds_what_its_look_promised_ends_the_race(run: Run) -> None:
+def test_a_finalist_that_confirms_its_proxy_score_ends_the_search(run: Run) -> None:
     """The next candidate would have to exceed its proxy score."""
     arguments = ("--strategy", "refine", "--densities", "0.1:1.0:0.1", "--objective")
     call(run, *arguments, "0.5*mia + 0.5*retain")

@@ -89,14 +89,14 @@ def test_search_leaves_everything_that_the_report_reads(finished: Run, make_mode
     assert run.state("search") == "done"
 
 
-def test_both_halves_have_members_and_nonmembers(finished: Run) -> None:
+def test_both_splits_have_members_and_nonmembers(finished: Run) -> None:
     rows = {r["part"]: r["n"] for r in read_jsonl(finished.scores)
             if r["metric"] == "mia_auc" and r["model"] == "base" and r.get("task", "") == ""
             and "part" in r}  # fmt: skip
     assert rows == {"choose": 4, "report": 4}
 
 
-def test_killed_search_goes_on_to_the_same_scores(
+def test_a_killed_search_resumes_to_the_same_scores(
     run: Run, finished: Run, monkeypatch: pytest.MonkeyPatch, labels: list[str]
 ) -> None:
     spec = load_recipe(run.recipe).search
@@ -179,7 +179,7 @@ def test_a_candidate_that_gives_no_numbers_is_left_out(
     assert not (run.candidates / "ties-factors-d0.50").exists()
 
 
-def test_no_nonmembers_says_how_to_give_them(run: Run) -> None:
+def test_missing_nonmembers_are_reported_with_a_remedy(run: Run) -> None:
     (run.data / "holdout.jsonl").write_text("")
     done = call(run)
     assert done.exit_code == 4 and "Give such rows with --holdout FILE" in done.stderr
@@ -225,7 +225,7 @@ def test_mmlu_is_asked_where_the_objective_reads_it(run: Run, tmp_path: Path) ->
     assert {r["definition"] for r in asked} == {"mmlu-micro-0-shot@1"}
 
 
-def test_a_budget_shorter_than_the_ends_says_so(run: Run) -> None:
+def test_a_budget_too_short_for_base_and_pair_is_reported(run: Run) -> None:
     done = call(run, "--budget", "0.001s")
     assert done.exit_code == 6 and "rerun the command to resume" in done.stderr
     assert call(run).exit_code == 0
@@ -236,7 +236,7 @@ def test_nonmembers_that_were_trained_on_are_refused(run: Run) -> None:
     assert done.exit_code == 4 and "also in the forget or retain set" in done.stderr
 
 
-def test_no_pair_says_how_to_train_it(run: Run) -> None:
+def test_a_missing_pair_is_reported_with_the_command(run: Run) -> None:
     shutil.rmtree(run.under)
     done = call(run)
     assert done.exit_code == 4 and "no under adapter yet" in done.stderr

@@ -84,7 +84,7 @@ def test_only_finalists_of_a_grid_generate_and_the_best_is_the_same(
 
 
 @pytest.mark.parametrize("strategy", ["tpe", "nsga2"])
-def test_a_killed_study_goes_on_as_if_it_had_not_been(
+def test_a_killed_study_resumes_with_the_same_suggestions(
     run: Run, tiny_run: Run, tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Run(Path(shutil.copytree(tiny_run.root, tmp_path / "whole")))
@@ -171,7 +171,9 @@ def test_two_workers_share_a_study(tmp_path: Path) -> None:
     assert other.candidate_of(seen) == candidate
 
 
-def test_optuna_missing_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_optuna_is_reported_with_the_install_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = builtins.__import__
 
     def without(name: str, *more: Any) -> Any:

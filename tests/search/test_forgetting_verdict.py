@@ -45,7 +45,7 @@ def test_a_model_that_never_saw_the_data_is_not_convicted(members: int, others: 
     assert members < 60 or found["FORGOTTEN"] > 0.8
 
 
-def test_the_number_of_people_that_would_tell_comes_from_the_width() -> None:
+def test_the_number_of_people_needed_follows_from_the_interval_width() -> None:
     # estimate 0.6, reach 0.2, wanted 0.1: four times the people, 22 * 4 - 22 = 66 more
     score = Score("mia_auc", "mia", 0.6, "nearer", 22, interval=(0.4, 0.8), subjects=22)
     verdict = judge([GONE, score])

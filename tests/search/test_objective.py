@@ -51,7 +51,7 @@ def test_floor_in_percent_is_of_the_model_before() -> None:
     assert value("mia if retain >= 0.5 and forget >= 0.9", 0.5, 0.3, 0.6) == (-0.2, 1)
 
 
-def test_a_kept_floor_comes_before_a_better_value() -> None:
+def test_a_reached_floor_outranks_a_better_value() -> None:
     objective = parse_objective("mia if retain >= 95%")
     keeps = objective.rank(scores(0.9, 0, 0.8), BASE, "choose")
     misses = objective.rank(scores(0.5, 0, 0.7), BASE, "choose")

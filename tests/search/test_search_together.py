@@ -80,7 +80,7 @@ def test_the_scores_are_those_of_one_after_the_other(
     assert batches[0][:2] == ["base", "over"]
 
 
-def test_a_search_killed_within_a_batch_goes_on_and_asks_nothing_twice(
+def test_a_search_killed_within_a_batch_resumes_without_repeated_questions(
     run: Run, alone: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep, seen = EvaluationCache.save_completion, 0
@@ -129,7 +129,7 @@ def test_a_candidate_without_numbers_leaves_the_others_as_they_are(
     assert all(mine[name] == theirs[name] for name in mine.keys() - {"scores", "chosen"})
 
 
-def test_a_model_that_cannot_answers_one_after_the_other_and_says_so(
+def test_a_model_without_batching_answers_one_candidate_at_a_time(
     run: Run, alone: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def refused(*_: Any, **__: Any) -> None:

@@ -57,19 +57,19 @@ def test_each_split_and_task_is_halved() -> None:
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
-def test_no_half_is_empty(share: float) -> None:
+def test_neither_split_is_empty(share: float) -> None:
     for part in halve(people(1, 1, 1), share, 0).values():
         assert {x.member for x in part.losses} == {True, False}
         assert {a.row.split for a in part.answers} == {"forget", "retain"}
 
 
-def test_what_a_model_says_does_not_change_the_halves() -> None:
+def test_answers_do_not_change_the_splits() -> None:
     splits = make_people({"forget": 5, "retain": 5, "holdout": 5})
     one, other = (halve(measured_of(splits, nll), 0.5, 0) for nll in (1.0, 9.0))
     assert keys(one["choose"]) == keys(other["choose"])
 
 
-def test_another_seed_draws_other_halves() -> None:
+def test_another_seed_draws_other_splits() -> None:
     measured = people(8, 8, 8)
     assert keys(halve(measured, 0.5, 0)["choose"]) != keys(halve(measured, 0.5, 1)["choose"])
 

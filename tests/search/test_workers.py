@@ -82,7 +82,7 @@ def test_what_a_worker_explored_is_adopted_by_who_chooses(tiny_run: Run, tmp_pat
     assert len(of_worker) == 2 and of_worker < of_chooser
 
 
-def test_a_database_without_its_package_says_which(tmp_path: Path) -> None:
+def test_a_database_without_its_driver_names_the_package(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="database driver is not installed.*pip install pymysql"):
         OptunaStudy(SearchSpec(strategy="tpe"), "mysql+pyodbc://nobody@127.0.0.1/none", "shared")
 

@@ -71,7 +71,7 @@ pair:
     [JointSampler(11, 2, 0), AlternatingSampler(11, 2, 4, 0), ChunkedSampler(11, 5, 2, 1, 4, 0)],
     ids=["together", "alternating", "chunks"],
 )
-def test_every_step_holds_the_same_rows(order: Order, processes: int) -> None:
+def test_every_step_has_the_same_rows(order: Order, processes: int) -> None:
     each = [list(ShardedSampler(order, 4, process, processes)) for process in range(processes)]
     assert {len(parts) for parts in each} == {len(ShardedSampler(order, 4, 0, processes))}
     whole, size = list(order), -(-4 // processes)

@@ -78,7 +78,7 @@ def test_accumulation_equals_the_larger_batch(
     assert [x["loss"] for x in one] == pytest.approx([x["loss"] for x in other], rel=1e-4)
 
 
-def test_history_holds_every_term_and_they_add_up_to_the_loss(
+def test_history_records_terms_that_add_up_to_the_loss(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     run_one(tmp_path, make_model, tiny_tokenizer)
@@ -116,7 +116,7 @@ def test_a_row_of_weight_two_trains_as_if_it_were_there_twice(
 
 
 @pytest.mark.parametrize("loss", ["eul", "npo", "adaptive_rmu"])
-def test_a_part_without_a_row_that_counts_adds_nothing(
+def test_a_micro_batch_whose_rows_have_weight_zero_adds_nothing(
     loss: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     known: dict[str, Any] = {"eul": {"floor": 0.0}, "adaptive_rmu": {"layer": 1}}
@@ -289,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops(
         )
 
 
-def test_a_set_in_which_no_row_counts_is_refused(tiny_tokenizer: Any) -> None:
+def test_a_set_whose_rows_all_have_weight_zero_is_refused(tiny_tokenizer: Any) -> None:
     rows = {"forget": [Row("f", "Who?", "Ada.", weight=0.0)], "retain": [Row("r", "Who?", "Bo.")]}
     plan = Training(objective=[Term(loss="ga", on="forget"), Term(loss="gd", on="retain")])
     with pytest.raises(InputError, match="All 1 rows of the forget set have weight 0"):

@@ -58,7 +58,7 @@ def test_steps_are_those_that_a_training_takes(
 
 
 @pytest.mark.parametrize("more", [{}, {"chunk_rows": 3}], ids=["together", "chunks"])
-def test_warm_up_is_as_long_as_the_plan_says(
+def test_warm_up_has_the_planned_length(
     more: dict[str, Any], tiny_folder: Path, tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     settings = training(batch_size=1, gradient_accumulation=1, warmup_epochs=1.0, **more)

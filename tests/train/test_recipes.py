@@ -74,6 +74,6 @@ def test_recipe_runs_two_steps(
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_recipe_cites_its_source_and_says_what_it_is(name: str) -> None:
+def test_recipe_has_a_source_and_notes(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.source and recipe.notes

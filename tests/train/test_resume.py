@@ -105,7 +105,7 @@ def test_killed_before_its_first_checkpoint_it_begins_anew(
         assert one and one == other
 
 
-def test_what_the_reference_says_is_computed_once(
+def test_reference_outputs_are_computed_once(
     train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compute = reference._compute

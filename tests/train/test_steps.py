@@ -92,7 +92,7 @@ def test_by_set_takes_every_row_of_every_set_once_an_epoch() -> None:
     assert names != sorted(names)
 
 
-def test_by_set_trains_each_term_on_steps_of_its_own_set(train: Callable[..., Any]) -> None:
+def test_by_set_trains_each_term_on_steps_of_its_set(train: Callable[..., Any]) -> None:
     terms = [GA, Term(loss="idk", on="forget"), GD]
     _, lines = train(objective=terms, batches="by_set")
     assert all(len(line["terms"]) == 1 for line in lines)
@@ -116,7 +116,7 @@ def test_each_chunk_begins_with_a_fresh_optimiser_and_schedule(train: Callable[.
     assert lines[-1]["epoch"] == pytest.approx(2)
 
 
-def test_each_chunk_has_its_own_warm_up(train: Callable[..., Any]) -> None:
+def test_each_chunk_has_a_separate_warm_up(train: Callable[..., Any]) -> None:
     _, lines = train(chunk_rows=2, epochs=3, batch_size=1, warmup_epochs=1.0)
     rates = [x["learning_rate"] for x in lines]
     chunk = [0, 0.5, 1, 0.75, 0.5, 0.25]  # two steps up, four down; the last chunk has one row
@@ -152,7 +152,7 @@ def test_logits_by_chunks_equal_the_model_s_own(
         torch.testing.assert_close(chunks[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_a_head_with_more_to_it_computes_its_own_logits(tiny_model: Any) -> None:
+def test_an_output_layer_with_bias_or_scale_computes_its_logits(tiny_model: Any) -> None:
     assert output_matrix(tiny_model) is tiny_model.get_output_embeddings().weight
     plain = tiny_model.forward
 
@@ -327,7 +327,7 @@ def test_dpo_reads_refusals_with_their_forget_rows(
     assert lines[0]["terms"]["dpo_forget"] == pytest.approx(1.386294, abs=1e-4)
 
 
-def test_watch_looks_stops_on_collapse_and_keeps_the_best(
+def test_watch_measures_stops_on_collapse_and_keeps_the_best(
     train: Callable[..., Any], tmp_path: Path
 ) -> None:
     up = Term(loss="ga", on="retain")

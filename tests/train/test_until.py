@@ -50,7 +50,7 @@ def bracketed(knowing: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return train_pair(recipe_of(knowing), run)
 
 
-def test_the_pair_lies_on_both_sides_of_the_level(bracketed: Run) -> None:
+def test_the_pair_brackets_the_level(bracketed: Run) -> None:
     over = read_json(bracketed.root / "until" / "over.json")
     assert over["outcome"] == "reached" and over["auc"] <= 0.35 and over["forget_exact"] == 0
     lines = [x["until"] for x in read_jsonl(bracketed.history) if "until" in x]
