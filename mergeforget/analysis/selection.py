@@ -22,6 +22,7 @@ from mergeforget.analysis.evidence import (
 )
 from mergeforget.candidate import Candidate
 from mergeforget.merge.prediction import GRID, Floats, predict_gaps
+from mergeforget.merge.request import takes_density
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, PAIR, Run
 
@@ -123,11 +124,11 @@ def predict(
 
 
 def first_candidate(recipe: Recipe) -> Candidate:
-    """Return the first candidate of the recipe's search."""
+    """Return the first candidate of the recipe's search, if possible of a method with a density."""
     s = recipe.search
-    return Candidate(
-        s.methods[0], s.densities[0], tuple(s.weights[0]), s.spaces[0], seed=recipe.merge.seed
-    )
+    method = next((m for m in s.methods if takes_density(m)), s.methods[0])
+    density = s.densities[0] if takes_density(method) else None
+    return Candidate(method, density, tuple(s.weights[0]), s.spaces[0], seed=recipe.merge.seed)
 
 
 def measured_gaps(run: Run, candidate: Candidate) -> list[tuple[float, float]]:

@@ -10,11 +10,11 @@ from finished_run import adapter, write_pair
 
 from mergeforget.adapter import Adapter
 from mergeforget.analysis.evidence import MissingError
-from mergeforget.analysis.selection import predict, run_prediction
+from mergeforget.analysis.selection import first_candidate, predict, run_prediction
 from mergeforget.candidate import Candidate
 from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.prediction import zero_of
-from mergeforget.recipe import load_recipe, save_recipe
+from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
 
 OVER, UNDER = adapter("over", 1), adapter("under", 2)
@@ -80,3 +80,10 @@ def test_a_pair_that_was_not_measured_says_which_command_measures_it(
     write_pair(run)
     with pytest.raises(MissingError, match="mergeforget evaluate"):
         run_prediction(run)
+
+
+def test_a_method_without_density_is_not_predicted() -> None:
+    recipe = load_recipe("zjuklab")
+    for methods, density in ((["linear"], None), (["linear", "ties"], 0.5)):
+        changed = change(recipe, search={"methods": methods, "densities": [0.5]})
+        assert first_candidate(changed).density == density

@@ -100,7 +100,6 @@ class MemoryBudget:
                 self._turn.notify_all()
 
 
-Array = NDArray[Any]
 _room = Room()
 
 
