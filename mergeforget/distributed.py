@@ -57,7 +57,7 @@ def check_launch(*, trains: bool = False) -> None:
 
 
 def sharded() -> bool:
-    """Whether each rank loads only its shard of the frozen base model.
+    """Return whether each rank loads only its shard of the frozen base model.
 
     Every forward pass is then collective: all ranks must run the same passes.
     """
@@ -74,7 +74,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and prints."""
+    """Return whether this process writes files and prints."""
     return rank() == 0
 
 
@@ -121,7 +121,7 @@ def gather(value: T) -> list[T]:
 
 
 def in_any(value: bool) -> bool:
-    """Whether the value is true on any rank."""
+    """Return whether the value is true on any rank."""
     return any(gather(value))
 
 

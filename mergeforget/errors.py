@@ -65,9 +65,11 @@ class DensityError(UsageError, ValueError):
 class UnknownNameError(UsageError, LookupError):
     """A name that no member of a family has."""
 
-    def __init__(self, kind: str, name: str, known: Sequence[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Sequence[str], hint: str = "") -> None:
+        near = suggest(name, known)
         super().__init__(
-            f"There is no {kind} named {name!r}.{suggest(name, known)} Known: {', '.join(known)}."
+            f"There is no {kind} named {name!r}.{near} Known: {', '.join(known)}."
+            f"{'' if near else hint}"
         )
 
 

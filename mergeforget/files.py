@@ -108,7 +108,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def jsonl_text(rows: Iterable[dict[str, Any]]) -> str:
-    """The text that ``write_jsonl`` writes."""
+    """Return the text that ``write_jsonl`` writes."""
     return "".join(_json(row, "the rows") + "\n" for row in rows)
 
 

@@ -126,7 +126,8 @@ class Registry(Generic[F]):
         elif name in self._announced():
             self._load(self._announced()[name])
         else:
-            raise UnknownNameError(self.kind, name, self.names())
+            hint = " If a plugin defines it, add --plugin FILE."
+            raise UnknownNameError(self.kind, name, self.names(), hint)
         return self._entries[name]
 
     def _builtin(self) -> set[str]:

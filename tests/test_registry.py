@@ -34,6 +34,8 @@ def test_unknown_name_suggests_the_nearest(family: Registry[Any]) -> None:
     near = family.names()[0]
     with pytest.raises(UnknownNameError, match=f"Did you mean '{near}'"):
         family.get(near + "x")
+    with pytest.raises(UnknownNameError, match="add --plugin FILE"):
+        family.get("zzzzzzzzzz")
 
 
 def test_no_member_is_a_hidden_file() -> None:

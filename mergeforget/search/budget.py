@@ -33,7 +33,7 @@ class SearchBudget:
         return self.candidates is not None or self.seconds is not None
 
     def allows(self, measured: int) -> bool:
-        """Whether another candidate may begin."""
+        """Return whether another candidate may begin."""
         if self.candidates is not None and measured >= self.candidates:
             return False
         return self.seconds is None or time.monotonic() - self._start < self.seconds

@@ -279,7 +279,7 @@ class Searching:
         return choice
 
     def together(self) -> int:
-        """Number of candidates that answer in one batch."""
+        """Return the number of candidates that answer in one batch."""
         return self.spec.together or self.explorer.evaluator().room()
 
     def _answer(self, adapters: Mapping[str, Adapter | None]) -> None:

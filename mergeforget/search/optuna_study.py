@@ -92,7 +92,7 @@ class OptunaStudy:
         return self._candidate(dict.fromkeys(self.axes, 0))
 
     def is_taken(self, trial: Any) -> bool:
-        """Whether an earlier trial of this or another worker has the same candidate.
+        """Return whether an earlier trial of this or another worker has the same candidate.
 
         If two workers ask at the same time, the trial with the lower number keeps the candidate.
         The parameters of a trial that has just begun may not be written yet, so this method waits
@@ -109,7 +109,7 @@ class OptunaStudy:
             time.sleep(PAUSE)
 
     def busy(self) -> bool:
-        """Whether a worker is evaluating a candidate."""
+        """Return whether a worker is evaluating a candidate."""
         return any(not t.state.is_finished() for t in self._alive())
 
     def skip(self, trial: Any) -> None:
@@ -198,7 +198,7 @@ def axes(spec: SearchSpec) -> dict[str, Sequence[Any]]:
 
 
 def size(axes: dict[str, Sequence[Any]]) -> int:
-    """Number of points of the search space."""
+    """Return the number of points of the search space."""
     return math.prod(len(values) for values in axes.values())
 
 

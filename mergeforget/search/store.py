@@ -87,7 +87,7 @@ class Store:
             self._write()
 
     def has(self, model: str) -> bool:
-        """Whether a search has measured a model in full.
+        """Return whether a search has measured a model in full.
 
         A proxy evaluation scores the selection split only; `mergeforget evaluate` writes answers,
         but does not score the splits.
@@ -96,7 +96,7 @@ class Store:
         return full and self._answers(model).exists()
 
     def has_proxy(self, model: str) -> bool:
-        """Whether a search has measured a model, in full or by proxy."""
+        """Return whether a search has measured a model, in full or by proxy."""
         return any(score.part == "choose" for score in self.scores.get(model, []))
 
     def keep_scores(self, model: str, scores: Sequence[Score]) -> None:

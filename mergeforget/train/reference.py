@@ -161,7 +161,7 @@ def _compute(
 
 
 def _fits(head: Tensor | None, encoded: Sequence[Encoded], kinds: tuple[int, ...]) -> bool:
-    """Whether inputs of the output layer fit the budget and the layer is frozen."""
+    """Return whether inputs of the output layer fit the budget and the layer is frozen."""
     if head is None or head.requires_grad:
         return False
     tokens = sum(kind in kinds for one in encoded for kind in one.kinds)
@@ -191,7 +191,7 @@ def _name(model: Any, encoded: Sequence[Encoded], kinds: tuple[int, ...]) -> str
 
 
 def _base_id(model: Any) -> str:
-    """The base by the content of its files; by its weights where it comes from no folder."""
+    """Return what identifies the base: the hash of its files, or else of its weights."""
     name = str(model.config._name_or_path)
     if name:
         return content_of(Path(name) if Path(name).is_dir() else locate(name))
