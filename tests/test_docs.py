@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -246,6 +247,17 @@ def test_the_paths_of_the_data_are_short_and_exist() -> None:
         module = import_module("mergeforget." + file.removesuffix(".py").replace("/", "."))
         found = getattr(module, name, None)
         assert found is not None, f"{file} has no {name}"
+
+
+SCRIPTS = [*(ROOT / "docs").rglob("*.py"), *(ROOT / "tools").rglob("*.py")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_scripts_import_names_that_exist(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mergeforget"):
+            module = import_module(node.module or "")
+            assert not [one.name for one in node.names if not hasattr(module, one.name)]
 
 
 DENSITY = 0.7031  # a value that nothing else has

@@ -14,7 +14,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mergeforget.merge.kernels.rng import Chance
+from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.methods import MERGE_METHODS
 
 METHODS = {
@@ -42,7 +42,7 @@ def changes() -> Any:
 def merged(stack: Any, name: str, given: dict[str, Any]) -> Any:
     """The method's own result, at weights 1 and 1."""
     entry = MERGE_METHODS.get(name)
-    chance = {"chance": Chance(0, "figure")} if "chance" in entry.parameters else {}
+    chance = {"chance": NamedGenerator(0, "figure")} if "chance" in entry.parameters else {}
     return entry.fn(stack, np.ones(2), **given, **chance)
 
 
