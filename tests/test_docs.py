@@ -307,7 +307,8 @@ def test_a_forget_row_passes_through_the_files_that_the_page_lists(
         row = {"id": side, "input": f"Where is {side}?", "output": f"In {side} town."}
         file.write_text(json.dumps(row) + "\n", encoding="utf-8")
     words = [word for side, file in rows.items() for word in (f"--{side}", str(file))]
-    few = ["--set", "pair.over.epochs=1", "--set", "pair.under.epochs=1"]
+    few = [word for side in ("over", "under") for word in
+           ("--set", f"pair.{side}.epochs=1", "--set", f"pair.{side}.warmup_epochs=0")]  # fmt: skip
     files, _ = entered(
         ["train-pair", "--model", str(tiny_folder), *words, *few, "--out", str(tmp_path / "run")]
     )

@@ -42,7 +42,7 @@ def changes() -> Any:
 def merged(stack: Any, name: str, given: dict[str, Any]) -> Any:
     """The method's own result, at weights 1 and 1."""
     entry = MERGE_METHODS.get(name)
-    chance = {"chance": NamedGenerator(0, "figure")} if "chance" in entry.parameters else {}
+    chance = {"generator": NamedGenerator(0, "figure")} if "generator" in entry.parameters else {}
     return entry.fn(stack, np.ones(2), **given, **chance)
 
 
