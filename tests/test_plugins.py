@@ -86,7 +86,7 @@ def test_a_plugin_file_is_loaded_before_and_after_the_command(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("import nothing_of_that_name", "cannot be imported"), (None, "not a Python file")],
+    [("import nothing_of_that_name", "cannot be imported"), (None, "There is no plugin")],
 )
 def test_a_plugin_that_cannot_be_loaded_is_an_input_error(
     tmp_path: Path, text: str | None, message: str

@@ -421,7 +421,7 @@ def test_a_tied_output_layer_may_be_stored_or_not(
         ("merge_method: wizardry\nmodels: [{model: a}]", "'wizardry', which neither"),
         ("merge_method: arcee_fus\nmodels: [{model: a}]", "Did you mean 'arcee_fusion'?"),
         ("merge_method: nuslerp\nbase_model: /no/b\nmodels: [{model: /no/a}]", "could not"),
-        ("merge_method: arcee_fusion\nmodels: 3", "models is '3', and must be a list"),
+        ("merge_method: arcee_fusion\nmodels: 3", "models is '3', but must be a list"),
         ("merge_method: [a]\nmodels: [{model: a}]", "merge_method is ['a']"),
         ("merge_method: ties\nbase_model: [b]\nmodels: [{model: a}]", "base_model is ['b']"),
         ("merge_method: linear\nmodels: [{model: a}]\ndtype: {a: 1}", "dtype is {'a': 1}"),

@@ -269,7 +269,7 @@ def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) 
     norm = "model.norm.weight"
     candidate, out = Candidate("ties", 0.5), tmp_path / "out"
     nan = changed(models[1], tmp_path / "nan", **{norm: torch.full((32,), torch.nan)})
-    with pytest.raises(NumericError, match=f"{norm} of .*nan holds NaN or Inf"):
+    with pytest.raises(NumericError, match=f"{norm} of .*nan contains NaN or Inf"):
         merge_models([nan, models[2]], models[0], candidate, out)
     other = changed(models[1], tmp_path / "other", **{norm: torch.ones(31)})
     with pytest.raises(InputError, match=r"\(32,\) .* and \(31,\)"):

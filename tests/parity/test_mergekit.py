@@ -250,5 +250,5 @@ def test_what_mergekit_cannot_express_is_refused() -> None:
         with pytest.raises(UsageError, match=f"{name} has no weights"):
             base = None if name in ON_MODELS else "base"
             to_config(Candidate(name, weights=(1.0, 0.5)), ["a", "b"], base)
-    with pytest.raises(UsageError, match="karcher acts on the models themselves"):
+    with pytest.raises(UsageError, match="karcher merges the models themselves"):
         to_config(Candidate("karcher"), ["a", "b"], "base")
