@@ -241,7 +241,8 @@ def _errors(found: Tensor, expected: Tensor) -> Tensor:
     found, expected = found.float(), expected.float()
     spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
     error: Tensor = (found - expected).norm(dim=-1) - 1e-6
-    return error.clamp(min=0) / spread.clamp(min=1e-12)
+    relative: Tensor = error.clamp(min=0) / spread.clamp(min=1e-12)
+    return relative
 
 
 def _typical_error(found: Tensor, expected: Tensor) -> float:
