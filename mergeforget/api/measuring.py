@@ -244,9 +244,12 @@ def check_arguments(arguments: Mapping[str, Any], names: Sequence[str]) -> None:
             continue
         owners = [name for name, keys in every.items() if key in keys]
         if owners:
-            raise UsageError(f"--{key.replace('_', '-')} belongs to the attack {owners[0]}.")
+            option = f"--{key.replace('_', '-')}"
+            raise UsageError(f"{option} belongs to the attack {', '.join(owners)}.")
         known = sorted(set().union(*every.values()))
-        raise UsageError(f"No attack takes {key!r}.{suggest(key, known)} Known: {known}.")
+        raise UsageError(
+            f"No attack takes {key!r}.{suggest(key, known)} Known: {', '.join(known)}."
+        )
 
 
 def _evaluate_run(run: Run, sharing: RankShare, options: dict[str, Any]) -> Scored:
