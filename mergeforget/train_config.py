@@ -124,7 +124,9 @@ class Watch(RecipeSection):
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-UNTIL_STEPS = 56  # optimiser steps of a training with ``until``, as measured on 10 to 24 rows
+UNTIL_EPOCHS = 22  # passes over the forget rows that ``until`` takes, as measured on 10 and 24 rows
+MOST_EPOCHS = 40  # passes after which it ends in any case, but not before MOST_STEPS
+MOST_STEPS = 240
 
 
 class Until(RecipeSection):
@@ -145,7 +147,8 @@ class Until(RecipeSection):
     Attributes:
         range_test: Choose the first learning rate by a range test: the largest of several steps
             along the sign of one gradient that hardly changes the retain rows.
-        max_steps: Maximum number of steps.
+        max_steps: Maximum number of steps; by default 40 passes over the forget rows, but at least
+            240 steps.
         also_raw: Also train and measure the forget rows and their twins with raw prompts if the
             run's prompts are chat prompts: a model that forgot in chat may still know with raw
             prompts.
@@ -157,7 +160,7 @@ class Until(RecipeSection):
     forget_risen: NotNegative = 0.0  # nats by which the forget NLL must exceed the base's
     retain_kept: Fraction | None = None
     every: Positive = 4
-    max_steps: Positive = 240
+    max_steps: Positive | None = None
     collapse: Annotated[float, Field(gt=0)] = 1.0
     back_offs: Annotated[int, Field(ge=0)] = 4
     growth: Annotated[float, Field(ge=1)] = 1.4
@@ -320,3 +323,14 @@ class Training(RecipeSection):
         if self.gradient_accumulation == "epoch":
             return max(1, -(-rows // self.batch_size))
         return self.gradient_accumulation
+
+    def steps_until(self, rows: int) -> tuple[int, int]:
+        """Return the largest and the expected number of steps of a training with ``until``.
+
+        Args:
+            rows: Number of forget rows.
+        """
+        assert self.until is not None
+        each_epoch = -(-rows // (self.batch_size * self.accumulation(rows)))
+        most = self.until.max_steps or max(MOST_STEPS, MOST_EPOCHS * each_epoch)
+        return most, min(most, UNTIL_EPOCHS * each_epoch)

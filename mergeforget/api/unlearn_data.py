@@ -316,12 +316,10 @@ def expected_passes(recipe: Recipe, rows: RequestRows, memorise: bool) -> dict[s
     each step; measured are both forms of the forget rows and as many unseen ones at each check,
     and seven models in three ways to ask in the search.
     """
-    from mergeforget.train_config import UNTIL_STEPS
-
     forget, retain = len(rows.forget), len(rows.retain)
     training = None if recipe.pair is None else recipe.pair.over
     until = None if training is None else training.until
-    steps = min(UNTIL_STEPS, until.max_steps) if until else STEPS
+    steps = training.steps_until(forget)[1] if training and until else STEPS
     passes = 3.0 * 3 * steps * (training.batch_size if training else 4)
     if until:
         passes += steps / until.every * ((4 if until.also_raw else 2) * forget + retain)

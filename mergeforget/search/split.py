@@ -66,13 +66,26 @@ def check_enough(members: Iterable[Row], nonmembers: Iterable[Row]) -> None:
 
 
 def tasks_of(measured: Measured) -> dict[Group, str]:
-    """Return the task of every measured document."""
-    tasks: dict[Group, str] = {}
-    for row in [*(a.row for a in measured.answers), *(x.row for x in measured.likelihoods)]:
-        tasks.setdefault(group(row), row.task)
-    for loss in measured.losses:
-        tasks.setdefault(loss_group(loss), loss.task)
-    return tasks
+    """Return the tasks of every measured document, joined by ``+``."""
+    rows = [*(a.row for a in measured.answers), *(x.row for x in measured.likelihoods)]
+    pairs = [(group(row), row.task) for row in rows]
+    return joined_tasks(pairs + [(loss_group(loss), loss.task) for loss in measured.losses])
+
+
+def joined_tasks(pairs: Iterable[tuple[Group, str]]) -> dict[Group, str]:
+    """Return the tasks of each document as one stratum.
+
+    Questions of several tasks about one person are one stratum, so that both splits have the same
+    mixture of tasks: e-mail addresses and birth dates are not equally likely to a model, and a
+    split with more of one kind shifts the AUC.
+
+    >>> joined_tasks([(("forget", "Ann"), "phone"), (("forget", "Ann"), "birth")])
+    {('forget', 'Ann'): 'birth+phone'}
+    """
+    found: dict[Group, set[str]] = {}
+    for key, task in pairs:
+        found.setdefault(key, set()).add(task)
+    return {key: "+".join(sorted(tasks)) for key, tasks in found.items()}
 
 
 def choosing_subjects(tasks: Mapping[Group, str], share: float, seed: int) -> set[Group]:
@@ -144,9 +157,7 @@ class SearchData:
         It has the same documents as ``halve``, so the scores are equal up to rounding.
         """
         rows = [*self.forget, *self.retain, *self.members, *self.nonmembers]
-        tasks: dict[Group, str] = {}
-        for row in rows:
-            tasks.setdefault(group(row), row.task)
+        tasks = joined_tasks((group(row), row.task) for row in rows)
         chosen = choosing_subjects(tasks, share, seed)
         figures = {"mia" if name == "mia_level" else name for name in figures}
         aggregated = not figures <= {"mia", "retain", "forget"}

@@ -49,6 +49,7 @@ from mergeforget.train.samplers import (
     Order,
 )
 from mergeforget.train.tokenize import (
+    RAW_MARK,
     also_raw,
     encode_sets,
     pad_id,
@@ -132,6 +133,11 @@ def train_adapter(
                     for of, on in (("held", "forget"), ("imitations", "unseen"))
                 },
                 selected=places_of(sets, encoded, "selected"),
+                forms={
+                    name: [int(row.id.endswith(RAW_MARK)) for row in sets[name]]
+                    for name in ("forget", "unseen")
+                    if len(sets.get(name, ())) == len(encoded.get(name, ()))
+                },
                 under=under,
             )
         fit(
@@ -237,7 +243,7 @@ def fit(
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
     if plan is not None and plan.until is not None:
-        one_pass = {"max_steps": plan.until.max_steps}
+        one_pass = {"max_steps": plan.steps_until(len(rows))[0]}
     trainer = (NGDiffTrainer if steering else UnlearningTrainer)(
         terms=terms,
         stage=job.stage,

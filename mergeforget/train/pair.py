@@ -357,7 +357,7 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJ
     training = getattr(recipe.pair, job.stage)
     length = f"{training.epochs} epochs"
     if training.until:
-        length = f"at most {training.until.max_steps} steps"
+        length = f"at most {training.steps_until(len(sets.forget))[0]} steps"
     say(
         f"{job.stage}: {describe(training)}, {length}, "
         f"{training.batch_size * training.accumulation(len(sets.forget))} rows per step, "

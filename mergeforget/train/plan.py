@@ -41,7 +41,7 @@ from mergeforget.train.pair import add_twins, read_data
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
 from mergeforget.train.single import choose_trained
 from mergeforget.train.tokenize import encode_sets
-from mergeforget.train_config import UNTIL_STEPS, Training
+from mergeforget.train_config import Training
 
 FUSED = "mergeforget-fused"
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -122,7 +122,7 @@ def plan(
     each_epoch = -(-forget // (training.batch_size * training.accumulation(forget)))
     if training.until is None:
         each_epoch = steps // training.epochs
-    expected = min(UNTIL_STEPS, steps) if training.until else steps
+    expected = training.steps_until(forget)[1] if training.until else steps
     return Plan(
         rows={name: len(rows) for name, rows in encoded.items()},
         epoch_tokens=sum(lengths(encoded["forget"])),
@@ -145,7 +145,7 @@ def count_steps(training: Training, sizes: Mapping[str, int]) -> int:
     rows = sizes["forget"]
     parts = training.accumulation(rows)
     if training.until:
-        return training.until.max_steps
+        return training.steps_until(rows)[0]
     if training.chunk_rows:
         size = training.batch_size, parts
         return sum(

@@ -56,8 +56,9 @@ def train_single(
         base = load_model(recipe.model, frozen=not training.full)
         template = template_of(base.tokenizer, recipe.data)
         record_template(run, base.tokenizer, template)
-        until = training.until
-        length = f"at most {until.max_steps} steps" if until else f"{training.epochs} epochs"
+        length = f"{training.epochs} epochs"
+        if training.until:
+            length = f"at most {training.steps_until(len(sets.forget))[0]} steps"
         say(f"{stage}: {describe(training)}, {length}")
         run.set_state(stage, "running")
         rows = rows_by_set(run, recipe, sets, training)

@@ -108,6 +108,7 @@ def _encoded(
 
 
 ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
+RAW_MARK = "@raw"  # at the end of the id of a row that is also asked raw
 
 
 def also_raw(
@@ -128,7 +129,7 @@ def also_raw(
     for name, more in encode_sets(tokenizer, some, training, raw).items():
         first = len(sets[name])
         encoded[name] = encoded[name] + [replace(one, row=first + one.row) for one in more]
-        found[name] += [replace(row, id=f"{row.id}@raw") for row in sets[name]]
+        found[name] += [replace(row, id=f"{row.id}{RAW_MARK}") for row in sets[name]]
     return found
 
 

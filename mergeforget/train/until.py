@@ -39,10 +39,11 @@ class Check:
 
     Attributes:
         auc: probability that an unseen row of the selection split lies further above its level
-            than a forget row of it; None without unseen rows.
+            than a forget row of it, averaged over the forms of prompts; None without unseen rows.
         forget_exact, retain_exact: share of answers that greedy decoding repeats.
         unseen_nll: mean NLL of the unseen rows; None without.
         unseen_risen: mean of the unseen rows' NLL less their level; None without.
+        risen: the same for each form of prompts: the run's, and raw where it is trained as well.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Check:
     unseen_nll: float | None = None
     auc: float | None = None
     unseen_risen: float | None = None
+    risen: tuple[float, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -88,6 +90,8 @@ class UntilController(TrainerCallback):
         twins: for each row of ``held`` and of ``imitations`` the place of the row of ``forget`` or
             ``unseen`` that it imitates, or -1.
         selected: places of the forget rows of the selection split; all where it is empty.
+        forms: for each row of ``forget`` and ``unseen`` the form of its prompt, 0 or 1; all are of
+            one form where it is empty.
         under: condition of the other end, where both are snapshots of this trajectory.
         folder: snapshots go to ``FOLDER/STAGE-stepNNNNN``.
         save: writes the adapter into a folder.
@@ -104,12 +108,18 @@ class UntilController(TrainerCallback):
         save: Any,
         twins: Mapping[str, Sequence[int]] | None = None,
         selected: Sequence[int] = (),
+        forms: Mapping[str, Sequence[int]] | None = None,
         under: Until | None = None,
     ) -> None:
         assert training.until is not None
         self.until, self.under = training.until, under
         self.sets, self.twins = sets, dict(twins or {})
         self.selected = list(selected) or list(range(len(sets["forget"])))
+        self.forms = {
+            name: torch.tensor((forms or {}).get(name) or [0] * len(rows))
+            for name, rows in sets.items()
+            if name in ("forget", "unseen")
+        }
         self.stage, self.folder, self.history, self.save = stage, folder, history, save
         self.rate = self.first_rate = training.learning_rate
         self.trainer: Any = None  # set once the trainer exists
@@ -232,7 +242,6 @@ class UntilController(TrainerCallback):
                     f"step {before.step} with learning rate {self.rate:.1e}.")  # fmt: skip
                 return "mend"
         self.checks.append(check)
-        on_main(lambda: None)
         self.save(self.snapshot(check.step))
         if over:
             self.reached = check
@@ -265,7 +274,10 @@ class UntilController(TrainerCallback):
                 self._retreat()
         else:
             names = Check.__dataclass_fields__
-            self.checks.append(Check(**{k: v for k, v in line.items() if k in names}))
+            known = {k: v for k, v in line.items() if k in names}
+            mean = known.get("unseen_risen")
+            risen = known.get("risen") or ([] if mean is None else [mean, mean])
+            self.checks.append(Check(**known | {"risen": tuple(risen)}))
 
     def _retreat(self) -> None:
         """Drop the checks after the last one at which the AUC was on the side of ``under``."""
@@ -283,17 +295,23 @@ class UntilController(TrainerCallback):
 
     def _aim(self) -> None:
         """Set the level of each forget row: what it would be unseen, as the model now is."""
-        risen = self.checks[-1].unseen_risen
-        if risen is not None:
-            levels = self.levels["forget"] + risen + self.offset
+        levels = self._targets(self.checks[-1])
+        if levels is not None:
             self.trainer.levels = {"forget": levels.clamp(min=0.0)}
+
+    def _targets(self, check: Check) -> Tensor | None:
+        """The NLL that each forget row is aimed at; None without a level.
+
+        Unseen rows asked in chat and asked raw rise by different amounts.
+        """
+        if not check.risen:
+            return None
+        return self.levels["forget"] + torch.tensor(check.risen)[self.forms["forget"]] + self.offset
 
     def _gap(self, check: Check) -> float:
         """Nats that the forget rows lie below their aim, on average; infinite without a level."""
-        if check.unseen_risen is None:
-            return float("inf")
-        aim = float(self.levels["forget"].mean()) + check.unseen_risen + self.offset
-        return aim - check.forget_nll
+        targets = self._targets(check)
+        return float("inf") if targets is None else float(targets.mean()) - check.forget_nll
 
     def _measure_levels(self, model: Any) -> None:
         """The level of each forget row and unseen row: mean NLL of its twins under the base.
@@ -339,20 +357,28 @@ class UntilController(TrainerCallback):
         )
         if not self.levels:
             return check
-        nll = {}
+        excess, form = {}, {}
         for name, places in (
             ("forget", self.selected), ("unseen", range(len(self.sets["unseen"])))
         ):  # fmt: skip
             some = spread(list(places), SAMPLE)
-            nll[name] = read_nlls(model, [self.sets[name][i] for i in some])[0]
-            nll[f"{name} level"] = self.levels[name][some]
-        members = nll["forget"] - nll["forget level"]
-        outside = nll["unseen"] - nll["unseen level"]
+            nll = read_nlls(model, [self.sets[name][i] for i in some])[0]
+            excess[name], form[name] = nll - self.levels[name][some], self.forms[name][some]
+            if name == "unseen":
+                check = replace(check, unseen_nll=float(nll.mean()))
+        outside, mean = excess["unseen"], float(excess["unseen"].mean())
+        risen, aucs = [], []
+        for one in range(1 + int(max(forms.max() for forms in self.forms.values()))):
+            own = outside[form["unseen"] == one]
+            risen.append(float(own.mean()) if len(own) else mean)
+            members = excess["forget"][form["forget"] == one]
+            if len(own) and len(members):
+                aucs.append(auc_of(members, own))
         return replace(
             check,
-            unseen_nll=float(nll["unseen"].mean()),
-            unseen_risen=float(outside.mean()),
-            auc=auc_of(members, outside),
+            unseen_risen=mean,
+            risen=tuple(risen),
+            auc=sum(aucs) / len(aucs) if aucs else auc_of(excess["forget"], outside),
         )
 
     def _range_test(self, model: Any) -> float:
