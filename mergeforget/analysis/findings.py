@@ -118,10 +118,15 @@ def angles(run: Run) -> Found:
         if mine:
             sentences.append(
                 f"In {side}, the angle between the change up to a step and the change after it is "
-                f"{min(mine):.1f}° to {max(mine):.1f}°. At 0° the training continues in the same "
+                f"{_range(mine)}. At 0° the training continues in the same "
                 "direction, at 90° in a new one, and above 90° it reverses part of its change."
             )
     return sentences, [a.to_dict() for a in found], training_plots.draw_angles(found)
+
+
+def _range(degrees: list[float]) -> str:
+    low, high = f"{min(degrees):.1f}°", f"{max(degrees):.1f}°"
+    return low if low == high else f"{low} to {high}"
 
 
 def dynamics(run: Run) -> Found:

@@ -30,7 +30,7 @@ function sorted(rows, column, falling) {
 
 const filter = document.getElementById("filter");
 if (filter) {
-  const rows = [...document.querySelectorAll("table.sortable tbody tr")];
+  const rows = [...filter.closest("section").querySelectorAll("table.sortable tbody tr")];
   const show = () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     for (const row of rows) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from mergeforget.analysis.evidence import MissingError, models_shown, read_chosen
 from mergeforget.attack.headline import results_of, run_verdict
 from mergeforget.attack.result import Result
+from mergeforget.attack.variants import entity_of
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import InputError, suggest
@@ -53,6 +55,7 @@ class PersonRecord:
         rank_before, rank: Rank of the person's loss among the people that are not in the training
             data, 1 for the lowest: (rank, people ranked).
         leaks: Every leak of the chosen model.
+        name: The name that most prompts about the person contain; empty if ``person`` is one.
     """
 
     person: str
@@ -63,11 +66,12 @@ class PersonRecord:
     rank_before: tuple[int, int] | None = None
     rank: tuple[int, int] | None = None
     leaks: list[Leak] = field(default_factory=list)
+    name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Flat values, for csv and JSON."""
         values = {
-            "person": self.person, "rows": self.rows,
+            "person": self.person, "name": self.name, "rows": self.rows,
             "leaks_before": self.before[0], "asked_before": self.before[1],
             "leaks_after": self.after[0], "asked_after": self.after[1],
             "worst_attack": self.worst_attack[0] if self.worst_attack else "",
@@ -116,9 +120,23 @@ def run_people(run: Run) -> list[PersonRecord]:
                 ranks["base"].get(person),
                 ranks[model].get(person),
                 [*leaks, *attacked],
+                name_of(own),
             )
         )
     return sorted(found, key=lambda p: (-len(p.leaks), -p.after[0], p.person))
+
+
+def name_of(rows: Sequence[Row]) -> str:
+    """Return the name in most prompts about a person whose subject is an id without spaces.
+
+    Empty if fewer than half of the prompts name the same person or thing.
+    """
+    subject = rows[0].subject
+    if " " in subject:
+        return ""
+    names = Counter(name for row in rows if " " in (name := entity_of(row)))
+    name, count = names.most_common(1)[0] if names else ("", 0)
+    return name if 2 * count >= len(rows) else ""
 
 
 def person_record(people: Sequence[PersonRecord], name: str) -> PersonRecord:
@@ -128,9 +146,9 @@ def person_record(people: Sequence[PersonRecord], name: str) -> PersonRecord:
         InputError: No such person is in the forget set.
     """
     for one in people:
-        if one.person == name:
+        if name in (one.person, one.name):
             return one
-    names = [p.person for p in people]
+    names = [p.name or p.person for p in people]
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     raise InputError(
         f"The forget set has no person {name!r}.{suggest(name, names)} It has: {shown}."
@@ -140,7 +158,7 @@ def person_record(people: Sequence[PersonRecord], name: str) -> PersonRecord:
 def person_text(one: PersonRecord) -> str:
     """Return the record of one person as text for a terminal."""
     lines = [
-        f"{one.person}: {one.rows} rows to forget",
+        f"{one.name or one.person}: {one.rows} rows to forget",
         f"Answers revealed: {one.before[0]} of {one.before[1]} before, "
         f"{one.after[0]} of {one.after[1]} after.",
     ]

@@ -48,6 +48,10 @@ WHAT = {
     "task_aggregate": "harmonic mean over tasks and splits",
     "mmlu": "accuracy on general questions",
     "leak_rate": "share of answers that are revealed, in any spelling",
+    "verbatim_rouge": "share of the reference answer's words that are given in order",
+    "model_utility": "harmonic mean of probability, ROUGE-L and truth ratio",
+    "forget_quality": "p-value of the test against a model without the data",
+    "truth_ratio": "likelihood of wrong answers relative to the true one",
 }
 AGGREGATES = ("task aggregate", "MIA score", "MMLU")  # of SemEval-2025 Task 4
 Measure = tuple[str, str]  # metric, split
