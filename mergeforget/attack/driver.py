@@ -14,7 +14,7 @@ from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, write_result
 from mergeforget.attack.target import Models, NotApplicableError, Suspect, Target
 from mergeforget.attack.tuning import train_control
-from mergeforget.data.readers import check_overlap, read_rows
+from mergeforget.data.readers import check_overlap, merge_duplicates, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import template_of
 from mergeforget.data.transforms import limit_rows
@@ -201,7 +201,8 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
     for split in SPLITS:
         path = files.get(split)
         there = path is not None and (not path.exists() or path.stat().st_size > 0)
-        found[split] = read_rows(path, split=split) if path is not None and there else []
+        rows = read_rows(path, split=split) if path is not None and there else []
+        found[split] = merge_duplicates(rows, path)
     check_overlap(found, files)
     if found["holdout"]:
         trained = [*found["forget"], *found["retain"]]

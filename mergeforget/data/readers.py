@@ -90,14 +90,13 @@ def read_rows(
             f"--column, for example --column input={name}, if it belongs to the prompt."
         )
     grouped = form.suffix == "qa0" and not form.names.keys() & {"id", "subject"}
-    return merge_duplicates(with_authors(rows) if grouped else rows, path)
+    return with_authors(rows) if grouped else rows
 
 
 def merge_duplicates(rows: Sequence[Row], path: object = "") -> list[Row]:
     """Give a person or document whose rows all repeat those of an earlier one the same subject.
 
-    Otherwise a copy would count as further evidence, and could be in another split than the
-    original.
+    Otherwise a copy would count as further evidence.
     """
     texts: dict[str, set[str]] = {}
     first: dict[str, str] = {}  # text -> the first subject that has it

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeforget.data.readers import read_rows
+from mergeforget.data.readers import merge_duplicates, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
 
@@ -87,17 +87,14 @@ def test_question_and_answer_are_understood_and_ids_made(tmp_path: Path) -> None
     assert len({r.subject for r in rows}) == 2
 
 
-def test_a_person_and_its_copies_are_one_subject(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_person_and_its_copies_are_one_subject(caplog: pytest.LogCaptureFixture) -> None:
     """A copy is no further evidence; a person that shares a single row with another is no copy."""
     texts = [
         ("a", "Who?", "Ada"), ("a", "Is it red?", "yes"), ("b", "who? ", "ADA"),
         ("c", "Is it red?", "yes"), ("c", "Where?", "Rome"), ("d", "Where?", "Oslo"),
     ]  # fmt: skip
-    records = [{"id": f"{i}", "subject": s, "input": q, "output": a}
-               for i, (s, q, a) in enumerate(texts)]  # fmt: skip
-    rows = read_rows(write(tmp_path / "rows.jsonl", records))
+    made = [Row(f"{i}", q, a, subject=s) for i, (s, q, a) in enumerate(texts)]
+    rows = merge_duplicates(made, "rows.jsonl")
     assert [row.subject for row in rows] == ["a", "a", "a", "c", "c", "d"]
     assert "1 people or documents repeat earlier ones, for example 'b' repeats 'a'" in caplog.text
 
