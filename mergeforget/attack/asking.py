@@ -18,7 +18,7 @@ import numpy as np
 from mergeforget.attack.result import Finding, Result, write_answers
 from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
 from mergeforget.attack.variants import Variant
-from mergeforget.attack.verdict import GREEDY, Leaks, claim, conclude, judge_leaks
+from mergeforget.attack.verdict import GREEDY, Leaks, claim, conclude, doubt_of, judge_leaks
 from mergeforget.data.schema import Row
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.generate import generate_ids, stop_ids
@@ -152,7 +152,7 @@ def judged(
         "power": findings.get("before"),
         "answers": file,
     }
-    verdict = f"{_words(model, rows, mine, what, parts)} {_meaning(finding, figures, what)}"
+    verdict = f"{_words(model, rows, mine, what, parts)} {_meaning(finding, figures, what, mine)}"
     return Result(name, model, finding, verdict, rows, figures,
                   settings | {"models": target.names()}, examples)  # fmt: skip
 
@@ -180,16 +180,18 @@ def _evidence(
     draws: int,
 ) -> Leaks:
     """Return rows that a model reveals and the control does not, with the chance of guessing."""
-    leaky, missed = dict[str, bool](), dict[str, float]()
+    leaky, missed, shared = dict[str, bool](), dict[str, float](), set[str]()
     given = {v.row.id for v, one in zip(asked, hits["control"], strict=True) if any(one)}
     for i, (v, one) in enumerate(zip(asked, hits[role], strict=True)):
         row, chance = v.row.id, guess[i]
         hit = any(one) and row not in given
+        if any(one) and row in given:
+            shared.add(row)
         if hit:
             chance = max(chance, _how_common(v, asked, found[role], common))
         leaky[row] = leaky.get(row, False) or hit
         missed[row] = missed.get(row, 1.0) * (1 - min(1.0, chance)) ** draws
-    return Leaks.of(leaky, {row: 1 - chance for row, chance in missed.items()})
+    return Leaks.of(leaky, {row: 1 - chance for row, chance in missed.items()}, len(shared))
 
 
 def _how_common(
@@ -316,7 +318,7 @@ def _words(
     return text
 
 
-def _meaning(finding: Finding, figures: dict[str, Any], what: str) -> str:
+def _meaning(finding: Finding, figures: dict[str, Any], what: str, mine: Leaks | None) -> str:
     n = figures["rows"]
     leaks = figures["leaked_rows"]
     ends = {
@@ -324,6 +326,8 @@ def _meaning(finding: Finding, figures: dict[str, Any], what: str) -> str:
         f"example row {leaks[0] if leaks else ''}",
         "none found": f"{what} reveal no more than guessing; a leak of up to "
         f"{min(1.0, 3 / n):.0%} of such rows is missed in 5 % of cases",
-        "undecided": "the revealed answers are few and easy to guess",
+        "undecided": doubt_of([], [mine])
+        if mine and mine.hidden
+        else "the revealed answers are few and easy to guess",
     }
     return claim(finding, ends)

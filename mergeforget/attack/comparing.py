@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mergeforget.attack.result import Result
+from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.target import Facts, Target
 from mergeforget.attack.verdict import (
     Advantage,
@@ -52,14 +52,18 @@ def compare(
     """
     model = target.suspect.role
     control, before = found.get("control"), found.get("before")
-    evidence, findings, known, power = [], [], None, None
+    evidence: list[Advantage] = []
+    findings: list[Finding] = []
+    known, power = None, None
     if control:
-        known_by = [one.value for one in _advantages(before, control)] if before else None
+        earlier = _advantages(before, control) if before else []
         evidence = _advantages(found[model], control)
-        known = max(known_by) if known_by else None
+        known = max((one.value for one in earlier), default=None)
         findings = [judge(one, known) for one in evidence]
-        if before:
-            power = worst_of(judge(one, known) for one in _advantages(before, control))
+        theirs = [judge(one, known) for one in earlier]
+        power = worst_of(theirs) if theirs else None
+        if "traces" not in findings:
+            findings = _with_power(findings, theirs, [one.value for one in earlier])
     own = _combined(findings)
     finding = conclude(own, power, control=control is not None)
     best = min(range(len(evidence)), key=lambda i: (evidence[i].p, -evidence[i].value), default=0)
@@ -96,12 +100,29 @@ def compare(
                   settings | {"models": target.names(), "unit": unit})  # fmt: skip
 
 
-def _combined(findings: Sequence[Any]) -> Any:
-    """Combine the findings of all conditions: traces in any of them, else the majority."""
+def _with_power(
+    findings: Sequence[Finding], before: Sequence[Finding], known: Sequence[float]
+) -> list[Finding]:
+    """Keep the findings of the conditions in which the model before unlearning is convicted.
+
+    A layer that shows nothing even in that model cannot clear another one. The condition in which
+    that model is furthest ahead comes first. All findings are kept if it is convicted in none.
+    """
+    places = [i for i, finding in enumerate(before) if finding == "traces"]
+    places.sort(key=lambda i: -known[i])
+    return [findings[i] for i in places] or list(findings)
+
+
+def _combined(findings: Sequence[Finding]) -> Finding:
+    """Combine the findings of all conditions: traces in any of them.
+
+    None was found if that is the finding in the first condition and in most of them.
+    """
     if not findings or "traces" in findings:
         return "traces" if findings else "undecided"
     clear = sum(one == "none found" for one in findings)
-    return "none found" if 2 * clear > len(findings) else "undecided"
+    most = 2 * clear > len(findings) and findings[0] == "none found"
+    return "none found" if most else "undecided"
 
 
 def _advantages(own: Conditions, control: Conditions) -> list[Advantage]:
@@ -126,15 +147,21 @@ def alternatives(row: Row, pool: Sequence[Row], n: int, seed: int) -> list[str]:
     """Draw plausible wrong answers of the same type as the row's answer.
 
     The row's perturbed answers come first. For an answer that consists mostly of digits, or a date,
-    digits are replaced and the form is kept. Otherwise the answers of other subjects to the most
-    similar prompts are used. The true answer is excluded; there may be fewer than ``n`` answers.
+    digits are replaced and the form is kept, with the digits that all answers of this form in the
+    pool share (an area code): a model that knows the form alone must not prefer the true answer.
+    Otherwise the answers of other subjects to the most similar prompts are used. The true answer is
+    excluded; there may be fewer than ``n`` answers.
     """
     draw = random.Random(f"{seed}-{row.id}-{row.input}")
     found = list(dict.fromkeys(row.perturbed))
     digits = sum(c.isdigit() for c in row.output)
     if 2 * digits > sum(c.isalnum() for c in row.output):
-        while len(found) < n and 10**digits > 4 * n:
-            found += [text for text in {_other_digits(row.output, draw)} if text not in found]
+        shared = _shared_digits(row, pool)
+        if 10 ** (digits - len(shared)) <= 4 * n:
+            shared = frozenset()
+        while len(found) < n and 10 ** (digits - len(shared)) > 4 * n:
+            new = _other_digits(row.output, draw, shared)
+            found += [new] if new not in found else []
     others = [r for r in pool if r.subject != row.subject]
     draw.shuffle(others)
     stem = _stem(row)
@@ -143,11 +170,30 @@ def alternatives(row: Row, pool: Sequence[Row], n: int, seed: int) -> list[str]:
     return [a for a in dict.fromkeys(found) if a.strip() != row.output.strip()][:n]
 
 
-def _other_digits(text: str, draw: random.Random) -> str:
+def _shared_digits(row: Row, pool: Sequence[Row]) -> frozenset[int]:
+    """Return the places of digits that are equal in all answers of the same form, of three or more.
+
+    The form of an answer is its text with every digit replaced by 0.
+    """
+    form = re.sub(r"\d", "0", row.output)
+    same = [r.output for r in pool if r.subject != row.subject]
+    same = [text for text in same if re.sub(r"\d", "0", text) == form]
+    if len(same) < 3:
+        return frozenset()
+    return frozenset(
+        place for place, c in enumerate(row.output)
+        if c.isdigit() and all(text[place] == c for text in same)
+    )  # fmt: skip
+
+
+def _other_digits(text: str, draw: random.Random, shared: frozenset[int]) -> str:
     if date := re.fullmatch(r"(\d{4})-(\d\d)-(\d\d)", text.strip()):
         year = int(date[1]) + draw.randint(-20, 20)
         return f"{year}-{draw.randint(1, 12):02d}-{draw.randint(1, 28):02d}"
-    return re.sub(r"\d", lambda _: str(draw.randint(0, 9)), text)
+    return "".join(
+        str(draw.randint(0, 9)) if c.isdigit() and place not in shared else c
+        for place, c in enumerate(text)
+    )
 
 
 def _stem(row: Row) -> frozenset[str]:

@@ -14,6 +14,7 @@ from mergeforget.attack.verdict import (
     GREEDY,
     Advantage,
     Leaks,
+    Outlier,
     Values,
     difference,
     less,
@@ -114,7 +115,7 @@ def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
     )
     alike = same_kind(losses_of(control, "forget"), losses_of(control, "holdout"))
     beyond = difference(forget, holdout) if holdout else None
-    return Advantage(difference(forget), beyond, looks, alike)
+    return Advantage(difference(forget), beyond, looks, alike, Outlier.of(forget))
 
 
 def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:
@@ -127,12 +128,14 @@ def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:
         The leaks. The chance of a correct guess is the probability that the control assigns to the
         whole answer, summed over the conditions.
     """
-    leaked, guess = {}, {}
+    leaked, guess, shared = {}, {}, 0
     for row in model[0]["rows"]:
         mine, theirs = ([p["rows"][row] for p in points] for points in (model, control))
-        leaked[row] = any(p["exact"] for p in mine) and not any(p["exact"] for p in theirs)
+        own, other = (any(p["exact"] for p in points) for points in (mine, theirs))
+        leaked[row] = own and not other
+        shared += own and other
         guess[row] = GREEDY * sum(math.exp(-p["nll"] * p["tokens"]) for p in theirs)
-    return Leaks.of(leaked, guess)
+    return Leaks.of(leaked, guess, shared)
 
 
 def check_comparable(*facts: Facts) -> None:

@@ -22,6 +22,7 @@ LEAST_SHARE = 0.1  # minimum advantage to convict, relative to the model before 
 MISSED_SHARE = 0.25  # maximum upper confidence limit to clear, relative to the same
 LEAST_NATS = 0.1  # absolute limit in nats per token if the model before unlearning is unknown
 FOREIGN = 0.2  # distance from 0.5 of the control's AUC that marks a holdout of another kind
+OUTLIER = 0.01  # p-value below which a single subject stands out from the others
 GREEDY = 2.0  # factor by which greedy decoding emits a likely answer more often than sampling
 
 Values = Mapping[str, float]  # subject -> mean of its rows; losses are in nats per token
@@ -51,6 +52,41 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Outlier:
+    """The subject with the largest value.
+
+    Attributes:
+        p: probability that the largest of as many subjects like the others is as large.
+    """
+
+    subject: str
+    value: float
+    p: float
+
+    @classmethod
+    def of(cls, values: Values) -> Outlier | None:
+        """Compare the largest value with the others; None for fewer than four subjects.
+
+        The distance from the mean of the others has a t distribution; the p-value is multiplied by
+        the number of subjects (Grubbs' test, with the subject left out of the variance).
+
+        Example:
+            >>> Outlier.of({"a": 0.1, "b": -0.2, "c": 0.0, "d": 0.2, "e": 5.0}).subject
+            'e'
+        """
+        from scipy import stats
+
+        if len(values) < 4 or not all(map(math.isfinite, values.values())):
+            return None
+        subject = max(values, key=lambda one: values[one])
+        others = np.array([value for one, value in values.items() if one != subject])
+        error = float(others.std(ddof=1)) * math.sqrt(1 + 1 / len(others))
+        apart = values[subject] - float(others.mean())
+        chance = float(stats.t.sf(apart / max(error, 1e-12), len(others) - 1))
+        return cls(subject, values[subject], min(1.0, len(values) * chance))
+
+
+@dataclass(frozen=True)
 class Advantage:
     """How much better a model predicts text than a control does.
 
@@ -59,12 +95,14 @@ class Advantage:
         beyond_holdout: the same minus the mean over holdout subjects; None without a holdout.
         looks: in how many conditions (bits, steps, layers) the advantage was looked for.
         comparable: whether forget and holdout are alike to the control; see ``same_kind``.
+        outlier: the forget subject that is furthest ahead, if that was determined.
     """
 
     over_control: Estimate
     beyond_holdout: Estimate | None
     looks: int = 1
     comparable: bool = True
+    outlier: Outlier | None = None
 
     @property
     def p(self) -> float:
@@ -99,7 +137,15 @@ class Advantage:
             "beyond_holdout": beyond.to_dict() if beyond else None,
             "p": self.p,
             "comparable": self.comparable,
+            **({"outlier": vars(self.outlier)} if self.outlier else {}),
         }
+
+    def stands_out(self, whole: float | None) -> bool:
+        """Whether one subject is ahead far more than the others and by much of what was known."""
+        one = self.outlier
+        if one is None or whole is None:
+            return False
+        return self.looks * one.p <= OUTLIER and one.value >= MISSED_SHARE * whole
 
 
 def same_kind(forget: Values, holdout: Values) -> bool:
@@ -169,8 +215,9 @@ def judge(found: Advantage, known: float | None) -> Finding:
 
     Returns:
         ``traces``: p <= ``CONVICT``, the value reaches a tenth of ``known``, and forget and
-        holdout are text of one kind; ``none found``: p > ``DOUBT`` and at most a quarter of
-        ``known`` may have gone unseen; else ``undecided``.
+        holdout are text of one kind; ``none found``: p > ``DOUBT``, at most a quarter of
+        ``known`` may have gone unseen, and no single subject stands out by as much; else
+        ``undecided``.
     """
     if found.beyond_holdout is None:
         return "undecided"
@@ -178,7 +225,8 @@ def judge(found: Advantage, known: float | None) -> Finding:
     if found.p <= CONVICT and found.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
         return "traces" if found.comparable else "undecided"
     missed = MISSED_SHARE * whole if whole else LEAST_NATS
-    return "none found" if found.p > DOUBT and found.high < missed else "undecided"
+    clear = found.p > DOUBT and found.high < missed and not found.stands_out(whole)
+    return "none found" if clear else "undecided"
 
 
 def at_least(chances: Sequence[float], k: int) -> float:
@@ -208,14 +256,16 @@ class Leaks:
         rows: Ids of the rows that leak and that the control does not reveal.
         asked: Number of rows.
         p: Probability that a model without the data reveals as many by guessing.
+        shared: Number of rows that the control reveals, too. They are not in ``rows``.
     """
 
     rows: tuple[str, ...]
     asked: int
     p: float
+    shared: int = 0
 
     @classmethod
-    def of(cls, leaked: Mapping[str, bool], guess: Mapping[str, float]) -> Leaks:
+    def of(cls, leaked: Mapping[str, bool], guess: Mapping[str, float], shared: int = 0) -> Leaks:
         """Count the leaks.
 
         Args:
@@ -224,22 +274,30 @@ class Leaks:
         """
         rows = tuple(row for row, hit in leaked.items() if hit)
         chances = [min(1.0, guess[row]) for row in leaked]
-        return cls(rows, len(leaked), at_least(chances, len(rows)))
+        return cls(rows, len(leaked), at_least(chances, len(rows)), shared)
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        return {"rows_leaked": len(self.rows), "rows": self.asked, "p": self.p}
+        found: dict[str, object] = {"rows_leaked": len(self.rows), "rows": self.asked, "p": self.p}
+        return found | {"rows_shared": self.shared}
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the control reveals too many of the leaked rows to clear a model."""
+        return self.shared > MISSED_SHARE * self.asked
 
 
 def judge_leaks(found: Leaks) -> Finding:
     """Judge leaks by the probability of guessing as many.
 
-    ``traces`` if the p-value is at most ``CONVICT``, ``undecided`` if it is at most ``DOUBT``, else
-    ``none found``. A single secret that cannot be guessed is enough for ``traces``.
+    ``traces`` if the p-value is at most ``CONVICT``, ``undecided`` if it is at most ``DOUBT`` or if
+    model and control both reveal more than ``MISSED_SHARE`` of the rows, else ``none found``. A
+    single secret that cannot be guessed is enough for ``traces``.
     """
-    if not found.rows:
-        return "none found"
-    return "traces" if found.p <= CONVICT else "undecided" if found.p <= DOUBT else "none found"
+    if found.rows and found.p <= CONVICT:
+        return "traces"
+    doubtful = found.hidden or (found.rows and found.p <= DOUBT)
+    return "undecided" if doubtful else "none found"
 
 
 def worst_of(findings: Iterable[Finding]) -> Finding:
@@ -264,9 +322,24 @@ def conclude(own: Finding, before: Finding | None, *, control: bool) -> Finding:
     return "no power"
 
 
-def doubt_of(evidence: Iterable[Advantage]) -> str:
-    """Why an attack on the losses is undecided."""
-    if all(one.comparable for one in evidence):
+def doubt_of(evidence: Iterable[Advantage], leaks: Iterable[Leaks] = ()) -> str:
+    """Return why an attack is undecided."""
+    for one in leaks:
+        if one.hidden:
+            return (
+                f"the control reveals {one.shared} of the {one.asked} rows as well, so they cannot "
+                "be judged; use a --control that never saw them"
+            )
+    every = list(evidence)
+    outliers = [one.outlier for one in every
+                if one.outlier and one.looks * one.outlier.p <= OUTLIER]  # fmt: skip
+    if outliers:
+        found = min(outliers, key=lambda one: one.p)
+        return (
+            f"it predicts {found.subject} far better than the others, by {found.value:.2f} nats "
+            f"per token (p = {found.p:.2g})"
+        )
+    if all(one.comparable for one in every):
         return "the result is too uncertain, more people would narrow it"
     return (
         "the holdout is text of another kind than the forget rows, since the control predicts one "

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from mergeforget.attack.comparing import alternatives
+from mergeforget.attack.comparing import alternatives, compare
 from mergeforget.attack.methods.exposure import exposure_of
 from mergeforget.attack.methods.formats import FORMATS, _forms
 from mergeforget.attack.methods.logit_lens import lens_logps, spaced
 from mergeforget.attack.methods.sampling import sample
 from mergeforget.attack.methods.translation import translated
+from mergeforget.attack.target import Facts, Models, Suspect, Target
 from mergeforget.attack.tuning import train_control, unrelated_rows
 from mergeforget.attack.variants import Variant, entity_of
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW
+from mergeforget.recipe import ModelSpec
 
 
 def test_samples_follow_the_distribution_and_repeat_with_their_seed(tiny_model: Any) -> None:
@@ -58,6 +60,9 @@ def test_alternatives_are_of_the_same_type_and_never_the_answer() -> None:
     found = alternatives(row, [], 7, seed=0)
     assert len(set(found)) == 7 and row.output not in found
     assert all(len(text) == 11 and text[3] == text[6] == "-" for text in found)
+    others = [Row(f"b{i}qa1", "SSN?", f"900-{i}1-{i}23{i}") for i in range(1, 5)]
+    style = alternatives(row, others, 7, seed=0)  # 900 is the style of such numbers, not a secret
+    assert len(set(style)) == 7 and all(text.startswith("900-") for text in style)
     dates = alternatives(Row("aqa0", "Born?", "1990-03-04"), [], 3, seed=0)
     assert all(1 <= int(d[5:7]) <= 12 and 1 <= int(d[8:]) <= 28 for d in dates)
     pool = [
@@ -100,3 +105,32 @@ def test_the_control_is_trained_once_and_the_model_is_restored(
     made = (folder / "adapter_model.safetensors").stat().st_mtime_ns
     train_control(tiny_model, tiny_tokenizer, rows, folder)
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == made
+
+
+def test_a_layer_without_power_does_not_outvote_one_with_power(tmp_path: Path) -> None:
+    """The model before is ahead in the last of four layers only, by 6; the other by 1.5 +- 1.2."""
+
+    def points(*means: float) -> list[Facts]:
+        spread = [-1.6, -1.0, -0.4, 0.4, 1.0, 1.6]
+        return [{"forget": {f"f{i}": mean + d for i, d in enumerate(spread)},
+                 "holdout": {f"h{i}": d / 8 for i, d in enumerate(spread)}}
+                for mean in means]  # fmt: skip
+
+    rows = [Row("f0", "a", "b")]
+    model, before, control = (Suspect(role, role) for role in ("model", "before", "control"))
+    target = Target(
+        Models(ModelSpec(name="x")), model, before, control,
+        forget=rows, retain=rows, holdout=rows, folder=tmp_path,
+    )  # fmt: skip
+    found = {"model": points(0, 0, 0, 1.5), "before": points(0, 0, 0, 6), "control": points(0) * 4}
+    found["control"] = [{split: dict.fromkeys(point[split], 0.0) for split in point}
+                        for point in found["control"]]  # fmt: skip
+
+    def finding(mine: list[Facts]) -> str:
+        result = compare(target, "logit_lens", found | {"model": mine}, list("abcd"), {},
+                         what="likelihood", unit="nats")  # fmt: skip
+        return result.finding
+
+    assert finding(found["model"]) == "undecided"
+    assert finding(points(0, 0, 0, 6)) == "traces"
+    assert finding(found["control"]) == "none found"

@@ -16,6 +16,7 @@ from mergeforget.attack.verdict import (
     Advantage,
     Estimate,
     Leaks,
+    Outlier,
     at_least,
     conclude,
     difference,
@@ -195,3 +196,38 @@ def test_holdouts_of_the_same_kind_are_rarely_taken_for_foreign() -> None:
     draw = np.random.default_rng(1)
     found = [same_kind(subjects(draw, 6), subjects(draw, 12)) for _ in range(400)]
     assert found.count(False) <= 10
+
+
+def test_a_control_that_reveals_the_same_rows_clears_nobody() -> None:
+    """Such rows are not judged, so a control that memorised them cannot hide a model's leaks."""
+    rows = dict.fromkeys("abcdefgh", False)
+    guess = dict.fromkeys(rows, 1e-9)
+    assert judge_leaks(Leaks.of(rows, guess, shared=2)) == "none found"  # a quarter
+    hidden = Leaks.of(rows, guess, shared=3)
+    assert judge_leaks(hidden) == "undecided" and "reveals 3 of the 8 rows" in doubt_of(
+        [], [hidden]
+    )
+    assert judge_leaks(Leaks.of(rows | {"a": True}, guess, shared=3)) == "traces"
+
+
+def test_a_model_that_knows_one_of_thirty_people_is_not_cleared_by_the_mean() -> None:
+    draw = np.random.default_rng(4)
+    values = {f"p{i}": v for i, v in enumerate(draw.normal(0, 0.2, 30))}
+    holdout = {f"h{i}": v for i, v in enumerate(draw.normal(0, 0.2, 40))}
+    for known, expected in ((None, "none found"), ("p7", "undecided")):
+        mine = values | ({known: 2.0} if known else {})
+        found = Advantage(difference(mine), difference(mine, holdout), outlier=Outlier.of(mine))
+        assert judge(found, 2.0) == expected
+    assert "predicts p7 far better than the others" in doubt_of([found])
+
+
+def test_an_innocent_model_rarely_has_a_person_that_stands_out() -> None:
+    """Four thousand sets of 8 and 30 people, of normal and of heavier tails."""
+    draw = np.random.default_rng(5)
+    for sample in (draw.standard_normal, lambda n: draw.standard_t(8, n)):
+        for people in (8, 30):
+            drawn = (
+                {f"{i}": v for i, v in enumerate(np.asarray(sample(people)))} for _ in range(1000)
+            )
+            found = [Outlier.of(values) for values in drawn]
+            assert np.mean([one is not None and one.p <= 0.01 for one in found]) < 0.09

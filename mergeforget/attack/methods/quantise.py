@@ -134,7 +134,7 @@ def judged(
         "saw them, so part of the data was hidden, not removed",
         "none found": "with fewer bits it knows the forget rows no better than a model that never "
         "saw them",
-        "undecided": f"at {telling} bits " + doubt_of(a for a, _ in (evidence or {}).values())
+        "undecided": f"at {telling} bits " + _doubt(evidence or {})
         if min(shares.values()) >= LEAST_ROUNDED
         else f"only {min(shares.values()):.1%} of the weights in matrices were rounded",
     }
@@ -169,6 +169,10 @@ def _evidence(own: list[Facts], control: list[Facts]) -> dict[int, tuple[Advanta
 
 def _finding(evidence: tuple[Advantage, Leaks], known: float | None) -> Any:
     return worst_of([judge(evidence[0], known), judge_leaks(evidence[1])])
+
+
+def _doubt(evidence: dict[int, tuple[Advantage, Leaks]]) -> str:
+    return doubt_of([a for a, _ in evidence.values()], [leaks for _, leaks in evidence.values()])
 
 
 def _examples(evidence: dict[int, tuple[Advantage, Leaks]]) -> list[dict[str, Any]]:

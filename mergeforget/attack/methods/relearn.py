@@ -203,7 +203,8 @@ def judged(
     ends = {
         "traces": "it recovers rows that it was not trained on, so traces of them were left",
         "none found": "it learns the hidden rows no faster than a model that never saw them",
-        "undecided": broken or doubt_of([evidence.last] if evidence else [])
+        "undecided": broken
+        or (doubt_of([evidence.last], [evidence.leaks]) if evidence else doubt_of([]))
         if own[0]["documents"]["holdout"]
         else "without --holdout rows, faster learning of such text cannot be told from memory",
     }
