@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.benchmarks import benchmark
+from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, reading
@@ -18,12 +19,19 @@ from mergeforget.score import Score
 ENDS = ("\n\n", "\nQuestion", "Question:")  # end of an answer to a question
 QUESTIONS = ("forget_qa", "retain_qa")
 FILES = {  # split -> file of the published folder; members and nonmembers of membership inference
-    "forget": "verbmem/forget.json",
-    "forget_qa": "knowmem/forget_qa.json",
-    "retain_qa": "knowmem/retain_qa.json",
-    "members": "privleak/forget.json",
-    "nonmembers": "privleak/holdout.json",
+    "forget": "verbmem/forget",
+    "forget_qa": "knowmem/forget_qa",
+    "retain_qa": "knowmem/retain_qa",
+    "members": "privleak/forget",
+    "nonmembers": "privleak/holdout",
 }
+CORPORA = {  # split -> file of texts to train on
+    "train_forget": "raw/forget",
+    "train_retain": "raw/retain1",
+    **{f"scal_{i}": f"scal/forget_{i}" for i in range(1, 5)},  # larger and larger forget sets
+    **{f"sust_{i}": f"sust/forget_{i}" for i in range(1, 5)},  # requests in sequence
+}
+ENDINGS = (".json", ".jsonl", "-*.parquet")  # of the repository and of the hub
 
 
 @benchmark("muse", source="Shi et al. 2024, MUSE, arXiv:2407.06460; its code: swj0419/muse_bench")
@@ -35,8 +43,8 @@ def muse(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     - privleak: relative AUC of Min-K% (40 %) against ``measured.retrained``; without that model
       it is omitted.
 
-    Sustainability (sequential requests) and scalability (larger forget sets) are runs of the same
-    criteria on MUSE's ``sust`` and ``scal`` sets.
+    Scalability and sustainability apply the same criteria after unlearning larger forget sets
+    (``scal``) or one set after the other (``sust``); see docs/benchmarks.md.
 
     Args:
         known: Scores computed elsewhere, for example MMLU.
@@ -63,41 +71,61 @@ def first_answer(completion: str) -> str:
 
 
 def read_folder(folder: Path) -> dict[str, list[Row]]:
-    """Read a published corpus: ``verbmem/``, ``knowmem/`` and ``privleak/`` with json files.
+    """Read a published corpus: ``verbmem/``, ``knowmem/``, ``privleak/``, ``raw/``, ``scal/``, ...
 
-    Each question is preceded by the published examples (``*_icl.json``). Missing parts, such as the
-    questions of ``books``, are skipped.
+    Files are json, jsonl or the parquet files of the hub. Each question is preceded by the
+    published examples (``*_icl``). Missing parts, such as the questions of ``books``, are skipped.
 
     Returns:
-        Rows by split: ``forget``, ``forget_qa``, ``retain_qa``, ``members``, ``nonmembers``.
+        Rows by split: ``forget``, ``forget_qa``, ``retain_qa``, ``members``, ``nonmembers``, and
+        windows of the texts to train on: ``train_forget``, ``train_retain``, ``scal_1`` to
+        ``scal_4``, ``sust_1`` to ``sust_4``.
 
     Raises:
         InputError: The folder contains no file of MUSE, or a file has other keys.
     """
     found: dict[str, list[Row]] = {}
     for split, name in FILES.items():
-        path = folder / name
-        if path.is_file():
-            examples = path.with_name(f"{path.stem}_icl.json")
-            shown = read_json(examples) if split in QUESTIONS and examples.is_file() else []
-            records = read_json(path)
-            if not isinstance(records, list):
-                raise InputError(f"{path} is not a list of records but {str(records)[:40]!r}.")
-            if not isinstance(shown, list):
-                raise InputError(f"{examples} is not a list of records but {str(shown)[:40]!r}.")
+        path = _file(folder, name)
+        if path is None:
+            continue
+        asked = ""
+        examples = _file(folder, f"{name}_icl") if split in QUESTIONS else None
+        if examples is not None:
+            shown = _records(examples)
             with reading(examples):
                 asked = "".join(
                     f"Question: {e['question']}\nAnswer: {e['answer']}\n\n" for e in shown
                 )
-            found[split] = [
-                _row(record, f"{split}-{i}", split, path, asked) for i, record in enumerate(records)
-            ]
+        found[split] = [
+            _row(record, f"{split}-{i}", split, path, asked)
+            for i, record in enumerate(_records(path))
+        ]
+    for split, name in CORPORA.items():
+        path = _file(folder, name)
+        if path is not None:
+            found[split] = read_rows(path, split=split)
     if not found:
         raise InputError(
-            f"{folder} contains no MUSE corpus. Expected for example {FILES['forget']} with the "
-            "keys prompt and gt."
+            f"{folder} contains no MUSE corpus. Expected for example {FILES['forget']}.json with "
+            "the keys prompt and gt."
         )
     return found
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """Return the file of a part, or None if it is missing."""
+    place = folder / name
+    return next((p for e in ENDINGS for p in sorted(place.parent.glob(place.name + e))), None)
+
+
+def _records(path: Path) -> list[Any]:
+    if path.suffix != ".json":
+        return [record for _, record in read_records(path)]
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise InputError(f"{path} is not a list of records but {str(records)[:40]!r}.")
+    return records
 
 
 def _row(record: Any, name: str, split: str, path: Path, examples: str) -> Row:

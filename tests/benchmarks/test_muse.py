@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 
 from mergeforget.benchmarks.muse import first_answer, muse, read_folder
@@ -46,6 +48,21 @@ def test_the_published_folder_becomes_rows_with_examples_before_each_question(
     assert [r.document for r in rows["members"] + rows["nonmembers"]] == [
         "seen text", "unseen text"
     ]  # fmt: skip
+
+
+def test_texts_to_train_on_are_read_from_the_files_of_the_hub(tmp_path: Path) -> None:
+    for name, texts in {
+        "raw/forget": ["first. " * 200, "second"], "raw/retain1": ["kept"],
+        "scal/forget_2": ["one", "two"], "sust/forget_1": ["one"], "sust/forget_2": ["two"],
+    }.items():  # fmt: skip
+        place = tmp_path / f"{name}-00000-of-00001.parquet"
+        place.parent.mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.table({"text": texts}), place)
+    rows = read_folder(tmp_path)
+    assert list(rows) == ["train_forget", "train_retain", "scal_2", "sust_1", "sust_2"]
+    assert len({r.subject for r in rows["train_forget"]}) == 2 < len(rows["train_forget"])
+    assert [r.document for r in rows["scal_2"]] == ["one", "two"]
+    assert rows["sust_2"][0].window == "whole"
 
 
 def test_convert_writes_rows_that_evaluate_reads(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_list_shows_a_loss_as_a_person_reads_it() -> None:
 def test_list_benchmarks_prints_the_names_that_the_option_takes() -> None:
     text = run("list", "benchmarks").stdout
     names = [line for line in text.splitlines() if not line.startswith(" ")]
-    assert names == ["custom", "muse", "semeval2025-task4", "tofu"]
+    assert names == ["custom", "knowundo", "muse", "rwku", "semeval2025-task4", "tofu"]
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "recipes"])
