@@ -41,6 +41,24 @@ class Projection:
         return self.hidden @ self.weight.T
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """Deferred logits ``z - alpha relu(z_reinforced - z)`` of two sources; see the loss whp."""
+
+    base: Tensor | Projection
+    reinforced: Tensor | Projection
+    alpha: float
+
+    def chunk(self, n: slice) -> Tensor:
+        """Logits of some tokens, float32 or wider, without a gradient."""
+        base, reinforced = _chunk(self.base, n), _chunk(self.reinforced, n)
+        assert base is not None and reinforced is not None
+        return base - self.alpha * F.relu(reinforced - base)
+
+
+Other = Tensor | Projection | Contrast | None  # predictions that a target is made of
+
+
 def rows_of(source: Tensor | Projection | None, n: slice) -> Tensor | Projection | None:
     """Return the predictions of some tokens, as a view."""
     if isinstance(source, Projection):
@@ -70,7 +88,7 @@ def top_labels(source: Tensor | Projection) -> Tensor:
 
 
 def divergence(
-    source: Tensor | Projection, other: Tensor | Projection | None, labels: Tensor, target: Target
+    source: Tensor | Projection, other: Other, labels: Tensor, target: Target
 ) -> tuple[Tensor, Tensor]:
     """Divergence of predictions from a fixed target distribution.
 
@@ -136,7 +154,7 @@ class _Divergence(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
-        other: Tensor | Projection | None,
+        other: Other,
         labels: Tensor,
         target: Target,
     ) -> tuple[Tensor, Tensor]:
@@ -177,11 +195,13 @@ def _divergence(logits: Tensor, log_target: Tensor) -> tuple[Tensor, Tensor]:
     return (t * (finite - log_p)).sum(-1), -(t * finite).sum(-1)
 
 
-def _chunk(source: Tensor | Projection | None, n: slice) -> Tensor | None:
+def _chunk(source: Other, n: slice) -> Tensor | None:
     """Return the logits of some tokens, float32 or wider, without a gradient."""
     if source is None:
         return None
     with torch.no_grad():
+        if isinstance(source, Contrast):
+            return source.chunk(n)
         if isinstance(source, Tensor):
             return widened(source[n])
         return widened(source.hidden[n] @ source.weight.T)

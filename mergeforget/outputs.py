@@ -54,7 +54,10 @@ class TokenOutputs:
         hidden: Hidden states by layer, (tokens, width), if a loss reads them.
         row_total: Weighted number of sequences in the whole optimiser step; None uses this batch.
         token_total: Weighted number of positions of each kind in the whole optimiser step.
-        refusal: The same model's outputs for refusals to the same prompts.
+        refusal: The same model's outputs for refusals, or other answers, to the same prompts.
+        reinforced: Outputs of the reinforced model, next to those of the reference; see whp.
+        scores: (tokens,) score of each token in [0, 1]; see atwu.
+        efforts: (rows,) weight of each sequence; see egup.
         weights: (rows,) weight of each sequence in means; weight 2 counts it twice. None is
             all ones.
         own_total: Weighted rows of this batch, and weighted positions by kind, if they are
@@ -77,6 +80,9 @@ class TokenOutputs:
     row_total: float | None = None
     token_total: Mapping[int, float] | None = None
     refusal: TokenOutputs | None = None
+    reinforced: TokenOutputs | None = None
+    scores: Tensor | None = None
+    efforts: Tensor | None = None
     weights: Tensor | None = None
     own_total: tuple[float, Mapping[int, float]] | None = None
     known_logps: Tensor | None = None
@@ -197,7 +203,9 @@ class TokenOutputs:
 
     def apart(self) -> list[TokenOutputs]:
         """Return the outputs of each micro-batch as views, so gradients reach the joint pass."""
-        refusals = [None] * len(self.parts) if self.refusal is None else self.refusal.apart()
+        none = [None] * len(self.parts)
+        refusals = none if self.refusal is None else self.refusal.apart()
+        reinforced = none if self.reinforced is None else self.reinforced.apart()
         known = self.__dict__.get("token_logps", self.known_logps)
         return [
             TokenOutputs(
@@ -210,12 +218,15 @@ class TokenOutputs:
                 row_total=self.row_total,
                 token_total=self.token_total,
                 refusal=refusal,
+                reinforced=strong,
+                scores=None if self.scores is None else self.scores[part.tokens],
+                efforts=None if self.efforts is None else self.efforts[part.rows],
                 weights=None if self.weights is None else self.weights[part.rows],
                 own_total=(part.total, part.kinds),
                 known_logps=None if known is None else known[part.tokens],
                 levels=None if self.levels is None else self.levels[part.rows],
             )
-            for part, refusal in zip(self.parts, refusals, strict=True)
+            for part, refusal, strong in zip(self.parts, refusals, reinforced, strict=True)
         ]
 
     def _of_one(self) -> None:

@@ -88,12 +88,57 @@ class Full(RecipeSection):
 
 
 class Tokens(RecipeSection):
-    """Tokenisation of rows; values other than the defaults reproduce ZJUKLAB's code."""
+    """Tokenisation of rows; other values reproduce the code of ZJUKLAB and of iShumei.
 
-    join: Literal[" ", ""] = " "  # between prompt and answer
+    Attributes:
+        join: Separator of prompt and answer. With "" they are tokenised separately, unless
+            ``together`` is true.
+        together: Tokenise prompt and answer as one text without a separator; needs ``join: ""``.
+        truncate: ``prompt`` removes tokens at the beginning of the prompt of a row that is too
+            long, ``end`` at the end of the row.
+    """
+
+    join: Literal[" ", ""] = " "
+    together: bool = False
+    truncate: Literal["prompt", "end"] = "prompt"
     prompt_tokens: Positive | None = None  # maximum; truncated on the left
     padding: Literal["none", "left", "right"] = "none"  # none: rows are packed
     pad_to: Literal["longest", "max_length"] = "longest"  # longest: of the micro-batch
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Tokens:
+        if self.together and self.join:
+            raise ValueError(
+                'tokens.together belongs to join: ""; with a space both are one text already'
+            )
+        if self.truncate == "end" and self.prompt_tokens is not None:
+            raise ValueError("tokens.prompt_tokens cuts the prompt: leave out truncate: end")
+        return self
+
+
+class Reinforce(RecipeSection):
+    """Training on the forget set that makes the reinforced model; see the loss whp."""
+
+    epochs: Positive = 3
+    learning_rate: Rate = 1e-4
+
+
+class Scorer(RecipeSection):
+    """The scorer of tokens; see the loss atwu and ``mergeforget.train.weighting``.
+
+    Attributes:
+        rate: Learning rate of the scorer.
+        every: Steps of the model for one step of the scorer.
+        budget: Share of the tokens of a row that shall be selected.
+        entropy, population, l2: Weights of the entropy, of the budget and of the squared norm.
+    """
+
+    rate: Rate = 0.05
+    every: Positive = 10
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.2
+    entropy: NotNegative = 1.0
+    population: NotNegative = 1.0
+    l2: NotNegative = 0.01
 
 
 class AutoRate(RecipeSection):
@@ -210,11 +255,16 @@ class Training(RecipeSection):
     ``batches: by_set``, every step has rows of one set, in random order, and an epoch has every row
     of every set, including refusals, once. With ``chunk_rows``, the forget set is trained in
     chunks: all epochs of one chunk before the next, each with a new optimiser.
+    With ``folds``, the forget set is divided into so many folds of whole subjects, and stage i
+    forgets the first i of them and retains the others (layered unlearning).
     """
 
     objective: Annotated[list[Term], Field(min_length=1)]
     transforms: list[Transform] = []
     refusals: str | None = None  # file with one per line, for losses that need them
+    alternates: str | None = None  # file of other answers, for altpo and egup; None: the model's
+    reinforce: Reinforce | None = None  # of the loss whp; None: its defaults
+    scorer: Scorer | None = None  # of the loss atwu; None: its defaults
     direction: Literal["sum", "ngdiff", "gru", "sam"] = "sum"  # combination of the two gradients
     gru_smoothing: Annotated[float, Field(gt=0, le=1)] = 0.8  # of the retain gradient, with gru
     sam_radius: Rate = 0.01  # norm of the weight perturbation, with sam
@@ -229,6 +279,7 @@ class Training(RecipeSection):
     gradient_accumulation: Positive | Literal["epoch"] = 4  # epoch: one step per epoch
     batches: Literal["together", "alternating", "by_set"] = "together"
     chunk_rows: Positive | None = None
+    folds: Annotated[int, Field(ge=2)] | None = None
     retain_per_forget: Positive = 1  # retain rows per forget row
     schedule: Literal["linear", "constant", "cosine"] = "linear"
     warmup_epochs: NotNegative = 0.0
@@ -294,6 +345,18 @@ class Training(RecipeSection):
             raise ValueError("auto_rate chooses the learning rate: leave out warmup_epochs")
         if self.chunk_rows and self.batches != "together":
             raise ValueError(f"chunk_rows needs batches: together, not {self.batches}")
+        alone = self.chunk_rows or self.until or self.watch
+        if self.folds and (alone or self.batches != "together"):
+            raise ValueError(
+                "folds trains in stages of its own: set batches: together, and leave out "
+                "chunk_rows, until and watch"
+            )
+        if self.folds and "retain" not in sets:
+            raise ValueError(
+                "folds retains the folds that are not forgotten yet: add a retain term"
+            )
+        if self.folds and self.retain_rows == "same_index":
+            raise ValueError("folds draws retain rows by stage: leave out retain_rows: same_index")
         if self.batches == "by_set" and self.direction != "sum":
             raise ValueError(
                 f"batches: by_set has one set per step, but direction {self.direction} needs two"

@@ -14,8 +14,12 @@ TEXT = (Path(__file__).parent.parent / "docs" / "objectives.md").read_text(encod
 SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##)", TEXT, re.MULTILINE | re.DOTALL))
 
 
-def test_every_section_describes_an_objective() -> None:
-    assert set(SECTIONS) <= set(UNLEARNING_LOSSES.names())
+def test_every_objective_has_a_section_and_a_row_of_comparison() -> None:
+    names = set(UNLEARNING_LOSSES.names())
+    assert set(SECTIONS) == names
+    table = TEXT.split("| loss | ours")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| ([\w, ]+) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in row.split(", ")} == names
 
 
 @pytest.mark.parametrize("name", sorted(SECTIONS))

@@ -164,20 +164,23 @@ class PromptTemplate:
             return [int(start)]
         return ids
 
-    def tokens(self, tokenizer: Any, row: Row, join: str = " ") -> RowTokens:
+    def tokens(
+        self, tokenizer: Any, row: Row, join: str = " ", *, together: bool = False
+    ) -> RowTokens:
         """Tokenise the prompt and the answer of a row.
 
         Args:
             join: Separator of a raw prompt and its answer. With a space they are tokenised as one
                 text, and no space is inserted if whitespace or a template token already separates
                 them. With "" they are tokenised separately, as in ZJUKLAB's code.
+            together: Tokenise both as one text with any separator, as in iShumei's code.
         """
         if self._renders(row) and row.output:
             return self._chat_tokens(tokenizer, row)
         end = self.end if self.header and self._typed(row) else tokenizer.eos_token_id
         ends = [] if end is None or row.window in ("start", "middle") else [int(end)]
         prompt = _ids(tokenizer, row.prompt)
-        if join:
+        if join or together:
             prompt, answer = self._joined(tokenizer, row, prompt, join)
         else:
             answer = _ids(tokenizer, row.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from mergeforget.console import say
 from mergeforget.data.schema import Row
@@ -28,6 +28,7 @@ class Encoded:
         row: Index of the row in its set.
         truncated: Number of tokens that were removed.
         weight: Weight of the row; see ``Row``.
+        fold: Fold of a forget row, from 0, in layered unlearning; see ``Training``.
     """
 
     ids: list[int]
@@ -35,6 +36,7 @@ class Encoded:
     row: int = 0
     truncated: int = 0
     weight: float = 1.0
+    fold: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -49,6 +51,8 @@ def encode(
     join: str = " ",
     prompt_tokens: int | None = None,
     whole: bool = False,
+    together: bool = False,
+    truncate: Literal["prompt", "end"] = "prompt",
 ) -> Encoded:
     """Tokenise a row's prompt and answer, mark the answer, and append its end token.
 
@@ -63,16 +67,21 @@ def encode(
         join: Separator between a raw prompt and its answer; see ``PromptTemplate.tokens``.
         prompt_tokens: Maximum number of prompt tokens, counted from the end of the prompt.
         whole: Mark every token except the first as answer, to train the row as a document.
+        together: With ``join=""``, tokenise prompt and answer as one text.
+        truncate: ``end`` truncates a row that is too long at its end, as in iShumei's code.
 
     Raises:
         InputError: The answer has no token, or the chat template cannot render the row.
     """
-    cut = template.tokens(tokenizer, row, join)
+    cut = template.tokens(tokenizer, row, join, together=together)
     if not cut.answer:
         raise InputError(f"Row {row.id!r} has an answer without any token: {row.output!r}.")
     prompt, answer = cut.prompt, [*cut.answer, *cut.end]
     full = len(prompt) + len(answer)
-    if prompt_tokens is None:
+    if truncate == "end":
+        prompt = prompt[:max_length]
+        answer = answer[: max_length - len(prompt)]
+    elif prompt_tokens is None:
         answer = answer[:max_length]
         prompt = prompt[max(0, len(prompt) - (max_length - len(answer))) :]
     else:

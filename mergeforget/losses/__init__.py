@@ -13,6 +13,11 @@ policy's log-probabilities of the answers.
 - ``hidden``, ``reference_hidden``: hidden states after the layer named by the argument ``layer``.
 - ``refusal``: refusals to the same prompts, in ``policy.refusal``; add ``answer`` if the loss also
   reads the forget answers.
+- ``alternate``: other answers to the same prompts in place of refusals, also in ``policy.refusal``.
+- ``reinforced``: whole next-token distributions of the reinforced model, in
+  ``reference.reinforced``.
+- ``scores``, ``efforts``: weights of tokens and of rows that the trainer computes from hidden
+  states, in the policy's attributes of these names.
 
 ``additive=False`` declares that the losses of the micro-batches of a step do not add up to the loss
 of the whole batch, so that gradient accumulation is only an approximation.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
-from mergeforget.outputs import TokenOutputs
+from mergeforget.outputs import MASKS, TokenOutputs
 
 
 @unlearning_loss(
@@ -23,6 +23,7 @@ def flat(
     reference: TokenOutputs | None = None,
     *,
     divergence: Literal["kl", "tv", "js", "pearson"] = "kl",
+    mask: Literal["answer", "tokens"] = "answer",
 ) -> Tensor:
     """Maximise an f-divergence between the refusal and the forget answer; a scalar.
 
@@ -33,18 +34,20 @@ def flat(
 
     Args:
         divergence: The f-divergence: Kullback-Leibler, total variation, Jensen-Shannon or Pearson.
+        mask: Counted positions.
     """
     assert policy.refusal is not None
-    refused, known = _probability(policy.refusal), _probability(policy)
+    kinds = MASKS[mask]
+    refused, known = _probability(policy.refusal, kinds), _probability(policy, kinds)
     return policy.row_mean(_conjugate(_variational(known, divergence), divergence)) - (
         policy.refusal.row_mean(_variational(refused, divergence))
     )
 
 
-def _probability(outputs: TokenOutputs) -> Tensor:
-    """Mean probability of each answer's tokens: (rows,)."""
-    sums = outputs.per_row(outputs.token_logps.exp())
-    return sums / outputs.counts.to(sums.dtype)
+def _probability(outputs: TokenOutputs, kinds: tuple[int, ...]) -> Tensor:
+    """Mean probability of the tokens of each sequence: (rows,)."""
+    sums = outputs.per_row(outputs.token_logps.exp(), kinds)
+    return sums / outputs.counted(kinds).to(sums.dtype)
 
 
 def _variational(v: Tensor, divergence: str) -> Tensor:

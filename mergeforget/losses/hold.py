@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from mergeforget.losses import unlearning_loss
-from mergeforget.outputs import TokenOutputs
+from mergeforget.outputs import MASKS, TokenOutputs
 
 
 @unlearning_loss("hold", source="mergeforget, docs/unlearn.md", needs=("reference",))
-def hold(policy: TokenOutputs, reference: TokenOutputs, *, beta: float = 1.0) -> Tensor:
+def hold(
+    policy: TokenOutputs,
+    reference: TokenOutputs,
+    *,
+    beta: float = 1.0,
+    mask: Literal["answer", "tokens"] = "answer",
+) -> Tensor:
     """Smooth L1 distance of each sequence's NLL from the reference's; a scalar, in nats.
 
     ``mean h(NLL_i - NLL_ref_i)`` with ``h(x) = x^2 / (2 beta)`` for ``|x| < beta`` and
@@ -19,7 +27,9 @@ def hold(policy: TokenOutputs, reference: TokenOutputs, *, beta: float = 1.0) ->
 
     Args:
         beta: Difference, in nats per token, at which the loss becomes linear.
+        mask: Counted positions.
     """
-    difference = policy.nll() - reference.nll()  # (rows,)
+    kinds = MASKS[mask]
+    difference = policy.nll(kinds) - reference.nll(kinds)  # (rows,)
     zero = difference.new_zeros(difference.shape)
     return policy.row_mean(F.smooth_l1_loss(difference, zero, reduction="none", beta=beta))

@@ -297,14 +297,14 @@ def _loss(
     """Return the loss of some rows, and the policy's outputs; ``leaves`` enables gradients."""
     import torch
 
-    every = [outputs_for_checks(seed, rows, side, total) for seed in range(4)]
+    every = [outputs_for_checks(seed, rows, side, total) for seed in range(5)]
     for one in every:
         one.weights = None if weights is None else torch.tensor(weights)
         if leaves:
             assert isinstance(one.source, torch.Tensor) and one.hidden is not None
             one.source.requires_grad_()
             one.hidden[LAYER].requires_grad_()
-    policy, reference, policy.refusal, reference.refusal = every
+    policy, reference, policy.refusal, reference.refusal, reference.reinforced = every
     value: torch.Tensor = entry.fn(policy, reference, **arguments)
     return value, policy
 

@@ -33,6 +33,7 @@ class PairedRows(Dataset[Item]):
         partners: Number of rows of every other set per row of the first.
         same_index: Use row i modulo the set's size (ZJUKLAB's code).
         cyclic: Use the other set's rows in order, repeatedly (SUGD).
+        staged: Use only rows of a later fold than the stage of the index (layered unlearning).
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class PairedRows(Dataset[Item]):
         same_index: bool = False,
         partners: int = 1,
         cyclic: bool = False,
+        staged: bool = False,
     ) -> None:
         self.sets = dict(sets)
         self.first = next(iter(self.sets))
         self.seed, self.same_index, self.epoch = seed, same_index, 0
-        self.partners, self.cyclic = partners, cyclic
-        self._orders: dict[tuple[str, int], list[int]] = {}
+        self.partners, self.cyclic, self.staged = partners, cyclic, staged
+        self._orders: dict[tuple[int, int], list[int]] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which decides the partners."""
@@ -63,7 +65,7 @@ class PairedRows(Dataset[Item]):
             item = {place.only: [self.sets[place.only][place.row]]}
         else:
             names = [n for n in self.sets if not place.only or place.only in (n, self._beside(n))]
-            item = {n: [self.sets[n][j] for j in self._places(n, place.row)] for n in names}
+            item = {n: [self.sets[n][j] for j in self._places(n, place)] for n in names}
         if place.counts:
             return item
         return {name: [replace(row, weight=0.0) for row in rows] for name, rows in item.items()}
@@ -72,25 +74,33 @@ class PairedRows(Dataset[Item]):
         """Return the set to which a set belongs: refusals belong to the forget rows."""
         return self.first if name == REFUSAL else name
 
-    def _places(self, name: str, i: int) -> list[int]:
+    def _places(self, name: str, place: RowIndex) -> list[int]:
         if name in (self.first, REFUSAL):
-            return [i]
-        return [self._partner(name, i * self.partners + j) for j in range(self.partners)]
+            return [place.row]
+        starts = (place.row * self.partners + j for j in range(self.partners))
+        return [self._partner(name, i, place) for i in starts]
 
-    def _partner(self, name: str, i: int) -> int:
-        size = len(self.sets[name])
+    def _partner(self, name: str, i: int, index: RowIndex) -> int:
+        pool = self._pool(name, index.stage)
+        size = len(pool)
         if self.same_index or self.cyclic:
             return i % size
-        turn, place = divmod(self.epoch * len(self) * self.partners + i, size)
-        return self._order(name, turn)[place]
+        epoch = self.epoch + index.epoch
+        turn, place = divmod(epoch * len(self) * self.partners + i, size)
+        return pool[self._order(size, turn)[place]]
 
-    def _order(self, name: str, turn: int) -> list[int]:
-        if (name, turn) not in self._orders:
+    def _pool(self, name: str, stage: int) -> Sequence[int]:
+        """Return the rows of a set that may be partners: in stages, those of later folds only."""
+        every = self.sets[name]
+        if not self.staged or name != "retain":
+            return range(len(every))
+        return [i for i, one in enumerate(every) if one.fold > stage]
+
+    def _order(self, size: int, turn: int) -> list[int]:
+        if (size, turn) not in self._orders:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-            self._orders[name, turn] = torch.randperm(
-                len(self.sets[name]), generator=generator
-            ).tolist()
-        return self._orders[name, turn]
+            self._orders[size, turn] = torch.randperm(size, generator=generator).tolist()
+        return self._orders[size, turn]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from mergeforget.distributed import count, on_main
 from mergeforget.files import explained, read_jsonl, reading, whole, write_json, write_jsonl
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
+from mergeforget.train.alternates import alternate_rows
 from mergeforget.train.callbacks import (
     Bar,
     Checkpoints,
@@ -34,18 +35,20 @@ from mergeforget.train.callbacks import (
 )
 from mergeforget.train.dataset import PairedRows, collate_of
 from mergeforget.train.early_stopping import PROXIES, Watcher
-from mergeforget.train.forward import output_matrix
+from mergeforget.train.forward import as_reference, output_matrix, unwrapped
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
-from mergeforget.train.objective import mask_of, reads_of
+from mergeforget.train.objective import any_needs, mask_of, reads_of
 from mergeforget.train.precision import tensor_cores
 from mergeforget.train.reference import Reference, reference_of
+from mergeforget.train.reinforce import reinforce
 from mergeforget.train.samplers import (
     AlternatingSampler,
     BySetSampler,
     ChunkedSampler,
     JointSampler,
+    LayeredSampler,
     Order,
 )
 from mergeforget.train.tokenize import (
@@ -59,7 +62,8 @@ from mergeforget.train.tokenize import (
 )
 from mergeforget.train.trainer import UnlearningTrainer, arguments
 from mergeforget.train.until import UntilController
-from mergeforget.train_config import Until
+from mergeforget.train.weighting import TokenScorer, entanglement_of
+from mergeforget.train_config import Scorer, Until
 
 MEASURED = ("holdout", "selected", "unseen", "imitations")  # sets that are only measured
 CHECKPOINT_SECONDS = 60.0
@@ -109,16 +113,30 @@ def train_adapter(
     """
     from peft import get_peft_model
 
-    set_seed(training.seed)  # both adapters of a pair start with the same A
     config = lora_config(model, **training.lora.model_dump(exclude_none=True))
+    reinforced = None
+    if any_needs(training.objective, "reinforced"):
+        training = within_positions(model, training)
+        reinforced = reinforce(model, tokenizer, sets, training, job, template)
+    set_seed(training.seed)  # both adapters of a pair start with the same A
     with quiet():
         policy = get_peft_model(model, config)
     try:
         training = within_positions(model, training)
-        encoded = encode_sets(tokenizer, sets, training, template)
+        others = None
+        if any_needs(training.objective, "alternate"):
+            with as_reference(policy):
+                others = on_main(
+                    lambda: alternate_rows(
+                        policy, tokenizer, sets, job.run.root, file=training.alternates,
+                        template=template, seed=training.seed, resume=job.resume,
+                    )
+                )  # fmt: skip
+        encoded = encode_sets(tokenizer, sets, training, template, others)
         if training.until and training.until.also_raw and template.kind == "chat":
             sets = also_raw(tokenizer, sets, training, template, encoded)
         reference = reference_of(policy, encoded, training, job.run.root)
+        reference.reinforced = reinforced
         controller = None
         if training.until:
             controller = UntilController(
@@ -217,6 +235,7 @@ def fit(
         same_index=plan is not None and plan.retain_rows == "same_index",
         partners=plan.retain_per_forget if plan else 1,
         cyclic=bool(plan and plan.chunk_rows),
+        staged=bool(plan and plan.folds),
     )
     # without a plan, a step is divided into one micro-batch per rank
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, count())
@@ -274,7 +293,23 @@ def fit(
         dual.trainer = trainer
     if controller is not None:
         controller.trainer = trainer
+    if plan is not None:
+        _add_weights(trainer, model, sets, plan)
     _run(trainer, job)
+
+
+def _add_weights(
+    trainer: UnlearningTrainer, model: Any, sets: Mapping[str, Sequence[Encoded]], plan: Training
+) -> None:
+    """Give the trainer the scorer of atwu and the efforts of egup, where the objective has them."""
+    scored = [t for t in plan.objective if any_needs([t], "scores")]
+    if scored:
+        config = unwrapped(model).config.get_text_config()
+        device = next(model.parameters()).device
+        spec = plan.scorer or Scorer()
+        trainer.scorer = TokenScorer(int(config.hidden_size), spec, scored[0], device)
+    if any_needs(plan.objective, "efforts"):
+        trainer.entanglement = entanglement_of(model, sets)
 
 
 def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
@@ -327,6 +362,9 @@ def _order(training: Training | Memorise, data: PairedRows, accumulation: int) -
         return BySetSampler(sizes, size, accumulation, seed)
     if training.batches == "alternating":
         return AlternatingSampler(rows, size, accumulation, seed)
+    if training.folds:
+        folds = [one.fold for one in data.sets["forget"]]
+        return LayeredSampler(folds, training.epochs, size, accumulation, seed)
     if training.chunk_rows:
         return ChunkedSampler(rows, training.chunk_rows, training.epochs, size, accumulation, seed)
     return JointSampler(rows, size, seed)

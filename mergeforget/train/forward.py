@@ -281,7 +281,7 @@ def _captured(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
     every = decoder_layers(model) if layers else nn.ModuleList()
     for layer in layers:
-        if not 0 <= layer < len(every):
+        if not -1 <= layer < len(every):  # -1 is the last
             raise RecipeError(
                 f"There is no layer {layer}: the model has {len(every)}, counted from 0. Set "
                 f"`layer` in the objective, for example to {max(1, len(every) // 2)}."

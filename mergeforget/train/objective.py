@@ -20,6 +20,7 @@ from mergeforget.outputs import ANSWER, MASKS, SeveralMicroBatches, TokenOutputs
 from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.dataset import REFUSAL
 
+LAST = -1  # layer whose hidden states give scores and efforts
 Kept = Literal["logps", "hidden"]  # one number per token, or the input of the output layer
 
 
@@ -54,10 +55,19 @@ class Reads:
 
 def sets_of(term: Term) -> list[str]:
     """Return the sets that a term reads."""
-    needs = UNLEARNING_LOSSES.get(term.loss).needs
-    if REFUSAL not in needs:
+    if not reads_others(term):
         return [term.on]
-    return [term.on, REFUSAL] if "answer" in needs else [REFUSAL]
+    return [term.on, REFUSAL] if "answer" in needs(term) else [REFUSAL]
+
+
+def reads_others(term: Term) -> bool:
+    """Return whether a term reads refusals, or other answers, to the forget prompts."""
+    return bool({"refusal", "alternate"} & set(needs(term)))
+
+
+def any_needs(terms: Sequence[Term], name: str) -> bool:
+    """Return whether one of the terms needs ``name``; see ``mergeforget.losses``."""
+    return any(name in needs(term) for term in terms)
 
 
 def layer_of(term: Term) -> int | None:
@@ -77,6 +87,8 @@ def reads_of(terms: Sequence[Term]) -> dict[str, Reads]:
             reads = found.setdefault(name, Reads())
             reads.logps |= "reference" in entry.needs
             reads.logits |= "reference_logits" in entry.needs
+            if {"scores", "efforts"} & set(entry.needs) and name == term.on:
+                reads.layers.add(LAST)
             if (layer := layer_of(term)) is not None:
                 reads.layers.add(layer)
                 if "reference_hidden" in entry.needs:
@@ -97,6 +109,7 @@ def check_recipe(recipe: Recipe) -> None:
                 f"{place}: full trains weights of the model, which model.quantization freezes. "
                 "Leave one of the two out."
             )
+        _check_helpers(place, training)
         if training.optimizer.endswith("8bit"):
             _check_eight_bits(place, training)
         if training.robust and (recipe.model.quantization or sharded()):
@@ -124,6 +137,54 @@ def check_recipe(recipe: Recipe) -> None:
                 f"{place}: the mask 'all' counts padding, but packed rows have no "
                 "padding. Set tokens.padding to left, or the mask to tokens or answer."
             )
+
+
+HELPERS = {  # need of a loss -> the section of a training that belongs to it
+    "alternate": "alternates",
+    "reinforced": "reinforce",
+    "scores": "scorer",
+}
+
+
+def _check_helpers(place: str, training: Training) -> None:
+    """Raise RecipeError for a helper of a loss that is not in the objective, or cannot be built."""
+    terms = training.objective
+    for need, key in HELPERS.items():
+        if getattr(training, key) is not None and not any_needs(terms, need):
+            losses = [
+                n for n in UNLEARNING_LOSSES.names() if need in UNLEARNING_LOSSES.get(n).needs
+            ]
+            raise RecipeError(
+                f"{place}: {key} belongs to {' and '.join(losses)}, which the objective does not "
+                f"have. Leave out {key}, or add such a term."
+            )
+    both = any_needs(terms, "refusal") and any_needs(terms, "alternate")
+    if both:
+        raise RecipeError(
+            f"{place}: one term reads refusals and another one alternates, but a training has one "
+            "other answer to each question. Leave out one of the two terms."
+        )
+    if any_needs(terms, "alternate"):
+        rows = [s.transform for s in training.transforms if s.on == "forget"]
+        if rows or training.until:
+            raise RecipeError(
+                f"{place}: alternates answer the forget rows as they are. Leave out "
+                f"{'until' if training.until else rows[0]}."
+            )
+        if training.alternates is None and count() > 1:
+            raise RecipeError(
+                f"{place}: one process writes the alternates with the model. Give a file, "
+                "train.alternates, or launch without several processes."
+            )
+    kinds = [n for n in ("reinforced", "scores", "efforts") if any_needs(terms, n)]
+    if kinds and (training.full or sharded() or count() > 1 or training.until):
+        name = next(t.loss for t in terms if kinds[0] in needs(t))
+        raise RecipeError(
+            f"{place}: {name} trains an adapter in one process: leave out full and until, and "
+            "launch without several processes."
+        )
+    if "scores" in kinds and training.direction != "sum":
+        raise RecipeError(f"{place}: atwu needs direction: sum, not {training.direction}.")
 
 
 def _check_eight_bits(place: str, training: Training) -> None:
@@ -182,8 +243,12 @@ def _placed(place: str) -> Iterator[None]:
 
 
 def _check_term(term: Term) -> None:
-    if "refusal" in needs(term) and term.on != "forget":
-        raise RecipeError(f"{term.loss!r} trains refusals, so it applies to the forget set only.")
+    if reads_others(term) and term.on != "forget":
+        raise RecipeError(
+            f"{term.loss!r} trains other answers, so it applies to the forget set only."
+        )
+    if {"reinforced", "scores", "efforts"} & set(needs(term)) and term.on != "forget":
+        raise RecipeError(f"{term.loss!r} applies to the forget set only.")
     parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
     if parameter and term.arguments.get("mask", parameter.default) not in MASKS:
         raise RecipeError(
@@ -203,10 +268,10 @@ def _check_direction(term: Term, training: Training) -> None:
 
 def _check_batches(term: Term, training: Training) -> None:
     """Raise RecipeError for a term that compares two sets if a step has only one set."""
-    if training.batches == "by_set" and {"answer", "refusal"} <= set(needs(term)):
+    if training.batches == "by_set" and "answer" in needs(term) and reads_others(term):
         raise RecipeError(
-            f"{term.loss!r} compares answers with refusals, but with batches: by_set a step has "
-            "only one of the two. Set batches: together."
+            f"{term.loss!r} compares two answers to a question, but with batches: by_set a step "
+            "has only one of the two. Set batches: together."
         )
 
 
@@ -240,7 +305,7 @@ def compute(
     refusal = policy.get(REFUSAL), reference.get(REFUSAL)
     for term in terms:
         said, before = policy.get(term.on), reference.get(term.on)
-        if refusal[0] is not None and REFUSAL in needs(term):
+        if refusal[0] is not None and reads_others(term):
             said = replace(said or refusal[0], refusal=refusal[0])
             before = replace(before or refusal[1], refusal=refusal[1]) if refusal[1] else None
         assert said is not None

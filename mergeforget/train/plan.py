@@ -36,12 +36,17 @@ from mergeforget.train.memory import (
     rows_of_set,
     tokens_at_once,
 )
-from mergeforget.train.objective import reads_of
+from mergeforget.train.objective import any_needs, reads_of
 from mergeforget.train.pair import add_twins, read_data
-from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
+from mergeforget.train.samplers import (
+    AlternatingSampler,
+    BySetSampler,
+    ChunkedSampler,
+    LayeredSampler,
+)
 from mergeforget.train.single import choose_trained
 from mergeforget.train.tokenize import encode_sets
-from mergeforget.train_config import Training
+from mergeforget.train_config import Reinforce, Training
 
 FUSED = "mergeforget-fused"
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -110,7 +115,8 @@ def plan(
     trained = sum(p.numel() for p in own)
     forget = len(encoded["forget"])
     sizes = {name: len(encoded[name]) for name in reads_of(training.objective)}
-    steps = count_steps(training, {"forget": forget} | sizes)
+    folds = [one.fold for one in encoded["forget"]]
+    steps = count_steps(training, {"forget": forget} | sizes, folds)
     tokens = tokens_at_once(encoded, training)
     checkpointing = training.gradient_checkpointing is True
     longest = one_pass(model, tokens, checkpointing)
@@ -140,12 +146,19 @@ def plan(
     )
 
 
-def count_steps(training: Training, sizes: Mapping[str, int]) -> int:
-    """Return the optimiser steps of a training, from the rows of each set that it reads."""
+def count_steps(training: Training, sizes: Mapping[str, int], folds: Sequence[int] = ()) -> int:
+    """Return the optimiser steps of a training, from the rows of each set that it reads.
+
+    Args:
+        folds: Fold of each forget row, in layered unlearning.
+    """
     rows = sizes["forget"]
     parts = training.accumulation(rows)
     if training.until:
         return training.steps_until(rows)[0]
+    if training.folds:
+        size = training.batch_size, parts
+        return sum(LayeredSampler(folds, training.epochs, *size, training.seed).chunk_steps)
     if training.chunk_rows:
         size = training.batch_size, parts
         return sum(
@@ -251,10 +264,11 @@ def _all_flops(
     """
     total = 0.0
     forget = len(encoded["forget"])
+    seen = sum((training.folds or 1) - one.fold for one in encoded["forget"])  # by every stage
     for name, reads in reads_of(training.objective).items():
         sizes = lengths(encoded[name])
         row = one_pass(model, round(sum(sizes) / len(sizes)), checkpointing)
-        each_epoch = forget * rows_of_set(name, training)
+        each_epoch = seen * rows_of_set(name, training)
         runs = training.epochs * (len(sizes) if training.batches == "by_set" else each_epoch)
         if training.until:
             batch = training.batch_size * training.accumulation(forget)
@@ -263,6 +277,9 @@ def _all_flops(
             total += checks * len(sizes) * (2 if name == "forget" else 1) * row.forward_flops
         asked = 0 if not reads.reference else len(sizes) if reads.kept else runs
         total += runs * (row.forward_flops + row.backward_flops) + asked * row.forward_flops
+        if name == "forget" and any_needs(training.objective, "reinforced"):
+            more = forget * (training.reinforce or Reinforce()).epochs
+            total += more * (row.forward_flops + row.backward_flops) + forget * row.forward_flops
     return total
 
 

@@ -36,12 +36,14 @@ class Reference:
         before: Initial values of the trained weights, where the model itself is trained.
         head: The output matrix; see ``output_matrix``.
         old_head: The output matrix before unlearning; a copy where the matrix is trained.
+        reinforced: Outputs of the reinforced model on the forget set, where a loss reads them.
     """
 
     known: Mapping[str, Known] = field(default_factory=dict)
     before: Mapping[str, Tensor] | None = None
     head: Tensor | None = None
     old_head: Tensor | None = None
+    reinforced: Known | None = None
 
 
 class Known:
@@ -110,6 +112,7 @@ def know(
     folder: Path,
     head: Tensor | None = None,
     before: Mapping[str, Tensor] | None = None,
+    label: str = "",
 ) -> Known:
     """Load reference outputs from the run folder, or compute and store them.
 
@@ -118,10 +121,11 @@ def know(
     Args:
         kinds: Kinds of position that are kept of a row.
         head, before: see ``predict`` and ``as_reference``.
+        label: Beginning of the file's name, for outputs of another model than the base.
     """
     from safetensors.torch import load_file, save_file
 
-    path = folder / f"{what}-{_name(model, encoded, kinds)}.safetensors"
+    path = folder / f"{label}{what}-{_name(model, encoded, kinds)}.safetensors"
 
     def keep(tensors: dict[str, Tensor]) -> None:
         with whole(path) as temporary:
@@ -148,7 +152,7 @@ def _compute(
     device = next(model.parameters()).device
     values, counts = [], []
     with as_reference(model, before):
-        for rows in _groups(encoded):
+        for rows in in_groups(encoded):
             batch = pack(rows, kinds).to(device)
             said = predict(model, batch, head=head)
             if what == "logps":
@@ -168,8 +172,8 @@ def _fits(head: Tensor | None, encoded: Sequence[Encoded], kinds: tuple[int, ...
     return tokens * head.shape[1] * head.element_size() <= MOST_BYTES
 
 
-def _groups(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
-    """Yield groups of consecutive rows, each up to a number of tokens."""
+def in_groups(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
+    """Return groups of consecutive rows, each up to a number of tokens."""
     groups: list[list[Encoded]] = []
     size = TOKENS
     for one in encoded:

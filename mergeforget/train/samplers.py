@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,12 +18,16 @@ class RowIndex(NamedTuple):
         only: Name of the single set to read; empty reads every set.
         counts: False for a row that only fills a micro-batch and has weight 0.
         own: True if ``row`` is an index in the set ``only`` itself, not in the first set.
+        stage: Stage of layered unlearning, from 0; partners are rows of a later fold.
+        epoch: Added to the epoch of the dataset where one pass of a sampler has several.
     """
 
     row: int
     only: str = ""
     counts: bool = True
     own: bool = False
+    stage: int = 0
+    epoch: int = 0
 
 
 class JointSampler(Sampler[list[RowIndex]]):
@@ -120,7 +124,8 @@ class ChunkedSampler(Sampler[list[RowIndex]]):
     def __init__(
         self, rows: int, chunk: int, epochs: int, batch_size: int, accumulation: int, seed: int
     ) -> None:
-        self.chunks = [range(s, min(s + chunk, rows)) for s in range(0, rows, chunk)]
+        starts = range(0, rows, chunk)
+        self.chunks: list[Sequence[int]] = [range(s, min(s + chunk, rows)) for s in starts]
         self.epochs, self.batch_size, self.accumulation = epochs, batch_size, accumulation
         self.seed = seed
 
@@ -147,10 +152,35 @@ class ChunkedSampler(Sampler[list[RowIndex]]):
                 order = _shuffled(len(chunk), self.seed, number * self.epochs + epoch)
                 for step in _evenly([chunk[i] for i in order], self._steps(chunk)):
                     for part in _evenly(step, self.accumulation):
-                        yield [RowIndex(i) for i in part] or [RowIndex(step[0], counts=False)]
+                        yield [self._index(i, number, epoch) for i in part] or [
+                            self._index(step[0], number, epoch, counts=False)
+                        ]
 
-    def _steps(self, chunk: range) -> int:
+    def _index(self, row: int, chunk: int, epoch: int, counts: bool = True) -> RowIndex:
+        return RowIndex(row, counts=counts)
+
+    def _steps(self, chunk: Sequence[int]) -> int:
         return -(-len(chunk) // (self.batch_size * self.accumulation))
+
+
+class LayeredSampler(ChunkedSampler):
+    """Layered unlearning: stage i samples the first i folds for all epochs before the next.
+
+    Args:
+        folds: Fold of each row of the first set, from 0.
+
+    Source: Qian et al. 2025, arXiv:2505.09500, algorithm 1.
+    """
+
+    def __init__(
+        self, folds: Sequence[int], epochs: int, batch_size: int, accumulation: int, seed: int
+    ) -> None:
+        super().__init__(len(folds), len(folds), epochs, batch_size, accumulation, seed)
+        stages = range(max(folds) + 1)
+        self.chunks = [[i for i, f in enumerate(folds) if f <= stage] for stage in stages]
+
+    def _index(self, row: int, stage: int, epoch: int, counts: bool = True) -> RowIndex:
+        return RowIndex(row, counts=counts, stage=stage, epoch=stage * self.epochs + epoch)
 
 
 Order = JointSampler | AlternatingSampler | BySetSampler | ChunkedSampler

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ from mergeforget.data.twins import origin_of
 from mergeforget.errors import InputError
 from mergeforget.recipe import Memorise, Training
 from mergeforget.train.dataset import REFUSAL
-from mergeforget.train.objective import reads_of
+from mergeforget.train.objective import any_needs, reads_of
 
 Length = TypeVar("Length", Training, Memorise)
 
@@ -30,8 +32,13 @@ def encode_sets(
     sets: Mapping[str, Sequence[Row]],
     training: Training,
     template: PromptTemplate = RAW,
+    alternates: Sequence[Row] | None = None,
 ) -> dict[str, list[Encoded]]:
     """Apply a recipe's transforms and tokenise; add refusals where a loss reads them.
+
+    Args:
+        alternates: The forget rows with other answers, for losses that read them. Without them,
+            the forget answers take their place, as for an estimate of the cost.
 
     Raises:
         InputError: A set is empty, or an answer has no tokens.
@@ -48,13 +55,18 @@ def encode_sets(
         encoded[name] = _encoded(
             tokenizer, _changed(rows, name, training), name, training, template
         )
-    if REFUSAL in reads_of(training.objective):
+    if any_needs(training.objective, "alternate"):
+        others = alternates if alternates is not None else sets["forget"]
+        encoded[REFUSAL] = _encoded(tokenizer, others, REFUSAL, training, template)
+    elif REFUSAL in reads_of(training.objective):
         rows = refuse(
             _changed(sets["forget"], "forget", training),
             texts=training.refusals,
             seed=training.seed,
         )
         encoded[REFUSAL] = _encoded(tokenizer, rows, REFUSAL, training, template)
+    if training.folds and "forget" in encoded and "retain" in encoded:
+        encoded = _with_folds(encoded, training.folds)
     return encoded
 
 
@@ -95,6 +107,8 @@ def _encoded(
         template=template,
         join=tokens.join,
         prompt_tokens=tokens.prompt_tokens,
+        together=tokens.together,
+        truncate=tokens.truncate,
     )
     if cut := truncation(encoded, name, training.max_length):
         say(cut)
@@ -104,6 +118,9 @@ def _encoded(
             plain = [i for i in range(len(tokenizer)) if i not in special]
             change = TOKEN_TRANSFORMS[step.transform].fn
             encoded = change(encoded, plain, **step.arguments)
+    if training.folds and name == "forget":
+        folds = _folds_of(rows, training.folds, training.seed)
+        encoded = [replace(one, fold=folds[one.row]) for one in encoded]
     return [replace(one, row=place) for place, one in enumerate(encoded)]
 
 
@@ -157,3 +174,34 @@ def places_of(
         return []
     wanted = {row.id for row in sets.get(part, ())}
     return [i for i, row in enumerate(sets["forget"]) if row.id in wanted]
+
+
+def _folds_of(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
+    """Return the fold of each row: whole subjects, drawn at random into folds of similar size.
+
+    Raises:
+        InputError: There are fewer subjects than folds.
+    """
+    sizes = Counter(row.subject for row in rows)
+    if len(sizes) < folds:
+        raise InputError(
+            f"The forget rows have {len(sizes)} subjects, which is fewer than folds: {folds}."
+        )
+    subjects = sorted(sizes)
+    random.Random(seed).shuffle(subjects)
+    filled = [0] * folds
+    fold: dict[str, int] = {}
+    for subject in subjects:
+        fold[subject] = filled.index(min(filled))
+        filled[fold[subject]] += sizes[subject]
+    return [fold[row.subject] for row in rows]
+
+
+def _with_folds(encoded: dict[str, list[Encoded]], folds: int) -> dict[str, list[Encoded]]:
+    """Add the forget rows to the retain set, for the stages in which they are not forgotten yet."""
+    retain, forget = encoded["retain"], encoded["forget"]
+    later = [one for one in forget if one.fold > 0]  # the first fold is forgotten from the start
+    added = [replace(one, row=len(retain) + place) for place, one in enumerate(later)]
+    say(f"{folds} folds: {', '.join(str(sum(o.fold == f for o in forget)) for f in range(folds))} "
+        "forget rows.")  # fmt: skip
+    return encoded | {"retain": [replace(one, fold=folds) for one in retain] + added}

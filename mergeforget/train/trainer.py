@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -26,9 +27,11 @@ from mergeforget.train.objective import Reads, check_finite, compute, reads_of, 
 from mergeforget.train.perturbed import perturbed
 from mergeforget.train.reference import Reference
 from mergeforget.train.samplers import ChunkedSampler, Order, ShardedSampler
+from mergeforget.train.weighting import Entanglement, TokenScorer
 from mergeforget.train_config import Robust
 
 Outputs = dict[str, TokenOutputs]  # by set
+SCORER = "token_scorer.safetensors"  # of a checkpoint
 
 
 class UnlearningTrainer(Trainer):
@@ -40,6 +43,8 @@ class UnlearningTrainer(Trainer):
     passes of up to ``budget`` tokens without changing the result.
     """
 
+    scorer: TokenScorer | None = None  # of the loss atwu
+    entanglement: Entanglement | None = None  # of the loss egup
     loss_is_scaled_for_ga = True  # the losses of shares add up, so the Trainer must not divide them
 
     def __init__(
@@ -165,12 +170,29 @@ class UnlearningTrainer(Trainer):
         for name, levels in self.levels.items():
             if name in policy:
                 policy[name].levels = levels[share.batches[name].index.to(levels.device)]
+        self._weigh(policy, share)
         loss, values = compute(terms, policy, before)
         _add(self._pending, values)
         for name, outputs in policy.items():
             notes = {f"{note}_{name}": value.detach() for note, value in outputs.notes.items()}
             _add(self._pending_notes, notes)
         return loss
+
+    def _weigh(self, policy: Outputs, share: Share) -> None:
+        """Set the scores of the forget tokens and the efforts of the forget rows."""
+        if "forget" not in policy:
+            return
+        outputs = policy["forget"]
+        if self.entanglement is not None:
+            index = share.batches["forget"].index
+            outputs.efforts = self.entanglement.efforts(outputs, index)
+            outputs.notes["effort"] = outputs.row_mean(outputs.efforts)
+        if self.scorer is not None:
+            with torch.no_grad():
+                outputs.scores = self.scorer.score(outputs)
+            outputs.notes["score"] = outputs.token_mean(outputs.scores, self.scorer.kinds)
+            if self.scorer.due(self.state.global_step):
+                self.scorer.accumulate(outputs)
 
     def value_of(self, label: str) -> float | None:
         """Return a term's value in the current step over all ranks; None if not computed."""
@@ -181,6 +203,17 @@ class UnlearningTrainer(Trainer):
     def note(self, **values: Any) -> None:
         """Add entries to the history line of the current step."""
         self._more |= values
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.scorer is not None and self.is_world_process_zero():
+            state = {name: values.cpu() for name, values in self.scorer.state().items()}
+            save_file(state, Path(output_dir) / SCORER)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.scorer is not None and checkpoint:
+            self.scorer.load(load_file(Path(checkpoint) / SCORER))
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if sharded():
@@ -193,6 +226,8 @@ class UnlearningTrainer(Trainer):
         This is the only device synchronisation of a step. A value that is not finite ends the
         training with NumericError.
         """
+        if self.scorer is not None and self.scorer.due(self.state.global_step):
+            self.scorer.update()
         norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm))
         parts = [*self._pending.values(), *self._pending_notes.values()]
         wide = [v.reshape(()).double() for v in parts]
@@ -279,14 +314,21 @@ class UnlearningTrainer(Trainer):
         }
         asked = {name: batch for name, batch in asked.items() if name not in known}
         if not asked:
-            return found
+            return self._with_reinforced(found, share)
         inner = unwrapped(model)
         layers = set().union(*(reads[name].reference_layers for name in asked))
         totals = {name: share.totals(name) for name in asked}
         with as_reference(inner, self.reference.before):
             outputs = predict_sets(inner, asked, totals, head=self.reference.old_head,
                                 layers=sorted(layers), together=self.together)  # fmt: skip
-        return found | outputs
+        return self._with_reinforced(found | outputs, share)
+
+    def _with_reinforced(self, before: Outputs, share: Share) -> Outputs:
+        """Add the reinforced model's outputs to those of the reference on the forget set."""
+        if self.reference.reinforced is not None and "forget" in before:
+            batch, totals = share.batches["forget"], share.totals("forget")
+            before["forget"].reinforced = self.reference.reinforced.outputs(batch, **totals)
+        return before
 
     @property
     def together(self) -> int:

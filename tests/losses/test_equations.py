@@ -194,11 +194,22 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
      lambda a, b: level(a, 1.0, 0.5, 2.0)),
     ("hold", {}, lambda a, b: hold(a, b, 1.0)),
     ("hold", {"beta": 0.1}, lambda a, b: hold(a, b, 0.1)),
+    ("hold", {"mask": "tokens"}, lambda a, b: mean([
+        g**2 / 2 if abs(float(g.detach())) < 1 else abs(g) - 0.5
+        for g in [n - m.detach() for n, m in
+                  zip(a.row_means(READ), b.row_means(READ), strict=True)]])),
+    ("atwu", {}, lambda a, b: -mean(
+        [0.5 * x * (-2.5 * x.detach()).exp() for x in a.tokens()])),
+    ("atwu", {"beta": 1.0, "mask": "tokens"}, lambda a, b: -mean(
+        [0.5 * a.l[i] * (-0.5 * a.l[i].detach()).exp() for i in READ])),
 ]  # fmt: skip
 
 
-def test_every_equation_belongs_to_an_objective() -> None:
-    assert {name for name, _, _ in EQUATIONS} <= set(UNLEARNING_LOSSES.names())
+OTHERS = {"altpo", "dpo", "egup", "flat", "idk", "jensun", "whp"}  # compared in tests of their own
+
+
+def test_every_objective_is_compared_with_an_equation() -> None:
+    assert {name for name, _, _ in EQUATIONS} | OTHERS == set(UNLEARNING_LOSSES.names())
 
 
 @pytest.mark.parametrize("plain", [True, False], ids=["logits", "chunks"])
@@ -222,15 +233,18 @@ def test_loss_equals_its_equation(
     torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
 
 
-def test_dpo_equals_its_equation() -> None:
+@pytest.mark.parametrize("mask", ["answer", "tokens"])
+@pytest.mark.parametrize("name", ["dpo", "altpo"])
+def test_a_preference_loss_equals_its_equation(name: str, mask: str) -> None:
     chosen, rejected, chosen_ref, rejected_ref = (Said(seed) for seed in range(4))
     policy, reference = rejected.outputs(plain=False), rejected_ref.outputs(plain=True)
     policy.refusal, reference.refusal = chosen.outputs(plain=True), chosen_ref.outputs(plain=True)
-    ours = UNLEARNING_LOSSES.get("dpo").fn(policy, reference, beta=0.5)
+    ours = UNLEARNING_LOSSES.get(name).fn(policy, reference, beta=0.5, mask=mask)
     terms = []
+    at = READ if mask == "tokens" else FLAT
     for r in range(3):
-        liked = -(chosen.sums()[r] - chosen_ref.sums()[r])
-        disliked = -(rejected.sums()[r] - rejected_ref.sums()[r])
+        liked = -(chosen.row_sums(at)[r] - chosen_ref.row_sums(at)[r])
+        disliked = -(rejected.row_sums(at)[r] - rejected_ref.row_sums(at)[r])
         terms.append(softplus(-0.5 * (liked - disliked)))
     theirs = 4 * mean(terms)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
@@ -247,12 +261,15 @@ def test_idk_is_the_likelihood_of_the_refusal() -> None:
     torch.testing.assert_close(ours, mean(refusal.tokens()))
 
 
-@pytest.mark.parametrize("divergence", ["kl", "tv", "js", "pearson"])
-def test_flat_equals_its_equation(divergence: str) -> None:
+@pytest.mark.parametrize(
+    ("divergence", "mask"),
+    [("kl", "answer"), ("kl", "tokens"), ("tv", "answer"), ("js", "answer"), ("pearson", "answer")],
+)
+def test_flat_equals_its_equation(divergence: str, mask: str) -> None:
     known, refused = Said(0), Said(1)
     policy = known.outputs(plain=False)
     policy.refusal = refused.outputs(plain=True)
-    ours = UNLEARNING_LOSSES.get("flat").fn(policy, divergence=divergence)
+    ours = UNLEARNING_LOSSES.get("flat").fn(policy, divergence=divergence, mask=mask)
     g: Callable[[Tensor], Tensor] = {
         "tv": lambda v: v.tanh() / 2,
         "js": lambda v: (2 / (1 + (-v).exp())).log(),
@@ -264,7 +281,8 @@ def test_flat_equals_its_equation(divergence: str) -> None:
         "pearson": lambda u: u**2 / 4 + u,
     }[divergence]
     terms = []
-    for at in ANSWERS:
+    read = [[i for i in READ if ROW[i] == r] for r in range(3)]
+    for at in read if mask == "tokens" else ANSWERS:
         p = torch.stack([(-known.l[i]).exp() for i in at]).mean()
         q = torch.stack([(-refused.l[i]).exp() for i in at]).mean()
         terms.append(conjugate(g(p)) - g(q))
@@ -276,12 +294,13 @@ def test_flat_equals_its_equation(divergence: str) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
 
 
-def test_jensun_is_the_divergence_from_the_refusal_token() -> None:
+@pytest.mark.parametrize("mask", ["answer", "tokens"])
+def test_jensun_is_the_divergence_from_the_refusal_token(mask: str) -> None:
     policy, refused = Said(0).outputs(plain=True), Said(1)
     policy.refusal = refused.outputs(plain=False)
-    ours = UNLEARNING_LOSSES.get("jensun").fn(policy)
+    ours = UNLEARNING_LOSSES.get("jensun").fn(policy, mask=mask)
     terms = []
-    for i in FLAT:
+    for i in READ if mask == "tokens" else FLAT:
         target = torch.zeros(VOCABULARY, dtype=torch.float64)
         target[LABELS[i]] = 1
         m = (refused.p[i] + target) / 2
@@ -291,6 +310,65 @@ def test_jensun_is_the_divergence_from_the_refusal_token() -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     (mine,) = torch.autograd.grad(ours, refused.hidden, retain_graph=True)
     (other,) = torch.autograd.grad(theirs, refused.hidden)
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["logits", "chunks"])
+@pytest.mark.parametrize(("alpha", "mask"), [(5.0, "answer"), (1.0, "tokens")])
+def test_whp_equals_its_equation(alpha: float, mask: str, plain: bool) -> None:
+    said, base, strong = Said(0), Said(1), Said(2)
+    policy = said.outputs(plain=plain)
+    with torch.no_grad():
+        reference = base.outputs(plain=plain)
+        reference.reinforced = strong.outputs(plain=plain)
+    ours = UNLEARNING_LOSSES.get("whp").fn(policy, reference, alpha=alpha, mask=mask)
+    terms = []
+    for i in READ if mask == "tokens" else FLAT:
+        z, higher = base.logits[i].detach(), strong.logits[i].detach()
+        generic = torch.stack([a - alpha * max(0.0, float(b - a)) for a, b in
+                               zip(z, higher, strict=True)])  # fmt: skip
+        t = generic.exp() / generic.exp().sum()
+        terms.append(-(t * said.p[i].log()).sum())
+    theirs = mean(terms)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    (mine,) = torch.autograd.grad(ours, said.hidden, retain_graph=True)
+    (other,) = torch.autograd.grad(theirs, said.hidden)
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("efforts", [None, [0.5, 2.0, 0.0]])
+def test_egup_equals_its_equation(efforts: list[float] | None) -> None:
+    said, base, proxy, proxy_ref = (Said(seed) for seed in range(4))
+    policy, reference = said.outputs(plain=True), base.outputs(plain=True)
+    policy.refusal, reference.refusal = proxy.outputs(plain=True), proxy_ref.outputs(plain=True)
+    if efforts is not None:
+        policy.efforts = torch.tensor(efforts)
+    ours = UNLEARNING_LOSSES.get("egup").fn(policy, reference, beta=0.5, boundary=3.0)
+    terms = []
+    for r in range(3):
+        push = 4 * softplus(-0.5 * (said.sums()[r] - base.sums()[r].detach()))
+        beyond = said.means()[r] - proxy_ref.means()[r].detach()
+        past = beyond**2 if float(beyond.detach()) > 0 else 0 * beyond
+        terms.append((efforts or [1.0] * 3)[r] * push + 3 * past)
+    theirs = mean(terms)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    (mine,) = torch.autograd.grad(ours, said.hidden, retain_graph=True)
+    (other,) = torch.autograd.grad(theirs, said.hidden)
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
+    assert {float(b.detach() - a.detach()) > 0 for a, b in
+            zip(proxy_ref.means(), said.means(), strict=True)} == {True, False}  # fmt: skip
+
+
+def test_atwu_weighs_each_token_by_its_score() -> None:
+    said, scores = Said(0), torch.linspace(0, 1, len(LABELS)).double()
+    policy = said.outputs(plain=False)
+    policy.scores = scores
+    ours = UNLEARNING_LOSSES.get("atwu").fn(policy, beta=2.0)
+    weighted = [scores[i] * said.l[i] for i in FLAT]
+    theirs = -mean([w * (-2 * w.detach()).exp() for w in weighted])
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    (mine,) = torch.autograd.grad(ours, said.hidden, retain_graph=True)
+    (other,) = torch.autograd.grad(theirs, said.hidden)
     torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
 
 
@@ -313,6 +391,7 @@ BY_HAND = [
     ("level", {"tau": 2.0}, 0.613706),  # 2 - ln 4, above 1 nat: weight 1
     ("level", {"tau": 2.0, "known_below": 1.5}, 6.137056),  # ten times that
     ("ceu", {}, 0.287682),  # the other token has all of the target: -ln(3/4)
+    ("atwu", {"beta": 1.0}, -0.346574),  # g l = ln 2, times exp(-ln 2) = 1/2
 ]
 
 

@@ -31,10 +31,12 @@ from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.recipe import Term
 from mergeforget.train.dataset import REFUSAL, Share
 from mergeforget.train.forward import output_matrix
-from mergeforget.train.objective import reads_of
+from mergeforget.train.objective import any_needs, reads_of
 from mergeforget.train.packing_check import rows_leak
 from mergeforget.train.reference import Known, Reference, _compute
 from mergeforget.train.trainer import UnlearningTrainer
+from mergeforget.train.weighting import Entanglement, TokenScorer
+from mergeforget.train_config import Scorer
 
 DEVICE = "cuda" if torch.version.cuda else "meta"
 KINDS = (ANSWER, PROMPT)
@@ -101,6 +103,16 @@ def trainer_of(term: Term, make_model: Callable[..., Any], tokenizer: Any) -> tu
         one.head = None if one.head is None else weight
     made.reference = Reference(known, head=weight, old_head=weight)
     made.levels = {"forget": torch.zeros(4)}
+    made.state = SimpleNamespace(global_step=0)
+    if any_needs([term], "reinforced"):
+        made.reference.reinforced = known["forget"]
+    with fake_device():
+        if any_needs([term], "scores"):
+            made.scorer = TokenScorer(32, Scorer(every=1), term, DEVICE)
+        if any_needs([term], "efforts"):
+            made.entanglement = Entanglement.__new__(Entanglement)
+            made.entanglement.forget = torch.empty(4, 32, device=DEVICE)
+            made.entanglement.inter = torch.empty(4, device=DEVICE)
     return made, model, shares
 
 

@@ -80,7 +80,12 @@ def gradients(
         policy = predict_sets(model, batches, totals, head=head, layers=layers)
         for name, said in policy.items():
             aims = torch.tensor([float(i % 3) for i in batches[name].index.tolist()])
-            said.levels = aims
+            said.levels = said.efforts = aims
+            said.scores = (said.labels % 5).double() / 4
+        with torch.no_grad():  # the adapted model stands for the reinforced one
+            strong = predict_sets(model, batches, totals, head=head)
+        for name, said in before.items():
+            said.reinforced = strong[name]
         loss, values = compute([term], policy, before)
         loss.backward()
         value += float(values[term.label])

@@ -44,9 +44,10 @@ def training(**more: Any) -> Training:
         {"batches": "alternating"},
         {"batches": "by_set"},
         {"chunk_rows": 3},
+        {"folds": 3},
         {"gradient_accumulation": "epoch"},
     ],
-    ids=["together", "alternating", "by_set", "chunks", "epoch"],
+    ids=["together", "alternating", "by_set", "chunks", "folds", "epoch"],
 )
 def test_steps_are_those_that_a_training_takes(
     more: dict[str, Any], tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
@@ -54,7 +55,8 @@ def test_steps_are_those_that_a_training_takes(
     settings = training(**more)
     train_adapter(tiny_model, tiny_tokenizer, SETS, settings, TrainingJob(Run(tmp_path), "over"))
     sizes = {name: len(rows) for name, rows in SETS.items()}
-    assert count_steps(settings, sizes) == len(read_jsonl(tmp_path / "history.jsonl"))
+    folds = [one.fold for one in encode_sets(tiny_tokenizer, SETS, settings)["forget"]]
+    assert count_steps(settings, sizes, folds) == len(read_jsonl(tmp_path / "history.jsonl"))
 
 
 @pytest.mark.parametrize("more", [{}, {"chunk_rows": 3}], ids=["together", "chunks"])
