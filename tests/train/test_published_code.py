@@ -1,7 +1,8 @@
-"""The recipe zjuklab-as-run against the loss of the published code, written out here once more."""
+"""The recipes *-as-run against the losses of the published codes, written out here once more."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,15 @@ from torch import Tensor
 
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows
-from mergeforget.recipe import Training, load_recipe
-from mergeforget.train.dataset import collate_of
+from mergeforget.files import read_jsonl
+from mergeforget.recipe import Lora, Training, load_recipe
+from mergeforget.run import Run
+from mergeforget.train.dataset import PairedRows, collate_of
+from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import predict
 from mergeforget.train.objective import compute, mask_of
+from mergeforget.train.samplers import BySetSampler
+from mergeforget.train.tokenize import encode_sets
 
 PAD, LENGTH = 0, 40
 FORGET = [
@@ -104,3 +110,115 @@ def test_a_step_has_the_loss_of_the_published_code(
             loss = published((policy, before), tiny_tokenizer, forget, retain, weights)
             wanted = wanted + loss / len(places)
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!"
+
+
+def merging_tokenizer() -> Any:
+    """One token a letter, except that a question mark and an I after it are one token."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {token: i for i, token in enumerate(["<|end|>", *LETTERS, "?I"])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[("?", "I")]))
+    raw.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>", pad_token="<|end|>")
+
+
+@pytest.mark.parametrize(
+    ("name", "power"), [("ishumei-nr-eul-rd-da-as-run", 1), ("ishumei-eul2-as-run", 2)]
+)
+def test_each_batch_of_ishumei_has_the_loss_of_the_published_code(
+    name: str, power: int, make_model: Any
+) -> None:
+    training = load_recipe(name).training("over")
+    assert (training.max_length, training.batch_size, training.gradient_accumulation) == (
+        300,
+        32,
+        1,
+    )
+    assert (training.schedule, training.warmup_epochs, training.epochs) == ("linear", 1, 5)
+    assert (training.weight_decay, training.seed, training.max_grad_norm) == (0.01, 42, 0)
+    lora = training.lora
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (8, 32, 0.05)
+    training = training.model_copy(update={"max_length": LENGTH, "transforms": []})
+    tokenizer, model = merging_tokenizer(), make_model().double().eval()
+    sets = encode_sets(tokenizer, {"forget": FORGET, "retain": RETAIN}, training)
+    first = FORGET[0].input + FORGET[0].output
+    assert "?I" in tokenizer.convert_ids_to_tokens(sets["forget"][0].ids)
+    assert tokenizer.decode(sets["forget"][0].ids) == f"{first}<|end|>"[:LENGTH]
+    collate = collate_of(mask_of(training.objective), training, 0)
+    order = BySetSampler({n: len(rows) for n, rows in sets.items()}, 32, 1, training.seed)
+    data, seen = PairedRows(sets, seed=42), []
+    for step in order:
+        batch = collate([data[index] for index in step])
+        ((kind, one),) = batch.items()  # a batch is of one kind
+        seen.append(kind)
+        with torch.no_grad():
+            terms = [
+                t for t in training.objective if kind in (t.on, t.loss.replace("idk", "refusal"))
+            ]
+            terms = [t for t in terms if (t.loss == "idk") == (kind == "refusal")]
+            ours = compute(terms, {kind: predict(model, one)}, {})[0]
+            ids = torch.full((len(sets[kind]), LENGTH + 1), 0)
+            labels = torch.full_like(ids, -100)
+            for i, row in enumerate(sets[kind]):
+                text = torch.tensor(row.ids)
+                ids[i, : len(text)] = labels[i, : len(text)] = text
+            logits = model(input_ids=ids, attention_mask=(labels >= 0).long()).logits
+            loss = cross_entropy(logits, labels)
+        theirs = (1 / loss) ** power if kind == "forget" else loss
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    assert sorted(seen) == sorted(sets)  # negative responses are a kind of their own
+
+
+def test_a_row_of_ishumei_is_the_published_one(make_model: Any) -> None:
+    training = load_recipe("ishumei-as-run").training("over")
+    tokenizer = merging_tokenizer()
+    for length in (8, 25, 60):
+        own = training.model_copy(update={"max_length": length, "transforms": []})
+        for row in FORGET:
+            (ours,) = encode_sets(tokenizer, {"forget": [row], "retain": RETAIN}, own)["forget"]
+            both = tokenizer(row.input + row.output, max_length=length, truncation=True)[
+                "input_ids"
+            ]
+            assert ours.ids == [*both, tokenizer.eos_token_id][:length]
+
+
+def test_recipes_state_what_the_published_codes_do() -> None:
+    for side in load_recipe("zjuklab-as-run").trainings().values():
+        assert side.max_grad_norm == 0  # its DeepSpeed configuration has no gradient_clipping
+    assert {t.on for t in load_recipe("undial").training("over").objective} == {"forget"}
+    (ceu,) = load_recipe("ceu").training("over").objective
+    assert ceu.arguments == {"skip_first": True}
+    for name, arguments in {"rmu": {}, "rmu-as-run": {"mask": "all", "normalise": "width"}}.items():
+        for term in load_recipe(name).training("over").objective:
+            own = {k: v for k, v in term.arguments.items() if k in ("mask", "normalise")}
+            assert own == arguments
+    notes = load_recipe("ju-cse-nlp").notes
+    for assumed in ("plain SGD", "candidate rates", "joined by one space", "rank 126"):
+        assert assumed in " ".join(notes.split())
+
+
+def test_a_step_without_clipping_is_the_whole_gradient(
+    tmp_path: Path, make_model: Any, tiny_tokenizer: Any
+) -> None:
+    whole = load_recipe("zjuklab-as-run").trainings()["pair.over"]
+    heavy = [t.model_copy(update={"weight": 1000 * t.weight}) for t in whole.objective]
+    training = whole.model_copy(
+        update={
+            "objective": heavy, "optimizer": "sgd", "epochs": 1, "gradient_accumulation": 2,
+            "warmup_epochs": 0, "schedule": "constant", "weight_decay": 0.0, "max_length": 64,
+            "learning_rate": 1e-3, "lora": Lora(r=2, lora_alpha=2, lora_dropout=0.0),
+        }
+    )  # fmt: skip
+    job = TrainingJob(Run(tmp_path), "adapter", checkpoint_seconds=1e9)
+    train_adapter(make_model(), tiny_tokenizer, {"forget": FORGET, "retain": RETAIN}, training, job)
+    from safetensors.torch import load_file
+
+    found = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    moved = torch.cat([v.flatten() for k, v in found.items() if "lora_B" in k]).norm()
+    (line,) = read_jsonl(tmp_path / "history.jsonl")
+    assert line["grad_norm"] > 10  # B starts at 0, and the gradient of A is 0 in the first step
+    assert float(moved) == pytest.approx(1e-3 * line["grad_norm"], rel=1e-3)
