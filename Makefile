@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 
-.PHONY: demo test slow faults dist matrix study gpu-study lint clean
+.PHONY: demo test slow faults dist docker matrix study gpu-study lint clean
 demo: $(READY)
 	$(BIN)/mergeforget demo
 
@@ -20,6 +20,10 @@ faults: $(READY)                # interrupt every writer, damage every input, pr
 
 dist: $(READY)                  # build the wheel and the sdist, and try each in a new environment
 	$(BIN)/python tools/dist.py
+
+docker:                         # build the image (make docker BUILD=cuda) and run the demo in it
+	docker build -t mergeforget --build-arg BUILD=$(or $(BUILD),cpu) .
+	docker run --rm mergeforget demo --people 2 --quick
 
 matrix: $(READY)                # the fast tests on each Python found: make matrix SUBSET=smoke
 	$(BIN)/python tools/matrix.py $(MATRIX)

@@ -29,6 +29,7 @@ from mergeforget.expert_factors import (
     targeted,
 )
 from mergeforget.files import explained, read_json, whole, write_json
+from mergeforget.parsing import usable_path
 
 Array = NDArray[Any]
 PREFIX = "base_model.model."
@@ -176,7 +177,7 @@ def adapter_folder(folder: Path) -> Path:
     Raises:
         InputError: Several subfolders contain an adapter.
     """
-    if (folder / CONFIG).is_file() or not folder.is_dir():
+    if (usable_path(folder) / CONFIG).is_file() or not folder.is_dir():
         return folder
     named = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if len(named) > 1:

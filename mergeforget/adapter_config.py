@@ -11,7 +11,7 @@ import numpy as np
 
 from mergeforget.errors import InputError, NumericError
 from mergeforget.files import read_json
-from mergeforget.parsing import safe_pattern
+from mergeforget.parsing import safe_pattern, usable_path
 
 CONFIG = "adapter_config.json"
 
@@ -79,6 +79,10 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
     """Yield the values of a config that make the scaling undefined."""
     if not _is_number(config.get("lora_alpha")):
         yield f"lora_alpha is {config['lora_alpha']!r}, but must be a number"
+    base = config.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        yield f"base_model_name_or_path is {str(base)[:40]!r}, but must be a name"
+    usable_path(base if isinstance(base, str) else "")
     rank = config.get("r")
     if rank is not None and (type(rank) is not int or rank < 1):
         yield f"r is {rank!r}, but must be a positive integer"

@@ -107,6 +107,10 @@ class Candidate:
         weights = known.get("weights", (1.0, 1.0))
         if any(isinstance(w, bool) or not isinstance(w, int | float) for w in weights):
             raise InputError(f"{where} has weights that are not numbers: {str(weights)[:40]}.")
+        for key, setting in known.get("by_module", {}).items():
+            filters = [one for one in _listed(setting) if isinstance(one, dict)]
+            if any("value" not in one for one in filters):
+                raise InputError(f"{where} has a filter of {key} without a value in by_module.")
         return cls(**known | {"weights": tuple(weights)})
 
 
@@ -124,6 +128,12 @@ _TYPES: dict[str, Any] = {
     "arguments": dict,
     "by_module": dict,
 }
+
+
+def _listed(setting: Any) -> list[Any]:
+    """The filters of a setting; weights have a setting per adapter."""
+    rows = setting if isinstance(setting, list) else [setting]
+    return [one for row in rows for one in (row if isinstance(row, list) else [row])]
 
 
 def _two_digits(density: float) -> str:

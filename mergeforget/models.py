@@ -19,8 +19,9 @@ from mergeforget.console import quiet
 from mergeforget.distributed import count, on_main, sharded
 from mergeforget.embedded_model import HUB_COPY, INSTALL, embedded_model, gguf_file
 from mergeforget.embedded_model import NAME as EMBEDDED
-from mergeforget.errors import InputError, ResourceError
+from mergeforget.errors import InputError, MergeforgetError, ResourceError
 from mergeforget.files import sha256
+from mergeforget.parsing import usable_path
 from mergeforget.recipe import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -100,7 +101,7 @@ def locate(name: str, *, trust_remote_code: bool = False) -> Path:
     Raises:
         InputError: there is no such model, or it has no safetensors.
     """
-    if Path(name).is_dir():
+    if usable_path(name).is_dir():
         return _checked(Path(name))
     if name == EMBEDDED:
         return embedded_model() if gguf_file() else _embedded_from_hub()
@@ -404,7 +405,11 @@ def _explained(name: str, path: Path) -> Iterator[None]:
         raise InputError(
             f"A weight file in {path} is truncated or damaged ({error}). Copy the model again."
         ) from error
-    except (OSError, ValueError, KeyError) as error:
+    except MergeforgetError:
+        raise
+    except Exception as error:  # a damaged configuration or tokenizer; tokenizers raise Exception
+        if "out of memory" in str(error).lower():
+            raise
         raise InputError(f"Cannot load the model {name} from {path}: {_reason(error)}") from error
 
 

@@ -21,7 +21,8 @@ DEPTH = 100  # nesting of lists and objects
 NODES = 100_000  # values of a YAML document after its aliases are expanded
 NAME_BYTES = 200  # file systems allow 255, and suffixes are appended
 INTEGERS = 2**63
-REPEATS = 6  # unbounded repetitions in one pattern
+PATTERN_BITS = 23.5  # log2 of the ways in which a pattern may match a module name
+REPEAT_BITS = 4.8  # of one unbounded repetition, for a name of 60 characters
 
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
@@ -157,14 +158,29 @@ def plain_name(name: object, where: object, kind: type[MergeforgetError] = Input
     return name
 
 
+def usable_path(path: str | Path, kind: type[MergeforgetError] = InputError) -> Path:
+    """A path that a file system can hold; asking for any other raises an error of the system.
+
+    Raises:
+        MergeforgetError: It contains a NUL character or a name of more than 255 bytes.
+    """
+    for name in Path(path).parts:
+        if "\0" in name or len(name.encode("utf-8", "surrogateescape")) > 255:
+            raise kind(
+                f"{name[:40]!r}... cannot be part of a path: it has more than 255 bytes or a NUL "
+                "character. Check the path."
+            )
+    return Path(path)
+
+
 def safe_pattern(
     pattern: str, where: object, kind: type[MergeforgetError] = InputError
 ) -> re.Pattern[str]:
     """Compile a regular expression that cannot take exponential time.
 
     Raises:
-        MergeforgetError: Not a regular expression, an unbounded repetition inside another one, as
-            in ``(a+)+``, or more than 6 unbounded repetitions.
+        MergeforgetError: Not a regular expression, a repetition or a choice inside an unbounded
+            repetition, as in ``(a+)+``, or more than about four unbounded repetitions.
     """
     from re import _parser  # type: ignore[attr-defined]
 
@@ -173,43 +189,37 @@ def safe_pattern(
         compiled = re.compile(pattern)
     except (re.error, RecursionError, OverflowError, TypeError, ValueError) as error:
         raise kind(f"{where} is not a regular expression: {error}.") from error
-    nested, count = _repeats(tree, False)
-    if nested or count > REPEATS:
+    if _bits(tree) > PATTERN_BITS:
         raise kind(
             f"{where}: the pattern {pattern[:60]!r} can take exponential time, because it repeats "
-            "a repetition or has many of them. Write it without nested * or +."
+            "a repetition or a choice, or has many of them. Write it without nested * or +, and "
+            "with at most four of them."
         )
     return compiled
 
 
-def _repeats(tree: Any, inside: bool) -> tuple[bool, int]:
-    """Whether an unbounded repetition contains another repetition or a branch, and their number."""
-    nested, count = False, 0
+def _bits(tree: Any) -> float:
+    """log2 of the number of ways in which a parsed pattern may match; it bounds backtracking."""
+    bits = 0.0
     for op, argument in tree:
         name = str(op)
-        inner = inside
         if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            if int(argument[1]) > 50:
-                nested |= inside
-                count, inner = count + 1, True
-            children = [argument[2]]
+            low, high, inner = int(argument[0]), int(argument[1]), _bits(argument[2])
+            if high - low > 2**REPEAT_BITS:
+                bits += math.inf if inner else REPEAT_BITS
+            else:
+                bits += high * inner + math.log2(high - low + 1)
         elif name == "BRANCH":
-            nested |= inside
-            children = argument[1]
+            bits += math.log2(sum(2 ** min(_bits(one), 1000) for one in argument[1]))
         elif name == "SUBPATTERN":
-            children = [argument[3]]
+            bits += _bits(argument[3])
         elif name in ("ASSERT", "ASSERT_NOT"):
-            children = [argument[1]]
+            bits += _bits(argument[1])
         elif name == "GROUPREF_EXISTS":
-            children = [one for one in argument[1:] if one is not None]
+            bits += sum(_bits(one) for one in argument[1:] if one is not None)
         elif name == "ATOMIC_GROUP":
-            children = [argument]
-        else:
-            children = []
-        for child in children:
-            more_nested, more = _repeats(child, inner)
-            nested, count = nested or more_nested, count + more
-    return nested, count
+            bits += _bits(argument)
+    return bits
 
 
 def _integer(digits: str) -> int:

@@ -22,7 +22,7 @@ from mergeforget.candidate import DEFAULT
 from mergeforget.console import warn_once
 from mergeforget.errors import MergeforgetError, RecipeError, suggest
 from mergeforget.files import write_text
-from mergeforget.parsing import parse_yaml, parse_yaml_lines, read_text
+from mergeforget.parsing import parse_yaml, parse_yaml_lines, read_text, usable_path
 from mergeforget.train_config import Dual as Dual
 from mergeforget.train_config import Lora as Lora
 from mergeforget.train_config import NotNegative, Positive, RecipeSection
@@ -258,7 +258,7 @@ def recipe_names() -> list[str]:
 def recipe_path(name: str) -> Path:
     """Return the file of a recipe, given by its path or by the name of a packaged recipe."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        return Path(name)
+        return usable_path(name, RecipeError)
     if name not in recipe_names():
         known = recipe_names()
         raise RecipeError(

@@ -24,7 +24,7 @@ from uuid import uuid4
 
 from mergeforget.console import say
 from mergeforget.errors import InputError, MergeforgetError, ResourceError
-from mergeforget.parsing import parse_json, read_text
+from mergeforget.parsing import parse_json, read_text, usable_path
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
@@ -68,23 +68,31 @@ def whole(path: Path) -> Iterator[Path]:
 def explained(path: Path) -> Iterator[None]:
     """Turn an operating system's error about ``path`` into one of ours."""
     try:
+        with full_disk_explained(path):
+            yield
+    except BrokenPipeError:  # of stdout: the command line ends quietly
+        raise
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def full_disk_explained(path: Path) -> Iterator[None]:
+    """Turn a full disk or a file that is too large, whoever reports it, into a ResourceError."""
+    try:
         yield
     except MergeforgetError:
-        raise
-    except BrokenPipeError:  # of stdout: the command line ends quietly
         raise
     except Exception as error:
         reason = error if isinstance(error, OSError) else error.__cause__
         full = isinstance(reason, OSError) and reason.errno in NO_SPACE
-        if full or "os error 28" in str(error):
-            raise ResourceError(
-                f"The disk is full: {path} was not written, and nothing that was there is lost. "
-                f"{_free(path)} Free some space, or choose another place with --out, and run the "
-                "same command again, with --resume if it trains."
-            ) from error
-        if isinstance(error, OSError):
-            raise InputError(f"Cannot write {path}: {error.strerror or error}.") from error
-        raise
+        if not full and not re.search(r"os error (27|28|122)\b", str(error)):
+            raise
+        raise ResourceError(
+            f"The disk is full or a file is too large: {path} was not written, and nothing that "
+            f"was there is lost. {_free(path)} Free some space, or choose another place with "
+            "--out, and run the same command again, with --resume if it trains."
+        ) from error
 
 
 def take_place(temporary: Path, path: Path) -> None:
@@ -235,8 +243,16 @@ def locked(
 
 
 def followed(path: Path) -> Path:
-    """The place that a link points to, or the path itself where it is no link."""
-    return path.resolve() if path.is_symlink() else path
+    """The place that a link points to, or the path itself where it is no link.
+
+    Raises:
+        InputError: The links form a circle, or the path cannot be read.
+    """
+    usable_path(path)
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
+        raise InputError(f"Cannot write {path}: {error}.") from error
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -18,8 +18,8 @@ from mergeforget.console import LOGGER, logged_to
 from mergeforget.distributed import is_main, on_main
 from mergeforget.errors import InputError
 from mergeforget.files import read_json_object, sha256, write_json
-from mergeforget.parsing import plain_name
-from mergeforget.replace import locked, tidy
+from mergeforget.parsing import plain_name, usable_path
+from mergeforget.replace import full_disk_explained, locked, tidy
 
 RUNS = Path("runs")
 PAIR = ("over", "under")
@@ -128,14 +128,18 @@ class Run:
         return load_recipe(self.recipe).model.name
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return the manifest, in which ``stages`` is always an object.
+        """Return the manifest, in which ``stages`` is always an object of objects.
 
         Raises:
             InputError: The file is damaged.
         """
         manifest = read_json_object(self.manifest) if self.manifest.exists() else {}
-        if not isinstance(manifest.setdefault("stages", {}), dict):
-            raise InputError(f"{self.manifest} is damaged: 'stages' is not an object.")
+        stages = manifest.setdefault("stages", {})
+        parts = {key: manifest[key] for key in ("base", "versions", "machine") if manifest.get(key)}
+        parts |= {"stages": stages} | (stages if isinstance(stages, dict) else {})
+        for name, value in parts.items():
+            if not isinstance(value, dict):
+                raise InputError(f"{self.manifest} is damaged: {name!r} is not an object.")
         return manifest
 
     def read_status(self) -> dict[str, dict[str, Any]]:
@@ -189,14 +193,18 @@ class Run:
         killed writers are removed and messages are appended to ``log.txt``.
 
         Raises:
-            ResourceError: Another process is writing to the folder.
+            ResourceError: Another process is writing to the folder, or the disk is full.
             InputError: The folder cannot be written.
         """
         in_use = (
             f"{self.root} is in use: another mergeforget is writing there. Wait for it, stop it, "
             "or choose another folder with --out."
         )
-        with locked(self.root / ".lock", in_use, on_main), ExitStack() as stack:
+        with (
+            full_disk_explained(self.root),
+            locked(self.root / ".lock", in_use, on_main),
+            ExitStack() as stack,
+        ):
             if is_main():
                 tidy(self.root)
                 stack.enter_context(logged_to(self.log))
@@ -213,7 +221,7 @@ def new_run(folder: Path | None, name: str, *, resume: bool = False) -> Run:
     Raises:
         InputError: The folder contains a run that has started a stage, and ``resume`` is false.
     """
-    chosen = folder or RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    chosen = usable_path(folder) if folder else RUNS / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     def free() -> Run:
         run = Run(chosen)
@@ -241,7 +249,7 @@ def open_run(folder: Path | None) -> Run:
                 "`mergeforget demo`."
             )
         return Run(runs[-1].parent)
-    if not (folder / "recipe.yaml").exists():
+    if not (usable_path(folder) / "recipe.yaml").exists():
         known = ", ".join(str(p.parent) for p in runs[-5:])
         known = f"Runs: {known}." if known else "Train one with `mergeforget train-pair --out RUN`."
         raise InputError(f"{folder} is not a run folder: it has no recipe.yaml. {known}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mergeforget.errors import InputError
 from mergeforget.files import read_lines, write_jsonl
@@ -92,8 +92,8 @@ def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
         model = row.get("model", row.get("subject"))  # "subject" in files of earlier versions
         try:
             score = Score.from_dict(row)
-            if not isinstance(model, str) or not isinstance(score.value, int | float):
-                raise TypeError("a score needs a model and a number as its value")
+            if not isinstance(model, str):
+                raise TypeError("a score needs a model")
             plain_name(model, f"{path}, line {number},")
             _check_types(score)
         except TypeError as error:
@@ -110,14 +110,26 @@ def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
 
 
 def _check_types(score: Score) -> None:
-    names = (score.metric, score.split, score.task, score.part, score.better)
-    pair = score.interval
+    names = (score.metric, score.split, score.task, score.part, score.definition)
     if not all(isinstance(name, str) for name in names):
-        raise TypeError("metric, split, task, part and better are texts")
-    if not isinstance(score.n, int) or isinstance(score.value, bool):
-        raise TypeError("n is an integer and the value a number")
-    if pair is not None and (len(pair) != 2 or not all(isinstance(x, int | float) for x in pair)):
+        raise TypeError("metric, split, task, part and definition are texts")
+    if score.better not in get_args(Better):
+        raise TypeError(f"better is {str(score.better)[:40]!r}, not one of {get_args(Better)}")
+    counts = (score.n, score.subjects)
+    if any(isinstance(x, bool) or not isinstance(x, int) for x in counts):
+        raise TypeError("n and subjects are integers")
+    numbers = [x for x in (score.chance, score.target) if x is not None]
+    if not all(map(_is_number, (score.value, *numbers))):
+        raise TypeError("value, chance and target are numbers")
+    pair, ways = score.interval, score.ways
+    if pair is not None and (len(pair) != 2 or not all(map(_is_number, pair))):
         raise TypeError("an interval is two numbers")
+    if ways is not None and not (isinstance(ways, dict) and all(map(_is_number, ways.values()))):
+        raise TypeError("ways maps names to numbers")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def write_scores(path: Path, scores: Mapping[str, Sequence[Score]]) -> None:

@@ -52,8 +52,13 @@ def test_doctor_names_a_remedy_for_each_problem(monkeypatch: pytest.MonkeyPatch)
     assert doctor.hub_answers(("127.0.0.1", 9)) is False
     monkeypatch.setattr(doctor, "hub_answers", lambda: False)
     _, problems = doctor.doctor()
-    for remedy in ("smaller model", "Delete old", "XDG_CACHE_HOME", "torch", "HF_HUB_OFFLINE"):
+    folders = ("XDG_CACHE_HOME", "HF_HOME", "change to one", "TMPDIR")
+    for remedy in ("smaller model", "Delete old", "torch", "HF_HUB_OFFLINE", *folders):
         assert any(remedy in problem for problem in problems), remedy
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    facts, problems = doctor.doctor()
+    assert "not asked" in facts["hub"]
+    assert not any("Hub" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from mergeforget.analysis.style import (
 )
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, read_results
+from mergeforget.files import reading
 from mergeforget.run import Run
 
 AXES = {  # attack: key of the horizontal axis, and its label
@@ -77,6 +78,18 @@ def run_attacks(run: Run) -> list[Result]:
     return found
 
 
+def _check_rows(result: Result) -> None:
+    """Raise an error, which ``reading`` explains, for rows that cannot be drawn."""
+    key, _ = AXES.get(result.attack, ("kind", ""))
+    for row in result.rows:
+        row[key]
+        for metric in METRICS:
+            if isinstance(row.get(metric), str | bool):
+                raise TypeError(f"{metric} is {row[metric]!r}, not a number")
+        if "rows_leaked" in row:
+            row["rows"]
+
+
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the measured values of all attacks as flat rows."""
     return [{"attack": r.attack, "attacked": r.model, **row} for r in results for row in r.rows]
@@ -84,6 +97,9 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def draw_attacks(results: Sequence[Result]) -> list[SavedFigure]:
     """Draw one figure per attack, with all attacked models."""
+    for result in results:
+        with reading(f"The result of the attack {result.attack} on {result.model}"):
+            _check_rows(result)
     names = dict.fromkeys(r.attack for r in results if r.rows)
     return [draw_attack([r for r in results if r.attack == name]) for name in names]
 
@@ -159,12 +175,13 @@ def _counted(row: dict[str, Any], value: float) -> str:
 
 
 def _bars(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: str) -> list[Mark]:
-    kinds = list(dict.fromkeys(row[key] for rows in models.values() for row in rows))
+    models = {m: [r for r in rows if r.get(metric) is not None] for m, rows in models.items()}
+    kinds = list(dict.fromkeys(str(row[key]) for rows in models.values() for row in rows))
     width = 0.8 / len(models)
     marks = []
     for place, (model, rows) in enumerate(models.items()):
         look, title = look_of(model, place), LABELS.get(model, model)
-        x = [kinds.index(row[key]) + (place + 0.5) * width - 0.4 for row in rows]
+        x = [kinds.index(str(row[key])) + (place + 0.5) * width - 0.4 for row in rows]
         y = [row[metric] for row in rows]
         hatch = ("", "//", "..", "xx", "--")[place % 5]  # readable in greyscale prints
         ax.bar(x, y, width * 0.92, label=title, color=look["color"], hatch=hatch, edgecolor="white")

@@ -197,7 +197,7 @@ def _prompts(run: Run, recipe: Recipe) -> dict[str, Any]:
     """Return how prompts were rendered in training, from the manifest or else the recipe."""
     stages = run.read_manifest()["stages"]
     found = stages.get("template", {})
-    template = found.get("template", recipe.data.template)
+    template = str(found.get("template", recipe.data.template))
     names = {"none": "raw", "chat": "the tokenizer's chat template", "auto": "auto"}
     return {
         "prompts": names.get(template, template),

@@ -231,7 +231,8 @@ def _weights(name: str, recipe: Recipe) -> dict[str, float]:
 def _half_an_epoch(epoch: Floats) -> int:
     """Return the number of steps in half an epoch, used as smoothing window."""
     span = epoch[-1] - epoch[0] if len(epoch) > 1 else 0.0
-    return max(1, round((len(epoch) - 1) / span / 2)) if span > 0 else 1
+    steps = (len(epoch) - 1) / span / 2 if span > 0 else 1.0
+    return max(1, min(len(epoch), round(steps))) if math.isfinite(steps) else 1
 
 
 def _column(rows: Sequence[dict[str, Any]], key: str) -> Floats:

@@ -19,7 +19,9 @@ from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores
 
 SNAPSHOT = re.compile(r"^(over|under)-step(\d+)$")
-DENSITY = re.compile(r"^(?P<method>.+?)-(?P<space>factors|delta)-d(?P<density>[0-9.]+)(?:-|$)")
+DENSITY = re.compile(
+    r"^(?P<method>.+?)-(?P<space>factors|delta)-d(?P<density>[0-9]+(?:\.[0-9]+)?)(?:-|$)"
+)
 
 
 class MissingError(InputError):
@@ -94,7 +96,7 @@ def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
             found[model] = Candidate.from_dict(explored[model], notes)
         elif match := DENSITY.match(model):
             found[model] = Candidate(
-                match["method"], float(match["density"].rstrip(".")), space=_space(match["space"])
+                match["method"], float(match["density"]), space=_space(match["space"])
             )
     return found
 
@@ -105,6 +107,13 @@ def read_chosen(run: Run) -> Chosen | None:
     if not path.is_file():
         return None
     values = read_json_object(path)
+    types = {"warning": str, "scores": dict, "predicted": int | float}
+    with reading(path):
+        for key, kind in types.items():
+            if not isinstance(values.get(key), kind | None):
+                raise TypeError(f"{key} is {str(values[key])[:40]!r}")
+        if not all(isinstance(part, dict) for part in (values.get("scores") or {}).values()):
+            raise TypeError("scores does not map parts to scores")
     return Chosen(
         name=plain_name(values.get("name"), path),
         candidate=Candidate.from_dict(values.get("candidate"), path),
@@ -125,7 +134,10 @@ def read_history(run: Run) -> dict[str, list[dict[str, Any]]]:
     """
     stages: dict[str, dict[int, dict[str, Any]]] = {}
     for row in read_jsonl(run.history):
-        stages.setdefault(str(row.get("stage")), {})[_step(row, run.history)] = row
+        step = _step(row, run.history)
+        stages.setdefault(str(row.get("stage")), {})[step] = row | {"step": step}
+        with reading(run.history):
+            _check_curves(row)
     if not stages:
         raise MissingError(
             f"There is no training history in {run.root}. `mergeforget train-pair` writes it."
@@ -164,6 +176,17 @@ def _step(row: dict[str, Any], where: Path) -> int:
     if not isinstance(step, int):
         raise InputError(f"{where} has the step {step!r}, which is not an integer.")
     return step
+
+
+def _check_curves(row: dict[str, Any]) -> None:
+    """Raise an error, which ``reading`` explains, for a value of a curve that is not a number."""
+    terms = row.get("terms") or {}
+    if not isinstance(terms, dict):
+        raise TypeError(f"terms is {str(terms)[:40]!r}")
+    curves = {key: row.get(key) for key in ("epoch", "loss", "grad_norm", "learning_rate")}
+    for key, value in (curves | terms).items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise TypeError(f"{key} is {str(value)[:40]!r}, not a number")
 
 
 def _space(text: str) -> Any:

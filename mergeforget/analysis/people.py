@@ -14,13 +14,14 @@ from mergeforget.analysis.evidence import MissingError, models_shown, read_chose
 from mergeforget.attack.headline import results_of, run_verdict
 from mergeforget.attack.result import Result
 from mergeforget.attack.variants import entity_of
-from mergeforget.data.readers import read_rows
+from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import InputError, suggest
 from mergeforget.evaluate.verdict import ForgettingVerdict
 from mergeforget.files import read_jsonl, reading, whole, write_text
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked
+from mergeforget.parsing import plain_name
 from mergeforget.run import Run
 from mergeforget.score import Score, find
 
@@ -276,12 +277,14 @@ def _attack_answers(
 
     An attack that asks nothing, such as a rounding of the weights, has its leaks only.
     """
-    import pyarrow.parquet
-
     name = result.figures.get("answers")
-    path = (run.attacks / str(name)).with_suffix(".parquet")
-    if name and path.is_file():
-        listed = pyarrow.parquet.read_table(path).to_pylist()
+    stem = plain_name(Path(str(name)).stem, run.attacks / f"{result.attack}.json") if name else ""
+    path = run.attacks / "answers" / f"{stem}.parquet"
+    if stem and path.is_file():
+        listed = [values for _, values in read_records(path)]
+        with reading(path):
+            for values in listed:
+                values["model"], values["leaked"]
     else:
         listed = [{"model": result.model, "leaked": not e.get("part"), **e}
                   for e in result.examples]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mergeforget.analysis.evidence import MissingError, read_chosen, read_losses
@@ -155,6 +155,10 @@ def _check_form(stated: dict[str, Any]) -> None:
         if not isinstance(stated[name], kind):
             raise TypeError(f"{name} is {str(stated[name])[:40]!r}")
     stated["verdict"], stated["code"]["sha256"]
+    for name in stated["files"]:
+        places = PurePosixPath(name).parts
+        if not places or name.startswith("/") or ".." in places or "\0" in name:
+            raise ValueError(f"files names {name[:80]!r}, which is outside of the run")
     if not isinstance(stated["model"]["evaluated"], str):
         raise TypeError("model.evaluated is not text")
 

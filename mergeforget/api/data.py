@@ -189,6 +189,8 @@ def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
     """Return counts of rows, documents, tasks and kinds, and token counts with a tokenizer."""
     from collections import Counter
 
+    from mergeforget.data.templating import check_size
+
     facts: dict[str, Any] = {
         "rows": len(rows),
         "documents": len({r.subject for r in rows}),
@@ -196,6 +198,8 @@ def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
         "kinds": dict(sorted(Counter(r.kind for r in rows).items())),
     }
     if tokenizer is not None:
+        for row in rows:
+            check_size(row.document, f"Row {row.id!r}")
         lengths = sorted(len(ids) for ids in tokenizer([r.document for r in rows]).input_ids)
         facts["tokens"] = {
             "total": sum(lengths),

@@ -41,7 +41,6 @@ def doctor() -> Diagnosis:
     import psutil
     import torch
 
-    from mergeforget.embedded_model import cache_folder
     from mergeforget.run import versions
 
     problems: list[str] = []
@@ -56,21 +55,22 @@ def doctor() -> Diagnosis:
             "smaller model or batch size."
         )
     facts["device"] = _device(problems)
-    cache = cache_folder()
-    place = next(p for p in (cache, *cache.parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    facts["cache"] = f"{cache}, {free / 1e9:.0f} GB free"
-    if free < SMALL_DISK:
-        problems.append(f"Only {free / 1e9:.1f} GB are free in {place}. Delete old runs or caches.")
-    for folder, remedy in (
-        (place, "set XDG_CACHE_HOME to a folder"),
-        (Path.cwd(), "change to one"),
-    ):
-        if not _writable(folder):
-            problems.append(f"{folder} is not writable: {remedy} that is.")
+    for name, (folder, remedy) in _folders().items():
+        place = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(place).free
+        facts[name] = f"{folder}, {free / 1e9:.0f} GB free"
+        if free < SMALL_DISK:
+            problems.append(
+                f"Only {free / 1e9:.1f} GB are free in {place} ({name}). Delete old runs or "
+                f"caches, or {remedy} on another disk."
+            )
+        if not _writable(place):
+            problems.append(f"{place} ({name}) cannot be written: {remedy} that you can write.")
     facts["embedded model"] = _embedded()
     facts["hub"] = "reachable" if hub_answers() else "not reachable"
-    if facts["hub"] != "reachable":
+    if _offline():
+        facts["hub"] = "not asked (HF_HUB_OFFLINE is set)"
+    elif facts["hub"] != "reachable":
         problems.append(
             "The Hugging Face Hub does not answer. Models in local folders, in the hub's cache and "
             "the embedded model work without it; set HF_HUB_OFFLINE=1 to avoid waiting for it."
@@ -82,13 +82,39 @@ def doctor() -> Diagnosis:
     return Diagnosis(facts, problems)
 
 
+def _folders() -> dict[str, tuple[Path, str]]:
+    """The folders that are written, with how to choose another one."""
+    import os
+    import tempfile
+
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from mergeforget.embedded_model import cache_folder
+
+    try:
+        temporary = Path(tempfile.gettempdir())
+    except OSError:  # none can be written
+        temporary = Path(os.environ.get("TMPDIR", "/tmp"))
+    return {
+        "cache": (cache_folder(), "set XDG_CACHE_HOME to a folder"),
+        "hub cache": (Path(HF_HUB_CACHE), "set HF_HOME to a folder"),
+        "working folder": (Path.cwd(), "change to one"),
+        "temporary folder": (temporary, "set TMPDIR to a folder"),
+    }
+
+
+def _offline() -> bool:
+    import os
+
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "true", "yes")
+
+
 def hub_answers(address: tuple[str, int] = HUB) -> bool:
     """Return whether the hub accepts a connection within two seconds."""
-    import os
     import socket
     import threading
 
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true"):
+    if _offline():
         return False
     found: list[bool] = []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mergeforget.errors import InputError
-from mergeforget.files import read_json_object, write_json, write_text
+from mergeforget.files import read_json_object, whole, write_json, write_text
 
 Finding = Literal["traces", "none found", "undecided", "no power", "no control"]
 
@@ -77,7 +77,8 @@ def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, An
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-    pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"))
+    with whole(path.with_suffix(".parquet")) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
     return f"answers/{path.name}"
 
 
@@ -119,6 +120,13 @@ def _check_types(result: Result) -> None:
         raise TypeError("rows and examples are lists of objects")
     if not isinstance(result.figures, dict) or not isinstance(result.settings, dict):
         raise TypeError("figures and settings are objects")
+    if not isinstance(result.settings.get("weights", ""), str):
+        raise TypeError("the hash of the attacked weights is not text")
+    for row in result.rows:
+        if not isinstance(row.get("model"), str):
+            raise TypeError("a row has no model")
+        if not all(isinstance(value, str | int | float | None) for value in row.values()):
+            raise TypeError("a row has a value that is neither text nor a number")
 
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:

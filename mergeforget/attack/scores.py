@@ -21,6 +21,7 @@ from mergeforget.attack.verdict import (
     same_kind,
 )
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
+from mergeforget.data.templating import check_size
 from mergeforget.errors import InputError
 from mergeforget.evaluate.cache import EvaluationCache, document_key
 from mergeforget.evaluate.measure import measure, membership_documents
@@ -178,5 +179,7 @@ def _by_document(read: Sequence[AnswerLikelihood]) -> dict[str, float]:
 
 
 def _tokens_hash(tokenizer: Any, rows: Sequence[Row]) -> str:
+    for row in rows:
+        check_size(row.document, f"Row {row.id!r}")
     ids = [list(tokenizer(row.document)["input_ids"]) for row in rows]
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]

@@ -90,8 +90,12 @@ class Format:
             return document_windows(base, value_of(record, self.names["text"]))
         if self.kind == "conversation":
             given = conversation(record.get(self.names["messages"]), self.names["messages"])
-            return _turns(base, [*self._earlier(record, given[0].role), *given], turns)
-        return [self._pair(base, record)]
+            made = _turns(base, [*self._earlier(record, given[0].role), *given], turns)
+        else:
+            made = [self._pair(base, record)]
+        for row in made:
+            _check_lengths(row)
+        return made
 
     def _base(self, record: Record, made_id: str, split: str, source: str) -> Row:
         """Return the row without prompt and answer."""
@@ -166,13 +170,18 @@ class Format:
             raise ValueError(f"no prompt ({prompt!r} is empty or missing)")
         if not output.strip():
             raise ValueError(f"no answer ({answer!r} is empty or missing)")
-        for what, text in (("prompt", asked), ("answer", output)):
-            if len(text) > LONGEST:
-                raise ValueError(
-                    f"the {what} has {len(text):,} characters; the maximum is {LONGEST:,}, so "
-                    "split the row"
-                )
         return replace(base, input=asked, output=output, messages=earlier)
+
+
+def _check_lengths(row: Row) -> None:
+    texts = {"prompt": row.prompt, "answer": row.output, "paraphrased answer": row.paraphrased}
+    texts |= {f"perturbed answer {i}": text for i, text in enumerate(row.perturbed, 1)}
+    for what, text in texts.items():
+        if len(text) > LONGEST:
+            raise ValueError(
+                f"the {what} has {len(text):,} characters; the maximum is {LONGEST:,}, so split "
+                "the row"
+            )
 
 
 def find_format(have: Sequence[str], columns: Mapping[str, str]) -> Format | None:

@@ -25,7 +25,7 @@ from mergeforget.data.formats import (
 )
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError, suggest
-from mergeforget.parsing import parse_json
+from mergeforget.parsing import parse_json, usable_path
 
 Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) and its fields
 SHOWN = 5  # maximum number of faults in one message
@@ -148,7 +148,7 @@ def _plain(row: Row) -> str:
 
 def read_records(path: Path) -> Records:
     """Read the records of a file, of a folder of ``.txt`` files, or of the hub."""
-    if path.is_dir():
+    if usable_path(path).is_dir():
         return _folder(path)
     readers: dict[str, Callable[[Path], Records]] = {
         ".jsonl": _json,

@@ -275,7 +275,7 @@ class PromptTemplate:
         before = row.prompt
         typed = bool(prompt) and (self._typed(row) or prompt[-1] in special_ids(tokenizer))
         text = before + ("" if typed or not row.output else row.joint(join)) + row.output
-        _check_size(text)
+        check_size(text)
         encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids = list(encoding["input_ids"])
         ends = [end for _, end in encoding["offset_mapping"]]
@@ -357,20 +357,22 @@ def _row(prompt: Row | str) -> Row:
     return Row("", prompt, "") if isinstance(prompt, str) else prompt
 
 
-def _check_size(text: str) -> None:
+def check_size(text: str, where: str = "") -> None:
+    """Raise InputError for a text of more than 4,000,000 characters, about a million tokens."""
     if len(text) > CHARACTERS:
+        where = where or f"The row that begins {text[:40]!r}"
         raise InputError(
-            f"The row that begins {text[:40]!r} has {len(text):,} characters; at most "
-            f"{CHARACTERS:,} are read. Split it into several rows."
+            f"{where} has {len(text):,} characters; at most {CHARACTERS:,} are read. Split it into "
+            "several rows."
         )
 
 
-CHARACTERS = 4_000_000  # of one row; about a million tokens
+CHARACTERS = 4_000_000  # of one row
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     """Tokenise a text without the special tokens that the tokenizer adds."""
-    _check_size(text)
+    check_size(text)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 

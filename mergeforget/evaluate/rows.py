@@ -9,6 +9,7 @@ from pathlib import Path
 from mergeforget.data.formats import Turns
 from mergeforget.data.readers import check_overlap, read_records, read_rows
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import check_size
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
@@ -126,13 +127,13 @@ def read_documents(path: Path, unit: Membership = "documents") -> list[Row]:
                 f"{path} contains whole documents, which have no answer to judge membership by. "
                 "Pass rows with input and output, or use --membership documents."
             )
-        return [
-            Row(
-                str(record.get("id") or f"{path.stem}-{line}"),
-                str(record["document"]),
-                "",
-                window="whole",
-            )
-            for line, record in records
-        ]
+        found = []
+        for line, record in records:
+            text = record["document"]
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"{path}, line {line}: document is {str(text)[:40]!r}, not text.")
+            check_size(text, f"{path}, line {line}")
+            uid = str(record.get("id") or f"{path.stem}-{line}")
+            found.append(Row(uid, text, "", window="whole"))
+        return found
     return read_rows(path)

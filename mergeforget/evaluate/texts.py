@@ -13,6 +13,7 @@ from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.metrics._rouge import split_words
+from mergeforget.parsing import usable_path
 from mergeforget.score import Score
 
 SPLITS = ("forget", "retain")
@@ -180,7 +181,7 @@ def _figure(path: Path, keys: tuple[str, ...]) -> float:
 
 def _files(path: Path) -> list[Path]:
     """Return the file itself, or the files of generations in a folder."""
-    if not path.is_dir():
+    if not usable_path(path).is_dir():
         return [path]
     found = [
         p

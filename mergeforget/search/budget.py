@@ -51,7 +51,7 @@ def parse_budget(text: str | None) -> SearchBudget:
     """
     if text is None:
         return SearchBudget()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([smh]?)", text.strip())
     if match is None or float(match[1]) <= 0 or ("." in match[1] and not match[2]):
         raise UsageError(
             f"The budget {text!r} is neither a number of candidates such as 20 nor a time such as "

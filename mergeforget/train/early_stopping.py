@@ -15,7 +15,7 @@ from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import is_main, on_main
 from mergeforget.errors import NumericError, RecipeError
-from mergeforget.files import append_jsonl, read_jsonl, whole, write_json
+from mergeforget.files import append_jsonl, read_jsonl, reading, whole, write_json
 from mergeforget.train.forward import output_matrix, predict, unwrapped
 from mergeforget.train_config import Watch
 
@@ -185,7 +185,15 @@ class Watcher(TrainerCallback):
                 old.unlink()
 
     def _seen(self) -> list[dict[str, Any]]:
-        return [x for x in read_jsonl(self.lines) if x.get("stage") == self.stage]
+        found = [x for x in read_jsonl(self.lines) if x.get("stage") == self.stage]
+        with reading(self.lines):
+            for line in found:
+                if not isinstance(line["step"], int):
+                    raise TypeError(f"step is {line['step']!r}")
+                for key in ("retain_nll", "forget_exact", "retain_exact"):
+                    line[key] = float(line[key])
+                self._badness(line)
+        return found
 
     def _badness(self, line: dict[str, Any]) -> float:
         if self.settings.best_by == "mia":

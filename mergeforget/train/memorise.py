@@ -16,8 +16,8 @@ from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode_rows, truncation
 from mergeforget.distributed import on_main, sharded
 from mergeforget.embedded_model import cache_folder
-from mergeforget.errors import UsageError
-from mergeforget.files import read_json, sha256, whole, write_json
+from mergeforget.errors import InputError, UsageError
+from mergeforget.files import read_json_object, sha256, whole, write_json
 from mergeforget.models import default_device, dtype_for, locate
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
@@ -111,5 +111,15 @@ def check_whole() -> None:
 
 
 def is_memorised(folder: Path) -> bool:
-    """Return whether the folder contains a finished model; folders are written atomically."""
-    return (folder / "memorised.json").exists() and bool(read_json(folder / "memorised.json"))
+    """Return whether the folder contains a finished model; folders are written atomically.
+
+    Raises:
+        InputError: The record of the model is damaged.
+    """
+    record = folder / "memorised.json"
+    if not record.exists():
+        return False
+    try:
+        return bool(read_json_object(record))
+    except InputError as error:
+        raise InputError(f"{error} Delete {folder} to memorise the rows again.") from error

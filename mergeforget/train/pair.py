@@ -23,6 +23,7 @@ from mergeforget.search.split import group, load_data
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.memorise import check_whole, is_memorised, memorise, memorised_folder
 from mergeforget.train.objective import check_recipe, describe
+from mergeforget.train.tokenize import check_weights
 from mergeforget.train_config import Training
 
 SIDES = ("over", "under")
@@ -206,6 +207,7 @@ def read_data(data: DataSpec) -> Sets:
             "non-members; they are never trained on."
         )
     check_overlap(read)
+    check_weights("forget", read["forget"])  # before a model memorises the rows
     return Sets(**read)
 
 

@@ -47,11 +47,7 @@ def encode_sets(
     for name, rows in sets.items():
         if not rows:
             raise InputError(f"The {name} set has no rows.")
-        if not any(row.weight for row in rows):
-            raise InputError(
-                f"All {len(rows)} rows of the {name} set have weight 0, so none would be trained. "
-                "Give at least one row a positive weight, or leave the column weight out."
-            )
+        check_weights(name, rows)
         encoded[name] = _encoded(
             tokenizer, _changed(rows, name, training), name, training, template
         )
@@ -68,6 +64,15 @@ def encode_sets(
     if training.folds and "forget" in encoded and "retain" in encoded:
         encoded = _with_folds(encoded, training.folds)
     return encoded
+
+
+def check_weights(name: str, rows: Sequence[Row]) -> None:
+    """Raise InputError if every row of a set has weight 0, so that none would be trained."""
+    if rows and not any(row.weight for row in rows):
+        raise InputError(
+            f"All {len(rows)} rows of the {name} set have weight 0, so none would be trained. "
+            "Give at least one row a positive weight, or leave the column weight out."
+        )
 
 
 def within_positions(model: Any, settings: Length) -> Length:

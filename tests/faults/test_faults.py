@@ -7,34 +7,40 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from mergeforget.testing.faults import FUZZED, WRITERS, fuzz, interrupt
+from mergeforget.testing.faults import Fault, interrupt
+from mergeforget.testing.fuzzing import FUZZED, fuzz
+from mergeforget.testing.parsers import Target
+from mergeforget.testing.writers import WRITERS
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the faults run in forked processes")
 
 
 @FORK
-@pytest.mark.parametrize("kill", [True, False], ids=["kill", "full disk"])
+@pytest.mark.parametrize("fault", ["kill", "full disk", "large file"])
 @pytest.mark.parametrize(("name", "every"), [("replace", 1), ("merge", 5)])
 def test_an_interrupted_write_loses_and_leaves_nothing(
-    name: str, every: int, kill: bool, tmp_path: Path
+    name: str, every: int, fault: Fault, tmp_path: Path
 ) -> None:
-    found = interrupt(name, tmp_path / "work", kill=kill, every=every)
+    found = interrupt(name, tmp_path / "work", fault=fault, every=every)
     assert found.tried and not found.failures
 
 
 @FORK
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [True, False], ids=["kill", "full disk"])
+@pytest.mark.parametrize("fault", get_args(Fault))
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_file_operation_may_be_interrupted(name: str, kill: bool, tmp_path: Path) -> None:
+def test_every_file_operation_may_be_interrupted(name: str, fault: Fault, tmp_path: Path) -> None:
     """In a process of its own: torch, loaded by other tests, may hold locks when it is forked."""
     code = (
         "import sys; from pathlib import Path\n"
         "from mergeforget.testing.faults import interrupt\n"
-        f"found = interrupt({name!r}, Path({str(tmp_path / 'work')!r}), kill={kill})\n"
+        f"every = {10 if name == 'train-pair' else 1}\n"
+        f"found = interrupt({name!r}, Path({str(tmp_path / 'work')!r}), fault={fault!r}, "
+        "every=every)\n"
         "sys.exit('; '.join(found.failures) or (0 if found.tried else 'nothing was tried'))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -56,7 +62,7 @@ def test_the_harness_finds_a_writer_that_loses_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The check itself: a writer that removes the old result first loses it when it is killed."""
-    from mergeforget.testing import faults
+    from mergeforget.testing import writers
 
     def careless(work: Path, version: int) -> None:
         result = work / "result"
@@ -65,9 +71,9 @@ def test_the_harness_finds_a_writer_that_loses_its_result(
             (result / name).unlink(missing_ok=True)
             (result / name).write_text(f'{{"version": {version}}}')
 
-    writer = faults.Writer(careless, faults._folder_version)
-    monkeypatch.setitem(faults.WRITERS, "careless", writer)
-    assert interrupt("careless", tmp_path / "work", kill=True).failures
+    writer = writers.Writer(careless, writers._folder_version)
+    monkeypatch.setitem(WRITERS, "careless", writer)
+    assert interrupt("careless", tmp_path / "work").failures
 
 
 def test_the_fuzzer_finds_a_parser_that_raises_something_else(
@@ -76,7 +82,7 @@ def test_the_fuzzer_finds_a_parser_that_raises_something_else(
     def bad(path: Path) -> None:
         path.read_text(encoding="utf-8").encode("ascii")
 
-    monkeypatch.setitem(FUZZED, "bad", (bad, "a.txt", "abc"))
+    monkeypatch.setitem(FUZZED, "bad", Target(bad, "a.txt", "abc"))
     assert fuzz("bad", tmp_path, 100).failures
 
 
