@@ -54,7 +54,7 @@ else
     echo "PyTorch: no NVIDIA GPU, and $cpu_index did not answer within 5 s; fetching $torch from the"
     echo "default index (on Linux that may be the CUDA build: about 3 GB, 6 GB installed)."
 fi
-echo "Other packages: about 600 MB, 1.5 GB installed. Embedded model: 92 MB."
+echo "Other packages: about 300 MB, 1.5 GB installed. Embedded model: 92 MB."
 
 with_uv() {
     run uv venv --quiet --allow-existing --python "$python" "$venv" || return 1
