@@ -15,6 +15,7 @@ from mergeforget.api.results import (
     as_run,
     optional_path,
 )
+from mergeforget.parsing import usable_path
 from mergeforget.run import Run
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def is_run(place: object) -> bool:
     """Return whether this is a run or a run folder."""
     if isinstance(place, Run | UnlearningRun):
         return True
-    return (Path(str(place)) / "recipe.yaml").is_file()
+    return (usable_path(str(place)) / "recipe.yaml").is_file()
 
 
 def check_arguments(arguments: Mapping[str, Any], names: Sequence[str]) -> None:

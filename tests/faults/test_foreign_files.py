@@ -130,6 +130,7 @@ def test_rows_of_ten_megabytes_are_refused_before_a_model_is_loaded(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mergeforget.models.load_model", never)
     chat = [{"messages": [{"role": "user", "content": GIANT[0]["output"]},
                           {"role": "assistant", "content": "A baker."}]}]  # fmt: skip
@@ -138,8 +139,8 @@ def test_rows_of_ten_megabytes_are_refused_before_a_model_is_loaded(
         write_jsonl(tmp_path / "giant.jsonl", rows)
         giant = str(tmp_path / "giant.jsonl")
         for words in (
-            ["evaluate", "smollm2", "--forget", giant],
-            ["attack", "smollm2", "prompts", "--forget", giant, "--out", str(tmp_path / "a")],
+            ["evaluate", "--model", "smollm2", "--forget", giant],
+            ["attack", "prompts", "--model", "smollm2", "--forget", giant],
             ["data", "check", giant],
             ["train-pair", "--forget", giant, "--retain", giant, "--out", str(tmp_path / "b")],
         ):
@@ -151,7 +152,7 @@ def test_rows_of_ten_megabytes_are_refused_before_a_model_is_loaded(
     write_jsonl(tmp_path / "d.jsonl", [{"id": "a", "document": GIANT[0]["output"]}])
     document = str(tmp_path / "d.jsonl")
     done = CliRunner().invoke(
-        main, ["evaluate", "smollm2", "--members", document, "--nonmembers", document]
+        main, ["evaluate", "--model", "smollm2", "--members", document, "--nonmembers", document]
     )
     assert done.exit_code == 4 and "10,000,000 characters" in done.stderr
 
