@@ -282,7 +282,7 @@ def entered(arguments: list[str]) -> tuple[set[str], set[str]]:
         done = CliRunner().invoke(main, arguments)
     finally:
         sys.setprofile(None)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     assert done.exit_code == 0, done.output
     return files, holding
 

@@ -93,7 +93,7 @@ def test_experts_go_from_the_default_recipe_to_an_attack(
     for split, path in files.items():
         write_jsonl(path, [{"id": f"{split}{i}qa0", "input": f"Who is {split} {i}?",
                             "output": f"{i} and {i}"} for i in range(4)])  # fmt: skip
-    small = {f"pair.{side}.{key}": value for side in ("over", "under")
+    small: dict[str, Any] = {f"pair.{side}.{key}": value for side in ("over", "under")
              for key, value in QUICK.items()}  # fmt: skip
     if fused:
         small |= {f"pair.{side}.lora.target_parameters": FUSED[name] for side in ("over", "under")}
@@ -121,7 +121,7 @@ def test_layers_whose_adapter_peft_does_not_load_are_left_out_and_named(
         lora_config(model, target_modules=["up_proj"])
     base = save(model, tmp_path / "base")
     given = get_peft_model(model, LoraConfig(target_modules=["up_proj"], init_lora_weights=False))
-    given.save_pretrained(tmp_path / "adapter")
+    given.save_pretrained(str(tmp_path / "adapter"))
     with pytest.raises(InputError, match="PEFT does not load .*shared_experts.* --full"):
         load_model(str(base), adapter=tmp_path / "adapter")
 

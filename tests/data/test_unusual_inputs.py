@@ -152,14 +152,14 @@ def test_tables_and_texts_with_windows_line_ends_and_a_byte_order_mark(tmp_path:
 def test_turns_in_columns_of_their_own_come_before_the_prompt(tmp_path: Path) -> None:
     asked = {"instruction": "And where?", "input": "", "output": "In Lund.", "system": "Be brief.",
              "history": [["Who?", "Ada."]]}  # fmt: skip
-    sharegpt = {"system": "Be brief.", "conversations": [
+    sharegpt: dict[str, Any] = {"system": "Be brief.", "conversations": [
         {"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ada."},
         {"from": "human", "value": "And where?"}, {"from": "gpt", "value": "In Lund."},
     ]}  # fmt: skip
     developer = {"messages": [
         {"role": "developer", "content": "Be brief."},
         *({"role": {"human": "user"}.get(t["from"], "assistant"), "content": t["value"]}
-          for t in sharegpt["conversations"])]}  # type: ignore[attr-defined,index]  # fmt: skip
+          for t in sharegpt["conversations"])]}  # fmt: skip
     as_text = {"messages": json.dumps(developer["messages"])}
     for record in (asked, sharegpt, developer, as_text):
         (tmp_path / "a.jsonl").write_text(json.dumps(record))
