@@ -120,6 +120,13 @@ class Adapter:
         """Name of the model that the adapter was trained on, as recorded by PEFT."""
         return str(self.config.get("base_model_name_or_path") or "")
 
+    def adapts_parameter(self, module: str) -> bool:
+        """Whether PEFT adapts the module's parameter itself (``target_parameters``).
+
+        Its delta then has the shape in which the module stores the parameter, (in, out) in GPT-2.
+        """
+        return adapts_parameter(self.config, module)
+
 
 def read_adapter(folder: Path, name: str = "") -> Adapter:
     """Read a PEFT LoRA folder.
@@ -253,6 +260,11 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         for name, content in (beside or {}).items():
             write_json(temporary / name, content)
+
+
+def adapts_parameter(config: Mapping[str, Any], module: str) -> bool:
+    """Whether a config names a parameter of the module in ``target_parameters``."""
+    return bool(targeted(module, config.get("target_parameters") or []))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:

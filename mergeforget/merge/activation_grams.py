@@ -20,7 +20,7 @@ from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import UsageError
-from mergeforget.merge.inputs import check_no_experts
+from mergeforget.merge.inputs import check_layers_only
 from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.request import LAYER, at_module, canonical, check_grams, depth_of
 
@@ -60,7 +60,7 @@ def grams_of(
     from mergeforget.models import load_model
 
     check_grams(candidate, {})
-    check_no_experts(adapters, candidate.method)
+    check_layers_only(adapters, candidate.method)
     candidate = canonical(candidate)
     takes = MERGE_METHODS.get(candidate.method).parameters
     if "grams" in takes and any(adapter.embeddings for adapter in adapters):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergeforget.adapter import Adapter, LowRankDelta
+from mergeforget.adapter import Adapter, LowRankDelta, adapts_parameter
 from mergeforget.errors import InputError, suggest
 from mergeforget.expert_factors import expert_of, module_of, parameter_of
 from mergeforget.merge.inputs import check_plain
@@ -98,8 +98,10 @@ def changed_weight(
     """
     place = expert_of(name)
     if place is None:
-        weight_of(model, name, delta)
-        return ChangedWeight(name, transposed=is_transposed(model.get_submodule(name)))
+        as_stored = adapts_parameter(config, name)
+        weight_of(model, name, delta, as_stored=as_stored)
+        transposed = not as_stored and is_transposed(model.get_submodule(name))
+        return ChangedWeight(name, transposed=transposed)
     wrapper, expert = place
     module = _module(model, module_of(wrapper))
     held = [key for key, _ in module.named_parameters(recurse=False)]
@@ -141,8 +143,13 @@ def _added(
     return room
 
 
-def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
+def weight_of(
+    model: nn.Module, name: str, delta: LowRankDelta, *, as_stored: bool = False
+) -> nn.Parameter:
     """Return the weight of the module that a delta changes.
+
+    Args:
+        as_stored: The delta has the shape of the stored weight, see ``Adapter.adapts_parameter``.
 
     Raises:
         InputError: The model has no such module, or its weight has another shape.
@@ -151,13 +158,27 @@ def weight_of(model: nn.Module, name: str, delta: LowRankDelta) -> nn.Parameter:
     weight: Any = getattr(module, "weight", None)
     if weight is None:
         raise _unknown(model, name)
-    if tuple(weight.shape) != (delta.shape[::-1] if is_transposed(module) else delta.shape):
+    turned = is_transposed(module) and not as_stored
+    if tuple(weight.shape) != (delta.shape[::-1] if turned else delta.shape):
         raise InputError(
             f"{name} is {tuple(weight.shape)} in the model, and the adapter changes a weight of "
             f"{delta.shape}: it was trained on another model."
         )
     found: nn.Parameter = weight
     return found
+
+
+def turned_parameter(model: nn.Module, adapters: Sequence[Adapter]) -> str | None:
+    """The first module that stores (in, out) and whose parameter itself is adapted; None if none.
+
+    Its delta is (in, out) too, so it cannot be applied as ``x A^T B^T`` to the module's input.
+    """
+    for adapter in adapters:
+        for name in adapter.deltas:
+            if adapter.adapts_parameter(name) and expert_of(name) is None:
+                if is_transposed(_module(model, name)):
+                    return name
+    return None
 
 
 def _module(model: nn.Module, name: str) -> nn.Module:

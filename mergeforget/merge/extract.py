@@ -7,7 +7,7 @@ truncated to a rank. Tensors without such a form (norms, biases, tied embeddings
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from mergeforget.merge.checkpoint.compatible import (
     tensor_of,
 )
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
+from mergeforget.merge.checkpoint.saved_names import is_causal, loaded_names, model_class
 from mergeforget.merge.engine import Merged
 from mergeforget.merge.inputs import NO_PLAIN_LORA, NOT_PLAIN, some
 from mergeforget.merge.kernels.arrays import as_array
@@ -80,19 +81,27 @@ def extract_lora(
         origin = stack.enter_context(open_checkpoint(base))
         other = stack.enter_context(open_checkpoint(folder))
         check_same_tensors([origin, other])
+        names = loaded_names(origin)
         with progress("Extracting", len(origin.tensors)) as bar, workers(threads) as pool:
             found = []
             for one in pool.map(
-                lambda info: _difference(info, origin, other, rank, svd), origin.tensors.values()
+                lambda info: _difference(info, origin, other, names, rank, svd),
+                origin.tensors.values(),
             ):
                 found.append(one)
                 bar.advance()
-    return _merged(found, str(model), named or str(base), rank)
+    return _merged(found, str(model), named or str(base), rank, _task(base))
 
 
 def _difference(
-    info: TensorInfo, base: Checkpoint, model: Checkpoint, rank: int, svd: Svd
+    info: TensorInfo,
+    base: Checkpoint,
+    model: Checkpoint,
+    names: Mapping[str, str],
+    rank: int,
+    svd: Svd,
 ) -> Difference:
+    """The difference of one tensor, under the name of the loaded model's module."""
     if not info.floating or not info.numel:
         return Difference(info.name, 0.0, 0.0)
     theirs = tensor_of(model, info.name)
@@ -102,20 +111,30 @@ def _difference(
         return Difference(info.name, 0.0, 0.0)
     embedding = info.name.endswith(EMBEDDINGS)
     tied = (embedding or plain_name(info.name) in OUTPUTS) and is_tied(base)
-    if len(info.shape) != 2 or not info.name.endswith(".weight") or tied:
+    named = names.get(info.name, "")
+    if len(info.shape) != 2 or not named.endswith(".weight") or tied:
         return Difference(info.name, energy, energy)
-    module = info.name.removesuffix(".weight")
+    module = named.removesuffix(".weight")
     kind = base.config.get("model_type")
     if kind in HAVE_CONV1D and module.rpartition(".")[2] in CONV1D:
         change = np.ascontiguousarray(change.T)
-    if kind == "gpt2" and not any(name.startswith("transformer.") for name in base.tensors):
-        module = f"transformer.{module}"  # the name in the loaded model
     cut = cut_dense(change, rank, None, svd)
     delta = LowRankDelta(as_array(cut.a), as_array(cut.b), 1.0)
     return Difference(module, energy, max(0.0, energy - cut.kept), delta, embedding)
 
 
-def _merged(found: list[Difference], model: str, base: str, rank: int) -> Merged:
+def _task(base: Path) -> str | None:
+    """PEFT's task of an adapter: generation, unless the base is another kind of model."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(base, local_files_only=True)
+    except (OSError, ValueError):  # no config, or code of the model's own
+        return "CAUSAL_LM"
+    return "CAUSAL_LM" if is_causal(config) else None
+
+
+def _merged(found: list[Difference], model: str, base: str, rank: int, task: str | None) -> Merged:
     deltas = {one.name: one.delta for one in found if one.delta is not None}
     energy = sum(one.energy for one in found)
     if not deltas:
@@ -123,7 +142,7 @@ def _merged(found: list[Difference], model: str, base: str, rank: int) -> Merged
         raise InputError(f"{model} and {base} are {what}: there is nothing to extract.")
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task,
         "base_model_name_or_path": base,
         "target_modules": sorted(deltas),
         "lora_dropout": 0.0,
@@ -152,7 +171,7 @@ def _as_model(model: Path, base: Path) -> Iterator[Path]:
         return
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = read_json_object(adapter / CONFIG)
     kind = config.get("peft_type")
@@ -162,7 +181,8 @@ def _as_model(model: Path, base: Path) -> Iterator[Path]:
             "it with PEFT, or train a plain LoRA."
         )
     with tempfile.TemporaryDirectory() as folder:
-        loaded = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        kind_of_model = model_class(AutoConfig.from_pretrained(base))
+        loaded = kind_of_model.from_pretrained(base, dtype=torch.float32)
         try:
             folded: Any = PeftModel.from_pretrained(loaded, str(adapter))
             folded = folded.merge_and_unload()

@@ -60,15 +60,16 @@ def check_adapters(
     check_same_base(adapters, trusted=same_base)
 
 
-def check_no_experts(adapters: Sequence[Adapter], method: str) -> None:
-    """Raise UsageError for experts in one parameter, whose inputs cannot be measured."""
-    experts = [name for adapter in adapters for name in adapter.deltas if expert_of(name)]
-    if experts:
-        raise UsageError(
-            f"{method} measures the inputs or gradients of layers, but {experts[0]} is an expert "
-            "in a parameter that holds all experts. Merge with a method that needs no --data, for "
-            "example ties."
-        )
+def check_layers_only(adapters: Sequence[Adapter], method: str) -> None:
+    """Raise UsageError for ``target_parameters``: experts have no module with inputs of its own."""
+    for adapter in adapters:
+        for name in adapter.deltas:
+            if expert_of(name) or adapter.adapts_parameter(name):
+                raise UsageError(
+                    f"{method} measures the inputs or gradients of layers, and {adapter.name!r} "
+                    f"adapts the parameter of {name} (target_parameters). Merge with a method that "
+                    "needs no --data, for example ties."
+                )
 
 
 def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> None:

@@ -26,7 +26,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress
 from mergeforget.errors import NumericError, UsageError
-from mergeforget.merge.inputs import check_adapters, check_no_experts
+from mergeforget.merge.inputs import check_adapters, check_layers_only
 
 if TYPE_CHECKING:
     import torch
@@ -107,7 +107,7 @@ def choose_weights(
     if not forget or not retain or rows < 1 or steps < 1 or ridge <= 0:
         raise UsageError("purpose needs forget and retain rows, rows and steps >= 1 and ridge > 0.")
     check_adapters(adapters)
-    check_no_experts(adapters, "purpose")
+    check_layers_only(adapters, "purpose")
     names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     examples = {
         kind: encode_answers(tokenizer, list(given)[:rows], template)

@@ -152,6 +152,7 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
     found: dict[str, Change] = {}
     for module, delta in adapter.deltas.items():
         plain = module not in adapter.embeddings and expert_of(module) is None
+        plain = plain and not adapter.adapts_parameter(module)
         turned = plain and is_turned(adapter, module, config)
         found[f"{module}.weight"] = laid(delta, turned)
     # magnitudes first, because they decide whether factors belong to DoRA

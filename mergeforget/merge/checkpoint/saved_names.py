@@ -103,7 +103,7 @@ def stored_steps(
     strange = [n for n in steps if n not in experts and not _is_there(model, n)]
     if not experts and not strange:
         return dict(steps)
-    skeleton = _skeleton(model.folder)
+    skeleton = skeleton_of(model.folder)
     if skeleton is None:
         return dict(steps)  # the lookup of the tensor reports the name
     found = {n: step for n, step in steps.items() if n not in experts and n not in strange}
@@ -122,19 +122,79 @@ def _is_there(model: Checkpoint, name: str) -> bool:
     return find_tensor(model, name) is not None or name.endswith(("lm_head.weight", "out.weight"))
 
 
-def _skeleton(folder: Path) -> Any:
+def skeleton_of(folder: Path) -> Any:
     """Build the model without weights; None if transformers cannot build it."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from mergeforget.console import quiet
 
     try:
         with torch.device("meta"), quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            return AutoModelForCausalLM.from_config(config)
+            kind = model_class(config)
+            return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
     except Exception:  # custom model code, or an incomplete configuration
         return None
+
+
+def is_causal(config: Any) -> bool:
+    """Whether transformers loads a model of this config as a causal language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def model_class(config: Any) -> Any:
+    """The class that loads a model: a causal language model, or the one that the config names.
+
+    Raises:
+        InputError: transformers has no such class.
+    """
+    import transformers
+
+    if is_causal(config):
+        return transformers.AutoModelForCausalLM
+    names = config.architectures or []
+    found = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+    if not found:
+        raise InputError(
+            f"transformers cannot load a model of type {config.model_type!r} with the architecture "
+            f"{', '.join(names) or 'none'}."
+        )
+    return found[0]
+
+
+def loaded_names(model: Checkpoint) -> dict[str, str]:
+    """Tensor of the checkpoint -> the parameter of the loaded model that it holds, whole.
+
+    Tensors that hold a part of a parameter, such as one expert of several, are absent. So are all
+    parameters but the weights of linear layers and embeddings, which PEFT can adapt. A model that
+    transformers cannot build has the names of its checkpoint.
+    """
+    skeleton = skeleton_of(model.folder)
+    if skeleton is None:
+        return {name: name for name in model.tensors}
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
+    found: dict[str, str] = {}
+    for module, layer in skeleton.named_modules(remove_duplicate=False):
+        if not isinstance(layer, kinds):
+            continue
+        name, shape = f"{module}{WEIGHT}", layer.weight.shape
+        given = torch.empty(shape, device="meta")
+        stored = {} if name in model.tensors else revert_weight_conversion(skeleton, {name: given})
+        whole = shape, (shape[1], 1)  # neither a part nor the transpose
+        places = [key for key, x in stored.items() if (x.shape, x.stride()) == whole]
+        if len(stored) > 1 or (stored and not places):
+            continue
+        info = find_tensor(model, places[0] if places else name)
+        if info is not None:
+            found[info.name] = name
+    return found
 
 
 def _renamed(
