@@ -102,6 +102,82 @@ def greedy(
     return [[t for t in row if t >= 0] for row in new.tolist()]
 
 
+@torch.inference_mode()
+def greedy_refilled(
+    model: Any,
+    prompts: Sequence[list[int]],
+    stop: Sequence[int],
+    max_new_tokens: int,
+    at_once: int,
+    adapters_of: RowAdapters = SAME_ADAPTER,
+    *,
+    pick: Pick = most_likely,
+) -> list[list[int]]:
+    """Decode rows with a cache; waiting prompts take the places of finished rows.
+
+    A pass reads all weights, whatever the number of rows, so a batch that stays full needs fewer
+    passes than one batch after the other. New prompts are processed when a quarter of the places is
+    free. The model must have a plain cache, see ``has_plain_cache``.
+
+    Args:
+        prompts: Token ids of each row; similar lengths should follow each other.
+        at_once: Largest number of rows in a pass.
+        pick: Function that selects the next token of each row.
+
+    Returns:
+        As ``greedy``.
+    """
+    last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    new: list[list[int]] = [[] for _ in prompts]
+    waiting = list(range(len(prompts))) if max_new_tokens else []
+    rows: list[int] = []  # in the batch
+    cache: Any = None
+    mask: Any = None
+    logits: Any = None
+    while rows or waiting:
+        if waiting and len(rows) <= at_once * 3 // 4:
+            taken, waiting = waiting[: at_once - len(rows)], waiting[at_once - len(rows) :]
+            chosen_prompts = [prompts[i] for i in taken]
+            order, *fresh = prefill(model, chosen_prompts, last, adapters_of.part(taken))
+            if not rows:
+                logits, cache, mask = fresh
+            else:
+                unused = int((mask.cumsum(1) == 0).all(0).sum())
+                mask = _side_by_side([mask[:, unused:], fresh[2]], dim=1)
+                logits = torch.cat([logits, fresh[0]])
+                cache = _joined([_without_start(cache, unused), fresh[1]], model)
+            rows += [taken[place] for place in order]
+            adapters_of.select(rows)
+        chosen = pick(logits, rows)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            new[row].append(token)
+        kept = [
+            place
+            for place, row in enumerate(rows)
+            if new[row][-1] not in stop and len(new[row]) < max_new_tokens
+        ]
+        if len(kept) < len(rows):
+            rows = [rows[place] for place in kept]
+            if not rows:
+                continue
+            places = torch.tensor(kept, device=model.device)
+            cache.reorder_cache(places)
+            chosen, mask = chosen[places], mask[places]
+            adapters_of.select(rows)
+        positions = mask.sum(1, keepdim=True)
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+        at = _places(model, mask, positions)
+        logits = _cached_pass(model, chosen[:, None], cache, **at, **last)
+    return new
+
+
+def _without_start(cache: Any, count: int) -> Any:
+    """The cache without its first positions, which are padding in every row."""
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
+    return cache
+
+
 def prefill(
     model: Any,
     prompts: Sequence[list[int]],

@@ -16,6 +16,8 @@ from mergeforget.evaluate.decoding import (
     SAME_ADAPTER,
     RowAdapters,
     greedy,
+    greedy_refilled,
+    has_plain_cache,
     model_generate,
     uncached,
 )
@@ -92,6 +94,8 @@ def generate_ids(
     check_token_ids(model, prompts)
     fitting, _ = cut_to_positions(model, prompts, reserve=max_new_tokens)
     limit = position_limit(model) or 2**31
+    tokens = batch_tokens or token_budget(model)
+    refilled = ways.rows == "padded" and has_plain_cache(model)
 
     def work(places: list[int]) -> list[list[int]]:
         found: dict[int, list[int]] = {}
@@ -101,7 +105,13 @@ def generate_ids(
             for part in _batchable([len(fitting[place]) for place in here], ways):
                 own = [here[i] for i in part]
                 batch = [fitting[place] for place in own]
-                new = _decode(model, batch, stop, budget, adapters_of.part(own), ways)
+                width = budget + max(map(len, batch))
+                at_once = max(1, min(ROWS, tokens // max(1, width)))
+                if refilled and len(batch) > at_once:
+                    who = adapters_of.part(own)
+                    new = greedy_refilled(model, batch, stop, budget, at_once, who)
+                else:
+                    new = _decode(model, batch, stop, budget, adapters_of.part(own), ways)
                 found |= zip(own, new, strict=True)
         return [found[place] for place in places]
 
@@ -109,11 +119,14 @@ def generate_ids(
         model,
         [len(p) for p in fitting],
         work,
-        budget=batch_tokens or token_budget(model),
+        budget=tokens * (REFILLS if refilled else 1),
         extra=max_new_tokens,
         label=label,
         on_done=on_done,
     )
+
+
+REFILLS = 4  # batches of rows that are decoded as one batch which is refilled
 
 
 def _batchable(lengths: Sequence[int], ways: SafeModes) -> list[list[int]]:

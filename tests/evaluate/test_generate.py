@@ -11,7 +11,7 @@ from torch import nn
 from mergeforget.errors import NumericError, ResourceError
 from mergeforget.evaluate import decoding as module
 from mergeforget.evaluate.batching import by_length, run_halving
-from mergeforget.evaluate.decoding import greedy, similar_lengths
+from mergeforget.evaluate.decoding import greedy, greedy_refilled, similar_lengths
 from mergeforget.evaluate.generate import generate, generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.evaluate.self_check import safe_modes
@@ -48,6 +48,49 @@ def test_batches_generate_the_texts_of_single_rows(
         ending_model, tiny_tokenizer, PROMPTS, max_new_tokens=20, batch_tokens=batch_tokens
     )
     assert ours == [one_by_one(ending_model, tiny_tokenizer, p, 20) for p in PROMPTS]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 6, 30])
+def test_waiting_prompts_take_the_places_of_finished_rows(
+    ending_model: Any, tiny_tokenizer: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six answers one has 20 tokens and the others 3, so batches are mostly empty."""
+    texts = sorted((f"{text} {i}" for i in range(4) for text in PROMPTS), key=len, reverse=True)
+    ids = [tiny_tokenizer(text)["input_ids"] for text in texts]
+    lengths = [20 if i % 6 == 0 else 3 for i in range(len(ids))]
+    sizes: list[int] = []
+    forward = ending_model.forward
+
+    def counted(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    def ends_from(first: int) -> Any:
+        counts = [0] * len(ids)
+
+        def pick(logits: Any, rows: list[int]) -> Any:
+            chosen = logits[:, 3:].argmax(-1) + 3
+            for place, row in enumerate(rows):
+                counts[first + row] += 1
+                if counts[first + row] == lengths[first + row]:
+                    chosen[place] = 2
+            return chosen
+
+        return pick
+
+    monkeypatch.setattr(ending_model, "forward", counted)
+    wanted: list[list[int]] = []
+    for first in range(0, len(ids), at_once):
+        part = ids[first : first + at_once]
+        wanted += greedy(ending_model, part, [2], 25, pick=ends_from(first))
+    assert [len(one) for one in wanted] == lengths
+    one_after_the_other, sizes[:] = len(sizes), []
+    found = greedy_refilled(ending_model, ids, [2], 25, at_once, pick=ends_from(0))
+    assert found == wanted
+    assert max(sizes) <= at_once
+    passes = len(sizes), one_after_the_other
+    assert passes[0] < 0.7 * passes[1] if at_once == 6 else passes[0] <= passes[1], passes
+    assert greedy_refilled(ending_model, ids, [2], 0, at_once) == [[] for _ in ids]
 
 
 def test_rows_end_at_different_places_and_leave_the_batch(
