@@ -42,6 +42,27 @@ FACTOR = re.compile(  # X.lora_A.weight, X.lora_A.default.weight, X.lora_embeddi
 )
 
 
+FROZEN_COPY = ".original_module."  # in a state dict: the base's weights of a saved module
+NAMED = {  # keys of a state dict that contain the adapter's name, and what PEFT writes for them
+    re.compile(r"\.lora_magnitude_vector(\.[^.]+){0,2}$"): ".lora_magnitude_vector",
+    re.compile(r"\.lora_B\.[^.]+\.bias$"): ".lora_B.bias",
+    re.compile(r"\.modules_to_save\.[^.]+\."): ".",
+}
+
+
+def plain_key(key: str) -> str:
+    """A key of an adapter's file as PEFT writes it, without the adapter's name.
+
+    >>> plain_key("base_model.model.lm_head.modules_to_save.default.weight")
+    'base_model.model.lm_head.weight'
+    >>> plain_key("base_model.model.q_proj.lora_magnitude_vector.default.weight")
+    'base_model.model.q_proj.lora_magnitude_vector'
+    """
+    for pattern, plain in NAMED.items():
+        key = pattern.sub(plain, key)
+    return key
+
+
 @dataclass(frozen=True, repr=False)
 class LowRankDelta:
     """The delta of one module, ``scaling * b @ a``.
@@ -152,7 +173,8 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
     for key, (tensor, dtype) in _weights(folder).items():
         match = FACTOR.match(key)
         if not match:
-            extras[key] = tensor
+            if FROZEN_COPY not in key:
+                extras[plain_key(key)] = tensor
             continue
         module = match["module"].removeprefix(PREFIX)
         letter = (match["factor"] or match["embedding"]).lower()
@@ -160,6 +182,11 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
         if match["embedding"]:  # the weight is (tokens, size), so the delta is (B A)^T
             embeddings.add(module)
             tensor, letter = tensor.T, {"a": "b", "b": "a"}[letter]
+        if tensor.dtype.kind != "f":
+            raise InputError(
+                f"{folder} stores {key} as {dtype} (quantised), whose scale is not read. Save the "
+                "adapter in a floating-point dtype."
+            )
         factors.setdefault(module, {})[letter] = tensor
         stored.add(dtype)
     if len(names) > 1:

@@ -33,6 +33,7 @@ from mergeforget.cli import main
 from mergeforget.errors import InputError, MergeforgetError, NumericError
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.engine import MergeSettings, merge_adapters, write_candidate
+from mergeforget.merge.extract import extract_lora
 from mergeforget.tensors import read_safetensors, write_safetensors
 
 LIKE_LLAMA: dict[str, Any] = {
@@ -337,6 +338,9 @@ def test_the_names_of_the_hub_are_found(bases: dict[str, Path], tmp_path: Path) 
     fold_adapters(base, [read_adapter(folder)], Candidate("linear", weights=(1.0,), space="delta"),
                   tmp_path / "full")  # fmt: skip
     torch.testing.assert_close(logits(tmp_path / "full"), wanted, rtol=1e-4, atol=1e-5)
+    extract_lora(folder, base, 16).save(tmp_path / "extracted")
+    extracted = logits(base, tmp_path / "extracted")
+    torch.testing.assert_close(extracted, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_bases_are_compared_by_content(

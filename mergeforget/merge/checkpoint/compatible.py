@@ -24,6 +24,7 @@ Array = NDArray[Any]
 WRAPPERS = {"model", "language_model", "transformer", "base_model"}  # optional prefixes of names
 OUTPUTS = {"lm_head.weight", "embed_out.weight"}
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+SENTENCEPIECE = "tokenizer.model"
 COSMETIC = {  # keys of config.json that do not affect the outputs of a model
     "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id",
     "pad_token_id", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
@@ -102,7 +103,8 @@ def check_same_tensors(models: Sequence[Checkpoint]) -> None:
 def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
     """Compare architecture, vocabulary and other settings with the first model.
 
-    Different settings, such as ``rope_theta``, are reported; those of the first model are written.
+    Different settings, such as ``rope_theta``, and those that only one model has are reported; the
+    settings of the first model are written.
 
     Args:
         trusted: Report a different architecture or vocabulary instead of raising an error.
@@ -124,6 +126,8 @@ def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
                 f"their vocabularies differ: {token!r} is token {vocabulary.get(token)} in "
                 f"{first.folder} and {found.get(token)} in {other.folder}"
             )
+        elif not (vocabulary and found) and _other_sentencepiece(first.folder, other.folder):
+            faults.append(f"{SENTENCEPIECE} differs between {first.folder} and {other.folder}")
         for fault in faults:
             if not trusted:
                 raise InputError(
@@ -131,13 +135,21 @@ def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
                     "merge of them is noise. Add --same-base if you know that they are compatible."
                 )
             say(f"Warning: {fault}. They are merged because of --same-base.")
-        keys = sorted((first.config.keys() & other.config.keys()) - COSMETIC - {"model_type"})
-        for key in keys:
-            if first.config[key] != other.config[key]:
+        for key in sorted((first.config.keys() | other.config.keys()) - COSMETIC - {"model_type"}):
+            here, there = first.config.get(key), other.config.get(key)
+            both = key in first.config and key in other.config
+            if here != there and (both or here or there):  # null and false are common defaults
+                ours, theirs = ("not set" if x is None else x for x in (here, there))
                 say(
-                    f"Warning: {key} is {first.config[key]} in {first.folder} and "
-                    f"{other.config[key]} in {other.folder}. The merged model has the first."
+                    f"Warning: {key} is {ours} in {first.folder} and {theirs} in {other.folder}. "
+                    "The merged model has the first."
                 )
+
+
+def _other_sentencepiece(one: Path, other: Path) -> bool:
+    """Whether two folders hold different SentencePiece models, whose tokens are not read here."""
+    files = [folder / SENTENCEPIECE for folder in (one, other)]
+    return all(f.is_file() for f in files) and files[0].read_bytes() != files[1].read_bytes()
 
 
 def read_vocabulary(folder: Path) -> dict[str, int]:

@@ -273,7 +273,8 @@ def _write(
 def _checkpoint_id(model: Checkpoint) -> list[Any]:
     """Return what identifies the files of a checkpoint when an interrupted merge resumes."""
     facts = {path: path.stat() for path in {info.path for info in model.tensors.values()}}
-    files = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in facts.items()]
+    # copies may keep the time of modification, so the time of the change to the file counts too
+    files = [[path.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for path, s in facts.items()]
     return [str(model.folder.resolve()), *sorted(files)]
 
 

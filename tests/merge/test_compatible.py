@@ -1,0 +1,109 @@
+"""Models and adapters that look alike and differ: right, refused by name, or reported."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mergeforget.adapter import PREFIX, read_adapter
+from mergeforget.candidate import Candidate
+from mergeforget.errors import InputError
+from mergeforget.merge.checkpoint.adapter_deltas import changes_of
+from mergeforget.merge.checkpoint.full import _checkpoint_id, merge_models
+from mergeforget.merge.checkpoint.reader import open_checkpoint
+from mergeforget.tensors import read_safetensors, write_safetensors
+
+HALVES = Candidate("linear", weights=(0.5, 0.5))
+
+
+def save(folder: Path, tokenizer: bytes = b"", **config: Any) -> Path:
+    """A model of one tensor."""
+    folder.mkdir(parents=True)
+    write_safetensors(folder / "model.safetensors", {"x.weight": np.ones((2, 3), np.float32)})
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | config))
+    if tokenizer:
+        (folder / "tokenizer.model").write_bytes(tokenizer)
+    return folder
+
+
+def test_other_sentencepiece_models_are_refused(tmp_path: Path) -> None:
+    one, other = save(tmp_path / "one", b"pieces"), save(tmp_path / "other", b"seceip")
+    with pytest.raises(InputError, match="Tokenizer.model differs between"):
+        merge_models([one, other], None, HALVES, tmp_path / "out")
+    merge_models([one, other], None, HALVES, tmp_path / "out", same_base=True)
+    same = save(tmp_path / "same", b"pieces")
+    merge_models([one, same], None, HALVES, tmp_path / "again")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_setting_that_only_one_model_has_is_reported(
+    order: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A long-context copy has rope_scaling, the original has no such key."""
+    one = save(tmp_path / "one", attention_bias=False)
+    other = save(tmp_path / "other", rope_scaling={"factor": 8.0}, pretraining_tp=None)
+    merge_models([one, other][::order], None, HALVES, tmp_path / "out")
+    told = capsys.readouterr().err
+    assert "rope_scaling" in told and "not set" in told
+    assert "attention_bias" not in told and "pretraining_tp" not in told
+
+
+def test_a_base_changed_under_the_same_time_and_size_is_noticed(tmp_path: Path) -> None:
+    """As by ``cp -p`` or ``rsync -t``: an interrupted merge must not be resumed with it."""
+    folder = save(tmp_path / "one")
+    weights = folder / "model.safetensors"
+    times = os.stat(weights)
+    with open_checkpoint(folder) as before:
+        known = _checkpoint_id(before)
+    write_safetensors(weights, {"x.weight": np.full((2, 3), 7, np.float32)})
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert os.stat(weights).st_size == times.st_size
+    with open_checkpoint(folder) as after:
+        assert _checkpoint_id(after) != known
+
+
+def test_keys_of_a_state_dict_are_those_of_peft(write_lora: Callable[..., Path]) -> None:
+    """Trainers that save a state dict leave the adapter's name and frozen copies in its keys."""
+    path = write_lora("one") / "adapter_model.safetensors"
+    factors, _ = read_safetensors(path)
+    module = next(iter(factors)).removeprefix(PREFIX).partition(".lora_")[0]
+    rows = factors[f"{PREFIX}{module}.lora_B.weight"].shape[0]
+    draw = np.random.default_rng(0)
+    magnitude, head = (draw.random(shape).astype("f4") for shape in ((rows,), (7, 3)))
+    plain = {f"{module}.lora_magnitude_vector": magnitude, "lm_head.weight": head}
+    named = {
+        f"{module}.lora_magnitude_vector.default.weight": magnitude,
+        "lm_head.modules_to_save.default.weight": head,
+        "lm_head.original_module.weight": head * 2,
+    }
+    found = []
+    for extras in (plain, named):
+        write_safetensors(path, factors | {PREFIX + key: x for key, x in extras.items()})
+        found.append(read_adapter(path.parent).extras)
+    assert found[0].keys() == found[1].keys() == {PREFIX + key for key in plain}
+    assert all(np.array_equal(found[1][key], x) for key, x in found[0].items())
+
+
+def test_a_parameter_is_changed_as_it_is_stored(write_lora: Callable[..., Path]) -> None:
+    """``target_parameters`` of a Conv1D adapt (in, out), ``target_modules`` (out, in)."""
+    shapes: list[tuple[int, int]] = []
+    for parameters in ({}, {"target_parameters": ["attn.c_proj.weight"]}):
+        name = f"lora{len(shapes)}"
+        folder = write_lora(name, modules={"h.0.attn.c_proj": (5, 4)}, **parameters)
+        change = changes_of(read_adapter(folder), {"model_type": "gpt2"})["h.0.attn.c_proj.weight"]
+        shapes.append(change.shape)
+    assert shapes == [(4, 5), (5, 4)]
+
+
+def test_factors_stored_as_integers_are_refused(write_lora: Callable[..., Path]) -> None:
+    path = write_lora("one") / "adapter_model.safetensors"
+    tensors, _ = read_safetensors(path)
+    write_safetensors(path, {key: np.sign(x).astype(np.int8) for key, x in tensors.items()})
+    with pytest.raises(InputError, match="as I8 .quantised"):
+        read_adapter(path.parent)
