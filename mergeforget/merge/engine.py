@@ -29,7 +29,7 @@ from mergeforget.merge.inputs import (
 )
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.kernels.arrays import as_array, like
-from mergeforget.merge.kernels.dispatch import workers
+from mergeforget.merge.kernels.dispatch import map_in_threads
 from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
 from mergeforget.merge.low_rank import (
     cross_terms,
@@ -174,8 +174,7 @@ def sweep(
                     "Use smaller weights, or --precision float64."
                 ) from error
 
-    with workers(how.threads) as pool:
-        parts = list(pool.map(merge, modules))
+    parts = map_in_threads(merge, modules, how.threads)
     columns = zip(*parts, strict=True)
     merged = [
         _merged(adapters, one, dict(zip(modules, column, strict=True)), how.precision)

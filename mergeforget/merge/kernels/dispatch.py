@@ -9,12 +9,12 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from threadpoolctl import ThreadpoolController
 
 WORTH = 50_000_000  # entries for which numpy takes longer than loading the compiled loops
 
+T = TypeVar("T")
+R = TypeVar("R")
 _loops: ModuleType | None = None
 
 
@@ -84,9 +86,23 @@ def workers(threads: int = 0) -> Iterator[ThreadPoolExecutor]:
         threads: Number of threads; 0 is one per core.
     """
     count = threads or os.cpu_count() or 1
-    limits = _libraries(tuple(name in sys.modules for name in BRING_BLAS))
-    with limits.limit(limits=1, user_api="blas"), ThreadPoolExecutor(count) as pool:
+    with _single_threaded_blas(), ThreadPoolExecutor(count) as pool:
         yield pool
+
+
+def map_in_threads(act: Callable[[T], R], items: Sequence[T], threads: int = 0) -> list[R]:
+    """Apply a function to each item on ``workers``; a single item takes no thread of its own."""
+    if len(items) == 1:
+        with _single_threaded_blas():
+            return [act(items[0])]
+    with workers(threads) as pool:
+        return list(pool.map(act, items))
+
+
+def _single_threaded_blas() -> Any:
+    """A context in which BLAS uses one thread."""
+    limits = _libraries(tuple(name in sys.modules for name in BRING_BLAS))
+    return limits.limit(limits=1, user_api="blas")
 
 
 @cache

@@ -18,7 +18,7 @@ MAX_STEPS = 8  # maximum number of subspace iterations
 NEAR = 1.5e-4  # stop if further steps would reduce the squared residual by less than this share
 TINY = 1e-6  # stop if the last step reduced the squared residual by less than this share
 SLANTED = 1e-4  # smallest ratio of lengths for which a Cholesky factor keeps rows orthonormal
-UPRIGHT = 0.1  # the same for products in float32, whose error grows with its inverse
+UPRIGHT = 0.1  # the same for unit vectors whose products are taken in float32
 ROUNDING = 1e-6  # share of the energy below the resolution of float32
 SPARE = 16  # additional random directions if the start has too few
 NOISE_SEED = 0x5EED  # seed of the random directions, for a deterministic result
@@ -189,14 +189,21 @@ def _orthonormal(rows: Tensor) -> Tensor:
 
 
 def _upright(gram: Tensor) -> Tensor | None:
-    """Return the lower Cholesky factor of (k, k); None if some vectors are nearly dependent."""
-    lib = library(gram)
+    """Return the lower Cholesky factor of (k, k); None if some vectors are nearly dependent.
+
+    The vectors are scaled to unit length first, so that only their angles count: the columns of a
+    lora_B often differ in length by more than a factor of ten.
+    """
+    lib, squared = library(gram), gram.T.diagonal()
+    if not float(squared.min()) > 0:
+        return None
+    lengths = squared**0.5
     try:
-        root: Tensor = lib.linalg.cholesky(gram)
+        root: Tensor = lib.linalg.cholesky(gram / lengths / lengths[:, None])
     except lib.linalg.LinAlgError:
         return None
-    lengths = root.T.diagonal()
-    return root if float(lengths.min()) > UPRIGHT * float(lengths.max()) else None
+    upright = float(root.T.diagonal().min()) > UPRIGHT
+    return root * lengths[:, None] if upright else None
 
 
 def _whitening(gram: Tensor) -> tuple[Tensor, Tensor]:
