@@ -23,13 +23,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write indented JSON atomically.
+
+    Args:
+        durable: Wait until the file is on the disk. Otherwise it is written in place, which suits
+            the files of a folder that is moved to its place as a whole.
 
     Raises:
         NumericError: A number is NaN or infinite, which is not valid JSON.
     """
-    write_text(path, _json(value, path, indent=2) + "\n")
+    text = _json(value, path, indent=2) + "\n"
+    if durable:
+        write_text(path, text)
+    else:
+        path.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -20,6 +20,7 @@ import mergeforget.merge.kernels.thresholds as select
 from mergeforget.candidate import Candidate
 from mergeforget.errors import NumericError
 from mergeforget.merge.blockwise import in_memory, merge_whole
+from mergeforget.merge.checkpoint import bf16_blocks
 from mergeforget.merge.checkpoint.full import merge_models
 from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.kernels.rng import NamedGenerator
@@ -39,6 +40,7 @@ IN_BLOCKS = [
 compiled = pytest.importorskip(
     "mergeforget.merge.kernels.numba_loops", reason="numba is not installed"
 )
+halves = pytest.importorskip("mergeforget.merge.kernels.numba_bf16", reason="needs numba")
 floats = st.floats(-4, 4, width=32) | st.integers(-2, 2).map(float)
 stacks = st.tuples(st.integers(1, 4), st.integers(1, 60)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=floats)
@@ -127,17 +129,75 @@ def models(tmp_path_factory: pytest.TempPathFactory, save_models: Callable[..., 
     return found
 
 
-@pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties", "dare_ties"])
-@pytest.mark.parametrize("dtype", ["auto", "float32", "float16"])
-def test_whole_models(models: list[Path], tmp_path: Path, method: str, dtype: str) -> None:
+OF_MERGEKIT = {"vote": "weighted", "divide": "weights", "scale": 0.7}
+L1 = {"rescale": "l1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "density", "arguments"),
+    [
+        ("linear", None, {}),
+        ("task_arithmetic", None, {}),
+        ("ties", 0.5, {}),
+        ("ties", 0.3, OF_MERGEKIT),
+        ("ties", 0.8, {"sign": "count", "divide": "none"}),
+        ("ties", 1.0, {}),
+        ("magnitude_prune", 0.4, {}),
+        ("dare_ties", 0.5, {}),
+        ("dare_ties", 0.3, OF_MERGEKIT | L1),
+        ("dare_linear", 0.6, L1 | {"normalize": True}),
+        ("dare_linear", 1.0, L1),
+    ],
+)
+@pytest.mark.parametrize("held", [True, False])
+def test_whole_models_in_blocks(
+    models: list[Path],
+    tmp_path: Path,
+    method: str,
+    density: float | None,
+    arguments: dict[str, Any],
+    held: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blocks of an odd number of entries; thresholds from a sample; equal magnitudes at the cut."""
+    for module in (select, bf16_blocks):
+        monkeypatch.setattr(module, "SMALL", 300)
+    monkeypatch.setattr(select, "SAMPLE", 200)
+    monkeypatch.setattr(select.blocks, "__defaults__", (333,))
+    monkeypatch.setattr(bf16_blocks, "HELD", 1 << 20 if held else 0)
+    candidate = Candidate(method, density, weights=(0.7, -0.3), arguments=arguments)
+
+    def merged() -> Any:
+        found = merge_models(models[1:], models[0], candidate, tmp_path / "m", Output(threads=1))
+        roundings.append(found.rounding)
+        return np.frombuffer((tmp_path / "m" / "model.safetensors").read_bytes(), np.uint8)
+
+    roundings: list[Any] = []
+    assert_same_bits(merged)
+    assert roundings[0] == pytest.approx(roundings[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_ties"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_whole_models_in_another_dtype(
+    models: list[Path], tmp_path: Path, method: str, dtype: str
+) -> None:
     candidate = Candidate(method, 0.5 if "ties" in method else None, weights=(0.7, -0.3))
 
-    def merged() -> bytes:
+    def merged() -> Any:
         merge_models(models[1:], models[0], candidate, tmp_path / "m", Output(dtype=dtype))
-        return (tmp_path / "m" / "model.safetensors").read_bytes()
+        return np.frombuffer((tmp_path / "m" / "model.safetensors").read_bytes(), np.uint8)
 
-    ours, theirs = both(merged)
-    assert ours == theirs
+    assert_same_bits(merged)
+
+
+def test_numbers_are_drawn_as_numpy_draws_them() -> None:
+    generator = NamedGenerator(3, "x")
+    mask, waiting = np.empty(4099, np.uint8), np.zeros(2, np.uint32)
+    state, words = generator.state(1), np.empty(halves.CHUNK // 2, np.uint64)
+    for part in (slice(0, 1), slice(1, 700), slice(700, 2748), slice(2748, 4099)):
+        halves.choose(state, waiting, generator.limit(0.4), words, mask[part])
+    assert np.array_equal(mask != 0, generator.below(0.4, 1, 4099))
 
 
 @pytest.mark.parametrize("arguments", [{}, {"normalize": True, "scale": 0.3}])
@@ -151,21 +211,6 @@ def test_whole_models_without_a_base(
         return (tmp_path / "m" / "model.safetensors").read_bytes()
 
     assert_same_bits(lambda: np.frombuffer(merged(), np.uint8))
-
-
-def test_a_sum_in_one_pass_returns_the_rounding_error() -> None:
-    draw = np.random.default_rng(4)
-    m, weights = 5000, np.array([0.7, -0.3], np.float32)
-    raws = round_to_bfloat16(draw.standard_normal((3, m)).astype(np.float32))
-    x = (raws.astype(np.uint32) << 16).view(np.float32)
-    out, room = np.empty(m, np.uint16), np.empty((4, compiled.CHUNK), np.uint32)
-    finite, energy, error = compiled.half_weighted_sum(raws[:2], raws[2], weights, room, out)
-    change = (x[0] - x[2]) * weights[0] + (x[1] - x[2]) * weights[1]
-    left = (out.astype(np.uint32) << 16).view(np.float32) - (x[2] + change)
-    assert finite and energy == pytest.approx(np.square(change, dtype="f8").sum())
-    assert error == pytest.approx(np.square(left, dtype="f8").sum())
-    raws[1, 4999] = 0x7F80
-    assert not compiled.half_weighted_sum(raws[:2], raws[2], weights, room, out)[0]
 
 
 def test_nan_is_named_where_the_sum_is_compiled(

@@ -181,7 +181,7 @@ def test_what_an_interrupted_merge_left_is_not_used_for_another(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "carry_over", lambda *_: (_ for _ in ()).throw(Killed))
+        patch.setattr(writer, "carry_over", lambda *_, **__: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             merge_models(models[1:], models[0], Candidate("ties", 0.5), tmp_path / "m")
     merge_models(models[1:], models[0], Candidate("ties", 0.9), tmp_path / "m")
@@ -214,7 +214,7 @@ def test_an_interrupted_fold_resumes_only_with_equal_options(
     adapters = [read_adapter(p) for p in pair]
     for options in (how, then):
         with monkeypatch.context() as patch:
-            patch.setattr(writer, "carry_over", lambda *_: (_ for _ in ()).throw(Killed))
+            patch.setattr(writer, "carry_over", lambda *_, **__: (_ for _ in ()).throw(Killed))
             with pytest.raises(Killed):
                 fold_adapters(tiny_folder, adapters, candidate, tmp_path / "m", how=how)
         written: list[str] = []

@@ -1,13 +1,9 @@
-"""Jobs for the tensors of a whole model: add an adapter, merge, or copy.
-
-Weighted sums of bfloat16 models take one compiled pass over the stored bytes.
-"""
+"""Jobs for the tensors of a whole model: add an adapter, merge, or copy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +14,8 @@ from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, suggest
 from mergeforget.merge.blockwise import HELD, merge_blocks, merge_whole, on_device
 from mergeforget.merge.checkpoint.adapter_deltas import Change, TensorChange, rows_of
+from mergeforget.merge.checkpoint.bf16_blocks import HELD as HELD_BYTES
+from mergeforget.merge.checkpoint.bf16_blocks import half_blocks
 from mergeforget.merge.checkpoint.compatible import (
     OUTPUTS,
     check_equal,
@@ -28,13 +26,12 @@ from mergeforget.merge.checkpoint.compatible import (
     plain_name,
     tensor_of,
 )
-from mergeforget.merge.checkpoint.jobs import Block, TensorJob, changed, encoded, overflow
+from mergeforget.merge.checkpoint.jobs import Block, TensorJob, changed, encoded
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import method_arguments
 from mergeforget.merge.kernels.arrays import as_array
-from mergeforget.merge.kernels.dispatch import Room, loops
-from mergeforget.merge.kernels.sign_election import scaled
+from mergeforget.merge.kernels.dispatch import Room
 from mergeforget.merge.kernels.thresholds import SMALL, Source
 from mergeforget.merge.kernels.thresholds import blocks as row_blocks
 from mergeforget.merge.low_rank import precise, products
@@ -134,10 +131,11 @@ def model_job(
         return kept_job(first, info, output)
 
     if output.stored(info) == "BF16" and precision == "float32" and output.device == "cpu":
-        summed = half_blocks(theirs, (base, info) if base else None, candidate)
-        if summed:
+        compiled = half_blocks(theirs, (base, info) if base else None, candidate, info.name)
+        if compiled:
             memory = 16 * (n + 2) * min(info.numel, SMALL + info.matrix[1])
-            return TensorJob(info.name, "BF16", info.shape, summed, memory=memory)
+            memory += min(2 * (n + 1) * info.numel, HELD_BYTES)
+            return TensorJob(info.name, "BF16", info.shape, compiled, memory=memory)
 
     def rows(part: slice) -> Array:
         stack = _room.take("stack", (n, part.stop - part.start, info.matrix[1]), precision)
@@ -239,59 +237,3 @@ def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
 
 
 _room = Room()
-
-
-def half_blocks(
-    models: Sequence[tuple[Checkpoint, TensorInfo]],
-    base: tuple[Checkpoint, TensorInfo] | None,
-    candidate: Candidate,
-) -> Callable[[], Iterator[Block]] | None:
-    """Return the blocks of a merged tensor, bit-identical to the blocks of the method.
-
-    Args:
-        models: The models, and the location of the tensor in each.
-        base: Model whose differences to the others are merged and added to it.
-
-    Returns:
-        None if the merge is not a weighted sum of bfloat16, or the compiled loops are not loaded.
-    """
-    given = [*models, base] if base else [*models]
-    quick = loops()
-    if traits(candidate.method).coefficients is not scaled or not quick:
-        return None
-    if any(info.dtype != "BF16" for _, info in given):
-        return None
-    factors = scaled(None, np.array(candidate.weights), **candidate.arguments).astype(np.float32)
-    first = given[-1][1]
-
-    def blocks() -> Iterator[Block]:
-        for part in row_blocks(first.matrix):
-            yield _block(given, part, base is not None, factors, quick)
-
-    return blocks
-
-
-def _block(
-    given: Sequence[tuple[Checkpoint, TensorInfo]],
-    part: slice,
-    with_base: bool,
-    factors: Array,
-    quick: ModuleType,
-) -> Block:
-    rows, width = part.stop - part.start, given[0][1].matrix[1]
-    raws = _room.take("raws", (len(given), rows * width), np.uint16)
-    for (model, info), place in zip(given, raws, strict=True):
-        model.raw(info, part.start * width, part.stop * width, place.view(np.uint8))
-    out = _room.take("out", (rows, width), np.uint16)
-    chunks = _room.take("chunks", (4, quick.CHUNK), np.uint32)
-    n = len(factors)
-    origin = raws[n] if with_base else raws[0, :0]
-    finite, energy, error = quick.half_weighted_sum(
-        raws[:n], origin, factors, chunks, out.reshape(-1)
-    )
-    if not finite:  # find the model with the value
-        for model, info in given:
-            check_finite_block(model, info, model.read(info, part))
-    if not quick.halves_finite(out.reshape(-1)):
-        raise overflow(given[0][1].name, "BF16")
-    return Block(out, energy, error)

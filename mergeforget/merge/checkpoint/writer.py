@@ -69,14 +69,15 @@ def write_model(
     plan = json.loads(json.dumps(plan | {"shards": [[j.name for j in s] for s in shards]}))
     out = followed(out)
     partial = out.parent / f".{out.name}.partial"
-    with explained(out), writing(out), opened(partial, plan, shards) as places:
+    prepared = opened(partial, plan, shards, durable=durable)
+    with explained(out), writing(out), prepared as places:
         done, _ = finished(partial / JOURNAL)
         _write_all(
             [j for j in jobs if j.name not in done], places, partial, budget, threads, durable
         )
         _, rounding = finished(partial / JOURNAL)
-        carry_over(partial, shards, like, jobs)
-        write_json(partial / "candidate.json", facts(rounding))
+        carry_over(partial, shards, like, jobs, durable=durable)
+        write_json(partial / "candidate.json", facts(rounding), durable=durable)
         (partial / JOURNAL).unlink()
         (partial / PLAN).unlink()
         take_place(partial, out)
@@ -124,7 +125,7 @@ class Journal:
                 for file in self.files:
                     os.fsync(file)
             if self._rows:
-                append_jsonl(self.path, self._rows)
+                append_jsonl(self.path, self._rows, sync=self.durable)
             self._rows, self._bytes = [], 0
 
 
@@ -225,7 +226,11 @@ def file_names(count: int) -> list[str]:
 
 @contextmanager
 def opened(
-    partial: Path, plan: dict[str, Any], shards: Sequence[Sequence[TensorJob]]
+    partial: Path,
+    plan: dict[str, Any],
+    shards: Sequence[Sequence[TensorJob]],
+    *,
+    durable: bool = True,
 ) -> Iterator[dict[str, FileOffset]]:
     """Open the files to write; they are created unless an interrupted merge had the same plan."""
     if not (partial / PLAN).exists() or read_json(partial / PLAN) != plan:
@@ -245,7 +250,7 @@ def opened(
                 job.name: FileOffset(file, at) for job, at in zip(shard, starts, strict=True)
             }
         if not (partial / PLAN).exists():
-            write_json(partial / PLAN, plan)
+            write_json(partial / PLAN, plan, durable=durable)
         yield places
     finally:
         for file in files:
@@ -282,6 +287,8 @@ def carry_over(
     shards: Sequence[Sequence[TensorJob]],
     like: Checkpoint,
     jobs: Sequence[TensorJob],
+    *,
+    durable: bool = True,
 ) -> None:
     """Copy config, tokenizer and other small files, and write the index."""
     for path in sorted(like.folder.iterdir()):
@@ -293,9 +300,10 @@ def carry_over(
     if len(found) == 1:
         config["dtype" if "torch_dtype" not in config else "torch_dtype"] = found.pop()
     if config:
-        write_json(partial / "config.json", config)
+        write_json(partial / "config.json", config, durable=durable)
     if len(shards) > 1:
         names = file_names(len(shards))
         places = {j.name: n for n, shard in zip(names, shards, strict=True) for j in shard}
         total = sum(job.nbytes for job in jobs)
-        write_json(partial / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(partial / INDEX, index, durable=durable)

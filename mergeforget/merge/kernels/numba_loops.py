@@ -96,56 +96,6 @@ def weighted_sum(stack: Floats, weights: Floats, out: Floats) -> None:
 
 
 @compiled
-def half_weighted_sum(
-    raws: Array, base: Array, weights: Floats, room: Array, out: Array
-) -> tuple[bool, float, float]:
-    """Compute ``base + sum_i w_i (x_i - base)`` in bfloat16; without a base, ``sum_i w_i x_i``.
-
-    Args:
-        raws: The x_i as stored, (n, m) uint16.
-        base: (m,) uint16, or (0,).
-        room: (4, CHUNK) uint32 workspace.
-        out: (m,) uint16.
-
-    Returns:
-        Whether all inputs are finite; the squared norms of the delta and of its rounding error.
-    """
-    n, m = raws.shape
-    energy, error, finite = 0.0, 0.0, True
-    for start in range(0, m, CHUNK):
-        stop = min(start + CHUNK, m)
-        one, origin = room[0, : stop - start], room[1, : stop - start]
-        summed, change = room[2, : stop - start], room[3, : stop - start].view(np.float32)
-        x, zero, values = one.view(np.float32), origin.view(np.float32), summed.view(np.float32)
-        change[:] = np.float32(0)
-        if len(base):
-            widen(base[start:stop], origin)
-            finite &= halves_finite(base[start:stop])
-        for i in range(n):
-            widen(raws[i, start:stop], one)
-            finite &= halves_finite(raws[i, start:stop])
-            weight = weights[i]
-            if len(base):
-                for j in range(len(x)):
-                    change[j] += (x[j] - zero[j]) * weight
-            else:
-                for j in range(len(x)):
-                    change[j] += x[j] * weight
-        if not len(base):
-            narrow(change.view(np.uint32), out[start:stop])
-            continue
-        for j in range(len(x)):
-            values[j] = zero[j] + change[j]
-        narrow(summed, out[start:stop])
-        widen(out[start:stop], one)
-        for j in range(len(x)):
-            x[j] -= values[j]
-        energy += squares(change)
-        error += squares(x)
-    return finite, energy, error
-
-
-@compiled
 def trim(x: Floats, bits: Array, cut: int, last: int, out: Floats) -> None:
     """Keep ``x``, (m,), if its magnitude exceeds ``cut``, or equals it up to index ``last``."""
     limit = np.int32(cut)

@@ -49,6 +49,11 @@ class NamedGenerator:
             self._spare[i] = drawn[count:].copy()
         return drawn[:count]
 
+    def state(self, i: int) -> NDArray[np.uint64]:
+        """The state of the generator of tensor ``i``, (4,), from which compiled loops draw."""
+        found: NDArray[np.uint64] = self._stream(i).state["state"]["state"]
+        return found.copy()
+
     def _stream(self, i: int) -> np.random.SFC64:
         if i not in self._streams:
             digest = hashlib.sha256(f"{self.seed}\0{self.name}\0{i}".encode()).digest()

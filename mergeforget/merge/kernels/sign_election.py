@@ -18,6 +18,7 @@ from mergeforget.merge.kernels.arrays import Tensor, column, library, like, to_d
 from mergeforget.merge.kernels.dispatch import loops
 
 SIGNS, DIVISORS = ("total", "count"), ("count", "weights", "none")
+VOTES = ("unweighted", "weighted")
 
 Sign = Literal["total", "count"]
 Vote = Literal["unweighted", "weighted"]
@@ -138,7 +139,7 @@ def consensus(
 
     The other arguments are those of ``elect`` and ``disjoint_mean``.
     """
-    if vote not in ("unweighted", "weighted"):
+    if vote not in VOTES:
         raise UsageError(f"vote is {vote!r}; it must be unweighted or weighted.")
     quick = loops(stack)
     if quick and sign in SIGNS and divide in DIVISORS:

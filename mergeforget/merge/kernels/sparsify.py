@@ -23,6 +23,7 @@ from mergeforget.merge.kernels.thresholds import (
 )
 
 Rescale = Literal["density", "l1", "none"]
+LANES = 8  # partial sums of a row
 
 
 def trim(stack: Tensor, density: float, cuts: Cuts | None = None) -> Tensor:
@@ -126,9 +127,19 @@ def rescaled(
 
 
 def row_sums(stack: Tensor) -> Tensor:
-    """Return the sum of magnitudes of each row, (n, rows); a vector is one row."""
-    rows = stack.reshape(len(stack), -1, stack.shape[-1])
-    return to_dtype(abs(rows).sum(-1), "float64")
+    """Return the sum of magnitudes of each row in float64, (n, rows); a vector is one row.
+
+    Entries at the same index modulo LANES are added first, as in the compiled loops.
+    """
+    columns = stack.shape[-1]
+    rows = to_dtype(abs(stack).reshape(len(stack), -1, columns), "float64")
+    whole = columns // LANES * LANES
+    lanes = rows[..., :whole].reshape(*rows.shape[:2], -1, LANES).sum(2)
+    lanes[..., : columns - whole] += rows[..., whole:]
+    summed: Tensor = lanes[..., 0]
+    for k in range(1, LANES):
+        summed = summed + lanes[..., k]
+    return summed
 
 
 def factors_of_l1(before: Tensor, after: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ def thresholds_at(source: Source, densities: Sequence[float]) -> list[list[Thres
     return [[cuts[j] for cuts in found] for j in range(len(ranks))]
 
 
-class _Bracket:
+class Bracket:
     """Bounds of the k-th largest magnitude of one tensor, and the counts of a pass."""
 
     def __init__(self, k: int, low: float, high: float) -> None:
@@ -195,10 +195,16 @@ class _Bracket:
     def _look_quickly(self, entries: Tensor, quick: ModuleType) -> None:
         """Run ``look`` in one compiled pass."""
         found = _room.take("inside", (len(entries) + 1,), np.int32)
-        low = Threshold(self.low).bits if self.low >= 0 else -1
-        above, at_high, between, at_low = quick.census(
-            entries.view(np.int32), low, Threshold(self.high).bits, found
-        )
+        above, at_high, between, at_low = quick.census(entries.view(np.int32), *self.bits, found)
+        self.note(above, at_high, between, at_low, found)
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        """Both ends as the bits of their magnitude; -1 is below all."""
+        return Threshold(self.low).bits if self.low >= 0 else -1, Threshold(self.high).bits
+
+    def note(self, above: int, at_high: int, between: int, at_low: int, found: Tensor) -> None:
+        """Add the counts of a block, and the magnitudes between the ends, int32."""
         self.above += above
         self.at_high += at_high
         if self.low < self.high:
@@ -241,7 +247,7 @@ class _Bracket:
 
 def _search(source: Source, ranks: Sequence[int]) -> list[list[Threshold]]:
     """Return the thresholds of each tensor, by passes over the blocks until all are bracketed."""
-    brackets = [_brackets(x, ranks, source.numel) for x in _sample(source)]
+    brackets = brackets_of(source, ranks)
     values: list[list[float | None]] = [[None] * len(ranks) for _ in brackets]
     while any(value is None for row in values for value in row):
         for part in blocks(source.shape):
@@ -259,6 +265,11 @@ def _search(source: Source, ranks: Sequence[int]) -> list[list[Threshold]]:
         [_exact(source, i, b, v) for b, v in zip(row, found, strict=True) if v is not None]
         for i, (row, found) in enumerate(zip(brackets, values, strict=True))
     ]
+
+
+def brackets_of(source: Source, ranks: Sequence[int]) -> list[list[Bracket]]:
+    """For each tensor a bracket of each cut, from a sample of its entries."""
+    return [_brackets(x, ranks, source.numel) for x in _sample(source)]
 
 
 def _sample(source: Source) -> list[Tensor]:
@@ -283,7 +294,7 @@ def _sample(source: Source) -> list[Tensor]:
     return ordered
 
 
-def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[_Bracket]:
+def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[Bracket]:
     count = len(ordered)
     brackets = []
     for k in ranks:
@@ -291,7 +302,7 @@ def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[_Bracke
         low = int(np.floor((place - MARGIN) * count))
         high = int(np.ceil((place + MARGIN) * count))
         brackets.append(
-            _Bracket(
+            Bracket(
                 k,
                 float(ordered[low]) if low >= 0 else -1.0,
                 float(ordered[high]) if high < count else float("inf"),
@@ -300,7 +311,7 @@ def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[_Bracke
     return brackets
 
 
-def _exact(source: Source, i: int, bracket: _Bracket, value: float) -> Threshold:
+def _exact(source: Source, i: int, bracket: Bracket, value: float) -> Threshold:
     """Return the threshold of tensor ``i``; if entries tie, a pass finds the last kept one."""
     wanted, more = bracket.kept_at(value)
     if not more:
