@@ -58,7 +58,7 @@ TARGETS = {
     "smollm2-135m": {"svd": 30, "ties_svd": 15, "magnitude_prune_svd": 15},
     "olmo-1b": {"svd": 1000, "ties_svd": 50, "magnitude_prune_svd": 50},
     "7b-layer": {"svd": 3000, "ties_svd": 80, "magnitude_prune_svd": 80},
-    "adapters": {"ties": 8, "ten densities": 40},
+    "adapters": {"linear": 4, "ties": 8, "ten densities": 40},
     "checkpoints": {"linear": 6, "task_arithmetic": 6, "ties": 20, "dare_ties": 20},
 }
 

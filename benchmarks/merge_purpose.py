@@ -4,18 +4,21 @@ A small random Llama memorises facts about invented people; two adapters forget 
 too much and one too little. Every merge is measured by its loss on the forget and the retain rows.
 Of each family the merge whose forget loss is nearest to a common target is shown::
 
-    python benchmarks/merge_purpose.py [--seeds 3]
-    python benchmarks/merge_purpose.py --run RUN [--rows 8]
+    python benchmarks/merge_purpose.py [--seeds 3] [--all]
+    python benchmarks/merge_purpose.py --run RUN [--rows 8] [--all]
 
 With ``--run`` the pair, the base and the rows are those of a run of `mergeforget train-pair`,
 `unlearn` or `demo`. ``purpose`` chooses its weights on the first ``--rows`` rows of each kind, and
-every merge is measured on the next ``--rows``, so that no merge has seen what it is judged by.
+every merge is measured on the others, so that no merge has seen what it is judged by. Where the run
+has holdout rows, the AUC compares the losses of forget rows with theirs.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,8 @@ from mergeforget.merge.apply import applied
 from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.purpose import choose_weights, encode_answers, mean_answer_loss
 
-DENSITIES = [round(0.1 * i, 1) for i in range(1, 11)]
+DENSITIES = [0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
+WEIGHTS = np.linspace(0, 1, 7)
 RANK, ALPHA = 8, 16
 
 
@@ -91,8 +95,27 @@ def forgetting_adapter(base: Any, name: str, forget: Any, retain: Any, steps: in
     return Adapter(name, deltas, {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA})
 
 
-def compare(seed: int) -> list[tuple[str, float, float]]:
-    """(merge, forget loss, retain loss) of each merge nearest to the target."""
+@dataclass(frozen=True)
+class Measured:
+    """One merge, by its mean losses in nats per token.
+
+    Attributes:
+        auc: Probability that a forget row has a lower loss than a row that the model never saw;
+            NaN without such rows. At 0.5 the forget rows cannot be told from them.
+    """
+
+    family: str
+    label: str
+    forget: float
+    retain: float
+    auc: float
+
+
+Known = dict[str, list[Any]]  # encoded rows by split
+
+
+def compare(seed: int) -> list[Measured]:
+    """Every merge of a random model's pair."""
     forget, retain = rows(seed, 24)
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
@@ -110,67 +133,85 @@ def compare(seed: int) -> list[tuple[str, float, float]]:
     model.eval()
     over = forgetting_adapter(model, "over", known["forget"], known["retain"], 24)
     under = forgetting_adapter(model, "under", known["forget"], known["retain"], 8)
-    return families(model, tokenizer, [over, under], forget, retain, known)
+    chosen = choose_weights(model, tokenizer, [over, under], forget, retain, rows=12)
+    return measure(model, [over, under], known, chosen.candidate(), 2 * RANK)
 
 
-def of_run(folder: Path, count: int) -> list[tuple[str, float, float]]:
+def of_run(folder: Path, count: int) -> list[Measured]:
     """The same for the pair of a run, measured on rows that ``purpose`` does not see."""
     from mergeforget.adapter import read_adapter
     from mergeforget.data.readers import read_rows
+    from mergeforget.data.templating import template_of
     from mergeforget.models import load_model
+    from mergeforget.recipe import load_recipe
     from mergeforget.run import Run
 
     run = Run(folder)
     loaded = load_model(run.base())
+    template = template_of(loaded.tokenizer, load_recipe(run.recipe).data)
     pair = [read_adapter(place, place.name) for place in (run.over, run.under)]
     forget, retain = (read_rows(run.data / f"{n}.jsonl") for n in ("forget", "retain"))
     if min(len(forget), len(retain)) < 2 * count:
         raise SystemExit(f"{folder} has fewer than {2 * count} rows of a kind: lower --rows.")
-    known = {
-        "forget": encode_answers(loaded.tokenizer, forget[count : 2 * count]),
-        "retain": encode_answers(loaded.tokenizer, retain[count : 2 * count]),
+    measured = {"forget": forget[count:], "retain": retain[count:]}
+    if (run.data / "holdout.jsonl").exists():
+        measured["holdout"] = read_rows(run.data / "holdout.jsonl")
+    known = {n: encode_answers(loaded.tokenizer, x, template) for n, x in measured.items()}
+    chosen = choose_weights(
+        loaded.model, loaded.tokenizer, pair, forget[:count], retain[:count], template=template
+    )
+    return measure(loaded.model, pair, known, chosen.candidate(), None)
+
+
+def measure(
+    model: Any, pair: list[Adapter], known: Known, chosen: Candidate, rank: int | None
+) -> list[Measured]:
+    """The base, the adapters alone, and every merge of ``families``."""
+
+    def losses(family: str, label: str, adapter: Adapter | None) -> Measured:
+        with torch.no_grad(), applied(model, adapter) if adapter else nullcontext():
+            found = {n: [float(mean_answer_loss(model, x)) for x in some]
+                     for n, some in known.items()}  # fmt: skip
+        unseen = found.get("holdout", [])
+        pairs = [(f < u) + (f == u) / 2 for f in found["forget"] for u in unseen]
+        means = (float(np.mean(found[n])) for n in ("forget", "retain"))
+        return Measured(family, label, *means, float(np.mean(pairs)) if pairs else float("nan"))
+
+    done = [losses("base", "", None)]
+    done += [losses(name, "alone", one) for name, one in zip(("over", "under"), pair, strict=True)]
+    for family, candidates in families(chosen, rank).items():
+        for one in candidates:
+            label = f"d {one.density:g}" if one.density else ""
+            if family.startswith("linear"):
+                label = "weights " + ":".join(f"{w:.2g}" for w in one.weights)
+            done.append(losses(family, label, merge_adapters(pair, one).adapter))
+    return done
+
+
+def families(chosen: Candidate, rank: int | None) -> dict[str, list[Candidate]]:
+    """The merges that are compared, by family."""
+    delta: dict[str, Any] = {"space": "delta", "rank": rank}
+    return {
+        "linear (delta)": [Candidate("linear", None, (w, 1 - w), **delta) for w in WEIGHTS],
+        "ties (factors)": [Candidate("ties", d) for d in DENSITIES],
+        "ties (delta)": [Candidate("ties", d, **delta) for d in DENSITIES],
+        "dare_ties (delta)": [Candidate("dare_ties", d, **delta) for d in DENSITIES[1:-1]],
+        "magnitude_prune (delta)": [Candidate("magnitude_prune", d, **delta) for d in DENSITIES],
+        **{name: [Candidate(name, None, **delta)] for name in ("tsv_m", "iso_c", "wudi")},
+        "core_space": [Candidate("core_space", d, **delta) for d in DENSITIES[1:-1:2]],
+        "purpose": [chosen],
     }
-    first = forget[:count], retain[:count]
-    return families(loaded.model, loaded.tokenizer, pair, *first, known, rank=None)
 
 
-def families(
-    model: Any,
-    tokenizer: Any,
-    pair: list[Adapter],
-    forget: list[Row],
-    retain: list[Row],
-    known: dict[str, Any],
-    rank: int | None = 2 * RANK,
-) -> list[tuple[str, float, float]]:
-    """The merge of each family whose forget loss on ``known`` is nearest to the target."""
-
-    def measured(adapter: Adapter) -> tuple[float, float]:
-        with torch.no_grad(), applied(model, adapter):
-            return float(mean_loss(model, known["forget"])), float(
-                mean_loss(model, known["retain"])
-            )
-
-    over, under = pair
-    chosen = choose_weights(model, tokenizer, pair, forget, retain, rows=12)
-    alone = [measured(over), measured(under)]
-    target = (alone[0][0] + alone[1][0]) / 2
-    every = {
-        "ties, best density (factors)": [Candidate("ties", d) for d in DENSITIES],
-        "ties, best density (delta)": [
-            Candidate("ties", d, space="delta", rank=rank) for d in DENSITIES
-        ],
-        "linear, best common weight": [
-            Candidate("linear", None, (w, 1 - w), "delta", rank) for w in np.linspace(0, 1, 11)
-        ],
-        "purpose": [chosen.candidate()],
-    }
-    found = [("target", target, float("nan")), ("over alone", *alone[0]),
-             ("under alone", *alone[1])]  # fmt: skip
-    for name, candidates in every.items():
-        results = [measured(merge_adapters(pair, one).adapter) for one in candidates]
-        found.append((name, *min(results, key=lambda fr: abs(fr[0] - target))))
-    return found
+def nearest(found: list[Measured]) -> list[Measured]:
+    """The base, the adapters, and of each family the merge nearest to the target forget loss."""
+    first, target = found[:3], (found[1].forget + found[2].forget) / 2
+    best: dict[str, Measured] = {}
+    for one in found[3:]:
+        known = best.setdefault(one.family, one)
+        if abs(one.forget - target) < abs(known.forget - target):
+            best[one.family] = one
+    return [*first, Measured("target", "", target, float("nan"), float("nan")), *best.values()]
 
 
 def main() -> None:
@@ -178,16 +219,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--run", type=Path)
     parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--all", action="store_true", help="Print every merge of a family.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| seed | merge | forget loss | retain loss |\n|---|---|---|---|")
-    if arguments.run:
-        for name, forgotten, kept in of_run(arguments.run, arguments.rows):
-            print(f"| run | {name} | {forgotten:.3f} | {kept:.3f} |", flush=True)
-        return
-    for seed in range(arguments.seeds):
-        for name, forgotten, kept in compare(seed):
-            print(f"| {seed} | {name} | {forgotten:.3f} | {kept:.3f} |", flush=True)
+    print("| seed | merge | setting | forget loss | retain loss | AUC |\n|---|---|---|---|---|---|")
+    for seed in ["run"] if arguments.run else range(arguments.seeds):
+        found = of_run(arguments.run, arguments.rows) if arguments.run else compare(seed)
+        for one in found if arguments.all else nearest(found):
+            numbers = (f"{x:.3f}" for x in (one.forget, one.retain, one.auc))
+            cells = (str(seed), one.family, one.label, *numbers)
+            print(f"| {' | '.join(cells)} |".replace("nan", "-"), flush=True)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from mergeforget.merge.kernels.thresholds import (
 )
 
 Rescale = Literal["density", "l1", "none"]
-LANES = 8  # partial sums of a row
+LANES = 8  # partial sums of a row; ``numba_bf16.add_lanes`` has one variable for each
 
 
 def trim(stack: Tensor, density: float, cuts: Cuts | None = None) -> Tensor:
