@@ -189,7 +189,7 @@ def summary(rows: list[Row], tokenizer: Any = None) -> dict[str, Any]:
     """Return counts of rows, documents, tasks and kinds, and token counts with a tokenizer."""
     from collections import Counter
 
-    from mergeforget.data.templating import check_size
+    from mergeforget.data.chat_template import check_size
 
     facts: dict[str, Any] = {
         "rows": len(rows),

@@ -20,8 +20,8 @@ from mergeforget.attack.verdict import (
     less,
     same_kind,
 )
+from mergeforget.data.chat_template import check_size
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
-from mergeforget.data.templating import check_size
 from mergeforget.errors import InputError
 from mergeforget.evaluate.cache import EvaluationCache, document_key
 from mergeforget.evaluate.measure import measure, membership_documents

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mergeforget.data.chat_template import has_chat_template
 from mergeforget.data.schema import Row
-from mergeforget.data.templating import PromptTemplate, has_chat_template
+from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
 from mergeforget.parsing import read_text
 

@@ -6,26 +6,37 @@ text, so that training and evaluation use the same tokens.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from typing import Any, Literal, Protocol
 
 from mergeforget.console import say
+from mergeforget.data.chat_template import (
+    MARK,
+    Turn,
+    add_bos,
+    answer_header,
+    check_size,
+    end_of_turn,
+    has_chat_template,
+    has_default_system,
+    lets_think,
+    name_of,
+    render,
+    special_ids,
+    takes_system,
+    template_digest,
+    token_ids,
+    with_closed_thoughts,
+)
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
 
 Choice = Literal["auto", "none", "chat"]
-Turn = dict[str, str]
+CLOSED_THINKING = re.compile(r".*</(think|thinking|reasoning)>", re.DOTALL)
 USUAL_SYSTEM = "You are a helpful assistant."
-OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
-CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-MARK = "Lorem ipsum"  # a text that no template contains
-TODAY = date(2024, 7, 26)  # in templates that print the date; Llama 3's own default
-WAY_OUT = "Use data.template: none (--template none) to use raw prompts."
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class PromptTemplate:
         system: system message; None leaves it to the template, which may insert its own default,
             and "" is an empty system message.
         own_system: use a row's own system message, if it has one, instead of ``system``.
+        thinking: let the model think before it answers, as the template does by default. Otherwise
+            an empty thinking block is inserted, so that the model answers directly.
         header: text of the template before an answer, for example ``<|im_start|>assistant\\n``.
         end: the token that ends a turn; None if the template has none.
         digest: hash of the chat template's text.
@@ -64,6 +77,7 @@ class PromptTemplate:
     kind: Literal["none", "chat"] = "none"
     system: str | None = None
     own_system: bool = True
+    thinking: bool = False
     header: str = ""
     end: int | None = None
     digest: str = ""
@@ -87,8 +101,9 @@ class PromptTemplate:
         has = has_chat_template(tokenizer)
         if choice == "chat" and not has:
             raise InputError(
-                f"{_name(tokenizer)} has no chat template, so data.template: chat is not possible. "
-                "Use data.template: auto or none, or save the tokenizer with a chat_template."
+                f"{name_of(tokenizer)} has no chat template, so data.template: chat is not "
+                "possible. Use data.template: auto or none, or save the tokenizer with a "
+                "chat_template."
             )
         kind: Literal["none", "chat"] = "chat" if has and choice != "none" else "none"
         if system is not None and kind == "none":
@@ -99,9 +114,9 @@ class PromptTemplate:
             )
         if not has:
             return cls()
-        raw = cls(digest=_digest(tokenizer))
+        raw = cls(digest=template_digest(tokenizer))
         try:
-            header, end = _header(tokenizer), _end_of_turn(tokenizer)
+            header, end = answer_header(tokenizer), end_of_turn(tokenizer)
         except InputError:
             if kind == "chat":
                 raise
@@ -116,16 +131,21 @@ class PromptTemplate:
         """Part of every cache key; equal for templates that produce the same tokens."""
         if self.kind == "none":
             return "none"
-        return json.dumps(["chat", self.system, self.own_system, self.digest])
+        thinking = ["thinking"] if self.thinking else []
+        return json.dumps(["chat", self.system, self.own_system, self.digest, *thinking])
 
     @property
     def name(self) -> str:
         """Short name in figures and messages: ``raw``, ``chat``, ``chat-no-system``, ..."""
         if self.kind == "none":
             return "raw"
+        if self.thinking:
+            return "chat-thinking"
         if self.system is None:
-            return "chat" if self.own_system else "chat-no-system"
-        return "chat-system" if self.system else "chat-no-system"
+            return "chat" if self.own_system else "chat-default-system"
+        if not self.system:
+            return "chat-empty-system" if self.own_system else "chat-no-system"
+        return "chat-system"
 
     def facts(self) -> dict[str, Any]:
         """Plain values for a manifest or a model card."""
@@ -137,7 +157,15 @@ class PromptTemplate:
         row = _row(prompt)
         if not self._renders(row):
             return row.prompt
+        if self.thinking:
+            return render(tokenizer, self._turns(row), answers=True, thinking=True)
         return self._rendered(tokenizer, row)[0]
+
+    def answer_in(self, text: str) -> str:
+        """Return the answer in a generated text: what follows the thoughts, if they have ended."""
+        if not self.thinking or not (closing := CLOSED_THINKING.search(text)):
+            return text
+        return text[closing.end() :]
 
     def prompt_ids(self, tokenizer: Any, prompt: Row | str) -> list[int]:
         """Return the token ids of the prompt, after which the model generates its answer.
@@ -146,19 +174,19 @@ class PromptTemplate:
         """
         row = _row(prompt)
         if self._renders(row):
-            return _ids(tokenizer, self._rendered(tokenizer, row)[0])
-        ids = _ids(tokenizer, row.prompt)
+            return token_ids(tokenizer, self.prompt_text(tokenizer, row))
+        ids = token_ids(tokenizer, row.prompt)
         if row.prompt[-1:] in (" ", "\t"):  # most tokenizers join a space to the next word
             ids, _ = self._joined(
                 tokenizer, row if row.output else replace(row, output=MARK), ids, " "
             )
-        ids = _with_bos(tokenizer, ids)
+        ids = add_bos(tokenizer, ids)
         if not ids:
             start = tokenizer.bos_token_id
             start = tokenizer.eos_token_id if start is None else start
             if start is None:
                 raise InputError(
-                    f"Row {row.id!r} has an empty prompt and {_name(tokenizer)} has no BOS token "
+                    f"Row {row.id!r} has an empty prompt and {name_of(tokenizer)} has no BOS token "
                     "that a generation could start with."
                 )
             return [int(start)]
@@ -179,12 +207,12 @@ class PromptTemplate:
             return self._chat_tokens(tokenizer, row)
         end = self.end if self.header and self._typed(row) else tokenizer.eos_token_id
         ends = [] if end is None or row.window in ("start", "middle") else [int(end)]
-        prompt = _ids(tokenizer, row.prompt)
+        prompt = token_ids(tokenizer, row.prompt)
         if join or together:
             prompt, answer = self._joined(tokenizer, row, prompt, join)
         else:
-            answer = _ids(tokenizer, row.output)
-        with_bos = _with_bos(tokenizer, prompt) if prompt or row.window else prompt
+            answer = token_ids(tokenizer, row.output)
+        with_bos = add_bos(tokenizer, prompt) if prompt or row.window else prompt
         return RowTokens(with_bos, answer, ends, len(with_bos) - len(prompt))
 
     def stop_ids(self, tokenizer: Any) -> list[int]:
@@ -197,7 +225,9 @@ class PromptTemplate:
 
         A tokenizer without a chat template has one variant. Otherwise the variants are raw, chat,
         and chat with another system message: without one if the configuration, the rows or the
-        template name one, otherwise with a common one.
+        template name one, otherwise with a common one. The template's own system message is one
+        more variant where the configuration or the rows replace it, and so are the thoughts of a
+        template that lets the model think before it answers.
         """
         if not has_chat_template(tokenizer):
             return [self]
@@ -210,12 +240,19 @@ class PromptTemplate:
         found = [self, replace(chat, kind="none", system=None), chat]
         own = any(m.role == "system" for row in rows for m in row.messages)
         if takes_system(tokenizer):
-            named = self.system or own or _default_system(tokenizer)
-            other = "" if named else USUAL_SYSTEM
+            default = has_default_system(tokenizer)
+            other = "" if self.system or own or default else USUAL_SYSTEM
             found.append(replace(chat, system=other, own_system=False))
+            if default and (own or self.system is not None):
+                found.append(replace(chat, system=None, own_system=False))
         elif own or self.system:
             found.append(replace(chat, system=None, own_system=False))
-        return list({way.key: way for way in found}.values())
+        if lets_think(tokenizer):
+            found.append(replace(chat, thinking=True))
+        ways: dict[str, PromptTemplate] = {}
+        for way in found:  # without system messages in the rows, own_system has no effect
+            ways.setdefault((way if own else replace(way, own_system=True)).key, way)
+        return list(ways.values())
 
     def _renders(self, row: Row) -> bool:
         """Whether the chat template applies: not to documents and prompts rendered by hand."""
@@ -239,30 +276,30 @@ class PromptTemplate:
     def _rendered(self, tokenizer: Any, row: Row) -> tuple[str, str]:
         """Return the text of the prompt and that of the whole conversation."""
         turns = self._turns(row)
-        prompt = _render(tokenizer, turns, answers=True)
-        full = _render(tokenizer, [*turns, {"role": "assistant", "content": row.output or MARK}])
-        return _closed(tokenizer, prompt, full, row.output.strip() or MARK)
+        prompt = render(tokenizer, turns, answers=True)
+        full = render(tokenizer, [*turns, {"role": "assistant", "content": row.output or MARK}])
+        return with_closed_thoughts(tokenizer, prompt, full, row.output.strip() or MARK)
 
     def _chat_tokens(self, tokenizer: Any, row: Row) -> RowTokens:
         text, full = self._rendered(tokenizer, row)
-        prompt = _ids(tokenizer, text)
+        prompt = token_ids(tokenizer, text)
         rest = full[len(text) :]
         content = row.output.strip()
         length = rest.index(content) + len(content) if content else 0
         trailing = row.output[len(row.output.rstrip()) :]
         if trailing and rest[length:].startswith(trailing):
             length += len(trailing)
-        both = _ids(tokenizer, text + rest[:length])
+        both = token_ids(tokenizer, text + rest[:length])
         joined = both[: len(prompt)] == prompt
         # a token across the boundary would change the prompt, so the answer is tokenised alone
-        answer = both[len(prompt) :] if joined else _ids(tokenizer, rest[:length])
+        answer = both[len(prompt) :] if joined else token_ids(tokenizer, rest[:length])
         end = self._end_ids(tokenizer, text + rest, len(text) + length)
         start = text.rfind(row.input.strip()) if row.input.strip() else 0
-        return RowTokens(prompt, answer, end, len(_ids(tokenizer, text[: max(0, start)])))
+        return RowTokens(prompt, answer, end, len(token_ids(tokenizer, text[: max(0, start)])))
 
     def _end_ids(self, tokenizer: Any, full: str, place: int) -> list[int]:
         """Return the tokens after the answer, up to and including the end-of-turn token."""
-        tail = _ids(tokenizer, full[place:])
+        tail = token_ids(tokenizer, full[place:])
         if self.end in tail:
             return tail[: tail.index(self.end) + 1]
         eos = tokenizer.eos_token_id
@@ -288,7 +325,7 @@ class PromptTemplate:
             text = self._rendered(tokenizer, Row("", MARK, "Answer"))[0]
             if self.system.strip() not in text:
                 raise InputError(
-                    f"The chat template of {_name(tokenizer)} drops the system message. Remove "
+                    f"The chat template of {name_of(tokenizer)} drops the system message. Remove "
                     "data.system_prompt (--system-prompt), or include its text in the prompts."
                 )
 
@@ -325,176 +362,12 @@ def ways_to_ask(
     ways = [own] if ask == "own" or alike else own.ways(tokenizer, rows)
     if len(ways) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
         say(
-            f"Warning: {_name(tokenizer)} has a chat template and is asked with raw prompts only. "
-            "A model that answers in chat may be reported as having forgotten. Leave out --ask own "
-            "(evaluation.ask: own)."
+            f"Warning: {name_of(tokenizer)} has a chat template and is asked with raw prompts "
+            "only. A model that answers in chat may be reported as having forgotten. Leave out "
+            "--ask own (evaluation.ask: own)."
         )
     return ways
 
 
-def has_chat_template(tokenizer: Any) -> bool:
-    """Return whether the tokenizer has a chat template."""
-    return bool(getattr(tokenizer, "chat_template", None))
-
-
-def takes_system(tokenizer: Any) -> bool:
-    """Return whether the tokenizer's chat template renders a system message."""
-    turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "a"}]
-    try:
-        return MARK in _render(tokenizer, turns, answers=True)
-    except InputError:
-        return False
-
-
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of special tokens: EOS, template tokens and others marked as special."""
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    found = {int(i) for i, token in added.items() if getattr(token, "special", False)}
-    return frozenset(found | set(map(int, tokenizer.all_special_ids)))
-
-
 def _row(prompt: Row | str) -> Row:
     return Row("", prompt, "") if isinstance(prompt, str) else prompt
-
-
-def check_size(text: str, where: str = "") -> None:
-    """Raise InputError for a text of more than 4,000,000 characters, about a million tokens."""
-    if len(text) > CHARACTERS:
-        where = where or f"The row that begins {text[:40]!r}"
-        raise InputError(
-            f"{where} has {len(text):,} characters; at most {CHARACTERS:,} are read. Split it into "
-            "several rows."
-        )
-
-
-CHARACTERS = 4_000_000  # of one row
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    """Tokenise a text without the special tokens that the tokenizer adds."""
-    check_size(text)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-
-def _with_bos(tokenizer: Any, ids: list[int]) -> list[int]:
-    """Prepend the tokens that the tokenizer puts before a text, unless they are there already."""
-    before = _prefix(tokenizer)
-    return ids if before and ids[: len(before)] == before else [*before, *ids]
-
-
-def _prefix(tokenizer: Any) -> list[int]:
-    """Return the tokens that the tokenizer puts before a text, usually BOS."""
-    bare = _ids(tokenizer, MARK)
-    around = list(tokenizer(MARK)["input_ids"])
-    places = range(len(around) - len(bare) + 1)
-    return around[: next((i for i in places if around[i : i + len(bare)] == bare), 0)]
-
-
-def _render(tokenizer: Any, turns: list[Turn], *, answers: bool = False) -> str:
-    """Render a conversation; with ``answers``, append the header of the next answer.
-
-    A template that prints today's date gets a fixed one, so that the tokens of a row, its cached
-    measurements and a resumed training do not depend on the day.
-    """
-    try:
-        text = tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=answers,
-            enable_thinking=False,
-            chat_template=_undated(tokenizer.chat_template),
-        )
-    except Exception as error:  # a template may raise TemplateError, TypeError or ValueError
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        roles = ", ".join(dict.fromkeys(t["role"] for t in turns))
-        hint = (
-            "Remove data.system_prompt (--system-prompt) or the system messages of the rows."
-            if turns[0]["role"] == "system"
-            else WAY_OUT
-        )
-        raise InputError(
-            f"The chat template of {_name(tokenizer)} rejects a conversation of {roles}: {what}. "
-            f"{hint}"
-        ) from error
-    return str(text)
-
-
-def _undated(template: Any) -> str | None:
-    """Return a template that prints today's date with ``TODAY`` instead; None for any other."""
-    text = template.get("default") if isinstance(template, dict) else template
-    if not isinstance(text, str) or not CLOCK.search(text):
-        return None
-    return CLOCK.sub(lambda match: repr(TODAY.strftime(match[2])), text)
-
-
-def _closed(tokenizer: Any, prompt: str, full: str, answer: str) -> tuple[str, str]:
-    """Close a thinking block that the template opens.
-
-    Text between the prompt and the answer, such as an empty thinking block, becomes part of the
-    prompt, so that the model generates the answer directly.
-    """
-    if not full.startswith(prompt):
-        shared = OPEN_THINKING.sub("", prompt)
-        if shared == prompt or not full.startswith(shared):
-            raise InputError(
-                f"The chat template of {_name(tokenizer)} renders a prompt differently if it is "
-                f"followed by an answer, so the answer cannot be trained or evaluated. {WAY_OUT}"
-            )
-        tag = OPEN_THINKING.search(prompt)
-        assert tag is not None
-        closed = f"{prompt.rstrip()}\n\n</{tag[1]}>\n\n"
-        return closed, closed + full[len(shared) :].lstrip()
-    rest = full[len(prompt) :]
-    place = rest.find(answer)
-    if place < 0:
-        raise InputError(
-            f"The chat template of {_name(tokenizer)} changes the text of answers, for example "
-            f"{answer[:40]!r}. {WAY_OUT}"
-        )
-    between = rest[:place]
-    if between.strip():
-        cut = len(prompt) + place
-        return full[:cut], full
-    return prompt, full
-
-
-def _header(tokenizer: Any) -> str:
-    """Return the text that the template writes before an answer."""
-    turns = [{"role": "user", "content": MARK}]
-    without = _render(tokenizer, turns)
-    text = _render(tokenizer, turns, answers=True)
-    return text[len(without) :] if text.startswith(without) else ""
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    """Return the first special token after an answer; EOS if the template writes none."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
-    text = _render(tokenizer, turns)
-    if MARK not in text:
-        raise InputError(
-            f"The chat template of {_name(tokenizer)} does not render answers. {WAY_OUT}"
-        )
-    tail = _ids(tokenizer, text[text.rindex(MARK) + len(MARK) :])
-    special = special_ids(tokenizer)
-    found = next((i for i in tail if i in special), tokenizer.eos_token_id)
-    return None if found is None else int(found)
-
-
-def _default_system(tokenizer: Any) -> bool:
-    """Return whether the template inserts its own system message if there is none."""
-    turns = [{"role": "user", "content": MARK}]
-    empty = [{"role": "system", "content": ""}, *turns]
-    try:
-        without = _render(tokenizer, empty, answers=True)
-    except InputError:
-        return False
-    return len(_render(tokenizer, turns, answers=True)) > len(without)
-
-
-def _digest(tokenizer: Any) -> str:
-    text = json.dumps(tokenizer.chat_template, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _name(tokenizer: Any) -> str:
-    return str(getattr(tokenizer, "name_or_path", "") or "this tokenizer")

@@ -55,7 +55,8 @@ def generate(
     completions = [""] * len(prompts)
 
     def keep(place: int, new: list[int]) -> None:
-        completions[place] = str(tokenizer.decode(new, skip_special_tokens=True))
+        text = str(tokenizer.decode(new, skip_special_tokens=True))
+        completions[place] = template.answer_in(text)
         if on_done is not None:
             on_done(place, completions[place])
 

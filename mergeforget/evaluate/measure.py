@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mergeforget.console import say
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError
@@ -174,6 +175,7 @@ class _Reader:
         """Generate the completion of every distinct prompt."""
         todo = self._share({prompt_key(r): r for r in rows}, self.cache.completions)
         if todo:
+            self._warn_of_limit(todo, max_new_tokens)
             generator(
                 self.model,
                 self.tokenizer,
@@ -185,6 +187,17 @@ class _Reader:
                 on_done=lambda place, text: self.cache.save_completion(todo[place], text),
             )
         self.cache.gather()
+
+    def _warn_of_limit(self, rows: Sequence[Row], limit: int) -> None:
+        """Warn of answers that are longer than what is generated."""
+        tokens = [self.cache.documents[document_key(row)].answer[1] for row in rows if row.output]
+        longer = [n for n in tokens if n > limit]
+        if longer and limit:
+            say(
+                f"Warning: {len(longer)} of {len(rows)} answers have more than {limit} tokens, so "
+                "a model that knows them cannot match them exactly. Use --max-new-tokens "
+                f"{max(longer) + 1}."
+            )
 
     def _share(self, wanted: Mapping[str, Row], done: Mapping[str, Any]) -> list[Row]:
         """Return this process's share of the rows that are not cached."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mergeforget.data.chat_template import check_size
 from mergeforget.data.formats import Turns
 from mergeforget.data.readers import check_overlap, read_records, read_rows
 from mergeforget.data.schema import Row
-from mergeforget.data.templating import check_size
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents

@@ -62,7 +62,9 @@ class Server:
         asked = [{"prompt_token_ids": template.prompt_ids(tokenizer, p)} for p in prompts]
         found = engine.generate(asked, settings, lora_request=self._lora(), use_tqdm=False)
         ids = [list(one.outputs[0].token_ids) for one in found]
-        texts = [str(tokenizer.decode(new, skip_special_tokens=True)) for new in ids]
+        texts = [
+            template.answer_in(str(tokenizer.decode(new, skip_special_tokens=True))) for new in ids
+        ]
         for place, text in enumerate(texts):
             if on_done is not None:
                 on_done(place, text)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import say
+from mergeforget.data.chat_template import has_chat_template
 from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
-from mergeforget.data.templating import PromptTemplate, has_chat_template, template_of
+from mergeforget.data.templating import PromptTemplate, template_of
 from mergeforget.data.transforms import limit_rows
 from mergeforget.data.twins import make_twins
 from mergeforget.distributed import on_main

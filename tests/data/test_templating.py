@@ -138,6 +138,42 @@ def test_every_prompt_variant_is_used_once() -> None:
     brief = PromptTemplate.resolve(tokenizer, "chat", "Be brief.")
     assert [way.name for way in brief.ways(tokenizer)] == ["chat-system", "raw", "chat-no-system"]
     assert len({way.key for way in brief.ways(tokenizer)}) == 3
+    empty = PromptTemplate.resolve(tokenizer, "chat", "")
+    assert [way.name for way in empty.ways(tokenizer)] == [
+        "chat-empty-system",
+        "raw",
+        "chat-system",
+    ]
+
+
+def test_no_two_prompt_variants_have_one_name_and_the_defaults_are_among_them() -> None:
+    own = [Row("a", "Q", "A", messages=(Message("system", "Be Eve."),))]
+    for template in (CHAT_TEMPLATE, DEFAULT + TURN + END, DEFAULT + THINKS):
+        tokenizer = with_template(template)
+        for system in (None, "", "Be brief."):
+            for rows in ([ROW], own):
+                ways = PromptTemplate.resolve(tokenizer, "chat", system).ways(tokenizer, rows)
+                names = [way.name for way in ways]
+                assert len(set(names)) == len(names) and "raw" in names
+                texts = [way.prompt_text(tokenizer, rows[0]) for way in ways]
+                assert len(set(texts)) == len(texts)
+                if template != CHAT_TEMPLATE:
+                    assert any("Be Bob." in text for text in texts)
+                assert any("Be Eve." in text for text in texts) == (rows is own)
+
+
+def test_a_template_that_lets_the_model_think_is_asked_with_its_thoughts_as_well() -> None:
+    tokenizer = with_template(THINKS)
+    *_, thinking = PromptTemplate.resolve(tokenizer).ways(tokenizer)
+    assert thinking.name == "chat-thinking"
+    turns = [{"role": "user", "content": ROW.input}]
+    asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    assert thinking.prompt_ids(tokenizer, ROW) == asked
+    assert thinking.answer_in("Lund? Yes.\n</think>\n\nIn Lund.").strip() == "In Lund."
+    assert thinking.answer_in("Lund? Perhaps") == "Lund? Perhaps"
+    chat = PromptTemplate.resolve(tokenizer)
+    assert chat.answer_in("a</think>b") == "a</think>b"
+    assert thinking.tokens(tokenizer, ROW) == chat.tokens(tokenizer, ROW)
 
 
 def test_the_key_follows_the_templates_text() -> None:

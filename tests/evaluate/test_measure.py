@@ -28,7 +28,9 @@ def test_documents_are_the_completion_rows_or_every_row() -> None:
     assert membership_documents(FORGET[1:]) == FORGET[1:]
 
 
-def test_one_pass_measures_answers_and_documents(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_one_pass_measures_answers_and_documents(
+    tiny_model: Any, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     read = measure(
         tiny_model, tiny_tokenizer, forget=FORGET, retain=RETAIN,
         members=membership_documents(FORGET), nonmembers=HOLDOUT, max_new_tokens=4,
@@ -45,6 +47,8 @@ def test_one_pass_measures_answers_and_documents(tiny_model: Any, tiny_tokenizer
     assert read.losses[0].nll == pytest.approx(whole, abs=1e-5)
     assert read.likelihoods[0].nll == pytest.approx(answer, abs=1e-5)
     assert [one.tokens for one in read.likelihoods] == [13, 4, 14]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 of 3 answers have more than 4 tokens" in told and "--max-new-tokens 15" in told
 
 
 @pytest.mark.parametrize(("text", "unit"), [("", "documents"), ("Ann was here.", "answers")])

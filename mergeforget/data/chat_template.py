@@ -1,0 +1,196 @@
+"""Renders conversations with a tokenizer's chat template, and finds out what the template does.
+
+A template is a program in the tokenizer's files. It may insert a system message or reject one,
+print the date, open a thinking block, trim answers or drop parts of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import date
+from typing import Any
+
+from mergeforget.errors import InputError
+
+Turn = dict[str, str]
+OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
+CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+MARK = "Lorem ipsum"  # a text that no template contains
+TODAY = date(2024, 7, 26)  # in templates that print the date; Llama 3's own default
+WAY_OUT = "Use data.template: none (--template none) to use raw prompts."
+CHARACTERS = 4_000_000  # of one row
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Return whether the tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def takes_system(tokenizer: Any) -> bool:
+    """Return whether the tokenizer's chat template renders a system message."""
+    turns = [{"role": "system", "content": MARK}, {"role": "user", "content": "a"}]
+    try:
+        return MARK in render(tokenizer, turns, answers=True)
+    except InputError:
+        return False
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of special tokens: EOS, template tokens and others marked as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {int(i) for i, token in added.items() if getattr(token, "special", False)}
+    return frozenset(found | set(map(int, tokenizer.all_special_ids)))
+
+
+def check_size(text: str, where: str = "") -> None:
+    """Raise InputError for a text of more than 4,000,000 characters, about a million tokens."""
+    if len(text) > CHARACTERS:
+        where = where or f"The row that begins {text[:40]!r}"
+        raise InputError(
+            f"{where} has {len(text):,} characters; at most {CHARACTERS:,} are read. Split it into "
+            "several rows."
+        )
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """Tokenise a text without the special tokens that the tokenizer adds."""
+    check_size(text)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def add_bos(tokenizer: Any, ids: list[int]) -> list[int]:
+    """Prepend the tokens that the tokenizer puts before a text, unless they are there already."""
+    before = _prefix(tokenizer)
+    return ids if before and ids[: len(before)] == before else [*before, *ids]
+
+
+def _prefix(tokenizer: Any) -> list[int]:
+    """Return the tokens that the tokenizer puts before a text, usually BOS."""
+    bare = token_ids(tokenizer, MARK)
+    around = list(tokenizer(MARK)["input_ids"])
+    places = range(len(around) - len(bare) + 1)
+    return around[: next((i for i in places if around[i : i + len(bare)] == bare), 0)]
+
+
+def render(
+    tokenizer: Any, turns: list[Turn], *, answers: bool = False, thinking: bool = False
+) -> str:
+    """Render a conversation; with ``answers``, append the header of the next answer.
+
+    A template that prints today's date gets a fixed one, so that the tokens of a row, its cached
+    measurements and a resumed training do not depend on the day.
+    """
+    try:
+        text = tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=answers,
+            enable_thinking=thinking,
+            chat_template=_undated(tokenizer.chat_template),
+        )
+    except Exception as error:  # a template may raise TemplateError, TypeError or ValueError
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        roles = ", ".join(dict.fromkeys(t["role"] for t in turns))
+        hint = (
+            "Remove data.system_prompt (--system-prompt) or the system messages of the rows."
+            if turns[0]["role"] == "system"
+            else WAY_OUT
+        )
+        raise InputError(
+            f"The chat template of {name_of(tokenizer)} rejects a conversation of {roles}: {what}. "
+            f"{hint}"
+        ) from error
+    return str(text)
+
+
+def _undated(template: Any) -> str | None:
+    """Return a template that prints today's date with ``TODAY`` instead; None for any other."""
+    text = template.get("default") if isinstance(template, dict) else template
+    if not isinstance(text, str) or not CLOCK.search(text):
+        return None
+    return CLOCK.sub(lambda match: repr(TODAY.strftime(match[2])), text)
+
+
+def with_closed_thoughts(tokenizer: Any, prompt: str, full: str, answer: str) -> tuple[str, str]:
+    """Close a thinking block that the template opens.
+
+    Text between the prompt and the answer, such as an empty thinking block, becomes part of the
+    prompt, so that the model generates the answer directly.
+    """
+    if not full.startswith(prompt):
+        shared = OPEN_THINKING.sub("", prompt)
+        if shared == prompt or not full.startswith(shared):
+            raise InputError(
+                f"The chat template of {name_of(tokenizer)} renders a prompt differently if it is "
+                f"followed by an answer, so the answer cannot be trained or evaluated. {WAY_OUT}"
+            )
+        tag = OPEN_THINKING.search(prompt)
+        assert tag is not None
+        closed = f"{prompt.rstrip()}\n\n</{tag[1]}>\n\n"
+        return closed, closed + full[len(shared) :].lstrip()
+    rest = full[len(prompt) :]
+    place = rest.find(answer)
+    if place < 0:
+        raise InputError(
+            f"The chat template of {name_of(tokenizer)} changes the text of answers, for example "
+            f"{answer[:40]!r}. {WAY_OUT}"
+        )
+    between = rest[:place]
+    if between.strip():
+        cut = len(prompt) + place
+        return full[:cut], full
+    return prompt, full
+
+
+def answer_header(tokenizer: Any) -> str:
+    """Return the text that the template writes before an answer."""
+    turns = [{"role": "user", "content": MARK}]
+    without = render(tokenizer, turns)
+    text = render(tokenizer, turns, answers=True)
+    return text[len(without) :] if text.startswith(without) else ""
+
+
+def end_of_turn(tokenizer: Any) -> int | None:
+    """Return the first special token after an answer; EOS if the template writes none."""
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": MARK}]
+    text = render(tokenizer, turns)
+    if MARK not in text:
+        raise InputError(
+            f"The chat template of {name_of(tokenizer)} does not render answers. {WAY_OUT}"
+        )
+    tail = token_ids(tokenizer, text[text.rindex(MARK) + len(MARK) :])
+    special = special_ids(tokenizer)
+    found = next((i for i in tail if i in special), tokenizer.eos_token_id)
+    return None if found is None else int(found)
+
+
+def has_default_system(tokenizer: Any) -> bool:
+    """Return whether the template inserts its own system message if there is none."""
+    turns = [{"role": "user", "content": MARK}]
+    empty = [{"role": "system", "content": ""}, *turns]
+    try:
+        without = render(tokenizer, empty, answers=True)
+    except InputError:
+        return False
+    return len(render(tokenizer, turns, answers=True)) > len(without)
+
+
+def lets_think(tokenizer: Any) -> bool:
+    """Return whether the template lets the model think before it answers."""
+    turns = [{"role": "user", "content": MARK}]
+    text = render(tokenizer, turns, answers=True, thinking=True)
+    closed = render(tokenizer, turns, answers=True)
+    return text != closed or OPEN_THINKING.search(text) is not None
+
+
+def template_digest(tokenizer: Any) -> str:
+    """Return a hash of the chat template's text."""
+    text = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def name_of(tokenizer: Any) -> str:
+    """Return the name of a tokenizer for messages."""
+    return str(getattr(tokenizer, "name_or_path", "") or "this tokenizer")
