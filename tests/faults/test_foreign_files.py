@@ -25,6 +25,7 @@ from mergeforget.replace import whole, writing
 from mergeforget.run import Run
 from mergeforget.testing.fuzzing import Counted, fuzz_target
 from mergeforget.testing.parsers import Target
+from mergeforget.testing.writers import WRITERS
 
 ROWS = [{"id": "a", "input": "Who is Ada?", "output": "A baker."}]
 GIANT = [{"id": "a", "input": "Who is Ada?", "output": "x" * 10_000_000}]
@@ -246,6 +247,17 @@ def test_a_report_of_a_damaged_run_is_written_or_names_the_file(
     target = Target(parse, Path(file).name, (finished.root / file).read_bytes())
     found = fuzz_target(target, tmp_path / "f", 40, file)
     assert found.tried and not found.failures
+
+
+def test_exporting_again_to_a_link_keeps_the_link_and_the_files_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "result").symlink_to(tmp_path / "real")
+    writer = WRITERS["export"]
+    writer.write(tmp_path, 1)
+    (tmp_path / "real" / "notes.txt").write_text("mine")
+    writer.write(tmp_path, 2)
+    assert (tmp_path / "result").is_symlink() and writer.version(tmp_path) == 2
+    assert (tmp_path / "real" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -167,6 +167,20 @@ def _candidates(run: Run) -> Any:
     return read_candidates(run, ["ties"])
 
 
+def _proxies(run: Run) -> Any:
+    from mergeforget.train.early_stopping import Watcher
+    from mergeforget.train_config import Watch
+
+    samples: dict[str, list[Any]] = {"forget": [], "retain": []}
+    return Watcher(Watch(every=1), samples, run.root, "over", run.root)._seen()
+
+
+def _memorised(run: Run) -> Any:
+    from mergeforget.train.memorise import is_memorised
+
+    return is_memorised(run.root)
+
+
 def _explored(run: Run) -> Any:
     from mergeforget.search.store import Store
 
@@ -227,6 +241,12 @@ READERS = {
         _vocabulary,
     ),
     "history": Reader("history.jsonl", [{"stage": "over", "step": 1}], _history, ()),
+    "early stopping": Reader(
+        "proxies.jsonl",
+        [{"stage": "over", "step": 1, "retain_nll": 1.0, "forget_exact": 0.1, "retain_exact": 0.9}],
+        _proxies, ("step", "retain_nll", "forget_exact", "retain_exact"),
+    ),
+    "memorised": Reader("memorised.json", {"rows": 1}, _memorised),
     "status": Reader("status.json", {"over": {"outcome": "collapsed", "step": 1}}, _status),
     "explored candidates": Reader("search/explored.jsonl", [CANDIDATE], _candidates),
     "candidate": Reader("candidates/ties/candidate.json", CANDIDATE, _candidates, ("method",)),
