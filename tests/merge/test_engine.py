@@ -165,7 +165,7 @@ def test_candidate_json_contains_the_candidate_and_the_report(
         (Candidate("ties", 0.0), DensityError, "0, but it is the fraction"),
         (Candidate("ties", 1.5), DensityError, "write 0.8 for 80 percent"),
         (Candidate("linear", 0.5), UsageError, "takes no density"),
-        (Candidate("linear", weights=(1.0,)), UsageError, "2 adapters and 1 weights"),
+        (Candidate("linear", weights=(1.0,)), UsageError, "2 adapters but 1 weights"),
         (Candidate("linear", weights=(1.0, float("nan"))), UsageError, "finite"),
         (Candidate("consensus", arguments={"ratio": float("inf")}), UsageError, "finite"),
         (Candidate("ties", 0.5, rank=4), UsageError, "--space delta"),
