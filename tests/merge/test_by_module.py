@@ -49,7 +49,7 @@ def test_settings_mean_what_mergekit_means(
 def test_what_is_no_setting_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="FILTER=VALUE"):
         parse(text)
-    with pytest.raises(UsageError, match="no filter"):
+    with pytest.raises(UsageError, match="not a filter"):
         evaluate([{"match": "mlp", "value": 1}], "x", 0)
 
 
