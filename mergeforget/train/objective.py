@@ -109,7 +109,6 @@ def check_recipe(recipe: Recipe) -> None:
                 f"{place}: full trains weights of the model, which model.quantization freezes. "
                 "Leave one of the two out."
             )
-        _check_helpers(place, training)
         if training.optimizer.endswith("8bit"):
             _check_eight_bits(place, training)
         if training.robust and (recipe.model.quantization or sharded()):
@@ -129,6 +128,7 @@ def check_recipe(recipe: Recipe) -> None:
                 _check_term(term)
                 _check_direction(term, training)
                 _check_batches(term, training)
+        _check_helpers(place, training)  # after the terms, whose losses it looks up
         for i, step in enumerate(training.transforms):
             with _placed(f"{place}.transforms.{i}"):
                 find_transform(step.transform).check_arguments(step.arguments)
