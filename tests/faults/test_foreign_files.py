@@ -206,7 +206,7 @@ def damage(
     )
 
 
-MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+MODEL_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "model.safetensors")  # fmt: skip
 
 
