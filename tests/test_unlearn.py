@@ -173,6 +173,14 @@ def test_forget_rows_inside_retain_are_refused(tmp_path: Path) -> None:
         read_request(tmp_path / "f.jsonl", tmp_path / "f.jsonl", None, answers)
 
 
+def test_a_text_file_that_cannot_be_read_is_named_without_an_error_number(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^There is no file .*missing\.txt\.$"):
+        read_request(tmp_path / "missing.txt", None, None, answers)
+    (tmp_path / "latin.txt").write_bytes("Jos\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match="is not UTF-8 text: .* at byte 3"):
+        read_request(tmp_path / "latin.txt", None, None, answers)
+
+
 def test_generated_questions_need_approval(knowing: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not approved"):
         call(knowing, tmp_path / "run", forget=["Ann Lee"], approve=lambda rows: False)

@@ -202,10 +202,16 @@ def _texts(path: Path) -> list[str]:
     """Paragraphs of a text file, or its lines where it has no blank line."""
     from mergeforget.errors import InputError
 
+    if not path.exists():
+        raise InputError(f"There is no file {path}.")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read {path}: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."
+        ) from error
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     parts = re.split(r"\n\s*\n", text) if re.search(r"\n\s*\n", text.strip()) else text.split("\n")
     return [" ".join(part.split()) for part in parts if part.strip()]
 

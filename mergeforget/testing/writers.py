@@ -172,9 +172,11 @@ def _write_model(folder: Path) -> None:
         tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes, **heads)).save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=8, intermediate_size=6, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def _train(work: Path, version: int) -> None:

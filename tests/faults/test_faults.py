@@ -12,8 +12,8 @@ from typing import get_args
 import pytest
 
 from mergeforget.testing.faults import Fault, interrupt
-from mergeforget.testing.fuzzing import FUZZED, fuzz
-from mergeforget.testing.parsers import Target
+from mergeforget.testing.fuzzing import fuzz
+from mergeforget.testing.parsers import FUZZED, Target
 from mergeforget.testing.writers import WRITERS
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the faults run in forked processes")
