@@ -233,7 +233,7 @@ import sys, torch
 from pathlib import Path
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
-from mergeforget.train.fit import save_adapter
+from mergeforget.train.callbacks import save_adapter
 tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                    num_attention_heads=1, num_key_value_heads=1)
 torch.manual_seed(0)
