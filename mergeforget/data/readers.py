@@ -312,10 +312,9 @@ def _parquet(path: Path) -> Records:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        return list(enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1))
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: not UTF-8
         raise InputError(f"{path} cannot be read as parquet: {error}.") from error
-    return list(enumerate(table.to_pylist(), 1))
 
 
 def _text(path: Path) -> str:
