@@ -139,12 +139,13 @@ def test_rows_of_ten_megabytes_are_refused_before_a_model_is_loaded(
     for rows in (GIANT, chat, other):
         write_jsonl(tmp_path / "giant.jsonl", rows)
         giant = str(tmp_path / "giant.jsonl")
-        for words in (
+        commands = [
+            ["data", "check", giant],
             ["evaluate", "--model", "smollm2", "--forget", giant],
             ["attack", "prompts", "--model", "smollm2", "--forget", giant],
-            ["data", "check", giant],
             ["train-pair", "--forget", giant, "--retain", giant, "--out", str(tmp_path / "b")],
-        ):
+        ]
+        for words in commands if rows is GIANT else commands[:1]:
             done = CliRunner().invoke(main, words)
             assert done.exit_code == 4 and "10,000,000 characters" in done.stderr, (
                 words,
