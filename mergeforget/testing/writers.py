@@ -162,14 +162,21 @@ def _write_exportable(run: Any, base: Path) -> None:
 def _write_model(folder: Path) -> None:
     """A Llama of one layer, 8 dimensions and a vocabulary of ten words."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     words = "<unk> <s> </s> Who is Ada Bo ? baker cook".split()
-    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    model = {
+        "type": "WordLevel",
+        "vocab": {w: i for i, w in enumerate(words)},
+        "unk_token": "<unk>",
+    }
+    folder.mkdir(parents=True)
+    raw = folder / "tokenizer.json"
+    raw.write_text(
+        json.dumps({"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "model": model})
+    )
     PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+        tokenizer_file=str(raw), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
