@@ -1,3 +1,5 @@
+"""The configuration of a PEFT adapter: rank, scaling and the modules it applies to."""
+
 from __future__ import annotations
 
 import json

@@ -21,9 +21,15 @@ TRAINER = "transformers.Trainer"
 INTERNALS: dict[str, list[str]] = {  # our module -> what it reaches into
     "console.py": ["transformers.utils.logging.is_progress_bar_enabled"],
     "evaluate/decoding.py": ["transformers.cache_utils.DynamicLayer"],
+    "evaluate/float32_pass.py": [
+        "torch.nn.Module._parameters",
+        "transformers.PretrainedConfig._attn_implementation",
+    ],
+    "evaluate/self_check.py": ["transformers.PretrainedConfig._attn_implementation"],
     "fsdp.py": ["transformers.distributed.configuration_utils.DistributedConfig"],
     "merge/checkpoint/saved_names.py": [
         "transformers.core_model_loading.revert_weight_conversion",
+        "transformers.pytorch_utils.Conv1D",
     ],
     "merge/mergekit_bridge.py": [
         "mergekit.config.MergeConfiguration",
@@ -46,6 +52,8 @@ INTERNALS: dict[str, list[str]] = {  # our module -> what it reaches into
     "train/fit.py": ["transformers.integrations.integration_utils.TensorBoardCallback"],
     "train/forward.py": ["transformers.PretrainedConfig._attn_implementation"],
     "train/lora_targets.py": [
+        "peft.tuners.tuners_utils.check_target_module_exists",
+        "peft.utils.transformers_weight_conversion.convert_peft_adapter_state_dict_for_transformers",
         "peft.utils.transformers_weight_conversion._MODEL_TO_CONVERSION_PATTERN",
         "peft.utils.transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING",
         "transformers.pytorch_utils.Conv1D",
@@ -72,6 +80,8 @@ INTERNALS: dict[str, list[str]] = {  # our module -> what it reaches into
     "train/trainer.py": [
         f"{TRAINER}._get_grad_norm",
         f"{TRAINER}._get_learning_rate",
+        f"{TRAINER}._load_optimizer_and_scheduler",
+        f"{TRAINER}._save_optimizer_and_scheduler",
         f"{TRAINER}._maybe_log_save_evaluate",
         f"{TRAINER}._prepare_inputs",
         f"{TRAINER}._save",

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mergeforget import embedded_model, models
-from mergeforget.errors import InputError, ResourceError
+from mergeforget.errors import InputError, MergeforgetError, ResourceError
 from mergeforget.models import load_model, load_tokenizer
 from mergeforget.recipe import ModelSpec
 
@@ -266,7 +266,7 @@ def test_four_bits_are_asked_for_as_in_qlora(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    class Asked(Exception):
+    class Asked(MergeforgetError):
         pass
 
     def ask(path: Path, **asked: Any) -> None:

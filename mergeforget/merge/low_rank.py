@@ -77,4 +77,5 @@ def cross_terms(
 
 
 def squared_norm(x: Array) -> float:
+    """Return the sum of the squares of an array, added in float64."""
     return float(np.sum(np.square(x, dtype=np.float64)))

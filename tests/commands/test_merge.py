@@ -165,7 +165,7 @@ def test_what_no_merge_made_is_not_replaced(
         (home, "not merged here: thesis.tex"),
         (home / "thesis.tex", "is a file"),
         (one, "one is read"),
-        (tmp_path, "holds"),
+        (tmp_path, "contains"),
     ]:
         done = call(*words, "--out", out)
         assert done.exit_code == 4 and message in done.output, done.output

@@ -119,7 +119,7 @@ def test_a_sharded_model_with_attention_leakage_is_refused(
 ) -> None:
     monkeypatch.setattr(packing_check, "sharded", lambda: True)
     encoded = encode_rows(tokenizer, ROWS, max_length=100)
-    with pytest.raises(UsageError, match="OPTForCausalLM .* with FSDP"):
+    with pytest.raises(UsageError, match="OPTForCausalLM .* FSDP"):
         predict(other_model("opt"), pack(encoded))
 
 

@@ -169,7 +169,7 @@ class Flattener(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "what"),
-    [(Reader(), "does not call inner"), (Flattener(), "cannot be told apart")],
+    [(Reader(), "does not call inner"), (Flattener(), "cannot be separated")],
     ids=["reader", "flattener"],
 )
 def test_a_model_that_does_not_keep_rows_separate_is_refused(net: nn.Module, what: str) -> None:

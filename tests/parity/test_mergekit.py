@@ -143,7 +143,7 @@ def test_a_weight_that_mergekit_leaves_out_changes_nothing(
     else:
         config["models"][-1]["parameters"]["weight"] = [0.3, 0.9]
     assert_same(*both(config, tmp_path), masks=name == "arcee_fusion")
-    assert f"its {name} has none" in capsys.readouterr().err
+    assert f"whose {name} has none" in capsys.readouterr().err
 
 
 def test_gradients_and_filters_mean_the_same(models: list[Path], tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_unknown_method_is_named_before_anything_is_loaded() -> None:
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(UsageError, match="2 adapters and 3 weights"):
+    with pytest.raises(UsageError, match="2 adapters but 3 weights"):
         grid(SearchSpec(weights=[[1, 1, 1]]))
 
 

@@ -139,7 +139,7 @@ def test_a_model_without_batching_answers_one_candidate_at_a_time(
     assert found(searched(run, 3)) == found(alone)
     told = capsys.readouterr().err
     assert (
-        told.count("Evaluating candidates one after the other: its rows cannot be told apart") == 1
+        told.count("Evaluating candidates one after the other: its rows cannot be separated") == 1
     )
 
 

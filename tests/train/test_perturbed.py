@@ -114,7 +114,7 @@ def test_layers_are_not_recomputed_at_unperturbed_weights() -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"robust": {}}, "changes nothing"),
+        ({"robust": {}}, "no perturbation"),
         ({"robust": {"bits": 1}}, "greater than or equal to 2"),
         ({"robust": {"bits": 4}, "gradient_checkpointing": True}, "gradient_checkpointing"),
         ({"robust": {"bits": 4}, "objective": [{"loss": "gd", "on": "retain"}]}, "on forget"),
