@@ -20,13 +20,15 @@ from mergeforget.distributed import count, on_main, sharded
 from mergeforget.embedded_model import HUB_COPY, INSTALL, embedded_model, gguf_file
 from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.errors import InputError, MergeforgetError, ResourceError
-from mergeforget.files import sha256
+from mergeforget.files import read_json_object, sha256
 from mergeforget.parsing import usable_path
 from mergeforget.recipe import ModelSpec
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
 HUB_SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
+COUNTED = re.compile(r"(num|n)_(\w+_)?(layers?|experts)$")  # keys of parts that are built in a loop
+MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -349,6 +351,7 @@ def _checked(path: Path) -> Path:
         if (path / "adapter_config.json").is_file():
             raise InputError(f"{path} is an adapter, not a model. Give it with --adapter.")
         raise InputError(f"{path} is not a model: it has no config.json.")
+    _check_counts(read_json_object(path / "config.json"), path)
     if any(path.glob("*.safetensors")):
         return path
     pickles = sorted(p.name for p in [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
@@ -359,6 +362,22 @@ def _checked(path: Path) -> Path:
             "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)."
         )
     raise InputError(f"{path} holds no weights: there is no *.safetensors file.")
+
+
+def _check_counts(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse a number of layers or experts for which building the model would not end.
+
+    Raises:
+        InputError: A number is above ``MOST_PARTS``.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_counts(value, path)
+        elif isinstance(value, int) and value > MOST_PARTS and COUNTED.match(key):
+            raise InputError(
+                f"{path / 'config.json'} is damaged: {key} is {value}, and no model has more than "
+                f"{MOST_PARTS}. Copy the model again."
+            )
 
 
 def _from_hub(name: str, trust_remote_code: bool) -> Path:

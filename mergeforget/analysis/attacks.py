@@ -79,7 +79,7 @@ def run_attacks(run: Run) -> list[Result]:
 
 
 def _check_rows(result: Result) -> None:
-    """Raise an error, which ``reading`` explains, for rows that cannot be drawn."""
+    """Raise KeyError or TypeError if a row cannot be plotted."""
     key, _ = AXES.get(result.attack, ("kind", ""))
     for row in result.rows:
         row[key]

@@ -179,7 +179,7 @@ def _step(row: dict[str, Any], where: Path) -> int:
 
 
 def _check_curves(row: dict[str, Any]) -> None:
-    """Raise an error, which ``reading`` explains, for a value of a curve that is not a number."""
+    """Raise TypeError for a value of a curve that is not a number."""
     terms = row.get("terms") or {}
     if not isinstance(terms, dict):
         raise TypeError(f"terms is {str(terms)[:40]!r}")

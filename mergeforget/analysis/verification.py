@@ -149,7 +149,7 @@ def verify_evidence(path: Path, run: Run | None = None) -> list[EvidenceCheck]:
 
 
 def _check_form(stated: dict[str, Any]) -> None:
-    """Raise an error, which ``reading`` explains, if evidence lacks a part or has another type."""
+    """Raise KeyError, TypeError or ValueError if a part is missing or has a wrong type."""
     parts = {"files": dict, "model": dict, "code": dict, "recomputed": dict, "people": list}
     for name, kind in parts.items():
         if not isinstance(stated[name], kind):

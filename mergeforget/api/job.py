@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STAGES = ("data", "pair", "search", "attacks", "earlier requests", "report", "export")
 REDRAWN = 0.5  # seconds between two frames on a terminal
-SILENCE = 30.0  # seconds without a message after which a plain line says that the job goes on
+SILENCE = 30.0  # seconds without a message after which a line states the stage and the time left
 PACE = (0.25, 4.0)  # bounds of measured over expected seconds
 
 

@@ -312,7 +312,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
 STEPS = 200  # optimiser steps of a training without `until`
 TUNING = 1.4  # seconds of fine-tuning over those of its forward and backward passes alone
 ASKING = 2.3  # seconds of a measurement with generated answers over those of its likelihoods alone
-ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row
+ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row; a rough guess
 
 
 def expected_passes(recipe: Recipe, rows: RequestRows, memorise: bool) -> dict[str, float]:

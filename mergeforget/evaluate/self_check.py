@@ -157,8 +157,8 @@ class _Probes:
     """Three random texts: a short one and two long ones of equal length.
 
     Attributes:
-        texts: Token ids. ``end`` is the second of the ``NEW`` last tokens of the first and the
-            third text, and occurs nowhere else.
+        texts: Token ids. ``end`` is the second of the last ``NEW`` tokens of the first and third
+            texts, and does not occur elsewhere.
     """
 
     texts: list[list[int]]

@@ -207,25 +207,31 @@ def damage(
     )
 
 
-MODEL_FILES = ("generation_config.json", "tokenizer.json", "tokenizer_config.json",
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
                "model.safetensors")  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("file", MODEL_FILES)
 def test_damaged_files_of_a_model_are_input_errors(
-    file: str, tiny_folder: Path, tmp_path: Path
+    file: str, count: int, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    found = damage(tiny_folder, tmp_path / "m", file, lambda m: load_model(str(m)), 12)
+    found = damage(tiny_folder, tmp_path / "m", file, lambda m: load_model(str(m)), count)
     assert found.tried and not found.failures
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("file", MODEL_FILES)
-def test_many_damaged_files_of_a_model_are_input_errors(
-    file: str, tiny_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "key", ["num_hidden_layers", "num_layers", "n_layer", "num_local_experts", "n_routed_experts"]
+)
+def test_a_damaged_number_of_layers_or_experts_is_refused_at_once(
+    key: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    found = damage(tiny_folder, tmp_path / "m", file, lambda m: load_model(str(m)), 500)
-    assert found.tried and not found.failures
+    folder = shutil.copytree(tiny_folder, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    for damaged in (config | {key: 10**9}, config | {"text_config": {key: 10**9}}):
+        (folder / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=f"damaged: {key} is 1000000000"):
+            load_model(str(folder))
 
 
 RUN_FILES = ("scores.jsonl", "history.jsonl", "manifest.json", "search/chosen.json",
