@@ -116,9 +116,9 @@ def test_an_installed_package_announces_a_loss(
     body = body[: body.index("@merge_method")].replace("import merge_method", "import traits")
     package(tmp_path, body, "level-of-a-package")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(UNLEARNING_LOSSES, "_entries", dict(UNLEARNING_LOSSES._entries))
     assert "level_of_a_package" in UNLEARNING_LOSSES.names()
     assert UNLEARNING_LOSSES.get("level-of-a-package").parameters["strength"].default == 2.0
-    monkeypatch.delitem(UNLEARNING_LOSSES._entries, "level_of_a_package")
 
 
 def test_a_package_that_registers_nothing_is_an_input_error(
@@ -143,6 +143,7 @@ def test_names_that_are_taken_or_malformed_are_refused() -> None:
 
 
 def test_metrics_are_added_to_those_of_a_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS._entries))
     measured = measured_for_checks()
     plain = score("custom", measured)
     more = score("custom", measured, metrics=["knowledge", "nll/forget", "greedy-match/retain"])
@@ -158,4 +159,3 @@ def test_metrics_are_added_to_those_of_a_benchmark(monkeypatch: pytest.MonkeyPat
         """Return nothing."""
 
     assert len(score("custom", measured, metrics=["constant_of_a_test"])) == len(plain)
-    monkeypatch.delitem(METRICS._entries, "constant_of_a_test")
