@@ -187,7 +187,7 @@ def _finish(
              "forget_exact": last.forget_exact, "retain_exact": last.retain_exact}  # fmt: skip
     write = job.run.root / "until" / f"{job.stage}.json"
     step = controller.under_step(before=last.step)
-    near = controller.nearest_under() if step is None else None
+    near = controller.nearest_under(before=last.step) if step is None else None
     if near is not None:
         say(
             f"{job.stage}: no step meets the condition of under; step {near}, the last on its "

@@ -152,13 +152,13 @@ class UntilController(TrainerCallback):
                if 0 < c.step < before and met(c, self.under, self.base)]  # fmt: skip
         return fit[-1] if fit else None
 
-    def nearest_under(self) -> int | None:
-        """The last step on the side of ``under``, whether or not the rest of it holds."""
+    def nearest_under(self, before: float = float("inf")) -> int | None:
+        """The last step before a step on the side of ``under``, whether or not the rest holds."""
         if self.under is None:
             return None
         low = self.under.auc_at_least
-        near = [c.step for c in self.checks[:-1]
-                if c.step and (low is None or (c.auc or 0.0) >= low)]  # fmt: skip
+        near = [c.step for c in self.checks
+                if 0 < c.step < before and (low is None or (c.auc or 0.0) >= low)]  # fmt: skip
         return near[-1] if near else None
 
     def on_train_begin(
@@ -232,7 +232,7 @@ class UntilController(TrainerCallback):
             say(f"{self.stage}: {back} with learning rate {self.rate:.1e}.")
             return "back off"
         over = met(check, self.until, self.base)
-        if over and self.under is not None and self.under_step() is None:
+        if over and self.under is not None and self.nearest_under() is None:
             if self.back_offs < self.until.back_offs and not last:
                 self.back_offs += 1
                 self.rate /= 2
@@ -420,12 +420,12 @@ class UntilController(TrainerCallback):
     def _prune(self) -> None:
         """Delete the snapshots that nothing can return to.
 
-        Kept are the last healthy one, the best for ``under``, and, while there is none, the last
-        one on the side of ``under``.
+        Kept are the last healthy one and, before it, the one that would become ``under``.
         """
-        kept = {0, self.checks[-1].step}
+        last = self.checks[-1].step
+        kept = {0, last}
         if self.under is not None:
-            found = {self.under_step(), self.nearest_under()}
+            found = {self.under_step(), self.under_step(last), self.nearest_under(last)}
             kept |= {step for step in found if step is not None}
         for check in self.checks:
             if check.step not in kept:

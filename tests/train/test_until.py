@@ -209,3 +209,15 @@ def score_parts_of(run: Run, recipe: Recipe) -> list[Score]:
     """Scores of the over-forgetting adapter, as a search measures them."""
     search(run, change(recipe, search={"finalists": 1}).search, Options(SearchBudget()))
     return read_scores(run.scores)["over"]
+
+
+def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_of(knowing, "pair.under.until.retain_kept=1", "pair.under.until.forget_risen=9")
+    run = train_pair(recipe, Run(tmp_path / "run"))
+    lines = [x["until"] for x in read_jsonl(run.history) if "until" in x]
+    assert "mend" not in [x["decision"] for x in lines]
+    over = read_json(run.root / "until" / "over.json")
+    under = next(x for x in lines if x["step"] == over["under_step"])
+    assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.35
