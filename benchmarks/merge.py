@@ -202,7 +202,7 @@ def checkpoints(shape: str, layers: int, speed: float) -> Iterable[Row]:
     from mergekit.options import MergeOptions
     from safetensors.torch import load_file
 
-    from mergeforget.merge.mergekit_bridge import Request, read_config
+    from mergeforget.merge.mergekit_config import Request, read_config
 
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)

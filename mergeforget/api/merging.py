@@ -133,7 +133,7 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
     """
     from mergeforget.api.merge_request import prepare
     from mergeforget.merge.checkpoint.full import fold_adapters
-    from mergeforget.models import locate
+    from mergeforget.model_files import locate
 
     asked = prepare(source, options, full=True)
     base = options["base"]
@@ -218,7 +218,7 @@ def mergekit_config(
         ('linear', [{'weight': 0.5}, {'weight': 0.5}])
     """
     from mergeforget.api.merge_request import candidate_of_models
-    from mergeforget.merge.mergekit_bridge import to_config
+    from mergeforget.merge.mergekit_config import to_config
 
     options: ModelMergeOptions = {
         "method": method, "density": density, "weights": weights, "density_by": density_by,
@@ -234,7 +234,8 @@ def _run_config(config: Path, out: Path, options: ModelMergeOptions) -> Written:
     from mergeforget.api.merge_request import refuse_given, refuse_unused
     from mergeforget.merge.checkpoint.full import Written
     from mergeforget.merge.inputs import check_free
-    from mergeforget.merge.mergekit_bridge import THEIR_MARK, read_config, run_mergekit
+    from mergeforget.merge.mergekit_bridge import THEIR_MARK, run_mergekit
+    from mergeforget.merge.mergekit_config import read_config
 
     request = read_config(config)
     if isinstance(request, str):
@@ -261,7 +262,7 @@ def _run_merge_models(
     from mergeforget.merge.checkpoint import full
     from mergeforget.merge.engine import MergeSettings
     from mergeforget.merge.inputs import check_free
-    from mergeforget.models import locate
+    from mergeforget.model_files import locate
 
     check_free(Path(out), [Path(one) for one in [*models, *([base] if base else [])]])
     origin = locate(str(base)) if base else None
@@ -308,7 +309,7 @@ def extract_lora(
     """
     from mergeforget.merge.extract import extract_lora as extract
     from mergeforget.merge.inputs import check_free
-    from mergeforget.models import locate
+    from mergeforget.model_files import locate
 
     if out is not None:
         check_free(Path(out), [Path(model), Path(base)])

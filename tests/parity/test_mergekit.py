@@ -19,13 +19,13 @@ from mergeforget.merge.checkpoint.full import merge_models
 from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sparsify import drop, magprune, outliers, trim
-from mergeforget.merge.mergekit_bridge import (
+from mergeforget.merge.mergekit_bridge import run_mergekit
+from mergeforget.merge.mergekit_config import (
     METHODS,
     ON_MODELS,
     UNWEIGHTED,
     Request,
     read_config,
-    run_mergekit,
     to_config,
 )
 
