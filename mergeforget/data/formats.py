@@ -6,19 +6,25 @@ A record is a dictionary, for example a line of JSON, and its keys determine the
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
+from mergeforget.data.fields import (
+    Record,
+    are_turns,
+    conversation,
+    earlier_turns,
+    missing,
+    texts_of,
+    value_of,
+    weight_of,
+    window_of,
+)
 from mergeforget.data.schema import Message, Row, Window
-from mergeforget.errors import InputError
-from mergeforget.parsing import parse_json
 
-Record = dict[str, Any]
 Turns = Literal["last", "every"]
 FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "messages",
           "instruction", "text")  # fmt: skip
@@ -34,18 +40,6 @@ PAIRS = {  # common names of prompt and answer -> kind of row
 CONTEXTS = ("input", "context")  # columns that are appended to an instruction
 TURN_COLUMNS = ("system", "history")  # turns before the prompt, as in LLaMA-Factory
 CONVERSATIONS = ("messages", "conversations", "conversation")
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-}
 LONGEST = 1_000_000  # characters of one text; a longer one takes hours to evaluate
 WINDOW, OVERLAP = 1000, 200  # characters per window, and overlap with the previous window
 AUTHOR = 20  # questions about each author in TOFU
@@ -90,7 +84,8 @@ class Format:
             return document_windows(base, value_of(record, self.names["text"]))
         if self.kind == "conversation":
             given = conversation(record.get(self.names["messages"]), self.names["messages"])
-            made = _turns(base, [*self._earlier(record, given[0].role), *given], turns)
+            earlier = earlier_turns(record, self.turns, given[0].role)
+            made = _turns(base, [*earlier, *given], turns)
         else:
             made = [self._pair(base, record)]
         for row in made:
@@ -105,47 +100,25 @@ class Format:
             return "" if given is None or missing(record.get(given)) else value_of(record, given)
 
         suffix = {"document": "", "conversation": "qa0"}.get(self.kind, self.suffix)
-        window = text("window")
-        if window not in ("", "whole", "start", "middle", "end"):
-            window = ""
         return Row(
             id=text("id") or made_id + suffix,
             input="",
             output="",
             task=text("task"),
             split=split or text("split"),
-            weight=_weight(text("weight") or "1"),
+            weight=weight_of(text("weight") or "1"),
             paraphrased=text("paraphrased"),
-            perturbed=_list(record, self.names["perturbed"]) if "perturbed" in self.names else (),
+            perturbed=texts_of(record, self.names["perturbed"])
+            if "perturbed" in self.names
+            else (),
             subject=text("subject") or ("" if text("id") else source),
-            window=_window(window),
+            window=window_of(text("window")),
         )
-
-    def _earlier(self, record: Record, first: str) -> list[Message]:
-        """Return the turns in the columns ``system`` and ``history``, as in LLaMA-Factory.
-
-        Args:
-            first: Role of the first turn that follows; if it is a system message, that is used.
-        """
-        found = []
-        if "system" in self.turns and first != "system" and not missing(record.get("system")):
-            text = value_of(record, "system")
-            found += [Message("system", text)] if text.strip() else []
-        if "history" in self.turns and not missing(record.get("history")):
-            pairs = _parsed(record["history"], "history")
-            pairs = [] if pairs == "" else pairs
-            if not isinstance(pairs, list) or not all(_is_exchange(pair) for pair in pairs):
-                raise ValueError(
-                    f"'history' is not a list of [question, answer] but {_shown(record['history'])}"
-                )
-            for question, answer in pairs:
-                found += [Message("user", question), Message("assistant", answer)]
-        return found
 
     def _pair(self, base: Row, record: Record) -> Row:
         prompt, answer = self.names["input"], self.names["output"]
         earlier: tuple[Message, ...] = ()
-        if _are_turns(record.get(prompt)):  # a conversation's turns, as TRL writes them
+        if are_turns(record.get(prompt)):  # a conversation's turns, as TRL writes them
             turns = conversation(record.get(prompt), prompt)
             if not turns or turns[-1].role != "user":
                 raise ValueError(f"{prompt!r} does not end with a user's turn")
@@ -155,8 +128,9 @@ class Format:
         if "messages" in self.names:
             given = record.get(self.names["messages"])
             earlier = earlier or tuple(conversation(given, "messages") if given else ())
-        earlier = (*self._earlier(record, earlier[0].role if earlier else ""), *earlier)
-        if _are_turns(record.get(answer)):
+        first = earlier[0].role if earlier else ""
+        earlier = (*earlier_turns(record, self.turns, first), *earlier)
+        if are_turns(record.get(answer)):
             said = conversation(record.get(answer), answer)
             if len(said) != 1 or said[0].role != "assistant":
                 raise ValueError(f"{answer!r} is not one assistant's turn")
@@ -260,47 +234,6 @@ def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
         if 2 * len(texts) > len(records):
             found.append(str(name))
     return found
-
-
-def conversation(given: Any, name: str) -> list[Message]:
-    """Read the turns of ``[{role, content}]`` or ShareGPT's ``[{from, value}]``."""
-    given = _parsed(given, name)
-    if not isinstance(given, list) or not given:
-        raise ValueError(f"{name!r} is not a list of turns but {_shown(given)}")
-    turns = []
-    for turn in given:
-        if not isinstance(turn, dict):
-            raise ValueError(f"{name!r} contains a turn that is not an object: {_shown(turn)}")
-        role = str(turn.get("role") or turn.get("from") or "").lower()
-        if role not in ROLES:
-            raise ValueError(
-                f"{name!r} contains a turn with the role {role!r}; the roles are "
-                f"{', '.join(sorted(ROLES))}"
-            )
-        content = turn["content"] if "content" in turn else turn.get("value")
-        turns.append(Message(ROLES[role], _content(content, name)))
-    return turns
-
-
-def _is_exchange(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
-
-
-def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
-
-
-def _content(content: Any, name: str) -> str:
-    if isinstance(content, list):  # parts of a multimodal message
-        parts = [p.get("text") if isinstance(p, dict) else p for p in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise ValueError(f"{name!r} contains a turn with content other than text")
-        return "".join(map(str, parts))
-    if missing(content):
-        return ""
-    if not isinstance(content, str):
-        raise ValueError(f"{name!r} contains a turn whose content is {_shown(content)}")
-    return content
 
 
 def _turns(base: Row, turns: Sequence[Message], wanted: Turns) -> list[Row]:
@@ -413,65 +346,3 @@ def _shared_name(block: Sequence[Row]) -> str:
     )
     name, count = counts.most_common(1)[0] if counts else ("", 0)
     return name if 3 * count >= len(block) else ""
-
-
-def missing(value: Any) -> bool:
-    """Return whether a value is absent: None, or NaN as written by pandas."""
-    return value is None or isinstance(value, float) and math.isnan(value)
-
-
-def value_of(record: Record, name: str) -> str:
-    """Return a field as text; whole numbers in a column of floats are written without ``.0``."""
-    value = record.get(name)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        if math.isnan(value):
-            raise ValueError(f"{name!r} is missing (NaN)")
-        if math.isinf(value):
-            raise ValueError(f"{name!r} is not a finite number")
-        return str(int(value)) if value.is_integer() else str(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise ValueError(f"{name!r} is not text but {_shown(value)}")
-
-
-def _window(text: str) -> Window:
-    known: dict[str, Window] = {"whole": "whole", "start": "start", "middle": "middle",
-                                "end": "end"}  # fmt: skip
-    return known.get(text, "")
-
-
-def _weight(text: str) -> float:
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"the weight is {text[:40]!r}, not a number of at least 0")
-    return weight
-
-
-def _list(record: Record, name: str) -> tuple[str, ...]:
-    """Return a list of texts; a csv file contains it as JSON text."""
-    value = _parsed(record.get(name), name)
-    texts = value if isinstance(value, list) else [] if missing(value) or not value else [value]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{name!r} is not a list of texts but {_shown(value)}")
-    return tuple(texts)
-
-
-def _parsed(value: Any, name: str) -> Any:
-    """Return a list that a csv file contains as JSON text; any other value unchanged."""
-    if not isinstance(value, str) or not value.lstrip().startswith("["):
-        return value
-    try:
-        return parse_json(value, name)
-    except InputError as error:
-        raise ValueError(f"{name!r} is not a JSON list ({error})") from error
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, default=str)[:40]

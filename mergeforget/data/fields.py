@@ -1,0 +1,158 @@
+"""Reads the fields of a record: text, numbers, lists, and conversations.
+
+A file contains one text in several ways: pandas writes a missing value as NaN and a whole number
+as a float, and csv files contain lists as JSON. Every error is a ValueError that names the field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from mergeforget.data.schema import Message, Window
+from mergeforget.errors import InputError
+from mergeforget.parsing import parse_json
+
+Record = dict[str, Any]
+ROLES = {  # of a turn in a file -> ours
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+}
+
+
+def conversation(given: Any, name: str) -> list[Message]:
+    """Read the turns of ``[{role, content}]`` or ShareGPT's ``[{from, value}]``."""
+    given = parsed(given, name)
+    if not isinstance(given, list) or not given:
+        raise ValueError(f"{name!r} is not a list of turns but {_shown(given)}")
+    turns = []
+    for turn in given:
+        if not isinstance(turn, dict):
+            raise ValueError(f"{name!r} contains a turn that is not an object: {_shown(turn)}")
+        role = str(turn.get("role") or turn.get("from") or "").lower()
+        if role not in ROLES:
+            raise ValueError(
+                f"{name!r} contains a turn with the role {role!r}; the roles are "
+                f"{', '.join(sorted(ROLES))}"
+            )
+        content = turn["content"] if "content" in turn else turn.get("value")
+        turns.append(Message(ROLES[role], _content(content, name)))
+    return turns
+
+
+def _is_exchange(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
+
+
+def earlier_turns(record: Record, names: frozenset[str], first: str) -> list[Message]:
+    """Return the turns in the columns ``system`` and ``history``, as in LLaMA-Factory.
+
+    Args:
+        names: The columns to read.
+        first: Role of the turn that follows; a system message there replaces the column ``system``.
+    """
+    found = []
+    if "system" in names and first != "system" and not missing(record.get("system")):
+        text = value_of(record, "system")
+        found += [Message("system", text)] if text.strip() else []
+    if "history" in names and not missing(record.get("history")):
+        pairs = parsed(record["history"], "history")
+        pairs = [] if pairs == "" else pairs
+        if not isinstance(pairs, list) or not all(_is_exchange(pair) for pair in pairs):
+            raise ValueError(
+                f"'history' is not a list of [question, answer] but {_shown(record['history'])}"
+            )
+        for question, answer in pairs:
+            found += [Message("user", question), Message("assistant", answer)]
+    return found
+
+
+def are_turns(value: Any) -> bool:
+    """Return whether a field is a list of turns rather than text, as in TRL's data sets."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _content(content: Any, name: str) -> str:
+    if isinstance(content, list):  # parts of a multimodal message
+        parts = [p.get("text") if isinstance(p, dict) else p for p in content]
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError(f"{name!r} contains a turn with content other than text")
+        return "".join(map(str, parts))
+    if missing(content):
+        return ""
+    if not isinstance(content, str):
+        raise ValueError(f"{name!r} contains a turn whose content is {_shown(content)}")
+    return content
+
+
+def missing(value: Any) -> bool:
+    """Return whether a value is absent: None, or NaN as written by pandas."""
+    return value is None or isinstance(value, float) and math.isnan(value)
+
+
+def value_of(record: Record, name: str) -> str:
+    """Return a field as text; whole numbers in a column of floats are written without ``.0``."""
+    value = record.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise ValueError(f"{name!r} is missing (NaN)")
+        if math.isinf(value):
+            raise ValueError(f"{name!r} is not a finite number")
+        return str(int(value)) if value.is_integer() else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{name!r} is not text but {_shown(value)}")
+
+
+def window_of(text: str) -> Window:
+    """Return the kind of a window; empty for any other text."""
+    known: dict[str, Window] = {"whole": "whole", "start": "start", "middle": "middle",
+                                "end": "end"}  # fmt: skip
+    return known.get(text, "")
+
+
+def weight_of(text: str) -> float:
+    """Return the weight of a row, a finite number of at least 0."""
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"the weight is {text[:40]!r}, not a number of at least 0")
+    return weight
+
+
+def texts_of(record: Record, name: str) -> tuple[str, ...]:
+    """Return a list of texts; a csv file contains it as JSON text."""
+    value = parsed(record.get(name), name)
+    texts = value if isinstance(value, list) else [] if missing(value) or not value else [value]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{name!r} is not a list of texts but {_shown(value)}")
+    return tuple(texts)
+
+
+def parsed(value: Any, name: str) -> Any:
+    """Return a list that a csv file contains as JSON text; any other value unchanged."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return parse_json(value, name)
+    except InputError as error:
+        raise ValueError(f"{name!r} is not a JSON list ({error})") from error
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:40]
