@@ -11,19 +11,17 @@ from typing import Any
 import numpy as np
 
 from mergeforget.analysis.evidence import MissingError, models_shown, read_chosen
-from mergeforget.attack.headline import results_of, run_verdict
+from mergeforget.attack.headline import results_of
 from mergeforget.attack.result import Result
 from mergeforget.attack.variants import entity_of
 from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import InputError, suggest
-from mergeforget.evaluate.verdict import ForgettingVerdict
 from mergeforget.files import read_jsonl, reading, whole, write_text
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.parsing import plain_name
 from mergeforget.run import Run
-from mergeforget.score import Score, find
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def run_people(run: Run) -> list[PersonRecord]:
                 len(own),
                 _counted([a for a in base if a.row.subject == person]),
                 _counted(asked),
-                _worst(attacked),
+                worst_attack(attacked),
                 ranks["base"].get(person),
                 ranks[model].get(person),
                 [*leaks, *attacked],
@@ -333,86 +331,6 @@ def write_people(run: Run, folder: Path, people: Sequence[PersonRecord]) -> list
     return files
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The first screen of a report.
-
-    Attributes:
-        what: The people or documents to forget.
-        out: Number of answers still revealed, and the worst attack.
-        kept: Retained answers before and after.
-        cost: General ability before and after.
-        uncertain: What remains uncertain.
-        badges: (attack, finding, verdict) of each attack on the model.
-    """
-
-    verdict: ForgettingVerdict
-    what: str
-    out: str
-    kept: str
-    cost: str
-    uncertain: list[str]
-    badges: list[tuple[str, str, str]]
-
-
-def summary_of(run: Run, people: Sequence[PersonRecord]) -> Summary:
-    """Return the first screen: verdict, leaks, retention, cost and uncertainty."""
-    from mergeforget.score import read_scores
-
-    model = shown_model(run)
-    scores = read_scores(run.scores)
-    now, base = scores.get(model, []), scores.get("base", [])
-    verdict = run_verdict(run, model)
-    results = results_of(run, model)
-    rows = sum(p.rows for p in people)
-    return Summary(
-        verdict,
-        f"{len(people)} people or documents, {rows} rows",
-        _out(people, verdict),
-        _before_and_after(
-            now, base, ("leak_rate", "knowledge", "exact_match"), "retain", "retained answers"
-        )
-        or "Retained answers were not measured.",
-        _before_and_after(now, base, ("mmlu",), "mmlu", "MMLU accuracy")
-        or _before_and_after(now, base, ("model_utility",), "all", "model utility")
-        or "General ability was not measured; pass the folder of MMLU with --mmlu.",
-        verdict.uncertain,
-        [(r.attack, r.finding, r.verdict) for r in results],
-    )
-
-
-def _out(people: Sequence[PersonRecord], verdict: ForgettingVerdict) -> str:
-    asked = sum(p.after[1] for p in people)
-    text = f"{verdict.leaks} of {verdict.asked} forget answers"
-    if asked:
-        before, total = sum(p.before[0] for p in people), sum(p.before[1] for p in people)
-        text = f"{sum(p.after[0] for p in people)} of {asked} forget answers when asked directly"
-        text += f" ({before} of {total} before)" if total else ""
-    worst = [leak for p in people for leak in p.leaks if leak.attack != "questions"]
-    if found := _worst(worst):
-        text += f"; {found[1]} rows under the attack {found[0]}"
-    return text + "."
-
-
-def _before_and_after(
-    now: Sequence[Score], base: Sequence[Score], metrics: Sequence[str], split: str, what: str
-) -> str:
-    """``95 % of the retained answers before, 80 % after (95 % CI 60 % to 91 %).``"""
-    for metric in metrics:
-        for part in ("report", "all"):
-            after = find(now, metric, split, part=part)
-            if after is None:
-                continue
-            before = find(base, metric, split, part=part)
-            text = f"{what[0].upper()}{what[1:]}: "
-            text += f"{before.value:.0%} before, " if before else ""
-            text += f"{after.value:.0%} after"
-            if after.interval:
-                text += f" (95 % CI {after.interval[0]:.0%} to {after.interval[1]:.0%})"
-            return text + "."
-    return ""
-
-
 def base_name(run: Run) -> str:
     """Return the name of the base model in the manifest."""
     base = run.read_manifest().get("base") or {}
@@ -424,7 +342,8 @@ def _counted(answers: Sequence[Answer]) -> tuple[int, int]:
     return sum(map(is_leaked, answers)), len(answers)
 
 
-def _worst(leaks: Sequence[Leak]) -> tuple[str, int] | None:
+def worst_attack(leaks: Sequence[Leak]) -> tuple[str, int] | None:
+    """Return the attack that revealed most rows, with the number of rows."""
     rows: dict[str, set[str]] = {}
     for leak in leaks:
         rows.setdefault(leak.attack, set()).add(leak.row)

@@ -24,13 +24,8 @@ from mergeforget.analysis.evidence import (
     run_scores,
 )
 from mergeforget.analysis.findings import Finding, analyse_all
-from mergeforget.analysis.people import (
-    PersonRecord,
-    base_name,
-    run_people,
-    summary_of,
-    write_people,
-)
+from mergeforget.analysis.people import PersonRecord, base_name, run_people, write_people
+from mergeforget.analysis.summary import summary_of
 from mergeforget.analysis.tables import (
     cards_of,
     cell_of,
