@@ -22,6 +22,7 @@ from mergeforget.files import explained, read_jsonl, reading, whole, write_json,
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.alternates import alternate_rows
+from mergeforget.train.arguments import arguments
 from mergeforget.train.callbacks import (
     Bar,
     Checkpoints,
@@ -60,7 +61,7 @@ from mergeforget.train.tokenize import (
     twin_places,
     within_positions,
 )
-from mergeforget.train.trainer import UnlearningTrainer, arguments
+from mergeforget.train.trainer import UnlearningTrainer
 from mergeforget.train.until import UntilController
 from mergeforget.train.weighting import TokenScorer, entanglement_of
 from mergeforget.train_config import Scorer, Until

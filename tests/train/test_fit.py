@@ -19,7 +19,7 @@ from mergeforget.errors import InputError, Interrupted, NumericError
 from mergeforget.files import read_jsonl
 from mergeforget.recipe import Lora, Term, Tokens, Training
 from mergeforget.run import Run
-from mergeforget.train import callbacks, trainer
+from mergeforget.train import arguments, callbacks
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Watch
@@ -245,7 +245,7 @@ def test_one_process_trains_on_one_of_several_gpus(
 ) -> None:
     whole = run_one(tmp_path / "one", make_model, tiny_tokenizer, epochs=1)
 
-    monkeypatch.setattr(trainer, "TrainingArguments", TwoGpus)
+    monkeypatch.setattr(arguments, "TrainingArguments", TwoGpus)
     again = run_one(tmp_path / "two", make_model, tiny_tokenizer, epochs=1)
     assert all(torch.equal(whole[k], again[k]) for k in whole)
 
