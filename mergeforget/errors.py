@@ -79,6 +79,16 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error's message as a sentence."""
+    return first_line(error).rstrip(". ") + "."
+
+
 class Interrupted(MergeforgetError):
     """A signal stopped a training after a checkpoint was saved.
 

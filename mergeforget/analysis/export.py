@@ -23,7 +23,8 @@ from mergeforget.merge.apply import applied
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.inputs import check_free
-from mergeforget.models import load_model, load_tokenizer, locate
+from mergeforget.model_files import locate
+from mergeforget.models import load_model, load_tokenizer
 from mergeforget.recipe import load_recipe
 from mergeforget.replace import followed, writing
 from mergeforget.run import Run, now

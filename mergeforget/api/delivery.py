@@ -120,7 +120,7 @@ def push_folder(folder: Path, repository: str) -> str:
     Raises:
         ResourceError: The hub refuses or cannot be reached.
     """
-    from mergeforget.errors import ResourceError
+    from mergeforget.errors import ResourceError, reason_of
 
     try:
         from huggingface_hub import HfApi
@@ -129,8 +129,7 @@ def push_folder(folder: Path, repository: str) -> str:
         hub.create_repo(repository, exist_ok=True)
         return str(hub.upload_folder(repo_id=repository, folder_path=str(folder)))
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ResourceError(
-            f"{folder} was not uploaded to {repository}: {first} Log in with `hf auth login` and "
-            "repeat the same command; everything else is done."
+            f"{folder} was not uploaded to {repository}: {reason_of(error)} Log in with "
+            "`hf auth login` and repeat the same command; everything else is done."
         ) from error

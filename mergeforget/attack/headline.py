@@ -26,7 +26,7 @@ from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked, leak_rate
 from mergeforget.metrics.mia_auc import mia_auc
-from mergeforget.models import content_of
+from mergeforget.model_files import content_of
 from mergeforget.run import Run
 from mergeforget.score import Score, read_scores
 

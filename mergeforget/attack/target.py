@@ -18,7 +18,8 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.files import read_json_object, write_json
-from mergeforget.models import content_of, default_device, load_model, locate
+from mergeforget.model_files import content_of, locate
+from mergeforget.models import default_device, load_model
 from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import Run, versions
 

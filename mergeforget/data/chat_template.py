@@ -12,7 +12,7 @@ import re
 from datetime import date
 from typing import Any
 
-from mergeforget.errors import InputError
+from mergeforget.errors import InputError, first_line
 
 Turn = dict[str, str]
 OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
@@ -91,7 +91,7 @@ def render(
             chat_template=_undated(tokenizer.chat_template),
         )
     except Exception as error:  # a template may raise TemplateError, TypeError or ValueError
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = first_line(error)
         roles = ", ".join(dict.fromkeys(t["role"] for t in turns))
         hint = (
             "Remove data.system_prompt (--system-prompt) or the system messages of the rows."

@@ -24,7 +24,7 @@ from mergeforget.data.formats import (
     with_authors,
 )
 from mergeforget.data.schema import Row
-from mergeforget.errors import InputError, UsageError, suggest
+from mergeforget.errors import InputError, UsageError, reason_of, suggest
 from mergeforget.parsing import parse_json, usable_path
 
 Records = list[tuple[int, dict[str, Any]]]  # line (or row in parquet, from 1) and its fields
@@ -293,10 +293,10 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
         else:
             found = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # for example an unknown name, no network, or a refused script
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"There is no file {path}, and the data set {name!r} could not be loaded from the hub: "
-            f"{reason} Check the path, the name and the connection; cached data sets work offline."
+            f"{reason_of(error)} Check the path, the name and the connection; "
+            "cached data sets work offline."
         ) from error
     if isinstance(found, dict):
         if len(found) > 1 and "train" not in found:

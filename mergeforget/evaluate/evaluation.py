@@ -123,7 +123,8 @@ class Evaluation:
 
     def fingerprint(self, adapter: Path | None, way: PromptTemplate = RAW) -> str:
         """Return a hash of the weights and of every setting that affects the measurements."""
-        from mergeforget.models import default_device, locate
+        from mergeforget.model_files import locate
+        from mergeforget.models import default_device
 
         facts = {
             "base": self._hash(locate(self.base, trust_remote_code=self.spec.trust_remote_code)),
@@ -225,7 +226,8 @@ class Evaluation:
         if self.settings.backend != "vllm":
             return None
         if self._server is None:
-            from mergeforget.models import default_device, dtype_for, locate
+            from mergeforget.model_files import locate
+            from mergeforget.models import default_device, dtype_for
 
             path = locate(self.base, trust_remote_code=self.spec.trust_remote_code)
             dtype = str(dtype_for(self.spec, self.device or default_device()))
@@ -253,7 +255,7 @@ class Evaluation:
     def _hash(self, folder: Path) -> str:
         """Return the content hash of a model or adapter folder, computed once."""
         if folder not in self._hashes:
-            from mergeforget.models import content_of
+            from mergeforget.model_files import content_of
 
             self._hashes[folder] = content_of(folder)
         return self._hashes[folder]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mergeforget.errors import InputError, ResourceError, UsageError, suggest
+from mergeforget.errors import InputError, ResourceError, UsageError, reason_of, suggest
 from mergeforget.files import sha256
 from mergeforget.score import Score
 
@@ -63,8 +63,8 @@ def run_task(
         if "out of memory" in str(error).lower():
             raise ResourceError(f"Out of memory in lm-eval's task {task!r}.") from error
         raise InputError(
-            f"lm-eval could not run the task {task!r}: {str(error).strip().splitlines()[0]} Data "
-            "that is not on this machine is downloaded from the hub; check the connection."
+            f"lm-eval could not run the task {task!r}: {reason_of(error)} Data that "
+            " is not on this machine is downloaded from the hub; check the connection."
         ) from error
     return [score for name in found["results"] for score in _scores(name, found)]
 

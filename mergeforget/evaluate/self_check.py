@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mergeforget.console import quiet, say
-from mergeforget.errors import InputError
+from mergeforget.errors import InputError, first_line
 from mergeforget.evaluate.decoding import (
     bare,
     cached_prefix_logits,
@@ -113,10 +113,9 @@ def _check(model: Any) -> SafeModes | None:
     try:
         truth = probes.logits(model)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{_name(model)} cannot be evaluated: a forward pass with token ids alone fails "
-            f"({reason[:200]}). Only causal language models of text are supported."
+            f"({first_line(error)[:200]}). Only causal language models of text are supported."
         ) from error
     if not all(bool(torch.isfinite(logits).all()) for logits in truth):
         return None

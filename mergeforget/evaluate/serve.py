@@ -88,7 +88,7 @@ class Server:
             return None
         from vllm.lora.request import LoRARequest
 
-        from mergeforget.models import content_of
+        from mergeforget.model_files import content_of
 
         number = int(content_of(self.adapter)[:7], 16) + 1  # vLLM identifies adapters by number
         return LoRARequest(self.adapter.name, number, str(self.adapter))

@@ -21,7 +21,7 @@ from mergeforget.files import (
     write_json,
     write_jsonl,
 )
-from mergeforget.models import content_of, locate
+from mergeforget.model_files import content_of, locate
 from mergeforget.parsing import plain_name
 from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
 from mergeforget.run import Run

@@ -18,7 +18,8 @@ from mergeforget.distributed import on_main, sharded
 from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import InputError, UsageError
 from mergeforget.files import read_json_object, sha256, whole, write_json
-from mergeforget.models import default_device, dtype_for, locate
+from mergeforget.model_files import locate
+from mergeforget.models import default_device, dtype_for
 from mergeforget.recipe import Memorise, Recipe, Term
 from mergeforget.run import versions
 from mergeforget.train.fit import TrainingJob, fit

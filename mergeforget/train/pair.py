@@ -17,7 +17,8 @@ from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, NumericError, RecipeError
 from mergeforget.evaluate.membership import unseen
 from mergeforget.files import read_json_object, reading, write_json, write_jsonl
-from mergeforget.models import content_of, load_model, locate
+from mergeforget.model_files import content_of, locate
+from mergeforget.models import load_model
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.search.split import group, load_data

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import (
 from mergeforget.console import quiet
 from mergeforget.data.templating import template_of
 from mergeforget.data.tokens import Encoded
-from mergeforget.models import default_device, dtype_for, load_tokenizer, locate
+from mergeforget.model_files import locate
+from mergeforget.models import default_device, dtype_for, load_tokenizer
 from mergeforget.recipe import ModelSpec, Recipe
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.memory import (

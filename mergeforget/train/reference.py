@@ -17,7 +17,7 @@ from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError
 from mergeforget.files import whole
-from mergeforget.models import content_of, locate
+from mergeforget.model_files import content_of, locate
 from mergeforget.outputs import PADDING, TokenOutputs
 from mergeforget.recipe import Training
 from mergeforget.train.forward import as_reference, output_matrix, predict

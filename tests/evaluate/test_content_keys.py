@@ -14,7 +14,8 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.lm_eval import task_key
 from mergeforget.evaluate.mmlu import mmlu_key
 from mergeforget.evaluate.reference_models import check_other_model
-from mergeforget.models import content_of, load_model
+from mergeforget.model_files import content_of
+from mergeforget.models import load_model
 from mergeforget.recipe import EvaluationSpec, change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.train.pair import base_content, prepare

@@ -19,7 +19,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.cli import Commands, main
 from mergeforget.console import say
 from mergeforget.errors import InputError, MergeforgetError, RecipeError, ResourceError
-from mergeforget.models import content_of
+from mergeforget.model_files import content_of
 from mergeforget.parsing import parse_json, parse_yaml, plain_name, printable
 from mergeforget.recipe import TRUSTED, load_recipe, recipe_path
 from mergeforget.replace import whole, writing
