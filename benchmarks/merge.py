@@ -274,14 +274,23 @@ def started(arguments: Sequence[str]) -> Cost:
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     here = Path(__file__).resolve().parent
     environment["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here)])
-    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(
-        [sys.executable, *arguments], check=True, env=environment, stdout=subprocess.DEVNULL,
+    begun = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments], env=environment, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(wall, cpu, after.ru_maxrss / 1e3)
+    memory, done, status = Path(f"/proc/{process.pid}/status"), 0, 0
+    peak = 0.0
+    while not done:  # the peak of ru_maxrss is that of the parent, from before exec
+        found = [x for x in memory.read_text().splitlines() if x.startswith("VmHWM")]
+        peak = max([peak, *(float(line.split()[1]) / 1e3 for line in found)])
+        time.sleep(0.01)
+        done, status, used = os.wait4(process.pid, os.WNOHANG)
+    wall = time.perf_counter() - begun
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return Cost(wall, used.ru_utime + used.ru_stime, peak)
 
 
 def bandwidth() -> float:
