@@ -39,7 +39,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import encode_rows
 from mergeforget.evaluate.verdict import judge
-from mergeforget.files import read_json_object, whole, write_json, write_text
+from mergeforget.files import read_json_object, replacing, write_json, write_text
 from mergeforget.losses.gd import gd
 from mergeforget.models import load_model
 from mergeforget.recipe import DataSpec, ModelSpec
@@ -136,7 +136,7 @@ def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) ->
                 weights = load_file(out / start / "adapter_model.safetensors")
                 set_peft_model_state_dict(policy, weights)
             _steps(policy, some, tokenizer, data, steps, wanted, sign, name, seed)
-            with whole(out / name) as temporary:
+            with replacing(out / name) as temporary:
                 policy.save_pretrained(str(temporary))
     return places
 

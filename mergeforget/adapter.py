@@ -28,7 +28,7 @@ from mergeforget.expert_factors import (
     split_factors,
     targeted,
 )
-from mergeforget.files import explained, read_json, whole, write_json
+from mergeforget.files import explained, read_json, replacing, write_json
 from mergeforget.parsing import usable_path
 
 Array = NDArray[Any]
@@ -51,7 +51,7 @@ NAMED = {  # keys of a state dict that contain the adapter's name, and what PEFT
 
 
 def plain_key(key: str) -> str:
-    """A key of an adapter's file as PEFT writes it, without the adapter's name.
+    """Return a key of an adapter's file as PEFT writes it, without the adapter's name.
 
     >>> plain_key("base_model.model.lm_head.modules_to_save.default.weight")
     'base_model.model.lm_head.weight'
@@ -142,7 +142,7 @@ class Adapter:
         return str(self.config.get("base_model_name_or_path") or "")
 
     def adapts_parameter(self, module: str) -> bool:
-        """Whether PEFT adapts the module's parameter itself (``target_parameters``).
+        """Return whether PEFT adapts the module's parameter itself (``target_parameters``).
 
         Its delta then has the shape in which the module stores the parameter, (in, out) in GPT-2.
         """
@@ -280,7 +280,7 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
         a, b = join_factors([(d.a * (d.scaling / scaling), d.b) for d in own], config["r"])
         tensors[f"{PREFIX}{wrapper}.lora_A.weight"] = a.astype(own[0].a.dtype, copy=False)
         tensors[f"{PREFIX}{wrapper}.lora_B.weight"] = b
-    with whole(folder) as temporary, explained(folder):
+    with replacing(folder) as temporary, explained(folder):
         temporary.mkdir()
         write_safetensors(temporary / WEIGHTS, tensors, adapter.dtype)
         text = json.dumps(config, indent=2, sort_keys=True)
@@ -290,7 +290,7 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
 
 
 def adapts_parameter(config: Mapping[str, Any], module: str) -> bool:
-    """Whether a config names a parameter of the module in ``target_parameters``."""
+    """Return whether a config names a parameter of the module in ``target_parameters``."""
     return bool(targeted(module, config.get("target_parameters") or []))
 
 

@@ -131,7 +131,7 @@ _TYPES: dict[str, Any] = {
 
 
 def _listed(setting: Any) -> list[Any]:
-    """The filters of a setting; weights have a setting per adapter."""
+    """Return the filters of a setting; weights have one setting per adapter."""
     rows = setting if isinstance(setting, list) else [setting]
     return [one for row in rows for one in (row if isinstance(row, list) else [row])]
 

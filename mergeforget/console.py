@@ -36,7 +36,7 @@ class _Stderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         print(printable(self.format(record)), file=sys.stderr, flush=True)
         if _displays:
-            _displays[-1].spoke()
+            _displays[-1].printed()
 
 
 if not LOGGER.handlers:  # as in transformers and optuna: visible by default, printed once
@@ -51,7 +51,7 @@ class Display(Protocol):
     def show(self, line: str) -> None:
         """Show the line of the work in progress; an empty one where it ended."""
 
-    def spoke(self) -> None:
+    def printed(self) -> None:
         """A message was printed."""
 
 

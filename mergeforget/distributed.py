@@ -20,7 +20,7 @@ NOT_FSDP = {  # launcher options without effect here
 }
 
 
-def count() -> int:
+def world_size() -> int:
     """Return the world size."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -61,7 +61,7 @@ def sharded() -> bool:
 
     Every forward pass is then collective: all ranks must run the same passes.
     """
-    return count() > 1 and _asked(SHARDED)
+    return world_size() > 1 and _asked(SHARDED)
 
 
 def _asked(word: str) -> bool:
@@ -87,15 +87,15 @@ def on_main(work: Callable[[], T]) -> T:
     Raises:
         SystemExit: The function failed; rank 0 raises its own error.
     """
-    if count() == 1:
+    if world_size() == 1:
         return work()
     _join()
     from torch import distributed
 
     if not is_main():
-        told: list[tuple[T | None, int]] = [(None, 0)]
-        distributed.broadcast_object_list(told, src=0)
-        value, failure = told[0]
+        received: list[tuple[T | None, int]] = [(None, 0)]
+        distributed.broadcast_object_list(received, src=0)
+        value, failure = received[0]
         if failure:
             raise SystemExit(failure)
         return value  # type: ignore[return-value]
@@ -110,12 +110,12 @@ def on_main(work: Callable[[], T]) -> T:
 
 def gather(value: T) -> list[T]:
     """Return the values of all ranks in rank order, on every rank."""
-    if count() == 1:
+    if world_size() == 1:
         return [value]
     _join()
     from torch import distributed
 
-    values = [value] * count()
+    values = [value] * world_size()
     distributed.all_gather_object(values, value)
     return values
 
@@ -184,4 +184,4 @@ def rank_share() -> RankShare:
         UsageError: The launcher shards the model, which an evaluation does not support.
     """
     check_launch()
-    return RankShare(rank(), count())
+    return RankShare(rank(), world_size())

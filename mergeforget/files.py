@@ -13,13 +13,13 @@ from typing import Any
 from mergeforget.errors import InputError, MergeforgetError, NumericError
 from mergeforget.parsing import parse_json, read_text
 from mergeforget.replace import explained as explained
+from mergeforget.replace import replacing as replacing
 from mergeforget.replace import take_place as take_place
-from mergeforget.replace import whole as whole
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

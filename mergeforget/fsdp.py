@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from mergeforget.distributed import count
+from mergeforget.distributed import world_size
 from mergeforget.errors import InputError, ResourceError
 
 
-def reading() -> Any:
+def sharded_loading() -> Any:
     """Return the configuration with which transformers loads one shard per rank.
 
     Raises:
@@ -31,7 +31,7 @@ def reading() -> Any:
         )
     from transformers.distributed.configuration_utils import DistributedConfig
 
-    return DistributedConfig(fsdp_size=count())
+    return DistributedConfig(fsdp_size=world_size())
 
 
 def check_cut(model: Any) -> None:
@@ -44,12 +44,12 @@ def check_cut(model: Any) -> None:
         )
 
 
-def kind(module: nn.Module) -> type:
+def unsharded_class(module: nn.Module) -> type:
     """Return the class that a module had before it was sharded."""
     return type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)
 
 
-def whole(model: nn.Module, module: Any) -> Tensor:
+def full_weight(model: nn.Module, module: Any) -> Tensor:
     """Return a module's weight; of a sharded module a full copy on each rank."""
     for one in model.modules():
         if isinstance(one, FSDPModule):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.console import quiet
-from mergeforget.distributed import count, on_main, sharded
+from mergeforget.distributed import on_main, sharded, world_size
 from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.errors import InputError, MergeforgetError, ResourceError, reason_of
 from mergeforget.model_files import locate
@@ -94,7 +94,7 @@ def default_device() -> str:
 
     if not torch.cuda.is_available():
         return "cpu"
-    return f"cuda:{os.environ['LOCAL_RANK']}" if count() > 1 else "cuda"
+    return f"cuda:{os.environ['LOCAL_RANK']}" if world_size() > 1 else "cuda"
 
 
 def dtype_for(spec: ModelSpec, device: str) -> Any:
@@ -151,9 +151,9 @@ def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any
     if spec.quantization:
         placed["quantization_config"] = _four_bits(dtype_for(spec, device))
     if parts:
-        from mergeforget.fsdp import check_cut, reading
+        from mergeforget.fsdp import check_cut, sharded_loading
 
-        placed = {"distributed_config": reading()}
+        placed = {"distributed_config": sharded_loading()}
     load: Any = AutoModelForCausalLM.from_pretrained
     load = partial(
         load,

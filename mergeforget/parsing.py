@@ -136,7 +136,7 @@ def parse_yaml_lines(
 
 
 def plain_name(name: object, where: object, kind: type[MergeforgetError] = InputError) -> str:
-    """A name that is one path component, so that joining it to a folder stays in that folder.
+    """Return a name after checking that it is one path component, which cannot leave a folder.
 
     Raises:
         MergeforgetError: ``name`` is not text, is empty, hidden, longer than 200 bytes, or contains
@@ -159,7 +159,7 @@ def plain_name(name: object, where: object, kind: type[MergeforgetError] = Input
 
 
 def usable_path(path: str | Path, kind: type[MergeforgetError] = InputError) -> Path:
-    """A path that a file system can hold; asking for any other raises an error of the system.
+    """Return a path after checking that a file system can store it.
 
     Raises:
         MergeforgetError: It contains a NUL character or a name of more than 255 bytes.

@@ -1,8 +1,8 @@
-"""Replace files and folders in one step, keep what others wrote there, and hold locks.
+"""Replace files and folders atomically, keep the user's own files in them, and lock them.
 
-A result is written under a temporary name beside its place, flushed to the disk, and exchanged
-with what was there in one system call. A process that is killed leaves either the earlier or the
-new result, and a temporary file that the next writer of the same place removes.
+A result is written under a temporary name next to its path, flushed to the disk, and exchanged
+with the earlier one in one system call. A process that is killed leaves either the earlier or the
+new result, and a temporary file that the next writer of the same path removes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mergeforget.parsing import parse_json, read_text, usable_path
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 NAME_BYTES = 215  # of a result; file systems allow 255, and a temporary name is longer
-MARKS = ("export.json", "candidate.json")  # with "files": what we wrote into the folder
+MARKS = ("export.json", "candidate.json")  # their key "files" lists the files that we wrote
 TEMPORARY = re.compile(
     r"^\.(?P<name>.+)\.(?P<host>[0-9a-f]{4})-(?P<pid>\d+)-[0-9a-f]{8}\.(tmp|old)$"
 )
@@ -40,18 +40,18 @@ OURS = re.compile(  # files that this package, PEFT or transformers write into a
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary file or folder beside ``path`` that takes its place when the block succeeds.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces ``path`` when the block succeeds.
 
-    The block creates a file or a folder at the yielded path. If it fails, what was at ``path``
-    before is unchanged. A link is followed: what it points to is replaced, not the link.
+    The block creates a file or a folder at the yielded path. If it fails, ``path`` is unchanged. A
+    link is followed: its target is replaced, not the link.
 
     Raises:
         ResourceError: The disk is full.
-        InputError: The place cannot be written.
+        InputError: The path cannot be written.
     """
     with explained(path):
-        path = followed(path)
+        path = link_target(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, path.name)
     temporary = _beside(path, "tmp")
@@ -66,7 +66,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an operating system's error about ``path`` into one of ours."""
+    """Convert errors of the operating system about ``path`` into an InputError."""
     try:
         with full_disk_explained(path):
             yield
@@ -78,7 +78,7 @@ def explained(path: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_explained(path: Path) -> Iterator[None]:
-    """Turn a full disk or a file that is too large, whoever reports it, into a ResourceError."""
+    """Convert any library's error about a full disk or a too large file into a ResourceError."""
     try:
         yield
     except MergeforgetError:
@@ -89,19 +89,19 @@ def full_disk_explained(path: Path) -> Iterator[None]:
         if not full and not re.search(r"os error (27|28|122)\b", str(error)):
             raise
         raise ResourceError(
-            f"The disk is full or a file is too large: {path} was not written, and nothing that "
-            f"was there is lost. {_free(path)} Free some space, or choose another place with "
+            f"The disk is full or a file is too large: {path} was not written, and its earlier "
+            f"content is unchanged. {_free(path)} Free some space, or choose another folder with "
             "--out, and run the same command again, with --resume if it trains."
         ) from error
 
 
 def take_place(temporary: Path, path: Path) -> None:
-    """Exchange a finished file or folder with what is at ``path``, in one step where possible.
+    """Exchange a finished file or folder with the one at ``path``, in one step if possible.
 
     Files in an earlier folder that this package did not write are copied into the new one. A link
-    at ``path`` is kept: the folder that it points to is replaced.
+    at ``path`` is kept: its target is replaced.
     """
-    path = followed(path)
+    path = link_target(path)
     for leftover in [p for p in temporary.rglob(".*") if TEMPORARY.match(p.name)]:
         _remove(leftover)  # of a write inside the folder that was killed
     if temporary.is_dir() and not path.is_dir() and (path.exists() or path.is_symlink()):
@@ -128,13 +128,13 @@ def take_place(temporary: Path, path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "") -> list[Path]:
-    """Finish or undo what killed writers left in a folder; returns the files removed.
+    """Clean up after killed writers in a folder; return the files removed.
 
-    A folder that was moved aside and not replaced yet is put back. Temporary files are removed once
-    the process that made them is gone.
+    A folder that was moved aside and not yet replaced is moved back. Temporary files are removed if
+    the process that created them has ended.
 
     Args:
-        folder: The folder to tidy.
+        folder: The folder to clean up.
         name: Only leftovers of this file; all when empty.
     """
     removed = []
@@ -153,7 +153,7 @@ def remove_leftovers(folder: Path, name: str = "") -> list[Path]:
 
 
 def tidy(folder: Path) -> list[Path]:
-    """``remove_leftovers`` in a folder and every folder below it; the caller holds its lock."""
+    """Clean up a folder and every folder below it; the caller must hold its lock."""
     removed = remove_leftovers(folder)
     for below in sorted(p for p in folder.rglob("*") if p.is_dir() and not p.is_symlink()):
         removed += remove_leftovers(below)
@@ -161,17 +161,17 @@ def tidy(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def writing(path: Path, seconds: float = 0) -> Iterator[None]:
-    """Be the only writer of a file or folder, by a lock file ``.NAME.lock`` beside it.
+def write_lock(path: Path, seconds: float = 0) -> Iterator[None]:
+    """Hold the write lock of a file or folder: ``.NAME.lock`` next to it.
 
     Args:
-        path: The place that is written. A link is followed.
-        seconds: How long to wait for another writer.
+        path: The file or folder. A link is followed.
+        seconds: Maximum time to wait for another writer.
 
     Raises:
-        ResourceError: Another process writes there.
+        ResourceError: Another process holds the lock.
     """
-    path = followed(path)
+    path = link_target(path)
     in_use = (
         f"{path} is being written by another mergeforget. Wait for it, or choose another place "
         "with --out."
@@ -190,17 +190,18 @@ def locked(
 ) -> Iterator[None]:
     """Hold a lock file; the operating system releases it when the process ends.
 
-    On a file system without locks a file with the process id is used instead.
+    On a file system without locks, a file with the process id is used instead.
 
     Args:
         path: The lock file.
         in_use: Message for when another process holds the lock.
-        acquire: Calls the function that takes the lock, for example in the main process only.
-        seconds: How long to wait for another process.
+        acquire: Function that calls its argument, which takes the lock, for example in the main
+            process only.
+        seconds: Maximum time to wait for another process.
 
     Raises:
         ResourceError: Another process holds the lock.
-        InputError: The place cannot be written.
+        InputError: The path cannot be written.
     """
     from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
@@ -242,8 +243,8 @@ def locked(
             one.release()
 
 
-def followed(path: Path) -> Path:
-    """The place that a link points to, or the path itself where it is no link.
+def link_target(path: Path) -> Path:
+    """Return the target of a link, or the path itself if it is not a link.
 
     Raises:
         InputError: The links form a circle, or the path cannot be read.
@@ -256,7 +257,7 @@ def followed(path: Path) -> Path:
 
 
 def _beside(path: Path, suffix: str) -> Path:
-    """A temporary name that says which process made it."""
+    """Return a temporary path whose name contains the host and the process id."""
     if len(os.fsencode(path.name)) > NAME_BYTES:
         raise InputError(
             f"Cannot write {path.name[:40]}...: the name has more than {NAME_BYTES} bytes. Choose "
@@ -270,7 +271,7 @@ def _host() -> str:
 
 
 def _alive(host: str, pid: str) -> bool:
-    """Whether the process may still run; one of another machine may."""
+    """Return whether a process may still run, as any process on another machine may."""
     if host != _host() or int(pid) == os.getpid():
         return True
     if sys.platform == "win32":  # os.kill would end the process there
@@ -287,7 +288,7 @@ def _alive(host: str, pid: str) -> bool:
 
 
 def _note_files(folder: Path) -> None:
-    """List in the folder's mark the files that we wrote, so that a later write knows the others."""
+    """List the files that we wrote in export.json or candidate.json, for the next writer."""
     for mark in (folder / name for name in MARKS):
         if mark.is_file():
             values = _read(mark)
@@ -301,7 +302,7 @@ def _note_files(folder: Path) -> None:
 
 
 def _keep_foreign(old: Path, new: Path) -> None:
-    """Copy files of the earlier folder that we did not write into the new one."""
+    """Copy the files that we did not write from the earlier folder into the new one."""
     listed: set[str] | None = None
     for mark in (old / name for name in MARKS):
         with suppress(MergeforgetError):
@@ -333,7 +334,7 @@ def _files(folder: Path) -> list[str]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one system call; False where the system or file system cannot."""
+    """Swap two names in one system call; return False if that is not supported."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
@@ -357,7 +358,7 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the names in a folder; some systems cannot, and lose at most the last rename."""
+    """Flush the names in a folder; systems without this lose at most the last rename."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

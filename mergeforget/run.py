@@ -180,7 +180,7 @@ class Run:
         manifest = self.read_manifest()
         manifest["versions"] = versions()
         manifest["machine"] = machine()
-        several = {"processes": distributed.count()} if distributed.count() > 1 else {}
+        several = {"processes": distributed.world_size()} if distributed.world_size() > 1 else {}
         several |= {"sharded": True} if distributed.sharded() else {}
         manifest["stages"][stage] = {"time": now(), "command": sys.argv[1:], **several, **facts}
         write_json(self.manifest, manifest)

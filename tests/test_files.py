@@ -17,8 +17,8 @@ from mergeforget.files import (
     append_jsonl,
     read_json,
     read_jsonl,
+    replacing,
     sha256,
-    whole,
     write_json,
     write_text,
 )
@@ -27,14 +27,14 @@ from mergeforget.files import (
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")
-    with pytest.raises(RuntimeError), whole(path) as temporary:
+    with pytest.raises(RuntimeError), replacing(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
 def write_folder(path: Path, *names: str) -> None:
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         temporary.mkdir()
         for name in names:
             (temporary / name).write_text("{}")
@@ -68,7 +68,7 @@ def test_files_of_the_user_survive_a_replacement(
 def test_the_mark_lists_the_files_that_were_written(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for names in (["candidate.json", "old.bin"], ["candidate.json", "new.bin"]):
-        with whole(folder) as temporary:
+        with replacing(folder) as temporary:
             temporary.mkdir()
             for name in names:
                 (temporary / name).write_text("{}")
@@ -123,7 +123,7 @@ def test_leftovers_of_a_killed_writer_are_removed_and_a_moved_result_is_put_back
 
 
 def test_leftovers_inside_a_folder_are_not_shipped(tmp_path: Path) -> None:
-    with whole(tmp_path / "folder") as temporary:
+    with replacing(tmp_path / "folder") as temporary:
         temporary.mkdir()
         (temporary / "config.json").write_text("{}")
         leftover(temporary, "config.json", os.getpid(), "tmp")
@@ -133,7 +133,7 @@ def test_leftovers_inside_a_folder_are_not_shipped(tmp_path: Path) -> None:
 def test_a_full_disk_is_reported_and_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")
-    with pytest.raises(ResourceError, match="disk is full.*--out"), whole(path) as temporary:
+    with pytest.raises(ResourceError, match="disk is full.*--out"), replacing(path) as temporary:
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

@@ -37,13 +37,13 @@ class Angle:
 
     Attributes:
         model: ``over``, ``under`` or ``pair``.
-        vectors: the two change vectors.
-        step: the step s; None for the finished adapters.
-        epoch: epoch at that step.
+        vectors: The two change vectors.
+        step: The step s; None for the finished adapters.
+        epoch: Epoch at that step.
         space: ``delta`` (change of the weights), or ``a`` or ``b`` (a LoRA factor).
         group: ``all``, ``layer``, ``kind`` or ``module``.
-        name: number of the layer, kind (``q_proj``) or module; empty for all.
-        degrees: angle in [0, 180]; None if one of the vectors is zero.
+        name: Number of the layer, kind (``q_proj``) or module; empty for all.
+        degrees: Angle in [0, 180]; None if one of the vectors is zero.
     """
 
     model: str

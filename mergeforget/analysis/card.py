@@ -72,9 +72,9 @@ def _metadata(run: Run, recipe: Recipe, name: str, kind: str) -> str:
 
 
 def _licence(model: str, base: str | None) -> dict[str, Any]:
-    """The base's licence, which also binds what is derived from it.
+    """Return the base's licence, which also applies to derived models.
 
-    It is read from the base's own card; where that names none, the metadata refer to the base.
+    It is read from the base's card; if that has none, the metadata refer to the base.
     """
     if model == EMBEDDED:
         return {"license": EMBEDDED_LICENCE}
@@ -94,7 +94,7 @@ def _licence(model: str, base: str | None) -> dict[str, Any]:
 
 
 def _card_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a model card; empty where there are none, or none that can be read."""
+    """Return the metadata of a model card; empty if there are none or they cannot be read."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")[:CARD_LIMIT]
         parts = text.split("---\n", 2)
@@ -105,7 +105,7 @@ def _card_metadata(path: Path) -> dict[str, Any]:
 
 
 def _model_index(run: Run, name: str) -> list[dict[str, Any]]:
-    """The candidate's scores on the report split, as the hub's ``model-index``."""
+    """Return the candidate's scores on the report split as the hub's ``model-index``."""
     scores = read_scores(run.scores).get(name, [])
     results = []
     for split in dict.fromkeys(measure[1] for measure in measures_of({name: scores})):
@@ -206,7 +206,7 @@ def _prompts(run: Run, recipe: Recipe) -> dict[str, Any]:
 
 
 def _hub_name(name: str) -> str | None:
-    """The hub's id of a model; None for a folder, whose path says nothing to others."""
+    """Return the hub id of a model; None for a folder, which exists only on this machine."""
     if name == EMBEDDED:
         return HUB_COPY
     if Path(name).exists() or name.startswith(".") or not HUB_ID.fullmatch(name):

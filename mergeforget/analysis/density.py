@@ -43,9 +43,9 @@ class Curve:
     """One score of all candidates that differ only in the density.
 
     Attributes:
-        family: method, space and weights, for example ``ties factors``.
-        part: the split: ``choose`` (selection split), ``report``, or ``all``.
-        points: sorted by density.
+        family: Method, space and weights, for example ``ties factors``.
+        part: The split: ``choose`` (selection split), ``report``, or ``all``.
+        points: Sorted by density.
     """
 
     metric: str
@@ -61,10 +61,10 @@ class Balance:
     """One model between forgetting and retention.
 
     Attributes:
-        family: family of a candidate; ``base``, ``over`` or ``under`` otherwise.
+        family: Family of a candidate; ``base``, ``over`` or ``under`` otherwise.
         forgotten: 1 minus the score on forget.
-        retained: the score on retain.
-        front: whether the model is on the Pareto front.
+        retained: The score on retain.
+        front: Whether the model is on the Pareto front.
     """
 
     model: str
@@ -80,7 +80,7 @@ class DensityCurves:
 
     Attributes:
         references: (model, metric, split, task, part) -> Score of base, over and under.
-        chosen: name of the chosen candidate; empty before a search.
+        chosen: Name of the chosen candidate; empty before a search.
     """
 
     curves: list[Curve]
@@ -100,7 +100,7 @@ class DensityCurves:
         for curve in self.curves:
             if curve.task == task and curve.split not in splits.setdefault(curve.metric, []):
                 splits[curve.metric].append(curve.split)
-        return sorted(splits.items(), key=lambda item: place(item[0]))
+        return sorted(splits.items(), key=lambda item: display_order(item[0]))
 
     def pairs(self, metric: str) -> list[Balance]:
         """Return forgetting and retention of every model, on the report split if there is one."""
@@ -163,14 +163,14 @@ def curves_of(scores: dict[str, list[Score]], candidates: dict[str, Candidate]) 
             key = (s.metric, s.split, s.task, s.part, candidate.family)
             point = Point(model, candidate.density, s.value, s.interval, s.n)
             points.setdefault(key, []).append(point)
-    ordered = sorted(points.items(), key=lambda item: (place(item[0][0]), item[0]))
+    ordered = sorted(points.items(), key=lambda item: (display_order(item[0][0]), item[0]))
     return [
         Curve(*key, tuple(sorted(found, key=lambda p: (p.density, p.model))))
         for key, found in ordered
     ]
 
 
-def place(metric: str) -> int:
+def display_order(metric: str) -> int:
     """Return the position of a metric in the order of display; unknown metrics come last."""
     return ORDER.index(metric) if metric in ORDER else len(ORDER)
 

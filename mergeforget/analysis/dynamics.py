@@ -41,7 +41,7 @@ class Stage:
         weights: label -> its weight in the recipe.
         grad_norm: (n,) before clipping; NaN if it was not recorded.
         learning_rate: (n,)
-        window: number of steps of the running mean in which events are detected.
+        window: Number of steps of the running mean in which events are detected.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Event:
 
     Attributes:
         kind: ``saturation``, ``drift``, ``dip`` or ``collapse``.
-        epoch: start of the event.
-        text: one sentence with its values.
+        epoch: Start of the event.
+        text: One sentence with its values.
     """
 
     stage: str
@@ -255,8 +255,8 @@ class Moment:
 
     Attributes:
         side: ``over`` or ``under``.
-        epoch: passes over the forget set; 0 is the base.
-        task: task of the rows; empty for all tasks.
+        epoch: Passes over the forget set; 0 is the base.
+        task: Task of the rows; empty for all tasks.
     """
 
     side: str
@@ -304,7 +304,7 @@ def side_curves(run: Run, side: str, scores: Mapping[str, list[Score]]) -> list[
     return [
         Moment(side, epoch, s.metric, s.split, s.task, s.value, s.n)
         for model, epoch in times
-        for s in widest(scores[model])
+        for s in on_largest_part(scores[model])
     ]
 
 
@@ -317,7 +317,7 @@ def _end(run: Run, side: str) -> float | None:
     return rows[-1].get("epoch") if rows else None
 
 
-def widest(scores: list[Score]) -> list[Score]:
+def on_largest_part(scores: list[Score]) -> list[Score]:
     """Return each score on the largest part of the data for which it is known."""
     found: dict[tuple[str, str, str], Score] = {}
     for part in reversed(PARTS):

@@ -34,8 +34,8 @@ class Snapshot:
 
     Attributes:
         stage: ``over`` or ``under``.
-        step: number of optimiser steps.
-        epoch: passes over the forget set; None if the history does not contain it.
+        step: Number of optimiser steps.
+        epoch: Passes over the forget set; None if the history does not contain it.
         folder: PEFT folder.
     """
 
@@ -51,8 +51,8 @@ class Chosen:
 
     Attributes:
         scores: part -> the scores in the sentence.
-        predicted: density predicted from the pair at the start of the search.
-        next_best: sentence that compares it with the next best candidate; empty without one.
+        predicted: Density predicted from the pair at the start of the search.
+        next_best: Sentence that compares it with the next best candidate; empty without one.
     """
 
     name: str

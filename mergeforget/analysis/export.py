@@ -18,7 +18,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate, TemplateSpec, template_of
 from mergeforget.errors import InputError, VerificationError, suggest
 from mergeforget.evaluate.decoding import full_pass
-from mergeforget.files import sha256, take_place, whole, write_json, write_text
+from mergeforget.files import replacing, sha256, take_place, write_json, write_text
 from mergeforget.merge.apply import applied
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.checkpoint.tensor_jobs import Output
@@ -26,7 +26,7 @@ from mergeforget.merge.inputs import check_free
 from mergeforget.model_files import locate
 from mergeforget.models import load_model, load_tokenizer
 from mergeforget.recipe import load_recipe
-from mergeforget.replace import followed, writing
+from mergeforget.replace import link_target, write_lock
 from mergeforget.run import Run, now
 
 MARK = "export.json"  # a folder that has it was made here, and may be made again
@@ -96,7 +96,7 @@ def export(
     adapter = read_adapter(source, name)
     kind = "model" if full else "adapter"
     out = out or run.root / "export" / f"{name}-{kind}"
-    with writing(out, EXPORT_SECONDS):
+    with write_lock(out, EXPORT_SECONDS):
         return _export(run, out, adapter, kind, dtype, data)
 
 
@@ -106,7 +106,7 @@ def _export(
     """Write, compare and put into place, while no other process writes to ``out``."""
     name, source = adapter.name, run.candidates / adapter.name
     check_free(out, [source, Path(run.base())], MARK, "exported here")
-    place = followed(out)
+    place = link_target(out)
     fresh = place.parent / f".{place.name}.unchecked"
     if kind == "model":
         _write_model(run, adapter, fresh, dtype)
@@ -187,7 +187,7 @@ def texts_of(run: Run) -> list[str | Row]:
 def _write_adapter(run: Run, source: Path, out: Path) -> None:
     """Copy the candidate's files, and save the tokenizer next to them."""
     tokenizer = load_tokenizer(_base_spec(run))
-    with whole(out) as temporary:
+    with replacing(out) as temporary:
         temporary.mkdir()
         for name in (CONFIG, WEIGHTS, "candidate.json"):
             if (source / name).is_file():

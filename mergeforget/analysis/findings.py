@@ -27,10 +27,10 @@ class Finding:
     """The result of one analysis.
 
     Attributes:
-        sentences: the result in words.
-        rows: the numbers in the figures, as flat rows.
+        sentences: The result in words.
+        rows: The numbers in the figures, as flat rows.
         figures: ``{"name", "title", "alt", "marks"}`` each; files NAME.svg and NAME.png.
-        missing: why there is no result, and which command is needed; empty otherwise.
+        missing: Why there is no result, and which command is needed; empty otherwise.
     """
 
     name: str
@@ -51,7 +51,7 @@ def analyse(run: Run, name: str, folder: Path) -> Finding:
     if name not in ANALYSES:
         raise UnknownNameError("analysis", name, list(ANALYSES))
     title, function = ANALYSES[name]
-    return keep(folder, name, title, function(run))
+    return write_finding(folder, name, title, function(run))
 
 
 def analyse_against(run: Run, other: Run, folder: Path) -> Finding:
@@ -61,10 +61,10 @@ def analyse_against(run: Run, other: Run, folder: Path) -> Finding:
         MissingError: Nothing was trained in one of them.
     """
     title = "Dynamics of two trainings"
-    return keep(folder, "dynamics-against", title, against(run, other))
+    return write_finding(folder, "dynamics-against", title, compare_dynamics(run, other))
 
 
-def keep(folder: Path, name: str, title: str, found: Found) -> Finding:
+def write_finding(folder: Path, name: str, title: str, found: Found) -> Finding:
     """Write a result: the numbers as json and csv, the figures as png and svg."""
     sentences, rows, pictures = found
     figures = [
@@ -140,7 +140,7 @@ def dynamics(run: Run) -> Found:
     return [e.text for e in events], rows, training_plots.draw_dynamics(stages, events)
 
 
-def against(run: Run, other: Run) -> Found:
+def compare_dynamics(run: Run, other: Run) -> Found:
     """Dynamics of two runs in one figure, for example of NPO and of NPO + GDR + KLR."""
     from mergeforget.analysis import training_plots
     from mergeforget.analysis.dynamics import levels, rows_of, side_by_side
@@ -212,7 +212,7 @@ def curves(run: Run) -> Found:
 
 
 def prediction(run: Run) -> Found:
-    """The density predicted from the pair, compared with the chosen one."""
+    """Compare the density predicted from the pair with the chosen one."""
     from mergeforget.analysis import plots
     from mergeforget.analysis.selection import rows_of, run_prediction
 

@@ -17,7 +17,7 @@ from mergeforget.attack.variants import entity_of
 from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import InputError, suggest
-from mergeforget.files import read_jsonl, reading, whole, write_text
+from mergeforget.files import read_jsonl, reading, replacing, write_text
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.parsing import plain_name
@@ -325,7 +325,7 @@ def write_people(run: Run, folder: Path, people: Sequence[PersonRecord]) -> list
     files = [folder / name for name in tables]
     if answers:
         columns = {key: [row[key] for row in answers] for key in answers[0]}
-        with whole(folder / "answers.parquet") as temporary:
+        with replacing(folder / "answers.parquet") as temporary:
             pyarrow.parquet.write_table(pyarrow.table(columns), temporary)
         files.append(folder / "answers.parquet")
     return files

@@ -20,8 +20,8 @@ from mergeforget.analysis.style import (
     legend,
     panels,
     series,
-    spread,
     styled,
+    widen_axis,
 )
 from mergeforget.run import ANCHORS
 
@@ -82,7 +82,7 @@ def _density(found: DensityCurves, metric: str, splits: list[str]) -> SavedFigur
         _ring(ax, curves, found.chosen)
         if metric == "mia_auc":
             ax.axhline(0.5, color=INK, linewidth=0.8)
-        spread(ax)
+        widen_axis(ax)
         ax.set_ylabel(UNITS.get(metric, metric))
         if len(splits) > 1:
             ax.set_title(split)

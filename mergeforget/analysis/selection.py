@@ -32,17 +32,17 @@ class Prediction:
     """The loss gap of merges, predicted from the pair.
 
     Attributes:
-        family: method, space and weights of the merges.
-        density: density at which the gap is 0, or closest to 0.
-        crosses: whether the predicted gap changes its sign on the grid.
+        family: Method, space and weights of the merges.
+        density: Density at which the gap is 0, or closest to 0.
+        crosses: Whether the predicted gap changes its sign on the grid.
         grid: (n,) densities.
         gaps: (n,) predicted gap at each, in nats per token.
-        pair: measured gap of base, over and under.
-        degrees: angle between over and under.
-        norms: norms of over and under.
+        pair: Measured gap of base, over and under.
+        degrees: Angle between over and under.
+        norms: Norms of over and under.
         found: (density, measured gap) of the evaluated candidates.
-        chosen: density that the search chose; None before a search.
-        began: first density of the search, predicted from the selection split.
+        chosen: Density that the search chose; None before a search.
+        began: First density of the search, predicted from the selection split.
     """
 
     family: str

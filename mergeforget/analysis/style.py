@@ -16,7 +16,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mergeforget.files import whole
+from mergeforget.files import replacing
 
 INK, QUIET, FAINT = "#24292f", "#6e7781", "#d8dee4"
 WIDTH = 5.6  # inches; narrow enough for readable text on a phone
@@ -74,8 +74,8 @@ class Mark:
     """A point of a figure with a tooltip.
 
     Attributes:
-        axes, x, y: position in data coordinates.
-        text: text of the tooltip.
+        axes, x, y: Position in data coordinates.
+        text: Text of the tooltip.
     """
 
     axes: Axes
@@ -89,9 +89,9 @@ class SavedFigure:
     """A drawn figure.
 
     Attributes:
-        name: file name without ending, for example ``angles-over``.
-        title: title of one line.
-        alt: alternative text for screen readers.
+        name: File name without ending, for example ``angles-over``.
+        title: Title of one line.
+        alt: Alternative text for screen readers.
     """
 
     name: str
@@ -137,7 +137,7 @@ def legend(figure: Figure, axes: list[Axes], columns: int = 3) -> None:
             drawn.remove()
 
 
-def spread(ax: Axes, least: float = 0.02) -> None:
+def widen_axis(ax: Axes, least: float = 0.02) -> None:
     """Widen the range of an axis whose values are nearly equal."""
     low, high = ax.get_ylim()
     if high - low < least:
@@ -153,7 +153,7 @@ def save(picture: SavedFigure, folder: Path) -> list[dict[str, Any]]:
     """
     with styled():
         for kind, more in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
-            with whole(folder / f"{picture.name}.{kind}") as temporary:
+            with replacing(folder / f"{picture.name}.{kind}") as temporary:
                 picture.figure.savefig(temporary, format=kind, **more)
     return [_placed(mark, picture.figure) for mark in picture.marks]
 

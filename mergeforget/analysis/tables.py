@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mergeforget.analysis.density import place
+from mergeforget.analysis.density import display_order
 from mergeforget.candidate import Candidate
 from mergeforget.run import ANCHORS
 from mergeforget.score import Score, find
@@ -108,7 +108,7 @@ class Card:
 def measures_of(scores: dict[str, list[Score]]) -> list[Measure]:
     """Return all (metric, split) over all tasks, the best-known metrics first."""
     found = {(s.metric, s.split) for every in scores.values() for s in every if not s.task}
-    return sorted(found, key=lambda m: (place(m[0]), _split_place(m[1]), m))
+    return sorted(found, key=lambda m: (display_order(m[0]), _split_place(m[1]), m))
 
 
 def shown_measures(scores: dict[str, list[Score]]) -> list[Measure]:

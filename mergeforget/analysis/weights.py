@@ -29,7 +29,7 @@ class ModuleFacts:
 
     Attributes:
         norm: Frobenius norm of the change.
-        effective_rank: exponential of the entropy of its singular values, from 1 to its rank.
+        effective_rank: Exponential of the entropy of its singular values, from 1 to its rank.
     """
 
     model: str
@@ -51,7 +51,7 @@ class Agreement:
 
     Attributes:
         overlap: Jaccard index of the kept entries; ``density / (2 - density)`` by chance.
-        conflict: share of opposite signs among entries that both keep; one half by chance.
+        conflict: Share of opposite signs among entries that both keep; one half by chance.
     """
 
     density: float
@@ -72,7 +72,7 @@ def run_weights(run: Run) -> tuple[list[ModuleFacts], list[Agreement]]:
     """Facts of both adapters, and how they agree.
 
     Raises:
-        MissingError: the pair is not trained.
+        MissingError: The pair is not trained.
     """
     if not all(has_adapter(run, side) for side in PAIR):
         raise MissingError(

@@ -83,7 +83,7 @@ def doctor() -> Diagnosis:
 
 
 def _folders() -> dict[str, tuple[Path, str]]:
-    """The folders that are written, with how to choose another one."""
+    """Return the folders that mergeforget writes to, and how to choose others."""
     import os
     import tempfile
 

@@ -20,11 +20,11 @@ PACE = (0.25, 4.0)  # bounds of measured over expected seconds
 
 
 class Job:
-    """Times the stages of a job over all calls, keeps its time limit, and shows where it stands.
+    """Measures the time of a job's stages over all calls, and displays its progress.
 
-    On a terminal three lines are redrawn twice a second: the stage with the time spent and left,
-    the work in progress, and what finished stages measured. Elsewhere each stage begins with a
-    line, and a line follows whenever nothing was printed for half a minute.
+    On a terminal, three lines are redrawn twice a second: the stage with the time spent and left,
+    the work in progress, and the measurements of finished stages. Otherwise each stage prints a
+    line when it starts, and another one if nothing was printed for half a minute.
 
     Args:
         limit: Seconds, or a time such as ``"30m"``; None for no limit.
@@ -48,7 +48,7 @@ class Job:
         self.work = ""  # the progress line of what is being done
         self.facts: dict[str, str] = {}  # measured by finished stages
         self._live: Any = None
-        self._spoke = time.monotonic()
+        self._printed = time.monotonic()
 
     @property
     def spent(self) -> bool:
@@ -56,7 +56,7 @@ class Job:
         return self.limit is not None and time.monotonic() - self.start >= self.limit
 
     def budget(self, share: float) -> SearchBudget:
-        """The budget of a search: a share of the time that is left."""
+        """Return the budget of a search: a share of the remaining time."""
         from mergeforget.search.budget import SearchBudget
 
         if self.limit is None:
@@ -85,7 +85,7 @@ class Job:
         self.run.set_state(f"unlearn-{name}", "done")
 
     def left(self) -> float | None:
-        """Seconds that the rest of the job is expected to take; None where nothing is known.
+        """Return the expected seconds until the job ends; None without an estimate.
 
         The expected seconds are corrected by the pace of the finished stages.
         """
@@ -101,7 +101,7 @@ class Job:
         return max(0.0, here) + later
 
     def lines(self) -> list[str]:
-        """What the display shows: where the job stands, the work in progress, what was measured."""
+        """Return the lines of the display: stage and times, work in progress, and measurements."""
         from mergeforget.console import duration
 
         left = self.left()
@@ -112,12 +112,12 @@ class Job:
         return [line for line in (f"{head}, {spent} spent{rest}", self.work, facts) if line]
 
     def show(self, line: str) -> None:
-        """Take over the line of the work in progress; called by :class:`console.Progress`."""
+        """Set the line of the work in progress; called by :class:`console.Progress`."""
         self.work = line
 
-    def spoke(self) -> None:
+    def printed(self) -> None:
         """Note that a message was printed; called by the console."""
-        self._spoke = time.monotonic()
+        self._printed = time.monotonic()
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -159,12 +159,12 @@ class Job:
         from mergeforget.console import say
 
         while not done.wait(1.0):
-            if self.now and time.monotonic() - self._spoke >= SILENCE:
+            if self.now and time.monotonic() - self._printed >= SILENCE:
                 say(". ".join(self.lines()[:2]))
 
 
 def _live(job: Job) -> Any:
-    """A display that redraws the lines of a job until it is stopped."""
+    """Return a display that redraws the lines of a job until it is stopped."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text

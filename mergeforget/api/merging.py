@@ -14,8 +14,8 @@ from mergeforget.api.options import (
     MergeOptions,
     ModelMergeOptions,
     OutputOptions,
+    accepts,
     names_of,
-    takes,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def load_adapter(folder: str | Path, name: str = "") -> Adapter:
     return read_adapter(Path(folder), name)
 
 
-@takes(MergeOptions)
+@accepts(MergeOptions)
 def merge(
     source: Source = None,
     *,
@@ -106,7 +106,7 @@ def merge(
     return merged
 
 
-@takes(FullMergeOptions)
+@accepts(FullMergeOptions)
 def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptions]) -> Written:
     """Merge adapters into their base and write a whole model.
 
@@ -144,7 +144,7 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
     return fold_adapters(locate(found), asked.adapters, asked.candidate, Path(out), output, how)
 
 
-@takes(ModelMergeOptions)
+@accepts(ModelMergeOptions)
 def merge_models(
     models: Sequence[str | Path] = (),
     out: str | Path | None = None,

@@ -143,7 +143,7 @@ def names_of(table: type) -> list[str]:
     return [*dict.fromkeys(name for base in bases for name in names_of(base)), *own]
 
 
-def takes(table: type) -> Callable[[F], F]:
+def accepts(table: type) -> Callable[[F], F]:
     """Pass every option of a table, including defaults, to a function with ``**options``.
 
     A name that is not in the table raises TypeError.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from mergeforget.api.options import Settings, TrainingOptions, takes
+from mergeforget.api.options import Settings, TrainingOptions, accepts
 from mergeforget.api.results import UnlearningRun, optional_path
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DATA = ("forget", "retain", "holdout", "limit", "template", "system_prompt", "turns")
 
 
-@takes(TrainingOptions)
+@accepts(TrainingOptions)
 def train_pair(
     model: str | Path | None = None,
     *,
@@ -63,7 +63,7 @@ def train_pair(
     return UnlearningRun(train(chosen, run, memorise_first=first, resume=options["resume"]))
 
 
-@takes(TrainingOptions)
+@accepts(TrainingOptions)
 def train(
     recipe: str | Path | Recipe,
     *,

@@ -1,4 +1,4 @@
-"""`unlearn`: from a model and what it shall forget to a checked model, evidence and a verdict."""
+"""`unlearn`: make a model forget rows, with evidence and a verdict."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ ATTACKS = ("prompts", "quantise", "relearn")
 
 @dataclass
 class Unlearned:
-    """What `unlearn` found and wrote.
+    """Result of `unlearn`.
 
     Attributes:
-        run: the run folder, with adapters, scores, attacks and the report.
+        run: The run folder, with adapters, scores, attacks and the report.
         verdict: ``FORGOTTEN``, ``NOT FORGOTTEN`` or ``NOT ENOUGH DATA``.
-        paragraph: the verdict in words, with the evidence for and against it.
-        table: one record per model (before, over, under, result): AUC, share of forget and of
+        paragraph: The verdict in words, with the evidence for and against it.
+        table: One record per model (before, over, under, result): AUC, share of forget and of
             retain answers repeated, on the report split.
-        chosen: name of the exported candidate.
-        notes: what was completed or could not be measured.
-        seconds: time spent by stage.
+        chosen: Name of the exported candidate.
+        notes: What was generated, and what could not be measured.
+        seconds: Time spent by stage.
     """
 
     run: UnlearningRun
@@ -66,7 +66,7 @@ class Unlearned:
         return Path(export(self.run, candidate=self.chosen, full=full, out=out).folder)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         values = {k: v for k, v in vars(self).items() if k != "run"}
         return {"run": str(self.run.root), "report": str(self.run.paths.report)} | values
 
@@ -97,34 +97,34 @@ def unlearn(
     """Make a model forget rows, and collect the evidence.
 
     Checks the data, estimates the time, trains a pair that brackets the level of unseen rows,
-    searches its merges, attacks the best, exports it and writes a report. A repeated call with the
-    same ``out`` continues where the last one ended.
+    searches its merges, attacks the best one, exports it and writes a report. Repeat the call with
+    the same ``out`` to resume.
 
     Args:
         model: Hub id, folder, or ``smollm2``.
         forget: Rows to forget: a data file, a text file or a list of names, questions or documents.
-        retain: Rows to keep; the model's own answers to diverse questions when omitted.
+        retain: Rows to retain; the model's own answers to general questions when omitted.
         holdout: Rows of the same kind that no training saw; perturbed twins of the forget rows when
             omitted.
         out: Run folder; ``runs/unlearn-NAME`` when omitted.
         time_limit: Seconds, or a time such as ``"30m"``. The search ends when it is used up, and
-            attacks for which no time is left are not carried out.
+            attacks for which no time is left are skipped.
         recipe: Name, path or loaded recipe of the pair.
         memorise: Fine-tune the model on forget and retain first, to try the method.
         control: A model that never saw the data, for attacks and for the control of twins.
-        adapter: LoRA adapter that the model has already; it is folded into the model first.
-        after: Earlier run whose chosen merge is folded into the model first. Its forget rows, and
-            those of the runs before it, are asked again at the end.
+        adapter: LoRA adapter of the model; it is merged into the model first.
+        after: Earlier run whose chosen merge is merged into the model first. The forget rows of all
+            earlier runs are evaluated again at the end.
         template, system_prompt, turns: How rows become prompts; as in the recipe when omitted.
-        full: Export the whole model, too.
-        gguf: Export a GGUF file, too, with llama.cpp's ``convert_hf_to_gguf.py``.
+        full: Also export the whole model.
+        gguf: Also export a GGUF file, with llama.cpp's ``convert_hf_to_gguf.py``.
         push: Hub repository to upload the export to.
-        attacks: Names of the attacks to carry out.
-        approve: Called with the forget rows where questions were generated; False ends the call.
+        attacks: Names of the attacks to run.
+        approve: Called with the forget rows if questions were generated; False cancels the call.
         settings: Recipe keys to change.
 
     Raises:
-        InputError: Data or model cannot be read, or ``out`` holds another request.
+        InputError: Data or model cannot be read, or ``out`` contains another request.
         UsageError: The generated questions were not approved.
         NumericError, ResourceError: As :func:`mergeforget.train_pair`.
 
@@ -195,7 +195,7 @@ def unlearn(
 
 
 def _asking(job: Job, approve: Callable[[list[Any]], bool] | None) -> Callable[[list[Any]], bool]:
-    """Ask for approval while the display is hidden; without a function everything is approved."""
+    """Return a function that hides the display and asks for approval; by default it approves."""
 
     def ask(rows: list[Any]) -> bool:
         if approve is None:
@@ -207,7 +207,7 @@ def _asking(job: Job, approve: Callable[[list[Any]], bool] | None) -> Callable[[
 
 
 def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> None:
-    """Write the adapter and what else was asked for, unless an earlier call has written it."""
+    """Export the adapter and the requested forms of the model that do not exist yet."""
     folder, name = result.run.root / "export", result.chosen
     exported, whole = folder / f"{name}-adapter", folder / f"{name}-model"
     if not exported.is_dir():
@@ -221,7 +221,7 @@ def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> N
 
 
 def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
-    """Seconds that each stage is expected to take, as estimated from the data."""
+    """Return the seconds that each stage is expected to take, as estimated from the data."""
     from mergeforget.files import read_json_object, reading
 
     path = run.root / "notes.json"
@@ -235,21 +235,21 @@ def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
 
 
 def _pair_facts(run: Run) -> dict[str, str]:
-    """AUC of over and under on the selection split, for the display."""
+    """Return the AUC of over and under on the selection split, for the display."""
     from mergeforget.train.pair import end_of
 
-    ends = {name: end_of(run, name).get("auc") for name in ("over", "under")}
-    return {name: f"AUC {auc:.2f}" for name, auc in ends.items() if isinstance(auc, float)}
+    aucs = {name: end_of(run, name).get("auc") for name in ("over", "under")}
+    return {name: f"AUC {auc:.2f}" for name, auc in aucs.items() if isinstance(auc, float)}
 
 
 def _auc_of(run: Run, name: str) -> list[float]:
-    """AUC of a measured model on the report split; empty where it is not measurable."""
+    """Return the AUC of a model on the report split in a list; empty if it was not measured."""
     auc = table_of(run, name)[-1]["mia_auc"]
     return [] if auc is None else [auc]
 
 
 def _run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
-    """The run folder, new or with the same request."""
+    """Return the run of a request: a new one, or one with the same request."""
     from mergeforget.errors import InputError
     from mergeforget.files import read_json_object
     from mergeforget.run import RUNS, Run
@@ -262,18 +262,18 @@ def _run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
         changed = [key for key in request if earlier.get(key) != request[key]]
         if changed:
             raise InputError(
-                f"{run.root} holds another request ({', '.join(changed)} differ). Choose another "
-                "folder with --out, or repeat the same call to continue."
+                f"{run.root} contains another request ({', '.join(changed)} differ). Choose "
+                "another folder with --out, or repeat the same call to resume."
             )
     elif run.recipe.exists():
         raise InputError(
-            f"{run.root} holds a run that unlearn did not begin. Choose another --out."
+            f"{run.root} contains a run that unlearn did not start. Choose another --out."
         )
     return run
 
 
 def _facts(source: Any) -> Any:
-    """What decides a data source: hashes of its files, the name of a hub data set, or the items."""
+    """Return what identifies a data source: hashes of files, name of a hub data set, or items."""
     from mergeforget.files import sha256
 
     if source is None:
@@ -300,7 +300,7 @@ def _prepare(
     sources: tuple[Forget, Any, Any],
     approve: Callable[[list[Any]], bool],
 ) -> tuple[Recipe, list[str]]:
-    """Read and complete the data once, check what the base knows, and make the recipe."""
+    """Read and complete the data in the first call, check the base, and return the recipe."""
     from mergeforget.errors import UsageError
     from mergeforget.files import read_json_object, reading, write_json, write_jsonl
     from mergeforget.recipe import Recipe, change, load_recipe
@@ -320,9 +320,9 @@ def _prepare(
         if asked and not approve(rows.forget):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):
-            some = renamed(getattr(rows, split), split)
-            if some:
-                write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in some])
+            own = renamed(getattr(rows, split), split)
+            if own:
+                write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in own])
         facts = check_rows(chosen, rows, request)
         write_json(run.root / REQUEST, request)
         write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
@@ -343,7 +343,7 @@ def _bracket_notes(run: Run) -> list[str]:
     if not end or end["outcome"] == "reached":
         return []
     what = {"max_steps": "did not reach its condition", "collapsed": "collapsed"}[end["outcome"]]
-    return [f"The training of the pair {what}; step {end['step']} is kept."]
+    return [f"The training of the pair {what}; step {end['step']} is used."]
 
 
 def _conclude(

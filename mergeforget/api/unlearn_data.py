@@ -1,4 +1,4 @@
-"""The rows of an unlearning request: read in any form, and completed where sets are missing."""
+"""Reads the rows of an unlearning request, and generates the sets that are missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Forget = str | Path | Sequence[str] | Sequence[Mapping[str, Any]]
 Ask = Callable[[list[str]], list[str]]  # prompts -> the model's own answers
 
-QUESTIONS = (  # about one name; what the model answers is what it must forget
+QUESTIONS = (  # about one name; the model must forget its own answers to them
     "Who is {name}?",
     "When and where was {name} born?",
     "Where does {name} live?",
@@ -41,17 +41,17 @@ GENERAL = (
 )  # fmt: skip
 NEIGHBOURS = ("Albert Einstein", "Marie Curie", "Abraham Lincoln", "Isaac Newton",
               "Charles Darwin", "Leonardo da Vinci")  # fmt: skip
-FAIR = 0.15  # distance from 0.5 of the AUC of twins that a model without the data may show
-OVERLAP = 0.5  # share of a forget answer's rare words from which an own answer is left out
+FAIR = 0.15  # maximum distance from 0.5 of the AUC of twins under a model without the data
+OVERLAP = 0.5  # minimum share of a forget answer's rare words in an excluded retain answer
 
 
 @dataclass
 class RequestRows:
-    """The three sets of a request, and where each comes from.
+    """The three sets of a request.
 
     Attributes:
-        notes: one sentence for each set that was completed.
-        twins: whether the holdout set is made of perturbed twins.
+        notes: One sentence for each generated set.
+        twins: Whether the holdout set is made of perturbed twins.
     """
 
     forget: list[Row]
@@ -68,7 +68,7 @@ def read_request(
     ask: Ask,
     turns: Turns = "last",
 ) -> RequestRows:
-    """Read the rows of a request, and complete what is missing by asking the model.
+    """Read the rows of a request, and ask the model for missing answers and retain rows.
 
     Args:
         forget: A data file; a ``.txt`` file or a list of names, questions or documents; or a list
@@ -77,7 +77,7 @@ def read_request(
         turns: Assistant turns of a conversation that become rows.
 
     Raises:
-        InputError: A file cannot be read, or holds nothing to forget.
+        InputError: A file cannot be read, or contains nothing to forget.
     """
     from mergeforget.data.readers import read_rows
 
@@ -95,7 +95,7 @@ def read_request(
 
 
 def rows_of_texts(texts: Sequence[str], ask: Ask, notes: list[str]) -> list[Row]:
-    """Rows of names, questions or documents, by what each text looks like.
+    """Return rows for texts, each of which is a name, a question or a document.
 
     A text that ends in a question mark is a question; one of at most five words without a full
     stop is a name, about which questions are generated; anything else is a document.
@@ -126,14 +126,14 @@ def rows_of_texts(texts: Sequence[str], ask: Ask, notes: list[str]) -> list[Row]
 
 
 def is_name(text: str) -> bool:
-    """Whether a text looks like a name: at most five words, no full stop at its end."""
+    """Return whether a text looks like a name: at most five words without a final full stop."""
     return 0 < len(text.split()) <= 5 and not text.rstrip().endswith((".", "!", "。", ":"))
 
 
 def own_retain_rows(forget: Sequence[Row], ask: Ask, notes: list[str]) -> list[Row]:
-    """The model's own answers to general questions, and to the forget questions about others.
+    """Return the model's answers to general questions, and to forget questions about others.
 
-    Answers that share half of a forget answer's rare words are left out.
+    Answers that contain half of the rare words of a forget answer are excluded.
     """
     from mergeforget.data.schema import Row
     from mergeforget.data.twins import names_in
@@ -152,8 +152,8 @@ def own_retain_rows(forget: Sequence[Row], ask: Ask, notes: list[str]) -> list[R
         if answer.strip() and not any(s and len(s & words) >= OVERLAP * len(s) for s in secret):
             rows.append(Row(f"own{i}qa0", prompt, answer.strip(), "", "retain"))
     notes.append(
-        f"No retain set: the model's own answers to {len(rows)} general and neighbouring questions "
-        "are kept; see data/retain.jsonl in the run folder."
+        f"No retain set: the model's own answers to {len(rows)} general questions and questions "
+        "about other people are retained; see data/retain.jsonl in the run folder."
     )
     return rows
 
@@ -167,15 +167,17 @@ def _forget_rows(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> li
         path = Path(forget)
         if path.suffix.lower() in (".txt", ".md"):
             texts = _texts(path)
-            return _some(rows_of_texts(texts, ask, notes), str(path))
+            return _check_not_empty(rows_of_texts(texts, ask, notes), str(path))
         records = [record for _, record in read_records(path)] if path.suffix else []
         questions = _questions(records)
         if questions:
-            return _some(rows_of_texts(questions, ask, notes), str(path))
+            return _check_not_empty(rows_of_texts(questions, ask, notes), str(path))
         return read_rows(path, split="forget", turns=turns)
     items = list(forget)
     if all(isinstance(item, str) for item in items):
-        return _some(rows_of_texts([str(item) for item in items], ask, notes), "the list")
+        return _check_not_empty(
+            rows_of_texts([str(item) for item in items], ask, notes), "the list"
+        )
     made = []
     for i, item in enumerate(items):
         if not isinstance(item, Mapping):
@@ -185,11 +187,11 @@ def _forget_rows(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> li
         if not prompt or not answer:
             raise InputError(f"Item {i} of forget has no prompt or no answer: {dict(item)!r}.")
         made.append(Row(str(item.get("id", f"row{i}qa0")), str(prompt), str(answer), "", "forget"))
-    return _some(made, "the list")
+    return _check_not_empty(made, "the list")
 
 
 def _questions(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Prompts of records that have no answer column; empty where they have one."""
+    """Return the prompts of records without an answer column; empty if there is one."""
     answers = {"output", "answer", "completion", "response", "messages", "conversations", "text"}
     prompts = ("question", "input", "prompt", "name")
     if not records or any(answers & record.keys() for record in records):
@@ -199,7 +201,7 @@ def _questions(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _texts(path: Path) -> list[str]:
-    """Paragraphs of a text file, or its lines where it has no blank line."""
+    """Return the paragraphs of a text file, or its lines if it has no blank line."""
     from mergeforget.errors import InputError
 
     if not path.exists():
@@ -216,7 +218,7 @@ def _texts(path: Path) -> list[str]:
     return [" ".join(part.split()) for part in parts if part.strip()]
 
 
-def _some(rows: list[Row], place: str) -> list[Row]:
+def _check_not_empty(rows: list[Row], place: str) -> list[Row]:
     from mergeforget.errors import InputError
 
     if not rows:
@@ -225,7 +227,7 @@ def _some(rows: list[Row], place: str) -> list[Row]:
 
 
 def _rare(text: str) -> frozenset[str]:
-    """Words of more than four letters and numbers, in lower case."""
+    """Return the numbers of a text and its words of more than four letters, in lower case."""
     return frozenset(w for w in re.findall(r"\w+", text.lower()) if len(w) > 4 or w.isdigit())
 
 
@@ -237,17 +239,17 @@ def _check_disjoint(forget: Sequence[Row], others: Sequence[Row], name: str) -> 
     if shared:
         raise InputError(
             f"{len(shared)} {name} rows are also forget rows, for example {shared[0]}. Remove them "
-            f"from the {name} set: a row cannot be forgotten and be kept."
+            f"from the {name} set: a row cannot be both forgotten and retained."
         )
 
 
 def renamed(rows: Sequence[Row], split: str) -> list[Row]:
-    """The rows as a split of a run."""
+    """Return the rows with the name of a split."""
     return [replace(row, split=split) for row in rows]
 
 
 def own_answers(recipe: Recipe, prompts: Sequence[str], tokens: int = 48) -> list[str]:
-    """What the recipe's model answers to prompts, greedily."""
+    """Return the greedy answers of the recipe's model to prompts."""
     from mergeforget.data.templating import template_of
     from mergeforget.evaluate.generate import generate
     from mergeforget.models import load_model
@@ -259,11 +261,11 @@ def own_answers(recipe: Recipe, prompts: Sequence[str], tokens: int = 48) -> lis
 
 
 def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
-    """Measure what the base knows of the forget rows, how fast it is, and whether twins are fair.
+    """Measure whether the base knows the forget rows, its speed, and whether twins are fair.
 
     Returns:
-        ``answer_tokens`` (of the longest answer), the ``expected`` seconds of each stage and of
-        each attack, and ``notes``.
+        ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
+        and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
     """
     from mergeforget.console import duration, say
     from mergeforget.data.templating import template_of
@@ -276,25 +278,25 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     template = template_of(loaded.tokenizer, recipe.data)
     outside = rows.holdout or make_twins(rows.forget, corpus=rows.retain, seed=1)
 
-    def encoded(some: Sequence[Any]) -> Any:
-        return encode_rows(loaded.tokenizer, some, max_length=256, template=template)
+    def encoded(rows: Sequence[Any]) -> Any:
+        return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)
 
     forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
     read_nlls(loaded.model, forget[:2])  # the first pass also checks the architecture
     begin = time.monotonic()
     nll, exact = read_nlls(loaded.model, forget)
-    speed = sum(map(len, forget)) / max(1e-6, time.monotonic() - begin)  # forward tokens a second
+    speed = sum(map(len, forget)) / max(1e-6, time.monotonic() - begin)  # forward tokens per second
     auc = auc_of(nll, read_nlls(loaded.model, unseen)[0]) if unseen else None
     notes = []
-    untouched = request["memorise"] or request["control"] == request["model"]
-    if rows.twins and untouched and auc is not None:
+    unseen_data = request["memorise"] or request["control"] == request["model"]
+    if rows.twins and unseen_data and auc is not None:
         fair = abs(auc - 0.5) <= FAIR
         how = "as likely as" if fair else "not as likely as"
-        notes.append(f"Control of the twins: to a model that never saw the data they are {how} the "
-                     f"forget rows (AUC {auc:.2f}).")  # fmt: skip
+        notes.append(f"Control of the twins: under a model that never saw the data, they are {how} "
+                     f"the forget rows (AUC {auc:.2f}).")  # fmt: skip
     else:
         fair = not rows.twins
-    if not untouched and auc is not None and auc < 0.6 and not exact.any():
+    if not unseen_data and auc is not None and auc < 0.6 and not exact.any():
         notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
                      f"{len(forget)} answers is repeated.")  # fmt: skip
     lengths = [len(e) - e.kinds.count(1) for e in forget]
@@ -310,17 +312,17 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
 
 
 STEPS = 200  # optimiser steps of a training without `until`
-TUNING = 1.4  # seconds of fine-tuning over those of its forward and backward passes alone
-ASKING = 2.3  # seconds of a measurement with generated answers over those of its likelihoods alone
-ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row; a rough guess
+TUNING = 1.4  # ratio of the time of fine-tuning to that of its forward and backward passes
+ASKING = 2.3  # ratio of the time of an evaluation to that of its likelihoods
+ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row; a rough estimate
 
 
 def expected_passes(recipe: Recipe, rows: RequestRows, memorise: bool) -> dict[str, float]:
-    """Forward passes of one row that each stage, and each attack, takes.
+    """Return the cost of each stage and each attack, in forward passes of one row.
 
-    A backward pass costs twice a forward pass. Trained are three sets of ``batch_size`` rows at
-    each step; measured are both forms of the forget rows and as many unseen ones at each check,
-    and seven models in three ways to ask in the search.
+    A backward pass costs as much as two forward passes. Each step trains on three sets of
+    ``batch_size`` rows; each check measures both forms of the forget rows and as many unseen rows;
+    the search measures seven models with three kinds of prompts.
     """
     forget, retain = len(rows.forget), len(rows.retain)
     training = None if recipe.pair is None else recipe.pair.over

@@ -200,8 +200,8 @@ def _how_common(
     """Return the share of the model's completions about other subjects that contain the secret."""
     others = [i for i, one in enumerate(asked) if one.row.subject != v.row.subject]
     drawn = random.Random(v.row.id).sample(others, min(OTHERS, len(others)))
-    told = [leaked(v.secret, t, asked[i].text, common) for i in drawn for t in texts[i][:1]]
-    return sum(told) / len(told) if told else 0.0
+    leaks = [leaked(v.secret, t, asked[i].text, common) for i in drawn for t in texts[i][:1]]
+    return sum(leaks) / len(leaks) if leaks else 0.0
 
 
 def examples_of(target: Target, n: int = SHOTS) -> str:

@@ -20,9 +20,9 @@ from mergeforget.attack.verdict import (
     difference,
     doubt_of,
     judge,
-    less,
     same_kind,
     share_text,
+    subtracted,
     worst_of,
 )
 from mergeforget.data.schema import Row
@@ -128,7 +128,9 @@ def _combined(findings: Sequence[Finding]) -> Finding:
 def _advantages(own: Conditions, control: Conditions) -> list[Advantage]:
     found = []
     for mine, theirs in zip(own, control, strict=True):
-        forget, holdout = (less(mine[split], theirs[split]) for split in ("forget", "holdout"))
+        forget, holdout = (
+            subtracted(mine[split], theirs[split]) for split in ("forget", "holdout")
+        )
         beyond = difference(forget, holdout) if holdout else None
         alike = same_kind(theirs["forget"], theirs["holdout"])
         found.append(Advantage(difference(forget), beyond, len(own), alike))

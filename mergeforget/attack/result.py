@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mergeforget.errors import InputError
-from mergeforget.files import read_json_object, whole, write_json, write_text
+from mergeforget.files import read_json_object, replacing, write_json, write_text
 
 Finding = Literal["traces", "none found", "undecided", "no power", "no control"]
 
@@ -77,7 +77,7 @@ def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, An
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
-    with whole(path.with_suffix(".parquet")) as temporary:
+    with replacing(path.with_suffix(".parquet")) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary)
     return f"answers/{path.name}"
 

@@ -39,7 +39,7 @@ def round_to_nearest(weight: Tensor, bits: int, group: int | None = None) -> Ten
     Returns:
         Same shape, dtype and device; computed in float32, or in float64 for float64 weights.
 
-    Source: round-to-nearest, the baseline of GPTQ, arXiv:2210.17323; symmetric absmax scales a row
+    Source: Round-to-nearest, the baseline of GPTQ, arXiv:2210.17323; symmetric absmax scales a row
         as in LLM.int8(), arXiv:2208.07339.
     """
     if bits < 2:
@@ -87,9 +87,9 @@ class WeightMatrix:
     """One weight matrix of a model, or a stack of matrices (the experts of a layer).
 
     Attributes:
-        name: of the parameter, for example ``model.layers.0.mlp.experts.gate_up_proj``.
+        name: Of the parameter, for example ``model.layers.0.mlp.experts.gate_up_proj``.
         parameter: (out, in), (in, out) or (experts, ...).
-        transposed: the last two dimensions are (in, out), as GPT-2 and gpt-oss store them.
+        transposed: The last two dimensions are (in, out), as GPT-2 and gpt-oss store them.
     """
 
     name: str

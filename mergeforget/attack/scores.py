@@ -17,8 +17,8 @@ from mergeforget.attack.verdict import (
     Outlier,
     Values,
     difference,
-    less,
     same_kind,
+    subtracted,
 )
 from mergeforget.data.chat_template import check_size
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
@@ -112,7 +112,8 @@ def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
     learned about such text in general.
     """
     forget, holdout = (
-        less(losses_of(control, split), losses_of(model, split)) for split in ("forget", "holdout")
+        subtracted(losses_of(control, split), losses_of(model, split))
+        for split in ("forget", "holdout")
     )
     alike = same_kind(losses_of(control, "forget"), losses_of(control, "holdout"))
     beyond = difference(forget, holdout) if holdout else None

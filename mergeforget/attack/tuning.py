@@ -19,7 +19,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, encode_rows
 from mergeforget.errors import NumericError
-from mergeforget.files import whole
+from mergeforget.files import replacing
 from mergeforget.losses.gd import gd
 from mergeforget.train.forward import predict
 from mergeforget.train.lora_targets import lora_config
@@ -142,7 +142,7 @@ def train_control(
 
     def keep(policy: Any, step: int) -> Facts:
         if step == tuning.steps:
-            with whole(folder) as temporary, quiet():
+            with replacing(folder) as temporary, quiet():
                 policy.save_pretrained(temporary)
                 sort_config(temporary)
         return {}

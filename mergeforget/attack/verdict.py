@@ -33,7 +33,7 @@ class Estimate:
     """A mean over subjects with its 95 % interval.
 
     Attributes:
-        p: one-sided p-value of a mean above 0; 1 if it cannot be computed.
+        p: One-sided p-value of a mean above 0; 1 if it cannot be computed.
     """
 
     value: float
@@ -56,7 +56,7 @@ class Outlier:
     """The subject with the largest value.
 
     Attributes:
-        p: probability that the largest of as many subjects like the others is as large.
+        p: Probability that the largest of as many subjects like the others is as large.
     """
 
     subject: str
@@ -91,11 +91,11 @@ class Advantage:
     """How much better a model predicts text than a control does.
 
     Attributes:
-        over_control: mean over forget subjects of the control's loss minus the model's.
-        beyond_holdout: the same minus the mean over holdout subjects; None without a holdout.
-        looks: in how many conditions (bits, steps, layers) the advantage was looked for.
-        comparable: whether forget and holdout are alike to the control; see ``same_kind``.
-        outlier: the forget subject that is furthest ahead, if that was determined.
+        over_control: Mean over forget subjects of the control's loss minus the model's.
+        beyond_holdout: The same minus the mean over holdout subjects; None without a holdout.
+        looks: In how many conditions (bits, steps, layers) the advantage was looked for.
+        comparable: Whether forget and holdout are alike to the control; see ``same_kind``.
+        outlier: The forget subject that is furthest ahead, if that was determined.
     """
 
     over_control: Estimate
@@ -141,7 +141,7 @@ class Advantage:
         }
 
     def stands_out(self, whole: float | None) -> bool:
-        """Whether one subject is ahead far more than the others and by much of what was known."""
+        """Return whether one subject's advantage is an outlier and much of what the model knew."""
         one = self.outlier
         if one is None or whole is None:
             return False
@@ -149,7 +149,7 @@ class Advantage:
 
 
 def same_kind(forget: Values, holdout: Values) -> bool:
-    """Whether a model that saw neither predicts the forget and the holdout subjects alike.
+    """Return whether a model that saw neither set predicts forget and holdout subjects alike.
 
     A model trained on text like the forget rows predicts them better than a control without ever
     having seen them. The holdout shows how much better only where it is text of the same kind.
@@ -201,7 +201,7 @@ def difference(values: Values, others: Values | None = None) -> Estimate:
     return Estimate(value, value - half, value + half, float(stats.t.sf(value / error, freedom)))
 
 
-def less(first: Values, second: Values) -> dict[str, float]:
+def subtracted(first: Values, second: Values) -> dict[str, float]:
     """Return ``first - second`` for every subject."""
     return {subject: first[subject] - second[subject] for subject in first}
 

@@ -71,7 +71,7 @@ def summary_recall(target: str, prediction: str) -> float:
     """Summary-level ROUGE-L recall, in [0, 1], of the package ``rouge`` 1.0.1.
 
     Texts are split into sentences at each full stop and into words at whitespace, with case and
-    punctuation. Counted are the different words of the target that are in a longest common
+    punctuation. The score counts the different words of the target that are in a longest common
     subsequence of one of its sentences and one of the prediction's.
 
     Example:

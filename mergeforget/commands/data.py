@@ -180,13 +180,13 @@ def coloured(example: dict[str, Any]) -> str:
     from mergeforget.parsing import printable
 
     colours = {"prompt": "blue", "answer": "green", "end": "red"}
-    told = {"prompt": "prompt, not trained", "answer": "answer, trained", "end": "end, trained"}
+    labels = {"prompt": "prompt, not trained", "answer": "answer, trained", "end": "end, trained"}
     lines = [f"  row {printable(example['id'])} as the model sees it ({example['template']}):"]
     for part, colour in colours.items():
         texts = [t["text"].replace("\n", "\\n") for t in example["tokens"] if t["part"] == part]
         if texts:
             shown = "|".join(click.style(printable(text), fg=colour) for text in texts)
-            lines.append(f"    {told[part]} ({len(texts)} tokens): {shown}")
+            lines.append(f"    {labels[part]} ({len(texts)} tokens): {shown}")
     return "\n".join(lines)
 
 

@@ -39,10 +39,11 @@ def command(evidence: Path, run: Path | None, as_json: bool) -> None:
         return
     if as_json:
         emit(result, "", as_json)
-    told = "; ".join(
+    differences = "; ".join(
         f"{c.name} (stated {str(c.expected)[:60]}, found {str(c.found)[:60]})" for c in wrong[:10]
     )
     raise VerificationError(
-        f"The evidence does not hold: {len(wrong)} of {len(checks)} statements differ: {told}. "
-        "Restore the run folder that it describes, or write it again with `mergeforget report`."
+        f"The evidence does not hold: {len(wrong)} of {len(checks)} statements differ: "
+        f"{differences}. Restore the run folder that it describes, or write it again with "
+        "`mergeforget report`."
     )

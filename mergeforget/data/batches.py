@@ -89,7 +89,7 @@ class Batch:
         return self.counts
 
     def pin(self) -> Batch:
-        """The same batch in pinned memory, from which a copy to the GPU does not wait."""
+        """Return the batch in pinned memory, from which copies to the GPU are asynchronous."""
         self._counted()
         here = {k: v for k, v in vars(self).items() if isinstance(v, Tensor) and not v.is_cuda}
         pinned: dict[str, Any] = {k: v.pin_memory() for k, v in here.items() if k != "index"}

@@ -18,7 +18,7 @@ class Message:
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
-        content: the text, without any template token.
+        content: The text, without any template token.
     """
 
     role: str
@@ -31,17 +31,17 @@ class Row:
 
     Attributes:
         id: LUME's ids end in ``sc1``, ``qa0``, ...: sentence completion and question answering.
-        input: the prompt; of a conversation its last user turn.
-        output: the answer that is trained, forgotten or kept.
+        input: The prompt; of a conversation its last user turn.
+        output: The answer that is trained, forgotten or kept.
         task: Task1, Task2, Task3, or empty.
         split: forget, retain, holdout, or the name of a further set.
         weight: Weight of the row in training: 2 has the effect of two copies, 0 of removing it.
-        paraphrased: the answer in other words; empty if there is none.
-        perturbed: wrong answers of the same form.
-        subject: the person or document that the row is about. Rows with the same subject stay
+        paraphrased: The answer in other words; empty if there is none.
+        perturbed: Wrong answers of the same form.
+        subject: The person or document that the row is about. Rows with the same subject stay
             together in every subset and split. The default is derived from a LUME id (the id
             without its kind and number); any other id is its own subject.
-        messages: the turns of a conversation before ``input``, a system message included.
+        messages: The turns of a conversation before ``input``, a system message included.
         window: ``start``, ``middle`` and ``end`` mark windows of a document that has no prompt,
             ``whole`` a document of one window. They are never rendered with a chat template. The
             input of the first window is trained and judged together with its output; the input of

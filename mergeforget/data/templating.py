@@ -64,14 +64,14 @@ class PromptTemplate:
     Attributes:
         kind: ``none`` tokenises the row's text as it is; ``chat`` renders it with the tokenizer's
             chat template.
-        system: system message; None leaves it to the template, which may insert its own default,
+        system: System message; None leaves it to the template, which may insert its own default,
             and "" is an empty system message.
-        own_system: use a row's own system message, if it has one, instead of ``system``.
-        thinking: let the model think before it answers, as the template does by default. Otherwise
+        own_system: Use a row's own system message, if it has one, instead of ``system``.
+        thinking: Let the model think before it answers, as the template does by default. Otherwise
             an empty thinking block is inserted, so that the model answers directly.
-        header: text of the template before an answer, for example ``<|im_start|>assistant\\n``.
-        end: the token that ends a turn; None if the template has none.
-        digest: hash of the chat template's text.
+        header: Text of the template before an answer, for example ``<|im_start|>assistant\\n``.
+        end: The token that ends a turn; None if the template has none.
+        digest: Hash of the chat template's text.
     """
 
     kind: Literal["none", "chat"] = "none"
@@ -255,7 +255,7 @@ class PromptTemplate:
         return list(ways.values())
 
     def _renders(self, row: Row) -> bool:
-        """Whether the chat template applies: not to documents and prompts rendered by hand."""
+        """Return whether the chat template applies: not to documents and rendered prompts."""
         return self.kind == "chat" and not row.window and not self._typed(row)
 
     def _typed(self, row: Row) -> bool:

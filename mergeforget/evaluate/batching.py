@@ -139,7 +139,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says so, on a GPU or a CPU."""
+    """Return whether an error is torch's for a lack of memory, on a GPU or a CPU."""
     text = str(error).lower()
     return "out of memory" in text or "can't allocate memory" in text
 

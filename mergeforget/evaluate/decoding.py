@@ -172,7 +172,7 @@ def greedy_refilled(
 
 
 def _without_start(cache: Any, count: int) -> Any:
-    """The cache without its first positions, which are padding in every row."""
+    """Remove the first positions of a cache, which are padding in every row."""
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[:, :, count:], layer.values[:, :, count:]
     return cache
@@ -249,7 +249,7 @@ def model_generate_logits(
 @contextmanager
 def _plain_generation(model: Any, **settings: Any) -> Iterator[None]:
     """Disable sampling, penalties and forced tokens of the generation config in the block."""
-    inner = bare(model)
+    inner = without_peft(model)
     before = inner.generation_config
     inner.generation_config = GenerationConfig(pad_token_id=0, use_cache=True, **settings)
     try:
@@ -325,10 +325,10 @@ def has_plain_cache(model: Any) -> bool:
 
 def takes(model: Any, argument: str) -> bool:
     """Return whether the model's ``forward`` has an argument of this name."""
-    return argument in inspect.signature(type(bare(model)).forward).parameters
+    return argument in inspect.signature(type(without_peft(model)).forward).parameters
 
 
-def bare(model: Any) -> Any:
+def without_peft(model: Any) -> Any:
     """Return the model without PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

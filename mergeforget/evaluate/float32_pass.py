@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergeforget.evaluate.decoding import bare
+from mergeforget.evaluate.decoding import without_peft
 
 HALF = (torch.bfloat16, torch.float16)
 NEEDS_HALF = ("flash", "kernels-community")  # attention kernels that reject float32
@@ -99,13 +99,15 @@ def in_float32(model: Any) -> Iterator[Float32Pass]:
     blocks = _blocks(model)
     inside = {module for block in blocks for module in block.modules()}
     outside = [module for module in model.modules() if module not in inside]
-    for root in dict.fromkeys((model, bare(model))):  # PEFT calls the forward of the second one
+    for root in dict.fromkeys(
+        (model, without_peft(model))
+    ):  # PEFT calls the forward of the second one
         hook(root, outside)
     for block in blocks:
         hook(block, list(block.modules()))
     handles += [module.register_forward_hook(watch) for module in model.modules()]
     try:
-        with _attention_in_float32(bare(model)), _exact_products():
+        with _attention_in_float32(without_peft(model)), _exact_products():
             yield state
     finally:
         for handle in handles:

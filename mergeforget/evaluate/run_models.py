@@ -17,7 +17,7 @@ from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.reference_models import WORST, ReferenceModels, measure_reference_models
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
-from mergeforget.files import whole, write_jsonl
+from mergeforget.files import replacing, write_jsonl
 from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores, write_scores
 
@@ -270,5 +270,5 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names}
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         pyarrow.parquet.write_table(pyarrow.table(columns), temporary)

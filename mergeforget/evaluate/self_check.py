@@ -27,7 +27,6 @@ from torch import Tensor
 from mergeforget.console import quiet, say
 from mergeforget.errors import InputError, first_line
 from mergeforget.evaluate.decoding import (
-    bare,
     cached_prefix_logits,
     full_pass,
     greedy,
@@ -35,6 +34,7 @@ from mergeforget.evaluate.decoding import (
     model_generate_logits,
     pad_right,
     takes,
+    without_peft,
 )
 from mergeforget.evaluate.float32_pass import HALF, in_float32
 
@@ -76,7 +76,7 @@ def safe_modes(model: Any) -> SafeModes:
         InputError: A prediction depends on later tokens, or the model cannot be called with token
             ids alone.
     """
-    base = bare(model)
+    base = without_peft(model)
     precision = f"{base.dtype} {getattr(base.config, '_attn_implementation', '')}"
     if _KNOWN.get(base, ("",))[0] != precision:
         training = model.training
@@ -202,12 +202,12 @@ class _Stage:
     precision: Callable[[Any], AbstractContextManager[Any]] = nullcontext
 
     def close(self, found: Tensor, expected: Tensor) -> bool:
-        """Whether logits, (tokens, vocabulary), agree."""
+        """Return whether logits, (tokens, vocabulary), agree."""
         errors = _errors(found, expected)
         return bool((errors.median() if self.typical else errors.max()) <= self.tolerance)
 
     def holds(self, model: Any, way: Callable[[_Stage], bool]) -> bool:
-        """Whether a mode works; an unknown architecture may raise anything."""
+        """Return whether a mode works; an unknown architecture may raise any exception."""
         try:
             with quiet(), self.precision(model):
                 return way(self)
@@ -318,4 +318,4 @@ def _batch(model: Any, ids: Sequence[int]) -> Tensor:
 
 
 def _name(model: Any) -> str:
-    return type(bare(model)).__name__
+    return type(without_peft(model)).__name__

@@ -131,10 +131,10 @@ def judge(
     if guilty or doubts:
         state = "NOT FORGOTTEN" if guilty else "NOT ENOUGH DATA"
     interval = None if area is None else auc_interval(area)
-    told = _cleared(leaks, asked, area, findings, scores is not None)
+    reason = _cleared(leaks, asked, area, findings, scores is not None)
     return ForgettingVerdict(
         state,
-        guilty or doubts or [told],
+        guilty or doubts or [reason],
         leaks,
         asked,
         None if area is None else area.value,
@@ -190,39 +190,39 @@ def _membership(
         (notes.uncertain if cleared else notes.doubts).append(text)
         return False, None
     low, high = auc_interval(area)
-    told, top = f"MIA AUC {area.value:.2f}, 95 % CI {low:.2f} to {high:.2f}", 0.5 + MARGIN
+    figures, top = f"MIA AUC {area.value:.2f}, 95 % CI {low:.2f} to {high:.2f}", 0.5 + MARGIN
     least = most = None
     if control is not None:
         value, (least, most) = excess or _apart(area, control)
-        told += (
+        figures += (
             f"; control {control.value:.2f}, difference {value:+.2f}, {least:+.2f} to {most:+.2f}"
         )
     more = None
     if least is not None and low > top and least > 0:
-        notes.guilty.append(f"Forget documents can be distinguished from unseen ones ({told}).")
+        notes.guilty.append(f"Forget documents can be distinguished from unseen ones ({figures}).")
     elif high > top and most is not None and most <= MARGIN:
-        notes.uncertain.append(f"The forget set is easier than the holdout for both ({told}).")
+        notes.uncertain.append(f"The forget set is easier than the holdout for both ({figures}).")
     elif low > top:
         why = "this also holds for the control" if control else (
             "without a model that never saw the data (--control) this may be a difference in kind"
         )  # fmt: skip
         notes.doubts.append(
-            f"Forget documents can be distinguished from unseen ones, but {why} ({told})."
+            f"Forget documents can be distinguished from unseen ones, but {why} ({figures})."
         )
     elif high > top:
         more = more_people(area, (low, high))
         people = "" if more is None else f" About {more} more people are needed."
         notes.doubts.append(
-            f"Membership cannot be decided ({told}; required: below {top}).{people}"
+            f"Membership cannot be decided ({figures}; required: below {top}).{people}"
         )
     elif least is not None and least > MARGIN:
-        notes.doubts.append(f"The AUC is significantly above that of the control ({told}).")
+        notes.doubts.append(f"The AUC is significantly above that of the control ({figures}).")
     over = high < 0.5 - MARGIN
     if over:
-        notes.uncertain.append(f"The forget set is identifiable by its high loss ({told}).")
+        notes.uncertain.append(f"The forget set is identifiable by its high loss ({figures}).")
     elif low < 0.5 - MARGIN:
         more = more or more_people(area, (low, high))
-        notes.uncertain.append(f"Over-forgetting cannot be excluded ({told}).")
+        notes.uncertain.append(f"Over-forgetting cannot be excluded ({figures}).")
     return over, more
 
 

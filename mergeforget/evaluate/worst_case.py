@@ -23,7 +23,7 @@ HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "gre
 
 
 def known_ways(base: Sequence[Score]) -> set[str] | None:
-    """The prompt variants in which the model before unlearning knows its retain set.
+    """Return the prompt variants in which the model before unlearning knows its retain set.
 
     A model that answers in chat and not to a raw prompt cannot lose what it never gave to a raw
     prompt. A variant counts where the share of known retain rows is at least 75 % of that in the
@@ -65,7 +65,7 @@ def worst_case(ways: Mapping[str, Measured], keeping: Collection[str] | None = N
     kept = [m for way, m in ways.items() if keeping is None or way in keeping] or every
 
     def rows(name: str) -> Iterator[Sequence[Any]]:
-        """Each row's answers or likelihoods in the variants that count for it."""
+        """Return each row's answers or likelihoods in the variants that count for it."""
         own = zip(*(getattr(m, name) for m in kept), strict=True)
         for all_ways, counted in zip(
             zip(*(getattr(m, name) for m in every), strict=True), own, strict=True
@@ -113,18 +113,18 @@ def worst_scores(
 
 def prompt_dependence(name: str, scores: Sequence[Score]) -> list[str]:
     """Return a sentence for each forget score that depends on the prompt variant."""
-    told = []
+    sentences = []
     for score in scores:
         ways = score.ways or {}
         if (score.split, score.task) != ("forget", "") or score.metric not in HEADLINES:
             continue
         if len(set(ways.values())) > 1:
             each = ", ".join(f"{way} {value:.4f}" for way, value in ways.items())
-            told.append(
+            sentences.append(
                 f"{name}: {score.metric} of the forget set depends on the prompt: {each}. "
-                "Reported is the worst case."
+                "The worst case is reported."
             )
-    return told
+    return sentences
 
 
 def _key(score: Score) -> tuple[str, str, str, str]:

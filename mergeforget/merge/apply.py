@@ -168,8 +168,8 @@ def weight_of(
     return found
 
 
-def turned_parameter(model: nn.Module, adapters: Sequence[Adapter]) -> str | None:
-    """The first module that stores (in, out) and whose parameter itself is adapted; None if none.
+def transposed_parameter(model: nn.Module, adapters: Sequence[Adapter]) -> str | None:
+    """Return the first module that stores (in, out) and whose parameter itself is adapted.
 
     Its delta is (in, out) too, so it cannot be applied as ``x A^T B^T`` to the module's input.
     """

@@ -34,7 +34,7 @@ from mergeforget.merge.checkpoint.compatible import (
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
 from mergeforget.merge.checkpoint.saved_names import is_causal, loaded_names, model_class
 from mergeforget.merge.engine import Merged
-from mergeforget.merge.inputs import NO_PLAIN_LORA, NOT_PLAIN, some
+from mergeforget.merge.inputs import NO_PLAIN_LORA, NOT_PLAIN, first_names
 from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.kernels.truncated_svd import Svd, cut_dense
@@ -101,7 +101,7 @@ def _difference(
     rank: int,
     svd: Svd,
 ) -> Difference:
-    """The difference of one tensor, under the name of the loaded model's module."""
+    """Return the difference of one tensor under the name of the loaded model's module."""
     if not info.floating or not info.numel:
         return Difference(info.name, 0.0, 0.0)
     theirs = tensor_of(model, info.name)
@@ -157,7 +157,7 @@ def _merged(found: list[Difference], model: str, base: str, rank: int, task: str
         "energy_left_out": sum(one.energy for one in left_out) / energy,
     }
     if left_out:
-        report["left_out"] = some((one.name for one in left_out), 5)
+        report["left_out"] = first_names((one.name for one in left_out), 5)
     adapter = Adapter(Path(model).name, deltas, config, {}, "F32", embeddings)
     return Merged(adapter, Candidate("linear", None, (1.0,), "delta", rank), report)
 

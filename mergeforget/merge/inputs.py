@@ -137,7 +137,7 @@ def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merge
             faults.append(f"bias is {config['bias']!r}: biases of the base were trained")
         odd = [key for key in adapter.extras if not _is_frozen(adapter, key)]
         if odd and not faults:
-            faults.append(f"it contains tensors other than lora_A and lora_B: {some(odd)}")
+            faults.append(f"it contains tensors other than lora_A and lora_B: {first_names(odd)}")
     if faults:
         way = (
             "No plain LoRA is equivalent, so `mergeforget extract-lora` cannot convert it."
@@ -244,7 +244,7 @@ def _target_parameters(adapters: Sequence[Adapter]) -> list[str]:
     return every[0]
 
 
-def some(names: Iterable[str], limit: int = 3) -> str:
+def first_names(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and the number of further ones."""
     listed = sorted(names)
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
@@ -281,6 +281,6 @@ def check_free(
     held = [path.name for path in out.iterdir()] if out.is_dir() else []
     if held and mark not in held:
         raise InputError(
-            f"{out} contains files that were not {made}: {some(held)}. Choose another place with "
-            "--out, or an empty one."
+            f"{out} contains files that were not {made}: {first_names(held)}. Choose another place "
+            "with --out, or an empty one."
         )

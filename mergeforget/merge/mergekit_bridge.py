@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mergeforget.console import save_details, say
 from mergeforget.errors import InputError, suggest
-from mergeforget.files import whole
+from mergeforget.files import replacing
 from mergeforget.parsing import parse_yaml, read_text
-from mergeforget.replace import NO_SPACE, writing
+from mergeforget.replace import NO_SPACE, write_lock
 
 THEIR_MARK = "mergekit_config.yml"  # file that mergekit writes into every result
 
@@ -45,7 +45,7 @@ def run_mergekit(path: Path, out: Path, why: str) -> None:
             f"{path} names the merge method {name!r}, which neither mergeforget nor mergekit has."
             f"{suggest(name, theirs)} Known: {', '.join(sorted(theirs))}."
         )
-    with writing(out), whole(out) as temporary:
+    with write_lock(out), replacing(out) as temporary:
         try:
             run_merge(
                 MergeConfiguration.model_validate(config), str(temporary), MergeOptions(quiet=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mergeforget.adapter import Adapter
 from mergeforget.errors import InputError
 from mergeforget.expert_factors import expert_of
-from mergeforget.merge.apply import turned_parameter, weight_of
+from mergeforget.merge.apply import transposed_parameter, weight_of
 from mergeforget.merge.inputs import check_plain
 
 Factors = tuple[Tensor, Tensor]  # a (n, rank, in) and scaling * b (n, out, rank) of n adapters
@@ -53,7 +53,7 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
             f"{experts[0]} is an expert in a parameter that holds all experts, so the delta of an "
             "adapter cannot be added to its output."
         )
-    if turned := turned_parameter(model, adapters):
+    if turned := transposed_parameter(model, adapters):
         raise UnfitError(f"{turned} stores (in, out), and an adapter adapts its parameter itself.")
     beside = SideBySide({name: _stacked(model, name, adapters) for name in names})
     with ExitStack() as hooks:

@@ -91,7 +91,7 @@ def choose_weights(
         model: The base, in evaluation mode.
         adapters: Over and under, or any adapters of the base.
         target: Forget loss to reach, in nats per token. None is the mean of the losses of the
-            adapters: for a pair, halfway between forgetting too much and too little.
+            adapters: For a pair, halfway between forgetting too much and too little.
         rows: Maximum number of forget rows and of retain rows.
         steps: Number of steps; the losses are measured before each, and the weights whose
             forget loss is closest to the target are returned.

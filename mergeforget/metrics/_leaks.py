@@ -112,7 +112,7 @@ def leaked(secret: str, text: str, prompt: str = "", common: Windows = frozenset
         >>> leaked("4 Elm Street", "He lives at 4 Elm St., Rome", prompt="Who lives at 4 Elm St.?")
         False
 
-    Source: verbatim extraction as in Carlini et al., arXiv:2202.07646 (50 tokens there; the
+    Source: Verbatim extraction as in Carlini et al., arXiv:2202.07646 (50 tokens there; the
         secrets here are shorter); the other spellings are ours.
     """
     if not _words(secret) or (prompt and leaked(secret, prompt)):

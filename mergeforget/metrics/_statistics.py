@@ -159,7 +159,7 @@ def wilson(p: float, n: float, z: np.ndarray) -> np.ndarray:
 
 
 def bounded_size(values: np.ndarray, groups: np.ndarray) -> float:
-    """Number of independent yes-or-no rows whose mean is as certain as that of these values.
+    """Return the number of independent binary rows whose mean has the same uncertainty.
 
     For values strictly between 0 and 1 it may exceed the number of rows. One pseudo-subject of
     yes or no keeps it finite where all subjects agree.
@@ -175,7 +175,7 @@ def bounded_size(values: np.ndarray, groups: np.ndarray) -> float:
 
 
 def effective_size(values: np.ndarray, groups: np.ndarray) -> float:
-    """Number of independent rows that tell as much as these, between subjects and rows.
+    """Return the effective number of rows, between the numbers of subjects and of rows.
 
     Source: design effect, the cluster-robust variance of the mean over that of independent rows
         (Kish 1965).

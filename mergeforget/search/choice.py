@@ -14,7 +14,7 @@ from mergeforget.evaluate.worst_case import HEADLINES, prompt_dependence
 from mergeforget.score import Score, find
 from mergeforget.search.objective import Objective, figure, known_share
 from mergeforget.search.split import PARTS
-from mergeforget.search.warnings import disagreement, doubts, one_sided, warning_of
+from mergeforget.search.warnings import disagreement, one_sided, reasons_against, warning_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
         warning += f" By the report split alone {other.name} would be chosen."
-    verdict, reasons = judge(best.scores), doubts(best.scores, anchors.base, objective)
+    verdict, reasons = judge(best.scores), reasons_against(best.scores, anchors.base, objective)
     undecided = only_undecided(verdict, reasons)
     doubted = warning_of(best.name, reasons, undecided)
     warnings = [one_sided(anchors.over, anchors.under), doubted, warning]
@@ -122,8 +122,8 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
 def only_undecided(verdict: ForgettingVerdict, reasons: Sequence[str]) -> bool:
     """Return whether lack of data is the only reason not to call a candidate balanced."""
     apart = verdict.told_apart or (verdict.state == "FORGOTTEN" and verdict.over_forgotten)
-    told = len(verdict.reasons if verdict.state != "FORGOTTEN" else verdict.uncertain)
-    return verdict.state != "NOT FORGOTTEN" and not apart and len(reasons) <= told
+    open_points = len(verdict.reasons if verdict.state != "FORGOTTEN" else verdict.uncertain)
+    return verdict.state != "NOT FORGOTTEN" and not apart and len(reasons) <= open_points
 
 
 def best_of(scored: Sequence[Scored], anchors: Anchors, objective: Objective, part: str) -> Scored:
@@ -179,7 +179,7 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
         find(scores, "mia_auc", "mia", part="choose")
         for scores in (best.scores, anchors.over, anchors.under)
     )
-    reasons = doubts(best.scores, anchors.base, objective)
+    reasons = reasons_against(best.scores, anchors.base, objective)
     what = f"is balanced and the best of {len(scored)} candidates"
     if reasons:
         lacking = only_undecided(judge(best.scores), reasons)
@@ -236,8 +236,8 @@ def with_ways(choice: Choice) -> tuple[Choice, dict[str, Any]]:
     if not shown:
         return choice, {}
     names = dict.fromkeys(way for s in scores for way in s.ways or {})
-    told = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
-    sentence = f"{choice.sentence} Worst case over the prompts {', '.join(names)}: {told}."
+    listed = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
+    sentence = f"{choice.sentence} Worst case over the prompts {', '.join(names)}: {listed}."
     differ = prompt_dependence(choice.scored.name, scores)
     warning = " ".join(filter(None, [choice.warning, *differ])) or None
     return replace(choice, sentence=sentence, warning=warning), shown

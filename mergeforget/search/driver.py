@@ -75,7 +75,7 @@ def search(run: Run, spec: SearchSpec, options: Options) -> Choice:
         NumericError: No candidate has finite scores.
     """
     candidates = grid(spec)
-    with begun(run, spec, options) as searching:
+    with opened_search(run, spec, options) as searching:
         if spec.strategy == "grid" and spec.finalists is None and spec.groups == 1:
             todo = searching.in_order(candidates)
             searching.measure_candidates(todo, options.budget)
@@ -103,12 +103,12 @@ def work(run: Run, spec: SearchSpec, options: Options) -> int:
             "A worker shares the study of a search: give the same --storage URL and the same "
             "--strategy, tpe or nsga2."
         )
-    with begun(run, spec, options) as searching:
+    with opened_search(run, spec, options) as searching:
         return len(searching.explore(grid(spec)))
 
 
 @contextmanager
-def begun(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
+def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
     """Open a search: read pair and data, lock the run, and measure base, over and under."""
     objective, recipe = parse_objective(spec.objective), load_recipe(run.recipe)
     given = {"template": options.template, "system_prompt": options.system_prompt}

@@ -153,8 +153,8 @@ class Explorer:
             candidate = study.candidate_of(trial)
             seen[candidate.name] = candidate
             if not self.known(candidate):
-                told = [Score.from_dict(score) for score in trial.user_attrs["scores"]]
-                self.store.keep_explored(candidate, told)
+                scores = [Score.from_dict(score) for score in trial.user_attrs["scores"]]
+                self.store.keep_explored(candidate, scores)
         return seen
 
     def rank(self, name: str) -> Rank:

@@ -26,7 +26,7 @@ def grid(spec: SearchSpec) -> list[Candidate]:
         UsageError: Unknown method, a density or weights that do not fit it.
     """
     found: dict[str, Candidate] = {}
-    for density in spread(spec.densities):
+    for density in ends_first(spec.densities):
         for method, weights, space, rank in product(
             spec.methods, spec.weights, spec.spaces, spec.ranks
         ):
@@ -60,7 +60,7 @@ def build(
     return candidate
 
 
-def spread(values: Sequence[T]) -> list[T]:
+def ends_first(values: Sequence[T]) -> list[T]:
     """Reorder values: both ends first, then the middle, then the quarters, and so on.
 
     >>> spread([1, 2, 3, 4, 5])

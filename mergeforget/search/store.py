@@ -67,10 +67,12 @@ class Store:
             self.forget_searched()
         elif before != settings:
             changed = [k for k in settings if before.get(k) != settings[k]]
-            told = "; ".join(f"{k} was {before.get(k)!r}, now {settings[k]!r}" for k in changed)
+            differences = "; ".join(
+                f"{k} was {before.get(k)!r}, now {settings[k]!r}" for k in changed
+            )
             raise InputError(
-                f"The candidates in {self.run.root} were measured with other settings: {told}. "
-                "Measure them again with --again, or restore these settings."
+                f"The candidates in {self.run.root} were measured with other settings: "
+                f"{differences}. Measure them again with --again, or restore these settings."
             )
         write_json(path, settings)
 
@@ -140,8 +142,8 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
     """Drop settings at their default, so that a new key with its default changes nothing."""
     defaults = EvaluationSpec().model_dump(mode="json")
     evaluation = settings.get("evaluation", {})
-    told = {key: value for key, value in evaluation.items() if defaults.get(key) != value}
-    return settings | {"evaluation": told}
+    changed = {key: value for key, value in evaluation.items() if defaults.get(key) != value}
+    return settings | {"evaluation": changed}
 
 
 def template_facts(recipe: Recipe) -> dict[str, Any]:

@@ -46,8 +46,8 @@ class Gap(NamedTuple):
 def disagreement(name: str, scores: Sequence[Score]) -> str | None:
     """Return a warning about a candidate; None where both splits agree.
 
-    Compares membership inference, retention and forgetting. ``doubts`` reports a floor that is
-    reached on one split only.
+    Compares membership inference, retention and forgetting. ``reasons_against`` reports a
+    floor that is reached on one split only.
 
     Args:
         scores: Scores of the candidate on both splits.
@@ -55,12 +55,12 @@ def disagreement(name: str, scores: Sequence[Score]) -> str | None:
     gaps = [gap for gap in gaps_of(scores) if gap.apart > DISAGREE]
     if not gaps:
         return None
-    told = [f"The two splits disagree about {name}: {'; '.join(map(str, gaps))}."]
+    sentences = [f"The two splits disagree about {name}: {'; '.join(map(str, gaps))}."]
     if any(gap.apart > gap.chance for gap in gaps):
-        told.append("Chance does not explain the difference, so do not rely on the choice.")
+        sentences.append("Chance does not explain the difference, so do not rely on the choice.")
     else:
-        told.append("Use more documents and questions before you rely on the choice.")
-    return " ".join(told)
+        sentences.append("Use more documents and questions before you rely on the choice.")
+    return " ".join(sentences)
 
 
 def gaps_of(scores: Sequence[Score]) -> list[Gap]:
@@ -101,7 +101,9 @@ KEPT = 0.5  # a merge that keeps a smaller share of the base's retain answers is
 WHERE = dict(zip(PARTS, ("on the selection split", "on the report split"), strict=True))
 
 
-def doubts(scores: Sequence[Score], base: Sequence[Score], objective: Objective) -> list[str]:
+def reasons_against(
+    scores: Sequence[Score], base: Sequence[Score], objective: Objective
+) -> list[str]:
     """Return the reasons not to call a candidate balanced; none where it is.
 
     Args:
@@ -174,14 +176,14 @@ def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
     values = [score.value for score in found if score is not None]
     if len(values) < 2 or min(values) <= 0.5 + NEAR and max(values) >= 0.5 - NEAR:
         return None
-    told = f"(MIA AUC {values[0]:.3f} and {values[1]:.3f}; chance is 0.5)"
+    figures = f"(MIA AUC {values[0]:.3f} and {values[1]:.3f}; chance is 0.5)"
     if min(values) > 0.5:
         return (
-            f"Over and under both still know the forget set {told}: no merge of the two is "
+            f"Over and under both still know the forget set {figures}: no merge of the two is "
             "balanced. Make over forget more: raise pair.over.learning_rate or pair.over.epochs "
             "with --set."
         )
     return (
-        f"The forget set is identifiable by its high loss under both over and under {told}. "
+        f"The forget set is identifiable by its high loss under both over and under {figures}. "
         "Make under forget less: lower pair.under.learning_rate or pair.under.epochs with --set."
     )

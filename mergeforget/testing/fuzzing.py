@@ -46,7 +46,7 @@ VALUES: list[Any] = [
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
-    """A document with one to four random changes of its bytes, or of its JSON values."""
+    """Return a document with one to four random changes of its bytes or of its JSON values."""
     if draw.random() < 0.5:
         changed = _other_values(content, draw)
         if changed is not None:
@@ -93,7 +93,7 @@ def _other_values(content: bytes, draw: random.Random) -> bytes | None:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each place of a nested value, as its container and its key."""
+    """Return each element of a nested value as its container and its key."""
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     for key in keys:
         yield value, key

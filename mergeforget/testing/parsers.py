@@ -57,7 +57,7 @@ def _scores(path: Path) -> Any:
 
 
 def _in_run(place: str, *readers: Callable[[Any], Any]) -> Callable[[Path], None]:
-    """A parser that copies the file to its place in a run folder and calls each reader."""
+    """Return a parser that copies the file into a run folder and calls each reader."""
 
     def parse(path: Path) -> None:
         from mergeforget.run import Run
@@ -279,7 +279,7 @@ def _pattern(path: Path) -> Any:
 def _run_file(
     place: str, content: dict[str, Any] | list[dict[str, Any]], *readers: Callable[[Any], Any]
 ) -> Target:
-    """A file of a run folder: one record as JSON, or several as JSON Lines."""
+    """Return the target for a file of a run: one record as JSON, or several as JSON Lines."""
     text = valid.lines(*content) if isinstance(content, list) else json.dumps(content)
     return Target(_in_run(place, *readers), Path(place).name, text)
 

@@ -23,9 +23,9 @@ class Writer:
 
 
 def _folder(work: Path, version: int) -> None:
-    from mergeforget.replace import whole
+    from mergeforget.replace import replacing
 
-    with whole(work / "result") as temporary:
+    with replacing(work / "result") as temporary:
         temporary.mkdir()
         for name in ("candidate.json", "weights.safetensors"):
             (temporary / name).write_text(json.dumps({"version": version}))
@@ -95,7 +95,7 @@ def _fold_version(work: Path) -> int:
 
 
 def _checkpoint(work: Path, version: int) -> None:
-    """A run's bookkeeping: status, a row of scores, and a sealed checkpoint."""
+    """Write the status of a run, a row of scores, and a sealed checkpoint."""
     from mergeforget.replace import explained
     from mergeforget.run import Run
     from mergeforget.train.callbacks import seal_checkpoint
@@ -160,7 +160,7 @@ def _write_exportable(run: Any, base: Path) -> None:
 
 
 def _write_model(folder: Path) -> None:
-    """A Llama of one layer, 8 dimensions and a vocabulary of ten words."""
+    """Write a Llama of one layer, 8 dimensions and a vocabulary of ten words."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

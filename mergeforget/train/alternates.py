@@ -155,6 +155,6 @@ def _key(text: str) -> str:
 
 
 def _repeats(text: str, row: Row) -> bool:
-    """Whether a text contains the answer that must be forgotten."""
+    """Return whether a text contains the answer that must be forgotten."""
     secret = re.escape(_key(row.output).strip(" ."))
     return re.search(rf"(?<!\w){secret}(?!\w)", _key(text)) is not None

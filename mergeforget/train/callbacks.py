@@ -23,9 +23,9 @@ from mergeforget.distributed import gather, in_any, is_main, on_main
 from mergeforget.errors import InputError, Interrupted, NumericError
 from mergeforget.files import (
     read_json_object,
+    replacing,
     sha256,
     sync_file,
-    whole,
     write_json,
 )
 from mergeforget.fsdp import trained
@@ -42,11 +42,11 @@ from mergeforget.train.trainer import UnlearningTrainer
 class Epochs(TrainerCallback):
     """Set the epoch of dataset and sampler, also after a resume."""
 
-    def __init__(self, *told: PairedRows | Order) -> None:
-        self.told = told
+    def __init__(self, *targets: PairedRows | Order) -> None:
+        self.targets = targets
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for one in self.told:
+        for one in self.targets:
             one.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
@@ -345,7 +345,7 @@ def save_adapter(model: Any, folder: Path) -> None:
             )
 
     def save() -> None:
-        with whole(folder) as temporary, quiet():
+        with replacing(folder) as temporary, quiet():
             model.save_pretrained(temporary, state_dict=weights)
             sort_config(temporary)
 

@@ -15,7 +15,7 @@ from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import is_main, on_main
 from mergeforget.errors import NumericError, RecipeError
-from mergeforget.files import append_jsonl, read_jsonl, reading, whole, write_json
+from mergeforget.files import append_jsonl, read_jsonl, reading, replacing, write_json
 from mergeforget.train.forward import output_matrix, predict, unwrapped
 from mergeforget.train_config import Watch
 
@@ -178,7 +178,7 @@ class Watcher(TrainerCallback):
 
         kept = {n: p.detach().cpu().contiguous() for n, p in _trainable(model)}
         path = self._file(kind, step)
-        with whole(path) as temporary:
+        with replacing(path) as temporary:
             save_file(kept, temporary)
         for old, at in self._files():
             if old.name.startswith(kind) and at not in (step, self.secured.get(kind)):

@@ -17,8 +17,8 @@ from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, check_token_ids
-from mergeforget.distributed import count, on_main
-from mergeforget.files import explained, read_jsonl, reading, whole, write_json, write_jsonl
+from mergeforget.distributed import on_main, world_size
+from mergeforget.files import explained, read_jsonl, reading, replacing, write_json, write_jsonl
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.alternates import alternate_rows
@@ -208,7 +208,7 @@ def _finish(
                                    "under_step": step, "under_met": near is None,
                                    "levels": levels})  # fmt: skip
         if step is not None:
-            with whole(job.run.under) as temporary:
+            with replacing(job.run.under) as temporary:
                 shutil.copytree(controller.snapshot(step), temporary)
 
     on_main(keep)
@@ -239,7 +239,7 @@ def fit(
         staged=bool(plan and plan.folds),
     )
     # without a plan, a step is divided into one micro-batch per rank
-    accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, count())
+    accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, world_size())
     order = _order(training, rows, accumulation)
     callbacks = [
         Epochs(rows, order),
@@ -278,7 +278,7 @@ def fit(
             training,
             job.checkpoints,
             steps_per_epoch=_steps_per_epoch(order, accumulation),
-            accumulation=-(-accumulation // count()),
+            accumulation=-(-accumulation // world_size()),
             gradient_checkpointing=passes.checkpointing,
             save_total_limit=2,  # a spare one, in case the newest is damaged
             run_name=f"{job.run.name}-{job.stage}",

@@ -16,7 +16,7 @@ from mergeforget.chunked_logprobs import Projection, rows_of
 from mergeforget.data.batches import Batch, join, share_prefix, split
 from mergeforget.distributed import in_any, sharded
 from mergeforget.errors import RecipeError
-from mergeforget.fsdp import kind, whole
+from mergeforget.fsdp import full_weight, unsharded_class
 from mergeforget.outputs import TokenOutputs
 from mergeforget.train.packing_check import can_share, rows_leak
 from mergeforget.train.precision import autocast
@@ -194,9 +194,9 @@ def output_matrix(model: Any) -> Tensor | None:
     compute its logits. The check runs the model on two tokens, so it covers any architecture.
     """
     head = model.get_output_embeddings()
-    if kind(head) is not nn.Linear or head.bias is not None:
+    if unsharded_class(head) is not nn.Linear or head.bias is not None:
         return None
-    weight = whole(model, head)
+    weight = full_weight(model, head)
     ids = torch.tensor([[0, 1]], device=weight.device)
     was_training = model.training
     model.eval()

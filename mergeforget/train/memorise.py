@@ -17,7 +17,7 @@ from mergeforget.data.tokens import encode_rows, truncation
 from mergeforget.distributed import on_main, sharded
 from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import InputError, UsageError
-from mergeforget.files import read_json_object, sha256, whole, write_json
+from mergeforget.files import read_json_object, replacing, sha256, write_json
 from mergeforget.model_files import locate
 from mergeforget.models import default_device, dtype_for
 from mergeforget.recipe import Memorise, Recipe, Term
@@ -90,7 +90,7 @@ def memorise(
         fit(model, tokenizer, {"memorise": encoded}, TERMS, settings, job)
 
     def save() -> None:
-        with whole(folder) as temporary, quiet():
+        with replacing(folder) as temporary, quiet():
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
             write_json(temporary / "memorised.json", {"rows": len(rows), **settings.model_dump()})

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mergeforget.data.transforms import find_transform
-from mergeforget.distributed import check_launch, count, sharded
+from mergeforget.distributed import check_launch, sharded, world_size
 from mergeforget.errors import MergeforgetError, NumericError, RecipeError, ResourceError
 from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.outputs import ANSWER, MASKS, SeveralMicroBatches, TokenOutputs
@@ -171,13 +171,13 @@ def _check_helpers(place: str, training: Training) -> None:
                 f"{place}: alternates answer the forget rows as they are. Leave out "
                 f"{'until' if training.until else rows[0]}."
             )
-        if training.alternates is None and count() > 1:
+        if training.alternates is None and world_size() > 1:
             raise RecipeError(
                 f"{place}: one process writes the alternates with the model. Give a file, "
                 "train.alternates, or launch without several processes."
             )
     kinds = [n for n in ("reinforced", "scores", "efforts") if any_needs(terms, n)]
-    if kinds and (training.full or sharded() or count() > 1 or training.until):
+    if kinds and (training.full or sharded() or world_size() > 1 or training.until):
         name = next(t.loss for t in terms if kinds[0] in needs(t))
         raise RecipeError(
             f"{place}: {name} trains an adapter in one process: leave out full and until, and "
@@ -206,7 +206,7 @@ def _check_eight_bits(place: str, training: Training) -> None:
 def _check_parts(recipe: Recipe) -> None:
     """Raise RecipeError for trainings that DDP or FSDP cannot run."""
     if not sharded():
-        if count() > 1:
+        if world_size() > 1:
             _check_every_weight(recipe)
         return
     if recipe.model.quantization:

@@ -16,7 +16,7 @@ from mergeforget.data.batches import Batch, pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError
-from mergeforget.files import whole
+from mergeforget.files import replacing
 from mergeforget.model_files import content_of, locate
 from mergeforget.outputs import PADDING, TokenOutputs
 from mergeforget.recipe import Training
@@ -95,7 +95,7 @@ def reference_of(
             what = None
         if what is not None and PADDING not in kinds:
             place = folder / "reference"
-            known[name] = know(what, model, encoded[name], kinds, place, head, untrained)
+            known[name] = load_or_compute(what, model, encoded[name], kinds, place, head, untrained)
     before, old_head = None, head
     if training.full and any(r.reference and name not in known for name, r in reads.items()):
         before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -104,7 +104,7 @@ def reference_of(
     return Reference(known, before, head, old_head)
 
 
-def know(
+def load_or_compute(
     what: Kept,
     model: Any,
     encoded: Sequence[Encoded],
@@ -128,7 +128,7 @@ def know(
     path = folder / f"{label}{what}-{_name(model, encoded, kinds)}.safetensors"
 
     def keep(tensors: dict[str, Tensor]) -> None:
-        with whole(path) as temporary:
+        with replacing(path) as temporary:
             save_file(tensors, temporary)
 
     if not on_main(path.exists):  # on every rank: each may hold only a shard of the model

@@ -18,7 +18,7 @@ from mergeforget.recipe import Term, Training
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.objective import any_needs, mask_of
-from mergeforget.train.reference import Known, Reference, know
+from mergeforget.train.reference import Known, Reference, load_or_compute
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Reinforce
 
@@ -78,7 +78,7 @@ def reinforce(
             fit(policy, tokenizer, encoded, plan.objective, plan, own, reference=reference)
         kinds = mask_of(training.objective)
         rows = encoded["forget"]
-        known = know("hidden", policy, rows, kinds, folder, head, before={}, label=label)
+        known = load_or_compute("hidden", policy, rows, kinds, folder, head, before={}, label=label)
     finally:
         policy.unload()
     on_main(lambda: shutil.rmtree(own.checkpoints, ignore_errors=True))
@@ -86,7 +86,7 @@ def reinforce(
 
 
 def _mask_of(training: Training, need: str) -> dict[str, Any]:
-    """The mask of the term with a need, as an argument; empty where it has the default."""
+    """Return the mask of the term with a need as an argument; empty for the default mask."""
     term = next(t for t in training.objective if any_needs([t], need))
     return {"mask": term.arguments["mask"]} if "mask" in term.arguments else {}
 

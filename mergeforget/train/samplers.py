@@ -86,7 +86,7 @@ class BySetSampler(Sampler[list[RowIndex]]):
         sizes: Rows of each set; refusals to the forget rows are a separate set.
         batch_size: Rows of a micro-batch.
 
-    Source: the published code of iShumei-Chinchunmei, arXiv:2507.16263.
+    Source: The published code of iShumei-Chinchunmei, arXiv:2507.16263.
     """
 
     def __init__(

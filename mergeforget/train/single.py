@@ -14,7 +14,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate, template_of
 from mergeforget.distributed import on_main
 from mergeforget.errors import RecipeError
-from mergeforget.files import whole
+from mergeforget.files import replacing
 from mergeforget.models import load_model
 from mergeforget.recipe import Recipe, Training
 from mergeforget.run import Run
@@ -102,7 +102,7 @@ def train_model(
         fit(model, tokenizer, encoded, training.objective, training, job, None, reference=reference)
 
     def save() -> None:
-        with whole(job.run.root / job.stage) as temporary:
+        with replacing(job.run.root / job.stage) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         shutil.rmtree(job.checkpoints, ignore_errors=True)

@@ -48,7 +48,7 @@ class TokenScorer:
         )
 
     def due(self, step: int) -> bool:
-        """Whether the scorer is updated in a step of the model, counted from 0."""
+        """Return whether the scorer is updated in a step of the model, counted from 0."""
         return (step + 1) % self.spec.every == 0
 
     def score(self, outputs: TokenOutputs) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from finished_run import HOSTILE
 
-from mergeforget.analysis.dynamics import run_curves, widest
+from mergeforget.analysis.dynamics import on_largest_part, run_curves
 from mergeforget.analysis.evidence import MissingError, run_scores
 from mergeforget.analysis.report import write_comparison
 from mergeforget.files import append_jsonl, read_jsonl
@@ -34,7 +34,7 @@ def test_a_curve_ends_with_the_adapter_where_that_is_later(finished: Run, tmp_pa
     over = {m.epoch: m.value for m in run_curves(run)
             if (m.side, m.metric, m.split, m.task) == ("over", "mia_auc", "mia", "")}  # fmt: skip
     assert max(over) == 7.5
-    own = widest(run_scores(run)["over"])
+    own = on_largest_part(run_scores(run)["over"])
     scored = find([replace(score, part="all") for score in own], "mia_auc", "mia")
     assert scored is not None and over[7.5] == scored.value
 
@@ -44,8 +44,8 @@ def test_all_data_are_preferred_to_a_half() -> None:
         Score("knowledge", "forget", value, "lower", 10, part=part)
         for part, value in (("all", 0.5), ("report", 0.4), ("choose", 0.6))
     ]
-    assert [s.value for s in widest(halves)] == [0.5]
-    assert [s.value for s in widest(halves[1:])] == [0.4]
+    assert [s.value for s in on_largest_part(halves)] == [0.5]
+    assert [s.value for s in on_largest_part(halves[1:])] == [0.4]
 
 
 def test_no_scored_snapshot_says_which_command_scores_them(tmp_path: Path) -> None:

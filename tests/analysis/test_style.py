@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mergeforget.analysis.style import legend, panels, spread, styled
+from mergeforget.analysis.style import legend, panels, styled, widen_axis
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_equal_values_do_not_fill_the_picture_with_rounding() -> None:
         steep.plot([0, 1], [0.0, 0.5])
         before = steep.get_ylim()
         for ax in (flat, steep):
-            spread(ax)
+            widen_axis(ax)
         low, high = flat.get_ylim()
         assert high - low >= 0.02 and low < 0 < high
         assert steep.get_ylim() == before

@@ -23,8 +23,8 @@ from mergeforget.attack.verdict import (
     doubt_of,
     judge,
     judge_leaks,
-    less,
     same_kind,
+    subtracted,
     worst_of,
 )
 from mergeforget.evaluate.verdict import judge as headline
@@ -157,7 +157,7 @@ def test_a_difference_is_of_means_over_people() -> None:
     assert found.high == pytest.approx(1.5 + half, abs=1e-2) and found.p > CONVICT
     alone = difference({"a": 2.0})
     assert alone.value == 2.0 and alone.p == 1 and alone.to_dict()["low"] is None
-    assert less({"a": 2.0}, {"a": 0.5}) == {"a": 1.5}
+    assert subtracted({"a": 2.0}, {"a": 0.5}) == {"a": 1.5}
 
 
 def test_results_of_several_models_share_a_file(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from mergeforget.errors import InputError, MergeforgetError, RecipeError, Resour
 from mergeforget.model_files import content_of
 from mergeforget.parsing import parse_json, parse_yaml, plain_name, printable
 from mergeforget.recipe import TRUSTED, load_recipe, recipe_path
-from mergeforget.replace import whole, writing
+from mergeforget.replace import replacing, write_lock
 from mergeforget.run import Run
 from mergeforget.score import read_scores
 
@@ -269,19 +269,19 @@ def test_a_second_writer_is_refused_or_waits(tmp_path: Path, kind: str) -> None:
     place = tmp_path / "out"
     if kind == "folder":
         place.mkdir()
-    with writing(place):
-        with pytest.raises(ResourceError, match="being written by another"), writing(place):
+    with write_lock(place):
+        with pytest.raises(ResourceError, match="being written by another"), write_lock(place):
             pass
-        with pytest.raises(ResourceError), writing(place, seconds=0.2):
+        with pytest.raises(ResourceError), write_lock(place, seconds=0.2):
             pass
-    with writing(place, seconds=5):
+    with write_lock(place, seconds=5):
         pass
 
 
 def test_a_name_that_no_temporary_file_fits_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="more than 215 bytes"), whole(tmp_path / ("x" * 250)):
+    with pytest.raises(InputError, match="more than 215 bytes"), replacing(tmp_path / ("x" * 250)):
         pass
     name = "\u00e9" * 105  # 210 bytes
-    with whole(tmp_path / name) as temporary:
+    with replacing(tmp_path / name) as temporary:
         temporary.write_text("x")
     assert [p.name for p in tmp_path.iterdir()] == [name]

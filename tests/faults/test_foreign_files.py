@@ -21,7 +21,7 @@ from mergeforget.files import read_json, write_json, write_jsonl, write_text
 from mergeforget.models import load_model
 from mergeforget.parsing import safe_pattern
 from mergeforget.recipe import change, load_recipe, save_recipe
-from mergeforget.replace import whole, writing
+from mergeforget.replace import replacing, write_lock
 from mergeforget.run import Run
 from mergeforget.testing.fuzzing import Counted, fuzz_target
 from mergeforget.testing.parsers import Target
@@ -120,7 +120,7 @@ def test_names_that_no_file_system_holds_are_input_errors(long: str, tmp_path: P
 def test_a_circle_of_links_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to(tmp_path / "two")
     (tmp_path / "two").symlink_to(tmp_path / "one")
-    for write in (whole, writing):
+    for write in (replacing, write_lock):
         with pytest.raises(InputError, match="Cannot write"), write(tmp_path / "one"):
             pass
 

@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 from mergeforget.errors import UsageError
 from mergeforget.recipe import SearchSpec
 from mergeforget.search.budget import parse_budget
-from mergeforget.search.grid import grid, spread
+from mergeforget.search.grid import ends_first, grid
 
 
 @given(st.lists(st.integers(), unique=True))
 def test_spread_keeps_every_value(values: list[int]) -> None:
-    assert sorted(spread(values)) == sorted(values)
+    assert sorted(ends_first(values)) == sorted(values)
 
 
 def test_ends_come_first_then_the_middle() -> None:
-    assert spread([1, 2, 3, 4, 5]) == [1, 5, 3, 2, 4]
-    assert spread([1]) == [1] and spread([]) == []
+    assert ends_first([1, 2, 3, 4, 5]) == [1, 5, 3, 2, 4]
+    assert ends_first([1]) == [1] and ends_first([]) == []
 
 
 def test_every_combination_is_there_once() -> None:

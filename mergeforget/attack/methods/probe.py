@@ -19,7 +19,7 @@ from mergeforget.attack.logistic import (
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.target import Facts, Suspect, Target
-from mergeforget.attack.verdict import CONVICT, Estimate, claim, conclude, difference, less
+from mergeforget.attack.verdict import CONVICT, Estimate, claim, conclude, difference, subtracted
 from mergeforget.console import track
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
@@ -131,10 +131,10 @@ def judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Res
     finding: Finding = "undecided"
     power, ahead = None, None
     if control:
-        ahead = difference(less(own["documents"], control["documents"]))
+        ahead = difference(subtracted(own["documents"], control["documents"]))
         finding = _finding(own, control, ahead)
         if before:
-            their = difference(less(before["documents"], control["documents"]))
+            their = difference(subtracted(before["documents"], control["documents"]))
             power = _finding(before, control, their)
     finding = conclude(finding, power, control=control is not None)
     rows = [

@@ -154,7 +154,7 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
         plain = module not in adapter.embeddings and expert_of(module) is None
         plain = plain and not adapter.adapts_parameter(module)
         turned = plain and is_turned(adapter, module, config)
-        found[f"{module}.weight"] = laid(delta, turned)
+        found[f"{module}.weight"] = in_base_layout(delta, turned)
     # magnitudes first, because they decide whether factors belong to DoRA
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):
         value = adapter.extras[key]
@@ -206,7 +206,7 @@ def _is_in(model: Checkpoint, name: str, value: Array) -> bool:
     return all(np.array_equal(model.read(info, part), matrix[part]) for part in blocks(info.matrix))
 
 
-def bare(adapter: Adapter) -> Adapter:
+def products_only(adapter: Adapter) -> Adapter:
     """Return the adapter with only its products of factors."""
     config = {k: v for k, v in adapter.config.items() if k not in NEEDS_THE_BASE}
     return replace(adapter, extras={}, config=config | {"bias": "none"})
@@ -232,7 +232,7 @@ def is_turned(adapter: Adapter, module: str, config: dict[str, Any]) -> bool:
     return bool(adapter.config.get("fan_in_fan_out"))
 
 
-def laid(delta: LowRankDelta, turned: bool) -> LowRankDelta:
+def in_base_layout(delta: LowRankDelta, turned: bool) -> LowRankDelta:
     """Return the delta in the layout of the base: (in, out) for GPT-2's Conv1D."""
     return LowRankDelta(delta.b.T, delta.a.T, delta.scaling) if turned else delta
 

@@ -86,7 +86,7 @@ class StoredTensor:
         return self.given[-1][1].matrix
 
     def held(self) -> StoredTensor:
-        """The same tensor in memory, if it is small enough."""
+        """Return the tensor in memory if it is small enough."""
         if sum(info.nbytes for _, info in self.given) > HELD:
             return self
         return replace(self, raws=self._read(slice(0, self.shape[0]), "held"))
@@ -109,7 +109,7 @@ class StoredTensor:
         return _differences(raws.reshape(len(raws), -1, columns))
 
     def source(self) -> Source:
-        """The differences, to be sampled."""
+        """Return the differences as a source that can be sampled."""
 
         def sample(down: int, across: int) -> Array:
             assert self.raws is not None
@@ -177,19 +177,23 @@ class CompiledMethod:
         if candidate.method not in COMPILED or candidate.density is None:
             return None
         parameters = MERGE_METHODS.get(candidate.method).parameters
-        told = {name: one.default for name, one in parameters.items()} | candidate.arguments
+        arguments = {name: one.default for name, one in parameters.items()} | candidate.arguments
         scale, election = 1.0, (0, 0, 0)
         weights: Any = np.array(candidate.weights)
-        if "sign" in told:
-            allowed = (told["sign"], SIGNS), (told["vote"], VOTES), (told["divide"], DIVISORS)
+        if "sign" in arguments:
+            allowed = (
+                (arguments["sign"], SIGNS),
+                (arguments["vote"], VOTES),
+                (arguments["divide"], DIVISORS),
+            )
             if any(value not in known for value, known in allowed):
                 return None  # the method names the argument
             sign, vote, divide = (known.index(value) for value, known in allowed)
-            scale, election = float(told["scale"]), (1 + sign, vote, divide)
-        elif "normalize" in told:
-            more = {key: told[key] for key in ("normalize", "scale")}
+            scale, election = float(arguments["scale"]), (1 + sign, vote, divide)
+        elif "normalize" in arguments:
+            more = {key: arguments[key] for key in ("normalize", "scale")}
             weights = scaled(None, weights, **more)
-        rescale = str(told.get("rescale", "none"))
+        rescale = str(arguments.get("rescale", "none"))
         if rescale not in ("density", "l1", "none"):
             return None
         trims = traits(candidate.method).drops is None

@@ -14,7 +14,7 @@ from mergeforget.console import say
 from mergeforget.errors import InputError, NumericError, UsageError
 from mergeforget.files import read_json, reading
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
-from mergeforget.merge.inputs import some
+from mergeforget.merge.inputs import first_names
 from mergeforget.merge.kernels.dispatch import loops
 from mergeforget.merge.kernels.thresholds import blocks
 from mergeforget.merge.methods import traits
@@ -88,8 +88,8 @@ def check_same_tensors(models: Sequence[Checkpoint]) -> None:
         if ours != theirs:
             raise InputError(
                 f"{first.folder} and {other.folder} contain different tensors: "
-                f"{some(ours ^ theirs)}. They are models of different architectures, or only one "
-                "ties its output layer to its embedding."
+                f"{first_names(ours ^ theirs)}. They are models of different architectures, or "
+                "only one ties its output layer to its embedding."
             )
         for name in first.tensors:
             here, there = first.tensors[name].shape, tensor_of(other, name).shape
@@ -147,7 +147,7 @@ def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
 
 
 def _other_sentencepiece(one: Path, other: Path) -> bool:
-    """Whether two folders hold different SentencePiece models, whose tokens are not read here."""
+    """Return whether two folders have different SentencePiece models, compared byte by byte."""
     files = [folder / SENTENCEPIECE for folder in (one, other)]
     return all(f.is_file() for f in files) and files[0].read_bytes() != files[1].read_bytes()
 

@@ -21,9 +21,9 @@ from mergeforget.merge.blockwise import check_device
 from mergeforget.merge.checkpoint.adapter_deltas import (
     ReplacedTensor,
     TensorChange,
-    bare,
     changes_of,
     check_products,
+    products_only,
     without_copies,
 )
 from mergeforget.merge.checkpoint.compatible import (
@@ -142,7 +142,9 @@ def _steps(
         here = replace(here, weights=tuple(here.weights[i] for i in present))
         steps[name] = TensorChange(known, [given[i][name] for i in present], here)
     if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
-        merged = merge_adapters([bare(adapter) for adapter in adapters], candidate, how).adapter
+        merged = merge_adapters(
+            [products_only(adapter) for adapter in adapters], candidate, how
+        ).adapter
         once = Candidate("linear", weights=(1.0,), space="delta")
         for name, change in changes_of(merged, config).items():
             check_products(name, steps[name])

@@ -103,7 +103,7 @@ class MemoryBudget:
 _room = Room()
 
 
-def changed(origin: Array, change: Array, dtype: str, name: str) -> Block:
+def add_change(origin: Array, change: Array, dtype: str, name: str) -> Block:
     """Encode ``origin + change``, (rows, columns), in ``dtype``.
 
     Raises:

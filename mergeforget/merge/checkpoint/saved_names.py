@@ -139,14 +139,14 @@ def skeleton_of(folder: Path) -> Any:
 
 
 def is_causal(config: Any) -> bool:
-    """Whether transformers loads a model of this config as a causal language model."""
+    """Return whether transformers loads a model of this config as a causal language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def model_class(config: Any) -> Any:
-    """The class that loads a model: a causal language model, or the one that the config names.
+    """Return the class that loads a model: causal language model, or the config's own class.
 
     Raises:
         InputError: transformers has no such class.

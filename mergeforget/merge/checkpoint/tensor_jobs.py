@@ -26,7 +26,7 @@ from mergeforget.merge.checkpoint.compatible import (
     plain_name,
     tensor_of,
 )
-from mergeforget.merge.checkpoint.jobs import Block, TensorJob, changed, encoded
+from mergeforget.merge.checkpoint.jobs import Block, TensorJob, add_change, encoded
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import method_arguments
@@ -189,7 +189,7 @@ def _job(
                 yield Block(encoded(change, output.stored(info), info.name))
             else:
                 origin = check_finite_block(base, info, base.read(info, part, _room))
-                yield changed(origin, change, output.stored(info), info.name)
+                yield add_change(origin, change, output.stored(info), info.name)
 
     whole = traits(candidate.method).whole
     block = info.numel if whole else min(info.numel, SMALL + info.matrix[1])

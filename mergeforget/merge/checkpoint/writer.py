@@ -30,7 +30,7 @@ from mergeforget.files import (
 from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import INDEX, SINGLE, SIZES, Checkpoint
 from mergeforget.merge.kernels.dispatch import workers
-from mergeforget.replace import followed, writing
+from mergeforget.replace import link_target, write_lock
 
 SHARD_BYTES = 5_000_000_000
 FLUSH_BYTES = 500_000_000  # bytes between two flushes of the journal
@@ -67,10 +67,10 @@ def write_model(
     budget.check(jobs)
     shards = in_shards(jobs, shard_bytes)
     plan = json.loads(json.dumps(plan | {"shards": [[j.name for j in s] for s in shards]}))
-    out = followed(out)
+    out = link_target(out)
     partial = out.parent / f".{out.name}.partial"
     prepared = opened(partial, plan, shards, durable=durable)
-    with explained(out), writing(out), prepared as places:
+    with explained(out), write_lock(out), prepared as places:
         done, _ = finished(partial / JOURNAL)
         _write_all(
             [j for j in jobs if j.name not in done], places, partial, budget, threads, durable

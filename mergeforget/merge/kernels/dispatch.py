@@ -100,7 +100,7 @@ def map_in_threads(act: Callable[[T], R], items: Sequence[T], threads: int = 0) 
 
 
 def _single_threaded_blas() -> Any:
-    """A context in which BLAS uses one thread."""
+    """Return a context in which BLAS uses one thread."""
     limits = _libraries(tuple(name in sys.modules for name in BRING_BLAS))
     return limits.limit(limits=1, user_api="blas")
 

@@ -37,7 +37,7 @@ GROUP = 16  # magnitudes that are compared with a bracket at once
 
 
 def reinterpreted(given: Any, wanted: Any, stored: Any) -> Any:
-    """A function for compiled loops that returns the same 32 bits as another type.
+    """Return a function for compiled loops that reinterprets 32 bits as another type.
 
     Args:
         given, wanted: Types of numba.

@@ -50,7 +50,7 @@ class NamedGenerator:
         return drawn[:count]
 
     def state(self, i: int) -> NDArray[np.uint64]:
-        """The state of the generator of tensor ``i``, (4,), from which compiled loops draw."""
+        """Return the state of the generator of tensor ``i``, (4,), for compiled loops."""
         found: NDArray[np.uint64] = self._stream(i).state["state"]["state"]
         return found.copy()
 
