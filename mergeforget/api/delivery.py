@@ -49,7 +49,7 @@ def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
     from mergeforget.merge.apply import applied
     from mergeforget.models import load_model
     from mergeforget.run import Run as Folder
-    from mergeforget.train.until import read_nlls
+    from mergeforget.train.checks import read_nlls
 
     earlier: list[Folder] = []
     before = read_json_object(run.root / REQUEST).get("after")

@@ -34,6 +34,7 @@ from mergeforget.train.callbacks import (
     last_checkpoint,
     save_adapter,
 )
+from mergeforget.train.checks import MeasuredSets
 from mergeforget.train.dataset import PairedRows, collate_of
 from mergeforget.train.early_stopping import PROXIES, Watcher
 from mergeforget.train.forward import as_reference, output_matrix, unwrapped
@@ -140,13 +141,8 @@ def train_adapter(
         reference.reinforced = reinforced
         controller = None
         if training.until:
-            controller = UntilController(
-                training,
+            measured = MeasuredSets(
                 encoded,
-                stage=job.stage,
-                folder=job.run.snapshots,
-                history=job.run.history,
-                save=lambda folder: save_adapter(policy, folder),
                 twins={
                     of: twin_places(sets, encoded, of, on)
                     for of, on in (("held", "forget"), ("imitations", "unseen"))
@@ -157,6 +153,14 @@ def train_adapter(
                     for name in ("forget", "unseen")
                     if len(sets.get(name, ())) == len(encoded.get(name, ()))
                 },
+            )
+            controller = UntilController(
+                training,
+                measured,
+                stage=job.stage,
+                folder=job.run.snapshots,
+                history=job.run.history,
+                save=lambda folder: save_adapter(policy, folder),
                 under=under,
             )
         fit(
@@ -197,12 +201,12 @@ def _finish(
         step = near
 
     def keep() -> None:
-        base = controller.base
+        base, measured = controller.base, controller.measured.levels
         levels = {
             row.id: float(level)
             for name in ("forget", "unseen")
-            if controller.levels and len(sets[name]) == len(controller.levels[name])
-            for row, level in zip(sets[name], controller.levels[name], strict=True)
+            if measured and len(sets[name]) == len(measured[name])
+            for row, level in zip(sets[name], measured[name], strict=True)
         }
         write_json(write, facts | {"base": None if base is None else asdict(base),
                                    "under_step": step, "under_met": near is None,

@@ -21,8 +21,8 @@ from mergeforget.run import Run
 from mergeforget.score import Score, find, read_scores
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
+from mergeforget.train.checks import Check, MeasuredSets, auc_of, met
 from mergeforget.train.pair import add_twins, read_data, train_pair
-from mergeforget.train.until import Check, auc_of, met
 from mergeforget.train_config import Until
 
 BASE = Check(0, 0.1, 1.0, 0.1, 1.0, 3.0, 1.0)
@@ -100,10 +100,8 @@ def test_a_collapsed_training_keeps_the_step_before_the_collapse(
 def test_resumed_training_ends_as_an_uninterrupted_one(
     knowing: dict[str, Path], tmp_path: Path, bracketed: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mergeforget.train import until
-
     run, seen = Run(tmp_path / "run"), 0
-    measure = until.UntilController._measure
+    measure = MeasuredSets.measure
 
     def cut(self: Any, model: Any, step: int) -> Check:
         nonlocal seen
@@ -112,10 +110,10 @@ def test_resumed_training_ends_as_an_uninterrupted_one(
             raise KeyboardInterrupt
         return measure(self, model, step)
 
-    monkeypatch.setattr(until.UntilController, "_measure", cut)
+    monkeypatch.setattr(MeasuredSets, "measure", cut)
     with pytest.raises(KeyboardInterrupt):
         train_pair(recipe_of(knowing), run, checkpoint_seconds=0)
-    monkeypatch.setattr(until.UntilController, "_measure", measure)
+    monkeypatch.setattr(MeasuredSets, "measure", measure)
     train_pair(recipe_of(knowing), run, resume=True)
     one, other = read_adapter(run.over), read_adapter(bracketed.over)
     assert all((one.deltas[m].b == other.deltas[m].b).all() for m in one.deltas)

@@ -1,0 +1,218 @@
+"""Measures the checks of a training with ``until``: NLL, exact answers, AUC, and levels of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeforget.data.batches import pack
+from mergeforget.data.tokens import Encoded
+from mergeforget.train.forward import predict
+from mergeforget.train_config import Until
+
+SAMPLE = 64  # maximum number of rows of a set that are measured
+AT_ONCE = 16  # rows per forward pass
+
+
+@dataclass(frozen=True)
+class Check:
+    """Measurements of one check.
+
+    Attributes:
+        auc: Probability that the NLL of an unseen row of the selection split exceeds its level by
+            more than that of a forget row of that split, averaged over the forms of prompts; None
+            without unseen rows.
+        forget_exact, retain_exact: Share of answers that greedy decoding reproduces.
+        unseen_nll: Mean NLL of the unseen rows; None if there are none.
+        unseen_risen: Mean NLL of the unseen rows minus their level; None if there are none.
+        risen: The same for each form of prompts: the run's, and raw if it is trained, too.
+    """
+
+    step: int
+    forget_nll: float
+    forget_exact: float
+    retain_nll: float
+    retain_exact: float
+    unseen_nll: float | None = None
+    auc: float | None = None
+    unseen_risen: float | None = None
+    risen: tuple[float, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Whether every measured value is finite."""
+        return all(v == v and abs(v) < float("inf") for v in (self.forget_nll, self.retain_nll))
+
+
+def met(check: Check, until: Until, base: Check) -> bool:
+    """Return whether a check satisfies the condition of ``until``; see ``Until``."""
+    auc = check.auc
+    low, high = until.auc_at_least, until.auc_at_most
+    if (low is not None or high is not None) and auc is None:
+        return False
+    return (
+        (low is None or auc is not None and auc >= low)
+        and (high is None or auc is not None and auc <= high)
+        and (until.forget_exact is None or check.forget_exact <= until.forget_exact)
+        and check.forget_nll - base.forget_nll >= until.forget_risen
+        and (
+            until.retain_kept is None
+            or check.retain_exact >= until.retain_kept * base.retain_exact
+        )
+    )  # fmt: skip
+
+
+class MeasuredSets:
+    """The tokenised sets that are measured at each check.
+
+    Args:
+        sets: ``forget``, ``retain``, and optionally ``held``, ``unseen`` (rows of the selection
+            split that are not trained on) and ``imitations`` (twins of ``unseen``).
+        twins: For each row of ``held`` and ``imitations``, the index of the row of ``forget`` or
+            ``unseen`` that it imitates, or -1.
+        selected: Indices of the forget rows of the selection split; empty means all.
+        forms: For each row of ``forget`` and ``unseen``, the form of its prompt, 0 or 1; empty
+            means that all have the same form.
+
+    Attributes:
+        levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
+            under the base if it were unseen. Empty before ``measure_levels``.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, Sequence[Encoded]],
+        *,
+        twins: Mapping[str, Sequence[int]] | None = None,
+        selected: Sequence[int] = (),
+        forms: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
+        self.sets, self.twins = sets, dict(twins or {})
+        self.selected = list(selected) or list(range(len(sets["forget"])))
+        self.forms = {
+            name: torch.tensor((forms or {}).get(name) or [0] * len(rows))
+            for name, rows in sets.items()
+            if name in ("forget", "unseen")
+        }
+        self.levels: dict[str, Tensor] = {}
+
+    def measure_levels(self, model: Any) -> None:
+        """Measure the level of each forget and unseen row: mean NLL of its twins under the base.
+
+        A row without twins gets the mean over all twins. If the unseen rows have no twins, their
+        level is their own NLL under the base; if the forget rows have none, their level is the mean
+        of the unseen rows.
+
+        Args:
+            model: The base model.
+        """
+        unseen = self.sets.get("unseen")
+        if not unseen:
+            return
+        own = read_nlls(model, unseen)[0]
+        forget = self._mean_of_twins(model, "held", len(self.sets["forget"]))
+        imitated = self._mean_of_twins(model, "imitations", len(unseen))
+        if forget is None or imitated is None:
+            forget = torch.full((len(self.sets["forget"]),), float(own.mean()))
+            imitated = own
+        self.levels = {"forget": forget, "unseen": imitated}
+
+    def _mean_of_twins(self, model: Any, name: str, size: int) -> Tensor | None:
+        """Return the mean NLL of the twins of each of ``size`` rows; None if most have no twins."""
+        twins, places = self.sets.get(name, ()), self.twins.get(name, ())
+        known = {place for place in places if place >= 0}
+        if len(places) != len(twins) or 2 * len(known) <= size:
+            return None
+        nll = read_nlls(model, twins)[0]
+        levels = torch.full((size,), float(nll.mean()))
+        for place in known:
+            own = [value for value, twin in zip(nll, places, strict=True) if twin == place]
+            levels[place] = torch.stack(own).mean()
+        return levels
+
+    def mean_nll(self, model: Any, name: str) -> float:
+        """Return the mean NLL of a sample of a set."""
+        return float(read_nlls(model, evenly_spaced(self.sets[name], SAMPLE))[0].mean())
+
+    def measure(self, model: Any, step: int) -> Check:
+        """Measure the NLL and the exact answers of each set, and the AUC of NLL minus level."""
+        forget, retain = (read_nlls(model, evenly_spaced(self.sets[n], SAMPLE))
+                          for n in ("forget", "retain"))  # fmt: skip
+        check = Check(
+            step=step,
+            forget_nll=float(forget[0].mean()),
+            forget_exact=float(forget[1].float().mean()),
+            retain_nll=float(retain[0].mean()),
+            retain_exact=float(retain[1].float().mean()),
+        )
+        if not self.levels:
+            return check
+        excess, form = {}, {}
+        for name, places in (
+            ("forget", self.selected), ("unseen", range(len(self.sets["unseen"])))
+        ):  # fmt: skip
+            sample = evenly_spaced(list(places), SAMPLE)
+            nll = read_nlls(model, [self.sets[name][i] for i in sample])[0]
+            excess[name], form[name] = nll - self.levels[name][sample], self.forms[name][sample]
+            if name == "unseen":
+                check = replace(check, unseen_nll=float(nll.mean()))
+        outside, mean = excess["unseen"], float(excess["unseen"].mean())
+        risen, aucs = [], []
+        for one in range(1 + int(max(forms.max() for forms in self.forms.values()))):
+            own = outside[form["unseen"] == one]
+            risen.append(float(own.mean()) if len(own) else mean)
+            members = excess["forget"][form["forget"] == one]
+            if len(own) and len(members):
+                aucs.append(auc_of(members, own))
+        return replace(
+            check,
+            unseen_risen=mean,
+            risen=tuple(risen),
+            auc=sum(aucs) / len(aucs) if aucs else auc_of(excess["forget"], outside),
+        )
+
+    def targets(self, check: Check, offset: float) -> Tensor | None:
+        """Return the target NLL of each forget row, (rows,); None without levels.
+
+        It is the row's level, plus the rise of the unseen rows with the same form of prompt (unseen
+        rows in chat and with raw prompts rise by different amounts), plus ``offset``.
+        """
+        if not check.risen:
+            return None
+        return self.levels["forget"] + torch.tensor(check.risen)[self.forms["forget"]] + offset
+
+
+def read_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+    """Return the NLL per token of each answer, and whether greedy decoding reproduces it; (rows,).
+
+    Args:
+        model: The model, which is in eval mode during the call.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    nll, exact = [], []
+    with torch.no_grad():
+        for start in range(0, len(rows), AT_ONCE):
+            outputs = predict(model, pack(rows[start : start + AT_ONCE]).to(device))
+            wrong = outputs.per_row((outputs.logits.argmax(-1) != outputs.labels).float())
+            nll.append(outputs.nll().float().cpu())
+            exact.append((wrong == 0).cpu())
+    model.train(was_training)
+    return torch.cat(nll), torch.cat(exact)
+
+
+def auc_of(members: Tensor, nonmembers: Tensor) -> float:
+    """Return the probability that a non-member's NLL exceeds a member's; ties count one half."""
+    gap = nonmembers[:, None] - members[None, :]
+    return float((gap > 0).float().mean() + 0.5 * (gap == 0).float().mean())
+
+
+def evenly_spaced(rows: Sequence[Any], size: int) -> list[Any]:
+    """Return at most ``size`` of the rows, evenly spaced."""
+    count = min(size, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
