@@ -26,7 +26,7 @@ from mergeforget.merge.inputs import check_free
 from mergeforget.model_files import locate
 from mergeforget.models import load_model, load_tokenizer
 from mergeforget.recipe import load_recipe
-from mergeforget.replace import link_target, write_lock
+from mergeforget.replace import explained, link_target, write_lock
 from mergeforget.run import Run, now
 
 MARK = "export.json"  # a folder that has it was made here, and may be made again
@@ -120,10 +120,12 @@ def _export(
             f"logit; {tolerance:.0e} is allowed for {stored}. It was not exported to {out}. "
             "Export in float32 with --dtype float32, or merge the candidate again."
         )
-    write_text(fresh / "README.md", card_of(run, name, kind))
-    found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(fresh), way)
-    write_json(fresh / MARK, asdict(found) | {"folder": out.name, "time": now()})
-    take_place(fresh, out)
+    card = card_of(run, name, kind)
+    with explained(out):
+        write_text(fresh / "README.md", card)
+        found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(fresh), way)
+        write_json(fresh / MARK, asdict(found) | {"folder": out.name, "time": now()})
+        take_place(fresh, out)
     return found
 
 
