@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 
 _MODULES = {  # public name -> the module that defines it
     "analyze": "mergeforget.api.runs",
-    "attack": "mergeforget.api.measuring",
+    "attack": "mergeforget.api.attacking",
     "available": "mergeforget.api.catalog",
     "check_data": "mergeforget.api.data",
     "compare": "mergeforget.api.runs",
@@ -56,6 +56,7 @@ _MODULES = {  # public name -> the module that defines it
 }
 
 if TYPE_CHECKING:
+    from mergeforget.api.attacking import attack as attack
     from mergeforget.api.catalog import available as available
     from mergeforget.api.catalog import copy_recipe as copy_recipe
     from mergeforget.api.catalog import explain_recipe as explain_recipe
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from mergeforget.api.data import make_data as make_data
     from mergeforget.api.data import read_data as read_data
     from mergeforget.api.doctor import doctor as doctor
-    from mergeforget.api.measuring import attack as attack
     from mergeforget.api.measuring import evaluate as evaluate
     from mergeforget.api.merging import extract_lora as extract_lora
     from mergeforget.api.merging import load_adapter as load_adapter

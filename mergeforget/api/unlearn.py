@@ -132,7 +132,7 @@ def unlearn(
         >>> result = unlearn("model", forget="forget.jsonl")  # doctest: +SKIP
         >>> print(result)  # doctest: +SKIP
     """
-    from mergeforget.api.measuring import attack
+    from mergeforget.api.attacking import attack
     from mergeforget.api.runs import report
     from mergeforget.attack.headline import EARLIER
     from mergeforget.console import say

@@ -105,7 +105,7 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
     attack runs (see `mergeforget list attacks`). Measurements are cached; repeat an interrupted
     command to resume with the next model.
     """
-    from mergeforget.api.measuring import attack
+    from mergeforget.api.attacking import attack
     from mergeforget.attack.driver import attack_names
     from mergeforget.attack.methods import ATTACKS
     from mergeforget.errors import UsageError
@@ -133,7 +133,7 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 def _arguments(options: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Return the arguments of the attacks; an option that no named attack takes is an error."""
-    from mergeforget.api.measuring import check_arguments
+    from mergeforget.api.attacking import check_arguments
     from mergeforget.attack.methods import ATTACKS
 
     own = {key for name in ATTACKS.names() for key in ATTACKS.get(name).parameters}

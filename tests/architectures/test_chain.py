@@ -12,7 +12,8 @@ from tiny_models import FAST, REFUSED, SLOW, build, save
 
 from mergeforget.adapter import read_adapter, write_adapter
 from mergeforget.analysis.export import export
-from mergeforget.api.measuring import attack, evaluate
+from mergeforget.api.attacking import attack
+from mergeforget.api.measuring import evaluate
 from mergeforget.api.merging import merge
 from mergeforget.api.searching import search
 from mergeforget.api.training import train_pair
