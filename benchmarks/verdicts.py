@@ -29,7 +29,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from mergeforget.attack.driver import QUICK, attack_names, carry_out
-from mergeforget.attack.target import Models, Suspect, Target
+from mergeforget.attack.target import Models, Target, TargetModel
 from mergeforget.attack.tuning import MAX_LENGTH, Tuning, learner
 from mergeforget.attack.variants import variants
 from mergeforget.console import say, track
@@ -71,9 +71,9 @@ def main() -> int:
         start = time.perf_counter()
         target = Target(
             models,
-            Suspect(f"the {name}", options.model, places[name]),
-            Suspect("before", options.model, places["before"]),
-            Suspect("control", options.model, places["control"]),
+            TargetModel(f"the {name}", options.model, places[name]),
+            TargetModel("before", options.model, places["before"]),
+            TargetModel("control", options.model, places["control"]),
             **rows, folder=out / "attacks", membership="answers", data=RAW,
             max_new_tokens=options.max_new_tokens,
         )  # fmt: skip

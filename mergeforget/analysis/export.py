@@ -44,8 +44,8 @@ class Exported:
             logit.
         tolerance: Allowed difference for the dtype.
         template: How the compared texts were rendered: ``raw``, ``chat``, ...
-        gguf: The GGUF file of the model, where one was asked for.
-        pushed: Address of the upload, where one was asked for.
+        gguf: The GGUF file of the model, if one was requested.
+        pushed: Address of the upload, if one was requested.
     """
 
     name: str

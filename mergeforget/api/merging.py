@@ -110,7 +110,7 @@ def merge(
 def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptions]) -> Written:
     """Merge adapters into their base and write a whole model.
 
-    The base is streamed: only the tensors in work are in memory. An interrupted call resumes
+    The base is streamed: only the tensors being merged are in memory. An interrupted call resumes
     when it is repeated.
 
     Args:
@@ -119,7 +119,7 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
         base: Name or folder of the base; when omitted, that of the run or of the adapters. If it is
             given, the names of the base in the adapters are not compared.
         dtype: Dtype of the written weights; ``auto`` keeps the base's.
-        max_memory: Maximum memory of the tensors in work, in bytes; None is no limit.
+        max_memory: Maximum memory of the tensors being merged, in bytes; None is no limit.
         shard_size: Maximum size of a weights file, in bytes.
         method, density, weights, density_by, weights_by, space, rank, seed, precision, arguments,
             modules, svd, data, same_base, threads, device: As in :func:`merge`.

@@ -75,7 +75,7 @@ class OutputOptions(TypedDict, total=False):
 
     Attributes:
         dtype: Dtype of the written weights; ``auto`` keeps the base's.
-        max_memory: Maximum memory of the tensors in work, in bytes; None is no limit.
+        max_memory: Maximum memory of the tensors being merged, in bytes; None is no limit.
         shard_size: Maximum size of a weights file, in bytes.
     """
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mergeforget.attack.result import Finding, Result, write_answers
-from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.attack.verdict import GREEDY, Leaks, claim, conclude, doubt_of, judge_leaks
 from mergeforget.data.schema import Row
@@ -66,7 +66,7 @@ def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
     return left
 
 
-def _greedy(target: Target, suspect: Suspect, name: str, asked: Sequence[Variant]) -> Texts:
+def _greedy(target: Target, suspect: TargetModel, name: str, asked: Sequence[Variant]) -> Texts:
     """Generate the completion of every variant with one model."""
 
     def work(model: Any, tokenizer: Any) -> Facts:

@@ -12,7 +12,7 @@ from typing import Any
 from mergeforget.attack.headline import keep_verdict, measure_control
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, write_result
-from mergeforget.attack.target import Models, NotApplicableError, Suspect, Target
+from mergeforget.attack.target import Models, NotApplicableError, Target, TargetModel
 from mergeforget.attack.tuning import train_control
 from mergeforget.data.readers import check_overlap, merge_duplicates, read_rows
 from mergeforget.data.schema import Row
@@ -127,14 +127,14 @@ def targets_of_run(
         InputError: The run has no such model, or no candidate was chosen.
     """
     recipe = load_recipe(run.recipe)
-    base = Suspect("before", run.base(), name="the base")
+    base = TargetModel("before", run.base(), name="the base")
     suspects = [_suspect(run, name) for name in names or [CHOSEN]]
     own = {split: run.data / f"{split}.jsonl" for split in SPLITS}
     chosen = {split: path for split, path in (files or {}).items() if path is not None}
     rows = read_splits(own | chosen, limit, recipe.search.seed)
     models = Models(recipe.model, device)
     folder = out or run.attacks
-    never = Suspect("control", control, name=control) if control else (
+    never = TargetModel("control", control, name=control) if control else (
         _control_of(run, models, rows["retain"], settings.get("data", recipe.data))
     )  # fmt: skip
     spec = recipe.evaluation
@@ -182,9 +182,9 @@ def target_of_model(
     rows = read_splits(files, limit, settings.get("seed", 0))
     return Target(
         Models(ModelSpec(name=model), device),
-        Suspect(name, model, adapter, name),
-        Suspect("before", before, name=before) if before else None,
-        Suspect("control", control, name=control) if control else None,
+        TargetModel(name, model, adapter, name),
+        TargetModel("before", before, name=before) if before else None,
+        TargetModel("control", control, name=control) if control else None,
         **rows,
         folder=out or Path("attacks"),
         **{"max_new_tokens": NEW_TOKENS} | settings,
@@ -212,7 +212,7 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
     }
 
 
-def _suspect(run: Run, name: str) -> Suspect:
+def _suspect(run: Run, name: str) -> TargetModel:
     known = models_of(run)
     if name == CHOSEN:
         chosen = run.chosen_name()
@@ -226,15 +226,17 @@ def _suspect(run: Run, name: str) -> Suspect:
         raise InputError(
             f"{run.root} has no model {name!r}.{suggest(name, known)} It has: {', '.join(known)}."
         )
-    return Suspect(name, run.base(), known[name], name)
+    return TargetModel(name, run.base(), known[name], name)
 
 
-def _control_of(run: Run, models: Models, retain: Sequence[Row], data: DataSpec) -> Suspect | None:
+def _control_of(
+    run: Run, models: Models, retain: Sequence[Row], data: DataSpec
+) -> TargetModel | None:
     """Return the model before memorising, with a LoRA trained on retain; None if unknown."""
     base = run.read_manifest().get("base") or {}
     if not (base.get("memorised") and base.get("name")):
         return None
-    never = Suspect("control", str(base["name"]), name=str(base["name"]))
+    never = TargetModel("control", str(base["name"]), name=str(base["name"]))
     if not retain:
         return never
     facts = models.facts(never) | {

@@ -33,7 +33,7 @@ class NotApplicableError(InputError):
 
 
 @dataclass(frozen=True)
-class Suspect:
+class TargetModel:
     """A model: a base, by name or folder, and an optional adapter.
 
     Attributes:
@@ -59,7 +59,7 @@ class Models:
     _hashes: dict[Path, str] = field(default_factory=dict)
 
     @contextmanager
-    def opened(self, suspect: Suspect) -> Iterator[tuple[Any, Any]]:
+    def opened(self, suspect: TargetModel) -> Iterator[tuple[Any, Any]]:
         """Yield model and tokenizer, with the adapter merged into the weights in the block."""
         from mergeforget.merge.apply import applied
 
@@ -71,7 +71,7 @@ class Models:
         with applied(self._loaded.model, adapter) if adapter else nullcontext():
             yield self._loaded.model, self._loaded.tokenizer
 
-    def facts(self, suspect: Suspect) -> Facts:
+    def facts(self, suspect: TargetModel) -> Facts:
         """Return the cache key of a model: hashes of its weights, dtype, device and versions."""
         base = locate(suspect.base, trust_remote_code=self.spec.trust_remote_code)
         known = versions()
@@ -105,9 +105,9 @@ class Target:
     """
 
     models: Models
-    suspect: Suspect
-    before: Suspect | None
-    control: Suspect | None
+    suspect: TargetModel
+    before: TargetModel | None
+    control: TargetModel | None
     forget: list[Row]
     retain: list[Row]
     holdout: list[Row]
@@ -124,7 +124,7 @@ class Target:
         """Return the prompt template for a model with this tokenizer."""
         return template_of(tokenizer, self.data)
 
-    def suspects(self) -> list[Suspect]:
+    def suspects(self) -> list[TargetModel]:
         """Return the attacked model, and the model before unlearning and the control if given."""
         return [s for s in (self.suspect, self.before, self.control) if s is not None]
 
@@ -155,7 +155,7 @@ class Target:
 
     def measured(
         self,
-        suspect: Suspect,
+        suspect: TargetModel,
         attack: str,
         settings: Mapping[str, Any],
         rows: Sequence[Row],

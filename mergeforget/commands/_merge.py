@@ -101,7 +101,7 @@ MODEL_OUTPUT = [
         "--max-memory",
         callback=size,
         metavar="SIZE",
-        help="Memory for the tensors in work, for example 800MB.  [default: no limit]",
+        help="Memory for the tensors being merged, for example 800MB.  [default: no limit]",
     ),
     click.option(
         "--shard-size",

@@ -50,7 +50,7 @@ RUNTIME = ("threads", "device", "max_memory", "shard_size")
 def command(out: Path | None, as_json: bool, **options: Any) -> None:
     """Merge whole models tensor by tensor, streamed from and to safetensors files.
 
-    Only the tensors in work are in memory. Rerun an interrupted command to resume. This
+    Only the tensors being merged are in memory. Rerun an interrupted command to resume. This
     engine runs a mergekit configuration (--config) if it has the method and the options; otherwise,
     mergekit runs it.
     """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mergeforget.candidate import Candidate
 from mergeforget.errors import UsageError
 from mergeforget.merge.kernels.arrays import Tensor, as_array, empty, library
-from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.dispatch import Workspace, loops
 from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sparsify import factors_of_l1, magprune, row_sums
 from mergeforget.merge.kernels.thresholds import (
@@ -27,7 +27,7 @@ from mergeforget.merge.kernels.thresholds import (
 from mergeforget.merge.methods import MERGE_METHODS, traits
 
 HELD = 1 << 23  # largest number of entries to keep in memory instead of reading them twice
-_room = Room()
+_room = Workspace()
 
 
 def in_memory(stack: Tensor) -> Source:

@@ -18,7 +18,7 @@ from mergeforget.search.split import SearchData
 
 
 @dataclass
-class Guess:
+class PredictedDensity:
     """Predict a density from the document losses of base, over and under (selection split).
 
     Attributes:

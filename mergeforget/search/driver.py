@@ -26,7 +26,7 @@ from mergeforget.recipe import Recipe, SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best, with_ways
-from mergeforget.search.density_prior import Guess
+from mergeforget.search.density_prior import PredictedDensity
 from mergeforget.search.evaluator import Evaluator, load_evaluator, merge_all, read_pair
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
@@ -139,7 +139,7 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
             )
 
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
-        guess = Guess(run, pair, choosing, options.first)
+        guess = PredictedDensity(run, pair, choosing, options.first)
         explorer = Explorer(spec, objective, store, evaluator, pair, guess)
         searching = Searching(run, recipe, options, settings, explorer)
         searching.measure_anchors()
@@ -172,7 +172,7 @@ class Searching:
     def __post_init__(self) -> None:
         self.spec, self.objective = self.explorer.spec, self.explorer.objective
         self.store, self.pair = self.explorer.store, self.explorer.pair
-        self.guess: Guess = self.explorer.guess
+        self.guess: PredictedDensity = self.explorer.guess
 
     def measure_anchors(self) -> None:
         """Measure base, over and under, the references of every candidate."""

@@ -21,7 +21,7 @@ from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Scored, pareto
-from mergeforget.search.density_prior import Guess
+from mergeforget.search.density_prior import PredictedDensity
 from mergeforget.search.evaluator import Evaluator, merge_all
 from mergeforget.search.grid import begin_at, families, layer_groups, with_densities
 from mergeforget.search.objective import Objective, Rank, compared_auc, estimate
@@ -45,7 +45,7 @@ class Explorer:
     store: Store
     evaluator: Callable[[], Evaluator]
     pair: Sequence[Adapter]
-    guess: Guess
+    guess: PredictedDensity
 
     def grid(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
         """Explore the candidates of a grid in order until the budget is spent."""

@@ -51,7 +51,7 @@ class Floor(NamedTuple):
         return f"{self.name} {'<=' if self.name in LEAKS else '>='} {share}"
 
 
-class Missed(NamedTuple):
+class MissedFloor(NamedTuple):
     """A floor that was not reached, with the value ``found`` and the value ``wanted``."""
 
     floor: Floor
@@ -122,7 +122,7 @@ class Objective:
         base: Sequence[Score],
         part: str,
         read: Callable[[str, Sequence[Score], str], float | None] | None = None,
-    ) -> list[Missed]:
+    ) -> list[MissedFloor]:
         """Return the floors that a candidate misses; arguments as in ``rank``."""
         read = read or figure
         found = []
@@ -134,7 +134,7 @@ class Objective:
             wanted = floor.value * before
             short = reached - wanted if floor.name in LEAKS else wanted - reached
             if short > ROUNDING:
-                found.append(Missed(floor, reached, wanted))
+                found.append(MissedFloor(floor, reached, wanted))
         return found
 
     def _measured(self, name: str, found: float | None) -> float:

@@ -61,7 +61,7 @@ class FreshOptimizer(TrainerCallback):
             more["optimizer"].state.clear()
 
 
-class Bar(TrainerCallback):
+class ProgressBar(TrainerCallback):
     """Show steps done, time left, and the loss or what a controller has measured."""
 
     def __init__(self, label: str, controller: Any = None) -> None:

@@ -24,12 +24,12 @@ from mergeforget.run import Run
 from mergeforget.train.alternates import alternate_rows
 from mergeforget.train.arguments import arguments
 from mergeforget.train.callbacks import (
-    Bar,
     Checkpoints,
     DualWeight,
     Epochs,
     FreshOptimizer,
     Guard,
+    ProgressBar,
     Snapshots,
     last_checkpoint,
     save_adapter,
@@ -248,7 +248,7 @@ def fit(
     callbacks = [
         Epochs(rows, order),
         Guard(),
-        Bar(job.stage, controller),
+        ProgressBar(job.stage, controller),
         Checkpoints(job.checkpoint_seconds, job.run.history),
     ]
     if controller is not None:

@@ -21,7 +21,9 @@ from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.dataset import REFUSAL
 
 LAST = -1  # layer whose hidden states give scores and efforts
-Kept = Literal["logps", "hidden"]  # one number per token, or the input of the output layer
+ReferenceContent = Literal[
+    "logps", "hidden"
+]  # one number per token, or the input of the output layer
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Reads:
         return bool(self.logps or self.logits or self.reference_layers)
 
     @property
-    def kept(self) -> Kept | None:
+    def kept(self) -> ReferenceContent | None:
         """Output of the reference that suffices if it is computed once and cached, or None."""
         if self.reference_layers or not self.reference:
             return None

@@ -21,7 +21,7 @@ from mergeforget.model_files import content_of, locate
 from mergeforget.outputs import PADDING, TokenOutputs
 from mergeforget.recipe import Training
 from mergeforget.train.forward import as_reference, output_matrix, predict
-from mergeforget.train.objective import Kept, mask_of, reads_of
+from mergeforget.train.objective import ReferenceContent, mask_of, reads_of
 
 TOKENS = 2048  # tokens of packed rows in one pass
 MOST_BYTES = 2**30  # largest size of the hidden states stored for one set
@@ -39,14 +39,14 @@ class Reference:
         reinforced: Outputs of the reinforced model on the forget set, where a loss reads them.
     """
 
-    known: Mapping[str, Known] = field(default_factory=dict)
+    known: Mapping[str, StoredOutputs] = field(default_factory=dict)
     before: Mapping[str, Tensor] | None = None
     head: Tensor | None = None
     old_head: Tensor | None = None
-    reinforced: Known | None = None
+    reinforced: StoredOutputs | None = None
 
 
-class Known:
+class StoredOutputs:
     """Stored reference outputs of a set, addressed by row index.
 
     Args:
@@ -105,7 +105,7 @@ def reference_of(
 
 
 def load_or_compute(
-    what: Kept,
+    what: ReferenceContent,
     model: Any,
     encoded: Sequence[Encoded],
     kinds: tuple[int, ...],
@@ -113,7 +113,7 @@ def load_or_compute(
     head: Tensor | None = None,
     before: Mapping[str, Tensor] | None = None,
     label: str = "",
-) -> Known:
+) -> StoredOutputs:
     """Load reference outputs from the run folder, or compute and store them.
 
     Both sides of a pair have the same base and often the same rows, so the second loads the file.
@@ -135,13 +135,13 @@ def load_or_compute(
         tensors = _compute(what, model, encoded, kinds, head, before)
         on_main(lambda: keep(tensors))
     try:
-        return Known(**load_file(path), head=head if what == "hidden" else None)
+        return StoredOutputs(**load_file(path), head=head if what == "hidden" else None)
     except Exception as error:
         raise InputError(f"{path} is damaged ({error}). Delete it; it is made again.") from error
 
 
 def _compute(
-    what: Kept,
+    what: ReferenceContent,
     model: Any,
     encoded: Sequence[Encoded],
     kinds: tuple[int, ...],

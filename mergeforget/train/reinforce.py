@@ -18,7 +18,7 @@ from mergeforget.recipe import Term, Training
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.objective import any_needs, mask_of
-from mergeforget.train.reference import Known, Reference, load_or_compute
+from mergeforget.train.reference import Reference, StoredOutputs, load_or_compute
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Reinforce
 
@@ -33,7 +33,7 @@ def reinforce(
     training: Training,
     job: TrainingJob,
     template: PromptTemplate,
-) -> Known:
+) -> StoredOutputs:
     """Train an adapter on the forget set, and return its outputs there; the adapter is dropped.
 
     Raises:

@@ -18,7 +18,7 @@ from mergeforget.attack.methods.relearn import _lesson, relearn
 from mergeforget.attack.methods.relearn_unrelated import relearn_unrelated
 from mergeforget.attack.result import Result
 from mergeforget.attack.scores import FOLLOWED, ScoredRows, forget_scores, losses_of
-from mergeforget.attack.target import Facts, Models, Suspect, Target
+from mergeforget.attack.target import Facts, Models, Target, TargetModel
 from mergeforget.attack.tuning import Tuning, learner, tune
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
@@ -64,8 +64,8 @@ def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]
 
     def make(name: str, **more: Any) -> Target:
         settings: dict[str, Any] = {
-            "before": Suspect("before", str(folders["knows"])),
-            "control": Suspect("control", str(folders["never"])),
+            "before": TargetModel("before", str(folders["knows"])),
+            "control": TargetModel("control", str(folders["never"])),
             "forget": FORGET,
             "retain": RETAIN,
             "holdout": HOLDOUT,
@@ -73,7 +73,7 @@ def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]
             "membership": "answers",
             "max_new_tokens": 8,
         }
-        suspect = Suspect(name, str(folders[name]))
+        suspect = TargetModel(name, str(folders[name]))
         return Target(Models(ModelSpec(name=name)), suspect, **(settings | more))
 
     return make
@@ -116,7 +116,7 @@ def test_relearning_recovers_hidden_data(relearned: Result) -> None:
 def test_relearning_finds_nothing_in_a_model_without_the_data(
     target_of: Make, folders: dict[str, Path]
 ) -> None:
-    target = target_of("never", control=Suspect("control", str(folders["never"])))
+    target = target_of("never", control=TargetModel("control", str(folders["never"])))
     result = relearn(target, **FAST)
     assert result.finding == "none found" and "does not refute" in result.verdict
     last = result.figures["evidence"]["last"]

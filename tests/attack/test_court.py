@@ -12,7 +12,7 @@ from court import FORGET, GUILTY, HOLDOUT, INNOCENT, RETAIN, build_court
 from mergeforget.attack.driver import carry_out
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result
-from mergeforget.attack.target import Models, Suspect, Target
+from mergeforget.attack.target import Models, Target, TargetModel
 from mergeforget.evaluate.verdict import judge as headline
 from mergeforget.recipe import ModelSpec
 
@@ -32,14 +32,14 @@ def judge_model(
     folders = build_court(root, make_model, tiny_tokenizer)
 
     def judge(name: str, attacks: list[str], **more: Any) -> dict[str, Result]:
-        before = Suspect("before", str(folders["before"]))
+        before = TargetModel("before", str(folders["before"]))
         settings: dict[str, Any] = {
-            "before": before, "control": Suspect("control", str(folders["control"])),
+            "before": before, "control": TargetModel("control", str(folders["control"])),
             "forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT, "folder": root / "attacks",
         }  # fmt: skip
         target = Target(
             Models(ModelSpec(name=str(folders[name]))),
-            Suspect(f"the {name}", str(folders[name])),
+            TargetModel(f"the {name}", str(folders[name])),
             **(settings | more), membership="answers", max_new_tokens=8,
         )  # fmt: skip
         results = [result for result, _ in carry_out([target], attacks, ARGUMENTS)]

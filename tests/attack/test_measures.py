@@ -14,7 +14,7 @@ from mergeforget.attack.methods.formats import FORMATS, _forms
 from mergeforget.attack.methods.logit_lens import lens_logps, spaced
 from mergeforget.attack.methods.sampling import sample
 from mergeforget.attack.methods.translation import translated
-from mergeforget.attack.target import Facts, Models, Suspect, Target
+from mergeforget.attack.target import Facts, Models, Target, TargetModel
 from mergeforget.attack.tuning import train_control, unrelated_rows
 from mergeforget.attack.variants import Variant, entity_of
 from mergeforget.data.schema import Row
@@ -117,7 +117,7 @@ def test_a_layer_without_power_does_not_outvote_one_with_power(tmp_path: Path) -
                 for mean in means]  # fmt: skip
 
     rows = [Row("f0", "a", "b")]
-    model, before, control = (Suspect(role, role) for role in ("model", "before", "control"))
+    model, before, control = (TargetModel(role, role) for role in ("model", "before", "control"))
     target = Target(
         Models(ModelSpec(name="x")), model, before, control,
         forget=rows, retain=rows, holdout=rows, folder=tmp_path,

@@ -33,7 +33,7 @@ from mergeforget.train.dataset import REFUSAL, Share
 from mergeforget.train.forward import output_matrix
 from mergeforget.train.objective import any_needs, reads_of
 from mergeforget.train.packing_check import rows_leak
-from mergeforget.train.reference import Known, Reference, _compute
+from mergeforget.train.reference import Reference, StoredOutputs, _compute
 from mergeforget.train.trainer import UnlearningTrainer
 from mergeforget.train.weighting import Entanglement, TokenScorer
 from mergeforget.train_config import Scorer
@@ -83,7 +83,7 @@ def trainer_of(term: Term, make_model: Callable[..., Any], tokenizer: Any) -> tu
     rows = {n: encode_rows(tokenizer, SETS[n], max_length=64) for n in reads}
     head = output_matrix(model)
     known = {
-        name: Known(**_compute(read.kept, model, rows[name], KINDS, head, None),
+        name: StoredOutputs(**_compute(read.kept, model, rows[name], KINDS, head, None),
                     head=head if read.kept == "hidden" else None)
         for name, read in reads.items()
         if read.kept

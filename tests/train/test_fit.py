@@ -145,16 +145,16 @@ def test_resumed_after_a_kill_it_is_bit_identical(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run_one(tmp_path / "whole", make_model, tiny_tokenizer)
-    plain = callbacks.Bar.on_step_end
+    plain = callbacks.ProgressBar.on_step_end
 
     def die(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == step + 1:
             raise Killed
 
-    monkeypatch.setattr(callbacks.Bar, "on_step_end", die)
+    monkeypatch.setattr(callbacks.ProgressBar, "on_step_end", die)
     with pytest.raises(Killed):
         run_one(tmp_path / "cut", make_model, tiny_tokenizer)
-    monkeypatch.setattr(callbacks.Bar, "on_step_end", plain)
+    monkeypatch.setattr(callbacks.ProgressBar, "on_step_end", plain)
     torch.rand(100)  # other work draws from the global generator in between
     again = run_one(tmp_path / "cut", make_model, tiny_tokenizer, resume=True)
     assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)

@@ -148,16 +148,16 @@ def test_resumed_after_a_kill_with_every_helper_it_is_bit_identical(
         "scorer": Scorer(rate=0.5, every=2), "snapshots": 1,
     }  # fmt: skip
     whole = trained(tmp_path / "whole", make_model(), tiny_tokenizer, seconds=0, **more)
-    plain = callbacks.Bar.on_step_end
+    plain = callbacks.ProgressBar.on_step_end
 
     def die(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 3 and self.label == "adapter":
             raise Killed
 
-    monkeypatch.setattr(callbacks.Bar, "on_step_end", die)
+    monkeypatch.setattr(callbacks.ProgressBar, "on_step_end", die)
     with pytest.raises(Killed):
         trained(tmp_path / "cut", make_model(), tiny_tokenizer, seconds=0, **more)
-    monkeypatch.setattr(callbacks.Bar, "on_step_end", plain)
+    monkeypatch.setattr(callbacks.ProgressBar, "on_step_end", plain)
     again = trained(tmp_path / "cut", make_model(), tiny_tokenizer, seconds=0, resume=True, **more)
     assert all(torch.equal(whole[key], again[key]) for key in whole)
     one, other = (read_jsonl(tmp_path / n / "history.jsonl") for n in ("whole", "cut"))

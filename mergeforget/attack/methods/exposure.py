@@ -9,7 +9,7 @@ from mergeforget.attack.asking import secret_logps
 from mergeforget.attack.comparing import alternatives, by_subject, compare
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
-from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.data.schema import Row
 
@@ -44,7 +44,7 @@ def exposure(target: Target, *, candidates: int = 15) -> Result:
                    what="the rank of the true answer among answers of its type")  # fmt: skip
 
 
-def _ranked(target: Target, suspect: Suspect, kept: list[tuple[Row, list[str]]]) -> Facts:
+def _ranked(target: Target, suspect: TargetModel, kept: list[tuple[Row, list[str]]]) -> Facts:
     """Return the exposure of one model by subject."""
     texts = [Variant(row, "", row.input, a) for row, others in kept for a in (row.output, *others)]
 

@@ -11,7 +11,7 @@ from mergeforget.attack.asking import NOT_FINITE
 from mergeforget.attack.comparing import by_subject, compare
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
-from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.batching import in_batches, token_budget
 
@@ -41,7 +41,7 @@ def logit_lens(target: Target, *, layers: int = 8) -> Result:
                    what="the likelihood of the answers in its inner layers")  # fmt: skip
 
 
-def _by_layer(target: Target, suspect: Suspect, layers: int) -> tuple[list[int], list[Facts]]:
+def _by_layer(target: Target, suspect: TargetModel, layers: int) -> tuple[list[int], list[Facts]]:
     rows = [r for r in (*target.forget, *target.compared()) if r.output.strip()]
 
     def work(model: Any, tokenizer: Any) -> Facts:

@@ -9,7 +9,7 @@ from mergeforget.attack.asking import secret_logps
 from mergeforget.attack.comparing import alternatives, by_subject, compare
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
-from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.data.schema import Row
 
@@ -60,7 +60,7 @@ def _question(row: Row, pool: list[Row], options: int, seed: int) -> tuple[Row, 
 
 
 def _hits(
-    target: Target, suspect: Suspect, asked: list[tuple[Row, str, int]], options: int
+    target: Target, suspect: TargetModel, asked: list[tuple[Row, str, int]], options: int
 ) -> Facts:
     """Return the accuracy of one model by subject."""
     texts = [

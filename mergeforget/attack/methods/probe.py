@@ -18,7 +18,7 @@ from mergeforget.attack.logistic import (
 )
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Finding, Result
-from mergeforget.attack.target import Facts, Suspect, Target
+from mergeforget.attack.target import Facts, Target, TargetModel
 from mergeforget.attack.verdict import CONVICT, Estimate, claim, conclude, difference, subtracted
 from mergeforget.console import track
 from mergeforget.data.schema import Row
@@ -54,7 +54,7 @@ def probe(
     return judged(target.suspect.role, found, settings | {"models": target.names()})
 
 
-def _layers(target: Target, suspect: Suspect, settings: dict[str, Any]) -> Facts:
+def _layers(target: Target, suspect: TargetModel, settings: dict[str, Any]) -> Facts:
     """Return the AUC of each layer of one model, and the best AUC under permuted labels."""
     rows = [*target.forget, *target.compared()]
 

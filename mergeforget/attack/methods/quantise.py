@@ -18,7 +18,7 @@ from mergeforget.attack.scores import (
     exact_leaks,
     forget_scores,
 )
-from mergeforget.attack.target import Facts, Suspect, Target
+from mergeforget.attack.target import Facts, Target, TargetModel
 from mergeforget.attack.verdict import (
     Advantage,
     Leaks,
@@ -73,7 +73,7 @@ def by_rounding(
 
 def _scores(
     target: Target,
-    suspect: Suspect,
+    suspect: TargetModel,
     rows: ScoredRows,
     name: str,
     widths: Sequence[int],

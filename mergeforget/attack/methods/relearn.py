@@ -18,7 +18,7 @@ from mergeforget.attack.scores import (
     forget_scores,
     losses_of,
 )
-from mergeforget.attack.target import Facts, NotApplicableError, Suspect, Target
+from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.tuning import Tuning, tune, unrelated_rows
 from mergeforget.attack.verdict import (
     LEAST_NATS,
@@ -151,7 +151,7 @@ def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int 
 
 
 def _curve(
-    target: Target, suspect: Suspect, lesson: list[Row], rows: ScoredRows, tuning: Tuning
+    target: Target, suspect: TargetModel, lesson: list[Row], rows: ScoredRows, tuning: Tuning
 ) -> list[Facts]:
     """Return the scores of one model during the fine-tuning."""
 

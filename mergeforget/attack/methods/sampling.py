@@ -10,7 +10,7 @@ import torch
 from mergeforget.attack.asking import Texts, as_rows, judged, without_given
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
-from mergeforget.attack.target import Facts, Suspect, Target
+from mergeforget.attack.target import Facts, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.console import track
 from mergeforget.evaluate.generate import stop_ids
@@ -51,7 +51,7 @@ def sampling(target: Target, *, samples: int = 32, temperature: float = 1.0) -> 
 
 
 def _samples(
-    target: Target, suspect: Suspect, asked: list[Variant], samples: int, temperature: float
+    target: Target, suspect: TargetModel, asked: list[Variant], samples: int, temperature: float
 ) -> Texts:
     """Return the samples of one model by prompt; reproducible for a seed."""
 

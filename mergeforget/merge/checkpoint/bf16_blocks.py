@@ -18,7 +18,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.merge.checkpoint.compatible import check_finite_block
 from mergeforget.merge.checkpoint.jobs import Block, overflow
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
-from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.dispatch import Workspace, loops
 from mergeforget.merge.kernels.rng import NamedGenerator
 from mergeforget.merge.kernels.sign_election import DIVISORS, SIGNS, VOTES, scaled
 from mergeforget.merge.kernels.sparsify import factors_of_l1
@@ -37,7 +37,7 @@ Array = NDArray[Any]
 COMPILED = ("ties", "magnitude_prune", "dare_ties", "dare_linear")
 HELD = 1 << 26  # bytes of one tensor of all models that are kept in memory rather than read twice
 
-_room = Room()
+_room = Workspace()
 
 
 def half_blocks(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mergeforget.errors import NumericError, ResourceError
 from mergeforget.merge.checkpoint.reader import SIZES, Checkpoint, TensorInfo
-from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.dispatch import Workspace, loops
 from mergeforget.tensors import FLOATS, NAMES, stored, to_array
 
 Array = NDArray[Any]
@@ -100,7 +100,7 @@ class MemoryBudget:
                 self._turn.notify_all()
 
 
-_room = Room()
+_room = Workspace()
 
 
 def add_change(origin: Array, change: Array, dtype: str, name: str) -> Block:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
-from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.dispatch import Workspace, loops
 from mergeforget.parsing import parse_json
 from mergeforget.tensors import FLOATS, NUMPY, to_array
 
@@ -85,7 +85,9 @@ class Checkpoint:
         """Name of the folder, for messages."""
         return self.folder.name
 
-    def read(self, info: TensorInfo, rows: slice = slice(None), room: Room | None = None) -> Array:
+    def read(
+        self, info: TensorInfo, rows: slice = slice(None), room: Workspace | None = None
+    ) -> Array:
         """Return rows of a tensor as a matrix; half-precision types become float32.
 
         Args:

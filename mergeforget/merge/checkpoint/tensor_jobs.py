@@ -31,7 +31,7 @@ from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo
 from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import method_arguments
 from mergeforget.merge.kernels.arrays import as_array
-from mergeforget.merge.kernels.dispatch import Room
+from mergeforget.merge.kernels.dispatch import Workspace
 from mergeforget.merge.kernels.thresholds import SMALL, Source
 from mergeforget.merge.kernels.thresholds import blocks as row_blocks
 from mergeforget.merge.low_rank import precise, products
@@ -39,7 +39,7 @@ from mergeforget.merge.methods import traits
 
 Array = NDArray[Any]
 
-_room, _origin = Room(), Room()
+_room, _origin = Workspace(), Workspace()
 T = TypeVar("T")
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -51,7 +51,7 @@ class Output:
     Attributes:
         dtype: ``auto`` keeps the dtype of the base (or first model), tensor by tensor.
         device: Device that merges blocks, for example ``cuda``; ``cpu`` uses numpy.
-        max_memory: Maximum memory of the tensors in work, in bytes; None sets no limit.
+        max_memory: Maximum memory of the tensors being merged, in bytes; None sets no limit.
         durable: See ``writer.write_model``.
     """
 
@@ -236,4 +236,4 @@ def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
     return info
 
 
-_room = Room()
+_room = Workspace()

@@ -52,7 +52,7 @@ def loops(*arrays: Any) -> ModuleType | None:
     return _loops if fit else None
 
 
-class Room(threading.local):
+class Workspace(threading.local):
     """Buffers that a thread reuses for every block, because allocation is slower than the sums.
 
     An array requested under a name overwrites the previous one of that name.

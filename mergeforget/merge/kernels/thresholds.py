@@ -10,7 +10,7 @@ import numpy as np
 
 from mergeforget.errors import DensityError
 from mergeforget.merge.kernels.arrays import Tensor, as_torch, library
-from mergeforget.merge.kernels.dispatch import Room, loops
+from mergeforget.merge.kernels.dispatch import Workspace, loops
 
 FEW = 3  # number of ranks up to which partitions are faster than a sort
 
@@ -117,7 +117,7 @@ SAMPLE = 1 << 15  # number of sampled entries to bracket a threshold
 FEW_ROWS = 256  # number of sampled rows of a tensor that is read row by row
 MARGIN = 0.015  # half-width of the bracket in ranks: about five standard deviations of the sample
 
-_room = Room()
+_room = Workspace()
 Rows = Callable[[slice], Tensor]  # reads rows of the n tensors, (n, rows, columns)
 
 
