@@ -186,4 +186,4 @@ def _order(claim: Claim, figures: Figures) -> ClaimResult:
     missing = len(claim.of) - len(known)
     less = f"; {missing} rows are not measured" if missing else ""
     whole = None if missing else kept == len(pairs)
-    return ClaimResult(whole, f"{kept} of {len(pairs)} pairs stand so ({shown}{less})")
+    return ClaimResult(whole, f"{kept} of {len(pairs)} pairs have this order ({shown}{less})")

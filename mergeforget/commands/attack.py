@@ -37,8 +37,8 @@ SHARED = (
 @click.option("--base", help="With --model: the model before unlearning.")
 @click.option("--control", help="Model that never saw the data.  [default: the run's model before "
               "it memorised the data, trained on the retain rows alone]")  # fmt: skip
-@click.option("--forget", type=DATA, help="Rows that were to be forgotten.  [default: the run's]")
-@click.option("--retain", type=DATA, help="Rows that were to be kept.  [default: the run's]")
+@click.option("--forget", type=DATA, help="Rows to forget.  [default: the run's]")
+@click.option("--retain", type=DATA, help="Rows to retain.  [default: the run's]")
 @click.option("--holdout", type=DATA, help="Rows that no model saw.  [default: the run's]")
 @template_options
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows per split.")

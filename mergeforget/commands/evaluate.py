@@ -34,8 +34,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--benchmark", help="semeval2025-task4, tofu or custom.  [default: the recipe's]")
 @click.option("--metrics", metavar="M,M[/SPLIT]", help="Further metrics, besides those of the "
               "benchmark; `mergeforget list metrics` names them.")  # fmt: skip
-@click.option("--forget", type=DATA, help="Rows that were to be forgotten (with --model).")
-@click.option("--retain", type=DATA, help="Rows that were to be kept (with --model).")
+@click.option("--forget", type=DATA, help="Rows to forget (with --model).")
+@click.option("--retain", type=DATA, help="Rows to retain (with --model).")
 @click.option("--holdout", type=DATA, help="Rows not in the training data, used as non-members.")
 @click.option(
     "--members", type=DATA, help="Documents that were trained on, instead of those of --forget."

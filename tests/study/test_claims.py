@@ -27,9 +27,9 @@ def claim(kind: str, row: str = "merged", **more: object) -> Claim:
         (claim("within", "over", low=None, high=0.1), True, "0.022 is within 0.1 or less"),
         (claim("within", low=None, high=0.1), False, "0.501 is outside 0.1 or less, by 0.401"),
         (claim("order", "", of=["under", "merged", "over"]), True,
-         "3 of 3 pairs stand so (under > merged > over)"),
+         "3 of 3 pairs have this order (under > merged > over)"),
         (claim("order", "", of=["under", "over", "merged"]), False,
-         "2 of 3 pairs stand so (under > merged > over)"),
+         "2 of 3 pairs have this order (under > merged > over)"),
     ],
 )  # fmt: skip
 def test_a_claim_is_judged_by_its_figures(one: Claim, holds: bool, detail: str) -> None:
