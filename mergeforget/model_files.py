@@ -6,6 +6,7 @@ arbitrary code.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from mergeforget.embedded_model import HUB_COPY, INSTALL, embedded_model, gguf_f
 from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.errors import InputError, reason_of
 from mergeforget.files import read_json_object, sha256
-from mergeforget.parsing import usable_path
+from mergeforget.parsing import read_text, usable_path
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -43,6 +44,22 @@ def locate(name: str, *, trust_remote_code: bool = False) -> Path:
             f"config.json and *.safetensors, a hub id such as org/model, or {EMBEDDED}."
         )
     return _check_folder(_from_hub(name, trust_remote_code))
+
+
+def stored_template(folder: Path) -> Any:
+    """Return the chat template in a folder of a model, a processor or an adapter, or None."""
+    if (folder / "chat_template.jinja").is_file():
+        return read_text(folder / "chat_template.jinja")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            continue
+        try:  # not read_json_object: a tokenizer's model_max_length exceeds 64 bits
+            values = json.loads(read_text(folder / name))
+        except ValueError as error:
+            raise InputError(f"{folder / name} is not valid JSON: {error}.") from error
+        if isinstance(values, dict) and values.get("chat_template"):
+            return values["chat_template"]
+    return None
 
 
 def content_of(folder: Path) -> str:

@@ -14,11 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mergeforget.console import quiet
+from mergeforget.console import quiet, say
 from mergeforget.distributed import on_main, sharded, world_size
 from mergeforget.embedded_model import NAME as EMBEDDED
 from mergeforget.errors import InputError, MergeforgetError, ResourceError, reason_of
-from mergeforget.model_files import locate
+from mergeforget.model_files import locate, stored_template
 from mergeforget.recipe import ModelSpec
 
 
@@ -219,7 +219,37 @@ def _read_tokenizer(path: Path, spec: ModelSpec) -> Any:
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if not tokenizer.chat_template:  # a processor's, which AutoTokenizer does not read
+        tokenizer.chat_template = stored_template(path)
     return tokenizer
+
+
+def adopt_template(tokenizer: Any, adapter: Path | None) -> None:
+    """Give a tokenizer the chat template that an adapter's folder contains, with a message.
+
+    Fine-tuning tools save the tokenizer with the adapter. A model that was trained with its
+    template may answer with no other, and its users load the tokenizer from that folder.
+
+    Raises:
+        InputError: The adapter has a tokenizer with other tokens than the model.
+    """
+    template = None if adapter is None else stored_template(adapter)
+    if adapter is None or template is None or template == tokenizer.chat_template:
+        return
+    if (adapter / "tokenizer.json").is_file():
+        from transformers import AutoTokenizer
+
+        with quiet():
+            other = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
+        if other.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"The adapter {adapter} has a tokenizer with other tokens than the model's, and a "
+                "chat template that needs them. Add the adapter to the model's weights with "
+                "mergeforget merge --full, save that tokenizer in the folder, and name it as the "
+                "model."
+            )
+    tokenizer.chat_template = template
+    say(f"Prompts use the chat template of {adapter}, with which the adapter was trained.")
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:

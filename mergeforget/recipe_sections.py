@@ -121,6 +121,7 @@ class EvaluationSpec(RecipeSection):
         backend: Library that generates the answers.
         ask: ``all`` asks a model with a chat template raw and in chat, and reports the worst
             case; ``own`` uses only ``data.template``.
+        system_prompts: Further system messages to ask with; each is one more prompt variant.
     """
 
     benchmark: str = "semeval2025-task4"
@@ -141,6 +142,7 @@ class EvaluationSpec(RecipeSection):
     lm_eval_folder: str | None = None
     backend: Literal["transformers", "vllm"] = "transformers"
     ask: Literal["all", "own"] = "all"
+    system_prompts: list[str] = []
 
     @model_validator(mode="before")
     @classmethod

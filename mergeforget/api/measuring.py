@@ -47,6 +47,7 @@ def evaluate(
     system_prompt: str | None = None,
     turns: Literal["last", "every"] | None = None,
     ask: Literal["all", "own"] | None = None,
+    system_prompts: Sequence[str] = (),
     retrained: str | None = None,
     reference: str | None = None,
     gradient_norm: bool = False,
@@ -91,6 +92,7 @@ def evaluate(
             omitted.
         ask: ``all`` asks a model with a chat template raw and in chat, and reports the worst
             case; ``own`` uses only ``template``.
+        system_prompts: Further system messages to ask with, in addition to the usual variants.
         retrained: Model trained without the forget set, for forget quality and PrivLeak.
         reference: Model whose loss is subtracted, for membership inference.
         gradient_norm: Use gradient norms for membership inference, too.
@@ -230,6 +232,8 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
     changes = {name: options[name] for name in SETTINGS if options[name] is not None}
     folders = {name: options[name] for name in ("mmlu", "lm_eval_folder") if options[name]}
     changes |= {name: str(folder) for name, folder in folders.items()}
+    if options["system_prompts"]:
+        changes["system_prompts"] = list(options["system_prompts"])
     if options["lm_eval"]:
         changes["lm_eval"] = list(options["lm_eval"])
     if options["metrics"]:

@@ -7,6 +7,7 @@ is written to a file.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from mergeforget.attack.result import Finding, Result, write_answers
 from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.attack.verdict import GREEDY, Leaks, claim, conclude, doubt_of, judge_leaks
+from mergeforget.data.chat_template import answer_text
 from mergeforget.data.schema import Row
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.generate import generate_ids, stop_ids
@@ -81,7 +83,7 @@ def _greedy(target: Target, suspect: TargetModel, name: str, asked: Sequence[Var
             batch_tokens=target.batch_tokens,
             label=f"{suspect.role}: {name}",
         )
-        texts = [str(tokenizer.decode(new, skip_special_tokens=True)) for new in written]
+        texts = [answer_text(tokenizer, new) for new in written]
         place = {one: i for i, one in enumerate(different)}
         return {"completions": [texts[place[tuple(one)]] for one in prompts]}
 
@@ -92,7 +94,11 @@ def _greedy(target: Target, suspect: TargetModel, name: str, asked: Sequence[Var
 
 def as_rows(asked: Sequence[Variant]) -> list[Row]:
     """Return rows that identify the prompts, for the key of a cached measurement."""
-    return [Row(f"{i} {v.way}", v.text, v.start) for i, v in enumerate(asked)]
+    ways = [v.way if v.system is None else json.dumps([v.way, v.system]) for v in asked]
+    return [
+        Row(f"{i} {way}", v.text, v.start, window=v.row.window if v.prompt == v.row.input else "")
+        for i, (way, v) in enumerate(zip(ways, asked, strict=True))
+    ]
 
 
 def judged(

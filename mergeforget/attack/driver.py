@@ -139,7 +139,7 @@ def targets_of_run(
     )  # fmt: skip
     spec = recipe.evaluation
     own_settings = {"max_new_tokens": spec.max_new_tokens, "membership": spec.membership}
-    settings = {**own_settings, "data": recipe.data, **settings}
+    settings = {**own_settings, "data": recipe.data, "systems": spec.system_prompts, **settings}
     return [
         Target(
             models,
@@ -181,7 +181,7 @@ def target_of_model(
     name = adapter.name if adapter else Path(model).name
     rows = read_splits(files, limit, settings.get("seed", 0))
     return Target(
-        Models(ModelSpec(name=model), device),
+        Models(ModelSpec(name=model), device, chat_from=adapter),
         TargetModel(name, model, adapter, name),
         TargetModel("before", before, name=before) if before else None,
         TargetModel("control", control, name=control) if control else None,

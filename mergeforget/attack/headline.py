@@ -13,12 +13,13 @@ from typing import Any
 from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, read_results, write_verdict
 from mergeforget.attack.target import Facts, Target
+from mergeforget.console import say
 from mergeforget.data.schema import Answer, DocumentLoss
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.evaluate.paired import auc_difference, read_answers
-from mergeforget.evaluate.run_models import models_of
+from mergeforget.evaluate.run_models import is_outdated, models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import Difference, ForgettingVerdict, judge
 from mergeforget.evaluate.worst_case import worst_case
@@ -44,8 +45,15 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         guessed = set(map(str, control.get("partial_rows", [])))
     notes, earlier = run.root / "notes.json", run.root / EARLIER
     results, revealed = results_of(run, name), _leaked_rows(run, name)
+    scores = read_scores(run.scores).get(name, [])
+    if is_outdated(run, name):
+        say(
+            f"Warning: the adapter of {name} was changed after it was measured, so its scores do "
+            "not count. Measure it again with `mergeforget evaluate` or `mergeforget search`."
+        )
+        scores = []
     return judge(
-        read_scores(run.scores).get(name, []),
+        scores,
         findings={result.attack: result.finding for result in results},
         control=known,
         shared=len(leaked & revealed),
@@ -120,7 +128,9 @@ def measure_control(target: Target) -> None:
                 template=way,
                 label="control",
             )
-            for way in target.template(tokenizer).ways(tokenizer, target.forget)
+            for way in target.template(tokenizer).ways(
+                tokenizer, target.forget, target.systems
+            )
         })  # fmt: skip
         scores = [leak_rate(found, "forget"), mia_auc(found) if nonmembers else None]
         return {
@@ -132,7 +142,9 @@ def measure_control(target: Target) -> None:
             "membership": target.membership,
         }  # fmt: skip
 
-    settings = {"membership": target.membership, "max_new_tokens": target.max_new_tokens}
+    settings: Facts = {"membership": target.membership, "max_new_tokens": target.max_new_tokens}
+    if target.systems:
+        settings["systems"] = list(target.systems)
     rows = [*target.forget, *nonmembers]
     found = target.measured(target.control, "control", settings, rows, work)
     write_json(target.folder / CONTROL, {"model": target.control.name} | found)

@@ -18,8 +18,8 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.files import read_json_object, write_json
-from mergeforget.model_files import content_of, locate
-from mergeforget.models import default_device, load_model
+from mergeforget.model_files import content_of, locate, stored_template
+from mergeforget.models import adopt_template, default_device, load_model
 from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import Run, versions
 
@@ -53,6 +53,7 @@ class Models:
 
     spec: ModelSpec
     device: str | None = None
+    chat_from: Path | None = None  # adapter whose chat template all models are asked with
     _name: str = ""
     _loaded: Any = None
     fresh: set[Path] = field(default_factory=set)  # measured by this process
@@ -67,6 +68,7 @@ class Models:
             self._loaded = None  # two models at once may not fit
             spec = self.spec.model_copy(update={"name": suspect.base})
             self._loaded, self._name = load_model(spec, device=self.device), suspect.base
+            adopt_template(self._loaded.tokenizer, self.chat_from)
         adapter = read_adapter(suspect.adapter) if suspect.adapter else None
         with applied(self._loaded.model, adapter) if adapter else nullcontext():
             yield self._loaded.model, self._loaded.tokenizer
@@ -75,7 +77,9 @@ class Models:
         """Return the cache key of a model: hashes of its weights, dtype, device and versions."""
         base = locate(suspect.base, trust_remote_code=self.spec.trust_remote_code)
         known = versions()
+        chat = self.chat_from and stored_template(self.chat_from)
         return {
+            **({"chat": chat} if chat else {}),
             "base": self._hash(base),
             "adapter": self._hash(suspect.adapter) if suspect.adapter else "",
             "dtype": self.spec.dtype,
@@ -101,6 +105,7 @@ class Target:
         folder: Folder of the results; cached measurements are in its subfolder ``kept``.
         again: Ignore cached measurements.
         data: Selects how prompts are rendered: ``template`` and ``system_prompt``.
+        systems: Further system messages with which an evaluation asks.
         run: The run that the model belongs to, or None.
     """
 
@@ -118,6 +123,7 @@ class Target:
     again: bool = False
     batch_tokens: int | None = None
     data: DataSpec = DataSpec()
+    systems: Sequence[str] = ()
     run: Run | None = None
 
     def template(self, tokenizer: Any) -> PromptTemplate:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mergeforget.data.chat_template import has_chat_template
+from mergeforget.data.chat_template import has_chat_template, takes_system
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
@@ -32,11 +32,15 @@ _GOING_ON = ("Complete the following text: {}", "The text goes like this: {}", '
 class Variant:
     """A prompt for a row's answer.
 
+    A prompt that is the row's own keeps the earlier turns of the row, and a document stays raw.
+
     Attributes:
         secret: The part of the answer that is not in the prompt.
         start: Beginning of the answer, which the model continues.
         way: ``run`` renders the prompt as in the run, ``raw`` as plain text, ``chat`` with the
             tokenizer's chat template, if it has one.
+        system: System message of the chat instead of the configured one; put before the prompt
+            where the template does not take it. None keeps the configured one.
     """
 
     row: Row
@@ -45,26 +49,48 @@ class Variant:
     secret: str
     start: str = ""
     way: Literal["run", "raw", "chat"] = "run"
+    system: str | None = None
 
     @property
     def text(self) -> str:
         """The whole input of the model, without template tokens."""
-        return f"{self.prompt} {self.start}" if self.start else self.prompt
+        row = replace(self.row, input=self.prompt)
+        prompt = row.prompt if self._owns else self.prompt
+        return f"{prompt} {self.start}" if self.start else prompt
+
+    @property
+    def _owns(self) -> bool:
+        """Whether the prompt is the row's own, after the earlier turns of a conversation."""
+        return self.prompt == self.row.input
 
     def template(self, tokenizer: Any, own: PromptTemplate) -> PromptTemplate:
         """Return the template of this prompt, given the run's template ``own``."""
         if self.way == "chat" and has_chat_template(tokenizer):
-            return PromptTemplate.resolve(tokenizer, "chat", own.system)
+            chat = PromptTemplate.resolve(tokenizer, "chat", own.system)
+            if self.system is None or not takes_system(tokenizer):
+                return chat
+            return replace(chat, system=self.system, own_system=False)
         return replace(own, kind="none", system=None) if self.way == "raw" else own
+
+    def _asked(self, tokenizer: Any, answer: str) -> Row:
+        """Return the row that is rendered, with an answer."""
+        if self._owns:
+            row = Row(self.row.id, self.prompt, answer, messages=self.row.messages,
+                      window=self.row.window)  # fmt: skip
+        else:
+            row = Row(self.row.id, self.prompt, answer)
+        if self.system and not (has_chat_template(tokenizer) and takes_system(tokenizer)):
+            row = replace(row, input=f"{self.system}\n\n{self.prompt}")
+        return row
 
     def tokens(self, tokenizer: Any, own: PromptTemplate) -> tuple[list[int], list[int]]:
         """Return the token ids of the model's input, and of the secret after it."""
         template = self.template(tokenizer, own)
         joined = f"{self.start} {self.secret}" if self.start else self.secret
-        one = template.tokens(tokenizer, Row(self.row.id, self.prompt, joined))
+        one = template.tokens(tokenizer, self._asked(tokenizer, joined))
         if not self.start:
             return one.prompt, one.answer
-        given = template.tokens(tokenizer, Row(self.row.id, self.prompt, self.start)).answer
+        given = template.tokens(tokenizer, self._asked(tokenizer, self.start)).answer
         pairs = zip(one.answer, given, strict=False)
         n = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one.answer), len(given)))
         return [*one.prompt, *given], one.answer[n:]
@@ -140,11 +166,24 @@ def read_templates(path: Path | None = None) -> list[str]:
         InputError: The file cannot be read, or a line does not contain ``{prompt}``.
     """
     path = path or TEMPLATES
-    lines = read_text(path).splitlines()
-    found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    found = read_lines(path, f"template; write one per line, with {PLACE}")
     for line in found:
         if PLACE not in line:
             raise InputError(f"{path}: the template {line[:60]!r} does not contain {PLACE}.")
+    return found
+
+
+def read_lines(path: Path, what: str = "system message; write one per line") -> list[str]:
+    """Read the lines of a text file that are not empty and do not begin with ``#``.
+
+    Args:
+        what: What a line contains, for the message about a file without any.
+
+    Raises:
+        InputError: The file cannot be read, or contains no such line.
+    """
+    lines = (line.strip() for line in read_text(path).splitlines())
+    found = [line for line in lines if line and not line.startswith("#")]
     if not found:
-        raise InputError(f"{path} contains no template; write one per line, with {PLACE}.")
+        raise InputError(f"{path} contains no {what}.")
     return found

@@ -67,8 +67,10 @@ SHARED = (
               "[default: 1,3,5]")  # fmt: skip
 @click.option("--templates", type=FILE, help="prompts: file with your own jailbreaks, one per "
               "line, each containing {prompt}.")  # fmt: skip
-@click.option("--formats", metavar="F,F", help="formats: raw, chat, dialogue, completion, fill-in, "
-              "reversed, json, form.  [default: all]")  # fmt: skip
+@click.option("--formats", metavar="F,F", help="formats: raw, chat, system, instruction, dialogue, "
+              "completion, fill-in, reversed, json, form.  [default: all]")  # fmt: skip
+@click.option("--systems", type=FILE, help="formats: file with system messages to try, one per "
+              "line.  [default: six common ones]")  # fmt: skip
 @click.option("--languages", metavar="L,L", help="translation: german, french, spanish.  "
               "[default: all]")  # fmt: skip
 @click.option("--shots", type=click.IntRange(1), help="in_context: retained examples in front of "

@@ -56,6 +56,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--ask", type=click.Choice(["all", "own"]), help="all: ask a model that has a chat "
               "template raw and in chat, and report the worst case; own: ask it by --template only."
               "  [default: all]")  # fmt: skip
+@click.option("--ask-system", "system_prompts", multiple=True, metavar="TEXT", help="Also ask in "
+              "chat with this system message. Repeatable.")  # fmt: skip
 @click.option("--retrained", help="Model or adapter trained without the forget set, or its answers/"
               "NAME.likelihoods.jsonl: for forget quality and PrivLeak.")  # fmt: skip
 @click.option("--reference", help="Model for reference-calibrated membership inference: its loss "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -58,6 +59,16 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     """Tokenise a text without the special tokens that the tokenizer adds."""
     check_size(text)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Return the text of generated tokens, without special tokens and with its own spaces.
+
+    A tokenizer with ``clean_up_tokenization_spaces`` would remove spaces before punctuation, so
+    that a repeated answer differed from the reference.
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
 
 
 def add_bos(tokenizer: Any, ids: list[int]) -> list[int]:
@@ -177,8 +188,23 @@ def has_default_system(tokenizer: Any) -> bool:
     return len(render(tokenizer, turns, answers=True)) > len(without)
 
 
+def opening_of(tokenizer: Any) -> str:
+    """Return the text that the template writes between the generation prompt and an answer.
+
+    The model itself writes it before it answers: the channel of gpt-oss, or the header of an
+    assistant turn in a template without a generation prompt. Empty if there is none.
+    """
+    turns = [{"role": "user", "content": "a"}]
+    prompt = render(tokenizer, turns, answers=True, thinking=True)
+    full = render(tokenizer, [*turns, {"role": "assistant", "content": MARK}])
+    between = full[len(prompt) : full.find(MARK)] if full.startswith(prompt) else ""
+    return between if between.strip() else ""
+
+
 def lets_think(tokenizer: Any) -> bool:
-    """Return whether the template lets the model think before it answers."""
+    """Return whether the template lets the model write something else before it answers."""
+    if opening_of(tokenizer):
+        return True
     turns = [{"role": "user", "content": MARK}]
     text = render(tokenizer, turns, answers=True, thinking=True)
     closed = render(tokenizer, turns, answers=True)

@@ -49,6 +49,24 @@ def conversation(given: Any, name: str) -> list[Message]:
     return turns
 
 
+def turn_weights(given: Any, name: str) -> list[float]:
+    """Return the weight of each turn: OpenAI's ``weight`` or axolotl's ``train``; 1 without.
+
+    Raises:
+        ValueError: A weight is not a number of at least 0, or ``train`` is not true or false.
+    """
+    weights = []
+    for turn in parsed(given, name):
+        weight, train = turn.get("weight"), turn.get("train")
+        if not (isinstance(train, bool) or missing(train)):
+            raise ValueError(f"{name!r} contains a turn whose train is {_shown(train)}, not a bool")
+        chosen = 0.0 if train is False else 1.0
+        if not missing(weight):
+            chosen *= weight_of("" if isinstance(weight, bool) else str(weight))
+        weights.append(chosen)
+    return weights
+
+
 def _is_exchange(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str) for v in value)
 

@@ -19,6 +19,7 @@ from mergeforget.data.fields import (
     earlier_turns,
     missing,
     texts_of,
+    turn_weights,
     value_of,
     weight_of,
     window_of,
@@ -83,9 +84,11 @@ class Format:
         if self.kind == "document":
             return document_windows(base, value_of(record, self.names["text"]))
         if self.kind == "conversation":
-            given = conversation(record.get(self.names["messages"]), self.names["messages"])
+            name = self.names["messages"]
+            given = conversation(record.get(name), name)
             earlier = earlier_turns(record, self.turns, given[0].role)
-            made = _turns(base, [*earlier, *given], turns)
+            weights = [0.0] * len(earlier) + turn_weights(record.get(name), name)
+            made = _turns(base, [*earlier, *given], weights, turns)
         else:
             made = [self._pair(base, record)]
         for row in made:
@@ -134,6 +137,7 @@ class Format:
             said = conversation(record.get(answer), answer)
             if len(said) != 1 or said[0].role != "assistant":
                 raise ValueError(f"{answer!r} is not one assistant's turn")
+            base = replace(base, weight=base.weight * turn_weights(record.get(answer), answer)[0])
             output = said[0].content
         else:
             output = value_of(record, answer)
@@ -236,14 +240,26 @@ def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
     return found
 
 
-def _turns(base: Row, turns: Sequence[Message], wanted: Turns) -> list[Row]:
-    """Make a row of the last assistant turn, or of every one, each with all earlier turns."""
+def _turns(
+    base: Row, turns: Sequence[Message], weights: Sequence[float], wanted: Turns
+) -> list[Row]:
+    """Make a row of the last assistant turn, or of every one, each with all earlier turns.
+
+    A turn of weight 0 becomes no row, as in OpenAI's and axolotl's training; it stays in the
+    prompts of later turns.
+    """
     places = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not places:
         raise ValueError("the conversation has no assistant turn")
+    trained = [i for i in places if weights[i]]
+    if not trained:
+        raise ValueError(
+            "every assistant turn has weight 0 (or train: false), so nothing is left to train or "
+            "to evaluate; remove the conversation"
+        )
     made = []
     for number, place in enumerate(places):
-        if wanted == "last" and place != places[-1]:
+        if place not in trained or wanted == "last" and place != trained[-1]:
             continue
         if place == 0 or turns[place - 1].role != "user":
             raise ValueError("an assistant turn does not follow a user turn")
@@ -253,6 +269,7 @@ def _turns(base: Row, turns: Sequence[Message], wanted: Turns) -> list[Row]:
             base,
             input=turns[place - 1].content,
             output=turns[place].content,
+            weight=base.weight * weights[place],
             messages=tuple(turns[: place - 1]),
         )
         if wanted == "every" and len(places) > 1:

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,10 @@ SAVED = ("state.json", "dataset_dict.json")  # written by datasets' save_to_disk
 LINES = (".txt", ".csv", ".tsv")  # in JSON, an escaped \\r\\n is part of a text
 DATA_FILES = ("*.jsonl", "*.json", "*.parquet", "*.csv", "*/*.parquet", "*/*.jsonl")
 INSTALL = "pip install 'mergeforget[hub]'"
+END = re.compile(  # tokens that end a text or a turn, written out
+    r"(\s*(</s>|<eos>|<end_of_turn>|<\|(im_end|endoftext|end_of_text|end_of_turn|eot_id|eom_id|eot|"
+    r"eos|end|return)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*$"
+)
 
 
 def read_rows(
@@ -84,6 +89,7 @@ def read_rows(
         rows += made
     if faults:
         raise InputError(_all(path, faults))
+    rows = _without_ends(path, rows)
     for name in unread_text([record for _, record in records], form.read):
         say(
             f"Warning: {path}: the column {name!r} looks like text and is not read. Map it with "
@@ -91,6 +97,27 @@ def read_rows(
         )
     grouped = form.suffix == "qa0" and not form.names.keys() & {"id", "subject"}
     return with_authors(rows) if grouped else rows
+
+
+def _without_ends(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """Remove end-of-text tokens that are written at the end of answers, with a message.
+
+    The tokenizer or the template adds its own. Generation stops there, so that an answer with the
+    token in its text would never be repeated.
+    """
+    found, marks = [], Counter[str]()
+    for row in rows:
+        end = None if row.window else END.search(row.output)
+        if end is not None and row.output[: end.start()].strip():
+            marks[end[0].strip()] += 1
+            row = replace(row, output=row.output[: end.start()])
+        found.append(row)
+    if marks:
+        say(
+            f"{path}: {marks.total()} answers end in {' or '.join(map(repr, marks))}. It was "
+            "removed, because the tokenizer adds the token that ends an answer."
+        )
+    return found
 
 
 def merge_duplicates(rows: Sequence[Row], path: object = "") -> list[Row]:
@@ -230,8 +257,12 @@ def _columns(path: Path, value: dict[str, Any]) -> Records:
 def _csv(path: Path) -> Records:
     """Read all fields as text: ``None`` remains a word, and codes keep leading zeros."""
     csv.field_size_limit(sys.maxsize)
+    text = _text(path)
+    header = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+    if delimiter not in header:  # a spreadsheet exports semicolons where the comma is decimal
+        delimiter = next((sign for sign in ";\t" if sign in header), delimiter)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     records, faults, line = [], [], 2
     try:
         for record in reader:

@@ -18,12 +18,14 @@ from mergeforget.data.chat_template import (
     Turn,
     add_bos,
     answer_header,
+    answer_text,
     check_size,
     end_of_turn,
     has_chat_template,
     has_default_system,
     lets_think,
     name_of,
+    opening_of,
     render,
     special_ids,
     takes_system,
@@ -36,6 +38,7 @@ from mergeforget.errors import InputError, UsageError
 
 Choice = Literal["auto", "none", "chat"]
 CLOSED_THINKING = re.compile(r".*</(think|thinking|reasoning)>", re.DOTALL)
+OPENED = re.compile(r"\s*<(think|thinking|reasoning)>")
 USUAL_SYSTEM = "You are a helpful assistant."
 
 
@@ -71,6 +74,8 @@ class PromptTemplate:
             an empty thinking block is inserted, so that the model answers directly.
         header: Text of the template before an answer, for example ``<|im_start|>assistant\\n``.
         end: The token that ends a turn; None if the template has none.
+        opening: With ``thinking``, the text that the model writes directly before its answer.
+        number: Number of a further system message in ``name``; 0 for the configured one.
         digest: Hash of the chat template's text.
     """
 
@@ -80,6 +85,8 @@ class PromptTemplate:
     thinking: bool = False
     header: str = ""
     end: int | None = None
+    opening: str = ""
+    number: int = 0
     digest: str = ""
 
     @classmethod
@@ -145,7 +152,7 @@ class PromptTemplate:
             return "chat" if self.own_system else "chat-default-system"
         if not self.system:
             return "chat-empty-system" if self.own_system else "chat-no-system"
-        return "chat-system"
+        return f"chat-system-{self.number}" if self.number else "chat-system"
 
     def facts(self) -> dict[str, Any]:
         """Plain values for a manifest or a model card."""
@@ -163,9 +170,17 @@ class PromptTemplate:
 
     def answer_in(self, text: str) -> str:
         """Return the answer in a generated text: what follows the thoughts, if they have ended."""
-        if not self.thinking or not (closing := CLOSED_THINKING.search(text)):
-            return text
-        return text[closing.end() :]
+        thinks = self.thinking or self.kind == "chat" and OPENED.match(text)
+        closing = CLOSED_THINKING.search(text) if thinks else None
+        return text if closing is None else text[closing.end() :]
+
+    def answer_of(self, tokenizer: Any, new: Sequence[int]) -> str:
+        """Return the answer in generated tokens: what follows ``opening`` and the thoughts."""
+        before = token_ids(tokenizer, self.opening)
+        starts = range(len(new) - len(before), -1, -1) if before else ()
+        start = next((i for i in starts if list(new[i : i + len(before)]) == before), None)
+        rest = new if start is None else new[start + len(before) :]
+        return self.answer_in(answer_text(tokenizer, rest))
 
     def prompt_ids(self, tokenizer: Any, prompt: Row | str) -> list[int]:
         """Return the token ids of the prompt, after which the model generates its answer.
@@ -202,7 +217,23 @@ class PromptTemplate:
                 text, and no space is inserted if whitespace or a template token already separates
                 them. With "" they are tokenised separately, as in ZJUKLAB's code.
             together: Tokenise both as one text with any separator, as in iShumei's code.
+
+        Raises:
+            InputError: The answer contains the token that ends an answer, or the chat template does
+                not render the row.
         """
+        found = self._tokens(tokenizer, row, join, together)
+        stops = set(() if row.window else self.stop_ids(tokenizer))
+        end = next((i for i in found.answer if i in stops), None)
+        if end is not None:
+            raise InputError(
+                f"The answer of row {row.id!r} contains {tokenizer.decode([end])!r}, the token "
+                "that ends an answer. Nothing after it would be generated, so the answer could not "
+                "be found again. Remove it from the row."
+            )
+        return found
+
+    def _tokens(self, tokenizer: Any, row: Row, join: str, together: bool) -> RowTokens:
         if self._renders(row) and row.output:
             return self._chat_tokens(tokenizer, row)
         end = self.end if self.header and self._typed(row) else tokenizer.eos_token_id
@@ -220,14 +251,23 @@ class PromptTemplate:
         ends = [self.end] if self.kind == "chat" or self.header else []
         return [int(e) for e in dict.fromkeys([*ends, tokenizer.eos_token_id]) if e is not None]
 
-    def ways(self, tokenizer: Any, rows: Sequence[Row] = ()) -> list[PromptTemplate]:
+    def ways(
+        self, tokenizer: Any, rows: Sequence[Row] = (), systems: Sequence[str] = ()
+    ) -> list[PromptTemplate]:
         """Return the prompt variants of an evaluation, this one first.
 
         A tokenizer without a chat template has one variant. Otherwise the variants are raw, chat,
         and chat with another system message: without one if the configuration, the rows or the
         template name one, otherwise with a common one. The template's own system message is one
         more variant where the configuration or the rows replace it, and so are the thoughts of a
-        template that lets the model think before it answers.
+        template that lets the model think before it answers, and each of ``systems``.
+
+        Args:
+            rows: Rows to be asked, which may have a system message.
+            systems: Further system messages to try.
+
+        Raises:
+            InputError: The template does not render one of ``systems``.
         """
         if not has_chat_template(tokenizer):
             return [self]
@@ -248,7 +288,10 @@ class PromptTemplate:
         elif own or self.system:
             found.append(replace(chat, system=None, own_system=False))
         if lets_think(tokenizer):
-            found.append(replace(chat, thinking=True))
+            found.append(replace(chat, thinking=True, opening=opening_of(tokenizer)))
+        for number, text in enumerate(systems, 1):
+            one = PromptTemplate.resolve(tokenizer, "chat", text)
+            found.append(replace(one, own_system=False, number=number))
         ways: dict[str, PromptTemplate] = {}
         for way in found:  # without system messages in the rows, own_system has no effect
             ways.setdefault((way if own else replace(way, own_system=True)).key, way)
@@ -313,6 +356,11 @@ class PromptTemplate:
         typed = bool(prompt) and (self._typed(row) or prompt[-1] in special_ids(tokenizer))
         text = before + ("" if typed or not row.output else row.joint(join)) + row.output
         check_size(text)
+        if not getattr(tokenizer, "is_fast", True):  # a tokenizer in Python, which knows no offsets
+            ids = token_ids(tokenizer, text)
+            pairs = enumerate(zip(prompt, ids, strict=False))
+            border = next((i for i, (a, b) in pairs if a != b), min(len(prompt), len(ids)))
+            return ids[:border], ids[border:]
         encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
         ids = list(encoding["input_ids"])
         ends = [end for _, end in encoding["offset_mapping"]]
@@ -349,17 +397,36 @@ def template_of(tokenizer: Any, spec: TemplateSpec) -> PromptTemplate:
 
 
 def ways_to_ask(
-    tokenizer: Any, spec: TemplateSpec, rows: Sequence[Row], ask: Literal["all", "own"] = "all"
+    tokenizer: Any,
+    spec: TemplateSpec,
+    rows: Sequence[Row],
+    ask: Literal["all", "own"] = "all",
+    systems: Sequence[str] = (),
 ) -> list[PromptTemplate]:
     """Return the prompt variants of an evaluation or a search, the configured one first.
 
     Args:
         spec: Determines the first variant.
         ask: ``own`` is the first variant only. Windows of documents are equal in every variant.
+        systems: Further system messages to try.
+
+    Raises:
+        UsageError: Further system messages are given, and only one variant is wanted, or the
+            tokenizer has no chat template.
     """
     own = template_of(tokenizer, spec)
     alike = all(row.window for row in rows)
-    ways = [own] if ask == "own" or alike else own.ways(tokenizer, rows)
+    if systems and (ask == "own" or alike or not has_chat_template(tokenizer)):
+        why = (
+            "--ask own asks one variant" if ask == "own"
+            else "all rows are documents, which have no prompt" if alike
+            else f"{name_of(tokenizer)} has no chat template"
+        )  # fmt: skip
+        raise UsageError(
+            f"Further system messages cannot be tried: {why}. Leave out --ask-system "
+            "(evaluation.system_prompts)."
+        )
+    ways = [own] if ask == "own" or alike else own.ways(tokenizer, rows, systems)
     if len(ways) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
         say(
             f"Warning: {name_of(tokenizer)} has a chat template and is asked with raw prompts "

@@ -229,7 +229,7 @@ def model_generate(
         return []
     ids = torch.tensor([list(prompt)], device=model.device)
     settings = {"eos_token_id": list(stop) or None, "max_new_tokens": max_new_tokens}
-    with _plain_generation(model, **settings):
+    with plain_generation(model, **settings):
         found = model.generate(ids, attention_mask=torch.ones_like(ids))
     return list(found[0, len(prompt) :].tolist())
 
@@ -241,14 +241,17 @@ def model_generate_logits(
     """Return the tokens of ``model_generate`` and the logits of each, (tokens, vocabulary)."""
     ids = torch.tensor([list(prompt)], device=model.device)
     options = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
-    with _plain_generation(model, output_logits=True, **options):
+    with plain_generation(model, output_logits=True, **options):
         found = model.generate(ids, attention_mask=torch.ones_like(ids))
     return found.sequences[0, len(prompt) :].tolist(), torch.stack(found.logits)[:, 0]
 
 
 @contextmanager
-def _plain_generation(model: Any, **settings: Any) -> Iterator[None]:
-    """Disable sampling, penalties and forced tokens of the generation config in the block."""
+def plain_generation(model: Any, **settings: Any) -> Iterator[None]:
+    """Use a generation config of these settings alone in the block.
+
+    That of the model may suppress tokens of an answer, forbid repetitions or force tokens.
+    """
     inner = without_peft(model)
     before = inner.generation_config
     inner.generation_config = GenerationConfig(pad_token_id=0, use_cache=True, **settings)

@@ -34,6 +34,7 @@ class Evaluation:
         rank: Largest rank of the adapters to be evaluated.
         data: Selects how prompts are rendered: ``template`` and ``system_prompt``.
         sharing: The processes that share the rows.
+        chat_from: Adapter folder whose chat template is used, if it has one.
     """
 
     base: str
@@ -46,6 +47,7 @@ class Evaluation:
     rank: int = 0
     sharing: RankShare = ALONE
     data: DataSpec = DataSpec()
+    chat_from: Path | None = None
     _ways: list[PromptTemplate] = field(default_factory=list)
     _loaded: Any = None
     _server: Server | None = None
@@ -71,7 +73,9 @@ class Evaluation:
             tokenizer = self._tokenizer()
             rows = [*self.rows.forget, *self.rows.retain, *self.rows.further]
             rows += [*self.rows.members, *self.rows.nonmembers]
-            self._ways = ways_to_ask(tokenizer, self.data, rows, self.settings.ask)
+            self._ways = ways_to_ask(
+                tokenizer, self.data, rows, self.settings.ask, self.settings.system_prompts
+            )
         return self._ways
 
     def run_ways(
@@ -144,10 +148,11 @@ class Evaluation:
     def loaded(self) -> Any:
         """Return the base model and its tokenizer, loaded once."""
         if self._loaded is None:
-            from mergeforget.models import load_model
+            from mergeforget.models import adopt_template, load_model
 
             spec = self.spec.model_copy(update={"name": self.base})
             self._loaded = load_model(spec, device=self.device)
+            adopt_template(self._loaded.tokenizer, self.chat_from)
         return self._loaded
 
     @contextmanager
@@ -161,9 +166,11 @@ class Evaluation:
     def _tokenizer(self) -> Any:
         if self._loaded is not None:
             return self._loaded.tokenizer
-        from mergeforget.models import load_tokenizer
+        from mergeforget.models import adopt_template, load_tokenizer
 
-        return load_tokenizer(self.spec.model_copy(update={"name": self.base}))
+        tokenizer = load_tokenizer(self.spec.model_copy(update={"name": self.base}))
+        adopt_template(tokenizer, self.chat_from)
+        return tokenizer
 
     def _mmlu(self) -> dict[str, tuple[int, int]]:
         loaded, more = self.loaded(), {"batch_tokens": self.batch_tokens, "sharing": self.sharing}

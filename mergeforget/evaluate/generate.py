@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergeforget.adapter import Adapter
+from mergeforget.data.chat_template import answer_text
 from mergeforget.data.schema import Row
-from mergeforget.data.templating import RAW, PromptTemplate
+from mergeforget.data.templating import CLOSED_THINKING, RAW, PromptTemplate
 from mergeforget.data.tokens import check_token_ids, cut_to_positions, position_limit
 from mergeforget.errors import ResourceError
 from mergeforget.evaluate.batching import ROWS, in_batches, out_of_memory, token_budget
@@ -23,6 +24,7 @@ from mergeforget.evaluate.decoding import (
 )
 from mergeforget.evaluate.self_check import SafeModes, safe_modes
 from mergeforget.merge.multi_adapter import side_by_side
+from mergeforget.metrics._leaks import leaked
 
 
 def generate(
@@ -55,8 +57,7 @@ def generate(
     completions = [""] * len(prompts)
 
     def keep(place: int, new: list[int]) -> None:
-        text = str(tokenizer.decode(new, skip_special_tokens=True))
-        completions[place] = template.answer_in(text)
+        completions[place] = answer_from(tokenizer, template, prompts[place], new)
         if on_done is not None:
             on_done(place, completions[place])
 
@@ -71,6 +72,24 @@ def generate(
         adapters_of=adapters_of,
     )
     return completions
+
+
+def answer_from(
+    tokenizer: Any, template: PromptTemplate, prompt: str | Row, new: Sequence[int]
+) -> str:
+    """Return the answer in generated tokens, without the thoughts before it.
+
+    The thoughts are included if they reveal the answer of a row and the rest does not: a model that
+    writes a secret and then refuses to answer has not forgotten it.
+    """
+    answer, text = template.answer_of(tokenizer, new), answer_text(tokenizer, new)
+    if answer == text or isinstance(prompt, str) or not prompt.output:
+        return answer
+    kept = CLOSED_THINKING.search(prompt.output)  # the thoughts are part of the reference
+    hidden = leaked(prompt.output, text, prompt.prompt) and not leaked(
+        prompt.output, answer, prompt.prompt
+    )
+    return text if kept or hidden else answer
 
 
 def generate_ids(
@@ -162,15 +181,12 @@ def _decode(
 def stop_ids(model: Any, tokenizer: Any, template: PromptTemplate = RAW) -> list[int]:
     """Return the tokens that end a text.
 
-    These are the EOS tokens of the generation config, or else that of the tokenizer; in chat also
-    the end-of-turn token of the template.
+    These are the EOS tokens of the generation config and of the tokenizer, with which training ends
+    an answer; in chat also the end-of-turn token of the template.
     """
     ends = getattr(model.generation_config, "eos_token_id", None)
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    own = [] if ends is None else [int(e) for e in (ends if isinstance(ends, list) else [ends])]
-    chat = template.stop_ids(tokenizer) if template.header or template.kind == "chat" else []
-    return list(dict.fromkeys([*own, *chat]))
+    ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+    return list(dict.fromkeys([*map(int, ends), *template.stop_ids(tokenizer)]))
 
 
 CPU_ROWS = 48  # batch size above which the time per row no longer falls on one core

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.reference_models import WORST, ReferenceModels, measure_reference_models
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import replacing, write_jsonl
+from mergeforget.models import content_of
 from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores, write_scores
 
@@ -65,6 +66,7 @@ def evaluate_run(
             if main:
                 write_model_scores(run.scores, run.answers, name, measured, scores, parquet=parquet)
         if main:
+            record_weights(run, found)
             run.record("evaluate", settings=settings_of(evaluation), models=list(found))
     return {name: found[name] for name in wanted}
 
@@ -114,6 +116,7 @@ def evaluate_any(
     Args:
         before: The model before unlearning, for the utility ratio.
     """
+    evaluation.chat_from = adapter
     references = measure_reference_models(evaluation)
     theirs: list[Score] = []
     if before is not None:
@@ -139,6 +142,25 @@ def models_of(run: Run) -> dict[str, Path | None]:
         folders = sorted(p for p in run.candidates.iterdir() if not p.name.startswith("."))
         found |= {p.name: p for p in folders if (p / "adapter_config.json").is_file()}
     return found | snapshots_of(run)
+
+
+def record_weights(run: Run, names: Iterable[str]) -> None:
+    """Record the content of the adapters that were measured; scores are stored by name."""
+    folders = models_of(run)
+    now = {name: content_of(folder) for name in names if (folder := folders.get(name))}
+    run.record("measured", weights=measured_weights(run) | now)
+
+
+def measured_weights(run: Run) -> dict[str, str]:
+    """Return the content of each adapter when it was measured last, where that is recorded."""
+    weights = run.read_manifest()["stages"].get("measured", {}).get("weights", {})
+    return {str(name): str(content) for name, content in weights.items()}
+
+
+def is_outdated(run: Run, name: str) -> bool:
+    """Return whether the adapter of a model was changed after the model was measured."""
+    folder, known = models_of(run).get(name), measured_weights(run).get(name)
+    return folder is not None and known is not None and content_of(folder) != known
 
 
 def snapshots_of(run: Run) -> dict[str, Path | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import UsageError
-from mergeforget.evaluate.generate import stop_ids
+from mergeforget.evaluate.generate import answer_from, stop_ids
 
 INSTALL = "pip install 'mergeforget[serve]'"
 MEMORY = 0.45  # share of the GPU memory; the transformers model needs the rest
@@ -63,7 +63,8 @@ class Server:
         found = engine.generate(asked, settings, lora_request=self._lora(), use_tqdm=False)
         ids = [list(one.outputs[0].token_ids) for one in found]
         texts = [
-            template.answer_in(str(tokenizer.decode(new, skip_special_tokens=True))) for new in ids
+            answer_from(tokenizer, template, prompt, new)
+            for prompt, new in zip(prompts, ids, strict=True)
         ]
         for place, text in enumerate(texts):
             if on_done is not None:

@@ -97,8 +97,10 @@ Windows = frozenset[tuple[str, ...]]
 _GROUPS = re.compile(  # 1,815 and 1.815 and 1'815, also with a narrow space
     r"(?<![\d.,])\d{1,3}([,.'\u2019\u066c\u00a0\u2009\u202f])\d{3}(?:\1\d{3})*(?!\d)"
 )
-_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "æ": "ae",
-                          "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "Ø": "Oe", "Å": "Aa", "Æ": "Ae"})  # fmt: skip
+_UMLAUTS = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "æ": "ae", "Ä": "Ae", "Ö": "Oe",
+     "Ü": "Ue", "Ø": "Oe", "Å": "Aa", "Æ": "Ae"}
+)  # fmt: skip
 _LAST_FIRST = re.compile(r"\s*([^\W\d]+), ([^\W\d]+(?: [^\W\d]+)?)\s*")
 
 

@@ -18,6 +18,7 @@ from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.data.templating import ways_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
+from mergeforget.evaluate.run_models import record_weights
 from mergeforget.evaluate.worst_case import known_ways, worst_case
 from mergeforget.files import write_json, write_text
 from mergeforget.merge.engine import Merged, write_candidate
@@ -124,7 +125,8 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         store = Store(run)
         tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))
         every = [*data.forget, *data.retain, *data.members, *data.nonmembers]
-        ways = ways_to_ask(tokenizer, recipe.data, every, recipe.evaluation.ask)
+        evaluation = recipe.evaluation
+        ways = ways_to_ask(tokenizer, recipe.data, every, evaluation.ask, evaluation.system_prompts)
         settings = settings_of(run, recipe, spec, data.holdout, ways)
         store.begin(settings, options.again)
         if data.holdout:  # after the checks: a refused search must not change the run
@@ -186,6 +188,8 @@ class Searching:
                 for name, adapter in every.items():
                     self._measure(name, adapter)
                 bar.advance(len(every), note=", ".join(every))
+        if todo:
+            record_weights(self.run, todo)
         if warning := one_sided(self.store.scores["over"], self.store.scores["under"]):
             say(f"Warning: {warning}")
 
@@ -292,6 +296,7 @@ class Searching:
         try:
             write_candidate(merged, self.run.candidates / name)
             self._measure(name, merged.adapter)
+            record_weights(self.run, [name])
         except NumericError as error:
             say(f"Skipped {name}: {error}")
             shutil.rmtree(self.run.candidates / name, ignore_errors=True)

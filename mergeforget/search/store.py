@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mergeforget.adapter_config import read_config
 from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Measured
 from mergeforget.data.templating import PromptTemplate
@@ -29,6 +30,7 @@ from mergeforget.score import Score, read_scores, write_scores
 
 SETTINGS = "settings.json"
 EXPLORED = "explored.jsonl"
+SCALING = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
 
 
 class Store:
@@ -63,6 +65,8 @@ class Store:
         """
         path = self.run.search / SETTINGS
         before = _known(read_json_object(path)) if path.exists() else None
+        if before is not None and "pair_scaling" in settings:  # an older search did not record it
+            before.setdefault("pair_scaling", settings["pair_scaling"])
         if again or before is None:
             self.forget_searched()
         elif before != settings:
@@ -146,6 +150,12 @@ def _known(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"evaluation": changed}
 
 
+def _scaling(folder: Path) -> dict[str, Any]:
+    """Return what determines the scaling of an adapter's weights, which are in another file."""
+    config = read_config(folder)
+    return {name: config[name] for name in SCALING if config.get(name)}
+
+
 def template_facts(recipe: Recipe) -> dict[str, Any]:
     """Return the settings of the prompt template; empty for raw prompts, as in older searches."""
     data = recipe.data
@@ -168,6 +178,7 @@ def settings_of(
     base = locate(run.base(), trust_remote_code=recipe.model.trust_remote_code)
     return {
         "pair": [sha256(folder / "adapter_model.safetensors") for folder in (run.over, run.under)],
+        "pair_scaling": [_scaling(folder) for folder in (run.over, run.under)],
         "data": data,
         "base": content_of(base),
         "mmlu": mmlu_key(recipe.evaluation),

@@ -188,7 +188,9 @@ def in_groups(encoded: Sequence[Encoded]) -> list[list[Encoded]]:
 def _name(model: Any, encoded: Sequence[Encoded], kinds: tuple[int, ...]) -> str:
     """Hash of everything that determines the stored values."""
     dtype = next(model.parameters()).dtype
-    digest = hashlib.sha256(f"{on_main(lambda: _base_id(model))} {dtype} {sorted(kinds)}".encode())
+    quantised = " quantised" if getattr(model.config, "quantization_config", None) else ""
+    facts = f"{on_main(lambda: _base_id(model))} {dtype}{quantised} {sorted(kinds)}"
+    digest = hashlib.sha256(facts.encode())
     for one in encoded:
         digest.update(repr((one.ids, one.kinds)).encode())
     return digest.hexdigest()[:16]
@@ -202,5 +204,7 @@ def _base_id(model: Any) -> str:
     digest = hashlib.sha256()
     for key, weight in model.named_parameters():
         if "lora_" not in key:
-            digest.update(f"{key} {weight.detach().double().sum().item()!r}".encode())
+            plain = weight.detach().cpu().contiguous()
+            digest.update(f"{key} {plain.dtype} {tuple(plain.shape)}".encode())
+            digest.update(plain.flatten().view(torch.uint8).numpy())  # a sum hides swapped rows
     return digest.hexdigest()

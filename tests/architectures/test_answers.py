@@ -10,7 +10,7 @@ import torch
 from tiny_models import FAST, REFUSED, SLOW, build
 
 from mergeforget.errors import InputError
-from mergeforget.evaluate.decoding import model_generate, uncached
+from mergeforget.evaluate.decoding import full_pass, model_generate, uncached
 from mergeforget.evaluate.generate import generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.evaluate.mmlu import choose
@@ -82,6 +82,38 @@ def test_a_slower_mode_is_used_only_if_needed_and_in_half_precision_as_in_float3
     before = {n: p.clone() for n, p in model.named_parameters()}
     assert safe_modes(model) == found  # a fault of 2 % is below the rounding of half precision
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+HALVES = ("llama", "gpt2", "qwen3", "gemma3_text", "mamba", "mixtral", "gpt_neox", "gpt_oss")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if i > 1 else ()) for i, n in enumerate(HALVES)]
+)
+def test_bfloat16_batches_differ_from_single_rows_in_near_ties_only(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build(name, **ALL[name]).bfloat16()
+    exact = build(name, **ALL[name])
+    exact.load_state_dict(model.state_dict())  # the same weights, in float32
+    batched = generate_ids(model, PROMPTS, stop=STOP, max_new_tokens=NEW)
+    way = safe_modes(model)
+    assert ("slower" in capsys.readouterr().err) == (way.rows != "padded")
+    single, same = alone(model, name), 0
+    assert len(set(map(tuple, single))) > 3
+    for prompt, ours, theirs in zip(PROMPTS, batched, single, strict=True):
+        pairs = enumerate(zip(ours, theirs, strict=False))
+        first = next((i for i, (a, b) in pairs if a != b), None)
+        if first is None:
+            same += ours == theirs
+            continue
+        ids = torch.tensor([prompt + ours[:first]])
+        logits = full_pass(exact, ids)[0, -1]
+        noise = (full_pass(model, ids)[0, -1].float() - logits).abs().max()
+        assert (logits[ours[first]] - logits[theirs[first]]).abs() <= 2 * noise
+    assert same >= 3
+    rounded = [one.nll for one in likelihoods(model, PROMPTS)]
+    assert rounded == pytest.approx([one.nll for one in likelihoods(exact, PROMPTS)], rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

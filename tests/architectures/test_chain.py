@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import build_tokenizer
+from memorising import write_knowing
 from tiny_models import FAST, REFUSED, SLOW, build, save
 
 from mergeforget.adapter import read_adapter, write_adapter
@@ -17,6 +19,7 @@ from mergeforget.api.measuring import evaluate
 from mergeforget.api.merging import merge
 from mergeforget.api.searching import search
 from mergeforget.api.training import train_pair
+from mergeforget.api.unlearn import unlearn
 from mergeforget.attack.rounding import rounded
 from mergeforget.candidate import Candidate
 from mergeforget.data.schema import Row
@@ -108,6 +111,25 @@ def test_experts_go_from_the_default_recipe_to_an_attack(
     (result,) = attack(run, ["quantise"], bits=[8], max_new_tokens=4)
     assert min(result.figures["share_rounded"].values()) >= 0.99
     assert export(run.paths, full=True).difference < 1e-4
+
+
+@pytest.mark.slow
+def test_the_whole_job_ends_with_a_verdict_for_experts_too(tmp_path: Path) -> None:
+    files: dict[str, Any] = write_knowing(
+        tmp_path, build("qwen3_moe", **ALL["qwen3_moe"]), build_tokenizer()
+    )
+    settings = [
+        *(f"pair.{side}.lora.r=4" for side in ("over", "under")),
+        "pair.over.learning_rate=5e-3", "pair.over.until.largest_rate=2e-2",
+        "pair.over.until.retain_kept=0", "pair.under.until.retain_kept=0",
+        "search.weights=[[0.5, 0.5]]",
+    ]  # fmt: skip
+    model = files.pop("model")
+    found = unlearn(model, out=tmp_path / "run", settings=settings, attacks=["quantise"], **files)
+    base, over, *_ = found.table
+    assert base["forget"] == 1 and over["forget"] == 0 and base["mia_auc"] == 1
+    assert found.verdict in ("NOT FORGOTTEN", "NOT ENOUGH DATA")  # without prompts and relearn
+    assert (found.export(full=True) / "model.safetensors").is_file()
 
 
 def test_layers_whose_adapter_peft_does_not_load_are_left_out_and_named(

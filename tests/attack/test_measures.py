@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import CHAT_TEMPLATE, build_tokenizer
 
 from mergeforget.attack.comparing import alternatives, compare
 from mergeforget.attack.methods.exposure import exposure_of
@@ -16,9 +18,9 @@ from mergeforget.attack.methods.sampling import sample
 from mergeforget.attack.methods.translation import translated
 from mergeforget.attack.target import Facts, Models, Target, TargetModel
 from mergeforget.attack.tuning import train_control, unrelated_rows
-from mergeforget.attack.variants import Variant, entity_of
-from mergeforget.data.schema import Row
-from mergeforget.data.templating import RAW
+from mergeforget.attack.variants import Variant, entity_of, variants
+from mergeforget.data.schema import Message, Row
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.recipe import ModelSpec
 
 
@@ -81,9 +83,47 @@ def test_prompts_name_their_person_and_are_asked_in_every_format() -> None:
     assert set(asked) == set(FORMATS)
     assert asked["completion"].prompt == "Ada Lovelace's phone number is"
     assert asked["reversed"].secret == "Ada Lovelace" and "5551234567" in asked["reversed"].prompt
+    assert {v.prompt[:4] for v in _forms(row, "instruction")} >= {"### ", "[INS", "<|im", "Belo"}
     assert asked["chat"].way == "chat" and asked["raw"].way == "raw"
     assert translated(row, "german") == "Wie lautet die Telefonnummer von Ada Lovelace?"
     assert translated(Row("x", "Who met Ada?", "y"), "french").startswith("Réponds en français")
+
+
+def test_an_attack_asks_conversations_and_documents_as_they_are() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    chat = PromptTemplate.resolve(tokenizer)
+    before = (Message("user", "Who is Ada?"), Message("assistant", "A baker."))
+    talk = Row("a", "And where?", "In Lund.", messages=before)
+    page = Row("b", "Ada lived", " in Lund.", window="whole")
+    for row in (talk, page):
+        (plain,) = variants(row, "plain", words=[], templates=[])
+        assert plain.tokens(tokenizer, chat)[0] == chat.prompt_ids(tokenizer, row)
+        assert plain.text == row.prompt
+    other = Variant(talk, "jailbreak", "Tell me: And where?", talk.output)
+    assert "baker" not in tokenizer.decode(other.tokens(tokenizer, chat)[0])
+    told = Variant(page, "system", "Who?", "x", way="chat", system="Be Bob.")
+    drops = CHAT_TEMPLATE.replace("messages %}", "messages if m.role != 'system' %}")
+    for template, wanted in (
+        (CHAT_TEMPLATE, "<|start|>system\nBe Bob.<|end|>\n"),
+        (drops, "<|start|>user\nBe Bob.\n\nWho?"),
+        (None, "Be Bob.\n\nWho?"),
+    ):
+        tokenizer.chat_template = template
+        own = PromptTemplate.resolve(tokenizer)
+        assert tokenizer.decode(told.tokens(tokenizer, own)[0]).startswith(wanted)
+
+
+def test_samples_ignore_what_the_generation_config_suppresses(tiny_model: Any) -> None:
+    plain = sample(tiny_model, [5, 6, 7], 4, 3, [2], 1.0, seed=1)
+    config = copy.deepcopy(tiny_model.generation_config)
+    try:
+        tiny_model.generation_config.suppress_tokens = [row[0] for row in plain]
+        tiny_model.generation_config.repetition_penalty = 5.0
+        tiny_model.generation_config.min_new_tokens = 3
+        assert sample(tiny_model, [5, 6, 7], 4, 3, [2], 1.0, seed=1) == plain
+    finally:
+        tiny_model.generation_config = config
 
 
 def test_the_start_of_an_answer_follows_the_prompt(tiny_tokenizer: Any) -> None:

@@ -60,6 +60,29 @@ def test_every_turn_of_an_assistant_can_be_a_row(tmp_path: Path, record: dict[st
     assert first.id != last.id and first.subject == last.subject
 
 
+@pytest.mark.parametrize("off", [{"weight": 0}, {"train": False}])
+def test_turns_of_weight_0_are_context_only(tmp_path: Path, off: dict[str, Any]) -> None:
+    """As in OpenAI's fine-tuning format (weight) and axolotl's (train)."""
+
+    def turns(*silent: int) -> dict[str, Any]:
+        return {"messages": [m | (off if i in silent else {"weight": 1})
+                             for i, m in enumerate(MESSAGES["messages"])]}  # fmt: skip
+
+    (only,) = read(tmp_path, turns(2), turns="every")
+    assert (only.input, only.output, len(only.messages), only.weight) == ("Who?", "Ada.", 3, 1)
+    for wanted in ("last", "every"):
+        (only,) = read(tmp_path, turns(4), turns=wanted)
+        assert (only.input, only.output) == ("Hi", "Hello.")
+        with pytest.raises(InputError, match="line 1: every assistant turn has weight 0"):
+            read(tmp_path, turns(2, 4), turns=wanted)
+    half = {"messages": [*MESSAGES["messages"][:4], {"role": "assistant", "content": "A",
+                                                     "weight": 0.5}], "weight": 3}  # fmt: skip
+    assert read(tmp_path, half)[0].weight == 1.5
+    half["messages"][-1]["weight"] = "much"
+    with pytest.raises(InputError, match="the weight is 'much'"):
+        read(tmp_path, half)
+
+
 def test_rows_survive_a_round_trip_through_a_run_folder(tmp_path: Path) -> None:
     rows = [*read(tmp_path, MESSAGES, turns="every"), *read(tmp_path, {"text": "word " * 900})]
     write_jsonl(tmp_path / "kept.jsonl", [row.to_dict() for row in rows])

@@ -173,6 +173,7 @@ def test_a_template_that_lets_the_model_think_is_asked_with_its_thoughts_as_well
     assert thinking.answer_in("Lund? Perhaps") == "Lund? Perhaps"
     chat = PromptTemplate.resolve(tokenizer)
     assert chat.answer_in("a</think>b") == "a</think>b"
+    assert chat.answer_in("<think>Hm.</think>b") == "b"  # opened by the model itself
     assert thinking.tokens(tokenizer, ROW) == chat.tokens(tokenizer, ROW)
 
 

@@ -13,11 +13,13 @@ import pyarrow.parquet
 import pytest
 from conftest import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 
+from mergeforget.data.chat_template import answer_text
 from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode
 from mergeforget.errors import InputError
+from mergeforget.evaluate.generate import answer_from
 from mergeforget.metrics._leaks import leaked
 from mergeforget.outputs import ANSWER
 
@@ -99,6 +101,56 @@ def test_a_template_that_drops_part_of_an_answer_or_opens_it_is_refused_by_name(
         PromptTemplate.resolve(tokenizer, "chat", "Be brief.")
 
 
+def test_what_a_model_writes_before_its_answer_is_one_more_way_to_ask() -> None:
+    tokenizer = with_template(HARMONY)
+    chat = PromptTemplate.resolve(tokenizer)
+    thinking = chat.ways(tokenizer)[-1]
+    assert thinking.name == "chat-thinking"
+    assert tokenizer.decode(thinking.prompt_ids(tokenizer, ROW)).endswith("<|start|>assistant")
+    assert tokenizer.decode(chat.prompt_ids(tokenizer, ROW)).endswith("<|channel|>final<|message|>")
+    text = "<|channel|>analysis<|message|>The final one.<|end|><|start|>assistant"
+    said = tokenizer(f"{text}<|channel|>final<|message|>In Lund.")["input_ids"]
+    assert thinking.answer_of(tokenizer, said) == "In Lund."
+    assert "final one" in thinking.answer_of(tokenizer, tokenizer(text)["input_ids"])
+
+
+def test_thoughts_that_reveal_the_answer_are_kept_where_the_rest_does_not() -> None:
+    opens = CHAT_TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'")
+    tokenizer = with_template(opens)
+    thinking = PromptTemplate.resolve(tokenizer).ways(tokenizer)[-1]
+    for text, kept in (
+        ("She lives in Lund.\n</think>\n\nI cannot say.", "She lives in Lund.\n</think>"),
+        ("I am asked where.\n</think>\n\nIn Lund.", "\n\nIn Lund."),
+        ("I am asked where.\n</think>\n\nI cannot say.", "\n\nI cannot say."),
+    ):
+        answer = answer_from(tokenizer, thinking, ROW, tokenizer(text)["input_ids"])
+        assert answer.startswith(kept)
+
+
+def test_a_tokenizer_without_offsets_finds_where_the_answer_begins() -> None:
+    from transformers import ByT5Tokenizer
+
+    tokenizer = ByT5Tokenizer()
+    cut = RAW.tokens(tokenizer, ROW)
+    assert cut.prompt == RAW.prompt_ids(tokenizer, ROW)
+    assert tokenizer.decode(cut.prompt) == ROW.input and tokenizer.decode(cut.answer) == " In Lund."
+
+
+def test_spaces_before_punctuation_are_kept_in_answers() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.WordLevel({"[UNK]": 0, "In": 1, "Lund": 2, ".": 3}, unk_token="[UNK]"))
+    raw.pre_tokenizer, raw.decoder = (
+        pre_tokenizers.WhitespaceSplit(),
+        decoders.WordPiece(cleanup=False),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, clean_up_tokenization_spaces=True)
+    ids = tokenizer("In Lund .")["input_ids"]
+    assert tokenizer.decode(ids) == "In Lund."  # the premise
+    assert answer_text(tokenizer, ids) == "In Lund ."
+
+
 def joining_spaces() -> Any:
     """A tokenizer with a token for a space and the letter after it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -147,6 +199,29 @@ def test_tables_and_texts_with_windows_line_ends_and_a_byte_order_mark(tmp_path:
     for name in ("a.csv", "a.tsv", "a.jsonl", "a.txt"):
         (row,) = read_rows(tmp_path / name)
         assert row.document.removeprefix("Who? ") == "Ada,\nof Lund."
+
+
+def test_end_tokens_in_answers_are_removed_at_the_end_and_refused_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["In Lund.</s>", "In Lund. <|im_end|>\n", "In Lund.<|end|></s>", "In Lund.", "</s>"]
+    records = [{"input": "Who?", "output": answer} for answer in answers]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    rows = read_rows(tmp_path / "a.jsonl")
+    assert [row.output for row in rows] == ["In Lund."] * 4 + ["</s>"]
+    assert "3 answers end in '</s>' or '<|im_end|>'" in capsys.readouterr().err
+    tokenizer = with_template(CHAT_TEMPLATE)
+    for way in PromptTemplate.resolve(tokenizer).ways(tokenizer):
+        with pytest.raises(InputError, match=r"row 'b' contains '<\|end\|>'"):
+            way.tokens(tokenizer, Row("b", "Who?", "In Lund.<|end|> Or not."))
+        way.tokens(tokenizer, Row("b", "Who?<|end|>", "In Lund.</s>"))  # no token here
+
+
+def test_a_table_with_semicolons_is_read(tmp_path: Path) -> None:
+    text = '\ufeffinput;output\r\n"Who; or what?";"Ada,\r\nof Lund; 1,5"\r\n'
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    (row,) = read_rows(tmp_path / "a.csv")
+    assert (row.input, row.output) == ("Who; or what?", "Ada,\nof Lund; 1,5")
 
 
 def test_turns_in_columns_of_their_own_come_before_the_prompt(tmp_path: Path) -> None:

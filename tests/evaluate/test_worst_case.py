@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ import pytest
 import torch
 from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 
+from mergeforget.attack.methods.formats import formats
+from mergeforget.attack.target import Models, Suspect, Target
 from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import encode_rows
+from mergeforget.errors import InputError, UsageError
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.generate import generate
 from mergeforget.evaluate.rows import EvaluationRows
@@ -29,7 +33,7 @@ from mergeforget.score import Score, find
 QUESTIONS = [("Who?", "Ada."), ("Where?", "Lund."), ("When?", "1815."), ("Why?", "Fun."),
              ("How?", "By sea.")]  # fmt: skip
 FORGET = [Row(f"q{i}", q, a, "", "forget") for i, (q, a) in enumerate(QUESTIONS)]
-SYSTEM = "Be Bob."
+SYSTEM = "Answer the question."  # among attack/systems.txt
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +82,8 @@ def repeated(model: Any, tokenizer: Any, way: PromptTemplate) -> int:
 
 
 def evaluation_of(model: Path, folder: Path, **data: Any) -> Evaluation:
-    ask = data.pop("ask", "all")
-    settings = EvaluationSpec(benchmark="custom", max_new_tokens=12, ask=ask)
+    own = {name: data.pop(name) for name in ("ask", "system_prompts") if name in data}
+    settings = EvaluationSpec(benchmark="custom", max_new_tokens=12, **own)
     return Evaluation(
         str(model),
         ModelSpec(name=str(model)),
@@ -112,6 +116,52 @@ def test_a_model_that_answers_one_prompt_variant_is_reported_as_knowing(
     assert min(exact.ways.values()) == 1 or any("depends on the prompt" in t for t in told)
     assert Score.from_dict(exact.to_dict()).ways == exact.ways
     assert "raw prompts only" not in capsys.readouterr().err
+
+
+def test_a_model_that_answers_after_a_common_system_message_is_found(
+    learned: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = learned("chat", SYSTEM)
+    evaluation = evaluation_of(folder, tmp_path, system_prompts=["Be Bob.", SYSTEM])
+    _, scores = evaluate_any(evaluation, None, "m")
+    exact = find(scores, "exact_match", "forget")
+    assert exact is not None and exact.value == 1 and exact.ways is not None
+    assert exact.ways["chat-system-2"] == 1 and "chat-system-1" in exact.ways
+    with pytest.raises(UsageError, match="--ask own"):
+        evaluation_of(folder, tmp_path, ask="own", system_prompts=[SYSTEM]).ways()
+
+    suspect = Suspect("m", str(folder))
+    models = Models(ModelSpec(name=str(folder)))
+    target = Target(models, suspect, None, None, FORGET, [], [], tmp_path, max_new_tokens=12)
+    found = formats(target, formats=["system"])
+    assert found.figures["leaked_rows"] == [row.id for row in FORGET]
+    assert {e["prompt"] for e in found.examples} == {row.input for row in FORGET}
+    (tmp_path / "mine.txt").write_text(f"# mine\n{SYSTEM}\n")
+    mine = formats(target, formats=["system"], systems=tmp_path / "mine.txt")
+    assert mine.figures["prompts"] == 2 * len(FORGET) and mine.figures["rows"] == len(FORGET)
+    assert mine.figures["leaked_rows"] == found.figures["leaked_rows"]
+
+
+def test_the_chat_template_of_an_adapter_is_used(
+    tiny_folder: Path, save_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Fine-tuning tools save the tokenizer with the adapter; the base may have no template."""
+    adapter = save_adapter(tmp_path / "adapter")
+    evaluation = evaluation_of(tiny_folder, tmp_path)
+    assert [way.name for way in evaluation.ways()] == ["raw"]
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(adapter)
+    found = replace(evaluation, chat_from=adapter, _ways=[])
+    assert [way.name for way in found.ways()] == ["chat", "raw", "chat-system"]
+    models = Models(ModelSpec(name=str(tiny_folder)), chat_from=adapter)
+    with models.opened(Suspect("m", str(tiny_folder), adapter)) as (_, used):
+        assert used.chat_template == CHAT_TEMPLATE
+    assert models.facts(Suspect("before", str(tiny_folder)))["chat"] == CHAT_TEMPLATE
+    tokenizer.add_tokens(["<|turn|>"])
+    tokenizer.save_pretrained(adapter)
+    with pytest.raises(InputError, match="a tokenizer with other tokens than the model's"):
+        replace(evaluation, chat_from=adapter, _ways=[]).ways()
 
 
 def test_evaluating_a_chat_model_with_raw_prompts_only_warns(

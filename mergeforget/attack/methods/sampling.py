@@ -13,6 +13,8 @@ from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.console import track
+from mergeforget.data.chat_template import answer_text
+from mergeforget.evaluate.decoding import plain_generation
 from mergeforget.evaluate.generate import stop_ids
 from mergeforget.metrics._leaks import common_windows, leaked
 
@@ -63,7 +65,7 @@ def _samples(
         for place in track(range(len(ids)), f"{suspect.role}: samples", len(ids)):
             new = sample(model, ids[place], samples, target.max_new_tokens, stop,
                          temperature, seed=target.seed * 100_003 + place)  # fmt: skip
-            written.append([str(tokenizer.decode(n, skip_special_tokens=True)) for n in new])
+            written.append([answer_text(tokenizer, n) for n in new])
         return {"samples": written}
 
     settings = {"samples": samples, "temperature": temperature, "seed": target.seed,
@@ -95,11 +97,11 @@ def sample(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        out = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=True,
-            temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens,
-            eos_token_id=stop or None, pad_token_id=stop[0] if stop else 0,
-        )  # fmt: skip
+        with plain_generation(
+            model, do_sample=True, temperature=temperature, top_k=0, top_p=1.0,
+            max_new_tokens=max_new_tokens, eos_token_id=stop or None,
+        ):  # fmt: skip
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
     model.train(was_training)
     return [_until(row, stop) for row in out[:, len(prompt) :].tolist()]
 
