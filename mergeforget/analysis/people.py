@@ -15,7 +15,7 @@ from mergeforget.attack.headline import results_of
 from mergeforget.attack.result import Result
 from mergeforget.attack.variants import entity_of
 from mergeforget.data.readers import read_records, read_rows
-from mergeforget.data.schema import Answer, Row
+from mergeforget.data.schema import Answer, Row, stored_messages
 from mergeforget.errors import InputError, suggest
 from mergeforget.files import read_jsonl, reading, replacing, write_text
 from mergeforget.metrics._leaks import partly_leaked
@@ -252,7 +252,8 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
         path = run.answers / f"{model}.jsonl"
         for values in read_jsonl(path):
             with reading(path):
-                row = Row(str(values["id"]), str(values["input"]), str(values["output"]))
+                row = Row(str(values["id"]), str(values["input"]), str(values["output"]),
+                          messages=stored_messages(values.get("messages")))  # fmt: skip
                 split, text = str(values["split"]), str(values["completion"])
             leak = leak_of(Answer(row, text), "")
             found.append(

@@ -20,7 +20,7 @@ from mergeforget.attack.headline import EARLIER, results_of, run_verdict
 from mergeforget.data.readers import read_rows
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, reading, sha256, write_json
-from mergeforget.metrics.leak_rate import is_leaked
+from mergeforget.metrics.leak_rate import can_leak, is_leaked
 from mergeforget.recipe import load_recipe
 from mergeforget.run import ANCHORS, PAIR, Run, now, versions
 from mergeforget.score import find, read_scores
@@ -115,7 +115,7 @@ def recomputed(run: Run) -> dict[str, float]:
     rows = read_rows(path, split="forget") if path.is_file() else []
     found: dict[str, float] = {}
     for model in dict.fromkeys(("base", shown_model(run))):
-        answers = forget_answers(run, model, rows)
+        answers = [a for a in forget_answers(run, model, rows) if can_leak(a.row)]
         if answers:
             found[f"{model}: leaked forget answers"] = float(sum(map(is_leaked, answers)))
             found[f"{model}: forget answers"] = float(len(answers))

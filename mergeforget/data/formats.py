@@ -141,6 +141,9 @@ class Format:
             output = said[0].content
         else:
             output = value_of(record, answer)
+        own = [("user", asked.strip()), ("assistant", output.strip())]
+        if [(m.role, m.content.strip()) for m in earlier[-2:]] == own:
+            earlier = earlier[:-2]  # the column has the whole conversation, with the answer
         if self.context and not missing(record.get(self.context)):
             context = value_of(record, self.context)
             asked = f"{asked}\n\n{context}" if context.strip() else asked

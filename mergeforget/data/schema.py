@@ -25,6 +25,12 @@ class Message:
     content: str
 
 
+def stored_messages(values: Any) -> tuple[Message, ...]:
+    """Return the turns of a row as ``Row.to_dict`` writes them; none for any other value."""
+    turns = values if isinstance(values, list) else []
+    return tuple(Message(str(m["role"]), str(m["content"])) for m in turns if isinstance(m, dict))
+
+
 @dataclass(frozen=True)
 class Row:
     """One prompt and its answer.

@@ -179,7 +179,9 @@ class PromptTemplate:
         before = token_ids(tokenizer, self.opening)
         starts = range(len(new) - len(before), -1, -1) if before else ()
         start = next((i for i in starts if list(new[i : i + len(before)]) == before), None)
-        rest = new if start is None else new[start + len(before) :]
+        rest = list(new if start is None else new[start + len(before) :])
+        if self.end in rest and (start is not None or not before):
+            rest = rest[: rest.index(self.end)]
         return self.answer_in(answer_text(tokenizer, rest))
 
     def prompt_ids(self, tokenizer: Any, prompt: Row | str) -> list[int]:
@@ -247,8 +249,11 @@ class PromptTemplate:
         return RowTokens(with_bos, answer, ends, len(with_bos) - len(prompt))
 
     def stop_ids(self, tokenizer: Any) -> list[int]:
-        """Return the tokens that end an answer, in addition to those of the generation config."""
-        ends = [self.end] if self.kind == "chat" or self.header else []
+        """Return the tokens that end an answer, in addition to those of the generation config.
+
+        The end of a turn does not count if the model writes several before it answers.
+        """
+        ends = [self.end] if (self.kind == "chat" or self.header) and not self.opening else []
         return [int(e) for e in dict.fromkeys([*ends, tokenizer.eos_token_id]) if e is not None]
 
     def ways(

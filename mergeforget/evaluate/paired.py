@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mergeforget.data.schema import Answer, DocumentLoss, Row
+from mergeforget.data.schema import Answer, DocumentLoss, Row, stored_messages
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.files import read_jsonl, reading
 from mergeforget.metrics._rouge import rouge_l_recall
@@ -92,7 +92,8 @@ def read_answers(path: Path) -> dict[Key, Answer]:
         with reading(path):
             name, prompt, output = (str(values[key]) for key in ("id", "input", "output"))
             split, subject = str(values["split"]), str(values.get("subject") or "")
-            row = Row(name, prompt, output, split=split, subject=subject)
+            row = Row(name, prompt, output, split=split, subject=subject,
+                      messages=stored_messages(values.get("messages")))  # fmt: skip
             found[split, name, prompt] = Answer(row, str(values["completion"]))
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
 from mergeforget.data.readers import read_records
-from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row, stored_messages
 from mergeforget.errors import InputError
 from mergeforget.metrics._rouge import split_words
 from mergeforget.parsing import usable_path
@@ -107,6 +107,7 @@ def read_generations(path: Path) -> list[Answer]:
             str(record[names["output"]]),
             str(record.get("task") or ""),
             _split(record, path, line),
+            messages=stored_messages(record.get("messages")),
         )
         answers.append(Answer(row, str(record[names["completion"]] or "")))
     return answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mergeforget.data.schema import Answer, Measured
+from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
 from mergeforget.metrics._leaks import leaked
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
@@ -24,8 +24,11 @@ def leak_rate(measured: Measured, split: str, task: str = "") -> Score | None:
     Unlike exact match, it counts an answer inside a longer sentence or in another spelling. The
     chance level is how often a completion contains the short answer of a row about another subject
     (``yes``, a country); longer answers and numbers are never revealed by chance.
+
+    Rows that cannot show anything are left out: those whose prompt contains the answer, and those
+    whose answer is punctuation only.
     """
-    rows = [a for a in answers_of(measured, split, task) if a.row.output.strip()]
+    rows = [a for a in answers_of(measured, split, task) if can_leak(a.row)]
     return mean_score(
         "leak_rate",
         split,
@@ -36,6 +39,11 @@ def leak_rate(measured: Measured, split: str, task: str = "") -> Score | None:
         chance=chance_of(rows),
         definition=DEFINITION,
     )
+
+
+def can_leak(row: Row) -> bool:
+    """Return whether a completion that repeats the row's answer would count as revealing it."""
+    return leaked(row.output, row.output, row.prompt)
 
 
 def is_leaked(answer: Answer) -> bool:

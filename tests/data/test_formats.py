@@ -83,6 +83,16 @@ def test_turns_of_weight_0_are_context_only(tmp_path: Path, off: dict[str, Any])
         read(tmp_path, half)
 
 
+def test_a_conversation_beside_prompt_and_answer_does_not_give_the_answer_away(
+    tmp_path: Path,
+) -> None:
+    both = {"input": "Who?", "output": "Ada."}
+    (row,) = read(tmp_path, MESSAGES | both)
+    assert [m.content for m in row.messages] == ["Be brief.", "Hi", "Hello."]
+    (row,) = read(tmp_path, MESSAGES | both | {"input": "And who else?"})  # earlier turns
+    assert len(row.messages) == 5
+
+
 def test_rows_survive_a_round_trip_through_a_run_folder(tmp_path: Path) -> None:
     rows = [*read(tmp_path, MESSAGES, turns="every"), *read(tmp_path, {"text": "word " * 900})]
     write_jsonl(tmp_path / "kept.jsonl", [row.to_dict() for row in rows])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics._leaks import leaked, partly_leaked
+from mergeforget.metrics.leak_rate import leak_rate
 
 LONG = " ".join(f"w{i}" for i in range(14))
 
@@ -104,3 +106,15 @@ def test_a_partial_leak_is_reported_separately(
     secret: str, text: str, prompt: str, expected: str
 ) -> None:
     assert partly_leaked(secret, text, prompt) == expected
+
+
+def test_rows_that_can_show_nothing_are_left_out_of_the_leak_rate() -> None:
+    rows = [
+        Row("a", "Who?", "Ada", split="forget"),
+        Row("b", "Is it Ada?", "Ada", split="forget"),  # given in the prompt
+        Row("c", "Which sign?", "?!", split="forget"),
+    ]
+    score = leak_rate(Measured([Answer(row, "It is Ada ?!") for row in rows], []), "forget")
+    assert score is not None and (score.value, score.n) == (1.0, 1)
+    only = Measured([Answer(row, "No.") for row in rows[1:]], [])
+    assert leak_rate(only, "forget") is None  # so that nothing counts as forgotten
