@@ -75,10 +75,10 @@ def test_turns_of_weight_0_are_context_only(tmp_path: Path, off: dict[str, Any])
         assert (only.input, only.output) == ("Hi", "Hello.")
         with pytest.raises(InputError, match="line 1: every assistant turn has weight 0"):
             read(tmp_path, turns(2, 4), turns=wanted)
-    half = {"messages": [*MESSAGES["messages"][:4], {"role": "assistant", "content": "A",
-                                                     "weight": 0.5}], "weight": 3}  # fmt: skip
+    last: dict[str, Any] = {"role": "assistant", "content": "A", "weight": 0.5}
+    half = {"messages": [*MESSAGES["messages"][:4], last], "weight": 3}
     assert read(tmp_path, half)[0].weight == 1.5
-    half["messages"][-1]["weight"] = "much"
+    last["weight"] = "much"
     with pytest.raises(InputError, match="the weight is 'much'"):
         read(tmp_path, half)
 
