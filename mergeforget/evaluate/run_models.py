@@ -18,7 +18,7 @@ from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.reference_models import WORST, ReferenceModels, measure_reference_models
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import replacing, write_jsonl
-from mergeforget.models import content_of
+from mergeforget.model_files import content_of
 from mergeforget.run import ANCHORS, Run
 from mergeforget.score import Score, read_scores, write_scores
 
