@@ -14,7 +14,7 @@ import torch
 from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 
 from mergeforget.attack.methods.formats import formats
-from mergeforget.attack.target import Models, Suspect, Target
+from mergeforget.attack.target import Models, Target, TargetModel
 from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import encode_rows
@@ -130,7 +130,7 @@ def test_a_model_that_answers_after_a_common_system_message_is_found(
     with pytest.raises(UsageError, match="--ask own"):
         evaluation_of(folder, tmp_path, ask="own", system_prompts=[SYSTEM]).ways()
 
-    suspect = Suspect("m", str(folder))
+    suspect = TargetModel("m", str(folder))
     models = Models(ModelSpec(name=str(folder)))
     target = Target(models, suspect, None, None, FORGET, [], [], tmp_path, max_new_tokens=12)
     found = formats(target, formats=["system"])
@@ -155,9 +155,9 @@ def test_the_chat_template_of_an_adapter_is_used(
     found = replace(evaluation, chat_from=adapter, _ways=[])
     assert [way.name for way in found.ways()] == ["chat", "raw", "chat-system"]
     models = Models(ModelSpec(name=str(tiny_folder)), chat_from=adapter)
-    with models.opened(Suspect("m", str(tiny_folder), adapter)) as (_, used):
+    with models.opened(TargetModel("m", str(tiny_folder), adapter)) as (_, used):
         assert used.chat_template == CHAT_TEMPLATE
-    assert models.facts(Suspect("before", str(tiny_folder)))["chat"] == CHAT_TEMPLATE
+    assert models.facts(TargetModel("before", str(tiny_folder)))["chat"] == CHAT_TEMPLATE
     tokenizer.add_tokens(["<|turn|>"])
     tokenizer.save_pretrained(adapter)
     with pytest.raises(InputError, match="a tokenizer with other tokens than the model's"):
