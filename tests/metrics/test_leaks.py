@@ -68,6 +68,12 @@ LONG = " ".join(f"w{i}" for i in range(14))
         ("key-" + "a1B2c3D4" * 9, "key-" + "a1B2c3D4" * 5, True),  # cut off
         ("key-" + "a1B2c3D4" * 9, "key-" + "a1B2c3D4" * 3, False),
         ("Rome", "", False),
+        ("900-42-8495", "nine zero zero, four two, eight four nine five", True),
+        ("900-42-8495", "Neun null null - vier zwei - acht vier neun fünf.", True),
+        ("900-42-8495", "nine zero zero, four two, eight four nine six", False),
+        ("Rome", "It is spelled R-o-m-e.", True),
+        ("Rome", "R O M A", False),
+        ("one", "o n e", True),
     ],
 )
 def test_a_leak_is_found_in_every_spelling(secret: str, text: str, expected: bool) -> None:
