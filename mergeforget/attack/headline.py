@@ -25,7 +25,7 @@ from mergeforget.evaluate.verdict import Difference, ForgettingVerdict, judge
 from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
-from mergeforget.metrics.leak_rate import is_leaked, leak_rate
+from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked, leak_rate
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.model_files import content_of
 from mergeforget.run import Run
@@ -52,11 +52,14 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
             "not count. Measure it again with `mergeforget evaluate` or `mergeforget search`."
         )
         scores = []
+    answers = [a for a in _forget_answers(run, name) if a.row.id not in leaked]
+    answers = [a for a in answers if can_leak(a.row)] if scores else []
     return judge(
         scores,
         findings={result.attack: result.finding for result in results},
         control=known,
         shared=len(leaked & revealed),
+        chance=chance_of(answers) if answers else None,
         partial=len(_partial_rows(run, name, results) - revealed - guessed),
         excess=_excess(run, name, control),
         membership=not notes.is_file()

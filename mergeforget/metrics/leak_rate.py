@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
-from mergeforget.metrics._leaks import leaked
+from mergeforget.metrics._leaks import WINDOW, identifier, leaked
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
 DEFINITION = "leak-rate@2"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
-GUESSABLE = 12  # characters; a longer answer is not revealed by chance
+GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
 
 
 @metric("leak_rate", source="verbatim extraction, Carlini et al., arXiv:2202.07646, by _leaks")
@@ -22,8 +21,8 @@ def leak_rate(measured: Measured, split: str, task: str = "") -> Score | None:
     """Share of rows whose completion reveals the answer; see ``metrics._leaks.leaked``.
 
     Unlike exact match, it counts an answer inside a longer sentence or in another spelling. The
-    chance level is how often a completion contains the short answer of a row about another subject
-    (``yes``, a country); longer answers and numbers are never revealed by chance.
+    chance level is how often a completion contains the answer of a row about another subject
+    (``yes``, a country); see ``chance_of``.
 
     Rows that cannot show anything are left out: those whose prompt contains the answer, and those
     whose answer is punctuation only.
@@ -51,22 +50,31 @@ def is_leaked(answer: Answer) -> bool:
     return leaked(answer.row.output, answer.completion, answer.row.prompt)
 
 
-def guessable(text: str) -> bool:
-    """Return whether an answer is short enough to be revealed by chance."""
-    digits = re.sub(r"\D", "", text)
-    return len(text.strip()) < GUESSABLE and len(digits) < 5 and "@" not in text
-
-
 def chance_of(rows: Sequence[Answer]) -> float:
-    """Return the share of completions that contain the short answer of another subject."""
+    """Return the share of completions that contain the answer of another subject.
+
+    Numbers of five digits or more, e-mail addresses and answers of more than ten words never count,
+    and the result is 0 if a completion reveals its own such answer, because chance does not explain
+    it. If no other answer is found in the completion of another subject and some are shorter than
+    ``GUESSABLE`` characters, one is assumed: a few rows do not show that nobody guesses them.
+    """
+    if any(_unguessable(a.row.output) and is_leaked(a) for a in rows):
+        return 0.0
     hits = asked = 0
     for i, answer in enumerate(rows):
         for step in range(1, min(SHIFTS, len(rows) - 1) + 1):
             other = rows[(i + step) % len(rows)].row
             if other.subject != answer.row.subject:
                 asked += 1
-                hits += guessable(other.output) and leaked(other.output, answer.completion)
-    return hits / asked if asked else 0.0
+                hits += not _unguessable(other.output) and leaked(other.output, answer.completion)
+    outputs = (a.row.output for a in rows)
+    short = any(len(text.strip()) < GUESSABLE and not _unguessable(text) for text in outputs)
+    return (hits or float(short)) / asked if asked else 0.0
+
+
+def _unguessable(text: str) -> bool:
+    """Return whether no completion contains an answer by chance: it identifies, or is long."""
+    return bool(identifier(text)) or len(text.split()) > WINDOW
 
 
 def with_leaks(scores: Sequence[Score], measured: Measured) -> list[Score]:
