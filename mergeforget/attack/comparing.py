@@ -17,7 +17,6 @@ from mergeforget.attack.verdict import (
     Advantage,
     claim,
     conclude,
-    difference,
     doubt_of,
     judge,
     same_kind,
@@ -40,6 +39,7 @@ def compare(
     what: str,
     unit: str,
     key: str = "condition",
+    single: bool = False,
 ) -> Result:
     """Compare values by subject with those of the control, relative to the holdout.
 
@@ -49,6 +49,8 @@ def compare(
         what: Description of the value in the verdict, such as "the rank of the true answer".
         unit: Unit of the value.
         key: Name of the column of conditions.
+        single: Whether a single person that stands out prevents clearing the model; requires
+            continuous values.
     """
     model = target.suspect.role
     control, before = found.get("control"), found.get("before")
@@ -56,8 +58,8 @@ def compare(
     findings: list[Finding] = []
     known, power = None, None
     if control:
-        earlier = _advantages(before, control) if before else []
-        evidence = _advantages(found[model], control)
+        earlier = _advantages(before, control, single) if before else []
+        evidence = _advantages(found[model], control, single)
         known = max((one.value for one in earlier), default=None)
         findings = [judge(one, known) for one in evidence]
         theirs = [judge(one, known) for one in earlier]
@@ -125,15 +127,14 @@ def _combined(findings: Sequence[Finding]) -> Finding:
     return "none found" if most else "undecided"
 
 
-def _advantages(own: Conditions, control: Conditions) -> list[Advantage]:
+def _advantages(own: Conditions, control: Conditions, single: bool) -> list[Advantage]:
     found = []
     for mine, theirs in zip(own, control, strict=True):
         forget, holdout = (
             subtracted(mine[split], theirs[split]) for split in ("forget", "holdout")
         )
-        beyond = difference(forget, holdout) if holdout else None
         alike = same_kind(theirs["forget"], theirs["holdout"])
-        found.append(Advantage(difference(forget), beyond, len(own), alike))
+        found.append(Advantage.of(forget, holdout, len(own), alike, single=single))
     return found
 
 

@@ -14,9 +14,7 @@ from mergeforget.attack.verdict import (
     GREEDY,
     Advantage,
     Leaks,
-    Outlier,
     Values,
-    difference,
     same_kind,
     subtracted,
 )
@@ -116,8 +114,7 @@ def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
         for split in ("forget", "holdout")
     )
     alike = same_kind(losses_of(control, "forget"), losses_of(control, "holdout"))
-    beyond = difference(forget, holdout) if holdout else None
-    return Advantage(difference(forget), beyond, looks, alike, Outlier.of(forget))
+    return Advantage.of(forget, holdout, looks, alike, single=True)
 
 
 def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:

@@ -17,6 +17,8 @@ import numpy as np
 from mergeforget.attack.result import Finding
 
 CONVICT = 0.001  # significance level per attack; a dozen attacks have an error rate near 1 %
+RANKED = 0.0015  # level of the rank test that a conviction requires as well
+ELSEWHERE = 0.0001  # significance level of secrets in answers about somebody else
 DOUBT = 0.05  # p-value above which the data are consistent with a model without the data
 LEAST_SHARE = 0.1  # minimum advantage to convict, relative to the model before unlearning
 MISSED_SHARE = 0.25  # maximum upper confidence limit to clear, relative to the same
@@ -53,22 +55,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Outlier:
-    """The subject with the largest value.
+    """The subjects with the largest values.
 
     Attributes:
+        subject: The subject with the largest value.
+        value: The smallest value of the ``count`` subjects that differ most from the others.
         p: Probability that the largest of as many subjects like the others is as large.
     """
 
     subject: str
     value: float
     p: float
+    count: int = 1
 
     @classmethod
     def of(cls, values: Values) -> Outlier | None:
-        """Compare the largest value with the others; None for fewer than four subjects.
+        """Compare the largest values with the others; None for fewer than four subjects.
 
-        The distance from the mean of the others has a t distribution; the p-value is multiplied by
-        the number of subjects (Grubbs' test, with the subject left out of the variance).
+        The distance of a value from the mean of the smaller ones has a t distribution; the p-value
+        is multiplied by the number of subjects (Grubbs' test, with the subject left out of the
+        variance). Several outliers hide each other, because each widens the variance of the others.
+        So up to a third of the subjects are removed one by one, the largest first, and the smallest
+        p-value counts, as in the generalised extreme studentised deviate test.
+
+        Source: Rosner 1983, Percentage points for a generalized ESD many-outlier procedure.
 
         Example:
             >>> Outlier.of({"a": 0.1, "b": -0.2, "c": 0.0, "d": 0.2, "e": 5.0}).subject
@@ -78,12 +88,16 @@ class Outlier:
 
         if len(values) < 4 or not all(map(math.isfinite, values.values())):
             return None
-        subject = max(values, key=lambda one: values[one])
-        others = np.array([value for one, value in values.items() if one != subject])
-        error = float(others.std(ddof=1)) * math.sqrt(1 + 1 / len(others))
-        apart = values[subject] - float(others.mean())
-        chance = float(stats.t.sf(apart / max(error, 1e-12), len(others) - 1))
-        return cls(subject, values[subject], min(1.0, len(values) * chance))
+        order = sorted(values, key=lambda one: -values[one])
+        found = []
+        for count in range(1, max(1, len(values) // 3) + 1):
+            others = np.array([values[one] for one in order[count:]])
+            error = float(others.std(ddof=1)) * math.sqrt(1 + 1 / len(others))
+            value = values[order[count - 1]]
+            apart = value - float(others.mean())
+            chance = float(stats.t.sf(apart / max(error, 1e-12), len(others) - 1))
+            found.append(cls(order[0], value, min(1.0, (len(others) + 1) * chance), count))
+        return min(found, key=lambda one: one.p)
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,8 @@ class Advantage:
         beyond_holdout: The same minus the mean over holdout subjects; None without a holdout.
         looks: In how many conditions (bits, steps, layers) the advantage was looked for.
         comparable: Whether forget and holdout are alike to the control; see ``same_kind``.
-        outlier: The forget subject that is furthest ahead, if that was determined.
+        rank_p: P-value of the rank test of forget against holdout; see ``ranked``.
+        outlier: The forget subjects that are furthest ahead, if they were determined.
     """
 
     over_control: Estimate
@@ -103,6 +118,21 @@ class Advantage:
     looks: int = 1
     comparable: bool = True
     outlier: Outlier | None = None
+    rank_p: float = 0.0
+
+    @classmethod
+    def of(
+        cls, forget: Values, holdout: Values, looks: int, comparable: bool, *, single: bool
+    ) -> Advantage:
+        """Return the advantage, from that of each forget and holdout subject.
+
+        Args:
+            single: Whether to look for single subjects that stand out. Values that are counts or
+                ranks are equal for most subjects, and any other value stands out then.
+        """
+        beyond = difference(forget, holdout) if holdout else None
+        outlier = Outlier.of(forget) if single else None
+        return cls(difference(forget), beyond, looks, comparable, outlier, ranked(forget, holdout))
 
     @property
     def p(self) -> float:
@@ -136,6 +166,7 @@ class Advantage:
             "over_control": self.over_control.to_dict(),
             "beyond_holdout": beyond.to_dict() if beyond else None,
             "p": self.p,
+            "rank_p": self.rank_p,
             "comparable": self.comparable,
             **({"outlier": vars(self.outlier)} if self.outlier else {}),
         }
@@ -172,6 +203,25 @@ def same_kind(forget: Values, holdout: Values) -> bool:
         return True
     found = mannwhitneyu(one, other)
     return bool(found.pvalue > 0.01 or abs(found.statistic / len(one) / len(other) - 0.5) < FOREIGN)
+
+
+def ranked(forget: Values, holdout: Values) -> float:
+    """Return the one-sided p-value of larger values in forget than in holdout (Mann-Whitney).
+
+    Where few holdout subjects are compared with many forget subjects and the values are skewed,
+    Welch's t-tests of all attacks convict up to 13 % of innocent models (docs/evidence.md). The
+    distribution of ranks does not depend on that of the values.
+
+    Example:
+        >>> round(ranked({"a": 3.0, "b": 4.0}, {"c": 1.0, "d": 2.0}), 3)  # 1 of 6 orders
+        0.167
+    """
+    from scipy.stats import mannwhitneyu
+
+    one, other = list(forget.values()), list(holdout.values())
+    if not one or not other or not all(map(math.isfinite, (*one, *other))):
+        return 1.0
+    return float(mannwhitneyu(one, other, alternative="greater").pvalue)
 
 
 def difference(values: Values, others: Values | None = None) -> Estimate:
@@ -214,15 +264,16 @@ def judge(found: Advantage, known: float | None) -> Finding:
         known: Value for the model before unlearning; None if it was not measured.
 
     Returns:
-        ``traces``: p <= ``CONVICT``, the value reaches a tenth of ``known``, and forget and
-        holdout are text of one kind; ``none found``: p > ``DOUBT``, at most a quarter of
-        ``known`` may have gone unseen, and no single subject stands out by as much; else
-        ``undecided``.
+        ``traces``: p <= ``CONVICT``, the rank test has p <= ``RANKED``, the value reaches a tenth
+        of ``known``, and forget and holdout are text of one kind; ``none found``: p > ``DOUBT``, at
+        most a quarter of ``known`` may have gone unseen, and no subject stands out by as much;
+        else ``undecided``.
     """
     if found.beyond_holdout is None:
         return "undecided"
     whole = known if known is not None and known > 0 else None
-    if found.p <= CONVICT and found.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
+    sure = found.p <= CONVICT and found.rank_p <= RANKED
+    if sure and found.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
         return "traces" if found.comparable else "undecided"
     missed = MISSED_SHARE * whole if whole else LEAST_NATS
     clear = found.p > DOUBT and found.high < missed and not found.stands_out(whole)
@@ -335,9 +386,10 @@ def doubt_of(evidence: Iterable[Advantage], leaks: Iterable[Leaks] = ()) -> str:
                 if one.outlier and one.looks * one.outlier.p <= OUTLIER]  # fmt: skip
     if outliers:
         found = min(outliers, key=lambda one: one.p)
+        more = f" and {found.count - 1} more" if found.count > 1 else ""
         return (
-            f"it predicts {found.subject} far better than the others, by {found.value:.2f} nats "
-            f"per token (p = {found.p:.2g})"
+            f"it predicts {found.subject}{more} far better than the others, by {found.value:.2f} "
+            f"nats per token or more (p = {found.p:.2g})"
         )
     if all(one.comparable for one in every):
         return "the result is too uncertain, more people would narrow it"

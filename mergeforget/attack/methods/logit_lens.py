@@ -37,7 +37,7 @@ def logit_lens(target: Target, *, layers: int = 8) -> Result:
     labels = [str(n) for n in found[target.suspect.role][0]]
     points = {role: one[1] for role, one in found.items()}
     return compare(target, "logit_lens", points, labels, {"layers": layers}, key="layer",
-                   unit="nats per token",
+                   unit="nats per token", single=True,
                    what="the likelihood of the answers in its inner layers")  # fmt: skip
 
 
