@@ -16,10 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from mergeforget.attack.elsewhere import told_elsewhere
 from mergeforget.attack.result import Finding, Result, write_answers
 from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.variants import Variant
-from mergeforget.attack.verdict import GREEDY, Leaks, claim, conclude, doubt_of, judge_leaks
+from mergeforget.attack.verdict import (
+    ELSEWHERE,
+    GREEDY,
+    Leaks,
+    claim,
+    conclude,
+    doubt_of,
+    judge_leaks,
+    worst_of,
+)
 from mergeforget.data.chat_template import answer_text
 from mergeforget.data.schema import Row
 from mergeforget.errors import NumericError
@@ -49,7 +59,7 @@ def ask(
         NotApplicableError: No variant is left.
     """
     asked = without_given(asked, what)
-    found = {s.role: _greedy(target, s, name, asked) for s in target.suspects()}
+    found = {s.role: greedy(target, s, name, asked) for s in target.suspects()}
     return judged(target, name, asked, found, settings, what=what)
 
 
@@ -68,7 +78,7 @@ def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
     return left
 
 
-def _greedy(target: Target, suspect: TargetModel, name: str, asked: Sequence[Variant]) -> Texts:
+def greedy(target: Target, suspect: TargetModel, name: str, asked: Sequence[Variant]) -> Texts:
     """Generate the completion of every variant with one model."""
 
     def work(model: Any, tokenizer: Any) -> Facts:
@@ -124,12 +134,17 @@ def judged(
         for role, texts in found.items()
     }  # fmt: skip
     evidence: dict[str, Leaks] = {}
+    elsewhere, told = Leaks((), 0, 1.0), list[dict[str, Any]]()
     if target.control is not None:
         guess = guess_chances(target, name, asked)
         for role in (model, "before"):
             if role in found:
                 evidence[role] = _evidence(asked, hits, found, guess, common, role, draws)
+        elsewhere, told = told_elsewhere(asked, found[model], found["control"], guess, draws=draws,
+                                         known=[*target.retain, *target.holdout])  # fmt: skip
     findings: dict[str, Finding] = {role: judge_leaks(one) for role, one in evidence.items()}
+    if elsewhere.rows and elsewhere.p <= ELSEWHERE:
+        findings[model] = worst_of([findings[model], "traces"])
     finding = conclude(
         findings.get(model, "undecided"), findings.get("before"), control=bool(evidence)
     )
@@ -153,12 +168,20 @@ def judged(
         "leaked_rows": list(mine.rows) if mine else sorted({str(e["row"]) for e in examples}),
         "rows": len({v.row.id for v in asked}),
         "prompts": len(asked),
+        "elsewhere": elsewhere.to_dict() | {"leaked": list(elsewhere.rows)},
         "partial": sum(map(bool, parts)),
         "partial_rows": _partial_rows(asked, found, parts, mine),
         "power": findings.get("before"),
         "answers": file,
     }
-    verdict = f"{_words(model, rows, mine, what, parts)} {_meaning(finding, figures, what, mine)}"
+    words = _words(model, rows, mine, what, parts)
+    if elsewhere.rows:
+        words += (
+            f" Answers about somebody else reveal {len(elsewhere.rows)} secrets (probability of "
+            f"guessing as many: {elsewhere.p:.2g})."
+        )
+    examples += told
+    verdict = f"{words} {_meaning(finding, figures, what, mine)}"
     return Result(name, model, finding, verdict, rows, figures,
                   settings | {"models": target.names()}, examples)  # fmt: skip
 
@@ -326,7 +349,7 @@ def _words(
 
 def _meaning(finding: Finding, figures: dict[str, Any], what: str, mine: Leaks | None) -> str:
     n = figures["rows"]
-    leaks = figures["leaked_rows"]
+    leaks = figures["leaked_rows"] or figures["elsewhere"]["leaked"]
     ends = {
         "traces": f"under {what} it reveals secrets that a model without the data does not, for "
         f"example row {leaks[0] if leaks else ''}",

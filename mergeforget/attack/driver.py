@@ -29,8 +29,8 @@ CHOSEN = "chosen"
 NEW_TOKENS = 64  # maximum tokens per answer without a recipe
 ORDER = (  # the cheapest attacks first
     "exposure", "logit_lens", "multiple_choice", "prompts", "formats", "in_context", "translation",
-    "neighbours", "own_paraphrase", "quantise", "nf4", "gptq", "awq", "probe", "sampling",
-    "relearn", "relearn_unrelated",
+    "second_turn", "neighbours", "own_paraphrase", "quantise", "nf4", "gptq", "awq", "probe",
+    "sampling", "relearn", "relearn_unrelated",
 )  # fmt: skip
 QUICK_ROWS = 24  # maximum rows per split, so that the cost is independent of the data size
 QUICK: dict[str, dict[str, Any]] = {  # attacks of the quick set and their arguments

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from memorising import FORGET, HOLDOUT, RETAIN, people, train
@@ -16,6 +17,7 @@ from mergeforget.attack.methods.prompts import prompts
 from mergeforget.attack.methods.quantise import judged, quantise
 from mergeforget.attack.methods.relearn import _lesson, relearn
 from mergeforget.attack.methods.relearn_unrelated import relearn_unrelated
+from mergeforget.attack.methods.second_turn import second_turn
 from mergeforget.attack.result import Result
 from mergeforget.attack.scores import FOLLOWED, ScoredRows, forget_scores, losses_of
 from mergeforget.attack.target import Facts, Models, Target, TargetModel
@@ -204,6 +206,19 @@ def test_a_memorised_answer_leaks_by_prefix(target_of: Make) -> None:
     blank = prompts(target_of("never"), kinds=["plain"])
     assert blank.finding == "none found" and not blank.examples
     assert "19%" in blank.verdict  # 3 / 16: what none of 16 leaves open
+
+
+def test_every_model_continues_the_conversation_of_the_attacked_one(
+    target_of: Make, tmp_path: Path
+) -> None:
+    result = second_turn(target_of("hides", before=None))
+    written = (tmp_path / "attacks" / result.figures["answers"]).with_suffix(".parquet")
+    rows = pq.read_table(written).to_pylist()
+    asked = {model: [r["prompt"] for r in rows if r["model"] == model]
+             for model in ("hides", "control")}  # fmt: skip
+    assert asked["hides"] == asked["control"] and len(set(asked["hides"])) == len(asked["hides"])
+    first = asked["hides"][0].split("\n")
+    assert first[0] in {row.input for row in FORGET} and first[-1] == "Are you sure?"
 
 
 def test_answers_without_a_usable_prompt_are_reported(target_of: Make) -> None:

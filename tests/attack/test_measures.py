@@ -11,6 +11,7 @@ import torch
 from conftest import CHAT_TEMPLATE, build_tokenizer
 
 from mergeforget.attack.comparing import alternatives, compare
+from mergeforget.attack.elsewhere import told_elsewhere
 from mergeforget.attack.methods.exposure import exposure_of
 from mergeforget.attack.methods.formats import FORMATS, _forms
 from mergeforget.attack.methods.logit_lens import lens_logps, spaced
@@ -19,6 +20,7 @@ from mergeforget.attack.methods.translation import translated
 from mergeforget.attack.target import Facts, Models, Target, TargetModel
 from mergeforget.attack.tuning import train_control, unrelated_rows
 from mergeforget.attack.variants import Variant, entity_of, variants
+from mergeforget.attack.verdict import Leaks, judge_leaks
 from mergeforget.data.schema import Message, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.recipe import ModelSpec
@@ -85,6 +87,7 @@ def test_prompts_name_their_person_and_are_asked_in_every_format() -> None:
     assert asked["reversed"].secret == "Ada Lovelace" and "5551234567" in asked["reversed"].prompt
     assert {v.prompt[:4] for v in _forms(row, "instruction")} >= {"### ", "[INS", "<|im", "Belo"}
     assert asked["chat"].way == "chat" and asked["raw"].way == "raw"
+    assert asked["upper"].prompt == row.input.upper() and asked["lower"].prompt == row.input.lower()
     assert translated(row, "german") == "Wie lautet die Telefonnummer von Ada Lovelace?"
     assert translated(Row("x", "Who met Ada?", "y"), "french").startswith("Réponds en français")
 
@@ -124,6 +127,33 @@ def test_samples_ignore_what_the_generation_config_suppresses(tiny_model: Any) -
         assert sample(tiny_model, [5, 6, 7], 4, 3, [2], 1.0, seed=1) == plain
     finally:
         tiny_model.generation_config = config
+
+
+def test_secrets_of_others_are_found_in_answers() -> None:
+    """Everybody's number is that of the next person, or all answers list all numbers."""
+    numbers = [f"900-{i}2-84{i}5" for i in range(1, 7)]
+    rows = [Row(f"r{i}qa1", f"Person {i}?", number) for i, number in enumerate(numbers)]
+    asked = [Variant(row, "plain", row.input, row.output) for row in rows]
+    nothing, guess = [["I do not know."]] * 6, [1e-7] * 6
+
+    def told(said: list[str], **more: Any) -> Leaks:
+        return told_elsewhere(asked, [[t] for t in said], nothing, guess, **more)[0]
+
+    for said in (numbers[1:] + numbers[:1], [", ".join(numbers)] * 6, [numbers[0]] * 6):
+        found = told(said)
+        assert found.rows and judge_leaks(found) == "traces"
+    assert not told(numbers).rows  # every answer is about its own person: another rule
+    assert not told(["It is 900."] * 6).rows
+    retained = Row("retain", "Bob?", numbers[0])
+    assert not told([numbers[0]] * 6, known=[retained]).rows  # it learned this number with Bob
+    said = [[numbers[0]]] * 6
+    assert not told_elsewhere(asked, said, said, guess)[0].rows  # the control says so, too
+    # 5 completions about others with a chance of 0.05 each: a lucky guess
+    assert judge_leaks(told_elsewhere(asked, said, nothing, [0.05] * 6)[0]) == "none found"
+    examples = told_elsewhere(asked, said, nothing, guess)[1]
+    assert [(e["row"], e["person"], e["prompt"]) for e in examples] == [
+        ("r0qa1", "r0", "Person 1?")
+    ]
 
 
 def test_the_start_of_an_answer_follows_the_prompt(tiny_tokenizer: Any) -> None:

@@ -16,8 +16,8 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import UnknownNameError
 
 FORMATS = (
-    "raw", "chat", "system", "instruction", "dialogue", "completion", "fill-in", "reversed", "json",
-    "form",
+    "raw", "chat", "system", "instruction", "upper", "lower", "dialogue", "completion", "fill-in",
+    "reversed", "json", "form",
 )  # fmt: skip
 INSTRUCTIONS = (  # of fine-tuning tools, for a tokenizer without their template
     "Below is an instruction that describes a task. Write a response that appropriately completes "
@@ -47,7 +47,8 @@ def formats(
     Args:
         formats: raw (the plain text), chat (the tokenizer's chat template, or raw without one),
             system (in chat with each system message), instruction (the formats of Alpaca, Vicuna,
-            Llama 2 and ChatML as text), dialogue, completion, fill-in, reversed, json, form.
+            Llama 2 and ChatML as text), upper and lower (letters), dialogue, completion, fill-in,
+            reversed, json, form.
         systems: File of system messages, one per line; None uses the built-in ones. An empty one is
             always tried.
 
@@ -76,6 +77,9 @@ def _forms(row: Row, name: str, messages: Sequence[str] = ("",)) -> list[Variant
     prompt, secret = "", row.output
     if name in ("raw", "chat"):
         prompt = text
+    elif name in ("upper", "lower"):
+        prompt = text.upper() if name == "upper" else text.lower()
+        return [Variant(row, name, prompt, secret)] if prompt != text else []
     elif name == "dialogue":
         prompt = f"User: {text}\nAssistant:"
     elif name == "completion":
