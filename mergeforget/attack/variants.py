@@ -95,9 +95,6 @@ class Variant:
         n = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one.answer), len(given)))
         return [*one.prompt, *given], one.answer[n:]
 
-    def _row(self, output: str) -> Row:
-        return Row(self.row.id, self.prompt, output, messages=self.turns)
-
 
 def variants(
     row: Row, kind: str, *, words: Sequence[int], templates: Sequence[str]
