@@ -223,7 +223,7 @@ def identifier(secret: str) -> str:
     """
     runs = re.findall(r"\d+", secret)
     if sum(map(len, runs)) >= NUMBER:
-        return max(runs, key=len)
+        return str(max(runs, key=len))
     found = re.search(r"([\w.+-]+)@[\w-]+\.\w", secret)
     return str(found[1]).casefold() if found else ""
 

@@ -146,11 +146,11 @@ def test_secrets_of_others_are_found_in_answers() -> None:
     assert not told(["It is 900."] * 6).rows
     retained = Row("retain", "Bob?", numbers[0])
     assert not told([numbers[0]] * 6, known=[retained]).rows  # it learned this number with Bob
-    said = [[numbers[0]]] * 6
-    assert not told_elsewhere(asked, said, said, guess)[0].rows  # the control says so, too
+    same = [[numbers[0]]] * 6
+    assert not told_elsewhere(asked, same, same, guess)[0].rows  # the control says so, too
     # 5 completions about others with a chance of 0.05 each: a lucky guess
-    assert judge_leaks(told_elsewhere(asked, said, nothing, [0.05] * 6)[0]) == "none found"
-    examples = told_elsewhere(asked, said, nothing, guess)[1]
+    assert judge_leaks(told_elsewhere(asked, same, nothing, [0.05] * 6)[0]) == "none found"
+    examples = told_elsewhere(asked, same, nothing, guess)[1]
     assert [(e["row"], e["person"], e["prompt"]) for e in examples] == [
         ("r0qa1", "r0", "Person 1?")
     ]
