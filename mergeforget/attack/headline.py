@@ -16,6 +16,7 @@ from mergeforget.attack.target import Facts, Target
 from mergeforget.console import say
 from mergeforget.data.schema import Answer, DocumentLoss
 from mergeforget.errors import InputError
+from mergeforget.evaluate.matching import matching_sentence, own_digits
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.evaluate.paired import auc_difference, read_answers
@@ -61,6 +62,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         shared=len(leaked & revealed),
         chance=chance_of(answers) if answers else None,
         partial=len(_partial_rows(run, name, results) - revealed - guessed),
+        matching=_matching(run, name, control),
         excess=_excess(run, name, control),
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
@@ -136,10 +138,12 @@ def measure_control(target: Target) -> None:
             )
         })  # fmt: skip
         scores = [leak_rate(found, "forget"), mia_auc(found) if nonmembers else None]
+        digits = own_digits(found.answers)
         return {
             "scores": [score.to_dict() for score in scores if score is not None],
             "leaked_rows": [a.row.id for a in found.answers if is_leaked(a)],
             "partial_rows": [a.row.id for a in found.answers if _in_part(a)],
+            "own_digits": digits.to_dict() if digits else None,
             "losses": [{"id": d.id, "member": d.member, "nll": d.nll, "subject": d.subject}
                        for d in found.losses],
             "membership": target.membership,
@@ -172,6 +176,13 @@ def _forget_answers(run: Run, model: str) -> list[Answer]:
 def _partial_rows(run: Run, model: str, results: Sequence[Result]) -> set[str]:
     """Return the forget rows of which a model reveals a part, asked directly or by an attack."""
     return _partial_in(results) | {a.row.id for a in _forget_answers(run, model) if _in_part(a)}
+
+
+def _matching(run: Run, model: str, control: Facts) -> str:
+    """Return a sentence if answers contain more digits of their own secrets than by chance."""
+    with reading(run.attacks / CONTROL):
+        theirs = float((control.get("own_digits") or {}).get("p", 1.0))
+    return matching_sentence(_forget_answers(run, model), theirs)
 
 
 def _in_part(answer: Answer) -> bool:

@@ -91,10 +91,10 @@ def read_answers(path: Path) -> dict[Key, Answer]:
     for values in read_jsonl(path):
         with reading(path):
             name, prompt, output = (str(values[key]) for key in ("id", "input", "output"))
-            split, subject = str(values["split"]), str(values.get("subject") or "")
-            row = Row(name, prompt, output, split=split, subject=subject,
+            task, subject = (str(values.get(key) or "") for key in ("task", "subject"))
+            row = Row(name, prompt, output, task, str(values["split"]), subject=subject,
                       messages=stored_messages(values.get("messages")))  # fmt: skip
-            found[split, name, prompt] = Answer(row, str(values["completion"]))
+            found[row.split, name, prompt] = Answer(row, str(values["completion"]))
     return found
 
 

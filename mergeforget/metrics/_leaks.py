@@ -254,6 +254,11 @@ def partly_leaked(secret: str, text: str, prompt: str = "") -> str:
     return ""
 
 
+def month_numbers(text: str) -> set[int]:
+    """Return the numbers of the months that a text names, in any of the known languages."""
+    return {_MONTH_OF[word] for word in _WORD.findall(_plain(text)) if word in _MONTH_OF}
+
+
 def _parts(secret: str) -> Iterator[tuple[str, str]]:
     """Yield the name of each part of a secret and a pattern for it, for lower-case text."""
     digits = re.sub(r"\D", "", secret)

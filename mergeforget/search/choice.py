@@ -19,10 +19,15 @@ from mergeforget.search.warnings import disagreement, one_sided, reasons_against
 
 @dataclass(frozen=True)
 class Scored:
-    """A candidate and its scores on both splits."""
+    """A candidate and its scores on both splits.
+
+    Attributes:
+        matching: Sentence about answers with more digits of their own secrets than by chance.
+    """
 
     candidate: Candidate
     scores: list[Score]
+    matching: str = ""
 
     @property
     def name(self) -> str:
@@ -104,7 +109,8 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
         warning += f" By the report split alone {other.name} would be chosen."
-    verdict, reasons = judge(best.scores), reasons_against(best.scores, anchors.base, objective)
+    verdict = judge(best.scores, matching=best.matching)
+    reasons = _reasons_against(best, anchors, objective)
     undecided = only_undecided(verdict, reasons)
     doubted = warning_of(best.name, reasons, undecided)
     warnings = [one_sided(anchors.over, anchors.under), doubted, warning]
@@ -117,6 +123,12 @@ def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> 
         measured=len(scored),
         verdict=verdict,
     )
+
+
+def _reasons_against(best: Scored, anchors: Anchors, objective: Objective) -> list[str]:
+    """Return why a candidate is not balanced, as sentences."""
+    found = reasons_against(best.scores, anchors.base, objective)
+    return [*found, best.matching] if best.matching else found
 
 
 def only_undecided(verdict: ForgettingVerdict, reasons: Sequence[str]) -> bool:
@@ -179,10 +191,10 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
         find(scores, "mia_auc", "mia", part="choose")
         for scores in (best.scores, anchors.over, anchors.under)
     )
-    reasons = reasons_against(best.scores, anchors.base, objective)
+    reasons = _reasons_against(best, anchors, objective)
     what = f"is balanced and the best of {len(scored)} candidates"
     if reasons:
-        lacking = only_undecided(judge(best.scores), reasons)
+        lacking = only_undecided(judge(best.scores, matching=best.matching), reasons)
         rest = "there is not enough data to call it balanced" if lacking else "it is not balanced"
         what = f"is the nearest to balance of {len(scored)} candidates, but {rest}"
     text = f"{best.name}{layers} {what}. Selection split: "

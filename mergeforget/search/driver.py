@@ -18,6 +18,8 @@ from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.data.templating import ways_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
+from mergeforget.evaluate.matching import matching_sentence
+from mergeforget.evaluate.paired import read_answers
 from mergeforget.evaluate.run_models import record_weights
 from mergeforget.evaluate.worst_case import known_ways, worst_case
 from mergeforget.files import write_json, write_text
@@ -344,8 +346,14 @@ class Searching:
 
     def _scored(self, candidates: Sequence[Candidate]) -> list[Scored]:
         """Return the candidates that were measured in full, with their scores."""
-        scores = self.store.scores
-        return [Scored(c, scores[c.name]) for c in candidates if self.store.has(c.name)]
+        found = []
+        for one in candidates:
+            if self.store.has(one.name):
+                answers = read_answers(self.run.answers / f"{one.name}.jsonl")
+                asked = [a for a in answers.values() if a.row.split == "forget"]
+                scores = self.store.scores[one.name]
+                found.append(Scored(one, scores, matching_sentence(asked)))
+        return found
 
     def _anchors(self) -> Anchors:
         """Return the scores of base, over and under."""
