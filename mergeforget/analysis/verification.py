@@ -21,6 +21,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.errors import InputError
 from mergeforget.files import read_json, reading, sha256, write_json
 from mergeforget.metrics.leak_rate import can_leak, is_leaked
+from mergeforget.parsing import plain_name, usable_path
 from mergeforget.recipe import load_recipe
 from mergeforget.run import ANCHORS, PAIR, Run, now, versions
 from mergeforget.score import find, read_scores
@@ -159,8 +160,8 @@ def _check_form(stated: dict[str, Any]) -> None:
         places = PurePosixPath(name).parts
         if not places or name.startswith("/") or ".." in places or "\0" in name:
             raise ValueError(f"files names {name[:80]!r}, which is outside of the run")
-    if not isinstance(stated["model"]["evaluated"], str):
-        raise TypeError("model.evaluated is not text")
+        usable_path(name)
+    plain_name(stated["model"]["evaluated"], "model.evaluated")
 
 
 def _checks(stated: dict[str, Any], run: Run) -> Iterator[EvidenceCheck]:
