@@ -64,6 +64,8 @@ class TokenOutputs:
             known; otherwise they are computed, which waits for the device.
         known_logps: (tokens,) precomputed log-probabilities.
         levels: (rows,) target NLL of each sequence, in nats; see the loss ``level``.
+        profile: (tokens,) target NLL of each token relative to the level of its sequence; 0 for
+            all tokens of a sequence without a profile.
         parts: Micro-batches that share these outputs; empty for a single one.
         notes: Values that a loss adds to the history.
 
@@ -87,6 +89,7 @@ class TokenOutputs:
     own_total: tuple[float, Mapping[int, float]] | None = None
     known_logps: Tensor | None = None
     levels: Tensor | None = None
+    profile: Tensor | None = None
     parts: Sequence[Part] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
 
@@ -118,6 +121,15 @@ class TokenOutputs:
         """(rows,) tokens of the given kinds in each sequence, at least 1."""
         ones = self._of(kinds).to(torch.float32)
         return ones.new_zeros(self.rows).index_add(0, self.row, ones).clamp(min=1)
+
+    def of_answers(self, table: Tensor) -> Tensor:
+        """(tokens,) values of answer tokens from a table, (rows, length), 0 elsewhere.
+
+        The table has a value for each answer token of a sequence, in order; rows are contiguous.
+        """
+        start = (self.counts.cumsum(0) - self.counts)[self.row]
+        place = (self.answer.cumsum(0) - 1 - start).long().clamp(0, table.shape[1] - 1)
+        return torch.where(self.answer, table[self.row, place], table.new_zeros(()))
 
     @cached_property
     def first_answer_token(self) -> Tensor:
@@ -225,6 +237,7 @@ class TokenOutputs:
                 own_total=(part.total, part.kinds),
                 known_logps=None if known is None else known[part.tokens],
                 levels=None if self.levels is None else self.levels[part.rows],
+                profile=None if self.profile is None else self.profile[part.tokens],
             )
             for part, refusal, strong in zip(self.parts, refusals, reinforced, strict=True)
         ]

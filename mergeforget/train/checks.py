@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
+from mergeforget.outputs import ANSWER
 from mergeforget.train.forward import predict
 from mergeforget.train_config import Until
 
@@ -81,6 +83,9 @@ class MeasuredSets:
     Attributes:
         levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
             under the base if it were unseen. Empty before ``measure_levels``.
+        profile: NLL of each answer token of the forget rows relative to the level of its row, as
+            in the row's twins, (rows, longest answer); 0 for rows without twins. None without
+            levels by twins.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class MeasuredSets:
             if name in ("forget", "unseen")
         }
         self.levels: dict[str, Tensor] = {}
+        self.profile: Tensor | None = None
 
     def measure_levels(self, model: Any) -> None:
         """Measure the level of each forget and unseen row: mean NLL of its twins under the base.
@@ -119,6 +125,8 @@ class MeasuredSets:
         if forget is None or imitated is None:
             forget = torch.full((len(self.sets["forget"]),), float(own.mean()))
             imitated = own
+        else:
+            self.profile = self._profile(model)
         self.levels = {"forget": forget, "unseen": imitated}
 
     def _mean_of_twins(self, model: Any, name: str, size: int) -> Tensor | None:
@@ -133,6 +141,24 @@ class MeasuredSets:
             own = [value for value, twin in zip(nll, places, strict=True) if twin == place]
             levels[place] = torch.stack(own).mean()
         return levels
+
+    def _profile(self, model: Any) -> Tensor:
+        """Return the NLL of answer tokens relative to that of their row, (rows, longest answer).
+
+        Tokens of a row correspond to those of its twins as in the shortest edit between them.
+        """
+        answers = [answer_ids(row) for row in self.sets["forget"]]
+        sums = [torch.zeros(len(ids)) for ids in answers]
+        twins = self.sets["held"]
+        found = token_nlls(model, twins)
+        for twin, nll, place in zip(twins, found, self.twins["held"], strict=True):
+            if place >= 0:
+                sums[place] += aligned(answers[place], answer_ids(twin), nll)
+        profile = torch.zeros(len(answers), max(map(len, answers)))
+        for row, total in enumerate(sums):
+            if total.sum() > 0:
+                profile[row, : len(total)] = total / total.mean()
+        return profile
 
     def mean_nll(self, model: Any, name: str) -> float:
         """Return the mean NLL of a sample of a set."""
@@ -204,6 +230,48 @@ def read_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
             exact.append((wrong == 0).cpu())
     model.train(was_training)
     return torch.cat(nll), torch.cat(exact)
+
+
+def token_nlls(model: Any, rows: Sequence[Encoded]) -> list[Tensor]:
+    """Return the NLL of each answer token of each row, in nats; (answer tokens,) per row."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(rows), AT_ONCE):
+            outputs = predict(model, pack(rows[start : start + AT_ONCE]).to(device))
+            nll, row = -outputs.token_logps.float(), outputs.row
+            found += [nll[(row == i) & outputs.answer].cpu() for i in range(outputs.rows)]
+    model.train(was_training)
+    return found
+
+
+def answer_ids(row: Encoded) -> list[int]:
+    """Return the token ids of the answer of a row."""
+    return [token for token, kind in zip(row.ids, row.kinds, strict=True) if kind == ANSWER]
+
+
+def aligned(own: Sequence[int], other: Sequence[int], values: Tensor) -> Tensor:
+    """Return the values of the tokens of another sequence at the corresponding own tokens.
+
+    Args:
+        own, other: Token ids.
+        values: A value for each token of ``other``, (len(other),).
+
+    Returns:
+        (len(own),): the value of the equal token, or of the one that it replaces; the mean value
+        for a token that corresponds to none.
+
+    >>> aligned([1, 5, 6, 9], [1, 7, 9], torch.tensor([0.0, 4.0, 1.0])).tolist()
+    [0.0, 4.0, 4.0, 1.0]
+    """
+    found = values.mean().repeat(len(own))
+    for _, i, until, j, end in SequenceMatcher(None, own, other, False).get_opcodes():
+        if end > j:
+            places = torch.arange(until - i) * (end - j) // max(1, until - i) + j
+            found[i:until] = values[places]
+    return found
 
 
 def auc_of(members: Tensor, nonmembers: Tensor) -> float:

@@ -68,6 +68,7 @@ class UnlearningTrainer(Trainer):
         self.budget = budget  # tokens per pass; a larger micro-batch is a separate pass
         self.reads = reads_of(self.terms)
         self.levels: dict[str, Tensor] = {}  # target NLL of the level loss by set, (rows,)
+        self.profiles: dict[str, Tensor] = {}  # that of answer tokens relative to it, (rows, n)
         self._pending: dict[
             str, Tensor
         ] = {}  # sums over the micro-batches of the step, on the device
@@ -168,7 +169,11 @@ class UnlearningTrainer(Trainer):
         policy = self._policy(model, share, reads)
         for name, levels in self.levels.items():
             if name in policy:
-                policy[name].levels = levels[share.batches[name].index.to(levels.device)]
+                index = share.batches[name].index.to(levels.device)
+                policy[name].levels = levels[index]
+                if name in self.profiles:
+                    table = self.profiles[name][index].to(policy[name].row.device)
+                    policy[name].profile = policy[name].of_answers(table)
         self._weigh(policy, share)
         loss, values = compute(terms, policy, before)
         _add(self._pending, values)

@@ -232,6 +232,8 @@ class UntilController(TrainerCallback):
         levels = self.measured.targets(self.checks[-1], self.offset)
         if levels is not None:
             self.trainer.levels = {"forget": levels.clamp(min=0.0)}
+            if self.measured.profile is not None:
+                self.trainer.profiles = {"forget": self.measured.profile}
 
     def _gap(self, check: Check) -> float:
         """Return the mean distance of the forget rows from their target, in nats, or infinity."""

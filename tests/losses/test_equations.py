@@ -411,6 +411,38 @@ def test_level_aims_at_the_level_of_each_row() -> None:
     torch.testing.assert_close(UNLEARNING_LOSSES.get("level").fn(policy), mean(gaps))
 
 
+def test_level_with_a_profile_aims_at_the_level_of_each_token() -> None:
+    said = Said(0)
+    policy = said.outputs(plain=True)
+    policy.levels = torch.tensor([1.0, 2.0, 4.0])
+    policy.profile = torch.zeros(len(KIND), dtype=torch.float64)
+    first, second = ANSWERS[0], ANSWERS[1]
+    policy.profile[first] = torch.linspace(0.5, 1.5, len(first), dtype=torch.float64)
+    policy.profile[second] = 1.0  # the third sequence has none
+
+    def by_token(at: list[int], level: float) -> Tensor:
+        aims = [float(policy.profile[i]) * (level + 0.2) for i in at]
+        gaps = [(10 if float(said.l[i].detach()) < min(1.0, aim) else 1) * (said.l[i] - aim).abs()
+                for i, aim in zip(at, aims, strict=True)]  # fmt: skip
+        return mean(gaps)
+
+    third = said.means()[2]
+    whole = (10 if float(third.detach()) < 1 else 1) * (third - 4.2).abs()
+    wanted = mean([by_token(first, 1.0), by_token(second, 2.0), whole])
+    torch.testing.assert_close(UNLEARNING_LOSSES.get("level").fn(policy, offset=0.2), wanted)
+
+
+def test_a_table_by_answer_token_is_read_in_the_order_of_the_tokens() -> None:
+    policy = Said(0).outputs(plain=True)
+    length = max(map(len, ANSWERS))
+    table = torch.arange(1.0, 3 * length + 1).reshape(3, length)
+    found = policy.of_answers(table)
+    assert [float(x) for x in found[policy.answer]] == [
+        float(table[r, k]) for r, at in enumerate(ANSWERS) for k in range(len(at))
+    ]
+    assert not found[~policy.answer].any()
+
+
 def test_undial_by_hand() -> None:
     # reference p = 1/2 and beta = ln 3: target (1/4, 3/4); policy p = 1/2: -ln(1/2) = 0.693147
     value = UNLEARNING_LOSSES.get("undial").fn(one_token(0.5), one_token(0.5), beta=math.log(3))
