@@ -90,6 +90,7 @@ def trainer_of(term: Term, make_model: Callable[..., Any], tokenizer: Any) -> tu
     }  # fmt: skip
     made: Any = UnlearningTrainer.__new__(UnlearningTrainer)
     made.terms, made.levels, made.budget, made.robust = [term], {}, 4096, None
+    made.profiles = {}
     made._pending, made._pending_notes = {}, {}
     made.args = SimpleNamespace(device=torch.device(DEVICE))
     batches = [{n: pack([r], KINDS) for n, r in zip(rows, group, strict=True)}
