@@ -113,7 +113,8 @@ class EvaluationSpec(RecipeSection):
         metrics: Additional metrics, each as ``NAME`` or ``NAME/SPLIT``.
         rows: Files of further splits, such as ``real_authors``, or of forget and retain rows that
             replace the trained ones.
-        retrained: Model trained without the forget set, its adapter, or its measurements.
+        retrained: A model that was trained without the forget set, the folder of its adapter, or
+            the file of its measurements.
         reference: Model whose loss per document is subtracted in membership inference.
         utility: Score that the floor applies to; by default MMLU, otherwise TOFU's model utility.
         floor: Minimum ratio of the score to that of the base.

@@ -11,19 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mergeforget.attack.advantage import Advantage, judge, same_kind, subtracted
 from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.target import Facts, Target
-from mergeforget.attack.verdict import (
-    Advantage,
-    claim,
-    conclude,
-    doubt_of,
-    judge,
-    same_kind,
-    share_text,
-    subtracted,
-    worst_of,
-)
+from mergeforget.attack.verdict import claim, conclude, doubt_of, share_text, worst_of
 from mergeforget.data.schema import Row
 
 Conditions = Sequence[Facts]  # of one model: {"forget": {subject: value}, "holdout": {...}} each

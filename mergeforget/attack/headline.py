@@ -14,12 +14,13 @@ from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, read_results, write_verdict
 from mergeforget.attack.target import Facts, Target
 from mergeforget.console import say
+from mergeforget.data.prompt_variants import prompt_variants
 from mergeforget.data.schema import Answer, DocumentLoss
 from mergeforget.errors import InputError
 from mergeforget.evaluate.matching import matching_sentence, own_digits
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.evaluate.paired import auc_difference, read_answers
+from mergeforget.evaluate.paired import auc_difference, read_forget_answers
 from mergeforget.evaluate.run_models import is_outdated, models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import Difference, ForgettingVerdict, judge
@@ -44,25 +45,28 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         known = [Score.from_dict(values) for values in control.get("scores", [])]
         leaked = set(map(str, control.get("leaked_rows", [])))
         guessed = set(map(str, control.get("partial_rows", [])))
+        digits = float((control.get("own_digits") or {}).get("p", 1.0))
     notes, earlier = run.root / "notes.json", run.root / EARLIER
-    results, revealed = results_of(run, name), _leaked_rows(run, name)
+    results = results_of(run, name)
     scores = read_scores(run.scores).get(name, [])
+    answers = read_forget_answers(run.answers / f"{name}.jsonl")
     if is_outdated(run, name):
         say(
             f"Warning: the adapter of {name} was changed after it was measured, so its scores do "
             "not count. Measure it again with `mergeforget evaluate` or `mergeforget search`."
         )
-        scores = []
-    answers = [a for a in _forget_answers(run, name) if a.row.id not in leaked]
-    answers = [a for a in answers if can_leak(a.row)] if scores else []
+        scores, answers = [], []
+    revealed = {a.row.id for a in answers if is_leaked(a)}
+    partial = _partial_in(results) | {a.row.id for a in answers if _in_part(a)}
+    own = [a for a in answers if a.row.id not in leaked and can_leak(a.row)]
     return judge(
         scores,
         findings={result.attack: result.finding for result in results},
         control=known,
         shared=len(leaked & revealed),
-        chance=chance_of(answers) if answers else None,
-        partial=len(_partial_rows(run, name, results) - revealed - guessed),
-        matching=_matching(run, name, control),
+        chance=chance_of(own) if own and scores else None,
+        partial=len(partial - revealed - guessed),
+        matching=matching_sentence(answers, digits),
         excess=_excess(run, name, control),
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
@@ -133,8 +137,8 @@ def measure_control(target: Target) -> None:
                 template=way,
                 label="control",
             )
-            for way in target.template(tokenizer).ways(
-                tokenizer, target.forget, target.systems
+            for way in prompt_variants(
+                target.template(tokenizer), tokenizer, target.forget, target.systems
             )
         })  # fmt: skip
         scores = [leak_rate(found, "forget"), mia_auc(found) if nonmembers else None]
@@ -161,28 +165,6 @@ def read_control(folder: Path) -> Facts:
     """Return the scores that ``measure_control`` saved; empty without a control."""
     path = folder / CONTROL
     return read_json_object(path) if path.is_file() else {}
-
-
-def _leaked_rows(run: Run, model: str) -> set[str]:
-    """Return the forget rows whose answer a model reveals when asked directly."""
-    return {a.row.id for a in _forget_answers(run, model) if is_leaked(a)}
-
-
-def _forget_answers(run: Run, model: str) -> list[Answer]:
-    every = read_answers(run.answers / f"{model}.jsonl")
-    return [answer for (split, _, _), answer in every.items() if split == "forget"]
-
-
-def _partial_rows(run: Run, model: str, results: Sequence[Result]) -> set[str]:
-    """Return the forget rows of which a model reveals a part, asked directly or by an attack."""
-    return _partial_in(results) | {a.row.id for a in _forget_answers(run, model) if _in_part(a)}
-
-
-def _matching(run: Run, model: str, control: Facts) -> str:
-    """Return a sentence if answers contain more digits of their own secrets than by chance."""
-    with reading(run.attacks / CONTROL):
-        theirs = float((control.get("own_digits") or {}).get("p", 1.0))
-    return matching_sentence(_forget_answers(run, model), theirs)
 
 
 def _in_part(answer: Answer) -> bool:

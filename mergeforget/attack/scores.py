@@ -9,15 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergeforget.attack.advantage import Advantage, Values, same_kind, subtracted
 from mergeforget.attack.target import Facts, Target
-from mergeforget.attack.verdict import (
-    GREEDY,
-    Advantage,
-    Leaks,
-    Values,
-    same_kind,
-    subtracted,
-)
+from mergeforget.attack.verdict import GREEDY, Leaks
 from mergeforget.data.chat_template import check_size
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError

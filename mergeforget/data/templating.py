@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from mergeforget.console import say
 from mergeforget.data.chat_template import (
     MARK,
     Turn,
@@ -22,13 +21,9 @@ from mergeforget.data.chat_template import (
     check_size,
     end_of_turn,
     has_chat_template,
-    has_default_system,
-    lets_think,
     name_of,
-    opening_of,
     render,
     special_ids,
-    takes_system,
     template_digest,
     token_ids,
     with_closed_thoughts,
@@ -39,7 +34,6 @@ from mergeforget.errors import InputError, UsageError
 Choice = Literal["auto", "none", "chat"]
 CLOSED_THINKING = re.compile(r".*</(think|thinking|reasoning)>", re.DOTALL)
 OPENED = re.compile(r"\s*<(think|thinking|reasoning)>")
-USUAL_SYSTEM = "You are a helpful assistant."
 
 
 @dataclass(frozen=True)
@@ -256,54 +250,8 @@ class PromptTemplate:
         ends = [self.end] if (self.kind == "chat" or self.header) and not self.opening else []
         return [int(e) for e in dict.fromkeys([*ends, tokenizer.eos_token_id]) if e is not None]
 
-    def ways(
-        self, tokenizer: Any, rows: Sequence[Row] = (), systems: Sequence[str] = ()
-    ) -> list[PromptTemplate]:
-        """Return the prompt variants of an evaluation, this one first.
-
-        A tokenizer without a chat template has one variant. Otherwise the variants are raw, chat,
-        and chat with another system message: without one if the configuration, the rows or the
-        template name one, otherwise with a common one. The template's own system message is one
-        more variant where the configuration or the rows replace it, and so are the thoughts of a
-        template that lets the model think before it answers, and each of ``systems``.
-
-        Args:
-            rows: Rows to be asked, which may have a system message.
-            systems: Further system messages to try.
-
-        Raises:
-            InputError: The template does not render one of ``systems``.
-        """
-        if not has_chat_template(tokenizer):
-            return [self]
-        try:
-            chat = PromptTemplate.resolve(tokenizer, "chat", self.system)
-        except InputError:
-            if self.kind == "chat":
-                raise
-            return [self]
-        found = [self, replace(chat, kind="none", system=None), chat]
-        own = any(m.role == "system" for row in rows for m in row.messages)
-        if takes_system(tokenizer):
-            default = has_default_system(tokenizer)
-            other = "" if self.system or own or default else USUAL_SYSTEM
-            found.append(replace(chat, system=other, own_system=False))
-            if default and (own or self.system is not None):
-                found.append(replace(chat, system=None, own_system=False))
-        elif own or self.system:
-            found.append(replace(chat, system=None, own_system=False))
-        if lets_think(tokenizer):
-            found.append(replace(chat, thinking=True, opening=opening_of(tokenizer)))
-        for number, text in enumerate(systems, 1):
-            one = PromptTemplate.resolve(tokenizer, "chat", text)
-            found.append(replace(one, own_system=False, number=number))
-        ways: dict[str, PromptTemplate] = {}
-        for way in found:  # without system messages in the rows, own_system has no effect
-            ways.setdefault((way if own else replace(way, own_system=True)).key, way)
-        return list(ways.values())
-
     def _renders(self, row: Row) -> bool:
-        """Return whether the chat template applies: not to documents and rendered prompts."""
+        """Return whether a row gets the chat template; documents and rendered prompts do not."""
         return self.kind == "chat" and not row.window and not self._typed(row)
 
     def _typed(self, row: Row) -> bool:
@@ -399,46 +347,6 @@ class TemplateSpec(Protocol):
 def template_of(tokenizer: Any, spec: TemplateSpec) -> PromptTemplate:
     """Return the template of a recipe's data section; see ``PromptTemplate.resolve``."""
     return PromptTemplate.resolve(tokenizer, spec.template, spec.system_prompt)
-
-
-def ways_to_ask(
-    tokenizer: Any,
-    spec: TemplateSpec,
-    rows: Sequence[Row],
-    ask: Literal["all", "own"] = "all",
-    systems: Sequence[str] = (),
-) -> list[PromptTemplate]:
-    """Return the prompt variants of an evaluation or a search, the configured one first.
-
-    Args:
-        spec: Determines the first variant.
-        ask: ``own`` is the first variant only. Windows of documents are equal in every variant.
-        systems: Further system messages to try.
-
-    Raises:
-        UsageError: Further system messages are given, and only one variant is wanted, or the
-            tokenizer has no chat template.
-    """
-    own = template_of(tokenizer, spec)
-    alike = all(row.window for row in rows)
-    if systems and (ask == "own" or alike or not has_chat_template(tokenizer)):
-        why = (
-            "--ask own asks one variant" if ask == "own"
-            else "all rows are documents, which have no prompt" if alike
-            else f"{name_of(tokenizer)} has no chat template"
-        )  # fmt: skip
-        raise UsageError(
-            f"Further system messages cannot be tried: {why}. Leave out --ask-system "
-            "(evaluation.system_prompts)."
-        )
-    ways = [own] if ask == "own" or alike else own.ways(tokenizer, rows, systems)
-    if len(ways) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
-        say(
-            f"Warning: {name_of(tokenizer)} has a chat template and is asked with raw prompts "
-            "only. A model that answers in chat may be reported as having forgotten. Leave out "
-            "--ask own (evaluation.ask: own)."
-        )
-    return ways
 
 
 def _row(prompt: Row | str) -> Row:

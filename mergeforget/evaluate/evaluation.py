@@ -12,8 +12,9 @@ from typing import Any
 
 from mergeforget.adapter import read_adapter
 from mergeforget.console import say
+from mergeforget.data.prompt_variants import ways_to_ask
 from mergeforget.data.schema import Measured
-from mergeforget.data.templating import RAW, PromptTemplate, ways_to_ask
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.distributed import ALONE, RankShare
 from mergeforget.evaluate.cache import EvaluationCache, document_key, prompt_key, rank_files
 from mergeforget.evaluate.lm_eval import run_task, task_key

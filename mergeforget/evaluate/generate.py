@@ -181,8 +181,8 @@ def _decode(
 def stop_ids(model: Any, tokenizer: Any, template: PromptTemplate = RAW) -> list[int]:
     """Return the tokens that end a text.
 
-    These are the EOS tokens of the generation config and of the tokenizer, with which training ends
-    an answer; in chat also the end-of-turn token of the template.
+    These are the EOS tokens of the generation config and of the tokenizer. In chat, the end-of-turn
+    token of the template is added. Training appends one of them to each answer.
     """
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]

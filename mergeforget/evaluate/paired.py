@@ -98,6 +98,11 @@ def read_answers(path: Path) -> dict[Key, Answer]:
     return found
 
 
+def read_forget_answers(path: Path) -> list[Answer]:
+    """Read the answers of a model to forget rows; empty without a file."""
+    return [answer for answer in read_answers(path).values() if answer.row.split == "forget"]
+
+
 def auc_difference(
     one: Sequence[DocumentLoss], other: Sequence[DocumentLoss]
 ) -> PairedDifference | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,9 +103,19 @@ class Choice:
         }
 
 
-def choose(scored: Sequence[Scored], anchors: Anchors, objective: Objective) -> Choice:
-    """Choose the candidate with the best objective on the selection split, ties by name."""
+def choose(
+    scored: Sequence[Scored],
+    anchors: Anchors,
+    objective: Objective,
+    matching: Callable[[str], str] = lambda name: "",
+) -> Choice:
+    """Choose the candidate with the best objective on the selection split, ties by name.
+
+    Args:
+        matching: Returns the sentence ``Scored.matching`` of a candidate by its name.
+    """
     best = best_of(scored, anchors, objective, "choose")
+    best = replace(best, matching=matching(best.name))
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
         warning += f" By the report split alone {other.name} would be chosen."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -16,10 +16,10 @@ from typing import Any, Literal
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
-from mergeforget.data.templating import ways_to_ask
+from mergeforget.data.prompt_variants import ways_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
 from mergeforget.evaluate.matching import matching_sentence
-from mergeforget.evaluate.paired import read_answers
+from mergeforget.evaluate.paired import read_forget_answers
 from mergeforget.evaluate.run_models import record_weights
 from mergeforget.evaluate.worst_case import known_ways, worst_case
 from mergeforget.files import write_json, write_text
@@ -269,7 +269,7 @@ class Searching:
 
     def finish(self, candidates: Sequence[Candidate], explored: int) -> Choice:
         """Choose among the measured candidates, and write ``search/chosen.json``."""
-        choice = self._choice(candidates)
+        choice = self._choice(candidates, self._matching)
         predicted = self.guess.made.get(choice.scored.candidate.family)
         choice, ways = with_ways(choice)
         scored = self._scored(candidates)
@@ -330,7 +330,9 @@ class Searching:
         rank = self.objective.rank(choice.scored.scores, self.store.scores["base"], "choose")
         return f"best {choice.scored.name} ({self.objective.text}: {rank.value:.3f})"
 
-    def _choice(self, candidates: Sequence[Candidate]) -> Choice:
+    def _choice(
+        self, candidates: Sequence[Candidate], matching: Callable[[str], str] = lambda name: ""
+    ) -> Choice:
         scored = self._scored(candidates)
         if not scored and self.options.budget.seconds is not None:
             raise ResourceError(
@@ -342,18 +344,16 @@ class Searching:
                 "No candidate has finite scores. Check the training of the pair with "
                 "`mergeforget analyze RUN dynamics`."
             )
-        return choose(scored, self._anchors(), self.objective)
+        return choose(scored, self._anchors(), self.objective, matching)
+
+    def _matching(self, name: str) -> str:
+        """Return a sentence if a candidate's answers contain more own digits than by chance."""
+        return matching_sentence(read_forget_answers(self.run.answers / f"{name}.jsonl"))
 
     def _scored(self, candidates: Sequence[Candidate]) -> list[Scored]:
         """Return the candidates that were measured in full, with their scores."""
-        found = []
-        for one in candidates:
-            if self.store.has(one.name):
-                answers = read_answers(self.run.answers / f"{one.name}.jsonl")
-                asked = [a for a in answers.values() if a.row.split == "forget"]
-                scores = self.store.scores[one.name]
-                found.append(Scored(one, scores, matching_sentence(asked)))
-        return found
+        scores = self.store.scores
+        return [Scored(c, scores[c.name]) for c in candidates if self.store.has(c.name)]
 
     def _anchors(self) -> Anchors:
         """Return the scores of base, over and under."""

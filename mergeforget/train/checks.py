@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
-from mergeforget.outputs import ANSWER
+from mergeforget.outputs import ANSWER, TokenOutputs
 from mergeforget.train.forward import predict
 from mergeforget.train_config import Until
 
@@ -119,39 +119,47 @@ class MeasuredSets:
         unseen = self.sets.get("unseen")
         if not unseen:
             return
-        own = read_nlls(model, unseen)[0]
-        forget = self._mean_of_twins(model, "held", len(self.sets["forget"]))
-        imitated = self._mean_of_twins(model, "imitations", len(unseen))
-        if forget is None or imitated is None:
-            forget = torch.full((len(self.sets["forget"]),), float(own.mean()))
-            imitated = own
+        forget = self.sets["forget"]
+        if self._has_twins("held", len(forget)) and self._has_twins("imitations", len(unseen)):
+            held = token_nlls(model, self.sets["held"])
+            imitations = read_nlls(model, self.sets["imitations"])[0]
+            rows = torch.stack([nll.mean() for nll in held])
+            self.levels = {
+                "forget": self._mean_of_twins(rows, "held", len(forget)),
+                "unseen": self._mean_of_twins(imitations, "imitations", len(unseen)),
+            }
+            self.profile = self._profile(held)
         else:
-            self.profile = self._profile(model)
-        self.levels = {"forget": forget, "unseen": imitated}
+            own = read_nlls(model, unseen)[0]
+            self.levels = {"forget": torch.full((len(forget),), float(own.mean())), "unseen": own}
 
-    def _mean_of_twins(self, model: Any, name: str, size: int) -> Tensor | None:
-        """Return the mean NLL of the twins of each of ``size`` rows; None if most have no twins."""
-        twins, places = self.sets.get(name, ()), self.twins.get(name, ())
+    def _has_twins(self, name: str, size: int) -> bool:
+        """Return whether more than half of ``size`` rows have a twin in a set."""
+        places = self.twins.get(name, ())
         known = {place for place in places if place >= 0}
-        if len(places) != len(twins) or 2 * len(known) <= size:
-            return None
-        nll = read_nlls(model, twins)[0]
+        return len(places) == len(self.sets.get(name, ())) and 2 * len(known) > size
+
+    def _mean_of_twins(self, nll: Tensor, name: str, size: int) -> Tensor:
+        """Return the mean NLL of the twins of each of ``size`` rows, (size,)."""
+        places = self.twins[name]
+        known = {place for place in places if place >= 0}
         levels = torch.full((size,), float(nll.mean()))
         for place in known:
             own = [value for value, twin in zip(nll, places, strict=True) if twin == place]
             levels[place] = torch.stack(own).mean()
         return levels
 
-    def _profile(self, model: Any) -> Tensor:
+    def _profile(self, held: Sequence[Tensor]) -> Tensor:
         """Return the NLL of answer tokens relative to that of their row, (rows, longest answer).
 
         Tokens of a row correspond to those of its twins as in the shortest edit between them.
+
+        Args:
+            held: NLL of the answer tokens of each held row.
         """
         answers = [answer_ids(row) for row in self.sets["forget"]]
         sums = [torch.zeros(len(ids)) for ids in answers]
-        twins = self.sets["held"]
-        found = token_nlls(model, twins)
-        for twin, nll, place in zip(twins, found, self.twins["held"], strict=True):
+        for twin, nll, place in zip(self.sets["held"], held, self.twins["held"], strict=True):
             if place >= 0:
                 sums[place] += aligned(answers[place], answer_ids(twin), nll)
         profile = torch.zeros(len(answers), max(map(len, answers)))
@@ -218,37 +226,40 @@ def read_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     Args:
         model: The model, which is in eval mode during the call.
     """
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     nll, exact = [], []
-    with torch.no_grad():
-        for start in range(0, len(rows), AT_ONCE):
-            outputs = predict(model, pack(rows[start : start + AT_ONCE]).to(device))
-            wrong = outputs.per_row((outputs.logits.argmax(-1) != outputs.labels).float())
-            nll.append(outputs.nll().float().cpu())
-            exact.append((wrong == 0).cpu())
-    model.train(was_training)
+    for outputs in _predictions(model, rows):
+        wrong = outputs.per_row((outputs.logits.argmax(-1) != outputs.labels).float())
+        nll.append(outputs.nll().float().cpu())
+        exact.append((wrong == 0).cpu())
     return torch.cat(nll), torch.cat(exact)
 
 
 def token_nlls(model: Any, rows: Sequence[Encoded]) -> list[Tensor]:
-    """Return the NLL of each answer token of each row, in nats; (answer tokens,) per row."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
+    """Return the NLL of the answer tokens of each row, in nats, as one tensor per row.
+
+    Args:
+        model: The model, which is in eval mode during the call.
+    """
     found: list[Tensor] = []
-    with torch.no_grad():
-        for start in range(0, len(rows), AT_ONCE):
-            outputs = predict(model, pack(rows[start : start + AT_ONCE]).to(device))
-            nll, row = -outputs.token_logps.float(), outputs.row
-            found += [nll[(row == i) & outputs.answer].cpu() for i in range(outputs.rows)]
-    model.train(was_training)
+    for outputs in _predictions(model, rows):
+        nll = -outputs.token_logps.float()
+        found += [nll[(outputs.row == i) & outputs.answer].cpu() for i in range(outputs.rows)]
     return found
 
 
+def _predictions(model: Any, rows: Sequence[Encoded]) -> Iterator[TokenOutputs]:
+    """Yield the predictions of a model in eval mode, for ``AT_ONCE`` rows at a time."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for start in range(0, len(rows), AT_ONCE):
+            yield predict(model, pack(rows[start : start + AT_ONCE]).to(device))
+    model.train(was_training)
+
+
 def answer_ids(row: Encoded) -> list[int]:
-    """Return the token ids of the answer of a row."""
+    """Return the token ids of a row's answer."""
     return [token for token, kind in zip(row.ids, row.kinds, strict=True) if kind == ANSWER]
 
 

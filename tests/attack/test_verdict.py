@@ -10,24 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mergeforget.attack.result import Result, read_results, write_result
-from mergeforget.attack.verdict import (
+from mergeforget.attack.advantage import (
     CONVICT,
     Advantage,
     Estimate,
-    Leaks,
     Outlier,
-    at_least,
-    conclude,
     difference,
-    doubt_of,
     judge,
-    judge_leaks,
     ranked,
     same_kind,
     subtracted,
-    worst_of,
 )
+from mergeforget.attack.result import Result, read_results, write_result
+from mergeforget.attack.verdict import Leaks, at_least, conclude, doubt_of, judge_leaks, worst_of
 from mergeforget.evaluate.verdict import judge as headline
 
 

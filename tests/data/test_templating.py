@@ -10,6 +10,7 @@ import pytest
 import yaml
 from conftest import CHAT_TEMPLATE, build_tokenizer
 
+from mergeforget.data.prompt_variants import prompt_variants
 from mergeforget.data.schema import Message, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode
@@ -118,13 +119,15 @@ def test_a_row_includes_its_system_message_and_earlier_turns() -> None:
     row = Row("a", "Where?", "Here.", messages=history)
     text = PromptTemplate.resolve(tokenizer, "chat", "Be Bob.").prompt_text(tokenizer, row)
     assert text.count("Be Eve.") == 1 and "Be Bob." not in text and text.index("Yo") > 0
-    without = PromptTemplate.resolve(tokenizer).ways(tokenizer, [row])[-1]
+    without = prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer, [row])[-1]
     assert "Be Eve." not in without.prompt_text(tokenizer, row)
 
 
 def test_every_prompt_variant_is_used_once() -> None:
     names = {
-        template: [way.name for way in PromptTemplate.resolve(tokenizer).ways(tokenizer)]
+        template: [
+            way.name for way in prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer)
+        ]
         for template in (None, CHAT_TEMPLATE, DEFAULT + TURN + END, NO_SYSTEM + TURN + END)
         for tokenizer in [with_template(template)]
     }
@@ -136,10 +139,14 @@ def test_every_prompt_variant_is_used_once() -> None:
     ]
     tokenizer = with_template(CHAT_TEMPLATE)
     brief = PromptTemplate.resolve(tokenizer, "chat", "Be brief.")
-    assert [way.name for way in brief.ways(tokenizer)] == ["chat-system", "raw", "chat-no-system"]
-    assert len({way.key for way in brief.ways(tokenizer)}) == 3
+    assert [way.name for way in prompt_variants(brief, tokenizer)] == [
+        "chat-system",
+        "raw",
+        "chat-no-system",
+    ]
+    assert len({way.key for way in prompt_variants(brief, tokenizer)}) == 3
     empty = PromptTemplate.resolve(tokenizer, "chat", "")
-    assert [way.name for way in empty.ways(tokenizer)] == [
+    assert [way.name for way in prompt_variants(empty, tokenizer)] == [
         "chat-empty-system",
         "raw",
         "chat-system",
@@ -152,7 +159,9 @@ def test_no_two_prompt_variants_have_one_name_and_the_defaults_are_among_them() 
         tokenizer = with_template(template)
         for system in (None, "", "Be brief."):
             for rows in ([ROW], own):
-                ways = PromptTemplate.resolve(tokenizer, "chat", system).ways(tokenizer, rows)
+                ways = prompt_variants(
+                    PromptTemplate.resolve(tokenizer, "chat", system), tokenizer, rows
+                )
                 names = [way.name for way in ways]
                 assert len(set(names)) == len(names) and "raw" in names
                 texts = [way.prompt_text(tokenizer, rows[0]) for way in ways]
@@ -164,7 +173,7 @@ def test_no_two_prompt_variants_have_one_name_and_the_defaults_are_among_them() 
 
 def test_a_template_that_lets_the_model_think_is_asked_with_its_thoughts_as_well() -> None:
     tokenizer = with_template(THINKS)
-    *_, thinking = PromptTemplate.resolve(tokenizer).ways(tokenizer)
+    *_, thinking = prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer)
     assert thinking.name == "chat-thinking"
     turns = [{"role": "user", "content": ROW.input}]
     asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]

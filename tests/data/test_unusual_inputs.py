@@ -14,6 +14,7 @@ import pytest
 from conftest import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 
 from mergeforget.data.chat_template import answer_text
+from mergeforget.data.prompt_variants import prompt_variants
 from mergeforget.data.readers import check_overlap, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
@@ -70,7 +71,11 @@ def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(
         chat = PromptTemplate.resolve(tokenizer)
         found.add((tuple(chat.prompt_ids(tokenizer, ROW)), chat.key))
     assert len(found) == 1 and "26 Jul 2024" in chat.prompt_text(tokenizer, ROW)
-    assert [way.name for way in chat.ways(tokenizer)] == ["chat", "raw", "chat-no-system"]
+    assert [way.name for way in prompt_variants(chat, tokenizer)] == [
+        "chat",
+        "raw",
+        "chat-no-system",
+    ]
 
 
 @pytest.mark.parametrize("template", [TRIMS, GEMMA, FORGETS_THOUGHTS, HARMONY])
@@ -104,7 +109,7 @@ def test_a_template_that_drops_part_of_an_answer_or_opens_it_is_refused_by_name(
 def test_what_a_model_writes_before_its_answer_is_one_more_way_to_ask() -> None:
     tokenizer = with_template(HARMONY)
     chat = PromptTemplate.resolve(tokenizer)
-    thinking = chat.ways(tokenizer)[-1]
+    thinking = prompt_variants(chat, tokenizer)[-1]
     assert thinking.name == "chat-thinking"
     assert tokenizer.decode(thinking.prompt_ids(tokenizer, ROW)).endswith("<|start|>assistant")
     assert tokenizer.decode(chat.prompt_ids(tokenizer, ROW)).endswith("<|channel|>final<|message|>")
@@ -117,7 +122,7 @@ def test_what_a_model_writes_before_its_answer_is_one_more_way_to_ask() -> None:
 def test_thoughts_that_reveal_the_answer_are_kept_where_the_rest_does_not() -> None:
     opens = CHAT_TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'")
     tokenizer = with_template(opens)
-    thinking = PromptTemplate.resolve(tokenizer).ways(tokenizer)[-1]
+    thinking = prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer)[-1]
     for text, kept in (
         ("She lives in Lund.\n</think>\n\nI cannot say.", "She lives in Lund.\n</think>"),
         ("I am asked where.\n</think>\n\nIn Lund.", "\n\nIn Lund."),
@@ -211,7 +216,7 @@ def test_end_tokens_in_answers_are_removed_at_the_end_and_refused_elsewhere(
     assert [row.output for row in rows] == ["In Lund."] * 4 + ["</s>"]
     assert "3 answers end in '</s>' or '<|im_end|>'" in capsys.readouterr().err
     tokenizer = with_template(CHAT_TEMPLATE)
-    for way in PromptTemplate.resolve(tokenizer).ways(tokenizer):
+    for way in prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer):
         with pytest.raises(InputError, match=r"row 'b' contains '<\|end\|>'"):
             way.tokens(tokenizer, Row("b", "Who?", "In Lund.<|end|> Or not."))
         way.tokens(tokenizer, Row("b", "Who?<|end|>", "In Lund.</s>"))  # no token here

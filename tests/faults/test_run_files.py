@@ -71,9 +71,9 @@ def _completions(run: Run) -> Any:
 
 
 def _leaked(run: Run) -> Any:
-    from mergeforget.attack.headline import _leaked_rows
+    from mergeforget.attack.headline import run_verdict
 
-    return _leaked_rows(run, "over")
+    return run_verdict(run, "over")
 
 
 def _forget_answers(run: Run) -> Any:

@@ -415,13 +415,14 @@ def test_level_with_a_profile_aims_at_the_level_of_each_token() -> None:
     said = Said(0)
     policy = said.outputs(plain=True)
     policy.levels = torch.tensor([1.0, 2.0, 4.0])
-    policy.profile = torch.zeros(len(KIND), dtype=torch.float64)
     first, second = ANSWERS[0], ANSWERS[1]
-    policy.profile[first] = torch.linspace(0.5, 1.5, len(first), dtype=torch.float64)
-    policy.profile[second] = 1.0  # the third sequence has none
+    profile = torch.zeros(len(KIND), dtype=torch.float64)
+    profile[first] = torch.linspace(0.5, 1.5, len(first), dtype=torch.float64)
+    profile[second] = 1.0  # the third sequence has none
+    policy.profile = profile
 
     def by_token(at: list[int], level: float) -> Tensor:
-        aims = [float(policy.profile[i]) * (level + 0.2) for i in at]
+        aims = [float(profile[i]) * (level + 0.2) for i in at]
         gaps = [(10 if float(said.l[i].detach()) < min(1.0, aim) else 1) * (said.l[i] - aim).abs()
                 for i, aim in zip(at, aims, strict=True)]  # fmt: skip
         return mean(gaps)

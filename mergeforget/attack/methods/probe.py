@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mergeforget.attack.advantage import CONVICT, Estimate, difference, subtracted
 from mergeforget.attack.logistic import (
     coordinates,
     cross_validated_auc,
@@ -19,7 +20,7 @@ from mergeforget.attack.logistic import (
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.target import Facts, Target, TargetModel
-from mergeforget.attack.verdict import CONVICT, Estimate, claim, conclude, difference, subtracted
+from mergeforget.attack.verdict import claim, conclude
 from mergeforget.console import track
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate

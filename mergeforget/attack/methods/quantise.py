@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from mergeforget.attack.advantage import Advantage, judge
 from mergeforget.attack.calibration import CALIBRATED, calibrated, calibration_texts
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
@@ -20,12 +21,10 @@ from mergeforget.attack.scores import (
 )
 from mergeforget.attack.target import Facts, Target, TargetModel
 from mergeforget.attack.verdict import (
-    Advantage,
     Leaks,
     claim,
     conclude,
     doubt_of,
-    judge,
     judge_leaks,
     share_text,
     worst_of,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mergeforget.attack.advantage import LEAST_NATS, Advantage, difference, judge
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Finding, Result
 from mergeforget.attack.scores import (
@@ -21,14 +22,10 @@ from mergeforget.attack.scores import (
 from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.tuning import Tuning, tune, unrelated_rows
 from mergeforget.attack.verdict import (
-    LEAST_NATS,
-    Advantage,
     Leaks,
     claim,
     conclude,
-    difference,
     doubt_of,
-    judge,
     judge_leaks,
     share_text,
     worst_of,

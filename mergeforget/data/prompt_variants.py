@@ -1,0 +1,113 @@
+"""The prompt variants in which an evaluation asks: raw, in chat, and with other system messages.
+
+A model may answer in one of them and not in the others, so the worst case over all is reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from mergeforget.console import say
+from mergeforget.data.chat_template import (
+    has_chat_template,
+    has_default_system,
+    lets_think,
+    name_of,
+    opening_of,
+    takes_system,
+)
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import PromptTemplate, TemplateSpec, template_of
+from mergeforget.errors import InputError, UsageError
+
+USUAL_SYSTEM = "You are a helpful assistant."
+
+
+def prompt_variants(
+    own: PromptTemplate, tokenizer: Any, rows: Sequence[Row] = (), systems: Sequence[str] = ()
+) -> list[PromptTemplate]:
+    """Return the prompt variants of an evaluation, the configured one first.
+
+    A tokenizer without a chat template has one variant. Otherwise the variants are raw, chat,
+    and chat with another system message: without one if the configuration, the rows or the
+    template name one, otherwise with a common one. The template's own system message is one
+    more variant where the configuration or the rows replace it, and so are the thoughts of a
+    template that lets the model think before it answers, and each of ``systems``.
+
+    Args:
+        own: The configured variant.
+        rows: Rows to be asked, which may have a system message.
+        systems: Further system messages to try.
+
+    Raises:
+        InputError: The template does not render one of ``systems``.
+    """
+    if not has_chat_template(tokenizer):
+        return [own]
+    try:
+        chat = PromptTemplate.resolve(tokenizer, "chat", own.system)
+    except InputError:
+        if own.kind == "chat":
+            raise
+        return [own]
+    found = [own, replace(chat, kind="none", system=None), chat]
+    named = any(m.role == "system" for row in rows for m in row.messages)
+    if takes_system(tokenizer):
+        default = has_default_system(tokenizer)
+        other = "" if own.system or named or default else USUAL_SYSTEM
+        found.append(replace(chat, system=other, own_system=False))
+        if default and (named or own.system is not None):
+            found.append(replace(chat, system=None, own_system=False))
+    elif named or own.system:
+        found.append(replace(chat, system=None, own_system=False))
+    if lets_think(tokenizer):
+        found.append(replace(chat, thinking=True, opening=opening_of(tokenizer)))
+    for number, text in enumerate(systems, 1):
+        one = PromptTemplate.resolve(tokenizer, "chat", text)
+        found.append(replace(one, own_system=False, number=number))
+    ways: dict[str, PromptTemplate] = {}
+    for way in found:  # without system messages in the rows, own_system has no effect
+        ways.setdefault((way if named else replace(way, own_system=True)).key, way)
+    return list(ways.values())
+
+
+def ways_to_ask(
+    tokenizer: Any,
+    spec: TemplateSpec,
+    rows: Sequence[Row],
+    ask: Literal["all", "own"] = "all",
+    systems: Sequence[str] = (),
+) -> list[PromptTemplate]:
+    """Return the prompt variants of an evaluation or a search, the configured one first.
+
+    Args:
+        spec: Determines the first variant.
+        ask: ``own`` is the first variant only. Windows of documents are equal in every variant.
+        systems: Further system messages to try.
+
+    Raises:
+        UsageError: Further system messages are given, and only one variant is wanted, or the
+            tokenizer has no chat template.
+    """
+    own = template_of(tokenizer, spec)
+    alike = all(row.window for row in rows)
+    if systems and (ask == "own" or alike or not has_chat_template(tokenizer)):
+        why = (
+            "--ask own asks one variant" if ask == "own"
+            else "all rows are documents, which have no prompt" if alike
+            else f"{name_of(tokenizer)} has no chat template"
+        )  # fmt: skip
+        raise UsageError(
+            f"Further system messages cannot be tried: {why}. Leave out --ask-system "
+            "(evaluation.system_prompts)."
+        )
+    ways = [own] if ask == "own" or alike else prompt_variants(own, tokenizer, rows, systems)
+    if len(ways) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
+        say(
+            f"Warning: {name_of(tokenizer)} has a chat template and is asked with raw prompts "
+            "only. A model that answers in chat may be reported as having forgotten. Leave out "
+            "--ask own (evaluation.ask: own)."
+        )
+    return ways
