@@ -174,39 +174,41 @@ class MeasuredSets:
 
     def measure(self, model: Any, step: int) -> Check:
         """Measure the NLL and the exact answers of each set, and the AUC of NLL minus level."""
-        forget, retain = (read_nlls(model, evenly_spaced(self.sets[n], SAMPLE))
-                          for n in ("forget", "retain"))  # fmt: skip
+        forget = self.sets["forget"]
+        everywhere = evenly_spaced(range(len(forget)), SAMPLE)
+        members = evenly_spaced(self.selected, SAMPLE) if self.levels else []
+        read = sorted({*everywhere, *members})
+        place = {row: i for i, row in enumerate(read)}
+        forget_nll, exact = read_nlls(model, [forget[row] for row in read])
+        sample = [place[row] for row in everywhere]
+        retain = read_nlls(model, evenly_spaced(self.sets["retain"], SAMPLE))
         check = Check(
             step=step,
-            forget_nll=float(forget[0].mean()),
-            forget_exact=float(forget[1].float().mean()),
+            forget_nll=float(forget_nll[sample].mean()),
+            forget_exact=float(exact[sample].float().mean()),
             retain_nll=float(retain[0].mean()),
             retain_exact=float(retain[1].float().mean()),
         )
         if not self.levels:
             return check
-        excess, form = {}, {}
-        for name, places in (
-            ("forget", self.selected), ("unseen", range(len(self.sets["unseen"])))
-        ):  # fmt: skip
-            sample = evenly_spaced(list(places), SAMPLE)
-            nll = read_nlls(model, [self.sets[name][i] for i in sample])[0]
-            excess[name], form[name] = nll - self.levels[name][sample], self.forms[name][sample]
-            if name == "unseen":
-                check = replace(check, unseen_nll=float(nll.mean()))
-        outside, mean = excess["unseen"], float(excess["unseen"].mean())
+        others = evenly_spaced(range(len(self.sets["unseen"])), SAMPLE)
+        unseen_nll = read_nlls(model, [self.sets["unseen"][row] for row in others])[0]
+        outside = unseen_nll - self.levels["unseen"][others]
+        inside = forget_nll[[place[row] for row in members]] - self.levels["forget"][members]
+        mean = float(outside.mean())
         risen, aucs = [], []
-        for one in range(1 + int(max(forms.max() for forms in self.forms.values()))):
-            own = outside[form["unseen"] == one]
+        for form in range(1 + int(max(forms.max() for forms in self.forms.values()))):
+            own = outside[self.forms["unseen"][others] == form]
             risen.append(float(own.mean()) if len(own) else mean)
-            members = excess["forget"][form["forget"] == one]
-            if len(own) and len(members):
-                aucs.append(auc_of(members, own))
+            same = inside[self.forms["forget"][members] == form]
+            if len(own) and len(same):
+                aucs.append(auc_of(same, own))
         return replace(
             check,
+            unseen_nll=float(unseen_nll.mean()),
             unseen_risen=mean,
             risen=tuple(risen),
-            auc=sum(aucs) / len(aucs) if aucs else auc_of(excess["forget"], outside),
+            auc=sum(aucs) / len(aucs) if aucs else auc_of(inside, outside),
         )
 
     def targets(self, check: Check, offset: float) -> Tensor | None:

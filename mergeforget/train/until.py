@@ -22,7 +22,7 @@ from mergeforget.train.forward import as_reference, unwrapped
 from mergeforget.train_config import Training, Until
 
 STEPS_AHEAD = 8  # number of equal steps that the range test takes at once
-RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the range test, as multiples of the learning rate
+SLOWER, FASTER = (0.5, 0.25), (2.0, 4.0, 8.0)  # rates of the range test, relative to the first
 COST = 0.05  # maximum rise of the retain NLL in the range test, in nats
 HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate decreases
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
@@ -244,24 +244,31 @@ class UntilController(TrainerCallback):
         """Return the largest rate at which several equal steps hardly raise the retain NLL."""
         own = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
         start = [p.detach().clone() for p in own]
-        assert self.base is not None
-        chosen = self.rate * RATES[0]
-        for factor in RATES:
-            rate = self.rate * factor
-            if rate > self.until.largest_rate:
-                break
+
+        def harmless(factor: float) -> bool:
+            if self.rate * factor > self.until.largest_rate:
+                return False
             for p, old in zip(own, start, strict=True):
                 assert p.grad is not None
-                p.data.copy_(old - STEPS_AHEAD * rate * p.grad.sign())
+                p.data.copy_(old - STEPS_AHEAD * self.rate * factor * p.grad.sign())
+            assert self.base is not None
             cost = self.measured.mean_nll(model, "retain") - self.base.retain_nll
             gained = max(0.0, self.measured.mean_nll(model, "forget") - self.base.forget_nll)
-            if not cost <= COST + 0.1 * gained:
-                break
-            chosen = rate
+            return cost <= COST + 0.1 * gained
+
+        chosen = 1.0
+        if harmless(chosen):
+            for factor in FASTER:
+                if not harmless(factor):
+                    break
+                chosen = factor
+        else:
+            chosen = next((f for f in SLOWER[:-1] if harmless(f)), SLOWER[-1])
         for p, old in zip(own, start, strict=True):
             p.data.copy_(old)
-        say(f"{self.stage}: learning rate {chosen:.1e} by a range test")
-        return chosen
+        rate = self.rate * chosen
+        say(f"{self.stage}: learning rate {rate:.1e} by a range test")
+        return rate
 
     def _set_rate(self, optimizer: Any, scheduler: Any) -> None:
         for group in optimizer.param_groups:

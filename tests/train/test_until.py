@@ -21,6 +21,7 @@ from mergeforget.run import Run
 from mergeforget.score import Score, find, read_scores
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
+from mergeforget.train import until
 from mergeforget.train.checks import Check, MeasuredSets, auc_of, met
 from mergeforget.train.pair import add_twins, read_data, train_pair
 from mergeforget.train_config import Until
@@ -207,6 +208,34 @@ def score_parts_of(run: Run, recipe: Recipe) -> list[Score]:
     """Scores of the over-forgetting adapter, as a search measures them."""
     search(run, change(recipe, search={"finalists": 1}).search, Options(SearchBudget()))
     return read_scores(run.scores)["over"]
+
+
+@pytest.mark.parametrize("slope, chosen, measured",
+                         [(0.01, 4.0, 3), (3.0, 2.0, 3), (5.0, 1.0, 2), (9.0, 0.5, 2),
+                          (99.0, 0.25, 2)])  # fmt: skip
+def test_the_range_test_finds_the_largest_harmless_rate(
+    slope: float, chosen: float, measured: int, tmp_path: Path
+) -> None:
+    """The retain NLL rises by slope times the distance that the weight is moved."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    model.weight.grad = torch.ones(1, 1)
+    asked: list[float] = []
+
+    class Sets:
+        def mean_nll(self, model: Any, name: str) -> float:
+            asked.append(-model.weight.item() / until.STEPS_AHEAD)
+            return 0.1 + (slope * asked[-1] * until.STEPS_AHEAD if name == "retain" else 0.0)
+
+    rates = ["pair.over.learning_rate=1e-3", "pair.over.until.largest_rate=4e-3"]
+    training = load_recipe("level", rates).pair.over  # type: ignore[union-attr]
+    control = until.UntilController(
+        training, Sets(), stage="over", folder=tmp_path,  # type: ignore[arg-type]
+        history=tmp_path / "history.jsonl", save=lambda path: None,
+    )  # fmt: skip
+    control.base = BASE
+    assert control._range_test(model) == pytest.approx(chosen * 1e-3)
+    assert len(set(asked)) == measured and model.weight.item() == 0.0
 
 
 def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
