@@ -172,6 +172,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 UNTIL_EPOCHS = 22  # passes over the forget rows that ``until`` takes, as measured on 10 and 24 rows
 MOST_EPOCHS = 40  # passes after which it ends in any case, but not before MOST_STEPS
 MOST_STEPS = 240
+CHECK_STEPS, CHECK_PASSES = 4, 0.75  # between checks: at least 4 steps and 3/4 of a pass
 
 
 class Until(RecipeSection):
@@ -180,7 +181,7 @@ class Until(RecipeSection):
     AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
     row of that split. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
     forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
-    share of answers that greedy decoding reproduces. Every ``every`` steps these are measured:
+    share of answers that greedy decoding reproduces. These are measured in checks:
 
     * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are
       restored and the learning rate is halved, at most ``back_offs`` times;
@@ -190,6 +191,8 @@ class Until(RecipeSection):
       the previous check reached it but the condition does not hold.
 
     Attributes:
+        every: Steps between checks; by default three quarters of a pass over the forget rows, but
+            at least 4 steps. A check of many rows costs as much as many steps.
         range_test: Choose the first learning rate by a range test: the largest of several steps
             along the sign of one gradient that hardly changes the retain rows.
         max_steps: Maximum number of steps; by default 40 passes over the forget rows, but at least
@@ -204,7 +207,7 @@ class Until(RecipeSection):
     forget_exact: Fraction | None = None
     forget_risen: NotNegative = 0.0  # nats by which the forget NLL must exceed the base's
     retain_kept: Fraction | None = None
-    every: Positive = 4
+    every: Positive | None = None
     max_steps: Positive | None = None
     collapse: Annotated[float, Field(gt=0)] = 1.0
     back_offs: Annotated[int, Field(ge=0)] = 4
@@ -394,6 +397,18 @@ class Training(RecipeSection):
             rows: Number of forget rows.
         """
         assert self.until is not None
-        each_epoch = -(-rows // (self.batch_size * self.accumulation(rows)))
+        each_epoch = self._steps_per_pass(rows)
         most = self.until.max_steps or max(MOST_STEPS, MOST_EPOCHS * each_epoch)
         return most, min(most, UNTIL_EPOCHS * each_epoch)
+
+    def steps_between_checks(self, rows: int) -> int:
+        """Return the number of steps between two checks of a training with ``until``.
+
+        Args:
+            rows: Number of forget rows, in every form in which they are trained.
+        """
+        assert self.until is not None
+        return self.until.every or max(CHECK_STEPS, int(CHECK_PASSES * self._steps_per_pass(rows)))
+
+    def _steps_per_pass(self, rows: int) -> int:
+        return -(-rows // (self.batch_size * self.accumulation(rows)))

@@ -329,8 +329,10 @@ def expected_passes(recipe: Recipe, rows: RequestRows, memorise: bool) -> dict[s
     until = None if training is None else training.until
     steps = training.steps_until(forget)[1] if training and until else STEPS
     passes = 3.0 * 3 * steps * (training.batch_size if training else 4)
-    if until:
-        passes += steps / until.every * ((4 if until.also_raw else 2) * forget + retain)
+    if training and until:
+        trained = (2 if until.also_raw else 1) * forget
+        checks = steps / training.steps_between_checks(trained)
+        passes += checks * (2 * trained + retain)
     if memorise:
         passes += TUNING * 3 * recipe.memorise.epochs * (forget + retain)
     search = ASKING * 7 * 3 * 2 * (forget + retain)

@@ -274,7 +274,7 @@ def _all_flops(
         if training.until:
             batch = training.batch_size * training.accumulation(forget)
             runs = steps * batch * rows_of_set(name, training)
-            checks = steps // training.until.every + 1
+            checks = steps // training.steps_between_checks(forget) + 1
             total += checks * len(sizes) * (2 if name == "forget" else 1) * row.forward_flops
         asked = 0 if not reads.reference else len(sizes) if reads.kept else runs
         total += runs * (row.forward_flops + row.backward_flops) + asked * row.forward_flops

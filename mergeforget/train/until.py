@@ -54,6 +54,7 @@ class UntilController(TrainerCallback):
     ) -> None:
         assert training.until is not None
         self.until, self.under = training.until, under
+        self.every = training.steps_between_checks(len(measured.sets["forget"]))
         self.measured = measured
         self.stage, self.folder, self.history, self.save = stage, folder, history, save
         self.rate = self.first_rate = training.learning_rate
@@ -128,7 +129,7 @@ class UntilController(TrainerCallback):
     ) -> None:
         step = state.global_step
         last = step >= state.max_steps
-        if step % self.until.every and not last:
+        if step % self.every and not last:
             return
         inner = unwrapped(model)
         check = self.measured.measure(inner, step)

@@ -223,6 +223,8 @@ def test_the_range_test_finds_the_largest_harmless_rate(
     asked: list[float] = []
 
     class Sets:
+        sets: dict[str, list[Any]] = {"forget": []}
+
         def mean_nll(self, model: Any, name: str) -> float:
             asked.append(-model.weight.item() / until.STEPS_AHEAD)
             return 0.1 + (slope * asked[-1] * until.STEPS_AHEAD if name == "retain" else 0.0)
@@ -236,6 +238,15 @@ def test_the_range_test_finds_the_largest_harmless_rate(
     control.base = BASE
     assert control._range_test(model) == pytest.approx(chosen * 1e-3)
     assert len(set(asked)) == measured and model.weight.item() == 0.0
+
+
+@pytest.mark.parametrize("rows, every, steps", [(3, None, 4), (24, None, 4), (48, None, 9),
+                                                (80, None, 15), (80, 2, 2)])  # fmt: skip
+def test_steps_between_checks(rows: int, every: int | None, steps: int) -> None:
+    """Three quarters of a pass in batches of four, at least four steps."""
+    more = [f"pair.over.until.every={every}"] if every else []
+    training = load_recipe("level", more).pair.over  # type: ignore[union-attr]
+    assert training.steps_between_checks(rows) == steps
 
 
 def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
