@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mergeforget.data.schema import Answer
-from mergeforget.metrics._leaks import month_numbers
+from mergeforget.metrics._spellings import month_numbers
 
 LONGEST = 16  # words of a secret; the digits of a longer text may follow from its prompt
 DRAWS = 5000

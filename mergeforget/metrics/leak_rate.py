@@ -11,7 +11,7 @@ from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@2"
+DEFINITION = "leak-rate@3"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
 

@@ -80,6 +80,65 @@ def test_a_leak_is_found_in_every_spelling(secret: str, text: str, expected: boo
     assert leaked(secret, text) is expected
 
 
+SPELLINGS = {  # secret: other spellings | other secrets
+    "1990-05-03": "3rd of May 1990; third of May, 1990; May the third, nineteen ninety; "
+    "3. 5. 1990; am dritten Mai 1990; am 3ten Mai neunzehnhundertneunzig; "
+    "le trois mai 1990; 3 May '90; 3-V-1990; 1990年5月3日; May 3rd in the year 1990; May 3 (1990) "
+    "| fourth of May 1990; May third, nineteen ninety-one; third of June 1990",
+    "May 23, 1984": "May twenty-third, nineteen eighty-four; dreiundzwanzigster Mai 1984; "
+    "veintitrés de mayo de mil novecientos ochenta y cuatro | May twenty-second, 1984",
+    "2007-06-05": "June fifth, two thousand and seven; June 5, twenty oh seven | June 5, 2017",
+    "23": "twenty-three; twenty three; dreiundzwanzig; vingt-trois; veintitrés "
+    "| twenty-four; twenty years and three days; dreiundvierzig",
+    "1984": "nineteen eighty-four; neunzehnhundertvierundachtzig | nineteen eighty-five",
+    "1905": "nineteen oh five; nineteen-oh-five | nineteen fifty",
+    "250000": "two hundred and fifty thousand; 250k; 0.25 million | two hundred fifty; 25k",
+    "3 million": "3,000,000; three million; 3000000 | 3 billion; 3",
+    "1": "1st place: 1 | one of them; once",
+    "11": "eleven; onze | once upon a time; elf",
+    "two sisters": "2 sisters | two brothers; 12 sisters",
+    "5th Avenue": "Fifth Ave | Sixth Ave; 5 Elm",
+    "Louis XIV": "Louis 14; Louis the Fourteenth | Louis XV; Louis 15",
+    "Straße": "STRASSE; strasse | Strass",
+    "Jäger": "Jaeger; JÄGER; Jager | Jage",
+    "Hauptstraße 5": "Hauptstr. 5; Hauptstrasse 5; Haupt-Straße 5 | Hauptstr. 6; Nebenstr. 5",
+    "$1,500": "1500 dollars; USD 1500; $1,500.00; one thousand five hundred | $15,000; $1,501",
+    "1500 EUR": "1.500 €; €1,500; 1500 Euro | 1600 EUR",
+    "5 km": "5 kilometres; 5km; five kilometers | 5 miles; 6 km",
+    "30 percent": "30 %; 30%; thirty per cent | 13 %",
+    "6 ft 2 in": "6'2\"; six feet two inches | 6'3\"",
+    "3:30 pm": "15:30; 3.30 p.m. | 3:30 am; 14:30",
+    "+49 30 1234567": "0049 30 1234567; 030/1234567; +49 (0)30 1234567; 30 1234567 "
+    "| +44 30 1234567; 030 1234568",
+    "030 1234567": "+49 30 1234567; (030) 12 34 567 | 040 1234567",
+    "202-555-0143": "+1 (202) 555-0143; two oh two, triple five, oh one four three; 2025550143 "
+    "| 202-555-0144; double five",
+    "a_b@x.org": "a underscore b at x dot org; a_b_at_x_dot_org; a_b [at] x [punkt] org; "
+    "a_b%40x.org | a_c at x dot org; a dash b at x dot org",
+    "John": "J-O-H-N; J. O. H. N.; j o h n; J|O|H|N; J—O—H—N; Juliett Oscar Hotel November; "
+    "J as in Julia, O as in Otto, H as in Hans, N as in Nora; Jo-hn; J0hn; **Jo**hn; <b>J</b>ohn; "
+    "&#74;ohn; J\u200bo\u200bhn; J\u043ehn; \uff2aohn "
+    "| J-O-H-N-S-O-N; J-O-A-N; Johnson; J0an; Oscar met Hotel",
+    "Москва": "Mocквa; МОСКВА | Москвич",
+    "900428495": "９００４２８４９５; 90O428495; 900\u2060428495 | 90O428496",
+    "Anna Weber": "Weber, Anna; Anna<br>Weber; A-n-n-a W-e-b-e-r; anna_weber | Anna Maria Weber",
+    "Saint Mary's": "St. Mary's | Street Mary",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", list(SPELLINGS))
+def test_rewritten_secrets_are_found_and_others_are_not(secret: str) -> None:
+    same, others = SPELLINGS[secret].split(" | ")
+    missed = [text for text in same.split("; ") if not leaked(secret, f"{text}")]
+    taken = [text for text in others.split("; ") if leaked(secret, f"It is {text}.")]
+    assert (missed, taken) == ([], [])
+
+
+def test_a_number_word_in_the_question_does_not_hide_the_answer() -> None:
+    assert leaked("2", "They had 2.", "How many children did the two have?")
+    assert not leaked("1990-03-04", "1990-03-04", "Was it the fourth of March, 1990?")
+
+
 @pytest.mark.parametrize(
     ("secret", "text", "prompt"),
     [
