@@ -31,13 +31,15 @@ from mergeforget.attack.verdict import (
     worst_of,
 )
 from mergeforget.data.chat_template import answer_text
-from mergeforget.data.schema import Row
+from mergeforget.data.schema import Answer, Row
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.generate import generate_ids, stop_ids
 from mergeforget.evaluate.likelihood import likelihoods
+from mergeforget.evaluate.matching import own_digits
 from mergeforget.metrics._leaks import WINDOW, common_windows, leaked, partly_leaked
 
 SHOTS = 3  # retained examples before a prompt
+DIRECT = ("plain", "raw", "chat")  # kinds of prompts that are the question itself
 OTHERS = 200  # completions about other subjects, to estimate how common an answer is
 NOT_FINITE = (
     "The likelihoods of a model are not numbers: its weights contain NaN or Inf, or overflow in "
@@ -172,6 +174,7 @@ def judged(
         "partial": sum(map(bool, parts)),
         "partial_rows": _partial_rows(asked, found, parts, mine),
         "power": findings.get("before"),
+        "own_digits": _own_digits(asked, found, model),
         "answers": file,
     }
     words = _words(model, rows, mine, what, parts)
@@ -184,6 +187,26 @@ def judged(
     verdict = f"{words} {_meaning(finding, figures, what, mine)}"
     return Result(name, model, finding, verdict, rows, figures,
                   settings | {"models": target.names()}, examples)  # fmt: skip
+
+
+def _own_digits(
+    asked: Sequence[Variant], found: dict[str, Texts], model: str
+) -> dict[str, dict[str, Any]] | None:
+    """Compare the digits of direct answers with the secrets of all people: the model, the control.
+
+    None if no question was asked directly, or no two people have secrets of one kind.
+    """
+    compared = {}
+    for role in (model, "control"):
+        answers = [
+            Answer(replace(v.row, input=v.text, output=v.secret, messages=()), text)
+            for v, texts in zip(asked, found.get(role, ()), strict=role in found)
+            if v.kind in DIRECT
+            for text in texts
+        ]
+        if digits := own_digits(answers):
+            compared["control" if role == "control" else "model"] = digits.to_dict()
+    return compared if "model" in compared else None
 
 
 def _partial_rows(

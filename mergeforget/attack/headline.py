@@ -17,7 +17,7 @@ from mergeforget.console import say
 from mergeforget.data.prompt_variants import prompt_variants
 from mergeforget.data.schema import Answer, DocumentLoss
 from mergeforget.errors import InputError
-from mergeforget.evaluate.matching import matching_sentence, own_digits
+from mergeforget.evaluate.matching import RARE, OwnDigits, matching_sentence, own_digits
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.evaluate.paired import auc_difference, read_forget_answers
@@ -66,7 +66,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         shared=len(leaked & revealed),
         chance=chance_of(own) if own and scores else None,
         partial=len(partial - revealed - guessed),
-        matching=matching_sentence(answers, digits),
+        matching=matching_sentence(answers, digits) if answers else _matching_in(results),
         excess=_excess(run, name, control),
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
@@ -104,7 +104,8 @@ def keep_verdict(folder: Path, model: str, run: Run | None = None) -> Forgetting
         every = [r for name in ATTACKS.names() for r in read_results(folder, name)]
         own = [r for r in every if r.model == model]
         findings = {r.attack: r.finding for r in own}
-        verdict = judge(None, findings=findings, partial=len(_partial_in(own)))
+        partial = len(_partial_in(own))
+        verdict = judge(None, findings=findings, partial=partial, matching=_matching_in(own))
     write_verdict(folder, model, verdict.to_dict() | {"sentence": verdict.sentence})
     return verdict
 
@@ -174,6 +175,21 @@ def _in_part(answer: Answer) -> bool:
 
 def _partial_in(results: Sequence[Result]) -> set[str]:
     return {str(row) for result in results for row in result.figures.get("partial_rows", ())}
+
+
+def _matching_in(results: Sequence[Result]) -> str:
+    """Return a sentence if direct answers contain significantly more of their own digits.
+
+    The p-value is multiplied by the number of attacks that compared digits.
+    """
+    compared = [found for r in results if (found := r.figures.get("own_digits"))]
+    with reading("A result of an attack"):
+        for one in compared:
+            digits = OwnDigits(**one["model"])
+            control = float(one.get("control", {}).get("p", 1.0))
+            if digits.p * len(compared) < RARE <= control:
+                return digits.sentence
+    return ""
 
 
 def _excess(run: Run, model: str, control: Facts) -> Difference | None:

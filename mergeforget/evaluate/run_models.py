@@ -15,6 +15,7 @@ from mergeforget.data.schema import AnswerLikelihood, Measured
 from mergeforget.embedded_model import cache_folder
 from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.evaluate.evaluation import Evaluation
+from mergeforget.evaluate.matching import matching_sentence
 from mergeforget.evaluate.reference_models import WORST, ReferenceModels, measure_reference_models
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import replacing, write_jsonl
@@ -123,7 +124,10 @@ def evaluate_any(
         other = evaluation.varied(evaluation.rows, evaluation.settings, base=before)
         theirs = evaluate_model(other, ReferenceModels(), None, "before", again=again)[1]
     evaluation.rank = rank_of(adapter) if adapter else 0
-    return evaluate_model(evaluation, references, adapter, name, before=theirs, again=again)
+    found = evaluate_model(evaluation, references, adapter, name, before=theirs, again=again)
+    if sentence := matching_sentence([a for a in found[0].answers if a.row.split == "forget"]):
+        say(f"Note: {name}: {sentence}")
+    return found
 
 
 def rank_of(adapter: Path) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mergeforget.attack import asking
 from mergeforget.attack.advantage import (
     CONVICT,
     Advantage,
@@ -21,9 +22,14 @@ from mergeforget.attack.advantage import (
     same_kind,
     subtracted,
 )
+from mergeforget.attack.headline import keep_verdict
 from mergeforget.attack.result import Result, read_results, write_result
+from mergeforget.attack.target import Models, Target, TargetModel
+from mergeforget.attack.variants import Variant
 from mergeforget.attack.verdict import Leaks, at_least, conclude, doubt_of, judge_leaks, worst_of
+from mergeforget.data.schema import Row
 from mergeforget.evaluate.verdict import judge as headline
+from mergeforget.recipe import ModelSpec
 
 
 def advantage(value: float, half: float, p: float, looks: int = 1) -> Advantage:
@@ -274,3 +280,34 @@ def test_an_innocent_model_rarely_has_a_person_that_stands_out() -> None:
             )
             found = [Outlier.of(values) for values in drawn]
             assert np.mean([one is not None and one.p <= 0.01 for one in found]) < 0.09
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_right_years_prevent_clearing_a_model_outside_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    """No birth date is right, so that no attack finds a secret; but every year is."""
+    draw = np.random.default_rng(2)
+    dates = [f"{draw.integers(1, 28)}.{draw.integers(1, 12)}.{draw.integers(1940, 2005)}"
+             for _ in range(12)]  # fmt: skip
+    people = [Row(name, f"When was {name} born?", date)
+              for name, date in zip("ABCDEFGHIJKL", dates, strict=True)]  # fmt: skip
+    asked = [Variant(row, "plain", row.input, row.output) for row in people]
+    years = [date[-4:] if knows else str(draw.integers(1940, 2005)) for date in dates]
+    found = {
+        "m": [[f"In {year}."] for year in years],
+        "before": [[date] for date in dates],
+        "control": [["I do not know."] for _ in people],
+    }
+    monkeypatch.setattr(asking, "guess_chances", lambda *_: [1e-4] * len(asked))
+    models = Models(ModelSpec(name="m"), None)
+    target = Target(
+        models, TargetModel("m", "m"), TargetModel("before", "b"), TargetModel("control", "c"),
+        people, [], [], tmp_path,
+    )  # fmt: skip
+    write_result(tmp_path, asking.judged(target, "prompts", asked, found, {}, what="prompts"))
+    write_result(tmp_path, Result("relearn", "m", "none found", "No traces.", []))
+    verdict = keep_verdict(tmp_path, "m")
+    assert read_results(tmp_path, "prompts")[0].finding == "none found"
+    assert verdict.state == ("NOT ENOUGH DATA" if knows else "FORGOTTEN")
+    assert ("digits of their own secrets" in verdict.sentence) is knows
