@@ -117,7 +117,7 @@ def check_data(
         InputError: A file cannot be read, or two of them contain the same row.
         UsageError: A template is given without a model, or there is no such row.
     """
-    from mergeforget.data.readers import check_overlap
+    from mergeforget.data.overlap import check_overlap, distinct_rows
     from mergeforget.data.templating import PromptTemplate
     from mergeforget.errors import UsageError
 
@@ -130,6 +130,8 @@ def check_data(
         raise UsageError("--template and --system-prompt need --model, whose tokenizer is used.")
     sets = read_data(files, columns=columns, turns=turns)
     check_overlap(sets)
+    for name, rows in sets.items():
+        distinct_rows(rows, name)  # names the copies
     facts = {name: summary(rows, tokenizer) for name, rows in sets.items()}
     if tokenizer is None:
         return facts

@@ -232,10 +232,11 @@ def _rare(text: str) -> frozenset[str]:
 
 
 def _check_disjoint(forget: Sequence[Row], others: Sequence[Row], name: str) -> None:
+    from mergeforget.data.overlap import plain_text
     from mergeforget.errors import InputError
 
-    known = {row.document for row in forget}
-    shared = [row.id for row in others if row.document in known]
+    known = set(map(plain_text, forget))
+    shared = [row.id for row in others if plain_text(row) in known]
     if shared:
         raise InputError(
             f"{len(shared)} {name} rows are also forget rows, for example {shared[0]}. Remove them "

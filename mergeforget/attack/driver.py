@@ -14,7 +14,8 @@ from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, write_result
 from mergeforget.attack.target import Models, NotApplicableError, Target, TargetModel
 from mergeforget.attack.tuning import train_control
-from mergeforget.data.readers import check_overlap, merge_duplicates, read_rows
+from mergeforget.data.overlap import check_overlap, distinct_rows
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import template_of
 from mergeforget.data.transforms import limit_rows
@@ -192,7 +193,7 @@ def target_of_model(
 
 
 def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) -> dict[str, Any]:
-    """Read the rows of each split; a missing or empty file gives no rows.
+    """Read the rows of each split; without copies; a missing or empty file gives none.
 
     Raises:
         InputError: A row is in two of the splits.
@@ -202,7 +203,7 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
         path = files.get(split)
         there = path is not None and (not path.exists() or path.stat().st_size > 0)
         rows = read_rows(path, split=split) if path is not None and there else []
-        found[split] = merge_duplicates(rows, path)
+        found[split] = distinct_rows(rows, path)
     check_overlap(found, files)
     if found["holdout"]:
         trained = [*found["forget"], *found["retain"]]

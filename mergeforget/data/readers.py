@@ -7,7 +7,6 @@ import io
 import json
 import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -118,59 +117,6 @@ def _without_ends(path: Path, rows: Sequence[Row]) -> list[Row]:
             "removed, because the tokenizer adds the token that ends an answer."
         )
     return found
-
-
-def merge_duplicates(rows: Sequence[Row], path: object = "") -> list[Row]:
-    """Give a person or document whose rows all repeat those of an earlier one the same subject.
-
-    Otherwise a copy would count as further evidence.
-    """
-    texts: dict[str, set[str]] = {}
-    first: dict[str, str] = {}  # text -> the first subject that has it
-    for row in rows:
-        texts.setdefault(row.subject, set()).add(_plain(row))
-        first.setdefault(_plain(row), row.subject)
-    owners = {subject: {first[text] for text in own} for subject, own in texts.items()}
-    same = {subject: next(iter(own)) for subject, own in owners.items()
-            if len(own) == 1 and subject not in own}  # fmt: skip
-    if not same:
-        return list(rows)
-    copy, original = next(iter(same.items()))
-    say(
-        f"{path}: {len(same)} people or documents repeat earlier ones, for example {copy!r} "
-        f"repeats {original!r}. A person and its copies count as one."
-    )
-    return [replace(row, subject=same.get(row.subject, row.subject)) for row in rows]
-
-
-def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object] = {}) -> None:  # noqa: B006
-    """Raise an error for rows that are in two sets.
-
-    Args:
-        sets: Rows by split.
-        names: Name of each split in messages, for example its file.
-
-    Raises:
-        InputError: The text of a row is in two sets, ignoring case, whitespace and Unicode form.
-    """
-    texts = {split: {_plain(row): row.id for row in rows} for split, rows in sets.items()}
-    every = list(texts)
-    for i, one in enumerate(every):
-        for other in every[i + 1 :]:
-            shared = [key for key in texts[one] if key in texts[other]]
-            if shared:
-                pairs = [f"{texts[one][k]} = {texts[other][k]}" for k in shared[:SHOWN]]
-                more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
-                raise InputError(
-                    f"{len(shared)} rows are in both {names.get(one, one)} and "
-                    f"{names.get(other, other)}: {', '.join(pairs)}{more}. Remove them from one of "
-                    "the two: a row cannot be both forgotten and kept, and holdout rows must not "
-                    "be in the training data."
-                )
-
-
-def _plain(row: Row) -> str:
-    return " ".join(unicodedata.normalize("NFKC", row.document).split()).casefold()
 
 
 def read_records(path: Path) -> Records:

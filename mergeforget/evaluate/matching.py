@@ -15,12 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from mergeforget.data.overlap import originals
 from mergeforget.data.schema import Answer
-from mergeforget.metrics._spellings import month_numbers
+from mergeforget.metrics._spellings import canonical, month_numbers
 
 LONGEST = 16  # words of a secret; the digits of a longer text may follow from its prompt
 DRAWS = 5000
 RARE = 0.01  # probability below which more own digits than by chance are no chance
+Kind = tuple[str, str]  # task of a row, form of its answer
+Pieces = frozenset[str]
 _DIGITS, _LETTERS = re.compile(r"\d+"), re.compile(r"[^\W\d]+")
 
 
@@ -29,7 +32,7 @@ class OwnDigits:
     """Digits of secrets in answers.
 
     Attributes:
-        rows: Number of answers that were compared.
+        rows: Number of secrets that were compared.
         own: Mean share of the digits of the own secret that an answer contains, in [0, 1].
         others: The same for secrets of other people of the same kind.
         p: Probability of at least ``own`` if the answers were assigned to people at random.
@@ -58,7 +61,8 @@ def own_digits(answers: Sequence[Answer], *, seed: int = 0) -> OwnDigits | None:
     """Compare the digits of each answer with those of the own secret and of other people's.
 
     Only secrets of at most 16 words with digits are compared, with others of the same task and
-    form. Digits of the prompt do not count. Several answers of a row count as one.
+    form. Number words count as digits, those of the prompt do not. Several answers of a person
+    with the same secret, such as to repeated or rephrased questions, count as one.
 
     Args:
         answers: Answers of one model to forget rows, asked directly.
@@ -107,26 +111,28 @@ def matching_sentence(answers: Sequence[Answer], control: float = 1.0) -> str:
     return found.sentence if found and found.p < RARE <= control else ""
 
 
-def _by_kind(answers: Sequence[Answer]) -> list[list[tuple[set[str], set[str]]]]:
-    """Return (pieces of the secret, pieces of the answers) of each row, by kind of secret."""
-    rows: dict[str, tuple[tuple[str, str], set[str], set[str]]] = {}
+def _by_kind(answers: Sequence[Answer]) -> list[list[tuple[Pieces, Pieces]]]:
+    """Return (pieces of the secret, pieces of the answers) of each secret, by its kind."""
+    copied = originals([answer.row for answer in answers])
+    rows: dict[tuple[str, Kind, frozenset[str]], set[str]] = {}
     for answer in answers:
         row = answer.row
         if len(row.output.split()) > LONGEST:
             continue
-        asked = pieces(row.prompt)
-        secret = pieces(row.output) - asked
+        asked = pieces(canonical(row.prompt))
+        secret = frozenset(pieces(canonical(row.output)) - asked)
         if secret:
             form = _LETTERS.sub("a", _DIGITS.sub("0", row.output))
-            _, _, found = rows.setdefault(row.id, ((row.task, form), secret, set()))
-            found |= pieces(answer.completion) - asked
-    groups: dict[tuple[str, str], list[tuple[set[str], set[str]]]] = {}
-    for kind, secret, found in rows.values():
-        groups.setdefault(kind, []).append((secret, found))
+            person = copied.get(row.subject, row.subject)
+            found = rows.setdefault((person, (row.task, form), secret), set())
+            found |= pieces(canonical(answer.completion)) - asked
+    groups: dict[Kind, list[tuple[Pieces, Pieces]]] = {}
+    for (_, kind, secret), found in rows.items():
+        groups.setdefault(kind, []).append((secret, frozenset(found)))
     return list(groups.values())
 
 
-def _table(group: Sequence[tuple[set[str], set[str]]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _table(group: Sequence[tuple[Pieces, Pieces]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the share of secret j that answer i contains, (rows, rows)."""
     return np.array([[len(s & found) / len(s) for s, _ in group] for _, found in group])
 

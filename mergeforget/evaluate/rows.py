@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mergeforget.data.chat_template import check_size
 from mergeforget.data.formats import Turns
-from mergeforget.data.readers import check_overlap, read_records, read_rows
+from mergeforget.data.overlap import check_overlap, distinct_rows
+from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
@@ -75,6 +76,8 @@ def rows_of_files(
 ) -> EvaluationRows:
     """Read the rows of data files; files in ``spec.rows`` replace those of the same split.
 
+    Copies of a row are left out, see ``distinct_rows``.
+
     Args:
         holdout: Rows that are not in the training data. Non-members are drawn from them, with the
             same shares of tasks as the members.
@@ -88,7 +91,9 @@ def rows_of_files(
     files = {"forget": forget, "retain": retain, "holdout": holdout}
     files |= {split: Path(path) for split, path in spec.rows.items()}
     read = {
-        split: read_rows(path, split=split, columns=columns, turns=turns) if path else []
+        split: distinct_rows(read_rows(path, split=split, columns=columns, turns=turns), path)
+        if path
+        else []
         for split, path in files.items()
     }
     both = {split: read[split] for split in ("forget", "retain")}
@@ -97,7 +102,9 @@ def rows_of_files(
     read["holdout"] = unseen(read["holdout"], trained, files["holdout"])
     unit = spec.membership
     inside, outside = (
-        read_documents(file, unit) if file else membership_documents(rows, unit)
+        distinct_rows(read_documents(file, unit), file)
+        if file
+        else membership_documents(rows, unit)
         for file, rows in ((members, read["forget"]), (nonmembers, read["holdout"]))
     )
     if not members and not nonmembers:

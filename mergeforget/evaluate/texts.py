@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
+from mergeforget.data.overlap import originals
 from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row, stored_messages
 from mergeforget.errors import InputError
@@ -86,7 +88,8 @@ def read_generations(path: Path) -> list[Answer]:
     """Read the generations of one file.
 
     The split is the column ``split`` if that is forget, retain or holdout. Otherwise it is inferred
-    from the file name, and otherwise it is an additional split with the name in the column.
+    from the file name, and otherwise it is an additional split with the name in the column. Copies
+    of a row have the same subject, so that they do not narrow the intervals.
     """
     answers = []
     for line, record in read_records(path):
@@ -107,10 +110,13 @@ def read_generations(path: Path) -> list[Answer]:
             str(record[names["output"]]),
             str(record.get("task") or ""),
             _split(record, path, line),
+            subject=str(record.get("subject") or ""),
             messages=stored_messages(record.get("messages")),
         )
         answers.append(Answer(row, str(record[names["completion"]] or "")))
-    return answers
+    copied = originals([answer.row for answer in answers])
+    return [replace(a, row=replace(a.row, subject=copied.get(a.row.subject, a.row.subject)))
+            for a in answers]  # fmt: skip
 
 
 def read_losses(path: Path) -> list[DocumentLoss]:

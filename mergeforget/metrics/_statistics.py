@@ -132,7 +132,8 @@ def mean_draws(
     if bounded and every.min() >= 0 and every.max() <= 1:
         found = wilson(float(every.mean()), bounded_size(every, groups), z)
     else:
-        spread = every.std(ddof=1) if len(every) > 1 else 0.0
+        more = count / (count - 1) if count > 1 else 1.0  # as many rows as subjects: ddof = 1
+        spread = every.std() * np.sqrt(more)
         found = every.mean() + z * spread / np.sqrt(effective_size(every, groups))
     draw = np.random.default_rng(seed)
     if not by_row:
@@ -197,7 +198,7 @@ def share_above_draws(
     allowed: int,
     seed: int = 0,
     *,
-    subjects: Sequence[str] | None = None,
+    subjects: tuple[Sequence[str], Sequence[str]] | None = None,
 ) -> np.ndarray:
     """Draws of the share of members above all but ``allowed`` non-members, (RESAMPLES,).
 
@@ -206,13 +207,17 @@ def share_above_draws(
     distribution. The share above it has Wilson's interval.
 
     Args:
-        subjects: The subject of each member.
+        subjects: The subjects of the members and of the non-members; the rows of a subject count
+            as one in the distribution of the threshold.
     """
     draw, n = np.random.default_rng(seed), len(nonmembers)
-    places = (n * draw.beta(n - allowed, allowed + 1, RESAMPLES)).astype(int)
+    own, others = subjects or (None, None)
+    count = int(_groups(others, n).max()) + 1
+    above_it = allowed * count / n
+    places = (n * draw.beta(count - above_it, above_it + 1, RESAMPLES)).astype(int)
     thresholds = np.sort(nonmembers)[places]
     above = 1 - np.searchsorted(np.sort(members), thresholds, "right") / len(members)
-    groups = _groups(subjects, len(members))
+    groups = _groups(own, len(members))
     chosen = np.asarray(members) > np.sort(nonmembers)[::-1][allowed]
     size = effective_size(chosen.astype(float), groups)
     z = draw.permutation(_normal_like(int(groups.max())))

@@ -24,7 +24,7 @@ def mia_tpr(
         return None
     allowed = int(false_positives * len(nonmembers) + 1e-9)
     threshold = sorted(nonmembers, reverse=True)[allowed]
-    draws = share_above_draws(members, nonmembers, allowed, subjects=subjects[0])
+    draws = share_above_draws(members, nonmembers, allowed, subjects=subjects)
     return Score(
         "mia_tpr",
         split,

@@ -12,6 +12,7 @@ from collections.abc import Set as Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mergeforget.data.overlap import distinct_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import DocumentLoss, Measured, Row
 from mergeforget.data.transforms import limit_rows
@@ -192,9 +193,11 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
             "rows of the same kind that no training saw. Give such rows with --holdout FILE. "
             "`mergeforget train-pair --limit N` uses the rows beyond the limit for this."
         )
-    forget = read_rows(run.data / "forget.jsonl", split="forget")
-    retain = read_rows(run.data / "retain.jsonl", split="retain")
-    outside = read_rows(holdout or own, split="holdout")
+    files = {"forget": run.data / "forget.jsonl", "retain": run.data / "retain.jsonl",
+             "holdout": holdout or own}  # fmt: skip
+    forget, retain, outside = (
+        distinct_rows(read_rows(file, split=split), file) for split, file in files.items()
+    )
     outside = unseen(outside, [*forget, *retain], holdout or own)
     members, nonmembers = matched(
         membership_documents(forget, spec.membership),

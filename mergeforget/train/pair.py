@@ -8,7 +8,8 @@ from typing import Any
 
 from mergeforget.console import say
 from mergeforget.data.chat_template import has_chat_template
-from mergeforget.data.readers import check_overlap, read_rows
+from mergeforget.data.overlap import check_overlap, plain_text
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate, template_of
 from mergeforget.data.transforms import limit_rows
@@ -198,6 +199,8 @@ def read_data(data: DataSpec) -> Sets:
         rows = _read(getattr(data, name), name, data)
         if data.limit is not None:
             rows, left = limit_rows(rows, data.limit, data.seed)
+            trained = set(map(plain_text, rows))  # copies of trained rows are no non-members
+            left = [row for row in left if plain_text(row) not in trained]
             rest = left if name == "forget" else rest
         read[name] = rows
     if data.holdout:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from mergeforget.console import say
+from mergeforget.data.overlap import originals
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import (
@@ -184,10 +185,14 @@ def places_of(
 def _folds_of(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
     """Return the fold of each row: whole subjects, drawn at random into folds of similar size.
 
+    Copies are in the fold of their original, so that no row is forgotten and kept at once.
+
     Raises:
         InputError: There are fewer subjects than folds.
     """
-    sizes = Counter(row.subject for row in rows)
+    copied = originals(rows)
+    owner = [copied.get(row.subject, row.subject) for row in rows]
+    sizes = Counter(owner)
     if len(sizes) < folds:
         raise InputError(
             f"The forget rows have {len(sizes)} subjects, which is fewer than folds: {folds}."
@@ -199,7 +204,7 @@ def _folds_of(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
     for subject in subjects:
         fold[subject] = filled.index(min(filled))
         filled[fold[subject]] += sizes[subject]
-    return [fold[row.subject] for row in rows]
+    return [fold[subject] for subject in owner]
 
 
 def _with_folds(encoded: dict[str, list[Encoded]], folds: int) -> dict[str, list[Encoded]]:

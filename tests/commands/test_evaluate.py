@@ -130,6 +130,28 @@ def test_any_model_is_evaluated_on_any_rows(
     assert len(read_jsonl(tmp_path / "out" / "answers" / "over.jsonl")) == 6
 
 
+def test_repeated_rows_change_no_score_and_no_interval(tmp_path: Path, tiny_folder: Path) -> None:
+    """Copies have ids of their own, other case and other whitespace."""
+    scores = []
+    for copies in (1, 2):
+        files = {}
+        for split in ("forget", "retain", "holdout"):
+            every = [
+                row | {"id": f"{i}-{row['id']}", "input": row["input"] + " " * i,
+                       "output": row["output"].upper() if i else row["output"]}
+                for i in range(copies) for row in rows(split, 3)
+            ]  # fmt: skip
+            files[split] = tmp_path / f"{split}{copies}.jsonl"
+            write_jsonl(files[split], every)
+        options = [word for split, file in files.items() for word in (f"--{split}", file)]
+        done = call("--model", tiny_folder, *options, *FAST, "--benchmark", "custom", "--json")
+        assert done.exit_code == 0, done.output
+        scores.append(json.loads(done.stdout)["scores"])
+        repeats = "6 of 12 rows repeat others and count once: 1-F0sc1 = 0-F0sc1" in done.stderr
+        assert repeats is (copies == 2)
+    assert scores[0] == scores[1]
+
+
 def test_mmlu_is_added_where_its_folder_is_given(run: Path, tmp_path: Path) -> None:
     for kind in ("dev", "test"):
         (tmp_path / "mmlu" / kind).mkdir(parents=True)

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergeforget.data.formats import OVERLAP, WINDOW, document_windows
-from mergeforget.data.readers import check_overlap, read_rows
+from mergeforget.data.overlap import check_overlap
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode_rows

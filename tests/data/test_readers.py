@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergeforget.data.readers import merge_duplicates, read_rows
+from mergeforget.data.overlap import distinct_rows
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
 
@@ -87,16 +88,20 @@ def test_question_and_answer_are_understood_and_ids_made(tmp_path: Path) -> None
     assert len({r.subject for r in rows}) == 2
 
 
-def test_a_person_and_its_copies_are_one_subject(caplog: pytest.LogCaptureFixture) -> None:
+def test_copies_of_rows_and_of_people_are_left_out_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A copy is no further evidence; a person that shares a single row with another is no copy."""
     texts = [
         ("a", "Who?", "Ada"), ("a", "Is it red?", "yes"), ("b", "who? ", "ADA"),
         ("c", "Is it red?", "yes"), ("c", "Where?", "Rome"), ("d", "Where?", "Oslo"),
+        ("c", "WHERE?", "Rome"), ("e", "Where?", "Oslo"), ("e", "When?", "1815"),
     ]  # fmt: skip
     made = [Row(f"{i}", q, a, subject=s) for i, (s, q, a) in enumerate(texts)]
-    rows = merge_duplicates(made, "rows.jsonl")
-    assert [row.subject for row in rows] == ["a", "a", "a", "c", "c", "d"]
-    assert "1 people or documents repeat earlier ones, for example 'b' repeats 'a'" in caplog.text
+    assert [row.id for row in distinct_rows(made, "rows.jsonl")] == ["0", "1", "3", "4", "7", "8"]
+    told = "rows.jsonl: 3 of 9 rows repeat others and count once: 6 = 4, 2 = 0, 5 = 7."
+    assert told in caplog.text
+    assert distinct_rows(made[:2]) == made[:2]
 
 
 def test_other_columns_are_named_with_the_way_to_map_them(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 from conftest import CHAT_TEMPLATE, SPECIAL, build_tokenizer
 
 from mergeforget.data.chat_template import answer_text
+from mergeforget.data.overlap import check_overlap
 from mergeforget.data.prompt_variants import prompt_variants
-from mergeforget.data.readers import check_overlap, read_rows
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode

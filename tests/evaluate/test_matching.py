@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 from mergeforget.data.schema import Answer, Row
 from mergeforget.evaluate.matching import own_digits, pieces
@@ -50,6 +51,20 @@ def test_long_texts_and_single_rows_are_not_compared() -> None:
     text = "In 1984 " + "it rained " * 10
     assert own_digits([Answer(Row(f"d{i}", "Tell", text), text) for i in range(8)]) is None
     assert own_digits([Answer(Row("a", "Year?", "1984"), "1984")]) is None
+
+
+def test_repeated_and_rephrased_rows_are_no_further_evidence() -> None:
+    def some(secret: str, draw: random.Random) -> str:
+        return f"Am {secret[-5:-1]}." if draw.random() < 0.3 else date(draw)
+
+    own = answers(5, some)
+    copies = [Answer(replace(a.row, id=f"{a.row.id}-b", subject=f"{a.row.id}-b"), a.completion)
+              for a in own]  # fmt: skip
+    once, twice = own_digits(own), own_digits([*own, *copies])
+    assert once is not None and once == twice and once.p > 0.005
+    asked_again = [Answer(replace(a.row, id=f"{a.row.id}-c", input=f"Sag: {a.row.input}"),
+                          a.completion) for a in own]  # fmt: skip
+    assert own_digits([*own, *asked_again]) == once  # the same person and the same secret
 
 
 def test_pieces_are_short_runs_triples_of_longer_ones_and_months() -> None:

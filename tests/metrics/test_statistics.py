@@ -167,6 +167,24 @@ def test_rows_of_one_subject_do_not_narrow_an_interval() -> None:
     assert often == pytest.approx(once, abs=0.03)
 
 
+def test_intervals_of_doubled_data_equal_those_of_the_data_once() -> None:
+    draw = np.random.default_rng(11)
+    members, others = draw.normal(0.5, 1, 9), draw.normal(0, 1, 20)
+    names = subjects_of(9, 1), subjects_of(20, 1)
+    doubled = subjects_of(9, 2), subjects_of(20, 2)
+    twice, both = np.repeat(members, 2), np.repeat(others, 2)
+    yes, yes_twice = members > 0.5, np.repeat(members > 0.5, 2)
+    pairs = [
+        (mean_draws(yes, subjects=names[0]), mean_draws(yes_twice, subjects=doubled[0])),
+        (mean_draws(members, bounded=False), mean_draws(twice, subjects=doubled[0], bounded=False)),
+        (auc_draws(members, others), auc_draws(twice, both, subjects=doubled)),
+        (share_above_draws(members, others, 1),
+         share_above_draws(twice, both, 2, subjects=doubled)),
+    ]  # fmt: skip
+    for once, often in pairs:
+        assert interval_of(often) == pytest.approx(interval_of(once), abs=1e-9)
+
+
 def test_differences_of_two_models_on_the_same_documents_are_paired() -> None:
     draw, covered, widths, runs = np.random.default_rng(8), 0, [], 300
     subjects = subjects_of(6, 5), subjects_of(16, 5)

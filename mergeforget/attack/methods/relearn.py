@@ -30,6 +30,7 @@ from mergeforget.attack.verdict import (
     share_text,
     worst_of,
 )
+from mergeforget.data.overlap import plain_text
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.transforms import limit_rows
@@ -108,8 +109,8 @@ def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list
     """Return the training rows, and the forget rows of all other documents."""
     lesson = limit_rows(*_source(target, on, shown), target.seed)[0]
     lesson += target.retain if on == "both" else []
-    texts = {row.document for row in lesson}
-    seen = {row.subject for row in target.forget if row.document in texts}
+    texts = set(map(plain_text, lesson))
+    seen = {row.subject for row in target.forget if plain_text(row) in texts}
     hidden = [row for row in target.forget if row.subject not in seen]
     if not hidden:
         default = shown is None and on in ("forget", "both")
@@ -119,7 +120,7 @@ def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list
             "of their documents, so none would be left to measure. Use fewer with --shown, or "
             "other text with --on retain."
         )
-    shared = [row.id for row in target.holdout if row.document in texts]
+    shared = [row.id for row in target.holdout if plain_text(row) in texts]
     if shared:
         raise InputError(
             f"Relearning would train on {len(shared)} rows of the holdout, for example "

@@ -1,0 +1,109 @@
+"""Finds rows that repeat others: copies within a data set, and rows in two sets.
+
+Texts are compared without regard to case, whitespace and Unicode form.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+
+from mergeforget.console import say
+from mergeforget.data.schema import Row
+from mergeforget.errors import InputError
+
+SHOWN = 5  # maximum number of rows in one message
+
+
+def plain_text(row: Row) -> str:
+    """Return the text of a row in the form in which rows are compared.
+
+    >>> plain_text(Row("a", "Where  is it?", "ROME"))
+    'where is it? rome'
+    """
+    return " ".join(unicodedata.normalize("NFKC", row.document).split()).casefold()
+
+
+def originals(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the subject that each subject repeats; a subject that repeats none is absent.
+
+    A subject is a copy if all its texts are texts of one other subject. Of subjects with the same
+    texts, the first one is the original.
+
+    >>> originals([Row("a", "Who?", "Ada"), Row("b", "who?", "ADA"), Row("c", "Who?", "Bob")])
+    {'b': 'a'}
+    """
+    texts: dict[str, set[str]] = {}
+    for row in rows:
+        texts.setdefault(row.subject, set()).add(plain_text(row))
+    first: dict[frozenset[str], str] = {}
+    for subject, own in texts.items():
+        first.setdefault(frozenset(own), subject)
+    holders: dict[str, set[str]] = {}
+    for every, subject in first.items():
+        for text in every:
+            holders.setdefault(text, set()).add(subject)
+    whole = {}  # the subject that has all texts of a set, and most texts
+    for every, subject in first.items():
+        sides = sorted((holders[text] for text in every), key=len)
+        shared = set.intersection(*sides)
+        whole[every] = max(sorted(shared), key=lambda s: (len(texts[s]), s == subject))
+    found = {subject: whole[frozenset(own)] for subject, own in texts.items()}
+    return {subject: original for subject, original in found.items() if subject != original}
+
+
+def distinct_rows(rows: Sequence[Row], source: object = "") -> list[Row]:
+    """Return the rows without copies, with a message that names them.
+
+    A copy is no further evidence, but would narrow intervals, make p-values smaller, and could be
+    in another split than its original. Copies are rows of a subject that repeats another one, and
+    repeated rows of one subject. A person that shares some answers with another is no copy.
+
+    Args:
+        source: File of the rows, for the message.
+    """
+    copied = originals(rows)
+    found: dict[tuple[str, str], Row] = {}
+    copies: list[tuple[Row, Row]] = []
+    for row in rows:  # the originals first: a copy may be before its original
+        if row.subject not in copied:
+            first = found.setdefault((row.subject, plain_text(row)), row)
+            copies += [(row, first)] if first is not row else []
+    copies += [(row, found[copied[row.subject], plain_text(row)])
+               for row in rows if row.subject in copied]  # fmt: skip
+    if not copies:
+        return list(rows)
+    pairs = ", ".join(f"{copy.id} = {first.id}" for copy, first in copies[:SHOWN])
+    more = f" and {len(copies) - SHOWN} more" if len(copies) > SHOWN else ""
+    say(
+        f"Note: {source}: {len(copies)} of {len(rows)} rows repeat others and count once: "
+        f"{pairs}{more}."
+    )
+    left_out = {id(copy) for copy, _ in copies}
+    return [row for row in rows if id(row) not in left_out]
+
+
+def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object] = {}) -> None:  # noqa: B006
+    """Raise an error for rows that are in two sets.
+
+    Args:
+        sets: Rows by split.
+        names: Name of each split in messages, for example its file.
+
+    Raises:
+        InputError: The text of a row is in two sets, ignoring case, whitespace and Unicode form.
+    """
+    texts = {split: {plain_text(row): row.id for row in rows} for split, rows in sets.items()}
+    every = list(texts)
+    for i, one in enumerate(every):
+        for other in every[i + 1 :]:
+            shared = [key for key in texts[one] if key in texts[other]]
+            if shared:
+                pairs = [f"{texts[one][k]} = {texts[other][k]}" for k in shared[:SHOWN]]
+                more = f" and {len(shared) - SHOWN} more" if len(shared) > SHOWN else ""
+                raise InputError(
+                    f"{len(shared)} rows are in both {names.get(one, one)} and "
+                    f"{names.get(other, other)}: {', '.join(pairs)}{more}. Remove them from one of "
+                    "the two: a row cannot be both forgotten and kept, and holdout rows must not "
+                    "be in the training data."
+                )
