@@ -33,7 +33,9 @@ class Gap(NamedTuple):
 
     def __str__(self) -> str:
         chance = (
-            f"chance alone explains up to {self.chance:.2f}"
+            "with so few people, chance alone explains any difference"
+            if self.chance >= 1
+            else f"chance alone explains up to {self.chance:.2f}"
             if self.apart <= self.chance
             else f"more than the {self.chance:.2f} that chance explains"
         )

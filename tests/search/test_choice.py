@@ -136,6 +136,8 @@ def test_a_difference_that_chance_explains_is_said_to_be_one() -> None:
     few = [scored(0.3, 0.5, 0.7, 0.2, 0.8, 8)]
     warning = choose(few, ANCHORS, parse_objective("mia")).warning
     assert warning is not None and "chance alone explains up to" in warning
+    fewer = choose([scored(0.3, 0.0, 1.0, 0.2, 0.8, 1)], ANCHORS, parse_objective("mia")).warning
+    assert fewer is not None and "chance alone explains any difference" in fewer
 
 
 def halves(choose_retain: float, report_retain: float, n: int) -> Scored:
