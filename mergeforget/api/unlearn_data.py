@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -268,6 +267,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
         and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
     """
+    from mergeforget.api.estimate import ATTACK_PASSES, expected_seconds, seconds_per_row
     from mergeforget.console import duration, say
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows
@@ -283,10 +283,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)
 
     forget, unseen = encoded(rows.forget[:64]), encoded(outside[:64])
-    read_nlls(loaded.model, forget[:2])  # the first pass also checks the architecture
-    begin = time.monotonic()
     nll, exact = read_nlls(loaded.model, forget)
-    speed = sum(map(len, forget)) / max(1e-6, time.monotonic() - begin)  # forward tokens per second
     auc = auc_of(nll, read_nlls(loaded.model, unseen)[0]) if unseen else None
     notes = []
     unseen_data = request["memorise"] or request["control"] == request["model"]
@@ -301,41 +298,11 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
                      f"{len(forget)} answers is repeated.")  # fmt: skip
     lengths = [len(e) - e.kinds.count(1) for e in forget]
-    row = sum(map(len, forget)) / len(forget)
-    passes = expected_passes(recipe, rows, bool(request["memorise"]))
-    expected = {stage: count * row / speed for stage, count in passes.items()}
+    pace = seconds_per_row(loaded.model, forget)
+    expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)
     total = sum(s for stage, s in expected.items() if stage not in ATTACK_PASSES)
-    say(f"Estimate: about {duration(total)} without attacks ({speed:.0f} tokens/s forward).")
+    say(f"Estimate: about {duration(total)} without attacks.")
     for note in notes:
         say(note)
     return {"answer_tokens": max(lengths), "expected": expected, "notes": notes,
             "membership": "measurable" if fair else "not measurable"}  # fmt: skip
-
-
-STEPS = 200  # optimiser steps of a training without `until`
-TUNING = 1.4  # ratio of the time of fine-tuning to that of its forward and backward passes
-ASKING = 2.3  # ratio of the time of an evaluation to that of its likelihoods
-ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row; a rough estimate
-
-
-def expected_passes(recipe: Recipe, rows: RequestRows, memorise: bool) -> dict[str, float]:
-    """Return the cost of each stage and each attack, in forward passes of one row.
-
-    A backward pass costs as much as two forward passes. Each step trains on three sets of
-    ``batch_size`` rows; each check measures both forms of the forget rows and as many unseen rows;
-    the search measures seven models with three kinds of prompts.
-    """
-    forget, retain = len(rows.forget), len(rows.retain)
-    training = None if recipe.pair is None else recipe.pair.over
-    until = None if training is None else training.until
-    steps = training.steps_until(forget)[1] if training and until else STEPS
-    passes = 3.0 * 3 * steps * (training.batch_size if training else 4)
-    if training and until:
-        trained = (2 if until.also_raw else 1) * forget
-        checks = steps / training.steps_between_checks(trained)
-        passes += checks * (2 * trained + retain)
-    if memorise:
-        passes += TUNING * 3 * recipe.memorise.epochs * (forget + retain)
-    search = ASKING * 7 * 3 * 2 * (forget + retain)
-    attacks = {name: float(count * forget) for name, count in ATTACK_PASSES.items()}
-    return {"pair": passes, "search": search} | attacks
