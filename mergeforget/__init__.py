@@ -51,6 +51,7 @@ _MODULES = {  # public name -> the module that defines it
     "train": "mergeforget.api.training",
     "train_pair": "mergeforget.api.training",
     "unlearn": "mergeforget.api.unlearn",
+    "unlearn_sequence": "mergeforget.api.sequence",
     "verify": "mergeforget.api.runs",
     "MergeforgetError": "mergeforget.errors",
 }
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from mergeforget.api.runs import score as score
     from mergeforget.api.runs import verify as verify
     from mergeforget.api.searching import search as search
+    from mergeforget.api.sequence import unlearn_sequence as unlearn_sequence
     from mergeforget.api.training import plan as plan
     from mergeforget.api.training import train as train
     from mergeforget.api.training import train_pair as train_pair

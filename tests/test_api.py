@@ -154,7 +154,7 @@ COMMANDS = {  # command -> its function, and options of one of them alone
     "recipes copy": ("copy_recipe", set()),
     "recipes show": ("explain_recipe", set()),
     "merge": ("merge_full", {"adapters", "run", "source", "full", "compare"}),
-    "unlearn": ("unlearn", {"yes", "approve", "attacks"}),
+    "unlearn": ("unlearn", {"yes", "approve", "attacks", "merge"}),
 }
 SHARED = {"plugins", "verbose", "quiet", "trust_remote_code", "help", "as_json"}
 
@@ -256,6 +256,7 @@ def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
 OTHERWISE = {  # options of the command line that Python users have in another form, or not at all
     "as_json", "assignments", "arguments", "open_it", "worker", "trust_remote_code", "runs", "yes",
     "person",  # of report: printed instead of the page
+    "merge",  # of unlearn: an argument of unlearn_sequence
 }  # fmt: skip
 SAME = {"subject": "run_model", "model": "run_model"}  # in compare
 

@@ -123,8 +123,8 @@ class StandIn:
 
 # functions of the API that load a model or read a finished run
 LOADING = (
-    "unlearn", "train_pair", "train", "search", "evaluate", "attack", "analyze", "report",
-    "compare", "export", "load_run", "merge_full", "merge_models", "extract_lora",
+    "unlearn", "unlearn_sequence", "train_pair", "train", "search", "evaluate", "attack", "analyze",
+    "report", "compare", "export", "load_run", "merge_full", "merge_models", "extract_lora",
 )  # fmt: skip
 
 

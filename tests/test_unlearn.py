@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from memorising import write_knowing
 
 import mergeforget as mf
-from mergeforget.api.delivery import find_converter
+from mergeforget.api.delivery import find_converter, revealed
+from mergeforget.api.sequence import UnlearnedSequence, joined
 from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
 from mergeforget.api.verdict import paragraph_of
@@ -23,6 +26,9 @@ from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, ResourceError, UsageError
 from mergeforget.evaluate.verdict import judge
 from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.models import load_model
+from mergeforget.recipe import load_recipe
+from mergeforget.run import Run
 from mergeforget.score import Score
 
 SMALL = [
@@ -98,6 +104,117 @@ def test_a_later_request_starts_from_the_earlier_result_and_checks_it_again(
                   holdout=knowing["forget"], after=result.run.root, attacks=[])  # fmt: skip
     assert second.run.base == str(tmp_path / "second" / "base")
     assert "earlier request" in second.paragraph or "revealed again" in second.paragraph
+
+
+QUICK = [
+    "pair.over.lora.r=4", "pair.under.lora.r=4", "pair.over.epochs=2", "pair.under.epochs=2",
+    "pair.over.warmup_epochs=0", "pair.under.warmup_epochs=0", "pair.over.learning_rate=5e-3",
+    "search.methods=[linear]", "search.weights=[[0.5, 0.5]]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def halves(knowing: dict[str, Path]) -> list[Path]:
+    rows, folder = read_jsonl(knowing["forget"]), knowing["forget"].parent
+    for name, some in (("first", rows[:3]), ("second", rows[3:])):
+        write_jsonl(folder / f"{name}.jsonl", some)
+    return [folder / "first.jsonl", folder / "second.jsonl"]
+
+
+def call_sequence(
+    knowing: dict[str, Path], halves: list[Path], out: Path, **options: Any
+) -> UnlearnedSequence:
+    sources: dict[str, Any] = {
+        "forget": halves, "retain": knowing["retain"], "holdout": knowing["holdout"],
+    }  # fmt: skip
+    given: dict[str, Any] = {"recipe": "zjuklab", "attacks": [], "settings": QUICK}
+    return mf.unlearn_sequence(knowing["model"], out=out, **(sources | given | options))
+
+
+@pytest.mark.slow
+def test_one_merge_at_the_end_sums_the_pairs_and_asks_for_every_request(
+    knowing: dict[str, Path], halves: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "seq"
+    result = call_sequence(knowing, halves, out, merge="end")
+    first, second = result.table
+    assert (first["request"], second["request"]) == ("1-first", "2-second")
+    assert list(first["revealed"]) == ["1-first", "2-second", "the merge at the end"]
+    assert list(second["revealed"]) == ["2-second", "the merge at the end"]
+    assert read_json(out / "sequence.json")["requests"] == result.table
+    merged = result.last.run.paths
+    assert merged.report.is_file() and len(read_jsonl(merged.data / "forget.jsonl")) == 6
+    parts = [mf.load_adapter(out / name / "over") for name in ("1-first", "2-second")]
+    for name, delta in mf.load_adapter(merged.over).deltas.items():
+        total = sum(part.deltas[name].dense() for part in parts)
+        np.testing.assert_allclose(delta.dense(), total, atol=1e-6)
+    before = merged.scores.read_text(), (out / "1-first" / "history.jsonl").stat().st_mtime_ns
+    again = call_sequence(knowing, halves, out, merge="end")
+    assert (again.table, again.verdict) == (result.table, result.verdict)
+    assert before == (
+        merged.scores.read_text(), (out / "1-first" / "history.jsonl").stat().st_mtime_ns
+    )  # fmt: skip
+    with pytest.raises(InputError, match="another sequence .merge differ"):
+        call_sequence(knowing, halves, out, merge="each")
+
+
+@pytest.mark.slow
+def test_each_request_of_a_sequence_has_its_own_verdict_and_is_asked_again(
+    knowing: dict[str, Path], halves: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "seq"
+    result = call_sequence(knowing, halves, out)
+    words = [w for half in halves for w in ("--forget", str(half))]
+    words += [w for n in ("retain", "holdout") for w in (f"--{n}", str(knowing[n]))]
+    words += [w for s in QUICK for w in ("--set", s)]
+    words += ["--out", str(out), "--recipe", "zjuklab", "--time", "0.001s", "--json"]
+    done = CliRunner().invoke(main, ["unlearn", str(knowing["model"]), *words])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["requests"] == result.table and found["last"]["chosen"] == result.last.chosen
+    first, second = result.table
+    assert list(first["revealed"]) == ["1-first", "2-second"]
+    assert second["verdict"] == result.verdict and first["verdict"]
+    if first["revealed"]["2-second"] > 0.05:
+        assert result.verdict == "NOT FORGOTTEN" and "1-first" in result.last.paragraph
+    for record in result.table:
+        assert (Path(record["run"]) / "report" / "index.html").is_file()
+
+
+def test_a_model_that_knows_earlier_rows_reveals_them_and_a_random_one_does_not(
+    knowing: dict[str, Path], halves: list[Path], tmp_path: Path, make_model: Callable[..., Any]
+) -> None:
+    recipe = load_recipe("zjuklab")
+    earlier = Run(tmp_path / "earlier")
+    write_jsonl(earlier.data / "forget.jsonl", read_jsonl(halves[0]))
+    loaded = load_model(recipe.model.model_copy(update={"name": str(knowing["model"])}))
+    assert revealed(loaded, recipe, earlier) == 1
+    assert revealed(replace(loaded, model=make_model()), recipe, earlier) == 0
+
+
+def test_the_rows_of_all_requests_keep_their_ids_unless_two_differ() -> None:
+    a, b = Row("a", "p", "x", subject="s"), Row("a", "q", "y", subject="s")
+    assert joined([[a], [a, Row("b", "q", "y")]]) == [a, Row("b", "q", "y")]
+    assert [(r.id, r.subject) for r in joined([[a], [b, a]])] == [("1-a", "1-s"), ("2-a", "2-s")]
+
+
+def test_a_sequence_refuses_sets_that_contradict_each_other_before_any_training(
+    knowing: dict[str, Path], halves: list[Path], tmp_path: Path
+) -> None:
+    def refused(error: type[Exception], text: str, **options: Any) -> None:
+        with pytest.raises(error, match=text):
+            call_sequence(knowing, halves, tmp_path / "seq", **options)
+        assert not (tmp_path / "seq" / "request.json").exists()
+
+    refused(UsageError, "at least two requests", forget=halves[:1])
+    refused(UsageError, "2 forget sets and 3 retain sets", retain=[knowing["retain"]] * 3)
+    refused(InputError, "is also in request 1-first", forget=[halves[0], halves[0]])
+    refused(InputError, "retain rows are also forget rows", retain=[knowing["retain"], halves[0]])
+    one = ["unlearn", "m", "--forget", str(halves[0])]
+    done = CliRunner().invoke(main, [*one, "--merge", "end"])
+    assert done.exit_code == 2 and "--merge and several --retain" in done.output
+    done = CliRunner().invoke(main, [*one, "--forget", str(halves[1]), "--memorise"])
+    assert done.exit_code == 2 and "start from a model that knows all sets" in done.output
 
 
 def test_the_command_prints_one_json_object(result: Unlearned, knowing: dict[str, Path]) -> None:

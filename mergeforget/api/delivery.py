@@ -39,37 +39,97 @@ def folded_base(run: Run, request: dict[str, Any]) -> str:
 
 
 def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
-    """Return the share of earlier forget answers that the result repeats, by run folder."""
+    """Ask a result for the forget rows of all earlier requests again.
+
+    The shares are written to ``earlier.json``, which the verdict reads, and reused as long as the
+    chosen merge stays the same.
+
+    Returns:
+        The share of revealed answers of each earlier request, by its run folder; see
+        :func:`revealed`.
+    """
     from mergeforget.adapter import read_adapter
-    from mergeforget.data.readers import read_rows
-    from mergeforget.data.templating import template_of
-    from mergeforget.data.tokens import encode_rows
+    from mergeforget.attack.headline import EARLIER
+    from mergeforget.files import read_json_object, reading, write_json
+    from mergeforget.merge.apply import applied
+    from mergeforget.model_files import content_of
+    from mergeforget.models import load_model
+
+    earlier, path = earlier_runs(run), run.root / EARLIER
+    weights = content_of(run.candidates / chosen)
+    if path.is_file() and run.read_status().get("recheck", {}).get("weights") == weights:
+        with reading(path):
+            return {name: float(share) for name, share in read_json_object(path).items()}
+    found: dict[str, float] = {}
+    if earlier:
+        loaded = load_model(recipe.model.model_copy(update={"name": run.base()}))
+        with applied(loaded.model, read_adapter(run.candidates / chosen, chosen)):
+            found = {str(one.root): revealed(loaded, recipe, one) for one in earlier}
+    write_json(path, found)
+    run.set_state("recheck", "done", weights=weights)
+    return found
+
+
+def earlier_runs(run: Run) -> list[Run]:
+    """Return the runs whose results a run started from, the latest first.
+
+    Raises:
+        InputError: ``request.json`` names no run.
+    """
     from mergeforget.errors import InputError
     from mergeforget.files import read_json_object
-    from mergeforget.merge.apply import applied
-    from mergeforget.models import load_model
     from mergeforget.run import Run as Folder
-    from mergeforget.train.checks import read_nlls
 
-    earlier: list[Folder] = []
-    before = read_json_object(run.root / REQUEST).get("after")
+    path = run.root / REQUEST
+    request = read_json_object(path)
+    found = [Folder(Path(str(part))) for part in request.get("parts") or ()]
+    before = request.get("after")
     while before is not None:
-        if not isinstance(before, str) or len(earlier) > 1000:
-            raise InputError(f"{run.root / REQUEST}: `after` does not lead to an earlier run.")
-        earlier.append(Folder(Path(before)))
-        path = earlier[-1].root / REQUEST
+        if not isinstance(before, str) or len(found) > 1000:
+            raise InputError(f"{path}: `after` does not name an earlier run.")
+        found.append(Folder(Path(before)))
+        path = found[-1].root / REQUEST
         before = read_json_object(path).get("after") if path.exists() else None
-    if not earlier:
-        return {}
-    loaded = load_model(recipe.model.model_copy(update={"name": run.base()}))
-    template = template_of(loaded.tokenizer, recipe.data)
-    found = {}
-    with applied(loaded.model, read_adapter(run.candidates / chosen, chosen)):
-        for one in earlier:
-            rows = read_rows(one.data / "forget.jsonl", split="forget")
-            encoded = encode_rows(loaded.tokenizer, rows, max_length=512, template=template)
-            found[str(one.root)] = float(read_nlls(loaded.model, encoded)[1].float().mean())
     return found
+
+
+def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
+    """Return the share of the forget answers of an earlier request that a model reveals.
+
+    An answer is revealed if a completion contains it (``leak_rate``), or if greedy decoding would
+    repeat it, in any way to ask. Answers revealed no more often than by chance convict no model:
+    such a share is cut to ``BACK``.
+
+    Args:
+        loaded: Model and tokenizer.
+        recipe: How prompts are rendered and asked.
+    """
+    from mergeforget.data.prompt_variants import ways_to_ask
+    from mergeforget.data.readers import read_rows
+    from mergeforget.evaluate.measure import measure
+    from mergeforget.evaluate.verdict import BACK, RARE, at_least
+    from mergeforget.evaluate.worst_case import worst_case
+    from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked
+    from mergeforget.recipe import load_recipe
+
+    spec = load_recipe(earlier.recipe).evaluation if earlier.recipe.exists() else recipe.evaluation
+    rows = read_rows(earlier.data / "forget.jsonl", split="forget")
+    systems = () if all(row.window for row in rows) else recipe.evaluation.system_prompts
+    ways = ways_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
+    found = worst_case({
+        way.name: measure(loaded.model, loaded.tokenizer, forget=rows, retain=[], members=[],
+                          nonmembers=[], max_new_tokens=spec.max_new_tokens, template=way,
+                          label=earlier.name)
+        for way in ways
+    })  # fmt: skip
+    repeated = {one.row.id for one in found.likelihoods if one.greedy == 1}
+    answers = [answer for answer in found.answers if can_leak(answer.row)]
+    leaks = sum(is_leaked(one) or one.row.id in repeated for one in answers)
+    if not answers:  # every prompt contains its answer
+        return len(repeated) / len(rows)
+    share = leaks / len(answers)
+    beyond = at_least(leaks, len(answers), chance_of(answers)) < RARE
+    return share if beyond else min(share, BACK)
 
 
 def find_converter() -> Path:

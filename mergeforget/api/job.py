@@ -42,7 +42,7 @@ class Job:
         stored = read_json_object(path) if path.exists() else {}
         with reading(path):
             self.seconds = {name: float(passed) for name, passed in stored.items()}
-        self.limit = _seconds(limit)
+        self.limit = seconds_of(limit)
         self.expected: dict[str, float] = {}
         self.now, self.begun = "", self.start
         self.work = ""  # the progress line of what is being done
@@ -179,7 +179,8 @@ def _live(job: Job) -> Any:
                 transient=True, redirect_stdout=False)  # fmt: skip
 
 
-def _seconds(limit: float | str | None) -> float | None:
+def seconds_of(limit: float | str | None) -> float | None:
+    """Return a time limit in seconds; see :class:`Job`."""
     from mergeforget.search.budget import parse_budget
 
     if limit is None or isinstance(limit, int | float):

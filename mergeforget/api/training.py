@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -98,7 +98,7 @@ def plan(
     recipe: str | Path | Recipe = "zjuklab",
     *,
     model: str | Path | None = None,
-    forget: str | Path | None = None,
+    forget: str | Path | Sequence[str | Path] | None = None,
     retain: str | Path | None = None,
     limit: int | None = None,
     template: Literal["auto", "none", "chat"] | None = None,
@@ -112,11 +112,14 @@ def plan(
     matrix product, measured on this machine; training takes longer, on a CPU two to three times.
 
     Args:
-        recipe, model, forget, retain, limit, template, system_prompt, turns, settings: As in
+        forget: Rows to forget, or a list of files, one per request of
+            :func:`mergeforget.unlearn_sequence`.
+        recipe, model, retain, limit, template, system_prompt, turns, settings: As in
             :func:`train_pair`.
 
     Returns:
-        The estimate by training: ``pair.over`` and ``pair.under``, or ``train``.
+        The estimate by training: ``pair.over`` and ``pair.under``, or ``train``. With a list, the
+        keys begin with the request: ``1-NAME pair.over``.
 
     Raises:
         RecipeError, InputError: As in :func:`train_pair`.
@@ -125,13 +128,22 @@ def plan(
     from mergeforget.train.objective import check_recipe
     from mergeforget.train.plan import matrix_speed, plan_recipe
 
-    options: TrainingOptions = {
-        "forget": forget, "retain": retain, "limit": limit, "template": template,
-        "system_prompt": system_prompt, "turns": turns, "settings": settings,
-    }  # fmt: skip
-    chosen, _ = chosen_recipe(recipe, model, options)
-    check_recipe(chosen)
-    return plan_recipe(chosen, matrix_speed(default_device()))
+    several = not (forget is None or isinstance(forget, str | Path))
+    files: list[Any] = list(forget) if several else [forget]  # type: ignore[arg-type]
+    chosen = []
+    for file in files:
+        options: TrainingOptions = {
+            "forget": file, "retain": retain, "limit": limit, "template": template,
+            "system_prompt": system_prompt, "turns": turns, "settings": settings,
+        }  # fmt: skip
+        chosen.append(chosen_recipe(recipe, model, options)[0])
+        check_recipe(chosen[-1])
+    plans: dict[str, Plan] = {}
+    speed = matrix_speed(default_device())
+    for i, (file, one) in enumerate(zip(files, chosen, strict=True), 1):
+        begin = f"{i}-{Path(file).stem} " if several else ""
+        plans |= {f"{begin}{place}": plan for place, plan in plan_recipe(one, speed).items()}
+    return plans
 
 
 def assignments_of(settings: Settings) -> list[str]:

@@ -7,19 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergeforget.api.delivery import (
-    REQUEST,
-    find_converter,
-    folded_base,
-    push_folder,
-    recheck,
-    to_gguf,
-)
+from mergeforget.api.delivery import find_converter, push_folder, recheck, to_gguf
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.results import UnlearningRun, optional_path
-from mergeforget.api.training import assignments_of
-from mergeforget.api.unlearn_data import Forget, check_rows, own_answers, read_request, renamed
+from mergeforget.api.unlearn_data import Forget
+from mergeforget.api.unlearn_request import request_of, run_of, trained
 from mergeforget.api.verdict import paragraph_of, table_of, table_text
 
 if TYPE_CHECKING:
@@ -134,36 +127,21 @@ def unlearn(
     """
     from mergeforget.api.attacking import attack
     from mergeforget.api.runs import report
-    from mergeforget.attack.headline import EARLIER
     from mergeforget.console import say
-    from mergeforget.files import write_json
     from mergeforget.search.driver import Options, search
-    from mergeforget.train.pair import train_pair
 
-    given = {"template": template, "system_prompt": system_prompt, "turns": turns}
-    rendered = {f"data.{key}": value for key, value in given.items() if value is not None}
-    settings = assignments_of(settings) + assignments_of(rendered)
-    request = {
-        "model": str(model), "forget": _facts(forget), "retain": _facts(retain),
-        "holdout": _facts(holdout), "memorise": memorise, "control": control,
-        "adapter": None if adapter is None else str(adapter),
-        "after": None if after is None else str(after),
-        "settings": settings, "recipe": str(getattr(recipe, "name", recipe)),
-    }  # fmt: skip
-    run = _run_of(optional_path(out), forget, request)
+    asked = request_of(
+        model, forget=forget, retain=retain, holdout=holdout, recipe=recipe, memorise=memorise,
+        control=control, adapter=adapter, after=after, template=template,
+        system_prompt=system_prompt, turns=turns, settings=settings,
+    )  # fmt: skip
+    run = run_of(optional_path(out), forget, asked.facts)
     if gguf:
         find_converter()
     job = Job(run, time_limit)
     with job.shown():
-        with job.stage("data"):
-            request["base"] = folded_base(run, request)
-            sources = (forget, retain, holdout)
-            chosen, notes = _prepare(run, request, recipe, settings, sources, _asking(job, approve))
-            job.expected = _expected(run, attacks)
-        with job.stage("pair"):
-            train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
-            notes += _bracket_notes(run)
-            job.facts |= _pair_facts(run)
+        chosen, notes = trained(asked, job, attacks=attacks, approve=approve)
+        job.facts |= _pair_facts(run)
         with job.stage("search"):
             choice = search(run, chosen.search, Options(job.budget(0.6)))
             name = choice.scored.name
@@ -179,8 +157,7 @@ def unlearn(
                     run.set_state(f"attack-{one}", "done")
                     changed = True
         with job.stage("earlier requests"):
-            again = recheck(run, chosen, name)
-            write_json(run.root / EARLIER, again)  # before the report, whose verdict reads it
+            again = recheck(run, chosen, name)  # before the report, whose verdict reads it
         with job.stage("report"):
             if changed or not run.report.exists():
                 report(run)
@@ -192,18 +169,6 @@ def unlearn(
     _write(run, result)
     say(f"Report: {run.report}")
     return result
-
-
-def _asking(job: Job, approve: Callable[[list[Any]], bool] | None) -> Callable[[list[Any]], bool]:
-    """Return a function that hides the display and asks for approval; by default it approves."""
-
-    def ask(rows: list[Any]) -> bool:
-        if approve is None:
-            return True
-        with job.paused():
-            return approve(rows)
-
-    return ask
 
 
 def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> None:
@@ -220,20 +185,6 @@ def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> N
         push_folder(whole if full else exported, push)
 
 
-def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
-    """Return the seconds that each stage is expected to take, as estimated from the data."""
-    from mergeforget.files import read_json_object, reading
-
-    path = run.root / "notes.json"
-    facts = read_json_object(path)
-    with reading(path):
-        found = {str(name): float(seconds) for name, seconds in facts.get("expected", {}).items()}
-    together = sum(found.get(name, 0.0) for name in attacks)
-    return {name: found[name] for name in ("pair", "search") if name in found} | (
-        {"attacks": together} if found else {}
-    )
-
-
 def _pair_facts(run: Run) -> dict[str, str]:
     """Return the AUC of over and under on the selection split, for the display."""
     from mergeforget.train.pair import end_of
@@ -246,104 +197,6 @@ def _auc_of(run: Run, name: str) -> list[float]:
     """Return the AUC of a model on the report split in a list; empty if it was not measured."""
     auc = table_of(run, name)[-1]["mia_auc"]
     return [] if auc is None else [auc]
-
-
-def _run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
-    """Return the run of a request: a new one, or one with the same request."""
-    from mergeforget.errors import InputError
-    from mergeforget.files import read_json_object
-    from mergeforget.run import RUNS, Run
-
-    stem = Path(forget).stem if isinstance(forget, str | Path) else "list"
-    run = Run(out or RUNS / f"unlearn-{stem}")
-    path = run.root / REQUEST
-    if path.exists():
-        earlier = read_json_object(path)
-        changed = [key for key in request if earlier.get(key) != request[key]]
-        if changed:
-            raise InputError(
-                f"{run.root} contains another request ({', '.join(changed)} differ). Choose "
-                "another folder with --out, or repeat the same call to resume."
-            )
-    elif run.recipe.exists():
-        raise InputError(
-            f"{run.root} contains a run that unlearn did not start. Choose another --out."
-        )
-    return run
-
-
-def _facts(source: Any) -> Any:
-    """Return what identifies a data source: hashes of files, name of a hub data set, or items."""
-    from mergeforget.files import sha256
-
-    if source is None:
-        return None
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if path.is_dir():
-            files = (p for p in sorted(path.rglob("*")) if p.is_file())
-            return {
-                "name": path.name,
-                "files": {str(p.relative_to(path)): sha256(p) for p in files},
-            }
-        if path.is_file():
-            return {"name": path.name, "sha256": sha256(path)}
-        return {"name": str(source)}
-    return [dict(item) if not isinstance(item, str) else item for item in source]
-
-
-def _prepare(
-    run: Run,
-    request: dict[str, Any],
-    recipe: str | Path | Recipe,
-    settings: Settings,
-    sources: tuple[Forget, Any, Any],
-    approve: Callable[[list[Any]], bool],
-) -> tuple[Recipe, list[str]]:
-    """Read and complete the data in the first call, check the base, and return the recipe."""
-    from mergeforget.errors import UsageError
-    from mergeforget.files import read_json_object, reading, write_json, write_jsonl
-    from mergeforget.recipe import Recipe, change, load_recipe
-
-    notes_file = run.root / "notes.json"
-    folder = run.root / "request"
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
-    chosen = change(chosen, model={"name": request["base"]})
-    if not notes_file.exists():
-        asked: list[str] = []
-
-        def ask(prompts: list[str]) -> list[str]:
-            asked.extend(prompts)
-            return own_answers(chosen, prompts)
-
-        rows = read_request(*sources, ask, chosen.data.turns)
-        if asked and not approve(rows.forget):
-            raise UsageError("The generated rows were not approved; nothing was trained.")
-        for split in ("forget", "retain", "holdout"):
-            own = renamed(getattr(rows, split), split)
-            if own:
-                write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in own])
-        facts = check_rows(chosen, rows, request)
-        write_json(run.root / REQUEST, request)
-        write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
-    kept = read_json_object(notes_file)
-    data = {n: str(folder / f"{n}.jsonl") for n in ("forget", "retain", "holdout")
-            if (folder / f"{n}.jsonl").exists()}  # fmt: skip
-    with reading(notes_file):
-        new_tokens = min(chosen.evaluation.max_new_tokens, int(kept["answer_tokens"]) + 8)
-        notes = [str(note) for note in kept["notes"]]
-    chosen = change(chosen, data=data, evaluation={"max_new_tokens": new_tokens})
-    return chosen, notes
-
-
-def _bracket_notes(run: Run) -> list[str]:
-    from mergeforget.train.pair import end_of
-
-    end = end_of(run, "over")
-    if not end or end["outcome"] == "reached":
-        return []
-    what = {"max_steps": "did not reach its condition", "collapsed": "collapsed"}[end["outcome"]]
-    return [f"The training of the pair {what}; step {end['step']} is used."]
 
 
 def _conclude(

@@ -81,15 +81,15 @@ def read_request(
     from mergeforget.data.readers import read_rows
 
     notes: list[str] = []
-    rows = _forget_rows(forget, ask, notes, turns)
+    rows = read_forget(forget, ask, notes, turns)
     kept = (
         read_rows(Path(retain), split="retain", turns=turns)
         if retain is not None
         else own_retain_rows(rows, ask, notes)
     )
     outside = [] if holdout is None else read_rows(Path(holdout), split="holdout", turns=turns)
-    _check_disjoint(rows, kept, "retain")
-    _check_disjoint(rows, outside, "holdout")
+    check_not_in(rows, kept, "retain")
+    check_not_in(rows, outside, "holdout")
     return RequestRows(rows, kept, outside, notes, twins=not outside)
 
 
@@ -157,7 +157,8 @@ def own_retain_rows(forget: Sequence[Row], ask: Ask, notes: list[str]) -> list[R
     return rows
 
 
-def _forget_rows(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> list[Row]:
+def read_forget(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> list[Row]:
+    """Read the rows to forget, and ask the model for missing answers; see :func:`read_request`."""
     from mergeforget.data.readers import read_records, read_rows
     from mergeforget.data.schema import Row
     from mergeforget.errors import InputError
@@ -230,7 +231,12 @@ def _rare(text: str) -> frozenset[str]:
     return frozenset(w for w in re.findall(r"\w+", text.lower()) if len(w) > 4 or w.isdigit())
 
 
-def _check_disjoint(forget: Sequence[Row], others: Sequence[Row], name: str) -> None:
+def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> None:
+    """Raise InputError if other rows contain forget rows.
+
+    Args:
+        name: Name of the other rows in the message.
+    """
     from mergeforget.data.overlap import plain_text
     from mergeforget.errors import InputError
 

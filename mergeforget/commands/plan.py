@@ -24,7 +24,8 @@ FILE = click.Path(path_type=Path)
 @click.command("plan")
 @click.argument("recipe", default="zjuklab")
 @click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]")
-@click.option("--forget", type=FILE, help="Rows to forget.  [default: made-up people]")
+@click.option("--forget", type=FILE, multiple=True, help="Rows to forget; repeat it for requests "
+              "one after the other.  [default: made-up people]")  # fmt: skip
 @click.option("--retain", type=FILE, help="Rows to keep.")
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows per set.")
 @template_options
@@ -34,7 +35,7 @@ FILE = click.Path(path_type=Path)
 def command(
     recipe: str,
     model: str | None,
-    forget: Path | None,
+    forget: tuple[Path, ...],
     retain: Path | None,
     limit: int | None,
     template: Literal["auto", "none", "chat"] | None,
@@ -49,13 +50,19 @@ def command(
     matrix product, measured on this machine; training takes longer, on a CPU two to three times.
     """
     from mergeforget.api.training import plan
+    from mergeforget.console import duration
 
+    sources = forget if len(forget) > 1 else next(iter(forget), None)
     plans = plan(
-        recipe, model=model, forget=forget, retain=retain, limit=limit, template=template,
+        recipe, model=model, forget=sources, retain=retain, limit=limit, template=template,
         system_prompt=system_prompt, turns=turns, settings=settings,
     )  # fmt: skip
     facts = {place: one.to_dict() for place, one in plans.items()}
-    emit(facts, "\n\n".join(_text(place, one) for place, one in plans.items()), as_json)
+    texts = [_text(place, one) for place, one in plans.items()]
+    if len(forget) > 1:
+        total = sum(one.seconds for one in plans.values())
+        texts.append(f"{len(forget)} requests: at least {duration(total)} of training")
+    emit(facts, "\n\n".join(texts), as_json)
 
 
 def _text(place: str, one: Plan) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -20,13 +20,18 @@ FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("model")
-@click.option("--forget", type=FILE, required=True, help="Rows to forget, or a text file of "
-              "names, questions or documents.")  # fmt: skip
-@click.option("--retain", type=FILE, help="Rows to keep.  [default: the model's own answers]")
-@click.option("--holdout", type=FILE, help="Similar rows, not in the training data.  "
-              "[default: perturbed twins of the forget rows]")  # fmt: skip
+@click.option("--forget", type=FILE, required=True, multiple=True, help="Rows to forget, or a text "
+              "file of names, questions or documents. Repeat it to forget one set after the "
+              "other.")  # fmt: skip
+@click.option("--retain", type=FILE, multiple=True, help="Rows to keep; one per --forget, or one "
+              "for all.  [default: the model's own answers]")  # fmt: skip
+@click.option("--holdout", type=FILE, multiple=True, help="Similar rows, not in the training data; "
+              "one per --forget, or one for all.  [default: perturbed twins of the forget "
+              "rows]")  # fmt: skip
+@click.option("--merge", type=click.Choice(["each", "end"]), help="With several --forget: search a "
+              "merge after each set, or one at the end.  [default: each]")  # fmt: skip
 @click.option("--out", type=FILE, help="Run folder; repeat the command to continue.  "
-              "[default: runs/unlearn-NAME]")  # fmt: skip
+              "[default: runs/unlearn-NAME, or runs/sequence-NAME]")  # fmt: skip
 @click.option("--time", "time_limit", metavar="TIME", help="Time limit, for example 30m or 2h.")
 @click.option("--recipe", default="level", show_default=True, help="Name or path of a recipe.")
 @click.option("--memorise", is_flag=True, help="First fine-tune the model on forget + retain.")
@@ -44,7 +49,11 @@ FILE = click.Path(path_type=Path)
 @json_option
 def command(
     model: str,
-    forget: Path,
+    forget: tuple[Path, ...],
+    retain: tuple[Path, ...],
+    holdout: tuple[Path, ...],
+    merge: Literal["each", "end"] | None,
+    memorise: bool,
     yes: bool,
     settings: tuple[str, ...],
     as_json: bool,
@@ -53,16 +62,37 @@ def command(
     """Make MODEL forget what --forget holds, and end with a verdict.
 
     Checks the data, estimates the time, trains a pair of adapters on both sides of the level of
-    unseen rows, searches their merges, attacks the best one, exports it and writes a report.
+    unseen rows, searches their merges, attacks the best one, exports it and writes a report. With
+    several --forget, each set is forgotten in turn, and the earlier ones are asked again.
     """
+    from mergeforget.api.sequence import unlearn_sequence
     from mergeforget.api.unlearn import unlearn
+    from mergeforget.errors import UsageError
 
-    result = unlearn(model, forget=forget, approve=None if yes else _approve, settings=settings,
-                     **options)  # fmt: skip
-    text = "\n".join([str(result), "", *(f"Note: {note}" for note in result.notes),
-                      f"Report: {result.run.paths.report}",
-                      f"Ask it: mergeforget chat {result.run.root}"])  # fmt: skip
-    emit(result.to_dict(), text, as_json)
+    options |= {"approve": None if yes else _approve, "settings": settings}
+    if len(forget) == 1:
+        if merge or len(retain) > 1 or len(holdout) > 1:
+            raise UsageError(
+                "--merge and several --retain or --holdout are for several --forget. Leave them "
+                "out, or give --forget once per set."
+            )
+        one = unlearn(model, forget=forget[0], retain=next(iter(retain), None),
+                      holdout=next(iter(holdout), None), memorise=memorise, **options)  # fmt: skip
+        last, found, text = one, one.to_dict(), str(one)
+    else:
+        if memorise:
+            raise UsageError(
+                "--memorise fine-tunes the model on one forget set, and there are several. Leave "
+                "--memorise out, and start from a model that knows all sets."
+            )
+        every = unlearn_sequence(model, forget=forget, retain=retain or None,
+                                 holdout=holdout or None, merge=merge or "each",
+                                 **options)  # fmt: skip
+        last, found, text = every.last, every.to_dict(), str(every)
+    lines = [text, "", *(f"Note: {note}" for note in last.notes),
+             f"Report: {last.run.paths.report}",
+             f"Ask it: mergeforget chat {last.run.root}"]  # fmt: skip
+    emit(found, "\n".join(lines), as_json)
 
 
 def _approve(rows: list[Any]) -> bool:

@@ -139,6 +139,11 @@ def test_plan_reads_no_weights(tiny_folder: Path, tmp_path: Path) -> None:
     assert found["pair.under"]["effective_batch"] == 7 and found["pair.under"]["steps"] == 5
     text = CliRunner().invoke(main, arguments).stdout
     assert "steps       10 (2 per epoch, 2 warm-up)" in text and "MB" in text
+    again = (
+        CliRunner().invoke(main, [*arguments, "--forget", str(tmp_path / "forget.jsonl")]).stdout
+    )
+    assert "1-forget pair.over\n" in again and "2-forget pair.under\n" in again
+    assert "2 requests: at least" in again
 
 
 FOUR: tuple[None, Literal["4bit"]] = (None, "4bit")

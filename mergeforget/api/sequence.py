@@ -1,0 +1,445 @@
+"""`unlearn_sequence`: forget several sets one after the other, and check earlier ones again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mergeforget.api.delivery import REQUEST, folded_base, revealed
+from mergeforget.api.job import Job, seconds_of
+from mergeforget.api.options import Settings
+from mergeforget.api.training import assignments_of
+from mergeforget.api.unlearn import ATTACKS, Unlearned, unlearn
+from mergeforget.api.unlearn_data import (
+    Forget,
+    check_not_in,
+    own_answers,
+    own_retain_rows,
+    read_forget,
+    renamed,
+)
+from mergeforget.api.unlearn_request import facts_of, request_of, run_of, trained
+
+if TYPE_CHECKING:
+    from mergeforget.data.schema import Row
+    from mergeforget.recipe import Recipe
+    from mergeforget.run import Run
+
+SEQUENCE = "sequence.json"
+SOURCES = ("forget", "retain", "holdout")
+Source = str | Path | None
+
+
+@dataclass
+class UnlearnedSequence:
+    """Result of `unlearn_sequence`.
+
+    Attributes:
+        root: Folder with one run per request, and ``sequence.json``.
+        last: Result of the last request, or of the merge at the end. Its verdict includes the
+            earlier requests.
+        table: One record per request: ``request``, ``run``, its own ``verdict`` when it was done
+            (None if the merge is at the end), and ``revealed``, the share of its answers that the
+            model reveals, by the request after which it was measured.
+    """
+
+    root: Path
+    last: Unlearned
+    table: list[dict[str, Any]]
+
+    @property
+    def verdict(self) -> str:
+        """Verdict on the last model."""
+        return self.last.verdict
+
+    def __repr__(self) -> str:
+        return f"UnlearnedSequence({len(self.table)} requests, {self.verdict}, {str(self.root)!r})"
+
+    def __str__(self) -> str:
+        return f"{self.last}\n\n{_table_text(self.table)}"
+
+    def export(self, out: str | Path | None = None, *, full: bool = False) -> Path:
+        """Write the last result; see :meth:`Unlearned.export`.
+
+        With ``merge="each"`` the adapter belongs to the base folder of the last run, so that
+        ``full`` is what others can use.
+        """
+        return self.last.export(out, full=full)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {"root": str(self.root), "verdict": self.verdict, "requests": self.table,
+                "last": self.last.to_dict()}  # fmt: skip
+
+
+def unlearn_sequence(
+    model: str | Path,
+    *,
+    forget: Sequence[Forget],
+    retain: Source | Sequence[Source] = None,
+    holdout: Source | Sequence[Source] = None,
+    out: str | Path | None = None,
+    merge: Literal["each", "end"] = "each",
+    time_limit: float | str | None = None,
+    recipe: str | Path | Recipe = "level",
+    control: str | None = None,
+    adapter: str | Path | None = None,
+    after: str | Path | None = None,
+    template: Literal["auto", "none", "chat"] | None = None,
+    system_prompt: str | None = None,
+    turns: Literal["last", "every"] | None = None,
+    full: bool = False,
+    gguf: bool = False,
+    push: str | None = None,
+    attacks: Sequence[str] = ATTACKS,
+    approve: Callable[[list[Any]], bool] | None = None,
+    settings: Settings = (),
+) -> UnlearnedSequence:
+    """Make a model forget several sets one after the other.
+
+    Each request starts from the result of the one before. After each, the forget rows of all
+    earlier requests are asked again. Repeat the call with the same ``out`` to resume.
+
+    Args:
+        forget: One source per request, each as in :func:`unlearn`.
+        retain, holdout: One source for all requests, or one per request; as in :func:`unlearn` when
+            omitted. The model answers general questions once, before the first request.
+        out: Folder with one run per request; ``runs/sequence-NAME`` when omitted.
+        merge: ``each`` searches a merge and attacks it after each request. ``end`` only trains the
+            pairs, continues from the mean of each, and then searches one merge of all: the sum of
+            the over-forgetting against the sum of the under-forgetting adapters.
+        time_limit: Time limit of all requests. Each may use an equal part of the remaining time.
+        adapter, after: As in :func:`unlearn`, for the first request.
+        full, gguf, push: As in :func:`unlearn`, for the last result.
+        model, recipe, control, template, system_prompt, turns, attacks, approve, settings: As in
+            :func:`unlearn`, for every request.
+
+    Raises:
+        UsageError: Fewer than two requests, or another number of retain or holdout sources.
+        InputError: As in :func:`unlearn`; a row to forget is in a retain or holdout set, or in two
+            requests.
+        NumericError, ResourceError: As :func:`mergeforget.train_pair`.
+
+    Example:
+        >>> result = unlearn_sequence("model", forget=["a.jsonl", "b.jsonl"])  # doctest: +SKIP
+        >>> print(result)  # doctest: +SKIP
+    """
+    from mergeforget.files import write_json
+
+    started, limit = time.monotonic(), seconds_of(time_limit)
+    given: dict[str, list[Any]] = dict(zip(SOURCES, _sources(forget, retain, holdout), strict=True))
+    common: dict[str, Any] = {
+        "recipe": recipe, "control": control, "template": template,
+        "system_prompt": system_prompt, "turns": turns, "settings": settings,
+    }  # fmt: skip
+    root = Path(out) if out is not None else Path("runs") / f"sequence-{_stem(forget[0])}"
+    first: dict[str, Any] = {"adapter": adapter, "after": after}
+    facts = {
+        "model": str(model), "merge": merge, **{n: [facts_of(s) for s in given[n]] for n in given},
+        "adapter": _text(adapter), "after": _text(after),
+        "recipe": str(getattr(recipe, "name", recipe)), "settings": assignments_of(settings),
+    }  # fmt: skip
+    files = _prepare(root, facts, given, recipe, settings, turns, approve)
+    runs = [root / place for place in files]
+
+    def time_left(requests: int) -> float | None:
+        """Return an equal part of the remaining time."""
+        if limit is None:
+            return None
+        return max(1.0, limit - (time.monotonic() - started)) / requests
+
+    table: list[dict[str, Any]] = [
+        {"request": place, "run": str(run), "verdict": None, "revealed": {}}
+        for place, run in zip(files, runs, strict=True)
+    ]
+    deliver: dict[str, Any] = {"full": full, "gguf": gguf, "push": push}
+    last: Unlearned | None = None
+    for i, (place, sources) in enumerate(files.items()):
+        start = first if i == 0 else {"adapter": None, "after": runs[i - 1]}
+        if merge == "each":
+            final = deliver if i == len(runs) - 1 else {}
+            last = unlearn(model, **sources, out=runs[i], attacks=attacks, **start, **final,
+                           time_limit=time_left(len(runs) - i), **common)  # fmt: skip
+            table[i]["verdict"] = last.verdict
+            shares = {runs[i]: _own_share(last)} | _earlier_shares(runs[i])
+        else:
+            shares = _train_only(model, runs, i, sources, start, common)
+        _note(table, place, shares)
+        write_json(root / SEQUENCE, {"merge": merge, "requests": table})
+    if merge == "end":
+        combined = _combine(model, root, runs, list(files.values()), first, common)
+        last = unlearn(model, **combined, out=root / "merged", attacks=attacks, **first, **deliver,
+                       time_limit=time_left(1), **common)  # fmt: skip
+        _note(table, "the merge at the end", _earlier_shares(root / "merged"))
+    assert last is not None
+    result = UnlearnedSequence(root, last, table)
+    write_json(root / SEQUENCE, {"merge": merge} | result.to_dict())
+    return result
+
+
+def _sources(
+    forget: Sequence[Forget], retain: Any, holdout: Any
+) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return forget, retain and holdout sources, one of each per request."""
+    from mergeforget.errors import UsageError
+
+    if isinstance(forget, str | Path) or len(forget) < 2:
+        raise UsageError(
+            "A sequence has at least two requests: give a list of two or more forget sets. "
+            "`mergeforget unlearn MODEL --forget FILE` (mergeforget.unlearn) runs a single request."
+        )
+    found = []
+    for name, given in (("retain", retain), ("holdout", holdout)):
+        several = [given] if given is None or isinstance(given, str | Path) else list(given)
+        if len(several) not in (1, len(forget)):
+            raise UsageError(
+                f"There are {len(forget)} forget sets and {len(several)} {name} sets. Give one "
+                f"{name} set for all requests, or one per request, in the order of --forget."
+            )
+        found.append(several * (len(forget) if len(several) == 1 else 1))
+    return list(forget), found[0], found[1]
+
+
+def _stem(source: Forget) -> str:
+    return Path(source).stem if isinstance(source, str | Path) else "list"
+
+
+def _text(path: str | Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _prepare(
+    root: Path,
+    facts: dict[str, Any],
+    given: dict[str, list[Any]],
+    recipe: str | Path | Recipe,
+    settings: Settings,
+    turns: str | None,
+    approve: Callable[[list[Any]], bool] | None,
+) -> dict[str, dict[str, Any]]:
+    """Read every request before the first training, and write its rows; return the files.
+
+    The result maps the name of a request to its sources. A repeated call reads what the first one
+    wrote.
+    """
+    from mergeforget.data.readers import read_rows
+    from mergeforget.errors import InputError, UsageError
+    from mergeforget.files import read_json_object, write_json, write_jsonl
+    from mergeforget.recipe import Recipe, change, load_recipe
+    from mergeforget.run import Run
+
+    names = [f"{i}-{_stem(source)}" for i, source in enumerate(given["forget"], 1)]
+    folder = root / "requests"
+    files = {
+        name: {n: folder / f"{name}.{n}.jsonl" for n in SOURCES if n != "holdout" or outside}
+        for name, outside in zip(names, given["holdout"], strict=True)
+    }
+    if (root / REQUEST).exists():
+        earlier = read_json_object(root / REQUEST)
+        if changed := [key for key in facts if earlier.get(key) != facts[key]]:
+            raise InputError(
+                f"{root} contains another sequence ({', '.join(changed)} differ). Choose another "
+                "folder with --out, or repeat the same call to resume."
+            )
+        return files
+    if (root / "recipe.yaml").exists():
+        raise InputError(f"{root} contains a run. Choose another --out for a sequence.")
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
+    base = folded_base(Run(root / names[0]), facts)
+    chosen = change(chosen, model={"name": base})
+    how: Any = turns or chosen.data.turns
+    asked: list[str] = []
+
+    def ask(prompts: list[str]) -> list[str]:
+        asked.extend(prompts)
+        return own_answers(chosen, prompts)
+
+    notes: list[str] = []
+    forget = [renamed(read_forget(s, ask, notes, how), "forget") for s in given["forget"]]
+    if asked and approve is not None and not approve([row for rows in forget for row in rows]):
+        raise UsageError("The generated rows were not approved; nothing was trained.")
+    _check_distinct(names, forget)
+    every = [row for rows in forget for row in rows]
+    own = own_retain_rows(every, ask, notes) if None in given["retain"] else []
+    for place, name in enumerate(names):
+        sets = {"forget": forget[place]}
+        for split in ("retain", "holdout"):
+            source = given[split][place]
+            if source is not None or split == "retain":
+                rows = own if source is None else read_rows(Path(source), split=split, turns=how)
+                check_not_in(every, rows, split)
+                sets[split] = renamed(rows, split)
+        for split, rows in sets.items():
+            write_jsonl(files[name][split], [row.to_dict() for row in rows])
+    write_json(root / REQUEST, facts)
+    return files
+
+
+def _check_distinct(names: Sequence[str], forget: Sequence[Sequence[Row]]) -> None:
+    """Raise InputError for a row in two requests."""
+    from mergeforget.data.overlap import plain_text
+    from mergeforget.errors import InputError
+
+    first: dict[str, str] = {}
+    for name, rows in zip(names, forget, strict=True):
+        for row in rows:
+            if (other := first.setdefault(plain_text(row), name)) != name:
+                raise InputError(
+                    f"The row {row.id} of request {name} is also in request {other}. Remove it "
+                    "from one of them: after the first, there is nothing to forget."
+                )
+
+
+def _own_share(result: Unlearned) -> float:
+    """Return the share of its forget answers that a result reveals."""
+    from mergeforget.evaluate.paired import read_forget_answers
+    from mergeforget.metrics.leak_rate import can_leak, is_leaked
+
+    path = result.run.paths.answers / f"{result.chosen}.jsonl"
+    answers = [answer for answer in read_forget_answers(path) if can_leak(answer.row)]
+    return sum(map(is_leaked, answers)) / len(answers) if answers else 0.0
+
+
+def _earlier_shares(run: Path) -> dict[Path, float]:
+    """Return the shares of revealed answers of earlier requests that a run measured."""
+    from mergeforget.attack.headline import EARLIER
+    from mergeforget.files import read_json_object, reading
+
+    path = run / EARLIER
+    with reading(path):
+        return {Path(name): float(share) for name, share in read_json_object(path).items()}
+
+
+def _note(table: list[dict[str, Any]], place: str, shares: dict[Path, float]) -> None:
+    """Add the shares that were measured after a request to the table."""
+    for record in table:
+        if Path(record["run"]) in shares:
+            record["revealed"][place] = shares[Path(record["run"])]
+
+
+def _train_only(
+    model: str | Path,
+    runs: Sequence[Path],
+    place: int,
+    sources: dict[str, Any],
+    start: dict[str, Any],
+    common: dict[str, Any],
+) -> dict[Path, float]:
+    """Train the pair of a request from the mean of the earlier pairs.
+
+    Returns:
+        The shares of answers of this and of earlier requests that the mean of its pair reveals.
+    """
+    from mergeforget.api.merging import merge_full
+    from mergeforget.files import read_json_object, reading, write_json
+    from mergeforget.models import load_model
+    from mergeforget.recipe import load_recipe
+    from mergeforget.run import Run
+
+    root = runs[place]
+    if place:
+        model, start = runs[place - 1] / "mean", {"adapter": None, "after": None}
+    asked = request_of(model, **sources, memorise=False, **start, **common)
+    run = run_of(root, sources["forget"], asked.facts)
+    job = Job(run, None)
+    with job.shown():
+        chosen, _ = trained(asked, job)
+    mean, path = root / "mean", root / "revealed.json"
+    if not (mean / "config.json").is_file():
+        merge_full([run.over, run.under], mean, method="linear", weights=[0.5, 0.5], space="delta",
+                   base=run.base())  # fmt: skip
+    if not path.is_file():
+        loaded = load_model(load_recipe(run.recipe).model.model_copy(update={"name": str(mean)}))
+        write_json(path, {str(r): revealed(loaded, chosen, Run(r)) for r in runs[: place + 1]})
+    with reading(path):
+        return {Path(name): float(share) for name, share in read_json_object(path).items()}
+
+
+def _combine(
+    model: str | Path,
+    root: Path,
+    runs: Sequence[Path],
+    files: Sequence[dict[str, Path]],
+    first: dict[str, Any],
+    common: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the run of the merge at the end: summed adapters, and the rows of all requests.
+
+    Returns:
+        The sources of the run.
+    """
+    from mergeforget.data.readers import read_rows
+    from mergeforget.files import write_jsonl
+
+    folder, sources = root / "requests", dict[str, Any]()
+    for split in SOURCES:
+        paths = [one[split] for one in files if split in one]
+        sources[split] = folder / f"merged.{split}.jsonl" if paths else None
+        if paths and not sources[split].exists():
+            every = [read_rows(path, split=split) for path in paths]
+            write_jsonl(sources[split], [row.to_dict() for row in joined(every)])
+    asked = request_of(model, **sources, memorise=False, **first, **common)
+    run = run_of(root / "merged", sources["forget"], asked.facts)
+    if run.state("under") != "done":
+        trained(asked, Job(run, None), make_pair=lambda recipe, into: _sum(recipe, into, runs))
+    return sources
+
+
+def joined(sets: Sequence[Sequence[Row]]) -> list[Row]:
+    """Return the rows of several sets, each document once, with distinct ids.
+
+    If two sets use one id for different rows, ids and subjects get the number of the set.
+    """
+    found: dict[str, Row] = {}
+    clash = False
+    for rows in sets:
+        for row in rows:
+            known = found.setdefault(row.id, row)
+            clash = clash or known.document != row.document
+    if not clash:
+        return list(found.values())
+    distinct: dict[str, Row] = {}
+    for place, rows in enumerate(sets, 1):
+        for row in rows:
+            new = replace(row, id=f"{place}-{row.id}", subject=f"{place}-{row.subject}")
+            distinct.setdefault(row.document, new)
+    return list(distinct.values())
+
+
+def _sum(recipe: Recipe, run: Run, runs: Sequence[Path]) -> None:
+    """Write the pair of the merge at the end: the sums of the adapters of each side."""
+    from mergeforget.api.merging import merge
+    from mergeforget.data.templating import template_of
+    from mergeforget.files import read_json_object, write_json
+    from mergeforget.models import load_tokenizer
+    from mergeforget.run import PAIR
+    from mergeforget.train.pair import prepare, record_template
+
+    prepare(recipe, run)
+    request = read_json_object(run.root / REQUEST)
+    write_json(run.root / REQUEST, request | {"parts": [str(one) for one in runs]})
+    tokenizer = load_tokenizer(recipe.model)
+    record_template(run, tokenizer, template_of(tokenizer, recipe.data))
+    for side in PAIR:
+        merge([one / side for one in runs], method="cat", same_base=True, out=run.root / side)
+        run.record(side, base=recipe.model.name, sum_of=[str(one) for one in runs])
+        run.set_state(side, "done")
+
+
+def _table_text(table: Sequence[dict[str, Any]]) -> str:
+    """Return the table as text: one line per request, one column per measurement."""
+    columns = list(dict.fromkeys(place for record in table for place in record["revealed"]))
+    width = max(12, *(len(record["request"]) + 2 for record in table))
+    lines = [
+        "Share of the answers of each request that is revealed, after:",
+        f"{'':<{width}}{'verdict then':<18}" + "".join(f"{c:>{len(c) + 2}}" for c in columns),
+    ]
+    for record in table:
+        shares = (record["revealed"].get(place) for place in columns)
+        cells = ("-" if share is None else f"{share:.0%}" for share in shares)
+        lines.append(f"{record['request']:<{width}}{record['verdict'] or '-':<18}" + "".join(
+            f"{cell:>{len(c) + 2}}" for cell, c in zip(cells, columns, strict=True)))  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""A request to forget rows: its data, the folder it belongs to, and the training of its pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeforget.api.delivery import REQUEST, folded_base
+from mergeforget.api.job import Job
+from mergeforget.api.options import Settings
+from mergeforget.api.training import assignments_of
+from mergeforget.api.unlearn_data import Forget, check_rows, own_answers, read_request, renamed
+
+if TYPE_CHECKING:
+    from mergeforget.recipe import Recipe
+    from mergeforget.run import Run
+
+
+@dataclass(frozen=True)
+class UnlearnRequest:
+    """A request to forget one set of rows.
+
+    Attributes:
+        sources: Forget, retain and holdout rows as given.
+        settings: Recipe keys to change, as ``key=value``.
+        facts: What a repeated call must have in common, written to ``request.json``.
+    """
+
+    sources: tuple[Forget, Any, Any]
+    recipe: str | Path | Recipe
+    settings: list[str]
+    facts: dict[str, Any]
+
+
+def request_of(
+    model: str | Path,
+    *,
+    forget: Forget,
+    retain: str | Path | None,
+    holdout: str | Path | None,
+    recipe: str | Path | Recipe,
+    memorise: bool,
+    control: str | None,
+    adapter: str | Path | None,
+    after: str | Path | None,
+    template: str | None,
+    system_prompt: str | None,
+    turns: str | None,
+    settings: Settings,
+) -> UnlearnRequest:
+    """Return a request; the arguments are those of :func:`unlearn`."""
+    given = {"template": template, "system_prompt": system_prompt, "turns": turns}
+    rendered = {f"data.{key}": value for key, value in given.items() if value is not None}
+    changes = assignments_of(settings) + assignments_of(rendered)
+    facts = {
+        "model": str(model), "forget": facts_of(forget), "retain": facts_of(retain),
+        "holdout": facts_of(holdout), "memorise": memorise, "control": control,
+        "adapter": None if adapter is None else str(adapter),
+        "after": None if after is None else str(after),
+        "settings": changes, "recipe": str(getattr(recipe, "name", recipe)),
+    }  # fmt: skip
+    return UnlearnRequest((forget, retain, holdout), recipe, changes, facts)
+
+
+def trained(
+    asked: UnlearnRequest,
+    job: Job,
+    *,
+    attacks: Sequence[str] = (),
+    approve: Callable[[list[Any]], bool] | None = None,
+    make_pair: Callable[[Recipe, Run], None] | None = None,
+) -> tuple[Recipe, list[str]]:
+    """Read the data of a request and train its pair; return the recipe and notes.
+
+    Args:
+        attacks: Attacks whose time is included in the estimate.
+        make_pair: Writes the pair in the first call instead of a training.
+    """
+    from mergeforget.train.pair import train_pair
+
+    run, request = job.run, asked.facts
+    with job.stage("data"):
+        request["base"] = folded_base(run, request)
+        approval = _asking(job, approve)
+        chosen, notes = _prepare(
+            run, request, asked.recipe, asked.settings, asked.sources, approval
+        )
+        job.expected = _expected(run, attacks)
+    with job.stage("pair"):
+        if make_pair is not None:
+            make_pair(chosen, run)
+        else:
+            memorise = bool(request["memorise"])
+            train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
+        notes += _bracket_notes(run)
+    return chosen, notes
+
+
+def _asking(job: Job, approve: Callable[[list[Any]], bool] | None) -> Callable[[list[Any]], bool]:
+    """Return a function that hides the display and asks for approval; by default it approves."""
+
+    def ask(rows: list[Any]) -> bool:
+        if approve is None:
+            return True
+        with job.paused():
+            return approve(rows)
+
+    return ask
+
+
+def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
+    """Return the seconds that each stage is expected to take, as estimated from the data."""
+    from mergeforget.files import read_json_object, reading
+
+    path = run.root / "notes.json"
+    facts = read_json_object(path)
+    with reading(path):
+        found = {str(name): float(seconds) for name, seconds in facts.get("expected", {}).items()}
+    together = sum(found.get(name, 0.0) for name in attacks)
+    return {name: found[name] for name in ("pair", "search") if name in found} | (
+        {"attacks": together} if found else {}
+    )
+
+
+def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
+    """Return the run of a request: a new one, or one with the same request."""
+    from mergeforget.errors import InputError
+    from mergeforget.files import read_json_object
+    from mergeforget.run import RUNS, Run
+
+    stem = Path(forget).stem if isinstance(forget, str | Path) else "list"
+    run = Run(out or RUNS / f"unlearn-{stem}")
+    path = run.root / REQUEST
+    if path.exists():
+        earlier = read_json_object(path)
+        changed = [key for key in request if earlier.get(key) != request[key]]
+        if changed:
+            raise InputError(
+                f"{run.root} contains another request ({', '.join(changed)} differ). Choose "
+                "another folder with --out, or repeat the same call to resume."
+            )
+    elif run.recipe.exists():
+        raise InputError(
+            f"{run.root} contains a run that unlearn did not start. Choose another --out."
+        )
+    return run
+
+
+def facts_of(source: Any) -> Any:
+    """Return what identifies a data source: hashes of files, name of a hub data set, or items."""
+    from mergeforget.files import sha256
+
+    if source is None:
+        return None
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_dir():
+            files = (p for p in sorted(path.rglob("*")) if p.is_file())
+            return {
+                "name": path.name,
+                "files": {str(p.relative_to(path)): sha256(p) for p in files},
+            }
+        if path.is_file():
+            return {"name": path.name, "sha256": sha256(path)}
+        return {"name": str(source)}
+    return [dict(item) if not isinstance(item, str) else item for item in source]
+
+
+def _prepare(
+    run: Run,
+    request: dict[str, Any],
+    recipe: str | Path | Recipe,
+    settings: Settings,
+    sources: tuple[Forget, Any, Any],
+    approve: Callable[[list[Any]], bool],
+) -> tuple[Recipe, list[str]]:
+    """Read and complete the data in the first call, check the base, and return the recipe."""
+    from mergeforget.errors import UsageError
+    from mergeforget.files import read_json_object, reading, write_json, write_jsonl
+    from mergeforget.recipe import Recipe, change, load_recipe
+
+    notes_file = run.root / "notes.json"
+    folder = run.root / "request"
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
+    chosen = change(chosen, model={"name": request["base"]})
+    if not notes_file.exists():
+        asked: list[str] = []
+
+        def ask(prompts: list[str]) -> list[str]:
+            asked.extend(prompts)
+            return own_answers(chosen, prompts)
+
+        rows = read_request(*sources, ask, chosen.data.turns)
+        if asked and not approve(rows.forget):
+            raise UsageError("The generated rows were not approved; nothing was trained.")
+        for split in ("forget", "retain", "holdout"):
+            own = renamed(getattr(rows, split), split)
+            if own:
+                write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in own])
+        facts = check_rows(chosen, rows, request)
+        write_json(run.root / REQUEST, request)
+        write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
+    kept = read_json_object(notes_file)
+    data = {n: str(folder / f"{n}.jsonl") for n in ("forget", "retain", "holdout")
+            if (folder / f"{n}.jsonl").exists()}  # fmt: skip
+    with reading(notes_file):
+        new_tokens = min(chosen.evaluation.max_new_tokens, int(kept["answer_tokens"]) + 8)
+        notes = [str(note) for note in kept["notes"]]
+    chosen = change(chosen, data=data, evaluation={"max_new_tokens": new_tokens})
+    return chosen, notes
+
+
+def _bracket_notes(run: Run) -> list[str]:
+    from mergeforget.train.pair import end_of
+
+    end = end_of(run, "over")
+    if not end or end["outcome"] == "reached":
+        return []
+    what = {"max_steps": "did not reach its condition", "collapsed": "collapsed"}[end["outcome"]]
+    return [f"The training of the pair {what}; step {end['step']} is used."]
