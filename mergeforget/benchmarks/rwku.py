@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.benchmarks import benchmark
+from mergeforget.benchmarks._rwku_utility import KEYS, UTILITY, utility_rows, utility_scores
 from mergeforget.data.schema import Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.files import read_json
@@ -42,8 +43,12 @@ def rwku(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     - ``signal_loss``, ``signal_zlib``, ``signal_min_k_plus_20``: mean of each membership signal on
       the texts of the target (split ``members``) and of others (``nonmembers``).
 
-    The published scores use at most 30 new tokens. General ability is measured by MMLU, and by the
-    tasks of lm-eval.
+    - Utility, each on its own split: ``rwku_accuracy`` on ``general`` (MMLU), ``rwku_em`` on
+      ``reasoning`` (BBH), ``rwku_mc1`` and ``rwku_mc2`` on ``truthfulness`` (TruthfulQA),
+      ``rwku_em`` and ``rwku_f1`` on ``factuality`` (TriviaQA), ``rwku_entropy`` on ``fluency``
+      (AlpacaEval).
+
+    The published scores use at most 30 new tokens, and 256 for reasoning and fluency.
 
     Args:
         known: Scores computed elsewhere, for example MMLU.
@@ -53,6 +58,7 @@ def rwku(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
         _recall(measured, split, task) for split in ("forget", "retain") for task in ["", *tasks]
     ]
     found += [_signal(measured, split, name) for split in DOCUMENTS.values() for name in SIGNALS]
+    found += utility_scores(measured)
     found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
     return [score for score in found if score is not None] + attack_scores(measured) + list(known)
 
@@ -143,7 +149,9 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
 
     Returns:
         Rows by split: ``forget`` and ``retain``, with the level as task and the person as subject,
-        and the documents ``members`` and ``nonmembers``. Missing files are skipped.
+        and the documents ``members`` and ``nonmembers``; the utility sets ``general``,
+        ``reasoning``, ``truthfulness``, ``factuality`` and ``fluency``, with one row per choice or
+        accepted answer. Missing files are skipped.
 
     Raises:
         InputError: The folder contains no file of RWKU, or a file has other keys.
@@ -163,6 +171,9 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
             subject = str(record.get("subject", ""))
             row = Row(f"{split}-{i}", str(record["text"]), "", split=split, subject=subject)
             found.setdefault(split, []).append(row)
+    for name, split in UTILITY.items():
+        for i, record in enumerate(_records(inner / name, KEYS[split])):
+            found.setdefault(split, []).extend(utility_rows(split, record, i, inner / name))
     if not found:
         raise InputError(
             f"{folder} contains no RWKU data. Expected for example forget_level1.json with the "

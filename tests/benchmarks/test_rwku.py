@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import mergeforget as mf
+from mergeforget.benchmarks._rwku_utility import entropy
 from mergeforget.benchmarks.rwku import first_line, read_folder, rwku, summary_recall
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
-from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.score import find
 
@@ -37,8 +40,28 @@ def corpus(folder: Path) -> Path:
         "neighbor_level1.json": [probe("Carrie is set in ___.", "Maine", "1", "cloze")],
         "neighbor_level2.json": [probe("Who wrote Dracula?", "Bram Stoker", "2", "question")],
         "forget_mia.json": [{"text": "King wrote Carrie.", "subject": KING}],
+        "retain_mmlu.json": [{
+            "question": "1+1?", "choices": ["1", "2", "3", "4"], "answer": 1, "subject": KING,
+            "task": "abstract_algebra",
+            "examples": [{"question": "2+1?", "choices": ["3", "4", "5", "6"], "answer": 0}],
+        }],
+        "retain_bbh.json": [{
+            "question": "not True is", "answer": "False", "task": "boolean", "cot": "Evaluate.\n\n",
+        }],
+        "truthful.json": [
+            {
+                "question": "Is it?",
+                "mc1_targets": {"choices": ["Yes", "No"], "labels": [1, 0]},
+                "mc2_targets": {
+                    "choices": ["Yes", "Of course", "No", "Never"],
+                    "labels": [1, 1, 0, 0],
+                },
+            }
+        ],
+        "triviaqa.json": [{"question": "Capital?", "answers": ["Paris", "the Paris.", "Lutetia"]}],
+        "fluency.json": [{"instruction": "Tell a story."}],
         "retain_mia.json": [{"text": "Stoker wrote Dracula.", "subject": "Bram Stoker"}],
-    }
+    }  # fmt: skip
     folder.mkdir(parents=True)
     for name, rows in files.items():
         (folder / name).write_text(json.dumps(rows))
@@ -62,6 +85,80 @@ def test_the_published_folder_becomes_rows_with_the_published_prompts(tmp_path: 
     assert rows["members"][0].document == "King wrote Carrie."
     assert rows["nonmembers"][0].subject == "Bram Stoker"
     assert read_folder(tmp_path / "All") == rows
+
+
+def test_utility_sets_have_the_published_prompts_and_one_row_per_choice(tmp_path: Path) -> None:
+    rows = read_folder(corpus(tmp_path / "All"))
+    assert rows["general"][0].input == (
+        "The following are multiple choice questions (with answers) about abstract algebra.\n\n"
+        "Question: 2+1?\nA. 3\nB. 4\nC. 5\nD. 6\nAnswer: A\n\n"
+        "Please following the previous examples and answer the given question.\n"
+        "Question: 1+1?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:"
+    )
+    assert [(r.output, r.task) for r in rows["general"]] == [
+        ("A", "wrong"), ("B", "right"), ("C", "wrong"), ("D", "wrong"),
+    ]  # fmt: skip
+    (reason,) = rows["reasoning"]
+    assert reason.input.startswith("Evaluate.\n\nFollowing previous examples, answer the following")
+    assert reason.input.endswith("'so the answer is'\nQ: not True is\nA:")
+    assert [(r.output, r.task) for r in rows["truthfulness"]] == [
+        ("Yes", "mc1-true"), ("Of course", "mc2-true"), ("No", "mc1-false"), ("Never", "mc2-false"),
+    ]  # fmt: skip
+    assert rows["truthfulness"][0].input.endswith("Barcelona, Spain.\n\nQ: Is it?\nA:")
+    assert [r.output for r in rows["factuality"]] == ["the Paris.", "Lutetia"]  # once per spelling
+    assert rows["fluency"][0].input == "Instruction: Tell a story.\n"
+    assert {r.subject for r in rows["truthfulness"]} == {"truthfulness-0"}
+    (tmp_path / "All" / "truthful.json").write_text(
+        '[{"question": "?", "mc1_targets": {}, "mc2_targets": {}}]'
+    )
+    with pytest.raises(InputError, match="choices"):
+        read_folder(tmp_path)
+
+
+def test_utility_scores_by_hand() -> None:
+    def likely(split: str, tasks: dict[str, float]) -> list[AnswerLikelihood]:
+        """One question; each choice has two tokens, and the given probability."""
+        return [
+            AnswerLikelihood(Row(f"{split}-{i}", "p", t, task=t, split=split, subject=split),
+                             -math.log(p) / 2, 2)
+            for i, (t, p) in enumerate(tasks.items())
+        ]  # fmt: skip
+
+    def said(split: str, completion: str, *outputs: str) -> list[Answer]:
+        return [Answer(Row(f"{split}-{i}", "p", text, split=split, subject=split), completion)
+                for i, text in enumerate(outputs)]  # fmt: skip
+
+    likelihoods = likely("general", {"wrong": 0.2, "right": 0.3}) + likely(
+        "truthfulness", {"mc1-true": 0.2, "mc2-true": 0.1, "mc1-false": 0.1, "mc2-false": 0.4}
+    )
+    answers = [
+        *said("reasoning", "not (True) is False. So the answer is False. Q: 1", "False"),
+        *said("factuality", " Paris in France", "London", "the Paris."),
+        *said("fluency", "to be or not to be", ""),
+    ]
+    scores = rwku(Measured(answers, [], likelihoods=likelihoods))
+    values = {(s.metric, s.split): s.value for s in scores}
+    assert values["rwku_accuracy", "general"] == 1
+    assert values["rwku_mc1", "truthfulness"] == 1  # .2 > .1; the choice of .4 is not in MC1
+    assert values["rwku_mc2", "truthfulness"] == pytest.approx(0.3 / 0.8)
+    assert values["rwku_em", "reasoning"] == 1
+    assert values["rwku_em", "factuality"] == 0
+    assert values["rwku_f1", "factuality"] == pytest.approx(2 * 1 / (3 + 1))
+    # bigrams: (to, be) twice of 5, three others once: 1.922 bits; trigrams: 4 different: 2 bits
+    assert values["rwku_entropy", "fluency"] == pytest.approx((2 / 3 * 1.92193 + 4 / 3 * 2) / 2)
+
+
+def test_entropy_equals_that_of_nltks_words() -> None:
+    nltk = pytest.importorskip("nltk")
+    text = "He didn't say it's good; she'll go, I think, at 5 o clock (or so)"
+
+    def theirs(n: int) -> float:
+        counts = list(nltk.FreqDist(nltk.ngrams(
+            nltk.word_tokenize(text, preserve_line=True), n)).values())  # fmt: skip
+        total = sum(counts)
+        return -sum(c / total * math.log2(c / total) for c in counts)
+
+    assert entropy(text) == pytest.approx((2 / 3 * theirs(2) + 4 / 3 * theirs(3)) / 2)
 
 
 def test_convert_writes_rows_that_evaluate_reads(tmp_path: Path) -> None:
@@ -147,3 +244,17 @@ def test_recall_equals_the_installed_package_on_random_words() -> None:
 def test_an_empty_first_line_counts_as_no_answer() -> None:
     assert first_line("\nMaine") == first_line("") == "NOANSWER"
     assert first_line(" Maine \nOhio") == "Maine"
+
+
+def test_evaluate_measures_the_utility_sets(tmp_path: Path, tiny_folder: Path) -> None:
+    out = tmp_path / "rows"
+    mf.convert_data("rwku", corpus(tmp_path / "All"), out)
+    names = ("general", "reasoning", "truthfulness", "factuality", "fluency")
+    scores = mf.evaluate(
+        str(tiny_folder), benchmark="rwku", forget=out / "forget.jsonl",
+        retain=out / "retain.jsonl", rows={n: str(out / f"{n}.jsonl") for n in names},
+        max_new_tokens=4,
+    )  # fmt: skip
+    (found,) = scores.values()
+    assert {s.split for s in found} >= {"forget", "retain", *names}
+    assert all(0 <= s.value <= 4 for s in found if s.split in names)
