@@ -29,10 +29,14 @@ matrix: $(READY)                # the fast tests on each Python found: make matr
 	$(BIN)/python tools/matrix.py $(MATRIX)
 
 # Repeat the published experiments (about three hours); rerun the command to resume. The data sets
-# are read from MERGEFORGET_DATA. `make study PART=pair` runs one part and the parts it depends on.
+# are read from MERGEFORGET_DATA. `make study PART=pair` runs one part and the parts it depends on,
+# `make study STUDY=cpu64 PART=seeds MINUTES=120` two hours of the main table with 64 rows and three seeds.
+STUDY   = cpu
+RESULTS = docs/$(if $(filter cpu,$(STUDY)),study,study-$(STUDY))
 study: $(READY)
-	$(BIN)/python -m benchmarks.study run cpu --jobs 2 --results docs/study $(if $(PART),--only $(PART))
-	$(BIN)/python -m benchmarks.study write docs/study
+	$(BIN)/python -m benchmarks.study run $(STUDY) --jobs 2 --results $(RESULTS) \
+	  $(if $(PART),--only $(PART)) $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m benchmarks.study write $(RESULTS)
 
 gpu-study: $(READY)             # the complete LUME train split on one GPU, in parts of minutes
 	$(BIN)/python -m benchmarks.study run gpu --jobs 4 --results docs/gpu-study $(if $(PART),--only $(PART))

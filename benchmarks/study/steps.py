@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from benchmarks.study.definition import StudyDefinition, StudySection, StudyStep
 from benchmarks.study.gather import gather
 from benchmarks.study.places import Clock, Places
 from benchmarks.study.tool import call, failed, words_of
-from mergeforget.errors import InputError, NumericError
+from mergeforget.errors import InputError, NumericError, RecipeError
 from mergeforget.files import read_json_object, write_json, write_text
+from mergeforget.recipe import load_recipe
 from mergeforget.run import now
 
 RESUMABLE = ("train", "train-pair")  # these need --resume; the others resume by themselves
 LISTS = re.compile(r"\[[-+0-9.eE,\s]+\]")
+NAMED = re.compile(r"--recipe ([\w-]+)")
+NOTES = {"notes", "source", "published"}
 
 
 def state_of(
@@ -26,10 +32,27 @@ def state_of(
 ) -> str:
     """``done``, ``failed``, ``waiting``, or why the step is skipped."""
     mark = _mark(places, step)
-    if mark.get("fingerprint") == study.fingerprint(step) and mark["state"] != "running":
+    if (
+        mark.get("fingerprint") == study.fingerprint(step)
+        and mark["state"] != "running"
+        and mark.get("recipes", {}).items() <= recipes_of(study.commands(step)).items()
+    ):
         return str(mark["state"])
     absent = [n for n in section.needs if not (places.data / n).exists()] if section else []
     return f"skipped: there is no {places.data / absent[0]}" if absent else "waiting"
+
+
+def recipes_of(commands: Sequence[str]) -> dict[str, str]:
+    """Hashes of the recipes that commands name, without their notes.
+
+    A step whose recipe changed since it was run is run again; the commands alone do not show it.
+    """
+    found = {}
+    for name in dict.fromkeys(n for command in commands for n in NAMED.findall(command)):
+        with suppress(RecipeError):  # the command reports it
+            text = load_recipe(name).model_dump_json(exclude=NOTES, exclude_defaults=True)
+            found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
 
 
 def run_step(
@@ -86,7 +109,8 @@ def begin(study: StudyDefinition, places: Places, step: StudyStep) -> dict[str, 
             f"{folder} exists already and was not written by this study. Move it, or choose "
             "another folder with --out."
         )
-    mark = {"fingerprint": known, "state": "running", "seconds": 0.0, "printed": []}
+    mark = {"fingerprint": known, "state": "running", "seconds": 0.0, "printed": [],
+            "recipes": recipes_of(study.commands(step))}  # fmt: skip
     write_json(places.mark(step.name), mark)
     return mark
 
@@ -107,6 +131,7 @@ def write_result(
         "state": mark["state"],
         "fingerprint": mark["fingerprint"],
         "commands": commands,
+        "recipes": mark.get("recipes", {}),
         "measured": gather(folder, list(zip(commands, mark["printed"], strict=False))),
         "run": {**run, **facts},
     }

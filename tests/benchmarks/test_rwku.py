@@ -156,7 +156,7 @@ def test_entropy_equals_that_of_nltks_words() -> None:
         counts = list(nltk.FreqDist(nltk.ngrams(
             nltk.word_tokenize(text, preserve_line=True), n)).values())  # fmt: skip
         total = sum(counts)
-        return -sum(c / total * math.log2(c / total) for c in counts)
+        return float(-sum(c / total * math.log2(c / total) for c in counts))
 
     assert entropy(text) == pytest.approx((2 / 3 * theirs(2) + 4 / 3 * theirs(3)) / 2)
 

@@ -115,6 +115,15 @@ def test_a_study_like_another_has_its_parts_and_other_values(tmp_path: Path) -> 
     assert [step.minutes for _, step in study.steps()] == [0.5, 0.5, 1.0]
 
 
+def test_the_second_edition_differs_by_rows_steps_and_recipes_only() -> None:
+    first, second = (load_study(name)[0] for name in ("cpu", "cpu64"))
+    assert [s.name for _, s in first.steps()] == [s.name for _, s in second.steps()]
+    seed = second.commands(second.step("seed-2"))[0]
+    assert "--limit 64" in seed and "--set pair.over.gradient_accumulation=16" in seed
+    assert "max_grad_norm" not in second.commands(second.step("as-run"))[0]
+    assert "--recipe ishumei-as-run " in second.commands(second.step("eul-rd-da"))[0]
+
+
 def test_values_that_name_each_other_are_refused(tmp_path: Path) -> None:
     path = Path(written(tmp_path))
     path.write_text(path.read_text().replace('rate: "1"', 'rate: "{more}"'))

@@ -24,7 +24,7 @@ from benchmarks.study.places import Clock, Places
 from benchmarks.study.schedule import run_study
 from benchmarks.study.tool import circumstances
 from mergeforget.errors import InputError, Interrupted, MergeforgetError
-from mergeforget.files import read_json, write_jsonl
+from mergeforget.files import read_json, write_json, write_jsonl
 
 HERE = Path(__file__).parent
 STUDY = """
@@ -137,6 +137,15 @@ def test_a_stopped_training_is_resumed(places: Places, tool: Tool) -> None:
     run_study(study_of(places), places)
     first, second = (text for text in tool.called if text.startswith("train"))
     assert second == f"{first} --resume"
+
+
+def test_a_step_whose_recipe_changed_is_run_again(places: Places, tool: Tool) -> None:
+    run_study(study_of(places), places, only=["one"])
+    result, mark = read_json(places.results / "a.json"), read_json(places.mark("a"))
+    assert result["recipes"] == mark["recipes"] == steps.recipes_of(["train --recipe npo"])
+    assert mark["recipes"]["npo"] != steps.recipes_of(["train --recipe ga"])["ga"]
+    write_json(places.mark("a"), mark | {"recipes": {"npo": "of an earlier recipe"}})
+    assert steps.state_of(study_of(places), places, None, study_of(places).step("a")) == "waiting"
 
 
 def test_another_command_begins_anew_and_so_does_what_reads_it(places: Places, tool: Tool) -> None:
