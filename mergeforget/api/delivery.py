@@ -104,6 +104,7 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
         loaded: Model and tokenizer.
         recipe: How prompts are rendered and asked.
     """
+    from mergeforget.data.overlap import distinct_rows
     from mergeforget.data.prompt_variants import ways_to_ask
     from mergeforget.data.readers import read_rows
     from mergeforget.evaluate.measure import measure
@@ -113,7 +114,8 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     from mergeforget.recipe import load_recipe
 
     spec = load_recipe(earlier.recipe).evaluation if earlier.recipe.exists() else recipe.evaluation
-    rows = read_rows(earlier.data / "forget.jsonl", split="forget")
+    path = earlier.data / "forget.jsonl"
+    rows = distinct_rows(read_rows(path, split="forget"), path)
     systems = () if all(row.window for row in rows) else recipe.evaluation.system_prompts
     ways = ways_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
     found = worst_case({
