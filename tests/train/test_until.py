@@ -53,10 +53,10 @@ def bracketed(knowing: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 def test_the_pair_brackets_the_level(bracketed: Run) -> None:
     over = read_json(bracketed.root / "until" / "over.json")
-    assert over["outcome"] == "reached" and over["auc"] <= 0.35 and over["forget_exact"] == 0
+    assert over["outcome"] == "reached" and over["auc"] <= 0.45 and over["forget_exact"] == 0
     lines = [x["until"] for x in read_jsonl(bracketed.history) if "until" in x]
     (under,) = [x for x in lines if x["step"] == over["under_step"]]
-    assert under["auc"] >= 0.6 and under["forget_nll"] - over["base"]["forget_nll"] >= 0.5
+    assert under["auc"] >= 0.55 and under["forget_nll"] - over["base"]["forget_nll"] >= 0.5
     assert all(x["decision"] and x["learning_rate"] > 0 for x in lines)
     assert bracketed.state("over") == bracketed.state("under") == "done"
 
@@ -258,4 +258,4 @@ def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
     assert "mend" not in [x["decision"] for x in lines]
     over = read_json(run.root / "until" / "over.json")
     under = next(x for x in lines if x["step"] == over["under_step"])
-    assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.35
+    assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.45
