@@ -53,6 +53,7 @@ class Pair(RecipeSection):
     over: Training
     under: Training
     trajectory: Literal["separate", "shared"] = "separate"  # shared: under is a snapshot of over
+    together: bool | Literal["auto"] = "auto"  # rows of both in each pass; auto: on a GPU
 
     @field_validator("over", "under", mode="before")
     @classmethod
@@ -72,7 +73,28 @@ class Pair(RecipeSection):
     def _one_trajectory(self) -> Pair:
         if self.trajectory == "shared" and not (self.over.until and self.under.until):
             raise ValueError("trajectory: shared needs over.until and under.until")
+        if self.together is True and (reason := self.apart_because()):
+            raise ValueError(f"together is true, but {reason}; set together to auto or false")
         return self
+
+    def apart_because(self) -> str:
+        """Return why over and under cannot share passes; empty if no setting forbids it."""
+        if self.trajectory == "shared":
+            return "trajectory: shared has one training"
+        for name, side in (("over", self.over), ("under", self.under)):
+            reasons = {
+                f"direction: {side.direction}": side.direction != "sum",
+                "robust": side.robust is not None,
+                "full": side.full is not None,
+                f"tokens.padding: {side.tokens.padding}": side.tokens.padding != "none",
+                "gradient_checkpointing": side.gradient_checkpointing is True,
+                "lora.target_parameters": bool(side.lora.target_parameters),
+                "report_to": bool(set(side.report_to) - {"tensorboard"}),
+            }
+            for key, applies in reasons.items():
+                if applies:
+                    return f"{name} has {key}, with which passes are not joined"
+        return ""
 
 
 class Recipe(RecipeSection):

@@ -53,6 +53,7 @@ from mergeforget.train.samplers import (
     LayeredSampler,
     Order,
 )
+from mergeforget.train.together import Partners
 from mergeforget.train.tokenize import (
     RAW_MARK,
     also_raw,
@@ -79,6 +80,7 @@ class TrainingJob:
     stage: str
     resume: bool = False
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    partners: Partners | None = None  # joins passes with those of another training
 
     @property
     def checkpoints(self) -> Path:
@@ -245,12 +247,11 @@ def fit(
     # without a plan, a step is divided into one micro-batch per rank
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, world_size())
     order = _order(training, rows, accumulation)
-    callbacks = [
-        Epochs(rows, order),
-        Guard(),
-        ProgressBar(job.stage, controller),
-        Checkpoints(job.checkpoint_seconds, job.run.history),
-    ]
+    checkpoints = Checkpoints(job.checkpoint_seconds, job.run.history)
+    callbacks = [Epochs(rows, order), Guard(), ProgressBar(job.stage, controller), checkpoints]
+    partners = job.partners
+    if partners is not None:
+        partners.register(checkpoints)
     if controller is not None:
         callbacks.insert(0, controller)
     elif snapshot is not None and plan is not None:
@@ -259,7 +260,12 @@ def fit(
         callbacks.insert(0, FreshOptimizer(order))
     if plan is not None and plan.watch is not None:
         callbacks.insert(0, Watcher(plan.watch, sets, job.run.root, job.stage, job.checkpoints))
-    passes = fit_passes(model, sets, plan, job.stage) if plan else Passes(CPU_TOKENS, False)
+    trainings = 2 if partners is not None and partners.joined else 1
+    passes = Passes(CPU_TOKENS, False)
+    if plan is not None:
+        passes = fit_passes(model, sets, plan, job.stage, trainings=trainings)
+    if partners is not None and passes.checkpointing:
+        partners.separate(f"{job.stage} needs gradient checkpointing")
     dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
     if dual is not None:
         callbacks.insert(0, dual)
@@ -298,6 +304,7 @@ def fit(
         dual.trainer = trainer
     if controller is not None:
         controller.trainer = trainer
+    trainer.partners = partners
     if plan is not None:
         _add_weights(trainer, model, sets, plan)
     _run(trainer, job)

@@ -34,6 +34,7 @@ def predict(
     layers: Sequence[int] = (),
     row_total: float | None = None,
     token_total: Mapping[int, float] | None = None,
+    prefixes: bool = True,
 ) -> TokenOutputs:
     """Run the model on a batch; logits are computed only if a loss reads them.
 
@@ -46,6 +47,7 @@ def predict(
         layers: Layers, counted from 0, whose hidden states are returned.
         row_total: Rows of the whole optimiser step; see ``TokenOutputs``.
         token_total: Kept positions of the whole optimiser step, by kind.
+        prefixes: Whether packed rows may share a common prefix.
     """
     inner = unwrapped(model)
     apart = batch.attention_mask is None and rows_leak(inner)
@@ -54,7 +56,8 @@ def predict(
         if head is not None:
             stack.enter_context(_without_head(inner))
         seen = stack.enter_context(_captured(inner, layers))
-        parts = [_kept(model, part, seen) for part in (split(batch) if apart else [batch])]
+        passes = split(batch) if apart else [batch]
+        parts = [_kept(model, part, seen, prefixes) for part in passes]
     kept = _joined([part[0] for part in parts])
     return TokenOutputs(
         kept if head is None else Projection(kept.to(head.dtype), head),
@@ -71,7 +74,9 @@ def predict(
     )
 
 
-def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+def _kept(
+    model: Any, batch: Batch, seen: Mapping[int, Tensor], prefixes: bool
+) -> tuple[Tensor, dict[int, Tensor]]:
     """Run one pass: return the output and the hidden states in ``seen`` at the kept positions.
 
     On a CPU, a prefix that all packed rows share is computed once.
@@ -80,7 +85,7 @@ def _kept(model: Any, batch: Batch, seen: Mapping[int, Tensor]) -> tuple[Tensor,
     places: dict[str, Any] = {"attention_mask": batch.attention_mask}
     if packed:
         places = {"position_ids": batch.position_ids}
-        once = share_prefix(batch) if _shares_prefixes(model, batch) else None
+        once = share_prefix(batch) if prefixes and _shares_prefixes(model, batch) else None
         if once is not None:
             ids, keep = once.input_ids, once.keep
             places = {"position_ids": once.position_ids, "attention_mask": once.mask}
@@ -154,6 +159,7 @@ def predict_sets(
     head: Tensor | None = None,
     layers: Sequence[int] = (),
     together: int = TOGETHER,
+    prefixes: bool = True,
 ) -> dict[str, TokenOutputs]:
     """Run ``predict`` for several sets; short packed sets share one pass.
 
@@ -162,13 +168,15 @@ def predict_sets(
     Args:
         totals: ``row_total`` and ``token_total`` of each set.
         together: Maximum number of tokens of a joint pass.
+        prefixes: Whether packed rows may share a common prefix.
     """
     packed = len(batches) > 1 and all(b.attention_mask is None for b in batches.values())
     long = sum(b.tokens for b in batches.values()) > together
     if not packed or (in_any(long) if sharded() else long):
-        return {n: predict(model, b, head=head, layers=layers, **totals[n])
+        return {n: predict(model, b, head=head, layers=layers, prefixes=prefixes, **totals[n])
                 for n, b in batches.items()}  # fmt: skip
-    said = predict(model, join(list(batches.values())), head=head, layers=layers)
+    every = join(list(batches.values()))
+    said = predict(model, every, head=head, layers=layers, prefixes=prefixes)
     found, start = {}, 0
     for name, batch in batches.items():
         part = slice(start, start + len(batch.keep))

@@ -42,7 +42,12 @@ class Passes:
 
 
 def fit_passes(
-    model: Any, encoded: Mapping[str, Sequence[Encoded]], training: Training, stage: str = ""
+    model: Any,
+    encoded: Mapping[str, Sequence[Encoded]],
+    training: Training,
+    stage: str = "",
+    *,
+    trainings: int = 1,
 ) -> Passes:
     """Choose the size of a pass and gradient checkpointing by the free memory.
 
@@ -53,12 +58,13 @@ def fit_passes(
         model: The model with its trained weights, on its device.
         encoded: The sets that the objective reads.
         stage: Name of the training, for the message.
+        trainings: Number of trainings whose passes are joined and share the memory.
     """
     device = next(model.parameters()).device
     on_gpu = device.type == "cuda"
     largest = tokens_at_once(encoded, training)
     checkpointing = training.gradient_checkpointing
-    room = SHARE * (free_bytes(device) - reserved_bytes(model, training))
+    room = SHARE * (free_bytes(device) - reserved_bytes(model, training) * trainings) / trainings
     if checkpointing == "auto" and not on_gpu and largest * _roughly(model) < room:
         checkpointing = False  # a small model needs no measurement
     if checkpointing == "auto":
@@ -77,7 +83,7 @@ def fit_passes(
     fitting = int(room / bytes_per_token(model, checkpointing=checkpointing))
     attention = str(model.config._attn_implementation)
     most = next((n for k, n in MOST_TOKENS.items() if attention.startswith(k)), MASKED_TOKENS)
-    return Passes(max(1, min(gather(min(fitting, most)))), checkpointing)
+    return Passes(max(1, min(gather(min(fitting, most // trainings)))), checkpointing)
 
 
 def free_bytes(device: torch.device | str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from mergeforget.errors import InputError, NumericError, RecipeError
 from mergeforget.evaluate.membership import unseen
 from mergeforget.files import read_json_object, reading, write_json, write_jsonl
 from mergeforget.model_files import content_of, locate
-from mergeforget.models import load_model
+from mergeforget.models import LoadedModel, load_model
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.search.split import group, load_data
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
 from mergeforget.train.memorise import check_whole, is_memorised, memorise, memorised_folder
 from mergeforget.train.objective import check_recipe, describe
+from mergeforget.train.together import Partners, sharing_weights, trains_together
 from mergeforget.train.tokenize import check_weights
 from mergeforget.train_config import Training
 
@@ -78,16 +80,38 @@ def train_pair(
         sets = prepare(recipe, run, resume=resume)
         base, name = _base(recipe, run, sets, memorise_first, resume, checkpoint_seconds)
         record_template(run, base.tokenizer, template_of(base.tokenizer, recipe.data))
+        missing = []
         for side in SIDES:
             if resume and on_main(lambda side=side: run.state(side)) == "done":  # type: ignore[misc]
                 say(f"{side}: done already")
-                continue
+            else:
+                missing.append(side)
+        jobs = {side: TrainingJob(run, side, resume, checkpoint_seconds) for side in missing}
+        if len(missing) == 2 and trains_together(recipe, base.model.device):
+            _train_both(base, name, recipe, sets, jobs)
+            return run
+        for side, job in jobs.items():
             if side == "under" and recipe.pair.trajectory == "shared":
                 _take_under(run, recipe, name)
-                continue
-            job = TrainingJob(run, side, resume, checkpoint_seconds)
-            _train_side(base, name, recipe, sets, job)
+            else:
+                _train_side(base, name, recipe, sets, job)
     return run
+
+
+def _train_both(
+    base: LoadedModel, name: str, recipe: Recipe, sets: Sets, jobs: dict[str, TrainingJob]
+) -> None:
+    """Train both sides at the same time, with joined passes."""
+    assert recipe.pair is not None
+    partners = Partners(("over", "under"), required=recipe.pair.together is True)
+    models = {"over": base, "under": replace(base, model=sharing_weights(base.model))}
+    trainings = {
+        side: partial(
+            _train_side, models[side], name, recipe, sets, replace(job, partners=partners)
+        )
+        for side, job in jobs.items()
+    }
+    partners.run(trainings)
 
 
 def _take_under(run: Run, recipe: Recipe, name: str) -> None:
@@ -381,5 +405,6 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJ
     except Exception:
         job.run.set_state(job.stage, "failed")
         raise
-    job.run.record(job.stage, seed=training.seed, base=name)
+    joined = {"joint_passes": job.partners.passes} if job.partners is not None else {}
+    job.run.record(job.stage, seed=training.seed, base=name, **joined)
     job.run.set_state(job.stage, "done", **end_of(job.run, job.stage))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,9 @@ from mergeforget.train.reference import Reference
 from mergeforget.train.samplers import ChunkedSampler, Order, ShardedSampler
 from mergeforget.train.weighting import Entanglement, TokenScorer
 from mergeforget.train_config import Robust
+
+if TYPE_CHECKING:
+    from mergeforget.train.together import Partners
 
 Outputs = dict[str, TokenOutputs]  # by set
 SCORER = "token_scorer.safetensors"  # of a checkpoint
@@ -76,6 +79,7 @@ class UnlearningTrainer(Trainer):
         self._values: dict[str, float] = {}  # the same sums on the CPU, after one transfer per step
         self._notes: dict[str, float] = {}
         self._more: dict[str, Any] = {}  # further entries of the step's history line
+        self.partners: Partners | None = None  # joins passes with those of another training
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the data loader of this rank, in the order of the recipe's sampler."""
@@ -153,7 +157,13 @@ class UnlearningTrainer(Trainer):
         """Run forward and backward of a share; skip one that was fused into a later share."""
         if not inputs.batches:
             return torch.zeros((), device=self.args.device)
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self.partners is not None:
+            return self.partners.step(self, model, inputs)
+        return self.separate_step(model, inputs)
+
+    def separate_step(self, model: Any, share: Share) -> Tensor:
+        """Run forward and backward of a share of this training alone."""
+        loss: Tensor = super().training_step(model, share)  # type: ignore[arg-type]
         return loss
 
     def compute_loss(
@@ -163,10 +173,22 @@ class UnlearningTrainer(Trainer):
 
     def loss_of(self, model: Any, share: Share, terms: Sequence[Term]) -> Tensor:
         """Return the weighted sum of the terms whose sets are in the share; record their values."""
+        terms, reads, before = self.before(model, share, terms)
+        return self.loss_from(share, terms, before, self._policy(model, share, reads))
+
+    def before(
+        self, model: Any, share: Share, terms: Sequence[Term] | None = None
+    ) -> tuple[list[Term], dict[str, Reads], Outputs]:
+        """Return the terms whose sets are in the share, what they read, and the references."""
+        terms = self.terms if terms is None else terms
         terms = [t for t in terms if set(sets_of(t)) <= share.batches.keys()]
         reads = reads_of(terms)
-        before = self._references(model, share, reads)
-        policy = self._policy(model, share, reads)
+        return terms, reads, self._references(model, share, reads)
+
+    def loss_from(
+        self, share: Share, terms: Sequence[Term], before: Outputs, policy: Outputs
+    ) -> Tensor:
+        """Return the weighted sum of the terms for given outputs; record their values."""
         for name, levels in self.levels.items():
             if name in policy:
                 index = share.batches[name].index.to(levels.device)
