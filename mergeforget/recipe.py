@@ -88,6 +88,7 @@ class Pair(RecipeSection):
                 "full": side.full is not None,
                 f"tokens.padding: {side.tokens.padding}": side.tokens.padding != "none",
                 "gradient_checkpointing": side.gradient_checkpointing is True,
+                "compile": side.compile,
                 "lora.target_parameters": bool(side.lora.target_parameters),
                 "report_to": bool(set(side.report_to) - {"tensorboard"}),
             }

@@ -296,6 +296,7 @@ class Training(RecipeSection):
     full: Full | None = None  # train the model's own weights instead of an adapter
     gradient_checkpointing: bool | Literal["auto"] = "auto"  # auto: if needed
     tokens_per_pass: Positive | Literal["auto"] = "auto"  # auto: by memory
+    compile: bool = False  # run the layers through torch.compile
     snapshots: Positive = 8  # number kept over the whole training
     watch: Watch | None = None
     until: Until | None = None  # instead of epochs
@@ -331,6 +332,11 @@ class Training(RecipeSection):
             raise ValueError(
                 "robust does not support gradient_checkpointing, which would recompute the forget "
                 "terms with unperturbed weights: leave out one of the two"
+            )
+        if self.robust and self.compile:
+            raise ValueError(
+                "robust exchanges weights in a pass, which compile does not see: leave out one of "
+                "the two"
             )
         if self.clip_each and self.direction != "ngdiff":
             raise ValueError("clip_each belongs to direction ngdiff; max_grad_norm clips a step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from math import gcd
 from pathlib import Path
@@ -37,7 +38,7 @@ from mergeforget.train.callbacks import (
 from mergeforget.train.checks import MeasuredSets
 from mergeforget.train.dataset import PairedRows, collate_of
 from mergeforget.train.early_stopping import PROXIES, Watcher
-from mergeforget.train.forward import as_reference, output_matrix, unwrapped
+from mergeforget.train.forward import as_reference, compiled_layers, output_matrix, unwrapped
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
@@ -307,7 +308,8 @@ def fit(
     trainer.partners = partners
     if plan is not None:
         _add_weights(trainer, model, sets, plan)
-    _run(trainer, job)
+    with compiled_layers(model) if plan is not None and plan.compile else nullcontext():
+        _run(trainer, job)
 
 
 def _add_weights(

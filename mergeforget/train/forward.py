@@ -15,7 +15,7 @@ from transformers import masking_utils
 from mergeforget.chunked_logprobs import Projection, rows_of
 from mergeforget.data.batches import Batch, join, share_prefix, split
 from mergeforget.distributed import in_any, sharded
-from mergeforget.errors import RecipeError
+from mergeforget.errors import RecipeError, ResourceError, first_line
 from mergeforget.fsdp import full_weight, unsharded_class
 from mergeforget.outputs import TokenOutputs
 from mergeforget.train.packing_check import can_share, rows_leak
@@ -230,6 +230,55 @@ def decoder_layers(model: Any) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module
     raise RecipeError(f"{type(model).__name__} has no list of its {count} layers; use a LoRA.")
+
+
+@contextmanager
+def compiled_layers(model: Any, backend: str = "inductor") -> Iterator[None]:
+    """Compile the layers of a model with ``torch.compile`` inside the block.
+
+    One layer is compiled and reused for all layers of the same kind. Only the passes of the policy
+    run compiled: those of the reference and of measurements have other inputs, and few of them
+    cannot pay for a compilation of their own.
+
+    Args:
+        model: A model in training mode; in evaluation mode its layers run uncompiled.
+        backend: Backend of ``torch.compile``.
+
+    Raises:
+        ResourceError: ``torch.compile`` does not work on this machine.
+    """
+    inner = unwrapped(model)
+    device = next(inner.parameters()).device
+    try:
+        torch.compile(_double, backend=backend)(torch.ones(2, device=device))
+    except Exception as error:
+        raise ResourceError(
+            "compile: true needs a working torch.compile: a C++ compiler, and Triton on a GPU. It "
+            f"failed with: {first_line(error)[:200]}. Install a compiler, or leave out compile."
+        ) from error
+    layers = list(decoder_layers(inner))
+    for layer in layers:
+        plain = layer.forward
+        layer.forward = _in_training(
+            layer, torch.compile(plain, backend=backend, dynamic=True), plain
+        )
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+        torch.compiler.reset()
+
+
+def _double(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def _in_training(layer: nn.Module, compiled: Any, plain: Any) -> Any:
+    def forward(*inputs: Any, **more: Any) -> Any:
+        return (compiled if layer.training else plain)(*inputs, **more)
+
+    return forward
 
 
 @contextmanager

@@ -217,6 +217,11 @@ def _check_parts(recipe: Recipe) -> None:
             "or launch with --multi_gpu, where every process has the whole model in 4 bits."
         )
     for place, training in recipe.trainings().items():
+        if training.compile:
+            raise RecipeError(
+                f"{place}: compile does not support FSDP, which gathers the weights of a layer "
+                "outside of its forward. Leave it out, or launch with --multi_gpu."
+            )
         if training.full:
             raise RecipeError(
                 f"{place}: full trains weights of the model, but with FSDP only adapters are "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +16,13 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from mergeforget.data.schema import Row
-from mergeforget.errors import InputError, Interrupted, NumericError
+from mergeforget.errors import InputError, Interrupted, NumericError, ResourceError
 from mergeforget.files import read_jsonl
 from mergeforget.recipe import Lora, Term, Tokens, Training
 from mergeforget.run import Run
 from mergeforget.train import arguments, callbacks
 from mergeforget.train.fit import TrainingJob, train_adapter
+from mergeforget.train.forward import compiled_layers
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Watch
 
@@ -294,3 +296,51 @@ def test_a_set_whose_rows_all_have_weight_zero_is_refused(tiny_tokenizer: Any) -
     plan = Training(objective=[Term(loss="ga", on="forget"), Term(loss="gd", on="retain")])
     with pytest.raises(InputError, match="All 1 rows of the forget set have weight 0"):
         encode_sets(tiny_tokenizer, rows, plan)
+
+
+def test_layers_are_compiled_for_the_policy_only(
+    make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def compiled(function: Any, **settings: Any) -> Any:
+        def call(*inputs: Any, **more: Any) -> Any:
+            ran.append(settings["backend"])
+            return function(*inputs, **more)
+
+        return call
+
+    model = make_model()
+    ids = torch.tensor([[5, 6, 7]])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", compiled)
+        with compiled_layers(model):
+            ran.clear()
+            model.eval()(input_ids=ids)
+            assert not ran
+            model.train()(input_ids=ids)
+            assert ran == ["inductor"] * len(model.model.layers)
+        ran.clear()
+        model(input_ids=ids)
+        assert not ran
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ResourceError, match="no compiler"), compiled_layers(model):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_training_has_the_same_losses(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    settings: dict[str, Any] = {"lora": Lora(r=4, lora_alpha=4, lora_dropout=0.0), "epochs": 1}
+    plain = run_one(tmp_path / "a", make_model, tiny_tokenizer, **settings)
+    compiled = run_one(tmp_path / "b", make_model, tiny_tokenizer, compile=True, **settings)
+    for key, value in plain.items():
+        torch.testing.assert_close(compiled[key], value, rtol=1e-3, atol=1e-5)
+    one, other = (read_jsonl(tmp_path / n / "history.jsonl") for n in "ab")
+    assert [x["loss"] for x in one] == pytest.approx([x["loss"] for x in other], rel=1e-4)
