@@ -21,6 +21,8 @@ from mergeforget.errors import InputError, MergeforgetError, ResourceError, reas
 from mergeforget.model_files import locate, stored_template
 from mergeforget.recipe import ModelSpec
 
+CACHE = "_mergeforget_cache"  # attribute of a model: how it decodes, model.cache of the recipe
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -70,6 +72,7 @@ def load_model(
         _check_quantization(device)
     with quiet(), _explained(spec.name, path):
         model = _read_model(path, spec, device, parts=frozen and sharded())
+        setattr(model, CACHE, spec.cache)
         if frozen:
             model.requires_grad_(False)
         tokenizer = _read_tokenizer(path, spec)

@@ -96,8 +96,8 @@ def greedy(
             rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
             adapters_of.select(rows.tolist())
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        places = _places(model, mask, positions) if padded else {}
-        logits = _cached_pass(model, chosen[:, None], cache, **places, **last)
+        places = places_of(model, mask, positions) if padded else {}
+        logits = cached_pass(model, chosen[:, None], cache, **places, **last)
         positions = positions + 1
     return [[t for t in row if t >= 0] for row in new.tolist()]
 
@@ -166,8 +166,8 @@ def greedy_refilled(
             adapters_of.select(rows)
         positions = mask.sum(1, keepdim=True)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-        at = _places(model, mask, positions)
-        logits = _cached_pass(model, chosen[:, None], cache, **at, **last)
+        at = places_of(model, mask, positions)
+        logits = cached_pass(model, chosen[:, None], cache, **at, **last)
     return new
 
 
@@ -199,9 +199,9 @@ def prefill(
     for group in groups:
         adapters_of.select(group)
         ids, mask = pad_left([prompts[i] for i in group], model.device)
-        places = _places(model, mask, (mask.cumsum(1) - 1).clamp(min=0)) if padded else {}
+        places = places_of(model, mask, (mask.cumsum(1) - 1).clamp(min=0)) if padded else {}
         cache = new_cache(model)
-        read.append((_cached_pass(model, ids, cache, **places, **last), cache, mask))
+        read.append((cached_pass(model, ids, cache, **places, **last), cache, mask))
     order = [place for group in groups for place in group]
     logits, mask = torch.cat([r[0] for r in read]), _side_by_side([r[2] for r in read], dim=1)
     return order, logits, _joined([r[1] for r in read], model), mask
@@ -274,7 +274,7 @@ def cached_prefix_logits(model: Any, rows: Sequence[list[int]], shared: int) -> 
     if shared:
         cache = new_cache(model)
         prefix = torch.tensor([rows[0][:shared]], device=model.device)
-        _cached_pass(model, prefix, cache)
+        cached_pass(model, prefix, cache)
         cache.batch_repeat_interleave(len(rows))
         mask = torch.cat([mask.new_ones(len(rows), shared), mask], 1)
         inputs = {cache_name(model): cache, "use_cache": True}
@@ -298,14 +298,14 @@ def full_pass(model: Any, ids: Tensor, **inputs: Any) -> Tensor:
     return logits
 
 
-def _cached_pass(model: Any, ids: Tensor, cache: Any, **inputs: Any) -> Tensor:
+def cached_pass(model: Any, ids: Tensor, cache: Any, **inputs: Any) -> Tensor:
     """Return the logits after the last token of each row, (rows, vocabulary); extends the cache."""
     inputs = {cache_name(model): cache, "use_cache": True, **inputs}
     logits: Tensor = model(input_ids=ids, **inputs).logits[:, -1]
     return logits
 
 
-def _places(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
+def places_of(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
     """Return the attention mask and the positions, if the model accepts them."""
     given = {"attention_mask": mask, "position_ids": positions}
     return {name: value for name, value in given.items() if takes(model, name)}

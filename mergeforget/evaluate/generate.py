@@ -23,6 +23,7 @@ from mergeforget.evaluate.decoding import (
     uncached,
 )
 from mergeforget.evaluate.self_check import SafeModes, safe_modes
+from mergeforget.evaluate.static_decoding import greedy_static
 from mergeforget.merge.multi_adapter import side_by_side
 from mergeforget.metrics._leaks import leaked
 
@@ -115,7 +116,8 @@ def generate_ids(
     fitting, _ = cut_to_positions(model, prompts, reserve=max_new_tokens)
     limit = position_limit(model) or 2**31
     tokens = batch_tokens or token_budget(model)
-    refilled = ways.rows == "padded" and has_plain_cache(model)
+    static = ways.static and adapters_of.set_rows is None
+    refilled = ways.rows == "padded" and has_plain_cache(model) and not static
 
     def work(places: list[int]) -> list[list[int]]:
         found: dict[int, list[int]] = {}
@@ -127,7 +129,9 @@ def generate_ids(
                 batch = [fitting[place] for place in own]
                 width = budget + max(map(len, batch))
                 at_once = max(1, min(ROWS, tokens // max(1, width)))
-                if refilled and len(batch) > at_once:
+                if static:
+                    new = greedy_static(model, batch, stop, budget)
+                elif refilled and len(batch) > at_once:
                     who = adapters_of.part(own)
                     new = greedy_refilled(model, batch, stop, budget, at_once, who)
                 else:

@@ -37,6 +37,7 @@ from mergeforget.evaluate.decoding import (
     without_peft,
 )
 from mergeforget.evaluate.float32_pass import HALF, in_float32
+from mergeforget.evaluate.static_decoding import greedy_static, wants_static_cache
 
 Rows = Literal["padded", "equal", "generate", "uncached"]
 NEW = 4  # tokens that each probe decodes
@@ -56,11 +57,13 @@ class SafeModes:
             ``uncached``: each row with a full forward pass per token.
         scored_together: Whether likelihoods may be computed for right-padded rows in one pass.
         prefix: Whether rows with a common prefix may share its cache.
+        static: Whether answers are decoded with a static cache; only where the model asks for it.
     """
 
     rows: Rows = "padded"
     scored_together: bool = True
     prefix: bool = True
+    static: bool = False
 
 
 _KNOWN: WeakKeyDictionary[Any, tuple[str, SafeModes]] = WeakKeyDictionary()  # checked once
@@ -77,7 +80,8 @@ def safe_modes(model: Any) -> SafeModes:
             ids alone.
     """
     base = without_peft(model)
-    precision = f"{base.dtype} {getattr(base.config, '_attn_implementation', '')}"
+    static = wants_static_cache(model)
+    precision = f"{base.dtype} {getattr(base.config, '_attn_implementation', '')} {static}"
     if _KNOWN.get(base, ("",))[0] != precision:
         training = model.training
         model.eval()
@@ -88,13 +92,17 @@ def safe_modes(model: Any) -> SafeModes:
         if found is None:  # the outputs are not finite; the measurement raises an error
             return SafeModes()
         _KNOWN[base] = precision, found
-        if text := _slow_path(found):
+        if text := _slow_path(found, static):
             say(f"{type(base).__name__}: {text}")
     return _KNOWN[base][1]
 
 
-def _slow_path(ways: SafeModes) -> str:
-    """Describe modes that are slower than the default; empty for the default."""
+def _slow_path(ways: SafeModes, static: bool) -> str:
+    """Describe modes that are slower than the default; empty for the default.
+
+    Args:
+        static: Whether a static cache is wanted.
+    """
     answers = {
         "padded": "",
         "equal": "padding changes its answers, so only prompts of one length share a batch",
@@ -103,7 +111,9 @@ def _slow_path(ways: SafeModes) -> str:
         "takes a full pass",
     }[ways.rows]
     scores = "" if ways.scored_together else "likelihoods are computed row by row"
-    parts = [part for part in (answers, scores) if part]
+    dynamic = static and ways.rows == "padded" and not ways.static
+    cache = "a static cache changes its answers, or it has none, so its cache grows"
+    parts = [part for part in (answers, scores, cache if dynamic else "") if part]
     return "; ".join(parts) + " (slower)." if parts else ""
 
 
@@ -147,8 +157,9 @@ def _check(model: Any) -> SafeModes | None:
             rows = "equal"
         elif own:
             rows = "generate"
-    prefix = rows == "padded" and has_plain_cache(model) and works(_continues)
-    return SafeModes(rows, works(_scores), prefix)
+    plain = rows == "padded" and has_plain_cache(model)
+    static = plain and wants_static_cache(model) and works(_decodes_static)
+    return SafeModes(rows, works(_scores), plain and works(_continues), static)
 
 
 @dataclass(frozen=True)
@@ -248,7 +259,18 @@ def _typical_error(found: Tensor, expected: Tensor) -> float:
     return float(_errors(found, expected).median())
 
 
-def _decodes(model: Any, probes: _Probes, short: int, padded: bool, stage: _Stage) -> bool:
+def _decodes_static(model: Any, probes: _Probes, stage: _Stage) -> bool:
+    return _decodes(model, probes, 0, True, stage, partial(greedy_static, check_every=1))
+
+
+def _decodes(
+    model: Any,
+    probes: _Probes,
+    short: int,
+    padded: bool,
+    stage: _Stage,
+    decode: Callable[..., Any] | None = None,
+) -> bool:
     """Decode two probes in one batch with fixed tokens; the first one ends earlier."""
     chosen = [short, 1]
     texts = [probes.texts[i] for i in chosen]
@@ -261,7 +283,8 @@ def _decodes(model: Any, probes: _Probes, short: int, padded: bool, stage: _Stag
             seen[row].append(values)
         return torch.tensor(tokens, device=logits.device)
 
-    greedy(model, [t[:-NEW] for t in texts], [probes.end], NEW, padded=padded, pick=given)
+    decode = decode or partial(greedy, padded=padded)
+    decode(model, [t[:-NEW] for t in texts], [probes.end], NEW, pick=given)
     return [len(row) for row in seen] == [2, NEW] and all(
         stage.close(torch.stack(row), stage.truth[i][len(text) - NEW - 1 :][: len(row)])
         for i, text, row in zip(chosen, texts, seen, strict=True)
