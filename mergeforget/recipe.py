@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -215,12 +215,14 @@ def read_yaml(
     values, lines = parse_yaml_lines(read_text(path, RecipeError), path, RecipeError)
     if not isinstance(values, dict):
         raise RecipeError(f"{path} is not a {what}: it has no keys.")
+    assignments = list(assignments)
     for assignment in assignments:
         _assign(values, assignment)
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, path, lines, model, what)) from error
+        assigned = {tuple(a.partition("=")[0].strip().split(".")) for a in assignments}
+        raise RecipeError(_explain(error, path, lines, model, what, assigned)) from error
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -280,13 +282,20 @@ def _explain(
     lines: dict[tuple[str, ...], int],
     model: type[BaseModel],
     what: str = "recipe",
+    assigned: Collection[tuple[str, ...]] = (),
 ) -> str:
-    """Describe each error of a file with its position and the nearest known key."""
+    """Describe each error of a file with its position and the nearest known key.
+
+    Args:
+        assigned: Keys that were set by ``--set``.
+    """
     faults = []
     for fault in error.errors():
         where = tuple(str(p) for p in fault["loc"])
         line = lines.get(where)
         place = f"line {line}, {'.'.join(where)}" if line else ".".join(where) or f"the {what}"
+        if any(where[: len(keys)] == keys for keys in assigned):
+            place = f"--set {'.'.join(where)}"
         if fault["type"] == "extra_forbidden":
             known = _keys(where[:-1], model)
             text = (
@@ -295,7 +304,8 @@ def _explain(
         else:
             text = f"{fault['msg']}, found {fault['input']!r}"[:300]
         faults.append(f"  {place}: {text}")
-    return f"{path} is not a valid {what}:\n" + "\n".join(faults)
+    changed = ", changed by --set," if any(one.startswith("  --set") for one in faults) else ""
+    return f"{path}{changed} is not a valid {what}:\n" + "\n".join(faults)
 
 
 def _keys(where: tuple[str, ...], model: type[BaseModel]) -> list[str]:

@@ -41,7 +41,7 @@ def test_unknown_key_is_named_with_line_and_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        ("merge.density=1.5", "less than or equal to 1"),
+        ("merge.density=1.5", "changed by --set, is not .*\n  --set merge.density: .* equal to 1"),
         ("merge.density=0", "greater than 0"),
         ("search.densities=0.1:0.5", "not enough values"),
         ("pair.over.epochs=1.5", "valid integer"),
