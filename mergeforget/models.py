@@ -17,7 +17,13 @@ from typing import Any
 from mergeforget.console import quiet, say
 from mergeforget.distributed import on_main, sharded, world_size
 from mergeforget.embedded_model import NAME as EMBEDDED
-from mergeforget.errors import InputError, MergeforgetError, ResourceError, reason_of
+from mergeforget.errors import (
+    InputError,
+    MergeforgetError,
+    ResourceError,
+    UsageError,
+    reason_of,
+)
 from mergeforget.model_files import locate, stored_template
 from mergeforget.recipe import ModelSpec
 
@@ -47,31 +53,44 @@ def load_model(
     device: str | None = None,
     adapter: Path | None = None,
     frozen: bool = False,
+    max_memory: Mapping[int | str, int | str] | None = None,
 ) -> LoadedModel:
     """Load a model with its tokenizer and, optionally, an adapter.
 
     Args:
         spec: Name of the model, or the section ``model`` of a recipe.
-        device: Device of the model; by default the GPU if there is one.
+        device: Device of the model; by default the GPU if there is one. With ``auto``, accelerate
+            distributes the layers over all GPUs, and offloads to memory and to the model's files
+            what they cannot hold; see ``check_resident``.
         adapter: PEFT folder of an adapter to load on the model.
         frozen: Load the model to train an adapter on it: freeze the weights, quantise them if the
             recipe says so, and shard them if the launcher does. Otherwise the weights are loaded
             as they are stored, as merging, evaluation and export need them.
+        max_memory: With ``auto``, the memory for weights by device: the number of a GPU, or
+            ``cpu``. The free memory by default.
 
     Raises:
         InputError: There is no such model, it has no safetensors files, its files are damaged, or
             the adapter belongs to another base.
         ResourceError: The model does not fit into memory, or the recipe quantises it and this
-            machine has no GPU or no bitsandbytes.
+            machine has no GPU or no bitsandbytes; with ``auto``, no layer fits into memory.
+        UsageError: ``auto`` is used for a training or with several processes.
     """
     spec = ModelSpec(name=spec) if isinstance(spec, str) else spec
+    spread = device == "auto"
+    if spread and (frozen or world_size() > 1):
+        raise UsageError(
+            "device auto distributes the layers of one model for evaluation, in one process. To "
+            "train a base too large for one GPU, launch with --use_fsdp; see docs/objectives.md."
+        )
     path = on_main(partial(locate, spec.name, trust_remote_code=spec.trust_remote_code))
-    device = device or default_device()
+    device = main_device(device)
     spec = spec if frozen else spec.model_copy(update={"quantization": None})
     if spec.quantization:
         _check_quantization(device)
     with quiet(), _explained(spec.name, path):
-        model = _read_model(path, spec, device, parts=frozen and sharded())
+        several = {"device_map": "auto", "max_memory": max_memory} if spread else {}
+        model = _read_model(path, spec, device, several, parts=frozen and sharded())
         setattr(model, CACHE, spec.cache)
         if frozen:
             model.requires_grad_(False)
@@ -81,6 +100,29 @@ def load_model(
         if adapter is not None:
             model = _with_adapter(model, adapter)
     return LoadedModel(model.eval(), tokenizer, spec.name, path)
+
+
+def check_resident(model: Any, purpose: str, *, one_device: bool = False) -> None:
+    """Check that no weight is offloaded, before weights or gradients are used directly.
+
+    Args:
+        purpose: What needs the weights, as the subject of a sentence.
+        one_device: Also check that all weights are on one device.
+
+    Raises:
+        ResourceError: Weights are offloaded to memory or disk, where a change would be lost; or
+            they are on several devices.
+    """
+    away = [name for name, p in model.named_parameters() if p.device.type == "meta"]
+    if away:
+        raise ResourceError(
+            f"{purpose} needs all weights on the devices that compute, but {len(away)} are "
+            f"offloaded to memory or disk, for example {away[0]}. Use more GPUs, or write a merged "
+            "model with mergeforget merge --full and evaluate it by itself."
+        )
+    devices = sorted({str(p.device) for p in model.parameters()})
+    if one_device and len(devices) > 1:
+        raise ResourceError(f"{purpose} needs all weights on one device, not {', '.join(devices)}.")
 
 
 def load_tokenizer(spec: ModelSpec | str) -> Any:
@@ -98,6 +140,11 @@ def default_device() -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{os.environ['LOCAL_RANK']}" if world_size() > 1 else "cuda"
+
+
+def main_device(device: str | None) -> str:
+    """Return the device that receives the inputs of a model loaded with ``device``."""
+    return default_device() if device in (None, "auto") else str(device)
 
 
 def dtype_for(spec: ModelSpec, device: str) -> Any:
@@ -146,11 +193,19 @@ def attention_for(spec: ModelSpec, device: str) -> dict[str, str]:
     return {"attn_implementation": KERNELS.get(spec.attention, spec.attention)}
 
 
-def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any:
-    """Load the model without an adapter; with ``parts``, only this rank's shard of each weight."""
+def _read_model(
+    path: Path, spec: ModelSpec, device: str, several: Mapping[str, Any], *, parts: bool
+) -> Any:
+    """Load the model without an adapter.
+
+    Args:
+        several: Arguments of ``from_pretrained`` that distribute the layers over devices.
+        parts: Load only this rank's shard of each weight.
+    """
     from transformers import AutoModelForCausalLM
 
     placed: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}  # onto the GPU
+    placed = dict(several) or placed
     if spec.quantization:
         placed["quantization_config"] = _four_bits(dtype_for(spec, device))
     if parts:
@@ -183,7 +238,19 @@ def _read_model(path: Path, spec: ModelSpec, device: str, *, parts: bool) -> Any
         )
     if parts:
         check_cut(model)
+    if several:
+        _say_where(model, path)
     return model
+
+
+def _say_where(model: Any, path: Path) -> None:
+    """Report the devices of the layers of a distributed model."""
+    if model.device.type == "meta":
+        raise ResourceError(f"No layer of {path} fits into memory. Use a larger machine.")
+    places = list((getattr(model, "hf_device_map", None) or {}).values())
+    if len(set(places)) > 1:
+        counts = ", ".join(f"{places.count(p)} on {p}" for p in dict.fromkeys(places))
+        say(f"{type(model).__name__}: modules by device: {counts}.")
 
 
 def _four_bits(dtype: Any) -> Any:

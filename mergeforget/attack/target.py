@@ -19,7 +19,7 @@ from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.files import read_json_object, write_json
 from mergeforget.model_files import content_of, locate, stored_template
-from mergeforget.models import adopt_template, default_device, load_model
+from mergeforget.models import adopt_template, check_resident, load_model, main_device
 from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import Run, versions
 
@@ -69,6 +69,7 @@ class Models:
             spec = self.spec.model_copy(update={"name": suspect.base})
             self._loaded, self._name = load_model(spec, device=self.device), suspect.base
             adopt_template(self._loaded.tokenizer, self.chat_from)
+        check_resident(self._loaded.model, "An attack")
         adapter = read_adapter(suspect.adapter) if suspect.adapter else None
         with applied(self._loaded.model, adapter) if adapter else nullcontext():
             yield self._loaded.model, self._loaded.tokenizer
@@ -83,7 +84,7 @@ class Models:
             "base": self._hash(base),
             "adapter": self._hash(suspect.adapter) if suspect.adapter else "",
             "dtype": self.spec.dtype,
-            "device": (self.device or default_device()).split(":")[0],
+            "device": main_device(self.device).split(":")[0],
             "versions": {name: known.get(name, "") for name in DECIDING},
         }
 

@@ -21,6 +21,7 @@ from mergeforget.data.tokens import Encoded, encode_rows
 from mergeforget.errors import NumericError
 from mergeforget.files import replacing
 from mergeforget.losses.gd import gd
+from mergeforget.models import check_resident
 from mergeforget.train.forward import predict
 from mergeforget.train.lora_targets import lora_config
 
@@ -104,6 +105,7 @@ def tune(
     Raises:
         NumericError: The loss is not finite.
     """
+    check_resident(model, "An attack that trains", one_device=True)
     encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
     batches = _batches(encoded, tuning)
     found: list[Facts] = []

@@ -95,7 +95,8 @@ SHARED = (
 @click.option("--seed", type=int, default=0, show_default=True, help="Random seed.")
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per batch.  [default: as many "
               "as fit into memory]")  # fmt: skip
-@click.option("--device", help="cpu, cuda, ...  [default: the GPU where there is one]")
+@click.option("--device", help="Device: cpu, cuda, ..., or auto to distribute the layers over all "
+              "GPUs, the memory and the disk.  [default: the GPU if there is one]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),
               help="Folder of the results.  [default: RUN/attacks, or attacks]")  # fmt: skip
 @click.option("--again", is_flag=True, help="Ignore cached measurements.")

@@ -87,7 +87,8 @@ if TYPE_CHECKING:
 )
 @click.option("--resume", is_flag=True, help="Resume a search; fails if there is none.")
 @click.option("--again", is_flag=True, help="Ignore cached measurements.")
-@click.option("--device", help="Device: cpu, cuda, ...  [default: the GPU if there is one]")
+@click.option("--device", help="Device: cpu, cuda, ..., or auto to distribute the layers over all "
+              "GPUs, the memory and the disk.  [default: the GPU if there is one]")  # fmt: skip
 @json_option
 def command(run: Path | None, as_json: bool, **options: Any) -> None:
     """Merge the pair of RUN in many ways, evaluate each candidate, and choose the balanced one.

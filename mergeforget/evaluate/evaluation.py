@@ -129,13 +129,13 @@ class Evaluation:
     def fingerprint(self, adapter: Path | None, way: PromptTemplate = RAW) -> str:
         """Return a hash of the weights and of every setting that affects the measurements."""
         from mergeforget.model_files import locate
-        from mergeforget.models import default_device
+        from mergeforget.models import main_device
 
         facts = {
             "base": self._hash(locate(self.base, trust_remote_code=self.spec.trust_remote_code)),
             "adapter": self._hash(adapter) if adapter else "",
             "dtype": self.spec.dtype,
-            "device": (self.device or default_device()).split(":")[0],
+            "device": main_device(self.device).split(":")[0],
             "membership": self.settings.membership,
             "max_new_tokens": self.settings.max_new_tokens,
             "mmlu": mmlu_key(self.settings),
@@ -235,10 +235,10 @@ class Evaluation:
             return None
         if self._server is None:
             from mergeforget.model_files import locate
-            from mergeforget.models import default_device, dtype_for
+            from mergeforget.models import dtype_for, main_device
 
             path = locate(self.base, trust_remote_code=self.spec.trust_remote_code)
-            dtype = str(dtype_for(self.spec, self.device or default_device()))
+            dtype = str(dtype_for(self.spec, main_device(self.device)))
             self._server = Server(
                 path, dtype.removeprefix("torch."), self.rank, self.spec.trust_remote_code
             )

@@ -21,6 +21,7 @@ from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.batching import in_batches
 from mergeforget.evaluate.likelihood import TokenLikelihoods
+from mergeforget.models import check_resident
 
 RATIO = 2  # maximum number of non-members per member
 
@@ -152,6 +153,7 @@ def gradient_norms(
     Source: Pandora's White-Box, arXiv:2402.17012; OpenUnlearning's GradNorm.
     """
     check_token_ids(model, [ids for ids, _ in texts])
+    check_resident(model, "A gradient norm")
     fitting, cuts = cut_to_positions(model, [ids for ids, _ in texts])
     starts = [max(0, start - cut) for (_, start), cut in zip(texts, cuts, strict=True)]
     return in_batches(

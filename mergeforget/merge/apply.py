@@ -13,6 +13,7 @@ from mergeforget.adapter import Adapter, LowRankDelta, adapts_parameter
 from mergeforget.errors import InputError, suggest
 from mergeforget.expert_factors import expert_of, module_of, parameter_of
 from mergeforget.merge.inputs import check_plain
+from mergeforget.models import check_resident
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,10 +37,12 @@ def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) 
     Raises:
         InputError: The model has no such module, its weight has another shape, or the adapter
             has other changes, for example DoRA; see ``inputs.check_plain``.
+        ResourceError: Weights are offloaded.
     """
     import torch
 
     check_plain(adapter, done="applied")
+    check_resident(model, "An adapter that is added to the weights")
     changes: dict[str, list[tuple[ChangedWeight, LowRankDelta]]] = {}
     for name, delta in adapter.deltas.items():
         place = changed_weight(model, name, delta, adapter.config)

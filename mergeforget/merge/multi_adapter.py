@@ -15,6 +15,7 @@ from mergeforget.errors import InputError
 from mergeforget.expert_factors import expert_of
 from mergeforget.merge.apply import transposed_parameter, weight_of
 from mergeforget.merge.inputs import check_plain
+from mergeforget.models import check_resident
 
 Factors = tuple[Tensor, Tensor]  # a (n, rank, in) and scaling * b (n, out, rank) of n adapters
 
@@ -47,6 +48,7 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
     """
     for adapter in adapters:
         check_plain(adapter, done="applied")
+    check_resident(model, "An adapter")
     names = sorted({name for adapter in adapters for name in adapter.deltas})
     if experts := [name for name in names if expert_of(name) is not None]:
         raise UnfitError(
