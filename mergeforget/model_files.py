@@ -79,7 +79,11 @@ def _check_folder(path: Path) -> Path:
     """Return the folder of a model after checking its configuration and weight files."""
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
-            raise InputError(f"{path} is an adapter, not a model. Give it with --adapter.")
+            raise InputError(
+                f"{path} is an adapter, not a model. Give it with --adapter where the command has "
+                f"that option, or write the whole model with `mergeforget merge --adapter {path} "
+                "--full --out MODEL`."
+            )
         raise InputError(f"{path} is not a model: it has no config.json.")
     _check_counts(read_json_object(path / "config.json"), path)
     if any(path.glob("*.safetensors")):

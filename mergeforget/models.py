@@ -281,9 +281,17 @@ def _check_quantization(device: str) -> None:
         )
 
 
+TOKENIZERS = ("*token*", "vocab*", "*piece*", "tekken*")  # files of which every tokenizer has one
+
+
 def _read_tokenizer(path: Path, spec: ModelSpec) -> Any:
     from transformers import AutoTokenizer
 
+    if not any(found for name in TOKENIZERS for found in path.glob(name)):
+        raise InputError(
+            f"{path} has no tokenizer. Save the model's tokenizer there, for example with "
+            f"AutoTokenizer.from_pretrained(MODEL).save_pretrained({str(path)!r})."
+        )
     tokenizer = AutoTokenizer.from_pretrained(
         path, trust_remote_code=spec.trust_remote_code, local_files_only=True
     )

@@ -250,6 +250,11 @@ def open_run(folder: Path | None) -> Run:
             )
         return Run(runs[-1].parent)
     if not (usable_path(folder) / "recipe.yaml").exists():
+        if (usable_path(folder) / "adapter_config.json").exists():
+            raise InputError(
+                f"{folder} is an adapter, not a run folder. To merge adapters, give each with "
+                "--adapter."
+            )
         known = ", ".join(str(p.parent) for p in runs[-5:])
         known = f"Runs: {known}." if known else "Train one with `mergeforget train-pair --out RUN`."
         raise InputError(f"{folder} is not a run folder: it has no recipe.yaml. {known}")

@@ -58,6 +58,13 @@ def test_nothing_is_printed_while_loading(tiny_folder: Path, capfd: Any) -> None
     assert capfd.readouterr().err == ""
 
 
+def test_a_folder_without_a_tokenizer_is_named(copy: Path) -> None:
+    for path in copy.glob("*token*"):
+        path.unlink()
+    with pytest.raises(InputError, match="has no tokenizer"):
+        load_tokenizer(str(copy))
+
+
 def test_eos_pads_where_a_tokenizer_has_no_padding(copy: Path) -> None:
     config = json.loads((copy / "tokenizer_config.json").read_text())
     config.pop("pad_token")

@@ -78,8 +78,8 @@ def prepare(
     if method is None and run is not None:
         chosen = _recipe_options(run)
         arguments = chosen.pop("arguments") | arguments
-    elif method is None and len(adapters) == 1:
-        chosen = {"method": "linear", "space": "delta"}
+    elif len(adapters) == 1:
+        chosen = {"method": method or "linear", "space": "delta"}
     if chosen["method"] == "purpose":
         _refuse_with_purpose(given, options)
         candidate = _purpose(base, data, arguments, adapters, run)
@@ -87,6 +87,7 @@ def prepare(
     else:
         chosen |= given
         precision = chosen.pop("precision", None)
+        _check_some_weight(options["weights"], options["weights_by"])
         weights = tuple(chosen.pop("weights", None) or (1.0,) * len(adapters))
         by_module = _by_module(options, len(adapters))
         candidate = Candidate(**chosen, weights=weights, arguments=arguments, by_module=by_module)
@@ -95,6 +96,8 @@ def prepare(
         if base is not None and not full and grams is None:
             raise refused("base", "without --full or --data")
     refuse_unused(candidate, options, compare=compare, full=full)
+    if options["rank"] is not None:
+        _check_rank(options["rank"], candidate, adapters)
     settings = MergeSettings(
         options["modules"],
         options["svd"] or MergeSettings.svd,
@@ -119,6 +122,11 @@ def candidate_of_models(n: int, base: object, options: ModelMergeOptions) -> Can
     if n == 0:
         raise UsageError("There is nothing to merge: name models with --model, or a --config.")
     method = options["method"] or DEFAULT.method
+    if method == "purpose":
+        raise UsageError(
+            "purpose merges adapters: use `mergeforget merge`, with --full for a model."
+        )
+    _check_some_weight(options["weights"], options["weights_by"])
     share = 1.0 if base or method in UNSHARED else 1 / n
     candidate = Candidate(
         method,
@@ -185,6 +193,15 @@ def refuse_given(options: Mapping[str, Any], names: Sequence[str], why: str) -> 
         raise UsageError(f"{', '.join(map(_option, given))} {verb} not apply {why}.")
 
 
+def note_repeats(paths: Sequence[str | Path]) -> None:
+    """Print a warning if an input of a merge is given twice."""
+    from mergeforget.console import say
+
+    names = [str(path) for path in paths]
+    for name in dict.fromkeys(n for n in names if names.count(n) > 1):
+        say(f"Warning: {name} is given {names.count(name)} times, and counts as often.")
+
+
 def refused(name: str, why: str) -> Exception:
     """Return the error for an option that does not apply."""
     from mergeforget.errors import UsageError
@@ -205,8 +222,39 @@ def _read(source: Source) -> tuple[list[Adapter], Run | None, list[Path]]:
         folders = [run.over, run.under]
         return [read_adapter(f, f.name) for f in folders], run, folders
     paths = [Path(one) for one in source if not isinstance(one, Adapter)]
+    note_repeats(paths)
     read = [one if isinstance(one, Adapter) else read_adapter(Path(one)) for one in source]
     return read, None, paths
+
+
+def _check_some_weight(weights: Sequence[float] | None, by: ByModule) -> None:
+    """Raise UsageError if every weight is 0, so that nothing is merged."""
+    from mergeforget.errors import UsageError
+
+    if weights and not any(weights) and not by:
+        raise UsageError("Every weight is 0, so the result would change nothing.")
+
+
+def _check_rank(rank: int, candidate: Candidate, adapters: list[Adapter]) -> None:
+    """Raise UsageError for a rank that no module of the result can have."""
+    from mergeforget.errors import UsageError
+    from mergeforget.merge.engine import is_dense
+    from mergeforget.merge.request import canonical
+
+    ranks: dict[str, int] = {}
+    sides: dict[str, int] = {}
+    for adapter in adapters:
+        for name, delta in adapter.deltas.items():
+            ranks[name] = ranks.get(name, 0) + delta.rank
+            sides[name] = min(delta.shape)
+    if not is_dense(canonical(candidate)):  # a sum of the deltas has at most the sum of the ranks
+        sides = {name: min(side, ranks[name]) for name, side in sides.items()}
+    largest = max(sides.values(), default=rank)
+    if rank > largest:
+        raise UsageError(
+            f"--rank {rank} is more than the result can have: its deltas have at most rank "
+            f"{largest}. Give a smaller rank, or leave --rank out."
+        )
 
 
 def _recipe_options(run: Run) -> dict[str, Any]:

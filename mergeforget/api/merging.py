@@ -176,9 +176,10 @@ def merge_models(
         InputError: The models have different tensors, architectures or vocabularies.
         NumericError: A model contains NaN or Inf, or the result overflows.
     """
-    from mergeforget.api.merge_request import candidate_of_models, refuse_given
+    from mergeforget.api.merge_request import candidate_of_models, note_repeats, refuse_given
     from mergeforget.errors import UsageError
 
+    note_repeats(models)
     if config is not None:
         given = {**options, "model": models, "base": base}
         refuse_given(given, SET_BY_CONFIG, "together with --config, which sets it")
@@ -248,7 +249,7 @@ def _run_config(config: Path, out: Path, options: ModelMergeOptions) -> Written:
     refuse_unused(candidate, {"seed": options["seed"]}, full=True)
     check_free(out, [config])
     how: Any = options | {"dtype": request.dtype}
-    return _run_merge_models(request.models, out, request.base, candidate, how)
+    return _run_merge_models(request.models, out, request.base, candidate, how, strict=False)
 
 
 def _run_merge_models(
@@ -257,6 +258,7 @@ def _run_merge_models(
     base: str | Path | None,
     candidate: Candidate,
     options: ModelMergeOptions,
+    strict: bool = True,
 ) -> Written:
     """Merge whole models as a candidate says; ``options`` state how the merge is run."""
     from mergeforget.merge.checkpoint import full
@@ -271,7 +273,7 @@ def _run_merge_models(
     output = _output(options)
     same_base = options["same_base"]
     return full.merge_models(
-        found, origin, candidate, Path(out), output, precision, same_base=same_base
+        found, origin, candidate, Path(out), output, precision, same_base=same_base, strict=strict
     )
 
 
@@ -297,7 +299,7 @@ def extract_lora(
     """Extract a plain LoRA: the difference of a model from its base, truncated to a rank.
 
     Args:
-        model: Folder of a fine-tuned model, or of any adapter that PEFT can merge.
+        model: Name or folder of a fine-tuned model, or folder of any adapter that PEFT can merge.
         base: Name or folder of the model that it was trained from.
         rank: Maximum rank of a module.
         svd: How differences are truncated.
@@ -314,7 +316,8 @@ def extract_lora(
     if out is not None:
         check_free(Path(out), [Path(model), Path(base)])
     found = locate(str(base))
-    merged = extract(Path(model), found, rank, svd=svd, threads=threads, named=str(base))
+    source = Path(model) if Path(model).is_dir() else locate(str(model))
+    merged = extract(source, found, rank, svd=svd, threads=threads, named=str(base))
     if out is not None:
         merged.save(out)
     return merged

@@ -12,7 +12,7 @@ from mergeforget.commands._options import emit, json_option
 
 
 @click.command("extract-lora")
-@click.argument("model", type=shared.FOLDER)
+@click.argument("model")
 @shared.options(
     click.option("--base", required=True, help="Name or folder of the model it was trained from."),
     click.option(
@@ -33,19 +33,19 @@ from mergeforget.commands._options import emit, json_option
     click.option("--out", type=shared.FOLDER, required=True, help="Folder to write."),
 )
 @json_option
-def command(model: Path, out: Path, as_json: bool, **options: Any) -> None:
+def command(model: str, out: Path, as_json: bool, **options: Any) -> None:
     """Extract a plain LoRA from MODEL: its difference from the base, truncated to a rank.
 
-    MODEL is a folder of a fine-tuned model, or of any adapter that PEFT can merge into its base
-    (DoRA, PiSSA, LoHa, LoKr, IA3, ...). The command prints the share of the difference that the
-    adapter does not contain.
+    MODEL is a name or folder of a fine-tuned model, or a folder of any adapter that PEFT can merge
+    into its base (DoRA, PiSSA, LoHa, LoKr, IA3, ...). The command prints the share of the
+    difference that the adapter does not contain.
     """
     from mergeforget.api.merging import extract_lora
 
     found = extract_lora(model, out=out, **options)
     report = found.report
     lines = [
-        f"{out}: {report['modules']} modules of rank {options['rank']} or less",
+        f"{out}: {report['modules']} modules of rank {found.candidate.rank} or less",
         f"Truncation lost {report['energy_lost']:.2%} of the energy of the difference.",
     ]
     if "left_out" in report:

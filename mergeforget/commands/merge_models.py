@@ -59,7 +59,8 @@ def command(out: Path | None, as_json: bool, **options: Any) -> None:
     options["arguments"] = shared.arguments_of(options["arguments"])
     if options.pop("print_mergekit"):
         names = ("config", "out", "as_json", "precision", "same_base", "seed", *RUNTIME)
-        shared.refuse(names, "to --print-mergekit, which writes nothing")
+        why = "to --print-mergekit, which prints the merge of --model as YAML and runs nothing"
+        shared.refuse(names, why)
         _print_mergekit(options)
         return
     models = list(options.pop("models"))

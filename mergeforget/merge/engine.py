@@ -44,6 +44,7 @@ from mergeforget.merge.request import (
     at_module,
     canonical,
     check_candidate,
+    check_filters,
     check_grams,
     check_ranks,
     depth_of,
@@ -220,6 +221,7 @@ def at_densities(
     check_adapters(adapters, same_base=how.same_base)
     modules = modules_to_merge(adapters, how.modules)
     check_ranks(adapters, modules, candidate)
+    check_filters(candidate, modules)
     return candidates, modules
 
 

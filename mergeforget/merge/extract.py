@@ -18,7 +18,7 @@ import numpy as np
 from mergeforget.adapter import Adapter, LowRankDelta, adapter_folder
 from mergeforget.adapter_config import CONFIG
 from mergeforget.candidate import Candidate
-from mergeforget.console import progress
+from mergeforget.console import progress, quiet
 from mergeforget.errors import InputError
 from mergeforget.files import read_json_object
 from mergeforget.merge.checkpoint.adapter_deltas import CONV1D, HAVE_CONV1D
@@ -159,7 +159,8 @@ def _merged(found: list[Difference], model: str, base: str, rank: int, task: str
     if left_out:
         report["left_out"] = first_names((one.name for one in left_out), 5)
     adapter = Adapter(Path(model).name, deltas, config, {}, "F32", embeddings)
-    return Merged(adapter, Candidate("linear", None, (1.0,), "delta", rank), report)
+    used = max(delta.rank for delta in deltas.values())
+    return Merged(adapter, Candidate("linear", None, (1.0,), "delta", min(rank, used)), report)
 
 
 @contextmanager
@@ -182,10 +183,12 @@ def _as_model(model: Path, base: Path) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory() as folder:
         kind_of_model = model_class(AutoConfig.from_pretrained(base))
-        loaded = kind_of_model.from_pretrained(base, dtype=torch.float32)
+        with quiet():
+            loaded = kind_of_model.from_pretrained(base, dtype=torch.float32)
         try:
-            folded: Any = PeftModel.from_pretrained(loaded, str(adapter))
-            folded = folded.merge_and_unload()
+            with quiet():
+                folded: Any = PeftModel.from_pretrained(loaded, str(adapter))
+                folded = folded.merge_and_unload()
         except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(

@@ -16,7 +16,7 @@ from typing import Any
 
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import DEFAULT, Candidate
-from mergeforget.errors import InputError, UsageError
+from mergeforget.errors import InputError, UsageError, suggest
 from mergeforget.merge.kernels.thresholds import check_density
 from mergeforget.merge.methods import MERGE_METHODS, SUPPLIED
 from mergeforget.registry import Entry
@@ -188,6 +188,32 @@ def depth_of(names: Iterable[str]) -> dict[str, float]:
     numbers = {name: int(found[1]) for name, found in layers.items() if found}
     last = max(numbers.values(), default=0)
     return {name: numbers.get(name, 0) / last if last else 0.0 for name in layers}
+
+
+def check_filters(candidate: Candidate, names: Iterable[str]) -> None:
+    """Raise UsageError for a filter of a setting by module that no name contains.
+
+    Args:
+        names: Modules or tensors that are merged.
+    """
+    every = list(names)
+    for key, setting in candidate.by_module.items():
+        for pattern in _filters(setting):
+            if not any(pattern in name for name in every):
+                parts = {part for name in every for part in name.split(".")}
+                raise UsageError(
+                    f"{key} of modules {pattern!r}: none of the {len(every)} merged modules "
+                    f"contains it in its name.{suggest(pattern, sorted(parts))} One of them is "
+                    f"{every[0]}."
+                )
+
+
+def _filters(setting: Any) -> list[str]:
+    """Return the filters of a setting by module that do not match every name."""
+    if isinstance(setting, list):
+        return [pattern for one in setting for pattern in _filters(one)]
+    pattern = setting.get("filter") if isinstance(setting, dict) else None
+    return [] if pattern in (None, "*") else [str(pattern)]
 
 
 def at_module(candidate: Candidate, name: str, depth: float) -> Candidate:

@@ -132,6 +132,10 @@ def test_the_text_reports_truncation_and_space_error(run: Path) -> None:
         (["--density", "0.5", "--weights", "1,x"], 2, "not a list of numbers"),
         (["--density", "0.5", "--weights", "1,1,1"], 2, "3 weights"),
         (["--density", "0.5", "--set", "sign"], 2, "NAME=VALUE"),
+        (["--density-by", "q_prj=0.5"], 2, "Did you mean 'q_proj'?"),
+        (["--method", "linear", "--weights", "0,0"], 2, "Every weight is 0"),
+        (["--method", "svd", "--rank", "99"], 2, "--rank 99 is more than the result can have"),
+        (["--method", "ties_svd", "--rank", "99"], 2, "--rank 99 is more than the result can have"),
         (["--density", "0.5", "--adapter", "absent", "--out", "x"], 4, "absent is not an adapter"),
     ],
 )
@@ -247,6 +251,27 @@ def test_an_option_that_does_not_apply_is_refused_by_name(
     done = call(run, *words)
     assert done.exit_code == 2 and option in done.output, done.output
     assert not (run / "candidates").exists()
+
+
+def test_an_adapter_is_not_taken_for_a_run_and_a_repeated_one_is_named(
+    write_lora: WriteLora, tmp_path: Path
+) -> None:
+    one, out = write_lora("one"), tmp_path / "out"
+    done = call(one, "--out", out)
+    assert done.exit_code == 4 and "give each with --adapter" in done.output
+    done = call("--adapter", one, "--adapter", one, "--out", out)
+    assert done.exit_code == 0 and "is given 2 times" in done.output
+
+
+@pytest.mark.parametrize("method", [[], ["--method", "linear"], ["--method", "ties"]])
+def test_one_adapter_is_merged_in_delta_space_by_any_method(
+    method: list[str], write_lora: WriteLora, tmp_path: Path
+) -> None:
+    one = write_lora("one", rank=4)
+    done = call("--adapter", one, *method, "--rank", "2", "--out", tmp_path / "out", "--json")
+    assert done.exit_code == 0, done.output
+    candidate = json.loads(done.stdout)["candidate"]
+    assert (candidate["space"], candidate["rank"]) == ("delta", 2)
 
 
 def test_one_adapter_is_truncated_to_a_rank(write_lora: WriteLora, tmp_path: Path) -> None:

@@ -84,6 +84,46 @@ def test_a_configuration_of_mergekit_is_run_and_printed(tiny_folder: Path, tmp_p
     assert (tmp_path / "m" / "model.safetensors").exists()
 
 
+def test_a_filter_without_a_match_is_refused_except_in_a_configuration(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    words: list[str | Path] = [
+        "--model",
+        tiny_folder,
+        "--base",
+        tiny_folder,
+        "--out",
+        tmp_path / "m",
+    ]
+    done = call(*words, "--density-by", "q_prj=0.5")
+    assert done.exit_code == 2 and "Did you mean 'q_proj'?" in done.output
+    rows = [{"model": str(tiny_folder), "parameters": {"weight": [
+        {"filter": "q_prj", "value": 0.3}, {"value": 0.5}]}}]  # fmt: skip
+    path = tmp_path / "mk.yml"
+    path.write_text(json.dumps({"merge_method": "linear", "models": rows}))
+    done = call("--config", path, "--out", tmp_path / "m")  # mergekit ignores such a filter
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "purpose"], "purpose merges adapters: use `mergeforget merge`"),
+        (["--method", "task_arithmetic", "--weights", "0"], "Every weight is 0"),
+        (["--model", "ADAPTER"], "--full --out MODEL"),
+    ],
+)
+def test_what_models_cannot_be_merged_with_is_said(
+    words: list[str], message: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text("{}")
+    given = [str(tmp_path / "a") if word == "ADAPTER" else word for word in words]
+    models: list[str | Path] = ["--model", tiny_folder, "--base", tiny_folder]
+    done = call(*models, *given, "--out", tmp_path / "m")
+    assert done.exit_code in (2, 4) and message in done.output, done.output
+
+
 @pytest.mark.parametrize(
     ("words", "option"),
     [

@@ -91,6 +91,8 @@ def test_a_fine_tuned_model_becomes_an_adapter_of_the_rank(
     assert 0 < found.report["energy_lost"] < 1 and "embed_tokens" in found.report["left_out"]
     found.save(tmp_path / "out")
     assert read_adapter(tmp_path / "out").base == str(base)
+    whole = extract_lora(one, base, 1000)  # what is recorded is the rank that was reached
+    assert whole.candidate.rank == max(d.rank for d in whole.adapter.deltas.values()) < 1000
 
 
 def test_an_adapter_that_changes_no_weight_is_refused_by_name(

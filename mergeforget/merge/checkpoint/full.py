@@ -53,6 +53,7 @@ from mergeforget.merge.request import (
     at_module,
     canonical,
     check_candidate,
+    check_filters,
     check_grams,
     depth_of,
     looks_at_data,
@@ -134,6 +135,7 @@ def _steps(
     names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
     modules = {f"{module}.weight": module for a in adapters for module in a.deltas}
     depth = depth_of(names)
+    check_filters(candidate, [modules.get(name, name) for name in names])
     steps = {}
     for name in names:
         known = modules.get(name, name)
@@ -195,6 +197,7 @@ def merge_models(
     precision: str = "float32",
     *,
     same_base: bool = False,
+    strict: bool = True,
 ) -> Written:
     """Merge whole checkpoints, tensor by tensor.
 
@@ -203,6 +206,7 @@ def merge_models(
             it, and the result is added to it. None merges the weights themselves.
         precision: Precision of the computation, ``float32`` or ``float64``.
         same_base: Merge although architectures or vocabularies differ.
+        strict: Refuse settings by module that match no tensor; mergekit ignores them.
 
     Raises:
         UsageError: The method needs a base, or the number of weights is wrong.
@@ -230,6 +234,8 @@ def merge_models(
         check_same_kind([first, *opened], trusted=same_base)
         dispatch.expect(sum(info.numel for info in first.tensors.values()) * len(opened))
         depth = depth_of(first.tensors)
+        if strict:
+            check_filters(candidate, first.tensors)
         jobs = [
             model_job(i, opened, origin, at_module(candidate, n, depth[n]), output, precision)
             for n, i in first.tensors.items()

@@ -81,8 +81,8 @@ class MemoryBudget:
         largest = max(jobs, key=lambda job: job.memory)
         if self.limit is not None and largest.memory > self.limit:
             raise ResourceError(
-                f"{largest.name} alone needs {largest.memory / 1e6:.0f} MB, more than "
-                f"--max-memory allows ({self.limit / 1e6:.0f} MB). Raise it, or use a method "
+                f"{largest.name} alone needs {largest.memory / 1e6:.3g} MB, more than "
+                f"--max-memory allows ({self.limit / 1e6:.3g} MB). Raise it, or use a method "
                 "that works on blocks of rows, such as ties or dare_linear."
             )
 
