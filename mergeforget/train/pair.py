@@ -25,9 +25,10 @@ from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recip
 from mergeforget.run import Run, file_facts
 from mergeforget.search.split import group, load_data
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, train_adapter
+from mergeforget.train.joined_adapters import sharing_weights
 from mergeforget.train.memorise import check_whole, is_memorised, memorise, memorised_folder
 from mergeforget.train.objective import check_recipe, describe
-from mergeforget.train.together import Partners, sharing_weights, trains_together
+from mergeforget.train.together import Partners, trains_together
 from mergeforget.train.tokenize import check_weights
 from mergeforget.train_config import Training
 

@@ -20,8 +20,9 @@ from mergeforget.files import read_json, read_jsonl, write_jsonl
 from mergeforget.recipe import Recipe, load_recipe
 from mergeforget.run import Run
 from mergeforget.train.callbacks import last_checkpoint
+from mergeforget.train.joined_adapters import why_apart
 from mergeforget.train.pair import train_pair
-from mergeforget.train.together import Partners, trains_together, why_apart
+from mergeforget.train.together import Partners, trains_together
 
 TERMS = "[{loss: npo, on: forget}, {loss: gd, on: retain}, {loss: kl, on: retain, weight: 0.5}]"
 OVER = {"objective": TERMS, "epochs": 2, "batch_size": 1, "gradient_accumulation": 2,
