@@ -51,6 +51,7 @@ INTERNALS: dict[str, list[str]] = {  # our module -> what it reaches into
     "train/callbacks.py": ["transformers.trainer_callback.ExportableState"],
     "train/fit.py": ["transformers.integrations.integration_utils.TensorBoardCallback"],
     "train/forward.py": ["transformers.PretrainedConfig._attn_implementation"],
+    "train/joined_adapters.py": ["peft.tuners.lora.LoraLayer"],
     "train/lora_targets.py": [
         "peft.tuners.tuners_utils.check_target_module_exists",
         "peft.utils.transformers_weight_conversion.convert_peft_adapter_state_dict_for_transformers",
@@ -77,6 +78,7 @@ INTERNALS: dict[str, list[str]] = {  # our module -> what it reaches into
         "transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS",
     ],
     "train/reference.py": ["transformers.PretrainedConfig._name_or_path"],
+    "train/together.py": ["accelerate.state.GradientState", f"{TRAINER}._prepare_inputs"],
     "train/trainer.py": [
         f"{TRAINER}._get_grad_norm",
         f"{TRAINER}._get_learning_rate",
