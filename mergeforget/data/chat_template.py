@@ -17,6 +17,8 @@ from mergeforget.errors import InputError, first_line
 
 Turn = dict[str, str]
 OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
+PARTS = re.compile(r"""\bin\s+\w+(?:\.content|\[['"]content['"]\])\s*(?:%|\||if\b)""")
+TEXTS = re.compile(r"\bis\s+(?:not\s+)?(?:string|iterable|sequence|mapping)\b")
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 MARK = "Lorem ipsum"  # a text that no template contains
 TODAY = date(2024, 7, 26)  # in templates that print the date; Llama 3's own default
@@ -93,9 +95,12 @@ def render(
     A template that prints today's date gets a fixed one, so that the tokens of a row, its cached
     measurements and a resumed training do not depend on the day.
     """
+    given: Any = turns
+    if _reads_parts(tokenizer.chat_template):
+        given = [t | {"content": [{"type": "text", "text": t["content"]}]} for t in turns]
     try:
         text = tokenizer.apply_chat_template(
-            turns,
+            given,
             tokenize=False,
             add_generation_prompt=answers,
             enable_thinking=thinking,
@@ -114,6 +119,15 @@ def render(
             f"{hint}"
         ) from error
     return str(text)
+
+
+def _reads_parts(template: Any) -> bool:
+    """Return whether a template reads the content of a turn as a list of parts only.
+
+    Those of some multimodal models loop over the parts, and render nothing for a text.
+    """
+    text = template.get("default") if isinstance(template, dict) else template
+    return isinstance(text, str) and bool(PARTS.search(text)) and not TEXTS.search(text)
 
 
 def _undated(template: Any) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from typing import Any
 
 from mergeforget.data.schema import Message, Window
@@ -27,6 +28,9 @@ ROLES = {  # of a turn in a file -> ours
     "bot": "assistant",
     "chatgpt": "assistant",
 }
+TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
+CALLS = ("tool_calls", "function_call")  # keys of an assistant's turn
+TURN_KEYS = {"role", "from", "content", "value", "weight", "train", "name", "id", *CALLS}
 
 
 def conversation(given: Any, name: str) -> list[Message]:
@@ -39,6 +43,11 @@ def conversation(given: Any, name: str) -> list[Message]:
         if not isinstance(turn, dict):
             raise ValueError(f"{name!r} contains a turn that is not an object: {_shown(turn)}")
         role = str(turn.get("role") or turn.get("from") or "").lower()
+        if role in TOOLS or any(turn.get(key) for key in CALLS):
+            raise ValueError(
+                f"{name!r} contains a call of a tool or its result, which is not rendered. Write "
+                "both as text into the turns of the assistant and the user, or remove them"
+            )
         if role not in ROLES:
             raise ValueError(
                 f"{name!r} contains a turn with the role {role!r}; the roles are "
@@ -47,6 +56,15 @@ def conversation(given: Any, name: str) -> list[Message]:
         content = turn["content"] if "content" in turn else turn.get("value")
         turns.append(Message(ROLES[role], _content(content, name)))
     return turns
+
+
+def unread_turn_keys(given: Any) -> set[str]:
+    """Return the keys of turns that contain text and are not read, such as the thoughts."""
+    turns = given if isinstance(given, list) else []
+    return {
+        str(key) for turn in turns if isinstance(turn, dict) for key, value in turn.items()
+        if key not in TURN_KEYS and isinstance(value, str) and len(value.split()) > 1
+    }  # fmt: skip
 
 
 def turn_weights(given: Any, name: str) -> list[float]:
@@ -110,6 +128,15 @@ def _content(content: Any, name: str) -> str:
     if not isinstance(content, str):
         raise ValueError(f"{name!r} contains a turn whose content is {_shown(content)}")
     return content
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a text has a character other than whitespace and invisible ones.
+
+    >>> is_visible("\\u200b "), is_visible("...")
+    (False, True)
+    """
+    return any(unicodedata.category(c) not in ("Cf", "Cc") and not c.isspace() for c in text)
 
 
 def missing(value: Any) -> bool:

@@ -17,9 +17,11 @@ from mergeforget.data.fields import (
     are_turns,
     conversation,
     earlier_turns,
+    is_visible,
     missing,
     texts_of,
     turn_weights,
+    unread_turn_keys,
     value_of,
     weight_of,
     window_of,
@@ -148,8 +150,9 @@ class Format:
             context = value_of(record, self.context)
             asked = f"{asked}\n\n{context}" if context.strip() else asked
         if not asked.strip() and not base.window:
-            raise ValueError(f"no prompt ({prompt!r} is empty or missing)")
-        if not output.strip():
+            keys = "" if prompt in record else f"; the keys of this row are {', '.join(record)}"
+            raise ValueError(f"no prompt ({prompt!r} is empty or missing{keys})")
+        if not is_visible(output):
             raise ValueError(f"no answer ({answer!r} is empty or missing)")
         return replace(base, input=asked, output=output, messages=earlier)
 
@@ -231,16 +234,24 @@ def _format(
 
 
 def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
-    """Return unused columns that look like text: most values have at least three words."""
+    """Return unused columns that look like text: at least three words, or several texts, in most.
+
+    Keys of turns are added where they contain text, for example ``reasoning_content``.
+    """
     known = set(read)
     names = dict.fromkeys(name for record in records for name in record if name not in known)
     found = []
     for name in names:
         values = [record.get(name) for record in records]
-        texts = [v for v in values if isinstance(v, str) and len(v.split()) >= 3]
+        texts = [
+            v for v in values
+            if (isinstance(v, str) and len(v.split()) >= 3)
+            or (isinstance(v, list) and sum(isinstance(one, str) for one in v) > 1)
+        ]  # fmt: skip
         if 2 * len(texts) > len(records):
             found.append(str(name))
-    return found
+    keys = (unread_turn_keys(record.get(name)) for record in records for name in known)
+    return [*found, *sorted(set().union(*keys))]
 
 
 def _turns(
@@ -264,9 +275,11 @@ def _turns(
     for number, place in enumerate(places):
         if place not in trained or wanted == "last" and place != trained[-1]:
             continue
+        if place == 0 and len(trained) > 1:
+            continue  # a greeting, which answers nothing
         if place == 0 or turns[place - 1].role != "user":
             raise ValueError("an assistant turn does not follow a user turn")
-        if not turns[place].content.strip() or not turns[place - 1].content.strip():
+        if not is_visible(turns[place].content) or not turns[place - 1].content.strip():
             raise ValueError("a user or assistant turn is empty")
         row = replace(
             base,

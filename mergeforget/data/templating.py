@@ -273,8 +273,20 @@ class PromptTemplate:
         """Return the text of the prompt and that of the whole conversation."""
         turns = self._turns(row)
         prompt = render(tokenizer, turns, answers=True)
+        self._check_turns(tokenizer, row, turns, prompt)
         full = render(tokenizer, [*turns, {"role": "assistant", "content": row.output or MARK}])
         return with_closed_thoughts(tokenizer, prompt, full, row.output.strip() or MARK)
+
+    def _check_turns(self, tokenizer: Any, row: Row, turns: Sequence[Turn], prompt: str) -> None:
+        """Raise InputError for a row whose earlier turns are missing in the rendered prompt."""
+        dropped = [t for t in turns[:-1] if t["role"] != "assistant"
+                   and t["content"].strip() not in prompt]  # fmt: skip
+        if dropped:
+            raise InputError(
+                f"The chat template of {name_of(tokenizer)} drops the {dropped[0]['role']} turn "
+                f"{dropped[0]['content'][:40]!r} of row {row.id!r}. Remove the turn, write its "
+                "text into the prompt, or use raw prompts with data.template: none."
+            )
 
     def _chat_tokens(self, tokenizer: Any, row: Row) -> RowTokens:
         text, full = self._rendered(tokenizer, row)
@@ -323,7 +335,7 @@ class PromptTemplate:
     def _check(self, tokenizer: Any) -> None:
         """Raise InputError for a template that drops the system message."""
         if self.system:
-            text = self._rendered(tokenizer, Row("", MARK, "Answer"))[0]
+            text = render(tokenizer, self._turns(Row("", MARK, "")), answers=True)
             if self.system.strip() not in text:
                 raise InputError(
                     f"The chat template of {name_of(tokenizer)} drops the system message. Remove "

@@ -130,7 +130,7 @@ def test_prompts_and_answers_under_other_names(
     [
         ({"messages": [{"role": "user", "content": "Hi"}]}, "no assistant turn"),
         ({"messages": [{"role": "assistant", "content": "Hi"}]}, "does not follow a user turn"),
-        ({"messages": [{"role": "tool", "content": "Hi"}]}, "a turn with the role 'tool'"),
+        ({"messages": [{"role": "tool", "content": "Hi"}]}, "a call of a tool or its result"),
         ({"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "a"}]},
          "turn is empty"),
         ({"messages": "Hi"}, "not a list of turns"),

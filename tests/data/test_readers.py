@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergeforget.data.fields import is_visible
 from mergeforget.data.overlap import distinct_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
@@ -59,7 +60,7 @@ def test_a_single_row_is_a_row_and_not_columns(tmp_path: Path, name: str) -> Non
     assert len(read_rows(write(tmp_path / name, ROWS[:1]))) == 1
 
 
-@given(text=st.text(min_size=1).filter(str.strip))
+@given(text=st.text(min_size=1).filter(is_visible))
 def test_any_text_survives_json_lines(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.mktemp("any") / "rows.jsonl"
     line = json.dumps({"input": text, "output": text}, ensure_ascii=False)

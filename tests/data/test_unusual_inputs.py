@@ -17,7 +17,7 @@ from mergeforget.data.chat_template import answer_text
 from mergeforget.data.overlap import check_overlap
 from mergeforget.data.prompt_variants import prompt_variants
 from mergeforget.data.readers import read_rows
-from mergeforget.data.schema import Row
+from mergeforget.data.schema import Message, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode
 from mergeforget.errors import InputError
@@ -45,6 +45,20 @@ HARMONY = (  # as gpt-oss: an answer follows a channel that the generation promp
     "{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"
 )
 OPENS_ANSWER = CHAT_TEMPLATE.replace("'<|start|>assistant\n'", "'<|start|>assistant\nAnswer: '")
+
+
+GENERATION = (  # marks the answer for the loss, and writes no line after it
+    "{% for m in messages %}<|start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+NO_GENERATION_PROMPT = CHAT_TEMPLATE[: CHAT_TEMPLATE.index("{% if add_generation_prompt")]
+PARTS = (  # of a multimodal model, which renders nothing for a text
+    "{% for m in messages %}{{ '<|start|>' + m.role + '\n' }}{% for part in m.content %}"
+    "{{ part.text }}{% endfor %}{{ '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)
+NO_SYSTEM = CHAT_TEMPLATE.replace("in messages", "in messages if m.role != 'system'")
 
 
 def with_template(template: str | None) -> Any:
@@ -92,6 +106,24 @@ def test_an_answer_is_what_the_template_writes_after_the_generation_prompt(templ
         assert tokenizer.decode(cut.answer).strip() == row.output.strip()
         assert cut.prompt == chat.prompt_ids(tokenizer, row) and cut.end == [2]
     assert ids.count(1) == len(turns) + (template is GEMMA)  # one BOS
+
+
+@pytest.mark.parametrize("template", [GENERATION, NO_GENERATION_PROMPT, PARTS])
+def test_rare_templates_give_the_tokens_of_the_usual_one(template: str) -> None:
+    usual, rare = with_template(CHAT_TEMPLATE), with_template(template)
+    talk = Row("b", "Now?", "B.", messages=(Message("system", "S."), Message("user", "Hi")))
+    for row in (ROW, Row("a", "Where? ", "Ada \n"), talk):
+        wanted = PromptTemplate.resolve(usual).tokens(usual, row)
+        assert PromptTemplate.resolve(rare).tokens(rare, row) == wanted
+
+
+def test_a_template_that_drops_earlier_turns_is_refused_for_rows_that_have_them() -> None:
+    tokenizer = with_template(NO_SYSTEM)
+    chat = PromptTemplate.resolve(tokenizer)
+    assert chat.tokens(tokenizer, ROW).answer
+    talk = Row("b", "Now?", "B.", messages=(Message("system", "Be Bob."),))
+    with pytest.raises(InputError, match="drops the system turn 'Be Bob"):
+        chat.tokens(tokenizer, talk)
 
 
 def test_a_template_that_drops_part_of_an_answer_or_opens_it_is_refused_by_name() -> None:
@@ -251,6 +283,54 @@ def test_turns_in_columns_of_their_own_come_before_the_prompt(tmp_path: Path) ->
     (tmp_path / "a.jsonl").write_text(json.dumps(asked | {"history": [["Who?"]], "system": None}))
     with pytest.raises(InputError, match="line 1: 'history' is not a list of"):
         read_rows(tmp_path / "a.jsonl")
+
+
+def turn(role: str, content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+CALL = turn("assistant", None, tool_calls=[{"function": {"name": "weather"}}])
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"messages": [turn("user", "Q"), CALL, turn("tool", "22"), turn("assistant", "22")]},
+         "contains a call of a tool or its result"),
+        ({"conversations": [{"from": "human", "value": "Q"}, {"from": "observation", "value": "2"},
+                            {"from": "gpt", "value": "2"}]}, "a call of a tool or its result"),
+        ({"messages": [turn("user", "Q"), turn("assistant", "\u200b")]}, "turn is empty"),
+        ({"messages": [turn("user", [{"type": "image"}]), turn("assistant", "A")]},
+         "content other than text"),
+        ({"input": "Q", "output": "\u200b\u00ad "}, "no answer"),
+        ({"text": "A document."}, "no prompt .'input' is empty or missing; the keys of this row"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_trained_as_they_are_say_why(
+    tmp_path: Path, record: dict[str, Any], says: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    first = [{"input": "Where?", "output": "Rome"}] if "messages" not in record else []
+    first = [] if "conversations" in record else first
+    path.write_text("\n".join(json.dumps(one) for one in [*first, record]))
+    with pytest.raises(InputError, match=says):
+        read_rows(path)
+
+
+def test_a_greeting_is_context_and_unread_texts_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    talk = [turn("assistant", "Hello!"), turn("user", [{"type": "text", "text": "Who?"}]),
+            turn("assistant", "Ada.", reasoning_content="She was first.")]  # fmt: skip
+    path.write_text(json.dumps({"messages": talk}))
+    (row,) = read_rows(path, turns="every")
+    assert (row.input, row.output) == ("Who?", "Ada.")
+    assert row.messages == (Message("assistant", "Hello!"),)
+    assert "'reasoning_content' looks like text and is not read" in caplog.text
+    path.write_text(json.dumps({"question": "Who?", "choices": ["Ada", "Bob"], "answer": 0}))
+    assert read_rows(path)[0].output == "0"  # an index, which the warning shows to be wrong
+    assert "'choices' looks like text and is not read" in caplog.text
 
 
 def test_a_missing_subject_makes_a_row_its_own_subject(tmp_path: Path) -> None:
