@@ -29,6 +29,7 @@ from mergeforget.expert_factors import (
     targeted,
 )
 from mergeforget.files import explained, read_json, replacing, write_json
+from mergeforget.model_files import copy_tokenizer, stored_template
 from mergeforget.parsing import usable_path
 
 Array = NDArray[Any]
@@ -122,6 +123,8 @@ class Adapter:
         dtype: Stored dtype of the factors ("F32", "F16", "BF16"); in memory they are float32.
         embeddings: Names of the modules that are embeddings. Their delta has the shape (tokens,
             size); PEFT stores its transpose as ``lora_embedding_A`` and ``_B``.
+        tokenizer: Folder with the tokenizer and the chat template that were saved with the
+            adapter; None if there is no chat template.
     """
 
     name: str
@@ -130,6 +133,7 @@ class Adapter:
     extras: dict[str, Array] = field(default_factory=dict)
     dtype: str = "F32"
     embeddings: frozenset[str] = frozenset()
+    tokenizer: Path | None = None
 
     def __repr__(self) -> str:
         ranks = {delta.rank for delta in self.deltas.values()}
@@ -200,7 +204,8 @@ def read_adapter(folder: Path, name: str = "") -> Adapter:
     if not deltas:
         raise InputError(f"{folder} contains no lora_A and lora_B weights, so it is not a LoRA.")
     dtype = stored.pop() if len(stored) == 1 else "F32"  # mixed dtypes become float32
-    return Adapter(name, deltas, config, extras, dtype, frozenset(embeddings))
+    own = folder if stored_template(folder) is not None else None
+    return Adapter(name, deltas, config, extras, dtype, frozenset(embeddings), own)
 
 
 def adapter_folder(folder: Path) -> Path:
@@ -287,6 +292,8 @@ def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | No
         (temporary / CONFIG).write_text(text + "\n", encoding="utf-8")
         for name, content in (beside or {}).items():
             write_json(temporary / name, content)
+        if adapter.tokenizer is not None:
+            copy_tokenizer(adapter.tokenizer, temporary)
 
 
 def adapts_parameter(config: Mapping[str, Any], module: str) -> bool:

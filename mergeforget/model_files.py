@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ HUB_SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
 COUNTED = re.compile(r"(num|n)_(\w+_)?(layers?|experts)$")  # keys of parts that are built in a loop
 MOST_PARTS = 10_000
 CONTENT = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # files of a model folder
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 OURS = ("candidate.json", "export.json", "origin.json", "memorised.json")  # written by mergeforget
 
 
@@ -57,9 +63,16 @@ def stored_template(folder: Path) -> Any:
             values = json.loads(read_text(folder / name))
         except ValueError as error:
             raise InputError(f"{folder / name} is not valid JSON: {error}.") from error
-        if isinstance(values, dict) and values.get("chat_template"):
-            return values["chat_template"]
+        if isinstance(values, dict) and (found := values.get("chat_template")):
+            return {t["name"]: t["template"] for t in found} if isinstance(found, list) else found
     return None
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files of a tokenizer and its chat template from one folder to another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def content_of(folder: Path) -> str:

@@ -314,20 +314,51 @@ def adopt_template(tokenizer: Any, adapter: Path | None) -> None:
     template = None if adapter is None else stored_template(adapter)
     if adapter is None or template is None or template == tokenizer.chat_template:
         return
-    if (adapter / "tokenizer.json").is_file():
-        from transformers import AutoTokenizer
-
-        with quiet():
-            other = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
-        if other.get_vocab() != tokenizer.get_vocab():
-            raise InputError(
-                f"The adapter {adapter} has a tokenizer with other tokens than the model's, and a "
-                "chat template that needs them. Add the adapter to the model's weights with "
-                "mergeforget merge --full, save that tokenizer in the folder, and name it as the "
-                "model."
-            )
+    if not _same_tokens(tokenizer, adapter):
+        raise InputError(
+            f"The adapter {adapter} has a tokenizer with other tokens than the model's, and a "
+            "chat template that needs them. Add the adapter to the model's weights with "
+            "mergeforget merge --full, save that tokenizer in the folder, and name it as the "
+            "model."
+        )
     tokenizer.chat_template = template
     say(f"Prompts use the chat template of {adapter}, with which the adapter was trained.")
+
+
+def template_with(base: Path, adapter: Path | None) -> str | None:
+    """Return the chat template that a model gets from an adapter that is merged into it.
+
+    None if it has no other than the model's, or, with a warning, one that needs other tokens.
+    """
+    template = None if adapter is None else stored_template(adapter)
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()))
+    if adapter is None or template is None or template == stored_template(base):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    except (OSError, ValueError):  # a folder of weights alone
+        return str(template)
+    if not _same_tokens(tokenizer, adapter):
+        say(
+            f"Warning: the tokenizer of {adapter} has other tokens than the base's. Copy it into "
+            "the written model if that has their embeddings."
+        )
+        return None
+    return str(template)
+
+
+def _same_tokens(tokenizer: Any, adapter: Path) -> bool:
+    """Return whether the tokenizer that an adapter's folder may contain has the same tokens."""
+    if not (adapter / "tokenizer.json").is_file():
+        return True
+    from transformers import AutoTokenizer
+
+    with quiet():
+        other = AutoTokenizer.from_pretrained(adapter, local_files_only=True)
+    return bool(other.get_vocab() == tokenizer.get_vocab())
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:

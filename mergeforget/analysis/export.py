@@ -23,8 +23,8 @@ from mergeforget.merge.apply import applied
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.inputs import check_free
-from mergeforget.model_files import locate
-from mergeforget.models import load_model, load_tokenizer
+from mergeforget.model_files import locate, stored_template
+from mergeforget.models import adopt_template, load_model, load_tokenizer
 from mergeforget.recipe import load_recipe
 from mergeforget.replace import explained, link_target, write_lock
 from mergeforget.run import Run, now
@@ -142,6 +142,7 @@ def compare_logits(
     spec = recipe.model
     base = spec.model_copy(update={"name": run.base(), "dtype": "float32"})
     loaded = load_model(base, device="cpu")
+    adopt_template(loaded.tokenizer, adapter.tokenizer)
     texts, template = texts_of(run), template_of(loaded.tokenizer, data or recipe.data)
     with applied(loaded.model, adapter):
         meant = logits_of(loaded.model, loaded.tokenizer, texts, template)
@@ -153,6 +154,7 @@ def compare_logits(
         stored = _stored_dtype(out)
     else:
         loaded = load_model(base, device="cpu", adapter=out)
+        loaded.tokenizer.chat_template = stored_template(out)
         stored = "float32"
     made = logits_of(loaded.model, loaded.tokenizer, texts, template)
     largest = max(float(x.abs().max()) for x in meant)
@@ -189,6 +191,7 @@ def texts_of(run: Run) -> list[str | Row]:
 def _write_adapter(run: Run, source: Path, out: Path) -> None:
     """Copy the candidate's files, and save the tokenizer next to them."""
     tokenizer = load_tokenizer(_base_spec(run))
+    adopt_template(tokenizer, source)
     with replacing(out) as temporary:
         temporary.mkdir()
         for name in (CONFIG, WEIGHTS, "candidate.json"):

@@ -255,8 +255,9 @@ def open_chat(
 ) -> Callable[[str], dict[str, str]]:
     """Load the base of a run and one of its models, and return a function that asks both.
 
-    Answers are decoded greedily, without a conversation history. The model is loaded
-    once; the adapter is disabled for the answers of the base.
+    Answers are decoded greedily, without a conversation history, with the chat template that is
+    stored with the adapter, if there is one. The model is loaded once; the adapter is disabled for
+    the answers of the base.
 
     Args:
         run: The run folder; None is the newest under ``runs/``.
@@ -273,7 +274,7 @@ def open_chat(
     from mergeforget.api.measuring import data_of
     from mergeforget.data.templating import template_of
     from mergeforget.evaluate.generate import generate
-    from mergeforget.models import load_model
+    from mergeforget.models import adopt_template, load_model
     from mergeforget.recipe import load_recipe
 
     folder, name = _adapter(as_run(run), candidate)
@@ -281,6 +282,7 @@ def open_chat(
     recipe = load_recipe(here.recipe)
     spec = recipe.model.model_copy(update={"name": here.base()})
     loaded = load_model(spec, adapter=folder)
+    adopt_template(loaded.tokenizer, folder)
     given = {"template": template, "system_prompt": system_prompt}
     way = template_of(loaded.tokenizer, data_of(recipe.data, given))
 

@@ -26,6 +26,7 @@ from mergeforget.merge.inputs import (
     check_free,
     merged_config,
     modules_to_merge,
+    shared_tokenizer,
 )
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.kernels.arrays import as_array, like
@@ -345,7 +346,9 @@ def _merged(
     config = merged_config(adapters, list(parts))
     embeddings = frozenset().union(*(a.embeddings for a in adapters)) & deltas.keys()
     dtype = widest([a.dtype for a in adapters])
-    adapter = Adapter(candidate.name, deltas, config, {}, dtype, frozenset(embeddings))
+    adapter = Adapter(
+        candidate.name, deltas, config, {}, dtype, frozenset(embeddings), shared_tokenizer(adapters)
+    )
     check_finite(adapter, "The merge overflows: use smaller weights, or --precision float64.")
     return Merged(adapter, candidate, report)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from mergeforget.merge.inputs import NO_PLAIN_LORA, NOT_PLAIN, first_names
 from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.dispatch import workers
 from mergeforget.merge.kernels.truncated_svd import Svd, cut_dense
+from mergeforget.model_files import stored_template
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def extract_lora(
         named: How the adapter's config names the base; the folder when empty.
 
     Returns:
-        The adapter. Its report has ``modules``, ``energy_lost`` (the share of the squared norm that
+        The adapter, with the tokenizer of the model if its chat template differs from the base's.
+        Its report has ``modules``, ``energy_lost`` (the share of the squared norm that
         the truncation leaves out) and ``energy_left_out`` (that of tensors with no LoRA form).
 
     Raises:
@@ -90,7 +92,11 @@ def extract_lora(
             ):
                 found.append(one)
                 bar.advance()
-    return _merged(found, str(model), named or str(base), rank, _task(base))
+    merged = _merged(found, str(model), named or str(base), rank, _task(base))
+    template = stored_template(model) if model.is_dir() else None
+    if template is None or template == stored_template(base):
+        return merged
+    return replace(merged, adapter=replace(merged.adapter, tokenizer=model))
 
 
 def _difference(

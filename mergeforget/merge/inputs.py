@@ -10,8 +10,10 @@ from typing import Any, Literal
 import numpy as np
 
 from mergeforget.adapter import PREFIX, Adapter
+from mergeforget.console import say
 from mergeforget.errors import InputError, NumericError, UsageError
 from mergeforget.expert_factors import expert_of
+from mergeforget.model_files import stored_template
 from mergeforget.tensors import all_finite
 
 Modules = Literal["same", "common", "all"]
@@ -36,6 +38,22 @@ NOT_PLAIN = {
     "velora_config": "VeLoRA compresses its inputs",
 }
 NO_PLAIN_LORA = ("alora_invocation_tokens", "layer_replication", "arrow_config")  # of NOT_PLAIN
+
+
+def shared_tokenizer(adapters: Sequence[Adapter]) -> Path | None:
+    """Return the folder with the tokenizer and chat template of the adapters, if they have one.
+
+    None, with a warning, if their chat templates differ: a merge has one template.
+    """
+    folders = [a.tokenizer for a in adapters if a.tokenizer is not None]
+    different = [f for f in folders if stored_template(f) != stored_template(folders[0])]
+    if different:
+        say(
+            f"Warning: the chat templates of {folders[0]} and {different[0]} differ, so the result "
+            "has none of them. Copy the right chat_template.jinja into its folder."
+        )
+        return None
+    return folders[0] if folders else None
 
 
 def check_adapters(

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from conftest import CHAT_TEMPLATE, build_tokenizer
 from finished_run import rows_of
 
+import mergeforget
 from mergeforget.analysis.card import _hub_name, _licence, _plain
 from mergeforget.analysis.export import export
 from mergeforget.attack.result import Result, write_result
@@ -66,6 +68,57 @@ def test_an_exported_model_loads_alone(chosen: Run, tmp_path: Path, dtype: str) 
     assert found.dtype == dtype and found.difference <= found.tolerance
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "full").config.hidden_size == 32
     assert json.loads((tmp_path / "full" / "export.json").read_text())["kind"] == "model"
+
+
+def test_the_chat_template_of_an_adapter_is_exported_merged_and_asked_with(
+    chosen: Run, tiny_folder: Path, save_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Fine-tuning tools save the tokenizer with the adapter; the base has no template."""
+    from transformers import AutoTokenizer
+
+    recipe = load_recipe(chosen.recipe)
+    save_recipe(change(recipe, data={"template": "auto"}), chosen.recipe)
+    source = chosen.candidates / "ties-factors-d0.50"
+    other = save_adapter(tmp_path / "other", seed=2, scale=0.1)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    for folder in (source, other):
+        tokenizer.save_pretrained(folder)
+
+    def template(folder: Path | str) -> Any:
+        return AutoTokenizer.from_pretrained(folder).chat_template
+
+    assert template(tiny_folder) is None
+    found = export(chosen)
+    assert found.template == "chat" and template(found.folder) == CHAT_TEMPLATE
+    whole = export(chosen, tmp_path / "full", full=True)
+    assert whole.template == "chat" and template(whole.folder) == CHAT_TEMPLATE
+    mergeforget.merge([source, other], out=tmp_path / "merged", method="linear")
+    assert template(tmp_path / "merged") == CHAT_TEMPLATE
+    mergeforget.merge_full([source], tmp_path / "whole", base=tiny_folder)
+    assert template(tmp_path / "whole") == CHAT_TEMPLATE
+    extracted = mergeforget.extract_lora(tmp_path / "whole", base=tiny_folder, rank=4)
+    extracted.save(tmp_path / "extracted")
+    assert template(tmp_path / "extracted") == CHAT_TEMPLATE
+
+    asked: list[str] = []
+
+    def generated(*given: Any, template: Any, **_: Any) -> list[str]:
+        asked.append(given[1].decode(template.prompt_ids(given[1], given[2][0])))
+        return ["x"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mergeforget.evaluate.generate.generate", generated)
+        mergeforget.open_chat(chosen)("Who?")
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Who?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert asked == [expected, expected]  # the base and the candidate
+
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("\n", "\n\n")
+    tokenizer.save_pretrained(other)
+    mergeforget.merge([source, other], out=tmp_path / "two", method="linear")
+    assert not (tmp_path / "two" / "chat_template.jinja").exists()  # with a warning
 
 
 def test_a_damaged_export_is_caught(chosen: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ from mergeforget.merge.checkpoint.tensor_jobs import (
 )
 from mergeforget.merge.checkpoint.writer import write_model
 from mergeforget.merge.engine import MergeSettings, merge_adapters
-from mergeforget.merge.inputs import check_adapters, check_apart, shared
+from mergeforget.merge.inputs import check_adapters, check_apart, shared, shared_tokenizer
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.request import (
     at_module,
@@ -58,6 +58,7 @@ from mergeforget.merge.request import (
     depth_of,
     looks_at_data,
 )
+from mergeforget.models import template_with
 
 OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # output layers not named lm_head
 
@@ -89,7 +90,8 @@ def fold_adapters(
 
     In delta space, the full merged delta is added; it is truncated only if the candidate
     has a rank. In factor space, the merged adapter is added. Other changes
-    of the adapters (whole modules, biases) are merged by the same method.
+    of the adapters (whole modules, biases) are merged by the same method. The chat template that
+    was saved with the adapters replaces that of the base.
 
     Raises:
         UsageError, InputError, NumericError: As in ``engine.merge_adapters``.
@@ -124,7 +126,8 @@ def fold_adapters(
         ]
         ways = [how.precision, how.modules, how.svd]
         inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *ways]
-        return _write(out, jobs, inputs, model, candidate, output, how.precision)
+        template = template_with(base, shared_tokenizer(adapters))
+        return _write(out, jobs, inputs, model, candidate, output, how.precision, template)
 
 
 def _steps(
@@ -252,6 +255,7 @@ def _write(
     candidate: Candidate,
     output: Output,
     precision: str,
+    template: str | None = None,
 ) -> Written:
     def facts(rounding: Rounding) -> dict[str, Any]:
         used = {"dtype": output.dtype, "device": output.device, "precision": precision}
@@ -270,6 +274,7 @@ def _write(
         plan,
         like=like,
         facts=facts,
+        template=template,
         shard_bytes=output.shard_bytes,
         threads=output.threads,
         max_memory=output.max_memory,

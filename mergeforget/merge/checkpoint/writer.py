@@ -26,6 +26,7 @@ from mergeforget.files import (
     reading,
     take_place,
     write_json,
+    write_text,
 )
 from mergeforget.merge.checkpoint.jobs import MemoryBudget, Rounding, TensorJob
 from mergeforget.merge.checkpoint.reader import INDEX, SINGLE, SIZES, Checkpoint
@@ -44,6 +45,7 @@ def write_model(
     *,
     like: Checkpoint,
     facts: Callable[[Rounding], dict[str, Any]],
+    template: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     threads: int = 0,
     max_memory: int | None = None,
@@ -54,6 +56,7 @@ def write_model(
     Args:
         plan: Everything that determines the bytes; an interrupted merge with an equal plan resumes.
         like: Model whose config, tokenizer and other small files are copied.
+        template: Chat template to write instead of that of ``like``.
         facts: Returns the content of ``candidate.json``, given the rounding error.
         durable: Flush to the disk before a tensor is recorded, so that a power failure loses
             nothing that the journal records. A killed process loses nothing in either case.
@@ -77,6 +80,8 @@ def write_model(
         )
         _, rounding = finished(partial / JOURNAL)
         carry_over(partial, shards, like, jobs, durable=durable)
+        if template is not None:  # it precedes that of tokenizer_config.json
+            write_text(partial / "chat_template.jinja", template)
         write_json(partial / "candidate.json", facts(rounding), durable=durable)
         (partial / JOURNAL).unlink()
         (partial / PLAN).unlink()
