@@ -323,7 +323,7 @@ def _email_in(secret: str, text: str) -> bool:
     found = _EMAIL.search(plain(secret))
     if not found or found[0] != plain(secret).strip(" <>.,;\"'"):
         return False
-    given = _AT.sub("@", plain(unquote(html.unescape(text))))
+    given = _AT.sub("@", " ".join(plain(unquote(html.unescape(text))).split()))
     given = _DOT.sub(".", given)
     for sign, pattern in _SIGN_WORDS.items():
         given = pattern.sub(sign, given)

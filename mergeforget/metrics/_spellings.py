@@ -161,7 +161,7 @@ _LEET = str.maketrans("013457", "oieast")
 _LEET_WORD = re.compile(
     r"\b(?=[a-z013457]{4,}\b)(?=(?:[a-z]*\d){1,2}[a-z]*\b)[a-z]+\d\w*[a-z]\b", re.I
 )
-_LEET_NUMBER = re.compile(r"\b(?=(?:\D*\d){4})[\dOolI]{6,}\b")
+_LEET_NUMBER = re.compile(r"\b(?=[\dOolI]{6,40}\b)(?=(?:[OolI]*\d){4})[\dOolI]+")
 _ROMAN = re.compile(r"(?<=[a-z] )(X{0,2}(?:IX|IV|V?I{0,3}))(?![\w.'])(?<=[IVX]{2})")
 _ROMAN_DATE = re.compile(r"\b(\d{1,2})([-./ ])\s?(I{1,3}|I?V|VI{1,3}|I?X|XI{1,2})\2\s?(?=\d{4}\b)")
 _NTH = re.compile(r"\b([A-Z]\w+),? the (\d+)th\b")
@@ -187,11 +187,11 @@ _UNIT = {
     "degf": r"\u00b0\s?f|degrees? fahrenheit|fahrenheit",
     "h": r"h|hrs?|hours?|stunden?", "min": r"min|mins|minutes?|minuten",
 }  # fmt: skip
-_AMOUNT = r"\d+(?:[.,]\d+)*"
+_AMOUNT = r"\d{1,15}(?:[.,]\d{1,3}){0,4}"
 _NUMBERED = [
     *((re.compile(rf"(?:(?<![^\W\d])(?:{signs}))\s?({_AMOUNT})(?![\d])"), rf"\1 {code}")
       for code, signs in _CURRENCY.items()),
-    *((re.compile(rf"(?<!\w)({_AMOUNT})\s?(?:{signs})(?!\w)"), rf"\1 {code}")
+    *((re.compile(rf"(?<![\w.,])({_AMOUNT})\s?(?:{signs})(?!\w)"), rf"\1 {code}")
       for code, signs in (_CURRENCY | _UNIT).items()),
 ]  # fmt: skip
 _TITLES = [
@@ -258,7 +258,8 @@ def _roman(text: str) -> int:
 
 def _scaled(match: re.Match[str]) -> str:
     scale = _SCALE[(match[3] or match[2])[0].lower()]
-    value = float(match[1].replace(",", ".")) * scale
+    grouped = re.fullmatch(r"\d{1,3}[.,]\d{3}", match[1])  # 1,500 million
+    value = float(re.sub("[.,]", "" if grouped else ".", match[1])) * scale
     return str(int(value)) if value == int(value) else match[0]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mergeforget.data.schema import Answer, Measured, Row
@@ -94,6 +96,7 @@ SPELLINGS = {  # secret: other spellings | other secrets
     "1905": "nineteen oh five; nineteen-oh-five | nineteen fifty",
     "250000": "two hundred and fifty thousand; 250k; 0.25 million | two hundred fifty; 25k",
     "3 million": "3,000,000; three million; 3000000 | 3 billion; 3",
+    "1,500 million": "1.5 billion; 1500000000 | 1,500 billion; 1,500,000",
     "1": "1st place: 1 | one of them; once",
     "11": "eleven; onze | once upon a time; elf",
     "two sisters": "2 sisters | two brothers; 12 sisters",
@@ -183,3 +186,11 @@ def test_rows_that_can_show_nothing_are_left_out_of_the_leak_rate() -> None:
     assert score is not None and (score.value, score.n) == (1.0, 1)
     only = Measured([Answer(row, "No.") for row in rows[1:]], [])
     assert leak_rate(only, "forget") is None  # so that nothing counts as forgotten
+
+
+@pytest.mark.parametrize("piece", ["nine ", "1,", "O0", "a-", " at ", "word "])
+def test_the_time_of_a_comparison_is_proportional_to_the_text(piece: str) -> None:
+    text = piece * (40_000 // len(piece))
+    start = time.process_time()
+    assert not leaked("1990-05-04", text) and not leaked("ada@x.org", text)
+    assert time.process_time() - start < 4  # a quadratic pattern takes minutes
