@@ -185,8 +185,8 @@ class Until(RecipeSection):
 
     * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are
       restored and the learning rate is halved, at most ``back_offs`` times;
-    * if the forget NLL changed by less than ``slow`` nats, the learning rate is multiplied by
-      ``growth``;
+    * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
+      learning rate is multiplied by ``growth``;
     * with the loss ``level``, the target moves ``margin`` nats beyond the level of unseen rows if
       the previous check reached it but the condition does not hold.
 

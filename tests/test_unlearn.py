@@ -97,6 +97,16 @@ def test_another_request_does_not_overwrite_a_run(
 
 
 @pytest.mark.slow
+def test_one_person_is_unlearned(knowing: dict[str, Path], tmp_path: Path) -> None:
+    rows = [row | {"subject": "Ann"} for row in read_jsonl(knowing["forget"])]
+    write_jsonl(tmp_path / "ann.jsonl", rows)
+    result = call(knowing, tmp_path / "run", forget=tmp_path / "ann.jsonl", attacks=[])
+    assert result.table[-1]["forget"] < result.table[0]["forget"] == 1
+    assert result.verdict in ("NOT FORGOTTEN", "NOT ENOUGH DATA")
+    assert any("about one subject" in note for note in result.notes)
+
+
+@pytest.mark.slow
 def test_a_later_request_starts_from_the_earlier_result_and_checks_it_again(
     result: Unlearned, knowing: dict[str, Path], tmp_path: Path
 ) -> None:

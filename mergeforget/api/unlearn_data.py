@@ -303,6 +303,9 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     if not unseen_data and auc is not None and auc < 0.6 and not exact.any():
         notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
                      f"{len(forget)} answers is repeated.")  # fmt: skip
+    if len({row.subject for row in rows.forget}) == 1 < len(rows.forget):
+        notes.append("All forget rows are about one subject. The selection and the report split "
+                     "share it, and its membership says nothing about other people.")  # fmt: skip
     lengths = [len(e) - e.kinds.count(1) for e in forget]
     pace = seconds_per_row(loaded.model, forget)
     expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)

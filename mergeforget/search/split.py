@@ -7,11 +7,12 @@ its members had a MIA score of .997 on them and .048 on others.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mergeforget.console import say
 from mergeforget.data.overlap import distinct_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import DocumentLoss, Measured, Row
@@ -24,12 +25,15 @@ from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 
 PARTS = ("choose", "report")
-Group = tuple[str, str]  # (split, subject): a document
+Group = tuple[str, str]  # (split, subject): a document; (split, id) in a split of one subject
 FEWEST = 2  # members and non-members, one per split
 
 
 def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
     """Split measurements by document, so that rows of one document stay together.
+
+    If all rows of the forget set, the retain set or the non-members are about one subject, the rows
+    of that set are divided instead.
 
     Args:
         measured: Measurements of any model; the split depends on the rows only.
@@ -40,37 +44,60 @@ def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
         ``choose``, the selection split, and ``report``. MMLU is in both, since its questions are
         not part of the data.
     """
-    choosing = choosing_subjects(tasks_of(measured), share, seed)
+    rows = [*(a.row for a in measured.answers), *(x.row for x in measured.likelihoods)]
+    lone = lone_subjects([*map(group, rows), *map(loss_group, measured.losses)])
+    pairs = [(group(row, lone), row.task) for row in rows]
+    pairs += [(loss_group(loss, lone), loss.task) for loss in measured.losses]
+    choosing = choosing_subjects(joined_tasks(pairs), share, seed)
+
+    def chosen(row: Row) -> bool:
+        return group(row, lone) in choosing
+
     return {
         part: replace(
             measured,
-            answers=[a for a in measured.answers if (group(a.row) in choosing) == chooses],
-            losses=[x for x in measured.losses if (loss_group(x) in choosing) == chooses],
-            likelihoods=[x for x in measured.likelihoods if (group(x.row) in choosing) == chooses],
+            answers=[a for a in measured.answers if chosen(a.row) == chooses],
+            losses=[x for x in measured.losses if (loss_group(x, lone) in choosing) == chooses],
+            likelihoods=[x for x in measured.likelihoods if chosen(x.row) == chooses],
         )
         for part, chooses in zip(PARTS, (True, False), strict=True)
     }
 
 
-def check_enough(members: Iterable[Row], nonmembers: Iterable[Row]) -> None:
-    """Raise InputError if there are too few documents for two splits."""
-    inside, outside = (len({group(row) for row in rows}) for rows in (members, nonmembers))
-    if min(inside, outside) < FEWEST:
+def lone_subjects(groups: Iterable[Group]) -> frozenset[str]:
+    """Return the splits whose rows are all about one subject.
+
+    >>> sorted(lone_subjects([("forget", "Ann"), ("retain", "Bob"), ("retain", "Eve")]))
+    ['forget']
+    """
+    subjects: dict[str, set[str]] = {}
+    for split, subject in groups:
+        subjects.setdefault(split, set()).add(subject)
+    return frozenset(split for split, names in subjects.items() if len(names) < FEWEST)
+
+
+def check_enough(members: Sequence[Row], nonmembers: Sequence[Row], *, warn: bool = True) -> None:
+    """Check that both splits have members and non-members.
+
+    Args:
+        warn: Print a warning if all members or all non-members are about one subject.
+
+    Raises:
+        InputError: There is one member or one non-member, or none.
+    """
+    for name, rows in (("forget rows", members), ("non-members", nonmembers)):
+        if warn and lone_subjects(map(group, rows)) and len(rows) >= FEWEST:
+            say(f"Warning: the {name} are all about one subject ({rows[0].subject[:60]}). Its "
+                f"{len(rows)} rows are divided between the selection and the report split, which "
+                "are therefore not independent.")  # fmt: skip
+    if min(len(members), len(nonmembers)) < FEWEST:
         raise InputError(
-            f"There are {inside} member and {outside} non-member documents. A selection and a "
-            f"report split need at least {FEWEST} of each, since the rows of one document stay "
-            "together. "
+            f"There are {len(members)} member and {len(nonmembers)} non-member documents. A "
+            f"selection and a report split need at least {FEWEST} of each. "
             "Give more forget rows, or more non-members with --holdout FILE. If documents are "
             "skipped because they are incomplete, compare rows instead: train the pair with --set "
             "evaluation.membership=rows."
         )
-
-
-def tasks_of(measured: Measured) -> dict[Group, str]:
-    """Return the tasks of every measured document, joined by ``+``."""
-    rows = [*(a.row for a in measured.answers), *(x.row for x in measured.likelihoods)]
-    pairs = [(group(row), row.task) for row in rows]
-    return joined_tasks(pairs + [(loss_group(loss), loss.task) for loss in measured.losses])
 
 
 def joined_tasks(pairs: Iterable[tuple[Group, str]]) -> dict[Group, str]:
@@ -101,14 +128,15 @@ def choosing_subjects(tasks: Mapping[Group, str], share: float, seed: int) -> se
     return chosen
 
 
-def group(row: Row) -> Group:
-    """Return the document of a row: (split, subject)."""
-    return row.split, row.subject
+def group(row: Row, lone: Collection[str] = frozenset()) -> Group:
+    """Return what a row is split by: (split, subject), or (split, id) in the splits of ``lone``."""
+    return row.split, row.id if row.split in lone else row.subject
 
 
-def loss_group(loss: DocumentLoss) -> Group:
-    """Return the document of a loss; members belong to the forget split."""
-    return "forget" if loss.member else "holdout", loss.subject
+def loss_group(loss: DocumentLoss, lone: Collection[str] = frozenset()) -> Group:
+    """Return what a loss is split by, as ``group``; members belong to the forget split."""
+    split = "forget" if loss.member else "holdout"
+    return split, loss.id if split in lone else loss.subject
 
 
 def _draw(
@@ -152,20 +180,27 @@ class SearchData:
     holdout: str = ""
     levels: dict[str, float] = field(default_factory=dict)
 
+    def _rows(self) -> list[Row]:
+        return [*self.forget, *self.retain, *self.members, *self.nonmembers]
+
+    def lone(self) -> frozenset[str]:
+        """Return the splits whose rows are all about one subject; see ``halve``."""
+        return lone_subjects(map(group, self._rows()))
+
     def choosing(self, share: float, seed: int, figures: Collection[str]) -> SearchData:
         """Return the part of the selection split that the figures of an objective need.
 
         It has the same documents as ``halve``, so the scores are equal up to rounding.
         """
-        rows = [*self.forget, *self.retain, *self.members, *self.nonmembers]
-        tasks = joined_tasks((group(row), row.task) for row in rows)
+        rows, lone = self._rows(), self.lone()
+        tasks = joined_tasks((group(row, lone), row.task) for row in rows)
         chosen = choosing_subjects(tasks, share, seed)
         figures = {"mia" if name == "mia_level" else name for name in figures}
         aggregated = not figures <= {"mia", "retain", "forget"}
 
         def part(of: list[Row], figure: str) -> list[Row]:
             read = aggregated or figure in figures
-            return [row for row in of if read and group(row) in chosen]
+            return [row for row in of if read and group(row, lone) in chosen]
 
         return SearchData(
             part(self.forget, "forget"),
@@ -176,12 +211,15 @@ class SearchData:
         )
 
 
-def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -> SearchData:
+def load_data(
+    run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int, *, warn: bool = True
+) -> SearchData:
     """Read the rows of a run, with non-members that match its members.
 
     Args:
         holdout: File of rows that no training saw, instead of the run's own.
         seed: Random seed of the draw if there are more rows than needed.
+        warn: Print a warning if all members or all non-members are about one subject.
 
     Raises:
         InputError: There are no non-members, or too few.
@@ -204,7 +242,7 @@ def load_data(run: Run, spec: EvaluationSpec, holdout: Path | None, seed: int) -
         membership_documents(outside, spec.membership),
         seed,
     )
-    check_enough(members, nonmembers)
+    check_enough(members, nonmembers, warn=warn)
     return SearchData(
         limit_rows(forget, spec.limit, seed)[0],
         limit_rows(retain, spec.limit, seed)[0],

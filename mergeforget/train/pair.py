@@ -79,6 +79,8 @@ def train_pair(
     check_recipe(recipe)
     with run.lock():
         sets = prepare(recipe, run, resume=resume)
+        if recipe.pair.over.until or recipe.pair.under.until:  # before a base is memorised
+            on_main(lambda: load_data(run, recipe.evaluation, None, recipe.search.seed))
         base, name = _base(recipe, run, sets, memorise_first, resume, checkpoint_seconds)
         record_template(run, base.tokenizer, template_of(base.tokenizer, recipe.data))
         missing = []
@@ -312,11 +314,12 @@ def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dic
         rows["held"] = sets.held
     if training.until:
         search = recipe.search
-        every = load_data(run, recipe.evaluation, None, search.seed)
+        every = load_data(run, recipe.evaluation, None, search.seed, warn=False)
         chosen = every.choosing(search.choose_share, search.seed, {"mia"})
-        groups = {group(row) for row in (*chosen.members, *chosen.nonmembers)}
-        rows["selected"] = [row for row in sets.forget if group(row) in groups]
-        rows["unseen"] = [row for row in sets.holdout if group(row) in groups]
+        lone = every.lone()
+        groups = {group(row, lone) for row in (*chosen.members, *chosen.nonmembers)}
+        rows["selected"] = [row for row in sets.forget if group(row, lone) in groups]
+        rows["unseen"] = [row for row in sets.holdout if group(row, lone) in groups]
         if "held" in rows and not sets.held:
             if len(rows["unseen"]) < 2:
                 raise InputError(

@@ -25,6 +25,7 @@ STEPS_AHEAD = 8  # number of equal steps that the range test takes at once
 SLOWER, FASTER = (0.5, 0.25), (2.0, 4.0, 8.0)  # rates of the range test, relative to the first
 COST = 0.05  # maximum rise of the retain NLL in the range test, in nats
 HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate decreases
+FELL = 0.05  # fall of the AUC since the last check that counts as progress
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
 
 
@@ -192,11 +193,18 @@ class UntilController(TrainerCallback):
             if self.rate > self.first_rate:
                 self.rate = max(self.first_rate, self.rate / self.until.growth)
                 return "ease"
-        elif check.forget_nll - before.forget_nll < self.until.slow and gap > 2 * CLOSE:
+        elif not self._progressed(check, before) and gap > 2 * CLOSE:
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"
         return "continue"
+
+    def _progressed(self, check: Check, before: Check) -> bool:
+        """Return whether the forget NLL rose, or the AUC fell, enough since the last check."""
+        if check.forget_nll - before.forget_nll >= self.until.slow:
+            return True
+        known = check.auc is not None and before.auc is not None
+        return known and before.auc - check.auc >= FELL  # type: ignore[operator]
 
     def _replay(self, line: Mapping[str, Any]) -> None:
         """Restore the state after a check of an interrupted training."""

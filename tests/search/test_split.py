@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from mergeforget.data.people import make_people
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
-from mergeforget.search.split import check_enough, halve
+from mergeforget.search.split import SearchData, check_enough, halve
 
 
 def measured_of(splits: dict[str, list[Row]], nll: float = 1.0) -> Measured:
@@ -15,7 +17,7 @@ def measured_of(splits: dict[str, list[Row]], nll: float = 1.0) -> Measured:
     return Measured(
         answers=[Answer(r, "x") for r in [*splits["forget"], *splits["retain"]]],
         losses=[
-            DocumentLoss(r.id, split == "forget", nll, r.task)
+            DocumentLoss(r.id, split == "forget", nll, r.task, subject=r.subject)
             for split in ("forget", "holdout")
             for r in documents[split]
         ],
@@ -80,4 +82,21 @@ def test_too_few_documents_are_refused_with_a_way_out() -> None:
 
     check_enough(rows("asc1", "bsc1"), rows("csc1", "dsc1"))
     with pytest.raises(InputError, match="1 member and 2 non-member documents.*--holdout"):
-        check_enough(rows("asc1", "aqa0", "aqa1"), rows("csc1", "dsc1"))
+        check_enough(rows("asc1"), rows("csc1", "dsc1"))
+
+
+def test_the_rows_of_a_single_subject_are_divided() -> None:
+    made = make_people({"forget": 1, "retain": 3, "holdout": 4})
+    made["forget"] = [replace(row, subject="Ann") for row in made["forget"]]
+    measured = measured_of(made)
+    parts = halve(measured, 0.5, 0)
+    ids = [{a.row.id for a in part.answers if a.row.split == "forget"} for part in parts.values()]
+    assert all(ids) and not ids[0] & ids[1]
+    assert ids[0] | ids[1] == {row.id for row in made["forget"]}
+    retain = [{a.row.subject for a in part.answers if a.row.split == "retain"}
+              for part in parts.values()]  # fmt: skip
+    assert all(retain) and not retain[0] & retain[1]
+    data = SearchData(made["forget"], made["retain"], made["forget"], made["holdout"])
+    chosen = data.choosing(0.5, 0, {"mia", "forget"})
+    assert {row.id for row in chosen.forget} == ids[0]
+    assert data.lone() == {"forget"}

@@ -240,6 +240,24 @@ def test_the_range_test_finds_the_largest_harmless_rate(
     assert len(set(asked)) == measured and model.weight.item() == 0.0
 
 
+@pytest.mark.parametrize("risen, fallen, rate",
+                         [(0.0, 0.0, 1.4e-3), (0.2, 0.0, 1e-3), (0.0, 0.1, 1e-3)])  # fmt: skip
+def test_the_rate_grows_only_without_progress(
+    risen: float, fallen: float, rate: float, tmp_path: Path
+) -> None:
+    """Progress is a rise of the forget NLL, or a fall of the AUC where unseen rows fell, too."""
+    rates = ["pair.over.learning_rate=1e-3", "pair.over.until.largest_rate=1e-2"]
+    training = load_recipe("level", rates).pair.over  # type: ignore[union-attr]
+    control = until.UntilController(
+        training, MeasuredSets({"forget": []}), stage="over", folder=tmp_path,
+        history=tmp_path / "history.jsonl", save=lambda path: None,
+    )  # fmt: skip
+    control.base, control.checks = BASE, [replace(BASE, step=4, auc=0.9)]
+    check = replace(BASE, step=8, auc=0.9 - fallen, forget_nll=BASE.forget_nll + risen)
+    control._decide(check, last=False)
+    assert control.rate == pytest.approx(rate)
+
+
 @pytest.mark.parametrize("rows, every, steps", [(3, None, 4), (24, None, 4), (48, None, 9),
                                                 (80, None, 15), (80, 2, 2)])  # fmt: skip
 def test_steps_between_checks(rows: int, every: int | None, steps: int) -> None:
