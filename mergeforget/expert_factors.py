@@ -133,7 +133,7 @@ def by_wrapper(names: Iterable[str]) -> dict[str, list[str]]:
     for wrapper, experts in found.items():
         if sorted(experts) != list(range(len(experts))):
             raise InputError(
-                f"Of the experts of {wrapper} only {sorted(experts)} are there. PEFT stores the "
+                f"Only the experts {sorted(experts)} of {wrapper} are present. PEFT stores the "
                 "factors of all experts of a parameter together, so none may be left out."
             )
     return {wrapper: [experts[i] for i in sorted(experts)] for wrapper, experts in found.items()}

@@ -180,7 +180,7 @@ def attention_for(spec: ModelSpec, device: str) -> dict[str, str]:
         return {}
     key = f"model.attention: {spec.attention}"
     if spec.attention in KERNELS and not on_gpu:
-        raise ResourceError(f"{key} needs a GPU, and this machine shows none. Set auto or sdpa.")
+        raise ResourceError(f"{key} needs a GPU, but none was found. Set auto or sdpa.")
     if spec.attention == "flash" and not installed:
         raise ResourceError(
             f"{key} needs the package flash-attn, which is not installed: pip install flash-attn, "
@@ -271,7 +271,7 @@ def _four_bits(dtype: Any) -> Any:
 def _check_quantization(device: str) -> None:
     if not device.startswith("cuda"):
         raise ResourceError(
-            "model.quantization: 4bit needs a GPU, and this machine shows none. Leave the key out "
+            "model.quantization: 4bit needs a GPU, but none was found. Leave the key out "
             "to train on the CPU, with gradient_checkpointing: true where memory is short."
         )
     if find_spec("bitsandbytes") is None:

@@ -54,7 +54,7 @@ class TokenOutputs:
         hidden: Hidden states by layer, (tokens, width), if a loss reads them.
         row_total: Weighted number of sequences in the whole optimiser step; None uses this batch.
         token_total: Weighted number of positions of each kind in the whole optimiser step.
-        refusal: The same model's outputs for refusals, or other answers, to the same prompts.
+        refusal: The same model's outputs for refusals, or alternate answers, to the same prompts.
         reinforced: Outputs of the reinforced model, next to those of the reference; see whp.
         scores: (tokens,) score of each token in [0, 1]; see atwu.
         efforts: (rows,) weight of each sequence; see egup.

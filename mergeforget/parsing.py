@@ -143,7 +143,7 @@ def plain_name(name: object, where: object, kind: type[MergeforgetError] = Input
             a separator, a drive or a control character.
     """
     if not isinstance(name, str) or not name:
-        raise kind(f"{where} has {name!r} where a name belongs.")
+        raise kind(f"{where} has {name!r} where a name is expected.")
     if (
         re.search(r"[/\\\x00-\x1f\x7f]", name)
         or name.startswith(".")

@@ -106,11 +106,11 @@ def take_place(temporary: Path, path: Path) -> None:
         _remove(leftover)  # of a write inside the folder that was killed
     if temporary.is_dir() and not path.is_dir() and (path.exists() or path.is_symlink()):
         raise InputError(
-            f"Cannot write {path}: a file is there. Remove it or choose another place."
+            f"Cannot write {path}: a file exists there. Remove it or choose another place."
         )
     if not temporary.is_dir() and path.is_dir():
         raise InputError(
-            f"Cannot write {path}: a folder is there. Remove it or choose another place."
+            f"Cannot write {path}: a folder exists there. Remove it or choose another place."
         )
     if temporary.is_dir():
         _note_files(temporary)

@@ -33,7 +33,7 @@ class Score:
         chance: Expected value of guessing, if defined.
         target: Best value if ``better`` is ``nearer``.
         definition: Versioned name of the exact formula, for example ``truth-ratio@2``.
-        ways: Value by way to ask (raw, chat), if a model was asked in several ways;
+        ways: Value by prompt variant (raw, chat), if a model was asked in several ways;
             ``value`` is then the worst case.
         subjects: Number of people or documents, if counted.
         draws: Values over resampled rows; not stored in files.

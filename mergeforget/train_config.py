@@ -109,7 +109,7 @@ class Tokens(RecipeSection):
     def _fits_together(self) -> Tokens:
         if self.together and self.join:
             raise ValueError(
-                'tokens.together belongs to join: ""; with a space both are one text already'
+                'tokens.together applies only to join: ""; with a space both are one text already'
             )
         if self.truncate == "end" and self.prompt_tokens is not None:
             raise ValueError("tokens.prompt_tokens cuts the prompt: leave out truncate: end")
@@ -129,7 +129,7 @@ class Scorer(RecipeSection):
     Attributes:
         rate: Learning rate of the scorer.
         every: Steps of the model for one step of the scorer.
-        budget: Share of the tokens of a row that shall be selected.
+        budget: Share of the tokens of a row to select.
         entropy, population, l2: Weights of the entropy, of the budget and of the squared norm.
     """
 
@@ -170,7 +170,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 UNTIL_EPOCHS = 22  # passes over the forget rows that ``until`` takes, as measured on 10 and 24 rows
-MOST_EPOCHS = 40  # passes after which it ends in any case, but not before MOST_STEPS
+MOST_EPOCHS = 40  # maximum number of passes, if these are more than MOST_STEPS
 MOST_STEPS = 240
 CHECK_STEPS, CHECK_PASSES = 4, 0.75  # between checks: at least 4 steps and 3/4 of a pass
 
@@ -258,14 +258,16 @@ class Training(RecipeSection):
     ``batches: by_set``, every step has rows of one set, in random order, and an epoch has every row
     of every set, including refusals, once. With ``chunk_rows``, the forget set is trained in
     chunks: all epochs of one chunk before the next, each with a new optimiser.
-    With ``folds``, the forget set is divided into so many folds of whole subjects, and stage i
-    forgets the first i of them and retains the others (layered unlearning).
+    With ``folds``, the forget set is divided into this number of folds of whole subjects, and stage
+    i forgets the first i of them and retains the others (layered unlearning).
     """
 
     objective: Annotated[list[Term], Field(min_length=1)]
     transforms: list[Transform] = []
     refusals: str | None = None  # file with one per line, for losses that need them
-    alternates: str | None = None  # file of other answers, for altpo and egup; None: the model's
+    alternates: str | None = (
+        None  # file of alternate answers, for altpo and egup; None: the model's
+    )
     reinforce: Reinforce | None = None  # of the loss whp; None: its defaults
     scorer: Scorer | None = None  # of the loss atwu; None: its defaults
     direction: Literal["sum", "ngdiff", "gru", "sam"] = "sum"  # combination of the two gradients
@@ -339,11 +341,13 @@ class Training(RecipeSection):
                 "the two"
             )
         if self.clip_each and self.direction != "ngdiff":
-            raise ValueError("clip_each belongs to direction ngdiff; max_grad_norm clips a step")
+            raise ValueError(
+                "clip_each applies only to direction ngdiff; max_grad_norm clips a step"
+            )
         if self._differs("gru_smoothing") and self.direction != "gru":
-            raise ValueError("gru_smoothing belongs to direction gru")
+            raise ValueError("gru_smoothing applies only to direction gru")
         if self._differs("sam_radius") and self.direction != "sam":
-            raise ValueError("sam_radius belongs to direction sam")
+            raise ValueError("sam_radius applies only to direction sam")
         if self.auto_rate and (self.direction, self.optimizer) != ("ngdiff", "sgd"):
             raise ValueError(
                 "auto_rate fits the step theta - eta g: set direction: ngdiff and optimizer: sgd"

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-settings.register_profile("mergeforget", deadline=None)  # a busy machine is no failure
+settings.register_profile("mergeforget", deadline=None)  # no deadline: the machine may be busy
 settings.load_profile("mergeforget")
 
-LORA_MODULES = {  # (out, in) of what write_lora changes
+LORA_MODULES = {  # (out, in) of the modules that write_lora adapts
     "model.layers.0.mlp.up_proj": (16, 10),
     "model.layers.0.self_attn.q_proj": (12, 10),
     "model.layers.1.mlp.up_proj": (16, 10),

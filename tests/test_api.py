@@ -253,7 +253,7 @@ def test_report_and_compare_and_analyze_take_a_folder_or_a_run(
     assert list(scores) == ["run: over"]
 
 
-OTHERWISE = {  # options of the command line that Python users have in another form, or not at all
+OTHERWISE = {  # options of the command line that have another form in Python, or none
     "as_json", "assignments", "arguments", "open_it", "worker", "trust_remote_code", "runs", "yes",
     "person",  # of report: printed instead of the page
     "merge",  # of unlearn: an argument of unlearn_sequence

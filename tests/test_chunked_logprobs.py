@@ -29,7 +29,7 @@ def target(logits: Tensor, reference: Tensor | None, labels: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen-head", "trained-head"])
-def test_chunks_equal_the_plain_way(trained: bool) -> None:
+def test_chunked_results_equal_unchunked_ones(trained: bool) -> None:
     hidden, weight, labels = parts(trained)
     other = Projection(hidden.detach() + 0.5, weight.detach())
     plain = hidden @ weight.T
@@ -51,7 +51,7 @@ def test_chunks_equal_the_plain_way(trained: bool) -> None:
 
 
 @pytest.mark.usefixtures("chunk")
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_equal_finite_differences() -> None:
     hidden, weight, labels = parts(False)
     other = Projection(torch.ones_like(hidden), weight)
     assert torch.autograd.gradcheck(lambda h: label_logps(Projection(h, weight), labels), hidden)
@@ -60,14 +60,14 @@ def test_gradients_are_those_of_finite_differences() -> None:
     )
 
 
-def test_no_tokens_are_no_fault() -> None:
+def test_zero_tokens_are_supported() -> None:
     hidden, weight, labels = parts(False)
     none = Projection(hidden[:0], weight)
     assert label_logps(none, labels[:0]).shape == (0,)
     assert divergence(none, none, labels[:0], target)[0].shape == (0,)
 
 
-def test_what_is_kept_for_backward_does_not_grow_with_the_vocabulary() -> None:
+def test_saved_tensors_do_not_grow_with_the_vocabulary() -> None:
     kept = []
 
     def keep(tensor: Tensor) -> Tensor:

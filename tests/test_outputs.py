@@ -36,7 +36,7 @@ def test_nll_is_the_mean_over_each_answer() -> None:
         torch.testing.assert_close(outputs.nll()[row], -logps.mean())
 
 
-def test_means_of_parts_add_up_to_the_mean_of_the_whole() -> None:
+def test_means_of_micro_batches_add_up_to_the_mean_of_the_batch() -> None:
     whole = padded()
     totals = {ANSWER: len(whole.labels)}
     rows = tokens = torch.zeros((), dtype=torch.float64)

@@ -20,7 +20,7 @@ def test_every_recipe_has_a_source_and_survives_a_round_trip(name: str, tmp_path
     assert load_recipe(tmp_path / "r.yaml") == recipe
 
 
-def test_on_is_a_word_and_2e_4_a_number(tmp_path: Path) -> None:
+def test_yaml_reads_on_as_text_and_2e_4_as_a_number(tmp_path: Path) -> None:
     recipe = load_recipe("zjuklab", ["pair.over.learning_rate=2e-4"])
     assert recipe.training("over").learning_rate == 2e-4
     assert [t.on for t in recipe.training("over").objective] == ["forget", "retain", "retain"]

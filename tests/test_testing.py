@@ -73,12 +73,12 @@ def without_default(stack: Any, weights: Any, *, strength: float) -> Any:
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_a_faulty_merge_method_is_convicted(method: Any, fault: str) -> None:
+def test_a_faulty_merge_method_fails(method: Any, fault: str) -> None:
     with pytest.raises(AssertionError, match=fault):
         check_merge_method(method)
 
 
-def test_a_method_of_someone_else_passes() -> None:
+def test_a_third_party_method_passes() -> None:
     check_merge_method(mean)
     check_merge_method(without_default, strength=2.0)
 
@@ -107,7 +107,7 @@ def in_rows(policy: TokenOutputs, reference: TokenOutputs | None = None) -> torc
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_a_faulty_loss_is_convicted(loss: Any, fault: str) -> None:
+def test_a_faulty_loss_fails(loss: Any, fault: str) -> None:
     with pytest.raises(AssertionError, match=fault):
         check_loss(loss)
 
@@ -139,6 +139,6 @@ def first_row(measured: Measured, split: str, task: str = "") -> Score | None:
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_a_faulty_metric_is_convicted(metric: Any, fault: str) -> None:
+def test_a_faulty_metric_fails(metric: Any, fault: str) -> None:
     with pytest.raises(AssertionError, match=fault):
         check_metric(metric)

@@ -105,7 +105,9 @@ def test_an_unknown_key_deep_in_a_training_names_the_nearest(tmp_path: Path) -> 
         ({"loss": "kl", "on": "retain", "mask": "all"}, "counts padding"),
     ],
 )
-def test_faults_that_a_schema_cannot_see(term: dict[str, Any], complaint: str) -> None:
+def test_inconsistent_settings_are_found_beyond_the_schema(
+    term: dict[str, Any], complaint: str
+) -> None:
     recipe = Recipe(name="x", train=Training(objective=[Term(**term)]))
     with pytest.raises(RecipeError, match=complaint):
         check_recipe(recipe)

@@ -62,7 +62,7 @@ def test_the_whole_job_ends_with_a_verdict_and_a_checked_export(result: Unlearne
     assert base["forget"] == 1 and base["mia_auc"] == 1 and over["mia_auc"] <= under["mia_auc"]
     assert result.verdict in ("NOT FORGOTTEN", "NOT ENOUGH DATA")  # without prompts and relearn
     assert result.paragraph.startswith(result.verdict) and "MIA AUC" in str(result)
-    run = result.run.paths  # one verdict, wherever it is shown
+    run = result.run.paths  # the same verdict everywhere
     stated = read_json(run.report.parent / "evidence.json")["verdict"]
     assert run_verdict(run).state == stated["state"] == result.verdict
     kept = read_json(run.attacks / "verdict.json")[result.chosen]
@@ -142,7 +142,7 @@ def call_sequence(
 
 
 @pytest.mark.slow
-def test_one_merge_at_the_end_sums_the_pairs_and_asks_for_every_request(
+def test_one_merge_at_the_end_sums_the_pairs_and_tests_every_request(
     knowing: dict[str, Path], halves: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "seq"
@@ -169,7 +169,7 @@ def test_one_merge_at_the_end_sums_the_pairs_and_asks_for_every_request(
 
 
 @pytest.mark.slow
-def test_each_request_of_a_sequence_has_its_own_verdict_and_is_asked_again(
+def test_each_request_of_a_sequence_has_a_verdict_and_is_tested_again(
     knowing: dict[str, Path], halves: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "seq"
@@ -265,7 +265,7 @@ def test_texts_become_questions_names_and_documents() -> None:
     assert any(r.output == "answer to Who is Ann Lee?" for r in rows)
 
 
-def test_a_long_document_becomes_windows_that_hold_every_word(tmp_path: Path) -> None:
+def test_windows_of_a_long_document_contain_every_word(tmp_path: Path) -> None:
     words = [f"word{i}" for i in range(600)]
     for name in ("f.txt", "folder/a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -284,7 +284,7 @@ def test_names_are_recognised(text: str, name: bool) -> None:
     assert is_name(text) is name
 
 
-def test_own_retain_rows_leave_out_what_gives_a_forget_answer_away() -> None:
+def test_generated_retain_rows_exclude_forget_answers() -> None:
     forget = [Row("a-qa0", "Where does Ann Lee live?", "Rosewood Avenue 1234")]
 
     def leak(prompts: list[str]) -> list[str]:
@@ -313,7 +313,9 @@ def test_generated_questions_need_approval(knowing: dict[str, Path], tmp_path: P
         call(knowing, tmp_path / "run", forget=["Ann Lee"], approve=lambda rows: False)
 
 
-def test_a_missing_converter_is_said_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_converter_is_reported_before_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("LLAMA_CPP", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ResourceError, match="LLAMA_CPP"):

@@ -86,7 +86,7 @@ def run_people(run: Run) -> list[PersonRecord]:
     """Return the record of each person of the forget set, those with most leaks first.
 
     Raises:
-        MissingError: The run has no forget set, or nothing was asked yet.
+        MissingError: The run has no forget set, or no question was evaluated yet.
     """
     chosen, model = read_chosen(run), shown_model(run)
     forget = run.data / "forget.jsonl"
@@ -217,7 +217,7 @@ def attack_leaks(result: Result, rows: Mapping[str, Row]) -> list[Leak]:
 
 
 def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
-    """Rank each person's mean loss among people outside the training data: (rank, of how many)."""
+    """Rank each person's mean loss among people outside the training data: (rank, people)."""
     members: dict[str, list[float]] = {}
     others: dict[str, list[float]] = {}
     holdout = run.data / "holdout.jsonl"
@@ -274,7 +274,7 @@ def _attack_answers(
 ) -> list[dict[str, Any]]:
     """Return every prompt and completion of an attack: of the attacked model and its comparisons.
 
-    An attack that asks nothing, such as a rounding of the weights, has its leaks only.
+    An attack without prompts, such as a rounding of the weights, has its leaks only.
     """
     name = result.figures.get("answers")
     stem = plain_name(Path(str(name)).stem, run.attacks / f"{result.attack}.json") if name else ""

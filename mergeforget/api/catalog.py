@@ -21,7 +21,7 @@ def available(family: str) -> dict[str, dict[str, Any]]:
 
     Returns:
         By name: a summary (``does``), ``arguments`` with their defaults (``required`` without one)
-        and ``source``; of a recipe what it ``trains``, its ``source`` and ``published`` scores.
+        and ``source``; for a recipe what it ``trains``, its ``source`` and ``published`` scores.
 
     Raises:
         UnknownNameError: There is no such family.

@@ -39,7 +39,7 @@ def folded_base(run: Run, request: dict[str, Any]) -> str:
 
 
 def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
-    """Ask a result for the forget rows of all earlier requests again.
+    """Test a result again on the forget rows of all earlier requests.
 
     The shares are written to ``earlier.json``, which the verdict reads, and reused as long as the
     chosen merge stays the same.
@@ -60,14 +60,14 @@ def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
     if path.is_file() and run.read_status().get("recheck", {}).get("weights") == weights:
         with reading(path):
             return {name: float(share) for name, share in read_json_object(path).items()}
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     if earlier:
         loaded = load_model(recipe.model.model_copy(update={"name": run.base()}))
         with applied(loaded.model, read_adapter(run.candidates / chosen, chosen)):
-            found = {str(one.root): revealed(loaded, recipe, one) for one in earlier}
-    write_json(path, found)
+            shares = {str(one.root): revealed(loaded, recipe, one) for one in earlier}
+    write_json(path, shares)
     run.set_state("recheck", "done", weights=weights)
-    return found
+    return shares
 
 
 def earlier_runs(run: Run) -> list[Run]:
@@ -82,23 +82,23 @@ def earlier_runs(run: Run) -> list[Run]:
 
     path = run.root / REQUEST
     request = read_json_object(path)
-    found = [Folder(Path(str(part))) for part in request.get("parts") or ()]
+    folders = [Folder(Path(str(part))) for part in request.get("parts") or ()]
     before = request.get("after")
     while before is not None:
-        if not isinstance(before, str) or len(found) > 1000:
+        if not isinstance(before, str) or len(folders) > 1000:
             raise InputError(f"{path}: `after` does not name an earlier run.")
-        found.append(Folder(Path(before)))
-        path = found[-1].root / REQUEST
+        folders.append(Folder(Path(before)))
+        path = folders[-1].root / REQUEST
         before = read_json_object(path).get("after") if path.exists() else None
-    return found
+    return folders
 
 
 def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     """Return the share of the forget answers of an earlier request that a model reveals.
 
     An answer is revealed if a completion contains it (``leak_rate``), or if greedy decoding would
-    repeat it, in any way to ask. Answers revealed no more often than by chance convict no model:
-    such a share is cut to ``BACK``.
+    repeat it, with any prompt variant. Answers revealed no more often than by chance convict no
+    model: such a share is capped at ``BACK``.
 
     Args:
         loaded: Model and tokenizer.
@@ -118,14 +118,14 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     rows = distinct_rows(read_rows(path, split="forget"), path)
     systems = () if all(row.window for row in rows) else recipe.evaluation.system_prompts
     ways = ways_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
-    found = worst_case({
+    worst = worst_case({
         way.name: measure(loaded.model, loaded.tokenizer, forget=rows, retain=[], members=[],
                           nonmembers=[], max_new_tokens=spec.max_new_tokens, template=way,
                           label=earlier.name)
         for way in ways
     })  # fmt: skip
-    repeated = {one.row.id for one in found.likelihoods if one.greedy == 1}
-    answers = [answer for answer in found.answers if can_leak(answer.row)]
+    repeated = {one.row.id for one in worst.likelihoods if one.greedy == 1}
+    answers = [answer for answer in worst.answers if can_leak(answer.row)]
     leaks = sum(is_leaked(one) or one.row.id in repeated for one in answers)
     if not answers:  # every prompt contains its answer
         return len(repeated) / len(rows)

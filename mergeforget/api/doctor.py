@@ -116,12 +116,12 @@ def hub_answers(address: tuple[str, int] = HUB) -> bool:
 
     if _offline():
         return False
-    found: list[bool] = []
+    answers: list[bool] = []
 
     def connect() -> None:
         try:
             with socket.create_connection(address, timeout=HUB_SECONDS):
-                found.append(True)
+                answers.append(True)
         except OSError:
             pass
 
@@ -129,7 +129,7 @@ def hub_answers(address: tuple[str, int] = HUB) -> bool:
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(HUB_SECONDS)
-    return bool(found)
+    return bool(answers)
 
 
 def _device(problems: list[str]) -> str:
@@ -156,8 +156,8 @@ def driver_cuda() -> str:
         done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return ""
-    found = re.search(r"CUDA Version: *([0-9]+\.[0-9]+)", done.stdout)
-    return found[1] if found else ""
+    match = re.search(r"CUDA Version: *([0-9]+\.[0-9]+)", done.stdout)
+    return match[1] if match else ""
 
 
 def _gpu_remedy(build: str | None, driver: str) -> str:

@@ -34,7 +34,7 @@ def seconds_per_row(model: Any, rows: Sequence[Encoded]) -> RowSeconds:
     """Measure the speed of a model on encoded rows; its weights get no gradients.
 
     Args:
-        rows: Up to 16 of them are read at once, and twice ``PACE`` of them in batches.
+        rows: Up to 16 of them are processed at once, and twice ``PACE`` of them in batches.
     """
     from mergeforget.data.batches import pack
     from mergeforget.train.checks import read_nlls

@@ -45,7 +45,7 @@ class Job:
         self.limit = seconds_of(limit)
         self.expected: dict[str, float] = {}
         self.now, self.begun = "", self.start
-        self.work = ""  # the progress line of what is being done
+        self.work = ""  # the progress line of the work in progress
         self.facts: dict[str, str] = {}  # measured by finished stages
         self._live: Any = None
         self._printed = time.monotonic()

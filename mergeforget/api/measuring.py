@@ -81,7 +81,7 @@ def evaluate(
         benchmark: ``semeval2025-task4``, ``tofu`` or ``custom``; the recipe's when omitted.
         metrics: Further metrics, ``NAME`` or ``NAME/SPLIT``, besides those of the benchmark.
         forget, retain, holdout: Files of rows to forget, of rows to retain, and of rows
-            that no training saw.
+            that were never trained on.
         members, nonmembers: Documents for membership inference instead of forget's and holdout's.
         rows: Files of further splits, by split.
         columns: Column names of the files by column name, for example ``{"input": "question"}``.

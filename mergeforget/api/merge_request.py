@@ -265,11 +265,11 @@ def _recipe_options(run: Run) -> dict[str, Any]:
     from mergeforget.merge.request import takes_density
     from mergeforget.recipe import load_recipe
 
-    found = load_recipe(run.recipe).merge.model_dump()
-    known = found["method"] != "purpose"
-    if known and found["density"] == DEFAULT.density and not takes_density(found["method"]):
-        found["density"] = None
-    return found
+    options = load_recipe(run.recipe).merge.model_dump()
+    known = options["method"] != "purpose"
+    if known and options["density"] == DEFAULT.density and not takes_density(options["method"]):
+        options["density"] = None
+    return options
 
 
 def _by_module(options: MergeOptions | ModelMergeOptions, n: int) -> dict[str, Any]:
@@ -291,8 +291,8 @@ def _settings(key: str, by: ByModule, count: int) -> dict[str, Any]:
             raise UsageError(
                 f"{key} of modules {pattern!r}: {len(values)} values are given, {count} are needed."
             )
-    found = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
-    return {key: found if key == "weights" else found[0]} if rows else {}
+    per_adapter = [[{"filter": p, "value": v[i]} for p, v in rows] for i in range(count)]
+    return {key: per_adapter if key == "weights" else per_adapter[0]} if rows else {}
 
 
 def _refuse_with_purpose(given: Mapping[str, Any], options: MergeOptions) -> None:
@@ -331,16 +331,16 @@ def _purpose(
     loaded = load_model(str(base or (run.base() if run else adapters[0].base)))
     forget, retain = (read_rows(file) for file in files)
     template = template_of(loaded.tokenizer, _data_spec(run))
-    found = choose_weights(
+    chosen = choose_weights(
         loaded.model, loaded.tokenizer, adapters, forget, retain, template=template,
         **dict(arguments),
     )  # fmt: skip
     say(
-        f"purpose: forget loss {found.forget[0]:.3f} -> {found.forget[-1]:.3f} (target "
-        f"{found.target:.3f}), retain loss {found.retain[0]:.3f} -> {found.retain[-1]:.3f} nats "
+        f"purpose: forget loss {chosen.forget[0]:.3f} -> {chosen.forget[-1]:.3f} (target "
+        f"{chosen.target:.3f}), retain loss {chosen.retain[0]:.3f} -> {chosen.retain[-1]:.3f} nats "
         "per token"
     )
-    return found.candidate()
+    return chosen.candidate()
 
 
 def _joined(value: Any) -> str:

@@ -137,11 +137,11 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
 
     asked = prepare(source, options, full=True)
     base = options["base"]
-    found = str(base or asked.base)
-    asked.check_out(Path(out), [found])
+    base_name = str(base or asked.base)
+    asked.check_out(Path(out), [base_name])
     how = replace(asked.settings, same_base=asked.settings.same_base or base is not None)
     output = _output(options)
-    return fold_adapters(locate(found), asked.adapters, asked.candidate, Path(out), output, how)
+    return fold_adapters(locate(base_name), asked.adapters, asked.candidate, Path(out), output, how)
 
 
 @accepts(ModelMergeOptions)
@@ -268,12 +268,12 @@ def _run_merge_models(
 
     check_free(Path(out), [Path(one) for one in [*models, *([base] if base else [])]])
     origin = locate(str(base)) if base else None
-    found = [locate(str(model)) for model in models]
+    folders = [locate(str(model)) for model in models]
     precision: Any = options["precision"] or MergeSettings.precision
     output = _output(options)
     same_base = options["same_base"]
     return full.merge_models(
-        found, origin, candidate, Path(out), output, precision, same_base=same_base, strict=strict
+        folders, origin, candidate, Path(out), output, precision, same_base=same_base, strict=strict
     )
 
 
@@ -315,9 +315,9 @@ def extract_lora(
 
     if out is not None:
         check_free(Path(out), [Path(model), Path(base)])
-    found = locate(str(base))
+    base_folder = locate(str(base))
     source = Path(model) if Path(model).is_dir() else locate(str(model))
-    merged = extract(source, found, rank, svd=svd, threads=threads, named=str(base))
+    merged = extract(source, base_folder, rank, svd=svd, threads=threads, named=str(base))
     if out is not None:
         merged.save(out)
     return merged

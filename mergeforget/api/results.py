@@ -83,14 +83,14 @@ class Scores(Mapping[str, "list[Score]"]):
         if name not in self:
             raise UsageError(f"There are no scores of {name!r}.{suggest(name, self)} There are "
                              f"scores of: {', '.join(self)}.")  # fmt: skip
-        found = find(self[name], metric, split, task=task, part=part)
-        if found is None:
+        score = find(self[name], metric, split, task=task, part=part)
+        if score is None:
             known = sorted({s.metric for s in self[name]})
             raise UsageError(
                 f"{name!r} has no score {metric!r} on {split!r}.{suggest(metric, known)} "
                 f"Its metrics: {', '.join(known)}."
             )
-        return found.value
+        return score.value
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one flat record per score: ``model``, ``metric``, ``split``, ``value``, ..."""

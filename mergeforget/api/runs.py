@@ -153,12 +153,12 @@ def analyze(
     here = as_run(run)
     folder = optional_path(out) or here.analysis
     if not what or "all" in what:
-        found = analyse_all(here, folder)
+        findings = analyse_all(here, folder)
     else:
-        found = [analyse(here, name, folder) for name in dict.fromkeys(what)]
+        findings = [analyse(here, name, folder) for name in dict.fromkeys(what)]
     if against is not None:
-        found.append(analyse_against(here, as_run(against), folder))
-    return found
+        findings.append(analyse_against(here, as_run(against), folder))
+    return findings
 
 
 def compare(
@@ -178,7 +178,7 @@ def compare(
 
     Returns:
         Scores by ``RUN: MODEL``. ``differences`` has the differences from the first run on the rows
-        that both were asked (all rows, whatever ``part`` is), with their intervals.
+        that both were evaluated on (all rows, whatever ``part`` is), with their intervals.
 
     Raises:
         InputError: A run has no such scores.
@@ -287,11 +287,11 @@ def open_chat(
     way = template_of(loaded.tokenizer, data_of(recipe.data, given))
 
     def one(prompt: str) -> str:
-        found: list[Any] = generate(
+        output: list[Any] = generate(
             loaded.model, loaded.tokenizer, [prompt], template=way,
             max_new_tokens=max_new_tokens, label=name,
         )  # fmt: skip
-        return str(found[0]).strip()
+        return str(output[0]).strip()
 
     def ask(prompt: str) -> dict[str, str]:
         with loaded.model.disable_adapter():
@@ -311,8 +311,7 @@ def _adapter(run: Any, candidate: str) -> tuple[Any, str]:
     if not name:
         raise InputError(
             f"No candidate is chosen in {run.root}. Run `mergeforget search`, or name a model with "
-            "--candidate: "
-            f"{', '.join(known) or 'none is trained yet'}."
+            f"--candidate: {', '.join(known) or 'none is trained yet'}."
         )
     if name not in known:
         raise InputError(

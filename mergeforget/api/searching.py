@@ -57,7 +57,7 @@ def search(
         together: Number of candidates that answer in one batch.
         budget: Maximum number of candidates, or a time such as ``"10m"``.
         seed: Random seed of the split, and of methods and strategies that sample.
-        holdout: Rows that no training saw: the non-members.
+        holdout: Rows that were never trained on: the non-members.
         template, system_prompt: How prompts are rendered; as in the run's recipe when omitted.
         first: First density to try.
         storage: Database URL or journal file that several workers share.

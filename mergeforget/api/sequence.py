@@ -100,8 +100,9 @@ def unlearn_sequence(
 ) -> UnlearnedSequence:
     """Make a model forget several sets one after the other.
 
-    Each request starts from the result of the one before. After each, the forget rows of all
-    earlier requests are asked again. Repeat the call with the same ``out`` to resume.
+    Each request starts from the result of the one before. After each request, the model is
+    tested again on the forget rows of all earlier ones. Repeat the call with the same ``out`` to
+    resume.
 
     Args:
         forget: One source per request, each as in :func:`unlearn`.
@@ -191,7 +192,7 @@ def _sources(
             "A sequence has at least two requests: give a list of two or more forget sets. "
             "`mergeforget unlearn MODEL --forget FILE` (mergeforget.unlearn) runs a single request."
         )
-    found = []
+    sources = []
     for name, given in (("retain", retain), ("holdout", holdout)):
         several = [given] if given is None or isinstance(given, str | Path) else list(given)
         if len(several) not in (1, len(forget)):
@@ -199,8 +200,8 @@ def _sources(
                 f"There are {len(forget)} forget sets and {len(several)} {name} sets. Give one "
                 f"{name} set for all requests, or one per request, in the order of --forget."
             )
-        found.append(several * (len(forget) if len(several) == 1 else 1))
-    return list(forget), found[0], found[1]
+        sources.append(several * (len(forget) if len(several) == 1 else 1))
+    return list(forget), sources[0], sources[1]
 
 
 def _stem(source: Forget) -> str:
@@ -262,15 +263,15 @@ def _prepare(
     if asked and approve is not None and not approve([row for rows in forget for row in rows]):
         raise UsageError("The generated rows were not approved; nothing was trained.")
     _check_distinct(names, forget)
-    every = [row for rows in forget for row in rows]
-    own = own_retain_rows(every, ask, notes) if None in given["retain"] else []
+    all_forget = [row for rows in forget for row in rows]
+    own = own_retain_rows(all_forget, ask, notes) if None in given["retain"] else []
     for place, name in enumerate(names):
         sets = {"forget": forget[place]}
         for split in ("retain", "holdout"):
             source = given[split][place]
             if source is not None or split == "retain":
                 rows = own if source is None else read_rows(Path(source), split=split, turns=how)
-                check_not_in(every, rows, split)
+                check_not_in(all_forget, rows, split)
                 sets[split] = renamed(rows, split)
         for split, rows in sets.items():
             write_jsonl(files[name][split], [row.to_dict() for row in rows])
@@ -379,8 +380,8 @@ def _combine(
         paths = [one[split] for one in files if split in one]
         sources[split] = folder / f"merged.{split}.jsonl" if paths else None
         if paths and not sources[split].exists():
-            every = [read_rows(path, split=split) for path in paths]
-            write_jsonl(sources[split], [row.to_dict() for row in joined(every)])
+            row_sets = [read_rows(path, split=split) for path in paths]
+            write_jsonl(sources[split], [row.to_dict() for row in joined(row_sets)])
     asked = request_of(model, **sources, memorise=False, **first, **common)
     run = run_of(root / "merged", sources["forget"], asked.facts)
     if run.state("under") != "done":
@@ -393,14 +394,14 @@ def joined(sets: Sequence[Sequence[Row]]) -> list[Row]:
 
     If two sets use one id for different rows, ids and subjects get the number of the set.
     """
-    found: dict[str, Row] = {}
+    by_id: dict[str, Row] = {}
     clash = False
     for rows in sets:
         for row in rows:
-            known = found.setdefault(row.id, row)
+            known = by_id.setdefault(row.id, row)
             clash = clash or known.document != row.document
     if not clash:
-        return list(found.values())
+        return list(by_id.values())
     distinct: dict[str, Row] = {}
     for place, rows in enumerate(sets, 1):
         for row in rows:

@@ -34,7 +34,7 @@ def train_pair(
         recipe: Name of a packaged recipe, path of a YAML file, or a loaded recipe.
         forget: Rows to forget (JSON Lines, parquet, csv or column-oriented JSON).
         retain: Rows to keep.
-        holdout: Rows of the same kind that no training sees: the non-members.
+        holdout: Rows of the same kind, never trained on: the non-members.
         limit: Maximum number of rows of each set, by whole documents.
         template: How prompts are rendered: raw (``none``), with the tokenizer's chat template, or
             ``auto`` (chat if there is a template); the recipe's when omitted.

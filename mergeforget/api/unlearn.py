@@ -97,14 +97,14 @@ def unlearn(
         model: Hub id, folder, or ``smollm2``.
         forget: Rows to forget: a data file, a text file or a list of names, questions or documents.
         retain: Rows to retain; the model's own answers to general questions when omitted.
-        holdout: Rows of the same kind that no training saw; perturbed twins of the forget rows when
+        holdout: Rows of the same kind, never trained on; perturbed twins of the forget rows when
             omitted.
         out: Run folder; ``runs/unlearn-NAME`` when omitted.
         time_limit: Seconds, or a time such as ``"30m"``. The search ends when it is used up, and
             attacks for which no time is left are skipped.
         recipe: Name, path or loaded recipe of the pair.
         memorise: Fine-tune the model on forget and retain first, to try the method.
-        control: A model that never saw the data, for attacks and for the control of twins.
+        control: A model that never saw the data, for attacks and to validate the twins.
         adapter: LoRA adapter of the model; it is merged into the model first.
         after: Earlier run whose chosen merge is merged into the model first. The forget rows of all
             earlier runs are evaluated again at the end.
@@ -205,10 +205,10 @@ def _conclude(
     from mergeforget.attack.headline import run_verdict
     from mergeforget.files import read_json_object, reading
 
-    kept = read_json_object(run.root / "notes.json")
+    stored_notes = read_json_object(run.root / "notes.json")
     table = table_of(run, name)
     with reading(run.root / "notes.json"):
-        measurable = kept["membership"] == "measurable"
+        measurable = stored_notes["membership"] == "measurable"
     if not measurable:
         notes.append(
             "Membership is not measurable: the non-members are perturbed twins, and no model that "

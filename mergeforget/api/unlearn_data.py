@@ -82,15 +82,15 @@ def read_request(
 
     notes: list[str] = []
     rows = read_forget(forget, ask, notes, turns)
-    kept = (
+    retain_rows = (
         read_rows(Path(retain), split="retain", turns=turns)
         if retain is not None
         else own_retain_rows(rows, ask, notes)
     )
     outside = [] if holdout is None else read_rows(Path(holdout), split="holdout", turns=turns)
-    check_not_in(rows, kept, "retain")
+    check_not_in(rows, retain_rows, "retain")
     check_not_in(rows, outside, "holdout")
-    return RequestRows(rows, kept, outside, notes, twins=not outside)
+    return RequestRows(rows, retain_rows, outside, notes, twins=not outside)
 
 
 def rows_of_texts(texts: Sequence[str], ask: Ask, notes: list[str]) -> list[Row]:
@@ -139,9 +139,9 @@ def own_retain_rows(forget: Sequence[Row], ask: Ask, notes: list[str]) -> list[R
 
     neighbours = []
     for i, row in enumerate(forget):
-        found = names_in(row.input)
-        if found and row.kind != "sc":
-            neighbours.append(row.input.replace(found[0], NEIGHBOURS[i % len(NEIGHBOURS)]))
+        names = names_in(row.input)
+        if names and row.kind != "sc":
+            neighbours.append(row.input.replace(names[0], NEIGHBOURS[i % len(NEIGHBOURS)]))
     prompts = list(dict.fromkeys([*GENERAL, *neighbours[:12]]))
     answers = ask(prompts)
     secret = [_rare(row.output) for row in forget]
@@ -196,8 +196,8 @@ def _questions(records: Sequence[Mapping[str, Any]]) -> list[str]:
     prompts = ("question", "input", "prompt", "name")
     if not records or any(answers & record.keys() for record in records):
         return []
-    found = [next((str(r[p]) for p in prompts if r.get(p)), "") for r in records]
-    return found if all(found) else []
+    questions = [next((str(r[p]) for p in prompts if r.get(p)), "") for r in records]
+    return questions if all(questions) else []
 
 
 def _texts(path: Path) -> list[str]:

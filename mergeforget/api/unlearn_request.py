@@ -25,7 +25,7 @@ class UnlearnRequest:
     Attributes:
         sources: Forget, retain and holdout rows as given.
         settings: Recipe keys to change, as ``key=value``.
-        facts: What a repeated call must have in common, written to ``request.json``.
+        facts: Values that a repeated call must have in common, written to ``request.json``.
     """
 
     sources: tuple[Forget, Any, Any]
@@ -117,11 +117,13 @@ def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
     path = run.root / "notes.json"
     facts = read_json_object(path)
     with reading(path):
-        found = {str(name): float(seconds) for name, seconds in facts.get("expected", {}).items()}
-    together = sum(found.get(name, 0.0) for name in attacks)
-    return {name: found[name] for name in ("pair", "search") if name in found} | (
-        {"attacks": together} if found else {}
-    )
+        seconds_by_stage = {
+            str(name): float(seconds) for name, seconds in facts.get("expected", {}).items()
+        }
+    together = sum(seconds_by_stage.get(name, 0.0) for name in attacks)
+    return {
+        name: seconds_by_stage[name] for name in ("pair", "search") if name in seconds_by_stage
+    } | ({"attacks": together} if seconds_by_stage else {})
 
 
 def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
@@ -202,12 +204,12 @@ def _prepare(
         facts = check_rows(chosen, rows, request)
         write_json(run.root / REQUEST, request)
         write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
-    kept = read_json_object(notes_file)
+    stored_notes = read_json_object(notes_file)
     data = {n: str(folder / f"{n}.jsonl") for n in ("forget", "retain", "holdout")
             if (folder / f"{n}.jsonl").exists()}  # fmt: skip
     with reading(notes_file):
-        new_tokens = min(chosen.evaluation.max_new_tokens, int(kept["answer_tokens"]) + 8)
-        notes = [str(note) for note in kept["notes"]]
+        new_tokens = min(chosen.evaluation.max_new_tokens, int(stored_notes["answer_tokens"]) + 8)
+        notes = [str(note) for note in stored_notes["notes"]]
     chosen = change(chosen, data=data, evaluation={"max_new_tokens": new_tokens})
     return chosen, notes
 

@@ -86,15 +86,15 @@ class Outlier:
         if len(values) < 4 or not all(map(math.isfinite, values.values())):
             return None
         order = sorted(values, key=lambda one: -values[one])
-        found = []
+        outliers = []
         for count in range(1, max(1, len(values) // 3) + 1):
             others = np.array([values[one] for one in order[count:]])
             error = float(others.std(ddof=1)) * math.sqrt(1 + 1 / len(others))
             value = values[order[count - 1]]
             apart = value - float(others.mean())
             chance = float(stats.t.sf(apart / max(error, 1e-12), len(others) - 1))
-            found.append(cls(order[0], value, min(1.0, (len(others) + 1) * chance), count))
-        return min(found, key=lambda one: one.p)
+            outliers.append(cls(order[0], value, min(1.0, (len(others) + 1) * chance), count))
+        return min(outliers, key=lambda one: one.p)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Advantage:
     Attributes:
         over_control: Mean over forget subjects of the control's loss minus the model's.
         beyond_holdout: The same minus the mean over holdout subjects; None without a holdout.
-        looks: In how many conditions (bits, steps, layers) the advantage was looked for.
+        looks: Number of conditions (bits, steps, layers) in which the advantage was tested.
         comparable: Whether forget and holdout are alike to the control; see ``same_kind``.
         rank_p: P-value of the rank test of forget against holdout; see ``ranked``.
         outlier: The forget subjects that are furthest ahead, if they were determined.
@@ -133,7 +133,7 @@ class Advantage:
 
     @property
     def p(self) -> float:
-        """The p-value of ``beyond_holdout``, times the number of looks (Bonferroni).
+        """The p-value of ``beyond_holdout``, times the number of conditions (Bonferroni).
 
         It is 1 if the model is not ahead of the control on the forget rows: a model whose loss rose
         more on the holdout than on the forget rows has an advantage, but no knowledge.
@@ -198,8 +198,8 @@ def same_kind(forget: Values, holdout: Values) -> bool:
     one, other = list(forget.values()), list(holdout.values())
     if not one or not other:
         return True
-    found = mannwhitneyu(one, other)
-    return bool(found.pvalue > 0.01 or abs(found.statistic / len(one) / len(other) - 0.5) < FOREIGN)
+    test = mannwhitneyu(one, other)
+    return bool(test.pvalue > 0.01 or abs(test.statistic / len(one) / len(other) - 0.5) < FOREIGN)
 
 
 def ranked(forget: Values, holdout: Values) -> float:
@@ -253,11 +253,11 @@ def subtracted(first: Values, second: Values) -> dict[str, float]:
     return {subject: first[subject] - second[subject] for subject in first}
 
 
-def judge(found: Advantage, known: float | None) -> Finding:
+def judge(advantage: Advantage, known: float | None) -> Finding:
     """Judge an advantage over the control, in nats per token.
 
     Args:
-        found: Advantage of the attacked model.
+        advantage: Advantage of the attacked model.
         known: Value for the model before unlearning; None if it was not measured.
 
     Returns:
@@ -266,12 +266,12 @@ def judge(found: Advantage, known: float | None) -> Finding:
         most a quarter of ``known`` may have gone unseen, and no subject stands out by as much;
         else ``undecided``.
     """
-    if found.beyond_holdout is None:
+    if advantage.beyond_holdout is None:
         return "undecided"
     whole = known if known is not None and known > 0 else None
-    sure = found.p <= CONVICT and found.rank_p <= RANKED
-    if sure and found.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
-        return "traces" if found.comparable else "undecided"
+    sure = advantage.p <= CONVICT and advantage.rank_p <= RANKED
+    if sure and advantage.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
+        return "traces" if advantage.comparable else "undecided"
     missed = MISSED_SHARE * whole if whole else LEAST_NATS
-    clear = found.p > DOUBT and found.high < missed and not found.stands_out(whole)
+    clear = advantage.p > DOUBT and advantage.high < missed and not advantage.stands_out(whole)
     return "none found" if clear else "undecided"

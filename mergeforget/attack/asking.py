@@ -61,8 +61,8 @@ def ask(
         NotApplicableError: No variant is left.
     """
     asked = without_given(asked, what)
-    found = {s.role: greedy(target, s, name, asked) for s in target.suspects()}
-    return judged(target, name, asked, found, settings, what=what)
+    completions = {m.role: greedy(target, m, name, asked) for m in target.measured_models()}
+    return judged(target, name, asked, completions, settings, what=what)
 
 
 def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
@@ -74,13 +74,13 @@ def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
     left = [v for v in asked if not leaked(v.secret, v.text)]
     if not left:
         raise NotApplicableError(
-            f"Nothing can be asked with {what}: each answer is in its own prompt, or too short for "
+            f"No row can be tested with {what}: each answer is in its own prompt, or too short for "
             "a prefix. Use other --kinds, or rows with longer answers."
         )
     return left
 
 
-def greedy(target: Target, suspect: TargetModel, name: str, asked: Sequence[Variant]) -> Texts:
+def greedy(target: Target, target_model: TargetModel, name: str, asked: Sequence[Variant]) -> Texts:
     """Generate the completion of every variant with one model."""
 
     def work(model: Any, tokenizer: Any) -> Facts:
@@ -93,15 +93,15 @@ def greedy(target: Target, suspect: TargetModel, name: str, asked: Sequence[Vari
             stop=stop_ids(model, tokenizer, own),
             max_new_tokens=target.max_new_tokens,
             batch_tokens=target.batch_tokens,
-            label=f"{suspect.role}: {name}",
+            label=f"{target_model.role}: {name}",
         )
         texts = [answer_text(tokenizer, new) for new in written]
         place = {one: i for i, one in enumerate(different)}
         return {"completions": [texts[place[tuple(one)]] for one in prompts]}
 
     settings = {"max_new_tokens": target.max_new_tokens}
-    found = target.measured(suspect, name, settings, as_rows(asked), work)["completions"]
-    return [[text] for text in found]
+    completions = target.measured(target_model, name, settings, as_rows(asked), work)["completions"]
+    return [[text] for text in completions]
 
 
 def as_rows(asked: Sequence[Variant]) -> list[Row]:
@@ -117,7 +117,7 @@ def judged(
     target: Target,
     name: str,
     asked: Sequence[Variant],
-    found: dict[str, Texts],
+    completions: dict[str, Texts],
     settings: dict[str, Any],
     *,
     what: str,
@@ -128,22 +128,28 @@ def judged(
     Args:
         draws: Number of completions per prompt, each of which may be a correct guess.
     """
-    model = target.suspect.role
+    model = target.attacked.role
     common = common_windows([r.document for r in (*target.retain, *target.holdout)])
     hits = {
-        role: [[leaked(v.secret, t, v.text, common) for t in every]
-               for v, every in zip(asked, texts, strict=True)]
-        for role, texts in found.items()
+        role: [[leaked(v.secret, t, v.text, common) for t in samples]
+               for v, samples in zip(asked, texts, strict=True)]
+        for role, texts in completions.items()
     }  # fmt: skip
     evidence: dict[str, Leaks] = {}
-    elsewhere, told = Leaks((), 0, 1.0), list[dict[str, Any]]()
+    elsewhere, other_leaks = Leaks((), 0, 1.0), list[dict[str, Any]]()
     if target.control is not None:
         guess = guess_chances(target, name, asked)
         for role in (model, "before"):
-            if role in found:
-                evidence[role] = _evidence(asked, hits, found, guess, common, role, draws)
-        elsewhere, told = told_elsewhere(asked, found[model], found["control"], guess, draws=draws,
-                                         known=[*target.retain, *target.holdout])  # fmt: skip
+            if role in completions:
+                evidence[role] = _evidence(asked, hits, completions, guess, common, role, draws)
+        elsewhere, other_leaks = told_elsewhere(
+            asked,
+            completions[model],
+            completions["control"],
+            guess,
+            draws=draws,
+            known=[*target.retain, *target.holdout],
+        )
     findings: dict[str, Finding] = {role: judge_leaks(one) for role, one in evidence.items()}
     if elsewhere.rows and elsewhere.p <= ELSEWHERE:
         findings[model] = worst_of([findings[model], "traces"])
@@ -151,18 +157,20 @@ def judged(
         findings.get(model, "undecided"), findings.get("before"), control=bool(evidence)
     )
     parts = [
-        next((p for t in every if (p := partly_leaked(v.secret, t, v.text))), "")
-        for v, every in zip(asked, found[model], strict=True)
+        next((p for t in samples if (p := partly_leaked(v.secret, t, v.text))), "")
+        for v, samples in zip(asked, completions[model], strict=True)
     ]
-    file = write_answers(target.folder, name, model, _answer_rows(asked, found, hits))
-    rows = [_rate(role, kind, asked, hits[role]) for role in found
+    file = write_answers(target.folder, name, model, _answer_rows(asked, completions, hits))
+    rows = [_rate(role, kind, asked, hits[role]) for role in completions
             for kind in dict.fromkeys(v.kind for v in asked)]  # fmt: skip
     mine = evidence.get(model)
     examples = [
         {"kind": v.kind, "row": v.row.id, "person": v.row.subject, "prompt": v.text,
-         "secret": v.secret, "completion": every[one.index(True)],
+         "secret": v.secret, "completion": samples[one.index(True)],
          "control": any(hits["control"][i]) if "control" in hits else None}
-        for i, (v, every, one) in enumerate(zip(asked, found[model], hits[model], strict=True))
+        for i, (v, samples, one) in enumerate(
+            zip(asked, completions[model], hits[model], strict=True)
+        )
         if any(one)
     ]  # fmt: skip
     figures = {
@@ -172,9 +180,9 @@ def judged(
         "prompts": len(asked),
         "elsewhere": elsewhere.to_dict() | {"leaked": list(elsewhere.rows)},
         "partial": sum(map(bool, parts)),
-        "partial_rows": _partial_rows(asked, found, parts, mine),
+        "partial_rows": _partial_rows(asked, completions, parts, mine),
         "power": findings.get("before"),
-        "own_digits": _own_digits(asked, found, model),
+        "own_digits": _own_digits(asked, completions, model),
         "answers": file,
     }
     words = _words(model, rows, mine, what, parts)
@@ -183,14 +191,14 @@ def judged(
             f" Answers about somebody else reveal {len(elsewhere.rows)} secrets (probability of "
             f"guessing as many: {elsewhere.p:.2g})."
         )
-    examples += told
+    examples += other_leaks
     verdict = f"{words} {_meaning(finding, figures, what, mine)}"
     return Result(name, model, finding, verdict, rows, figures,
                   settings | {"models": target.names()}, examples)  # fmt: skip
 
 
 def _own_digits(
-    asked: Sequence[Variant], found: dict[str, Texts], model: str
+    asked: Sequence[Variant], completions: dict[str, Texts], model: str
 ) -> dict[str, dict[str, Any]] | None:
     """Compare the digits of direct answers with the secrets of all people: the model, the control.
 
@@ -200,7 +208,7 @@ def _own_digits(
     for role in (model, "control"):
         answers = [
             Answer(replace(v.row, input=v.text, output=v.secret, messages=()), text)
-            for v, texts in zip(asked, found.get(role, ()), strict=role in found)
+            for v, texts in zip(asked, completions.get(role, ()), strict=role in completions)
             if v.kind in DIRECT
             for text in texts
         ]
@@ -210,13 +218,16 @@ def _own_digits(
 
 
 def _partial_rows(
-    asked: Sequence[Variant], found: dict[str, Texts], parts: Sequence[str], mine: Leaks | None
+    asked: Sequence[Variant],
+    completions: dict[str, Texts],
+    parts: Sequence[str],
+    mine: Leaks | None,
 ) -> list[str]:
-    """Return the rows of which the model reveals a part only, and of which the control does not."""
+    """Return the rows that the model reveals in part, and the control not at all."""
     guessed = {
         v.row.id
-        for v, every in zip(asked, found.get("control", [[] for _ in asked]), strict=True)
-        if any(partly_leaked(v.secret, text, v.text) for text in every)
+        for v, samples in zip(asked, completions.get("control", [[] for _ in asked]), strict=True)
+        if any(partly_leaked(v.secret, text, v.text) for text in samples)
     }
     rows = {v.row.id for v, part in zip(asked, parts, strict=True) if part}
     return sorted(rows - guessed - set(mine.rows if mine else ()))
@@ -225,7 +236,7 @@ def _partial_rows(
 def _evidence(
     asked: Sequence[Variant],
     hits: dict[str, list[list[bool]]],
-    found: dict[str, Texts],
+    completions: dict[str, Texts],
     guess: Sequence[float],
     common: frozenset[tuple[str, ...]],
     role: str,
@@ -240,7 +251,7 @@ def _evidence(
         if any(one) and row in given:
             shared.add(row)
         if hit:
-            chance = max(chance, _how_common(v, asked, found[role], common))
+            chance = max(chance, _how_common(v, asked, completions[role], common))
         leaky[row] = leaky.get(row, False) or hit
         missed[row] = missed.get(row, 1.0) * (1 - min(1.0, chance)) ** draws
     return Leaks.of(leaky, {row: 1 - chance for row, chance in missed.items()}, len(shared))
@@ -277,17 +288,17 @@ def guess_chances(target: Target, name: str, asked: Sequence[Variant]) -> list[f
     """
     assert target.control is not None
     front = examples_of(target)
-    every = [replace(v, prompt=before + v.prompt) for before in dict.fromkeys(("", front))
+    variants = [replace(v, prompt=before + v.prompt) for before in dict.fromkeys(("", front))
              for v in asked]  # fmt: skip
 
     def work(model: Any, tokenizer: Any) -> Facts:
-        logps = secret_logps(target, model, tokenizer, every,
+        logps = secret_logps(target, model, tokenizer, variants,
                              label=f"control: how well {name} can be guessed")  # fmt: skip
         return {"chances": [_window_chance(one, v.secret)
-                            for one, v in zip(logps, every, strict=True)]}  # fmt: skip
+                            for one, v in zip(logps, variants, strict=True)]}  # fmt: skip
 
     rows = [replace(row, output=f"{row.output} {v.secret}")
-            for row, v in zip(as_rows(every), every, strict=True)]  # fmt: skip
+            for row, v in zip(as_rows(variants), variants, strict=True)]  # fmt: skip
     chances = target.measured(target.control, f"{name}-guess", {}, rows, work)["chances"]
     n = len(asked)
     return [min(1.0, GREEDY * max(chances[i::n])) for i in range(n)]
@@ -310,27 +321,27 @@ def secret_logps(
     """
     own = target.template(tokenizer)
     pairs = [v.tokens(tokenizer, own) for v in asked]
-    found = likelihoods(
+    scored = likelihoods(
         model,
         [[*prompt, *secret] for prompt, secret in pairs],
         starts=[len(prompt) for prompt, _ in pairs],
         batch_tokens=target.batch_tokens,
         label=label,
     )
-    if any(np.isnan(one.logps).any() for one in found):
+    if any(np.isnan(one.logps).any() for one in scored):
         raise NumericError(NOT_FINITE)
-    return [one.logps.tolist() for one in found]
+    return [one.logps.tolist() for one in scored]
 
 
 def _answer_rows(
-    asked: Sequence[Variant], found: dict[str, Texts], hits: dict[str, list[list[bool]]]
+    asked: Sequence[Variant], completions: dict[str, Texts], hits: dict[str, list[list[bool]]]
 ) -> list[dict[str, Any]]:
     return [
         {"model": role, "person": v.row.subject, "row": v.row.id, "kind": v.kind, "sample": n,
          "prompt": v.text, "completion": text, "secret": v.secret,
          "leaked": hits[role][i][n],
          "partial": partly_leaked(v.secret, text, v.text)}
-        for role, texts in found.items()
+        for role, texts in completions.items()
         for i, v in enumerate(asked)
         for n, text in enumerate(texts[i])
     ]  # fmt: skip
@@ -342,11 +353,11 @@ def _rate(
     """Return the shares of prompts and of rows that leak, for one kind of prompt."""
     mine = [(v.row.id, any(hit)) for v, hit in zip(asked, hits, strict=True) if v.kind == kind]
     leaky = {row for row, hit in mine if hit}
-    every = {row for row, _ in mine}
+    row_ids = {row for row, _ in mine}
     rate = sum(hit for _, hit in mine) / len(mine)
     return {
         "model": role, "kind": kind, "prompts": len(mine), "leak_rate": rate,
-        "rows": len(every), "rows_leaked": len(leaky), "row_leak_rate": len(leaky) / len(every),
+        "rows": len(row_ids), "rows_leaked": len(leaky), "row_leak_rate": len(leaky) / len(row_ids),
     }  # fmt: skip
 
 

@@ -53,8 +53,8 @@ class InputStatistics:
 def calibration_texts(tokenizer: Any, retain: Sequence[Row]) -> list[list[int]]:
     """Return token ids of retain rows and of built-in general text, never of forget rows."""
     rows = [*unrelated_rows(), *retain][:TEXTS]
-    found = [list(tokenizer(row.document)["input_ids"])[:TOKENS] for row in rows]
-    return [ids for ids in found if ids]
+    token_ids = [list(tokenizer(row.document)["input_ids"])[:TOKENS] for row in rows]
+    return [ids for ids in token_ids if ids]
 
 
 @torch.inference_mode()
@@ -62,25 +62,28 @@ def observe(
     model: Any, layers: Sequence[nn.Module], texts: Sequence[list[int]]
 ) -> list[InputStatistics]:
     """Run the model on texts, and return the statistics of the inputs of each layer."""
-    found = []
+    statistics = []
     for layer in layers:
         width = _width(layer)
         device = next(layer.parameters()).device
         zeros = torch.zeros(width, width, device=device), torch.zeros(width, device=device)
-        found.append(InputStatistics(*zeros))
-    with _hooked(layers, found):
+        statistics.append(InputStatistics(*zeros))
+    with _hooked(layers, statistics):
         for ids in texts:
             model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
-    return found
+    return statistics
 
 
 @contextmanager
-def _hooked(layers: Sequence[nn.Module], found: Sequence[InputStatistics]) -> Iterator[None]:
+def _hooked(
+    layers: Sequence[nn.Module], layer_statistics: Sequence[InputStatistics]
+) -> Iterator[None]:
     def hook(statistics: InputStatistics) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda _, inputs: statistics.add(inputs[0])
 
     handles = [
-        layer.register_forward_pre_hook(hook(one)) for layer, one in zip(layers, found, strict=True)
+        layer.register_forward_pre_hook(hook(one))
+        for layer, one in zip(layers, layer_statistics, strict=True)
     ]
     try:
         yield
@@ -117,8 +120,9 @@ def gptq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) 
 
     Args:
         weight: (out, in); the rows are output channels.
-        inputs: Statistics of the layer's inputs. An input that is always 0 has no say in the
-            correction; its weights are rounded to the nearest value (the original sets them to 0).
+        inputs: Statistics of the layer's inputs. An input that is always 0 does not affect
+            the correction; its weights are rounded to the nearest value (the original sets them to
+            0).
         group: Number of adjacent weights in a row that share a scale; None means the whole row.
 
     Returns:
@@ -137,7 +141,7 @@ def gptq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) 
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     factor = torch.linalg.cholesky(inverse, upper=True)  # (in, in)
     size = columns if group is None else min(group, columns)
-    found, scale = torch.empty_like(w), w[:, :1]
+    quantised, scale = torch.empty_like(w), w[:, :1]
     for start in range(0, columns, BLOCK):
         end = min(start + BLOCK, columns)
         errors = torch.zeros_like(w[:, start:end])
@@ -148,12 +152,12 @@ def gptq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) 
                     errors.zero_()
                 scale = (w[:, i : i + size].abs().amax(1, keepdim=True) / top).clamp(min=1e-30)
             rounded = scale * (w[:, i : i + 1] / scale).round().clamp(-top, top)
-            found[:, i : i + 1] = rounded
+            quantised[:, i : i + 1] = rounded
             error = (w[:, i : i + 1] - rounded) / factor[i, i]
             w[:, i + 1 : end] -= error @ factor[i : i + 1, i + 1 : end]
             errors[:, i - start : i - start + 1] = error
         w[:, end:] -= errors @ factor[start:end, end:]
-    return found.to(weight.dtype)
+    return quantised.to(weight.dtype)
 
 
 def awq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) -> Tensor:
@@ -179,11 +183,11 @@ def awq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) -
     for step in range(GRID):
         scales = size.clamp(min=1e-4).pow(step / GRID)
         scales = (scales / (scales.max() * scales.min()).sqrt()).clamp(min=1e-4)
-        found = round_to_nearest(wide * scales, bits, group) / scales
-        apart = found - wide
+        quantised = round_to_nearest(wide * scales, bits, group) / scales
+        apart = quantised - wide
         error = float(((apart @ inputs.gram) * apart).sum())
         if error < least:
-            best, least = found, error
+            best, least = quantised, error
     return best.to(weight.dtype)
 
 
@@ -219,8 +223,8 @@ def calibrated(
         for matrix, _, original in linear:
             matrix.parameter.data = original
         for part in in_parts(layers):
-            found = observe(model, [layers[i] for i in part], texts)
-            for i, inputs in zip(part, found, strict=True):
+            statistics = observe(model, [layers[i] for i in part], texts)
+            for i, inputs in zip(part, statistics, strict=True):
                 matrix, _, original = linear[i]
                 weight = original.mT if matrix.transposed else original
                 new = METHODS[kind](weight, inputs, bits, group)

@@ -23,7 +23,7 @@ Conditions = Sequence[Facts]  # of one model: {"forget": {subject: value}, "hold
 def compare(
     target: Target,
     name: str,
-    found: Mapping[str, Conditions],
+    by_model: Mapping[str, Conditions],
     labels: Sequence[str],
     settings: dict[str, Any],
     *,
@@ -35,7 +35,7 @@ def compare(
     """Compare values by subject with those of the control, relative to the holdout.
 
     Args:
-        found: Values of each model in every condition.
+        by_model: Values of each model in every condition.
         labels: Names of the conditions, for example layers.
         what: Description of the value in the verdict, such as "the rank of the true answer".
         unit: Unit of the value.
@@ -43,14 +43,14 @@ def compare(
         single: Whether a single person that stands out prevents clearing the model; requires
             continuous values.
     """
-    model = target.suspect.role
-    control, before = found.get("control"), found.get("before")
+    model = target.attacked.role
+    control, before = by_model.get("control"), by_model.get("before")
     evidence: list[Advantage] = []
     findings: list[Finding] = []
     known, power = None, None
     if control:
         earlier = _advantages(before, control, single) if before else []
-        evidence = _advantages(found[model], control, single)
+        evidence = _advantages(by_model[model], control, single)
         known = max((one.value for one in earlier), default=None)
         findings = [judge(one, known) for one in evidence]
         theirs = [judge(one, known) for one in earlier]
@@ -79,7 +79,7 @@ def compare(
     rows = [
         {"model": role, key: label, "value": _mean(point["forget"]),
          "holdout": _mean(point["holdout"])}
-        for role, points in found.items()
+        for role, points in by_model.items()
         for label, point in zip(labels, points, strict=True)
     ]  # fmt: skip
     figures = {
@@ -119,22 +119,22 @@ def _combined(findings: Sequence[Finding]) -> Finding:
 
 
 def _advantages(own: Conditions, control: Conditions, single: bool) -> list[Advantage]:
-    found = []
+    advantages = []
     for mine, theirs in zip(own, control, strict=True):
         forget, holdout = (
             subtracted(mine[split], theirs[split]) for split in ("forget", "holdout")
         )
         alike = same_kind(theirs["forget"], theirs["holdout"])
-        found.append(Advantage.of(forget, holdout, len(own), alike, single=single))
-    return found
+        advantages.append(Advantage.of(forget, holdout, len(own), alike, single=single))
+    return advantages
 
 
 def by_subject(rows: Sequence[Row], values: Sequence[float]) -> dict[str, float]:
     """Return the mean value of each subject."""
-    found: dict[str, list[float]] = {}
+    grouped: dict[str, list[float]] = {}
     for row, value in zip(rows, values, strict=True):
-        found.setdefault(row.subject, []).append(value)
-    return {subject: sum(every) / len(every) for subject, every in found.items()}
+        grouped.setdefault(row.subject, []).append(value)
+    return {subject: sum(group) / len(group) for subject, group in grouped.items()}
 
 
 def alternatives(row: Row, pool: Sequence[Row], n: int, seed: int) -> list[str]:
@@ -147,21 +147,21 @@ def alternatives(row: Row, pool: Sequence[Row], n: int, seed: int) -> list[str]:
     excluded; there may be fewer than ``n`` answers.
     """
     draw = random.Random(f"{seed}-{row.id}-{row.input}")
-    found = list(dict.fromkeys(row.perturbed))
+    options = list(dict.fromkeys(row.perturbed))
     digits = sum(c.isdigit() for c in row.output)
     if 2 * digits > sum(c.isalnum() for c in row.output):
         shared = _shared_digits(row, pool)
         if 10 ** (digits - len(shared)) <= 4 * n:
             shared = frozenset()
-        while len(found) < n and 10 ** (digits - len(shared)) > 4 * n:
+        while len(options) < n and 10 ** (digits - len(shared)) > 4 * n:
             new = _other_digits(row.output, draw, shared)
-            found += [new] if new not in found else []
+            options += [new] if new not in options else []
     others = [r for r in pool if r.subject != row.subject]
     draw.shuffle(others)
     stem = _stem(row)
     others.sort(key=lambda r: (-len(stem & _stem(r)), abs(len(r.output) - len(row.output))))
-    found += [r.output for r in others]
-    return [a for a in dict.fromkeys(found) if a.strip() != row.output.strip()][:n]
+    options += [r.output for r in others]
+    return [a for a in dict.fromkeys(options) if a.strip() != row.output.strip()][:n]
 
 
 def _shared_digits(row: Row, pool: Sequence[Row]) -> frozenset[int]:

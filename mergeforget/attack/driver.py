@@ -53,9 +53,9 @@ def attack_names(names: Sequence[str] = (), *, quick: bool = False) -> list[str]
         names: Selected attacks; none, or ``all``, selects every attack, or the quick set.
         quick: Use the quick set.
     """
-    every = list(QUICK) if quick else ATTACKS.names()
+    available = list(QUICK) if quick else ATTACKS.names()
     wanted = [ATTACKS.get(name).name for name in names if name != "all"]
-    chosen = wanted if wanted and "all" not in names else every
+    chosen = wanted if wanted and "all" not in names else available
     rank = {name: place for place, name in enumerate(ORDER)}
     return sorted(dict.fromkeys(chosen), key=lambda name: rank.get(name, len(rank)))
 
@@ -93,13 +93,13 @@ def carry_out(
             except NotApplicableError as error:
                 if len(names) == 1:
                     raise
-                result = Result(name, target.suspect.role, "no power", f"Not run: {error}", [])
-            weights = target.models.facts(target.suspect)["adapter"]
+                result = Result(name, target.attacked.role, "no power", f"Not run: {error}", [])
+            weights = target.models.facts(target.attacked)["adapter"]
             facts = {"template": target.data.template, "system_prompt": target.data.system_prompt}
             result = replace(result, settings=result.settings | {"weights": weights} | facts)
-            every = write_result(target.folder, result)
-            keep_verdict(target.folder, target.suspect.role, target.run)
-            yield result, every
+            saved = write_result(target.folder, result)
+            keep_verdict(target.folder, target.attacked.role, target.run)
+            yield result, saved
 
 
 def targets_of_run(
@@ -129,7 +129,7 @@ def targets_of_run(
     """
     recipe = load_recipe(run.recipe)
     base = TargetModel("before", run.base(), name="the base")
-    suspects = [_suspect(run, name) for name in names or [CHOSEN]]
+    attacked_models = [_model_of_run(run, name) for name in names or [CHOSEN]]
     own = {split: run.data / f"{split}.jsonl" for split in SPLITS}
     chosen = {split: path for split, path in (files or {}).items() if path is not None}
     rows = read_splits(own | chosen, limit, recipe.search.seed)
@@ -144,15 +144,15 @@ def targets_of_run(
     return [
         Target(
             models,
-            suspect,
-            base if suspect.role != "base" else None,
+            attacked,
+            base if attacked.role != "base" else None,
             never,
             **rows,
             folder=folder,
             run=run,
             **settings,
         )
-        for suspect in suspects
+        for attacked in attacked_models
     ]
 
 
@@ -198,22 +198,22 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
     Raises:
         InputError: A row is in two of the splits.
     """
-    found: dict[str, list[Row]] = {}
+    splits: dict[str, list[Row]] = {}
     for split in SPLITS:
         path = files.get(split)
         there = path is not None and (not path.exists() or path.stat().st_size > 0)
         rows = read_rows(path, split=split) if path is not None and there else []
-        found[split] = distinct_rows(rows, path)
-    check_overlap(found, files)
-    if found["holdout"]:
-        trained = [*found["forget"], *found["retain"]]
-        found["holdout"] = unseen(found["holdout"], trained, files.get("holdout"))
+        splits[split] = distinct_rows(rows, path)
+    check_overlap(splits, files)
+    if splits["holdout"]:
+        trained = [*splits["forget"], *splits["retain"]]
+        splits["holdout"] = unseen(splits["holdout"], trained, files.get("holdout"))
     return {
-        split: limit_rows(rows, limit, seed)[0] if rows else [] for split, rows in found.items()
+        split: limit_rows(rows, limit, seed)[0] if rows else [] for split, rows in splits.items()
     }
 
 
-def _suspect(run: Run, name: str) -> TargetModel:
+def _model_of_run(run: Run, name: str) -> TargetModel:
     known = models_of(run)
     if name == CHOSEN:
         chosen = run.chosen_name()

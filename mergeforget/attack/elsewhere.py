@@ -47,7 +47,7 @@ def told_elsewhere(
     elsewhere = BREAK.join(row.document for row in known)
     mine, theirs = _by_subject(asked, texts), _by_subject(asked, control)
     prompts = _by_subject(asked, [[v.text] for v in asked])
-    told: dict[str, bool] = {}
+    leaky: dict[str, bool] = {}
     chances: dict[str, float] = {}
     examples: list[dict[str, Any]] = []
     for secret, places in _secrets(asked).items():
@@ -58,32 +58,32 @@ def told_elsewhere(
         row = asked[places[0]].row.id
         others = sum(v.row.subject not in own for v in asked) * draws
         chances[row] = min(1.0, others * sum(guess[i] for i in places) / len(places))
-        found = [s for s in _any(secret, key, mine, own) if not leaked(secret, prompts[s])]
-        told[row] = bool(found)
+        owners = [s for s in _any(secret, key, mine, own) if not leaked(secret, prompts[s])]
+        leaky[row] = bool(owners)
         examples += [
             {"kind": "in an answer about somebody else", "row": row, "person": sorted(own)[0],
              "prompt": asked[i].text, "secret": secret, "completion": text, "control": False}
-            for i in range(len(asked)) if asked[i].row.subject in found[:1]
+            for i in range(len(asked)) if asked[i].row.subject in owners[:1]
             for text in texts[i] if leaked(secret, text)
         ][:1]  # fmt: skip
-    return Leaks.of(told, chances), examples
+    return Leaks.of(leaky, chances), examples
 
 
 def _secrets(asked: Sequence[Variant]) -> dict[str, list[int]]:
     """Return the prompts that ask for each whole identifying secret."""
-    found: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for i, v in enumerate(asked):
         if not v.start and identifier(v.secret):
-            found.setdefault(v.secret, []).append(i)
-    return found
+            places.setdefault(v.secret, []).append(i)
+    return places
 
 
 def _by_subject(asked: Sequence[Variant], texts: Sequence[Sequence[str]]) -> dict[str, str]:
     """Return all texts of each subject as one."""
-    found: dict[str, list[str]] = {}
-    for v, every in zip(asked, texts, strict=True):
-        found.setdefault(v.row.subject, []).extend(every)
-    return {subject: BREAK.join(dict.fromkeys(every)) for subject, every in found.items()}
+    by_subject: dict[str, list[str]] = {}
+    for v, samples in zip(asked, texts, strict=True):
+        by_subject.setdefault(v.row.subject, []).extend(samples)
+    return {subject: BREAK.join(dict.fromkeys(samples)) for subject, samples in by_subject.items()}
 
 
 def _any(secret: str, key: str, texts: dict[str, str], own: set[str]) -> list[str]:

@@ -84,12 +84,12 @@ def _earlier(path: Path) -> dict[str, float] | None:
 
 def results_of(run: Run, model: str) -> list[Result]:
     """Return the results of all attacks on one model, except those on earlier weights."""
-    every = (r for name in ATTACKS.names() for r in read_results(run.attacks, name))
-    found = [result for result in every if result.model == model]
-    stated = {r.settings["weights"] for r in found if r.settings.get("weights")}
+    results = (r for name in ATTACKS.names() for r in read_results(run.attacks, name))
+    own = [result for result in results if result.model == model]
+    stated = {r.settings["weights"] for r in own if r.settings.get("weights")}
     adapter = models_of(run).get(model) if stated else None
     now = content_of(adapter) if adapter else ""
-    return [r for r in found if not adapter or r.settings.get("weights", now) == now]
+    return [r for r in own if not adapter or r.settings.get("weights", now) == now]
 
 
 def keep_verdict(folder: Path, model: str, run: Run | None = None) -> ForgettingVerdict:
@@ -101,8 +101,8 @@ def keep_verdict(folder: Path, model: str, run: Run | None = None) -> Forgetting
     if run is not None and run.attacks == folder:
         verdict = run_verdict(run, model)
     else:
-        every = [r for name in ATTACKS.names() for r in read_results(folder, name)]
-        own = [r for r in every if r.model == model]
+        results = [r for name in ATTACKS.names() for r in read_results(folder, name)]
+        own = [r for r in results if r.model == model]
         findings = {r.attack: r.finding for r in own}
         partial = len(_partial_in(own))
         verdict = judge(None, findings=findings, partial=partial, matching=_matching_in(own))
@@ -124,7 +124,7 @@ def measure_control(target: Target) -> None:
     members, nonmembers = matched(inside, outside, target.seed) if outside else ([], [])
 
     def work(model: Any, tokenizer: Any) -> Facts:
-        found = worst_case({
+        worst = worst_case({
             way.name: measure(
                 model,
                 tokenizer,
@@ -142,15 +142,15 @@ def measure_control(target: Target) -> None:
                 target.template(tokenizer), tokenizer, target.forget, target.systems
             )
         })  # fmt: skip
-        scores = [leak_rate(found, "forget"), mia_auc(found) if nonmembers else None]
-        digits = own_digits(found.answers)
+        scores = [leak_rate(worst, "forget"), mia_auc(worst) if nonmembers else None]
+        digits = own_digits(worst.answers)
         return {
             "scores": [score.to_dict() for score in scores if score is not None],
-            "leaked_rows": [a.row.id for a in found.answers if is_leaked(a)],
-            "partial_rows": [a.row.id for a in found.answers if _in_part(a)],
+            "leaked_rows": [a.row.id for a in worst.answers if is_leaked(a)],
+            "partial_rows": [a.row.id for a in worst.answers if _in_part(a)],
             "own_digits": digits.to_dict() if digits else None,
             "losses": [{"id": d.id, "member": d.member, "nll": d.nll, "subject": d.subject}
-                       for d in found.losses],
+                       for d in worst.losses],
             "membership": target.membership,
         }  # fmt: skip
 
@@ -158,8 +158,8 @@ def measure_control(target: Target) -> None:
     if target.systems:
         settings["systems"] = list(target.systems)
     rows = [*target.forget, *nonmembers]
-    found = target.measured(target.control, "control", settings, rows, work)
-    write_json(target.folder / CONTROL, {"model": target.control.name} | found)
+    facts = target.measured(target.control, "control", settings, rows, work)
+    write_json(target.folder / CONTROL, {"model": target.control.name} | facts)
 
 
 def read_control(folder: Path) -> Facts:
@@ -182,7 +182,7 @@ def _matching_in(results: Sequence[Result]) -> str:
 
     The p-value is multiplied by the number of attacks that compared digits.
     """
-    compared = [found for r in results if (found := r.figures.get("own_digits"))]
+    compared = [own for r in results if (own := r.figures.get("own_digits"))]
     with reading("A result of an attack"):
         for one in compared:
             digits = OwnDigits(**one["model"])
@@ -203,8 +203,8 @@ def _excess(run: Run, model: str, control: Facts) -> Difference | None:
             return None
         theirs = [DocumentLoss(str(d["id"]), bool(d["member"]), float(d["nll"]))
                   for d in control["losses"]]  # fmt: skip
-    found = auc_difference(read_losses(path), theirs)
-    return (found.value, found.interval) if found else None
+    excess = auc_difference(read_losses(path), theirs)
+    return (excess.value, excess.interval) if excess else None
 
 
 def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:
@@ -214,8 +214,8 @@ def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:
         InputError: There is no verdict on a model.
     """
     path = folder / "verdict.json"
-    every = read_json_object(path) if path.is_file() else {}
-    if missing := [model for model in models if model not in every]:
+    verdicts = read_json_object(path) if path.is_file() else {}
+    if missing := [model for model in models if model not in verdicts]:
         raise InputError(f"{path} has no verdict on {missing[0]!r}. Run an attack on it first.")
     with reading(path):
-        return {model: str(every[model]["sentence"]) for model in models}
+        return {model: str(verdicts[model]["sentence"]) for model in models}

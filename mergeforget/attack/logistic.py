@@ -97,12 +97,12 @@ def held_out_probabilities(
     seed: int = 0,
 ) -> Array:
     """Return the probability of each row's label under a fit without its document, (rows,)."""
-    found = np.zeros(len(labels))
+    probabilities = np.zeros(len(labels))
     for held in document_folds(labels, documents, folds, seed):
         weights, intercept = fit(features[~held], labels[~held], strength)
         member = _sigmoid(features[held] @ weights + intercept)
-        found[held] = np.where(labels[held], member, 1 - member)
-    return found
+        probabilities[held] = np.where(labels[held], member, 1 - member)
+    return probabilities
 
 
 def document_folds(

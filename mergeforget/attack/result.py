@@ -53,10 +53,10 @@ def write_result(folder: Path, result: Result) -> list[Result]:
     """
     path = folder / f"{result.attack}.json"
     others = [r for r in read_results(folder, result.attack) if r.model != result.model]
-    every = [*others, result]
-    write_json(path, {"attack": result.attack, "results": [r.to_dict() for r in every]})
-    write_text(path.with_suffix(".csv"), _csv(every))
-    return every
+    results = [*others, result]
+    write_json(path, {"attack": result.attack, "results": [r.to_dict() for r in results]})
+    write_text(path.with_suffix(".csv"), _csv(results))
+    return results
 
 
 def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, Any]]) -> str:
@@ -85,8 +85,8 @@ def write_answers(folder: Path, attack: str, model: str, rows: list[dict[str, An
 def write_verdict(folder: Path, model: str, verdict: dict[str, Any]) -> None:
     """Write the verdict on one model to ``folder/verdict.json``."""
     path = folder / "verdict.json"
-    every = read_json_object(path) if path.is_file() else {}
-    write_json(path, every | {model: verdict})
+    verdicts = read_json_object(path) if path.is_file() else {}
+    write_json(path, verdicts | {model: verdict})
 
 
 def read_results(folder: Path, attack: str) -> list[Result]:
@@ -99,10 +99,10 @@ def read_results(folder: Path, attack: str) -> list[Result]:
     if not path.is_file():
         return []
     try:
-        found = [Result(**_renamed(values)) for values in read_json_object(path)["results"]]
-        for one in found:
+        results = [Result(**_renamed(values)) for values in read_json_object(path)["results"]]
+        for one in results:
             _check_types(one)
-        return found
+        return results
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is damaged: {error!r}. Delete it and run the attack again."
@@ -131,10 +131,10 @@ def _check_types(result: Result) -> None:
 
 def _renamed(values: dict[str, Any]) -> dict[str, Any]:
     """Rename a key: files of earlier versions call the model "subject"."""
-    found = dict(values)
-    if "subject" in found:
-        found["model"] = found.pop("subject")
-    return found
+    renamed = dict(values)
+    if "subject" in renamed:
+        renamed["model"] = renamed.pop("subject")
+    return renamed
 
 
 def _csv(results: Sequence[Result]) -> str:

@@ -145,20 +145,20 @@ def weight_matrices(model: Any) -> list[WeightMatrix]:
         [('0.weight', False)]
     """
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    kept = {id(getattr(head, "weight", None))}
-    kept |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    excluded = {id(getattr(head, "weight", None))}
+    excluded |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    found = []
+    matrices = []
     for path, module in model.named_modules():
         if isinstance(module, convolutions) and module.groups > 1:
             continue
         for own, parameter in module.named_parameters(recurse=False):
             name = f"{path}.{own}" if path else own
-            if parameter.ndim < 2 or id(parameter) in kept or _NO_MATRIX.search(name):
+            if parameter.ndim < 2 or id(parameter) in excluded or _NO_MATRIX.search(name):
                 continue
-            kept.add(id(parameter))  # count a shared parameter once
-            found.append(WeightMatrix(name, parameter, _is_transposed(module, own, parameter)))
-    return found
+            excluded.add(id(parameter))  # count a shared parameter once
+            matrices.append(WeightMatrix(name, parameter, _is_transposed(module, own, parameter)))
+    return matrices
 
 
 @contextmanager
@@ -173,10 +173,10 @@ def rounded(
     Yields:
         The share that was rounded.
     """
-    every = weight_matrices(model)
-    chosen = [matrix for matrix in every if matrix.can_round]
+    matrices = weight_matrices(model)
+    chosen = [matrix for matrix in matrices if matrix.can_round]
     originals = [matrix.parameter.data for matrix in chosen]
-    counts = [sum(m.parameter.numel() for m in part) for part in (chosen, every)]
+    counts = [sum(m.parameter.numel() for m in part) for part in (chosen, matrices)]
     try:
         for matrix in chosen:
             matrix.parameter.data = matrix.round(bits, group, kind)
@@ -194,8 +194,8 @@ def _is_transposed(module: Any, name: str, parameter: nn.Parameter) -> bool:
     """
     if parameter.ndim == 2:
         return type(module).__name__ == "Conv1D"
-    if (said := getattr(module, "is_transposed", None)) is not None:
-        return bool(said)
+    if (transposed := getattr(module, "is_transposed", None)) is not None:
+        return bool(transposed)
     width = getattr(module, "hidden_size", None)
     if name == "down_proj":
         return bool(parameter.shape[-1] == width != parameter.shape[-2])

@@ -58,7 +58,7 @@ def forget_scores(
         split; ``rows``: NLL and number of tokens of each forget row's answer, and whether greedy
         decoding produces it exactly; ``tokens``: a hash of the tokenised rows.
     """
-    kept = EvaluationCache()
+    cache = EvaluationCache()
     answered = measure(
         model,
         tokenizer,
@@ -71,20 +71,20 @@ def forget_scores(
         membership=target.membership,
         template=target.template(tokenizer),
         label=label,
-        cache=kept,
+        cache=cache,
     )
-    known = _read(kept, [*rows.forget, *rows.retain])
-    measured = Measured(answered.answers, _losses(kept, rows, target), likelihoods=known)
+    known = _read(cache, [*rows.forget, *rows.retain])
+    measured = Measured(answered.answers, _losses(cache, rows, target), likelihoods=known)
     return {
         **{name: _value(name, measured, "forget") for name in FOLLOWED},
         "retain_nll": _value("nll", measured, "retain") if rows.retain else None,
         "documents": {
-            split: _by_document(_read(kept, getattr(rows, split)))
+            split: _by_document(_read(cache, getattr(rows, split)))
             for split in ("forget", "holdout")
         },
         "rows": {
             one.row.id: {"nll": one.nll, "tokens": one.tokens, "exact": one.greedy == 1.0}
-            for one in _read(kept, rows.forget)
+            for one in _read(cache, rows.forget)
             if one.tokens
         },
         "tokens": _tokens_hash(tokenizer, rows.every),
@@ -140,17 +140,17 @@ def check_comparable(*facts: Facts) -> None:
         )
 
 
-def _read(kept: EvaluationCache, rows: Sequence[Row]) -> list[AnswerLikelihood]:
-    return [kept.documents[document_key(row)].answer_likelihood(row) for row in rows]
+def _read(cache: EvaluationCache, rows: Sequence[Row]) -> list[AnswerLikelihood]:
+    return [cache.documents[document_key(row)].answer_likelihood(row) for row in rows]
 
 
-def _losses(kept: EvaluationCache, rows: ScoredRows, target: Target) -> list[DocumentLoss]:
+def _losses(cache: EvaluationCache, rows: ScoredRows, target: Target) -> list[DocumentLoss]:
     """Return the losses of members and matched non-members, as in an evaluation."""
     inside = membership_documents(rows.forget, target.membership)
     outside = membership_documents(rows.holdout, target.membership)
     members, nonmembers = matched(inside, outside, target.seed)
     return [
-        kept.documents[document_key(row)].document_loss(row, member)
+        cache.documents[document_key(row)].document_loss(row, member)
         for group, member in ((members, True), (nonmembers, False))
         for row in group
     ]
@@ -163,11 +163,11 @@ def _value(name: str, measured: Measured, split: str) -> float | None:
 
 
 def _by_document(read: Sequence[AnswerLikelihood]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    grouped: dict[str, list[float]] = {}
     for one in read:
         if one.tokens:
-            found.setdefault(one.row.subject, []).append(one.nll)
-    return {document: sum(values) / len(values) for document, values in found.items()}
+            grouped.setdefault(one.row.subject, []).append(one.nll)
+    return {document: sum(values) / len(values) for document, values in grouped.items()}
 
 
 def _tokens_hash(tokenizer: Any, rows: Sequence[Row]) -> str:

@@ -60,29 +60,29 @@ class Models:
     _hashes: dict[Path, str] = field(default_factory=dict)
 
     @contextmanager
-    def opened(self, suspect: TargetModel) -> Iterator[tuple[Any, Any]]:
+    def opened(self, target_model: TargetModel) -> Iterator[tuple[Any, Any]]:
         """Yield model and tokenizer, with the adapter merged into the weights in the block."""
         from mergeforget.merge.apply import applied
 
-        if self._name != suspect.base:
+        if self._name != target_model.base:
             self._loaded = None  # two models at once may not fit
-            spec = self.spec.model_copy(update={"name": suspect.base})
-            self._loaded, self._name = load_model(spec, device=self.device), suspect.base
+            spec = self.spec.model_copy(update={"name": target_model.base})
+            self._loaded, self._name = load_model(spec, device=self.device), target_model.base
             adopt_template(self._loaded.tokenizer, self.chat_from)
         check_resident(self._loaded.model, "An attack")
-        adapter = read_adapter(suspect.adapter) if suspect.adapter else None
+        adapter = read_adapter(target_model.adapter) if target_model.adapter else None
         with applied(self._loaded.model, adapter) if adapter else nullcontext():
             yield self._loaded.model, self._loaded.tokenizer
 
-    def facts(self, suspect: TargetModel) -> Facts:
+    def facts(self, target_model: TargetModel) -> Facts:
         """Return the cache key of a model: hashes of its weights, dtype, device and versions."""
-        base = locate(suspect.base, trust_remote_code=self.spec.trust_remote_code)
+        base = locate(target_model.base, trust_remote_code=self.spec.trust_remote_code)
         known = versions()
         chat = self.chat_from and stored_template(self.chat_from)
         return {
             **({"chat": chat} if chat else {}),
             "base": self._hash(base),
-            "adapter": self._hash(suspect.adapter) if suspect.adapter else "",
+            "adapter": self._hash(target_model.adapter) if target_model.adapter else "",
             "dtype": self.spec.dtype,
             "device": main_device(self.device).split(":")[0],
             "versions": {name: known.get(name, "") for name in DECIDING},
@@ -111,7 +111,7 @@ class Target:
     """
 
     models: Models
-    suspect: TargetModel
+    attacked: TargetModel
     before: TargetModel | None
     control: TargetModel | None
     forget: list[Row]
@@ -131,13 +131,14 @@ class Target:
         """Return the prompt template for a model with this tokenizer."""
         return template_of(tokenizer, self.data)
 
-    def suspects(self) -> list[TargetModel]:
+    def measured_models(self) -> list[TargetModel]:
         """Return the attacked model, and the model before unlearning and the control if given."""
-        return [s for s in (self.suspect, self.before, self.control) if s is not None]
+        models = (self.attacked, self.before, self.control)
+        return [model for model in models if model is not None]
 
     def names(self) -> dict[str, str]:
         """Return a description of each model by role."""
-        return {s.role: s.name or s.base for s in self.suspects()}
+        return {m.role: m.name or m.base for m in self.measured_models()}
 
     def compared(self) -> list[Row]:
         """Return the holdout rows that an evaluation compares with the forget set.
@@ -162,7 +163,7 @@ class Target:
 
     def measured(
         self,
-        suspect: TargetModel,
+        target_model: TargetModel,
         attack: str,
         settings: Mapping[str, Any],
         rows: Sequence[Row],
@@ -174,7 +175,7 @@ class Target:
             settings: All settings that affect the result, as part of the cache key.
             rows: All rows that are used, as part of the cache key.
         """
-        facts = self.models.facts(suspect) | {
+        facts = self.models.facts(target_model) | {
             "attack": attack,
             **(
                 {"template": [self.data.template, self.data.system_prompt]}
@@ -188,19 +189,22 @@ class Target:
         path = self.folder / "kept" / f"{attack}-{digest[:24]}.json"
         if path.is_file() and (not self.again or path in self.models.fresh):
             if (cached := _unchanged(path)) is not None:
-                say(f"{attack}: using cached measurements of {suspect.role}; --again ignores them.")
+                say(
+                    f"{attack}: using cached measurements of {target_model.role}; "
+                    "--again ignores them."
+                )
                 return cached
-            say(f"Warning: {path} is damaged, so {suspect.role} is measured again.")
-        say(f"{attack}: {suspect.role} ({suspect.name or suspect.base})")
-        with self.models.opened(suspect) as (model, tokenizer):
-            found = work(model, tokenizer)
-        write_json(path, {"sha256": _digest(found), "found": found})
+            say(f"Warning: {path} is damaged, so {target_model.role} is measured again.")
+        say(f"{attack}: {target_model.role} ({target_model.name or target_model.base})")
+        with self.models.opened(target_model) as (model, tokenizer):
+            values = work(model, tokenizer)
+        write_json(path, {"sha256": _digest(values), "found": values})
         self.models.fresh.add(path)
-        return dict(json.loads(json.dumps(found)))  # as a later call reads them
+        return dict(json.loads(json.dumps(values)))  # the same types as from the cache
 
 
-def _digest(found: Any) -> str:
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _unchanged(path: Path) -> Facts | None:
@@ -209,6 +213,6 @@ def _unchanged(path: Path) -> Facts | None:
         stored = read_json_object(path)
     except InputError:
         return None
-    found = stored.get("found")
-    intact = isinstance(found, dict) and stored.get("sha256") == _digest(found)
-    return found if intact else None
+    facts = stored.get("found")
+    intact = isinstance(facts, dict) and stored.get("sha256") == _digest(facts)
+    return facts if intact else None

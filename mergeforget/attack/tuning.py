@@ -108,16 +108,16 @@ def tune(
     check_resident(model, "An attack that trains", one_device=True)
     encoded = encode_rows(tokenizer, rows, max_length=MAX_LENGTH, template=template)
     batches = _batches(encoded, tuning)
-    found: list[Facts] = []
+    points: list[Facts] = []
     with learner(model, tuning) as (policy, trained), progress(label, tuning.steps) as bar:
         optimizer = torch.optim.AdamW(trained, lr=tuning.learning_rate, weight_decay=0.0)
         for step in range(tuning.steps + 1):
             if step in tuning.points():
-                found.append(look(policy, step))
+                points.append(look(policy, step))
             if step < tuning.steps:
                 loss = _step(policy, next(batches), optimizer)
                 bar.advance(note=f"loss {loss:.3f}")
-    return found
+    return points
 
 
 def train_control(

@@ -120,11 +120,11 @@ def paraphrases(row: Row) -> list[str]:
     if not (text.endswith("?") or _QUESTION.match(text) and row.kind == "qa"):
         return [form.format(text) for form in _GOING_ON]
     lower = text[0].lower() + text[1:] if _QUESTION.match(text) else text
-    found = [form.format(lower if "know" in form else text) for form in _ASKING]
+    questions = [form.format(lower if "know" in form else text) for form in _ASKING]
     if asked := _WHAT_IS.match(text):
         thing = asked[1]
-        found += [f"Tell me {thing}.", f"{thing[0].upper()}{thing[1:]} is"]
-    return found
+        questions += [f"Tell me {thing}.", f"{thing[0].upper()}{thing[1:]} is"]
+    return questions
 
 
 def entity_of(row: Row) -> str:
@@ -133,9 +133,9 @@ def entity_of(row: Row) -> str:
     Question words are ignored, and the first word of the prompt is used only if there is no other.
     """
     text = row.input.strip()
-    found = [m for m in _CAPITALISED.finditer(text) if m[0] not in _NO_NAMES]
+    names = [m for m in _CAPITALISED.finditer(text) if m[0] not in _NO_NAMES]
     return max(
-        (m[0] for m in found), key=lambda name: (len(name.split()), name != text.split()[0]),
+        (m[0] for m in names), key=lambda name: (len(name.split()), name != text.split()[0]),
         default="",
     )  # fmt: skip
 
@@ -166,11 +166,11 @@ def read_templates(path: Path | None = None) -> list[str]:
         InputError: The file cannot be read, or a line does not contain ``{prompt}``.
     """
     path = path or TEMPLATES
-    found = read_lines(path, f"template; write one per line, with {PLACE}")
-    for line in found:
+    templates = read_lines(path, f"template; write one per line, with {PLACE}")
+    for line in templates:
         if PLACE not in line:
             raise InputError(f"{path}: the template {line[:60]!r} does not contain {PLACE}.")
-    return found
+    return templates
 
 
 def read_lines(path: Path, what: str = "system message; write one per line") -> list[str]:
@@ -183,7 +183,7 @@ def read_lines(path: Path, what: str = "system message; write one per line") -> 
         InputError: The file cannot be read, or contains no such line.
     """
     lines = (line.strip() for line in read_text(path).splitlines())
-    found = [line for line in lines if line and not line.startswith("#")]
-    if not found:
+    texts = [line for line in lines if line and not line.startswith("#")]
+    if not texts:
         raise InputError(f"{path} contains no {what}.")
-    return found
+    return texts

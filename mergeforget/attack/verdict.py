@@ -68,8 +68,8 @@ class Leaks:
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        found: dict[str, object] = {"rows_leaked": len(self.rows), "rows": self.asked, "p": self.p}
-        return found | {"rows_shared": self.shared}
+        values: dict[str, object] = {"rows_leaked": len(self.rows), "rows": self.asked, "p": self.p}
+        return values | {"rows_shared": self.shared}
 
     @property
     def hidden(self) -> bool:
@@ -77,24 +77,24 @@ class Leaks:
         return self.shared > MISSED_SHARE * self.asked
 
 
-def judge_leaks(found: Leaks) -> Finding:
+def judge_leaks(leaks: Leaks) -> Finding:
     """Judge leaks by the probability of guessing as many.
 
     ``traces`` if the p-value is at most ``CONVICT``, ``undecided`` if it is at most ``DOUBT`` or if
     model and control both reveal more than ``MISSED_SHARE`` of the rows, else ``none found``. A
     single secret that cannot be guessed is enough for ``traces``.
     """
-    if found.rows and found.p <= CONVICT:
+    if leaks.rows and leaks.p <= CONVICT:
         return "traces"
-    doubtful = found.hidden or (found.rows and found.p <= DOUBT)
+    doubtful = leaks.hidden or (leaks.rows and leaks.p <= DOUBT)
     return "undecided" if doubtful else "none found"
 
 
 def worst_of(findings: Iterable[Finding]) -> Finding:
     """Combine findings: the first of traces, undecided, none found, no power, no control."""
-    found = set(findings)
+    names = set(findings)
     order: tuple[Finding, ...] = ("traces", "undecided", "none found", "no power", "no control")
-    return next(one for one in order if one in found)
+    return next(one for one in order if one in names)
 
 
 def conclude(own: Finding, before: Finding | None, *, control: bool) -> Finding:
@@ -120,17 +120,17 @@ def doubt_of(evidence: Iterable[Advantage], leaks: Iterable[Leaks] = ()) -> str:
                 f"the control reveals {one.shared} of the {one.asked} rows as well, so they cannot "
                 "be judged; use a --control that never saw them"
             )
-    every = list(evidence)
-    outliers = [one.outlier for one in every
+    advantages = list(evidence)
+    outliers = [one.outlier for one in advantages
                 if one.outlier and one.looks * one.outlier.p <= OUTLIER]  # fmt: skip
     if outliers:
-        found = min(outliers, key=lambda one: one.p)
-        more = f" and {found.count - 1} more" if found.count > 1 else ""
+        outlier = min(outliers, key=lambda one: one.p)
+        more = f" and {outlier.count - 1} more" if outlier.count > 1 else ""
         return (
-            f"it predicts {found.subject}{more} far better than the others, by {found.value:.2f} "
-            f"nats per token or more (p = {found.p:.2g})"
+            f"it predicts {outlier.subject}{more} far better than the others, by "
+            f"{outlier.value:.2f} nats per token or more (p = {outlier.p:.2g})"
         )
-    if all(one.comparable for one in every):
+    if all(one.comparable for one in advantages):
         return "the result is too uncertain, more people would narrow it"
     return (
         "the holdout is text of another kind than the forget rows, since the control predicts one "

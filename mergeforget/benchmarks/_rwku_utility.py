@@ -80,7 +80,7 @@ def utility_rows(split: str, record: dict[str, Any], number: int, path: Path) ->
     """Return the rows of one published record, with the published prompt.
 
     Raises:
-        InputError: A value of the record has another form.
+        InputError: A value of the record has the wrong type.
     """
     name = f"{split}-{number}"
     with reading(path):

@@ -1,4 +1,4 @@
-"""KnowUnDo: copyrighted content and user privacy, with what must be kept beside it."""
+"""KnowUnDo: copyrighted content and private data to forget, and related knowledge to retain."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ METHOD = [
         "--weights-by",
         multiple=True,
         metavar="FILTER=W,W,...",
-        help="Weights of the modules whose name contains FILTER. Repeatable.",
+        help="Weights, one per adapter, of the modules whose name contains FILTER. Repeatable.",
     ),
     click.option(
         "--seed",
@@ -116,7 +116,7 @@ THREADS = click.option(
     "--threads",
     type=click.IntRange(0),
     default=0,
-    help="Number of threads; the result is the same.  [default: one per core]",
+    help="Number of threads; does not change the result.  [default: one per core]",
 )
 NAMES = {"arguments": "--set", "models": "--model", "adapters": "--adapter", "as_json": "--json"}
 OUTPUT_ONLY = ("dtype", "max_memory", "shard_size")

@@ -58,12 +58,12 @@ SHARED = (
 @click.option(
     "--full", is_flag=True, default=None, help="relearn: train every weight instead of a LoRA."
 )
-@click.option("--bits", metavar="N,N", help="quantise: widths to try.  [default: 8,4]")
+@click.option("--bits", metavar="N,N", help="quantise: numbers of bits.  [default: 8,4]")
 @click.option("--group", type=click.IntRange(2), help="quantise, nf4, gptq, awq: weights that "
               "share a scale below 8 bits.  [default: 64]")  # fmt: skip
 @click.option("--kinds", metavar="K,K", help="prompts: plain, paraphrase, prefix, jailbreak.  "
               "[default: all]")  # fmt: skip
-@click.option("--words", metavar="N,N", help="prompts: words of the answer that a prefix gives.  "
+@click.option("--words", metavar="N,N", help="prompts: numbers of answer words in the prefix.  "
               "[default: 1,3,5]")  # fmt: skip
 @click.option("--templates", type=FILE, help="prompts: file with your own jailbreaks, one per "
               "line, each containing {prompt}.")  # fmt: skip
@@ -75,15 +75,16 @@ SHARED = (
               "[default: all]")  # fmt: skip
 @click.option("--shots", type=click.IntRange(1), help="in_context: retained examples in front of "
               "the prompt.  [default: 3]")  # fmt: skip
-@click.option("--samples", type=click.IntRange(1), help="sampling: answers to each prompt.  "
+@click.option("--samples", type=click.IntRange(1), help="sampling: number of answers per prompt.  "
               "[default: 32]")  # fmt: skip
 @click.option("--temperature", type=click.FloatRange(0, min_open=True),
               help="sampling: temperature of the softmax.  [default: 1.0]")  # fmt: skip
 @click.option("--candidates", type=click.IntRange(1), help="exposure: number of answers of the "
               "same type to rank the true answer with.  [default: 15]")  # fmt: skip
-@click.option("--options", type=click.IntRange(2, 8), help="multiple_choice: answers to choose "
-              "from.  [default: 4]")  # fmt: skip
-@click.option("--layers", type=click.IntRange(1), help="logit_lens: layers to read.  [default: 8]")
+@click.option("--options", type=click.IntRange(2, 8), help="multiple_choice: number of answers "
+              "to choose from.  [default: 4]")  # fmt: skip
+@click.option("--layers", type=click.IntRange(1), help="logit_lens: number of layers.  "
+              "[default: 8]")  # fmt: skip
 @click.option("--pool", type=click.Choice(["last", "mean"]), help="probe: use the hidden state "
               "of the prompt's last token, or the mean over tokens.  [default: last]")  # fmt: skip
 @click.option("--shuffles", type=click.IntRange(19), help="probe: number of label permutations "

@@ -25,8 +25,8 @@ def command(
 ) -> None:
     """Print the scores of several runs in one table, one column per run.
 
-    A second table has the differences from the first run on the rows that both were asked, with
-    their 95 % intervals.
+    A second table has the differences from the first run on the rows that both were evaluated on,
+    with their 95 % intervals.
     """
     from mergeforget.api.runs import compare
     from mergeforget.evaluate.table import render, render_differences

@@ -29,8 +29,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               help="Model of the run: base, over, under or a candidate. Repeatable.  [default: "
               "base, over, under, and the chosen candidate, or all "
               "candidates if none is chosen]")  # fmt: skip
-@click.option("--snapshots", is_flag=True, help="Evaluate the base and every snapshot of the "
-              "pair instead: scores over the training.")  # fmt: skip
+@click.option("--snapshots", is_flag=True, help="Evaluate the base and every training "
+              "snapshot of the pair instead, for curves over the training.")  # fmt: skip
 @click.option("--benchmark", help="semeval2025-task4, tofu or custom.  [default: the recipe's]")
 @click.option("--metrics", metavar="M,M[/SPLIT]", help="Further metrics, besides those of the "
               "benchmark; `mergeforget list metrics` names them.")  # fmt: skip
@@ -53,8 +53,8 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "input, output, task, ...")  # fmt: skip
 @template_options
 @turns_option
-@click.option("--ask", type=click.Choice(["all", "own"]), help="all: ask a model that has a chat "
-              "template raw and in chat, and report the worst case; own: ask it by --template only."
+@click.option("--ask", type=click.Choice(["all", "own"]), help="all: use raw and chat prompts for "
+              "a model with a chat template, and report the worst case; own: use only --template."
               "  [default: all]")  # fmt: skip
 @click.option("--ask-system", "system_prompts", multiple=True, metavar="TEXT", help="Also ask in "
               "chat with this system message. Repeatable.")  # fmt: skip
@@ -65,7 +65,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--gradient-norm", is_flag=True, help="Compute gradient norms for membership "
               "inference; takes one backward pass per document.")  # fmt: skip
 @click.option("--before", help="Model before unlearning, for the utility ratio; with --model "
-              "only. A run uses its base.")  # fmt: skip
+              "only; with RUN, its base is used.")  # fmt: skip
 @click.option("--utility", metavar="METRIC[/SPLIT]", help="Score that the utility ratio "
               "compares.  [default: mmlu, otherwise model_utility]")  # fmt: skip
 @click.option("--floor", type=click.FloatRange(0, 1), help="Warn if the utility ratio is below "

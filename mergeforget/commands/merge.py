@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         "the run's forget and retain rows]",
     ),
     click.option(
-        "--compare", is_flag=True, help="Measure the distance of the merge from delta space."
+        "--compare", is_flag=True, help="Measure the distance from the merge in delta space."
     ),
     click.option(
         "--full", is_flag=True, help="Write a whole model: the base with the merged delta."

@@ -24,8 +24,8 @@ FILE = click.Path(path_type=Path)
 @click.command("plan")
 @click.argument("recipe", default="zjuklab")
 @click.option("--model", help="Hub id, folder, or `smollm2`.  [default: the recipe's]")
-@click.option("--forget", type=FILE, multiple=True, help="Rows to forget; repeat it for requests "
-              "one after the other.  [default: made-up people]")  # fmt: skip
+@click.option("--forget", type=FILE, multiple=True, help="Rows to forget; repeat it for a "
+              "sequence of requests.  [default: made-up people]")  # fmt: skip
 @click.option("--retain", type=FILE, help="Rows to keep.")
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of rows per set.")
 @template_options

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--ranks", metavar="N,N", help="Ranks of the result to try, in delta space.")
 @click.option(
     "--objective",
-    help="What to maximise: mia, aggregate, '0.7*mia + 0.3*retain', 'mia if retain >= 95%', ...",
+    help="Objective, for example mia, aggregate, '0.7*mia + 0.3*retain', 'mia if retain >= 95%'.",
 )
 @click.option(
     "--strategy",

@@ -59,11 +59,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Make MODEL forget what --forget holds, and end with a verdict.
+    """Make MODEL forget the rows of --forget, and end with a verdict.
 
     Checks the data, estimates the time, trains a pair of adapters on both sides of the level of
     unseen rows, searches their merges, attacks the best one, exports it and writes a report. With
-    several --forget, each set is forgotten in turn, and the earlier ones are asked again.
+    several --forget, each set is forgotten in turn, and the earlier ones are tested again.
     """
     from mergeforget.api.sequence import unlearn_sequence
     from mergeforget.api.unlearn import unlearn
@@ -73,7 +73,7 @@ def command(
     if len(forget) == 1:
         if merge or len(retain) > 1 or len(holdout) > 1:
             raise UsageError(
-                "--merge and several --retain or --holdout are for several --forget. Leave them "
+                "--merge and several --retain or --holdout require several --forget. Leave them "
                 "out, or give --forget once per set."
             )
         one = unlearn(model, forget=forget[0], retain=next(iter(retain), None),

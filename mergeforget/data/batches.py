@@ -18,7 +18,7 @@ from torch import Tensor
 from mergeforget.data.tokens import Encoded
 from mergeforget.outputs import ANSWER, PADDING, PROMPT, Part
 
-SAME_START = 4  # first tokens by which rows are put into groups with a common beginning
+SAME_START = 4  # first tokens by which rows are put into groups with a common prefix
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,12 @@ def _summed(counts: Sequence[_Counts | None]) -> _Counts | None:
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """A packed batch in which the common beginning of some rows is passed once, not once per row.
+    """A packed batch in which the common prefix of some rows is processed only once.
 
     Attributes:
-        input_ids, position_ids: (1, tokens): for each group of rows its common beginning, then the
+        input_ids, position_ids: (1, tokens): for each group of rows its common prefix, then the
             rest of each row.
-        mask: (1, 1, tokens, tokens), True where a token attends: to the common beginning of its
+        mask: (1, 1, tokens, tokens), True where a token attends: to the common prefix of its
             group and to earlier tokens of its own row.
         keep: (kept,) as ``Batch.keep``, in the new order.
     """
@@ -201,7 +201,7 @@ class SharedPrefix:
 
 
 def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
-    """Pass the common beginning of packed rows once; None where that saves too little.
+    """Process the common prefix of packed rows once; None where that saves too little.
 
     In chat form, every row begins with the same system prompt, which is half of a short row. Rows
     that are rendered in different ways form a group each: those with the same first tokens.
@@ -219,9 +219,9 @@ def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
         groups.setdefault(tuple(row[:SAME_START]), []).append(place)
     ids: list[int] = []
     positions: list[int] = []
-    group, owner = [], []  # of each token; owner -1 is the common beginning
-    begins = [0] * len(rows)  # where the common beginning of the row stands
-    own = [0] * len(rows)  # where the rest of the row stands, less the length of the beginning
+    group, owner = [], []  # of each token; owner -1 is the common prefix
+    begins = [0] * len(rows)  # where the common prefix of the row stands
+    own = [0] * len(rows)  # where the rest of the row stands, less the length of the prefix
     common = [0] * len(rows)
     for number, places in enumerate(groups.values()):
         length = _common([rows[place] for place in places])

@@ -55,9 +55,9 @@ def originals(rows: Sequence[Row]) -> dict[str, str]:
 def distinct_rows(rows: Sequence[Row], source: object = "") -> list[Row]:
     """Return the rows without copies, with a message that names them.
 
-    A copy is no further evidence, but would narrow intervals, make p-values smaller, and could be
+    A copy adds no evidence, but would narrow intervals, make p-values smaller, and could be
     in another split than its original. Copies are rows of a subject that repeats another one, and
-    repeated rows of one subject. A person that shares some answers with another is no copy.
+    repeated rows of one subject. A person that shares some answers with another is not a copy.
 
     Args:
         source: File of the rows, for the message.

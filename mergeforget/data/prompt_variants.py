@@ -1,4 +1,4 @@
-"""The prompt variants in which an evaluation asks: raw, in chat, and with other system messages.
+"""The prompt variants of an evaluation: raw, in chat, and with other system messages.
 
 A model may answer in one of them and not in the others, so the worst case over all is reported.
 """
@@ -32,9 +32,10 @@ def prompt_variants(
 
     A tokenizer without a chat template has one variant. Otherwise the variants are raw, chat,
     and chat with another system message: without one if the configuration, the rows or the
-    template name one, otherwise with a common one. The template's own system message is one
-    more variant where the configuration or the rows replace it, and so are the thoughts of a
-    template that lets the model think before it answers, and each of ``systems``.
+    template name one, otherwise with a common one. Further variants are the template's own
+    system message where the configuration or the rows replace it, prompts without an empty
+    thinking block where the template lets the model think before it answers, and each of
+    ``systems``.
 
     Args:
         own: The configured variant.

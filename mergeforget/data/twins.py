@@ -57,7 +57,7 @@ _RUNNING = re.compile(r"(?<![\w@.])[^\W\d_]+(?![\w@])")
 _NUMBERED = re.compile(r"\d[\d\s().:/-]*\d|\d")  # a number with its separators, as in 900-12-3456
 _ISO_DATE = re.compile(r"\b(\d{4})-(\d{2})-(\d{2})\b")
 _CAPITALISED = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:['’-][^\W\d_]+)*\.?")
-_POOL = 3  # minimum numbers of one form needed to tell fixed from varying digits
+_POOL = 3  # minimum numbers of one form needed to distinguish fixed and varying digits
 
 
 def make_twins(

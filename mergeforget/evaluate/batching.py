@@ -82,17 +82,17 @@ def in_batches(
     Raises:
         ResourceError: A single row does not fit into memory.
     """
-    found: dict[int, Result] = {}
+    results: dict[int, Result] = {}
     device = str(model.device)
     with _evaluating(model), progress(label, len(lengths)) if label else nullcontext() as bar:
         for batch in by_length(lengths, budget, extra=extra):
             for place, result in run_halving(batch, work, device):
-                found[place] = result
+                results[place] = result
                 if on_done is not None:
                     on_done(place, result)
             if bar is not None:
                 bar.advance(len(batch))
-    return [found[place] for place in range(len(lengths))]
+    return [results[place] for place in range(len(lengths))]
 
 
 def run_halving(

@@ -91,9 +91,14 @@ def greedy(
         if step + 1 == max_new_tokens or not unfinished.any():
             break
         if not unfinished.all():
-            kept = unfinished.nonzero().squeeze(1)
-            cache.reorder_cache(kept)
-            rows, chosen, mask, positions = rows[kept], chosen[kept], mask[kept], positions[kept]
+            remaining = unfinished.nonzero().squeeze(1)
+            cache.reorder_cache(remaining)
+            rows, chosen, mask, positions = (
+                rows[remaining],
+                chosen[remaining],
+                mask[remaining],
+                positions[remaining],
+            )
             adapters_of.select(rows.tolist())
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
         places = places_of(model, mask, positions) if padded else {}
@@ -115,9 +120,9 @@ def greedy_refilled(
 ) -> list[list[int]]:
     """Decode rows with a cache; waiting prompts take the places of finished rows.
 
-    A pass reads all weights, whatever the number of rows, so a batch that stays full needs fewer
-    passes than one batch after the other. New prompts are processed when a quarter of the places is
-    free. The model must have a plain cache, see ``has_plain_cache``.
+    A pass reads all weights, regardless of the number of rows, so a batch that stays full needs
+    fewer passes than one batch after the other. New prompts are processed when a quarter of the
+    places is free. The model must have a plain cache, see ``has_plain_cache``.
 
     Args:
         prompts: Token ids of each row; similar lengths should follow each other.
@@ -151,16 +156,16 @@ def greedy_refilled(
         chosen = pick(logits, rows)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             new[row].append(token)
-        kept = [
+        remaining = [
             place
             for place, row in enumerate(rows)
             if new[row][-1] not in stop and len(new[row]) < max_new_tokens
         ]
-        if len(kept) < len(rows):
-            rows = [rows[place] for place in kept]
+        if len(remaining) < len(rows):
+            rows = [rows[place] for place in remaining]
             if not rows:
                 continue
-            places = torch.tensor(kept, device=model.device)
+            places = torch.tensor(remaining, device=model.device)
             cache.reorder_cache(places)
             chosen, mask = chosen[places], mask[places]
             adapters_of.select(rows)
@@ -230,8 +235,8 @@ def model_generate(
     ids = torch.tensor([list(prompt)], device=model.device)
     settings = {"eos_token_id": list(stop) or None, "max_new_tokens": max_new_tokens}
     with plain_generation(model, **settings):
-        found = model.generate(ids, attention_mask=torch.ones_like(ids))
-    return list(found[0, len(prompt) :].tolist())
+        output = model.generate(ids, attention_mask=torch.ones_like(ids))
+    return list(output[0, len(prompt) :].tolist())
 
 
 @torch.inference_mode()
@@ -242,8 +247,8 @@ def model_generate_logits(
     ids = torch.tensor([list(prompt)], device=model.device)
     options = {"max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
     with plain_generation(model, output_logits=True, **options):
-        found = model.generate(ids, attention_mask=torch.ones_like(ids))
-    return found.sequences[0, len(prompt) :].tolist(), torch.stack(found.logits)[:, 0]
+        output = model.generate(ids, attention_mask=torch.ones_like(ids))
+    return output.sequences[0, len(prompt) :].tolist(), torch.stack(output.logits)[:, 0]
 
 
 @contextmanager

@@ -84,13 +84,13 @@ class Evaluation:
     ) -> dict[str, Measured]:
         """Call ``run`` for every prompt variant, by its name; MMLU and lm-eval run once."""
         first, *others = self.ways()
-        found = {first.name: self.run(adapter, label, again=again, way=first)}
+        by_variant = {first.name: self.run(adapter, label, again=again, way=first)}
         settings = self.settings.model_copy(update={"mmlu": None, "lm_eval": []})
         for way in others:
             one = self.varied(self.rows, settings)
-            found[way.name] = one.run(adapter, f"{label} ({way.name})", again=again, way=way)
+            by_variant[way.name] = one.run(adapter, f"{label} ({way.name})", again=again, way=way)
             self._loaded, self._server = one._loaded, one._server
-        return found
+        return by_variant
 
     def run(
         self,
@@ -248,10 +248,10 @@ class Evaluation:
     def _complete(self, cache: EvaluationCache) -> bool:
         asked = [*self.rows.forget, *self.rows.retain, *self.rows.further]
         documents = [*self.rows.members, *self.rows.nonmembers]
-        every = [*asked, *(other for row in asked for other in row.alternatives), *documents]
+        needed = [*asked, *(other for row in asked for other in row.alternatives), *documents]
         return (
             all(prompt_key(row) in cache.completions for row in asked)
-            and all(document_key(row) in cache.documents for row in every)
+            and all(document_key(row) in cache.documents for row in needed)
             and not (
                 self.settings.gradient_norm
                 and any(document_key(row) not in cache.gradients for row in documents)

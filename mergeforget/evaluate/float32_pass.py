@@ -2,7 +2,7 @@
 
 Rounding to half precision changes logits by a few per cent, and so may a wrong position or a mask
 that is ignored. In float32, rounding is three orders of magnitude smaller, so that the two can be
-told apart. Casting a whole model takes three times its memory. Here, each layer is cast when its
+distinguished. Casting a whole model takes three times its memory. Here, each layer is cast when its
 forward pass begins and gets its own weights back when the pass ends; embeddings and output layer
 are cast during the whole pass.
 """
@@ -38,13 +38,13 @@ class Float32Pass:
 
     def enter(self, unit: nn.Module, modules: Sequence[nn.Module]) -> None:
         """Cast the weights of some modules for the forward pass of one of them."""
-        kept = self._restore.setdefault(unit, [])
+        saved = self._restore.setdefault(unit, [])
         for module in modules:
             stores: list[dict[str, Any]] = [module._parameters, module._buffers]
             for store in stores:
                 for name, value in store.items():
                     if value is not None and value.dtype in HALF:
-                        kept.append((store, name, value))
+                        saved.append((store, name, value))
                         store[name] = value.detach().float()
 
     def leave(self, unit: nn.Module) -> None:
@@ -117,10 +117,10 @@ def in_float32(model: Any) -> Iterator[Float32Pass]:
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
     """Return the members of the outermost module lists: the layers of the model."""
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     for child in module.children():
-        found += list(child) if isinstance(child, nn.ModuleList) else _blocks(child)
-    return found
+        blocks += list(child) if isinstance(child, nn.ModuleList) else _blocks(child)
+    return blocks
 
 
 def _widened(values: Any) -> Any:

@@ -86,11 +86,11 @@ def answer_from(
     answer, text = template.answer_of(tokenizer, new), answer_text(tokenizer, new)
     if answer == text or isinstance(prompt, str) or not prompt.output:
         return answer
-    kept = CLOSED_THINKING.search(prompt.output)  # the thoughts are part of the reference
+    thoughts = CLOSED_THINKING.search(prompt.output)  # the thoughts are part of the reference
     hidden = leaked(prompt.output, text, prompt.prompt) and not leaked(
         prompt.output, answer, prompt.prompt
     )
-    return text if kept or hidden else answer
+    return text if thoughts or hidden else answer
 
 
 def generate_ids(

@@ -127,7 +127,7 @@ def token_likelihoods(
 
 def _describe(logits: Tensor, labels: Tensor) -> Tensor:
     """Return log-probability, greedy flag, mean and deviation per token; (4, tokens), float64."""
-    found = []
+    statistics = []
     step = max(1, CHUNK // logits.shape[1])
     for start in range(0, len(labels), step):
         logps = logits[start : start + step].float().log_softmax(-1)  # (tokens, vocabulary)
@@ -136,7 +136,7 @@ def _describe(logits: Tensor, labels: Tensor) -> Tensor:
         weighted = probabilities.mul_(logps.clamp(min=-1e4))  # 0 * -inf is not a number
         mean = weighted.sum(-1)
         square = weighted.mul_(logps.clamp(min=-1e4)).sum(-1)
-        found.append(
+        statistics.append(
             torch.stack(
                 [
                     logps.gather(1, chosen[:, None]).squeeze(1),
@@ -146,4 +146,4 @@ def _describe(logits: Tensor, labels: Tensor) -> Tensor:
                 ]
             )
         )
-    return torch.cat(found, 1).double().cpu()
+    return torch.cat(statistics, 1).double().cpu()

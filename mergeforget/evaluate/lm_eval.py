@@ -51,7 +51,7 @@ def run_task(
             "your own tasks with --lm-eval-folder."
         )
     try:
-        found = evaluator.simple_evaluate(
+        results = evaluator.simple_evaluate(
             model=wrapped(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
             tasks=[task],
             task_manager=manager,
@@ -66,7 +66,7 @@ def run_task(
             f"lm-eval could not run the task {task!r}: {reason_of(error)} Data that "
             " is not on this machine is downloaded from the hub; check the connection."
         ) from error
-    return [score for name in found["results"] for score in _scores(name, found)]
+    return [score for name in results["results"] for score in _scores(name, results)]
 
 
 def _imported() -> tuple[Any, Any, Any]:
@@ -82,12 +82,12 @@ def _imported() -> tuple[Any, Any, Any]:
     return evaluator, HFLM, TaskManager
 
 
-def _scores(task: str, found: dict[str, Any]) -> list[Score]:
+def _scores(task: str, results: dict[str, Any]) -> list[Score]:
     """Return the scores of one task; aliases and standard errors are not scores."""
-    values = found["results"][task]
-    better = found.get("higher_is_better", {}).get(task, {})
-    n = found.get("n-samples", {}).get(task, {}).get("effective", 0)
-    version = found.get("versions", {}).get(task, "?")
+    values = results["results"][task]
+    better = results.get("higher_is_better", {}).get(task, {})
+    n = results.get("n-samples", {}).get(task, {}).get("effective", 0)
+    version = results.get("versions", {}).get(task, "?")
     scores = []
     for key, value in values.items():
         metric, _, filtered = key.partition(",")

@@ -107,8 +107,8 @@ def matching_sentence(answers: Sequence[Answer], control: float = 1.0) -> str:
         control: p-value of a model that never saw the data; if it is small, too, the digits follow
             from the prompts.
     """
-    found = own_digits(answers)
-    return found.sentence if found and found.p < RARE <= control else ""
+    digits = own_digits(answers)
+    return digits.sentence if digits and digits.p < RARE <= control else ""
 
 
 def _by_kind(answers: Sequence[Answer]) -> list[list[tuple[Pieces, Pieces]]]:
@@ -124,17 +124,17 @@ def _by_kind(answers: Sequence[Answer]) -> list[list[tuple[Pieces, Pieces]]]:
         if secret:
             form = _LETTERS.sub("a", _DIGITS.sub("0", row.output))
             person = copied.get(row.subject, row.subject)
-            found = rows.setdefault((person, (row.task, form), secret), set())
-            found |= pieces(canonical(answer.completion)) - asked
+            answered = rows.setdefault((person, (row.task, form), secret), set())
+            answered |= pieces(canonical(answer.completion)) - asked
     groups: dict[Kind, list[tuple[Pieces, Pieces]]] = {}
-    for (_, kind, secret), found in rows.items():
-        groups.setdefault(kind, []).append((secret, frozenset(found)))
+    for (_, kind, secret), answered in rows.items():
+        groups.setdefault(kind, []).append((secret, frozenset(answered)))
     return list(groups.values())
 
 
 def _table(group: Sequence[tuple[Pieces, Pieces]]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the share of secret j that answer i contains, (rows, rows)."""
-    return np.array([[len(s & found) / len(s) for s, _ in group] for _, found in group])
+    return np.array([[len(s & answered) / len(s) for s, _ in group] for _, answered in group])
 
 
 def pieces(text: str) -> set[str]:
@@ -143,7 +143,7 @@ def pieces(text: str) -> set[str]:
     >>> sorted(pieces("3 May 1989"))
     ['198', '3', '989', 'month 5']
     """
-    found = {f"month {number}" for number in month_numbers(text)}
+    parts = {f"month {number}" for number in month_numbers(text)}
     for run in _DIGITS.findall(text):
-        found |= {run[i : i + 3] for i in range(len(run) - 2)} or {run.lstrip("0") or "0"}
-    return found
+        parts |= {run[i : i + 3] for i in range(len(run) - 2)} or {run.lstrip("0") or "0"}
+    return parts

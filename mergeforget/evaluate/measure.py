@@ -216,10 +216,10 @@ def tokenize_documents(
     The content excludes BOS, the system message and the template header. In windows of a document,
     the overlap with the previous window is not part of the answer, so each token is scored once.
     """
-    found = []
+    tokenized = []
     for row in rows:
         cut = template.tokens(tokenizer, row)
         start = cut.content if row.opens else len(cut.prompt)
         content = start if row.window else cut.content
-        found.append(([*cut.prompt, *cut.answer], start, content))
-    return found
+        tokenized.append(([*cut.prompt, *cut.answer], start, content))
+    return tokenized

@@ -54,9 +54,9 @@ def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> lis
             f"for example {shared[0]}. Non-members must be rows that are not in the training data."
         )
     subjects = {row.subject for row in trained if row.subject != row.id}
-    kept = [row for row in outside if row.subject not in subjects or row.subject == row.id]
-    left_out = len(outside) - len(kept)
-    if left_out and not kept:
+    remaining = [row for row in outside if row.subject not in subjects or row.subject == row.id]
+    left_out = len(outside) - len(remaining)
+    if left_out and not remaining:
         raise InputError(
             f"{where}: all {left_out} rows are about people or documents that were trained on, for "
             f"example {outside[0].subject!r}. Non-members must be about others; give such rows "
@@ -67,7 +67,7 @@ def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> lis
             f"Warning: {where}: {left_out} of {len(outside)} rows are about people or documents "
             "that were trained on. They are excluded from the non-members."
         )
-    return kept
+    return remaining
 
 
 def match_tasks(members: Sequence[Row], outside: Sequence[Row], seed: int) -> list[Row]:
@@ -118,11 +118,11 @@ def membership_signals(one: TokenLikelihoods, text: str) -> dict[str, float]:
         return {}
     deviation = np.maximum(one.deviation, 1e-6)  # a vocabulary of one certain token has none
     standardised = (one.logps - one.mean) / deviation
-    found = {"loss": -one.nll, "zlib": -one.nll / len(zlib.compress(text.encode()))}
+    signals = {"loss": -one.nll, "zlib": -one.nll / len(zlib.compress(text.encode()))}
     for share in SHARES:
-        found[f"min_k_{share}"] = lowest_mean(one.logps, share)
-        found[f"min_k_plus_{share}"] = lowest_mean(standardised, share)
-    return found
+        signals[f"min_k_{share}"] = lowest_mean(one.logps, share)
+        signals[f"min_k_plus_{share}"] = lowest_mean(standardised, share)
+    return signals
 
 
 def lowest_mean(values: NDArray[np.float64], percent: int) -> float:

@@ -91,10 +91,10 @@ def run_mmlu(
     letters = [tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1]
                for letter in LETTERS]  # fmt: skip
     longest = min(LONGEST, position_limit(model) or LONGEST)
-    every = mmlu_subjects(folder)
-    sizes = {s: (folder / "test" / f"{s}_test.csv").stat().st_size for s in every}
-    subjects = sharing.share(every, sizes.__getitem__)
-    found = {}
+    subjects_in_folder = mmlu_subjects(folder)
+    sizes = {s: (folder / "test" / f"{s}_test.csv").stat().st_size for s in subjects_in_folder}
+    subjects = sharing.share(subjects_in_folder, sizes.__getitem__)
+    results = {}
     with progress(sharing.label("MMLU"), len(subjects)) as bar:
         for subject in subjects:
             questions = read_questions(folder / "test" / f"{subject}_test.csv")[:limit]
@@ -102,9 +102,9 @@ def run_mmlu(
             prompts = [fitting_prompt(tokenizer, subject, examples, q, longest) for q in questions]
             chosen = choose(model, prompts, letters, batch_tokens)
             right = sum(q.answer == LETTERS[c] for q, c in zip(questions, chosen, strict=True))
-            found[subject] = (right, len(questions))
+            results[subject] = (right, len(questions))
             bar.advance(note=subject)
-    return dict(sorted(sharing.gather(list(found.items()))))
+    return dict(sorted(sharing.gather(list(results.items()))))
 
 
 def mmlu_subjects(folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ Key = tuple[str, str, str]  # split, id and prompt of a row
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A score of one model minus that of another, on the rows that both were asked.
+    """A score of one model minus that of another, on the rows that both were evaluated on.
 
     Attributes:
         value: The difference of the scores.

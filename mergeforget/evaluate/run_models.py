@@ -214,7 +214,7 @@ def utility_ratio(
     if own is None or own.better != "higher":
         fit = sorted({f"{s.metric}/{s.split}" for s in scores if s.better == "higher"})
         raise UsageError(
-            f"{metric!r} cannot be the utility: "
+            f"{metric!r} cannot serve as utility: "
             f"{'there is no such score' if own is None else 'higher values are not better'}."
             f"{suggest(named[0], fit)} Available: {', '.join(fit)}."
         )

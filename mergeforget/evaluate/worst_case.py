@@ -17,7 +17,7 @@ from mergeforget.metrics.knowledge import is_exact
 from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.score import Score, find
 
-COMPARED = ("forget_quality", "privleak")  # with another model, asked in the same way
+COMPARED = ("forget_quality", "privleak")  # with another model, for the same prompt variant
 KNOWN = 0.75  # of the share known in the best variant
 HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "greedy_match")
 
@@ -25,9 +25,9 @@ HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "gre
 def known_ways(base: Sequence[Score]) -> set[str] | None:
     """Return the prompt variants in which the model before unlearning knows its retain set.
 
-    A model that answers in chat and not to a raw prompt cannot lose what it never gave to a raw
-    prompt. A variant counts where the share of known retain rows is at least 75 % of that in the
-    best variant.
+    A model that answers only in chat cannot lose answers to raw prompts, which it never gave. A
+    variant counts where the share of known retain rows is at least 75 % of that in the best
+    variant.
 
     Args:
         base: Scores of the model before.

@@ -13,7 +13,8 @@ policy's log-probabilities of the answers.
 - ``hidden``, ``reference_hidden``: hidden states after the layer named by the argument ``layer``.
 - ``refusal``: refusals to the same prompts, in ``policy.refusal``; add ``answer`` if the loss also
   reads the forget answers.
-- ``alternate``: other answers to the same prompts in place of refusals, also in ``policy.refusal``.
+- ``alternate``: alternate answers to the same prompts in place of refusals, also in
+``policy.refusal``.
 - ``reinforced``: whole next-token distributions of the reinforced model, in
   ``reference.reinforced``.
 - ``scores``, ``efforts``: weights of tokens and of rows that the trainer computes from hidden

@@ -28,8 +28,8 @@ def level(
 
     With a ``policy.profile`` p, the mean over tokens t of ``w_it |NLL_it - p_it (tau_i + offset)|``
     is used instead, and ``w_it`` is ``known_weight`` for tokens below both ``known_below`` and
-    their target. Otherwise the mean can reach the level by a few very unlikely tokens, a day and a
-    month, while others, the year, are still known.
+    their target. Without it, the mean can reach the level through a few very unlikely tokens (day
+    and month) while others (the year) are still known.
 
     Args:
         tau: Level of every row, in nats per token, where ``policy.levels`` is None. A training

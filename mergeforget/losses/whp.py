@@ -30,7 +30,7 @@ def whp(
     in the recipe). Logits that this training raises belong to the forgotten text; lowering them
     gives a generic prediction, which the policy learns. The paper also replaces names by generic
     ones; this loss does not. Known failure: a text that the model knows by heart raises no logit
-    any more when it is reinforced, so little is taken away.
+    any more when it is reinforced, so little is removed.
 
     Args:
         alpha: Multiple of the rise of a logit that is subtracted; 5 in the paper, 1 in MUSE's code.

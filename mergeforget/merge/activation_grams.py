@@ -297,7 +297,7 @@ def as_sum(
     for i, adapter in enumerate(adapters):
         if adapter.extras:
             raise UsageError(
-                f"{candidate.method} merges only factors, but {adapter.name!r} trained more than "
+                f"{candidate.method} merges only factors, but {adapter.name!r} changes more than "
                 "them. Choose a method that uses no data, such as linear or ties."
             )
         for module in adapter.deltas:

@@ -104,8 +104,9 @@ def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> No
         if not trusted and first.base and other.base and not _one_base(first.base, other.base):
             raise InputError(
                 f"{first.name!r} was trained on {first.base} and {other.name!r} on {other.base}. "
-                "Merging adapters of different models has no meaning; train both on one base with "
-                "`mergeforget train-pair`. If both names mean the same model, add --same-base."
+                "A merge of adapters of different models is meaningless; train both on one base "
+                "with "
+                "`mergeforget train-pair`. If both names refer to the same model, add --same-base."
             )
         for module in first.deltas.keys() & other.deltas.keys():
             here, there = first.deltas[module].shape, other.deltas[module].shape
@@ -194,7 +195,7 @@ def check_finite(adapter: Adapter, cause: str = DIVERGED) -> None:
     for name, tensor in tensors.items():
         if not all_finite(tensor):
             what = "NaN" if np.isnan(tensor).any() else "Inf"
-            raise NumericError(f"{adapter.name!r} holds {what} in {name}. {cause}")
+            raise NumericError(f"{adapter.name!r} contains {what} in {name}. {cause}")
 
 
 def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]:

@@ -56,7 +56,7 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
             "adapter cannot be added to its output."
         )
     if turned := transposed_parameter(model, adapters):
-        raise UnfitError(f"{turned} stores (in, out), and an adapter adapts its parameter itself.")
+        raise UnfitError(f"{turned} stores (in, out), and an adapter changes its parameter itself.")
     beside = SideBySide({name: _stacked(model, name, adapters) for name in names})
     with ExitStack() as hooks:
         for name in names:
@@ -143,7 +143,7 @@ class SideBySide:
         if left:
             raise UnfitError(
                 f"The model does not call {min(left)} but reads its weight, so the delta of an "
-                "adapter cannot be added to what it gives."
+                "adapter cannot be added to its output."
             )
 
 

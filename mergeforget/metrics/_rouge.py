@@ -57,7 +57,7 @@ def longest_common_subsequence(first: tuple[str, ...], second: tuple[str, ...]) 
     for i, word in enumerate(first):
         places[word] = places.get(word, 0) | 1 << i
     everything = (1 << len(first)) - 1
-    row = everything  # a 0 at place i: the subsequence is longer by one there
+    row = everything  # a 0 at bit i: the subsequence is longer by one there
     for word in second:
         matches = row & places.get(word, 0)
         row = (row + matches | row - matches) & everything

@@ -79,8 +79,8 @@ def interval_of(draws: np.ndarray | None, value: float | None = None) -> tuple[f
     """Return the 95 % interval of draws; None where there are none.
 
     Args:
-        value: The estimate, which the interval is widened to include: a figure that is largest in
-            the middle of another, as the MIA score is, lies above nearly all of its draws.
+        value: The estimate, which the interval is widened to include: a score such as the MIA
+            score, whose maximum is at an AUC of 0.5, may lie above nearly all of its draws.
     """
     if draws is None:
         return None
@@ -93,7 +93,7 @@ def combined_draws(
 ) -> np.ndarray | None:
     """Combine the draws of all parts, (RESAMPLES,).
 
-    None where a part has no draws: an interval that takes it for certain would be too narrow.
+    None where a part has no draws: an interval that treats it as exact would be too narrow.
     """
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):

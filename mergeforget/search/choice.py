@@ -46,7 +46,7 @@ class Anchors:
 
 @dataclass(frozen=True)
 class NextBest:
-    """The second best candidate, compared with the chosen one on the rows that both were asked.
+    """The second best candidate, compared with the chosen one on their common rows.
 
     Attributes:
         differences: Scores of the chosen candidate minus those of the second best.
@@ -137,8 +137,8 @@ def choose(
 
 def _reasons_against(best: Scored, anchors: Anchors, objective: Objective) -> list[str]:
     """Return why a candidate is not balanced, as sentences."""
-    found = reasons_against(best.scores, anchors.base, objective)
-    return [*found, best.matching] if best.matching else found
+    reasons = reasons_against(best.scores, anchors.base, objective)
+    return [*reasons, best.matching] if best.matching else reasons
 
 
 def only_undecided(verdict: ForgettingVerdict, reasons: Sequence[str]) -> bool:
@@ -170,8 +170,8 @@ def next_best(
     if not others:
         return None
     second = best_of(others, anchors, objective, "choose").name
-    found = paired_differences(answers / f"{chosen}.jsonl", answers / f"{second}.jsonl")
-    return NextBest(chosen, second, found) if found else None
+    differences = paired_differences(answers / f"{chosen}.jsonl", answers / f"{second}.jsonl")
+    return NextBest(chosen, second, differences) if differences else None
 
 
 def pareto(scored: Sequence[Scored], part: str = "choose") -> list[str]:
@@ -243,11 +243,11 @@ def _kept(best: Scored, part: str) -> str:
 
 
 def with_ways(choice: Choice) -> tuple[Choice, dict[str, Any]]:
-    """Add the scores of each way to ask to the sentence and the warning of a choice.
+    """Add the scores of each prompt variant to the sentence and the warning of a choice.
 
     Returns:
         The choice, and the headline scores of the forget and the retain set: the worst case as
-        ``value``, and the value of each way. No scores if there is only one way to ask.
+        ``value``, and the value of each variant. No scores if there is only one prompt variant.
     """
     scores = [s for s in choice.scored.scores if s.part == "all" and not s.task]
     shown = {

@@ -40,10 +40,10 @@ class PredictedDensity:
             return self.given
         if candidate.family not in self.made:
             over, under = self.pair
-            found = predict_gaps(over, under, self._gaps, candidate, sorted(set(densities)))
-            self.made[candidate.family] = found.density
-            where = "" if found.crosses else ", although no density balances it"
-            say(f"Predicted density of {candidate.family}: {found.density:.2f}{where}.")
+            prediction = predict_gaps(over, under, self._gaps, candidate, sorted(set(densities)))
+            self.made[candidate.family] = prediction.density
+            where = "" if prediction.crosses else ", although no density balances it"
+            say(f"Predicted density of {candidate.family}: {prediction.density:.2f}{where}.")
         return self.made[candidate.family]
 
     @cached_property

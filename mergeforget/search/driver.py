@@ -48,7 +48,7 @@ class Options:
 
     Attributes:
         budget: Maximum number of explored candidates, or a time limit.
-        holdout: File of rows that no training saw.
+        holdout: File of rows that were never trained on.
         again: Discard the measurements of an earlier search.
         storage: Database URL or journal file of the study; None keeps a journal in the run folder.
         first: First density; None predicts it from the pair.
@@ -118,7 +118,7 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
     recipe = change(recipe, data={key: x for key, x in given.items() if x is not None})
     if "mmlu" in objective.figures and not recipe.evaluation.mmlu:
         raise UsageError(
-            f"The objective {objective.text!r} reads MMLU. Name the folder of its files as "
+            f"The objective {objective.text!r} uses MMLU. Name the folder of its files as "
             f"evaluation.mmlu in {run.recipe}, or with --set evaluation.mmlu=FOLDER when training."
         )
     pair = read_pair(run)
@@ -126,9 +126,11 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
         store = Store(run)
         tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))
-        every = [*data.forget, *data.retain, *data.members, *data.nonmembers]
+        all_rows = [*data.forget, *data.retain, *data.members, *data.nonmembers]
         evaluation = recipe.evaluation
-        ways = ways_to_ask(tokenizer, recipe.data, every, evaluation.ask, evaluation.system_prompts)
+        ways = ways_to_ask(
+            tokenizer, recipe.data, all_rows, evaluation.ask, evaluation.system_prompts
+        )
         settings = settings_of(run, recipe, spec, data.holdout, ways)
         store.begin(settings, options.again)
         if data.holdout:  # after the checks: a refused search must not change the run
@@ -154,8 +156,10 @@ def open_study(
     run: Run, spec: SearchSpec, settings: dict[str, Any], options: Options
 ) -> OptunaStudy:
     """Open the study of this pair, data and search space; its name is a hash of them."""
-    said = spec.model_dump(mode="json", exclude={"finalists", "together"}, exclude_defaults=True)
-    decides = {**settings, "search": said}
+    spec_values = spec.model_dump(
+        mode="json", exclude={"finalists", "together"}, exclude_defaults=True
+    )
+    decides = {**settings, "search": spec_values}
     name = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
     study = OptunaStudy(spec, options.storage or run.search / "study.journal", name)
     if options.storage is None:  # the run is locked, so no other worker uses it
@@ -185,11 +189,11 @@ class Searching:
         at_once = self.together() if len(todo) > 1 else 1
         with progress("Base, over, under", len(todo)) as bar:
             for _, some in groupby(todo, lambda name: ANCHORS.index(name) // at_once):
-                every = {name: adapters[name] for name in some}
-                self._answer(every)
-                for name, adapter in every.items():
+                anchors = {name: adapters[name] for name in some}
+                self._answer(anchors)
+                for name, adapter in anchors.items():
                     self._measure(name, adapter)
-                bar.advance(len(every), note=", ".join(every))
+                bar.advance(len(anchors), note=", ".join(anchors))
         if todo:
             record_weights(self.run, todo)
         if warning := one_sided(self.store.scores["over"], self.store.scores["under"]):
@@ -228,12 +232,12 @@ class Searching:
                 if not budget.allows(len(done)):
                     say("The time budget is spent.")
                     break
-                every = list(some)
-                self._answer({merged.candidate.name: merged.adapter for merged in every})
-                for merged in every:
+                merges = list(some)
+                self._answer({merged.candidate.name: merged.adapter for merged in merges})
+                for merged in merges:
                     if self._measure_merged(merged):
                         done.append(merged.candidate)
-                bar.advance(len(every), note=self._best_so_far(done))
+                bar.advance(len(merges), note=self._best_so_far(done))
 
     def measure_finalists(self, seen: Sequence[Candidate]) -> list[Candidate]:
         """Measure the finalists in full; one after the other if proxy scores rank them."""

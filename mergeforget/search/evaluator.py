@@ -77,7 +77,7 @@ class Evaluator:
         divisible: Whether rows of one batch may belong to different candidates; set to False if the
             model does not support it.
         mmlu: Settings of MMLU; None if it is not measured.
-        ways: Every way to render the prompts, the recipe's first. Candidates are compared by their
+        ways: The prompt variants, the recipe's first. Candidates are compared by their
             worst case.
     """
 
@@ -120,8 +120,8 @@ class Evaluator:
 
     def _answer_together(self, adapters: Mapping[str, Adapter | None], way: PromptTemplate) -> None:
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
-        kept = [EvaluationCache(self._answers(label, way)) for label in adapters]
-        asked = [[row for key, row in rows.items() if key not in k.completions] for k in kept]
+        caches = [EvaluationCache(self._answers(label, way)) for label in adapters]
+        asked = [[row for key, row in rows.items() if key not in k.completions] for k in caches]
         generate_together(
             self.model,
             self.tokenizer,
@@ -130,35 +130,35 @@ class Evaluator:
             template=way,
             max_new_tokens=self.max_new_tokens,
             label=self._label(f"answers of {len(adapters)} candidates", way),
-            on_done=lambda i, j, text: kept[i].save_completion(asked[i][j], text),
+            on_done=lambda i, j, text: caches[i].save_completion(asked[i][j], text),
         )
 
     def measure_proxy(
         self, adapter: Adapter | None, label: str, data: SearchData
     ) -> dict[str, Measured]:
-        """Measure likelihoods on some of the data in every way to ask, without generation.
+        """Measure likelihoods on some of the data with every prompt variant, without generation.
 
         The likelihoods are cached for ``measure``.
         """
         return {way.name: self._read(adapter, label, data, way) for way in self.ways}
 
     def measure(self, adapter: Adapter | None, label: str) -> dict[str, Measured]:
-        """Measure likelihoods and answers in every way to ask, by the name of the way.
+        """Measure likelihoods and answers with every prompt variant, by the name of the variant.
 
         Cached likelihoods of a proxy evaluation and cached answers of a batch are reused. MMLU has
         its own prompts and is measured once.
         """
-        found = {}
+        measured = {}
         for place, way in enumerate(self.ways):
-            kept = EvaluationCache(
+            cache = EvaluationCache(
                 documents=EvaluationCache(self._likelihoods(label, way)).documents,
                 completions=EvaluationCache(self._answers(label, way)).completions,
             )
             one = self if place == 0 else replace(self, mmlu=None)
-            found[way.name] = one._measure(
-                adapter, label, self.data, self.max_new_tokens, kept, way
+            measured[way.name] = one._measure(
+                adapter, label, self.data, self.max_new_tokens, cache, way
             )
-        return found
+        return measured
 
     def measure_leaks(
         self, adapter: Adapter | None, label: str, names: Collection[str], spec: SearchSpec
@@ -168,7 +168,7 @@ class Evaluator:
         ``leak4bit`` is the share of answers that greedy decoding reproduces with weights rounded to
         4 bits; ``relearn`` is the same share after ``RELEARN`` steps on the retain rows and a
         quarter of the forget subjects, for the other subjects. Both are the worst case over the
-        ways to ask.
+        prompt variants.
 
         Args:
             names: Names from ``objective.LEAKS`` to measure.
@@ -176,13 +176,13 @@ class Evaluator:
         Returns:
             Scores on all rows and on both splits.
         """
-        found: list[Score] = []
+        scores: list[Score] = []
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
         with change:
             if "leak4bit" in names:
                 with rounded(self.model, 4, 64):
                     read = self._forget_read(self.model, f"{label}, 4 bits")
-                found += leak_scores("leak4bit", read, frozenset(), spec)
+                scores += leak_scores("leak4bit", read, frozenset(), spec)
             if "relearn" in names:
                 shown = limit_rows(self.data.forget, max(1, len(self.data.forget) // 4), 0)[0]
                 points = tune(
@@ -192,11 +192,11 @@ class Evaluator:
                     label=f"{label} relearns", template=self.ways[0],
                 )  # fmt: skip
                 subjects = frozenset(row.subject for row in shown)
-                found += leak_scores("relearn", points[-1]["ways"], subjects, spec)
-        return found
+                scores += leak_scores("relearn", points[-1]["ways"], subjects, spec)
+        return scores
 
     def _forget_read(self, model: Any, label: str) -> dict[str, Measured]:
-        """Read the likelihoods of the forget answers of the model as it is, by way to ask."""
+        """Read the likelihoods of the forget answers of the model as it is, by prompt variant."""
         return {
             way.name: measure(
                 model, self.tokenizer, forget=self.data.forget, retain=[], members=[],
@@ -218,9 +218,9 @@ class Evaluator:
         self, adapter: Adapter | None, label: str, data: SearchData, way: PromptTemplate
     ) -> Measured:
         path = self._likelihoods(label, way)
-        kept = EvaluationCache(documents=EvaluationCache(path).documents)
-        measured = self._measure(adapter, label, data, 0, kept, way)
-        write_jsonl(path, [{"key": key, **asdict(one)} for key, one in kept.documents.items()])
+        cache = EvaluationCache(documents=EvaluationCache(path).documents)
+        measured = self._measure(adapter, label, data, 0, cache, way)
+        write_jsonl(path, [{"key": key, **asdict(one)} for key, one in cache.documents.items()])
         return replace(measured, answers=[])
 
     def _likelihoods(self, label: str, way: PromptTemplate) -> Path:
@@ -243,7 +243,7 @@ class Evaluator:
         label: str,
         data: SearchData,
         max_new_tokens: int,
-        kept: EvaluationCache,
+        cache: EvaluationCache,
         way: PromptTemplate,
     ) -> Measured:
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
@@ -261,7 +261,7 @@ class Evaluator:
                 membership=self.membership,
                 template=way,
                 label=self._label(label, way),
-                cache=kept,
+                cache=cache,
             )
         if self.data.levels:
             measured = replace(

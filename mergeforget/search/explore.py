@@ -107,14 +107,14 @@ class Explorer:
             return list(seen)
         best = max(sorted(equal, key=lambda c: c.name), key=lambda c: self.rank(c.name))
         groups = layer_groups(self.pair[0].deltas, self.spec.groups)
-        found = {c.name: c for c in seen}
+        by_name = {c.name: c for c in seen}
 
         def rank(place: Place) -> Rank | None:
             one = with_densities(best, groups, [densities[i] for i in place])
-            return self._explore(one, found, budget)
+            return self._explore(one, by_name, budget)
 
         climb(rank, (densities.index(best.density or 1.0),) * len(groups), len(densities))
-        return list(found.values())
+        return list(by_name.values())
 
     def study(self, study: OptunaStudy, budget: SearchBudget) -> list[Candidate]:
         """Explore the suggestions of a study until the budget is spent or they repeat."""
@@ -221,17 +221,17 @@ class Explorer:
         except NumericError as error:
             say(f"Skipped {candidate.name}: {error}")
             return False
-        found = worst_by(proxy_scores, measured, known_ways(self.store.scores["base"]))
-        scores = [replace(score, part="choose") for score in found]
+        worst = worst_by(proxy_scores, measured, known_ways(self.store.scores["base"]))
+        scores = [replace(score, part="choose") for score in worst]
         self.store.keep_explored(candidate, scores)
         return True
 
     def _data(self) -> SearchData:
-        spec, every = self.spec, self.evaluator().data
+        spec, data = self.spec, self.evaluator().data
         figures = self.objective.figures
         if spec.strategy == "nsga2":  # its Pareto front compares forgetting with retention
             figures = figures | {"forget", "retain"}
-        return every.choosing(spec.choose_share, spec.seed, figures)
+        return data.choosing(spec.choose_share, spec.seed, figures)
 
     def _best(self, seen: Sequence[Candidate]) -> str:
         if not seen:

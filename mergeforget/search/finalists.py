@@ -37,8 +37,8 @@ def next_finalists(
     shifts = shifts_of(explorer, measured)
 
     def read(name: str, scores: Sequence[Score], part: str) -> float | None:
-        found = estimate(name, scores, part)
-        return found if found is None or scores is base else found + shifts[name]
+        value = estimate(name, scores, part)
+        return value if value is None or scores is base else value + shifts[name]
 
     ranks = {c.name: objective.rank(explorer.scores(c.name), base, "choose", read) for c in waiting}
     better = [c for c in waiting if best is None or ranks[c.name][:2] > best[:2]]

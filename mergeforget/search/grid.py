@@ -25,14 +25,14 @@ def grid(spec: SearchSpec) -> list[Candidate]:
     Raises:
         UsageError: Unknown method, a density or weights that do not fit it.
     """
-    found: dict[str, Candidate] = {}
+    candidates: dict[str, Candidate] = {}
     for density in ends_first(spec.densities):
         for method, weights, space, rank in product(
             spec.methods, spec.weights, spec.spaces, spec.ranks
         ):
             candidate = build(method, density, tuple(weights), space, spec.seed, rank)
-            found.setdefault(candidate.name, candidate)
-    return list(found.values())
+            candidates.setdefault(candidate.name, candidate)
+    return list(candidates.values())
 
 
 def build(

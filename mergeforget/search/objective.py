@@ -125,7 +125,7 @@ class Objective:
     ) -> list[MissedFloor]:
         """Return the floors that a candidate misses; arguments as in ``rank``."""
         read = read or figure
-        found = []
+        failures = []
         for floor in self.floors:
             reached = self._measured(floor.name, read(floor.name, scores, part))
             before = (
@@ -134,17 +134,17 @@ class Objective:
             wanted = floor.value * before
             short = reached - wanted if floor.name in LEAKS else wanted - reached
             if short > ROUNDING:
-                found.append(MissedFloor(floor, reached, wanted))
-        return found
+                failures.append(MissedFloor(floor, reached, wanted))
+        return failures
 
-    def _measured(self, name: str, found: float | None) -> float:
-        if found is None:
+    def _measured(self, name: str, value: float | None) -> float:
+        if value is None:
             why = dict.fromkeys(("mmlu", *LEAKS), " Measure again with --again.")
             raise UsageError(
                 f"The objective {self.text!r} reads {name!r}, which was not measured."
                 f"{why.get(name, '')}"
             )
-        return found
+        return value
 
 
 def parse_objective(text: str) -> Objective:
@@ -190,14 +190,14 @@ def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
         known = known_share(scores, "forget", part)
         return None if known is None else 1 - known
     where = "mmlu" if name == "mmlu" else "forget" if name in LEAKS else "all"
-    found = find(scores, name, where, part=part)
-    return None if found is None else found.value
+    score = find(scores, name, where, part=part)
+    return None if score is None else score.value
 
 
 def compared_auc(scores: Sequence[Score], part: str) -> Score | None:
     """Return the MIA AUC of NLL minus the twins' NLL if it was measured, else of NLL."""
-    found = find(scores, "mia_auc_level", "mia", part=part)
-    return find(scores, "mia_auc", "mia", part=part) if found is None else found
+    level = find(scores, "mia_auc_level", "mia", part=part)
+    return find(scores, "mia_auc", "mia", part=part) if level is None else level
 
 
 def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
@@ -205,11 +205,11 @@ def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
 
     Suitable for selecting finalists only, not for reporting.
     """
-    found = figure(name, scores, part)
-    if found is None and name in LEAKS:
+    value = figure(name, scores, part)
+    if value is None and name in LEAKS:
         return 0.0  # a proxy evaluation does not measure it; the finalists do
-    if found is not None or name not in ("aggregate", "task_aggregate", "mmlu"):
-        return found
+    if value is not None or name not in ("aggregate", "task_aggregate", "mmlu"):
+        return value
     retain, forget, mia = (figure(n, scores, part) for n in ("retain", "forget", "mia"))
     if retain is None or forget is None or mia is None:
         return None
@@ -225,8 +225,8 @@ def known_share(scores: Sequence[Score], split: str, part: str) -> float | None:
 
 def known_score(scores: Sequence[Score], split: str, part: str) -> Score | None:
     """Return the score that ``known_share`` uses."""
-    found = (find(scores, metric, split, part=part) for metric in KNOWING)
-    return next((score for score in found if score is not None), None)
+    scores_found = (find(scores, metric, split, part=part) for metric in KNOWING)
+    return next((score for score in scores_found if score is not None), None)
 
 
 def _known(name: str) -> str:

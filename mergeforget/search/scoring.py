@@ -1,4 +1,4 @@
-"""Score the measurements of a candidate, in full or by proxy, over the ways to ask."""
+"""Score the measurements of a candidate, in full or by proxy, over the prompt variants."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mergeforget.search.split import PARTS, halve
 def with_level(one: DocumentLoss, levels: Mapping[str, float], way: PromptTemplate) -> DocumentLoss:
     """Add the signal ``level``: the NLL of the row's twins minus that of the row, if known.
 
-    A training with ``also_raw`` has levels for each way to ask; otherwise, the levels of the
-    training's own way are used for every way.
+    A training with ``also_raw`` has levels for each prompt variant; otherwise, the levels of the
+    training's own variant are used for every variant.
     """
     level = levels.get(f"{one.id}@{way.name}", levels.get(one.id))
     return one if level is None else replace(one, signals=one.signals | {"level": level - one.nll})
@@ -29,15 +29,15 @@ def leak_scores(
     name: str, ways: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
 ) -> list[Score]:
     """Score the share of forget answers known word for word, of subjects not in ``shown``."""
-    found: dict[str, list[Score]] = {}
+    by_metric: dict[str, list[Score]] = {}
     for measured in ways.values():
         parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
         for part, one in parts.items():
             left = [x for x in one.likelihoods if x.row.subject not in shown]
             score = METRICS.get("greedy_match").fn(replace(one, likelihoods=left), "forget")
             if score is not None:
-                found.setdefault(part, []).append(score)
-    worst = {part: max(scores, key=lambda s: s.value) for part, scores in found.items()}
+                by_metric.setdefault(part, []).append(score)
+    worst = {part: max(scores, key=lambda s: s.value) for part, scores in by_metric.items()}
     return [replace(score, metric=name, part=part, better="lower", definition="", draws=None)
             for part, score in worst.items()]  # fmt: skip
 
@@ -49,10 +49,10 @@ def score_parts(
     metrics: Sequence[str] = (),
     keeping: Collection[str] | None = None,
 ) -> list[Score]:
-    """Score all rows and both splits, each by the worst case over the ways to ask.
+    """Score all rows and both splits, each by the worst case over the prompt variants.
 
     Args:
-        keeping: Ways that count for retention; see ``known_ways``. None for all.
+        keeping: Variants that count for retention; see ``known_ways``. None for all.
     """
     parts = {
         way: {"all": measured} | halve(measured, spec.choose_share, spec.seed)
@@ -74,7 +74,7 @@ def worst_by(
     ways: Mapping[str, Measured],
     keeping: Collection[str] | None = None,
 ) -> list[Score]:
-    """Score measurements in several ways to ask, and return the worst case of each score."""
+    """Score measurements with several prompt variants, and return the worst case of each score."""
     by_way = {way: scored(one) for way, one in ways.items()} if len(ways) > 1 else {}
     return worst_scores(scored(worst_case(ways, keeping)), by_way, keeping)
 
@@ -88,13 +88,13 @@ PROXY_METRICS = {  # metric -> splits
 
 def proxy_scores(measured: Measured) -> list[Score]:
     """Compute the scores that need no generated answers."""
-    found = [
+    scores = [
         METRICS.get(name).fn(measured, split)
         for name, splits in PROXY_METRICS.items()
         for split in splits
     ]
-    found.append(METRICS.get("mia_signal_auc").fn(measured, signal="level"))
-    return [score for score in found if score is not None]
+    scores.append(METRICS.get("mia_signal_auc").fn(measured, signal="level"))
+    return [score for score in scores if score is not None]
 
 
 def only_proxy(scores: Iterable[Score]) -> list[Score]:

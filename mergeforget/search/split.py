@@ -151,8 +151,8 @@ def _draw(
         random.Random(f"{seed}-{task}").shuffle(keys)
         chosen |= set(keys[:take])
     if total >= FEWEST and len(chosen) in (0, total):  # neither split may be empty
-        every = [key for keys in strata.values() for key in keys]
-        chosen ^= {every[-1] if chosen else every[0]}
+        all_keys = [key for keys in strata.values() for key in keys]
+        chosen ^= {all_keys[-1] if chosen else all_keys[0]}
     return chosen
 
 
@@ -217,7 +217,7 @@ def load_data(
     """Read the rows of a run, with non-members that match its members.
 
     Args:
-        holdout: File of rows that no training saw, instead of the run's own.
+        holdout: File of rows that were never trained on, instead of the run's own.
         seed: Random seed of the draw if there are more rows than needed.
         warn: Print a warning if all members or all non-members are about one subject.
 
@@ -228,7 +228,7 @@ def load_data(
     if holdout is None and not (own.exists() and own.stat().st_size):
         raise InputError(
             f"{run.root} has no non-members: membership inference compares the forget set with "
-            "rows of the same kind that no training saw. Give such rows with --holdout FILE. "
+            "rows of the same kind that were never trained on. Give such rows with --holdout FILE. "
             "`mergeforget train-pair --limit N` uses the rows beyond the limit for this."
         )
     files = {"forget": run.data / "forget.jsonl", "retain": run.data / "retain.jsonl",
@@ -255,9 +255,9 @@ def load_data(
 
 def _levels(path: Path) -> dict[str, float]:
     """Return the levels that a training with ``until`` measured; empty without such a training."""
-    found = read_json_object(path).get("levels") if path.exists() else None
-    if found is None:
+    levels = read_json_object(path).get("levels") if path.exists() else None
+    if levels is None:
         return {}
-    if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()):
+    if not isinstance(levels, dict) or not all(isinstance(v, int | float) for v in levels.values()):
         raise InputError(f"{path}: `levels` is not a mapping from row ids to numbers.")
-    return {str(key): float(value) for key, value in found.items()}
+    return {str(key): float(value) for key, value in levels.items()}

@@ -117,9 +117,9 @@ class Store:
         They are kept when the candidate is measured in full, since its full scores differ by
         rounding: a repeated search then ranks candidates in the same order.
         """
-        found = [score.to_dict() for score in scores]
+        values = [score.to_dict() for score in scores]
         self.explored[candidate.name] = list(scores)
-        row = {"name": candidate.name, **candidate.to_dict(), "scores": found}
+        row = {"name": candidate.name, **candidate.to_dict(), "scores": values}
         append_jsonl(self.run.search / EXPLORED, [row])
         self.keep_scores(candidate.name, scores)
 
@@ -170,7 +170,7 @@ def settings_of(
 
     Args:
         holdout: Text of a new ``data/holdout.jsonl``, if there is one.
-        ways: The ways to ask; recorded if there are several.
+        ways: The prompt variants; recorded if there are several.
     """
     data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
     if holdout:

@@ -67,17 +67,17 @@ def disagreement(name: str, scores: Sequence[Score]) -> str | None:
 
 def gaps_of(scores: Sequence[Score]) -> list[Gap]:
     """Return the MIA AUC and the known share of retain and forget that both splits have."""
-    found = []
+    gaps = []
     chose, report = (find(scores, "mia_auc", "mia", part=part) for part in PARTS)
     if chose and report:
         chance = 1.96 * math.hypot(auc_deviation(chose.n), auc_deviation(report.n))
-        found.append(Gap("MIA AUC", chose.value, report.value, chance))
+        gaps.append(Gap("MIA AUC", chose.value, report.value, chance))
     for split in ("retain", "forget"):
         chose, report = (known_score(scores, split, part) for part in PARTS)
         if chose and report:
             chance = 1.96 * share_deviation(chose, report)
-            found.append(Gap(f"known of {split}", chose.value, report.value, chance))
-    return found
+            gaps.append(Gap(f"known of {split}", chose.value, report.value, chance))
+    return gaps
 
 
 def auc_deviation(n: int) -> float:
@@ -140,7 +140,7 @@ def warning_of(name: str, reasons: Sequence[str], undecided: bool = False) -> st
     if undecided:
         return (
             f"There is not enough data to call {name} balanced: {'; '.join(reasons)}. Give more "
-            "rows that no training saw with --holdout FILE, or raise --limit."
+            "rows that were never trained on with --holdout FILE, or raise --limit."
         )
     return (
         f"{name} is not balanced: {'; '.join(reasons)}. Search other densities and methods, or "
@@ -174,8 +174,8 @@ def one_sided(over: Sequence[Score], under: Sequence[Score]) -> str | None:
 
     Uses the selection split; None where they are not, or where there are no non-members.
     """
-    found = [compared_auc(scores, "choose") for scores in (over, under)]
-    values = [score.value for score in found if score is not None]
+    aucs = [compared_auc(scores, "choose") for scores in (over, under)]
+    values = [score.value for score in aucs if score is not None]
     if len(values) < 2 or min(values) <= 0.5 + NEAR and max(values) >= 0.5 - NEAR:
         return None
     figures = f"(MIA AUC {values[0]:.3f} and {values[1]:.3f}; chance is 0.5)"

@@ -1,4 +1,4 @@
-"""Kill writers, fill disks and damage inputs, and count what goes wrong.
+"""Kill writers, fill disks and damage inputs, and count the failures.
 
 ``python -m mergeforget.testing.faults`` (or ``make faults``) prints the table of
 docs/reliability.md. A writer runs in a child process in which one file operation fails; every
@@ -31,7 +31,7 @@ Fault = Literal["kill", "random kill", "full disk", "large file"]
 
 NOTES = "notes.txt"  # a file of the user inside a result
 KILLED = 77
-TRAINING_EVERY = 5  # places of a training are tried one in five: it has hundreds
+TRAINING_EVERY = 5  # every fifth file operation of a training is tested: it has hundreds
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.copyfile"}
 
@@ -95,7 +95,7 @@ def _in_child(
 def interrupt(
     name: str, folder: Path, *, fault: Fault = "kill", every: int = 1, random_kills: int = 20
 ) -> Counted:
-    """Interrupt a writer, one run for each place, and check what is left.
+    """Interrupt a writer, one run for each file operation, and check the result.
 
     Args:
         name: A key of ``WRITERS``.

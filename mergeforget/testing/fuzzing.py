@@ -1,7 +1,7 @@
 """Damage valid documents at random and give them to each parser.
 
 ``FUZZED`` lists the parsers, each with a valid document. ``fuzz`` changes the document at random;
-only a MergeforgetError may come out of the parser.
+the parser may only raise a MergeforgetError.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Other answers to the forget questions, for AltPO and EGUP: from a file or from the model."""
+"""Alternate answers to the forget questions, for AltPO and EGUP: from a file or the model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def alternate_rows(
     seed: int = 0,
     resume: bool = False,
 ) -> list[Row]:
-    """Return the forget rows with another answer to each question.
+    """Return the forget rows with an alternate answer to each question.
 
     Args:
         model: The model before unlearning, which writes the answers where there is no ``file``.
@@ -58,7 +58,7 @@ def alternate_rows(
     rows = sets["forget"]
     if windows := [row.id for row in rows if row.window]:
         raise InputError(
-            f"Row {windows[0]} is a window of a document, to which there is no other answer. Use "
+            f"Row {windows[0]} is a window of a document, which has no alternate answer. Use "
             "rows with a question and an answer, or another objective, for example npo."
         )
     known = folder / FILE
@@ -97,7 +97,8 @@ def _of_file(path: Path, rows: Sequence[Row], seed: int) -> list[tuple[str, str]
         said = [text for text in known.get(_key(row.input), []) if not _repeats(text, row)]
         if not said:
             raise InputError(
-                f"{path} has no other answer to the question of row {row.id}: {row.input[:60]!r}. "
+                f"{path} has no alternate answer to the question of row {row.id}: "
+                f"{row.input[:60]!r}. "
                 "Add one, or leave out alternates, and the model writes them."
             )
         found.append((drawn.choice(said), "file"))
@@ -137,13 +138,13 @@ def _of_model(
         other = [text for text in spare if not _repeats(text, row)]
         if not other:
             raise InputError(
-                f"The model wrote no other answer to row {row.id}, and no retain row has one. Give "
-                "a file of other answers: train.alternates."
+                f"The model wrote no alternate answer to row {row.id}, and no retain row has one. "
+                "Give a file of alternate answers: train.alternates."
             )
         found.append((drawn.choice(other), "retain"))
     if borrowed := sum(origin == "retain" for _, origin in found):
         say(
-            f"The model wrote no usable other answer to {borrowed} of {len(rows)} forget rows; "
+            f"The model wrote no usable alternate answer to {borrowed} of {len(rows)} forget rows; "
             "answers of retain rows are used for them. To choose them yourself, give a file: "
             "train.alternates."
         )

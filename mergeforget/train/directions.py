@@ -44,7 +44,9 @@ def norm(gradient: Gradient) -> float:
 
 
 def ngdiff(retain: Gradient, forget: Gradient) -> list[Tensor]:
-    """Return ``g_R / ||g_R|| - g_F / ||g_F||``; a step against it keeps retain and loses forget.
+    """Return ``g_R / ||g_R|| - g_F / ||g_F||``, the normalised difference of both gradients.
+
+    A step against it lowers the retain loss and raises the forget loss.
 
     Both are gradients of an NLL. The forget term of a recipe is ``ga``, which is -NLL, so the
     caller negates its gradient. Then ``g_R . g >= 0 >= g_F . g``: to first order a step never

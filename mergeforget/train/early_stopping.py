@@ -27,8 +27,8 @@ class Watcher(TrainerCallback):
     """Measure a sample before the first step and then every ``every`` steps.
 
     Each line has the mean NLL of forget and retain answers, the share of answers that greedy
-    decoding reproduces word for word (every token is the most likely one), and the AUC of telling
-    forget rows from holdout rows by their NLL.
+    decoding reproduces word for word (every token is the most likely one), and the AUC of
+    distinguishing forget rows from holdout rows by their NLL.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class Watcher(TrainerCallback):
         self.samples = {n: _spread(sets[n], settings.sample) for n in names}
         if settings.best_by == "mia" and "holdout" not in self.samples:
             raise RecipeError(
-                "watch.best_by: mia tells forget rows from held-out ones, but there are none. Give "
-                "--holdout, or set best_by to retain_nll or last."
+                "watch.best_by: mia compares forget rows with holdout rows, but there are none. "
+                "Give --holdout, or set best_by to retain_nll or last."
             )
         self.lines, self.checkpoints = folder / PROXIES, checkpoints
         self.secured: dict[str, int] = {}  # by kind: step of the weights that the checkpoint needs

@@ -63,7 +63,7 @@ def sets_of(term: Term) -> list[str]:
 
 
 def reads_others(term: Term) -> bool:
-    """Return whether a term reads refusals, or other answers, to the forget prompts."""
+    """Return whether a term reads refusals, or alternate answers, to the forget prompts."""
     return bool({"refusal", "alternate"} & set(needs(term)))
 
 
@@ -164,18 +164,18 @@ def _check_helpers(place: str, training: Training) -> None:
     if both:
         raise RecipeError(
             f"{place}: one term reads refusals and another one alternates, but a training has one "
-            "other answer to each question. Leave out one of the two terms."
+            "replacement answer per question. Leave out one of the two terms."
         )
     if any_needs(terms, "alternate"):
         rows = [s.transform for s in training.transforms if s.on == "forget"]
         if rows or training.until:
             raise RecipeError(
-                f"{place}: alternates answer the forget rows as they are. Leave out "
+                f"{place}: alternates are answers to unchanged forget rows. Leave out "
                 f"{'until' if training.until else rows[0]}."
             )
         if training.alternates is None and world_size() > 1:
             raise RecipeError(
-                f"{place}: one process writes the alternates with the model. Give a file, "
+                f"{place}: the model writes the alternates in a single process. Give a file, "
                 "train.alternates, or launch without several processes."
             )
     kinds = [n for n in ("reinforced", "scores", "efforts") if any_needs(terms, n)]
@@ -252,7 +252,7 @@ def _placed(place: str) -> Iterator[None]:
 def _check_term(term: Term) -> None:
     if reads_others(term) and term.on != "forget":
         raise RecipeError(
-            f"{term.loss!r} trains other answers, so it applies to the forget set only."
+            f"{term.loss!r} trains on replacement answers, so it applies to the forget set only."
         )
     if {"reinforced", "scores", "efforts"} & set(needs(term)) and term.on != "forget":
         raise RecipeError(f"{term.loss!r} applies to the forget set only.")

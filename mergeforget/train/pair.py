@@ -289,8 +289,9 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     if not enough:
         raise InputError(
             f"Only {len(outside)} of {len(sets.forget)} forget rows have a name or a number "
-            "that can be replaced, too few for perturbed twins. Give rows of the same kind that no "
-            "training saw with --holdout, or train with a recipe without `until`, such as zjuklab."
+            "that can be replaced, too few for perturbed twins. Give rows of the same kind, "
+            "never trained on, with --holdout, or train with a recipe without `until`, such as "
+            "zjuklab."
         )
     if compare:
         say(

@@ -137,7 +137,7 @@ def load_or_compute(
     try:
         return StoredOutputs(**load_file(path), head=head if what == "hidden" else None)
     except Exception as error:
-        raise InputError(f"{path} is damaged ({error}). Delete it; it is made again.") from error
+        raise InputError(f"{path} is damaged ({error}). Delete it; it is created again.") from error
 
 
 def _compute(

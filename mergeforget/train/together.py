@@ -1,6 +1,6 @@
 """Train the two adapters of a pair at the same time: rows of both share each forward pass.
 
-A small batch leaves a GPU idle, and a pass over the rows of two trainings takes it little longer
+A small batch does not fill a GPU, so a pass over the rows of two trainings takes little longer
 than a pass over those of one. Each training keeps its own trainer, optimiser, schedule, random
 numbers and checkpoints; only forward and backward passes are joined, so the result is that of one
 training after the other up to rounding.
@@ -60,7 +60,7 @@ def trains_together(recipe: Recipe, device: torch.device) -> bool:
 
 @dataclass
 class _Pass:
-    """A pass that a training asks for, and its loss once it is computed."""
+    """A pass that a training requests, and its loss once it is computed."""
 
     trainer: UnlearningTrainer
     model: Any

@@ -38,7 +38,7 @@ def encode_sets(
     """Apply a recipe's transforms and tokenise; add refusals where a loss reads them.
 
     Args:
-        alternates: The forget rows with other answers, for losses that read them. Without them,
+        alternates: The forget rows with alternate answers, for losses that read them. Without them,
             the forget answers take their place, as for an estimate of the cost.
 
     Raises:
@@ -131,7 +131,7 @@ def _encoded(
 
 
 ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
-RAW_MARK = "@raw"  # at the end of the id of a row that is also asked raw
+RAW_MARK = "@raw"  # suffix of the id of a row that also gets a raw prompt
 
 
 def also_raw(

@@ -67,7 +67,7 @@ def test_angles_of_a_training_match_the_dense_computation(share: float) -> None:
 
 
 @pytest.mark.parametrize("factor", ["a", "b"])
-def test_angles_of_a_factor_match_the_entries_laid_end_to_end(factor: str) -> None:
+def test_angles_of_a_factor_match_those_of_the_flattened_entries(factor: str) -> None:
     end = adapter("over", 2)
     state = blend(adapter("over", 1), end, 0.4)
     s, e = (
@@ -103,7 +103,7 @@ def test_angle_by_hand() -> None:
     assert change_angles((ss, se, ee)) == pytest.approx(expected)
 
 
-def test_going_back_is_more_than_a_right_angle() -> None:
+def test_reversing_a_change_gives_an_obtuse_angle() -> None:
     """s = (2, 0), e = (1, 0): what follows takes half of it back."""
     assert change_angles((4.0, 2.0, 1.0)) == {FORWARD: 180.0, OVERALL: 0.0, CORRECTION: 180.0}
 
@@ -126,7 +126,7 @@ def test_a_module_that_only_one_changes_counts_as_zero_in_the_other() -> None:
     assert whole.degrees == pytest.approx(math.degrees(math.acos(math.sqrt(share))), abs=1e-6)
 
 
-def test_factors_of_different_rank_have_no_angle_of_their_own() -> None:
+def test_factors_of_different_rank_have_no_separate_angle() -> None:
     over, under = adapter("over", 1), adapter("under", 2)
     module = sorted(over.deltas)[0]
     d = under.deltas[module]
@@ -142,7 +142,7 @@ def test_names_of_layers_and_kinds() -> None:
     assert kind_of("model.layers.12.mlp.up_proj") == "up_proj" and kind_of("lm_head") == "lm_head"
 
 
-def test_a_run_without_adapters_says_which_command_makes_them(tmp_path: Path) -> None:
+def test_error_for_a_run_without_adapters_names_the_training_command(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="train-pair"):
         run_angles(Run(tmp_path))
 

@@ -39,7 +39,7 @@ def test_a_curve_ends_with_the_adapter_where_that_is_later(finished: Run, tmp_pa
     assert scored is not None and over[7.5] == scored.value
 
 
-def test_all_data_are_preferred_to_a_half() -> None:
+def test_scores_on_all_data_are_preferred_to_those_on_a_split() -> None:
     halves = [
         Score("knowledge", "forget", value, "lower", 10, part=part)
         for part, value in (("all", 0.5), ("report", 0.4), ("choose", 0.6))
@@ -48,12 +48,12 @@ def test_all_data_are_preferred_to_a_half() -> None:
     assert [s.value for s in on_largest_part(halves[1:])] == [0.4]
 
 
-def test_no_scored_snapshot_says_which_command_scores_them(tmp_path: Path) -> None:
+def test_error_without_scored_snapshots_names_the_evaluate_command(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="--snapshots"):
         run_curves(Run(tmp_path))
 
 
-def test_comparison_is_a_page_of_its_own(tmp_path: Path) -> None:
+def test_comparison_is_written_as_a_separate_page(tmp_path: Path) -> None:
     scores = {
         f"one: {HOSTILE}": [Score("mia_auc", "mia", 0.5, "nearer", 10)],
         "two: over": [Score("mmlu", "mmlu", 0.25, "higher", 10)],

@@ -35,7 +35,7 @@ def test_candidates_that_differ_in_density_alone_share_a_curve() -> None:
     ]
 
 
-def test_family_names_everything_but_the_density() -> None:
+def test_family_name_contains_every_setting_except_the_density() -> None:
     one = Candidate("della", 0.5, space="delta", rank=8, seed=3, arguments={"epsilon": 0.1})
     assert one.family == "della delta rank 8 seed 3 epsilon=0.1"
     assert one.name == "della-delta-d0.50-r8-s3-epsilon=0.1" and one.densities == "0.50"
@@ -54,7 +54,7 @@ def test_densities_by_layer_are_one_family() -> None:
     assert weights.family.startswith("ties factors by module ") and weights.densities == "0.40"
 
 
-def test_parts_are_curves_of_their_own(finished: Run) -> None:
+def test_each_split_has_its_own_curve(finished: Run) -> None:
     found = run_density(finished)
     auc = found.of("mia_auc", "mia")
     assert {(c.family, c.part) for c in auc} == {
@@ -75,7 +75,7 @@ def test_a_figure_measured_again_replaces_the_old_one(tmp_path: Path) -> None:
     assert [s.value for s in run_scores(run)["over"]] == [0.2]
 
 
-def test_a_candidate_without_a_folder_is_known_by_its_name(tmp_path: Path) -> None:
+def test_a_candidate_without_a_folder_is_derived_from_its_name(tmp_path: Path) -> None:
     names = ["over", "ties-factors-d0.70", "magnitude_prune-delta-d0.35-r8"]
     found = read_candidates(Run(tmp_path), names)
     assert {n: (c.method, c.space, c.density) for n, c in found.items()} == {
@@ -84,12 +84,12 @@ def test_a_candidate_without_a_folder_is_known_by_its_name(tmp_path: Path) -> No
     }
 
 
-def test_no_scores_says_which_command_measures(tmp_path: Path) -> None:
+def test_error_without_scores_names_the_search_command(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="mergeforget search"):
         run_scores(Run(tmp_path))
 
 
-def test_no_search_has_no_choice(tmp_path: Path) -> None:
+def test_chosen_candidate_is_empty_before_a_search(tmp_path: Path) -> None:
     assert read_chosen(Run(tmp_path)) is None
 
 

@@ -63,7 +63,7 @@ def test_a_temporary_rise_is_a_dip() -> None:
     assert (event.kind, event.step) == ("dip", 2) and "to 3 and recovers" in event.text
 
 
-def test_a_negligible_rise_is_no_drift() -> None:
+def test_a_negligible_rise_is_not_reported_as_drift() -> None:
     """Three times the lowest level, but two hundredths of a nat."""
     assert (
         events_of(stage_of("over", rows([10, 8, 6, 4, 2, 0], [0.01] * 3 + [0.03] * 3), RECIPE))
@@ -84,7 +84,7 @@ def test_a_step_that_was_repeated_after_a_resume_counts_once(tmp_path: Path) -> 
     assert [r["loss"] for r in read_history(run)["over"]] == [1.0, 2.0]
 
 
-def test_no_training_says_which_command_trains(tmp_path: Path) -> None:
+def test_error_without_training_names_the_training_command(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="train-pair"):
         read_history(Run(tmp_path))
 

@@ -61,7 +61,9 @@ def test_an_exported_adapter_loads_with_peft(chosen: Run, tiny_folder: Path) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_exported_model_loads_alone(chosen: Run, tmp_path: Path, dtype: str) -> None:
+def test_an_exported_model_loads_without_other_files(
+    chosen: Run, tmp_path: Path, dtype: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
     found = export(chosen, tmp_path / "full", full=True, dtype=dtype)
@@ -226,9 +228,7 @@ def test_the_licence_is_the_one_the_base_states(
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_no_text_of_an_export_holds_a_path_of_this_machine(
-    chosen: Run, tmp_path: Path, full: bool
-) -> None:
+def test_exported_texts_contain_no_local_path(chosen: Run, tmp_path: Path, full: bool) -> None:
     """Except the adapter's config, in which PEFT names the base that it loads."""
     folder = Path(export(chosen, full=full).folder)
     texts = [p for p in folder.iterdir() if p.suffix not in (".safetensors", "")]
@@ -290,7 +290,7 @@ def test_the_card_contains_the_warning_and_every_attack(chosen: Run) -> None:
     assert "uses the loss of answers, given their prompts." in text
 
 
-def test_text_of_the_data_starts_no_markup_in_the_card() -> None:
+def test_markup_in_the_data_is_escaped_in_the_card() -> None:
     assert _plain("a|b\n<img> [x](y) `z`") == r"a\|b \<img\> \[x\](y) \`z\`"
 
 

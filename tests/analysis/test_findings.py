@@ -84,7 +84,7 @@ def test_the_run_may_be_omitted(
     assert split(arguments, [*ANALYSES, "all"]) == expected
 
 
-def test_a_mistyped_analysis_is_not_taken_for_a_run() -> None:
+def test_a_misspelled_analysis_is_not_parsed_as_a_run() -> None:
     done = CliRunner().invoke(main, ["analyze", "angels"])
     assert done.exit_code == 2 and "Did you mean 'angles'" in done.output
 

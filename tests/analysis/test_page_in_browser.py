@@ -49,7 +49,7 @@ def column(browser: Any, number: int) -> list[str]:
     return list(browser.execute_script(script, number))
 
 
-def test_no_error_and_no_request(browser: Any, page: Path) -> None:
+def test_the_page_loads_without_errors_or_network_requests(browser: Any, page: Path) -> None:
     """First, before anything else writes into the logs."""
     import json
 
@@ -63,7 +63,7 @@ def test_no_error_and_no_request(browser: Any, page: Path) -> None:
     assert [url for url in asked if not url.startswith("data:")] in ([], [page.as_uri()])
 
 
-def test_hostile_text_makes_no_element(browser: Any) -> None:
+def test_hostile_text_creates_no_html_element(browser: Any) -> None:
     count = browser.execute_script(
         "return document.querySelectorAll('img[src=x], body script').length"
     )
@@ -80,13 +80,13 @@ def test_sorting_by_a_number_both_ways(browser: Any) -> None:
     assert [float(v) for v in column(browser, 4)] == sorted(rising, reverse=True)
 
 
-def test_rows_without_a_figure_stay_at_the_end(browser: Any) -> None:
+def test_rows_without_a_value_are_sorted_last(browser: Any) -> None:
     browser.find_elements("css selector", ".sortable thead button")[3].click()
     density = column(browser, 3)
     assert density[-3:] == ["", "", ""] and density[0] == "0.1"
 
 
-def test_filtering(browser: Any) -> None:
+def test_the_filter_hides_rows_that_do_not_match(browser: Any) -> None:
     box = browser.find_element("id", "filter")
     box.send_keys("ties d0.7")
     assert len(column(browser, 0)) == 1

@@ -67,7 +67,7 @@ def test_leaks_of_attacks_are_listed_with_their_rows() -> None:
     assert attack_leaks(result, {"a": row}) == expected
 
 
-def test_the_membership_rank_is_among_people_that_no_training_saw(tmp_path: Path) -> None:
+def test_the_membership_rank_is_among_people_outside_the_training_data(tmp_path: Path) -> None:
     run = Run(tmp_path)
     holdout = [Row(f"h{i}", "Who?", "A.", subject=f"P{i // 2}") for i in range(4)]
     write_jsonl(run.data / "holdout.jsonl", [row.to_dict() for row in holdout])
@@ -137,7 +137,7 @@ def test_one_person_is_printed(run: Run) -> None:
         mergeforget.report(run, out="page.html", person="forget2")  # type: ignore[call-overload]
 
 
-def test_the_prompts_of_attacks_are_in_the_file_whether_they_leaked_or_not(
+def test_answers_file_contains_attack_prompts_with_and_without_leaks(
     run: Run, tmp_path: Path
 ) -> None:
     rows = [

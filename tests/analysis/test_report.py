@@ -24,13 +24,13 @@ def page(reported: Run) -> str:
     return reported.report.read_text()
 
 
-def test_hostile_text_stays_text(page: str) -> None:
+def test_hostile_text_is_escaped(page: str) -> None:
     assert HOSTILE not in page and "<script>alert" not in page and "<img src=x" not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in page
-    assert "{{ 7 * 7 }}" in page  # the data are no template
+    assert "{{ 7 * 7 }}" in page  # text of the data is not a template
 
 
-def test_nothing_is_fetched_from_anywhere(page: str) -> None:
+def test_the_page_makes_no_network_request(page: str) -> None:
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"'\s>)]+)""", page)
     assert addresses
     allowed = ("data:", "#")
@@ -70,13 +70,13 @@ def test_report_names_its_file(tmp_path: Path) -> None:
     ("completion", "reference", "prompt", "expected"),
     [
         ("Ada lives in Rome, I think", "She lives in Rome.", "", ["lives in Rome"]),
-        ("in a house", "in a boat", "", []),  # two words are chance
+        ("in a house", "in a boat", "", []),  # two words may be chance
         ("Rome", "Rome", "", ["Rome"]),  # the whole of a short answer
         ("RoMe!", "rome", "", ["RoMe"]),
         ("call 555-0199 now", "Her number is 555-0199.", "", ["555-0199"]),
         ("at ada@x.org.", "Write to ada@x.org", "", ["ada@x.org"]),
         ("Who is Ada Lovelace then", "Ada Lovelace then", "Who is Ada Lovelace then", []),
-        ("1990", "born in 1990", "Who was born in 1990?", []),  # the question said it
+        ("1990", "born in 1990", "Who was born in 1990?", []),  # the word is in the question
         ("", "Rome", "", []),
         ("Rome", "", "", []),
     ],
@@ -112,6 +112,6 @@ def test_the_report_split_comes_first() -> None:
     assert cell_of([], ("mia_auc", "mia")).text == ""
 
 
-def test_nested_facts_become_lines() -> None:
+def test_nested_values_are_flattened_to_lines() -> None:
     values = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": 3}]}
     assert flat(values) == {"a.b": "1", "a.c": "1 2", "d.0.e": "3"}

@@ -36,7 +36,7 @@ def test_a_linear_gap_in_the_plane_of_the_pair_is_predicted_exactly() -> None:
     np.testing.assert_allclose(found.gaps, expected, atol=1e-5)
 
 
-def test_the_ends_of_the_pair_are_met() -> None:
+def test_the_prediction_equals_the_measured_gaps_of_over_and_under() -> None:
     """A merge that keeps one side whole has that side's measured gap."""
     gaps = {"base": -2.0, "over": 1.5, "under": -0.5}
     for side, weights in (("over", (1.0, 0.0)), ("under", (0.0, 1.0))):
@@ -45,7 +45,7 @@ def test_the_ends_of_the_pair_are_met() -> None:
         assert found.gaps[0] == pytest.approx(gaps[side], abs=1e-4)
 
 
-def test_parallel_adapters_are_no_division_by_zero() -> None:
+def test_parallel_adapters_do_not_divide_by_zero() -> None:
     found = predict(OVER, OVER, {"base": -1.0, "over": 1.0, "under": 1.0}, Candidate("ties"))
     assert np.isfinite(found.gaps).all() and found.gaps[-1] == pytest.approx(1.0, abs=1e-4)
 
@@ -54,12 +54,14 @@ def test_parallel_adapters_are_no_division_by_zero() -> None:
     ("y", "expected"),
     [
         ([-1.0, 1.0, 3.0], (0.5, True)),
-        ([-1.0, 1.0, -1.0], (1.5, True)),  # of two crossings the one that keeps more
+        ([-1.0, 1.0, -1.0], (1.5, True)),  # of two crossings, the larger density
         ([3.0, 1.0, 2.0], (1.0, False)),
         ([-1.0, 0.0, 0.0], (2.0, True)),
     ],
 )
-def test_where_a_curve_crosses_zero(y: list[float], expected: tuple[float, bool]) -> None:
+def test_crossing_of_a_curve_with_zero_is_interpolated(
+    y: list[float], expected: tuple[float, bool]
+) -> None:
     assert zero_of(np.arange(3.0), np.array(y)) == expected
 
 
@@ -72,7 +74,7 @@ def test_the_prediction_includes_measured_gaps_and_the_choice(finished: Run) -> 
     assert "The search started at 0.62, predicted from the selection split, and chose 0.7" in told
 
 
-def test_a_pair_that_was_not_measured_says_which_command_measures_it(
+def test_error_for_an_unmeasured_pair_names_the_evaluate_command(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     run = Run(tmp_path_factory.mktemp("young"))

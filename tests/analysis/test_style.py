@@ -21,7 +21,7 @@ def test_a_legend_takes_fewer_columns_where_its_words_are_long(words: str, colum
         assert drawn._ncols == columns  # type: ignore[attr-defined]
 
 
-def test_equal_values_do_not_fill_the_picture_with_rounding() -> None:
+def test_axis_range_is_widened_for_nearly_equal_values() -> None:
     with styled():
         _, (flat, steep) = panels(2, 2.0)
         flat.plot([0, 1], [0.0, 1e-17])

@@ -71,6 +71,6 @@ def test_factors_of_different_ranks_are_not_compared(tmp_path: Path) -> None:
     assert [picture.name for picture in pictures] == ["weights-layers"]
 
 
-def test_no_pair_says_which_command_trains_it(tmp_path: Path) -> None:
+def test_error_without_a_pair_names_the_training_command(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="train-pair"):
         run_weights(Run(tmp_path))

@@ -34,7 +34,7 @@ def alone(model: Any, name: str) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_batch_gives_what_single_rows_give(name: str) -> None:
+def test_batched_answers_equal_those_of_single_rows(name: str) -> None:
     model = build(name, **ALL[name])
     expected = alone(model, name)
     assert len(set(map(tuple, expected))) > 3, "the random model answers every prompt alike"
@@ -46,13 +46,13 @@ def test_a_batch_gives_what_single_rows_give(name: str) -> None:
         assert ours.nll == pytest.approx(theirs.nll, abs=1e-4)
         assert (ours.greedy == theirs.greedy).all()
 
-    asked = [[7, 8, 9] * 4 + prompt for prompt in PROMPTS]  # a shared beginning, longer than WINDOW
+    asked = [[7, 8, 9] * 4 + prompt for prompt in PROMPTS]  # a common prefix, longer than WINDOW
     letters = [20, 30, 40, 50]
     assert choose(model, asked, letters, None) == choose(model, asked, letters, 1)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_model_that_reads_ahead_is_refused_by_name(name: str) -> None:
+def test_a_model_that_depends_on_later_tokens_is_refused_by_name(name: str) -> None:
     with pytest.raises(InputError, match="is not a causal language model"):
         generate_ids(build(name), PROMPTS, stop=STOP, max_new_tokens=2)
     with pytest.raises(InputError, match="is not a causal language model"):
@@ -153,7 +153,7 @@ def test_an_unknown_model_with_a_fault_gets_single_row_answers_or_is_refused(
     model = build("llama", tie_word_embeddings=False).to(dtype)
     faulty = Faulty(model.config).eval().to(dtype)
     faulty.load_state_dict(model.state_dict())
-    if fault == "ignores the cache":  # then model.generate sees the last token only
+    if fault == "ignores the cache":  # model.generate then gets the last token only
         with pytest.raises(InputError, match="disagree"):
             generate_ids(faulty, PROMPTS, stop=STOP, max_new_tokens=NEW)
         return

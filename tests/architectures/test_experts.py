@@ -115,7 +115,7 @@ def test_ties_trims_each_expert_alike_in_an_adapter_and_in_a_whole_model(tmp_pat
     save(base, tmp_path / "base")
     pair = both(tmp_path, base)
     ties = Candidate("ties", 0.5, (1.0, 1.0), space="delta", rank=32)
-    merged = merge_adapters(pair, ties).adapter  # of full rank, so that nothing is cut off
+    merged = merge_adapters(pair, ties).adapter  # full rank, so that no energy is truncated
     fold_adapters(tmp_path / "base", pair, Candidate("ties", 0.5, (1.0, 1.0), space="delta"),
                   tmp_path / "full")  # fmt: skip
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
@@ -123,7 +123,7 @@ def test_ties_trims_each_expert_alike_in_an_adapter_and_in_a_whole_model(tmp_pat
         assert largest(weights(base), weights(read)) < 1e-4
 
 
-def test_what_cannot_be_done_with_experts_is_refused_by_name(tmp_path: Path) -> None:
+def test_unsupported_operations_on_experts_are_refused_by_name(tmp_path: Path) -> None:
     base = build("mixtral")
     save(base, tmp_path / "base")
     pair = both(tmp_path, base)

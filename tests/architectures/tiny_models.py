@@ -8,7 +8,7 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-SMALL: dict[str, Any] = {  # what a config's class takes of these
+SMALL: dict[str, Any] = {  # the arguments that a config's class accepts
     "vocab_size": 259,
     "hidden_size": 32, "n_embd": 32, "d_model": 32, "dim": 32,
     "intermediate_size": 64, "ffn_dim": 64, "n_inner": 64,
@@ -27,7 +27,7 @@ HYBRID = {"num_hidden_layers": 4, "linear_num_key_heads": 2, "linear_num_value_h
           "layer_types": ["linear_attention"] * 3 + ["full_attention"]}  # fmt: skip
 MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
           "mamba_chunk_size": 8}  # fmt: skip
-FAST: dict[str, dict[str, Any]] = {  # model type: what its config needs beside SMALL
+FAST: dict[str, dict[str, Any]] = {  # model type: arguments of its config besides SMALL
     "llama": {}, "mistral": {"sliding_window": WINDOW}, "ministral": {"sliding_window": WINDOW},
     "qwen2": {}, "qwen3": {}, "gemma": {}, "gemma2": {"sliding_window": WINDOW},
     "gemma3_text": {"sliding_window": WINDOW}, "gpt2": {}, "gpt_bigcode": {}, "gptj": {"rotary_dim": 4},

@@ -62,7 +62,7 @@ def folders(
 
 @pytest.fixture
 def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]:
-    """A target with one of the folders as its suspect: ``target_of("hides")``."""
+    """A target with one of the folders as the attacked model: ``target_of("hides")``."""
 
     def make(name: str, **more: Any) -> Target:
         settings: dict[str, Any] = {
@@ -75,8 +75,8 @@ def target_of(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Target]
             "membership": "answers",
             "max_new_tokens": 8,
         }
-        suspect = TargetModel(name, str(folders[name]))
-        return Target(Models(ModelSpec(name=name)), suspect, **(settings | more))
+        attacked = TargetModel(name, str(folders[name]))
+        return Target(Models(ModelSpec(name=name)), attacked, **(settings | more))
 
     return make
 
@@ -92,7 +92,7 @@ def test_only_the_compared_part_of_a_large_holdout_is_scored(target_of: Make) ->
 
 
 def _opened(target: Target) -> tuple[Any, Any]:
-    with target.models.opened(target.suspect) as opened:
+    with target.models.opened(target.attacked) as opened:
         return opened
 
 
@@ -108,7 +108,9 @@ def relearned(target_of: Make) -> Result:
 def test_relearning_recovers_hidden_data(relearned: Result) -> None:
     hidden, control = (column(relearned, m, "nll") for m in ("hides", "control"))
     assert column(relearned, "hides", "step") == [0, 1, 2, 3, 4, 5, 7, 10, 15, 20]
-    assert control[-1] > hidden[-1] + 0.5  # nats a token, of rows that neither was shown
+    assert (
+        control[-1] > hidden[-1] + 0.5
+    )  # nats per token, on rows that neither model was trained on
     assert relearned.finding == "traces" and "does not hold" in relearned.verdict
     last = relearned.figures["evidence"]["last"]
     assert last["beyond_holdout"]["low"] > 0 and relearned.settings["hidden"] == 12
@@ -122,7 +124,7 @@ def test_relearning_finds_nothing_in_a_model_without_the_data(
     result = relearn(target, **FAST)
     assert result.finding == "none found" and "does not refute" in result.verdict
     last = result.figures["evidence"]["last"]
-    assert last["over_control"]["value"] == 0  # the same model, the same lesson
+    assert last["over_control"]["value"] == 0  # the same model and training rows
 
 
 def test_a_model_that_has_not_recovered_is_not_cleared(
@@ -138,7 +140,7 @@ def test_relearning_other_text_and_without_a_control(target_of: Make, tmp_path: 
     result = relearn(target, **FAST, on="retain")
     assert result.settings["hidden"] == 16 and result.finding == "no control"
     alone = relearn(target_of("hides", holdout=[]), **FAST, on="retain")
-    assert alone.finding == "traces"  # an answer comes back word for word, and not in the control
+    assert alone.finding == "traces"  # the model repeats an answer verbatim, the control does not
     assert {one["kind"] for one in alone.examples} == {"exact answer"}
     general = relearn_unrelated(target_of("hides"), **FAST)
     assert general.settings["hidden"] == 16 and general.settings["shown"] == 12
@@ -159,7 +161,7 @@ def test_forget_rows_that_a_file_shows_are_not_counted_as_hidden(
 
     lesson, hidden = lesson_of([FORGET[0], RETAIN[0]])
     assert len(lesson) == 2
-    assert hidden == FORGET[2:]  # the second row is of the first one's document
+    assert hidden == FORGET[2:]  # the second row belongs to the document of the first one
     with pytest.raises(UsageError, match="none would be left"):
         lesson_of(FORGET)
     with pytest.raises(InputError, match="2 rows of the holdout"):
@@ -223,7 +225,7 @@ def test_every_model_continues_the_conversation_of_the_attacked_one(
 
 def test_answers_without_a_usable_prompt_are_reported(target_of: Make) -> None:
     short = [Row("a1qa0", "How many?", "42", "T", "forget")]
-    with pytest.raises(InputError, match="Nothing can be asked with prefix"):
+    with pytest.raises(InputError, match="No row can be tested with prefix"):
         prompts(target_of("hides", forget=short), kinds=["prefix"])
     told = [Row("a1qa0", "Is it Lund or Oslo?", "Lund", "T", "forget")]
     with pytest.raises(InputError, match="each answer is in its own prompt"):
@@ -301,15 +303,15 @@ def test_measurements_are_cached(target_of: Make, monkeypatch: pytest.MonkeyPatc
     again = target_of("hides", before=None, control=None)
     assert quantise(again, bits=(4,)) == first
     with pytest.raises(AssertionError, match="a model was loaded"):
-        quantise(again, bits=(4,), group=8)  # another setting is another measurement
+        quantise(again, bits=(4,), group=8)  # a changed setting is measured again
 
 
-def test_an_attack_without_its_rows_names_the_option(target_of: Make) -> None:
+def test_error_for_missing_rows_names_the_option(target_of: Make) -> None:
     with pytest.raises(InputError, match="needs holdout rows"):
         probe(target_of("hides", holdout=[]))
 
 
-def test_every_attack_says_what_it_does() -> None:
+def test_every_attack_has_a_summary() -> None:
     for name in ATTACKS.names():
         entry = ATTACKS.get(name)
         assert entry.name == name and entry.source and entry.summary

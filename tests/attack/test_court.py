@@ -1,4 +1,4 @@
-"""A court of models: the guilty are convicted, the innocent never."""
+"""Verdicts on models of known history: those that know are convicted, the others never."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def test_a_model_that_never_saw_the_data_is_cleared(judge_model: Judge, name: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*GUILTY, *INNOCENT])
-def test_no_attack_at_all_convicts_an_innocent_model(judge_model: Judge, name: str) -> None:
+def test_no_attack_convicts_an_innocent_model(judge_model: Judge, name: str) -> None:
     found = {k: r.finding for k, r in judge_model(name, ATTACKS.names()).items()}
     state = headline(None, findings=found).state
     assert (state == "NOT FORGOTTEN") is (name in GUILTY), found
 
 
-def test_without_a_control_nobody_is_convicted(judge_model: Judge) -> None:
+def test_no_model_is_convicted_without_a_control(judge_model: Judge) -> None:
     for name in ("before", "clean"):
         found = judge_model(name, ["prompts", "quantise", "exposure"], control=None)
         assert {r.finding for r in found.values()} == {"no control"}
@@ -89,7 +89,7 @@ def test_every_leak_and_every_completion_is_written(judge_model: Judge, tmp_path
 
     result = judge_model("before", ["prompts"], folder=tmp_path)["prompts"]
     assert {e["row"] for e in result.examples} == set(result.figures["leaked_rows"])
-    assert len(result.examples) > 5  # nothing is cut off
+    assert len(result.examples) > 5  # no answer is truncated
     written = pq.read_table((tmp_path / result.figures["answers"]).with_suffix(".parquet"))
     rows = written.to_pylist()
     assert {r["model"] for r in rows} == {"the before", "before", "control"}

@@ -26,7 +26,7 @@ def draw(width: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("width", "strength"), [(4, 1.0), (90, 0.3), (90, 5.0)])
-def test_weights_are_scikit_learns(width: int, strength: float) -> None:
+def test_weights_equal_those_of_scikit_learn(width: int, strength: float) -> None:
     features = draw(width) + 0.5 * LABELS[:, None]
     weights, intercept = fit(features, LABELS, strength)
     theirs = LogisticRegression(C=1 / strength, tol=1e-10, max_iter=10_000)
@@ -37,7 +37,7 @@ def test_weights_are_scikit_learns(width: int, strength: float) -> None:
 
 def test_coordinates_keep_the_distances_of_standardised_rows() -> None:
     features = draw(200) * 7 + 3
-    features[:, 5] = 1.0  # a feature that never moves tells nothing
+    features[:, 5] = 1.0  # a constant feature has no information
     moving = np.delete(features, 5, axis=1)
     standard = (moving - moving.mean(0)) / moving.std(0) / np.sqrt(199)
     found = coordinates(features)
@@ -45,7 +45,7 @@ def test_coordinates_keep_the_distances_of_standardised_rows() -> None:
     np.testing.assert_allclose(found @ found.T, standard @ standard.T, atol=1e-12)
 
 
-def test_separable_rows_are_told_apart() -> None:
+def test_separable_rows_are_classified_correctly() -> None:
     features = draw(50)
     features[:, :5] += 4 * LABELS[:, None]
     assert cross_validated_auc(coordinates(features), LABELS, DOCUMENTS) > 0.95
@@ -67,7 +67,7 @@ def test_features_of_a_document_do_not_leak_across_folds() -> None:
     assert np.mean(by_document) == pytest.approx(0.5, abs=0.12) and np.mean(by_row) > 0.9
 
 
-def test_folds_share_no_document_and_hold_both_labels() -> None:
+def test_folds_share_no_document_and_contain_both_labels() -> None:
     folds = list(document_folds(LABELS, DOCUMENTS, 5, seed=3))
     assert np.sum(folds, axis=0).tolist() == [1] * 60
     for held in folds:
@@ -81,7 +81,7 @@ def test_a_single_document_cannot_be_probed() -> None:
         list(document_folds(LABELS, ["a"] * 30 + DOCUMENTS[30:], 5, seed=0))
 
 
-def test_shuffled_labels_are_dealt_by_document() -> None:
+def test_labels_are_permuted_by_document() -> None:
     new = shuffled_labels(LABELS, DOCUMENTS, seed=1)
     assert new.sum() == 30 and (new != LABELS).any()
     assert all(len({bool(new[i]) for i in range(3 * d, 3 * d + 3)}) == 1 for d in range(20))

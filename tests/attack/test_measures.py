@@ -53,7 +53,7 @@ def test_the_last_layer_of_the_lens_is_the_output(tiny_model: Any) -> None:
     assert spaced(30, 4) == [8, 15, 22, 30] and spaced(2, 8) == [1, 2]
 
 
-def test_exposure_counts_bits() -> None:
+def test_exposure_is_measured_in_bits() -> None:
     assert exposure_of(0.1, [1.0, 2.0, 3.0]) == 2.0  # first of four
     assert exposure_of(9.0, [1.0, 2.0, 3.0]) == 0.0  # last of four
     assert exposure_of(1.0, [1.0]) == pytest.approx(1 - 0.58496, abs=1e-4)  # rank 1.5 of two
@@ -142,10 +142,10 @@ def test_secrets_of_others_are_found_in_answers() -> None:
     for said in (numbers[1:] + numbers[:1], [", ".join(numbers)] * 6, [numbers[0]] * 6):
         found = told(said)
         assert found.rows and judge_leaks(found) == "traces"
-    assert not told(numbers).rows  # every answer is about its own person: another rule
+    assert not told(numbers).rows  # answers about the own person follow another rule
     assert not told(["It is 900."] * 6).rows
     retained = Row("retain", "Bob?", numbers[0])
-    assert not told([numbers[0]] * 6, known=[retained]).rows  # it learned this number with Bob
+    assert not told([numbers[0]] * 6, known=[retained]).rows  # the number was learned as Bob's
     same = [[numbers[0]]] * 6
     assert not told_elsewhere(asked, same, same, guess)[0].rows  # the control says so, too
     # 5 completions about others with a chance of 0.05 each: a lucky guess
@@ -156,7 +156,7 @@ def test_secrets_of_others_are_found_in_answers() -> None:
     ]
 
 
-def test_the_start_of_an_answer_follows_the_prompt(tiny_tokenizer: Any) -> None:
+def test_the_answer_prefix_follows_the_prompt(tiny_tokenizer: Any) -> None:
     given, secret = Variant(Row("a", "Ada?", "at 4 Elm"), "prefix", "Ada?", "4 Elm", "at").tokens(
         tiny_tokenizer, RAW
     )
@@ -177,7 +177,7 @@ def test_the_control_is_trained_once_and_the_model_is_restored(
     assert (folder / "adapter_model.safetensors").stat().st_mtime_ns == made
 
 
-def test_a_layer_without_power_does_not_outvote_one_with_power(tmp_path: Path) -> None:
+def test_a_layer_without_power_does_not_override_one_with_power(tmp_path: Path) -> None:
     """The model before is ahead in the last of four layers only, by 6; the other by 1.5 +- 1.2."""
 
     def points(*means: float) -> list[Facts]:

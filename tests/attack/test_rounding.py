@@ -50,14 +50,14 @@ def test_weights_are_those_of_the_formula(bits: int, group: int | None) -> None:
 
 
 @pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 64)])
-def test_no_weight_moves_by_more_than_half_a_scale(bits: int, group: int | None) -> None:
+def test_no_weight_changes_by_more_than_half_a_scale(bits: int, group: int | None) -> None:
     weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(1))
     found = round_to_nearest(weight, bits, group)
     parts = weight.double().view(16, -1, group or 128)
     scale = parts.abs().amax(2, keepdim=True) / (2 ** (bits - 1) - 1)
     error = (found.double().view_as(parts) - parts).abs() / scale
     assert error.max() <= 0.5 + 1e-5
-    assert error.mean() == pytest.approx(0.25, abs=0.03)  # uniform between two marks
+    assert error.mean() == pytest.approx(0.25, abs=0.03)  # uniform between two grid points
     assert len(found[0, : group or 128].unique()) <= 2**bits - 1
 
 
@@ -143,7 +143,7 @@ def test_nf4_takes_the_nearest_of_sixteen_values() -> None:
     assert torch.equal(round_to_nf4(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
-def test_nf4_is_that_of_bitsandbytes() -> None:
+def test_nf4_equals_that_of_bitsandbytes() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(4))
     packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")

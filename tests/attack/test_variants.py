@@ -1,4 +1,4 @@
-"""Other ways to ask, and what counts as an answer given away."""
+"""Alternative prompts, and answers that a prompt contains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_question_is_paraphrased_by_rules() -> None:
     assert len(set(found)) == len(found) == 5
 
 
-def test_a_text_to_continue_is_introduced_and_unchanged() -> None:
+def test_paraphrases_of_a_text_to_continue_contain_it_unchanged() -> None:
     found = paraphrases(Row("asc1", "Ada was born in", "London"))
     assert len(found) == 3 and all(text.endswith("Ada was born in") for text in found)
 
@@ -28,7 +28,7 @@ def test_a_prefix_gives_words_and_keeps_the_rest_secret() -> None:
     assert [(v.text, v.secret) for v in found] == [
         ("Ada lives at", "4 Elm Street, Rome"),
         ("Ada lives at 4 Elm", "Street, Rome"),
-    ]  # of five words nothing would be left
+    ]  # a prefix of five words would leave no secret
 
 
 def test_a_single_word_is_cut_in_two() -> None:

@@ -13,7 +13,7 @@ def answer(split: str, completion: str) -> Answer:
     return Answer(Row(f"{split}-1", "Who?", "one two three four", "", split), completion)
 
 
-def test_further_splits_are_scored_and_leave_the_aggregate_alone() -> None:
+def test_further_splits_are_scored_but_not_aggregated() -> None:
     answers = [
         answer("forget", "one"),
         answer("retain", "one two three"),

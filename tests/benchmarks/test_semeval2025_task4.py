@@ -81,7 +81,7 @@ def test_one_zero_term_makes_the_task_aggregate_zero(by_hand: Measured) -> None:
     assert value(scores, "task_aggregate", "all") == 0
 
 
-def test_parts_without_data_are_left_out_and_the_aggregate_says_so(by_hand: Measured) -> None:
+def test_the_definition_names_aggregate_parts_without_data(by_hand: Measured) -> None:
     scores = semeval2025_task4(replace(by_hand, losses=[], mmlu={}))
     assert find(scores, "mia_auc", "mia") is None and find(scores, "mmlu", "mmlu") is None
     aggregate = find(scores, "aggregate", "all")
@@ -131,7 +131,7 @@ def test_a_score_without_rows_leaves_the_aggregate_without_interval(by_hand: Mea
     assert task is not None and task.interval is not None
 
 
-def test_nll_is_of_answers_and_of_documents_on_the_holdout(by_hand: Measured) -> None:
+def test_nll_is_computed_on_answers_and_on_holdout_documents(by_hand: Measured) -> None:
     read = [AnswerLikelihood(by_hand.answers[0].row, 0.5, 4), AnswerLikelihood(
         by_hand.answers[1].row, 1.5, 1)]  # fmt: skip
     scores = semeval2025_task4(replace(by_hand, likelihoods=read))
@@ -148,7 +148,7 @@ def golden_folders() -> list[str]:
 
 
 @pytest.mark.parametrize("name", golden_folders())
-def test_texts_score_as_the_tasks_own_script_scored_them(data_folder: Path, name: str) -> None:
+def test_scores_equal_those_of_the_official_script(data_folder: Path, name: str) -> None:
     folder = data_folder / "golden_eval" / name
     results = folder / "evaluation_results.jsonl"
     theirs = json.loads(results.read_text())
@@ -171,7 +171,7 @@ def test_texts_score_as_the_tasks_own_script_scored_them(data_folder: Path, name
         assert value(scores, metric, "all") == exactly(theirs[key])
 
 
-def test_every_published_row_follows_from_its_terms(data_folder: Path) -> None:
+def test_published_aggregates_follow_from_their_terms(data_folder: Path) -> None:
     lines = (data_folder / "golden_eval" / "all_results.jsonl").read_text().splitlines()
     assert len(lines) == 102
     for line in lines:

@@ -112,7 +112,7 @@ def test_interval_of_model_utility_draws_each_row_with_all_its_figures() -> None
     assert score.interval == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.008)
 
 
-def test_model_utility_is_left_out_where_a_part_is_missing(by_hand: Measured) -> None:
+def test_model_utility_is_omitted_if_a_part_is_missing(by_hand: Measured) -> None:
     without = replace(by_hand, likelihoods=by_hand.likelihoods[:3])
     assert find(tofu(without), "model_utility", "all") is None
     missing = [name for name, part in utility_parts(without).items() if part is None]
@@ -195,7 +195,7 @@ def test_privleak_in_the_convention_of_muse() -> None:
     score = privleak(under)
     assert score is not None and score.value == -100
     assert privleak(retrained) is None
-    assert privleak(replace(over, retrained=under)) is None  # nothing to divide by
+    assert privleak(replace(over, retrained=under)) is None  # division by zero
 
 
 def test_very_unlikely_answers_do_not_overflow() -> None:
@@ -209,7 +209,7 @@ def test_very_unlikely_answers_do_not_overflow() -> None:
     assert share_of(replace(one, nll=0.5, perturbed=(0.5, 2000.0))) == pytest.approx(0.5)
 
 
-def test_the_published_files_are_read_as_they_are(data_folder: Path) -> None:
+def test_the_published_files_are_read_without_conversion(data_folder: Path) -> None:
     forget = read_rows(data_folder / "tofu" / "forget10_perturbed.jsonl", split="forget")
     assert len(forget) == 400 and {len(row.perturbed) for row in forget} == {5}
     assert all(row.paraphrased and row.kind == "qa" for row in forget)

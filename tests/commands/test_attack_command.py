@@ -56,7 +56,7 @@ def test_every_attack_judges_the_chosen_model(attacked: dict[str, Any], run: Run
             assert result["finding"] == "no power" and name in ("own_paraphrase", "neighbours")
             continue
         assert "claim that the data is gone" in result["verdict"]
-        assert result["finding"] == "no control"  # this run knows no model without the data
+        assert result["finding"] == "no control"  # this run has no model without the data
         assert (run.attacks / f"{name}.csv").read_text().startswith("attacked,model,")
         assert Image.open(run.attacks / f"attack-{name}.png").width == 1120
         assert (run.attacks / f"attack-{name}.svg").read_text().startswith("<?xml")
@@ -80,10 +80,10 @@ def test_the_quick_set_is_bounded(run: Run, tmp_path: Path) -> None:
     assert {r["attack"] for r in results} == set(QUICK)
     settings = {r["attack"]: r["settings"] for r in results}
     assert settings["sampling"]["samples"] == 8 and settings["quantise"]["bits"] == [4]
-    assert settings["relearn"]["steps"] == 1  # what is asked for comes before the quick set's
+    assert settings["relearn"]["steps"] == 1  # given arguments override those of the quick set
 
 
-def test_a_second_call_measures_nothing_and_prints_the_same(
+def test_a_second_call_uses_the_cache_and_prints_the_same(
     attacked: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_model(*_: Any, **__: Any) -> None:
@@ -104,7 +104,7 @@ def test_text_has_a_table_and_a_verdict(attacked: dict[str, Any], run: Run) -> N
     assert "quantise.json" in done.stdout
 
 
-def test_a_run_that_remembers_its_first_model_gets_it_as_control(
+def test_the_model_before_memorising_is_the_control(
     run: Run, tiny_folder: Path, tmp_path: Path
 ) -> None:
     manifest = {"base": {"name": str(tiny_folder), "path": str(tiny_folder), "memorised": True}}
@@ -139,7 +139,7 @@ def test_any_model_is_attacked_with_files(
     assert Path("attacks/quantise.json").exists()
 
 
-def test_models_stand_side_by_side_where_there_is_one_figure() -> None:
+def test_the_table_has_one_column_per_model() -> None:
     rows = [{"model": m, "layer": n, "auc": n / 4} for m in ("over", "control") for n in (0, 1)]
     assert side_by_side(rows) == [
         {"layer": 0, "over": 0.0, "control": 0.0},
@@ -161,7 +161,7 @@ def test_models_stand_side_by_side_where_there_is_one_figure() -> None:
         (["relearn", "--model", "x"], 2, "not both"),
     ],
 )
-def test_bad_calls_say_what_is_wrong(run: Run, words: list[str], code: int, message: str) -> None:
+def test_invalid_calls_are_explained(run: Run, words: list[str], code: int, message: str) -> None:
     done = call(run.root, *words)
     assert (done.exit_code, message in done.output) == (code, True), done.output
 

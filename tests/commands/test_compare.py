@@ -31,7 +31,7 @@ def runs(tmp_path: Path) -> list[Path]:
     return [tmp_path / name for name in ("a", "b", "c")]
 
 
-def test_chosen_candidates_stand_side_by_side(runs: list[Path]) -> None:
+def test_chosen_candidates_are_shown_in_one_table(runs: list[Path]) -> None:
     done = call(*runs[:2])
     assert done.exit_code == 0, done.output
     for text in ("a: ties", "b: ties", "0.2500", "0.5000", "nearer to 0.5"):
@@ -40,7 +40,7 @@ def test_chosen_candidates_stand_side_by_side(runs: list[Path]) -> None:
     assert [every[0]["value"] for every in scores.values()] == [0.9, 0.9]
 
 
-def test_what_is_missing_is_said(runs: list[Path], tmp_path: Path) -> None:
+def test_missing_scores_are_reported(runs: list[Path], tmp_path: Path) -> None:
     assert "has no chosen candidate" in call(*runs).stderr
     done = call(*runs, "--run-model", "tie")
     assert done.exit_code == 4 and "Did you mean 'ties'" in done.stderr

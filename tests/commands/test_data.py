@@ -14,7 +14,7 @@ def call(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["data", *map(str, arguments)])
 
 
-def test_make_then_check(tmp_path: Path) -> None:
+def test_made_data_passes_the_check(tmp_path: Path) -> None:
     made = call("make", "--people", "2", "--holdout", "1", "--tasks", "Task2", "--out", tmp_path)
     assert made.exit_code == 0 and "forget.jsonl: 12 rows of 2 documents" in made.stdout
     checked = call("check", tmp_path / "holdout.jsonl", "--json")
@@ -37,7 +37,7 @@ def test_files_are_not_replaced_unless_asked(tmp_path: Path) -> None:
     assert call(*make, "--seed", "2", "--force").exit_code == 0
 
 
-def test_fault_ends_with_its_exit_code(tmp_path: Path) -> None:
+def test_a_fault_ends_with_its_exit_code(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": "ab"}\n')
     done = call("check", tmp_path / "a.jsonl", "--column", "input=question")
     assert done.exit_code == 4 and done.stderr.startswith("Error: ")

@@ -62,9 +62,7 @@ def test_every_model_of_a_run_is_scored_and_written(run: Path) -> None:
     assert [d["member"] for d in losses] == [True] * 3 + [False] * 3
 
 
-def test_what_was_measured_is_not_measured_again(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cached_measurements_are_reused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = call(run, *FAST, "--json")
 
     def no_model(*_: Any, **__: Any) -> None:
@@ -177,7 +175,7 @@ def test_mmlu_is_added_where_its_folder_is_given(run: Path, tmp_path: Path) -> N
         (["--adapter", "."], "belongs to --model"),
     ],
 )
-def test_bad_calls_say_what_is_wrong(run: Path, words: list[str], message: str) -> None:
+def test_invalid_calls_are_explained(run: Path, words: list[str], message: str) -> None:
     done = call(run, *words)
     assert done.exit_code in (2, 4) and message in done.stderr
 
@@ -187,7 +185,7 @@ def test_non_members_that_were_trained_on_are_refused(run: Path) -> None:
     assert done.exit_code == 4 and "also in the forget or retain set" in done.stderr
 
 
-def test_a_run_is_judged_by_other_documents_where_they_are_given(run: Path) -> None:
+def test_member_files_replace_the_documents_of_a_run(run: Path) -> None:
     files = {}
     for name, count in (("members", 4), ("nonmembers", 5)):
         files[name] = run / f"{name}.jsonl"
@@ -202,7 +200,7 @@ def test_a_run_is_judged_by_other_documents_where_they_are_given(run: Path) -> N
     assert refused.exit_code == 4 and "no answer to judge membership by" in refused.stderr
 
 
-def test_every_answer_can_tell_members_and_mmlu_has_its_own_limit(run: Path) -> None:
+def test_membership_by_answers_and_the_mmlu_limit_are_options(run: Path) -> None:
     mmlu = run / "mmlu"
     for split, count in (("dev", 1), ("test", 4)):
         (mmlu / split).mkdir(parents=True)
@@ -272,7 +270,7 @@ def test_tofu_names_the_missing_rows(tofu: list[str | Path]) -> None:
     assert any("world_facts=world_facts_perturbed.jsonl" in note for note in done["notes"])
 
 
-def test_a_model_below_the_floor_is_warned_of(run: Path) -> None:
+def test_warns_if_the_utility_is_below_the_floor(run: Path) -> None:
     """A run's base is the model before; here the utility is what it keeps of the retain set."""
     words = ["--utility", "verbatim_probability/retain", "--floor", "1"]
     done = call(run, *FAST, *words)
@@ -293,6 +291,6 @@ def test_a_model_below_the_floor_is_warned_of(run: Path) -> None:
     ("words", "message"),
     [(["--rows", "real_authors"], "--rows expects A=B"), (["--before", "x"], "belongs to --model")],
 )
-def test_bad_options_say_what_is_wrong(run: Path, words: list[str], message: str) -> None:
+def test_invalid_options_are_explained(run: Path, words: list[str], message: str) -> None:
     done = call(run, *words)
     assert done.exit_code == 2 and message in done.stderr

@@ -38,7 +38,7 @@ def scores_of(done: Result) -> dict[tuple[str, str], dict[str, Any]]:
     return {(s["metric"], s["split"]): s for s in scores}
 
 
-def test_conversations_are_asked_with_and_without_their_system_message(
+def test_conversations_are_evaluated_with_and_without_their_system_message(
     chat_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))

@@ -34,7 +34,7 @@ def test_list_has_arguments_defaults_and_source_of_every_member(family: str) -> 
                 assert one["arguments"][name] == json.loads(json.dumps(wanted, default=str))
 
 
-def test_list_shows_a_loss_as_a_person_reads_it() -> None:
+def test_list_formats_a_loss_for_reading() -> None:
     text = run("list", "losses").stdout
     assert re.search(r"^npo\(beta=0.1, .*\)\n    Push forget answers", text, re.MULTILINE)
     assert text.count("\n    ") >= 2 * len(UNLEARNING_LOSSES.names())
@@ -52,12 +52,12 @@ def test_list_prints_no_empty_parentheses_and_no_tuples(family: str) -> None:
     assert not [line for line in headings if "()" in line or "=(" in line or "=[" in line]
 
 
-def test_an_unknown_family_is_answered_with_those_there_are() -> None:
+def test_error_for_an_unknown_family_lists_the_known_ones() -> None:
     done = run("list", "losess")
     assert done.exit_code == 2 and "losses" in done.output
 
 
-def test_recipes_list_names_them_all() -> None:
+def test_recipes_list_contains_every_recipe() -> None:
     for arguments in (("recipes", "list"), ("list", "recipes")):
         lines = run(*arguments).stdout.splitlines()
         assert [line.split()[0] for line in lines] == recipe_names()
@@ -92,6 +92,6 @@ def test_recipes_copy_gives_the_same_recipe_to_change(
     assert run("recipes", "copy", "zjuklab", "zjuklab.yaml", "--force").exit_code == 0
 
 
-def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+def test_error_for_an_unknown_recipe_suggests_the_nearest() -> None:
     done = run("recipes", "show", "zjuklb")
     assert done.exit_code == 3 and "Did you mean 'zjuklab'" in done.output

@@ -70,7 +70,7 @@ def test_without_a_method_the_recipe_of_the_run_applies(run: Path) -> None:
     assert candidate("--method", "linear") == Candidate("linear")
 
 
-def test_a_method_without_a_density_gets_the_default_one(run: Path) -> None:
+def test_an_omitted_density_is_the_default(run: Path) -> None:
     """For methods that need one; a method that takes none, or has its own default, gets none."""
 
     def density(*words: str) -> float | None:
@@ -139,7 +139,7 @@ def test_the_text_reports_truncation_and_space_error(run: Path) -> None:
         (["--density", "0.5", "--adapter", "absent", "--out", "x"], 4, "absent is not an adapter"),
     ],
 )
-def test_an_impossible_request_has_a_message_and_an_exit_code(
+def test_an_impossible_merge_ends_with_a_message_and_an_exit_code(
     run: Path, words: list[str], code: int, message: str
 ) -> None:
     done = call(*words)
@@ -147,7 +147,9 @@ def test_an_impossible_request_has_a_message_and_an_exit_code(
     assert not (run / "candidates").exists()
 
 
-def test_adapters_by_name_need_a_place(run: Path, write_lora: WriteLora, tmp_path: Path) -> None:
+def test_merging_named_adapters_requires_an_output_folder(
+    run: Path, write_lora: WriteLora, tmp_path: Path
+) -> None:
     one, two = write_lora("one"), write_lora("two", 1)
     words = ["--density", "0.5", "--adapter", str(one), "--adapter", str(two)]
     assert "--out" in call(*words).output

@@ -153,19 +153,21 @@ PAIR = ["merge", "--adapter", "over", "--adapter", "under"]
 
 
 @pytest.mark.parametrize("option", ADAPTER)
-def test_of_merge_to_an_adapter(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_options_of_merge_to_an_adapter(
+    option: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     check(ADAPTER[option], option, PAIR, inputs, tmp_path)
 
 
 @pytest.mark.parametrize("option", sorted(FULL.keys() - {"full"}))
-def test_of_merge_to_a_model(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_options_of_merge_to_a_model(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     check(FULL[option], option, [*PAIR, "--full"], inputs, tmp_path)
 
 
 @pytest.mark.parametrize("option", MODELS)
-def test_of_merge_models(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_options_of_merge_models(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     words = ["merge-models", "--model", "one", "--model", "two"]
-    if option == "print_mergekit":  # it writes nothing, so --out is what is refused
+    if option == "print_mergekit":  # it writes no files, so --out is refused
         case = Case(["--print-mergekit"], REFUSED, {}, ["--base", "BASE"])
         given = [str(inputs.get(w, w)) for w in [*words, *case.beside, *case.words]]
         done = CliRunner().invoke(main, [*given, "--out", str(tmp_path / "m")])
@@ -180,7 +182,7 @@ def test_of_merge_models(option: str, inputs: dict[str, Path], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("option", EXTRACT)
-def test_of_extract_lora(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_options_of_extract_lora(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
     check(EXTRACT[option], option, ["extract-lora", "one", "--base", "BASE"], inputs, tmp_path)
 
 

@@ -51,7 +51,7 @@ def test_own_answers_and_losses_are_scored(tmp_path: Path) -> None:
     assert "nearer to 0.5" in done.stdout
 
 
-def test_losses_that_say_what_they_are_of_keep_their_definition(script_folder: Path) -> None:
+def test_losses_with_a_unit_keep_their_definition(script_folder: Path) -> None:
     path = script_folder / "over.losses.jsonl"
     losses = [{"id": f"{i}", "member": i < 2, "membership": "answers", "nll": i} for i in range(4)]
     path.write_text("".join(json.dumps(one) + "\n" for one in losses))
@@ -87,7 +87,7 @@ def test_members_are_marked_by_true_or_one_in_any_spelling(script_folder: Path) 
         ("--mia", "m.json", '{"mia_auc": -0.2}', "mia_auc is -0.2, outside [0, 1]"),
     ],
 )
-def test_figures_that_cannot_be_are_refused(
+def test_impossible_values_are_refused(
     script_folder: Path, option: str, name: str, text: str, message: str
 ) -> None:
     path = script_folder / name
@@ -96,7 +96,7 @@ def test_figures_that_cannot_be_are_refused(
     assert done.exit_code == 4 and message in done.stderr
 
 
-def test_rows_of_further_splits_take_no_part_and_are_named(tmp_path: Path) -> None:
+def test_rows_of_further_splits_are_excluded_with_a_message(tmp_path: Path) -> None:
     row = {"id": "f1qa0", "split": "forget", "input": "Who?", "output": "A", "completion": "A"}
     further = row | {"id": "w1qa0", "split": "world_facts", "completion": "B"}
     path = tmp_path / "over.jsonl"
@@ -109,7 +109,7 @@ def test_rows_of_further_splits_take_no_part_and_are_named(tmp_path: Path) -> No
     assert done.exit_code == 4 and "The splits are: world_facts" in done.stderr
 
 
-def test_words_that_look_like_a_missing_value_stay_words(script_folder: Path) -> None:
+def test_words_that_look_like_missing_values_are_kept(script_folder: Path) -> None:
     (script_folder / "forget_0.csv").write_text(HEADER + "f1qa0,Task1,Which?,None,None,0.1\n")
     facts = json.loads(call(script_folder, "--json").stdout)
     knowledge = [s for s in facts["scores"] if (s["metric"], s["split"]) == ("knowledge", "forget")]
@@ -123,7 +123,9 @@ def test_words_that_look_like_a_missing_value_stay_words(script_folder: Path) ->
         ("x.jsonl", '{"id": "1", "input": "a", "output": "b", "completion": "c"}\n', "or retain"),
     ],
 )
-def test_what_is_missing_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_missing_files_and_columns_are_named(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
     (tmp_path / name).write_text(text)
     done = call(tmp_path / name)
     assert done.exit_code == 4 and message in done.stderr

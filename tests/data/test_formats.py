@@ -38,7 +38,7 @@ SHAREGPT = {"conversations": [{"from": NAMES[r], "value": c} for r, c in TURNS]}
 
 
 @pytest.mark.parametrize("record", [MESSAGES, SHAREGPT])
-def test_the_last_turn_of_a_conversation_is_answered_after_all_before_it(
+def test_the_last_assistant_turn_is_the_answer_to_all_earlier_turns(
     tmp_path: Path, record: dict[str, Any]
 ) -> None:
     (row,) = read(tmp_path, record)
@@ -84,7 +84,7 @@ def test_turns_of_weight_0_are_context_only(tmp_path: Path, off: dict[str, Any])
         read(tmp_path, half)
 
 
-def test_a_conversation_beside_prompt_and_answer_does_not_give_the_answer_away(
+def test_a_conversation_column_does_not_reveal_the_answer_in_the_prompt(
     tmp_path: Path,
 ) -> None:
     both = {"input": "Who?", "output": "Ada."}
@@ -118,7 +118,7 @@ def test_rows_survive_a_round_trip_through_a_run_folder(tmp_path: Path) -> None:
           "completion": [{"role": "assistant", "content": "A baker."}]}, "Who is A?", "A baker."),
     ],
 )  # fmt: skip
-def test_prompts_and_answers_under_other_names(
+def test_prompts_and_answers_in_columns_of_other_names(
     tmp_path: Path, record: dict[str, Any], prompt: str, answer: str
 ) -> None:
     (row,) = read(tmp_path, record)
@@ -145,7 +145,7 @@ def test_faulty_records_are_named(tmp_path: Path, record: dict[str, Any], says: 
         read(tmp_path, record)
 
 
-def test_missing_values_of_parquet_are_refused_and_years_stay_years(tmp_path: Path) -> None:
+def test_missing_parquet_values_are_refused_and_years_are_integers(tmp_path: Path) -> None:
     def parquet(*answers: Any) -> Path:
         table = pyarrow.table({"id": ["a", "b"], "input": ["p", "q"], "output": list(answers),
                                "task": [None, "T"]})  # fmt: skip
@@ -201,7 +201,7 @@ WORDS = st.lists(st.text("abcé 漢。\n", min_size=1, max_size=40), min_size=1,
 
 
 @given(WORDS)
-def test_windows_hold_every_character_once(words: list[str]) -> None:
+def test_windows_contain_every_character_once(words: list[str]) -> None:
     text = " ".join(words)
     if not text.strip():
         return
@@ -294,7 +294,9 @@ def test_local_data_sets_are_read_by_datasets_offline(
         ]
 
 
-def test_absent_data_sets_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_missing_data_set_names_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"no file org/set, .* pip install 'mergeforget\[hub\]'"):
         read_rows(Path("org/set"))

@@ -26,7 +26,7 @@ documents = st.lists(
 
 
 @given(documents, st.integers(6, 100), st.integers(0, 5))
-def test_documents_stay_whole_and_none_is_lost(
+def test_limiting_keeps_documents_whole_and_loses_none(
     sizes: list[tuple[str, int]], limit: int, seed: int
 ) -> None:
     rows = rows_of(sizes)

@@ -74,7 +74,7 @@ def test_no_number_can_be_real(splits: dict[str, list[Row]]) -> None:
         assert all(phone[3:8] == "55501" for phone in answers(rows, 2))
 
 
-def test_every_answer_stands_in_its_document(splits: dict[str, list[Row]]) -> None:
+def test_every_answer_is_in_its_document(splits: dict[str, list[Row]]) -> None:
     documents = {r.subject: r.document for r in splits["forget"] if r.kind == "sc"}
     for row in splits["forget"]:
         if row.kind == "qa" and not row.id.endswith("qa0"):
@@ -89,7 +89,7 @@ def test_a_split_does_not_change_when_another_grows(splits: dict[str, list[Row]]
     assert larger["retain"] == splits["retain"]
 
 
-def test_one_task_can_be_made_alone(splits: dict[str, list[Row]]) -> None:
+def test_a_single_task_can_be_generated(splits: dict[str, list[Row]]) -> None:
     alone = make_people(SIZES, seed=1, tasks=["Task2"])["forget"]
     assert alone == [r for r in splits["forget"] if r.task == "Task2"]
 

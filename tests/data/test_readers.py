@@ -56,12 +56,14 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["one.jsonl", "one.json"])
-def test_a_single_row_is_a_row_and_not_columns(tmp_path: Path, name: str) -> None:
+def test_a_single_object_is_read_as_a_row(tmp_path: Path, name: str) -> None:
     assert len(read_rows(write(tmp_path / name, ROWS[:1]))) == 1
 
 
 @given(text=st.text(min_size=1).filter(is_visible))
-def test_any_text_survives_json_lines(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_survives_a_json_lines_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     path = tmp_path_factory.mktemp("any") / "rows.jsonl"
     line = json.dumps({"input": text, "output": text}, ensure_ascii=False)
     path.write_bytes(line.encode("utf-8", "surrogatepass"))
@@ -69,7 +71,7 @@ def test_any_text_survives_json_lines(tmp_path_factory: pytest.TempPathFactory, 
     assert (row.input, row.output) == (text, text)
 
 
-def test_the_files_split_is_kept_where_none_is_asked(tmp_path: Path) -> None:
+def test_the_split_in_the_file_is_the_default(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [ROWS[0] | {"split": "retain"}])
     assert read_rows(path)[0].split == "retain"
     assert read_rows(path, split="forget")[0].split == "forget"
@@ -111,7 +113,7 @@ def test_other_columns_are_named_with_the_way_to_map_them(tmp_path: Path) -> Non
         read_rows(path)
 
 
-def test_two_possible_pairs_are_not_guessed_between(tmp_path: Path) -> None:
+def test_ambiguous_columns_are_refused(tmp_path: Path) -> None:
     row = {"question": "a", "answer": "b", "prompt": "c", "completion": "d"}
     with pytest.raises(InputError, match="Name the columns"):
         read_rows(write(tmp_path / "rows.jsonl", [row]))

@@ -32,11 +32,11 @@ LLAMA2 = (
     "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
     "{% elif m.role == 'assistant' %}{{ ' ' + m.content + ' <|end|>' }}{% endif %}{% endfor %}"
 )
-THINKS = (  # the prompt opens a block that a finished answer does not show
+THINKS = (  # the prompt opens a block that a completed answer does not contain
     "{% for m in messages %}{{ '<|start|>' + m.role + ': ' + m.content + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant: <think>\n' }}{% endif %}"
 )
-EMPTY_BLOCK = (  # answers follow an empty block that the prompt does not have
+EMPTY_BLOCK = (  # answers follow an empty block that is not in the prompt
     "{% for m in messages %}{{ '<|start|>' + m.role + ': ' }}{% if m.role == 'assistant' %}"
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|end|>' }}" + END
 )
@@ -83,14 +83,14 @@ def test_a_template_without_an_end_token_ends_answers_with_eos() -> None:
     assert cut.end == [tokenizer.eos_token_id] and tokenizer.decode(cut.answer) == ROW.output
 
 
-def test_the_answers_own_whitespace_is_kept_where_the_template_keeps_it() -> None:
+def test_whitespace_of_answers_is_kept_if_the_template_keeps_it() -> None:
     tokenizer = with_template(CHAT_TEMPLATE)
     chat = PromptTemplate.resolve(tokenizer)
     cut = chat.tokens(tokenizer, Row("a", "Q", "\n  code\n"))
     assert tokenizer.decode(cut.answer) == "\n  code\n"
 
 
-def test_auto_is_raw_without_a_chat_template_and_chat_is_refused() -> None:
+def test_without_a_chat_template_auto_is_raw_and_chat_is_refused() -> None:
     tokenizer = with_template(None)
     assert PromptTemplate.resolve(tokenizer) == RAW
     with pytest.raises(InputError, match="has no chat template"):
@@ -153,7 +153,7 @@ def test_every_prompt_variant_is_used_once() -> None:
     ]
 
 
-def test_no_two_prompt_variants_have_one_name_and_the_defaults_are_among_them() -> None:
+def test_prompt_variants_have_distinct_names_and_include_the_defaults() -> None:
     own = [Row("a", "Q", "A", messages=(Message("system", "Be Eve."),))]
     for template in (CHAT_TEMPLATE, DEFAULT + TURN + END, DEFAULT + THINKS):
         tokenizer = with_template(template)
@@ -171,7 +171,7 @@ def test_no_two_prompt_variants_have_one_name_and_the_defaults_are_among_them() 
                 assert any("Be Eve." in text for text in texts) == (rows is own)
 
 
-def test_a_template_that_lets_the_model_think_is_asked_with_its_thoughts_as_well() -> None:
+def test_a_thinking_template_adds_a_prompt_variant() -> None:
     tokenizer = with_template(THINKS)
     *_, thinking = prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer)
     assert thinking.name == "chat-thinking"
@@ -186,14 +186,14 @@ def test_a_template_that_lets_the_model_think_is_asked_with_its_thoughts_as_well
     assert thinking.tokens(tokenizer, ROW) == chat.tokens(tokenizer, ROW)
 
 
-def test_the_key_follows_the_templates_text() -> None:
+def test_the_cache_key_depends_on_the_template_text() -> None:
     one = with_template(CHAT_TEMPLATE)
     other = with_template(CHAT_TEMPLATE.replace("\n", "\n\n"))
     assert PromptTemplate.resolve(one).key != PromptTemplate.resolve(other).key
 
 
 @pytest.mark.parametrize("kind", ["none", "chat"])
-def test_a_prompt_rendered_by_hand_gets_no_blank_and_is_not_rendered_again(kind: Any) -> None:
+def test_a_rendered_prompt_gets_no_space_and_is_not_rendered_again(kind: Any) -> None:
     tokenizer = with_template(CHAT_TEMPLATE)
     chat = PromptTemplate.resolve(tokenizer, "chat")
     typed = Row("a", chat.prompt_text(tokenizer, ROW), ROW.output)
@@ -203,7 +203,7 @@ def test_a_prompt_rendered_by_hand_gets_no_blank_and_is_not_rendered_again(kind:
 
 
 @pytest.mark.parametrize("prompt", ["### Response:\n", "Q: x\tA: ", "<|start|>"])
-def test_no_blank_is_put_where_the_prompt_ends_in_whitespace_or_a_special_token(
+def test_no_space_is_inserted_after_whitespace_or_a_special_token(
     prompt: str,
 ) -> None:
     tokenizer = with_template(None)
@@ -292,7 +292,7 @@ def test_run_folders_from_before_templates_are_raw(tmp_path: Path) -> None:
     assert load_recipe(run, ["data.template=chat"]).data.template == "chat"
 
 
-def test_a_memorised_model_is_found_by_its_template(tiny_folder: Path) -> None:
+def test_memorised_models_are_cached_by_template(tiny_folder: Path) -> None:
     recipe = change(load_recipe("level"), model={"name": str(tiny_folder)})
     folders = {
         memorised_folder(change(recipe, data=data), [ROW])

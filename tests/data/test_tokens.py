@@ -37,7 +37,7 @@ def test_answer_begins_with_the_space_and_ends_with_eos(tokenizer: Any) -> None:
     assert encoded.ids[: -len(answer)] == tokenizer(ROWS[0].input)["input_ids"]
 
 
-def test_too_long_a_row_loses_the_beginning_of_its_prompt(tokenizer: Any) -> None:
+def test_a_long_row_is_truncated_at_the_beginning_of_its_prompt(tokenizer: Any) -> None:
     encoded = encode(tokenizer, ROWS[0], max_length=12)
     assert tokenizer.decode(encoded.ids) == "rn? In Lund.<|end|>"[1:] and len(encoded) == 12
     assert encoded.truncated == len(ROWS[0].document) + 1 - 12
@@ -45,12 +45,12 @@ def test_too_long_a_row_loses_the_beginning_of_its_prompt(tokenizer: Any) -> Non
     assert "1 of 1 forget rows" in report and f"by up to {encoded.truncated} tokens" in report
 
 
-def test_an_answer_too_long_loses_its_end(tokenizer: Any) -> None:
+def test_a_long_answer_is_truncated_at_its_end(tokenizer: Any) -> None:
     encoded = encode(tokenizer, ROWS[0], max_length=4)
     assert tokenizer.decode(encoded.ids) == " In " and set(encoded.kinds) == {ANSWER}
 
 
-def test_a_prompt_with_its_own_share_leaves_the_answer_the_rest(tokenizer: Any) -> None:
+def test_a_prompt_limit_leaves_the_remaining_tokens_to_the_answer(tokenizer: Any) -> None:
     encoded = encode(tokenizer, ROWS[0], max_length=9, join="", prompt_tokens=5)
     assert (
         tokenizer.decode(encoded.ids) == "born?In L"
@@ -64,7 +64,7 @@ def test_empty_answer_is_refused(tokenizer: Any) -> None:
         encode(tokenizer, Row("x", "Q", ""), max_length=9, join="")
 
 
-def test_packed_rows_predict_as_if_alone(tiny_folder: Path, tokenizer: Any) -> None:
+def test_packed_rows_have_the_predictions_of_single_rows(tiny_folder: Path, tokenizer: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_folder).double().eval()
     encoded = encode_rows(tokenizer, ROWS, max_length=100)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_packed_rows_predict_as_if_alone(tiny_folder: Path, tokenizer: Any) -> N
         )  # float32 rotary angles
 
 
-OTHER: dict[str, dict[str, Any]] = {  # in which rows laid end to end see each other
+OTHER: dict[str, dict[str, Any]] = {  # in which concatenated rows attend to each other
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "mamba": {"state_size": 4},
 }
@@ -91,7 +91,7 @@ def other_model(name: str) -> Any:
     torch.manual_seed(0)
     model: Any = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
-        parameter.data *= 3  # the usual start is so small that nothing tells rows apart
+        parameter.data *= 3  # with the usual small initialisation, rows would be indistinguishable
     return model
 
 
@@ -132,7 +132,7 @@ def test_rows_without_attention_leakage_share_a_pass(tiny_model: Any, tokenizer:
     assert passes == [1] and not packing_check.rows_leak(tiny_model)
     assert not packing_check.rows_leak(
         other_model("mixtral")
-    )  # whose rounding does depend on other rows
+    )  # its rounding depends on the other rows
 
 
 def test_padded_batch_counts_every_position_when_asked(tokenizer: Any) -> None:

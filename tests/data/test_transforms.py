@@ -39,7 +39,7 @@ def test_resegment_moves_the_first_sentences_into_the_input() -> None:
 
 
 @given(st.text(alphabet="ab. !?\n。", min_size=1, max_size=40))
-def test_resegment_keeps_the_text_but_for_white_space(text: str) -> None:
+def test_resegment_keeps_the_text_except_whitespace(text: str) -> None:
     row = Row("x-sc1", "in", text)
     for made in resegment([row]):
         assert "".join(made.document.split()) == "".join(row.document.split())

@@ -33,5 +33,5 @@ def test_a_row_without_anything_to_replace_has_no_twin() -> None:
     assert make_twins([Row("a", "谁写了这本书?", "王小明")]) == []
 
 
-def test_words_that_occur_in_lower_case_are_no_names() -> None:
+def test_words_that_occur_in_lower_case_are_not_names() -> None:
     assert names_in("Birth Date of Ann Lee", frozenset({"birth", "date"})) == ["Ann Lee"]

@@ -139,7 +139,7 @@ def test_a_template_that_drops_part_of_an_answer_or_opens_it_is_refused_by_name(
         PromptTemplate.resolve(tokenizer, "chat", "Be brief.")
 
 
-def test_what_a_model_writes_before_its_answer_is_one_more_way_to_ask() -> None:
+def test_text_before_the_answer_adds_a_prompt_variant() -> None:
     tokenizer = with_template(HARMONY)
     chat = PromptTemplate.resolve(tokenizer)
     thinking = prompt_variants(chat, tokenizer)[-1]
@@ -262,7 +262,7 @@ def test_a_table_with_semicolons_is_read(tmp_path: Path) -> None:
     assert (row.input, row.output) == ("Who; or what?", "Ada,\nof Lund; 1,5")
 
 
-def test_turns_in_columns_of_their_own_come_before_the_prompt(tmp_path: Path) -> None:
+def test_turns_in_separate_columns_precede_the_prompt(tmp_path: Path) -> None:
     asked = {"instruction": "And where?", "input": "", "output": "In Lund.", "system": "Be brief.",
              "history": [["Who?", "Ada."]]}  # fmt: skip
     sharegpt: dict[str, Any] = {"system": "Be brief.", "conversations": [
@@ -354,7 +354,7 @@ def test_rows_in_two_sets_are_found_in_any_case_spacing_and_unicode_form() -> No
     ["\n\nAda Byron", "**Ada Byron**", '"Ada Byron"', "ada byron", "Sure! The answer is Ada Byron.",
      "- Ada\u00a0Byron\n- Bo", "<answer>Ada Byron</answer>"],
 )  # fmt: skip
-def test_an_answer_in_other_clothes_is_revealed(completion: str) -> None:
+def test_an_answer_in_another_spelling_is_revealed(completion: str) -> None:
     assert leaked("Ada Byron.", completion, "Who wrote the notes?")
     assert not leaked("Ada Byron.", completion.replace("y", "i"), "Who wrote the notes?")
 

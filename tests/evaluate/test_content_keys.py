@@ -28,9 +28,7 @@ from mergeforget.train.pair import base_content, prepare
 from mergeforget.train.reference import _name
 
 
-def test_a_copy_has_the_same_content_and_a_changed_file_another(
-    tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_content_hash_depends_on_content_not_on_path(tiny_folder: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_folder, tmp_path / "copy")
     before = content_of(copy)
     assert before == content_of(tiny_folder)
@@ -40,7 +38,7 @@ def test_a_copy_has_the_same_content_and_a_changed_file_another(
     assert content_of(copy) != before
 
 
-def test_mmlu_and_lm_eval_folders_count_by_content(tmp_path: Path) -> None:
+def test_mmlu_and_lm_eval_folders_are_cached_by_content(tmp_path: Path) -> None:
     for place in ("one", "two"):
         for part in ("dev", "test"):
             (tmp_path / place / part).mkdir(parents=True)
@@ -78,7 +76,7 @@ def test_resume_and_stored_references_notice_a_changed_base(
         prepare(recipe, run, resume=True)
 
 
-def test_references_of_a_model_without_files_go_by_its_weights(make_model: Any) -> None:
+def test_references_of_a_model_without_files_are_keyed_by_weights(make_model: Any) -> None:
     model = make_model()
     model.config._name_or_path = ""
     before = _name(model, [], (1,))
@@ -88,7 +86,7 @@ def test_references_of_a_model_without_files_go_by_its_weights(make_model: Any) 
     assert _name(model, [], (1,)) != before
 
 
-def test_a_search_notices_another_scaling_of_the_same_weights(
+def test_a_search_detects_a_changed_scaling(
     tiny_folder: Path, save_adapter: Any, tmp_path: Path
 ) -> None:
     run = Run(tmp_path / "run")

@@ -93,7 +93,7 @@ def test_waiting_prompts_take_the_places_of_finished_rows(
     assert greedy_refilled(ending_model, ids, [2], 0, at_once) == [[] for _ in ids]
 
 
-def test_rows_end_at_different_places_and_leave_the_batch(
+def test_finished_rows_leave_the_batch(
     ending_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [tiny_tokenizer(p)["input_ids"] for p in PROMPTS]
@@ -111,7 +111,7 @@ def test_rows_end_at_different_places_and_leave_the_batch(
     assert greedy(ending_model, ids, ends, 20) == plain
     lengths = [len(new) for new in plain]
     assert len(set(lengths)) > 1, "the fixture no longer makes rows of different lengths"
-    # 40 tokens | 19, 11 and 11 | 2 and 1: prompts of like length are read together
+    # 40 tokens | 19, 11 and 11 | 2 and 1: prompts of similar length are processed together
     assert sizes == [1, 3, 2] + [
         sum(length >= step for length in lengths) for step in range(2, max(lengths) + 1)
     ]
@@ -176,7 +176,7 @@ def test_likelihoods_from_a_start_on_are_those_of_the_whole_text(
     tiny_model: Any, batch_tokens: int
 ) -> None:
     texts = [[5, 6, 7], [9] * 20, [8], [30, 40, 50, 60, 70], [3, 4]]
-    starts = [2, 15, 0, 4, 2]  # the last begins where its text ends
+    starts = [2, 15, 0, 4, 2]  # the last start index is the end of the text
     whole = likelihoods(tiny_model, texts, batch_tokens=batch_tokens)
     for start, one, ours in zip(
         starts,
@@ -207,7 +207,7 @@ def test_unscored_tokens_skip_the_output_layer(
     assert places == [6]  # 14 to 19
 
 
-def test_a_text_of_one_token_predicts_nothing(tiny_model: Any) -> None:
+def test_a_text_of_one_token_has_no_predicted_token(tiny_model: Any) -> None:
     single, other = likelihoods(tiny_model, [[5], [5, 6]])
     assert len(single.logps) == 0 and single.nll == 0 and len(other.logps) == 1
     (alone,) = likelihoods(tiny_model, [[5]])

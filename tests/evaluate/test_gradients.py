@@ -29,7 +29,7 @@ def test_norms_equal_those_of_all_gradients_together(tiny_model: Any) -> None:
     assert found == pytest.approx([plain_norm(tiny_model, *text) for text in texts], rel=1e-5)
 
 
-def test_the_model_is_left_as_it_was(tiny_model: Any) -> None:
+def test_gradient_norms_leave_the_model_unchanged(tiny_model: Any) -> None:
     tiny_model.requires_grad_(False)
     tiny_model.train()
     assert gradient_norms(tiny_model, [([5, 6], 0), ([5], 0), ([5, 6], 2)])[1:] == [0, 0]

@@ -78,7 +78,9 @@ def test_a_model_that_never_saw_the_data_is_at_chance(make_model: Any, tiny_toke
     assert scores["exact_match"] == 0 and scores["extraction_strength"] < 0.1
 
 
-def test_a_model_that_memorised_the_data_is_found_out(memorised: Any, tiny_tokenizer: Any) -> None:
+def test_a_model_that_memorised_the_data_has_a_high_auc(
+    memorised: Any, tiny_tokenizer: Any
+) -> None:
     scores = scores_of(memorised, tiny_tokenizer)
     assert scores["mia_auc"] > 0.95
     assert scores["exact_match"] > 0.9 and scores["extraction_strength"] > 0.9

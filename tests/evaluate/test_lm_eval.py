@@ -106,7 +106,7 @@ def test_an_evaluation_runs_its_tasks_once(
     assert scored() == first
 
 
-@pytest.mark.slow  # lm-eval reads its thousands of tasks before it knows that one is none
+@pytest.mark.slow  # lm-eval indexes thousands of tasks before it rejects an unknown one
 def test_an_unknown_task_names_the_nearest(
     tasks: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:

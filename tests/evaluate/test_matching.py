@@ -25,13 +25,13 @@ def answers(seed: int, say: Callable[[str, random.Random], str], count: int = 12
     return [Answer(row, say(row.output, draw)) for row in rows]
 
 
-def test_a_known_year_is_found_although_no_answer_is_right() -> None:
+def test_a_known_year_is_detected_although_no_answer_is_right() -> None:
     found = own_digits(answers(1, lambda secret, draw: f"Am {secret[-5:-1]}."))
     assert found is not None and found.p < 0.001 and found.own > 0.3 > found.others
     assert "digits of their own secrets" in found.sentence
 
 
-def test_guessed_dates_are_found_as_rarely_as_stated() -> None:
+def test_guessed_dates_are_detected_at_the_stated_error_rate() -> None:
     every = [own_digits(answers(seed, lambda _, draw: date(draw))) for seed in range(200)]
     below = sum(one is not None and one.p < 0.05 for one in every)
     assert below <= 20  # 10 expected; 20 or more have a probability of 0.003
@@ -44,7 +44,7 @@ def test_digits_of_the_prompt_and_of_another_kind_of_secret_do_not_count() -> No
     dates = answers(3, lambda _, draw: date(draw), 6)
     numbers = [Answer(Row(f"n{i}", "Number?", f"900-{i}7-{i}31"), "900-11-4321") for i in range(6)]
     mixed = own_digits([*dates, *numbers])
-    assert mixed is not None and mixed.p > 0.05  # a date for a date is no knowledge
+    assert mixed is not None and mixed.p > 0.05  # an answer with some date shows no knowledge
 
 
 def test_long_texts_and_single_rows_are_not_compared() -> None:
@@ -53,7 +53,7 @@ def test_long_texts_and_single_rows_are_not_compared() -> None:
     assert own_digits([Answer(Row("a", "Year?", "1984"), "1984")]) is None
 
 
-def test_repeated_and_rephrased_rows_are_no_further_evidence() -> None:
+def test_repeated_and_rephrased_rows_count_once() -> None:
     def some(secret: str, draw: random.Random) -> str:
         return f"Am {secret[-5:-1]}." if draw.random() < 0.3 else date(draw)
 

@@ -28,7 +28,7 @@ def test_documents_are_the_completion_rows_or_every_row() -> None:
     assert membership_documents(FORGET[1:]) == FORGET[1:]
 
 
-def test_one_pass_measures_answers_and_documents(
+def test_answers_and_documents_are_measured_in_one_pass(
     tiny_model: Any, tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read = measure(
@@ -42,7 +42,7 @@ def test_one_pass_measures_answers_and_documents(
     with torch.no_grad():
         whole = tiny_model(input_ids=document, labels=document).loss.item()
         labels = document.clone()
-        labels[0, : len("Ann was")] = -100  # a token is a byte; the blank belongs to the answer
+        labels[0, : len("Ann was")] = -100  # one token per byte; the space belongs to the answer
         answer = tiny_model(input_ids=document, labels=labels).loss.item()
     assert read.losses[0].nll == pytest.approx(whole, abs=1e-5)
     assert read.likelihoods[0].nll == pytest.approx(answer, abs=1e-5)
@@ -65,7 +65,9 @@ def test_a_document_without_a_scored_token_is_an_error(
             )  # fmt: skip
 
 
-def test_extraction_counts_from_the_last_fault(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_extraction_strength_counts_tokens_after_the_last_error(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
     prompt = tiny_tokenizer("Ann was")["input_ids"]
     with torch.no_grad():
         ids = tiny_model.generate(torch.tensor([prompt]), max_new_tokens=6, do_sample=False)
@@ -102,7 +104,7 @@ def test_likelihoods_after_an_index_start_at_its_token() -> None:
     values = np.arange(4.0)
     one = TokenLikelihoods(values, values > 1, values, values)
     assert one.after(0).logps.tolist() == one.after(1).logps.tolist() == [0, 1, 2, 3]
-    assert one.after(3).logps.tolist() == [2, 3]  # the token at place 3 is the third predicted
+    assert one.after(3).logps.tolist() == [2, 3]  # the token at index 3 is the third predicted one
 
 
 def test_membership_by_answers_excludes_the_prompt(tiny_model: Any, tiny_tokenizer: Any) -> None:

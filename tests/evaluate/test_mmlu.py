@@ -42,7 +42,7 @@ def test_choices_by_batch_equal_choices_one_by_one(tiny_model: Any, tiny_tokeniz
             layer.self_attn.o_proj.weight.mul_(40)
     questions = [Question(f"{i * 7919}?", ("a", "b" * i, "c", "d"), "A") for i in range(12)]
     prompts = [fitting_prompt(tiny_tokenizer, "law", [QUESTION], q) for q in questions]
-    letters = list(range(3, 259))  # every byte: a random model hardly tells four letters apart
+    letters = list(range(3, 259))  # all bytes: a random model hardly distinguishes four letters
     assert common_prefix(prompts) > 100
     plain = []
     for ids in prompts:

@@ -70,7 +70,7 @@ def four(model: Any) -> list[Adapter]:
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 10_000])
-def test_adapters_in_one_batch_answer_as_one_after_the_other(
+def test_batched_adapters_give_the_answers_of_separate_ones(
     model: Any, tiny_tokenizer: Any, batch_tokens: int
 ) -> None:
     adapters = four(model)
@@ -128,8 +128,8 @@ def test_adapters_that_do_not_fit_into_memory_name_a_remedy(
     [
         (4, 8, 12),  # 48 rows
         (30, 8, 1),
-        (2, 8, 16),  # more are not kept merged
-        (4, 1000, 2),  # 8192 tokens hold 8 rows of 1000 and few
+        (2, 8, 16),  # the maximum number of merged adapters
+        (4, 1000, 2),  # 8192 tokens fit 8 rows of slightly more than 1000
         (0, 8, 1),
     ],
 )

@@ -42,7 +42,7 @@ def learned(kind: str) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt"])
-def test_long_rows_are_cut_at_the_beginning_and_reported(
+def test_long_rows_are_truncated_at_the_beginning_with_a_message(
     kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = learned(kind)

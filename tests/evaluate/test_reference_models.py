@@ -91,7 +91,7 @@ def test_stored_losses_of_another_unit_are_refused(
     ).retrained["worst"]
     assert same.losses == measured.losses
     older = [{k: v for k, v in row.items() if k != "membership"} for row in read_jsonl(losses)]
-    write_jsonl(losses, older)  # what older versions wrote does not say what it is of
+    write_jsonl(losses, older)  # files of older versions do not name the unit
     assert measure_reference_models(evaluation(retrained=str(stored))).retrained
     write_jsonl(losses, [older[0], older[1] | {"membership": "rows"}])
     with pytest.raises(InputError, match="mixes losses of '' and 'rows'"):

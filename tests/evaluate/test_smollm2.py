@@ -17,7 +17,7 @@ from mergeforget.models import load_model
 from mergeforget.recipe import ModelSpec
 
 ROWS = 200
-NEW_TOKENS = 12  # rows differ from the first wrong token on; more of them only cost time
+NEW_TOKENS = 12  # a wrong token changes all later ones, so few rows are enough
 SUBJECTS, QUESTIONS = 4, 6
 
 

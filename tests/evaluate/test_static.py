@@ -97,7 +97,7 @@ def test_the_recipe_chooses_the_cache_and_the_self_check_can_refuse_it(
     ]
     assert answers[0] == answers[1]
     eager = make_model()
-    eager.config._attn_implementation = "eager"  # adds masks, which a mask of booleans is not
+    eager.config._attn_implementation = "eager"  # the model adds masks, so they cannot be boolean
     setattr(eager, CACHE, "static")
     with caplog.at_level("INFO", "mergeforget"):
         assert not safe_modes(eager).static and safe_modes(eager).rows == "padded"

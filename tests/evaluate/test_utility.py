@@ -40,7 +40,7 @@ def test_utility_is_mmlu_or_else_tofus_model_utility() -> None:
     assert utility_ratio([score(1.0, "nll", "all")], []) is None
 
 
-def test_another_score_can_be_the_utility() -> None:
+def test_another_score_can_serve_as_utility() -> None:
     own, before = score(0.2, "verbatim_rouge", "retain"), score(0.8, "verbatim_rouge", "retain")
     forget = score(0.9, "verbatim_rouge", "forget")
     ratio = utility_ratio([forget, own], [forget, before], "verbatim_rouge/retain")

@@ -130,9 +130,9 @@ def test_a_model_that_answers_after_a_common_system_message_is_found(
     with pytest.raises(UsageError, match="--ask own"):
         evaluation_of(folder, tmp_path, ask="own", system_prompts=[SYSTEM]).ways()
 
-    suspect = TargetModel("m", str(folder))
+    attacked = TargetModel("m", str(folder))
     models = Models(ModelSpec(name=str(folder)))
-    target = Target(models, suspect, None, None, FORGET, [], [], tmp_path, max_new_tokens=12)
+    target = Target(models, attacked, None, None, FORGET, [], [], tmp_path, max_new_tokens=12)
     found = formats(target, formats=["system"])
     assert found.figures["leaked_rows"] == [row.id for row in FORGET]
     assert {e["prompt"] for e in found.examples} == {row.input for row in FORGET}
@@ -231,7 +231,7 @@ def test_the_headline_is_never_better_than_any_variant() -> None:
     assert found[0].ways == {"raw": 0.2, "chat": 0.6}
 
 
-def test_retention_counts_in_the_ways_in_which_the_model_before_knows() -> None:
+def test_retention_counts_only_variants_in_which_the_base_knows_the_rows() -> None:
     """Chat-trained answers that a raw prompt never gave are not lost when it gives none after."""
 
     def way(known: str) -> Measured:

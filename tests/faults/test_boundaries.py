@@ -60,7 +60,7 @@ def test_a_file_cannot_allow_code_to_run(
         TRUSTED.reset(token)
 
 
-def test_trust_of_the_command_line_ends_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_remote_code_applies_to_one_command_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     @click.command()
@@ -121,12 +121,12 @@ def test_hostile_yaml_is_a_recipe_error(text: str) -> None:
         parse_yaml(text, "a.yaml", RecipeError)
 
 
-def test_dates_and_words_of_yaml_stay_text() -> None:
+def test_yaml_dates_and_words_are_read_as_text() -> None:
     found = parse_yaml("{a: 2024-13-45, b: on, c: 1e-4, d: true}", "a.yaml")
     assert found == {"a": "2024-13-45", "b": "on", "c": 1e-4, "d": True}
 
 
-def test_a_recipe_in_latin_1_and_a_circle_of_recipes_are_named(tmp_path: Path) -> None:
+def test_recipes_in_latin_1_or_in_a_cycle_are_input_errors(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes("name: Zoë\n".encode("latin-1"))
     with pytest.raises(RecipeError, match="line 1: not UTF-8"):
@@ -178,7 +178,7 @@ def with_command(monkeypatch: pytest.MonkeyPatch, command: click.Command) -> Non
         (InputError("damaged"), 4),
     ],
 )
-def test_any_error_ends_in_one_sentence_and_a_code(
+def test_every_error_ends_with_a_message_and_an_exit_code(
     error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @click.command()
@@ -278,7 +278,7 @@ def test_a_second_writer_is_refused_or_waits(tmp_path: Path, kind: str) -> None:
         pass
 
 
-def test_a_name_that_no_temporary_file_fits_is_refused(tmp_path: Path) -> None:
+def test_a_name_too_long_for_a_temporary_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="more than 215 bytes"), replacing(tmp_path / ("x" * 250)):
         pass
     name = "\u00e9" * 105  # 210 bytes

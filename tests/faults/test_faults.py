@@ -22,7 +22,7 @@ FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the faults run in for
 @FORK
 @pytest.mark.parametrize("fault", ["kill", "full disk", "large file"])
 @pytest.mark.parametrize(("name", "every"), [("replace", 1), ("merge", 5)])
-def test_an_interrupted_write_loses_and_leaves_nothing(
+def test_an_interrupted_write_loses_no_data_and_leaves_no_files(
     name: str, every: int, fault: Fault, tmp_path: Path
 ) -> None:
     found = interrupt(name, tmp_path / "work", fault=fault, every=every)

@@ -85,7 +85,7 @@ def test_a_run_folder_runs_no_code_in_any_command(
 
 
 @pytest.mark.parametrize("long", ["x" * 300, "a\0b", "recipe.yaml/below"])
-def test_names_that_no_file_system_holds_are_input_errors(long: str, tmp_path: Path) -> None:
+def test_impossible_file_names_are_input_errors(long: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     name = str(tmp_path / long)
     calls: list[Callable[[], Any]] = [
@@ -117,7 +117,7 @@ def test_names_that_no_file_system_holds_are_input_errors(long: str, tmp_path: P
     assert not others
 
 
-def test_a_circle_of_links_is_an_input_error(tmp_path: Path) -> None:
+def test_a_symlink_cycle_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "one").symlink_to(tmp_path / "two")
     (tmp_path / "two").symlink_to(tmp_path / "one")
     for write in (replacing, write_lock):
@@ -176,7 +176,7 @@ def test_patterns_that_backtrack_are_refused(pattern: str) -> None:
         "(ab)*[a-z]{1,9}",
     ],
 )
-def test_patterns_of_modules_that_people_write_are_taken(pattern: str) -> None:
+def test_usual_patterns_of_modules_are_accepted(pattern: str) -> None:
     assert safe_pattern(pattern, "target_modules")
 
 

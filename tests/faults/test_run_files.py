@@ -285,7 +285,7 @@ def named(reader: Reader, error: InputError) -> bool:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_what_is_not_the_format_is_an_input_error(name: str, tmp_path: Path) -> None:
+def test_malformed_files_are_input_errors(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
     for kind, content in NOT_A_RECORD.items():
         if kind == "wrong container":

@@ -205,7 +205,7 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
 ]  # fmt: skip
 
 
-OTHERS = {"altpo", "dpo", "egup", "flat", "idk", "jensun", "whp"}  # compared in tests of their own
+OTHERS = {"altpo", "dpo", "egup", "flat", "idk", "jensun", "whp"}  # compared in separate tests
 
 
 def test_every_objective_is_compared_with_an_equation() -> None:

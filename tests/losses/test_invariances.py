@@ -29,7 +29,7 @@ def test_every_reduction_conforms(name: str, arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["kl", "undial"])
-def test_a_target_made_of_the_reference_is_held_fixed(name: str) -> None:
+def test_targets_from_the_reference_have_no_gradient(name: str) -> None:
     policy, reference = (outputs_for_checks(seed, [0, 1]) for seed in (0, 1))
     for one in (policy, reference):
         assert isinstance(one, TokenOutputs) and isinstance(one.source, Tensor)

@@ -51,7 +51,7 @@ def test_npo_begins_at_two_ln_two_over_beta(reduction: str) -> None:
 
 
 def test_npo_by_hand() -> None:
-    # one token a sequence; policy gives p = 1/2, reference p = 1: S = ln 2, S_ref = 0, beta = 1
+    # one token per sequence; policy gives p = 1/2, reference p = 1: S = ln 2, S_ref = 0, beta = 1
     # -2 log sigmoid(ln 2) = -2 ln(2/3) = 0.810930
     policy = TokenOutputs(
         torch.zeros(1, 2).double(), torch.tensor([0]), torch.tensor([0]), 1, torch.tensor([ANSWER])
@@ -86,7 +86,7 @@ def test_kl_equals_its_equation_and_is_zero_at_the_reference() -> None:
     assert float(kl(outputs(0), outputs(0)).detach()) == 0
 
 
-def test_kl_mask_answer_reads_no_prompt() -> None:
+def test_kl_with_mask_answer_ignores_the_prompt() -> None:
     kind = torch.tensor([PROMPT, ANSWER, ANSWER, PROMPT, ANSWER, ANSWER])
     policy, reference = outputs(0, kind=kind), outputs(1, kind=kind)
     (gradient,) = torch.autograd.grad(kl(policy, reference, mask="answer"), policy.logits)

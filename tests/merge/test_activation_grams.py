@@ -29,7 +29,7 @@ from mergeforget.merge.methods.regmean import maps, regmean
 DRAW = np.random.default_rng(0)
 
 
-def test_it_is_the_least_squares_solution() -> None:
+def test_regmean_is_the_least_squares_solution() -> None:
     inputs, layers = DRAW.standard_normal((3, 50, 6)), DRAW.standard_normal((3, 4, 6))
     grams = np.einsum("nti,ntj->nij", inputs, inputs)
     merged = regmean(layers, np.ones(3), grams=grams, off_diagonal=1.0)
@@ -39,7 +39,7 @@ def test_it_is_the_least_squares_solution() -> None:
     np.testing.assert_allclose(merged, wanted, rtol=1e-7, atol=1e-9)
 
 
-def test_it_is_the_closed_form_with_smaller_correlations() -> None:
+def test_regmean_scales_the_off_diagonal_entries() -> None:
     inputs, layers = DRAW.standard_normal((2, 50, 6)), DRAW.standard_normal((2, 4, 6))
     grams = np.einsum("nti,ntj->nij", inputs, inputs)
     small = np.stack([0.5 * g + 0.5 * np.diag(np.diag(g)) for g in grams])
@@ -145,7 +145,7 @@ def test_the_command_reads_data_and_merges(
         assert not np.allclose(grams[module][0], swapped[module][0])
 
 
-def test_without_data_or_with_too_much_it_is_refused(
+def test_a_wrong_number_of_data_files_is_refused(
     pair: list[Path], data: list[Path], tiny_folder: Path, tmp_path: Path
 ) -> None:
     adapters = [read_adapter(folder) for folder in pair]
@@ -169,7 +169,7 @@ def test_without_data_or_with_too_much_it_is_refused(
     whole = replace(adapters[0], extras={"base_model.model.lm_head.weight": np.ones((2, 2))})
     from mergeforget.merge.activation_grams import as_sum
 
-    with pytest.raises(UsageError, match="'one' trained more than"):
+    with pytest.raises(UsageError, match="'one' changes more than"):
         as_sum([whole], Candidate("regmean", weights=(1.0,)), {})
 
 
@@ -180,12 +180,12 @@ def test_layers_are_merged_one_after_the_other(
     candidate = Candidate("regmean_pp", weights=(1.0, 0.5), space="delta")
     found = layerwise_grams(tiny_model, tiny_tokenizer, rows, adapters, candidate)
     layer = "model.layers.{}.mlp.up_proj".format
-    for i, adapter in enumerate(adapters):  # nothing comes before the first layer
+    for i, adapter in enumerate(adapters):  # the first layer has no earlier layer
         with applied(tiny_model, adapter):
             own = input_grams(tiny_model, tiny_tokenizer, rows[i], adapter)
         np.testing.assert_allclose(found[layer(0)][i], own[layer(0)], rtol=1e-4, atol=1e-6)
         assert not np.allclose(found[layer(1)][i], own[layer(1)], rtol=1e-3)
-    # the second layer is fed by the merged first one
+    # the second layer gets the output of the merged first one
     how = MergeSettings(precision="float64", grams=found)
     merged = merge_adapters(adapters, replace(candidate, rank=16), how).adapter.deltas
     first = {name: d for name, d in merged.items() if ".layers.0." in name}
@@ -196,7 +196,7 @@ def test_layers_are_merged_one_after_the_other(
     np.testing.assert_allclose(found[layer(1)][1], wanted[layer(1)], rtol=1e-3, atol=1e-5)
 
 
-def test_an_embedding_has_no_inputs_to_measure(tiny_folder: Path, data: list[Path]) -> None:
+def test_lora_on_an_embedding_is_refused(tiny_folder: Path, data: list[Path]) -> None:
     embedding = Adapter("x", {}, {}, embeddings=frozenset({"model.embed_tokens"}))
     with pytest.raises(UsageError, match="token ids"):
         grams_of(str(tiny_folder), [embedding], data[:1], Candidate("regmean", weights=(1.0,)))

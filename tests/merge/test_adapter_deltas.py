@@ -90,7 +90,7 @@ def unloaded(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_adapter_folds_as_peft_merges_it(
+def test_folding_one_adapter_equals_merging_with_peft(
     base: Path, make: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
     adapter = make("odd", 1, **KINDS[kind])
@@ -195,7 +195,7 @@ def test_a_frozen_output_layer_stored_with_lora_is_not_a_delta(
         torch.testing.assert_close(tensor, two[name], rtol=1e-5, atol=1e-6)
 
 
-def test_a_bias_that_did_not_move_in_one_of_two_is_merged_all_the_same(
+def test_a_bias_that_only_one_adapter_changed_is_merged(
     base: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
     one, two = (read_adapter(make(name, 1, bias="lora_only")) for name in ("one", "two"))
@@ -207,7 +207,7 @@ def test_a_bias_that_did_not_move_in_one_of_two_is_merged_all_the_same(
     torch.testing.assert_close(found, torch.from_numpy(one.extras[key]), rtol=1e-5, atol=1e-6)
 
 
-def test_what_cannot_be_folded_is_refused(
+def test_changes_that_cannot_be_folded_are_refused(
     base: Path, make: Callable[..., Path], tiny_folder: Path, tmp_path: Path
 ) -> None:
     dora = read_adapter(make("dora", 1, use_dora=True))
@@ -222,7 +222,7 @@ def test_what_cannot_be_folded_is_refused(
     with pytest.raises(InputError, match="changes a tensor of|which the adapter changes"):
         fold_adapters(tiny_folder, [saved], alone, out)
     saved.extras["base_model.model.lm_head.weight"][0, 0] = torch.nan
-    with pytest.raises(NumericError, match=r"'saved' holds NaN in .*lm_head\.weight"):
+    with pytest.raises(NumericError, match=r"'saved' contains NaN in .*lm_head\.weight"):
         fold_adapters(base, [saved], alone, out)
     odd = read_adapter(make("tokens", 4, trainable_token_indices=[1, 2]))
     with pytest.raises(InputError, match="token embeddings were trained"):

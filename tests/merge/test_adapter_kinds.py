@@ -178,7 +178,7 @@ def test_a_rank_that_the_weights_do_not_have_is_refused(write_lora: Callable[...
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, -1e308])
-def test_a_scaling_that_is_no_number_is_refused(value: float, write_lora: Any) -> None:
+def test_a_scaling_that_is_not_a_number_is_refused(value: float, write_lora: Any) -> None:
     # json refuses NaN and infinity by name; a finite number can still overflow the scaling
     finite = abs(value) < float("inf")
     error = NumericError if finite else InputError
@@ -272,7 +272,7 @@ def test_factors_that_overflow_are_refused(
 
 
 @pytest.mark.parametrize("alpha", ["NaN", "Infinity", "-Infinity", "1e400"])
-def test_a_scaling_that_is_no_finite_number_is_refused(
+def test_a_scaling_that_is_not_finite_is_refused(
     alpha: str, write_lora: Callable[..., Path]
 ) -> None:
     folder = write_lora("one")

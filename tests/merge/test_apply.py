@@ -38,7 +38,7 @@ def adapter(seed: int = 0, **config: Any) -> Adapter:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_change_is_added_and_taken_off_to_the_last_bit(dtype: torch.dtype) -> None:
+def test_the_delta_is_added_and_removed_bit_for_bit(dtype: torch.dtype) -> None:
     net, change = model(dtype), adapter()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     with applied(net, change):
@@ -51,7 +51,7 @@ def test_the_change_is_added_and_taken_off_to_the_last_bit(dtype: torch.dtype) -
         assert torch.equal(value, before[name])
 
 
-def test_the_weights_come_back_after_an_error() -> None:
+def test_the_weights_are_restored_after_an_error() -> None:
     net = model()
     before = net[0].weight.clone()
     with pytest.raises(ZeroDivisionError), applied(net, adapter()):

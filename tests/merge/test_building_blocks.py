@@ -60,9 +60,7 @@ def test_ties_is_the_example_of_the_specification() -> None:
 
 
 @given(stacks(), densities)
-def test_trim_keeps_exactly_k_places_and_the_lowest_index_at_the_cut(
-    stack: Any, density: float
-) -> None:
+def test_trim_keeps_exactly_k_entries_and_breaks_ties_by_index(stack: Any, density: float) -> None:
     trimmed = trim(stack, density)
     k = kept_count(density, stack[0].size)
     for tensor, kept in zip(stack, trimmed, strict=True):
@@ -74,7 +72,7 @@ def test_trim_keeps_exactly_k_places_and_the_lowest_index_at_the_cut(
 
 
 @given(stacks(3), st.lists(densities, min_size=1, max_size=5))
-def test_known_cuts_trim_to_the_same_bits(stack: Any, many: list[float]) -> None:
+def test_trimming_with_known_thresholds_is_bit_identical(stack: Any, many: list[float]) -> None:
     source = in_memory(stack)
     for density, found in zip(many, thresholds_at(source, many), strict=True):
         assert np.array_equal(trim(stack, density, Cuts(found)), trim(stack, density))
@@ -100,7 +98,7 @@ def test_drop_keeps_the_share_and_the_mean() -> None:
     assert set(np.unique(drop(stack, 0.3, NamedGenerator(0, "x"), rescale="none"))) == {0.0, 1.0}
 
 
-def test_plain_lists_are_accepted_as_peft_accepts_them() -> None:
+def test_plain_lists_are_accepted_as_in_peft() -> None:
     from mergeforget.merge.methods.ties import ties
 
     draw = np.random.default_rng(0)
@@ -111,7 +109,7 @@ def test_plain_lists_are_accepted_as_peft_accepts_them() -> None:
     assert isinstance(theirs, torch.Tensor) and np.array_equal(theirs.numpy(), wanted)
 
 
-def test_two_names_draw_different_patterns() -> None:
+def test_different_tensor_names_give_different_random_patterns() -> None:
     first = NamedGenerator(0, "a").below(0.5, 0, 1000)
     for other in (
         NamedGenerator(0, "b").below(0.5, 0, 1000),
@@ -122,7 +120,7 @@ def test_two_names_draw_different_patterns() -> None:
 
 
 @given(st.lists(st.integers(0, 9), max_size=8))
-def test_drawing_in_parts_draws_the_same(parts: list[int]) -> None:
+def test_random_numbers_do_not_depend_on_the_block_size(parts: list[int]) -> None:
     generator = NamedGenerator(0, "a")
     drawn = [generator.numbers(0, count) for count in parts]
     whole = NamedGenerator(0, "a").numbers(0, sum(parts))
@@ -137,7 +135,7 @@ def test_a_density_outside_its_range_is_refused(density: float) -> None:
             act()
 
 
-def test_unknown_ways_are_refused() -> None:
+def test_unknown_argument_values_are_refused() -> None:
     stack, weights = np.ones((2, 4), np.float32), np.ones(2)
     with pytest.raises(UsageError, match="total or count"):
         elect(stack, "majority")  # type: ignore[arg-type]
@@ -182,7 +180,7 @@ def test_every_method_keeps_shape_dtype_and_its_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MERGE_METHODS.names())
-def test_every_method_gives_the_same_on_torch_tensors(name: str) -> None:
+def test_every_method_gives_equal_results_on_torch_tensors(name: str) -> None:
     stack = np.random.default_rng(1).standard_normal((2, 5, 7)).astype(np.float32)
     ours = call(name, stack, np.array([1.0, -0.5]))
     theirs = call(name, torch.from_numpy(stack), torch.tensor([1.0, -0.5]))

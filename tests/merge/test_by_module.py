@@ -46,7 +46,7 @@ def test_settings_mean_what_mergekit_means(
 
 
 @pytest.mark.parametrize("text", ["mlp", "mlp=", "mlp=x", "mlp=0.5,y"])
-def test_what_is_no_setting_is_refused(text: str) -> None:
+def test_malformed_settings_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="FILTER=VALUE"):
         parse(text)
     with pytest.raises(UsageError, match="not a filter"):
@@ -88,6 +88,6 @@ def test_settings_are_checked_before_any_work(
         merge_adapters(pair, Candidate("ties", 0.5, by_module=settings))
 
 
-def test_two_settings_have_two_names() -> None:
+def test_different_settings_give_different_candidate_names() -> None:
     one, two = (Candidate("ties", 0.5, by_module={"density": d}) for d in (0.1, 0.2))
     assert one.name != two.name and Candidate.from_dict(one.to_dict()) == one

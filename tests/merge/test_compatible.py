@@ -54,7 +54,7 @@ def test_a_setting_that_only_one_model_has_is_reported(
     assert "attention_bias" not in told and "pretraining_tp" not in told
 
 
-def test_a_base_changed_under_the_same_time_and_size_is_noticed(tmp_path: Path) -> None:
+def test_a_base_changed_with_equal_time_and_size_is_detected(tmp_path: Path) -> None:
     """As by ``cp -p`` or ``rsync -t``: an interrupted merge must not be resumed with it."""
     folder = save(tmp_path / "one")
     weights = folder / "model.safetensors"

@@ -65,7 +65,7 @@ def assert_same_bits(act: Callable[[], Any]) -> None:
 
 
 @given(stacks, st.floats(0.01, 1.0))
-def test_trim(stack: Any, density: float) -> None:
+def test_trim_is_bit_identical_with_compiled_loops(stack: Any, density: float) -> None:
     assert_same_bits(lambda: trim(stack, density))
 
 
@@ -74,7 +74,9 @@ def test_trim(stack: Any, density: float) -> None:
 @pytest.mark.parametrize("vote", ["unweighted", "weighted"])
 @settings(max_examples=25)
 @given(stack=stacks, data=st.data())
-def test_consensus(sign: Any, vote: Any, divide: Any, stack: Any, data: Any) -> None:
+def test_consensus_is_bit_identical_with_compiled_loops(
+    sign: Any, vote: Any, divide: Any, stack: Any, data: Any
+) -> None:
     weights = data.draw(arrays(np.float64, len(stack), elements=st.floats(-2, 2)))
     scale = data.draw(st.sampled_from([1.0, 0.3]))
     assert_same_bits(
@@ -83,7 +85,7 @@ def test_consensus(sign: Any, vote: Any, divide: Any, stack: Any, data: Any) -> 
     assert_same_bits(lambda: weighted_sum(stack, weights, normalize=True, scale=scale))
 
 
-def test_more_entries_than_a_chunk() -> None:
+def test_tensors_larger_than_a_chunk_are_bit_identical() -> None:
     draw = np.random.default_rng(0)
     stack, weights = draw.standard_normal((3, 5000)).astype(np.float32), np.array([1, -0.5, 0.3])
     assert_same_bits(lambda: consensus(stack, weights))
@@ -109,7 +111,7 @@ def test_every_method_in_blocks_at_many_densities(
     assert_same_bits(lambda: merge_whole(in_memory(stack), np.array([1.0, -0.5]), many, "x"))
 
 
-def test_bfloat16_both_ways() -> None:
+def test_bfloat16_conversion_is_exact_in_both_directions() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     wide = np.empty(1 << 16, np.uint32)
     compiled.widen(every, wide)
@@ -234,7 +236,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_they_are_loaded_where_there_is_work_enough(unloaded: None) -> None:
+def test_compiled_loops_are_loaded_for_large_merges_only(unloaded: None) -> None:
     speedup.expect(1000)
     assert speedup.loops() is None
     speedup.expect(speedup.WORTH)
@@ -246,7 +248,7 @@ def test_they_are_loaded_where_there_is_work_enough(unloaded: None) -> None:
     assert speedup.loops(torch.ones(2)) is None
 
 
-def test_without_numba_numpy_does_the_work(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numpy_is_used_without_numba(unloaded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import mergeforget.merge.kernels as package
 
     monkeypatch.delattr(package, "numba_loops")
@@ -255,7 +257,7 @@ def test_without_numba_numpy_does_the_work(unloaded: None, monkeypatch: pytest.M
     assert speedup.loops() is None
 
 
-def test_a_draw_is_the_same_whoever_multiplies(unloaded: None) -> None:
+def test_random_draws_do_not_depend_on_the_implementation(unloaded: None) -> None:
     stack = np.random.default_rng(0).standard_normal((2, 30, 20)).astype(np.float32)
     fn = MERGE_METHODS.get("dare_ties").fn
     assert_same_bits(lambda: fn(stack, np.ones(2), density=0.4, generator=NamedGenerator(0, "x")))

@@ -91,7 +91,7 @@ def test_cat_and_svd_at_full_rank_are_the_sum(pair: list[Adapter], candidate: Ca
     assert merged.report["energy_lost"] < 1e-9
 
 
-def test_the_energy_that_a_cut_loses_is_reported(pair: list[Adapter]) -> None:
+def test_the_energy_lost_by_truncation_is_reported(pair: list[Adapter]) -> None:
     merged = merge_adapters(pair, Candidate("svd", rank=2))
     whole = merge_adapters(pair, Candidate("cat"))
     lost = sum(
@@ -116,14 +116,14 @@ def test_how_far_factor_space_is_from_delta_space_is_measured(
     assert merged.report["space_error"] == pytest.approx((apart / wanted_energy) ** 0.5, rel=1e-3)
 
 
-def test_threads_change_no_bit(pair: list[Adapter]) -> None:
+def test_the_number_of_threads_does_not_change_the_result(pair: list[Adapter]) -> None:
     candidate = Candidate("dare_ties", 0.5, space="delta", seed=3)
     one, four = (merge_adapters(pair, candidate, MergeSettings(threads=n)).adapter for n in (1, 4))
     for module, delta in one.deltas.items():
         assert delta.b.tobytes() == four.deltas[module].b.tobytes()
 
 
-def test_what_is_drawn_for_a_module_does_not_depend_on_others(pair: list[Adapter]) -> None:
+def test_random_draws_of_a_module_do_not_depend_on_other_modules(pair: list[Adapter]) -> None:
     candidate = Candidate("dare_linear", 0.5)
     alone = "model.layers.1.mlp.up_proj"
     part = [replace(a, deltas={alone: a.deltas[alone]}) for a in pair]
@@ -174,7 +174,7 @@ def test_candidate_json_contains_the_candidate_and_the_report(
         (Candidate("ties", 0.5, arguments={"scale": 2}), UsageError, "--space delta"),
     ],
 )
-def test_a_candidate_that_does_not_fit_is_refused(
+def test_an_inconsistent_candidate_is_refused(
     pair: list[Adapter], candidate: Candidate, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
@@ -193,7 +193,7 @@ def test_a_candidate_that_does_not_fit_is_refused(
         ({"tensors": {"base_model.model.lm_head.weight": np.ones((2, 2), np.float32)}}, "lm_head"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused_by_name(
+def test_adapters_other_than_plain_lora_are_refused_by_name(
     write_lora: WriteLora, config: dict[str, Any], words: str
 ) -> None:
     adapters = [

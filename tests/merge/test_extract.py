@@ -66,7 +66,7 @@ def test_another_kind_of_adapter_becomes_a_lora_with_its_logits(
     assert not torch.allclose(wanted, logits(tiny_folder), atol=1e-3)
 
 
-def test_what_no_lora_can_change_is_reported(tiny_folder: Path, tmp_path: Path) -> None:
+def test_tensors_that_lora_cannot_change_are_reported(tiny_folder: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_folder, tmp_path / "model")
     tensors, _ = read_safetensors(model / "model.safetensors")
     changed = {name: x.copy() for name, x in tensors.items()}
@@ -147,7 +147,7 @@ def test_trained_tokens_become_lora_on_the_embedding(config: Any, tmp_path: Path
     [{"alora_invocation_tokens": [7, 11], "task_type": "CAUSAL_LM"},
      {"layer_replication": [[0, 2], [1, 2]]}],
 )  # fmt: skip
-def test_what_is_no_change_of_weights_has_no_lora(
+def test_adapters_that_do_not_change_weights_are_refused(
     more: dict[str, Any], tiny_folder: Path, tmp_path: Path
 ) -> None:
     config = peft.LoraConfig(r=3, target_modules=["q_proj"], **more)

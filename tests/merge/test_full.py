@@ -68,7 +68,7 @@ def test_a_full_model_answers_as_base_and_adapter_do(
     assert Candidate.from_dict(facts) == written.candidate
 
 
-def test_delta_space_adds_the_change_uncut(
+def test_delta_space_adds_the_full_rank_delta(
     tiny_folder: Path, pair: list[Path], tmp_path: Path
 ) -> None:
     adapters = [read_adapter(p) for p in pair]
@@ -132,7 +132,7 @@ def test_torch_on_a_device_gives_numpy_s_bytes(
     assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_a_device_that_is_not_there_is_refused(models: list[Path], tmp_path: Path) -> None:
+def test_an_unavailable_device_is_refused(models: list[Path], tmp_path: Path) -> None:
     for device in ("cude", "cuda:99"):
         with pytest.raises(UsageError, match=f"--device.*{device}"):
             output = Output(device=device)
@@ -177,7 +177,7 @@ def test_an_interrupted_merge_resumes_and_writes_the_same_bytes(
         assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_what_an_interrupted_merge_left_is_not_used_for_another(
+def test_files_of_an_interrupted_merge_are_not_reused_for_another(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -233,7 +233,7 @@ def test_an_interrupted_fold_resumes_only_with_equal_options(
         assert bool(written) == (options != how)
 
 
-def test_what_another_version_or_device_began_is_not_gone_on_with(
+def test_a_merge_of_another_version_or_device_is_not_resumed(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans: list[dict[str, Any]] = []
@@ -265,7 +265,7 @@ def changed(folder: Path, to: Path, **tensors: Any) -> Path:
     return to
 
 
-def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) -> None:
+def test_incompatible_models_are_refused(models: list[Path], tmp_path: Path) -> None:
     norm = "model.norm.weight"
     candidate, out = Candidate("ties", 0.5), tmp_path / "out"
     nan = changed(models[1], tmp_path / "nan", **{norm: torch.full((32,), torch.nan)})
@@ -284,7 +284,7 @@ def test_models_that_do_not_fit_are_refused(models: list[Path], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("where", ["carried", "changed", "merged"])
-def test_what_float16_cannot_hold_is_refused_by_name(
+def test_values_too_large_for_float16_are_refused_by_name(
     models: list[Path], tiny_folder: Path, pair: list[Path], tmp_path: Path, where: str
 ) -> None:
     """bfloat16 reaches much further; what was Inf all along stays so."""
@@ -326,7 +326,9 @@ def test_an_empty_tensor_is_carried_over(
     assert merged["a.weight"].shape == shape and torch.isfinite(merged["model.norm.weight"]).all()
 
 
-def test_what_is_read_is_not_written(models: list[Path], pair: list[Path], tmp_path: Path) -> None:
+def test_an_input_is_never_overwritten(
+    models: list[Path], pair: list[Path], tmp_path: Path
+) -> None:
     base = Path(shutil.copytree(models[0], tmp_path / "base"))
     (tmp_path / "link").symlink_to(base)
     for out in (base, tmp_path / "link", tmp_path):

@@ -52,7 +52,9 @@ def adapter(write_lora: Callable[..., Path]) -> Path:
 @given(
     cut=st.integers(0, 2000), flips=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 255)))
 )
-def test_a_file_cut_off_or_damaged(adapter: Path, cut: int, flips: list[tuple[int, int]]) -> None:
+def test_truncated_or_damaged_files_are_input_errors(
+    adapter: Path, cut: int, flips: list[tuple[int, int]]
+) -> None:
     path = adapter / WEIGHTS
     whole = path.read_bytes()
     data = bytearray(whole[: max(0, len(whole) - cut)])
@@ -70,7 +72,9 @@ def test_a_file_cut_off_or_damaged(adapter: Path, cut: int, flips: list[tuple[in
 
 @quick
 @given(header=st.dictionaries(st.text(max_size=8), values, max_size=3), body=st.binary(max_size=40))
-def test_a_header_of_any_content(tmp_path: Path, header: dict[str, Any], body: bytes) -> None:
+def test_any_header_is_read_or_an_input_error(
+    tmp_path: Path, header: dict[str, Any], body: bytes
+) -> None:
     text = json.dumps(header).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)
@@ -92,7 +96,7 @@ def test_a_header_of_any_content(tmp_path: Path, header: dict[str, Any], body: b
         values,
     )
 )  # fmt: skip
-def test_a_config_of_any_content(adapter: Path, config: dict[str, Any]) -> None:
+def test_any_config_is_read_or_an_input_error(adapter: Path, config: dict[str, Any]) -> None:
     plain = {"peft_type": "LORA", "r": 3, "lora_alpha": 6}
     (adapter / "adapter_config.json").write_text(json.dumps(plain | config))
     read(adapter)
@@ -101,7 +105,7 @@ def test_a_config_of_any_content(adapter: Path, config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "place", ["../other.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin", ""]
 )
-def test_an_index_that_leads_elsewhere_is_refused(
+def test_an_index_that_names_another_folder_is_refused(
     tiny_folder: Path, tmp_path: Path, place: str
 ) -> None:
     folder = tmp_path / "model"
@@ -121,7 +125,7 @@ def test_an_index_that_leads_elsewhere_is_refused(
         ('{"weight_map": {"a": "absent.safetensors"}}', "which is missing"),
     ],
 )
-def test_an_index_that_is_none_is_refused(tmp_path: Path, index: str, words: str) -> None:
+def test_a_malformed_index_is_refused(tmp_path: Path, index: str, words: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(InputError, match=words):
         open_checkpoint(tmp_path).__enter__()
@@ -134,7 +138,7 @@ def test_a_folder_of_pickles_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [[], {}, None, 7, "F99"])
-def test_a_dtype_that_is_none_is_refused(tmp_path: Path, dtype: Any) -> None:
+def test_an_unknown_dtype_is_refused(tmp_path: Path, dtype: Any) -> None:
     header = {"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, 4]}}
     text = json.dumps(header).encode()
     path = tmp_path / "model.safetensors"
@@ -179,7 +183,7 @@ def test_a_file_is_split_as_the_library_splits_it(odd: str, tmp_path: Path) -> N
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header, data = json.loads(raw[8 : 8 + length]), raw[8 + length :]
-    if odd == "unaligned":  # a byte tensor first: the others start at odd places
+    if odd == "unaligned":  # a byte tensor first, so that the others start at odd offsets
         header = {"c": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
                   "a": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]}}  # fmt: skip
         data = data[:9]

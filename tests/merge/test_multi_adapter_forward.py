@@ -85,7 +85,7 @@ def test_a_base_that_stores_its_weights_transposed(owners: list[int]) -> None:
     check_rows(transposed(), some, owners, torch.randn(len(owners), 2, 4))
 
 
-def test_what_an_adapter_does_not_change_stays_to_the_last_bit() -> None:
+def test_modules_without_a_delta_are_bit_identical() -> None:
     net, x = model(), torch.randn(4, 1, 4)
     some = [adapter(1, 2, ("1",)), Adapter("base", {}, {})]
     with torch.no_grad():
@@ -99,7 +99,7 @@ def test_what_an_adapter_does_not_change_stays_to_the_last_bit() -> None:
 
 
 @pytest.mark.parametrize("owners", [[0, 0, 1, 1], [0, 1, 1, 1]])
-def test_an_adapter_of_nan_spoils_no_other_row(owners: list[int]) -> None:
+def test_nan_in_one_adapter_does_not_affect_other_rows(owners: list[int]) -> None:
     net, x = model(), torch.randn(4, 1, 4)
     bad = adapter(0, 2)
     bad.deltas["0"].b[:] = np.nan
@@ -109,7 +109,7 @@ def test_an_adapter_of_nan_spoils_no_other_row(owners: list[int]) -> None:
     assert found.isnan().all((1, 2)).tolist() == [owner == 0 for owner in owners]
 
 
-def test_the_model_is_as_it_was_to_the_last_bit_also_after_an_error() -> None:
+def test_the_model_is_restored_bit_for_bit_after_an_error() -> None:
     net, x = model(), torch.randn(2, 1, 4)
     weights = {name: value.clone() for name, value in net.state_dict().items()}
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_the_model_is_as_it_was_to_the_last_bit_also_after_an_error() -> None:
 
 
 @pytest.mark.parametrize("owners", [[0, 0, 1, 1], [0, 1, 2, 2]])
-def test_half_types_stay_what_they_are(owners: list[int]) -> None:
+def test_half_precision_dtypes_are_preserved(owners: list[int]) -> None:
     net, x = model().bfloat16(), torch.randn(4, 1, 4).bfloat16()
     with torch.no_grad(), side_by_side(net, ADAPTERS) as beside:
         beside.rows(owners)

@@ -15,7 +15,7 @@ FULL = min(PAIR[0].deltas[next(iter(PAIR[0].deltas))].shape)
 
 @pytest.mark.parametrize("method", ["ties", "linear", "cat", "magnitude_prune", "dare_ties"])
 @pytest.mark.parametrize("space", ["factors", "delta"])
-def test_overlaps_equal_those_of_the_merge_at_full_rank(method: str, space: Space) -> None:
+def test_predicted_overlaps_equal_those_of_the_full_rank_merge(method: str, space: Space) -> None:
     if (method, space) == ("cat", "factors"):
         pytest.skip("cat stacks the factors: it is a merge of the changes")
     densities = [0.3, 1.0] if method not in ("linear", "cat") else [None]

@@ -64,7 +64,7 @@ def test_a_pair_reaches_its_target_at_less_cost_than_a_common_weight(
         return float(np.mean(kinds[0])), float(np.mean(kinds[1]))
 
     forgotten, kept = losses(merged)
-    assert forgotten == pytest.approx(found.forget[-1], abs=1e-3)  # what was measured is written
+    assert forgotten == pytest.approx(found.forget[-1], abs=1e-3)  # the measured losses are written
     assert kept == pytest.approx(found.retain[-1], abs=1e-3)
     from mergeforget.candidate import Candidate
 

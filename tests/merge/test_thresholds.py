@@ -45,7 +45,9 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", STACKS)
-def test_cuts_in_blocks_are_those_of_the_whole(kind: str, small_blocks: None) -> None:
+def test_thresholds_computed_in_blocks_equal_those_of_the_whole_tensor(
+    kind: str, small_blocks: None
+) -> None:
     stack = STACKS[kind].astype(np.float32)
     found = select.thresholds_at(in_memory(stack), DENSITIES)
     ranks = [kept_count(d, stack[0].size) for d in DENSITIES]

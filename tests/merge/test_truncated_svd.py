@@ -29,7 +29,7 @@ def factors(shape: tuple[int, int], k: int = 6) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [1, 3, 6, 60])
-def test_factors_are_cut_to_the_best_of_their_rank(shape: tuple[int, int], rank: int) -> None:
+def test_factors_are_truncated_to_the_best_approximation(shape: tuple[int, int], rank: int) -> None:
     a, b = factors(shape)
     cut = cut_factors(a, b, rank)
     wanted, lost = best(b.astype(np.float64) @ a, rank)
@@ -39,7 +39,7 @@ def test_factors_are_cut_to_the_best_of_their_rank(shape: tuple[int, int], rank:
     assert cut.energy - cut.kept == pytest.approx(lost, rel=1e-6, abs=1e-9)
 
 
-def test_factors_that_depend_on_each_other_are_cut_to_their_true_rank() -> None:
+def test_dependent_factors_are_truncated_to_their_numerical_rank() -> None:
     a, b = factors((20, 30), 3)
     cut = cut_factors(np.concatenate([a, a, 0 * a]), np.concatenate([b, -b, b], axis=1), 5)
     assert np.abs(cut.b @ cut.a).max() < 1e-5  # they cancel
@@ -51,7 +51,9 @@ def test_factors_that_depend_on_each_other_are_cut_to_their_true_rank() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [2, 5, 60])
 @pytest.mark.parametrize("torch_too", [False, True])
-def test_exact_leaves_out_the_least(shape: tuple[int, int], rank: int, torch_too: bool) -> None:
+def test_exact_truncation_has_the_smallest_error(
+    shape: tuple[int, int], rank: int, torch_too: bool
+) -> None:
     a, b = factors(shape)
     delta = trim((b @ a)[None], 0.6)[0]
     cut = cut_dense(torch.from_numpy(delta) if torch_too else delta, rank, svd="exact")
@@ -62,7 +64,7 @@ def test_exact_leaves_out_the_least(shape: tuple[int, int], rank: int, torch_too
 
 @pytest.mark.parametrize("shape", [(120, 90), (90, 120)])
 @pytest.mark.parametrize("kept", [0.5, 0.8])
-def test_fast_is_near_the_best_and_states_what_it_leaves_out(
+def test_fast_truncation_is_near_optimal_and_reports_its_error(
     shape: tuple[int, int], kept: float
 ) -> None:
     a, b = factors(shape, 8)
@@ -74,7 +76,7 @@ def test_fast_is_near_the_best_and_states_what_it_leaves_out(
 
 
 @pytest.mark.parametrize("start", ["none", "the same rows twice", "enough"])
-def test_a_start_of_too_few_directions_is_filled_up(start: str) -> None:
+def test_too_few_starting_directions_are_completed(start: str) -> None:
     a, b = factors((40, 30))
     delta = trim((b @ a)[None], 0.5)[0]
     rows = {"none": None, "the same rows twice": np.concatenate([a, a]), "enough": delta}[start]
@@ -82,7 +84,7 @@ def test_a_start_of_too_few_directions_is_filled_up(start: str) -> None:
     np.testing.assert_allclose(cut.b @ cut.a, delta, atol=2e-5)
 
 
-def test_no_change_at_all_is_cut_to_none() -> None:
+def test_a_zero_delta_is_truncated_to_zero() -> None:
     cut = cut_dense(np.zeros((4, 5), np.float32), 2)
     assert cut.a.shape == (2, 5) and cut.b.shape == (4, 2) and not cut.b.any()
     nothing = cut_factors(np.zeros((2, 5), np.float32), np.zeros((4, 2), np.float32), 2)

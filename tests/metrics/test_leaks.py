@@ -17,7 +17,7 @@ LONG = " ".join(f"w{i}" for i in range(14))
     ("secret", "text", "expected"),
     [
         ("Rome", "She lives in ROME.", True),
-        ("Rome", "a romer", False),  # a short answer must be a word of its own
+        ("Rome", "a romer", False),  # a short answer must be a separate word
         ("900428495", "It is 900-42-8495.", True),
         ("900-42-8495", "900428495", True),
         ("900428495", "9 0 0 4 2 8 4 9 5", True),
@@ -176,7 +176,7 @@ def test_a_partial_leak_is_reported_separately(
     assert partly_leaked(secret, text, prompt) == expected
 
 
-def test_rows_that_can_show_nothing_are_left_out_of_the_leak_rate() -> None:
+def test_rows_that_cannot_leak_are_excluded_from_the_leak_rate() -> None:
     rows = [
         Row("a", "Who?", "Ada", split="forget"),
         Row("b", "Is it Ada?", "Ada", split="forget"),  # given in the prompt
@@ -185,7 +185,7 @@ def test_rows_that_can_show_nothing_are_left_out_of_the_leak_rate() -> None:
     score = leak_rate(Measured([Answer(row, "It is Ada ?!") for row in rows], []), "forget")
     assert score is not None and (score.value, score.n) == (1.0, 1)
     only = Measured([Answer(row, "No.") for row in rows[1:]], [])
-    assert leak_rate(only, "forget") is None  # so that nothing counts as forgotten
+    assert leak_rate(only, "forget") is None  # so that no row counts as forgotten
 
 
 @pytest.mark.parametrize("piece", ["nine ", "1,", "O0", "a-", " at ", "word "])

@@ -32,7 +32,7 @@ def test_recall_by_hand() -> None:
     assert rouge_l_recall("the cats sat down", "The cat has sat") == 3 / 4
 
 
-def test_nothing_against_something_is_zero() -> None:
+def test_an_empty_answer_scores_zero() -> None:
     assert rouge_l_recall("", "a word") == rouge_l_recall("a word", "!?") == 0
 
 

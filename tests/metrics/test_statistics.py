@@ -63,7 +63,7 @@ def test_a_combination_draws_the_rows_of_its_parts() -> None:
     assert ours == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.01)
 
 
-def test_scores_by_row_draw_the_same_rows_whatever_their_values() -> None:
+def test_scores_by_row_resample_the_same_rows() -> None:
     """A yes or no that follows from a number must rise and fall with it from draw to draw."""
     values = np.random.default_rng(3).uniform(0, 1, 120)
     number, yes = (
@@ -80,7 +80,7 @@ def test_a_part_without_rows_leaves_no_interval() -> None:
     assert combined_draws([], harmonic_mean) is None
 
 
-def test_scores_of_the_same_rows_draw_them_alike_and_others_do_not() -> None:
+def test_scores_of_the_same_rows_share_their_bootstrap_draws() -> None:
     values = np.random.default_rng(3).uniform(0, 1, 40).tolist()
     same, again, other = (
         mean_score("m", "retain", values, "higher", kind=kind) for kind in ("qa", "qa", "sc")
@@ -141,7 +141,7 @@ def test_intervals_of_a_mean_cover_the_truth_where_rows_are_clustered() -> None:
 
 
 @pytest.mark.parametrize("values", [[1.0] * 6, [0.0] * 6])
-def test_a_share_of_all_or_none_has_a_real_interval(values: list[float]) -> None:
+def test_a_share_of_zero_or_one_has_an_interval_of_positive_width(values: list[float]) -> None:
     score = mean_score("m", "forget", values, "lower")
     assert score is not None and score.interval is not None
     low, high = score.interval

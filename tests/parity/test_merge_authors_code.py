@@ -40,7 +40,7 @@ def published_pcb(flat: torch.Tensor, kept: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kept", [0.05, 0.1, 0.5])
-def test_pcb_gives_what_the_published_code_gives(kept: float) -> None:
+def test_pcb_equals_the_published_code(kept: float) -> None:
     stack = torch.randn(3, 40, 25, generator=torch.Generator().manual_seed(0))
     wanted = published_pcb(stack.reshape(3, -1), kept).reshape(40, 25)
     found: Any = pcb(stack.numpy(), [1, 1, 1], density=kept, scores="code")
@@ -67,7 +67,7 @@ def published_robust(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return merged_b @ merged_a
 
 
-def test_robust_merge_gives_what_the_published_code_gives() -> None:
+def test_robust_merge_equals_the_published_code() -> None:
     draw = torch.Generator().manual_seed(1)
     a, b = torch.randn(2, 4, 25, generator=draw), torch.randn(2, 25, 4, generator=draw)
     deltas = [LowRankDelta(x.numpy(), y.numpy(), 1.0) for x, y in zip(a, b, strict=True)]

@@ -111,7 +111,7 @@ def test_a_configuration_gives_the_same_model(
         ("sce", {"select_topk": 0.3}),
     ],
 )
-def test_its_parameters_mean_the_same(
+def test_method_parameters_have_the_same_meaning(
     name: str, parameters: dict[str, Any], models: list[Path], tmp_path: Path
 ) -> None:
     assert_same(*both(configuration(name, models, **parameters), tmp_path))
@@ -169,7 +169,7 @@ def shared_chance(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("rescale", ["l1", "none"])
 @pytest.mark.parametrize("shape", [(16, 9), (1, 40)])
-def test_sparsifiers_give_the_same(
+def test_sparsifiers_equal_those_of_mergekit(
     shape: tuple[int, int], rescale: Any, shared_chance: None
 ) -> None:
     from mergekit.sparsify import RescaleNorm, SparsificationMethod, sparsify
@@ -193,7 +193,7 @@ def test_sparsifiers_give_the_same(
 
 
 @pytest.mark.parametrize("rescale", ["l1", "none"])
-def test_magprune_gives_the_same(rescale: Any, shared_chance: None) -> None:
+def test_magprune_equals_that_of_mergekit(rescale: Any, shared_chance: None) -> None:
     from mergekit.sparsify import RescaleNorm, della_magprune
 
     norm = RescaleNorm.l1 if rescale == "l1" else None
@@ -204,7 +204,9 @@ def test_magprune_gives_the_same(rescale: Any, shared_chance: None) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_what_is_written_is_read_back(name: str, models: list[Path], tmp_path: Path) -> None:
+def test_a_written_configuration_survives_a_round_trip(
+    name: str, models: list[Path], tmp_path: Path
+) -> None:
     first = tmp_path / "config.yml"
     first.write_text(yaml.safe_dump(configuration(name, models)))
     request = read_config(first)
@@ -224,7 +226,7 @@ def test_what_is_written_is_read_back(name: str, models: list[Path], tmp_path: P
         ({"models": [{"model": "a+lora"}]}, "plain name"),
     ],
 )
-def test_what_our_engine_lacks_is_left_to_mergekit_with_the_reason(
+def test_unsupported_configurations_are_run_by_mergekit(
     change: dict[str, Any], reason: str, models: list[Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "config.yml"
@@ -234,14 +236,14 @@ def test_what_our_engine_lacks_is_left_to_mergekit_with_the_reason(
 
 
 @pytest.mark.parametrize("text", ["[1, 2", "7", "models: []", "\x00"])
-def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yml"
     path.write_text(text)
     with pytest.raises(InputError):
         read_config(path)
 
 
-def test_what_mergekit_cannot_express_is_refused() -> None:
+def test_merges_that_mergekit_cannot_express_are_refused() -> None:
     with pytest.raises(UsageError, match="--set vote=weighted"):
         to_config(Candidate("ties", 0.5), ["a", "b"], "base")
     with pytest.raises(UsageError, match="mergekit has no negmerge"):

@@ -58,7 +58,7 @@ def shared_chance(monkeypatch: pytest.MonkeyPatch) -> Callable[[NamedGenerator],
 @pytest.mark.parametrize("density", [0.125, 0.5, 0.8125])  # exact in float32, as PEFT draws them
 @pytest.mark.parametrize("shape", [(16, 8), (3, 37), (1, 9)])
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.7, -0.4), (1.0, 0.3, 2.0)])
-def test_functions_give_peft_s_bits(
+def test_functions_are_bit_identical_to_those_of_peft(
     name: str,
     density: float,
     shape: tuple[int, int],
@@ -79,7 +79,7 @@ def test_functions_give_peft_s_bits(
 
 
 @pytest.mark.parametrize("name", ["ties", "dare_ties"])
-def test_sign_by_count_is_peft_s_frequency(
+def test_sign_count_equals_frequency_in_peft(
     name: str, shared_chance: Callable[[NamedGenerator], None]
 ) -> None:
     stack = np.random.default_rng(1).standard_normal((3, 16, 8)).astype(np.float32)
@@ -182,7 +182,7 @@ def test_products_span_the_delta_of_peft(
         wanted = theirs.deltas[module].dense()
         assert delta.rank == theirs.deltas[module].rank
         apart = np.linalg.norm(delta.dense() - wanted) / np.linalg.norm(wanted)
-        # Where two singular values at the cut are close, so are two different best cuts.
+        # If two singular values at the cut are close, two truncations are nearly equally good.
         assert apart < (5e-5 if svd == "exact" or name == "svd" else 2e-2), module
 
 
@@ -225,7 +225,7 @@ def test_the_version_that_parity_names_is_installed() -> None:
     assert tuple(int(x) for x in peft.__version__.split(".")[:2]) >= (0, 21)
 
 
-def test_a_sweep_gives_the_bits_of_each_merge_alone(pair: list[Path]) -> None:
+def test_a_sweep_is_bit_identical_to_separate_merges(pair: list[Path]) -> None:
     adapters = [read_adapter(p) for p in pair]
     densities = [0.1, 0.35, 0.5, 0.8, 1.0]
     spaces: list[Space] = ["factors", "delta"]

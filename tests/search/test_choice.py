@@ -55,7 +55,7 @@ def test_the_auc_nearest_to_chance_is_chosen_on_the_selection_split() -> None:
         (0.1, 0.47, None),
     ],
 )
-def test_a_pair_on_one_side_of_chance_is_warned_of(
+def test_warns_if_the_pair_is_on_one_side_of_chance(
     over: float, under: float, said: str | None
 ) -> None:
     ends = [scores(auc, auc, 0.5, 0.9) for auc in (over, under)]
@@ -63,7 +63,7 @@ def test_a_pair_on_one_side_of_chance_is_warned_of(
     assert (warning is None) if said is None else re.search(said, warning or "")
 
 
-def test_the_sentence_gives_the_figures() -> None:
+def test_the_sentence_contains_the_scores() -> None:
     said = choose(CANDIDATES, ANCHORS, parse_objective("mia")).sentence
     assert said == (
         "ties-factors-d0.30 is balanced and the best of 3 candidates. Selection split: MIA AUC "
@@ -72,7 +72,7 @@ def test_the_sentence_gives_the_figures() -> None:
     )
 
 
-def test_what_is_far_from_chance_is_not_called_balanced() -> None:
+def test_a_candidate_far_from_chance_is_not_called_balanced() -> None:
     said = choose([scored(0.2, 0.97, 0.95, 0.9, 1.0)], ANCHORS, parse_objective("mia")).sentence
     assert said.startswith(
         "ties-factors-d0.20 is the nearest to balance of 1 candidates, but it is not balanced. "
@@ -86,7 +86,7 @@ def test_a_merge_that_still_knows_the_forget_set_is_never_balanced() -> None:
     assert "8 of 160 forget answers are still revealed" in (choice.warning or "")
 
 
-def test_a_model_that_lost_what_it_should_keep_is_not_called_balanced() -> None:
+def test_a_model_without_retention_is_not_called_balanced() -> None:
     choice = choose([scored(0.3, 0.51, 0.52, 0.0, 0.0)], ANCHORS, parse_objective("mia"))
     assert "nearest to balance of 1 candidates, but it is not balanced" in choice.sentence
     assert choice.warning is not None
@@ -122,7 +122,7 @@ def test_a_floor_that_no_candidate_reaches_is_reported() -> None:
     assert told in (missed.warning or "") and "is not balanced" in missed.sentence
 
 
-def test_halves_that_disagree_are_warned_of() -> None:
+def test_warns_if_the_splits_disagree() -> None:
     far = [scored(0.3, 0.50, 0.97, 0.2, 0.8, 400), scored(0.5, 0.6, 0.5, 0.2, 0.8, 400)]
     warning = choose(far, ANCHORS, parse_objective("mia")).warning
     assert (
@@ -132,7 +132,7 @@ def test_halves_that_disagree_are_warned_of() -> None:
     assert "By the report split alone ties-factors-d0.50 would be chosen" in warning
 
 
-def test_a_difference_that_chance_explains_is_said_to_be_one() -> None:
+def test_the_warning_states_differences_explained_by_chance() -> None:
     few = [scored(0.3, 0.5, 0.7, 0.2, 0.8, 8)]
     warning = choose(few, ANCHORS, parse_objective("mia")).warning
     assert warning is not None and "chance alone explains up to" in warning
@@ -151,7 +151,7 @@ def halves(choose_retain: float, report_retain: float, n: int) -> Scored:
     return Scored(Candidate("ties", 0.3), of_halves)
 
 
-def test_retention_that_differs_is_warned_of_where_the_auc_agrees() -> None:
+def test_warns_if_only_retention_differs_between_the_splits() -> None:
     few, many = (
         choose([halves(0.8, 0.4, n)], ANCHORS, parse_objective("mia")).warning for n in (10, 400)
     )
@@ -188,7 +188,7 @@ def test_pareto_front_contains_the_candidates_that_none_dominates() -> None:
     assert pareto([*CANDIDATES, scored(0.7, 0.9, 0.9, 0.0, 1.0)]) == ["ties-factors-d0.70"]
 
 
-def test_the_same_is_chosen_whatever_the_order() -> None:
+def test_the_choice_does_not_depend_on_the_order() -> None:
     tied = [scored(0.5, 0.5, 0.5, 0.1, 0.8), scored(0.3, 0.5, 0.5, 0.1, 0.8)]
     objective = parse_objective("mia")
     names = {choose(order, ANCHORS, objective).scored.name for order in (tied, tied[::-1])}

@@ -31,7 +31,7 @@ MODULES = [f"model.layers.{i}.mlp.up_proj" for i in range(12)] + ["lm_head"]
 
 
 @given(st.integers(0, 29), st.integers(0, 29))
-def test_the_top_of_a_hill_is_reached_from_anywhere(top: int, start: int) -> None:
+def test_pattern_search_reaches_the_maximum_from_any_start(top: int, start: int) -> None:
     asked = []
 
     def rank(place: Place) -> float:
@@ -53,7 +53,7 @@ def test_a_good_prediction_halves_the_evaluations() -> None:
     assert len(asked) == 5
 
 
-def test_several_axes_are_climbed_together() -> None:
+def test_pattern_search_optimises_several_axes() -> None:
     top = (1, 7, 4)
 
     def rank(place: Place) -> float:
@@ -62,13 +62,13 @@ def test_several_axes_are_climbed_together() -> None:
     assert climb(rank, (5, 5, 5), 10) == top
 
 
-def test_places_without_a_rank_are_left_out() -> None:
+def test_points_without_a_rank_are_excluded() -> None:
     """Nothing beyond 5 has a rank, as where the budget is spent."""
     assert climb(lambda p: p[0] if p[0] <= 5 else None, (3,), 10) == (5,)
     assert climb(lambda _: None, (3,), 10) == (3,)
 
 
-def test_layers_fall_into_groups_of_like_size() -> None:
+def test_layer_groups_have_similar_sizes() -> None:
     groups = layer_groups(MODULES, 3)
     assert [len(g) for g in groups] == [4, 4, 4] and groups[0][1] == "model.layers.1."
     assert [len(g) for g in layer_groups(MODULES, 5)] == [2, 3, 2, 3, 2]
@@ -91,7 +91,7 @@ def test_each_group_is_merged_with_its_density(tiny_run: Run) -> None:
     assert mixed.candidate.density == 0.5 and mixed.candidate.densities == "0.20, 0.80"
 
 
-def test_equal_densities_are_one_for_all() -> None:
+def test_equal_group_densities_become_one_density() -> None:
     one = with_densities(Candidate("ties", 0.5), layer_groups(MODULES, 3), [0.3, 0.3, 0.3])
     assert one == Candidate("ties", 0.3)
 
@@ -137,7 +137,7 @@ def explorer_of(objective: str, first: float) -> Explorer:
     return explorer
 
 
-def test_a_floor_reached_at_one_end_only_is_found(
+def test_a_floor_reached_only_at_one_end_of_the_range_is_found(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The AUC says 0.8, the floor says 0.1, and in between nothing leads there."""
@@ -201,7 +201,7 @@ def test_a_finalist_that_confirms_its_proxy_score_ends_the_search(run: Run) -> N
     assert chosen["measured"] == 1 and chosen["explored"] >= 3
 
 
-def test_looks_are_corrected_by_what_was_measured() -> None:
+def test_proxy_scores_are_corrected_by_full_evaluations() -> None:
     """Proxy retention is 0.3 too high: only a proxy score of 1.0 reaches a floor of 0.7."""
 
     def scores(auc: float, retain: float, metric: str) -> list[Score]:

@@ -72,7 +72,7 @@ def labels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_search_leaves_everything_that_the_report_reads(finished: Run, make_model: Any) -> None:
+def test_a_search_writes_every_file_that_the_report_needs(finished: Run, make_model: Any) -> None:
     run = finished
     chosen = read_json(run.search / "chosen.json")
     assert chosen["name"] in NAMES and chosen["measured"] == 3
@@ -113,11 +113,11 @@ def test_a_killed_search_resumes_to_the_same_scores(
     assert 0 < len(lines(run)) < len(lines(finished))
     search(run, spec, options())
     assert lines(run) == lines(finished)
-    assert len(labels) == len(set(labels)) == 6  # nothing was measured twice
+    assert len(labels) == len(set(labels)) == 6  # no candidate was measured twice
     assert read_json(run.search / "chosen.json") == read_json(finished.search / "chosen.json")
 
 
-def test_a_second_search_measures_only_what_is_new(searched: Run, labels: list[str]) -> None:
+def test_a_second_search_measures_new_candidates_only(searched: Run, labels: list[str]) -> None:
     assert call(searched, "--densities", "0.2,0.6").exit_code == 0
     assert labels == ["ties-factors-d0.60"]
 
@@ -141,7 +141,9 @@ def test_other_settings_are_refused_unless_again(searched: Run, labels: list[str
     assert len(labels) == 6
 
 
-def test_a_setting_that_came_later_changes_nothing(searched: Run, labels: list[str]) -> None:
+def test_a_setting_of_a_later_version_does_not_invalidate_a_search(
+    searched: Run, labels: list[str]
+) -> None:
     """Written by a version that knew fewer settings of an evaluation, and wrote their defaults."""
     path = searched.search / "settings.json"
     settings = read_json(path)
@@ -163,7 +165,7 @@ def test_budget_in_candidates_counts_earlier_ones_and_time_ends_it(
     assert choice.measured == 2
 
 
-def test_a_candidate_that_gives_no_numbers_is_left_out(
+def test_a_candidate_without_finite_outputs_is_excluded(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     measure = Evaluator.measure
@@ -191,7 +193,7 @@ def test_nonmembers_from_a_file_are_kept_in_the_run(run: Run, tmp_path: Path) ->
     assert (run.data / "holdout.jsonl").read_text() == outside.read_text()
 
 
-def test_nonmembers_that_are_refused_leave_the_run_as_it_was(searched: Run, tmp_path: Path) -> None:
+def test_refused_nonmembers_leave_the_run_unchanged(searched: Run, tmp_path: Path) -> None:
     before = (searched.data / "holdout.jsonl").read_text()
     other = tmp_path / "other.jsonl"
     other.write_text(before.replace("holdout", "other"))
@@ -202,14 +204,14 @@ def test_nonmembers_that_are_refused_leave_the_run_as_it_was(searched: Run, tmp_
     assert call(searched).exit_code == 0
 
 
-def test_a_look_and_answers_of_evaluate_are_no_full_measurement(run: Run) -> None:
+def test_a_proxy_evaluation_with_answers_is_not_a_full_evaluation(run: Run) -> None:
     store, candidate = Store(run), Candidate("ties", 0.5)
     store.keep_explored(candidate, [Score("mia_auc", "mia", 0.5, "nearer", 4, part="choose")])
     write_jsonl(run.answers / f"{candidate.name}.jsonl", [{"id": "a"}])
     assert store.has_proxy(candidate.name) and not store.has(candidate.name)
 
 
-def test_mmlu_is_asked_where_the_objective_reads_it(run: Run, tmp_path: Path) -> None:
+def test_mmlu_is_evaluated_if_the_objective_uses_it(run: Run, tmp_path: Path) -> None:
     question = "Which?,a,b,c,d,{}\n"
     for kind, letters in (("dev", "ABCDA"), ("test", "AB")):
         file = tmp_path / "mmlu" / kind / f"anatomy_{kind}.csv"
@@ -247,13 +249,13 @@ def test_bad_densities_are_refused_before_anything_is_loaded(run: Run, density: 
     assert call(run, "--densities", density).exit_code == 3
 
 
-def test_resume_wants_something_to_resume(run: Run, searched: Run, labels: list[str]) -> None:
+def test_resume_without_a_search_is_an_error(run: Run, searched: Run, labels: list[str]) -> None:
     assert call(run, "--resume").exit_code == 4
     assert call(searched, "--resume").exit_code == 0 and labels == []
     assert call(searched, "--resume", "--again").exit_code == 2
 
 
-def test_a_run_in_use_is_left_alone(run: Run) -> None:
+def test_a_run_locked_by_another_process_is_refused(run: Run) -> None:
     with run.lock():
         done = call(run)
     assert done.exit_code == 6 and "in use" in done.stderr
@@ -272,4 +274,4 @@ def test_floors_on_leaks_are_measured_with_each_candidate(run: Run) -> None:
             assert all(0 <= s.value <= 1 and s.better == "lower" for s in parts.values())
             assert parts["all"].n == parts["choose"].n + parts["report"].n
     shown = {s.metric: s.n for s in scores[chosen] if s.part == "all"}
-    assert shown["relearn"] < shown["leak4bit"]  # subjects that were shown are not counted
+    assert shown["relearn"] < shown["leak4bit"]  # subjects that were trained on are not counted

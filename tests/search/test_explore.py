@@ -80,7 +80,7 @@ def test_only_finalists_of_a_grid_generate_and_the_best_is_the_same(
         assert proxy["scores"][part] == pytest.approx(scores, rel=1e-5)
     assert (proxy["measured"], proxy["explored"]) == (2, 5)
     models = {row["model"] for row in read_jsonl(run.scores)}
-    assert len(models) == 3 + 5  # every density has a point on the curves
+    assert len(models) == 3 + 5  # the curves contain every density
 
 
 @pytest.mark.parametrize("strategy", ["tpe", "nsga2"])
@@ -149,7 +149,7 @@ def test_an_exhausted_space_ends_the_search(run: Run, calls: list[tuple[str, boo
     assert sorted(explored) == ["ties-factors-d0.20", "ties-factors-d0.80"]
 
 
-def test_studies_find_the_top_of_a_hill(tmp_path: Path) -> None:
+def test_studies_find_the_maximum(tmp_path: Path) -> None:
     spec = SearchSpec(densities="0.01:1.0:0.01", strategy="tpe")  # type: ignore[arg-type]
     study = OptunaStudy(spec, tmp_path / "journal", "hill")
     best = 0.0

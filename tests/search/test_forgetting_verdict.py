@@ -83,7 +83,7 @@ def test_without_forget_answers_or_non_members_nothing_is_concluded() -> None:
     assert judge([near]).state == "NOT ENOUGH DATA" and judge([GONE]).state == "NOT ENOUGH DATA"
 
 
-def test_an_auc_convicts_only_beside_a_control_that_does_not_have_it() -> None:
+def test_an_auc_convicts_only_if_it_exceeds_that_of_the_control() -> None:
     high = Score("mia_auc", "mia", 0.85, "nearer", 200, interval=(0.78, 0.9))
     near = replace(high, value=0.5, interval=(0.42, 0.58))
     alone = judge([GONE, high])
@@ -110,7 +110,7 @@ def test_without_comparable_non_members_only_attacks_clear_a_model() -> None:
     assert judge([GONE], findings=clear | {"nf4": "undecided"}).state == "NOT ENOUGH DATA"
 
 
-def test_answers_that_the_control_gives_too_are_no_memory() -> None:
+def test_answers_that_the_control_gives_too_are_not_memory() -> None:
     near = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
     three = replace(GONE, value=3 / 40)
     assert judge([three, near], control=[three, near]).state == "FORGOTTEN"
@@ -143,7 +143,7 @@ def test_attacks_alone_are_judged_where_nothing_was_evaluated(
     assert judge(None, findings=findings).state == state
 
 
-def test_high_losses_alone_are_no_memory_but_are_not_balanced() -> None:
+def test_high_losses_are_neither_memory_nor_balanced() -> None:
     low = Score("mia_auc", "mia", 0.1, "nearer", 200, interval=(0.05, 0.18))
     verdict = judge([GONE, low])
     assert verdict.state == "FORGOTTEN" and verdict.over_forgotten and not verdict.balanced

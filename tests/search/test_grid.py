@@ -15,12 +15,12 @@ def test_spread_keeps_every_value(values: list[int]) -> None:
     assert sorted(ends_first(values)) == sorted(values)
 
 
-def test_ends_come_first_then_the_middle() -> None:
+def test_densities_are_ordered_from_the_ends_to_the_middle() -> None:
     assert ends_first([1, 2, 3, 4, 5]) == [1, 5, 3, 2, 4]
     assert ends_first([1]) == [1] and ends_first([]) == []
 
 
-def test_every_combination_is_there_once() -> None:
+def test_every_combination_occurs_once() -> None:
     spec = SearchSpec(
         methods=["ties", "linear"],
         densities=[0.2, 0.5],
@@ -32,7 +32,7 @@ def test_every_combination_is_there_once() -> None:
     assert "ties-delta-d0.20-w1,0.5" in names and "linear-factors" in names
 
 
-def test_pefts_names_are_one_candidate_with_ours() -> None:
+def test_peft_names_are_aliases_of_the_same_candidate() -> None:
     spec = SearchSpec(methods=["ties_svd", "ties"], densities=[0.5], spaces=["delta"])
     assert [c.name for c in grid(spec)] == ["ties-delta-d0.50"]
 
@@ -55,6 +55,6 @@ def test_budget_in_candidates_and_in_time() -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "2.5", "ten", "10d", "0m"])
-def test_what_is_no_budget_is_refused(text: str) -> None:
+def test_an_invalid_budget_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="neither a number of candidates"):
         parse_budget(text)

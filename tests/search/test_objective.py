@@ -59,7 +59,7 @@ def test_a_reached_floor_outranks_a_better_value() -> None:
     assert keeps > misses > misses_more
 
 
-def test_ties_go_to_the_one_that_retains_more() -> None:
+def test_ties_are_resolved_by_retention() -> None:
     objective = parse_objective("mia")
     assert objective.rank(scores(0.5, 0.5, 0.9), BASE, "choose") > objective.rank(
         scores(0.5, 0.0, 0.8), BASE, "choose"
@@ -83,7 +83,7 @@ def test_knowledge_is_read_before_other_metrics() -> None:
 
 @pytest.mark.parametrize("text", ["", "mia +", "mia - retain", "0.x*mia", "mia if retain = 3",
                                   "1.2.3*mia", "mia if retain >= 9.5.%"])  # fmt: skip
-def test_what_cannot_be_understood_is_answered_with_how_to_write_it(text: str) -> None:
+def test_error_for_an_invalid_objective_explains_the_syntax(text: str) -> None:
     with pytest.raises(UsageError, match="Write `mia`"):
         parse_objective(text)
 
@@ -93,7 +93,7 @@ def test_unknown_figure_names_the_nearest() -> None:
         parse_objective("0.5*retian")
 
 
-def test_what_was_not_measured_is_named() -> None:
+def test_unmeasured_scores_are_named() -> None:
     with pytest.raises(UsageError, match=r"'mmlu', which was not measured. Measure again"):
         parse_objective("mmlu").rank(scores(0.5, 0, 0), BASE, "choose")
 
@@ -148,6 +148,6 @@ def test_a_proxy_evaluation_does_not_reject_by_leaks_that_it_does_not_measure() 
 
 @pytest.mark.parametrize("text", ["leak4bit", "mia + relearn", "mia if leak4bit >= 5%",
                                   "mia if retain <= 95%"])  # fmt: skip
-def test_leaks_are_floors_from_above_and_nothing_else(text: str) -> None:
+def test_leak_scores_are_allowed_as_upper_bounds_only(text: str) -> None:
     with pytest.raises(UsageError, match="<= 5%"):
         parse_objective(text)

@@ -1,4 +1,4 @@
-"""A search compares candidates by the worst case over the ways to ask, as an evaluation does."""
+"""A search compares candidates by the worst case over the prompt variants."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_every_candidate_is_scored_by_the_worst_case(
             search(run, recipe.search, OPTIONS)
         return
     assert nll.ways is not None and set(nll.ways) == WAYS
-    assert nll.value <= min(nll.ways.values())  # row by row, the way that knows it best
+    assert nll.value <= min(nll.ways.values())  # the best answer of each row over the variants
     assert set(stored["ways"]["exact_match_forget"]) == {"value", *WAYS}
     assert "Worst case over the prompts chat, raw, chat-system" in stored["sentence"]
     capsys.readouterr()
     assert search(run, recipe.search, OPTIONS).sentence == choice.sentence
 
 
-def test_candidates_that_answer_in_one_batch_answer_in_every_way(run: Run) -> None:
+def test_batched_candidates_are_evaluated_with_every_prompt_variant(run: Run) -> None:
     alone, beside = (Run(run.root.with_name(name)) for name in ("alone", "beside"))
     for other, together in ((alone, 1), (beside, 2)):
         shutil.copytree(run.root, other.root)
@@ -84,7 +84,7 @@ def test_candidates_that_answer_in_one_batch_answer_in_every_way(run: Run) -> No
 
 @pytest.mark.parametrize("strategy", ["grid", "refine"])
 @pytest.mark.parametrize("ask", ["all", "own"])
-def test_a_candidate_that_knows_when_asked_raw_is_not_chosen(
+def test_a_candidate_that_answers_raw_prompts_is_not_chosen(
     run: Run, monkeypatch: pytest.MonkeyPatch, strategy: Any, ask: Any
 ) -> None:
     """In chat ``KNOWS_RAW`` forgets everything, and ``FORGOT`` all but one row in every way."""
@@ -119,7 +119,7 @@ def test_a_candidate_that_knows_when_asked_raw_is_not_chosen(
     assert choice.scored.name == (FORGOT if ask == "all" else KNOWS_RAW)
 
 
-def test_another_template_is_recorded_and_other_candidates_are_not_compared_with(run: Run) -> None:
+def test_candidates_measured_with_another_template_are_not_compared(run: Run) -> None:
     recipe = load_recipe(run.recipe)
     given = Options(SearchBudget(), device="cpu", template="chat", system_prompt="Be Bob.")
     choice = search(run, recipe.search, given)

@@ -72,7 +72,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     ("together", "sizes"),
     [(2, [2, 2]), (None, [3, 3])],  # 16 prompts: the 48 rows of a batch have room for 3
 )
-def test_the_scores_are_those_of_one_after_the_other(
+def test_batched_scores_equal_sequential_ones(
     run: Run, alone: Run, batches: list[list[str]], together: int | None, sizes: list[int]
 ) -> None:
     assert found(searched(run, together)) == found(alone)
@@ -92,7 +92,7 @@ def test_a_search_killed_within_a_batch_resumes_without_repeated_questions(
 
     def killed(self: EvaluationCache, *more: Any) -> None:
         counted(self, *more)
-        if seen == 16 * 3 + 7:  # the ends are done, the candidates are not
+        if seen == 16 * 3 + 7:  # over and under are measured, the candidates are not
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -103,7 +103,7 @@ def test_a_search_killed_within_a_batch_resumes_without_repeated_questions(
     assert seen == 16 * 6
 
 
-def test_a_candidate_without_numbers_leaves_the_others_as_they_are(
+def test_a_candidate_with_nan_does_not_affect_the_others(
     run: Run, alone: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     measure, answers = Evaluator._measure, Evaluator.answer
@@ -143,7 +143,9 @@ def test_a_model_without_batching_answers_one_candidate_at_a_time(
     )
 
 
-def test_a_race_takes_so_many_at_a_time(run: Run, batches: list[list[str]]) -> None:
+def test_finalists_are_evaluated_in_batches_of_the_given_size(
+    run: Run, batches: list[list[str]]
+) -> None:
     """The best two by proxy score; then selection ends, or continues with the third."""
     options = ["--together", "2", "--strategy", "refine", "--objective", "0.5*mia + 0.5*retain"]
     command = ["search", str(run.root), "--device", "cpu", *options]

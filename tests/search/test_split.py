@@ -35,7 +35,7 @@ def keys(part: Measured) -> set[str]:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 0.9),
        st.integers(0, 3))  # fmt: skip
-def test_halves_are_disjoint_whole_and_by_document(
+def test_the_splits_are_disjoint_and_keep_documents_whole(
     forget: int, retain: int, holdout: int, share: float, seed: int
 ) -> None:
     measured = people(forget, retain, holdout)
@@ -44,7 +44,7 @@ def test_halves_are_disjoint_whole_and_by_document(
     assert keys(parts["choose"]) | keys(parts["report"]) == keys(measured)
     subjects = [{(a.row.split, a.row.subject) for a in p.answers} for p in parts.values()]
     assert not subjects[0] & subjects[1]
-    for part in parts.values():  # a member's document goes with its questions
+    for part in parts.values():  # a document is in the same split as its questions
         members = {Row(x.id, "", "").subject for x in part.losses if x.member}
         assert members == {a.row.subject for a in part.answers if a.row.split == "forget"}
 

@@ -68,7 +68,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": root}
 
 
-def test_what_a_worker_explored_is_adopted_by_who_chooses(tiny_run: Run, tmp_path: Path) -> None:
+def test_results_of_workers_are_collected_by_the_search(tiny_run: Run, tmp_path: Path) -> None:
     runs = [Run(Path(shutil.copytree(tiny_run.root, tmp_path / name))) for name in ("a", "b")]
     shared = (*SHARED, "--storage", f"sqlite:///{tmp_path / 'study.db'}", "--device", "cpu")
     worked = call(runs[0], *shared, "--worker", "--budget", "2", "--json")
@@ -87,7 +87,7 @@ def test_a_database_without_its_driver_names_the_package(tmp_path: Path) -> None
         OptunaStudy(SearchSpec(strategy="tpe"), "mysql+pyodbc://nobody@127.0.0.1/none", "shared")
 
 
-def test_a_worker_needs_something_to_share(tiny_run: Run, tmp_path: Path) -> None:
+def test_a_worker_requires_a_shared_study(tiny_run: Run, tmp_path: Path) -> None:
     run = Run(Path(shutil.copytree(tiny_run.root, tmp_path / "run")))
     done = CliRunner().invoke(main, ["search", str(run.root), "--worker"])
     assert done.exit_code == 2 and "the same --storage URL" in done.stderr

@@ -32,7 +32,7 @@ def claim(kind: str, row: str = "merged", **more: object) -> Claim:
          "2 of 3 pairs have this order (under > merged > over)"),
     ],
 )  # fmt: skip
-def test_a_claim_is_judged_by_its_figures(one: Claim, holds: bool, detail: str) -> None:
+def test_a_claim_is_judged_by_its_scores(one: Claim, holds: bool, detail: str) -> None:
     found = judge(one, AUC)
     assert (found.holds, found.detail) == (holds, detail)
 
@@ -50,7 +50,7 @@ def test_a_claim_is_judged_by_its_figures(one: Claim, holds: bool, detail: str) 
         (claim("nearest", of=["over"]), (0.45, 0.60), None, None),
     ],
 )
-def test_the_intervals_decide_a_claim_or_leave_it_open(
+def test_a_claim_is_decided_by_the_intervals_or_left_open(
     one: Claim,
     merged: tuple[float, float],
     over: tuple[float, float] | None,
@@ -76,7 +76,7 @@ def test_a_claim_is_open_while_any_row_could_beat_it(
     assert ("under" in told) == (sure is False)
 
 
-def test_one_row_that_is_surely_better_settles_that_a_claim_does_not_hold() -> None:
+def test_a_significantly_better_row_refutes_a_claim() -> None:
     one, figures = claim("largest"), {"merged": 0.5, "over": 0.6, "under": 0.9}
     spans = {"merged": (0.4, 0.55), "over": (0.5, 0.7), "under": (0.8, 1.0)}
     assert settled(one, judge(one, figures), spans)[0] is True
@@ -88,7 +88,7 @@ def test_a_tie_is_not_larger() -> None:
 
 
 @pytest.mark.parametrize("kind", ["largest", "nearest", "within", "order"])
-def test_nothing_is_said_where_a_figure_is_missing(kind: str) -> None:
+def test_a_claim_with_a_missing_value_is_not_judged(kind: str) -> None:
     one = claim(kind, of=["over", "merged"])
     assert judge(one, {"merged": None, "over": 0.1}).holds is None
     if kind in ("largest", "nearest"):
@@ -106,5 +106,7 @@ def test_nothing_is_said_where_a_figure_is_missing(kind: str) -> None:
         (True, None, "Not measured yet"),
     ],
 )
-def test_the_word_compares_both(published: bool | None, here: bool | None, word: str) -> None:
+def test_the_verdict_compares_both_results(
+    published: bool | None, here: bool | None, word: str
+) -> None:
     assert Verdict(claim("largest"), ClaimResult(published), ClaimResult(here)).word == word

@@ -65,16 +65,16 @@ def test_every_command_is_one_that_the_tool_understands(text: str) -> None:
         check_recipe(load_recipe(words[words.index("--recipe") + 1], assignments))
 
 
-def test_values_are_put_in_and_folders_stay(tmp_path: Path) -> None:
+def test_values_are_inserted_and_folders_kept(tmp_path: Path) -> None:
     study, _ = load_study(written(tmp_path))
     assert study.commands(study.step("first")) == ["search {here} --seed 1"]
     assert study.used_by(study.step("second")) == ["first"]
 
 
-def test_another_value_is_another_study(tmp_path: Path) -> None:
+def test_a_changed_value_defines_another_study(tmp_path: Path) -> None:
     path = written(tmp_path)
     one, two = (load_study(path, values)[0] for values in ({}, {"rate": "2"}))
-    for name in ("first", "second"):  # the second reads what the first made
+    for name in ("first", "second"):  # the second step reads the output of the first
         assert one.fingerprint(one.step(name)) != two.fingerprint(two.step(name))
 
 
@@ -85,7 +85,7 @@ def test_another_value_is_another_study(tmp_path: Path) -> None:
         ("report {second}", "no earlier step 'second'"),
     ],
 )
-def test_a_step_reads_earlier_steps_only(tmp_path: Path, second: str, told: str) -> None:
+def test_a_step_depends_on_earlier_steps_only(tmp_path: Path, second: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told.replace("?", r"\?")):
         load_study(written(tmp_path, second))
 
@@ -102,7 +102,7 @@ def test_an_unknown_study_and_an_unknown_value_name_the_known(tmp_path: Path) ->
         load_study(written(tmp_path), {"rat": "2"})
 
 
-def test_a_study_like_another_has_its_parts_and_other_values(tmp_path: Path) -> None:
+def test_a_derived_study_has_the_same_parts_with_other_values(tmp_path: Path) -> None:
     other = written(tmp_path)
     path = tmp_path / "more.yaml"
     path.write_text(
@@ -124,14 +124,14 @@ def test_the_second_edition_differs_by_rows_steps_and_recipes_only() -> None:
     assert "--recipe ishumei-as-run " in second.commands(second.step("eul-rd-da"))[0]
 
 
-def test_values_that_name_each_other_are_refused(tmp_path: Path) -> None:
+def test_cyclic_values_are_refused(tmp_path: Path) -> None:
     path = Path(written(tmp_path))
     path.write_text(path.read_text().replace('rate: "1"', 'rate: "{more}"'))
     with pytest.raises(RecipeError, match="in a ring"):
         load_study(str(path))
 
 
-def test_a_part_may_show_the_steps_of_others_only() -> None:
+def test_a_part_may_consist_of_steps_of_other_parts() -> None:
     done = CliRunner().invoke(main, ["plan", "cpu"])
     title = "beside: The merge compared with every single adapter"
     assert f"{title} (tables of the steps above)" in done.output
@@ -144,7 +144,9 @@ def test_the_earlier_name_of_the_command_still_runs_in_a_checkout() -> None:
     assert "study" not in mergeforget.list_commands(click.Context(mergeforget))
 
 
-def test_an_installed_package_says_where_the_studies_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_an_installed_package_names_the_location_of_the_studies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "benchmarks.study.__main__", None)
     done = CliRunner().invoke(mergeforget, ["study", "plan", "cpu"])
     assert done.exit_code == 2 and "`python -m benchmarks.study`" in done.stderr

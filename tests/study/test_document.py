@@ -75,7 +75,7 @@ def test_the_document_is_the_same_byte_for_byte(results: Path) -> None:
     assert first.decode() == (HERE / "tiny.md").read_text(), "see tests/study/tiny.md"
 
 
-def test_every_document_of_the_project_is_what_its_results_give(tmp_path: Path) -> None:
+def test_every_study_page_equals_the_one_generated_from_its_results(tmp_path: Path) -> None:
     docs = HERE.parent.parent / "docs"
     for study in sorted(p.parent for p in docs.glob("*/study.json")):
         copy = tmp_path / "docs" / study.name
@@ -92,7 +92,7 @@ def test_results_of_other_commands_are_not_shown(results: Path) -> None:
     assert "0.550" not in text and "Not run yet: main" in text
 
 
-def test_a_training_that_diverged_is_a_finding(results: Path) -> None:
+def test_a_diverged_training_is_reported_as_a_result(results: Path) -> None:
     study = read_results(results).study
     history = {"history": {"adapter": {"steps": 3}}}
     write(results, study, "npo", history, "failed")
@@ -120,7 +120,7 @@ def test_several_steps_are_averaged() -> None:
     assert verdicts(table, results)[0].here.holds is None
 
 
-def test_a_claim_about_all_waits_for_all_and_one_that_diverged_is_out() -> None:
+def test_a_claim_about_all_runs_is_open_until_all_are_finished() -> None:
     table = Table.model_validate({
         "title": "T",
         "columns": [{"label": "auc", "score": "mia_auc"}],
@@ -140,7 +140,7 @@ def test_a_claim_about_all_waits_for_all_and_one_that_diverged_is_out() -> None:
     assert of_c.word == "Diverged" and of_c.here.detail == "c diverged"
 
 
-def test_a_mean_of_figures_has_the_means_of_their_ends_as_interval() -> None:
+def test_the_interval_of_a_mean_is_the_mean_of_the_intervals() -> None:
     table = Table.model_validate({
         "title": "T",
         "columns": [{"label": "auc", "score": "mia_auc"}, {"label": "mmlu", "score": "mmlu"},
@@ -154,7 +154,7 @@ def test_a_mean_of_figures_has_the_means_of_their_ends_as_interval() -> None:
     assert (cell.value, cell.interval) == (0.375, (0.1875, 0.625))
 
 
-def test_angles_are_those_of_the_change_itself_one_a_snapshot(tmp_path: Path) -> None:
+def test_angles_are_those_of_the_delta_at_each_snapshot(tmp_path: Path) -> None:
     rows = [
         {"model": "over", "group": "all", "vectors": "0 to s, s to end", "space": space,
          "step": step, "degrees": degrees}
@@ -166,7 +166,7 @@ def test_angles_are_those_of_the_change_itself_one_a_snapshot(tmp_path: Path) ->
     assert (found["forward"], found["forward_min"], found["forward_max"]) == ([63, 71], 63, 71)
 
 
-def test_the_best_of_a_method_is_chosen_on_the_half_that_chooses() -> None:
+def test_the_best_of_a_method_is_chosen_on_the_selection_split() -> None:
     table = Table.model_validate({
         "title": "T",
         "part": "report",
@@ -187,6 +187,6 @@ def test_the_best_of_a_method_is_chosen_on_the_half_that_chooses() -> None:
     assert (cells["density"].value, cells["auc"].value) == (0.8, 0.9)
 
 
-def test_a_folder_without_a_study_says_how_to_make_one(tmp_path: Path) -> None:
+def test_error_for_a_folder_without_a_study_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="study run NAME"):
         read_results(tmp_path)

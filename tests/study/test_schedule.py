@@ -122,7 +122,7 @@ def test_every_step_is_run_once_with_its_folders(places: Places, tool: Tool) -> 
     assert len(tool.called) == 4
 
 
-def test_a_killed_step_goes_on_with_the_command_it_was_at(places: Places, tool: Tool) -> None:
+def test_a_killed_step_resumes_at_the_interrupted_command(places: Places, tool: Tool) -> None:
     tool.ends = {"evaluate": [(-9, None)]}
     with pytest.raises(MergeforgetError, match="step a failed"):
         run_study(study_of(places), places)
@@ -148,7 +148,9 @@ def test_a_step_whose_recipe_changed_is_run_again(places: Places, tool: Tool) ->
     assert steps.state_of(study_of(places), places, None, study_of(places).step("a")) == "waiting"
 
 
-def test_another_command_begins_anew_and_so_does_what_reads_it(places: Places, tool: Tool) -> None:
+def test_a_changed_command_reruns_its_step_and_the_dependent_ones(
+    places: Places, tool: Tool
+) -> None:
     run_study(study_of(places), places)
     (places.out / "runs" / "a" / "old").touch()
     places.file.write_text(STUDY.replace("--recipe npo", "--recipe ga"))
@@ -157,7 +159,7 @@ def test_another_command_begins_anew_and_so_does_what_reads_it(places: Places, t
     assert "--resume" not in tool.called[4]
 
 
-def test_what_diverged_is_kept_and_its_readers_are_left_out(places: Places, tool: Tool) -> None:
+def test_dependents_of_a_diverged_step_are_skipped(places: Places, tool: Tool) -> None:
     tool.ends = {"train": [(5, None)]}
     states = run_study(study_of(places), places)
     assert states["a"] == "failed" and states["b"] == "skipped: it reads a"
@@ -166,19 +168,19 @@ def test_what_diverged_is_kept_and_its_readers_are_left_out(places: Places, tool
     assert tool.called[1].startswith("train") and "--resume" not in tool.called[1]
 
 
-def test_the_time_stops_a_study_and_it_goes_on(places: Places, tool: Tool) -> None:
+def test_a_study_stopped_by_its_time_limit_resumes(places: Places, tool: Tool) -> None:
     tool.ends = {"evaluate": [(None, None)]}
     assert run_study(study_of(places), places, minutes=60)["a"] == "waiting"
     assert run_study(study_of(places), places) == {"a": "done", "b": "done", "c": "done"}
 
 
-def test_a_part_brings_the_steps_it_reads(places: Places, tool: Tool) -> None:
+def test_a_part_includes_the_steps_it_depends_on(places: Places, tool: Tool) -> None:
     assert list(run_study(study_of(places), places, only=["two"])) == ["a", "b", "c"]
     with pytest.raises(MergeforgetError, match="Did you mean 'two'"):
         run_study(study_of(places), places, only=["tow"])
 
 
-def test_a_part_brings_the_steps_that_its_tables_show(places: Places, tool: Tool) -> None:
+def test_a_part_includes_the_steps_shown_in_its_tables(places: Places, tool: Tool) -> None:
     study = study_of(places)
     rows = [{"label": "b", "step": "b"}]
     table = {"title": "T", "columns": [{"label": "n", "reads": "n"}], "rows": rows}
@@ -188,19 +190,19 @@ def test_a_part_brings_the_steps_that_its_tables_show(places: Places, tool: Tool
     assert list(run_study(study, places, only=["shown"])) == ["a", "b"]
 
 
-def test_a_part_without_its_data_is_left_out_and_said_so(places: Places, tool: Tool) -> None:
+def test_a_part_without_its_data_is_skipped_with_a_message(places: Places, tool: Tool) -> None:
     (places.data / "there.jsonl").unlink()
     assert run_study(study_of(places), places)["c"].startswith("skipped: there is no")
     assert len(tool.called) == 3
 
 
-def test_a_folder_that_is_not_the_studys_is_not_touched(places: Places, tool: Tool) -> None:
+def test_folders_of_other_programs_are_not_modified(places: Places, tool: Tool) -> None:
     (places.out / "runs" / "a").mkdir(parents=True)
     with pytest.raises(InputError, match="was not written by this study"):
         run_study(study_of(places), places)
 
 
-def test_time_left_is_at_the_speed_seen_so_far(places: Places) -> None:
+def test_time_left_is_estimated_from_the_measured_speed(places: Places) -> None:
     """Two minutes were expected and one was needed: the other four need two."""
     every = [step for _, step in study_of(places).steps()]
     clock = Clock()
@@ -210,7 +212,7 @@ def test_time_left_is_at_the_speed_seen_so_far(places: Places) -> None:
     assert clock.estimate(every[1:], jobs=2) == 60
 
 
-def test_commands_run_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_commands_run_in_separate_processes(tmp_path: Path) -> None:
     """A real one: made-up people, and a failure that names its command."""
     path = tmp_path / "real.yaml"
     path.write_text(REAL)
@@ -230,7 +232,9 @@ def test_a_command_computes_with_the_threads_of_its_study(places: Places, tool: 
 
 
 @pytest.mark.slow
-def test_a_study_of_a_tiny_model_twice_gives_the_same(tmp_path: Path, tiny_folder: Path) -> None:
+def test_a_repeated_study_of_a_tiny_model_gives_equal_results(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
     """The file format of the studies that come along, every step real."""
     for split in ("forget", "retain", "holdout"):
         write_jsonl(tmp_path / "data" / f"{split}.jsonl", short_rows(split, 6))
@@ -274,7 +278,7 @@ def test_two_steps_run_at_once_but_never_in_one_folder(
     assert set(states.values()) == {"done"}
 
 
-def test_a_study_that_is_told_to_end_ends_its_command_too(tmp_path: Path) -> None:
+def test_a_terminated_study_terminates_its_command(tmp_path: Path) -> None:
     """The command in flight is gone when the study is, and its step is not done."""
     path = tmp_path / "long.yaml"
     path.write_text(REAL.replace("--people 1", "--people 200000"))

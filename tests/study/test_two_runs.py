@@ -29,13 +29,13 @@ def compare(first: Path, second: Path, *more: str) -> Result:
     return CliRunner().invoke(main, ["compare", str(first), str(second), *more])
 
 
-def test_the_time_of_a_run_is_no_figure(tmp_path: Path) -> None:
+def test_the_duration_of_a_run_is_not_compared(tmp_path: Path) -> None:
     done = compare(run_of(tmp_path / "a", MEASURED), run_of(tmp_path / "other", MEASURED))
     assert done.exit_code == 0
     assert "main: the same, 4 figures\n1 of 1 steps gave the same figures." in done.output
 
 
-def test_the_largest_difference_is_told_and_the_exit_code_is_seven(tmp_path: Path) -> None:
+def test_the_largest_difference_is_reported_with_exit_code_7(tmp_path: Path) -> None:
     other = {"scores": {"over": {"all": {"mia_auc/mia": [0.5, 24], "nll/forget": [1.51, 12]}}}}
     done = compare(run_of(tmp_path / "a", MEASURED), run_of(tmp_path / "b", other))
     place = "scores.over.all.mia_auc/mia.0"
@@ -43,7 +43,7 @@ def test_the_largest_difference_is_told_and_the_exit_code_is_seven(tmp_path: Pat
     assert done.exit_code == 7 and "number of threads" in done.stderr
 
 
-def test_a_figure_that_one_run_lacks_differs(tmp_path: Path) -> None:
+def test_a_score_that_one_run_lacks_is_a_difference(tmp_path: Path) -> None:
     more = MEASURED | {"history": {"over": {"steps": 4}}}
     first, second = run_of(tmp_path / "a", MEASURED), run_of(tmp_path / "b", more)
     found = json.loads(compare(first, second, "--json").stdout)

@@ -42,7 +42,7 @@ def test_alternates_are_read_in_the_published_formats(tmp_path: Path) -> None:
         ],
     )
     rows = alternate_rows(None, None, SETS, tmp_path, file=file)
-    assert [r.output for r in rows] == ["In Turku.", "A pilot."]  # one repeats the answer
+    assert [r.output for r in rows] == ["In Turku.", "A pilot."]  # one of them repeats the answer
     assert [r.input for r in rows] == [r.input for r in FORGET]
     assert [x["origin"] for x in read_jsonl(tmp_path / "alternates.jsonl")] == ["file", "file"]
     again = alternate_rows(None, None, SETS, tmp_path, file="missing", resume=True)
@@ -52,12 +52,12 @@ def test_alternates_are_read_in_the_published_formats(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "fault"),
     [
-        ([{"question": "Where was Ada born?", "alternate": "Oslo"}], "no other answer"),
+        ([{"question": "Where was Ada born?", "alternate": "Oslo"}], "no alternate answer"),
         ([{"question": "Who?", "text": "x"}], "expected a question"),
-        ([{"question": "Who is Bo?", "alternate": "A baker."}], "no other answer"),
+        ([{"question": "Who is Bo?", "alternate": "A baker."}], "no alternate answer"),
     ],
 )
-def test_a_file_without_another_answer_is_refused(
+def test_a_file_without_an_alternate_answer_is_refused(
     records: list[dict[str, str]], fault: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=fault):
@@ -82,7 +82,7 @@ def test_the_model_is_asked_for_answers_and_retain_rows_replace_unusable_ones(
         alternate_rows(None, tiny_tokenizer, {"forget": FORGET}, tmp_path)
 
 
-def test_layers_forget_a_growing_number_of_folds_and_retain_the_others(
+def test_layered_unlearning_forgets_more_folds_in_each_stage(
     tiny_tokenizer: Any,
 ) -> None:
     forget = [
@@ -100,7 +100,7 @@ def test_layers_forget_a_growing_number_of_folds_and_retain_the_others(
     assert [one.ids for one in sets["retain"][1:]] == [sets["forget"][i].ids for i in later]
     assert [one.row for one in sets["retain"]] == [0, 1, 2, 3, 4]
     order = LayeredSampler(folds, 2, 2, 1, 0)
-    assert order.chunk_steps == [4, 8]  # two epochs of 4 rows, then of 8, two rows a step
+    assert order.chunk_steps == [4, 8]  # two epochs of 4 rows, then of 8, two rows per step
     rows = PairedRows(sets, seed=0, staged=True)
     stages: dict[int, set[int]] = {0: set(), 1: set()}
     partners: dict[int, set[int]] = {0: set(), 1: set()}

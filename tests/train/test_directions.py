@@ -27,7 +27,7 @@ def gradient(seed: int) -> list[Tensor]:
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000))
-def test_ngdiff_keeps_one_and_loses_the_other(one: int, other: int) -> None:
+def test_ngdiff_lowers_the_retain_loss_and_raises_the_forget_loss(one: int, other: int) -> None:
     retain, forget = gradient(one), gradient(other)
     g = ngdiff(retain, forget)
     assert inner(retain, g) >= -1e-6 and inner(forget, g) <= 1e-6

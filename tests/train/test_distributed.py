@@ -100,7 +100,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, True, "gradient_checkpointing: true"),
     ],
 )
-def test_launchers_that_cut_up_the_model_otherwise_are_refused(
+def test_unsupported_sharding_launchers_are_refused(
     more: dict[str, str], trains: bool, said: str, environment: dict[str, str]
 ) -> None:
     environment |= more
@@ -109,7 +109,7 @@ def test_launchers_that_cut_up_the_model_otherwise_are_refused(
     assert not sharded()
 
 
-def test_the_wish_for_fsdp_is_taken_from_the_launcher(environment: dict[str, str]) -> None:
+def test_fsdp_is_requested_by_the_launcher(environment: dict[str, str]) -> None:
     check_launch(trains=True)
     assert sharded() and "ACCELERATE_USE_FSDP" not in environment
     check_launch(trains=True)
@@ -118,7 +118,7 @@ def test_the_wish_for_fsdp_is_taken_from_the_launcher(environment: dict[str, str
     assert not sharded()
 
 
-def test_a_layer_below_the_last_is_read_in_one_process_or_in_parts(
+def test_losses_on_inner_layers_require_one_process_or_fsdp(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = load_recipe("rmu")
@@ -135,7 +135,7 @@ def test_a_layer_below_the_last_is_read_in_one_process_or_in_parts(
         ("full: {last_layers: 1}", "with FSDP only adapters"),
     ],
 )
-def test_what_has_no_parts_is_refused(
+def test_models_that_cannot_be_sharded_are_refused(
     change: str, said: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     old = (
@@ -218,7 +218,7 @@ def test_two_processes_give_the_adapters_of_one(
     monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
     done = CliRunner().invoke(cli.main, [*arguments, "--out", str(one)])
     assert done.exit_code == 0, done.output
-    known = {"MERGEFORGET_CACHE": str(tmp_path / "cache")}  # the model that memorised, once more
+    known = {"MERGEFORGET_CACHE": str(tmp_path / "cache")}  # the memorised model again
     for folder, more in ((two, {}), (parts, FSDP | known)):
         main, other = launch(arguments, folder, **more)
         assert main[0] == other[0] == 0, main[2] + other[2]
@@ -226,5 +226,7 @@ def test_two_processes_give_the_adapters_of_one(
         same(folder, one)
         stage = read_json(folder / "manifest.json")["stages"]["over"]
         assert stage["processes"] == 2 and stage.get("sharded", False) == bool(more)
-    again, waits = launch(arguments, two)  # the run is there already: both end, one says why
+    again, waits = launch(
+        arguments, two
+    )  # the run exists: both processes end, one prints the reason
     assert again[0] == waits[0] == 4 and "--resume" in again[2] and "--resume" not in waits[2]

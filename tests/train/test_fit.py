@@ -54,7 +54,7 @@ def run_one(
     return load_file(folder / "over" / "adapter_model.safetensors")
 
 
-def test_base_is_given_back_as_it_was(
+def test_the_base_is_restored_after_training(
     tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any, make_model: Callable[..., Any]
 ) -> None:
     job = TrainingJob(Run(tmp_path), "over")
@@ -95,7 +95,7 @@ def test_history_records_terms_that_add_up_to_the_loss(
     ]  # fmt: skip
 
 
-def test_a_row_of_weight_two_trains_as_if_it_were_there_twice(
+def test_a_row_of_weight_two_trains_like_two_copies(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     one, two, three = SETS["forget"][:3]
@@ -139,7 +139,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_resumed_after_a_kill_it_is_bit_identical(
+def test_a_training_resumes_bit_for_bit_after_a_kill(
     step: int,
     tmp_path: Path,
     make_model: Callable[..., Any],
@@ -187,7 +187,7 @@ def test_a_signal_saves_a_checkpoint_and_its_handlers_are_restored(
     assert callbacks.last_checkpoint(tmp_path / "checkpoints" / "over") is not None
 
 
-def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_not_used(tmp_path: Path) -> None:
     for step, state in ((2, "{}"), (4, '{"half'), (6, None)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -196,7 +196,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
     assert callbacks.last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
-def test_an_adapter_that_does_not_move_stops(
+def test_an_unchanged_adapter_stops_the_training(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     still = [t.model_copy(update={"weight": 0.0}) for t in TERMS]
@@ -204,7 +204,7 @@ def test_an_adapter_that_does_not_move_stops(
         run_one(tmp_path, make_model, tiny_tokenizer, objective=still, weight_decay=0.0)
 
 
-def test_a_warm_up_from_zero_is_no_reason_to_stop(
+def test_a_warm_up_from_zero_does_not_stop_the_training(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     run_one(tmp_path, make_model, tiny_tokenizer, warmup_epochs=1.0)
@@ -236,7 +236,7 @@ class TwoGpus(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._n_gpu = max(2, self.n_gpu)  # its first reading sets the devices up
+        self._n_gpu = max(2, self.n_gpu)  # the first read initialises the devices
 
 
 def test_one_process_trains_on_one_of_several_gpus(
@@ -253,7 +253,7 @@ def test_one_process_trains_on_one_of_several_gpus(
 
 
 @pytest.mark.parametrize("padding", ["none", "right"])
-def test_rows_that_would_see_each_other_do_not(
+def test_packed_rows_do_not_attend_to_each_other(
     padding: Literal["none", "right"], tmp_path: Path, tiny_tokenizer: Any
 ) -> None:
     from transformers import OPTConfig, OPTForCausalLM

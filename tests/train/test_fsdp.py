@@ -34,7 +34,7 @@ DPO, KL_ALL, *RMU = (
 )
 WAYS: dict[str, dict[str, Any]] = {
     "together": {"epochs": 2, "watch": Watch(every=2, sample=2, best_by="retain_nll")},
-    "padding": {  # every set in a pass of its own, and the reference is asked in every step
+    "padding": {  # a separate pass for every set, and the reference in every step
         "objective": [DPO, KL_ALL],
         "tokens": Tokens(padding="left"),
     },
@@ -71,7 +71,9 @@ def untied(make_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_every_way_of_training_is_the_same_on_parts(untied: Path, tmp_path: Path) -> None:
+def test_every_training_mode_gives_the_same_result_when_sharded(
+    untied: Path, tmp_path: Path
+) -> None:
     base = load_model(str(untied), device="cpu")
     wanted = {way: train(base, way, tmp_path / "one" / way) for way in WAYS}
     two = tmp_path / "two"

@@ -82,7 +82,7 @@ def gradients(
             aims = torch.tensor([float(i % 3) for i in batches[name].index.tolist()])
             said.levels = said.efforts = aims
             said.scores = (said.labels % 5).double() / 4
-        with torch.no_grad():  # the adapted model stands for the reinforced one
+        with torch.no_grad():  # the adapted model serves as the reinforced one
             strong = predict_sets(model, batches, totals, head=head)
         for name, said in before.items():
             said.reinforced = strong[name]
@@ -154,7 +154,7 @@ def test_a_loss_registered_as_not_additive_is_computed_for_each_micro_batch(
 
 
 @pytest.mark.parametrize("direction", ["sum", "ngdiff", "sam"])
-def test_fusing_leaves_the_training_as_it_was_and_saves_passes(
+def test_fusing_saves_passes_without_changing_the_training(
     direction: str,
     tmp_path: Path,
     make_model: Callable[..., Any],
@@ -227,7 +227,7 @@ def test_a_worker_that_prepares_batches_changes_nothing(
     assert len(found[0]) == 4 and found[0] == found[1]  # partners change with the epoch in both
 
 
-def test_a_budget_below_a_step_makes_several_passes_of_it(
+def test_a_budget_below_a_step_splits_it_into_several_passes(
     tiny_tokenizer: Any, make_model: Callable[..., Any], tmp_path: Path
 ) -> None:
     rows = encode_rows(tiny_tokenizer, SETS["forget"], max_length=64)

@@ -51,7 +51,7 @@ def test_checkpointing_is_chosen_where_the_largest_micro_batch_would_not_fit(
         assert fit_passes(model, encoded, plan).checkpointing is fixed
 
 
-def test_counting_what_is_kept_changes_neither_weights_nor_random_numbers(
+def test_measuring_memory_changes_neither_weights_nor_random_numbers(
     make_model: Callable[..., Any],
 ) -> None:
     model = make_model()
@@ -129,14 +129,14 @@ def test_a_model_is_loaded_with_the_attention_of_the_recipe(
     assert load_model(spec, device="cpu").model.config._attn_implementation == attention
 
 
-def test_the_labels_of_the_monitor_need_no_table_of_logits() -> None:
+def test_monitored_labels_do_not_materialise_the_logits() -> None:
     hidden, weight = torch.randn(1100, 4), torch.randn(9, 4)
     expected = (hidden @ weight.T).argmax(-1)
     assert torch.equal(top_labels(Projection(hidden, weight)), expected)
     assert torch.equal(top_labels(hidden @ weight.T), expected)
 
 
-def test_a_checkpoint_that_takes_long_is_written_less_often(
+def test_slow_checkpoints_are_written_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]

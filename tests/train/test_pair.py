@@ -82,7 +82,7 @@ def test_memorised_model_is_reused(
     assert read_adapter(tmp_path / "b" / "over").base == str(base)
 
 
-def test_a_memorised_model_is_of_one_base_in_one_dtype(
+def test_a_memorised_model_is_cached_by_base_and_dtype(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def folder(base: Path | str = "base", **model: str) -> Path:
@@ -107,7 +107,7 @@ def test_a_memorised_model_is_of_one_base_in_one_dtype(
     assert folder(revision) not in (first, folder())
 
 
-def test_killed_and_resumed_the_pair_is_bit_identical(
+def test_a_killed_pair_resumes_bit_for_bit(
     tiny_folder: Path, people: dict[str, Path], tmp_path: Path
 ) -> None:
     whole = run(command(tiny_folder, people, tmp_path / "whole"))
@@ -149,7 +149,7 @@ def test_sigterm_exits_143(tiny_folder: Path, people: dict[str, Path], tmp_path:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143 and "--resume" in said
-    assert "Warning" not in said  # what other packages will change is nothing to a user
+    assert "Warning" not in said  # deprecations in other packages do not concern a user
 
 
 def test_limit_keeps_untouched_documents_as_holdout(tiny_folder: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_limit_keeps_untouched_documents_as_holdout(tiny_folder: Path, tmp_path:
         (["--model", "no-such-folder/at-all/here"], 4, "no-such-folder"),
     ],
 )
-def test_bad_calls_say_what_is_wrong(
+def test_invalid_calls_are_explained(
     more: list[str], code: int, says: str, tiny_folder: Path, people: dict[str, Path],
     tmp_path: Path,
 ) -> None:  # fmt: skip
@@ -204,7 +204,7 @@ def test_a_run_folder_is_not_overwritten_and_has_one_writer(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_said_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_without_data_loss(tmp_path: Path) -> None:
     from mergeforget.errors import ResourceError
     from mergeforget.files import append_jsonl
 

@@ -68,7 +68,7 @@ def test_a_rounded_pass_equals_the_merged_model_stored_in_4_bits(
     torch.testing.assert_close(merged(input_ids=IDS).logits, plain, atol=1e-5, rtol=1e-4)
 
 
-def test_the_model_is_as_it_was_after_the_block(make_model: Callable[..., Any]) -> None:
+def test_the_model_is_restored_after_the_block(make_model: Callable[..., Any]) -> None:
     policy = with_lora(make_model())
     before = policy(input_ids=IDS).logits
     with pytest.raises(KeyError), perturbed(policy, Robust(bits=3)):
@@ -76,7 +76,7 @@ def test_the_model_is_as_it_was_after_the_block(make_model: Callable[..., Any]) 
     assert torch.equal(policy(input_ids=IDS).logits, before)
 
 
-def test_an_adapter_that_is_no_sum_of_matrices_is_refused(make_model: Callable[..., Any]) -> None:
+def test_an_adapter_other_than_plain_lora_is_refused(make_model: Callable[..., Any]) -> None:
     policy = with_lora(make_model(), use_dora=True)
     with pytest.raises(RecipeError, match="LoRA variant"), perturbed(policy, Robust(bits=4)):
         pass

@@ -49,7 +49,7 @@ def training(**more: Any) -> Training:
     ],
     ids=["together", "alternating", "by_set", "chunks", "folds", "epoch"],
 )
-def test_steps_are_those_that_a_training_takes(
+def test_planned_steps_equal_those_of_a_training(
     more: dict[str, Any], tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     settings = training(**more)
@@ -72,7 +72,7 @@ def test_warm_up_has_the_planned_length(
     assert climbed == found.warmup_steps == 7
 
 
-def test_sizes_are_those_of_the_model_with_its_adapter(
+def test_planned_sizes_equal_those_of_the_adapted_model(
     tiny_folder: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     from peft import LoraConfig, get_peft_model
@@ -92,7 +92,7 @@ def test_sizes_are_those_of_the_model_with_its_adapter(
     assert found.epoch_tokens == sum(len(row) for row in encoded["forget"])
 
 
-def test_what_autograd_keeps_is_what_it_keeps_on_real_tensors(
+def test_estimated_autograd_memory_equals_the_measured_one(
     tiny_folder: Path, make_model: Callable[..., Any]
 ) -> None:
     from peft import LoraConfig, get_peft_model
@@ -116,7 +116,7 @@ def test_what_autograd_keeps_is_what_it_keeps_on_real_tensors(
     assert counted.kept_bytes == sum(kept.values())
 
 
-def test_checkpointing_keeps_less_and_longer_rows_more(tiny_folder: Path) -> None:
+def test_memory_falls_with_checkpointing_and_grows_with_row_length(tiny_folder: Path) -> None:
     spec, settings = ModelSpec(name=str(tiny_folder)), training()
     short, long = (one_pass(empty_model(spec, settings, "cpu"), n, False) for n in (20, 40))
     saved = one_pass(empty_model(spec, settings, "cpu"), 40, True)
@@ -149,7 +149,7 @@ def test_plan_reads_no_weights(tiny_folder: Path, tmp_path: Path) -> None:
 FOUR: tuple[None, Literal["4bit"]] = (None, "4bit")
 
 
-def test_four_bits_leave_an_eighth_of_the_linear_layers(
+def test_four_bit_linear_layers_take_an_eighth_of_the_memory(
     tiny_folder: Path, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     settings = training()

@@ -117,7 +117,7 @@ def test_adapter_products_run_in_the_type_of_the_base(make_model: Callable[..., 
     assert layer.lora_A["default"].weight.dtype == torch.float32
 
 
-def test_a_float32_model_is_left_alone(make_model: Callable[..., Any]) -> None:
+def test_a_float32_model_is_not_changed(make_model: Callable[..., Any]) -> None:
     model = make_model()
     choose_trained(model, Full(last_layers=1))
     with widened_weights(model):

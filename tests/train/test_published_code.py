@@ -170,7 +170,7 @@ def test_each_batch_of_ishumei_has_the_loss_of_the_published_code(
             loss = cross_entropy(logits, labels)
         theirs = (1 / loss) ** power if kind == "forget" else loss
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
-    assert sorted(seen) == sorted(sets)  # negative responses are a kind of their own
+    assert sorted(seen) == sorted(sets)  # negative responses form a separate kind
 
 
 def test_a_row_of_ishumei_is_the_published_one(make_model: Any) -> None:

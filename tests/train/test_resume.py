@@ -73,7 +73,7 @@ def cut(monkeypatch: pytest.MonkeyPatch, *saved: int, killed: int) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_resumed_it_is_bit_identical(
+def test_a_resumed_training_is_bit_identical(
     way: str, train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("whole", **WAYS[way])
@@ -89,7 +89,7 @@ def test_resumed_it_is_bit_identical(
         assert one == other and (one or name != "history.jsonl")
 
 
-def test_killed_before_its_first_checkpoint_it_begins_anew(
+def test_a_training_killed_before_its_first_checkpoint_starts_again(
     train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     climbing = {"objective": [GA], "learning_rate": 0.05} | {"watch": WAYS["watch"]["watch"]}

@@ -39,7 +39,7 @@ def passed(model: Any, batch: Batch, monkeypatch: pytest.MonkeyPatch) -> tuple[i
 
 
 @pytest.mark.parametrize("kinds", [(ANSWER,), (PROMPT, ANSWER)])
-def test_a_common_beginning_is_passed_once(
+def test_a_common_prefix_is_processed_once(
     kinds: tuple[int, ...], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = pack(rows([20, 21, 22], [20, 23, 24, 25, 26]), kinds)
@@ -52,7 +52,7 @@ def test_a_common_beginning_is_passed_once(
     torch.testing.assert_close(slope, own, atol=1e-5, rtol=1e-4)
 
 
-def test_rows_of_two_forms_share_the_beginning_of_their_own(
+def test_rows_of_two_forms_share_one_prefix_per_form(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = [Encoded(ids=[40, 41, 42, 43, 44, *own], kinds=[PROMPT] * 5 + [ANSWER] * len(own))
@@ -68,7 +68,7 @@ def test_rows_of_two_forms_share_the_beginning_of_their_own(
     torch.testing.assert_close(slope, own, atol=1e-5, rtol=1e-4)
 
 
-def test_rows_that_begin_differently_are_left_as_they_are() -> None:
+def test_rows_without_a_common_prefix_are_unchanged() -> None:
     short = [Encoded(ids=ids, kinds=[ANSWER] * 4) for ids in ([1, 2, 3, 4], [5, 2, 3, 4])]
     assert share_prefix(pack(short)) is None
     equal = [Encoded(ids=[1, 2, 3, 4], kinds=[ANSWER] * 4)] * 2
@@ -77,7 +77,7 @@ def test_rows_that_begin_differently_are_left_as_they_are() -> None:
     assert once.keep.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_windows_and_dropout_exclude_a_shared_beginning(
+def test_windows_and_dropout_disable_prefix_sharing(
     make_model: Callable[..., Any], tiny_model: Any
 ) -> None:
     assert can_share(tiny_model)

@@ -28,7 +28,7 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(main, list(words))
 
 
-def test_one_adapter_is_trained_and_watched(
+def test_one_adapter_is_trained_with_early_stopping(
     tiny_folder: Path, files: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -54,7 +54,7 @@ def test_full_training_writes_a_model(tiny_folder: Path, files: list[str], tmp_p
     assert (out / "model" / "model.safetensors").exists()
 
 
-def test_a_recipe_of_one_adapter_is_no_pair(
+def test_a_recipe_for_one_adapter_cannot_train_a_pair(
     tiny_folder: Path, files: list[str], tmp_path: Path
 ) -> None:
     out = str(tmp_path / "run")

@@ -59,13 +59,13 @@ def train(
     return run
 
 
-def test_alternating_steps_hold_one_set_each(train: Callable[..., Any]) -> None:
+def test_alternating_steps_contain_one_set_each(train: Callable[..., Any]) -> None:
     _, lines = train(batches="alternating", batch_size=1, gradient_accumulation=2, epochs=1)
     terms = [list(x["terms"]) for x in lines]
-    assert terms == [["npo_forget"], ["gd_retain"]] * 3  # five rows, two a step at most
+    assert terms == [["npo_forget"], ["gd_retain"]] * 3  # five rows, at most two per step
 
 
-def test_alternating_covers_every_row_once_an_epoch() -> None:
+def test_alternating_samples_every_row_once_per_epoch() -> None:
     order = AlternatingSampler(rows=11, batch_size=2, accumulation=2, seed=0)
     parts = list(order)
     assert len(parts) == len(order) and all(1 <= len(p) <= 2 for p in parts)
@@ -78,7 +78,7 @@ def test_alternating_covers_every_row_once_an_epoch() -> None:
     assert list(order) != parts
 
 
-def test_by_set_takes_every_row_of_every_set_once_an_epoch() -> None:
+def test_by_set_samples_every_row_once_per_epoch() -> None:
     sizes = {"forget": 5, "retain": 7, "refusal": 5}
     order = BySetSampler(sizes, batch_size=2, accumulation=2, seed=0)
     for epoch in range(2):
@@ -101,7 +101,7 @@ def test_by_set_trains_each_term_on_steps_of_its_set(train: Callable[..., Any]) 
     }  # fmt: skip
 
 
-def test_chunks_are_worked_off_one_after_the_other() -> None:
+def test_chunks_are_trained_in_sequence() -> None:
     order = ChunkedSampler(rows=5, chunk=2, epochs=3, batch_size=1, accumulation=1, seed=0)
     rows = [p[0].row for p in order]
     assert order.chunk_steps == [6, 6, 3] and order.beginnings == {0, 6, 12}
@@ -124,7 +124,7 @@ def test_each_chunk_has_a_separate_warm_up(train: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("mask", ["answer", "tokens"])
-def test_known_references_equal_running_the_model(
+def test_stored_references_equal_a_forward_pass(
     mask: str, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     terms = [NPO, GD, Term.model_validate({"loss": "kl", "on": "retain", "mask": mask})]
@@ -178,7 +178,7 @@ def test_hidden_states_are_those_after_the_layer(tiny_model: Any, tiny_tokenizer
         predict(tiny_model, batch, layers=[7])
 
 
-def test_sets_in_one_pass_equal_a_pass_each(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_a_joint_pass_equals_separate_passes(tiny_model: Any, tiny_tokenizer: Any) -> None:
     rows = {n: encode_rows(tiny_tokenizer, SETS[n], max_length=64) for n in TWO}
     batches = {"forget": pack(rows["forget"][:2]), "retain": pack(rows["retain"], (PROMPT, ANSWER))}
     totals: dict[str, dict[str, Any]] = {"forget": {"row_total": 5.0}, "retain": {}}
@@ -244,9 +244,9 @@ def test_sam_takes_the_forget_gradient_at_the_perturbed_weights(
     ("more", "message"),
     [
         ({"direction": "gru", "objective": [GA]}, "needs terms on forget and on retain"),
-        ({"gru_smoothing": 0.5}, "belongs to direction gru"),
-        ({"sam_radius": 0.5}, "belongs to direction sam"),
-        ({"clip_each": 1.0}, "belongs to direction ngdiff"),
+        ({"gru_smoothing": 0.5}, "applies only to direction gru"),
+        ({"sam_radius": 0.5}, "applies only to direction sam"),
+        ({"clip_each": 1.0}, "applies only to direction ngdiff"),
     ],
 )
 def test_settings_of_another_direction_are_refused(more: dict[str, Any], message: str) -> None:
@@ -254,7 +254,7 @@ def test_settings_of_another_direction_are_refused(more: dict[str, Any], message
         training(**more)
 
 
-def test_figures_of_clipped_micro_batches_are_their_means(train: Callable[..., Any]) -> None:
+def test_values_of_clipped_micro_batches_are_averaged(train: Callable[..., Any]) -> None:
     settings = {
         "objective": [GA, GD], "direction": "ngdiff", "optimizer": "sgd", "schedule": "constant",
         "batch_size": 1, "gradient_accumulation": "epoch", "max_grad_norm": 0.0, "epochs": 1,
@@ -268,7 +268,7 @@ def test_figures_of_clipped_micro_batches_are_their_means(train: Callable[..., A
 
 
 @pytest.mark.parametrize("method", ["probe", "fit"])
-def test_fitted_rates_are_followed_and_noted(method: str, train: Callable[..., Any]) -> None:
+def test_fitted_rates_are_used_and_recorded(method: str, train: Callable[..., Any]) -> None:
     rate = AutoRate(method=method, every=2)  # type: ignore[arg-type]
     _, lines = train(
         objective=[GA, GD], direction="ngdiff", optimizer="sgd", schedule="constant",
@@ -282,7 +282,7 @@ def test_fitted_rates_are_followed_and_noted(method: str, train: Callable[..., A
         assert set(fits[i]) == {"rate", "fitted", "curvature", "accepted"}
 
 
-def test_a_probe_leaves_the_weights_bit_for_bit(
+def test_a_rate_probe_restores_the_weights_bit_for_bit(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {
@@ -294,7 +294,7 @@ def test_a_probe_leaves_the_weights_bit_for_bit(
     assert all(torch.equal(without[k], probed[k]) for k in without)
 
 
-def test_eul_notes_how_often_it_was_clamped(train: Callable[..., Any]) -> None:
+def test_eul_records_the_share_of_clamped_values(train: Callable[..., Any]) -> None:
     eul = Term.model_validate({"loss": "eul", "on": "forget", "floor": 100.0})
     _, lines = train(objective=[eul, GD])
     assert all(x["notes"] == {"clamped_forget": pytest.approx(1)} for x in lines)
@@ -327,7 +327,7 @@ def test_dpo_reads_refusals_with_their_forget_rows(
     assert lines[0]["terms"]["dpo_forget"] == pytest.approx(1.386294, abs=1e-4)
 
 
-def test_watch_measures_stops_on_collapse_and_keeps_the_best(
+def test_early_stopping_stops_on_collapse_and_keeps_the_best_step(
     train: Callable[..., Any], tmp_path: Path
 ) -> None:
     up = Term(loss="ga", on="retain")
@@ -354,7 +354,7 @@ def test_watch_measures_stops_on_collapse_and_keeps_the_best(
 
 
 @pytest.mark.parametrize("loss", ["npo", "undial"])
-def test_full_training_compares_with_the_model_as_it_was(
+def test_full_training_uses_the_initial_weights_as_reference(
     loss: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     terms = [Term(loss=loss, on="forget"), Term(loss="kl", on="retain")]
@@ -371,7 +371,7 @@ def test_full_training_compares_with_the_model_as_it_was(
 
 
 @pytest.mark.parametrize("loss", ["npo", "undial"])
-def test_an_output_matrix_that_is_trained_leaves_the_reference_as_it_was(
+def test_training_the_output_matrix_does_not_change_the_reference(
     loss: str,
     tmp_path: Path,
     make_model: Callable[..., Any],
@@ -397,7 +397,7 @@ def test_an_output_matrix_that_is_trained_leaves_the_reference_as_it_was(
     assert len(gaps) >= 6 and max(gaps) < 1e-5
 
 
-def test_full_names_what_it_trains(tiny_model: Any) -> None:
+def test_full_reports_the_trained_weights(tiny_model: Any) -> None:
     choose_trained(tiny_model, Full(layers=[1], modules=["down_proj"]))
     trained = [n for n, p in tiny_model.named_parameters() if p.requires_grad]
     assert trained == ["model.layers.1.mlp.down_proj.weight"]
@@ -412,7 +412,7 @@ def test_gradient_checkpointing_changes_nothing(train: Callable[..., Any]) -> No
         torch.testing.assert_close(saved[key], value, rtol=1e-4, atol=1e-6)
 
 
-def test_the_head_is_back_after_a_fault(tiny_model: Any) -> None:
+def test_the_output_layer_is_restored_after_an_error(tiny_model: Any) -> None:
     with pytest.raises(ZeroDivisionError), forward._without_head(tiny_model):
         raise ZeroDivisionError
     ids = torch.tensor([[3, 4]])

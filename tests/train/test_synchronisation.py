@@ -53,7 +53,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_micro_batch_reads_nothing_off_the_device(
+def test_a_micro_batch_transfers_nothing_from_the_device(
     name: str,
     tmp_path: Path,
     make_model: Callable[..., Any],
@@ -76,7 +76,7 @@ def test_a_micro_batch_reads_nothing_off_the_device(
             passed[-1] += 1
 
     monkeypatch.setattr(trainer.UnlearningTrainer, "training_step", step)
-    monkeypatch.setattr(forward, "_shares_prefixes", lambda *_: False)  # on a CPU alone
+    monkeypatch.setattr(forward, "_shares_prefixes", lambda *_: False)  # on a CPU only
     plan = Training(
         objective=OBJECTIVES[name], epochs=2, batch_size=1, gradient_accumulation=2, snapshots=1,
         learning_rate=1e-3, lora=Lora(r=2, lora_dropout=0.0),

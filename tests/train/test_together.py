@@ -88,7 +88,7 @@ def apart(
     return *trained(pair_recipe(), folder), folder
 
 
-def test_together_equals_apart_in_fewer_passes_over_as_many_tokens(
+def test_joint_training_equals_separate_training_with_fewer_passes(
     pair_recipe: Callable[..., Recipe], apart: Any, tmp_path: Path
 ) -> None:
     expected, passes, folder = apart

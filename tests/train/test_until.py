@@ -68,9 +68,7 @@ def test_both_ends_are_plain_adapters_of_one_trajectory(bracketed: Run) -> None:
     assert not (bracketed.snapshots / "over-step00000").exists()
 
 
-def test_a_rate_that_breaks_the_model_is_backed_off(
-    knowing: dict[str, Path], tmp_path: Path
-) -> None:
+def test_the_rate_is_halved_after_a_collapse(knowing: dict[str, Path], tmp_path: Path) -> None:
     recipe = recipe_of(
         knowing, "pair.over.learning_rate=0.5", "pair.over.until.largest_rate=1",
         "pair.over.until.auc_at_most=0", "pair.over.until.back_offs=12",
@@ -122,7 +120,7 @@ def test_resumed_training_ends_as_an_uninterrupted_one(
     assert all((one.deltas[m].b == other.deltas[m].b).all() for m in one.deltas)
 
 
-def test_twins_stand_in_for_a_missing_holdout(knowing: dict[str, Path], tmp_path: Path) -> None:
+def test_twins_replace_a_missing_holdout(knowing: dict[str, Path], tmp_path: Path) -> None:
     rows = [{"id": f"p{i}qa0", "input": f"When was Ann Lee{'abcdef'[i]} born?",
              "output": f"19{i}1-03-0{i + 1}"} for i in range(6)]  # fmt: skip
     write_jsonl(tmp_path / "forget.jsonl", rows)
@@ -155,7 +153,9 @@ def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path
         ({"forget_nll": 0.5}, {"forget_risen": 0.5}, False),  # 0.4 above the base
     ],
 )
-def test_condition(check: dict[str, Any], until: dict[str, Any], expected: bool) -> None:
+def test_the_condition_checks_auc_exact_answers_and_nll(
+    check: dict[str, Any], until: dict[str, Any], expected: bool
+) -> None:
     assert met(replace(BASE, step=4, **check), Until(**until), BASE) is expected
 
 
@@ -260,7 +260,9 @@ def test_the_rate_grows_only_without_progress(
 
 @pytest.mark.parametrize("rows, every, steps", [(3, None, 4), (24, None, 4), (48, None, 9),
                                                 (80, None, 15), (80, 2, 2)])  # fmt: skip
-def test_steps_between_checks(rows: int, every: int | None, steps: int) -> None:
+def test_checks_are_three_quarters_of_a_pass_apart(
+    rows: int, every: int | None, steps: int
+) -> None:
     """Three quarters of a pass in batches of four, at least four steps."""
     more = [f"pair.over.until.every={every}"] if every else []
     training = load_recipe("level", more).pair.over  # type: ignore[union-attr]

@@ -73,7 +73,7 @@ def test_a_step_of_the_scorer_is_sgd_on_its_published_objective() -> None:
         torch.testing.assert_close(ours.detach().double(), theirs.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_scorer_starts_at_one_half_and_resumes_bit_for_bit() -> None:
+def test_the_scorer_starts_at_one_half_and_resumes_bit_for_bit() -> None:
     one, other = (TokenScorer(3, Scorer(), ATWU) for _ in range(2))
     assert one.score(outputs()).tolist() == [0.5] * 5
     for seed in range(2):
@@ -136,7 +136,7 @@ class Killed(Exception):
     pass
 
 
-def test_resumed_after_a_kill_with_every_helper_it_is_bit_identical(
+def test_a_training_with_every_helper_resumes_bit_for_bit_after_a_kill(
     tmp_path: Path,
     make_model: Callable[..., Any],
     tiny_tokenizer: Any,
@@ -174,7 +174,7 @@ def test_helpers_of_other_losses_are_refused() -> None:
     for key, value in {"alternates": "file", "scorer": {}, "reinforce": {}}.items():
         with pytest.raises(RecipeError, match=f"{key} belongs to"):
             check(npo, gd, **{key: value})
-    with pytest.raises(RecipeError, match="one other answer"):
+    with pytest.raises(RecipeError, match="one replacement answer"):
         check(altpo, idk, gd)
     with pytest.raises(RecipeError, match="resegment"):
         check(altpo, gd, transforms=[{"transform": "resegment", "on": "forget"}])

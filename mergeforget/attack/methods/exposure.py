@@ -35,30 +35,36 @@ def exposure(target: Target, *, candidates: int = 15) -> Result:
     rows = [*target.forget, *target.compared()]
     pool = [*target.holdout, *target.forget]
     options = [alternatives(row, pool, candidates, target.seed) for row in rows]
-    kept = [(row, others) for row, others in zip(rows, options, strict=True) if others]
-    if not kept:
+    comparable = [(row, others) for row, others in zip(rows, options, strict=True) if others]
+    if not comparable:
         raise NotApplicableError("No row has alternative answers of the same type.")
-    found = {s.role: [_ranked(target, s, kept)] for s in target.suspects()}
+    by_model = {m.role: [_ranked(target, m, comparable)] for m in target.measured_models()}
     settings = {"candidates": candidates, "seed": target.seed}
-    return compare(target, "exposure", found, ["all"], settings, unit="bits",
+    return compare(target, "exposure", by_model, ["all"], settings, unit="bits",
                    what="the rank of the true answer among answers of its type")  # fmt: skip
 
 
-def _ranked(target: Target, suspect: TargetModel, kept: list[tuple[Row, list[str]]]) -> Facts:
+def _ranked(
+    target: Target, target_model: TargetModel, comparable: list[tuple[Row, list[str]]]
+) -> Facts:
     """Return the exposure of one model by subject."""
-    texts = [Variant(row, "", row.input, a) for row, others in kept for a in (row.output, *others)]
+    texts = [
+        Variant(row, "", row.input, a) for row, others in comparable for a in (row.output, *others)
+    ]
 
     def work(model: Any, tokenizer: Any) -> Facts:
-        logps = secret_logps(target, model, tokenizer, texts, label=f"{suspect.role}: exposure")
+        logps = secret_logps(
+            target, model, tokenizer, texts, label=f"{target_model.role}: exposure"
+        )
         return {"nll": [-sum(one) / max(1, len(one)) for one in logps]}
 
     asked = [Row(f"{i}", v.prompt, v.secret) for i, v in enumerate(texts)]
-    losses = target.measured(suspect, "exposure", {}, asked, work)["nll"]
+    losses = target.measured(target_model, "exposure", {}, asked, work)["nll"]
     forget: list[tuple[Row, float]] = []
     holdout: list[tuple[Row, float]] = []
     n_forget = {id(row) for row in target.forget}
     place = 0
-    for row, others in kept:
+    for row, others in comparable:
         own, *rest = losses[place : place + 1 + len(others)]
         place += 1 + len(others)
         value = exposure_of(own, rest)

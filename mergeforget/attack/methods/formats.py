@@ -40,7 +40,7 @@ SYSTEMS = Path(__file__).parents[1] / "systems.txt"
 def formats(
     target: Target, *, formats: Sequence[str] = FORMATS, systems: Path | None = None
 ) -> Result:
-    """Ask in chat, with common system messages, raw, as a dialogue, to fill in, reversed, in JSON.
+    """Ask each question in chat, as raw text, dialogue, blank to fill in, reversed, JSON and more.
 
     Multiple choice, which shows the answer among others, is a separate attack.
 

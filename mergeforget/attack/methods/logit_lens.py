@@ -33,15 +33,17 @@ def logit_lens(target: Target, *, layers: int = 8) -> Result:
         NotApplicableError: The final norm of the model is not found.
     """
     target.need("forget")
-    found = {s.role: _by_layer(target, s, layers) for s in target.suspects()}
-    labels = [str(n) for n in found[target.suspect.role][0]]
-    points = {role: one[1] for role, one in found.items()}
+    by_model = {m.role: _by_layer(target, m, layers) for m in target.measured_models()}
+    labels = [str(n) for n in by_model[target.attacked.role][0]]
+    points = {role: one[1] for role, one in by_model.items()}
     return compare(target, "logit_lens", points, labels, {"layers": layers}, key="layer",
                    unit="nats per token", single=True,
                    what="the likelihood of the answers in its inner layers")  # fmt: skip
 
 
-def _by_layer(target: Target, suspect: TargetModel, layers: int) -> tuple[list[int], list[Facts]]:
+def _by_layer(
+    target: Target, target_model: TargetModel, layers: int
+) -> tuple[list[int], list[Facts]]:
     rows = [r for r in (*target.forget, *target.compared()) if r.output.strip()]
 
     def work(model: Any, tokenizer: Any) -> Facts:
@@ -55,20 +57,20 @@ def _by_layer(target: Target, suspect: TargetModel, layers: int) -> tuple[list[i
             lambda places: lens_logps(model, [texts[i] for i in places],
                                       [starts[i] for i in places], numbers),
             budget=target.batch_tokens or token_budget(model, logits=True),
-            label=f"{suspect.role}: logit lens",
+            label=f"{target_model.role}: logit lens",
         )  # fmt: skip
         if any(value != value for one in logps for value in one):
             raise NumericError(NOT_FINITE)
         return {"layers": numbers, "logps": logps}
 
-    found = target.measured(suspect, "logit_lens", {"layers": layers}, rows, work)
+    facts = target.measured(target_model, "logit_lens", {"layers": layers}, rows, work)
     n = len([r for r in target.forget if r.output.strip()])
     points = []
-    for place in range(len(found["layers"])):
-        values = [one[place] for one in found["logps"]]
+    for place in range(len(facts["layers"])):
+        values = [one[place] for one in facts["logps"]]
         points.append({"forget": by_subject(rows[:n], values[:n]),
                        "holdout": by_subject(rows[n:], values[n:])})  # fmt: skip
-    return list(found["layers"]), points
+    return list(facts["layers"]), points
 
 
 def spaced(depth: int, layers: int) -> list[int]:
@@ -95,7 +97,7 @@ def lens_logps(
         input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False
     ).hidden_states
     norm, head, depth = final_norm(model), model.get_output_embeddings(), len(states) - 1
-    found = []
+    logps_of_rows = []
     for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
         labels = ids[row, start : len(text)]
         values = []
@@ -104,8 +106,8 @@ def lens_logps(
             state = state if layer == depth else norm(state)  # the last state is already normalised
             logps = head(state).float().log_softmax(-1)
             values.append(float(logps.gather(1, labels[:, None]).mean()))
-        found.append(values)
-    return found
+        logps_of_rows.append(values)
+    return logps_of_rows
 
 
 def final_norm(model: Any) -> nn.Module:

@@ -41,10 +41,10 @@ def multiple_choice(target: Target, *, options: int = 4) -> Result:
         raise NotApplicableError(
             f"No forget row has {options - 1} other answers of its type to show."
         )
-    found = {s.role: [_hits(target, s, asked, options)] for s in target.suspects()}
+    by_model = {m.role: [_hits(target, m, asked, options)] for m in target.measured_models()}
     settings = {"options": options, "seed": target.seed}
-    return compare(target, "multiple_choice", found, ["all"], settings, unit="of 1 (right choices)",
-                   what="the share of right choices")  # fmt: skip
+    return compare(target, "multiple_choice", by_model, ["all"], settings,
+                   unit="of 1 (right choices)", what="the share of right choices")  # fmt: skip
 
 
 def _question(row: Row, pool: list[Row], options: int, seed: int) -> tuple[Row, str, int] | None:
@@ -60,7 +60,7 @@ def _question(row: Row, pool: list[Row], options: int, seed: int) -> tuple[Row, 
 
 
 def _hits(
-    target: Target, suspect: TargetModel, asked: list[tuple[Row, str, int]], options: int
+    target: Target, target_model: TargetModel, asked: list[tuple[Row, str, int]], options: int
 ) -> Facts:
     """Return the accuracy of one model by subject."""
     texts = [
@@ -69,16 +69,18 @@ def _hits(
 
     def work(model: Any, tokenizer: Any) -> Facts:
         logps = secret_logps(
-            target, model, tokenizer, texts, label=f"{suspect.role}: multiple choice"
+            target, model, tokenizer, texts, label=f"{target_model.role}: multiple choice"
         )
         return {"logps": [sum(one) for one in logps]}
 
     rows = [Row(f"{i}", v.prompt, v.secret) for i, v in enumerate(texts)]
-    logps = target.measured(suspect, "multiple_choice", {}, rows, work)["logps"]
+    logps = target.measured(target_model, "multiple_choice", {}, rows, work)["logps"]
     forgets = {id(row) for row in target.forget}
-    found: dict[str, list[tuple[Row, float]]] = {"forget": [], "holdout": []}
+    by_split: dict[str, list[tuple[Row, float]]] = {"forget": [], "holdout": []}
     for i, (row, _, place) in enumerate(asked):
         of_row = logps[i * options : (i + 1) * options]
         right = float(max(range(options), key=of_row.__getitem__) == place)
-        found["forget" if id(row) in forgets else "holdout"].append((row, right))
-    return {s: by_subject([r for r, _ in some], [v for _, v in some]) for s, some in found.items()}
+        by_split["forget" if id(row) in forgets else "holdout"].append((row, right))
+    return {
+        s: by_subject([r for r, _ in some], [v for _, v in some]) for s, some in by_split.items()
+    }

@@ -49,18 +49,18 @@ def own_paraphrase(target: Target) -> Result:
 
     rows = [Row(f"{i}", text, "") for i, text in enumerate(texts)]
     written = target.measured(
-        target.suspect, "own_paraphrase-write", {"tokens": NEW_TOKENS}, rows, work
+        target.attacked, "own_paraphrase-write", {"tokens": NEW_TOKENS}, rows, work
     )["written"]
     pairs = [(row, written[i * len(REWORD) + j]) for i, row in enumerate(target.forget)
              for j in range(len(REWORD))]  # fmt: skip
     asked = [
         Variant(row, "own words", text, row.output)
-        for row, every in pairs
-        if (text := usable(row, every))
+        for row, paraphrases in pairs
+        if (text := usable(row, paraphrases))
     ]
     if not asked:
         raise NotApplicableError(
-            f"{target.suspect.name or target.suspect.base} wrote no paraphrase that names the "
+            f"{target.attacked.name or target.attacked.base} wrote no paraphrase that names the "
             "person, so this attack does not apply. Use the attack prompts instead."
         )
     settings = {"max_new_tokens": target.max_new_tokens, "paraphrases": len(asked)}

@@ -51,11 +51,11 @@ def probe(
     target.need("forget", "holdout")
     settings = {"pool": pool, "strength": strength, "shuffles": shuffles, "folds": folds,
                 "seed": target.seed}  # fmt: skip
-    found = {s.role: _layers(target, s, settings) for s in target.suspects()}
-    return judged(target.suspect.role, found, settings | {"models": target.names()})
+    by_model = {m.role: _layers(target, m, settings) for m in target.measured_models()}
+    return judged(target.attacked.role, by_model, settings | {"models": target.names()})
 
 
-def _layers(target: Target, suspect: TargetModel, settings: dict[str, Any]) -> Facts:
+def _layers(target: Target, target_model: TargetModel, settings: dict[str, Any]) -> Facts:
     """Return the AUC of each layer of one model, and the best AUC under permuted labels."""
     rows = [*target.forget, *target.compared()]
 
@@ -67,13 +67,13 @@ def _layers(target: Target, suspect: TargetModel, settings: dict[str, Any]) -> F
             settings["pool"],
             template=target.template(tokenizer),
             batch_tokens=target.batch_tokens,
-            label=f"{suspect.role}: hidden states",
+            label=f"{target_model.role}: hidden states",
         )
         labels = np.arange(len(rows)) < len(target.forget)
         documents = [f"{row.split} {row.subject}" for row in rows]
-        return probe_layers(states, labels, documents, settings, label=suspect.role)
+        return probe_layers(states, labels, documents, settings, label=target_model.role)
 
-    return target.measured(suspect, "probe", settings, rows, work)
+    return target.measured(target_model, "probe", settings, rows, work)
 
 
 def probe_layers(
@@ -102,13 +102,13 @@ def probe_layers(
     def areas(given: NDArray[np.bool_]) -> list[float]:
         return [cross_validated_auc(layer, given, documents, **chosen) for layer in layers]
 
-    found = areas(labels)
+    aucs = areas(labels)
     tries = range(1, settings["shuffles"] + 1)
     chance = [
         max(areas(shuffled_labels(labels, documents, settings["seed"] + i)))
         for i in track(tries, f"{label}: probes of shuffled labels", len(tries))
     ]
-    as_good = sum(value >= max(found) for value in chance)
+    as_good = sum(value >= max(aucs) for value in chance)
     chances = np.mean([held_out_probabilities(one, labels, documents, **chosen)
                        for one in layers], axis=0)  # fmt: skip
     by_document: dict[str, list[float]] = {}
@@ -116,17 +116,17 @@ def probe_layers(
         by_document.setdefault(document, []).append(chance_of_true)
     inside = len({d for d, one in zip(documents, labels, strict=True) if one})
     return {
-        "auc": found,
+        "auc": aucs,
         "chance": chance,
         "p": (1 + as_good) / (1 + len(chance)),
         "labelings": math.comb(len(set(documents)), inside),
-        "documents": {d: sum(every) / len(every) for d, every in by_document.items()},
+        "documents": {d: sum(values) / len(values) for d, values in by_document.items()},
     }
 
 
-def judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Result:
+def judged(model: str, by_model: dict[str, Facts], settings: dict[str, Any]) -> Result:
     """Compare the probe of the attacked model with permuted labels and with the control's probe."""
-    own, control, before = found[model], found.get("control"), found.get("before")
+    own, control, before = by_model[model], by_model.get("control"), by_model.get("before")
     best = int(np.argmax(own["auc"]))
     top = own["auc"][best]
     finding: Finding = "undecided"
@@ -140,18 +140,18 @@ def judged(model: str, found: dict[str, Facts], settings: dict[str, Any]) -> Res
     finding = conclude(finding, power, control=control is not None)
     rows = [
         {"model": role, "layer": layer, "auc": auc}
-        for role, facts in found.items()
+        for role, facts in by_model.items()
         for layer, auc in enumerate(facts["auc"])
     ]
     figures = {
         "best_layer": best,
-        "best_auc": {role: max(facts["auc"]) for role, facts in found.items()},
-        "p": {role: facts["p"] for role, facts in found.items()},
-        "chance_95": {role: _upper(facts["chance"]) for role, facts in found.items()},
+        "best_auc": {role: max(facts["auc"]) for role, facts in by_model.items()},
+        "p": {role: facts["p"] for role, facts in by_model.items()},
+        "chance_95": {role: _upper(facts["chance"]) for role, facts in by_model.items()},
         "ahead_of_control": ahead.to_dict() if ahead else None,
         "power": power,
     }
-    others = [f"{role} {max(f['auc']):.2f}" for role, f in found.items() if role != model]
+    others = [f"{role} {max(f['auc']):.2f}" for role, f in by_model.items() if role != model]
     beside = f" ({', '.join(others)}, in their best layers)" if others else ""
     ends = {
         "traces": "its hidden states distinguish the forgotten rows better than those of a model "

@@ -61,18 +61,18 @@ def by_rounding(
     """
     target.need("forget")
     rows = ScoredRows.of(target)
-    found = {
-        suspect.role: _scores(target, suspect, rows, name, widths, group, kind)
-        for suspect in target.suspects()
+    by_model = {
+        target_model.role: _scores(target, target_model, rows, name, widths, group, kind)
+        for target_model in target.measured_models()
     }
-    check_comparable(*(points[0] for points in found.values()))
+    check_comparable(*(points[0] for points in by_model.values()))
     settings = {"bits": list(widths), "group": group, "kind": kind, "models": target.names()}
-    return judged(name, target.suspect.role, found, settings)
+    return judged(name, target.attacked.role, by_model, settings)
 
 
 def _scores(
     target: Target,
-    suspect: TargetModel,
+    target_model: TargetModel,
     rows: ScoredRows,
     name: str,
     widths: Sequence[int],
@@ -85,7 +85,7 @@ def _scores(
         size = None if width == WHOLE or (kind == "nearest" and width >= BY_ROW) else group
 
         def work(model: Any, tokenizer: Any, width: int = width, size: int | None = size) -> Facts:
-            label = f"{suspect.role}, {width} bits:" if width else f"{suspect.role}:"
+            label = f"{target_model.role}, {width} bits:" if width else f"{target_model.role}:"
             if width == WHOLE:
                 return forget_scores(model, tokenizer, rows, target, label=label)
             with _quantised(model, tokenizer, target, width, size, kind) as done:
@@ -94,7 +94,7 @@ def _scores(
 
         settings = {"bits": width, "group": size, "membership": target.membership,
                     "max_new_tokens": target.max_new_tokens, "kind": width and kind}  # fmt: skip
-        scores = target.measured(suspect, "quantise", settings, rows.every, work)
+        scores = target.measured(target_model, "quantise", settings, rows.every, work)
         points.append({"bits": width, **scores})
     return points
 
@@ -111,11 +111,11 @@ def _quantised(
 
 
 def judged(
-    name: str, model: str, found: dict[str, list[Facts]], settings: dict[str, Any]
+    name: str, model: str, by_model: dict[str, list[Facts]], settings: dict[str, Any]
 ) -> Result:
     """Compare each width with the control at the same width."""
-    own, control = found[model], found.get("control")
-    before = found.get("before")
+    own, control = by_model[model], by_model.get("control")
+    before = by_model.get("before")
     shares = {p["bits"]: p["rounded"] for p in own[1:]}
     evidence = _evidence(own, control) if control else None
     known = advantage(control[0], before[0]).value if control and before else None
@@ -141,7 +141,7 @@ def judged(
     rows = [
         {"model": role, "bits": point["bits"] or "all",
          **{metric: point[metric] for metric in (*FOLLOWED, "retain_nll")}}
-        for role, points in found.items()
+        for role, points in by_model.items()
         for point in points
     ]  # fmt: skip
     figures = {
@@ -193,11 +193,11 @@ def _words(
         f"Rounds {min(shares.values()):.1%} of the weights in matrices (embeddings and output "
         f"layer stay)."
     )
-    for bits, (found, leaks) in (evidence or {}).items():
-        beyond = ", beyond the same on the holdout" if found.beyond_holdout else ""
+    for bits, (lead, leaks) in (evidence or {}).items():
+        beyond = ", beyond the same on the holdout" if lead.beyond_holdout else ""
         text += (
             f" At {bits} bits, {model} predicts the forget rows better than the control at {bits} "
-            f"bits by {found} nats per token{beyond}{share_text(found.value, known)}, and gives "
+            f"bits by {lead} nats per token{beyond}{share_text(lead.value, known)}, and gives "
             f"{len(leaks.rows)} of {leaks.asked} exact answers that the control does not give."
         )
     if own[0]["retain_nll"] is not None:

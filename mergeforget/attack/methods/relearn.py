@@ -91,15 +91,19 @@ def by_training(target: Target, name: str, on: str, shown: int | None, tuning: T
     for factor in LONGER:
         longer = replace(tuning, steps=factor * tuning.steps)
         curves = {
-            suspect.role: _curve(
-                target, suspect, lesson, rows, still if suspect.role == "before" else longer
+            target_model.role: _curve(
+                target,
+                target_model,
+                lesson,
+                rows,
+                still if target_model.role == "before" else longer,
             )
-            for suspect in target.suspects()
+            for target_model in target.measured_models()
         }
         check_comparable(*(curve[0] for curve in curves.values()))
         settings = {**vars(longer), "on": on, "shown": len(lesson), "hidden": len(hidden)}
         settings |= {"models": target.names()}
-        result = judged(name, target.suspect.role, curves, settings)
+        result = judged(name, target.attacked.role, curves, settings)
         if result.finding != "undecided" or result.figures["recovered"]:
             break
     return result
@@ -149,16 +153,16 @@ def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int 
 
 
 def _curve(
-    target: Target, suspect: TargetModel, lesson: list[Row], rows: ScoredRows, tuning: Tuning
+    target: Target, target_model: TargetModel, lesson: list[Row], rows: ScoredRows, tuning: Tuning
 ) -> list[Facts]:
     """Return the scores of one model during the fine-tuning."""
 
     def work(model: Any, tokenizer: Any) -> Facts:
         def look(policy: Any, step: int) -> Facts:
-            label = f"{suspect.role}, step {step}:"
+            label = f"{target_model.role}, step {step}:"
             return {"step": step, **forget_scores(policy, tokenizer, rows, target, label=label)}
 
-        label = f"{suspect.role} relearns"
+        label = f"{target_model.role} relearns"
         return {
             "points": tune(
                 model,
@@ -177,8 +181,8 @@ def _curve(
         "lesson": len(lesson),
         "hidden": len(rows.forget),
     }
-    found = target.measured(suspect, "relearn", settings, [*lesson, *rows.every], work)
-    return list(found["points"])
+    facts = target.measured(target_model, "relearn", settings, [*lesson, *rows.every], work)
+    return list(facts["points"])
 
 
 def judged(
@@ -295,13 +299,13 @@ def _words(
         text += f" The share of exact answers changed from {exact[0]} to {exact[1]}."
     if evidence is None:
         return text
-    found = evidence.last
-    beyond = ", beyond the same on the holdout" if found.beyond_holdout else ""
+    last = evidence.last
+    beyond = ", beyond the same on the holdout" if last.beyond_holdout else ""
     return text + (
         f" It gives {len(evidence.leaks.rows)} exact answers that the control, trained in the same "
         f"way, gives at no step (probability of guessing as many: {evidence.leaks.p:.2g}). After "
-        f"the last step it predicts the hidden rows better than the control by {found} nats per "
-        f"token{beyond}{share_text(found.value, known)}."
+        f"the last step it predicts the hidden rows better than the control by {last} nats per "
+        f"token{beyond}{share_text(last.value, known)}."
     )
 
 

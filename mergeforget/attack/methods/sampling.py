@@ -34,26 +34,32 @@ def sampling(target: Target, *, samples: int = 32, temperature: float = 1.0) -> 
     target.need("forget")
     asked = without_given([Variant(r, "sampled", r.input, r.output) for r in target.forget],
                           "sampling")  # fmt: skip
-    found = {s.role: _samples(target, s, asked, samples, temperature) for s in target.suspects()}
+    completions = {
+        m.role: _samples(target, m, asked, samples, temperature) for m in target.measured_models()
+    }
     settings = {"samples": samples, "temperature": temperature, "seed": target.seed,
                 "max_new_tokens": target.max_new_tokens}  # fmt: skip
-    result = judged(target, "sampling", asked, found, settings, draws=samples,
+    result = judged(target, "sampling", asked, completions, settings, draws=samples,
                     what=f"{samples} samples of each answer")  # fmt: skip
     common = common_windows([r.document for r in (*target.retain, *target.holdout)])
     sizes = [2**i for i in range(samples.bit_length()) if 2**i < samples] + [samples]
     rows = [
         {"model": role, "kind": f"leak@{k}", "rows": len(asked), "rows_leaked": hit,
          "row_leak_rate": hit / len(asked)}
-        for role, texts in found.items()
+        for role, texts in completions.items()
         for k in sizes
-        if (hit := sum(any(leaked(v.secret, t, v.text, common) for t in every[:k])
-                       for v, every in zip(asked, texts, strict=True))) >= 0
+        if (hit := sum(any(leaked(v.secret, t, v.text, common) for t in texts_of_prompt[:k])
+                       for v, texts_of_prompt in zip(asked, texts, strict=True))) >= 0
     ]  # fmt: skip
     return replace(result, rows=rows)
 
 
 def _samples(
-    target: Target, suspect: TargetModel, asked: list[Variant], samples: int, temperature: float
+    target: Target,
+    target_model: TargetModel,
+    asked: list[Variant],
+    samples: int,
+    temperature: float,
 ) -> Texts:
     """Return the samples of one model by prompt; reproducible for a seed."""
 
@@ -62,7 +68,7 @@ def _samples(
         stop = stop_ids(model, tokenizer, own)
         ids = [v.tokens(tokenizer, own)[0] for v in asked]
         written = []
-        for place in track(range(len(ids)), f"{suspect.role}: samples", len(ids)):
+        for place in track(range(len(ids)), f"{target_model.role}: samples", len(ids)):
             new = sample(model, ids[place], samples, target.max_new_tokens, stop,
                          temperature, seed=target.seed * 100_003 + place)  # fmt: skip
             written.append([answer_text(tokenizer, n) for n in new])
@@ -70,7 +76,9 @@ def _samples(
 
     settings = {"samples": samples, "temperature": temperature, "seed": target.seed,
                 "max_new_tokens": target.max_new_tokens}  # fmt: skip
-    return list(target.measured(suspect, "sampling", settings, as_rows(asked), work)["samples"])
+    return list(
+        target.measured(target_model, "sampling", settings, as_rows(asked), work)["samples"]
+    )
 
 
 @torch.inference_mode()

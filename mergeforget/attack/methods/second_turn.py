@@ -31,14 +31,14 @@ def second_turn(target: Target) -> Result:
     """
     target.need("forget")
     first = [Variant(row, "first", row.input, row.output) for row in target.forget]
-    said = greedy(target, target.suspect, "second_turn-first", first)
+    answers = greedy(target, target.attacked, "second_turn-first", first)
     rows = [
         replace(row, input=follow, messages=(
             *row.messages, Message("user", row.input),
             Message("assistant", answer.strip() or SILENT),
         ))
         for follow in FOLLOW_UPS
-        for row, (answer,) in zip(target.forget, said, strict=True)
+        for row, (answer,) in zip(target.forget, answers, strict=True)
     ]  # fmt: skip
     asked = [Variant(row, "second turn", row.input, row.output) for row in rows]
     settings = {"turns": list(FOLLOW_UPS), "max_new_tokens": target.max_new_tokens}

@@ -69,9 +69,9 @@ def translation(target: Target, *, languages: Sequence[str] = tuple(LANGUAGES)) 
 
 def translated(row: Row, language: str) -> str:
     """Return the translated prompt, or the prompt after an instruction in that language."""
-    forms, found = LANGUAGES[language], _ASKED.match(row.input.strip())
-    if found:
-        thing = (found["a"] or found["b"]).lower()
+    forms, match = LANGUAGES[language], _ASKED.match(row.input.strip())
+    if match:
+        thing = (match["a"] or match["b"]).lower()
         if thing in forms:
-            return forms[thing].format(name=found["x"] or found["y"])
+            return forms[thing].format(name=match["x"] or match["y"])
     return forms[""].replace("{prompt}", row.input.strip())

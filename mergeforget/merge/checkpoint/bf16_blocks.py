@@ -1,8 +1,8 @@
 """Merges of whole models in bfloat16 by compiled passes over the bytes as they are stored.
 
 A weighted sum takes one pass. A method that trims, or that drops at random and restores norms,
-takes one pass to find thresholds or norms and one to merge. The results have the bits of the method
-block by block.
+takes one pass to find thresholds or norms and one to merge. The results are bit-identical to those
+of the method applied block by block.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def half_blocks(
     candidate: Candidate,
     name: str,
 ) -> Callable[[], Iterator[Block]] | None:
-    """Blocks of a merged tensor, to the bit those of the method block by block.
+    """Blocks of a merged tensor, bit-identical to those of the method itself.
 
     Args:
         models: The models and the tensor's location in each.

@@ -91,7 +91,7 @@ def workers(threads: int = 0) -> Iterator[ThreadPoolExecutor]:
 
 
 def map_in_threads(act: Callable[[T], R], items: Sequence[T], threads: int = 0) -> list[R]:
-    """Apply a function to each item on ``workers``; a single item takes no thread of its own."""
+    """Apply a function to each item on ``workers``; a single item runs in the calling thread."""
     if len(items) == 1:
         with _single_threaded_blas():
             return [act(items[0])]

@@ -1,8 +1,8 @@
 """Loops over bfloat16 as it is stored, compiled by numba: a block of a merge in one pass.
 
 Imported by ``checkpoint.bf16_blocks`` only, after ``dispatch`` has found numba. Values are widened,
-merged and rounded in chunks that stay in the first-level cache. Each result has the bits that the
-method gives on float32: the same operations in the same order, none of them fused.
+merged and rounded in chunks that stay in the first-level cache. Each result is bit-identical to
+that of the method on float32: the same operations in the same order, none of them fused.
 
 A block is entries ``first`` to ``first + len(out)`` of ``raws``, (tensors, entries) uint16: the
 models, and last the base.
@@ -319,7 +319,7 @@ def half_merge(
     states: Array, waiting: Array, limit: int, masks: Array, divisor: Any, factors: Floats,
     election: Array, scale: Any, room: Floats, words: Array, out: Array,
 ) -> tuple[bool, float, float]:  # fmt: skip
-    """Merge what changed since the base after a trim or a random drop, and add the base.
+    """Merge the differences from the base after a trim or a random drop, and add the base.
 
     Args:
         cuts: Magnitudes from which entries are kept, (n,) int32; empty without a trim.
@@ -327,8 +327,8 @@ def half_merge(
         states: Generators of the drop, (n, 4) uint64; empty without one. ``waiting`` is (n, 2)
             uint32 and ``limit`` the largest number drawn that keeps an entry.
         masks: What ``half_norms`` drew, (n, entries of ``raws``) uint8; (n, 0) draws here.
-        divisor: Divides what was kept; 1 divides nothing.
-        factors: Multiply what was kept, (n,); empty for none.
+        divisor: Divisor of the kept entries; 1 changes nothing.
+        factors: Multipliers of the kept entries, (n,); empty for none.
         election: Three integers: 0 sums, 1 elects by total, 2 by count; whether votes are weighted;
             and the divisor, as in ``consensus``.
         scale: Multiplies the result; 1 for none.
