@@ -18,7 +18,7 @@ State = Literal["FORGOTTEN", "NOT FORGOTTEN", "NOT ENOUGH DATA"]
 MARGIN = 0.2  # distance of an AUC from 0.5 at which members are distinguishable
 RARE = 0.01  # p-value below which leaks count as memory
 BACK = 0.05  # share of revealed answers above which an earlier request counts as undone
-MOST = 10_000  # largest number of additional people that is reported
+MOST = 1000  # largest number of additional people that is reported
 NEEDED = ("prompts", "relearn")  # attacks that are required to clear a model
 LEAKS = ("leak_rate", "knowledge", "exact_match")  # metrics of revealed answers, in order
 
@@ -227,7 +227,10 @@ def _membership(
         )
     elif high > top:
         more = more_people(area, (low, high))
-        people = "" if more is None else f" About {more} more people are needed."
+        people = (
+            f" About {more} more people are needed." if more is not None
+            else f" The AUC is so close to {top} that {MOST} more people would not decide it."
+        )  # fmt: skip
         notes.doubts.append(
             f"Membership cannot be decided ({figures}; required: below {top}).{people}"
         )
@@ -284,7 +287,7 @@ def auc_interval(score: Score) -> tuple[float, float]:
 
 
 def more_people(score: Score, interval: tuple[float, float]) -> int | None:
-    """Return the approximate number of additional people that decide the AUC; None if unrealistic.
+    """Return the approximate number of additional people that decide the AUC; None above ``MOST``.
 
     The width of an interval decreases with the square root of the number of people.
     """

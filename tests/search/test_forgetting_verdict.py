@@ -53,7 +53,8 @@ def test_the_number_of_people_needed_follows_from_the_interval_width() -> None:
     assert verdict.state == "NOT ENOUGH DATA" and verdict.more_people == 66
     assert "About 66 more people are needed." in verdict.sentence
     border = replace(score, value=0.5 + MARGIN, interval=(0.5, 0.85))
-    assert judge([GONE, border]).more_people is None
+    close = judge([GONE, border])
+    assert close.more_people is None and "1000 more people would not decide it" in close.sentence
 
 
 def test_leaks_convict_unless_chance_or_a_control_explains_them() -> None:
