@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from mergeforget.recipe import Lora, Term, Training
 from mergeforget.run import Run
 from mergeforget.train import forward, ngdiff_trainer, trainer
 from mergeforget.train.fit import TrainingJob, train_adapter
+from mergeforget.train.joined_adapters import sharing_weights
+from mergeforget.train.together import Partners
 
 SETS = {
     name: [Row(f"{name}{i}", f"Who is {name} {i}?", f"Person {i * 7}.") for i in range(4)]
@@ -96,6 +99,37 @@ def test_a_micro_batch_transfers_nothing_from_the_device(
     assert all(
         line["loss"] == pytest.approx(sum(line["terms"].values()), abs=1e-6) for line in lines
     )
+
+
+def test_a_joint_pass_of_two_trainings_reads_nothing_off_the_device(
+    tmp_path: Path,
+    make_model: Callable[..., Any],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[Counter[str]] = []
+    join = Partners._join
+
+    def joined(self: Partners, both: Any) -> None:
+        with Waits() as waits:
+            join(self, both)
+        counted.append(waits.found)
+
+    monkeypatch.setattr(Partners, "_join", joined)
+    monkeypatch.setattr(forward, "_shares_prefixes", lambda *_: False)  # on a CPU alone
+    partners = Partners(("over", "under"), required=True)
+    base = make_model()
+    trainings = {}
+    for stage, model, terms in (("over", base, "npo"), ("under", sharing_weights(base), "rmu")):
+        plan = Training(
+            objective=OBJECTIVES[terms], epochs=2, gradient_accumulation=2, snapshots=1,
+            lora=Lora(r=2, lora_dropout=0.1),
+        )  # fmt: skip
+        job = TrainingJob(Run(tmp_path), stage, checkpoint_seconds=1e9, partners=partners)
+        trainings[stage] = partial(train_adapter, model, tiny_tokenizer, SETS, plan, job)
+    partners.run(trainings)  # type: ignore[arg-type]
+    assert partners.passes == len(counted) == 4
+    assert not any(counted[1:])  # the first pass checks the models once
 
 
 def test_a_term_that_is_not_finite_is_named_before_the_step(
