@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 STEPS = 200  # optimiser steps of a training without `until`
 TUNING = 2.0  # passes of a row in fine-tuning whose cost is that of weight gradients and AdamW
 ASKING = 2.3  # ratio of the time of an evaluation to that of its likelihoods
-ATTACK_PASSES = {"prompts": 40, "quantise": 14, "relearn": 60}  # per forget row; a rough estimate
+ATTACKS = ("prompts", "quantise", "relearn")  # whose time is estimated
+PROMPTS = 190  # passes of a row per forget row, in `prompts`; measured with ten rows
+ROUNDED = 50  # passes per row in `quantise`, which measures three models with three widths
+RELEARNED = 18  # passes per row in the checks of `relearn`, of two models
 PACE = 4  # rows of a batch whose time is measured
 
 
@@ -89,5 +92,10 @@ def expected_seconds(
         epochs = recipe.memorise.epochs
         pair += epochs * (forget + retain) * (row.batch + TUNING * row.forward)
     search = ASKING * 7 * 3 * 2 * (forget + retain) * row.forward
-    attacks = {name: count * forget * row.forward for name, count in ATTACK_PASSES.items()}
-    return {"pair": pair, "search": search} | attacks
+    every = forget + retain + len(rows.holdout)
+    attacks = (
+        PROMPTS * forget * row.forward,
+        ROUNDED * every * row.forward,
+        RELEARNED * every * row.forward + 2 * 100 * 4 * row.batch,
+    )
+    return {"pair": pair, "search": search} | dict(zip(ATTACKS, attacks, strict=True))

@@ -273,7 +273,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
         and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
     """
-    from mergeforget.api.estimate import ATTACK_PASSES, expected_seconds, seconds_per_row
+    from mergeforget.api.estimate import ATTACKS, expected_seconds, seconds_per_row
     from mergeforget.console import duration, say
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows
@@ -309,7 +309,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     lengths = [len(e) - e.kinds.count(1) for e in forget]
     pace = seconds_per_row(loaded.model, forget)
     expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)
-    total = sum(s for stage, s in expected.items() if stage not in ATTACK_PASSES)
+    total = sum(s for stage, s in expected.items() if stage not in ATTACKS)
     say(f"Estimate: about {duration(total)} without attacks.")
     for note in notes:
         say(note)
