@@ -172,12 +172,12 @@ def test_one_merge_at_the_end_sums_the_pairs_and_tests_every_request(
 def test_each_request_of_a_sequence_has_a_verdict_and_is_tested_again(
     knowing: dict[str, Path], halves: list[Path], tmp_path: Path
 ) -> None:
-    out = tmp_path / "seq"
-    result = call_sequence(knowing, halves, out)
+    out, settings = tmp_path / "seq", [*QUICK, "memorise.epochs=1"]
+    result = call_sequence(knowing, halves, out, memorise=True, settings=settings)
     words = [w for half in halves for w in ("--forget", str(half))]
     words += [w for n in ("retain", "holdout") for w in (f"--{n}", str(knowing[n]))]
-    words += [w for s in QUICK for w in ("--set", s)]
-    words += ["--out", str(out), "--recipe", "zjuklab", "--time", "0.001s", "--json"]
+    words += [w for s in settings for w in ("--set", s)]
+    words += ["--out", str(out), "--recipe", "zjuklab", "--time", "0.001s", "--json", "--memorise"]
     done = CliRunner().invoke(main, ["unlearn", str(knowing["model"]), *words])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -223,8 +223,8 @@ def test_a_sequence_refuses_sets_that_contradict_each_other_before_any_training(
     one = ["unlearn", "m", "--forget", str(halves[0])]
     done = CliRunner().invoke(main, [*one, "--merge", "end"])
     assert done.exit_code == 2 and "--merge and several --retain" in done.output
-    done = CliRunner().invoke(main, [*one, "--forget", str(halves[1]), "--memorise"])
-    assert done.exit_code == 2 and "start from a model that knows all sets" in done.output
+    refused(UsageError, "leave adapter and after out", memorise=True, adapter="a")
+    refused(UsageError, "recipe given by name", recipe=load_recipe("zjuklab"))
 
 
 def test_the_command_prints_one_json_object(result: Unlearned, knowing: dict[str, Path]) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from mergeforget.api.delivery import REQUEST, folded_base, revealed
 from mergeforget.api.job import Job, seconds_of
 from mergeforget.api.options import Settings
-from mergeforget.api.training import assignments_of
 from mergeforget.api.unlearn import ATTACKS, Unlearned, unlearn
 from mergeforget.api.unlearn_data import (
     Forget,
@@ -21,7 +20,7 @@ from mergeforget.api.unlearn_data import (
     read_forget,
     renamed,
 )
-from mergeforget.api.unlearn_request import facts_of, request_of, run_of, trained
+from mergeforget.api.unlearn_request import changes_of, facts_of, request_of, run_of, trained
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
@@ -85,6 +84,7 @@ def unlearn_sequence(
     merge: Literal["each", "end"] = "each",
     time_limit: float | str | None = None,
     recipe: str | Path | Recipe = "level",
+    memorise: bool = False,
     control: str | None = None,
     adapter: str | Path | None = None,
     after: str | Path | None = None,
@@ -113,13 +113,16 @@ def unlearn_sequence(
             pairs, continues from the mean of each, and then searches one merge of all: the sum of
             the over-forgetting against the sum of the under-forgetting adapters.
         time_limit: Time limit of all requests. Each may use an equal part of the remaining time.
+        memorise: Fine-tune the model on the rows of all requests and on the retain rows first, to
+            try the method. The model before that is the control, unless another one is given.
         adapter, after: As in :func:`unlearn`, for the first request.
         full, gguf, push: As in :func:`unlearn`, for the last result.
         model, recipe, control, template, system_prompt, turns, attacks, approve, settings: As in
             :func:`unlearn`, for every request.
 
     Raises:
-        UsageError: Fewer than two requests, or another number of retain or holdout sources.
+        UsageError: Fewer than two requests, another number of retain or holdout sources, or
+            ``memorise`` with ``adapter`` or ``after``.
         InputError: As in :func:`unlearn`; a row to forget is in a retain or holdout set, or in two
             requests.
         NumericError, ResourceError: As :func:`mergeforget.train_pair`.
@@ -128,23 +131,32 @@ def unlearn_sequence(
         >>> result = unlearn_sequence("model", forget=["a.jsonl", "b.jsonl"])  # doctest: +SKIP
         >>> print(result)  # doctest: +SKIP
     """
+    from mergeforget.errors import UsageError
     from mergeforget.files import write_json
 
+    if memorise and (adapter or after):
+        raise UsageError(
+            "memorise fine-tunes the model itself: leave adapter and after out, or merge them into "
+            "the model first."
+        )
     started, limit = time.monotonic(), seconds_of(time_limit)
     given: dict[str, list[Any]] = dict(zip(SOURCES, _sources(forget, retain, holdout), strict=True))
     common: dict[str, Any] = {
-        "recipe": recipe, "control": control, "template": template,
-        "system_prompt": system_prompt, "turns": turns, "settings": settings,
+        "recipe": recipe, "control": control or (str(model) if memorise else None),
+        "template": template, "system_prompt": system_prompt, "turns": turns, "settings": settings,
     }  # fmt: skip
     root = Path(out) if out is not None else Path("runs") / f"sequence-{_stem(forget[0])}"
     first: dict[str, Any] = {"adapter": adapter, "after": after}
     facts = {
         "model": str(model), "merge": merge, **{n: [facts_of(s) for s in given[n]] for n in given},
         "adapter": _text(adapter), "after": _text(after),
-        "recipe": str(getattr(recipe, "name", recipe)), "settings": assignments_of(settings),
+        "recipe": str(getattr(recipe, "name", recipe)), "memorise": memorise,
+        "settings": changes_of(recipe, settings, template, system_prompt, turns),
     }  # fmt: skip
-    files = _prepare(root, facts, given, recipe, settings, turns, approve)
+    files = _prepare(root, facts, given, recipe, approve)
     runs = [root / place for place in files]
+    if memorise:
+        model = _memorised(root, facts, list(files.values()), recipe)
 
     def time_left(requests: int) -> float | None:
         """Return an equal part of the remaining time."""
@@ -217,8 +229,6 @@ def _prepare(
     facts: dict[str, Any],
     given: dict[str, list[Any]],
     recipe: str | Path | Recipe,
-    settings: Settings,
-    turns: str | None,
     approve: Callable[[list[Any]], bool] | None,
 ) -> dict[str, dict[str, Any]]:
     """Read every request before the first training, and write its rows; return the files.
@@ -229,7 +239,7 @@ def _prepare(
     from mergeforget.data.readers import read_rows
     from mergeforget.errors import InputError, UsageError
     from mergeforget.files import read_json_object, write_json, write_jsonl
-    from mergeforget.recipe import Recipe, change, load_recipe
+    from mergeforget.recipe import change
     from mergeforget.run import Run
 
     names = [f"{i}-{_stem(source)}" for i, source in enumerate(given["forget"], 1)]
@@ -248,10 +258,10 @@ def _prepare(
         return files
     if (root / "recipe.yaml").exists():
         raise InputError(f"{root} contains a run. Choose another --out for a sequence.")
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
+    chosen = _recipe(recipe, facts)
     base = folded_base(Run(root / names[0]), facts)
     chosen = change(chosen, model={"name": base})
-    how: Any = turns or chosen.data.turns
+    how = chosen.data.turns
     asked: list[str] = []
 
     def ask(prompts: list[str]) -> list[str]:
@@ -277,6 +287,34 @@ def _prepare(
             write_jsonl(files[name][split], [row.to_dict() for row in rows])
     write_json(root / REQUEST, facts)
     return files
+
+
+def _recipe(recipe: str | Path | Recipe, facts: dict[str, Any]) -> Recipe:
+    from mergeforget.recipe import Recipe, load_recipe
+
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe, facts["settings"])
+
+
+def _memorised(
+    root: Path,
+    facts: dict[str, Any],
+    files: Sequence[dict[str, Path]],
+    recipe: str | Path | Recipe,
+) -> str:
+    """Fine-tune the model on the rows of all requests; return its folder."""
+    from mergeforget.data.readers import read_rows
+    from mergeforget.recipe import change
+    from mergeforget.run import Run
+    from mergeforget.train.pair import Sets, memorised_base
+
+    chosen = change(_recipe(recipe, facts), model={"name": facts["model"]})
+    forget, retain = (
+        joined([read_rows(one[split], split=split) for one in files]) for split in SOURCES[:2]
+    )
+    run = Run(root / "memorised")
+    with run.lock():
+        resume = bool(run.read_status())
+        return memorised_base(chosen, run, Sets(forget, retain, []), resume=resume)
 
 
 def _check_distinct(names: Sequence[str], forget: Sequence[Sequence[Row]]) -> None:

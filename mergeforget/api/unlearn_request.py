@@ -51,9 +51,7 @@ def request_of(
     settings: Settings,
 ) -> UnlearnRequest:
     """Return a request; the arguments are those of :func:`unlearn`."""
-    given = {"template": template, "system_prompt": system_prompt, "turns": turns}
-    rendered = {f"data.{key}": value for key, value in given.items() if value is not None}
-    changes = assignments_of(settings) + assignments_of(rendered)
+    changes = changes_of(recipe, settings, template, system_prompt, turns)
     facts = {
         "model": str(model), "forget": facts_of(forget), "retain": facts_of(retain),
         "holdout": facts_of(holdout), "memorise": memorise, "control": control,
@@ -62,6 +60,32 @@ def request_of(
         "settings": changes, "recipe": str(getattr(recipe, "name", recipe)),
     }  # fmt: skip
     return UnlearnRequest((forget, retain, holdout), recipe, changes, facts)
+
+
+def changes_of(
+    recipe: str | Path | Recipe,
+    settings: Settings,
+    template: str | None,
+    system_prompt: str | None,
+    turns: str | None,
+) -> list[str]:
+    """Return the recipe keys that a call changes, as ``key=value``.
+
+    Raises:
+        UsageError: A recipe object is given, whose keys are not changed.
+    """
+    from mergeforget.errors import UsageError
+    from mergeforget.recipe import Recipe
+
+    given = {"template": template, "system_prompt": system_prompt, "turns": turns}
+    rendered = {f"data.{key}": value for key, value in given.items() if value is not None}
+    changes = assignments_of(settings) + assignments_of(rendered)
+    if changes and isinstance(recipe, Recipe):
+        raise UsageError(
+            "settings, template, system_prompt and turns apply only to a recipe given by name or "
+            "path. Change a loaded recipe with mergeforget.recipe.change()."
+        )
+    return changes
 
 
 def trained(

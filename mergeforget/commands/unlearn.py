@@ -80,14 +80,9 @@ def command(
                       holdout=next(iter(holdout), None), memorise=memorise, **options)  # fmt: skip
         last, found, text = one, one.to_dict(), str(one)
     else:
-        if memorise:
-            raise UsageError(
-                "--memorise fine-tunes the model on one forget set, and there are several. Leave "
-                "--memorise out, and start from a model that knows all sets."
-            )
         every = unlearn_sequence(model, forget=forget, retain=retain or None,
                                  holdout=holdout or None, merge=merge or "each",
-                                 **options)  # fmt: skip
+                                 memorise=memorise, **options)  # fmt: skip
         last, found, text = every.last, every.to_dict(), str(every)
     lines = [text, "", *(f"Note: {note}" for note in last.notes),
              f"Report: {last.run.paths.report}",

@@ -365,13 +365,30 @@ def _base(
     if not first:
         loaded = load_model(recipe.model, frozen=True)
         return loaded, str(loaded.path or loaded.name)
+    folder = memorised_base(recipe, run, sets, resume=resume, checkpoint_seconds=seconds)
+    spec = recipe.model.model_copy(update={"name": folder})
+    return load_model(spec, frozen=True), folder
+
+
+def memorised_base(
+    recipe: Recipe,
+    run: Run,
+    sets: Sets,
+    *,
+    resume: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> str:
+    """Fine-tune the model of a recipe on the forget and retain rows; return its folder.
+
+    A model that memorised the same rows with the same settings is reused.
+    """
     rows = sets.forget + sets.retain
     folder = on_main(lambda: memorised_folder(recipe, rows))
     if not on_main(lambda: is_memorised(folder)):
         check_whole()
         loaded = load_model(recipe.model)
         say(f"memorise: {len(rows)} rows, {recipe.memorise.epochs} epochs")
-        job = TrainingJob(run, "memorise", resume, max(seconds, 300.0))
+        job = TrainingJob(run, "memorise", resume, max(checkpoint_seconds, 300.0))
         run.set_state("memorise", "running")
         template = template_of(loaded.tokenizer, recipe.data)
         memorise(loaded.model, loaded.tokenizer, rows, recipe.memorise, folder, job, template)
@@ -379,8 +396,7 @@ def _base(
         say(f"memorise: reusing the model in {folder}, which memorised these rows.")
     run.set_state("memorise", "done")
     on_main(lambda: _record_base(recipe, run, folder))
-    spec = recipe.model.model_copy(update={"name": str(folder)})
-    return load_model(spec, frozen=True), str(folder)
+    return str(folder)
 
 
 def _record_base(recipe: Recipe, run: Run, folder: Path) -> None:
