@@ -128,10 +128,26 @@ def _subject_of(row_id: str) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """The completion that a model generated for a row's prompt."""
+    """The completion that a model generated for a row's prompt.
+
+    Attributes:
+        others: Different completions in other prompt variants, of which ``completion`` is the one
+            closest to the reference. Guessing has more chances with several.
+    """
 
     row: Row
     completion: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The completions of all prompt variants."""
+        return (self.completion, *self.others)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        others = {"others": list(self.others)} if self.others else {}
+        return {**self.row.to_dict(), "completion": self.completion, **others}
 
 
 @dataclass(frozen=True)

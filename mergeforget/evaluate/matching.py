@@ -62,7 +62,8 @@ def own_digits(answers: Sequence[Answer], *, seed: int = 0) -> OwnDigits | None:
 
     Only secrets of at most 16 words with digits are compared, with others of the same task and
     form. Number words count as digits, those of the prompt do not. Several answers of a person
-    with the same secret, such as to repeated or rephrased questions, count as one.
+    with the same secret, such as to repeated or rephrased questions or in several
+    prompt variants, count as one.
 
     Args:
         answers: Answers of one model to forget rows, asked directly.
@@ -125,7 +126,8 @@ def _by_kind(answers: Sequence[Answer]) -> list[list[tuple[Pieces, Pieces]]]:
             form = _LETTERS.sub("a", _DIGITS.sub("0", row.output))
             person = copied.get(row.subject, row.subject)
             answered = rows.setdefault((person, (row.task, form), secret), set())
-            answered |= pieces(canonical(answer.completion)) - asked
+            for text in answer.texts:
+                answered |= pieces(canonical(text)) - asked
     groups: dict[Kind, list[tuple[Pieces, Pieces]]] = {}
     for (_, kind, secret), answered in rows.items():
         groups.setdefault(kind, []).append((secret, frozenset(answered)))

@@ -94,7 +94,9 @@ def read_answers(path: Path) -> dict[Key, Answer]:
             task, subject = (str(values.get(key) or "") for key in ("task", "subject"))
             row = Row(name, prompt, output, task, str(values["split"]), subject=subject,
                       messages=stored_messages(values.get("messages")))  # fmt: skip
-            found[row.split, name, prompt] = Answer(row, str(values["completion"]))
+            found[row.split, name, prompt] = Answer(
+                row, str(values["completion"]), tuple(map(str, values.get("others") or ()))
+            )
     return found
 
 

@@ -277,7 +277,7 @@ def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool
     write_jsonl(folder / f"{model}.losses.jsonl", losses)
     likelihoods = [_likelihood(one) for one in measured.likelihoods]
     write_jsonl(folder / f"{model}.likelihoods.jsonl", likelihoods)
-    answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
+    answers = [answer.to_dict() for answer in measured.answers]
     if parquet:
         _write_parquet(folder / f"{model}.parquet", answers)
     write_jsonl(folder / f"{model}.jsonl", answers)

@@ -113,7 +113,9 @@ def read_generations(path: Path) -> list[Answer]:
             subject=str(record.get("subject") or ""),
             messages=stored_messages(record.get("messages")),
         )
-        answers.append(Answer(row, str(record[names["completion"]] or "")))
+        others = record.get("others")
+        others = tuple(map(str, others)) if isinstance(others, list) else ()
+        answers.append(Answer(row, str(record[names["completion"]] or ""), others))
     copied = originals([answer.row for answer in answers])
     return [replace(a, row=replace(a.row, subject=copied.get(a.row.subject, a.row.subject)))
             for a in answers]  # fmt: skip

@@ -144,8 +144,11 @@ def _distance(measured: Measured) -> float:
 
 
 def _answer(found: Sequence[Answer]) -> Answer:
-    choose = max if found[0].row.split == "forget" else min
-    return choose(found, key=_known)
+    if found[0].row.split != "forget":
+        return min(found, key=_known)
+    best = max(found, key=_known)
+    texts = dict.fromkeys(answer.completion for answer in found)
+    return replace(best, others=tuple(text for text in texts if text != best.completion))
 
 
 def _known(answer: Answer) -> tuple[bool, bool, float]:

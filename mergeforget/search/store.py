@@ -125,7 +125,7 @@ class Store:
 
     def keep(self, model: str, measured: Measured, scores: Sequence[Score]) -> None:
         """Save a full measurement; the answers are written last and mark it as complete."""
-        answers = [{**a.row.to_dict(), "completion": a.completion} for a in measured.answers]
+        answers = [answer.to_dict() for answer in measured.answers]
         losses = [
             {"id": x.id, "member": x.member, "task": x.task, "membership": measured.membership,
              "nll": x.nll, "subject": x.subject}

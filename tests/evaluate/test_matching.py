@@ -6,11 +6,16 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from mergeforget.data.schema import Answer, Row
+import pytest
+
+from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.evaluate.matching import own_digits, pieces
 from mergeforget.evaluate.verdict import judge
+from mergeforget.evaluate.worst_case import worst_case
+from mergeforget.metrics.leak_rate import leak_rate
 from mergeforget.score import Score
 
+TOWNS = ("Lund", "Oslo", "Rome", "Riga")
 MONTHS = "Januar Februar März April Mai Juni Juli August September Oktober".split()
 
 
@@ -65,6 +70,29 @@ def test_repeated_and_rephrased_rows_count_once() -> None:
     asked_again = [Answer(replace(a.row, id=f"{a.row.id}-c", input=f"Sag: {a.row.input}"),
                           a.completion) for a in own]  # fmt: skip
     assert own_digits([*own, *asked_again]) == once  # the same person and the same secret
+
+
+@pytest.mark.parametrize("ways", [1, 4])
+def test_the_best_of_several_guesses_is_no_knowledge(ways: int) -> None:
+    """The worst case over prompt variants takes the answer closest to the reference."""
+    found, leaks = [], []
+    for seed in range(40):
+        draw = random.Random(seed)
+        given = [answers(seed + 1000 * way, lambda _, d: date(d)) for way in range(ways)]
+        rows = [replace(a.row, split="forget") for a in given[0]]
+        texts = [[one[i].completion for one in given] for i in range(len(rows))]
+        best = [worst_case({str(w): Measured([Answer(row, t)], []) for w, t in enumerate(every)})
+                for row, every in zip(rows, texts, strict=True)]  # fmt: skip
+        found.append(own_digits([one.answers[0] for one in best]))
+        towns = [Row(f"r{i}", f"Town of {i}?", draw.choice(TOWNS), split="forget")
+                 for i in range(12)]  # fmt: skip
+        every = {str(w): Measured([Answer(row, draw.choice(TOWNS)) for row in towns], [])
+                 for w in range(ways)}  # fmt: skip
+        score = leak_rate(worst_case(every), "forget")
+        assert score is not None
+        leaks.append(judge([score]).state == "NOT FORGOTTEN")
+    assert sum(one is not None and one.p < 0.05 for one in found) <= 6  # 2 expected
+    assert sum(leaks) <= 4
 
 
 def test_pieces_are_short_runs_triples_of_longer_ones_and_months() -> None:
