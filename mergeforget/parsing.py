@@ -259,7 +259,7 @@ def _walk(value: Any, where: object, kind: type[MergeforgetError]) -> None:
                 raise kind(f"{where} has an integer that exceeds 64 bits.")
         elif not isinstance(one, float) or not math.isfinite(one):
             raise kind(
-                f"{where} has {str(one)[:40]!r}, which is no text, finite number or boolean."
+                f"{where} has {str(one)[:40]!r}, which is not text, a finite number or a boolean."
             )
 
 

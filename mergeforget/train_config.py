@@ -109,7 +109,7 @@ class Tokens(RecipeSection):
     def _fits_together(self) -> Tokens:
         if self.together and self.join:
             raise ValueError(
-                'tokens.together applies only to join: ""; with a space both are one text already'
+                'tokens.together applies only to join: ""; a space already joins both texts'
             )
         if self.truncate == "end" and self.prompt_tokens is not None:
             raise ValueError("tokens.prompt_tokens cuts the prompt: leave out truncate: end")

@@ -324,7 +324,7 @@ def test_the_scripts_of_make_matrix_and_make_dist_are_complete() -> None:
         assert (ROOT / "mergeforget" / name).exists(), name
 
 
-def test_the_lowest_versions_are_those_of_the_project(tmp_path: Path) -> None:
+def test_the_lowest_tested_versions_are_those_of_the_project(tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import matrix

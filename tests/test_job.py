@@ -74,9 +74,7 @@ def test_a_terminal_shows_stage_work_and_measurements(
     assert job._live is None
 
 
-def test_a_file_gets_a_line_when_nothing_was_printed_for_long(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_gets_a_line_after_a_long_silence(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(sys, "stderr", file)
     monkeypatch.setattr(module, "SILENCE", 0.2)

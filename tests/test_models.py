@@ -115,7 +115,9 @@ def test_pickle_is_never_read(copy: Path) -> None:
         load_model(str(copy))
 
 
-def test_adapter_given_as_model_is_explained(tmp_path: Path, save_adapter: Make) -> None:
+def test_error_for_an_adapter_given_as_model_names_the_option(
+    tmp_path: Path, save_adapter: Make
+) -> None:
     adapter = save_adapter(tmp_path / "over")
     with pytest.raises(InputError, match="is an adapter, not a model"):
         load_model(str(adapter))
@@ -186,7 +188,7 @@ def test_only_one_of_several_processes_converts_the_model(fake_package: list[Pat
     assert len(set(folders)) == 1 and len(fake_package) == 1
 
 
-def test_failed_conversion_leaves_nothing(
+def test_a_failed_conversion_leaves_no_files(
     fake_package: list[Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupted(_: Path, folder: Path) -> None:

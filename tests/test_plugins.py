@@ -123,7 +123,7 @@ def test_an_installed_package_announces_a_loss(
         UNLEARNING_LOSSES._entries.pop("level_of_a_package", None)
 
 
-def test_a_package_that_registers_nothing_is_an_input_error(
+def test_a_package_without_registration_is_an_input_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package(tmp_path, "", "missing_loss")

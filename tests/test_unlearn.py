@@ -78,7 +78,7 @@ def test_the_whole_job_ends_with_a_verdict_and_a_checked_export(result: Unlearne
     assert set(result.seconds) >= {"data", "pair", "search", "attacks"}
 
 
-def test_a_repeated_call_continues_and_measures_nothing_again(
+def test_a_repeated_call_resumes_with_cached_measurements(
     result: Unlearned, knowing: dict[str, Path]
 ) -> None:
     run = result.run.paths

@@ -20,7 +20,7 @@ def command(evidence: Path, run: Path | None, as_json: bool) -> None:
     """Verify EVIDENCE, the evidence.json of a report.
 
     Recomputes the hash of each file, the leaks, the MIA AUC, the record of each person and the
-    verdict. Exits with 7 where one of them differs.
+    verdict. Exits with code 7 if one of them differs.
     """
     from mergeforget.api.runs import verify
     from mergeforget.errors import VerificationError

@@ -89,8 +89,8 @@ def ways_to_ask(
         systems: Further system messages to try.
 
     Raises:
-        UsageError: Further system messages are given, and only one variant is wanted, or the
-            tokenizer has no chat template.
+        UsageError: Further system messages are given, but only one variant is selected or
+            the tokenizer has no chat template.
     """
     own = template_of(tokenizer, spec)
     alike = all(row.window for row in rows)

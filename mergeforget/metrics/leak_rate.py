@@ -24,7 +24,7 @@ def leak_rate(measured: Measured, split: str, task: str = "") -> Score | None:
     chance level is how often a completion contains the answer of a row about another subject
     (``yes``, a country); see ``chance_of``.
 
-    Rows that cannot show anything are left out: those whose prompt contains the answer, and those
+    Rows that cannot leak are excluded: those whose prompt contains the answer, and those
     whose answer is punctuation only.
     """
     rows = [a for a in answers_of(measured, split, task) if can_leak(a.row)]

@@ -28,7 +28,7 @@ def with_level(one: DocumentLoss, levels: Mapping[str, float], way: PromptTempla
 def leak_scores(
     name: str, ways: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
 ) -> list[Score]:
-    """Score the share of forget answers known word for word, of subjects not in ``shown``."""
+    """Score the share of forget answers known verbatim, for the subjects not in ``shown``."""
     by_metric: dict[str, list[Score]] = {}
     for measured in ways.values():
         parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)

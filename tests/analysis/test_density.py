@@ -93,7 +93,7 @@ def test_chosen_candidate_is_empty_before_a_search(tmp_path: Path) -> None:
     assert read_chosen(Run(tmp_path)) is None
 
 
-def test_auc_of_the_distributions_is_that_of_scikit_learn(finished: Run) -> None:
+def test_auc_of_the_distributions_equals_scikit_learns(finished: Run) -> None:
     found = run_membership(finished)
     assert [x.model for x in found] == ["base", "over", "under", "ties-factors-d0.70"]
     for x in found:

@@ -72,7 +72,7 @@ def test_an_exported_model_loads_without_other_files(
     assert json.loads((tmp_path / "full" / "export.json").read_text())["kind"] == "model"
 
 
-def test_the_chat_template_of_an_adapter_is_exported_merged_and_asked_with(
+def test_the_chat_template_of_an_adapter_is_used_by_export_merge_and_chat(
     chosen: Run, tiny_folder: Path, save_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Fine-tuning tools save the tokenizer with the adapter; the base has no template."""

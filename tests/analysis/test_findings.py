@@ -89,7 +89,7 @@ def test_a_misspelled_analysis_is_not_parsed_as_a_run() -> None:
     assert done.exit_code == 2 and "Did you mean 'angles'" in done.output
 
 
-def test_analyze_prints_what_it_found(finished: Run, tmp_path: Path) -> None:
+def test_analyze_prints_its_findings(finished: Run, tmp_path: Path) -> None:
     call = ["analyze", str(finished.root), "mia", "--out", str(tmp_path), "--json"]
     done = CliRunner().invoke(main, call)
     assert done.exit_code == 0, done.output

@@ -10,7 +10,7 @@ from mergeforget.analysis.style import legend, panels, styled, widen_axis
 @pytest.mark.parametrize(
     ("words", "columns"), [("under", 3), ("ties delta, weights 0.9:0.9, reporting", 1)]
 )
-def test_a_legend_takes_fewer_columns_where_its_words_are_long(words: str, columns: int) -> None:
+def test_long_labels_reduce_the_columns_of_a_legend(words: str, columns: int) -> None:
     with styled():
         figure, (ax,) = panels(1, 2.0)
         for i in range(5):

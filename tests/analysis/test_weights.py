@@ -22,7 +22,7 @@ from mergeforget.merge.kernels.sparsify import trim
 from mergeforget.run import Run
 
 
-def test_singular_values_are_those_of_the_dense_change() -> None:
+def test_singular_values_equal_those_of_the_dense_delta() -> None:
     delta = next(iter(adapter("over", 1).deltas.values()))
     dense = np.linalg.svd(delta.dense().astype(np.float64), compute_uv=False)
     np.testing.assert_allclose(singular_values(delta), dense[:4], rtol=1e-5)
@@ -36,7 +36,7 @@ def test_effective_rank_by_hand() -> None:
     assert effective_rank(np.zeros(3)) == 0
 
 
-def test_norm_of_all_modules_is_that_of_the_adapter() -> None:
+def test_norms_of_the_modules_add_up_to_that_of_the_adapter() -> None:
     one = adapter("over", 1)
     facts = module_facts(one)
     assert len(facts) == 28 and {f.kind for f in facts} >= {"q_proj", "down_proj"}
@@ -44,7 +44,7 @@ def test_norm_of_all_modules_is_that_of_the_adapter() -> None:
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 1.0])
-def test_agreement_counts_what_a_trim_keeps(density: float) -> None:
+def test_agreement_counts_the_entries_that_a_trim_keeps(density: float) -> None:
     over, under = adapter("over", 1), adapter("under", 2)
     both = either = conflict = 0
     for module, delta in over.deltas.items():

@@ -108,7 +108,7 @@ def test_a_merge_of_experts_is_the_weighted_sum_of_their_changes(tmp_path: Path)
     assert largest(weights(read), summed) < 1e-5
 
 
-def test_ties_trims_each_expert_alike_in_an_adapter_and_in_a_whole_model(tmp_path: Path) -> None:
+def test_ties_trims_experts_equally_in_adapters_and_whole_models(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     base = build("mixtral")

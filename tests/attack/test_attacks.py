@@ -180,7 +180,7 @@ def test_a_relearned_model_is_restored(tiny_model: Any, full: bool) -> None:
     assert all(torch.equal(p, before[n]) for n, p in tiny_model.named_parameters())
 
 
-def test_the_same_seed_relearns_the_same(tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_relearning_is_reproducible_for_a_seed(tiny_model: Any, tiny_tokenizer: Any) -> None:
     rows = [Row(f"r{i}", f"n {i}", f"{i}{i}") for i in range(5)]
 
     def norms(policy: Any, step: int) -> dict[str, float]:

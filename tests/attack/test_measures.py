@@ -78,7 +78,7 @@ def test_alternatives_are_of_the_same_type_and_never_the_answer() -> None:
     assert alternatives(Row("x", "q", "a", perturbed=("b", "c")), pool, 2, seed=0) == ["b", "c"]
 
 
-def test_prompts_name_their_person_and_are_asked_in_every_format() -> None:
+def test_every_format_of_a_prompt_names_its_person() -> None:
     row = Row("aqa1", "What is Ada Lovelace's phone number?", "5551234567")
     assert entity_of(row) == "Ada Lovelace" and entity_of(Row("x", "Who?", "y")) == ""
     asked = {v.kind: v for name in FORMATS for v in _forms(row, name)}
@@ -117,7 +117,7 @@ def test_an_attack_asks_conversations_and_documents_as_they_are() -> None:
         assert tokenizer.decode(told.tokens(tokenizer, own)[0]).startswith(wanted)
 
 
-def test_samples_ignore_what_the_generation_config_suppresses(tiny_model: Any) -> None:
+def test_samples_ignore_suppressed_tokens_of_the_generation_config(tiny_model: Any) -> None:
     plain = sample(tiny_model, [5, 6, 7], 4, 3, [2], 1.0, seed=1)
     config = copy.deepcopy(tiny_model.generation_config)
     try:

@@ -42,7 +42,7 @@ def reference(weight: np.ndarray, bits: int, group: int | None) -> np.ndarray:
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [None, 64, 7])
-def test_weights_are_those_of_the_formula(bits: int, group: int | None) -> None:
+def test_rounded_weights_equal_the_formula(bits: int, group: int | None) -> None:
     weight = torch.randn(5, 130, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight[2] = 0  # a row of zeros has no scale
     found = round_to_nearest(weight, bits, group).numpy()
@@ -61,7 +61,7 @@ def test_no_weight_changes_by_more_than_half_a_scale(bits: int, group: int | Non
     assert len(found[0, : group or 128].unique()) <= 2**bits - 1
 
 
-def test_rounding_twice_changes_nothing_more() -> None:
+def test_rounding_is_idempotent() -> None:
     weight = torch.randn(4, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     once = round_to_nearest(weight, 4, 64)
     torch.testing.assert_close(round_to_nearest(once, 4, 64), once, rtol=1e-14, atol=0)
@@ -130,7 +130,7 @@ def test_weights_that_cannot_be_rounded_lower_the_share() -> None:
         assert (done.matrices, done.share) == (1, 0.5)
 
 
-def test_nf4_takes_the_nearest_of_sixteen_values() -> None:
+def test_nf4_rounds_to_the_nearest_of_sixteen_values() -> None:
     """By the definition, block by block of 64 in row-major order; the last one is shorter."""
     weight = torch.randn(5, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     found = round_to_nf4(weight).view(-1)

@@ -23,7 +23,7 @@ def test_paraphrases_of_a_text_to_continue_contain_it_unchanged() -> None:
     assert len(found) == 3 and all(text.endswith("Ada was born in") for text in found)
 
 
-def test_a_prefix_gives_words_and_keeps_the_rest_secret() -> None:
+def test_the_secret_of_a_prefix_is_the_rest_of_the_answer() -> None:
     found = prefixes(Row("a", "Ada lives", "at 4 Elm Street, Rome"), (1, 3, 5))
     assert [(v.text, v.secret) for v in found] == [
         ("Ada lives at", "4 Elm Street, Rome"),

@@ -112,7 +112,7 @@ def test_lucky_guesses_are_not_traces() -> None:
     assert judge_leaks(Leaks.of({r: i < 1 for i, r in enumerate(rare)}, rare)) == "undecided"
 
 
-def test_the_poisson_binomial_tail_is_that_of_a_binomial_for_equal_chances() -> None:
+def test_the_poisson_binomial_tail_equals_a_binomial_one_for_equal_chances() -> None:
     for k in range(6):
         expected = sum(math.comb(5, i) * 0.3**i * 0.7 ** (5 - i) for i in range(k, 6))
         assert at_least([0.3] * 5, k) == pytest.approx(expected)

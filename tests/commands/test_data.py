@@ -29,7 +29,7 @@ def test_tokens_are_counted_with_a_models_tokenizer(tmp_path: Path, tiny_folder:
     assert facts["tokens"] == {"total": 5, "median": 5, "longest": 5}
 
 
-def test_files_are_not_replaced_unless_asked(tmp_path: Path) -> None:
+def test_files_are_not_replaced_without_force(tmp_path: Path) -> None:
     make: list[str | Path] = ["make", "--people", "1", "--out", tmp_path]
     assert call(*make).exit_code == 0
     again = call(*make, "--seed", "2")

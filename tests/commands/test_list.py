@@ -81,7 +81,7 @@ def test_recipes_show_explains_every_recipe(name: str) -> None:
             assert f"{figure:g}" in done.stdout if isinstance(figure, float) else True
 
 
-def test_recipes_copy_gives_the_same_recipe_to_change(
+def test_recipes_copy_writes_an_equal_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -113,7 +113,7 @@ def test_a_filter_without_a_match_is_refused_except_in_a_configuration(
         (["--model", "ADAPTER"], "--full --out MODEL"),
     ],
 )
-def test_what_models_cannot_be_merged_with_is_said(
+def test_incompatible_models_are_explained(
     words: list[str], message: str, tiny_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a").mkdir()

@@ -171,7 +171,7 @@ def test_many_bad_rows_are_counted(tmp_path: Path) -> None:
         read_rows(path)
 
 
-def test_lines_of_a_csv_are_those_of_the_file(tmp_path: Path) -> None:
+def test_line_numbers_of_a_csv_are_those_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('input,output\n"two\nlines",x\nonly one\n')
     with pytest.raises(InputError, match="line 4: 1 fields, the header has 2"):
         read_rows(tmp_path / "a.csv")

@@ -94,7 +94,7 @@ def test_a_template_that_prints_the_date_gives_the_same_tokens_every_day(
 
 
 @pytest.mark.parametrize("template", [TRIMS, GEMMA, FORGETS_THOUGHTS, HARMONY])
-def test_an_answer_is_what_the_template_writes_after_the_generation_prompt(template: str) -> None:
+def test_an_answer_is_the_text_after_the_generation_prompt(template: str) -> None:
     tokenizer = with_template(template)
     chat = PromptTemplate.resolve(tokenizer)
     for row in (ROW, Row("a", "Where is Ada? ", "\n In Lund. \n"), Row("a", "Q", "漢字 و สวัสดี")):
@@ -215,7 +215,7 @@ def test_generation_starts_where_training_puts_the_answer(blanks: str) -> None:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_a_tokenizer_without_special_tokens_gives_answers_without_an_end(chat: bool) -> None:
+def test_a_tokenizer_without_special_tokens_adds_no_end_token(chat: bool) -> None:
     tokenizer = with_template("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}"
                               "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}"
                               "{% endif %}" if chat else None)  # fmt: skip

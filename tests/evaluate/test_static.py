@@ -48,7 +48,7 @@ def test_static_and_dynamic_caches_give_the_same_answers(check_every: int, tiny_
     assert greedy_static(tiny_model, PROMPTS, ends, 0) == [[]] * len(PROMPTS)
 
 
-def test_static_passes_keep_addresses_and_never_wait(
+def test_static_passes_reuse_buffers_without_synchronisation(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, ...]] = []

@@ -92,7 +92,7 @@ def test_factors_are_merged_as_the_products_are(pair: list[Path]) -> None:
         np.testing.assert_allclose(delta.dense(), wanted, atol=1e-6)
 
 
-def test_the_inputs_of_layers_are_those_of_the_model(
+def test_input_statistics_equal_those_of_a_forward_pass(
     tiny_model: Any, tiny_tokenizer: Any, pair: list[Path]
 ) -> None:
     adapter = read_adapter(pair[0])

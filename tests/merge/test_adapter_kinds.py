@@ -150,7 +150,7 @@ def rewritten(
     return copy
 
 
-def test_the_scaling_is_that_of_peft(write_lora: Callable[..., Path]) -> None:
+def test_the_scaling_equals_that_of_peft(write_lora: Callable[..., Path]) -> None:
     folder = write_lora("one", rank=4)
     scaling = {
         "without lora_alpha": lambda c: c.pop("lora_alpha"),

@@ -42,7 +42,7 @@ def test_election_by_hand() -> None:
         [False, True, True, False],
         [True, False, False, True],
     ]
-    # by count each place is a draw but the last, so plus wins everywhere
+    # by count, every position except the last is a tie, so plus is elected everywhere
     assert as_array(elect(stack, "count")).tolist() == [
         [True, True, True, False],
         [False] * 3 + [True],
@@ -79,7 +79,7 @@ def test_trimming_with_known_thresholds_is_bit_identical(stack: Any, many: list[
 
 
 @given(stacks(), densities, densities)
-def test_a_larger_density_keeps_what_a_smaller_one_keeps(
+def test_entries_kept_at_a_density_are_kept_at_larger_ones(
     stack: Any, one: float, other: float
 ) -> None:
     low, high = sorted([one, other])

@@ -33,7 +33,7 @@ def test_depth_increases_from_0_to_1_over_the_layers() -> None:
         ([{"filter": "mlp", "value": 0.1}], "a.attn.b", 0.5, None),
     ],
 )
-def test_settings_mean_what_mergekit_means(
+def test_settings_have_the_meaning_of_mergekit(
     setting: Any, name: str, depth: float, wanted: Any
 ) -> None:
     """Also against mergekit's own function."""

@@ -68,7 +68,7 @@ def test_a_base_changed_with_equal_time_and_size_is_detected(tmp_path: Path) -> 
         assert _checkpoint_id(after) != known
 
 
-def test_keys_of_a_state_dict_are_those_of_peft(write_lora: Callable[..., Path]) -> None:
+def test_keys_of_a_state_dict_equal_those_of_peft(write_lora: Callable[..., Path]) -> None:
     """Trainers that save a state dict leave the adapter's name and frozen copies in its keys."""
     path = write_lora("one") / "adapter_model.safetensors"
     factors, _ = read_safetensors(path)

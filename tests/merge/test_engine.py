@@ -237,7 +237,7 @@ def test_different_ranks_are_refused_in_factor_space_only(
     assert {delta.rank for delta in merged.adapter.deltas.values()} == {4}
 
 
-def test_modules_that_one_adapter_lacks_are_named_and_merged_as_asked(
+def test_modules_missing_in_one_adapter_are_named_or_merged(
     pair: list[Adapter], write_lora: WriteLora
 ) -> None:
     some = dict(list(MODULES.items())[:2])

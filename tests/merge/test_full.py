@@ -121,7 +121,7 @@ def test_merging_models_is_the_method_on_every_tensor(
     "device", ["cpu:0", pytest.param("cuda", marks=[pytest.mark.gpu, needs_a_gpu])]
 )
 @pytest.mark.parametrize("method", ["linear", "ties", "magnitude_prune", "dare_linear"])
-def test_torch_on_a_device_gives_numpy_s_bytes(
+def test_torch_writes_the_same_bytes_as_numpy(
     models: list[Path], tmp_path: Path, method: str, device: str
 ) -> None:
     candidate = Candidate(method, None if method == "linear" else 0.5, weights=(0.7, -0.4))

@@ -51,7 +51,7 @@ def test_importance_is_the_mean_squared_gradient(
     assert found.keys() == adapter.deltas.keys()
 
 
-def test_perta_takes_either_estimate(tiny_run: Any, tiny_model: Any, tiny_tokenizer: Any) -> None:
+def test_perta_accepts_both_estimates(tiny_run: Any, tiny_model: Any, tiny_tokenizer: Any) -> None:
     files = [tiny_run.data / "forget.jsonl", tiny_run.data / "retain.jsonl"]
     adapter = read_adapter(tiny_run.over)
     name = "model.layers.0.mlp.up_proj"

@@ -70,7 +70,7 @@ def test_iso_c_has_equal_singular_values_and_the_sum_s_nuclear_norm() -> None:
     assert s[6] < 1e-4
 
 
-def test_iso_cts_takes_the_rest_of_the_directions_from_the_tasks() -> None:
+def test_iso_cts_adds_task_specific_directions() -> None:
     given = adapters(2)
     candidate = Candidate("iso_cts", space="delta", rank=6, arguments={"common": 0.5})
     found = merge_adapters(given, candidate).adapter.deltas["x.q_proj"].dense()

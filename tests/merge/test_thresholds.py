@@ -58,7 +58,7 @@ def test_thresholds_computed_in_blocks_equal_those_of_the_whole_tensor(
 
 @pytest.mark.parametrize("method", IN_BLOCKS)
 @pytest.mark.parametrize("kind", STACKS)
-def test_a_method_gives_the_same_in_blocks(
+def test_a_method_is_bit_identical_in_blocks(
     kind: str, method: str, request: pytest.FixtureRequest
 ) -> None:
     source = in_memory(STACKS[kind].astype(np.float32))
@@ -75,7 +75,7 @@ def test_a_method_gives_the_same_in_blocks(
 
 
 @pytest.mark.parametrize("method", ["dare_ties", "dare_linear", "della", "della_linear"])
-def test_norms_are_restored_the_same_in_blocks(method: str, small_blocks: None) -> None:
+def test_norms_are_restored_bit_identically_in_blocks(method: str, small_blocks: None) -> None:
     stack = STACKS["rows of other scales"].astype(np.float32)
     candidate = Candidate(method, 0.6, arguments={"rescale": "l1"})
     weights: Any = np.array([1.0, -0.5])

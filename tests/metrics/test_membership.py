@@ -46,7 +46,7 @@ def test_the_interval_of_the_true_positive_rate_includes_the_threshold() -> None
     assert score is not None and score.value == 0.0 and score.interval == (0.0, 1.0)
 
 
-def test_definitions_name_what_was_judged_where_that_is_not_the_documents() -> None:
+def test_definitions_name_the_unit_of_membership() -> None:
     measured = Measured([], documents(True, [1, 3]) + documents(False, [2, 4]))
     whole = {s.metric: s.definition for s in every_score(measured)}
     assert whole["mia_auc"] == "mia-loss-auc@1"

@@ -51,7 +51,7 @@ def test_interval_of_a_mean_has_the_normal_width(values: list[float]) -> None:
     assert interval_of(mean_draws(values)) == interval
 
 
-def test_a_combination_draws_the_rows_of_its_parts() -> None:
+def test_a_combined_score_resamples_the_rows_of_its_parts() -> None:
     draw = np.random.default_rng(2)
     first, second = draw.uniform(0.2, 0.9, 80), draw.uniform(0.4, 1, 50)
     plain = [

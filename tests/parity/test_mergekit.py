@@ -134,7 +134,7 @@ def test_a_base_that_is_not_listed_is_one_more_model(
 
 @pytest.mark.parametrize("name", sorted(UNWEIGHTED))
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_weight_that_mergekit_leaves_out_changes_nothing(
+def test_weights_that_mergekit_ignores_have_no_effect(
     name: str, shared: bool, models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = configuration(name, models)
@@ -146,7 +146,7 @@ def test_a_weight_that_mergekit_leaves_out_changes_nothing(
     assert f"whose {name} has none" in capsys.readouterr().err
 
 
-def test_gradients_and_filters_mean_the_same(models: list[Path], tmp_path: Path) -> None:
+def test_gradients_and_filters_have_the_same_meaning(models: list[Path], tmp_path: Path) -> None:
     config = configuration("ties", models)
     for row in config["models"]:
         row["parameters"]["density"] = [{"filter": "mlp", "value": 0.3}, {"value": [0.5, 0.9]}]

@@ -132,7 +132,7 @@ def test_warns_if_the_splits_disagree() -> None:
     assert "By the report split alone ties-factors-d0.50 would be chosen" in warning
 
 
-def test_the_warning_states_differences_explained_by_chance() -> None:
+def test_the_warning_states_the_difference_explained_by_chance() -> None:
     few = [scored(0.3, 0.5, 0.7, 0.2, 0.8, 8)]
     warning = choose(few, ANCHORS, parse_objective("mia")).warning
     assert warning is not None and "chance alone explains up to" in warning

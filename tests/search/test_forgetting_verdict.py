@@ -79,7 +79,7 @@ def test_partial_leaks_are_named_as_uncertain_and_convict_no_model() -> None:
     assert "1 forget answer is revealed in part" in " ".join(judge([GONE], partial=1).uncertain)
 
 
-def test_without_forget_answers_or_non_members_nothing_is_concluded() -> None:
+def test_without_forget_answers_or_non_members_there_is_no_verdict() -> None:
     near = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
     assert judge([near]).state == "NOT ENOUGH DATA" and judge([GONE]).state == "NOT ENOUGH DATA"
 
@@ -168,7 +168,7 @@ def test_attacks_are_part_of_the_verdict(findings: dict[str, str] | None, state:
     assert judge([GONE, near], findings=findings).state == state
 
 
-def test_the_leak_rate_counts_answers_inside_sentences_and_knows_what_is_guessable() -> None:
+def test_the_leak_rate_counts_answers_in_sentences_and_has_a_chance_level() -> None:
     rows = [
         Row(f"{i}", f"Where does person {i} live?", answer, split="forget")
         for i, answer in enumerate(("Rome", "Rome", "4 Elm Street", "+1 555 123 4567"))

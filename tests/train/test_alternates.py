@@ -64,7 +64,7 @@ def test_a_file_without_an_alternate_answer_is_refused(
         alternate_rows(None, None, SETS, tmp_path, file=write(tmp_path / "a.jsonl", records))
 
 
-def test_the_model_is_asked_for_answers_and_retain_rows_replace_unusable_ones(
+def test_unusable_alternates_are_replaced_by_answers_of_retain_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
 ) -> None:
     asked: list[str] = []

@@ -56,7 +56,7 @@ def test_rectified_is_the_nearest_gradient_that_does_not_raise_the_retain_loss(s
     assert inner(moved, r) ** 2 == pytest.approx(inner(moved, moved) * inner(r, r))
 
 
-def test_rectified_without_a_retain_gradient_changes_nothing() -> None:
+def test_rectifying_without_a_retain_gradient_has_no_effect() -> None:
     g, zero = [torch.ones(2)], [torch.zeros(2)]
     assert torch.equal(rectified(g, zero)[0], g[0])
 

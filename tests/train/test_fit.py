@@ -118,7 +118,7 @@ def test_a_row_of_weight_two_trains_like_two_copies(
 
 
 @pytest.mark.parametrize("loss", ["eul", "npo", "adaptive_rmu"])
-def test_a_micro_batch_whose_rows_have_weight_zero_adds_nothing(
+def test_a_micro_batch_of_rows_with_weight_zero_has_no_effect(
     loss: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     known: dict[str, Any] = {"eul": {"floor": 0.0}, "adaptive_rmu": {"layer": 1}}

@@ -197,7 +197,7 @@ def test_fusing_saves_passes_without_changing_the_training(
     assert passes[1] - each * steps in (0, check)
 
 
-def test_a_worker_that_prepares_batches_changes_nothing(
+def test_a_data_worker_does_not_change_the_training(
     tmp_path: Path,
     make_model: Callable[..., Any],
     tiny_tokenizer: Any,

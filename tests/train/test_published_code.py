@@ -186,7 +186,7 @@ def test_a_row_of_ishumei_is_the_published_one(make_model: Any) -> None:
             assert ours.ids == [*both, tokenizer.eos_token_id][:length]
 
 
-def test_recipes_state_what_the_published_codes_do() -> None:
+def test_recipes_reproduce_the_settings_of_the_published_code() -> None:
     for side in load_recipe("zjuklab-as-run").trainings().values():
         assert side.max_grad_norm == 0  # its DeepSpeed configuration has no gradient_clipping
     assert {t.on for t in load_recipe("undial").training("over").objective} == {"forget"}

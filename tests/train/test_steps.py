@@ -140,7 +140,7 @@ def test_stored_references_equal_a_forward_pass(
         torch.testing.assert_close(kept[key], value, rtol=1e-3, atol=1e-5)
 
 
-def test_logits_by_chunks_equal_the_model_s_own(
+def test_chunked_logits_equal_those_of_the_model(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terms = [NPO, GD, Term.model_validate({"loss": "kl", "on": "retain", "mask": "tokens"})]
@@ -405,7 +405,7 @@ def test_full_reports_the_trained_weights(tiny_model: Any) -> None:
         choose_trained(tiny_model, Full(layers=[5]))
 
 
-def test_gradient_checkpointing_changes_nothing(train: Callable[..., Any]) -> None:
+def test_gradient_checkpointing_does_not_change_the_training(train: Callable[..., Any]) -> None:
     plain, _ = train("plain")
     saved, _ = train("saved", gradient_checkpointing=True)
     for key, value in plain.items():

@@ -145,7 +145,7 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
             tensors[name] = info
     config = read_json(folder / "config.json") if (folder / "config.json").exists() else {}
     if not isinstance(config, dict):
-        raise InputError(f"{folder / 'config.json'} is no JSON object.")
+        raise InputError(f"{folder / 'config.json'} is not a JSON object.")
     files: dict[Path, int] = {}
     try:
         for path in paths:
