@@ -245,11 +245,11 @@ def _weights(folder: Path) -> dict[str, tuple[Array, str]]:
             "trust it, load it with PEFT once and write it with save_pretrained, which stores "
             f"{WEIGHTS}."
         )
-    found: dict[str, tuple[Array, str]] = {}
+    by_key: dict[str, tuple[Array, str]] = {}
     for path in paths:
         tensors, dtypes = read_tensors(path)
-        found |= {key: (tensor, dtypes[key]) for key, tensor in tensors.items()}
-    return found
+        by_key |= {key: (tensor, dtypes[key]) for key, tensor in tensors.items()}
+    return by_key
 
 
 def write_adapter(adapter: Adapter, folder: Path, beside: Mapping[str, Any] | None = None) -> None:

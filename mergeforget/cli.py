@@ -54,8 +54,8 @@ class Commands(ReportingGroup):
     """Every file in ``mergeforget/commands`` is a command of the same name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        found = pkgutil.iter_modules(commands.__path__)
-        return sorted(m.name.replace("_", "-") for m in found if not m.name.startswith("_"))
+        modules = pkgutil.iter_modules(commands.__path__)
+        return sorted(m.name.replace("_", "-") for m in modules if not m.name.startswith("_"))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name == "study":

@@ -126,14 +126,14 @@ def by_wrapper(names: Iterable[str]) -> dict[str, list[str]]:
     Raises:
         InputError: An expert of a wrapper is missing.
     """
-    found: dict[str, dict[int, str]] = {}
+    wrappers: dict[str, dict[int, str]] = {}
     for name in names:
         if (place := expert_of(name)) is not None:
-            found.setdefault(place[0], {})[place[1]] = name
-    for wrapper, experts in found.items():
+            wrappers.setdefault(place[0], {})[place[1]] = name
+    for wrapper, experts in wrappers.items():
         if sorted(experts) != list(range(len(experts))):
             raise InputError(
                 f"Only the experts {sorted(experts)} of {wrapper} are present. PEFT stores the "
                 "factors of all experts of a parameter together, so none may be left out."
             )
-    return {wrapper: [experts[i] for i in sorted(experts)] for wrapper, experts in found.items()}
+    return {wrapper: [experts[i] for i in sorted(experts)] for wrapper, experts in wrappers.items()}

@@ -140,7 +140,7 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
-    found = []
+    rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -156,8 +156,8 @@ def read_lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
                 f"{error} Restore the file from a copy, or delete the line and measure again what "
                 "it recorded."
             ) from error
-        found.append((number, row))
-    return found
+        rows.append((number, row))
+    return rows
 
 
 def sha256(path: Path) -> str:

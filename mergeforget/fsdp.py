@@ -55,8 +55,8 @@ def full_weight(model: nn.Module, module: Any) -> Tensor:
         if isinstance(one, FSDPModule):
             one.reshard()  # the gathered weight of the last pass uses shared memory
     weight: Any = module.weight
-    found: Tensor = weight.full_tensor().detach() if isinstance(weight, DTensor) else weight
-    return found
+    full: Tensor = weight.full_tensor().detach() if isinstance(weight, DTensor) else weight
+    return full
 
 
 def trained(model: Any) -> dict[str, Tensor]:

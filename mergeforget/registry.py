@@ -138,8 +138,8 @@ class Registry(Generic[F]):
         """Entry points of installed packages, by name."""
         if not self.group:
             return {}
-        found = metadata.entry_points(group=self.group)
-        return {e.name.replace("-", "_"): e for e in found}
+        entry_points = metadata.entry_points(group=self.group)
+        return {e.name.replace("-", "_"): e for e in entry_points}
 
     def _load(self, entry: metadata.EntryPoint) -> None:
         name = entry.name.replace("-", "_")

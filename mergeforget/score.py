@@ -103,10 +103,10 @@ def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
             ) from error
         if part is None or score.part == part:
             latest[model, score.metric, score.split, score.task, score.part] = score
-    found: dict[str, list[Score]] = {}
+    scores: dict[str, list[Score]] = {}
     for (model, *_), score in latest.items():
-        found.setdefault(model, []).append(score)
-    return found
+        scores.setdefault(model, []).append(score)
+    return scores
 
 
 def _check_types(score: Score) -> None:

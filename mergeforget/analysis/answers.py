@@ -71,15 +71,17 @@ def matching_parts(completion: str, reference: str, prompt: str) -> list[Segment
     in the prompt, because repeating the question reveals nothing. Case and punctuation between
     words are ignored.
     """
-    said = list(WORD.finditer(completion))
-    words = [m[0].casefold() for m in said]
+    completion_words = list(WORD.finditer(completion))
+    words = [m[0].casefold() for m in completion_words]
     meant = [m.casefold() for m in WORD.findall(reference)]
     asked = {m.casefold() for m in WORD.findall(prompt)}
     spans = []
     blocks = SequenceMatcher(None, words, meant, autojunk=False).get_matching_blocks()
     for start, _, size in blocks:
         for low, high in _telling(words[start : start + size], asked, len(meant)):
-            spans.append((said[start + low].start(), said[start + high - 1].end()))
+            spans.append(
+                (completion_words[start + low].start(), completion_words[start + high - 1].end())
+            )
     return _segments(completion, spans)
 
 
@@ -95,25 +97,25 @@ def _telling(block: list[str], asked: set[str], whole: int) -> list[tuple[int, i
 
 
 def _segments(text: str, spans: list[tuple[int, int]]) -> list[Segment]:
-    found: list[Segment] = []
+    segments: list[Segment] = []
     at = 0
     for start, end in spans:
-        found += [(text[at:start], False)] * (start > at) + [(text[start:end], True)]
+        segments += [(text[at:start], False)] * (start > at) + [(text[start:end], True)]
         at = end
-    return found + [(text[at:], False)] * (at < len(text))
+    return segments + [(text[at:], False)] * (at < len(text))
 
 
 def _completions(run: Run, model: str) -> dict[tuple[str, str], tuple[Row, str]]:
     """Return row and completion of one model by (split, id)."""
-    found = {}
+    completions = {}
     path = run.answers / f"{model}.jsonl"
     for values in read_jsonl(path):
         with reading(path):
             fields = ("id", "input", "output", "split")
             texts: dict[str, Any] = {k: str(values[k]) for k in fields}
             row = Row(**texts, task=str(values.get("task", "")))
-            found[_key(row)] = (row, str(values["completion"]).strip())
-    return found
+            completions[_key(row)] = (row, str(values["completion"]).strip())
+    return completions
 
 
 def _key(row: Row) -> tuple[str, str]:

@@ -69,13 +69,13 @@ def run_attacks(run: Run) -> list[Result]:
     Raises:
         MissingError: There are none yet.
     """
-    found = [r for name in ATTACKS.names() for r in read_results(run.attacks, name)]
-    if not found:
+    results = [r for name in ATTACKS.names() for r in read_results(run.attacks, name)]
+    if not results:
         raise MissingError(
             f"No attack was run on {run.root}. `mergeforget attack {run.root}` tries to recover "
             "the data by relearning, quantisation, prompts and probes."
         )
-    return found
+    return results
 
 
 def _check_rows(result: Result) -> None:
@@ -146,11 +146,11 @@ def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: 
     words = any(isinstance(tick, str) for tick in ticks)
     marks = []
     for place, (model, rows) in enumerate(models.items()):
-        found = [(row[key], row[metric]) for row in rows if row.get(metric) is not None]
-        if not found:
+        points = [(row[key], row[metric]) for row in rows if row.get(metric) is not None]
+        if not points:
             continue
-        x = [ticks.index(k) if words else k for k, _ in found]
-        y = [value for _, value in found]
+        x = [ticks.index(k) if words else k for k, _ in points]
+        y = [value for _, value in points]
         title = LABELS.get(model, model)
         look = look_of(model, place)
         if len(x) == 1:
@@ -159,7 +159,7 @@ def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: 
             ax.plot(x, y, label=title, **look)
         marks += [
             Mark(ax, a, b, f"{title}, {key} {k}: {b:.3f}")
-            for a, b, (k, _) in zip(x, y, found, strict=True)
+            for a, b, (k, _) in zip(x, y, points, strict=True)
         ]
     if words:
         ax.set_xticks(range(len(ticks)), [str(tick) for tick in ticks])

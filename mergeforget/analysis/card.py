@@ -82,8 +82,8 @@ def _licence(model: str, base: str | None) -> dict[str, Any]:
     if folder is None and base is not None:
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(base, "README.md")
-        folder = Path(found).parent if isinstance(found, str) else None
+        cached = try_to_load_from_cache(base, "README.md")
+        folder = Path(cached).parent if isinstance(cached, str) else None
     stated = _card_metadata(folder / "README.md") if folder is not None else {}
     own = {key: stated[key] for key in ("license", "license_name", "license_link")
            if isinstance(stated.get(key), str)}  # fmt: skip
@@ -98,10 +98,10 @@ def _card_metadata(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8", errors="replace")[:CARD_LIMIT]
         parts = text.split("---\n", 2)
-        found = parse_yaml(parts[1], str(path)) if text.startswith("---\n") else {}
+        metadata = parse_yaml(parts[1], str(path)) if text.startswith("---\n") else {}
     except (OSError, IndexError, MergeforgetError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _model_index(run: Run, name: str) -> list[dict[str, Any]]:
@@ -170,10 +170,10 @@ def _scores(run: Run, name: str) -> str:
 def _attacks(run: Run, name: str) -> str:
     """Return the verdict of each attack on the candidate, or a remark that there was none."""
     try:
-        found = [result for result in run_attacks(run) if result.model == name]
+        results = [result for result in run_attacks(run) if result.model == name]
     except MissingError:
-        found = []
-    lines = [f"- {result.attack}: {_plain(result.verdict)}" for result in found]
+        results = []
+    lines = [f"- {result.attack}: {_plain(result.verdict)}" for result in results]
     return "## Attacks\n\n" + ("\n".join(lines) or "No attack was run on this candidate.")
 
 
@@ -196,12 +196,12 @@ def _provenance(run: Run, recipe: Recipe, name: str) -> str:
 def _prompts(run: Run, recipe: Recipe) -> dict[str, Any]:
     """Return how prompts were rendered in training, from the manifest or else the recipe."""
     stages = run.read_manifest()["stages"]
-    found = stages.get("template", {})
-    template = str(found.get("template", recipe.data.template))
+    recorded = stages.get("template", {})
+    template = str(recorded.get("template", recipe.data.template))
     names = {"none": "raw", "chat": "the tokenizer's chat template", "auto": "auto"}
     return {
         "prompts": names.get(template, template),
-        "system prompt": found.get("system_prompt", recipe.data.system_prompt),
+        "system prompt": recorded.get("system_prompt", recipe.data.system_prompt),
     }
 
 

@@ -90,9 +90,9 @@ class DensityCurves:
     def of(self, metric: str, split: str, task: str = "") -> list[Curve]:
         """Return the curves of one score on the two splits, or on all data without a split."""
         wanted = (metric, split, task)
-        found = [c for c in self.curves if (c.metric, c.split, c.task) == wanted]
-        parts = [c for c in found if c.part != "all"]
-        return parts or found
+        matching = [c for c in self.curves if (c.metric, c.split, c.task) == wanted]
+        parts = [c for c in matching if c.part != "all"]
+        return parts or matching
 
     def measures(self, task: str = "") -> list[tuple[str, list[str]]]:
         """Return (metric, its splits) of all curves, the best-known metrics first."""
@@ -114,20 +114,20 @@ class DensityCurves:
             if name == metric and not task:
                 parts = models.setdefault(model, (model, {}))[1]
                 parts.setdefault(part, {})[split] = score.value
-        found = []
+        pairs = []
         for model, (family, parts) in models.items():
             shown = next((parts[p] for p in ("report", "all", "choose") if p in parts), {})
             if "forget" in shown and "retain" in shown:
-                found.append((model, family, 1 - shown["forget"], shown["retain"]))
-        fronts = on_front([(x, y) for _, _, x, y in found])
-        return [Balance(*one, front) for one, front in zip(found, fronts, strict=True)]
+                pairs.append((model, family, 1 - shown["forget"], shown["retain"]))
+        fronts = on_front([(x, y) for _, _, x, y in pairs])
+        return [Balance(*one, front) for one, front in zip(pairs, fronts, strict=True)]
 
     def reference(
         self, model: str, metric: str, split: str, task: str, parts: Sequence[str]
     ) -> Score | None:
         """Return the score of base, over or under on the first measured part of ``parts``."""
-        every = (self.references.get((model, metric, split, task, p)) for p in parts)
-        return next((score for score in every if score), None)
+        candidates = (self.references.get((model, metric, split, task, p)) for p in parts)
+        return next((score for score in candidates if score), None)
 
 
 def run_density(run: Run) -> DensityCurves:

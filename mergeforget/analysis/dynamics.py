@@ -110,9 +110,9 @@ def stage_of(name: str, rows: Sequence[dict[str, Any]], recipe: Recipe) -> Stage
 
 def running_mean(values: Floats, window: int) -> Floats:
     """Return the mean of ``window`` values around each, (n,); fewer at both ends, NaN ignored."""
-    kept = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(kept, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(kept)])
+    finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
     at = np.arange(len(values))
     start = np.maximum(0, at - (window - 1) // 2)
     end = np.minimum(len(values), at + window // 2 + 1)
@@ -123,15 +123,15 @@ def running_mean(values: Floats, window: int) -> Floats:
 
 def events_of(stage: Stage) -> list[Event]:
     """Detect when forgetting saturated, and when retention drifted, dipped or collapsed."""
-    found = []
+    events = []
     for label in stage.terms if stage.name in PAIR else []:
         smooth = running_mean(stage.terms[label], stage.window)
         if label.endswith("_forget"):
-            found += _saturation(stage, label, smooth)
+            events += _saturation(stage, label, smooth)
         if label == "gd_retain":  # not for KL terms, which start at 0 and can only rise
-            found += _drift(stage, label, smooth)
-            found += _collapse(stage, label, smooth)
-    return found
+            events += _drift(stage, label, smooth)
+            events += _collapse(stage, label, smooth)
+    return events
 
 
 def side_by_side(runs: Sequence[Run]) -> list[tuple[str, Stage]]:
@@ -150,11 +150,11 @@ def side_by_side(runs: Sequence[Run]) -> list[tuple[str, Stage]]:
 
 def levels(name: str, stage: Stage) -> str:
     """Describe the first and last value of every term, averaged over half an epoch."""
-    found = []
+    levels = []
     for label, values in stage.terms.items():
         smooth = running_mean(values, stage.window)
-        found.append(f"{label} changes from {smooth[0]:.3g} to {smooth[-1]:.3g}")
-    return f"In {name}, {'; '.join(found)}; the largest gradient norm is {_largest(stage):.3g}."
+        levels.append(f"{label} changes from {smooth[0]:.3g} to {smooth[-1]:.3g}")
+    return f"In {name}, {'; '.join(levels)}; the largest gradient norm is {_largest(stage):.3g}."
 
 
 def rows_of(stage: Stage) -> list[dict[str, Any]]:
@@ -319,7 +319,7 @@ def _end(run: Run, side: str) -> float | None:
 
 def on_largest_part(scores: list[Score]) -> list[Score]:
     """Return each score on the largest part of the data for which it is known."""
-    found: dict[tuple[str, str, str], Score] = {}
+    largest: dict[tuple[str, str, str], Score] = {}
     for part in reversed(PARTS):
-        found |= {(s.metric, s.split, s.task): s for s in scores if s.part == part}
-    return list(found.values())
+        largest |= {(s.metric, s.split, s.task): s for s in scores if s.part == part}
+    return list(largest.values())

@@ -71,13 +71,13 @@ def run_scores(run: Run) -> dict[str, list[Score]]:
     Raises:
         MissingError: Nothing has been scored.
     """
-    found = read_scores(run.scores)
-    if not found:
+    scores = read_scores(run.scores)
+    if not scores:
         raise MissingError(
             f"Nothing in {run.root} has been scored yet. Measure the candidates with "
             f"`mergeforget search {run.root}`, or one model with `mergeforget evaluate {run.root}`."
         )
-    return found
+    return scores
 
 
 def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
@@ -85,20 +85,20 @@ def read_candidates(run: Run, models: list[str]) -> dict[str, Candidate]:
 
     A candidate without a folder is read from ``explored.jsonl``, or derived from its name.
     """
-    found = {}
+    candidates = {}
     notes = run.search / "explored.jsonl"
     explored = {str(row["name"]): row for row in read_jsonl(notes) if "name" in row}
     for model in models:
         path = run.candidates / model / "candidate.json"
         if path.is_file():
-            found[model] = Candidate.from_dict(read_json(path), path)
+            candidates[model] = Candidate.from_dict(read_json(path), path)
         elif model in explored:
-            found[model] = Candidate.from_dict(explored[model], notes)
+            candidates[model] = Candidate.from_dict(explored[model], notes)
         elif match := DENSITY.match(model):
-            found[model] = Candidate(
+            candidates[model] = Candidate(
                 match["method"], float(match["density"]), space=_space(match["space"])
             )
-    return found
+    return candidates
 
 
 def read_chosen(run: Run) -> Chosen | None:
@@ -152,12 +152,12 @@ def read_snapshots(run: Run, stage: str) -> list[Snapshot]:
         for row in read_jsonl(run.history)
         if row.get("stage") == stage and "step" in row
     }
-    found = []
+    snapshots = []
     for folder in sorted(run.snapshots.glob(f"{stage}-step*")) if run.snapshots.is_dir() else []:
         if match := SNAPSHOT.match(folder.name):
             step = int(match[2])
-            found.append(Snapshot(stage, step, epochs.get(step), folder))
-    return sorted(found, key=lambda s: s.step)
+            snapshots.append(Snapshot(stage, step, epochs.get(step), folder))
+    return sorted(snapshots, key=lambda s: s.step)
 
 
 def has_adapter(run: Run, side: str) -> bool:
@@ -224,13 +224,15 @@ def run_membership(run: Run) -> list[Losses]:
     Raises:
         MissingError: None was measured.
     """
-    found = [losses for model in models_shown(run) if (losses := read_losses(run, model))]
-    if not found:
+    losses_of_models = [
+        losses for model in models_shown(run) if (losses := read_losses(run, model))
+    ]
+    if not losses_of_models:
         raise MissingError(
             f"No document losses were measured in {run.root}. `mergeforget evaluate {run.root}` "
             "measures them; the run's data must have a holdout set."
         )
-    return found
+    return losses_of_models
 
 
 def read_losses(run: Run, model: str) -> Losses | None:
@@ -245,11 +247,11 @@ def read_losses(run: Run, model: str) -> Losses | None:
     return Losses(model, np.array(members), np.array(others))
 
 
-def rows_of(found: list[Losses]) -> list[dict[str, Any]]:
+def rows_of(models: list[Losses]) -> list[dict[str, Any]]:
     """Return one flat row per document, for csv."""
     return [
         {"model": losses.model, "member": member, "nll": float(nll)}
-        for losses in found
+        for losses in models
         for member, values in ((True, losses.members), (False, losses.nonmembers))
         for nll in values
     ]

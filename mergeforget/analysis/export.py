@@ -123,10 +123,10 @@ def _export(
     card = card_of(run, name, kind)
     with explained(out):
         write_text(fresh / "README.md", card)
-        found = Exported(name, kind, str(out), stored, difference, tolerance, sha256(fresh), way)
-        write_json(fresh / MARK, asdict(found) | {"folder": out.name, "time": now()})
+        exported = Exported(name, kind, str(out), stored, difference, tolerance, sha256(fresh), way)
+        write_json(fresh / MARK, asdict(exported) | {"folder": out.name, "time": now()})
         take_place(fresh, out)
-    return found
+    return exported
 
 
 def compare_logits(
@@ -168,14 +168,14 @@ def logits_of(
     """Return the logits of each text, (length, vocabulary), float32."""
     import torch
 
-    found = []
+    logits = []
     with torch.no_grad():
         for text in texts:
             row = Row("", text, "") if isinstance(text, str) else text
             cut = template.tokens(tokenizer, row)
             ids = torch.tensor([[*cut.prompt, *cut.answer][:TOKENS]])
-            found.append(full_pass(model, ids.to(model.device))[0].float().cpu())
-    return found
+            logits.append(full_pass(model, ids.to(model.device))[0].float().cpu())
+    return logits
 
 
 def texts_of(run: Run) -> list[str | Row]:

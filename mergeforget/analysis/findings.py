@@ -78,13 +78,13 @@ def write_finding(folder: Path, name: str, title: str, found: Found) -> Finding:
 
 def analyse_all(run: Run, folder: Path) -> list[Finding]:
     """Run every analysis; one that lacks files says which command creates them."""
-    found = []
+    findings = []
     for name, (title, _) in ANALYSES.items():
         try:
-            found.append(analyse(run, name, folder))
+            findings.append(analyse(run, name, folder))
         except MissingError as missing:
-            found.append(Finding(name, title, missing=str(missing)))
-    return found
+            findings.append(Finding(name, title, missing=str(missing)))
+    return findings
 
 
 def to_csv(rows: list[dict[str, Any]]) -> str:
@@ -102,16 +102,16 @@ def angles(run: Run) -> Found:
     from mergeforget.analysis import training_plots
     from mergeforget.analysis.angles import FORWARD, run_angles
 
-    found = run_angles(run)
+    result = run_angles(run)
     sentences = []
-    for a in found:
+    for a in result:
         if a.group == "all" and a.model == "pair" and a.step is None and a.degrees is not None:
             what = "changes of the weights" if a.space == "delta" else f"factors {a.space.upper()}"
             sentences.append(f"The angle between over and under is {a.degrees:.1f}° ({what}).")
     for side in ("over", "under"):
         mine = [
             a.degrees
-            for a in found
+            for a in result
             if (a.model, a.vectors, a.group, a.space) == (side, FORWARD, "all", "delta")
             and a.degrees is not None
         ]
@@ -121,7 +121,7 @@ def angles(run: Run) -> Found:
                 f"{_range(mine)}. At 0° the training continues in the same "
                 "direction, at 90° in a new one, and above 90° it reverses part of its change."
             )
-    return sentences, [a.to_dict() for a in found], training_plots.draw_angles(found)
+    return sentences, [a.to_dict() for a in result], training_plots.draw_angles(result)
 
 
 def _range(degrees: list[float]) -> str:
@@ -155,11 +155,11 @@ def density(run: Run) -> Found:
     from mergeforget.analysis import plots
     from mergeforget.analysis.density import rows_of, run_density
 
-    found = run_density(run)
+    result = run_density(run)
     chosen = read_chosen(run)
     sentences = [text for text in (chosen.sentence, chosen.warning) if text] if chosen else []
-    pictures = plots.draw_pareto(found, found.chosen) + plots.draw_density(found)
-    return sentences, rows_of(found.curves), pictures
+    pictures = plots.draw_pareto(result, result.chosen) + plots.draw_density(result)
+    return sentences, rows_of(result.curves), pictures
 
 
 def mia(run: Run) -> Found:
@@ -167,13 +167,13 @@ def mia(run: Run) -> Found:
     from mergeforget.analysis import plots
     from mergeforget.analysis.evidence import rows_of, run_membership
 
-    found = run_membership(run)
+    result = run_membership(run)
     sentences = [
         f"{x.model}: MIA AUC {x.auc:.3f} over {len(x.members)} members and "
         f"{len(x.nonmembers)} non-members."
-        for x in found
+        for x in result
     ]
-    return sentences, rows_of(found), plots.draw_membership(found)
+    return sentences, rows_of(result), plots.draw_membership(result)
 
 
 def weights(run: Run) -> Found:
@@ -216,16 +216,16 @@ def prediction(run: Run) -> Found:
     from mergeforget.analysis import plots
     from mergeforget.analysis.selection import rows_of, run_prediction
 
-    found = run_prediction(run)
-    return [found.sentence], rows_of(found), plots.draw_prediction(found)
+    result = run_prediction(run)
+    return [result.sentence], rows_of(result), plots.draw_prediction(result)
 
 
 def attacks(run: Run) -> Found:
     """Results of the attacks on the run."""
     from mergeforget.analysis.attacks import draw_attacks, rows_of, run_attacks
 
-    found = run_attacks(run)
-    return [f"{r.attack}: {r.verdict}" for r in found], rows_of(found), draw_attacks(found)
+    result = run_attacks(run)
+    return [f"{r.attack}: {r.verdict}" for r in result], rows_of(result), draw_attacks(result)
 
 
 ANALYSES: dict[str, tuple[str, Callable[[Run], Found]]] = {

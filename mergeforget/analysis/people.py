@@ -103,13 +103,13 @@ def run_people(run: Run) -> list[PersonRecord]:
     ranks = {name: person_ranks(run, name, rows) for name in ("base", model)}
     by_row = {row.id: row for row in rows}
     listed = [leak for result in results for leak in attack_leaks(result, by_row)]
-    found = []
+    records = []
     for person in dict.fromkeys(row.subject for row in rows):
         own = [row for row in rows if row.subject == person]
         asked = [a for a in now if a.row.subject == person]
         leaks = [leak for a in asked if (leak := leak_of(a, person))]
         attacked = [leak for leak in listed if leak.person == person]
-        found.append(
+        records.append(
             PersonRecord(
                 person,
                 len(own),
@@ -122,7 +122,7 @@ def run_people(run: Run) -> list[PersonRecord]:
                 name_of(own),
             )
         )
-    return sorted(found, key=lambda p: (-len(p.leaks), -p.after[0], p.person))
+    return sorted(records, key=lambda p: (-len(p.leaks), -p.after[0], p.person))
 
 
 def name_of(rows: Sequence[Row]) -> str:
@@ -207,13 +207,13 @@ def leak_of(answer: Answer, person: str) -> Leak | None:
 
 def attack_leaks(result: Result, rows: Mapping[str, Row]) -> list[Leak]:
     """Return the leaks that an attack lists, with their rows."""
-    found = []
+    leaks = []
     for values in result.examples:
         row = rows.get(str(values.get("row", values.get("id", ""))))
         if row is not None and not values.get("part"):
             prompt, text = (str(values.get(k, "")) for k in ("prompt", "completion"))
-            found.append(Leak(row.subject, row.id, result.attack, prompt, row.output, text))
-    return found
+            leaks.append(Leak(row.subject, row.id, result.attack, prompt, row.output, text))
+    return leaks
 
 
 def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[int, int]]:
@@ -242,7 +242,7 @@ def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[i
 
 def answer_rows(run: Run) -> list[dict[str, Any]]:
     """Return every prompt and completion of the shown models and of the attacks, flat."""
-    found = []
+    rows = []
     subjects: dict[tuple[str, str], str] = {}
     for split in ("forget", "retain"):
         path = run.data / f"{split}.jsonl"
@@ -256,7 +256,7 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
                           messages=stored_messages(values.get("messages")))  # fmt: skip
                 split, text = str(values["split"]), str(values["completion"])
             leak = leak_of(Answer(row, text), "")
-            found.append(
+            rows.append(
                 {
                     "model": model, "attack": "questions", "split": split, "row": row.id,
                     "person": subjects.get((split, row.id), row.subject), "prompt": row.input,
@@ -265,8 +265,8 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
                 }
             )  # fmt: skip
     for result in results_of(run, shown_model(run)):
-        found += _attack_answers(run, result, subjects)
-    return found
+        rows += _attack_answers(run, result, subjects)
+    return rows
 
 
 def _attack_answers(

@@ -54,14 +54,14 @@ def title_of(metric: str) -> str:
     return TITLES.get(metric, metric.replace("_", " ").capitalize())
 
 
-def draw_density(found: DensityCurves) -> list[SavedFigure]:
+def draw_density(curves: DensityCurves) -> list[SavedFigure]:
     """Draw one figure per metric, with a panel per split; constant curves are omitted."""
     with styled():
         varied = [
-            (metric, [s for s in splits if _varies(found.of(metric, s))])
-            for metric, splits in found.measures()
+            (metric, [s for s in splits if _varies(curves.of(metric, s))])
+            for metric, splits in curves.measures()
         ]
-        return [_density(found, metric, splits) for metric, splits in varied if splits]
+        return [_density(curves, metric, splits) for metric, splits in varied if splits]
 
 
 def _varies(curves: Sequence[Curve]) -> bool:
@@ -70,16 +70,16 @@ def _varies(curves: Sequence[Curve]) -> bool:
     return any(len(v) == 1 or max(v) - min(v) > 1e-9 for v in values if v)
 
 
-def _density(found: DensityCurves, metric: str, splits: list[str]) -> SavedFigure:
+def _density(all_curves: DensityCurves, metric: str, splits: list[str]) -> SavedFigure:
     figure, axes = panels(len(splits), 3.2 if len(splits) == 1 else 2.4)
-    families = list(dict.fromkeys(c.family for c in found.curves))
+    families = list(dict.fromkeys(c.family for c in all_curves.curves))
     marks = []
     for ax, split in zip(axes, splits, strict=True):
-        curves = found.of(metric, split)
+        curves = all_curves.of(metric, split)
         for curve in curves:
             marks += _curve(ax, curve, families.index(curve.family), len(families) > 1)
-        _references(ax, found, metric, split, [c.part for c in curves])
-        _ring(ax, curves, found.chosen)
+        _references(ax, all_curves, metric, split, [c.part for c in curves])
+        _ring(ax, curves, all_curves.chosen)
         if metric == "mia_auc":
             ax.axhline(0.5, color=INK, linewidth=0.8)
         widen_axis(ax)
@@ -126,11 +126,11 @@ def point_text(curve: Curve, point: Any) -> str:
 
 
 def _references(
-    ax: Axes, found: DensityCurves, metric: str, split: str, parts: Sequence[str]
+    ax: Axes, curves: DensityCurves, metric: str, split: str, parts: Sequence[str]
 ) -> None:
     wanted = [p for p in ("report", "all", "choose") if p in parts or p == "all"]
     for model in ANCHORS:
-        if (score := found.reference(model, metric, split, "", wanted)) is not None:
+        if (score := curves.reference(model, metric, split, "", wanted)) is not None:
             look = MODEL_STYLES[model]
             ax.axhline(
                 score.value, label=model, color=look["color"], linestyle=look["linestyle"],
@@ -148,13 +148,13 @@ def _ring(ax: Axes, curves: Sequence[Curve], chosen: str) -> None:
         )  # fmt: skip
 
 
-def draw_membership(found: Sequence[Losses]) -> list[SavedFigure]:
+def draw_membership(models: Sequence[Losses]) -> list[SavedFigure]:
     """Draw histograms of the losses of members and non-members, with a panel per model."""
     with styled():
-        figure, axes = panels(len(found), 1.6)
-        every = np.concatenate([v for x in found for v in (x.members, x.nonmembers)])
-        bins = np.linspace(float(every.min()), float(every.max()) + 1e-9, 25).tolist()
-        for ax, losses in zip(axes, found, strict=True):
+        figure, axes = panels(len(models), 1.6)
+        values = np.concatenate([v for x in models for v in (x.members, x.nonmembers)])
+        bins = np.linspace(float(values.min()), float(values.max()) + 1e-9, 25).tolist()
+        for ax, losses in zip(axes, models, strict=True):
             ax.hist(
                 losses.nonmembers, bins, density=True, label="non-members (holdout)",
                 color="#56b4e9", alpha=0.55,
@@ -168,7 +168,7 @@ def draw_membership(found: Sequence[Losses]) -> list[SavedFigure]:
         axes[-1].set_xlabel("NLL of a document (nats per token)")
         legend(figure, axes)
         title = "Losses of members and non-members"
-        alt = f"{title}: histograms for {', '.join(x.model for x in found)}."
+        alt = f"{title}: histograms for {', '.join(x.model for x in models)}."
         return [SavedFigure("mia-histograms", title, alt, figure)]
 
 
@@ -204,14 +204,14 @@ def _curves(moments: Sequence[Moment], metric: str) -> SavedFigure:
     return SavedFigure(f"curves-{metric}", title, f"{title}, by task and split.", figure, marks)
 
 
-def draw_pareto(found: DensityCurves, chosen: str) -> list[SavedFigure]:
+def draw_pareto(curves: DensityCurves, chosen: str) -> list[SavedFigure]:
     """Draw forgetting against retention with a point per model, if both splits were scored."""
     with styled():
-        return [p for m in ("knowledge", "regurgitation") if (p := _pareto(found, m, chosen))]
+        return [p for m in ("knowledge", "regurgitation") if (p := _pareto(curves, m, chosen))]
 
 
-def _pareto(found: DensityCurves, metric: str, chosen: str) -> SavedFigure | None:
-    points = found.pairs(metric)
+def _pareto(curves: DensityCurves, metric: str, chosen: str) -> SavedFigure | None:
+    points = curves.pairs(metric)
     if not points:
         return None
     figure, (ax,) = panels(1, 3.7)
@@ -246,26 +246,28 @@ def _pareto(found: DensityCurves, metric: str, chosen: str) -> SavedFigure | Non
     return SavedFigure(f"pareto-{metric}", title, alt, figure, marks)
 
 
-def draw_prediction(found: Prediction) -> list[SavedFigure]:
+def draw_prediction(prediction: Prediction) -> list[SavedFigure]:
     """Draw the predicted gap and the measured gaps."""
     with styled():
         figure, (ax,) = panels(1, 3.4)
         look = dict(series(0)) | {"marker": ""}
-        ax.plot(found.grid, found.gaps, label="predicted from the pair", **look)
-        if found.found:
-            x, y = zip(*found.found, strict=True)
+        ax.plot(prediction.grid, prediction.gaps, label="predicted from the pair", **look)
+        if prediction.found:
+            x, y = zip(*prediction.found, strict=True)
             ax.plot(x, y, "o", color=INK, label="measured")
         ax.axhline(0, color=INK, linewidth=0.8)
-        ax.axvline(found.density, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
-        if found.chosen is not None:
+        ax.axvline(prediction.density, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
+        if prediction.chosen is not None:
             ax.axvline(
-                found.chosen, color=INK, linewidth=1.0, linestyle=(0, (6, 2)), label="chosen"
+                prediction.chosen, color=INK, linewidth=1.0, linestyle=(0, (6, 2)), label="chosen"
             )
         ax.set_xlabel("density (fraction of entries kept)")
         ax.set_ylabel("members - non-members\n(nats per token)")
         ax.set_xlim(0, 1.03)
         legend(figure, [ax])
-        marks = [Mark(ax, d, g, f"density {d:g}: measured gap {g:.3f}") for d, g in found.found]
-        title = f"Predicted gap of {found.family}"
+        marks = [
+            Mark(ax, d, g, f"density {d:g}: measured gap {g:.3f}") for d, g in prediction.found
+        ]
+        title = f"Predicted gap of {prediction.family}"
         alt = f"{title} between members and non-members, against density; 0 is balanced."
         return [SavedFigure("prediction-gap", title, alt, figure, marks)]

@@ -139,7 +139,7 @@ def facts_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
 
 def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
     """Return the limits of the scores, one sentence each."""
-    found = [
+    limits = [
         f"The MIA AUC is that of one attack, which uses the loss of {UNITS[_unit(run)]}. Another "
         "attack may distinguish members from non-members better.",
         "Answers are generated greedily. A paraphrase, a prefix or sampling may reveal more; "
@@ -148,8 +148,8 @@ def limits_of(run: Run, chosen: Chosen | None) -> list[str]:
         "may recover it. A report does not prove deletion.",
     ]
     if chosen:
-        found.insert(0, _how_many(run, chosen))
-    return [*_collapsed(run), *(text for text in found if text)]
+        limits.insert(0, _how_many(run, chosen))
+    return [*_collapsed(run), *(text for text in limits if text)]
 
 
 def _collapsed(run: Run) -> list[str]:
@@ -171,16 +171,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
     The home folder is replaced by ``~``, so that a shared page does not contain the user name.
     """
-    found: dict[str, str] = {}
+    lines: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            lines |= flat(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(v, Mapping) for v in value):
-            found |= flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}.")
+            lines |= flat({str(i): v for i, v in enumerate(value)}, f"{prefix}{key}.")
         else:
             joined = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-            found[prefix + str(key)] = joined.replace(str(Path.home()), "~")
-    return found
+            lines[prefix + str(key)] = joined.replace(str(Path.home()), "~")
+    return lines
 
 
 def image_of(folder: Path, figure: dict[str, Any]) -> dict[str, Any]:

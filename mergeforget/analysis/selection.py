@@ -113,12 +113,12 @@ def predict(
 
     The arguments are those of ``merge.prediction.predict_gaps``.
     """
-    found = predict_gaps(over, under, gaps, candidate, grid)
+    gap_curve = predict_gaps(over, under, gaps, candidate, grid)
     modules = sorted(over.deltas.keys() | under.deltas.keys())
     oo, ou, uu = delta_grams(over, under, modules).sum(axis=0)
     return Prediction(
-        family=candidate.family, density=found.density, crosses=found.crosses, grid=found.grid,
-        gaps=found.gaps, pair=gaps, degrees=angle(oo, uu, ou),
+        family=candidate.family, density=gap_curve.density, crosses=gap_curve.crosses,
+        grid=gap_curve.grid, gaps=gap_curve.gaps, pair=gaps, degrees=angle(oo, uu, ou),
         norms={"over": float(np.sqrt(oo)), "under": float(np.sqrt(uu))}, found=[],
     )  # fmt: skip
 
@@ -133,23 +133,23 @@ def first_candidate(recipe: Recipe) -> Candidate:
 
 def measured_gaps(run: Run, candidate: Candidate) -> list[tuple[float, float]]:
     """Return (density, gap) of the evaluated candidates of the same family."""
-    found = []
+    measured = []
     for path in sorted(run.answers.glob("*.losses.jsonl")) if run.answers.is_dir() else []:
         model = path.name.removesuffix(".losses.jsonl")
         one = read_candidates(run, [model]).get(model)
         losses = read_losses(run, model)
         if one and losses and one.density is not None and one.family == candidate.family:
-            found.append((one.density, losses.gap))
-    return sorted(found)
+            measured.append((one.density, losses.gap))
+    return sorted(measured)
 
 
-def rows_of(found: Prediction) -> list[dict[str, Any]]:
+def rows_of(prediction: Prediction) -> list[dict[str, Any]]:
     """Return one flat row per predicted or measured density."""
     predicted = [
-        {"family": found.family, "density": d, "predicted_gap": g, "measured_gap": None}
-        for d, g in zip(found.grid.tolist(), found.gaps.tolist(), strict=True)
+        {"family": prediction.family, "density": d, "predicted_gap": g, "measured_gap": None}
+        for d, g in zip(prediction.grid.tolist(), prediction.gaps.tolist(), strict=True)
     ]
     return predicted + [
-        {"family": found.family, "density": d, "predicted_gap": None, "measured_gap": g}
-        for d, g in found.found
+        {"family": prediction.family, "density": d, "predicted_gap": None, "measured_gap": g}
+        for d, g in prediction.found
     ]

@@ -122,13 +122,13 @@ def series(i: int) -> dict[str, Any]:
 
 def legend(figure: Figure, axes: list[Axes], columns: int = 3) -> None:
     """Add one legend above all axes, with each label once and as many columns as fit."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    for ncols in range(min(columns, len(found)), 0, -1):
+            handles.setdefault(label, handle)
+    for ncols in range(min(columns, len(handles)), 0, -1):
         drawn = figure.legend(
-            list(found.values()), list(found), loc="outside upper left",
+            list(handles.values()), list(handles), loc="outside upper left",
             ncols=ncols, handlelength=2.6, columnspacing=1.4,
         )  # fmt: skip
         if drawn.get_window_extent().width <= figure.bbox.width:

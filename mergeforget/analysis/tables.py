@@ -113,8 +113,8 @@ def measures_of(scores: dict[str, list[Score]]) -> list[Measure]:
 
 def shown_measures(scores: dict[str, list[Score]]) -> list[Measure]:
     """Return the measures with a readable name; the others are in scores.jsonl only."""
-    every = measures_of(scores)
-    return [measure for measure in every if measure in LABELS] or every
+    measures = measures_of(scores)
+    return [measure for measure in measures if measure in LABELS] or measures
 
 
 def aggregate_of(definition: str) -> str:
@@ -144,12 +144,12 @@ def label_of(measure: Measure, scores: dict[str, list[Score]] | None = None) -> 
 
 def cell_of(scores: Iterable[Score], measure: Measure) -> TableCell:
     """Return the score of one model, on the report split if there is one."""
-    every = list(scores)
-    found = {p: s for p in PARTS if (s := find(every, *measure, part=p)) is not None}
-    shown = next((found[p] for p in PARTS if p in found), None)
+    scores_of_model = list(scores)
+    by_part = {p: s for p in PARTS if (s := find(scores_of_model, *measure, part=p)) is not None}
+    shown = next((by_part[p] for p in PARTS if p in by_part), None)
     if shown is None:
         return TableCell(None)
-    choose = found["choose"].value if "choose" in found and shown.part != "choose" else None
+    choose = by_part["choose"].value if "choose" in by_part and shown.part != "choose" else None
     return TableCell(shown.value, shown.interval, shown.n, choose)
 
 

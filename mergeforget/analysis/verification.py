@@ -100,30 +100,30 @@ def write_evidence(run: Run, path: Path, people: Sequence[PersonRecord]) -> Path
 def evidence_files(run: Run) -> dict[str, Path]:
     """Return the files that the evidence is computed from, by their path in the run folder."""
     model = shown_model(run)
-    found = [run.recipe, run.scores, run.search / "chosen.json", *sorted(run.data.glob("*.jsonl"))]
-    found += [run.root / "notes.json", run.root / EARLIER]
-    found += [run.answers / f"{m}{end}" for m in dict.fromkeys((*ANCHORS, model))
+    files = [run.recipe, run.scores, run.search / "chosen.json", *sorted(run.data.glob("*.jsonl"))]
+    files += [run.root / "notes.json", run.root / EARLIER]
+    files += [run.answers / f"{m}{end}" for m in dict.fromkeys((*ANCHORS, model))
               for end in (".jsonl", ".losses.jsonl")]  # fmt: skip
-    found += [run.root / side / "adapter_model.safetensors" for side in PAIR]
-    found.append(run.candidates / model / "adapter_model.safetensors")
-    found += sorted(run.attacks.glob("*.json")) if run.attacks.is_dir() else []
-    return {f.relative_to(run.root).as_posix(): f for f in found if f.is_file()}
+    files += [run.root / side / "adapter_model.safetensors" for side in PAIR]
+    files.append(run.candidates / model / "adapter_model.safetensors")
+    files += sorted(run.attacks.glob("*.json")) if run.attacks.is_dir() else []
+    return {f.relative_to(run.root).as_posix(): f for f in files if f.is_file()}
 
 
 def recomputed(run: Run) -> dict[str, float]:
     """Recompute the values behind the verdict from the stored answers and losses."""
     path = run.data / "forget.jsonl"
     rows = read_rows(path, split="forget") if path.is_file() else []
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for model in dict.fromkeys(("base", shown_model(run))):
         answers = [a for a in forget_answers(run, model, rows) if can_leak(a.row)]
         if answers:
-            found[f"{model}: leaked forget answers"] = float(sum(map(is_leaked, answers)))
-            found[f"{model}: forget answers"] = float(len(answers))
+            values[f"{model}: leaked forget answers"] = float(sum(map(is_leaked, answers)))
+            values[f"{model}: forget answers"] = float(len(answers))
         losses = read_losses(run, model)
         if losses is not None:
-            found[f"{model}: MIA AUC"] = losses.auc
-    return found
+            values[f"{model}: MIA AUC"] = losses.auc
+    return values
 
 
 def verify_evidence(path: Path, run: Run | None = None) -> list[EvidenceCheck]:

@@ -61,13 +61,13 @@ def selected(text: str, measured: Measured) -> list[Score]:
     name, _, split = text.partition("/")
     fn = METRICS.get(name.strip()).fn
     if split:
-        found = [fn(measured, split.strip())]
+        scores = [fn(measured, split.strip())]
     elif inspect.signature(fn).parameters["split"].default is inspect.Parameter.empty:
         answered = dict.fromkeys(["forget", "retain", *(a.row.split for a in measured.answers)])
-        found = [fn(measured, one) for one in answered]
+        scores = [fn(measured, one) for one in answered]
     else:
-        found = [fn(measured)]
-    return [one for one in found if one is not None]
+        scores = [fn(measured)]
+    return [one for one in scores if one is not None]
 
 
 def published_rows(benchmark: str, folder: Path) -> dict[str, list[Row]]:

@@ -158,7 +158,7 @@ _CASES: dict[str, Callable[[dict[str, Any]], tuple[str, list[tuple[str, str]]]]]
 
 def utility_scores(measured: Measured) -> list[Score]:
     """Return the scores of the utility sets that were measured."""
-    found = [
+    scores = [
         _score("rwku_accuracy", "general", _most_likely(measured)),
         _score("rwku_em", "reasoning", _matched(measured, "reasoning", exact, said)),
         _score("rwku_mc1", "truthfulness", _mc1(measured)),
@@ -168,8 +168,8 @@ def utility_scores(measured: Measured) -> list[Score]:
     ]
     answers = answers_of(measured, "fluency", "")
     values = [(a.row.subject, entropy(a.completion)) for a in answers]
-    found.append(_score("rwku_entropy", "fluency", values, bounded=False))
-    return [score for score in found if score is not None]
+    scores.append(_score("rwku_entropy", "fluency", values, bounded=False))
+    return [score for score in scores if score is not None]
 
 
 def _score(metric: str, split: str, values: Values, bounded: bool = True) -> Score | None:
@@ -205,24 +205,24 @@ def _most_likely(measured: Measured) -> Values:
 
 def _mc1(measured: Measured) -> Values:
     """Return 1 for questions whose true choice of MC1 exceeds every false one of MC1."""
-    found = []
+    values = []
     for question, some in _choices(measured, "truthfulness"):
         true = [logp for task, logp in some if task == "mc1-true"]
         false = [logp for task, logp in some if task == "mc1-false"]
         if true and false:
-            found.append((question, float(true[0] > max(false))))
-    return found
+            values.append((question, float(true[0] > max(false))))
+    return values
 
 
 def _mc2(measured: Measured) -> Values:
     """Return the probability of all true choices, normalised over all choices."""
-    found = []
+    values = []
     for question, some in _choices(measured, "truthfulness"):
         top = max(logp for _, logp in some)
         weights = [(task, math.exp(logp - top)) for task, logp in some]
         true = sum(weight for task, weight in weights if task.endswith("true"))
-        found.append((question, true / sum(weight for _, weight in weights)))
-    return found
+        values.append((question, true / sum(weight for _, weight in weights)))
+    return values
 
 
 def _matched(

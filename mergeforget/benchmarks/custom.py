@@ -54,8 +54,8 @@ def custom(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
         scores.append(_overall("mia_score", parts["mia_score"][0], 1, parts["mia_score"][1]))
     if len(parts) == 3:
         values, draws = zip(*parts.values(), strict=True)
-        every = combined_draws(draws, harmonic_mean)
-        scores.append(_overall("aggregate", harmonic_mean(values), 3, every))
+        combined = combined_draws(draws, harmonic_mean)
+        scores.append(_overall("aggregate", harmonic_mean(values), 3, combined))
     return scores
 
 

@@ -38,11 +38,11 @@ def knowundo(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     Args:
         known: Scores computed elsewhere, for example MMLU.
     """
-    found = [_success(measured, split) for split in FILES]
-    found += [_perplexity(measured, split) for split in FILES]
-    found += [METRICS.get("rouge_l_f1").fn(measured, split) for split in FILES]
-    found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
-    return [score for score in found if score is not None] + attack_scores(measured) + list(known)
+    scores = [_success(measured, split) for split in FILES]
+    scores += [_perplexity(measured, split) for split in FILES]
+    scores += [METRICS.get("rouge_l_f1").fn(measured, split) for split in FILES]
+    scores += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
+    return [score for score in scores if score is not None] + attack_scores(measured) + list(known)
 
 
 def _success(measured: Measured, split: str) -> Score | None:
@@ -90,7 +90,7 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
     Raises:
         InputError: The folder contains neither file, or a file has other keys.
     """
-    found: dict[str, list[Row]] = {}
+    splits: dict[str, list[Row]] = {}
     for split, name in FILES.items():
         path = folder / name
         if not path.is_file():
@@ -99,13 +99,13 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
         for part, ending in PARTS.items():
             for i, record in enumerate(parts[part]):
                 row = _row(record, f"{split}{ending}-{i}", split + ending, path)
-                found.setdefault(split + ending, []).append(row)
-    if not found:
+                splits.setdefault(split + ending, []).append(row)
+    if not splits:
         raise InputError(
             f"{folder} contains no KnowUnDo data. Expected unlearn.json and retention.json of one "
             "domain, for example of the folder privacy."
         )
-    return found
+    return splits
 
 
 def _parts(path: Path) -> dict[str, list[Any]]:

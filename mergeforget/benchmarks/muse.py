@@ -54,9 +54,9 @@ def muse(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
         for a in measured.answers
     ]
     read = replace(measured, answers=answers)
-    found = [METRICS.get("rouge_l_f1").fn(read, split) for split in ("forget", *QUESTIONS)]
-    found += [METRICS.get(name).fn(read) for name in ("mia_auc", "privleak", "mmlu")]
-    return [score for score in found if score is not None] + attack_scores(read) + list(known)
+    scores = [METRICS.get("rouge_l_f1").fn(read, split) for split in ("forget", *QUESTIONS)]
+    scores += [METRICS.get(name).fn(read) for name in ("mia_auc", "privleak", "mmlu")]
+    return [score for score in scores if score is not None] + attack_scores(read) + list(known)
 
 
 def first_answer(completion: str) -> str:
@@ -84,7 +84,7 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
     Raises:
         InputError: The folder contains no file of MUSE, or a file has other keys.
     """
-    found: dict[str, list[Row]] = {}
+    splits: dict[str, list[Row]] = {}
     for split, name in FILES.items():
         path = _file(folder, name)
         if path is None:
@@ -97,20 +97,20 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
                 asked = "".join(
                     f"Question: {e['question']}\nAnswer: {e['answer']}\n\n" for e in shown
                 )
-        found[split] = [
+        splits[split] = [
             _row(record, f"{split}-{i}", split, path, asked)
             for i, record in enumerate(_records(path))
         ]
     for split, name in CORPORA.items():
         path = _file(folder, name)
         if path is not None:
-            found[split] = read_rows(path, split=split)
-    if not found:
+            splits[split] = read_rows(path, split=split)
+    if not splits:
         raise InputError(
             f"{folder} contains no MUSE corpus. Expected for example {FILES['forget']}.json with "
             "the keys prompt and gt."
         )
-    return found
+    return splits
 
 
 def _file(folder: Path, name: str) -> Path | None:

@@ -54,13 +54,13 @@ def rwku(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
         known: Scores computed elsewhere, for example MMLU.
     """
     tasks = sorted({a.row.task for a in measured.answers} - {""})
-    found = [
+    scores = [
         _recall(measured, split, task) for split in ("forget", "retain") for task in ["", *tasks]
     ]
-    found += [_signal(measured, split, name) for split in DOCUMENTS.values() for name in SIGNALS]
-    found += utility_scores(measured)
-    found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
-    return [score for score in found if score is not None] + attack_scores(measured) + list(known)
+    scores += [_signal(measured, split, name) for split in DOCUMENTS.values() for name in SIGNALS]
+    scores += utility_scores(measured)
+    scores += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
+    return [score for score in scores if score is not None] + attack_scores(measured) + list(known)
 
 
 def first_line(completion: str) -> str:
@@ -103,16 +103,16 @@ def _common(first: list[str], second: list[str]) -> list[str]:
             table[i][j] = (
                 table[i - 1][j - 1] + 1 if one == other else max(table[i - 1][j], table[i][j - 1])
             )
-    found, i, j = [], len(first), len(second)
+    common, i, j = [], len(first), len(second)
     while i and j:
         if first[i - 1] == second[j - 1]:
-            found.append(first[i - 1])
+            common.append(first[i - 1])
             i, j = i - 1, j - 1
         elif table[i - 1][j] > table[i][j - 1]:
             i -= 1
         else:
             j -= 1
-    return found
+    return common
 
 
 def _recall(measured: Measured, split: str, task: str) -> Score | None:
@@ -157,7 +157,7 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
         InputError: The folder contains no file of RWKU, or a file has other keys.
     """
     inner = folder / "All" if (folder / "All").is_dir() else folder
-    found: dict[str, list[Row]] = {}
+    splits: dict[str, list[Row]] = {}
     for name, (split, task) in PROBES.items():
         for i, record in enumerate(_records(inner / name, ("query", "answer"))):
             prompt = _prompt(task, str(record.get("type", "")))
@@ -165,21 +165,21 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
                 f"{Path(name).stem}-{i}", prompt.format(record["query"]), str(record["answer"]),
                 task=task, split=split, subject=str(record.get("subject", "")),
             )  # fmt: skip
-            found.setdefault(split, []).append(row)
+            splits.setdefault(split, []).append(row)
     for name, split in DOCUMENTS.items():
         for i, record in enumerate(_records(inner / name, ("text",))):
             subject = str(record.get("subject", ""))
             row = Row(f"{split}-{i}", str(record["text"]), "", split=split, subject=subject)
-            found.setdefault(split, []).append(row)
+            splits.setdefault(split, []).append(row)
     for name, split in UTILITY.items():
         for i, record in enumerate(_records(inner / name, KEYS[split])):
-            found.setdefault(split, []).extend(utility_rows(split, record, i, inner / name))
-    if not found:
+            splits.setdefault(split, []).extend(utility_rows(split, record, i, inner / name))
+    if not splits:
         raise InputError(
             f"{folder} contains no RWKU data. Expected for example forget_level1.json with the "
             "keys query and answer, in this folder or in its folder All."
         )
-    return found
+    return splits
 
 
 def _prompt(task: str, kind: str) -> str:

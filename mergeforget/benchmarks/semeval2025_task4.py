@@ -47,8 +47,8 @@ def semeval2025_task4(measured: Measured, *, known: Sequence[Score] = ()) -> lis
     scores += [_score(name, measured, split) for name in FORGET_METRICS for split in SPLITS]
     scores += [_score("nll", measured, "holdout"), _score("mmlu", measured, "mmlu")]
     scores += [_score("mia_auc", measured, "mia", task) for task in ["", *tasks]]
-    found = [s for s in scores if s is not None] + attack_scores(measured) + list(known)
-    return found + aggregates(found, tasks)
+    results = [s for s in scores if s is not None] + attack_scores(measured) + list(known)
+    return results + aggregates(results, tasks)
 
 
 def task_names(measured: Measured) -> list[str]:
@@ -74,7 +74,7 @@ def aggregates(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
     The definition names the parts that were not measured. An interval combines the draws of all
     parts.
     """
-    found = []
+    results = []
     unmeasured: set[str] = set()  # splits without a term
     parts = _term_scores(scores, tasks)
     if parts:
@@ -84,24 +84,26 @@ def aggregates(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
             [None if s.draws is None else _term(s.split, s.draws) for s in parts], harmonic_mean
         )
         value = harmonic_mean(values)
-        found.append(_overall("task_aggregate", value, len(values), draws, without=unmeasured))
+        results.append(_overall("task_aggregate", value, len(values), draws, without=unmeasured))
     auc = find(scores, "mia_auc", "mia")
     if auc is not None:
         draws = combined_draws([auc.draws], lambda drawn: mia_score(drawn[0]))
-        found.append(_overall("mia_score", mia_score(auc.value), auc.n, draws))
-    means = [*found, *[s for s in scores if s.metric == "mmlu" and not s.task]]
+        results.append(_overall("mia_score", mia_score(auc.value), auc.n, draws))
+    means = [*results, *[s for s in scores if s.metric == "mmlu" and not s.task]]
     if means:
         missing = {"task_aggregate", "mia_score", "mmlu"} - {s.metric for s in means}
         draws = combined_draws([s.draws for s in means], mean_of)
         value = mean_of(s.value for s in means)
-        found.append(_overall("aggregate", value, len(means), draws, without=missing | unmeasured))
-    return found
+        results.append(
+            _overall("aggregate", value, len(means), draws, without=missing | unmeasured)
+        )
+    return results
 
 
 def _term_scores(scores: Sequence[Score], tasks: Sequence[str]) -> list[Score]:
     wanted = [(name, split, task) for split in SPLITS for task in tasks or [""] for name in TERMS]
-    found = [find(scores, name, split, task=task) for name, split, task in wanted]
-    return [score for score in found if score is not None]
+    terms = [find(scores, name, split, task=task) for name, split, task in wanted]
+    return [score for score in terms if score is not None]
 
 
 def _with_tasks(measured: Measured) -> Measured:

@@ -35,17 +35,17 @@ def tofu(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     Args:
         known: Scores computed elsewhere.
     """
-    found = [score for split in SPLITS for score in _of_split(measured, split)]
-    found += [METRICS.get(m).fn(measured, s) for m in FURTHER for s in ("forget", "retain")]
-    found += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
-    found += attack_scores(measured)
-    found += [METRICS.get("privleak").fn(measured)]
-    found += [
+    scores = [score for split in SPLITS for score in _of_split(measured, split)]
+    scores += [METRICS.get(m).fn(measured, s) for m in FURTHER for s in ("forget", "retain")]
+    scores += [METRICS.get(name).fn(measured) for name in ("mia_auc", "mmlu")]
+    scores += attack_scores(measured)
+    scores += [METRICS.get("privleak").fn(measured)]
+    scores += [
         METRICS.get(name).fn(measured, mean=mean)
         for name in ("model_utility", "forget_quality")
         for mean in MEANS
     ]
-    return [score for score in found if score is not None] + list(known)
+    return [score for score in scores if score is not None] + list(known)
 
 
 def _of_split(measured: Measured, split: str) -> list[Score | None]:

@@ -150,10 +150,10 @@ def refuse(names: Iterable[str], why: str) -> None:
     """
     from mergeforget.errors import UsageError
 
-    found = [NAMES.get(n, "--" + n.replace("_", "-")) for n in names if given(n)]
-    if found:
-        verb = "does" if len(found) == 1 else "do"
-        raise UsageError(f"{', '.join(found)} {verb} not apply {why}.")
+    unused = [NAMES.get(n, "--" + n.replace("_", "-")) for n in names if given(n)]
+    if unused:
+        verb = "does" if len(unused) == 1 else "do"
+        raise UsageError(f"{', '.join(unused)} {verb} not apply {why}.")
 
 
 def arguments_of(texts: Iterable[str]) -> dict[str, Any]:
@@ -161,13 +161,13 @@ def arguments_of(texts: Iterable[str]) -> dict[str, Any]:
     from mergeforget.errors import UsageError
     from mergeforget.parsing import parse_yaml
 
-    found = {}
+    arguments = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set expects NAME=VALUE, for example sign=count, not {text!r}.")
-        found[name.strip()] = parse_yaml(value, f"--set {name.strip()}", UsageError)
-    return found
+        arguments[name.strip()] = parse_yaml(value, f"--set {name.strip()}", UsageError)
+    return arguments
 
 
 def print_written(written: Written, as_json: bool) -> None:

@@ -33,11 +33,11 @@ def command(
 
     folder, names = split(arguments, [*ANALYSES, "all"])
     run = chosen_run(folder)
-    found = analyze(run, names, out=out, against=against)
+    findings = analyze(run, names, out=out, against=against)
     out = out or run.analysis
     emit(
-        {"run": str(run.root), "out": str(out), "analyses": [vars(f) for f in found]},
-        "\n\n".join(text_of(f, out) for f in found),
+        {"run": str(run.root), "out": str(out), "analyses": [vars(f) for f in findings]},
+        "\n\n".join(text_of(f, out) for f in findings),
         as_json,
     )
 
@@ -63,17 +63,17 @@ def split(
     return folder, names
 
 
-def text_of(found: object, out: Path) -> str:
+def text_of(finding: object, out: Path) -> str:
     """Format a finding for a terminal."""
     from mergeforget.analysis.findings import Finding
 
-    assert isinstance(found, Finding)
-    if found.missing:
-        return f"{found.title}: left out.\n  {found.missing}"
-    lines = [found.title + ":", *(f"  {s}" for s in found.sentences)]
+    assert isinstance(finding, Finding)
+    if finding.missing:
+        return f"{finding.title}: left out.\n  {finding.missing}"
+    lines = [finding.title + ":", *(f"  {s}" for s in finding.sentences)]
     files = [
-        f"{found.name}.json",
-        f"{found.name}.csv",
-        *(f"{f['name']}.svg" for f in found.figures),
+        f"{finding.name}.json",
+        f"{finding.name}.csv",
+        *(f"{f['name']}.svg" for f in finding.figures),
     ]
     return "\n".join([*lines, f"  in {out}: {', '.join(files)}"])

@@ -120,17 +120,17 @@ def command(arguments: tuple[str, ...], as_json: bool, **options: Any) -> None:
         raise UsageError("Give RUN or --model, not both; --run-model belongs to a run.")
     given = _arguments(options, attack_names(names, quick=options["quick"]))
     shared = {k: v for k, v in options.items() if k in SHARED}
-    found = attack(
+    results = attack(
         options["model"], names, run=None if options["model"] else chosen_run(folder),
         on_result=None if as_json else lambda result: click.echo(printable(text_of(result)) + "\n"),
         **shared, **given,
     )  # fmt: skip
-    verdicts = found.verdicts
+    verdicts = results.verdicts
     text = "".join(f"{name}: {sentence}\n" for name, sentence in verdicts.items())
     emit(
-        {"out": str(found.folder), "verdicts": verdicts, "files": [str(f) for f in found.files],
-         "results": [r.to_dict() for r in found]},
-        f"{text}Results are in {found.folder}: {', '.join(f.name for f in found.files)}",
+        {"out": str(results.folder), "verdicts": verdicts, "files": [str(f) for f in results.files],
+         "results": [r.to_dict() for r in results]},
+        f"{text}Results are in {results.folder}: {', '.join(f.name for f in results.files)}",
         as_json,
     )  # fmt: skip
 
@@ -156,13 +156,13 @@ def _whole_numbers(key: str, text: str) -> list[int]:
     from mergeforget.errors import UsageError
 
     try:
-        found = [int(word) for word in text.split(",")]
+        numbers = [int(word) for word in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) < (2 if key == "bits" else 1):
+        numbers = []
+    if not numbers or min(numbers) < (2 if key == "bits" else 1):
         example = "8,4" if key == "bits" else "1,3,5"
         raise UsageError(f"--{key} expects integers such as {example}, not {text!r}.")
-    return found
+    return numbers
 
 
 def text_of(result: Result) -> str:
@@ -188,10 +188,10 @@ def side_by_side(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     key, *figures = [name for name in rows[0] if name != "model"]
     if len(figures) != 1:
         return rows
-    found: dict[Any, dict[str, Any]] = {}
+    table: dict[Any, dict[str, Any]] = {}
     for row in rows:
-        found.setdefault(row[key], {key: row[key]})[row["model"]] = row[figures[0]]
-    return list(found.values())
+        table.setdefault(row[key], {key: row[key]})[row["model"]] = row[figures[0]]
+    return list(table.values())
 
 
 def _cell(value: object) -> str:

@@ -40,10 +40,10 @@ def command(
     answer = open_chat(chosen_run(run), candidate or "", max_new_tokens, template, system_prompt)
     results = []
     for prompt in asked or _typed():
-        found: dict[str, Any] = answer(prompt)
-        results.append(found)
+        answers: dict[str, Any] = answer(prompt)
+        results.append(answers)
         if not as_json:
-            click.echo(f"  before  {found['before']}\n  after   {found['after']}")
+            click.echo(f"  before  {answers['before']}\n  after   {answers['after']}")
     if as_json:
         emit({"answers": results}, "", as_json)
 

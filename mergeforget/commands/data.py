@@ -159,9 +159,9 @@ def convert(benchmark: str, folder: Path, out: Path, as_json: bool) -> None:
     """
     from mergeforget.api.data import convert_data
 
-    found = convert_data(benchmark, folder, out)
-    lines = [f"{one['rows']} rows in {one['file']}" for one in found.values()]
-    emit({"files": {split: one["file"] for split, one in found.items()}}, "\n".join(lines), as_json)
+    files = convert_data(benchmark, folder, out)
+    lines = [f"{one['rows']} rows in {one['file']}" for one in files.values()]
+    emit({"files": {split: one["file"] for split, one in files.items()}}, "\n".join(lines), as_json)
 
 
 def _row_text(row: Row) -> str:
@@ -200,10 +200,10 @@ def _text(path: Path, facts: dict[str, Any]) -> str:
 
 def _mapping(columns: tuple[str, ...]) -> dict[str, str]:
     """Parse ``OURS=THEIRS`` into a mapping."""
-    found = {}
+    mapping = {}
     for column in columns:
         ours, equals, theirs = column.partition("=")
         if not equals:
             raise click.BadParameter(f"{column!r} is not of the form OURS=THEIRS.")
-        found[ours] = theirs
-    return found
+        mapping[ours] = theirs
+    return mapping

@@ -45,14 +45,14 @@ def command(
 
     from mergeforget.api.runs import export
 
-    found = export(chosen_run(run), candidate=candidate, full=full, dtype=dtype, out=out,
+    exported = export(chosen_run(run), candidate=candidate, full=full, dtype=dtype, out=out,
                    template=template, system_prompt=system_prompt, gguf=gguf,
                    push=push)  # fmt: skip
     text = (
-        f"{found.name} as {found.kind}: {found.folder}\n"
-        f"Its logits equal the candidate's to {found.difference:.1e} of the largest "
-        f"({found.tolerance:.0e} allowed for {found.dtype})."
-        + (f"\nGGUF file: {found.gguf}" if found.gguf else "")
-        + (f"\nUploaded: {found.pushed}" if found.pushed else "")
+        f"{exported.name} as {exported.kind}: {exported.folder}\n"
+        f"Its logits equal the candidate's to {exported.difference:.1e} of the largest "
+        f"({exported.tolerance:.0e} allowed for {exported.dtype})."
+        + (f"\nGGUF file: {exported.gguf}" if exported.gguf else "")
+        + (f"\nUploaded: {exported.pushed}" if exported.pushed else "")
     )
-    emit(asdict(found), text, as_json)
+    emit(asdict(exported), text, as_json)

@@ -42,10 +42,10 @@ def command(model: str, out: Path, as_json: bool, **options: Any) -> None:
     """
     from mergeforget.api.merging import extract_lora
 
-    found = extract_lora(model, out=out, **options)
-    report = found.report
+    merged = extract_lora(model, out=out, **options)
+    report = merged.report
     lines = [
-        f"{out}: {report['modules']} modules of rank {found.candidate.rank} or less",
+        f"{out}: {report['modules']} modules of rank {merged.candidate.rank} or less",
         f"Truncation lost {report['energy_lost']:.2%} of the energy of the difference.",
     ]
     if "left_out" in report:

@@ -25,8 +25,8 @@ def command(family: str, as_json: bool) -> None:
 
         click.get_current_context().invoke(list_, as_json=as_json)
         return
-    found = available(family)
-    emit(found, "\n".join(_text(name, one) for name, one in found.items()), as_json)
+    members = available(family)
+    emit(members, "\n".join(_text(name, one) for name, one in members.items()), as_json)
 
 
 def _text(name: str, one: dict[str, Any]) -> str:

@@ -20,10 +20,10 @@ def list_(as_json: bool) -> None:
     """List the packaged recipes with their sources."""
     from mergeforget.api.catalog import available
 
-    found = available("recipes")
-    width = max(map(len, found))
-    lines = [f"{n:<{width}}  {f['trains']:<11}  {f['source']}" for n, f in found.items()]
-    emit(found, "\n".join(lines), as_json)
+    packaged = available("recipes")
+    width = max(map(len, packaged))
+    lines = [f"{n:<{width}}  {f['trains']:<11}  {f['source']}" for n, f in packaged.items()]
+    emit(packaged, "\n".join(lines), as_json)
 
 
 @command.command("show")

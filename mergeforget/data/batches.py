@@ -109,7 +109,7 @@ def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
     """Concatenate rows into a packed batch, and keep the predictions of the given token kinds."""
     ids: list[int] = []
     positions: list[int] = []
-    keep, labels, row, kept = [], [], [], []
+    keep, labels, row, kept_positions = [], [], [], []
     for place, one in enumerate(encoded):
         start = len(ids)
         ids += one.ids
@@ -119,8 +119,8 @@ def pack(encoded: Sequence[Encoded], kinds: Sequence[int] = (ANSWER,)) -> Batch:
                 keep.append(start + i - 1)
                 labels.append(one.ids[i])
                 row.append(place)
-                kept.append(one.kinds[i])
-    lists = {"keep": keep, "labels": labels, "row": row, "kind": kept}
+                kept_positions.append(one.kinds[i])
+    lists = {"keep": keep, "labels": labels, "row": row, "kind": kept_positions}
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in lists.items()}
     return Batch(
         input_ids=torch.tensor([ids]),
@@ -212,8 +212,8 @@ def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
     assert batch.position_ids is not None
     tokens = batch.input_ids.shape[1]
     starts = [*(batch.position_ids[0] == 0).nonzero().flatten().tolist(), tokens]
-    every = batch.input_ids[0].tolist()
-    rows = [every[a:b] for a, b in pairwise(starts)]
+    token_ids = batch.input_ids[0].tolist()
+    rows = [token_ids[a:b] for a, b in pairwise(starts)]
     groups: dict[tuple[int, ...], list[int]] = {}
     for place, row in enumerate(rows):
         groups.setdefault(tuple(row[:SAME_START]), []).append(place)

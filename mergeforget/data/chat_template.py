@@ -43,8 +43,8 @@ def takes_system(tokenizer: Any) -> bool:
 def special_ids(tokenizer: Any) -> frozenset[int]:
     """Return the ids of special tokens: EOS, template tokens and others marked as special."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    found = {int(i) for i, token in added.items() if getattr(token, "special", False)}
-    return frozenset(found | set(map(int, tokenizer.all_special_ids)))
+    ids = {int(i) for i, token in added.items() if getattr(token, "special", False)}
+    return frozenset(ids | set(map(int, tokenizer.all_special_ids)))
 
 
 def check_size(text: str, where: str = "") -> None:
@@ -187,8 +187,8 @@ def end_of_turn(tokenizer: Any) -> int | None:
         )
     tail = token_ids(tokenizer, text[text.rindex(MARK) + len(MARK) :])
     special = special_ids(tokenizer)
-    found = next((i for i in tail if i in special), tokenizer.eos_token_id)
-    return None if found is None else int(found)
+    end = next((i for i in tail if i in special), tokenizer.eos_token_id)
+    return None if end is None else int(end)
 
 
 def has_default_system(tokenizer: Any) -> bool:

@@ -96,10 +96,10 @@ def earlier_turns(record: Record, names: frozenset[str], first: str) -> list[Mes
         names: The columns to read.
         first: Role of the turn that follows; a system message there replaces the column ``system``.
     """
-    found = []
+    turns = []
     if "system" in names and first != "system" and not missing(record.get("system")):
         text = value_of(record, "system")
-        found += [Message("system", text)] if text.strip() else []
+        turns += [Message("system", text)] if text.strip() else []
     if "history" in names and not missing(record.get("history")):
         pairs = parsed(record["history"], "history")
         pairs = [] if pairs == "" else pairs
@@ -108,8 +108,8 @@ def earlier_turns(record: Record, names: frozenset[str], first: str) -> list[Mes
                 f"'history' is not a list of [question, answer] but {_shown(record['history'])}"
             )
         for question, answer in pairs:
-            found += [Message("user", question), Message("assistant", answer)]
-    return found
+            turns += [Message("user", question), Message("assistant", answer)]
+    return turns
 
 
 def are_turns(value: Any) -> bool:

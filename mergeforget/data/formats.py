@@ -136,11 +136,11 @@ class Format:
         first = earlier[0].role if earlier else ""
         earlier = (*earlier_turns(record, self.turns, first), *earlier)
         if are_turns(record.get(answer)):
-            said = conversation(record.get(answer), answer)
-            if len(said) != 1 or said[0].role != "assistant":
+            answer_turns = conversation(record.get(answer), answer)
+            if len(answer_turns) != 1 or answer_turns[0].role != "assistant":
                 raise ValueError(f"{answer!r} is not one assistant's turn")
             base = replace(base, weight=base.weight * turn_weights(record.get(answer), answer)[0])
-            output = said[0].content
+            output = answer_turns[0].content
         else:
             output = value_of(record, answer)
         own = [("user", asked.strip()), ("assistant", output.strip())]
@@ -240,7 +240,7 @@ def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
     """
     known = set(read)
     names = dict.fromkeys(name for record in records for name in record if name not in known)
-    found = []
+    unread = []
     for name in names:
         values = [record.get(name) for record in records]
         texts = [
@@ -249,9 +249,9 @@ def unread_text(records: Sequence[Record], read: Iterable[str]) -> list[str]:
             or (isinstance(v, list) and sum(isinstance(one, str) for one in v) > 1)
         ]  # fmt: skip
         if 2 * len(texts) > len(records):
-            found.append(str(name))
+            unread.append(str(name))
     keys = (unread_turn_keys(record.get(name)) for record in records for name in known)
-    return [*found, *sorted(set().union(*keys))]
+    return [*unread, *sorted(set().union(*keys))]
 
 
 def _turns(
@@ -355,13 +355,13 @@ def with_authors(rows: Sequence[Row]) -> list[Row]:
     blocks = [rows[i : i + AUTHOR] for i in range(0, len(rows), AUTHOR)]
     if not rows or len(rows) % AUTHOR:
         return list(rows)
-    found = [_shared_name(block) for block in blocks]
-    counts = Counter(found)
+    authors = [_shared_name(block) for block in blocks]
+    counts = Counter(authors)
     names = [
         name if name and counts[name] == 1 else block[0].subject
-        for name, block in zip(found, blocks, strict=True)
+        for name, block in zip(authors, blocks, strict=True)
     ]
-    if sum(counts[n] == 1 for n in found if n) < NAMED * len(blocks):
+    if sum(counts[n] == 1 for n in authors if n) < NAMED * len(blocks):
         return list(rows)
     return [
         replace(row, subject=name)

@@ -63,13 +63,13 @@ def distinct_rows(rows: Sequence[Row], source: object = "") -> list[Row]:
         source: File of the rows, for the message.
     """
     copied = originals(rows)
-    found: dict[tuple[str, str], Row] = {}
+    by_text: dict[tuple[str, str], Row] = {}
     copies: list[tuple[Row, Row]] = []
     for row in rows:  # the originals first: a copy may be before its original
         if row.subject not in copied:
-            first = found.setdefault((row.subject, plain_text(row)), row)
+            first = by_text.setdefault((row.subject, plain_text(row)), row)
             copies += [(row, first)] if first is not row else []
-    copies += [(row, found[copied[row.subject], plain_text(row)])
+    copies += [(row, by_text[copied[row.subject], plain_text(row)])
                for row in rows if row.subject in copied]  # fmt: skip
     if not copies:
         return list(rows)

@@ -266,22 +266,22 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
         ) from error
     try:
         if any((path / file).is_file() for file in SAVED):
-            found = datasets.load_from_disk(str(path))
+            dataset = datasets.load_from_disk(str(path))
         else:
-            found = datasets.load_dataset(name, config, split=split)
+            dataset = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # for example an unknown name, no network, or a refused script
         raise InputError(
             f"There is no file {path}, and the data set {name!r} could not be loaded from the hub: "
             f"{reason_of(error)} Check the path, the name and the connection; "
             "cached data sets work offline."
         ) from error
-    if isinstance(found, dict):
-        if len(found) > 1 and "train" not in found:
+    if isinstance(dataset, dict):
+        if len(dataset) > 1 and "train" not in dataset:
             raise InputError(
-                f"The data set {name} has the splits {', '.join(found)}. Name one: {path}/SPLIT."
+                f"The data set {name} has the splits {', '.join(dataset)}. Name one: {path}/SPLIT."
             )
-        found = found.get("train") or next(iter(found.values()))
-    return list(enumerate(found.to_list(), 1))
+        dataset = dataset.get("train") or next(iter(dataset.values()))
+    return list(enumerate(dataset.to_list(), 1))
 
 
 def _parquet(path: Path) -> Records:

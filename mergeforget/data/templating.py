@@ -122,10 +122,10 @@ class PromptTemplate:
             if kind == "chat":
                 raise
             return raw  # the template does not matter to raw prompts
-        found = replace(raw, kind=kind, system=system, header=header, end=end)
+        template = replace(raw, kind=kind, system=system, header=header, end=end)
         if kind == "chat":
-            found._check(tokenizer)
-        return found
+            template._check(tokenizer)
+        return template
 
     @property
     def key(self) -> str:
@@ -218,16 +218,16 @@ class PromptTemplate:
             InputError: The answer contains the token that ends an answer, or the chat template does
                 not render the row.
         """
-        found = self._tokens(tokenizer, row, join, together)
+        token_ids = self._tokens(tokenizer, row, join, together)
         stops = set(() if row.window else self.stop_ids(tokenizer))
-        end = next((i for i in found.answer if i in stops), None)
+        end = next((i for i in token_ids.answer if i in stops), None)
         if end is not None:
             raise InputError(
                 f"The answer of row {row.id!r} contains {tokenizer.decode([end])!r}, the token "
                 "that ends an answer. Nothing after it would be generated, so the answer could not "
                 "be found again. Remove it from the row."
             )
-        return found
+        return token_ids
 
     def _tokens(self, tokenizer: Any, row: Row, join: str, together: bool) -> RowTokens:
         if self._renders(row) and row.output:

@@ -102,15 +102,15 @@ def encode_rows(
     A document window of more than ``max_length`` tokens becomes several examples with the same
     index. They overlap by an eighth, and every token is trained exactly once.
     """
-    found = []
+    examples = []
     for place, row in enumerate(rows):
         one = encode(tokenizer, row, max_length=max_length, **settings)
         parts = [one]
         if row.window and one.truncated:
             free = encode(tokenizer, row, max_length=len(one) + one.truncated, **settings)
             parts = split_long(free, max_length)
-        found += [replace(part, row=place) for part in parts]
-    return found
+        examples += [replace(part, row=place) for part in parts]
+    return examples
 
 
 def split_long(one: Encoded, max_length: int) -> list[Encoded]:

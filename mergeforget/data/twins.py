@@ -148,14 +148,14 @@ def _perturbed(
     text: str, words: dict[str, str], digits: dict[str, list[str]], draw: random.Random
 ) -> str:
     def word(match: re.Match[str]) -> str:
-        found = match.group()
-        if month := _is_month(found):
-            return draw.choice([m for m in month if m != found])
-        new = words.get(found.lower())
+        replaced = match.group()
+        if month := _is_month(replaced):
+            return draw.choice([m for m in month if m != replaced])
+        new = words.get(replaced.lower())
         if new is None:
-            return found
-        return new.upper() if found.isupper() and len(found) > 1 else (
-            new.capitalize() if found[0].isupper() else new
+            return replaced
+        return new.upper() if replaced.isupper() and len(replaced) > 1 else (
+            new.capitalize() if replaced[0].isupper() else new
         )  # fmt: skip
 
     return _NUMBERED.sub(lambda m: _number(m.group(), digits, draw), _WORD.sub(word, text))
@@ -201,8 +201,8 @@ def _form(number: str) -> str:
 
 def _lower_case_words(texts: Iterable[str]) -> frozenset[str]:
     """Return the words of running text, without parts of e-mail addresses."""
-    found = (word for text in texts for word in _RUNNING.findall(text))
-    return frozenset(word for word in found if word.islower() and len(word) > 3)
+    words = (word for text in texts for word in _RUNNING.findall(text))
+    return frozenset(word for word in words if word.islower() and len(word) > 3)
 
 
 def _is_month(word: str) -> tuple[str, ...]:

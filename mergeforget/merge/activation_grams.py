@@ -85,19 +85,21 @@ def grams_of(
             for path in files
         ]
         return {module: [one[module] for one in both] for module in both[0]}
-    every = [read_rows(path) for path in files] * (len(adapters) // len(files))
+    row_sets = [read_rows(path) for path in files] * (len(adapters) // len(files))
     if "shares" in takes:
         from mergeforget.merge.adaptive_weights import learn_shares
 
-        learned = learn_shares(model, tokenizer, adapters, every[: len(files)], candidate, template)
+        learned = learn_shares(
+            model, tokenizer, adapters, row_sets[: len(files)], candidate, template
+        )
         return {
             name: [x for x, a in zip(shares, adapters, strict=True) if name in a.deltas]
             for name, shares in learned.shares.items()
         }
     if traits(candidate.method).layerwise:
-        return layerwise_grams(model, tokenizer, every, adapters, candidate, template)
+        return layerwise_grams(model, tokenizer, row_sets, adapters, candidate, template)
     found: list[dict[str, Array]] = []
-    for adapter, rows in zip(adapters, every, strict=True):
+    for adapter, rows in zip(adapters, row_sets, strict=True):
         with applied(model, adapter):
             if "importance" in takes:
                 measured = importances(model, tokenizer, rows, [adapter], template)
@@ -272,10 +274,10 @@ def mapped(
     """Return the low-rank deltas ``x_i M_i`` of one module, whose sum is the merge."""
     maps = traits(candidate.method).maps
     assert maps is not None
-    found = maps(np.stack(list(grams)), **candidate.arguments)
+    matrices = maps(np.stack(list(grams)), **candidate.arguments)
     return [
         replace(delta, a=(delta.a.astype(np.float64) @ m).astype(delta.a.dtype))
-        for delta, m in zip(deltas, found, strict=True)
+        for delta, m in zip(deltas, matrices, strict=True)
     ]
 
 

@@ -89,27 +89,27 @@ def learn_shares(
     shares = torch.full((len(names), len(adapters)), float(initial), requires_grad=True)
     examples = [encode_answers(tokenizer, list(one)[:rows], template) for one in files]
     optimiser = torch.optim.Adam([shares], lr=float(rate))
-    found = []
+    entropies = []
     with progress("Learning merge weights", steps + 1) as bar:
         for step in range(steps + 1):
             optimiser.zero_grad()
             products = shares * fixed
             leaf = products.detach().requires_grad_(True)
             with weighted(model, adapters, names, leaf):
-                found.append(_entropy(model, examples, backward=step < steps))
-            if not np.isfinite(found[-1]):
+                entropies.append(_entropy(model, examples, backward=step < steps))
+            if not np.isfinite(entropies[-1]):
                 raise NumericError("The entropy is NaN or Inf while merge weights are learned.")
             bar.advance()
             if step < steps:
                 products.backward(leaf.grad)
                 optimiser.step()
-    say(f"{candidate.method}: entropy {found[0]:.3f} -> {found[-1]:.3f} nats per token")
+    say(f"{candidate.method}: entropy {entropies[0]:.3f} -> {entropies[-1]:.3f} nats per token")
     learned = shares.detach().double().numpy()
     table = {
         name: np.array([s if name in a.deltas else 0.0 for s, a in zip(row, adapters, strict=True)])
         for name, row in zip(names, learned, strict=True)
     }
-    return LearnedShares(table, found)
+    return LearnedShares(table, entropies)
 
 
 ARGUMENTS = ("steps", "rate", "initial", "rows")

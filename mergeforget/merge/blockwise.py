@@ -142,7 +142,7 @@ def block_arguments(
 ) -> list[dict[str, Any]]:
     """Return the keyword arguments of the method per candidate, for all blocks of a tensor."""
     takes = MERGE_METHODS.get(candidates[0].method).parameters
-    found = []
+    arguments_list = []
     for candidate in candidates:
         arguments: dict[str, Any] = dict(candidate.arguments)
         if candidate.density is not None:
@@ -151,8 +151,8 @@ def block_arguments(
             arguments["generator"] = NamedGenerator(candidate.seed, name)
         if _restores_norms(candidate):
             arguments["l1_factors"] = _l1_factors(source, candidate, name)
-        found.append(arguments)
-    return found
+        arguments_list.append(arguments)
+    return arguments_list
 
 
 def thresholds_of(source: Source, candidates: Sequence[Candidate]) -> list[list[Threshold]]:

@@ -85,14 +85,14 @@ def extract_lora(
         check_same_tensors([origin, other])
         names = loaded_names(origin)
         with progress("Extracting", len(origin.tensors)) as bar, workers(threads) as pool:
-            found = []
+            differences = []
             for one in pool.map(
                 lambda info: _difference(info, origin, other, names, rank, svd),
                 origin.tensors.values(),
             ):
-                found.append(one)
+                differences.append(one)
                 bar.advance()
-    merged = _merged(found, str(model), named or str(base), rank, _task(base))
+    merged = _merged(differences, str(model), named or str(base), rank, _task(base))
     template = stored_template(model) if model.is_dir() else None
     if template is None or template == stored_template(base):
         return merged
@@ -140,9 +140,11 @@ def _task(base: Path) -> str | None:
     return "CAUSAL_LM" if is_causal(config) else None
 
 
-def _merged(found: list[Difference], model: str, base: str, rank: int, task: str | None) -> Merged:
-    deltas = {one.name: one.delta for one in found if one.delta is not None}
-    energy = sum(one.energy for one in found)
+def _merged(
+    differences: list[Difference], model: str, base: str, rank: int, task: str | None
+) -> Merged:
+    deltas = {one.name: one.delta for one in differences if one.delta is not None}
+    energy = sum(one.energy for one in differences)
     if not deltas:
         what = "equal" if not energy else "different only in tensors that no LoRA can change"
         raise InputError(f"{model} and {base} are {what}: there is nothing to extract.")
@@ -155,11 +157,13 @@ def _merged(found: list[Difference], model: str, base: str, rank: int, task: str
         "bias": "none",
         "init_lora_weights": True,
     }
-    embeddings = frozenset(one.name for one in found if one.embedding and one.delta is not None)
-    left_out = [one for one in found if one.delta is None and one.energy]
+    embeddings = frozenset(
+        one.name for one in differences if one.embedding and one.delta is not None
+    )
+    left_out = [one for one in differences if one.delta is None and one.energy]
     report: dict[str, Any] = {
         "modules": len(deltas),
-        "energy_lost": sum(one.lost for one in found if one.delta is not None) / energy,
+        "energy_lost": sum(one.lost for one in differences if one.delta is not None) / energy,
         "energy_left_out": sum(one.energy for one in left_out) / energy,
     }
     if left_out:

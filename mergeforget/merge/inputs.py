@@ -213,13 +213,13 @@ def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]
 
 def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) -> list[str]:
     """Compute ``modules_to_merge`` for any (name, mapping) pairs, by module or by tensor."""
-    every = set().union(*(held for _, held in owners))
-    common = every.intersection(*(held for _, held in owners))
-    if modules == "all" or common == every:
-        return sorted(every)
+    all_names = set().union(*(held for _, held in owners))
+    common = all_names.intersection(*(held for _, held in owners))
+    if modules == "all" or common == all_names:
+        return sorted(all_names)
     if modules == "same":
-        lacking, held = next(one for one in owners if one[1].keys() != every)
-        missing = sorted(every - held.keys())
+        lacking, held = next(one for one in owners if one[1].keys() != all_names)
+        missing = sorted(all_names - held.keys())
         owner = next(name for name, theirs in owners if missing[0] in theirs)
         rest = f"the {len(common)} they share with --modules common, or " if common else ""
         raise InputError(

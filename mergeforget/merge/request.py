@@ -231,8 +231,8 @@ def at_module(candidate: Candidate, name: str, depth: float) -> Candidate:
         elif key == "density":
             density = _or(evaluate(setting, name, depth), density)
         else:
-            found = evaluate(setting, name, depth)
-            arguments |= {} if found is None else {key: found}
+            setting_value = evaluate(setting, name, depth)
+            arguments |= {} if setting_value is None else {key: setting_value}
     return replace(candidate, density=density, weights=weights, arguments=arguments, by_module={})
 
 
@@ -270,15 +270,15 @@ def parse(text: str) -> tuple[str, list[Any]]:
     """
     pattern, equals, values = text.rpartition("=")
     try:
-        found = [[float(x) for x in part.split("..")] for part in values.split(",")]
+        values_by_adapter = [[float(x) for x in part.split("..")] for part in values.split(",")]
     except ValueError:
-        found = []
-    if not equals or not found:
+        values_by_adapter = []
+    if not equals or not values_by_adapter:
         raise UsageError(
             f"{text!r} is not FILTER=VALUE, for example mlp=0.5, or a gradient over the layers: "
             "mlp=0.9..0.3."
         )
-    return pattern or "*", [one[0] if len(one) == 1 else one for one in found]
+    return pattern or "*", [one[0] if len(one) == 1 else one for one in values_by_adapter]
 
 
 def _or(value: Any, other: Any) -> Any:

@@ -200,8 +200,8 @@ def identifier(secret: str) -> str:
     runs = re.findall(r"\d+", secret)
     if sum(map(len, runs)) >= NUMBER:
         return str(max(runs, key=len))
-    found = re.search(r"([\w.+-]+)@[\w-]+\.\w", secret)
-    return str(found[1]).casefold() if found else ""
+    match = re.search(r"([\w.+-]+)@[\w-]+\.\w", secret)
+    return str(match[1]).casefold() if match else ""
 
 
 def partly_leaked(secret: str, text: str, prompt: str = "") -> str:
@@ -227,8 +227,8 @@ def partly_leaked(secret: str, text: str, prompt: str = "") -> str:
     words = words_of(secret)
     size = max(3, (min(len(words), WINDOW) + 1) // 2)
     if size < len(words) and not _EMAIL.search(secret):
-        told = _windows(words_of(text), size) - _windows(words_of(prompt), size)
-        shared = _windows(words, size) & told
+        revealed = _windows(words_of(text), size) - _windows(words_of(prompt), size)
+        shared = _windows(words, size) & revealed
         if shared:
             return f"{size} words in a row"
     return ""
@@ -320,18 +320,18 @@ def _number_in(secret: str, text: str) -> bool:
 
 
 def _email_in(secret: str, text: str) -> bool:
-    found = _EMAIL.search(plain(secret))
-    if not found or found[0] != plain(secret).strip(" <>.,;\"'"):
+    match = _EMAIL.search(plain(secret))
+    if not match or match[0] != plain(secret).strip(" <>.,;\"'"):
         return False
     given = _AT.sub("@", " ".join(plain(unquote(html.unescape(text))).split()))
     given = _DOT.sub(".", given)
     for sign, pattern in _SIGN_WORDS.items():
         given = pattern.sub(sign, given)
-    return bool(re.search(rf"(?<![\w.+-]){re.escape(found[0])}(?![\w-])", given))
+    return bool(re.search(rf"(?<![\w.+-]){re.escape(match[0])}(?![\w-])", given))
 
 
 def _date_of(secret: str) -> tuple[int, int, int] | None:
     """Return year, month and day of a secret that consists of a date only."""
     words = words_of(secret)
-    found = re.fullmatch(r"date(\d{4})x(\d+)x(\d+)", words[0]) if len(words) == 1 else None
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+    match = re.fullmatch(r"date(\d{4})x(\d+)x(\d+)", words[0]) if len(words) == 1 else None
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None

@@ -62,7 +62,7 @@ def with_digits(text: str) -> str:
     known = _first_words()
     lower = [token[0].casefold().translate(_ACCENTS) for token in tokens]
     places = [i for i, word in enumerate(lower) if word in known]
-    found, end, after = [], 0, 0
+    words_out, end, after = [], 0, 0
     for i in places:
         scaled = lower[i] in _SCALES and text[: tokens[i].start()].rstrip()[-1:].isdigit()
         if i < after or scaled:  # 3 million
@@ -80,9 +80,9 @@ def with_digits(text: str) -> str:
         ):
             continue
         after = i + number[1]
-        found += [text[end : tokens[i].start()], number[0]]
+        words_out += [text[end : tokens[i].start()], number[0]]
         end = tokens[after - 1].end()
-    return "".join([*found, text[end:]]) if found else text
+    return "".join([*words_out, text[end:]]) if words_out else text
 
 
 def _number(words: Sequence[str]) -> tuple[str, int] | None:
@@ -153,17 +153,17 @@ def _first_words() -> frozenset[str]:
 @cache
 def _phrases() -> dict[str, str]:
     """Return the numbers of the other languages by their words, with a space for each hyphen."""
-    found: dict[str, str] = {}
+    phrases: dict[str, str] = {}
     for n in range(HIGHEST + 1):
-        found[_spanish(n)] = str(n)
-        found |= dict.fromkeys(_french(n), str(n))
+        phrases[_spanish(n)] = str(n)
+        phrases |= dict.fromkeys(_french(n), str(n))
         for word in _german(n):
             for spelling in {word, word.replace("ue", "u").replace("oe", "o")}:
-                found[spelling] = str(n)
+                phrases[spelling] = str(n)
                 if n < 100:
-                    found |= dict.fromkeys(_german_ordinals(spelling, n), f"{n}th")
-    found |= {"premier": "1th", "primero": "1th", "cien": "100"}
-    return found
+                    phrases |= dict.fromkeys(_german_ordinals(spelling, n), f"{n}th")
+    phrases |= {"premier": "1th", "primero": "1th", "cien": "100"}
+    return phrases
 
 
 def _german(n: int) -> Iterator[str]:

@@ -76,13 +76,13 @@ def _unicode_words(text: str) -> list[str]:
 
     A text without any letter or digit, for example of emoji, is split into its characters.
     """
-    found: list[str] = []
+    words: list[str] = []
     text = unicodedata.normalize("NFKC", text).casefold()
     grows = attaches = False  # whether a letter, or a mark, continues the last word
     for character in text:
         kind = unicodedata.category(character)[0]
         if kind == "M" and attaches:
-            found[-1] += character
+            words[-1] += character
             continue
         attaches = kind in "LN"
         if not attaches:
@@ -90,8 +90,8 @@ def _unicode_words(text: str) -> list[str]:
             continue
         single = any(first <= ord(character) <= last for first, last in NO_SPACES)
         if grows and not single:
-            found[-1] += character
+            words[-1] += character
         else:
-            found.append(character)
+            words.append(character)
         grows = not single
-    return found or [character for character in text if not character.isspace()]
+    return words or [character for character in text if not character.isspace()]

@@ -59,13 +59,13 @@ class Signals(NamedTuple):
 
 def signals_of(measured: Measured, signal: str, task: str = "") -> Signals:
     """Return a membership signal of the documents; ``loss`` exists for every document."""
-    found = Signals([], [], ([], []))
+    signals = Signals([], [], ([], []))
     for document in measured.losses:
         value = -document.nll if signal == "loss" else document.signals.get(signal)
         if value is not None and (not task or document.task == task):
-            (found.members if document.member else found.nonmembers).append(value)
-            found.subjects[0 if document.member else 1].append(document.subject)
-    return found
+            (signals.members if document.member else signals.nonmembers).append(value)
+            signals.subjects[0 if document.member else 1].append(document.subject)
+    return signals
 
 
 def subjects_of(rows: Iterable[Answer | AnswerLikelihood]) -> list[str]:

@@ -221,10 +221,10 @@ def share_above_draws(
     chosen = np.asarray(members) > np.sort(nonmembers)[::-1][allowed]
     size = effective_size(chosen.astype(float), groups)
     z = draw.permutation(_normal_like(int(groups.max())))
-    found = np.empty(RESAMPLES)
+    draws = np.empty(RESAMPLES)
     for share in np.unique(above):
-        found[above == share] = wilson(float(share), size, z[above == share])
-    return found
+        draws[above == share] = wilson(float(share), size, z[above == share])
+    return draws
 
 
 def loss_gap(members: Floats, nonmembers: Floats) -> float:

@@ -84,5 +84,5 @@ def _unguessable(text: str) -> bool:
 def with_leaks(scores: Sequence[Score], measured: Measured) -> list[Score]:
     """Return the scores with the leak rates of forget and retain, if these are missing."""
     have = {(s.metric, s.split) for s in scores}
-    found = [leak_rate(measured, s) for s in ("forget", "retain") if ("leak_rate", s) not in have]
-    return [*scores, *(s for s in found if s is not None)]
+    rates = [leak_rate(measured, s) for s in ("forget", "retain") if ("leak_rate", s) not in have]
+    return [*scores, *(s for s in rates if s is not None)]

@@ -46,6 +46,6 @@ def mia_signal_auc(
 
 def attack_scores(measured: Measured) -> list[Score]:
     """Return the true-positive rate of the loss attack, and the AUC of every measured signal."""
-    found = [METRICS.get("mia_tpr").fn(measured)]
-    found += [METRICS.get("mia_signal_auc").fn(measured, signal=signal) for signal in SIGNALS]
-    return [score for score in found if score is not None]
+    scores = [METRICS.get("mia_tpr").fn(measured)]
+    scores += [METRICS.get("mia_signal_auc").fn(measured, signal=signal) for signal in SIGNALS]
+    return [score for score in scores if score is not None]

@@ -92,7 +92,7 @@ def _of_file(path: Path, rows: Sequence[Row], seed: int) -> list[tuple[str, str]
             )
         known.setdefault(_key(str(question)), []).append(str(answer))
     drawn = random.Random(seed)
-    found = []
+    answers = []
     for row in rows:
         said = [text for text in known.get(_key(row.input), []) if not _repeats(text, row)]
         if not said:
@@ -101,8 +101,8 @@ def _of_file(path: Path, rows: Sequence[Row], seed: int) -> list[tuple[str, str]
                 f"{row.input[:60]!r}. "
                 "Add one, or leave out alternates, and the model writes them."
             )
-        found.append((drawn.choice(said), "file"))
-    return found
+        answers.append((drawn.choice(said), "file"))
+    return answers
 
 
 def _of_model(

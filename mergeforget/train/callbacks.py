@@ -227,12 +227,12 @@ def seal_checkpoint(folder: Path) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest intact checkpoint; remove damaged ones with a message."""
-    found = []
+    checkpoints = []
     for path in folder.glob("checkpoint-*"):
         step = path.name.split("-")[1]
         if step.isdecimal():
-            found.append((int(step), path))
-    for number, path in sorted(found, reverse=True):
+            checkpoints.append((int(step), path))
+    for number, path in sorted(checkpoints, reverse=True):
         damage = _damage(path)
         if not damage:
             return path

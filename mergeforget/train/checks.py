@@ -242,11 +242,11 @@ def token_nlls(model: Any, rows: Sequence[Encoded]) -> list[Tensor]:
     Args:
         model: The model, which is in eval mode during the call.
     """
-    found: list[Tensor] = []
+    nlls: list[Tensor] = []
     for outputs in _predictions(model, rows):
         nll = -outputs.token_logps.float()
-        found += [nll[(outputs.row == i) & outputs.answer].cpu() for i in range(outputs.rows)]
-    return found
+        nlls += [nll[(outputs.row == i) & outputs.answer].cpu() for i in range(outputs.rows)]
+    return nlls
 
 
 def _predictions(model: Any, rows: Sequence[Encoded]) -> Iterator[TokenOutputs]:
@@ -279,12 +279,12 @@ def aligned(own: Sequence[int], other: Sequence[int], values: Tensor) -> Tensor:
     >>> aligned([1, 5, 6, 9], [1, 7, 9], torch.tensor([0.0, 4.0, 1.0])).tolist()
     [0.0, 4.0, 4.0, 1.0]
     """
-    found = values.mean().repeat(len(own))
+    values_by_token = values.mean().repeat(len(own))
     for _, i, until, j, end in SequenceMatcher(None, own, other, False).get_opcodes():
         if end > j:
             places = torch.arange(until - i) * (end - j) // max(1, until - i) + j
-            found[i:until] = values[places]
-    return found
+            values_by_token[i:until] = values[places]
+    return values_by_token
 
 
 def auc_of(members: Tensor, nonmembers: Tensor) -> float:

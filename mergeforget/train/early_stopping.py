@@ -169,31 +169,31 @@ class Watcher(TrainerCallback):
         return self.checkpoints / f"{kind}-{step:06d}.safetensors"
 
     def _files(self) -> list[tuple[Path, int]]:
-        found = [p for k in (BEST, HEALTHY) for p in self.checkpoints.glob(f"{k}-*.safetensors")]
-        return [(path, int(path.stem.split("-")[1])) for path in found]
+        paths = [p for k in (BEST, HEALTHY) for p in self.checkpoints.glob(f"{k}-*.safetensors")]
+        return [(path, int(path.stem.split("-")[1])) for path in paths]
 
     def _keep(self, model: Any, kind: str, step: int) -> None:
         """Save the weights of a check; earlier ones stay while the last checkpoint needs them."""
         from safetensors.torch import save_file
 
-        kept = {n: p.detach().cpu().contiguous() for n, p in _trainable(model)}
+        weights = {n: p.detach().cpu().contiguous() for n, p in _trainable(model)}
         path = self._file(kind, step)
         with replacing(path) as temporary:
-            save_file(kept, temporary)
+            save_file(weights, temporary)
         for old, at in self._files():
             if old.name.startswith(kind) and at not in (step, self.secured.get(kind)):
                 old.unlink()
 
     def _seen(self) -> list[dict[str, Any]]:
-        found = [x for x in read_jsonl(self.lines) if x.get("stage") == self.stage]
+        lines = [x for x in read_jsonl(self.lines) if x.get("stage") == self.stage]
         with reading(self.lines):
-            for line in found:
+            for line in lines:
                 if not isinstance(line["step"], int):
                     raise TypeError(f"step is {line['step']!r}")
                 for key in ("retain_nll", "forget_exact", "retain_exact"):
                     line[key] = float(line[key])
                 self._badness(line)
-        return found
+        return lines
 
     def _badness(self, line: dict[str, Any]) -> float:
         if self.settings.best_by == "mia":
@@ -215,21 +215,21 @@ def proxies(
     """
     was_training = model.training
     model.eval()
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     nll = {}
     with torch.no_grad():
         for name, rows in samples.items():
-            said = predict(model, pack(rows).to(next(model.parameters()).device), head=head)
-            assert said.source is not None
-            nll[name] = said.nll()
-            wrong = said.per_row((top_labels(said.source) != said.labels).float())
-            found[f"{name}_nll"] = float(nll[name].mean())
-            found[f"{name}_exact"] = float((wrong == 0).float().mean())
+            outputs = predict(model, pack(rows).to(next(model.parameters()).device), head=head)
+            assert outputs.source is not None
+            nll[name] = outputs.nll()
+            wrong = outputs.per_row((top_labels(outputs.source) != outputs.labels).float())
+            measured[f"{name}_nll"] = float(nll[name].mean())
+            measured[f"{name}_exact"] = float((wrong == 0).float().mean())
     model.train(was_training)
     if "holdout" in nll:
         gap = nll["holdout"][:, None] - nll["forget"][None, :]
-        found["mia_auc"] = float((gap > 0).float().mean() + 0.5 * (gap == 0).float().mean())
-    return found
+        measured["mia_auc"] = float((gap > 0).float().mean() + 0.5 * (gap == 0).float().mean())
+    return measured
 
 
 def _spread(rows: Sequence[Encoded], size: int) -> list[Encoded]:

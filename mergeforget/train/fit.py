@@ -399,6 +399,6 @@ def _forget_lines(path: Path, stage: str, step: int) -> None:
     """Remove the lines of a stage after ``step``; the resumed training writes them again."""
     lines = read_jsonl(path)
     with reading(path):
-        kept = [x for x in lines if x.get("stage") != stage or x.get("step", 0) <= step]
-    if len(kept) < len(lines):
-        write_jsonl(path, kept)
+        remaining = [x for x in lines if x.get("stage") != stage or x.get("step", 0) <= step]
+    if len(remaining) < len(lines):
+        write_jsonl(path, remaining)

@@ -175,24 +175,26 @@ def predict_sets(
     if not packed or (in_any(long) if sharded() else long):
         return {n: predict(model, b, head=head, layers=layers, prefixes=prefixes, **totals[n])
                 for n, b in batches.items()}  # fmt: skip
-    every = join(list(batches.values()))
-    said = predict(model, every, head=head, layers=layers, prefixes=prefixes)
-    found, start = {}, 0
+    joined_batch = join(list(batches.values()))
+    joined_outputs = predict(model, joined_batch, head=head, layers=layers, prefixes=prefixes)
+    outputs, start = {}, 0
     for name, batch in batches.items():
         part = slice(start, start + len(batch.keep))
-        found[name] = _part(said, part, batch, totals[name])
+        outputs[name] = _part(joined_outputs, part, batch, totals[name])
         start = part.stop
-    return found
+    return outputs
 
 
-def _part(said: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, Any]) -> TokenOutputs:
+def _part(
+    outputs: TokenOutputs, part: slice, batch: Batch, totals: Mapping[str, Any]
+) -> TokenOutputs:
     """Return the outputs of one batch, a slice of the joint outputs of several."""
-    source = rows_of(said.source, part)
-    hidden = {n: h[part] for n, h in (said.hidden or {}).items()} or None
+    source = rows_of(outputs.source, part)
+    hidden = {n: h[part] for n, h in (outputs.hidden or {}).items()} or None
     kept = batch.labels, batch.row, batch.rows, batch.kind
-    said = TokenOutputs(source, *kept, hidden=hidden, weights=batch.weights, **totals)
-    said.own_total, said.parts = (batch.total, batch.count()), batch.parts
-    return said
+    outputs = TokenOutputs(source, *kept, hidden=hidden, weights=batch.weights, **totals)
+    outputs.own_total, outputs.parts = (batch.total, batch.count()), batch.parts
+    return outputs
 
 
 def output_matrix(model: Any) -> Tensor | None:
@@ -213,9 +215,9 @@ def output_matrix(model: Any) -> Tensor | None:
         with _without_head(model):
             hidden = model(input_ids=ids, use_cache=False).logits
         same = hidden.shape[-1] == weight.shape[1]
-        found = weight if same and torch.equal(F.linear(hidden, weight), logits) else None
+        matrix = weight if same and torch.equal(F.linear(hidden, weight), logits) else None
     model.train(was_training)
-    return found
+    return matrix
 
 
 def unwrapped(model: Any) -> Any:

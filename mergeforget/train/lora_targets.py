@@ -118,7 +118,7 @@ def _linear_layers(model: Any, left_out: set[str], layers: Sequence[int] | None)
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings()
-    found = [
+    layers_found = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
@@ -127,12 +127,12 @@ def _linear_layers(model: Any, left_out: set[str], layers: Sequence[int] | None)
         and name.rpartition(".")[2] not in left_out
         and (layers is None or _layer_of(name) in layers)
     ]
-    if not found:
+    if not layers_found:
         raise RecipeError(
             f"{type(model).__name__} has no linear layer that LoRA can adapt. Train weights "
             "of the model itself, with `full` in the recipe."
         )
-    return found
+    return layers_found
 
 
 def _layer_of(name: str) -> int | None:

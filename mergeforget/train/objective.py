@@ -311,36 +311,36 @@ def compute(
     values = {}
     refusal = policy.get(REFUSAL), reference.get(REFUSAL)
     for term in terms:
-        said, before = policy.get(term.on), reference.get(term.on)
+        outputs, before = policy.get(term.on), reference.get(term.on)
         if refusal[0] is not None and reads_others(term):
-            said = replace(said or refusal[0], refusal=refusal[0])
+            outputs = replace(outputs or refusal[0], refusal=refusal[0])
             before = replace(before or refusal[1], refusal=refusal[1]) if refusal[1] else None
-        assert said is not None
-        values[term.label] = _value(term, said, before)
+        assert outputs is not None
+        values[term.label] = _value(term, outputs, before)
     plain = {label: value.detach() for label, value in values.items()}
     weighted = [term.weight * values[term.label] for term in terms]
     return torch.stack([w.reshape(()) for w in weighted]).sum(), plain
 
 
-def _value(term: Term, said: TokenOutputs, before: TokenOutputs | None) -> Tensor:
+def _value(term: Term, outputs: TokenOutputs, before: TokenOutputs | None) -> Tensor:
     """Return the loss of a term on a pass.
 
     A loss that depends on the mean of its micro-batch is not additive; it is computed on the
     outputs of each micro-batch of the pass.
     """
-    if not said.own_rows:
-        return _nothing(said, term)
+    if not outputs.own_rows:
+        return _nothing(outputs, term)
     entry = UNLEARNING_LOSSES.get(term.loss)
-    if len(said.parts) <= 1 or entry.traits.get("additive", True):
+    if len(outputs.parts) <= 1 or entry.traits.get("additive", True):
         with suppress(SeveralMicroBatches):
-            value: Tensor = entry.fn(said, before, **term.arguments)
+            value: Tensor = entry.fn(outputs, before, **term.arguments)
             return value
-    parts = said.apart()
+    parts = outputs.apart()
     befores = [None] * len(parts) if before is None else before.apart()
     each = [_value(term, p, b) for p, b in zip(parts, befores, strict=True)]
     for name in sorted({name for part in parts for name in part.notes}):
         noted = [part.notes[name] for part in parts if name in part.notes]
-        said.notes[name] = torch.stack(noted).sum()
+        outputs.notes[name] = torch.stack(noted).sum()
     return torch.stack([e.reshape(()) for e in each]).sum()
 
 
@@ -354,15 +354,15 @@ def check_finite(values: Mapping[str, float]) -> None:
         )
 
 
-def _nothing(said: TokenOutputs, term: Term) -> Tensor:
+def _nothing(outputs: TokenOutputs, term: Term) -> Tensor:
     """Return a zero that depends on the weights, for a micro-batch whose rows have weight 0.
 
     The other ranks run a backward pass and wait for this rank at every layer.
     """
     layer = layer_of(term)
-    read = [said.token_logps if layer is None else (said.hidden or {})[layer]]
-    if said.refusal is not None:
-        read.append(said.refusal.token_logps)
+    read = [outputs.token_logps if layer is None else (outputs.hidden or {})[layer]]
+    if outputs.refusal is not None:
+        read.append(outputs.refusal.token_logps)
     return torch.stack([(0 * values).sum() for values in read]).sum()
 
 

@@ -327,7 +327,7 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
     trainings = recipe.trainings()
     if recipe.pair is not None and recipe.pair.trajectory == "shared":
         del trainings["pair.under"]  # a snapshot of over
-    found = {}
+    plans = {}
     for place, training in trainings.items():
         sets = {"forget": rows.forget, "retain": rows.retain}
         if "held" in reads_of(training.objective):
@@ -338,5 +338,5 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
                 tokenizer, sets, training, replace(template, kind="none", system=None)
             )
             encoded |= {n: [*encoded[n], *raw[n]] for n in ("forget", "held") if n in encoded}
-        found[place] = plan(recipe.model, encoded, training, flops)
-    return found
+        plans[place] = plan(recipe.model, encoded, training, flops)
+    return plans

@@ -154,12 +154,12 @@ def _compute(
     with as_reference(model, before):
         for rows in in_groups(encoded):
             batch = pack(rows, kinds).to(device)
-            said = predict(model, batch, head=head)
+            outputs = predict(model, batch, head=head)
             if what == "logps":
-                values.append(said.token_logps.cpu())
+                values.append(outputs.token_logps.cpu())
             else:
-                assert isinstance(said.source, Projection)
-                values.append(said.source.hidden.cpu())
+                assert isinstance(outputs.source, Projection)
+                values.append(outputs.source.hidden.cpu())
             counts.append(torch.bincount(batch.row.cpu(), minlength=batch.rows))
     return {"values": torch.cat(values), "counts": torch.cat(counts)}
 

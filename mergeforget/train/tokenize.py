@@ -148,12 +148,12 @@ def also_raw(
     """
     raw = replace(template, kind="none", system=None)
     some = {name: sets[name] for name in ALSO_RAW if name in sets}
-    found = {name: list(rows) for name, rows in sets.items()}
+    rows_by_set = {name: list(rows) for name, rows in sets.items()}
     for name, more in encode_sets(tokenizer, some, training, raw).items():
         first = len(sets[name])
         encoded[name] = encoded[name] + [replace(one, row=first + one.row) for one in more]
-        found[name] += [replace(row, id=f"{row.id}{RAW_MARK}") for row in sets[name]]
-    return found
+        rows_by_set[name] += [replace(row, id=f"{row.id}{RAW_MARK}") for row in sets[name]]
+    return rows_by_set
 
 
 def twin_places(

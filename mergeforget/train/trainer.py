@@ -326,28 +326,28 @@ class UnlearningTrainer(Trainer):
             return predict_sets(model, batches, totals, **more)
         others = {name: batch for name, batch in batches.items() if name != "forget"}
         with perturbed(unwrapped(model), self.robust):
-            said = predict_sets(model, {"forget": batches["forget"]}, totals, **more)
-        return said | (predict_sets(model, others, totals, **more) if others else {})
+            outputs = predict_sets(model, {"forget": batches["forget"]}, totals, **more)
+        return outputs | (predict_sets(model, others, totals, **more) if others else {})
 
     def _references(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Outputs:
         """Return the reference's outputs by set, for terms that read them."""
         asked = {name: share.batches[name] for name, read in reads.items() if read.reference}
         known = self.reference.known
-        found = {
+        references = {
             name: known[name].outputs(batch, **share.totals(name))
             for name, batch in asked.items()
             if name in known
         }
         asked = {name: batch for name, batch in asked.items() if name not in known}
         if not asked:
-            return self._with_reinforced(found, share)
+            return self._with_reinforced(references, share)
         inner = unwrapped(model)
         layers = set().union(*(reads[name].reference_layers for name in asked))
         totals = {name: share.totals(name) for name in asked}
         with as_reference(inner, self.reference.before):
             outputs = predict_sets(inner, asked, totals, head=self.reference.old_head,
                                 layers=sorted(layers), together=self.together)  # fmt: skip
-        return self._with_reinforced(found | outputs, share)
+        return self._with_reinforced(references | outputs, share)
 
     def _with_reinforced(self, before: Outputs, share: Share) -> Outputs:
         """Add the reinforced model's outputs to those of the reference on the forget set."""

@@ -83,12 +83,12 @@ class TokenScorer:
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that a resumed training needs."""
-        found = {"weight": self.weight.detach().clone(), "bias": self.bias.detach().clone()}
+        values = {"weight": self.weight.detach().clone(), "bias": self.bias.detach().clone()}
         for name, parameter in (("weight", self.weight), ("bias", self.bias)):
             momentum = self.optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
-                found[f"{name}_momentum"] = momentum.clone()
-        return found
+                values[f"{name}_momentum"] = momentum.clone()
+        return values
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Restore ``state()``."""
@@ -139,15 +139,15 @@ def entanglement_of(model: Any, encoded: Mapping[str, Sequence[Encoded]]) -> Ent
         model: The base model with its adapter.
     """
     device = next(model.parameters()).device
-    found = {}
+    states_by_set = {}
     with as_reference(model):
         for name in ("forget", "retain"):
             parts = []
             for rows in in_groups(encoded[name]):
                 batch = pack(rows, (ANSWER,)).to(device)
                 parts.append(row_states(predict(model, batch, layers=[LAST])))
-            found[name] = torch.cat(parts)
-    return Entanglement(found["forget"], found["retain"])
+            states_by_set[name] = torch.cat(parts)
+    return Entanglement(states_by_set["forget"], states_by_set["retain"])
 
 
 def states(outputs: TokenOutputs) -> Tensor:

@@ -51,20 +51,20 @@ def find_tensor(model: Checkpoint, name: str) -> TensorInfo | None:
     if name in model.tensors:
         return model.tensors[name]
     plain = plain_name(name)
-    found = [info for other, info in model.tensors.items() if plain_name(other) == plain]
-    return found[0] if len(found) == 1 else None
+    matches = [info for other, info in model.tensors.items() if plain_name(other) == plain]
+    return matches[0] if len(matches) == 1 else None
 
 
 def embedding_of(model: Checkpoint) -> TensorInfo | None:
     """Return the token embedding, or None if it is not recognised."""
-    found = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
-    return found[0] if len(found) == 1 else None
+    matches = [info for name, info in model.tensors.items() if name.endswith(EMBEDDINGS)]
+    return matches[0] if len(matches) == 1 else None
 
 
 def output_of(model: Checkpoint) -> TensorInfo | None:
     """Return the weight of the output layer, or None if it is not stored."""
-    found = [info for name, info in model.tensors.items() if plain_name(name) in OUTPUTS]
-    return found[0] if len(found) == 1 else None
+    matches = [info for name, info in model.tensors.items() if plain_name(name) in OUTPUTS]
+    return matches[0] if len(matches) == 1 else None
 
 
 def is_tied(model: Checkpoint) -> bool:
@@ -162,9 +162,9 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
         if name == "vocab.json":
             return dict(content) if isinstance(content, dict) else {}
         with reading(path):
-            found = _words(content)
-        if found:
-            return found
+            words = _words(content)
+        if words:
+            return words
     return {}
 
 

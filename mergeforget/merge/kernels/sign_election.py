@@ -203,12 +203,12 @@ def combine(stack: Tensor, coefficients: Callable[[Gram], Any]) -> Tensor:
 def gram(stack: Tensor) -> NDArray[np.float64]:
     """Return the inner products of n tensors, (n, n), summed in float64 by row."""
     rows = stack.reshape(len(stack), -1, stack.shape[-1])
-    found = np.empty((len(stack), len(stack)))
+    products = np.empty((len(stack), len(stack)))
     for i, one in enumerate(rows):
         for j, other in enumerate(rows[: i + 1]):
             sums = library(stack).einsum("ij,ij->i", one, other)
-            found[i, j] = found[j, i] = float(to_dtype(sums, "float64").sum())
-    return found
+            products[i, j] = products[j, i] = float(to_dtype(sums, "float64").sum())
+    return products
 
 
 def arc(t: float, cosine: float, *, line: bool) -> NDArray[np.float64]:

@@ -65,9 +65,9 @@ def find_cuts(magnitude: Tensor, ranks: Sequence[int]) -> list[Threshold]:
     """Return the thresholds of (numel,) magnitudes that keep k entries, for each k of ``ranks``."""
     numel = len(magnitude)
     tied = [min(numel, k + 1) for k in ranks]  # to detect ties at the threshold
-    found = kth_largest(magnitude, [*ranks, *tied])
+    values = kth_largest(magnitude, [*ranks, *tied])
     cuts = []
-    for k, value, following in zip(ranks, found, found[len(ranks) :], strict=False):
+    for k, value, following in zip(ranks, values, values[len(ranks) :], strict=False):
         if k == numel or following != value:
             cuts.append(Threshold(value))
             continue
@@ -156,10 +156,10 @@ def thresholds_at(source: Source, densities: Sequence[float]) -> list[list[Thres
     ranks = [kept_count(density, source.numel) for density in densities]
     if source.numel <= SMALL:
         stack = source.rows(slice(0, source.shape[0]))
-        found = [find_cuts(abs(tensor.reshape(-1)), ranks) for tensor in stack]
+        thresholds = [find_cuts(abs(tensor.reshape(-1)), ranks) for tensor in stack]
     else:
-        found = _search(source, ranks)
-    return [[cuts[j] for cuts in found] for j in range(len(ranks))]
+        thresholds = _search(source, ranks)
+    return [[cuts[j] for cuts in thresholds] for j in range(len(ranks))]
 
 
 class Bracket:

@@ -17,13 +17,13 @@ def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float =
     Every direction is in the span of the inputs, so it is represented by its coefficients
     over the unit vectors; lengths and angles follow from the inner products.
     """
-    found = gram()
-    lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
+    products = gram()
+    lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
     there = lengths > 1e-12
     if not there.any():
-        return np.zeros(len(found))
+        return np.zeros(len(products))
     scale = np.where(there, lengths, 1.0)
-    cosines = found / scale[:, None] / scale[None, :]  # (n, n)
+    cosines = products / scale[:, None] / scale[None, :]  # (n, n)
     shares = np.asarray(weights, np.float64) * there
     shares = shares / shares.sum()
     mean = _unit(shares, cosines)

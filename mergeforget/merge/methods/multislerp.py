@@ -16,17 +16,17 @@ def coefficients(
     gram: Any, weights: Tensor, *, normalize_weights: bool = True, eps: float = 1e-8
 ) -> Any:
     """Return the factor of each input, from the inner products."""
-    found = gram()
+    products = gram()
     shares = np.asarray(weights, np.float64)
-    if len(found) == 1:
+    if len(products) == 1:
         return np.ones(1)
     if normalize_weights:
         shares = shares / shares.sum()
-    lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
+    lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
     units = shares / (lengths + eps)
-    length = float(np.sqrt(max(0.0, units @ found @ units)))
+    length = float(np.sqrt(max(0.0, units @ products @ units)))
     if length < eps:
-        if len(found) == 2:
+        if len(products) == 2:
             return shares
         raise UsageError(
             "The weighted directions cancel, so the mean direction is undefined. Use other weights."

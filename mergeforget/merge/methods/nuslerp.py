@@ -14,13 +14,13 @@ from mergeforget.merge.methods import merge_method
 
 def coefficients(gram: Any, weights: Tensor) -> Tensor:
     """Return the factors of the two inputs."""
-    found = gram()
-    if len(found) != 2:
-        raise UsageError(f"nuslerp interpolates two tensors; {len(found)} are given.")
+    products = gram()
+    if len(products) != 2:
+        raise UsageError(f"nuslerp interpolates two tensors; {len(products)} are given.")
     shares = float(weights.sum())
     t = float(weights[1]) / shares if abs(shares) >= 1e-6 else 0.5
-    lengths = np.sqrt(np.maximum(np.diag(found), 0.0)).clip(1e-8)
-    cosine = float(np.clip(found[0, 1] / (lengths[0] * lengths[1]), -1, 1))
+    lengths = np.sqrt(np.maximum(np.diag(products), 0.0)).clip(1e-8)
+    cosine = float(np.clip(products[0, 1] / (lengths[0] * lengths[1]), -1, 1))
     return arc(t, cosine, line=1 - cosine * cosine <= 1e-16)
 
 

@@ -16,12 +16,12 @@ COLINEAR = 0.9995  # smallest cosine for linear interpolation
 
 def coefficients(gram: Any, weights: Tensor, *, t: float = 0.5) -> Tensor:
     """Return the factors of the two inputs."""
-    found = gram()
-    if len(found) != 2:
-        raise UsageError(f"slerp interpolates two tensors; {len(found)} are given.")
-    lengths = np.sqrt(np.maximum(np.diag(found), 0.0))
+    products = gram()
+    if len(products) != 2:
+        raise UsageError(f"slerp interpolates two tensors; {len(products)} are given.")
+    lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
     lengths = np.where(lengths > 1e-8, lengths, 1.0)
-    cosine = found[0, 1] / (lengths[0] * lengths[1])
+    cosine = products[0, 1] / (lengths[0] * lengths[1])
     return arc(t, cosine, line=abs(cosine) > COLINEAR) * np.asarray(weights, np.float64)
 
 
