@@ -29,8 +29,8 @@ from mergeforget.recipe import load_recipe
 from mergeforget.replace import explained, link_target, write_lock
 from mergeforget.run import Run, now
 
-MARK = "export.json"  # a folder that has it was made here, and may be made again
-EXPORT_SECONDS = 3600.0  # to wait for another export to the same folder
+MARK = "export.json"  # marks a folder that an export wrote and may replace
+EXPORT_SECONDS = 3600.0  # maximum time to wait for another export to the same folder
 TEXTS, TOKENS = 4, 128  # number and length of the texts on which logits are compared
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}  # of the largest logit
 

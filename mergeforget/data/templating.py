@@ -109,7 +109,7 @@ class PromptTemplate:
         kind: Literal["none", "chat"] = "chat" if has and choice != "none" else "none"
         if system is not None and kind == "none":
             raise UsageError(
-                "A system prompt is part of a chat and prompts are raw here. Leave out "
+                "A system prompt is part of a chat, but the prompts are raw. Leave out "
                 "data.system_prompt (--system-prompt), or use data.template: chat with a model "
                 "that has a chat template."
             )

@@ -25,7 +25,7 @@ NEEDS_HALF = ("flash", "kernels-community")  # attention kernels that reject flo
 
 @dataclass
 class Float32Pass:
-    """The weights that are cast at the moment, and whether any half precision was left.
+    """The weights that are currently cast, and whether any module used half precision.
 
     Attributes:
         pure: False once a module received or returned half precision, or has quantised weights.

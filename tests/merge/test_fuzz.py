@@ -167,7 +167,7 @@ def test_a_name_that_appears_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("odd", ["", "unaligned", "empty tensor", "extra byte", "overlap", "twice"])
-def test_a_file_is_split_as_the_library_splits_it(odd: str, tmp_path: Path) -> None:
+def test_tensors_of_a_file_equal_those_of_the_library(odd: str, tmp_path: Path) -> None:
     import numpy as np
     import safetensors
     from safetensors.numpy import save_file

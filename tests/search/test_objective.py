@@ -124,7 +124,7 @@ def leaks(four_bits: float, relearned: float) -> list[Score]:
     ]
 
 
-def test_a_floor_on_leaks_is_a_bound_from_above_relative_to_the_base() -> None:
+def test_a_floor_on_leaks_is_an_upper_bound_relative_to_the_base() -> None:
     objective = parse_objective("mia if leak4bit <= 5% and relearn <= 0.1")
     base = leaks(0.8, 1.0)
     # 5 % of the base's 0.8 is 0.04; relearn is bounded by 0.1 itself
