@@ -185,4 +185,4 @@ def test_a_training_until_a_condition_is_planned_with_its_twins_and_checks(
     assert one.steps == 240 and one.expected_steps == 14 * 2 and one.effective_batch == 4
     half = planned("pair.over.until.max_steps=20")["pair.over"]
     assert half.steps == half.expected_steps == 20
-    assert half.seconds == pytest.approx(one.seconds * 6 / 12, rel=0.1)
+    assert half.seconds == pytest.approx(one.seconds * 6 / 8, rel=0.1)
