@@ -53,7 +53,7 @@ class Pair(RecipeSection):
     over: Training
     under: Training
     trajectory: Literal["separate", "shared"] = "separate"  # shared: under is a snapshot of over
-    together: bool | Literal["auto"] = "auto"  # rows of both in each pass; auto: on a GPU
+    together: bool | Literal["auto"] = False  # rows of both in each pass; auto: on a GPU
 
     @field_validator("over", "under", mode="before")
     @classmethod

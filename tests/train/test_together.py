@@ -160,15 +160,17 @@ def test_a_setting_that_forbids_joint_passes_is_refused_by_name(
 ) -> None:
     with pytest.raises(RecipeError, match=f"over has .*{named}"):
         pair_recipe("pair.together=true", f"pair.over.{setting}")
-    assert not trains_together(pair_recipe(f"pair.over.{setting}"), torch.device("cuda"))
+    recipe = pair_recipe("pair.together=auto", f"pair.over.{setting}")
+    assert not trains_together(recipe, torch.device("cuda"))
 
 
-def test_passes_are_joined_by_default_on_a_gpu_only(pair_recipe: Callable[..., Recipe]) -> None:
+def test_auto_joins_passes_on_a_gpu_only(pair_recipe: Callable[..., Recipe]) -> None:
     gpu = torch.device("cuda")
-    assert trains_together(pair_recipe(), gpu)
-    assert not trains_together(pair_recipe(), torch.device("cpu"))
-    assert not trains_together(pair_recipe("pair.together=false"), gpu)
-    assert not trains_together(pair_recipe("model.quantization=4bit"), gpu)
+    assert trains_together(pair_recipe("pair.together=auto"), gpu)
+    assert not trains_together(pair_recipe("pair.together=auto"), torch.device("cpu"))
+    assert not trains_together(pair_recipe(), gpu)
+    quantised = pair_recipe("model.quantization=4bit", "pair.together=auto")
+    assert not trains_together(quantised, gpu)
     with pytest.raises(RecipeError, match="the base is quantised"):
         trains_together(pair_recipe("model.quantization=4bit", "pair.together=true"), gpu)
 
