@@ -34,7 +34,7 @@ class ModelSpec(RecipeSection):
     quantization: Literal["4bit"] | None = None  # quantise the frozen base of an adapter (QLoRA)
     trust_remote_code: bool = False
     attention: Literal["auto", "sdpa", "flash", "flex", "eager"] = "auto"  # attention kernel
-    cache: Literal["auto", "static", "dynamic"] = "auto"  # of decoding; static: of a fixed size
+    cache: Literal["auto", "static", "dynamic"] = "dynamic"  # of decoding; static: of a fixed size
 
 
 class DataSpec(RecipeSection):

@@ -34,7 +34,7 @@ def build(folder: Path) -> list[Path]:
     shutil.rmtree(dist, ignore_errors=True)
     command = [sys.executable, "-m", "build", "--quiet", "--outdir", str(dist), str(source)]
     subprocess.run(command, check=True)
-    return sorted(dist.iterdir(), reverse=True)  # the wheel first
+    return sorted(dist.iterdir(), reverse=True)  # the sdist first
 
 
 def missing(archive: Path) -> list[str]:

@@ -36,7 +36,7 @@ def wants_static_cache(model: Any) -> bool:
 
     With ``model.cache: auto``, a model on a single GPU does.
     """
-    chosen = getattr(without_peft(model), CACHE, "auto")
+    chosen = getattr(without_peft(model), CACHE, "dynamic")
     if chosen == "auto":
         devices = set((getattr(without_peft(model), "hf_device_map", None) or {}).values())
         return bool(model.device.type == "cuda" and len(devices) < 2)

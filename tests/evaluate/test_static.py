@@ -89,7 +89,9 @@ def test_the_recipe_chooses_the_cache_and_the_self_check_can_refuse_it(
 ) -> None:
     dynamic = load_model(ModelSpec(name=str(tiny_folder))).model
     static = load_model(ModelSpec(name=str(tiny_folder), cache="static")).model
-    assert not wants_static_cache(dynamic) and wants_static_cache(static)  # auto: on a GPU only
+    assert not wants_static_cache(dynamic) and wants_static_cache(static)
+    setattr(dynamic, CACHE, "auto")  # on a GPU only
+    assert not wants_static_cache(dynamic)
     assert safe_modes(static).static and not safe_modes(dynamic).static
     answers = [
         generate_ids(model, PROMPTS, stop=[3], max_new_tokens=9, batch_tokens=200)
