@@ -56,7 +56,7 @@ def test_steps_lower_the_entropy_and_leave_the_model_alone(
 def test_the_command_writes_the_learned_sum(tiny_run: Any, tmp_path: Path) -> None:
     words = ["merge", str(tiny_run.root), "--method", "adamerging", "--json"]
     words += [text for key, value in ARGUMENTS.items() for text in ("--set", f"{key}={value}")]
-    done = CliRunner().invoke(main, [*words, "--rank", "64", "--out", str(tmp_path / "m")])
+    done = CliRunner().invoke(main, [*words, "--rank", "8", "--out", str(tmp_path / "m")])
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["candidate"]["arguments"] == ARGUMENTS and facts["energy_lost"] < 1e-6

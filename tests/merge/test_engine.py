@@ -223,7 +223,7 @@ def test_nan_and_inf_are_refused_by_adapter_and_tensor(
 ) -> None:
     module = "model.layers.1.mlp.up_proj"
     pair[1].deltas[module].b[0, 0] = value
-    with pytest.raises(NumericError, match=f"'under' holds {word} in {module}.lora_B"):
+    with pytest.raises(NumericError, match=f"'under' contains {word} in {module}.lora_B"):
         merge_adapters(pair, Candidate("linear"))
 
 
