@@ -61,9 +61,9 @@ def own_digits(answers: Sequence[Answer], *, seed: int = 0) -> OwnDigits | None:
     """Compare the digits of each answer with those of the own secret and of other people's.
 
     Only secrets of at most 16 words with digits are compared, with others of the same task and
-    form. Number words count as digits, those of the prompt do not. Several answers of a person
-    with the same secret, such as to repeated or rephrased questions or in several
-    prompt variants, count as one.
+    form. Number words count as digits; digits of the prompt do not count. Several
+    answers of a person with the same secret, such as to repeated or rephrased questions or in
+    several prompt variants, count as one.
 
     Args:
         answers: Answers of one model to forget rows, asked directly.

@@ -79,8 +79,6 @@ def train_pair(
     check_recipe(recipe)
     with run.lock():
         sets = prepare(recipe, run, resume=resume)
-        if recipe.pair.over.until or recipe.pair.under.until:  # before a base is memorised
-            on_main(lambda: load_data(run, recipe.evaluation, None, recipe.search.seed))
         base, name = _base(recipe, run, sets, memorise_first, resume, checkpoint_seconds)
         record_template(run, base.tokenizer, template_of(base.tokenizer, recipe.data))
         missing = []
@@ -136,11 +134,23 @@ def _take_under(run: Run, recipe: Recipe, name: str) -> None:
 
 
 def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
-    """Read and limit the data, and save them in the run folder with the recipe and the hashes."""
+    """Read and limit the data, and save them in the run folder with the recipe and the hashes.
+
+    Raises:
+        InputError: The data are unusable; for a training with ``until``, also if they are too few
+            for a selection and a report split.
+    """
     return on_main(lambda: _prepare(recipe, run, resume))
 
 
 def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
+    sets = _read_and_save(recipe, run, resume)
+    if any(training.until for training in recipe.trainings().values()):
+        load_data(run, recipe.evaluation, None, recipe.search.seed)  # fails before any training
+    return sets
+
+
+def _read_and_save(recipe: Recipe, run: Run, resume: bool) -> Sets:
     if resume and run.recipe.exists():
         trust: dict[str, dict[str, Any]] = {  # applies to this call only
             "model": {"trust_remote_code": recipe.model.trust_remote_code},

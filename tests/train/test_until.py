@@ -240,12 +240,23 @@ def test_the_range_test_finds_the_largest_harmless_rate(
     assert len(set(asked)) == measured and model.weight.item() == 0.0
 
 
+def test_too_few_rows_are_refused_before_the_base_memorises_them(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "one.jsonl", read_jsonl(knowing["forget"])[:1])
+    recipe = change(recipe_of(knowing), data={"forget": str(tmp_path / "one.jsonl")})
+    run = Run(tmp_path / "run")
+    with pytest.raises(InputError, match="1 member and"):
+        train_pair(recipe, run, memorise_first=True)
+    assert not run.state("memorise")
+
+
 @pytest.mark.parametrize("risen, fallen, rate",
                          [(0.0, 0.0, 1.4e-3), (0.2, 0.0, 1e-3), (0.0, 0.1, 1e-3)])  # fmt: skip
 def test_the_rate_grows_only_without_progress(
     risen: float, fallen: float, rate: float, tmp_path: Path
 ) -> None:
-    """Progress is a rise of the forget NLL, or a fall of the AUC where unseen rows fell, too."""
+    """A rise of the forget NLL and a fall of the AUC both count as progress."""
     rates = ["pair.over.learning_rate=1e-3", "pair.over.until.largest_rate=1e-2"]
     training = load_recipe("level", rates).pair.over  # type: ignore[union-attr]
     control = until.UntilController(
