@@ -16,7 +16,8 @@ from memorising import write_knowing
 
 import mergeforget as mf
 from mergeforget.api.delivery import find_converter, revealed
-from mergeforget.api.sequence import UnlearnedSequence, joined
+from mergeforget.api.sequence import UnlearnedSequence
+from mergeforget.api.sequence_merge import joined
 from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
 from mergeforget.api.verdict import paragraph_of
