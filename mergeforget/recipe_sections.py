@@ -60,7 +60,12 @@ class DataSpec(RecipeSection):
 
 
 class Memorise(RecipeSection):
-    """Full fine-tuning of the base on forget and retain rows, before unlearning."""
+    """Full fine-tuning of the base on forget and retain rows, before unlearning.
+
+    Attributes:
+        stop_at: End after an epoch whose mean loss is at most this many nats per token; None trains
+            every epoch.
+    """
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     epochs: Positive = 12
@@ -71,6 +76,7 @@ class Memorise(RecipeSection):
     max_length: Positive = 512
     seed: int = 42
     trained: Literal["answers", "documents"] = "documents"
+    stop_at: Annotated[float, Field(gt=0)] | None = None
 
 
 class MergeSpec(RecipeSection):

@@ -179,7 +179,7 @@ class Until(RecipeSection):
     """Train until a condition on the selection split holds, instead of a number of epochs.
 
     AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
-    row of that split. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
+    row. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
     forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
     share of answers that greedy decoding reproduces. These are measured in checks:
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 STEPS = 200  # optimiser steps of a training without `until`
 TUNING = 2.0  # passes of a row in fine-tuning whose cost is that of weight gradients and AdamW
+LEARNED = 0.5  # share of the epochs that memorising takes if it ends at a loss
 ASKING = 2.3  # ratio of the time of an evaluation to that of its likelihoods
 ATTACKS = ("prompts", "quantise", "relearn")  # whose time is estimated
 PROMPTS = 190  # passes of a row per forget row, in `prompts`; measured with ten rows
@@ -89,7 +90,7 @@ def expected_seconds(
         checks = 2 + steps / training.steps_between_checks(trained)
         pair += row.forward * (checks * check + 3 * (trained + unseen))
     if memorise:
-        epochs = recipe.memorise.epochs
+        epochs = recipe.memorise.epochs * (1 if recipe.memorise.stop_at is None else LEARNED)
         pair += epochs * (forget + retain) * (row.batch + TUNING * row.forward)
     search = ASKING * 7 * 3 * 2 * (forget + retain) * row.forward
     every = forget + retain + len(rows.holdout)

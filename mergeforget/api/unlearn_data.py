@@ -304,8 +304,8 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         notes.append(f"The model does not seem to know the forget rows: AUC {auc:.2f}, and none of "
                      f"{len(forget)} answers is repeated.")  # fmt: skip
     if len({row.subject for row in rows.forget}) == 1 < len(rows.forget):
-        notes.append("All forget rows are about one subject. The selection and the report split "
-                     "share it, and its membership says nothing about other people.")  # fmt: skip
+        notes.append("All forget rows are about one subject: intervals count it as one document, "
+                     "and its membership says nothing about other people.")  # fmt: skip
     lengths = [len(e) - e.kinds.count(1) for e in forget]
     pace = seconds_per_row(loaded.model, forget)
     expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)

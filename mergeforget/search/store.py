@@ -10,6 +10,7 @@ from typing import Any
 
 from mergeforget.adapter_config import read_config
 from mergeforget.candidate import Candidate
+from mergeforget.console import say
 from mergeforget.data.schema import Measured
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
@@ -67,6 +68,10 @@ class Store:
         before = _known(read_json_object(path)) if path.exists() else None
         if before is not None and "pair_scaling" in settings:  # an older search did not record it
             before.setdefault("pair_scaling", settings["pair_scaling"])
+        if before is not None and "forget_rows" in settings and "forget_rows" not in before:
+            say("An earlier version measured the candidates on half of the forget rows; they are "
+                "measured again on all of them.")  # fmt: skip
+            before = None
         if again or before is None:
             self.forget_searched()
         elif before != settings:
@@ -188,5 +193,6 @@ def settings_of(
             mode="json", exclude_defaults=True, exclude={"mmlu"}
         ),
         "choose_share": spec.choose_share,
+        "forget_rows": "in both splits",
         "seed": spec.seed,
     }

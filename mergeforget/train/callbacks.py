@@ -50,6 +50,20 @@ class Epochs(TrainerCallback):
             one.set_epoch(int((state.epoch or 0.0) + 1e-6))
 
 
+class StopWhenLearned(TrainerCallback):
+    """End the training after an epoch whose mean loss is at most ``bound``, in nats per token."""
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        passed = max(1, round(state.epoch or 1))
+        losses = [line["loss"] for line in state.log_history if "loss" in line]
+        recent = losses[-max(1, round(state.global_step / passed)) :]
+        if sum(recent) / len(recent) <= self.bound:
+            control.should_training_stop = True
+
+
 class FreshOptimizer(TrainerCallback):
     """Reset the optimiser's state at the beginning of each chunk."""
 

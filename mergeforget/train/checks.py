@@ -26,8 +26,8 @@ class Check:
 
     Attributes:
         auc: Probability that the NLL of an unseen row of the selection split exceeds its level by
-            more than that of a forget row of that split, averaged over the forms of prompts; None
-            without unseen rows.
+            more than that of a forget row, averaged over the forms of prompts; None without unseen
+            rows.
         forget_exact, retain_exact: Share of answers that greedy decoding reproduces.
         unseen_nll: Mean NLL of the unseen rows; None if there are none.
         unseen_risen: Mean NLL of the unseen rows minus their level; None if there are none.
@@ -76,7 +76,7 @@ class MeasuredSets:
             split that are not trained on) and ``imitations`` (twins of ``unseen``).
         twins: For each row of ``held`` and ``imitations``, the index of the row of ``forget`` or
             ``unseen`` that it imitates, or -1.
-        selected: Indices of the forget rows of the selection split; empty means all.
+        selected: Indices of the forget rows that are compared with unseen rows; empty means all.
         forms: For each row of ``forget`` and ``unseen``, the form of its prompt, 0 or 1; empty
             means that all have the same form.
 

@@ -32,6 +32,7 @@ from mergeforget.train.callbacks import (
     Guard,
     ProgressBar,
     Snapshots,
+    StopWhenLearned,
     last_checkpoint,
     save_adapter,
 )
@@ -267,6 +268,8 @@ def fit(
         passes = fit_passes(model, sets, plan, job.stage, trainings=trainings)
     if partners is not None and passes.checkpointing:
         partners.separate(f"{job.stage} needs gradient checkpointing")
+    if isinstance(training, Memorise) and training.stop_at is not None:
+        callbacks.append(StopWhenLearned(training.stop_at))
     dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
     if dual is not None:
         callbacks.insert(0, dual)

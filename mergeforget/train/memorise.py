@@ -44,7 +44,7 @@ def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
         "base": _content(locate(spec.name, trust_remote_code=spec.trust_remote_code)),
         "dtype": str(dtype_for(spec, default_device())),
         "rows": [row.to_dict() for row in rows],
-        "settings": recipe.memorise.model_dump(mode="json"),
+        "settings": _settings(recipe.memorise),
         "versions": {k: v for k, v in versions().items() if k in ("torch", "transformers")},
     }
     if recipe.data.template != "none":  # the tokenizer's files, with its template, are in the base
@@ -52,6 +52,12 @@ def memorised_folder(recipe: Recipe, rows: Sequence[Row]) -> Path:
     text = json.dumps(facts, sort_keys=True).encode()
     name = hashlib.sha256(text).hexdigest()[:16]
     return cache_folder() / "memorised" / name
+
+
+def _settings(spec: Memorise) -> dict[str, Any]:
+    """Return the settings; ``stop_at`` only if it is set, so that older models are found."""
+    values = spec.model_dump(mode="json")
+    return {key: value for key, value in values.items() if key != "stop_at" or value is not None}
 
 
 def _content(base: Path) -> str | dict[str, str]:

@@ -145,8 +145,11 @@ def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
 
 def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     sets = _read_and_save(recipe, run, resume)
-    if any(training.until for training in recipe.trainings().values()):
-        load_data(run, recipe.evaluation, None, recipe.search.seed)  # fails before any training
+    checked = [training for training in recipe.trainings().values() if training.until]
+    if checked:  # fails before any training
+        load_data(run, recipe.evaluation, None, recipe.search.seed)
+    for training in checked:
+        rows_by_set(run, recipe, sets, training)
     return sets
 
 
@@ -315,8 +318,9 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
 def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dict[str, list[Row]]:
     """Return the sets of a training, ``forget`` first.
 
-    With ``until``, ``selected`` are the forget rows and ``unseen`` the non-members of the selection
-    split, and ``imitations`` are twins of ``unseen``. The report split is not used.
+    With ``until``, ``selected`` are the forget rows that are compared with non-members, ``unseen``
+    the non-members of the selection split, and ``imitations`` are twins of ``unseen``. The
+    non-members of the report split are not used.
     """
     rows = {"forget": sets.forget, "retain": sets.retain}
     if sets.holdout:

@@ -102,6 +102,26 @@ def test_every_trained_weight_moves_at_a_small_learning_rate(
     assert all(p.dtype == torch.bfloat16 for p in model.parameters())
 
 
+def test_memorising_ends_after_an_epoch_with_a_small_loss(
+    make_model: Callable[..., Any], tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = SETS["forget"][:2] + SETS["retain"][:2]
+
+    def losses(name: str, **settings: Any) -> list[float]:
+        job = TrainingJob(Run(tmp_path / name), "memorise", checkpoint_seconds=1e9)
+        (tmp_path / name).mkdir()
+        spec = Memorise(epochs=6, learning_rate=1e-2, batch_size=2, **settings)
+        memorise(make_model(), tiny_tokenizer, rows, spec, tmp_path / name / "base", job)
+        return [line["loss"] for line in read_jsonl(job.run.history)]
+
+    every = losses("every")
+    epochs = [sum(every[i : i + 2]) / 2 for i in range(0, len(every), 2)]
+    bound = epochs[2] * 1.001
+    assert len(epochs) == 6 and min(epochs[:2]) > bound
+    assert losses("early", stop_at=bound) == every[:6]
+    assert losses("late", stop_at=epochs[-1] / 10) == every
+
+
 def test_adapter_products_run_in_the_type_of_the_base(make_model: Callable[..., Any]) -> None:
     model: Any = get_peft_model(
         make_model().to(torch.bfloat16), LoraConfig(target_modules=["q_proj"])

@@ -243,12 +243,16 @@ def test_the_range_test_finds_the_largest_harmless_rate(
 def test_too_few_rows_are_refused_before_the_base_memorises_them(
     knowing: dict[str, Path], tmp_path: Path
 ) -> None:
-    write_jsonl(tmp_path / "one.jsonl", read_jsonl(knowing["forget"])[:1])
-    recipe = change(recipe_of(knowing), data={"forget": str(tmp_path / "one.jsonl")})
-    run = Run(tmp_path / "run")
-    with pytest.raises(InputError, match="1 member and"):
-        train_pair(recipe, run, memorise_first=True)
-    assert not run.state("memorise")
+    write_jsonl(tmp_path / "one.jsonl", read_jsonl(knowing["forget"])[:1])  # without a name
+    for count, told in ((1, "1 non-member documents"), (2, "too few holdout rows")):
+        files = {name: str(tmp_path / f"{name}.jsonl") for name in ("one", "few")}
+        write_jsonl(Path(files["few"]), read_jsonl(knowing["holdout"])[:count])
+        data = {"forget": files["one"], "holdout": files["few"]}
+        recipe = change(recipe_of(knowing), data=data)
+        run = Run(tmp_path / f"run{count}")
+        with pytest.raises(InputError, match=told):
+            train_pair(recipe, run, memorise_first=True)
+        assert not run.state("memorise")
 
 
 @pytest.mark.parametrize("risen, fallen, rate",
