@@ -68,7 +68,7 @@ def prepare(
     Raises:
         UsageError: An option does not apply to this merge.
     """
-    from mergeforget.merge.engine import MergeSettings
+    from mergeforget.merge.engine import MergeSettings, check_rank
 
     adapters, run, inputs = _read(source)
     method, base, data = options["method"], options["base"], options["data"]
@@ -97,7 +97,7 @@ def prepare(
             raise refused("base", "without --full or --data")
     refuse_unused(candidate, options, compare=compare, full=full)
     if options["rank"] is not None:
-        _check_rank(options["rank"], candidate, adapters)
+        check_rank(candidate, adapters, options["rank"])
     settings = MergeSettings(
         options["modules"],
         options["svd"] or MergeSettings.svd,
@@ -233,28 +233,6 @@ def _check_some_weight(weights: Sequence[float] | None, by: ByModule) -> None:
 
     if weights and not any(weights) and not by:
         raise UsageError("Every weight is 0, so the result would change nothing.")
-
-
-def _check_rank(rank: int, candidate: Candidate, adapters: list[Adapter]) -> None:
-    """Raise UsageError for a rank that no module of the result can have."""
-    from mergeforget.errors import UsageError
-    from mergeforget.merge.engine import is_dense
-    from mergeforget.merge.request import canonical
-
-    ranks: dict[str, int] = {}
-    sides: dict[str, int] = {}
-    for adapter in adapters:
-        for name, delta in adapter.deltas.items():
-            ranks[name] = ranks.get(name, 0) + delta.rank
-            sides[name] = min(delta.shape)
-    if not is_dense(canonical(candidate)):  # a sum of the deltas has at most the sum of the ranks
-        sides = {name: min(side, ranks[name]) for name, side in sides.items()}
-    largest = max(sides.values(), default=rank)
-    if rank > largest:
-        raise UsageError(
-            f"--rank {rank} is more than the result can have: its deltas have at most rank "
-            f"{largest}. Give a smaller rank, or leave --rank out."
-        )
 
 
 def _recipe_options(run: Run) -> dict[str, Any]:

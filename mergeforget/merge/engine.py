@@ -292,6 +292,24 @@ def is_dense(candidate: Candidate) -> bool:
     return candidate.space == "delta" and not low_rank
 
 
+def check_rank(candidate: Candidate, adapters: Sequence[Adapter], rank: int) -> None:
+    """Raise UsageError for a rank that no module of the result can have."""
+    ranks: dict[str, int] = {}
+    sides: dict[str, int] = {}
+    for adapter in adapters:
+        for name, delta in adapter.deltas.items():
+            ranks[name] = ranks.get(name, 0) + delta.rank
+            sides[name] = min(delta.shape)
+    if not is_dense(canonical(candidate)):  # a sum of the deltas has at most the sum of the ranks
+        sides = {name: min(side, ranks[name]) for name, side in sides.items()}
+    largest = max(sides.values(), default=rank)
+    if rank > largest:
+        raise UsageError(
+            f"Rank {rank} is more than the result can have: its deltas have at most rank "
+            f"{largest}. Give a smaller rank, or leave it out."
+        )
+
+
 def _in_factors(
     module: str,
     deltas: list[LowRankDelta],

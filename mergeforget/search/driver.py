@@ -23,7 +23,7 @@ from mergeforget.evaluate.paired import read_forget_answers
 from mergeforget.evaluate.run_models import record_weights
 from mergeforget.evaluate.worst_case import known_ways, worst_case
 from mergeforget.files import write_json, write_text
-from mergeforget.merge.engine import Merged, write_candidate
+from mergeforget.merge.engine import Merged, check_rank, write_candidate
 from mergeforget.models import load_tokenizer
 from mergeforget.recipe import Recipe, SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run
@@ -122,6 +122,9 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
             f"evaluation.mmlu in {run.recipe}, or with --set evaluation.mmlu=FOLDER when training."
         )
     pair = read_pair(run)
+    for candidate in grid(spec):
+        if candidate.rank is not None:
+            check_rank(candidate, pair, candidate.rank)
     with run.lock():
         data = load_data(run, recipe.evaluation, options.holdout, spec.seed)
         store = Store(run)

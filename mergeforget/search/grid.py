@@ -63,7 +63,7 @@ def build(
 def ends_first(values: Sequence[T]) -> list[T]:
     """Reorder values: both ends first, then the middle, then the quarters, and so on.
 
-    >>> spread([1, 2, 3, 4, 5])
+    >>> ends_first([1, 2, 3, 4, 5])
     [1, 5, 3, 2, 4]
     """
     order = list(dict.fromkeys([0, len(values) - 1])) if values else []

@@ -134,8 +134,8 @@ def test_the_text_reports_truncation_and_space_error(run: Path) -> None:
         (["--density", "0.5", "--set", "sign"], 2, "NAME=VALUE"),
         (["--density-by", "q_prj=0.5"], 2, "Did you mean 'q_proj'?"),
         (["--method", "linear", "--weights", "0,0"], 2, "Every weight is 0"),
-        (["--method", "svd", "--rank", "99"], 2, "--rank 99 is more than the result can have"),
-        (["--method", "ties_svd", "--rank", "99"], 2, "--rank 99 is more than the result can have"),
+        (["--method", "svd", "--rank", "99"], 2, "Rank 99 is more than the result can have"),
+        (["--method", "ties_svd", "--rank", "99"], 2, "Rank 99 is more than the result can have"),
         (["--density", "0.5", "--adapter", "absent", "--out", "x"], 4, "absent is not an adapter"),
     ],
 )

@@ -261,6 +261,12 @@ def test_a_run_locked_by_another_process_is_refused(run: Run) -> None:
     assert done.exit_code == 6 and "in use" in done.stderr
 
 
+def test_a_rank_that_no_candidate_can_have_is_refused(run: Run) -> None:
+    refused = call(run, "--spaces", "delta", "--ranks", "4,999")
+    assert refused.exit_code == 2 and "Rank 999 is more than the result can have" in refused.stderr
+    assert not (run.search / "settings.json").exists()
+
+
 def test_floors_on_leaks_are_measured_with_each_candidate(run: Run) -> None:
     done = call(run, "--objective", "mia if leak4bit <= 5% and relearn <= 5%", "--budget", "1",
                 "--json")  # fmt: skip
