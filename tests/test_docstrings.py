@@ -41,3 +41,13 @@ def undocumented(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_public_names_are_documented(path: Path) -> None:
     assert undocumented(path) == []
+
+
+def test_each_class_name_occurs_once() -> None:
+    """One class name has one meaning, so that a search for it finds one class."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(PACKAGE)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.errors import MergeforgetError
-from mergeforget.testing.parsers import FUZZED, Target
+from mergeforget.testing.parsers import FUZZED, FuzzedParser
 
 
 @dataclass
@@ -113,7 +113,7 @@ def fuzz(name: str, folder: Path, count: int, seed: int = 0) -> Counted:
     return fuzz_target(FUZZED[name], folder, count, f"{name}{seed}")
 
 
-def fuzz_target(target: Target, folder: Path, count: int, seed: str) -> Counted:
+def fuzz_target(target: FuzzedParser, folder: Path, count: int, seed: str) -> Counted:
     """``fuzz`` for a parser that is not in ``FUZZED``."""
     content = target.content() if callable(target.content) else target.content
     content = content.encode() if isinstance(content, str) else content

@@ -11,7 +11,7 @@ from mergeforget.errors import MergeforgetError
 from mergeforget.testing import documents as valid
 
 
-class Target(NamedTuple):
+class FuzzedParser(NamedTuple):
     """A parser under test.
 
     Attributes:
@@ -278,28 +278,30 @@ def _pattern(path: Path) -> Any:
 
 def _run_file(
     place: str, content: dict[str, Any] | list[dict[str, Any]], *readers: Callable[[Any], Any]
-) -> Target:
-    """Return the target for a file of a run: one record as JSON, or several as JSON Lines."""
+) -> FuzzedParser:
+    """Return the entry for a file of a run: one record as JSON, or several as JSON Lines."""
     text = valid.lines(*content) if isinstance(content, list) else json.dumps(content)
-    return Target(_in_run(place, *readers), Path(place).name, text)
+    return FuzzedParser(_in_run(place, *readers), Path(place).name, text)
 
 
-FUZZED: dict[str, Target] = {
-    "recipe": Target(_recipe, "r.yaml", valid.packaged_recipe),
-    "--set": Target(_assignment, "set.txt", "pair.over.epochs=3"),
-    "rows (JSON Lines)": Target(_rows, "rows.jsonl", valid.ROWS + valid.SECOND_ROW),
-    "rows (chat)": Target(_rows, "rows.jsonl", valid.CHAT),
-    "rows (ShareGPT)": Target(_rows, "rows.jsonl", valid.SHAREGPT),
-    "rows (Alpaca)": Target(_rows, "rows.jsonl", valid.ALPACA),
-    "rows (TOFU)": Target(_rows, "rows.jsonl", valid.TOFU),
-    "rows (CSV)": Target(_rows, "rows.csv", 'id,input,output\na,"Who, is Ada?",A baker.\n'),
-    "rows (TSV)": Target(_rows, "rows.tsv", "question\tanswer\nWho is Ada?\tA baker.\n"),
-    "rows (JSON)": Target(_rows, "rows.json", f"[{valid.ROWS.strip()}]"),
-    "rows (JSON columns)": Target(_rows, "rows.json", valid.COLUMNS),
-    "rows (Parquet)": Target(_rows, "rows.parquet", valid.parquet_rows),
-    "rows (text)": Target(_rows, "rows.txt", "Ada is a baker. " * 200),
-    "documents": Target(_documents, "d.jsonl", '{"id": "a", "document": "Ada is a baker."}\n'),
-    "scores.jsonl": Target(_scores, "scores.jsonl", valid.lines(valid.SCORE, valid.SCORE)),
+FUZZED: dict[str, FuzzedParser] = {
+    "recipe": FuzzedParser(_recipe, "r.yaml", valid.packaged_recipe),
+    "--set": FuzzedParser(_assignment, "set.txt", "pair.over.epochs=3"),
+    "rows (JSON Lines)": FuzzedParser(_rows, "rows.jsonl", valid.ROWS + valid.SECOND_ROW),
+    "rows (chat)": FuzzedParser(_rows, "rows.jsonl", valid.CHAT),
+    "rows (ShareGPT)": FuzzedParser(_rows, "rows.jsonl", valid.SHAREGPT),
+    "rows (Alpaca)": FuzzedParser(_rows, "rows.jsonl", valid.ALPACA),
+    "rows (TOFU)": FuzzedParser(_rows, "rows.jsonl", valid.TOFU),
+    "rows (CSV)": FuzzedParser(_rows, "rows.csv", 'id,input,output\na,"Who, is Ada?",A baker.\n'),
+    "rows (TSV)": FuzzedParser(_rows, "rows.tsv", "question\tanswer\nWho is Ada?\tA baker.\n"),
+    "rows (JSON)": FuzzedParser(_rows, "rows.json", f"[{valid.ROWS.strip()}]"),
+    "rows (JSON columns)": FuzzedParser(_rows, "rows.json", valid.COLUMNS),
+    "rows (Parquet)": FuzzedParser(_rows, "rows.parquet", valid.parquet_rows),
+    "rows (text)": FuzzedParser(_rows, "rows.txt", "Ada is a baker. " * 200),
+    "documents": FuzzedParser(
+        _documents, "d.jsonl", '{"id": "a", "document": "Ada is a baker."}\n'
+    ),
+    "scores.jsonl": FuzzedParser(_scores, "scores.jsonl", valid.lines(valid.SCORE, valid.SCORE)),
     "status.json": _run_file("status.json", valid.STATUS, _state),
     "manifest.json": _run_file("manifest.json", valid.MANIFEST, _manifest, _base),
     "chosen.json": _run_file("search/chosen.json", valid.CHOSEN, _chosen),
@@ -320,16 +322,16 @@ FUZZED: dict[str, Target] = {
     "losses": _run_file("answers/under.losses.jsonl", valid.LOSSES, _losses),
     "end of a training": _run_file("until/over.json", valid.UNTIL, _until),
     "evaluation cache": _run_file("cache.jsonl", valid.CACHED, _cache),
-    "evidence.json": Target(_evidence, "evidence.json", _small_evidence),
-    "adapter_config.json": Target(_config, "config.json", json.dumps(valid.LORA)),
-    "safetensors header": Target(_header, "h.safetensors", json.dumps(valid.HEADER)),
-    "index of shards": Target(_index, "index.json", json.dumps(valid.INDEX)),
-    "mergekit configuration": Target(_mergekit, "merge.yml", valid.MERGEKIT),
-    "objective": Target(
+    "evidence.json": FuzzedParser(_evidence, "evidence.json", _small_evidence),
+    "adapter_config.json": FuzzedParser(_config, "config.json", json.dumps(valid.LORA)),
+    "safetensors header": FuzzedParser(_header, "h.safetensors", json.dumps(valid.HEADER)),
+    "index of shards": FuzzedParser(_index, "index.json", json.dumps(valid.INDEX)),
+    "mergekit configuration": FuzzedParser(_mergekit, "merge.yml", valid.MERGEKIT),
+    "objective": FuzzedParser(
         _objective, "objective.txt", "0.7*mia + retain if retain >= 95% and leak4bit <= 0.1"
     ),
-    "--budget": Target(_budget, "budget.txt", "10.5m"),
-    "pattern of modules": Target(
+    "--budget": FuzzedParser(_budget, "budget.txt", "10.5m"),
+    "pattern of modules": FuzzedParser(
         _pattern, "pattern.txt", r".*layers\.(\d+)\.(self_attn|mlp)\.[a-z]{1,9}_proj"
     ),
 }

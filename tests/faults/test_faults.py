@@ -13,7 +13,7 @@ import pytest
 
 from mergeforget.testing.faults import Fault, interrupt
 from mergeforget.testing.fuzzing import fuzz
-from mergeforget.testing.parsers import FUZZED, Target
+from mergeforget.testing.parsers import FUZZED, FuzzedParser
 from mergeforget.testing.writers import WRITERS
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="the faults run in forked processes")
@@ -82,7 +82,7 @@ def test_the_fuzzer_finds_a_parser_that_raises_something_else(
     def bad(path: Path) -> None:
         path.read_text(encoding="utf-8").encode("ascii")
 
-    monkeypatch.setitem(FUZZED, "bad", Target(bad, "a.txt", "abc"))
+    monkeypatch.setitem(FUZZED, "bad", FuzzedParser(bad, "a.txt", "abc"))
     assert fuzz("bad", tmp_path, 100).failures
 
 

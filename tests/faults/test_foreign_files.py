@@ -24,7 +24,7 @@ from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.replace import replacing, write_lock
 from mergeforget.run import Run
 from mergeforget.testing.fuzzing import Counted, fuzz_target
-from mergeforget.testing.parsers import Target
+from mergeforget.testing.parsers import FuzzedParser
 from mergeforget.testing.writers import WRITERS
 
 ROWS = [{"id": "a", "input": "Who is Ada?", "output": "A baker."}]
@@ -203,7 +203,10 @@ def damage(
         read(copy)
 
     return fuzz_target(
-        Target(parse, target, (folder / target).read_bytes()), copy.parent / "f", count, target
+        FuzzedParser(parse, target, (folder / target).read_bytes()),
+        copy.parent / "f",
+        count,
+        target,
     )
 
 
@@ -251,7 +254,7 @@ def test_a_report_of_a_damaged_run_is_written_or_names_the_file(
         shutil.copyfile(path, run.root / file)
         mf.report(run.root)
 
-    target = Target(parse, Path(file).name, (finished.root / file).read_bytes())
+    target = FuzzedParser(parse, Path(file).name, (finished.root / file).read_bytes())
     found = fuzz_target(target, tmp_path / "f", 40, file)
     assert found.tried and not found.failures
 
