@@ -29,6 +29,7 @@ class Server:
         dtype: Data type as named by transformers, for example ``bfloat16``.
         rank: Largest rank of the adapters; 0 if there are none.
         adapter: Folder of the adapter in use; None for the base alone.
+        at_once: Largest number of adapters in one batch.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Server:
     rank: int = 0
     trust_remote_code: bool = False
     adapter: Path | None = None
+    at_once: int = 1
     _engine: Any = None
 
     def __call__(
@@ -51,7 +53,57 @@ class Server:
         on_done: Callable[[int, str], None] | None = None,
     ) -> list[str]:
         """Generate greedily; ``model`` supplies the stop tokens, and vLLM forms the batches."""
-        vllm = _imported()
+        lora = self._lora(self.adapter)
+        texts = self._generated(model, tokenizer, prompts, lora, template, max_new_tokens)
+        for place, text in enumerate(texts):
+            if on_done is not None:
+                on_done(place, text)
+        return texts
+
+    def together(
+        self,
+        model: Any,
+        tokenizer: Any,
+        adapters: Sequence[Path | None],
+        prompts: Sequence[Sequence[str | Row]],
+        *,
+        template: PromptTemplate = RAW,
+        max_new_tokens: int = 256,
+        on_done: Callable[[int, int, str], None] | None = None,
+    ) -> list[list[str]]:
+        """Generate greedily with several adapters in the same batches, as ``generate_together``.
+
+        Args:
+            adapters: Folders of the adapters; None for the base alone.
+            prompts: Prompts of each adapter.
+            on_done: Called with the index of an adapter, the index of a prompt, and the completion.
+
+        Returns:
+            Completions of each adapter, in the order of its prompts.
+        """
+        places = [(i, j) for i, own in enumerate(prompts) for j in range(len(own))]
+        requests = [self._lora(adapter) for adapter in adapters]
+        texts = self._generated(
+            model, tokenizer, [prompts[i][j] for i, j in places],
+            [requests[i] for i, _ in places], template, max_new_tokens,
+        )  # fmt: skip
+        for (i, j), text in zip(places, texts, strict=True):
+            if on_done is not None:
+                on_done(i, j, text)
+        following = iter(texts)
+        return [[next(following) for _ in own] for own in prompts]
+
+    def _generated(
+        self,
+        model: Any,
+        tokenizer: Any,
+        prompts: Sequence[str | Row],
+        lora: Any,
+        template: PromptTemplate,
+        max_new_tokens: int,
+    ) -> list[str]:
+        """Generate with one adapter, or with one per prompt if ``lora`` is a list."""
+        vllm = imported_vllm()
         engine = self._started(vllm)
         settings = vllm.SamplingParams(
             temperature=0.0,
@@ -60,20 +112,17 @@ class Server:
             skip_special_tokens=True,
         )
         asked = [{"prompt_token_ids": template.prompt_ids(tokenizer, p)} for p in prompts]
-        found = engine.generate(asked, settings, lora_request=self._lora(), use_tqdm=False)
+        found = engine.generate(asked, settings, lora_request=lora, use_tqdm=False)
         ids = [list(one.outputs[0].token_ids) for one in found]
-        texts = [
+        return [
             answer_from(tokenizer, template, prompt, new)
             for prompt, new in zip(prompts, ids, strict=True)
         ]
-        for place, text in enumerate(texts):
-            if on_done is not None:
-                on_done(place, text)
-        return texts
 
     def _started(self, vllm: Any) -> Any:
         if self._engine is None:
-            lora = {"enable_lora": True, "max_lora_rank": _fitting(self.rank)} if self.rank else {}
+            lora = {"enable_lora": True, "max_lora_rank": _fitting(self.rank),
+                    "max_loras": self.at_once} if self.rank else {}  # fmt: skip
             self._engine = vllm.LLM(
                 model=str(self.path),
                 dtype=self.dtype,
@@ -84,24 +133,25 @@ class Server:
             )
         return self._engine
 
-    def _lora(self) -> Any:
-        if self.adapter is None:
+    def _lora(self, adapter: Path | None) -> Any:
+        if adapter is None:
             return None
         from vllm.lora.request import LoRARequest
 
         from mergeforget.model_files import content_of
 
-        number = int(content_of(self.adapter)[:7], 16) + 1  # vLLM identifies adapters by number
-        return LoRARequest(self.adapter.name, number, str(self.adapter))
+        number = int(content_of(adapter)[:7], 16) + 1  # vLLM identifies adapters by number
+        return LoRARequest(adapter.name, number, str(adapter))
 
 
-def _imported() -> Any:
+def imported_vllm() -> Any:
+    """Import vLLM, or raise UsageError with the way to install it."""
     try:
         import vllm
     except ImportError as error:
         raise UsageError(
             f"The backend vllm needs the package vllm ({error}). Install it: {INSTALL}; or omit "
-            "--backend to generate with transformers."
+            "--backend (evaluation.backend in a recipe) to generate with transformers."
         ) from error
     return vllm
 

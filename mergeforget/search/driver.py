@@ -143,8 +143,9 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         @cache
         def evaluator() -> Evaluator:
             asks = not objective.figures.isdisjoint(("mmlu", "aggregate"))
+            rank = max([*(r for r in spec.ranks if r), sum(map(_largest_rank, pair))])
             return load_evaluator(
-                recipe, run.base(), data, options.device, store.cache_folder, asks, ways
+                recipe, run.base(), data, options.device, store.cache_folder, asks, ways, rank
             )
 
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
@@ -153,6 +154,10 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         searching = Searching(run, recipe, options, settings, explorer)
         searching.measure_anchors()
         yield searching
+
+
+def _largest_rank(adapter: Adapter) -> int:
+    return max((delta.rank for delta in adapter.deltas.values()), default=0)
 
 
 def open_study(

@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from mergeforget.adapter import Adapter, read_adapter
+from mergeforget.adapter import Adapter, read_adapter, write_adapter
 from mergeforget.attack.rounding import rounded
 from mergeforget.attack.tuning import Tuning, tune
 from mergeforget.candidate import Candidate
@@ -19,9 +20,10 @@ from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import EvaluationCache, prompt_key
-from mergeforget.evaluate.generate import adapters_per_batch, generate_together
+from mergeforget.evaluate.generate import MOST, adapters_per_batch, generate_together
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
+from mergeforget.evaluate.serve import Server, imported_vllm
 from mergeforget.files import write_jsonl
 from mergeforget.merge.apply import Buffers, applied
 from mergeforget.merge.engine import Merged, sweep
@@ -79,6 +81,7 @@ class Evaluator:
         mmlu: Settings of MMLU; None if it is not measured.
         ways: The prompt variants, the recipe's first. Candidates are compared by their
             worst case.
+        server: vLLM, which generates the answers; None for transformers.
     """
 
     model: Any
@@ -91,9 +94,12 @@ class Evaluator:
     divisible: bool = True
     mmlu: EvaluationSpec | None = None
     ways: Sequence[PromptTemplate] = (RAW,)
+    server: Server | None = None
 
     def room(self) -> int:
         """Return the number of candidates whose answers fit one batch."""
+        if self.server is not None:
+            return self.server.at_once
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
         prompts = list(rows.values())
         return min(
@@ -122,6 +128,22 @@ class Evaluator:
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
         caches = [EvaluationCache(self._answers(label, way)) for label in adapters]
         asked = [[row for key, row in rows.items() if key not in k.completions] for k in caches]
+
+        if not any(asked):
+            return
+
+        def save(i: int, j: int, text: str) -> None:
+            caches[i].save_completion(asked[i][j], text)
+
+        if self.server is not None:
+            with TemporaryDirectory() as folder:
+                folders = [_written(adapter, Path(folder) / label)
+                           for label, adapter in adapters.items()]  # fmt: skip
+                self.server.together(
+                    self.model, self.tokenizer, folders, asked, template=way,
+                    max_new_tokens=self.max_new_tokens, on_done=save,
+                )  # fmt: skip
+            return
         generate_together(
             self.model,
             self.tokenizer,
@@ -130,7 +152,7 @@ class Evaluator:
             template=way,
             max_new_tokens=self.max_new_tokens,
             label=self._label(f"answers of {len(adapters)} candidates", way),
-            on_done=lambda i, j, text: caches[i].save_completion(asked[i][j], text),
+            on_done=save,
         )
 
     def measure_proxy(
@@ -148,6 +170,8 @@ class Evaluator:
         Cached likelihoods of a proxy evaluation and cached answers of a batch are reused. MMLU has
         its own prompts and is measured once.
         """
+        if self.server is not None:
+            self.answer({label: adapter})
         measured = {}
         for place, way in enumerate(self.ways):
             cache = EvaluationCache(
@@ -270,6 +294,20 @@ class Evaluator:
         return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
 
 
+def _written(adapter: Adapter | None, folder: Path) -> Path | None:
+    """Write an adapter to a PEFT folder.
+
+    Raises:
+        UnfitError: It has tensors besides the factors, which vLLM does not load.
+    """
+    if adapter is None:
+        return None
+    if adapter.extras or adapter.embeddings:
+        raise UnfitError("vLLM loads LoRA factors only, and the candidates have other tensors.")
+    write_adapter(adapter, folder)
+    return folder
+
+
 def load_evaluator(
     recipe: Recipe,
     base: str,
@@ -278,16 +316,25 @@ def load_evaluator(
     cache_folder: Path,
     asks: bool,
     ways: Sequence[PromptTemplate],
+    rank: int = 0,
 ) -> Evaluator:
     """Load the base model for the evaluation of candidates.
 
     Args:
         asks: Whether the objective reads MMLU, if the recipe names its folder.
+        rank: Largest rank of a candidate, for vLLM.
     """
+    from mergeforget.model_files import locate
     from mergeforget.models import load_model
 
     loaded = load_model(recipe.model.model_copy(update={"name": base}), device=device)
-    spec = recipe.evaluation
+    spec, trust = recipe.evaluation, recipe.model.trust_remote_code
+    server = None
+    if spec.backend == "vllm":
+        imported_vllm()
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        path = locate(base, trust_remote_code=trust)
+        server = Server(path, dtype, rank, trust, at_once=MOST)
     return Evaluator(
         loaded.model,
         loaded.tokenizer,
@@ -297,4 +344,5 @@ def load_evaluator(
         spec.membership,
         mmlu=spec if asks and spec.mmlu else None,
         ways=ways,
+        server=server,
     )
