@@ -163,10 +163,15 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """Count finished work, and estimate the time left."""
+    """Count finished work, and estimate the time left.
 
-    def __init__(self, label: str, total: int, *, done: int = 0) -> None:
+    Args:
+        at_most: The work may end before ``total``.
+    """
+
+    def __init__(self, label: str, total: int, *, done: int = 0, at_most: bool = False) -> None:
         self.label, self.total, self.done = label, total, done
+        self._bound = "at most " if at_most else ""
         self.note = ""
         self._first = done  # work of an earlier run, excluded from the rate
         self._start = self._shown = time.monotonic()
@@ -193,7 +198,7 @@ class Progress:
     def line(self) -> str:
         """Return one line: label, count, time left, note."""
         seconds = self._left()
-        left = "" if seconds is None else f", {duration(seconds)} left"
+        left = "" if seconds is None else f", {self._bound}{duration(seconds)} left"
         note = f", {self.note}" if self.note else ""
         return f"{self.label}: {self.done}/{self.total}{left}{note}"
 

@@ -53,6 +53,11 @@ def test_with_few_items_the_first_gives_an_estimate(clock: Clock) -> None:
     assert lines(clock, Progress("models", 3), [(60, 1)]) == ["models: 1/3, 2:00 left"]
 
 
+def test_work_that_may_end_early_has_an_upper_bound(clock: Clock) -> None:
+    bar = Progress("over", 3, at_most=True)
+    assert lines(clock, bar, [(60, 1)]) == ["over: 1/3, at most 2:00 left"]
+
+
 def test_work_of_an_earlier_run_is_excluded_from_the_rate(clock: Clock) -> None:
     bar = Progress("steps", 100, done=50)
     assert bar.line() == "steps: 50/100"

@@ -76,15 +76,22 @@ class FreshOptimizer(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """Show steps done, time left, and the loss or what a controller has measured."""
+    """Show steps done, time left, and the loss or what a controller has measured.
 
-    def __init__(self, label: str, controller: Any = None) -> None:
+    Args:
+        at_most: The training may end before its last step.
+    """
+
+    def __init__(self, label: str, controller: Any = None, at_most: bool = False) -> None:
         self.label, self.controller = label, controller
+        self.at_most = at_most or controller is not None
         self.bar: Progress | None = None
         self.loss = float("nan")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = Progress(self.label, state.max_steps, done=state.global_step)
+        self.bar = Progress(
+            self.label, state.max_steps, done=state.global_step, at_most=self.at_most
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         self.loss = (logs or {}).get("loss", self.loss)

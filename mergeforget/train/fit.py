@@ -250,7 +250,9 @@ def fit(
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, world_size())
     order = _order(training, rows, accumulation)
     checkpoints = Checkpoints(job.checkpoint_seconds, job.run.history)
-    callbacks = [Epochs(rows, order), Guard(), ProgressBar(job.stage, controller), checkpoints]
+    stop_at = training.stop_at if isinstance(training, Memorise) else None
+    bar = ProgressBar(job.stage, controller, at_most=stop_at is not None)
+    callbacks = [Epochs(rows, order), Guard(), bar, checkpoints]
     partners = job.partners
     if partners is not None:
         partners.register(checkpoints)
@@ -268,8 +270,8 @@ def fit(
         passes = fit_passes(model, sets, plan, job.stage, trainings=trainings)
     if partners is not None and passes.checkpointing:
         partners.separate(f"{job.stage} needs gradient checkpointing")
-    if isinstance(training, Memorise) and training.stop_at is not None:
-        callbacks.append(StopWhenLearned(training.stop_at))
+    if stop_at is not None:
+        callbacks.append(StopWhenLearned(stop_at))
     dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
     if dual is not None:
         callbacks.insert(0, dual)
