@@ -30,7 +30,7 @@ def test_section_has_source_arguments_and_failure(name: str) -> None:
     parameters = UNLEARNING_LOSSES.get(name).parameters
     words = [f"`{key}` {p.default}" for key, p in parameters.items()]
     assert stated.group(1) == (", ".join(words) or "none")
-    for part in ("- Source: ", "- Usual: ", " Good ", "- Fails: "):
+    for part in ("- Source: ", "- Typical: ", " Use it ", "- Fails: "):
         assert part in section
     papers = set(re.findall(r"arXiv:[\d.]+\d", UNLEARNING_LOSSES.get(name).source))
     assert not papers or papers & set(re.findall(r"arXiv:[\d.]+\d", TEXT))

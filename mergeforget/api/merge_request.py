@@ -199,7 +199,7 @@ def note_repeats(paths: Sequence[str | Path]) -> None:
 
     names = [str(path) for path in paths]
     for name in dict.fromkeys(n for n in names if names.count(n) > 1):
-        say(f"Warning: {name} is given {names.count(name)} times, and counts as often.")
+        say(f"Warning: {name} is given {names.count(name)} times and is merged as often.")
 
 
 def refused(name: str, why: str) -> Exception:

@@ -27,7 +27,7 @@ SHARED = (
 
 @click.command("attack")
 @click.argument("arguments", nargs=-1, metavar="[RUN] [ATTACK]...")
-@click.option("--quick", is_flag=True, help="Carry out the quick set of attacks on at most 24 "
+@click.option("--quick", is_flag=True, help="Run the quick set of attacks on at most 24 "
               "rows per split.")  # fmt: skip
 @click.option("--run-model", "run_models", multiple=True,
               help="Model of the run: chosen, base, over, under or a candidate. Repeatable.  "
@@ -39,7 +39,9 @@ SHARED = (
               "it memorised the data, trained on the retain rows alone]")  # fmt: skip
 @click.option("--forget", type=DATA, help="Rows to forget.  [default: the run's]")
 @click.option("--retain", type=DATA, help="Rows to retain.  [default: the run's]")
-@click.option("--holdout", type=DATA, help="Rows that no model saw.  [default: the run's]")
+@click.option(
+    "--holdout", type=DATA, help="Rows that are not in the training data.  [default: the run's]"
+)
 @template_options
 @click.option("--limit", type=click.IntRange(1), help="Maximum number of rows per split.")
 @click.option("--steps", type=click.IntRange(1), help="relearn: optimiser steps.  [default: 100]")

@@ -31,7 +31,10 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "candidates if none is chosen]")  # fmt: skip
 @click.option("--snapshots", is_flag=True, help="Evaluate the base and every training "
               "snapshot of the pair instead, for curves over the training.")  # fmt: skip
-@click.option("--benchmark", help="semeval2025-task4, tofu or custom.  [default: the recipe's]")
+@click.option(
+    "--benchmark",
+    help="Benchmark; `mergeforget list benchmarks` names them.  [default: the recipe's]",
+)
 @click.option("--metrics", metavar="M,M[/SPLIT]", help="Further metrics, besides those of the "
               "benchmark; `mergeforget list metrics` names them.")  # fmt: skip
 @click.option("--forget", type=DATA, help="Rows to forget (with --model).")
@@ -65,7 +68,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--gradient-norm", is_flag=True, help="Compute gradient norms for membership "
               "inference; takes one backward pass per document.")  # fmt: skip
 @click.option("--before", help="Model before unlearning, for the utility ratio; with --model "
-              "only; with RUN, its base is used.")  # fmt: skip
+              "only. A run uses its own base.")  # fmt: skip
 @click.option("--utility", metavar="METRIC[/SPLIT]", help="Score that the utility ratio "
               "compares.  [default: mmlu, otherwise model_utility]")  # fmt: skip
 @click.option("--floor", type=click.FloatRange(0, 1), help="Warn if the utility ratio is below "

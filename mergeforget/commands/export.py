@@ -28,7 +28,9 @@ from mergeforget.commands._options import (
     "--out", type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write.  [default: RUN/export/NAME-adapter or -model]",
 )  # fmt: skip
-@click.option("--gguf", is_flag=True, help="With --full: convert the model with llama.cpp, too.")
+@click.option(
+    "--gguf", is_flag=True, help="With --full: also convert the model to GGUF, with llama.cpp."
+)
 @click.option("--push", metavar="ID", help="Upload the folder to this hub repository.")
 @template_options
 @json_option

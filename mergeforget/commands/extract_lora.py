@@ -14,7 +14,9 @@ from mergeforget.commands._options import emit, json_option
 @click.command("extract-lora")
 @click.argument("model")
 @shared.options(
-    click.option("--base", required=True, help="Name or folder of the model it was trained from."),
+    click.option(
+        "--base", required=True, help="Name or folder of the model that MODEL was trained from."
+    ),
     click.option(
         "--rank",
         type=click.IntRange(1),
@@ -27,7 +29,7 @@ from mergeforget.commands._options import emit, json_option
         type=click.Choice(["fast", "exact"]),
         default="fast",
         show_default=True,
-        help="How differences are truncated to the rank.",
+        help="Algorithm that truncates the differences to the rank.",
     ),
     shared.THREADS,
     click.option("--out", type=shared.FOLDER, required=True, help="Folder to write."),

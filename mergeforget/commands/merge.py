@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     click.option(
         "--svd",
         type=click.Choice(["fast", "exact"]),
-        help="How deltas are truncated to the rank.  [default: fast]",
+        help="Algorithm that truncates the deltas to the rank.  [default: fast]",
     ),
     click.option(
         "--data",

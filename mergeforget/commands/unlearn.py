@@ -23,24 +23,25 @@ FILE = click.Path(path_type=Path)
 @click.option("--forget", type=FILE, required=True, multiple=True, help="Rows to forget, or a text "
               "file of names, questions or documents. Repeat it to forget one set after the "
               "other.")  # fmt: skip
-@click.option("--retain", type=FILE, multiple=True, help="Rows to keep; one per --forget, or one "
-              "for all.  [default: the model's own answers]")  # fmt: skip
-@click.option("--holdout", type=FILE, multiple=True, help="Similar rows, not in the training data; "
-              "one per --forget, or one for all.  [default: perturbed twins of the forget "
-              "rows]")  # fmt: skip
+@click.option("--retain", type=FILE, multiple=True, help="Rows to keep; one file per --forget, or "
+              "one for all.  [default: the model's own answers]")  # fmt: skip
+@click.option("--holdout", type=FILE, multiple=True, help="Similar rows that are not in the "
+              "training data; one file per --forget, or one for all.  [default: perturbed twins of "
+              "the forget rows]")  # fmt: skip
 @click.option("--merge", type=click.Choice(["each", "end"]), help="With several --forget: search a "
               "merge after each set, or one at the end.  [default: each]")  # fmt: skip
 @click.option("--out", type=FILE, help="Run folder; repeat the command to continue.  "
               "[default: runs/unlearn-NAME, or runs/sequence-NAME]")  # fmt: skip
 @click.option("--time", "time_limit", metavar="TIME", help="Time limit, for example 30m or 2h.")
 @click.option("--recipe", default="level", show_default=True, help="Name or path of a recipe.")
-@click.option("--memorise", is_flag=True, help="First fine-tune the model on forget + retain.")
+@click.option("--memorise", is_flag=True, help="Fine-tune the model on the forget and "
+              "retain rows first.")  # fmt: skip
 @click.option("--adapter", type=FILE, help="LoRA adapter to merge into the model first.")
 @click.option("--after", type=FILE, help="Earlier run whose result is the model; its forget rows "
               "are evaluated again.")  # fmt: skip
 @click.option("--control", help="Model that never saw the data, for attacks and to validate twins.")
-@click.option("--full", is_flag=True, help="Export the whole model, too.")
-@click.option("--gguf", is_flag=True, help="Export a GGUF file with llama.cpp's converter, too.")
+@click.option("--full", is_flag=True, help="Also export the whole model.")
+@click.option("--gguf", is_flag=True, help="Also export a GGUF file, with llama.cpp's converter.")
 @click.option("--push", metavar="ID", help="Upload the export to this hub repository.")
 @click.option("--yes", is_flag=True, help="Do not ask for approval of generated questions.")
 @template_options
@@ -61,9 +62,9 @@ def command(
 ) -> None:
     """Make MODEL forget the rows of --forget, and end with a verdict.
 
-    Checks the data, estimates the time, trains a pair of adapters on both sides of the level of
-    unseen rows, searches their merges, attacks the best one, exports it and writes a report. With
-    several --forget, each set is forgotten in turn, and the earlier ones are tested again.
+    Checks the data, estimates the time, trains an over- and an under-forgetting adapter, searches
+    their merges, attacks the best one, exports it and writes a report. With several --forget, each
+    set is forgotten in turn, and the earlier ones are tested again.
     """
     from mergeforget.api.sequence import unlearn_sequence
     from mergeforget.api.unlearn import unlearn

@@ -118,7 +118,7 @@ def choose(
     best = replace(best, matching=matching(best.name))
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
-        warning += f" By the report split alone {other.name} would be chosen."
+        warning += f" On the report split alone, {other.name} would be chosen."
     verdict = judge(best.scores, matching=best.matching)
     reasons = _reasons_against(best, anchors, objective)
     undecided = only_undecided(verdict, reasons)

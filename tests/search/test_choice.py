@@ -129,7 +129,7 @@ def test_warns_if_the_splits_disagree() -> None:
         warning is not None and "0.500 on the selection split, 0.970 on the report split" in warning
     )
     assert "do not rely on the choice" in warning
-    assert "By the report split alone ties-factors-d0.50 would be chosen" in warning
+    assert "On the report split alone, ties-factors-d0.50 would be chosen" in warning
 
 
 def test_the_warning_states_the_difference_explained_by_chance() -> None:

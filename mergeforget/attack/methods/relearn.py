@@ -208,7 +208,8 @@ def judged(
         "undecided": broken
         or (doubt_of([evidence.last], [evidence.leaks]) if evidence else doubt_of([]))
         if own[0]["documents"]["holdout"]
-        else "without --holdout rows, faster learning of such text cannot be told from memory",
+        else "without --holdout rows, faster learning of such text cannot be distinguished from "
+        "memory",
     }
     rows = [
         {"model": role, "step": point["step"], **_row(point)}
