@@ -296,13 +296,18 @@ def _explain(
         place = f"line {line}, {'.'.join(where)}" if line else ".".join(where) or f"the {what}"
         if any(where[: len(keys)] == keys for keys in assigned):
             place = f"--set {'.'.join(where)}"
+        elif inside := [".".join(keys) for keys in assigned if keys[: len(where)] == where]:
+            place += f" with --set {', '.join(sorted(inside))}"
         if fault["type"] == "extra_forbidden":
             known = _keys(where[:-1], model)
             text = (
                 f"unknown key {where[-1]!r}.{suggest(where[-1], known)} Known: {', '.join(known)}"
             )
         else:
-            text = f"{fault['msg']}, found {fault['input']!r}"[:300]
+            text = fault["msg"].removeprefix("Value error, ").rstrip(".")
+            if not isinstance(fault["input"], dict | list):
+                text += f", found {fault['input']!r}"
+            text = text[:300]
         faults.append(f"  {place}: {text}")
     changed = ", changed by --set," if any(one.startswith("  --set") for one in faults) else ""
     return f"{path}{changed} is not a valid {what}:\n" + "\n".join(faults)

@@ -31,9 +31,13 @@ from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.recipe import Term
 from mergeforget.train.dataset import REFUSAL, Share
 from mergeforget.train.forward import output_matrix
+from mergeforget.train.joined_adapters import sharing_weights
 from mergeforget.train.objective import any_needs, reads_of
 from mergeforget.train.packing_check import rows_leak
 from mergeforget.train.reference import Reference, StoredOutputs, _compute
+from mergeforget.train.together import Partners
+from mergeforget.train.together import _GlobalState as GlobalState
+from mergeforget.train.together import _Pass as joint_pass
 from mergeforget.train.trainer import UnlearningTrainer
 from mergeforget.train.weighting import Entanglement, TokenScorer
 from mergeforget.train_config import Scorer
@@ -76,7 +80,7 @@ def onto_fake_device(model: nn.Module) -> None:
 def trainer_of(term: Term, make_model: Callable[..., Any], tokenizer: Any) -> tuple[Any, Any, Any]:
     """A trainer without its loop, its model on fake tensors, and the shares of a step."""
     torch.manual_seed(0)
-    config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"])
+    config = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], lora_dropout=0.1)
     model: Any = get_peft_model(make_model(), config).train()
     assert not rows_leak(model)  # checked once for each model, which reads values
     reads = reads_of([term])
@@ -93,6 +97,7 @@ def trainer_of(term: Term, make_model: Callable[..., Any], tokenizer: Any) -> tu
     made.profiles = {}
     made._pending, made._pending_notes = {}, {}
     made.args = SimpleNamespace(device=torch.device(DEVICE))
+    made.accelerator = SimpleNamespace(backward=lambda loss: loss.backward())
     batches = [{n: pack([r], KINDS) for n, r in zip(rows, group, strict=True)}
                for group in zip(*rows.values(), strict=True)]  # fmt: skip
     totals = {n: {k: sum(b[n].count()[k] for b in batches) for k in KINDS} for n in rows}
@@ -131,6 +136,26 @@ def test_a_step_runs_on_one_device_and_reads_no_value(
         assert loss_value.device.type == DEVICE
         moved = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
     assert moved and all(g.device.type == DEVICE for g in moved)
+
+
+def test_a_joint_pass_runs_on_one_device_and_reads_no_value(
+    make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    terms = Term(loss="npo", on="forget"), Term(loss="kl", on="retain")
+    partners, base = Partners(("over", "under"), required=True), make_model()
+    both: dict[str, Any] = {}
+    for stage, model, term in zip(
+        partners.stages, (base, sharing_weights(base)), terms, strict=True
+    ):
+        trainer, policy, shares = trainer_of(term, lambda own=model: own, tiny_tokenizer)
+        both[stage] = joint_pass(trainer, policy, shares[-1])
+    partners._states = {stage: GlobalState.current() for stage in partners.stages}
+    with fake_device():
+        partners._join(both)
+    for one in both.values():
+        assert one.loss.device.type == DEVICE
+        moved = [p.grad for p in one.model.parameters() if p.requires_grad and p.grad is not None]
+        assert moved and all(g.device.type == DEVICE for g in moved)
 
 
 def test_the_check_finds_two_devices_and_values_that_are_read() -> None:

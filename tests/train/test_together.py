@@ -110,6 +110,31 @@ def losses(folder: Path, side: str) -> list[float]:
     return [x["loss"] for x in read_jsonl(folder / "history.jsonl") if x["stage"] == side]
 
 
+@pytest.mark.slow
+def test_two_trainings_with_until_end_as_they_do_apart(
+    pair_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    settings = [
+        "pair.over.warmup_epochs=0", "pair.under.warmup_epochs=0",
+        "pair.over.schedule=constant", "pair.under.schedule=constant",
+        "pair.over.until={auc_at_most: 0.9, forget_risen: 0.05, every: 2, max_steps: 8}",
+        "pair.under.until={forget_risen: 0.02, every: 2, max_steps: 6}",
+    ]  # fmt: skip
+    found = {}
+    for joined in ("true", "false"):
+        recipe = pair_recipe(*settings, f"pair.together={joined}")
+        found[joined] = trained(recipe, tmp_path / joined)[0]
+    for name, value in found["false"].items():
+        torch.testing.assert_close(found["true"][name], value, rtol=0, atol=1e-6)
+    ends = [{side: read_json(tmp_path / joined / "until" / f"{side}.json")
+             for side in ("over", "under")} for joined in found]  # fmt: skip
+    for side in ("over", "under"):
+        joint, alone = (end[side] for end in ends)
+        assert joint["outcome"] == alone["outcome"] and joint["step"] == alone["step"] > 0
+    stage = read_json(tmp_path / "true" / "manifest.json")["stages"]["under"]
+    assert stage["joint_passes"] > 0
+
+
 def test_a_signal_saves_both_trainings_and_resume_continues_both(
     pair_recipe: Callable[..., Recipe], apart: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
