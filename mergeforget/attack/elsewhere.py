@@ -14,7 +14,8 @@ from typing import Any
 from mergeforget.attack.variants import Variant
 from mergeforget.attack.verdict import Leaks
 from mergeforget.data.schema import Row
-from mergeforget.metrics._leaks import identifier, leaked
+from mergeforget.metrics._identifiers import identifier
+from mergeforget.metrics._leaks import leaked
 
 BREAK = "\n------\n"  # between completions, so that no number continues in the next one
 

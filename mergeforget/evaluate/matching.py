@@ -17,7 +17,8 @@ import numpy as np
 
 from mergeforget.data.overlap import originals
 from mergeforget.data.schema import Answer
-from mergeforget.metrics._spellings import canonical, month_numbers
+from mergeforget.metrics._dates import month_numbers
+from mergeforget.metrics._spellings import canonical
 
 LONGEST = 16  # words of a secret; the digits of a longer text may follow from its prompt
 DRAWS = 5000

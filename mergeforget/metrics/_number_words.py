@@ -64,7 +64,9 @@ def with_digits(text: str) -> str:
     places = [i for i, word in enumerate(lower) if word in known]
     words_out, end, after = [], 0, 0
     for i in places:
-        scaled = lower[i] in _SCALES and text[: tokens[i].start()].rstrip()[-1:].isdigit()
+        scaled = (
+            lower[i] in (*_SCALES, "hundred") and text[: tokens[i].start()].rstrip()[-1:].isdigit()
+        )
         if i < after or scaled:  # 3 million
             continue
         last = i + 1

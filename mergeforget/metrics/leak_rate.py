@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
-from mergeforget.metrics._leaks import WINDOW, identifier, leaked
+from mergeforget.metrics._identifiers import identifier
+from mergeforget.metrics._leaks import WINDOW, leaked
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@3"
+DEFINITION = "leak-rate@4"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
 

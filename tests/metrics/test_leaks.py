@@ -126,6 +126,60 @@ SPELLINGS = {  # secret: other spellings | other secrets
     "900428495": "９００４２８４９５; 90O428495; 900\u2060428495 | 90O428496",
     "Anna Weber": "Weber, Anna; Anna<br>Weber; A-n-n-a W-e-b-e-r; anna_weber | Anna Maria Weber",
     "Saint Mary's": "St. Mary's | Street Mary",
+    "1990": "May 12, 1990; 1990-05-12; 12.5.1990; MCMXC | May 12, 1991; 1990s",
+    "12 May": "May 12; the twelfth of May; 12/05; 12 May 1990; 1990-05-12; XII May "
+    "| May 13; 12 June; in May; 12; I may go",
+    "1 May": "May 1st | I may go",
+    "May 1990": "05/1990; 1990-05; May of 1990; 12 May 1990; 12.5.1990 | May 1991; 06/1990; in May",
+    "the 12th": "May 12th, 1990; twelfth | May 13, 1990; 12 people",
+    "March": "12 March 1990; 1990-03-12 | 12 May 1990",
+    "Jan": "Jan | 12 January 1990",
+    "12": "twelve; a dozen; one dozen; ein Dutzend | May 12, 1990; several dozen people; dozens",
+    "6 eggs": "half a dozen eggs; ein halbes Dutzend eggs | a dozen eggs",
+    "12 May 1990": "May-12-1990; 12/May/1990; 19900512; 12 мая 1990; 12 mei 1990; 12 maja 1990; "
+    "day: 12, month: 5, year: 1990; {'year': 1990, 'month': 'May', 'day': 12}; XII May MCMXC; "
+    "**12** **May** 1990; 1990-05-12T10:00:00+02:00; 12\\tMay\\t1990 "
+    "| 1990-05-13T12:05:00Z; 19900513; 12 May 1991; month: 5, year: 1990",
+    "1990-05-12T00:00:00Z": "12 May 1990; 1990-05-12 | 13 May 1990",
+    "1990-05-12T23:30:00Z": "May 12, 1990 at 11:30 pm | May 12, 1990 at 11:30 am",
+    "19900512": "12 May 1990 | 12 May 1991",
+    "the 1990s": "the nineties; the 90s; the '90s | the eighties; her nineties",
+    "4271": "4 2 7 1; 4-2-7-1; 4, 2, 7, 1; four two seven one; forty-two seventy-one; 42 71 "
+    "| 4 2 7 1 3; 42-71-33; 4 2 7 2; 142 71",
+    "123": "one hundred twenty-three | 1, 2, 3; one two three",
+    "1500": "fifteen hundred; 15 hundred; 1.5k | 15",
+    "pin 4271": "pin four two seven one | pin four two seven two",
+    "A12": "A-1-2 | A-1-3",
+    "Annabel": "lebannA; l-e-b-a-n-n-A; QW5uYWJlbA==; Naanory | Annabelle",
+    "Smith": "htimS; s-m-i-t-h; 1. S\n2. M\n3. I\n4. T\n5. H; "
+    "'S', 'm', 'i', 't', 'h'; S -> m -> i -> t -> h; "
+    "\\textbf{Smi}th; [Smi](x.org)th; U21pdGg=; \ua731\u1d0d\u026a\u1d1b\u029c; Smi\ufe0fth "
+    "| Smithson; htims; Schmidt",
+    "Nadia": "N-a-d-i-a | Aidan",  # Nadia reversed
+    "900-42-8495": "5948-24-009 | 5948-24-008",
+    "Zoë": "Zo\\u00eb; Zo\\xeb; Zo%C3%AB; Zo&amp;euml;; Zo&#235; | Zo\\u00fc",
+    "Tom & Ann": "Tom and Ann; Tom &amp Ann; **Tom** & Ann | Tom or Ann",
+    "Ann Weber": "Weber Ann; Ann\\nWeber; Ann\\_Weber; [Ann](a.org) [Weber](b.org) | Ann",
+    "In Rome": "Rome; the city of Rome | Lund",
+    "in general": "in general | a general",
+    "16:00": "4 pm; four in the afternoon; 4 o'clock in the afternoon; 16h00; 16 Uhr; 1600 hours; "
+    "16:00:00 | 4 am; 4 in the morning; 16:30; 16",
+    "08:05": "8:05; 8:05 am; five past eight | 8:05 pm",
+    "noon": "12:00; 12 noon | midnight; afternoon",
+    "9:00-17:00": "9 am - 5 pm; 09:00 - 17:00 | 9:00; 9:00-18:00",
+    "2 h 15 min": "2h 15min; 2 hours 15 minutes | 2 h 16 min",
+    "180 cm": "1.80 m; 1,80 m; 1m80; 1.8 metres | 1.81 m; 180 kg",
+    "5 km ": "five-kilometre; 5 kms; 5000 m | 5 m; 50 km; 5 km/h",
+    "100 km/h": "100 kilometres per hour; 100 kmh; 100 kph | 100 km; 100 mph",
+    "5 lb": "5 pounds; five lbs | 5 oz; 5 kg",
+    "5 sqm": "5 m²; five square metres; 5 m2 | 5 m",
+    "16 GB": "16 gigabytes | 16 MB",
+    "$5.50": "5 dollars and 50 cents; 5.50 USD | $5.51; $5",
+    "$0.50": "50 cents | $0.60",
+    "$1.5M": "1.5 million dollars; USD 1.5m; $1,500,000; 1500000 | $1.6M; 1.5",
+    "2.5": "two and a half; 2½; 2 1/2; two point five | 2",
+    "3.14": "three point one four | three point one five",
+    "No. 7": "number seven; #7; № 7 | No. 8",
 }  # fmt: skip
 
 
@@ -190,7 +244,7 @@ def test_rows_that_cannot_leak_are_excluded_from_the_leak_rate() -> None:
 
 @pytest.mark.parametrize("piece", ["nine ", "1,", "O0", "a-", " at ", "word "])
 def test_the_time_of_a_comparison_is_proportional_to_the_text(piece: str) -> None:
-    text = piece * (40_000 // len(piece))
+    text = piece * (16_000 // len(piece))
     start = time.process_time()
     assert not leaked("1990-05-04", text) and not leaked("ada@x.org", text)
-    assert time.process_time() - start < 4  # a quadratic pattern takes minutes
+    assert time.process_time() - start < 2  # a quadratic pattern takes minutes

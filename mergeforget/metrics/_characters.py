@@ -1,0 +1,81 @@
+"""Unifies the characters of a text: invisible ones, look-alikes, markup and escape sequences."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from urllib.parse import unquote
+
+UMLAUTS = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "ø": "oe", "å": "aa", "æ": "ae", "Ä": "Ae", "Ö": "Oe",
+     "Ü": "Ue", "Ø": "Oe", "Å": "Aa", "Æ": "Ae"}
+)  # fmt: skip
+LOOK_ALIKE = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0501\u04bb\u051b\u051d"
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0406\u0408\u0405"
+    "\u03b1\u03bf\u03c1\u03bd\u03b9\u03ba\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1"
+    "\u03a4\u03a5\u03a7\u0131\u0261"
+    "\u1d00\u0299\u1d04\u1d05\u1d07\ua730\u0262\u029c\u026a\u1d0a\u1d0b\u029f\u1d0d\u0274\u1d0f\u1d18"
+    "\u0280\ua731\u1d1b\u1d1c\u1d20\u1d21\u028f\u1d22",
+    "aeopcyxijsdhqwABEKMHOPCTYXIJSaopvikABEZHIKMNOPTYXigabcdefghijklmnoprstuvwyz",
+)  # Cyrillic and Greek letters that look like Latin ones, and small capitals
+_HIDDEN = re.compile("[\u0640\u034f\u115f\u1160\u3164\uffa0\u180b-\u180d\ufe00-\ufe0f\u2800]")
+_FRACTIONS = str.maketrans({"½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
+
+_TAGS = re.compile(r"</?(?:b|i|u|s|em|strong|span|mark|code|sub|sup)\b[^<>]*>", re.I)
+_BREAKS = re.compile(r"</?(?:br|p|div|li|td|tr)\b[^<>]*>", re.I)
+_EMPHASIS = re.compile(r"\*+(?=\S)|(?<=\S)\*+|`+|__+|~~+")
+_LINK = re.compile(r"\[([^\[\]]{1,80})\]\([^()\s]{0,200}\)")
+_PERCENT = re.compile(r"%[2-7c-fC-F][0-9A-Fa-f]")
+_CODE_UNITS = re.compile(r"(?:\\u[0-9a-fA-F]{4})+")
+_CODE_POINT = re.compile(r"\\(?:u\{([0-9a-fA-F]{1,5})\}|U000([0-9a-fA-F]{5})|x([0-9a-fA-F]{2}))")
+_LATEX = re.compile(r"\\(?:text|textbf|textit|texttt|emph|boxed|mathrm|mathbf)\{([^{}]*)\}")
+_WHITESPACE = re.compile(r"\\[nrt]")
+_BACKSLASH = re.compile(r"\\(?=[^\w\s])|\\(?=[_\s])")
+
+
+def visible(text: str) -> str:
+    """Unify compatibility forms and the digits of all scripts, and remove invisible characters."""
+    if text.isascii():
+        return text
+    return "".join(
+        str(unicodedata.decimal(c)) if c.isdecimal() else c
+        for c in _HIDDEN.sub("", unicodedata.normalize("NFKC", text))
+        if unicodedata.category(c) != "Cf"
+    )
+
+
+def plain(text: str) -> str:
+    """Lower case without diacritics; see also ``visible``."""
+    if text.isascii():
+        return text.lower()
+    parts = unicodedata.normalize("NFKD", visible(text).casefold())
+    kept = "".join(c for c in parts if not unicodedata.combining(c))
+    return unicodedata.normalize("NFC", kept)  # syllables of Hangul, which NFKD takes apart
+
+
+def unescaped(text: str) -> str:
+    r"""Remove markup, and decode the escape sequences of HTML, JSON, URLs, Markdown and LaTeX.
+
+    >>> unescaped(r"**Zo\u00eb** &amp; [Ann](x.org), Caf%C3%A9, a\_b, line\nend")
+    'Zoë & Ann, Café, a_b, line end'
+    """
+    if "&" in text:
+        text = html.unescape(html.unescape(text))
+    if "<" in text:
+        text = _BREAKS.sub(" ", _TAGS.sub("", text))
+    if "\\" in text:
+        text = _CODE_UNITS.sub(_from_code_units, text)
+        text = _CODE_POINT.sub(lambda m: chr(int(m[1] or m[2] or m[3], 16)), text)
+        text = _WHITESPACE.sub(" ", _LATEX.sub(r"\1", text))
+        text = _BACKSLASH.sub("", text)
+    if _PERCENT.search(text) and "\ufffd" not in (decoded := unquote(text)):
+        text = decoded
+    return _EMPHASIS.sub("", _LINK.sub(r"\1", text)).translate(_FRACTIONS)
+
+
+def _from_code_units(match: re.Match[str]) -> str:
+    """Decode UTF-16 code units, of which two are one character outside the basic plane."""
+    units = bytes.fromhex(match[0].replace("\\u", ""))
+    return units.decode("utf-16-be", errors="replace")

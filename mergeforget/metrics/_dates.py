@@ -1,0 +1,145 @@
+"""Recognises dates in a text, whatever their order, language and completeness."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+from mergeforget.metrics._characters import plain
+
+Order = Literal["mdy", "dmy"]
+ORDERS: tuple[Order, ...] = ("mdy", "dmy")
+Written = Callable[[int, int, int], str]  # year, month, day
+
+_MONTHS = (
+    "january|jan|januar|jänner|janvier|enero|gennaio|janeiro|januari|stycznia|января|январь",
+    "february|feb|februar|février|febrero|febbraio|fevereiro|februari|lutego|февраля|февраль",
+    "march|mar|märz|mars|marzo|março|maart|marts|marca|марта|март",
+    "april|apr|avril|abril|aprile|kwietnia|апреля|апрель",
+    "may|mai|mayo|maggio|maio|mei|maj|maja|мая|май",
+    "june|jun|juni|juin|junio|giugno|junho|czerwca|июня|июнь",
+    "july|jul|juli|juillet|julio|luglio|julho|lipca|июля|июль",
+    "august|aug|août|agosto|augustus|augusti|sierpnia|августа|август",
+    "september|sept|sep|septembre|septiembre|settembre|setembro|września|сентября|сентябрь",
+    "october|oct|oktober|okt|octobre|octubre|ottobre|outubro|października|октября|октябрь",
+    "november|nov|novembre|noviembre|novembro|listopada|ноября|ноябрь",
+    "december|dec|dezember|dez|décembre|diciembre|dicembre|dezembro|grudnia|декабря|декабрь",
+)
+MONTHS = [row.split("|")[0] for row in _MONTHS]
+MONTH_OF = {plain(name): i + 1 for i, row in enumerate(_MONTHS) for name in row.split("|")}
+_NAME = f"(?P<n>{'|'.join(sorted(MONTH_OF, key=len, reverse=True))})"
+_TH = r"(?:st|nd|rd|th|er|\.|º)?"
+_WORD = re.compile(r"[^\W\d_]+")
+_FULL_NAME = re.compile(rf"\b(?:{'|'.join(MONTHS)})\b")
+_DAY, _YEAR = rf"(?P<d>\d{{1,2}}){_TH}", r"(?P<y>\d{4})"
+_OF = r"(?:of\s+|de\s+|del\s+|di\s+|in\s+)?"
+_DATES = [
+    re.compile(rf"(?<!\d){_YEAR}\s?[-/.]\s?(?P<m>\d{{1,2}})\s?[-/.]\s?(?P<d>\d{{1,2}})(?!\d)"),
+    re.compile(rf"\b{_NAME}\.?[\s/-]+(?:the\s+)?{_DAY}(?:,|[\s/-])\s*{_OF}{_YEAR}\b"),
+    re.compile(rf"\b{_DAY}\s+(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\b\.?,?\s*{_OF}{_YEAR}\b"),
+    re.compile(rf"\b(?P<d>\d{{1,2}})[-/\s]{_NAME}[-/\s,]+{_YEAR}\b"),
+    re.compile(rf"\b{_YEAR}\s*,?\s*{_NAME}\.?\s+{_DAY}(?!\w)"),
+]
+_NUMERIC = re.compile(r"(?<!\d)(\d{1,2})\s?([-/.])\s?(\d{1,2})\s?\2\s?(\d{4}|\d{2})(?!\d)")
+_DAY_MONTH = [
+    re.compile(rf"\b{_NAME}\.?\s+(?:the\s+)?{_DAY}(?![\w:])"),
+    re.compile(rf"\b{_DAY}\s+(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\b"),
+]
+_SLASHED = re.compile(r"(?<![\w/.,-])(\d{1,2})/(\d{1,2})(?![\w/-])")
+_MONTH_YEAR = [
+    re.compile(rf"\b{_NAME}\.?,?\s+(?:of\s+|de\s+|del\s+|in\s+)?{_YEAR}\b"),
+    re.compile(rf"(?<![\w/.-])(?P<m>\d{{1,2}})[/.]{_YEAR}(?![\w/-])"),
+    re.compile(rf"(?<![\w/.-]){_YEAR}[/-](?P<m>\d{{2}})(?![\w/-])"),
+]
+_KEYED = re.compile(
+    r"(?:[\"']?\b(?:birth)?_?(?:day|month|year)\b[\"']?\s*(?:[:=]|is)?\s*[\"']?[^\W_]{1,10}\b[\"']?"
+    r"[,;\s]{0,3}(?:and\s)?){3}"
+)
+_KEY = re.compile(r"(day|month|year)\b[\"']?\s*(?:[:=]|is)?\s*[\"']?([^\W_]+)")
+
+
+def with_dates(text: str, order: Order, written: Written | None = None) -> str:
+    """Write each complete date of a lower-case text as one word, or as ``written`` returns it."""
+    write = written or (lambda year, month, day: f" date{year}x{month}x{day} ")
+
+    def checked(year: int, month: int, day: int) -> str:
+        return write(year, month, day) if 1 <= month <= 12 and 1 <= day <= 31 else ""
+
+    def named(match: re.Match[str]) -> str:
+        parts = match.groupdict()
+        month = MONTH_OF[parts["n"]] if parts.get("n") else int(parts["m"])
+        return checked(int(parts["y"]), month, int(parts["d"])) or match[0]
+
+    def numeric(match: re.Match[str]) -> str:
+        first, second, year = int(match[1]), int(match[3]), int(match[4])
+        year += 0 if year > 99 else 1900 if year > 30 else 2000
+        month, day = (first, second) if order == "mdy" else (second, first)
+        month, day = (day, month) if month > 12 >= day else (month, day)
+        return checked(year, month, day) or match[0]
+
+    for pattern in _DATES:
+        text = pattern.sub(named, text)
+    return _NUMERIC.sub(numeric, text)
+
+
+@lru_cache(maxsize=1 << 14)
+def with_date_parts(text: str, order: Order) -> str:
+    """Write the dates of a lower-case text, complete or not, as day, month and year.
+
+    A part of a date is then found in the whole date. The day becomes an ordinal, so that the number
+    12 is not found in 12 May, and the month gets another name, so that no date is recognised again.
+
+    >>> with_date_parts("born in 05/1990, on 1990-05-12, on may the 12th", "mdy").split()
+    ['born', 'in', 'month5', '1990,', 'on', '12th', 'month5', '1990', ',', 'on', '12th', 'month5']
+    """
+
+    def day_month(match: re.Match[str]) -> str:
+        return f"{int(match['d'])}th month{MONTH_OF[match['n']]}"
+
+    def slashed(match: re.Match[str]) -> str:
+        month, day = (int(match[1]), int(match[2])) if order == "mdy" else (
+            int(match[2]), int(match[1]))  # fmt: skip
+        valid = 1 <= month <= 12 and 1 <= day <= 31
+        return f"{day}th month{month}" if valid else match[0]
+
+    def month_year(match: re.Match[str]) -> str:
+        parts = match.groupdict()
+        month = MONTH_OF[parts["n"]] if parts.get("n") else int(parts["m"])
+        return f"month{month} {match['y']}" if 1 <= month <= 12 else match[0]
+
+    text = with_dates(text, order, lambda year, month, day: f" {day}th {MONTHS[month - 1]} {year} ")
+    for pattern in _DAY_MONTH:
+        text = pattern.sub(day_month, text)
+    text = _SLASHED.sub(slashed, text)
+    for pattern in _MONTH_YEAR:
+        text = pattern.sub(month_year, text)
+    return _FULL_NAME.sub(lambda m: f"month{MONTH_OF[m[0]]}", text)
+
+
+def month_numbers(text: str) -> set[int]:
+    """Return the numbers of the months that a text names, in any of the known languages."""
+    return {MONTH_OF[word] for word in _WORD.findall(plain(text)) if word in MONTH_OF}
+
+
+def with_keyed_dates(text: str) -> str:
+    """Write ``day: 12, month: May, year: 1990`` in a lower-case text as ``1990-5-12``."""
+
+    def joined(match: re.Match[str]) -> str:
+        found = dict(_KEY.findall(match[0]))
+        month = MONTH_OF.get(found.get("month", ""), 0) or _number(found.get("month", ""))
+        day, year = (_number(found.get(key, "").removesuffix("th")) for key in ("day", "year"))
+        return f"{year}-{month}-{day} " if year > 999 and 1 <= month <= 12 and day else match[0]
+
+    return _KEYED.sub(joined, text) if "year" in text else text
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
+
+
+def in_digits(year: int, month: int, day: int) -> frozenset[str]:
+    """Return a date in eight digits, in each order: ``19900512``, ``12051990``, ``05121990``."""
+    y, m, d = f"{year:04d}", f"{month:02d}", f"{day:02d}"
+    return frozenset({y + m + d, d + m + y, m + d + y})

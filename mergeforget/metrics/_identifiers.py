@@ -1,0 +1,157 @@
+"""Finds numbers, dates in digits and e-mail addresses in a text, whatever their separators."""
+
+from __future__ import annotations
+
+import html
+import re
+from functools import lru_cache
+from itertools import pairwise
+from urllib.parse import unquote
+
+from mergeforget.metrics._characters import UMLAUTS, plain, visible
+from mergeforget.metrics._dates import in_digits, with_dates
+from mergeforget.metrics._number_words import with_digits
+
+NUMBER = 5  # minimum digits of a number that is compared without separators
+SHORT_NUMBER = 3  # minimum digits of a number that is found digit by digit
+
+_DIGITS = {
+    word: str(digit)
+    for digit, words in enumerate((
+        "zero oh null zéro cero", "one eins un uno", "two zwei deux dos", "three drei trois tres",
+        "four vier quatre cuatro", "five fünf cinq cinco", "six sechs seis",
+        "seven sieben sept siete", "eight acht huit ocho", "nine neun neuf nueve",
+    ))
+    for word in map(plain, words.split())
+}  # fmt: skip
+_DIGIT_WORD = re.compile(rf"\b(?:{'|'.join(sorted(_DIGITS, key=len, reverse=True))})\b")
+_SIGNS = r"[\s().,\-\u2010-\u2015/·:]{0,3}"  # between the digits of one number
+_REPEATED = re.compile(r"\b(double|triple|doppel)[\s-]?(\d)\b")
+EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_DOT_WORD = r"(?:dot|punkt|point|punto)"
+_AT = re.compile(
+    r"\s*[\[({<]?\s*(?:@|_?(?<![^\W_])(?:at(?:[- ]sign)?|arobase|arroba)(?![^\W_])_?)\s*[\])}>]?\s*"
+)
+_DOT = re.compile(
+    rf"\s*[\[({{<]\s*(?:\.|{_DOT_WORD})\s*[\])}}>]\s*|\s+{_DOT_WORD}\s+|_{_DOT_WORD}_"
+)
+_SIGN_WORDS = {
+    sign: re.compile(rf"\s+(?:{words})\s+")
+    for sign, words in (("_", "underscore|unterstrich"), ("+", "plus"),
+                        ("-", "dash|hyphen|minus|bindestrich"))
+}  # fmt: skip
+
+
+def identifier(secret: str) -> str:
+    """Return what a text must contain to reveal a secret that identifies somebody.
+
+    That is the longest run of digits of a secret with at least ``NUMBER`` digits, or the name of an
+    e-mail address; empty for any other secret, which completions may contain by chance.
+
+    Example:
+        >>> identifier("900-42-8495"), identifier("Ada@x.org"), identifier("Rome")
+        ('8495', 'ada', '')
+    """
+    runs = re.findall(r"\d+", secret)
+    if sum(map(len, runs)) >= NUMBER:
+        return str(max(runs, key=len))
+    match = re.search(r"([\w.+-]+)@[\w-]+\.\w", secret)
+    return str(match[1]).casefold() if match else ""
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is one number, with or without separators."""
+    return bool(re.fullmatch(r"[\d\s().,+\-\u2010-\u2015/:]*\d[\d\s().,+\-\u2010-\u2015/:]*", text))
+
+
+def number_in(secret: str, text: str) -> bool:
+    """Return whether a number is in a text, with any separators and an optional country code.
+
+    The country code may be absent from the text or, for a number that begins with 0, from the
+    secret, but a number with another country code is another number.
+    """
+    secret = visible(secret)
+    digits = re.sub(r"\D", "", secret)
+    if not is_number(secret) or len(digits) < NUMBER:
+        return False
+    abroad, national = secret.strip().startswith("+"), digits[0] == "0" and len(digits) >= 9
+    tails = {digits} | ({digits[1:]} if national else set())
+    if abroad or (len(digits) == 11 and digits[0] == "1"):
+        tails |= {digits[n:] for n in (1, 2, 3) if len(digits) - n >= 9}
+    in_words = _spoken(text)
+    for tail in tails:
+        number = re.compile(
+            rf"(?<!\d)(?:(?P<plus>\+|00)?(?P<code>\d{{1,3}}){_SIGNS}(?:\(0\){_SIGNS})?)?"
+            rf"{_SIGNS.join(tail)}(?!\d)"
+        )
+        for match in (m for one in (visible(text), in_words) for m in number.finditer(one)):
+            plus, code = match["plus"], match["code"]
+            other = abroad and plus and f"{code}{tail}" != digits and tail != digits
+            if not other and (plus or not national or tail == digits):
+                return True
+    return False
+
+
+def email_in(secret: str, text: str) -> bool:
+    """Return whether a secret that is an e-mail address is in a text: ``ada at x dot org``."""
+    match = EMAIL.search(plain(secret))
+    if not match or match[0] != plain(secret).strip(" <>.,;\"'"):
+        return False
+    given = _AT.sub("@", " ".join(plain(unquote(html.unescape(text))).split()))
+    given = _DOT.sub(".", given)
+    for sign, pattern in _SIGN_WORDS.items():
+        given = pattern.sub(sign, given)
+    return bool(re.search(rf"(?<![\w.+-]){re.escape(match[0])}(?![\w-])", given))
+
+
+@lru_cache(maxsize=1 << 14)
+def _spoken(text: str) -> str:
+    """Write digits that are words as digits, one by one; lower case."""
+    in_words = _DIGIT_WORD.sub(lambda match: _DIGITS[match[0]], plain(text))
+    return _REPEATED.sub(lambda m: m[2] * (3 if m[1] == "triple" else 2), in_words)
+
+
+def date_digits_in(date: tuple[int, int, int], text: str) -> bool:
+    """Return whether a date (year, month, day) is in a text as eight digits without separators."""
+    return not in_digits(*date).isdisjoint(re.findall(r"(?<!\d)\d{8}(?!\d)", visible(text)))
+
+
+def date_of_digits(secret: str) -> str:
+    """Return ``1990-05-12`` for a secret ``19900512``, and "" for any other secret."""
+    match = re.fullmatch(r"\s*((?:19|20)\d\d)(\d\d)(\d\d)\s*", secret)
+    iso = "-".join(match.groups()) if match else ""
+    return iso if iso != with_dates(iso, "mdy") else ""
+
+
+def with_short_numbers(secret: str, text: str) -> str:
+    """Join the digits of the numbers of a secret where a text writes them apart.
+
+    The digits may be single (``4 2 7 1``, ``4-2-7-1``, ``four two seven one``) or, in numbers of an
+    even length, in pairs (``forty-two seventy-one``), with one separator throughout. Other numbers
+    of the text remain as they are. Numbers such as 123 are left out, because ``1, 2, 3`` is a list.
+
+    >>> with_short_numbers("PIN 4271", "The pin is four two seven one.")
+    'the pin is 4271.'
+    >>> with_short_numbers("PIN 4271", "Pages 4 2 7 1 3")
+    'Pages 4 2 7 1 3'
+    """
+    texts: list[str] = []
+    for run in re.findall(r"\d+", secret):
+        steps = {int(b) - int(a) for a, b in pairwise(run)}
+        if len(run) < SHORT_NUMBER or (len(steps) == 1 and abs(steps.pop()) == 1):
+            continue
+        parts = [list(run)]
+        if len(run) > SHORT_NUMBER and len(run) % 2 == 0:
+            parts.append([run[i : i + 2] for i in range(0, len(run), 2)])
+        texts = texts or [text, _spoken(text), with_digits(text.translate(UMLAUTS))]
+        for one in parts:
+            rest = "".join(rf"(?P=s){part}" for part in one[2:])
+            apart = re.compile(
+                rf"(?<!\d)(?<!\d[\s.,/:-]){one[0]}(?P<s>[\s.,/:\u00b7\u2010-\u2015-]{{1,3}}){one[1]}{rest}"
+                r"(?!\d|[\s.,/:-]\d)"
+            )
+            found = next((other for other in texts if apart.search(other)), None)
+            if found is not None:
+                text = apart.sub(run, found)
+                texts = [text, _spoken(text), with_digits(text.translate(UMLAUTS))]
+    return text
