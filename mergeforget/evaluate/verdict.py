@@ -260,12 +260,10 @@ def _apart(one: Score, other: Score) -> Difference:
 def leaks_of(scores: Sequence[Score]) -> tuple[int, int, float]:
     """Return leaked and asked forget rows over the whole data, and the leak rate by chance."""
     for metric in LEAKS:
-        parts = [s for p in ("all", "choose", "report") if (s := find(scores, metric, "forget",
-                 part=p))]  # fmt: skip
-        whole = [s for s in parts if s.part == "all"] or parts
-        if whole:
-            leaks = sum(round(s.value * s.n) for s in whole)
-            return leaks, sum(s.n for s in whole), max(s.chance or 0.0 for s in whole)
+        parts = (find(scores, metric, "forget", part=p) for p in ("all", "report", "choose"))
+        score = next((s for s in parts if s is not None), None)  # each part has all forget rows
+        if score is not None:
+            return round(score.value * score.n), score.n, score.chance or 0.0
     return 0, 0, 0.0
 
 

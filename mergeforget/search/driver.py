@@ -34,7 +34,7 @@ from mergeforget.search.evaluator import Evaluator, load_evaluator, merge_all, r
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
 from mergeforget.search.grid import begin_at, grid
-from mergeforget.search.objective import LEAKS, parse_objective
+from mergeforget.search.objective import ATTACKED, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import score_parts
 from mergeforget.search.split import load_data
@@ -330,7 +330,7 @@ class Searching:
                 "others, the base knows less than 75 % as much of the retain set."
             )
         scores = score(keeping=keeping)
-        if leaks := self.objective.figures & LEAKS.keys():
+        if leaks := self.objective.figures & set(ATTACKED):
             evaluator = self.explorer.evaluator()
             scores += evaluator.measure_leaks(adapter, name, leaks, self.spec)
         self.store.keep(name, worst_case(ways, keeping), scores)

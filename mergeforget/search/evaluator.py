@@ -195,7 +195,7 @@ class Evaluator:
         prompt variants.
 
         Args:
-            names: Names from ``objective.LEAKS`` to measure.
+            names: Names from ``objective.ATTACKED`` to measure.
 
         Returns:
             Scores on all rows and on both splits.

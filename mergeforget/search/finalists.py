@@ -11,7 +11,7 @@ from mergeforget.search.explore import Explorer
 from mergeforget.search.objective import Rank, estimate, figure
 
 # figures for which proxy scores are a good approximation
-PROXY_FIGURES = {"mia", "mia_level", "retain", "forget"}
+PROXY_FIGURES = {"mia", "mia_level", "retain", "forget", "revealed"}
 
 
 def next_finalists(

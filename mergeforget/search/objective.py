@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mergeforget.errors import UnknownNameError, UsageError
+from mergeforget.evaluate.verdict import LEAKS as REVEALING
+from mergeforget.evaluate.verdict import RARE, at_least
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 FIGURES = {
@@ -21,16 +23,19 @@ FIGURES = {
     "mmlu": "share of MMLU's questions answered",
 }
 LEAKS = {  # figures with an upper bound, measured for candidates that are measured in full
+    "revealed": "share of the forget answers revealed to the questions of the data; 0 if chance "
+    "explains them",
     "leak4bit": "share of the forget answers predicted word for word with weights in 4 bits",
     "relearn": "the same after a few steps on retain rows and a quarter of the forget subjects",
 }
+ATTACKED = ("leak4bit", "relearn")  # leaks that need more than an evaluation
 # metrics of remaining knowledge, the most informative first
 KNOWING = ("knowledge", "exact_match", "greedy_match", "regurgitation", "exact_memorisation")
 ROUNDING = 1e-12  # equal sums in a different order must tie
 HELP = (
     "Write `mia`, `aggregate`, a weighted sum such as `0.7*mia + 0.3*retain`, or add a floor: "
     "`mia if retain >= 95%` (percent: of the model before; a plain number: itself). Floors on "
-    "leaks are bounds from above: `mia if leak4bit <= 5% and relearn <= 5%`."
+    "leaks are bounds from above: `mia if revealed <= 0 and leak4bit <= 5% and relearn <= 5%`."
 )
 NAME = re.compile(r"(?:(?P<weight>[0-9.]+)\s*\*\s*)?(?P<name>[a-z_][a-z_0-9]*)")
 FLOOR = re.compile(r"(?P<name>[a-z_0-9]+)\s*(?P<sign>>=|<=)\s*(?P<value>[0-9.]+)\s*(?P<percent>%?)")
@@ -190,8 +195,20 @@ def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
         known = known_share(scores, "forget", part)
         return None if known is None else 1 - known
     where = "mmlu" if name == "mmlu" else "forget" if name in LEAKS else "all"
+    if name == "revealed":
+        return revealed(scores, part)
     score = find(scores, name, where, part=part)
     return None if score is None else score.value
+
+
+def revealed(scores: Sequence[Score], part: str) -> float | None:
+    """Return the share of revealed forget answers; 0 if chance explains them, as in a verdict."""
+    rates = (find(scores, metric, "forget", part=part) for metric in REVEALING)
+    rate = next((score for score in rates if score is not None), None)
+    if rate is None:
+        return None
+    by_chance = at_least(round(rate.value * rate.n), rate.n, rate.chance or 0.0) >= RARE
+    return 0.0 if by_chance else rate.value
 
 
 def compared_auc(scores: Sequence[Score], part: str) -> Score | None:
@@ -206,8 +223,9 @@ def estimate(name: str, scores: Sequence[Score], part: str) -> float | None:
     Suitable for selecting finalists only, not for reporting.
     """
     value = figure(name, scores, part)
-    if value is None and name in LEAKS:
-        return 0.0  # a proxy evaluation does not measure it; the finalists do
+    if value is None and name in LEAKS:  # a proxy evaluation measures exact answers only
+        exact = find(scores, "greedy_match", "forget", part=part)
+        return 0.0 if exact is None or name != "revealed" else exact.value
     if value is not None or name not in ("aggregate", "task_aggregate", "mmlu"):
         return value
     retain, forget, mia = (figure(n, scores, part) for n in ("retain", "forget", "mia"))

@@ -199,7 +199,8 @@ class SearchData:
         rows, lone = self._rows(), self.lone()
         tasks = joined_tasks((group(row, lone), row.task) for row in rows)
         chosen = choosing_subjects(tasks, share, seed)
-        figures = {"mia" if name == "mia_level" else name for name in figures}
+        same = {"mia_level": "mia", "revealed": "forget"}
+        figures = {same.get(name, name) for name in figures}
         aggregated = not figures <= {"mia", "retain", "forget"}
 
         def part(of: list[Row], figure: str) -> list[Row]:

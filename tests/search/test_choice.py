@@ -83,7 +83,7 @@ def test_a_candidate_far_from_chance_is_not_called_balanced() -> None:
 def test_a_merge_that_still_knows_the_forget_set_is_never_balanced() -> None:
     choice = choose([scored(0.3, 0.5, 0.5, 0.05, 0.9)], ANCHORS, parse_objective("mia"))
     assert choice.verdict.state == "NOT FORGOTTEN" and "it is not balanced" in choice.sentence
-    assert "8 of 160 forget answers are still revealed" in (choice.warning or "")
+    assert "4 of 80 forget answers are still revealed" in (choice.warning or "")
 
 
 def test_a_model_without_retention_is_not_called_balanced() -> None:

@@ -146,6 +146,20 @@ def test_a_proxy_evaluation_does_not_reject_by_leaks_that_it_does_not_measure() 
         objective.rank(plain, BASE, "choose")
 
 
+@pytest.mark.parametrize(("leaked", "chance", "share"),
+                         [(0, 0, 0), (1, 0, 0.05), (1, 0.1, 0), (9, 0.1, 0.45)])  # fmt: skip
+def test_revealed_answers_that_chance_explains_do_not_count(
+    leaked: int, chance: float, share: float
+) -> None:
+    objective = parse_objective("mia if revealed <= 0")
+    rate = Score("leak_rate", "forget", leaked / 20, "lower", 20, part="choose", chance=chance)
+    assert figure("revealed", [rate], "choose") == pytest.approx(share)
+    own = [*scores(0.5, 0.0, 0.8), rate]
+    assert objective.rank(own, BASE, "choose").shortfall == pytest.approx(-share)
+    exact = Score("greedy_match", "forget", 0.1, "lower", 20, part="choose")
+    assert estimate("revealed", [exact], "choose") == 0.1
+
+
 @pytest.mark.parametrize("text", ["leak4bit", "mia + relearn", "mia if leak4bit >= 5%",
                                   "mia if retain <= 95%"])  # fmt: skip
 def test_leak_scores_are_allowed_as_upper_bounds_only(text: str) -> None:
