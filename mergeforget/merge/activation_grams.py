@@ -80,11 +80,11 @@ def grams_of(
     template = template_of(tokenizer, spec) if spec else PromptTemplate.resolve(tokenizer)
     if "contrast" in takes:
         squared = candidate.arguments.get("estimate", takes["estimate"].default) == "fisher"
-        both = [
+        statistics = [
             importances(model, tokenizer, read_rows(path), adapters, template, squared=squared)
             for path in files
         ]
-        return {module: [one[module] for one in both] for module in both[0]}
+        return {module: [one[module] for one in statistics] for module in statistics[0]}
     row_sets = [read_rows(path) for path in files] * (len(adapters) // len(files))
     if "shares" in takes:
         from mergeforget.merge.adaptive_weights import learn_shares
@@ -98,15 +98,15 @@ def grams_of(
         }
     if traits(candidate.method).layerwise:
         return layerwise_grams(model, tokenizer, row_sets, adapters, candidate, template)
-    found: list[dict[str, Array]] = []
+    per_file: list[dict[str, Array]] = []
     for adapter, rows in zip(adapters, row_sets, strict=True):
         with applied(model, adapter):
             if "importance" in takes:
                 measured = importances(model, tokenizer, rows, [adapter], template)
-                found.append(measured)
+                per_file.append(measured)
                 continue
-            found.append(input_grams(model, tokenizer, rows, adapter, template))
-    return {m: [one[m] for one in found if m in one] for m in set().union(*found)}
+            per_file.append(input_grams(model, tokenizer, rows, adapter, template))
+    return {m: [one[m] for one in per_file if m in one] for m in set().union(*per_file)}
 
 
 def layerwise_grams(
@@ -125,31 +125,37 @@ def layerwise_grams(
     """
     from mergeforget.merge.apply import applied
 
-    every = sorted(set().union(*(adapter.deltas for adapter in adapters)))
+    modules = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     layers: dict[int, list[str]] = {}
-    for name in every:
-        place = LAYER.search(name)
-        layers.setdefault(int(place[1]) if place else len(every), []).append(name)
-    depth, found = depth_of(every), dict[str, Sequence[Array]]()
+    for name in modules:
+        layer_match = LAYER.search(name)
+        layers.setdefault(int(layer_match[1]) if layer_match else len(modules), []).append(name)
+    depth, grams = depth_of(modules), dict[str, Sequence[Array]]()
     merged: dict[str, LowRankDelta] = {}
     for number in sorted(layers):
         names, measured = layers[number], []
         for adapter, data in zip(adapters, rows, strict=True):
-            here = {name: adapter.deltas[name] for name in names if name in adapter.deltas}
-            mixed = replace(adapter, deltas=merged | here, extras={}, embeddings=frozenset())
+            layer_deltas = {name: adapter.deltas[name] for name in names if name in adapter.deltas}
+            mixed = replace(
+                adapter, deltas=merged | layer_deltas, extras={}, embeddings=frozenset()
+            )
             with applied(model, mixed):
                 measured.append(
-                    input_grams(model, tokenizer, data, replace(mixed, deltas=here), template)
+                    input_grams(
+                        model, tokenizer, data, replace(mixed, deltas=layer_deltas), template
+                    )
                 )
         for name in names:
-            found[name] = [one[name] for one in measured if name in one]
+            grams[name] = [one[name] for one in measured if name in one]
             owners = [i for i, adapter in enumerate(adapters) if name in adapter.deltas]
-            at = at_module(candidate, name, depth[name])
-            moved = mapped([adapters[i].deltas[name] for i in owners], found[name], at)
-            a = [d.a * (at.weights[i] * d.scaling) for i, d in zip(owners, moved, strict=True)]
+            settings = at_module(candidate, name, depth[name])
+            moved = mapped([adapters[i].deltas[name] for i in owners], grams[name], settings)
+            a = [
+                d.a * (settings.weights[i] * d.scaling) for i, d in zip(owners, moved, strict=True)
+            ]
             b = [d.b for d in moved]
             merged[name] = LowRankDelta(np.concatenate(a), np.concatenate(b, axis=1), 1.0)
-    return found
+    return grams
 
 
 def input_grams(
@@ -307,10 +313,10 @@ def as_sum(
     changed = [dict(adapter.deltas) for adapter in adapters]
     depth = depth_of(owners)
     for module, present in owners.items():
-        here = at_module(candidate, module, depth[module])
+        settings = at_module(candidate, module, depth[module])
         deltas = [adapters[i].deltas[module] for i in present]
         if known.maps:
-            deltas = mapped(deltas, grams[module], here)
+            deltas = mapped(deltas, grams[module], settings)
         else:
             shares = [float(x) for x in grams[module]]
             deltas = [

@@ -76,8 +76,8 @@ def learn_shares(
     import torch
 
     takes = MERGE_METHODS.get(candidate.method).parameters
-    given = {k: candidate.arguments.get(k, takes[k].default) for k in ARGUMENTS}
-    steps, rate, initial, rows = (given[k] for k in ARGUMENTS)
+    arguments = {k: candidate.arguments.get(k, takes[k].default) for k in ARGUMENTS}
+    steps, rate, initial, rows = (arguments[k] for k in ARGUMENTS)
     if not all(files) or steps < 1 or rate <= 0 or rows < 1:
         raise UsageError(
             f"{candidate.method} needs rows in every file, steps and rows >= 1 and rate > 0."

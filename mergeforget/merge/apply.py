@@ -45,14 +45,14 @@ def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) 
     check_resident(model, "An adapter that is added to the weights")
     changes: dict[str, list[tuple[ChangedWeight, LowRankDelta]]] = {}
     for name, delta in adapter.deltas.items():
-        place = changed_weight(model, name, delta, adapter.config)
-        changes.setdefault(f"{place.module}.{place.parameter}", []).append((place, delta))
-    originals = {key: some[0][0].of(model) for key, some in changes.items()}
+        target = changed_weight(model, name, delta, adapter.config)
+        changes.setdefault(f"{target.module}.{target.parameter}", []).append((target, delta))
+    originals = {key: targets[0][0].of(model) for key, targets in changes.items()}
     try:
         with torch.no_grad():
             for key, weight in originals.items():
-                room = None if buffers is None else buffers.get(key)
-                merged = _added(weight.data, changes[key], room)
+                buffer = None if buffers is None else buffers.get(key)
+                merged = _added(weight.data, changes[key], buffer)
                 if buffers is not None:
                     buffers[key] = merged
                 # a new parameter, not new data, so that a tied embedding does not change
@@ -99,51 +99,51 @@ def changed_weight(
     Raises:
         InputError: The model has no such module or parameter, or it has another shape.
     """
-    place = expert_of(name)
-    if place is None:
+    expert_name = expert_of(name)
+    if expert_name is None:
         as_stored = adapts_parameter(config, name)
         weight_of(model, name, delta, as_stored=as_stored)
         transposed = not as_stored and is_transposed(model.get_submodule(name))
         return ChangedWeight(name, transposed=transposed)
-    wrapper, expert = place
+    wrapper, expert = expert_name
     module = _module(model, module_of(wrapper))
-    held = [key for key, _ in module.named_parameters(recurse=False)]
-    key = parameter_of(wrapper, held, config.get("target_parameters") or [])
+    parameter_names = [key for key, _ in module.named_parameters(recurse=False)]
+    key = parameter_of(wrapper, parameter_names, config.get("target_parameters") or [])
     parameter = getattr(module, key)
     stacked = parameter.ndim == 3
     turned = stacked and bool(getattr(module, "is_transposed", False))
     shape = tuple(parameter.shape[-2:])
-    wanted = delta.shape[::-1] if turned else delta.shape
-    if shape != wanted or expert >= (parameter.shape[0] if stacked else 1):
+    expected_shape = delta.shape[::-1] if turned else delta.shape
+    if shape != expected_shape or expert >= (parameter.shape[0] if stacked else 1):
         raise InputError(
-            f"{name} is {shape} in the model, and the adapter changes a weight of {wanted}: it was "
-            "trained on another model."
+            f"{name} is {shape} in the model, and the adapter changes a weight of "
+            f"{expected_shape}: it was trained on another model."
         )
     return ChangedWeight(module_of(wrapper), key, expert if stacked else None, turned)
 
 
 def _added(
-    weight: Tensor, changes: Sequence[tuple[ChangedWeight, LowRankDelta]], room: Tensor | None
+    weight: Tensor, changes: Sequence[tuple[ChangedWeight, LowRankDelta]], out: Tensor | None
 ) -> Tensor:
     """Return the weight plus its deltas, in ``room`` if its shape, dtype and device match."""
     import torch
 
-    if room is None or (room.shape, room.dtype, room.device) != (
+    if out is None or (out.shape, out.dtype, out.device) != (
         weight.shape, weight.dtype, weight.device
     ):  # fmt: skip
-        room = torch.empty_like(weight)
+        out = torch.empty_like(weight)
     if changes[0][0].expert is not None:
-        room.copy_(weight)  # some experts may have no delta
-    for place, delta in changes:
-        at = slice(None) if place.expert is None else place.expert
+        out.copy_(weight)  # some experts may have no delta
+    for target, delta in changes:
+        expert = slice(None) if target.expert is None else target.expert
         a = torch.from_numpy(np.ascontiguousarray(delta.a)).to(weight.device, torch.float32)
         b = torch.from_numpy(np.ascontiguousarray(delta.b)).to(weight.device, torch.float32)
-        left, right = (a.T, b.T) if place.transposed else (b, a)
+        left, right = (a.T, b.T) if target.transposed else (b, a)
         if weight.dtype == torch.float32:
-            torch.addmm(weight[at], left, right, alpha=delta.scaling, out=room[at])
+            torch.addmm(weight[expert], left, right, alpha=delta.scaling, out=out[expert])
         else:
-            room[at] = torch.addmm(weight[at].float(), left, right, alpha=delta.scaling)
-    return room
+            out[expert] = torch.addmm(weight[expert].float(), left, right, alpha=delta.scaling)
+    return out
 
 
 def weight_of(
@@ -167,8 +167,8 @@ def weight_of(
             f"{name} is {tuple(weight.shape)} in the model, and the adapter changes a weight of "
             f"{delta.shape}: it was trained on another model."
         )
-    found: nn.Parameter = weight
-    return found
+    parameter: nn.Parameter = weight
+    return parameter
 
 
 def transposed_parameter(model: nn.Module, adapters: Sequence[Adapter]) -> str | None:

@@ -45,11 +45,11 @@ def held(source: Source) -> Source:
         if not isinstance(stack, np.ndarray):
             block: Tensor = stack[:, part]
             return block
-        room: NDArray[Any] = _room.take(
+        buffer: NDArray[Any] = _room.take(
             "block", (source.n, part.stop - part.start, source.shape[1]), stack.dtype
         )
-        np.copyto(room, stack[:, part])  # contiguous
-        return room
+        np.copyto(buffer, stack[:, part])  # contiguous
+        return buffer
 
     return source._replace(rows=rows, sample=lambda down, across: stack[:, ::down, ::across])
 
@@ -92,8 +92,8 @@ def merge_whole(
         if part == slice(0, source.shape[0]):
             return merged
         results = results or [empty(source.shape, x) for x in merged]
-        for whole, block in zip(results, merged, strict=True):
-            whole[part] = block
+        for result, block in zip(results, merged, strict=True):
+            result[part] = block
     return results
 
 
@@ -189,9 +189,9 @@ def _l1_factors(source: Source, candidate: Candidate, name: str) -> Tensor:
     before, after = [], []
     for part in blocks(source.shape):
         stack = source.rows(part)
-        kept = drops(stack, candidate.density, generator=generator, rescale="none", **arguments)
+        dropped = drops(stack, candidate.density, generator=generator, rescale="none", **arguments)
         before.append(row_sums(stack))
-        after.append(row_sums(kept))
+        after.append(row_sums(dropped))
     join = library(before[0]).concatenate
     return factors_of_l1(join(before, 1), join(after, 1))
 

@@ -166,10 +166,10 @@ def sweep(
     depth = depth_of(modules)
 
     def merge(module: str) -> list[MergedModule]:
-        here = [at_module(one, module, depth[module]) for one in candidates]
+        settings = [at_module(one, module, depth[module]) for one in candidates]
         with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
             try:
-                return merge_module(module, adapters, here, how)
+                return merge_module(module, adapters, settings, how)
             except np.linalg.LinAlgError as error:
                 raise NumericError(
                     f"{module} cannot be truncated to a rank: its values are too large ({error}). "
@@ -252,8 +252,8 @@ def merge_module(
         merged = [factors(deltas, weights, **method_arguments(one)) for one in candidates]
         return [_part(cut_factors(a, b, rank), deltas[0].a.dtype) for a, b in merged]
     if coefficients:
-        found = coefficients(lambda: gram(deltas), weights, **first.arguments)
-        stacked = stacked_sum(deltas, found)
+        multipliers = coefficients(lambda: gram(deltas), weights, **first.arguments)
+        stacked = stacked_sum(deltas, multipliers)
         return [_part(cut_factors(stacked.a, stacked.b, rank))] * len(candidates)
     start = np.concatenate([delta.a for delta in deltas])
     dense = merge_whole(on_device(products(deltas), how.device), weights, candidates, module)
@@ -271,12 +271,12 @@ def _by_importance(
     stack = np.stack([delta.dense() for delta in deltas])
     rank = candidates[0].rank or max(delta.rank for delta in deltas)
     start = np.concatenate([delta.a for delta in deltas])
-    found = []
+    parts = []
     for one in candidates:
-        given = method_arguments(one) | supplied(one, importance)
-        merged = as_array(MERGE_METHODS.get(one.method).fn(stack, weights, **given))
-        found.append(_part(cut_dense(merged, rank, start, how.svd)))
-    return found
+        keywords = method_arguments(one) | supplied(one, importance)
+        merged = as_array(MERGE_METHODS.get(one.method).fn(stack, weights, **keywords))
+        parts.append(_part(cut_dense(merged, rank, start, how.svd)))
+    return parts
 
 
 def method_arguments(candidate: Candidate) -> dict[str, Any]:

@@ -110,8 +110,8 @@ def _difference(
     """Return the difference of one tensor under the name of the loaded model's module."""
     if not info.floating or not info.numel:
         return Difference(info.name, 0.0, 0.0)
-    theirs = tensor_of(model, info.name)
-    change = check_finite_block(model, theirs, model.read(theirs)) - base.read(info)
+    other_info = tensor_of(model, info.name)
+    change = check_finite_block(model, other_info, model.read(other_info)) - base.read(info)
     energy = float(np.square(change, dtype=np.float64).sum())
     if energy == 0:
         return Difference(info.name, 0.0, 0.0)
@@ -146,8 +146,8 @@ def _merged(
     deltas = {one.name: one.delta for one in differences if one.delta is not None}
     energy = sum(one.energy for one in differences)
     if not deltas:
-        what = "equal" if not energy else "different only in tensors that no LoRA can change"
-        raise InputError(f"{model} and {base} are {what}: there is nothing to extract.")
+        description = "equal" if not energy else "different only in tensors that no LoRA can change"
+        raise InputError(f"{model} and {base} are {description}: there is nothing to extract.")
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task,
@@ -186,10 +186,10 @@ def _as_model(model: Path, base: Path) -> Iterator[Path]:
 
     config = read_json_object(adapter / CONFIG)
     kind = config.get("peft_type")
-    if found := [key for key in NO_PLAIN_LORA if config.get(key)]:
+    if settings := [key for key in NO_PLAIN_LORA if config.get(key)]:
         raise InputError(
-            f"{adapter} has no plain LoRA: {found[0]} is set, and {NOT_PLAIN[found[0]]}. Evaluate "
-            "it with PEFT, or train a plain LoRA."
+            f"{adapter} has no plain LoRA: {settings[0]} is set, and {NOT_PLAIN[settings[0]]}. "
+            "Evaluate it with PEFT, or train a plain LoRA."
         )
     with tempfile.TemporaryDirectory() as folder:
         kind_of_model = model_class(AutoConfig.from_pretrained(base))

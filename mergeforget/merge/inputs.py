@@ -109,11 +109,11 @@ def check_same_base(adapters: Sequence[Adapter], *, trusted: bool = False) -> No
                 "`mergeforget train-pair`. If both names refer to the same model, add --same-base."
             )
         for module in first.deltas.keys() & other.deltas.keys():
-            here, there = first.deltas[module].shape, other.deltas[module].shape
-            if here != there:
+            shape, other_shape = first.deltas[module].shape, other.deltas[module].shape
+            if shape != other_shape:
                 raise InputError(
-                    f"{module} is {here} in {first.name!r} and {there} in {other.name!r}: they "
-                    "were trained on different base models."
+                    f"{module} is {shape} in {first.name!r} and {other_shape} in {other.name!r}: "
+                    "they were trained on different base models."
                 )
 
 
@@ -145,20 +145,22 @@ def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merge
         done: The operation that is not possible, for the message.
     """
     config = adapter.config
-    faults = [f"{key} is set: {why}" for key, why in NOT_PLAIN.items() if config.get(key)]
+    faults = [f"{key} is set: {reason}" for key, reason in NOT_PLAIN.items() if config.get(key)]
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_THE_BASE):
         faults.append(f"init_lora_weights is {start!r}, which changes the base's weights")
     never = bool(faults)
     if not with_base:
-        faults += [f"{key} is set: {why}" for key, why in NEEDS_THE_BASE.items() if config.get(key)]
+        faults += [
+            f"{key} is set: {reason}" for key, reason in NEEDS_THE_BASE.items() if config.get(key)
+        ]
         if config.get("bias") not in (None, "none"):
             faults.append(f"bias is {config['bias']!r}: biases of the base were trained")
         odd = [key for key in adapter.extras if not _is_frozen(adapter, key)]
         if odd and not faults:
             faults.append(f"it contains tensors other than lora_A and lora_B: {first_names(odd)}")
     if faults:
-        way = (
+        alternative = (
             "No plain LoRA is equivalent, so `mergeforget extract-lora` cannot convert it."
             if any(config.get(key) for key in NO_PLAIN_LORA)
             else "Or convert it to a plain LoRA with `mergeforget extract-lora ADAPTER --base BASE "
@@ -168,7 +170,7 @@ def check_plain(adapter: Adapter, *, with_base: bool = False, done: str = "merge
         )
         raise InputError(
             f"{adapter.name!r} cannot be {done} exactly: {'; '.join(faults)}. Train plain LoRA "
-            f"adapters with `mergeforget train-pair`. {way}"
+            f"adapters with `mergeforget train-pair`. {alternative}"
         )
 
 
@@ -194,8 +196,8 @@ def check_finite(adapter: Adapter, cause: str = DIVERGED) -> None:
         tensors |= {f"{module}.lora_A": delta.a, f"{module}.lora_B": delta.b}
     for name, tensor in tensors.items():
         if not all_finite(tensor):
-            what = "NaN" if np.isnan(tensor).any() else "Inf"
-            raise NumericError(f"{adapter.name!r} contains {what} in {name}. {cause}")
+            value = "NaN" if np.isnan(tensor).any() else "Inf"
+            raise NumericError(f"{adapter.name!r} contains {value} in {name}. {cause}")
 
 
 def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]:
@@ -213,20 +215,20 @@ def modules_to_merge(adapters: Sequence[Adapter], modules: Modules) -> list[str]
 
 def shared(owners: Sequence[tuple[str, Mapping[str, Any]]], modules: Modules) -> list[str]:
     """Compute ``modules_to_merge`` for any (name, mapping) pairs, by module or by tensor."""
-    all_names = set().union(*(held for _, held in owners))
-    common = all_names.intersection(*(held for _, held in owners))
+    all_names = set().union(*(names for _, names in owners))
+    common = all_names.intersection(*(names for _, names in owners))
     if modules == "all" or common == all_names:
         return sorted(all_names)
     if modules == "same":
-        lacking, held = next(one for one in owners if one[1].keys() != all_names)
-        missing = sorted(all_names - held.keys())
-        owner = next(name for name, theirs in owners if missing[0] in theirs)
-        rest = f"the {len(common)} they share with --modules common, or " if common else ""
+        lacking, names = next(one for one in owners if one[1].keys() != all_names)
+        missing = sorted(all_names - names.keys())
+        owner = next(name for name, other_names in owners if missing[0] in other_names)
+        common_option = f"the {len(common)} they share with --modules common, or " if common else ""
         raise InputError(
             f"Cannot merge: {len(missing)} modules of {owner!r} are missing from {lacking!r}, for "
             f"example {missing[0]}. The adapters were trained with different target_modules. Train "
             "both from one recipe with `mergeforget train-pair`, or merge "
-            f"{rest}each from the adapters that have it with --modules all."
+            f"{common_option}each from the adapters that have it with --modules all."
         )
     if not common:
         raise InputError("The adapters have no module in common.")
@@ -252,22 +254,24 @@ def merged_config(adapters: Sequence[Adapter], modules: Sequence[str]) -> dict[s
 
 def _target_parameters(adapters: Sequence[Adapter]) -> list[str]:
     """Return the common ``target_parameters``, which determine how PEFT nests its wrappers."""
-    every = [sorted(adapter.config.get("target_parameters") or []) for adapter in adapters]
-    for adapter, own in zip(adapters[1:], every[1:], strict=True):
-        if own != every[0]:
+    parameter_lists = [
+        sorted(adapter.config.get("target_parameters") or []) for adapter in adapters
+    ]
+    for adapter, parameters in zip(adapters[1:], parameter_lists[1:], strict=True):
+        if parameters != parameter_lists[0]:
             raise InputError(
-                f"{adapters[0].name!r} was trained on the parameters {every[0]} and "
-                f"{adapter.name!r} on {own}. PEFT needs one list of target_parameters. Train both "
-                "with the same, or merge into a whole model with --full."
+                f"{adapters[0].name!r} was trained on the parameters {parameter_lists[0]} and "
+                f"{adapter.name!r} on {parameters}. PEFT needs one list of target_parameters. "
+                "Train both with the same, or merge into a whole model with --full."
             )
-    return every[0]
+    return parameter_lists[0]
 
 
 def first_names(names: Iterable[str], limit: int = 3) -> str:
     """Return the first few names, and the number of further ones."""
     listed = sorted(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    ending = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + ending
 
 
 MADE = "candidate.json"  # file of a folder that a merge wrote and may replace
@@ -275,13 +279,14 @@ MADE = "candidate.json"  # file of a folder that a merge wrote and may replace
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:
     """Raise InputError if ``out`` is an input, or contains one."""
-    place = out.resolve()
+    target = out.resolve()
     for path in inputs:
-        read = path.resolve()
-        if place in (read, *read.parents) and read.exists():
-            what = "is read" if place == read else f"contains {path}, which is read"
+        source = path.resolve()
+        if target in (source, *source.parents) and source.exists():
+            relation = "is read" if target == source else f"contains {path}, which is read"
             raise InputError(
-                f"{out} {what}, and the output would replace it. Choose another place with --out."
+                f"{out} {relation}, and the output would replace it. Choose another place with "
+                "--out."
             )
 
 
@@ -297,9 +302,9 @@ def check_free(
     check_apart(out, inputs)
     if out.is_file():
         raise InputError(f"{out} is a file. Choose another place with --out.")
-    held = [path.name for path in out.iterdir()] if out.is_dir() else []
-    if held and mark not in held:
+    file_names = [path.name for path in out.iterdir()] if out.is_dir() else []
+    if file_names and mark not in file_names:
         raise InputError(
-            f"{out} contains files that were not {made}: {first_names(held)}. Choose another place "
-            "with --out, or an empty one."
+            f"{out} contains files that were not {made}: {first_names(file_names)}. Choose another "
+            "place with --out, or an empty one."
         )

@@ -33,9 +33,9 @@ def products(deltas: Sequence[LowRankDelta]) -> Source:
         stack = np.empty(
             (len(deltas), len(factors[0][0]), factors[0][1].shape[1]), factors[0][0].dtype
         )
-        for place, (b, a), d in zip(stack, factors, deltas, strict=True):
-            np.matmul(b, a, out=place)
-            place *= d.scaling
+        for product, (b, a), d in zip(stack, factors, deltas, strict=True):
+            np.matmul(b, a, out=product)
+            product *= d.scaling
         return stack
 
     def sample(down: int, across: int) -> Array:
@@ -63,18 +63,18 @@ def cross_terms(
     ``(sum_i of_b_i B_i) (sum_j of_a_j A_j)`` and the exact sum are sums over pairs (i, j), so
     both follow from the inner products ``<B_i A_j, B_k A_l>`` of rank-sized matrices.
     """
-    wanted = np.diag(weights * [d.scaling for d in deltas])
-    off = np.outer(of_b, of_a) - wanted
+    exact = np.diag(weights * [d.scaling for d in deltas])
+    difference = np.outer(of_b, of_a) - exact
     a = np.concatenate([d.a for d in deltas])
     b = np.concatenate([d.b for d in deltas], axis=1)
 
     def measured(a: Array, b: Array) -> tuple[float, float]:
         inner = _inner_products(a, b, len(deltas))
-        energy, error = (np.einsum("ij,kl,ikjl->", x, x, inner) for x in (wanted, off))
+        energy, error = (np.einsum("ij,kl,ikjl->", x, x, inner) for x in (exact, difference))
         return float(energy), max(0.0, float(error))
 
     energy, error = measured(a, b)
-    if off.any() and not DISTINCT * energy < error < math.inf:  # rounded away, or overflown
+    if difference.any() and not DISTINCT * energy < error < math.inf:  # rounded away, or overflown
         energy, error = measured(a.astype(np.float64), b.astype(np.float64))
     return energy, error
 
@@ -85,8 +85,8 @@ def _inner_products(a: Array, b: Array, n: int) -> Array:
 
     def blocks(gram: Array) -> Array:
         """Reshape (n r, n r) to one block per pair, (n n, r r)."""
-        apart = gram.astype(np.float64).reshape(n, rank, n, rank).transpose(0, 2, 1, 3)
-        return apart.reshape(n * n, rank * rank)
+        by_pair = gram.astype(np.float64).reshape(n, rank, n, rank).transpose(0, 2, 1, 3)
+        return by_pair.reshape(n * n, rank * rank)
 
     with np.errstate(over="ignore", invalid="ignore"):  # the caller repeats it in float64
         return (blocks(b.T @ b) @ blocks(a @ a.T).T).reshape(n, n, n, n)

@@ -39,11 +39,11 @@ def run_mergekit(path: Path, out: Path, why: str) -> None:
             f"{path} can only be run by mergekit, which is not installed or does not load "
             f"({_first_line(error)}). Install it: pip install mergekit (Python 3.11 to 3.13)."
         ) from error
-    theirs = [method.spec.name for method in registered_methods()]
-    if name not in theirs:
+    known_methods = [method.spec.name for method in registered_methods()]
+    if name not in known_methods:
         raise InputError(
             f"{path} names the merge method {name!r}, which neither mergeforget nor mergekit has."
-            f"{suggest(name, theirs)} Known: {', '.join(sorted(theirs))}."
+            f"{suggest(name, known_methods)} Known: {', '.join(sorted(known_methods))}."
         )
     with write_lock(out), replacing(out) as temporary:
         try:

@@ -191,8 +191,8 @@ def to_config(
         )
     shared = {ours: theirs for theirs, ours in METHODS[name].parameters.items()}
     parameters: dict[str, Any] = {}
-    given = _defaults(candidate) | candidate.arguments
-    for ours, value in given.items():
+    arguments = _defaults(candidate) | candidate.arguments
+    for ours, value in arguments.items():
         if ours in shared and shared[ours] not in PER_MODEL:
             parameters[shared[ours]] = _theirs(ours, value)
     for ours, setting in candidate.by_module.items():
@@ -203,7 +203,7 @@ def to_config(
     config: dict[str, Any] = {"merge_method": name}
     if base is not None or name == "slerp":
         config["base_model"] = base or models[0]
-    settings = {k: v for k, v in given.items() if shared.get(k) in PER_MODEL}
+    settings = {k: v for k, v in arguments.items() if shared.get(k) in PER_MODEL}
     config["models"] = [
         {"model": model, "parameters": _of_model(candidate, i, settings)}
         for i, model in enumerate(models)
@@ -252,15 +252,15 @@ def _candidate(
     arguments: dict[str, Any] = dict(method.fixed)
     by_module: dict[str, Any] = {}
     known = {*method.parameters, "weight", "int8_mask"}
-    for key in {*shared, *(k for _, own in rows for k in own)} - known:
+    for key in {*shared, *(k for _, row in rows for k in row)} - known:
         raise _TheirsOnlyError(f"our {method.name} takes no {key}")
-    for theirs, ours in method.parameters.items():
-        setting = _common(theirs, shared, rows, method.defaults.get(theirs))
+    for their_name, ours in method.parameters.items():
+        setting = _common(their_name, shared, rows, method.defaults.get(their_name))
         if setting is None:
             continue
         if isinstance(setting, list | dict):
-            if theirs in ("normalize", "rescale"):
-                raise _TheirsOnlyError(f"{theirs} differs by tensor")
+            if their_name in ("normalize", "rescale"):
+                raise _TheirsOnlyError(f"{their_name} differs by tensor")
             by_module[ours] = setting
         else:
             arguments[ours] = _ours(ours, setting)
@@ -281,8 +281,8 @@ def _weights(
 ) -> list[Any]:
     """Return one setting per model; 1 if mergekit's method ignores weights."""
     if name not in UNWEIGHTED:
-        return [own.get("weight", shared.get("weight", 1.0)) for _, own in rows]
-    if any("weight" in given for given in (shared, *(own for _, own in rows))):
+        return [row.get("weight", shared.get("weight", 1.0)) for _, row in rows]
+    if any("weight" in parameters for parameters in (shared, *(row for _, row in rows))):
         say(f"Weights are ignored, as in mergekit, whose {name} has none.")
     return [1.0] * len(rows)
 
@@ -291,10 +291,10 @@ def _common(
     key: str, shared: dict[str, Any], rows: list[tuple[str, dict[str, Any]]], default: Any
 ) -> Any:
     """Return the setting that all models share."""
-    found = [own.get(key, shared.get(key, default)) for _, own in rows]
-    if any(one != found[0] for one in found):
+    settings = [row.get(key, shared.get(key, default)) for _, row in rows]
+    if any(one != settings[0] for one in settings):
         raise _TheirsOnlyError(f"{key} differs between the models")
-    return found[0]
+    return settings[0]
 
 
 def _ours(argument: str, value: Any) -> Any:

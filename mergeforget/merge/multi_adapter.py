@@ -57,13 +57,13 @@ def side_by_side(model: nn.Module, adapters: Sequence[Adapter]) -> Iterator[Side
         )
     if turned := transposed_parameter(model, adapters):
         raise UnfitError(f"{turned} stores (in, out), and an adapter changes its parameter itself.")
-    beside = SideBySide({name: _stacked(model, name, adapters) for name in names})
+    adapters_by_row = SideBySide({name: _stacked(model, name, adapters) for name in names})
     with ExitStack() as hooks:
         for name in names:
             module = model.get_submodule(name)
-            hooks.callback(module.register_forward_hook(beside.adding(name)).remove)
-        hooks.callback(model.register_forward_hook(beside.check_all_took_part).remove)
-        yield beside
+            hooks.callback(module.register_forward_hook(adapters_by_row.adding(name)).remove)
+        hooks.callback(model.register_forward_hook(adapters_by_row.check_all_took_part).remove)
+        yield adapters_by_row
 
 
 class SideBySide:
@@ -96,11 +96,19 @@ class SideBySide:
         if present != self._present:
             self._present = present
             self._factors = {name: _picked(f, present) for name, f in self._every.items()}
-        own = [[row for row, owner in enumerate(owners) if owner == one] for one in present]
-        most = max(len(rows) for rows in own)
-        padded = [rows + rows[:1] * (most - len(rows)) for rows in own]  # (present, most)
-        place = {row: i * most + j for i, rows in enumerate(own) for j, row in enumerate(rows)}
-        self._orders = [sum(padded, []), [place[row] for row in range(len(owners))]]
+        rows_by_adapter = [
+            [row for row, owner in enumerate(owners) if owner == one] for one in present
+        ]
+        longest = max(len(rows) for rows in rows_by_adapter)
+        padded = [
+            rows + rows[:1] * (longest - len(rows)) for rows in rows_by_adapter
+        ]  # (present, most)
+        position = {
+            row: i * longest + j
+            for i, rows in enumerate(rows_by_adapter)
+            for j, row in enumerate(rows)
+        }
+        self._orders = [sum(padded, []), [position[row] for row in range(len(owners))]]
         self._aligned = self._orders[0] == list(range(len(owners)))
         self._indices.clear()
 
@@ -119,10 +127,10 @@ class SideBySide:
                 inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.mT)
                 output.view(len(a), -1, output.shape[-1]).baddbmm_(inner, b.mT)
                 return output
-            there, back = self._placed(x.device)
-            own = x[there].view(len(a), -1, x.shape[-1])  # (present, most * tokens, in)
-            change = torch.bmm(torch.bmm(own, a.mT), b.mT)  # (present, most * tokens, out)
-            return output.add_(change.view(len(there), *output.shape[1:])[back])
+            order, inverse = self._placed(x.device)
+            grouped = x[order].view(len(a), -1, x.shape[-1])  # (present, most * tokens, in)
+            change = torch.bmm(torch.bmm(grouped, a.mT), b.mT)  # (present, most * tokens, out)
+            return output.add_(change.view(len(order), *output.shape[1:])[inverse])
 
         return add
 

@@ -89,12 +89,12 @@ def zero_of(x: Floats, y: Floats) -> tuple[float, bool]:
     Of several zeros, the one with the largest x is returned, which keeps the most entries.
     """
     signs = np.sign(y)
-    at = np.flatnonzero(signs[:-1] * signs[1:] < 0)
+    crossings = np.flatnonzero(signs[:-1] * signs[1:] < 0)
     if np.any(y == 0):
         return float(x[np.flatnonzero(y == 0)[-1]]), True
-    if not len(at):
+    if not len(crossings):
         return float(x[np.argmin(np.abs(y))]), False
-    i = int(at[-1])
+    i = int(crossings[-1])
     return float(x[i] + (x[i + 1] - x[i]) * y[i] / (y[i] - y[i + 1])), True
 
 
@@ -113,8 +113,8 @@ def overlaps(
     depth = depth_of(modules)
 
     def measure(module: str) -> Floats:
-        here = [at_module(one, module, depth[module]) for one in candidates]
-        return _at_module(module, adapters, here)
+        settings = [at_module(one, module, depth[module]) for one in candidates]
+        return _at_module(module, adapters, settings)
 
     total = np.zeros((len(candidates), len(adapters)))
     with progress("Predicting", len(modules)) as bar, workers() as pool:

@@ -110,8 +110,8 @@ def choose_weights(
     check_layers_only(adapters, "purpose")
     names = sorted(set().union(*(adapter.deltas for adapter in adapters)))
     examples = {
-        kind: encode_answers(tokenizer, list(given)[:rows], template)
-        for kind, given in (("forget", forget), ("retain", retain))
+        kind: encode_answers(tokenizer, list(chosen_arguments)[:rows], template)
+        for kind, chosen_arguments in (("forget", forget), ("retain", retain))
     }
     n = len(adapters)
     weights = torch.full((len(names), n), 1 / n, dtype=torch.float32, requires_grad=True)
@@ -138,9 +138,9 @@ def choose_weights(
                 bar.advance()
                 if step == steps:
                     break
-                move = best_step(grads_f.mean(0), grads_r, target - loss_f, ridge)
+                change = best_step(grads_f.mean(0), grads_r, target - loss_f, ridge)
                 with torch.no_grad():
-                    weights += torch.from_numpy(move.reshape(weights.shape)).to(weights)
+                    weights += torch.from_numpy(change.reshape(weights.shape)).to(weights)
     best = int(np.argmin(np.abs(np.array(found_forget) - target)))
     chosen = visited[best]
     table = {

@@ -149,12 +149,12 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
     Raises:
         InputError: A tensor of the adapter cannot be merged into the base.
     """
-    found: dict[str, Change] = {}
+    changes: dict[str, Change] = {}
     for module, delta in adapter.deltas.items():
         plain = module not in adapter.embeddings and expert_of(module) is None
         plain = plain and not adapter.adapts_parameter(module)
         turned = plain and is_turned(adapter, module, config)
-        found[f"{module}.weight"] = in_base_layout(delta, turned)
+        changes[f"{module}.weight"] = in_base_layout(delta, turned)
     # magnitudes first, because they decide whether factors belong to DoRA
     for key in sorted(adapter.extras, key=lambda key: not key.endswith(MAGNITUDE)):
         value = adapter.extras[key]
@@ -162,19 +162,19 @@ def changes_of(adapter: Adapter, config: dict[str, Any]) -> dict[str, Change]:
         if name.endswith(MAGNITUDE):
             module = name.removesuffix(MAGNITUDE)
             turned = is_turned(adapter, module, config)
-            found[f"{module}.weight"] = _decomposed(adapter, module, value, turned)
+            changes[f"{module}.weight"] = _decomposed(adapter, module, value, turned)
         elif name.endswith(LORA_BIAS):
             module = name.removesuffix(LORA_BIAS)
             added = AddedBias(_delta_of(adapter, module, key).scaling * value)
-            _add(found, f"{module}.bias", added, adapter)
+            _add(changes, f"{module}.bias", added, adapter)
         elif ".lora_" in name or name.rpartition(".")[2] not in ("weight", "bias"):
             raise InputError(
                 f"{adapter.name!r} contains {key}, which cannot be merged into the base. Convert "
                 "it with `mergeforget extract-lora` first."
             )
         else:
-            _add(found, name, ReplacedTensor(value), adapter)
-    return found
+            _add(changes, name, ReplacedTensor(value), adapter)
+    return changes
 
 
 def base_name(key: str) -> str:
@@ -238,27 +238,27 @@ def in_base_layout(delta: LowRankDelta, turned: bool) -> LowRankDelta:
 
 
 def _add(
-    found: dict[str, Change], name: str, change: ReplacedTensor | AddedBias, adapter: Adapter
+    changes: dict[str, Change], name: str, change: ReplacedTensor | AddedBias, adapter: Adapter
 ) -> None:
     """Add a change of a tensor to an existing one, if any.
 
     Raises:
         InputError: DoRA and a replaced weight, which cannot be added, or different shapes.
     """
-    known = found.get(name)
-    if known is None:
-        found[name] = change
+    earlier = changes.get(name)
+    if earlier is None:
+        changes[name] = change
         return
-    if known.shape != change.shape:
+    if earlier.shape != change.shape:
         raise InputError(
-            f"{adapter.name!r} changes {name} with the shapes {change.shape} and {known.shape}."
+            f"{adapter.name!r} changes {name} with the shapes {change.shape} and {earlier.shape}."
         )
-    if isinstance(known, DoraChange | SummedChange):
+    if isinstance(earlier, DoraChange | SummedChange):
         raise InputError(
             f"{adapter.name!r} changes {name} by DoRA and also replaces its weight, which is not "
             "supported. Convert it with `mergeforget extract-lora` first."
         )
-    found[name] = SummedChange(known, change)
+    changes[name] = SummedChange(earlier, change)
 
 
 def _decomposed(adapter: Adapter, module: str, magnitude: Array, turned: bool) -> DoraChange:

@@ -57,10 +57,10 @@ def half_blocks(
         None where the models are not in bfloat16, the method has no compiled pass, or the compiled
         loops are not loaded.
     """
-    given = [*models, base] if base else [*models]
-    if not loops() or any(info.dtype != "BF16" for _, info in given):
+    stored = [*models, base] if base else [*models]
+    if not loops() or any(info.dtype != "BF16" for _, info in stored):
         return None
-    tensor = StoredTensor(given, base is not None)
+    tensor = StoredTensor(stored, base is not None)
     if traits(candidate.method).coefficients is scaled:
         weights = scaled(None, np.array(candidate.weights), **candidate.arguments)
         return lambda: _sum(tensor, weights.astype(np.float32))
@@ -129,8 +129,8 @@ class StoredTensor:
     def _read(self, part: slice, room: str) -> Array:
         first, stop = part.start * self.shape[1], part.stop * self.shape[1]
         raws = _room.take(room, (len(self.given), stop - first), np.uint16)
-        for (model, info), own in zip(self.given, raws, strict=True):
-            model.raw(info, first, stop, own.view(np.uint8))
+        for (model, info), row in zip(self.given, raws, strict=True):
+            model.raw(info, first, stop, row.view(np.uint8))
         return raws
 
 
@@ -144,14 +144,14 @@ def _differences(raws: Array) -> Array:
 def _sum(tensor: StoredTensor, weights: Array) -> Iterator[Block]:
     from mergeforget.merge.kernels import numba_bf16 as quick
 
-    room = _room.take("chunks", (3, quick.CHUNK), np.float32)
+    workspace = _room.take("chunks", (3, quick.CHUNK), np.float32)
     for part, raws, first in tensor.blocks():
         out = _room.take("out", (part.stop - part.start, tensor.shape[1]), np.uint16)
-        found = quick.half_weighted_sum(
-            raws, first, tensor.with_base, weights, room, out.reshape(-1)
+        status = quick.half_weighted_sum(
+            raws, first, tensor.with_base, weights, workspace, out.reshape(-1)
         )
-        tensor.check(part, found[0])
-        yield Block(out, found[1], found[2])
+        tensor.check(part, status[0])
+        yield Block(out, status[1], status[2])
 
 
 @dataclass(frozen=True)
@@ -221,17 +221,17 @@ def _merge(tensor: StoredTensor, how: CompiledMethod, seed: int, name: str) -> I
                 masks = _room.take("masks", (n, tensor.raws.shape[1]), np.uint8)
             factors = _norm_factors(tensor, states.copy(), limit, words, masks, quick)
     waiting = np.zeros((n, 2), np.uint32)
-    room = _room.take("chunks", (n + 4, quick.CHUNK), np.float32)
+    workspace = _room.take("chunks", (n + 4, quick.CHUNK), np.float32)
     election = np.array(how.election)
     for part, raws, first in tensor.blocks():
         out = _room.take("out", (part.stop - part.start, tensor.shape[1]), np.uint16)
-        found = quick.half_merge(
+        status = quick.half_merge(
             raws, first, how.weights, cuts, spare, states, waiting, limit, masks,
-            np.float32(divisor), factors, election, np.float32(how.scale), room, words,
+            np.float32(divisor), factors, election, np.float32(how.scale), workspace, words,
             out.reshape(-1),
         )  # fmt: skip
-        tensor.check(part, found[0])
-        yield Block(out, found[1], found[2])
+        tensor.check(part, status[0])
+        yield Block(out, status[1], status[2])
 
 
 def _norm_factors(
@@ -245,10 +245,10 @@ def _norm_factors(
     n, (rows, width) = len(states), tensor.shape
     before, after = np.zeros((2, n, rows))
     waiting = np.zeros((n, 2), np.uint32)
-    room = _room.take("chunks", (n + 4, quick.CHUNK), np.float32)
+    workspace = _room.take("chunks", (n + 4, quick.CHUNK), np.float32)
     for part, raws, first in tensor.blocks():
         sums = np.empty((2, n, part.stop - part.start))
-        quick.half_norms(raws, first, width, states, waiting, limit, masks, room, words, *sums)
+        quick.half_norms(raws, first, width, states, waiting, limit, masks, workspace, words, *sums)
         before[:, part], after[:, part] = sums
     return np.asarray(factors_of_l1(before, after), np.float32)
 
@@ -271,19 +271,19 @@ def _cuts(tensor: StoredTensor, n: int, density: float, quick: Any) -> tuple[Arr
             note(i, value, left, int(np.count_nonzero(size == value)) > left)
         return cuts, spare
     waiting = {i: one for i, (one,) in enumerate(brackets_of(tensor.source(), [rank]))}
-    room = _room.take("sizes", (quick.CHUNK,), np.int32)
+    sizes = _room.take("sizes", (quick.CHUNK,), np.int32)
     while waiting:
         for part, raws, first in tensor.blocks():
             stop = first + (part.stop - part.start) * columns
-            inside = _room.take("inside", (stop - first,), np.int32)
+            between_bounds = _room.take("inside", (stop - first,), np.int32)
             for i, bracket in waiting.items():
-                own, base = raws[i, first:stop], raws[n, first:stop]
+                entries, base = raws[i, first:stop], raws[n, first:stop]
                 above, at_high, between, at_low = quick.half_census(
-                    own, base, *bracket.bits, inside, room
+                    entries, base, *bracket.bits, between_bounds, sizes
                 )
-                bracket.note(above, at_high, between, at_low, inside)
+                bracket.note(above, at_high, between, at_low, between_bounds)
         for i, bracket in list(waiting.items()):
-            if (found := bracket.cut()) is not None:
-                note(i, found, *bracket.kept_at(found))
+            if (cut := bracket.cut()) is not None:
+                note(i, cut, *bracket.kept_at(cut))
                 del waiting[i]
     return cuts, spare

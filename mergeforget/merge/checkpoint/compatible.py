@@ -84,19 +84,19 @@ def check_same_tensors(models: Sequence[Checkpoint]) -> None:
     """Raise InputError if the tensor names or shapes of models differ."""
     first = models[0]
     for other in models[1:]:
-        ours, theirs = _names(first), _names(other)
-        if ours != theirs:
+        names, other_names = _names(first), _names(other)
+        if names != other_names:
             raise InputError(
                 f"{first.folder} and {other.folder} contain different tensors: "
-                f"{first_names(ours ^ theirs)}. They are models of different architectures, or "
-                "only one ties its output layer to its embedding."
+                f"{first_names(names ^ other_names)}. They are models of different architectures, "
+                "or only one ties its output layer to its embedding."
             )
         for name in first.tensors:
-            here, there = first.tensors[name].shape, tensor_of(other, name).shape
-            if here != there:
+            shape, other_shape = first.tensors[name].shape, tensor_of(other, name).shape
+            if shape != other_shape:
                 raise InputError(
-                    f"{name} is {here} in {first.folder} and {there} in {other.folder}. Where it "
-                    "is the embedding, bring both to one vocabulary first."
+                    f"{name} is {shape} in {first.folder} and {other_shape} in {other.folder}. "
+                    "Where it is the embedding, bring both to one vocabulary first."
                 )
 
 
@@ -119,14 +119,20 @@ def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
         ours, theirs = (model.config.get("model_type") for model in (first, other))
         if ours != theirs and None not in (ours, theirs):
             faults.append(f"{first.folder} is a {ours} and {other.folder} a {theirs}")
-        found = read_vocabulary(other.folder)
-        if vocabulary and found and vocabulary != found:
-            token = min(t for t in vocabulary | found if vocabulary.get(t) != found.get(t))
+        other_vocabulary = read_vocabulary(other.folder)
+        if vocabulary and other_vocabulary and vocabulary != other_vocabulary:
+            token = min(
+                t
+                for t in vocabulary | other_vocabulary
+                if vocabulary.get(t) != other_vocabulary.get(t)
+            )
             faults.append(
                 f"their vocabularies differ: {token!r} is token {vocabulary.get(token)} in "
-                f"{first.folder} and {found.get(token)} in {other.folder}"
+                f"{first.folder} and {other_vocabulary.get(token)} in {other.folder}"
             )
-        elif not (vocabulary and found) and _other_sentencepiece(first.folder, other.folder):
+        elif not (vocabulary and other_vocabulary) and _other_sentencepiece(
+            first.folder, other.folder
+        ):
             faults.append(f"{SENTENCEPIECE} differs between {first.folder} and {other.folder}")
         for fault in faults:
             if not trusted:
@@ -136,10 +142,11 @@ def check_same_kind(models: Sequence[Checkpoint], *, trusted: bool) -> None:
                 )
             say(f"Warning: {fault}. They are merged because of --same-base.")
         for key in sorted((first.config.keys() | other.config.keys()) - COSMETIC - {"model_type"}):
-            here, there = first.config.get(key), other.config.get(key)
-            both = key in first.config and key in other.config
-            if here != there and (both or here or there):  # null and false are common defaults
-                ours, theirs = ("not set" if x is None else x for x in (here, there))
+            value, other_value = first.config.get(key), other.config.get(key)
+            in_both = key in first.config and key in other.config
+            # null and false are common defaults
+            if value != other_value and (in_both or value or other_value):
+                ours, theirs = ("not set" if x is None else x for x in (value, other_value))
                 say(
                     f"Warning: {key} is {ours} in {first.folder} and {theirs} in {other.folder}. "
                     "The merged model has the first."
@@ -162,23 +169,23 @@ def read_vocabulary(folder: Path) -> dict[str, int]:
         if name == "vocab.json":
             return dict(content) if isinstance(content, dict) else {}
         with reading(path):
-            words = _words(content)
-        if words:
-            return words
+            vocabulary = _words(content)
+        if vocabulary:
+            return vocabulary
     return {}
 
 
 def _words(content: Any) -> dict[str, int]:
     """Return ids by token from the content of a ``tokenizer.json``, with added tokens."""
     inner = content.get("model")
-    words = inner.get("vocab") if isinstance(inner, dict) else None
-    if isinstance(words, list):  # Unigram: pairs of a token and its score
-        words = {str(pair[0]): i for i, pair in enumerate(words)}
+    vocabulary = inner.get("vocab") if isinstance(inner, dict) else None
+    if isinstance(vocabulary, list):  # Unigram: pairs of a token and its score
+        vocabulary = {str(pair[0]): i for i, pair in enumerate(vocabulary)}
     added = {one["content"]: one["id"] for one in content.get("added_tokens") or []}
-    found = dict(words or {}) | added
-    if not all(isinstance(place, int) for place in found.values()):
+    ids = dict(vocabulary or {}) | added
+    if not all(isinstance(index, int) for index in ids.values()):
         raise TypeError("a token id is not an integer")
-    return found
+    return ids
 
 
 def same_content(one: Checkpoint, other: Checkpoint) -> bool:
@@ -193,13 +200,13 @@ def same_content(one: Checkpoint, other: Checkpoint) -> bool:
     if _names(one) != _names(other):
         return False
     for info in one.tensors.values():
-        theirs = tensor_of(other, info.name)
-        if info.shape != theirs.shape:
+        other_info = tensor_of(other, info.name)
+        if info.shape != other_info.shape:
             return False
         if not info.numel:
             continue
-        rows = one.read(info, slice(0, 1)), other.read(theirs, slice(0, 1))
-        rounded = 0 if info.dtype == theirs.dtype else 2**-7  # the precision of bfloat16
+        rows = one.read(info, slice(0, 1)), other.read(other_info, slice(0, 1))
+        rounded = 0 if info.dtype == other_info.dtype else 2**-7  # the precision of bfloat16
         if not np.allclose(*rows, rtol=rounded, atol=0):
             return False
     return True
@@ -225,12 +232,12 @@ def check_equal(
     model: Checkpoint, info: TensorInfo, others: Sequence[tuple[Checkpoint, TensorInfo]]
 ) -> None:
     """Raise InputError if a tensor that cannot be merged differs between models."""
-    for other, theirs in others:
+    for other, other_info in others:
         for part in blocks(info.matrix):
-            if not np.array_equal(model.read(info, part), other.read(theirs, part)):
+            if not np.array_equal(model.read(info, part), other.read(other_info, part)):
                 raise InputError(
-                    f"{info.name} of {model.folder} differs from {theirs.name} of {other.folder}, "
-                    "and it cannot be merged: both must be equal."
+                    f"{info.name} of {model.folder} differs from {other_info.name} of "
+                    f"{other.folder}, and it cannot be merged: both must be equal."
                 )
 
 

@@ -124,8 +124,8 @@ def fold_adapters(
             else kept_job(model, info, output)
             for info in tensors
         ]
-        ways = [how.precision, how.modules, how.svd]
-        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *ways]
+        settings = [how.precision, how.modules, how.svd]
+        inputs = [_checkpoint_id(model), *map(_adapter_id, adapters), *settings]
         template = template_with(base, shared_tokenizer(adapters))
         return _write(out, jobs, inputs, model, candidate, output, how.precision, template)
 
@@ -134,18 +134,20 @@ def _steps(
     adapters: Sequence[Adapter], candidate: Candidate, how: MergeSettings, config: dict[str, Any]
 ) -> dict[str, TensorChange]:
     """Return how each tensor of the base is changed, given the config of the base."""
-    given = [changes_of(adapter, config) for adapter in adapters]
-    names = shared([(a.name, g) for a, g in zip(adapters, given, strict=True)], how.modules)
+    changes_by_adapter = [changes_of(adapter, config) for adapter in adapters]
+    names = shared(
+        [(a.name, g) for a, g in zip(adapters, changes_by_adapter, strict=True)], how.modules
+    )
     modules = {f"{module}.weight": module for a in adapters for module in a.deltas}
     depth = depth_of(names)
     check_filters(candidate, [modules.get(name, name) for name in names])
     steps = {}
     for name in names:
         known = modules.get(name, name)
-        present = [i for i, changes in enumerate(given) if name in changes]
-        here = at_module(replace(candidate, space="delta"), known, depth[name])
-        here = replace(here, weights=tuple(here.weights[i] for i in present))
-        steps[name] = TensorChange(known, [given[i][name] for i in present], here)
+        present = [i for i, changes in enumerate(changes_by_adapter) if name in changes]
+        settings = at_module(replace(candidate, space="delta"), known, depth[name])
+        settings = replace(settings, weights=tuple(settings.weights[i] for i in present))
+        steps[name] = TensorChange(known, [changes_by_adapter[i][name] for i in present], settings)
     if candidate.space == "factors" or candidate.rank or candidate.method == "cat":
         merged = merge_adapters(
             [products_only(adapter) for adapter in adapters], candidate, how

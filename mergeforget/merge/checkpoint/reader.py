@@ -98,10 +98,10 @@ class Checkpoint:
         """
         height, width = info.matrix
         start, stop, _ = rows.indices(height)
-        place = None
+        buffer = None
         if room is not None:
-            place = room.take("raw", ((stop - start) * width * SIZES[info.dtype],), np.uint8)
-        data = self.raw(info, start * width, stop * width, place)
+            buffer = room.take("raw", ((stop - start) * width * SIZES[info.dtype],), np.uint8)
+        data = self.raw(info, start * width, stop * width, buffer)
         quick = loops()
         if info.dtype == "BF16" and room is not None and quick:
             wide = room.take("wide", (stop - start, width), np.uint32)
@@ -168,10 +168,10 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
-        places = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(places, dict) or not places:
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{folder / INDEX} has no weight_map.")
-        names = sorted({str(place) for place in places.values()})
+        names = sorted({str(file) for file in weight_map.values()})
         for name in names:
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise InputError(
@@ -182,9 +182,9 @@ def weight_files(folder: Path) -> list[Path]:
                 raise InputError(f"{folder / INDEX} names {name}, which is missing.")
         return [folder / name for name in names]
     pickles = list(folder.glob("*.bin"))
-    what = "It contains only pickles, which are not read" if pickles else "No weights were found"
+    reason = "It contains only pickles, which are not read" if pickles else "No weights were found"
     raise InputError(
-        f"{folder} holds no {SINGLE} and no {INDEX}. {what}: a model is a folder that "
+        f"{folder} holds no {SINGLE} and no {INDEX}. {reason}: a model is a folder that "
         "save_pretrained wrote."
     )
 
@@ -219,7 +219,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _placed(header: dict[str, Any], path: Path, first: int, size: int) -> dict[str, TensorInfo]:
-    found: dict[str, TensorInfo] = {}
+    tensors: dict[str, TensorInfo] = {}
     end = first
     for name, facts in sorted(header.items(), key=lambda item: _offsets(item[1])):
         start, stop = _offsets(facts)
@@ -232,10 +232,10 @@ def _placed(header: dict[str, Any], path: Path, first: int, size: int) -> dict[s
         if info.nbytes != stop - start or info.start != end:
             raise ValueError(f"the offsets of {name} do not match its shape and the other tensors")
         end += info.nbytes
-        found[name] = info
+        tensors[name] = info
     if end != size:
         raise ValueError(f"it has {size} bytes, but its header describes {end}")
-    return found
+    return tensors
 
 
 def _offsets(facts: Any) -> tuple[int, int]:
@@ -246,7 +246,7 @@ def _offsets(facts: Any) -> tuple[int, int]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError("a name occurs twice")
-    return found
+    return mapping

@@ -70,13 +70,13 @@ class StoredChange:
             return self._piece(0).reshape(self.shape)[part]
         return np.stack([self._piece(i).ravel() for i in range(*part.indices(self.shape[0]))])
 
-    def _piece(self, place: int) -> Array:
-        if self._last[0] != place:  # blocks of one matrix are consecutive
-            merged = self.merge(self.steps[place])
-            cut = self.pieces[place].cut(merged.T if self.transposed else merged)
-            self._last[:] = place, np.ascontiguousarray(cut)
-        found: Array = self._last[1]
-        return found
+    def _piece(self, index: int) -> Array:
+        if self._last[0] != index:  # blocks of one matrix are consecutive
+            merged = self.merge(self.steps[index])
+            cut = self.pieces[index].cut(merged.T if self.transposed else merged)
+            self._last[:] = index, np.ascontiguousarray(cut)
+        delta: Array = self._last[1]
+        return delta
 
 
 def stored_steps(
@@ -99,22 +99,22 @@ def stored_steps(
         InputError: The tensors of a parameter cannot be found.
     """
     modules = {name: name.removesuffix(WEIGHT) for name in steps}
-    experts = {n: place for n, module in modules.items() if (place := expert_of(module))}
+    experts = {n: expert for n, module in modules.items() if (expert := expert_of(module))}
     strange = [n for n in steps if n not in experts and not _is_there(model, n)]
     if not experts and not strange:
         return dict(steps)
     skeleton = skeleton_of(model.folder)
     if skeleton is None:
         return dict(steps)  # the lookup of the tensor reports the name
-    found = {n: step for n, step in steps.items() if n not in experts and n not in strange}
+    stored = {n: step for n, step in steps.items() if n not in experts and n not in strange}
     for name in strange:
-        found |= _renamed(skeleton, model, name, steps[name], merge)
+        stored |= _renamed(skeleton, model, name, steps[name], merge)
     wrapped: dict[str, dict[int, TensorChange]] = {}
     for name, (wrapper, number) in experts.items():
         wrapped.setdefault(wrapper, {})[number] = steps[name]
     for wrapper, changes in wrapped.items():
-        found |= _of_experts(skeleton, model, wrapper, changes, targets, merge)
-    return found
+        stored |= _of_experts(skeleton, model, wrapper, changes, targets, merge)
+    return stored
 
 
 def _is_there(model: Checkpoint, name: str) -> bool:
@@ -156,13 +156,13 @@ def model_class(config: Any) -> Any:
     if is_causal(config):
         return transformers.AutoModelForCausalLM
     names = config.architectures or []
-    found = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
-    if not found:
+    classes = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+    if not classes:
         raise InputError(
             f"transformers cannot load a model of type {config.model_type!r} with the architecture "
             f"{', '.join(names) or 'none'}."
         )
-    return found[0]
+    return classes[0]
 
 
 def loaded_names(model: Checkpoint) -> dict[str, str]:
@@ -180,21 +180,23 @@ def loaded_names(model: Checkpoint) -> dict[str, str]:
     from transformers.pytorch_utils import Conv1D
 
     kinds = (torch.nn.Linear, torch.nn.Embedding, Conv1D)
-    found: dict[str, str] = {}
+    names_by_tensor: dict[str, str] = {}
     for module, layer in skeleton.named_modules(remove_duplicate=False):
         if not isinstance(layer, kinds):
             continue
         name, shape = f"{module}{WEIGHT}", layer.weight.shape
-        given = torch.empty(shape, device="meta")
-        stored = {} if name in model.tensors else revert_weight_conversion(skeleton, {name: given})
-        whole = shape, (shape[1], 1)  # neither a part nor the transpose
-        places = [key for key, x in stored.items() if (x.shape, x.stride()) == whole]
-        if len(stored) > 1 or (stored and not places):
+        placeholder = torch.empty(shape, device="meta")
+        stored = (
+            {} if name in model.tensors else revert_weight_conversion(skeleton, {name: placeholder})
+        )
+        layout = shape, (shape[1], 1)  # neither a part nor the transpose
+        keys = [key for key, x in stored.items() if (x.shape, x.stride()) == layout]
+        if len(stored) > 1 or (stored and not keys):
             continue
-        info = find_tensor(model, places[0] if places else name)
+        info = find_tensor(model, keys[0] if keys else name)
         if info is not None:
-            found[info.name] = name
-    return found
+            names_by_tensor[info.name] = name
+    return names_by_tensor
 
 
 def _renamed(
@@ -204,17 +206,17 @@ def _renamed(
     parameter = dict(skeleton.named_parameters(remove_duplicate=False)).get(name)
     if parameter is None or parameter.ndim > 2:
         return {name: step}
-    places = _places(skeleton, name, tuple(parameter.shape))
-    if len(places) == 1:
-        (stored, (piece,)), whole = next(iter(places.items())), tuple(parameter.shape)
-        same = not piece.turned and (len(piece.rows), len(piece.columns)) == whole[-2:]
-        if parameter.ndim == 1 or same:
+    pieces_by_tensor = _places(skeleton, name, tuple(parameter.shape))
+    if len(pieces_by_tensor) == 1:
+        (stored, (piece,)), whole = next(iter(pieces_by_tensor.items())), tuple(parameter.shape)
+        unchanged = not piece.turned and (len(piece.rows), len(piece.columns)) == whole[-2:]
+        if parameter.ndim == 1 or unchanged:
             return {stored: step}
     if parameter.ndim == 1:
         return {name: step}
     return {
         stored: _stored(model, stored, pieces, [step] * len(pieces), False, merge)
-        for stored, pieces in places.items()
+        for stored, pieces in pieces_by_tensor.items()
     }
 
 
@@ -234,26 +236,26 @@ def _of_experts(
             f"{model.folder} has no module {module_of(wrapper)}, whose experts the adapter "
             "changes. Name the base of the adapter."
         ) from error
-    held = [key for key, _ in module.named_parameters(recurse=False)]
-    key = parameter_of(wrapper, held, targets)
+    parameter_names = [key for key, _ in module.named_parameters(recurse=False)]
+    key = parameter_of(wrapper, parameter_names, targets)
     name, parameter = f"{module_of(wrapper)}.{key}", getattr(module, key)
     shape = tuple(parameter.shape)
     transposed = parameter.ndim == 3 and bool(getattr(module, "is_transposed", False))
-    count, wanted = (shape[0] if len(shape) == 3 else 1), next(iter(changes.values())).changes[0]
-    if (wanted.shape[::-1] if transposed else wanted.shape) != shape[-2:] or len(changes) != count:
+    count, change = (shape[0] if len(shape) == 3 else 1), next(iter(changes.values())).changes[0]
+    if (change.shape[::-1] if transposed else change.shape) != shape[-2:] or len(changes) != count:
         raise InputError(
             f"{name} is {shape} in {model.folder}, and the adapter changes {len(changes)} matrices "
-            f"of {wanted.shape}: it was trained on another model."
+            f"of {change.shape}: it was trained on another model."
         )
     if find_tensor(model, name) is not None:  # stored under the same name
         rows, columns = np.arange(shape[-2]), np.arange(shape[-1])
-        places = {name: [Piece(i, rows, columns, False) for i in range(count)]}
+        pieces_by_tensor = {name: [Piece(i, rows, columns, False) for i in range(count)]}
     else:
-        places = _places(skeleton, name, shape)
+        pieces_by_tensor = _places(skeleton, name, shape)
     return {
         stored: _stored(model, stored, pieces, [changes[p.expert] for p in pieces], transposed,
                         merge)
-        for stored, pieces in places.items()
+        for stored, pieces in pieces_by_tensor.items()
     }  # fmt: skip
 
 
@@ -304,11 +306,11 @@ def _piece(rows: Array, columns: Array, height: int) -> Piece:
     turned = rows.shape[1] > 1 and bool((rows[:, :1] != rows[:, 1:]).any())
     if turned:
         rows, columns = rows.T, columns.T
-    down, across = rows[:, 0], columns[0]
-    whole = (rows == down[:, None]).all() and (columns == across[None]).all()
-    if not whole or len(set((down // height).tolist())) != 1:
+    row_index, column_index = rows[:, 0], columns[0]
+    is_rectangle = (rows == row_index[:, None]).all() and (columns == column_index[None]).all()
+    if not is_rectangle or len(set((row_index // height).tolist())) != 1:
         raise InputError(
             "A parameter of this model is stored in a form in which a low-rank change cannot be "
             "found. Export the adapter instead of the whole model."
         )
-    return Piece(int(down[0]) // height, down % height, across, turned)
+    return Piece(int(row_index[0]) // height, row_index % height, column_index, turned)

@@ -107,8 +107,8 @@ def _dense(
 
     def rows(part: slice) -> Array:
         origin = check_finite_block(model, info, model.read(info, part)).astype(precision)
-        found = [rows_of(one, part, origin) for one in changes]
-        return np.stack(found).astype(precision, copy=False)
+        deltas = [rows_of(one, part, origin) for one in changes]
+        return np.stack(deltas).astype(precision, copy=False)
 
     return Source(len(changes), info.matrix, rows)
 
@@ -122,16 +122,16 @@ def model_job(
     precision: str,
 ) -> TensorJob:
     """Create the job that merges a tensor of whole models, or its differences from a base."""
-    theirs, n = [(model, tensor_of(model, info.name)) for model in models], len(models)
+    stored, n = [(model, tensor_of(model, info.name)) for model in models], len(models)
     first = base or models[0]
     if not info.floating:
-        check_equal(first, info, theirs)
+        check_equal(first, info, stored)
         return kept_job(first, info, output)
     if info.numel == 0:  # an empty tensor
         return kept_job(first, info, output)
 
     if output.stored(info) == "BF16" and precision == "float32" and output.device == "cpu":
-        compiled = half_blocks(theirs, (base, info) if base else None, candidate, info.name)
+        compiled = half_blocks(stored, (base, info) if base else None, candidate, info.name)
         if compiled:
             memory = 16 * (n + 2) * min(info.numel, SMALL + info.matrix[1])
             memory += min(2 * (n + 1) * info.numel, HELD_BYTES)
@@ -140,12 +140,12 @@ def model_job(
     def rows(part: slice) -> Array:
         stack = _room.take("stack", (n, part.stop - part.start, info.matrix[1]), precision)
         origin = base.read(info, part, _origin) if base else None
-        for place, (model, one) in zip(stack, theirs, strict=True):
+        for row, (model, one) in zip(stack, stored, strict=True):
             values = check_finite_block(model, one, model.read(one, part, _room))
             if origin is None:
-                np.copyto(place, values)
+                np.copyto(row, values)
             else:
-                np.subtract(values, origin, out=place)
+                np.subtract(values, origin, out=row)
         return stack
 
     def origin_rows(part: slice) -> Array:

@@ -73,10 +73,10 @@ def write_model(
     out = link_target(out)
     partial = out.parent / f".{out.name}.partial"
     prepared = opened(partial, plan, shards, durable=durable)
-    with explained(out), write_lock(out), prepared as places:
-        done, _ = finished(partial / JOURNAL)
+    with explained(out), write_lock(out), prepared as offsets:
+        written, _ = finished(partial / JOURNAL)
         _write_all(
-            [j for j in jobs if j.name not in done], places, partial, budget, threads, durable
+            [j for j in jobs if j.name not in written], offsets, partial, budget, threads, durable
         )
         _, rounding = finished(partial / JOURNAL)
         carry_over(partial, shards, like, jobs, durable=durable)
@@ -136,21 +136,21 @@ class Journal:
 
 def _write_all(
     jobs: Sequence[TensorJob],
-    places: dict[str, FileOffset],
+    offsets: dict[str, FileOffset],
     partial: Path,
     budget: MemoryBudget,
     threads: int,
     durable: bool,
 ) -> None:
     """Run jobs, the largest first, and record each in the journal when it is written."""
-    journal = Journal(partial / JOURNAL, {place.file for place in places.values()}, durable)
+    journal = Journal(partial / JOURNAL, {offset.file for offset in offsets.values()}, durable)
     stop = threading.Event()
 
     def run(job: TensorJob) -> None:
         if stop.is_set():
             return
         with budget.take(job.memory):
-            error, energy = _write_tensor(job, places[job.name], stop)
+            error, energy = _write_tensor(job, offsets[job.name], stop)
         if not stop.is_set():
             journal.note({"name": job.name, "error": error, "energy": energy}, job.nbytes)
             bar.advance(note=job.name)
@@ -172,29 +172,29 @@ def _write_all(
             journal.flush()
 
 
-def _write_tensor(job: TensorJob, place: FileOffset, stop: threading.Event) -> tuple[float, float]:
+def _write_tensor(job: TensorJob, target: FileOffset, stop: threading.Event) -> tuple[float, float]:
     """Write one tensor; return the squared rounding error and the squared norm of its delta."""
     if job.blocks is None:
-        _copy(job, place)
+        _copy(job, target)
         return 0.0, 0.0
-    offset, error, energy = place.start, 0.0, 0.0
+    offset, error, energy = target.start, 0.0, 0.0
     for block in job.blocks():
         if stop.is_set():
             break
         error += block.error
         energy += block.energy
-        put(place.file, block.raw.data.cast("B"), offset)
+        put(target.file, block.raw.data.cast("B"), offset)
         offset += block.raw.nbytes
     return error, energy
 
 
-def _copy(job: TensorJob, place: FileOffset) -> None:
+def _copy(job: TensorJob, target: FileOffset) -> None:
     assert job.source is not None
     checkpoint, info = job.source
     step = 1 << 22
     for start in range(0, info.numel, step):
         data = checkpoint.raw(info, start, min(start + step, info.numel))
-        put(place.file, data.data, place.start + start * SIZES[info.dtype])
+        put(target.file, data.data, target.start + start * SIZES[info.dtype])
 
 
 PLAN = "plan.json"
@@ -241,7 +241,7 @@ def opened(
     if not (partial / PLAN).exists() or read_json(partial / PLAN) != plan:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    places: dict[str, FileOffset] = {}
+    offsets: dict[str, FileOffset] = {}
     files: list[int] = []
     try:
         for name, shard in zip(file_names(len(shards)), shards, strict=True):
@@ -251,12 +251,12 @@ def opened(
             files.append(file)
             os.truncate(file, len(header) + sum(job.nbytes for job in shard))
             put(file, memoryview(header), 0)
-            places |= {
-                job.name: FileOffset(file, at) for job, at in zip(shard, starts, strict=True)
+            offsets |= {
+                job.name: FileOffset(file, start) for job, start in zip(shard, starts, strict=True)
             }
         if not (partial / PLAN).exists():
             write_json(partial / PLAN, plan, durable=durable)
-        yield places
+        yield offsets
     finally:
         for file in files:
             os.close(file)
@@ -300,15 +300,15 @@ def carry_over(
         if path.is_file() and not path.name.endswith((*WEIGHTS, ".index.json")):
             shutil.copyfile(path, partial / path.name)
     kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-    found = {kinds[job.dtype] for job in jobs if job.dtype in kinds}
+    dtypes = {kinds[job.dtype] for job in jobs if job.dtype in kinds}
     config = dict(like.config)
-    if len(found) == 1:
-        config["dtype" if "torch_dtype" not in config else "torch_dtype"] = found.pop()
+    if len(dtypes) == 1:
+        config["dtype" if "torch_dtype" not in config else "torch_dtype"] = dtypes.pop()
     if config:
         write_json(partial / "config.json", config, durable=durable)
     if len(shards) > 1:
         names = file_names(len(shards))
-        places = {j.name: n for n, shard in zip(names, shards, strict=True) for j in shard}
+        file_by_tensor = {j.name: n for n, shard in zip(names, shards, strict=True) for j in shard}
         total = sum(job.nbytes for job in jobs)
-        index = {"metadata": {"total_size": total}, "weight_map": places}
+        index = {"metadata": {"total_size": total}, "weight_map": file_by_tensor}
         write_json(partial / INDEX, index, durable=durable)

@@ -106,8 +106,8 @@ def as_weights(weights: Tensor | Sequence[float], stack: Tensor) -> Tensor:
         return cast(Tensor, weights)
     if isinstance(stack, np.ndarray):
         return np.asarray(weights, np.float64)
-    found: Tensor = library(stack).tensor(list(weights), device=as_torch(stack).device)
-    return found
+    converted: Tensor = library(stack).tensor(list(weights), device=as_torch(stack).device)
+    return converted
 
 
 def like(x: Any, model: T) -> T:

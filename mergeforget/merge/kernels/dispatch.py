@@ -46,10 +46,10 @@ def loops(*arrays: Any) -> ModuleType | None:
     """Return the compiled loops if they are loaded and apply: contiguous float32 numpy arrays."""
     if _loops is None:
         return None
-    fit = all(
+    applicable = all(
         isinstance(x, np.ndarray) and x.dtype == np.float32 and x.flags.c_contiguous for x in arrays
     )
-    return _loops if fit else None
+    return _loops if applicable else None
 
 
 class Workspace(threading.local):
@@ -64,10 +64,10 @@ class Workspace(threading.local):
     def take(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Return an uninitialised array."""
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        held = self._buffers.get(name)
-        if held is None or held.nbytes < size:
-            held = self._buffers[name] = np.empty(size, np.uint8)
-        taken: NDArray[Any] = held[:size].view(dtype).reshape(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.nbytes < size:
+            buffer = self._buffers[name] = np.empty(size, np.uint8)
+        taken: NDArray[Any] = buffer[:size].view(dtype).reshape(shape)
         return taken
 
 

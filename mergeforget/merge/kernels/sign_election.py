@@ -45,9 +45,9 @@ def weighted_sum(
         multipliers = like(factors, stack)
         added: Tensor = stack[0] * multipliers[0]
         added += 0.0  # no -0.0 remains, as in ``total``
-        room = np.empty_like(added)
+        term = np.empty_like(added)
         for tensor, multiplier in zip(stack[1:], multipliers[1:], strict=True):
-            added += np.multiply(tensor, multiplier, out=room)
+            added += np.multiply(tensor, multiplier, out=term)
         return added
     summed = np.empty(stack.shape[1:], np.float32)
     quick.weighted_sum(_flat(stack), like(factors, stack), summed.reshape(-1))
@@ -160,25 +160,27 @@ def _agreeing_mean(
 
     With s the elected sign, the agreeing entries are exactly ``s * max(s * x, 0)``.
     """
-    room = np.empty(stack.shape[1:], stack.dtype)
+    agreeing = np.empty(stack.shape[1:], stack.dtype)
     voted = total(stack) if not weighted else weighted_sum(stack, weights)
     elected = np.copysign(1, voted, dtype=stack.dtype)
-    summed = np.zeros_like(room)
-    shares = np.zeros(room.shape, np.int8 if divide == "count" and len(stack) < 128 else room.dtype)
+    summed = np.zeros_like(agreeing)
+    shares = np.zeros(
+        agreeing.shape, np.int8 if divide == "count" and len(stack) < 128 else agreeing.dtype
+    )
     for tensor, weight in zip(stack, weights, strict=True):
-        np.multiply(tensor, elected, out=room)
+        np.multiply(tensor, elected, out=agreeing)
         if weighted and weight < 0:  # the entry agrees if its weighted value has the sign
-            np.minimum(room, 0, out=room)
+            np.minimum(agreeing, 0, out=agreeing)
         else:
-            np.maximum(room, 0, out=room)
-        agree = room != 0 if not weighted else room * weight != 0
+            np.maximum(agreeing, 0, out=agreeing)
+        agree = agreeing != 0 if not weighted else agreeing * weight != 0
         if divide == "count":
             shares += agree
         elif divide == "weights":
             shares += agree * weight
-        room *= elected
-        room *= weight
-        summed += room
+        agreeing *= elected
+        agreeing *= weight
+        summed += agreeing
     if divide == "count":
         summed /= np.maximum(shares, 1, out=shares)
     elif divide == "weights":

@@ -133,9 +133,9 @@ def row_sums(stack: Tensor) -> Tensor:
     """
     columns = stack.shape[-1]
     rows = to_dtype(abs(stack).reshape(len(stack), -1, columns), "float64")
-    whole = columns // LANES * LANES
-    lanes = rows[..., :whole].reshape(*rows.shape[:2], -1, LANES).sum(2)
-    lanes[..., : columns - whole] += rows[..., whole:]
+    aligned = columns // LANES * LANES
+    lanes = rows[..., :aligned].reshape(*rows.shape[:2], -1, LANES).sum(2)
+    lanes[..., : columns - aligned] += rows[..., aligned:]
     summed: Tensor = lanes[..., 0]
     for k in range(1, LANES):
         summed = summed + lanes[..., k]
@@ -170,9 +170,9 @@ def outliers(stack: Tensor, density: float, gamma: float) -> Tensor:
         raise UsageError(f"gamma is {gamma}, but it is a share of outliers and must be in [0, 1).")
     flat = stack.reshape(len(stack), -1)
     numel = flat.shape[1]
-    kept = kept_count(density, numel)
-    top = min(int(gamma * numel), numel - kept)
-    above = top + kept
+    count = kept_count(density, numel)
+    top = min(int(gamma * numel), numel - count)
+    above = top + count
     result: Tensor = library(stack).empty_like(flat)
     for i, tensor in enumerate(flat):
         magnitude = abs(tensor)

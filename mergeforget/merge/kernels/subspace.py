@@ -66,9 +66,9 @@ def on_cores(merge: Callable[..., Tensor]) -> Callable[..., tuple[Array, Array]]
     """
 
     def factors(deltas: Sequence[Factors], weights: Any, **arguments: Any) -> tuple[Array, Array]:
-        found = cores_of(deltas)
-        merged = merge(found.cores, weights, **arguments)
-        return found.right, found.left @ np.asarray(merged)
+        subspace = cores_of(deltas)
+        merged = merge(subspace.cores, weights, **arguments)
+        return subspace.right, subspace.left @ np.asarray(merged)
 
     return factors
 

@@ -86,20 +86,20 @@ def kth_largest(magnitude: Tensor, ranks: Sequence[int]) -> list[float]:
         ordered = magnitude.sort().values
         return [float(ordered[numel - k]) for k in ranks]
     bits = magnitude.view(f"i{magnitude.itemsize}")  # same order as floats >= 0, twice as fast
-    places = [numel - k for k in ranks]
-    if len(set(places)) > FEW:
+    positions = [numel - k for k in ranks]
+    if len(set(positions)) > FEW:
         ordered = np.sort(bits)
     else:
         ordered = bits.copy()
         end = numel  # entries from this index on are larger and sorted
-        for place in sorted(set(places), reverse=True):
-            if place == end - 1:  # the maximum of the rest, faster than a partition
+        for position in sorted(set(positions), reverse=True):
+            if position == end - 1:  # the maximum of the rest, faster than a partition
                 largest = int(ordered[:end].argmax())
-                ordered[[place, largest]] = ordered[[largest, place]]
+                ordered[[position, largest]] = ordered[[largest, position]]
             else:
-                ordered[:end].partition(place)
-            end = place
-    return [float(x) for x in ordered[places].view(magnitude.dtype)]
+                ordered[:end].partition(position)
+            end = position
+    return [float(x) for x in ordered[positions].view(magnitude.dtype)]
 
 
 def kept_by(magnitude: Tensor, cut: Threshold, offset: int) -> Tensor:
@@ -186,17 +186,19 @@ class Bracket:
         self.above += above
         self.at_high += from_high - above
         if self.low < self.high:
-            inside = magnitude[(magnitude > self.low) & (magnitude < self.high)]
-            self.inside.append(inside)
-            self.inside_count += len(inside)
+            between_bounds = magnitude[(magnitude > self.low) & (magnitude < self.high)]
+            self.inside.append(between_bounds)
+            self.inside_count += len(between_bounds)
             from_low = int(lib.count_nonzero(magnitude >= self.low))
-            self.at_low += from_low - from_high - len(inside)
+            self.at_low += from_low - from_high - len(between_bounds)
 
     def _look_quickly(self, entries: Tensor, quick: ModuleType) -> None:
         """Run ``look`` in one compiled pass."""
-        found = _room.take("inside", (len(entries) + 1,), np.int32)
-        above, at_high, between, at_low = quick.census(entries.view(np.int32), *self.bits, found)
-        self.note(above, at_high, between, at_low, found)
+        between_bounds = _room.take("inside", (len(entries) + 1,), np.int32)
+        above, at_high, count, at_low = quick.census(
+            entries.view(np.int32), *self.bits, between_bounds
+        )
+        self.note(above, at_high, count, at_low, between_bounds)
 
     @property
     def bits(self) -> tuple[int, int]:
@@ -231,14 +233,14 @@ class Bracket:
 
     def kept_at(self, value: float) -> tuple[int, bool]:
         """Return how many entries equal to ``value`` are kept, and whether there are more."""
-        inside = library(self.inside[0]).concatenate(self.inside) if self.inside else None
+        between_bounds = library(self.inside[0]).concatenate(self.inside) if self.inside else None
         larger = self.above
         equal = self.at_high if value == self.high else 0
         if value < self.high:
             larger += self.at_high
-            if value > self.low and inside is not None:
-                larger += int((inside > value).sum())
-                equal = int((inside == value).sum())
+            if value > self.low and between_bounds is not None:
+                larger += int((between_bounds > value).sum())
+                equal = int((between_bounds == value).sum())
             elif value == self.low:
                 larger += self.inside_count
                 equal = self.at_low
@@ -251,19 +253,19 @@ def _search(source: Source, ranks: Sequence[int]) -> list[list[Threshold]]:
     values: list[list[float | None]] = [[None] * len(ranks) for _ in brackets]
     while any(value is None for row in values for value in row):
         for part in blocks(source.shape):
-            for tensor, row, found in zip(source.rows(part), brackets, values, strict=True):
+            for tensor, row, cuts in zip(source.rows(part), brackets, values, strict=True):
                 entries = tensor.reshape(-1)
                 magnitude = entries if loops(entries) else abs(entries)
-                for bracket, value in zip(row, found, strict=True):
+                for bracket, value in zip(row, cuts, strict=True):
                     if value is None:
                         bracket.look(magnitude)
-        for row, found in zip(brackets, values, strict=True):
+        for row, cuts in zip(brackets, values, strict=True):
             for j, bracket in enumerate(row):
-                if found[j] is None:
-                    found[j] = bracket.cut()
+                if cuts[j] is None:
+                    cuts[j] = bracket.cut()
     return [
-        [_exact(source, i, b, v) for b, v in zip(row, found, strict=True) if v is not None]
-        for i, (row, found) in enumerate(zip(brackets, values, strict=True))
+        [_exact(source, i, b, v) for b, v in zip(row, cuts, strict=True) if v is not None]
+        for i, (row, cuts) in enumerate(zip(brackets, values, strict=True))
     ]
 
 
@@ -276,15 +278,18 @@ def _sample(source: Source) -> list[Tensor]:
     """Return sorted magnitudes of a sample of each tensor, spread over rows and columns."""
     rows, columns = source.shape
     stride = max(1, int((source.numel / SAMPLE) ** 0.5))
-    down = min(stride, rows)
+    row_stride = min(stride, rows)
     if source.sample is None:
-        down = max(down, rows // FEW_ROWS)  # each row is a separate read
-    across = max(1, min(columns, stride * stride // down))
+        row_stride = max(row_stride, rows // FEW_ROWS)  # each row is a separate read
+    column_stride = max(1, min(columns, stride * stride // row_stride))
     if source.sample is not None:
-        picked = source.sample(down, across)
+        picked = source.sample(row_stride, column_stride)
     else:
-        some = [abs(source.rows(slice(r, r + 1))[:, :, ::across]) for r in range(0, rows, down)]
-        picked = library(some[0]).concatenate(some, 1)
+        sampled_rows = [
+            abs(source.rows(slice(r, r + 1))[:, :, ::column_stride])
+            for r in range(0, rows, row_stride)
+        ]
+        picked = library(sampled_rows[0]).concatenate(sampled_rows, 1)
     ordered = []
     for x in picked:
         magnitude = abs(x.reshape(-1))
@@ -298,9 +303,9 @@ def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[Bracket
     count = len(ordered)
     brackets = []
     for k in ranks:
-        place = 1 - k / numel  # quantile in ascending order
-        low = int(np.floor((place - MARGIN) * count))
-        high = int(np.ceil((place + MARGIN) * count))
+        quantile = 1 - k / numel  # quantile in ascending order
+        low = int(np.floor((quantile - MARGIN) * count))
+        high = int(np.ceil((quantile + MARGIN) * count))
         brackets.append(
             Bracket(
                 k,
@@ -313,13 +318,13 @@ def _brackets(ordered: Tensor, ranks: Sequence[int], numel: int) -> list[Bracket
 
 def _exact(source: Source, i: int, bracket: Bracket, value: float) -> Threshold:
     """Return the threshold of tensor ``i``; if entries tie, a pass finds the last kept one."""
-    wanted, more = bracket.kept_at(value)
-    if not more:
+    still_kept, has_ties = bracket.kept_at(value)
+    if not has_ties:
         return Threshold(value)
     for part in blocks(source.shape):
         magnitude = abs(source.rows(part)[i].reshape(-1))
         (at_cut,) = library(magnitude).where(magnitude == value)
-        if len(at_cut) >= wanted:
-            return Threshold(value, part.start * source.shape[1] + int(at_cut[wanted - 1]))
-        wanted -= len(at_cut)
+        if len(at_cut) >= still_kept:
+            return Threshold(value, part.start * source.shape[1] + int(at_cut[still_kept - 1]))
+        still_kept -= len(at_cut)
     raise AssertionError("fewer entries at the threshold than counted")

@@ -144,11 +144,11 @@ def _caught(image: Tensor, rank: int) -> tuple[float, Tensor, float]:
 def _start(delta: Tensor, rank: int, start: Tensor | None) -> Tensor:
     """Return (k, in) orthonormal rows: the given ones, and random ones if they are too few."""
     rows = None if start is None else _orthonormal(start)
-    given = 0 if rows is None else len(rows)
-    if rows is not None and given >= rank:
+    present = 0 if rows is None else len(rows)
+    if rows is not None and present >= rank:
         return rows
-    wanted = min(rank + SPARE, *delta.shape) - given
-    noise = np.random.default_rng(NOISE_SEED).standard_normal((wanted, delta.shape[1]))
+    missing = min(rank + SPARE, *delta.shape) - present
+    noise = np.random.default_rng(NOISE_SEED).standard_normal((missing, delta.shape[1]))
     more = like(noise.astype(np.float32), delta)
     return _orthonormal(more if rows is None else library(delta).concatenate([rows, more]))
 

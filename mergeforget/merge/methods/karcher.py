@@ -19,12 +19,12 @@ def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float =
     """
     products = gram()
     lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
-    there = lengths > 1e-12
-    if not there.any():
+    nonzero = lengths > 1e-12
+    if not nonzero.any():
         return np.zeros(len(products))
-    scale = np.where(there, lengths, 1.0)
+    scale = np.where(nonzero, lengths, 1.0)
     cosines = products / scale[:, None] / scale[None, :]  # (n, n)
-    shares = np.asarray(weights, np.float64) * there
+    shares = np.asarray(weights, np.float64) * nonzero
     shares = shares / shares.sum()
     mean = _unit(shares, cosines)
     for _ in range(max_iter):

@@ -47,9 +47,9 @@ def pcb(
     k = kept_count(density, flat.shape[1])
     shares_of: Tensor = lib.empty_like(flat)
     for i, entries in enumerate(flat):
-        alone = _softmax(n * _unit(entries * entries))
-        beside = total(lib.stack([_softmax(_unit(entries * other)) for other in flat]))
-        score = alone * beside * flat.shape[1]  # scaled to order 1 for float32
+        importance = _softmax(n * _unit(entries * entries))
+        agreement = total(lib.stack([_softmax(_unit(entries * other)) for other in flat]))
+        score = importance * agreement * flat.shape[1]  # scaled to order 1 for float32
         shares_of[i] = score * kept_by(score, find_cuts(score, [k])[0], 0)
     shares = total(shares_of)
     merged: Tensor = total(shares_of * flat * column(weights, flat)) / (shares + (shares == 0))
