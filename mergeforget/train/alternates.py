@@ -64,8 +64,8 @@ def alternate_rows(
     known = folder / FILE
     if resume and known.is_file():
         with reading(known):
-            said = {str(line["id"]): str(line["alternate"]) for line in read_jsonl(known)}
-            return [replace(row, output=said[row.id]) for row in rows]
+            answers = {str(line["id"]): str(line["alternate"]) for line in read_jsonl(known)}
+            return [replace(row, output=answers[row.id]) for row in rows]
     if file:
         found = _of_file(Path(file), rows, seed)
     else:
@@ -94,14 +94,14 @@ def _of_file(path: Path, rows: Sequence[Row], seed: int) -> list[tuple[str, str]
     drawn = random.Random(seed)
     answers = []
     for row in rows:
-        said = [text for text in known.get(_key(row.input), []) if not _repeats(text, row)]
-        if not said:
+        alternates = [text for text in known.get(_key(row.input), []) if not _repeats(text, row)]
+        if not alternates:
             raise InputError(
                 f"{path} has no alternate answer to the question of row {row.id}: "
                 f"{row.input[:60]!r}. "
                 "Add one, or leave out alternates, and the model writes them."
             )
-        answers.append((drawn.choice(said), "file"))
+        answers.append((drawn.choice(alternates), "file"))
     return answers
 
 
@@ -119,7 +119,7 @@ def _of_model(
         for row in rows
     ]
     longest = max(len(tokenizer(row.output)["input_ids"]) for row in rows)
-    said = generate(
+    generated = generate(
         model,
         tokenizer,
         asked,
@@ -130,7 +130,7 @@ def _of_model(
     drawn = random.Random(seed)
     spare = [row.output for row in sets.get("retain", ()) if row.output.strip()]
     found = []
-    for row, text in zip(rows, said, strict=True):
+    for row, text in zip(rows, generated, strict=True):
         answer = text.strip().split("\n")[0].strip()
         if answer and not _repeats(answer, row):
             found.append((answer, "model"))

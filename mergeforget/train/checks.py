@@ -130,23 +130,28 @@ class MeasuredSets:
             }
             self.profile = self._profile(held)
         else:
-            own = read_nlls(model, unseen)[0]
-            self.levels = {"forget": torch.full((len(forget),), float(own.mean())), "unseen": own}
+            unseen_nll = read_nlls(model, unseen)[0]
+            self.levels = {
+                "forget": torch.full((len(forget),), float(unseen_nll.mean())),
+                "unseen": unseen_nll,
+            }
 
     def _has_twins(self, name: str, size: int) -> bool:
         """Return whether more than half of ``size`` rows have a twin in a set."""
-        places = self.twins.get(name, ())
-        known = {place for place in places if place >= 0}
-        return len(places) == len(self.sets.get(name, ())) and 2 * len(known) > size
+        rows_of_twins = self.twins.get(name, ())
+        known = {row for row in rows_of_twins if row >= 0}
+        return len(rows_of_twins) == len(self.sets.get(name, ())) and 2 * len(known) > size
 
     def _mean_of_twins(self, nll: Tensor, name: str, size: int) -> Tensor:
         """Return the mean NLL of the twins of each of ``size`` rows, (size,)."""
-        places = self.twins[name]
-        known = {place for place in places if place >= 0}
+        rows_of_twins = self.twins[name]
+        known = {row for row in rows_of_twins if row >= 0}
         levels = torch.full((size,), float(nll.mean()))
-        for place in known:
-            own = [value for value, twin in zip(nll, places, strict=True) if twin == place]
-            levels[place] = torch.stack(own).mean()
+        for row in known:
+            twin_nlls = [
+                value for value, twin in zip(nll, rows_of_twins, strict=True) if twin == row
+            ]
+            levels[row] = torch.stack(twin_nlls).mean()
         return levels
 
     def _profile(self, held: Sequence[Tensor]) -> Tensor:
@@ -177,10 +182,10 @@ class MeasuredSets:
         forget = self.sets["forget"]
         everywhere = evenly_spaced(range(len(forget)), SAMPLE)
         members = evenly_spaced(self.selected, SAMPLE) if self.levels else []
-        read = sorted({*everywhere, *members})
-        place = {row: i for i, row in enumerate(read)}
-        forget_nll, exact = read_nlls(model, [forget[row] for row in read])
-        sample = [place[row] for row in everywhere]
+        measured_rows = sorted({*everywhere, *members})
+        position = {row: i for i, row in enumerate(measured_rows)}
+        forget_nll, exact = read_nlls(model, [forget[row] for row in measured_rows])
+        sample = [position[row] for row in everywhere]
         retain = read_nlls(model, evenly_spaced(self.sets["retain"], SAMPLE))
         check = Check(
             step=step,
@@ -193,22 +198,24 @@ class MeasuredSets:
             return check
         others = evenly_spaced(range(len(self.sets["unseen"])), SAMPLE)
         unseen_nll = read_nlls(model, [self.sets["unseen"][row] for row in others])[0]
-        outside = unseen_nll - self.levels["unseen"][others]
-        inside = forget_nll[[place[row] for row in members]] - self.levels["forget"][members]
-        mean = float(outside.mean())
+        excess_of_unseen = unseen_nll - self.levels["unseen"][others]
+        excess_of_forget = (
+            forget_nll[[position[row] for row in members]] - self.levels["forget"][members]
+        )
+        mean = float(excess_of_unseen.mean())
         risen, aucs = [], []
         for form in range(1 + int(max(forms.max() for forms in self.forms.values()))):
-            own = outside[self.forms["unseen"][others] == form]
-            risen.append(float(own.mean()) if len(own) else mean)
-            same = inside[self.forms["forget"][members] == form]
-            if len(own) and len(same):
-                aucs.append(auc_of(same, own))
+            unseen_excess = excess_of_unseen[self.forms["unseen"][others] == form]
+            risen.append(float(unseen_excess.mean()) if len(unseen_excess) else mean)
+            forget_excess = excess_of_forget[self.forms["forget"][members] == form]
+            if len(unseen_excess) and len(forget_excess):
+                aucs.append(auc_of(forget_excess, unseen_excess))
         return replace(
             check,
             unseen_nll=float(unseen_nll.mean()),
             unseen_risen=mean,
             risen=tuple(risen),
-            auc=sum(aucs) / len(aucs) if aucs else auc_of(inside, outside),
+            auc=sum(aucs) / len(aucs) if aucs else auc_of(excess_of_forget, excess_of_unseen),
         )
 
     def targets(self, check: Check, offset: float) -> Tensor | None:
@@ -265,7 +272,7 @@ def answer_ids(row: Encoded) -> list[int]:
     return [token for token, kind in zip(row.ids, row.kinds, strict=True) if kind == ANSWER]
 
 
-def aligned(own: Sequence[int], other: Sequence[int], values: Tensor) -> Tensor:
+def aligned(tokens: Sequence[int], twin_tokens: Sequence[int], values: Tensor) -> Tensor:
     """Return the values of the tokens of another sequence at the corresponding own tokens.
 
     Args:
@@ -279,8 +286,8 @@ def aligned(own: Sequence[int], other: Sequence[int], values: Tensor) -> Tensor:
     >>> aligned([1, 5, 6, 9], [1, 7, 9], torch.tensor([0.0, 4.0, 1.0])).tolist()
     [0.0, 4.0, 4.0, 1.0]
     """
-    values_by_token = values.mean().repeat(len(own))
-    for _, i, until, j, end in SequenceMatcher(None, own, other, False).get_opcodes():
+    values_by_token = values.mean().repeat(len(tokens))
+    for _, i, until, j, end in SequenceMatcher(None, tokens, twin_tokens, False).get_opcodes():
         if end > j:
             places = torch.arange(until - i) * (end - j) // max(1, until - i) + j
             values_by_token[i:until] = values[places]

@@ -73,10 +73,10 @@ def rectified(objective: Gradient, retain: Gradient) -> list[Tensor]:
         >>> rectified([torch.tensor([1.0, -1.0])], [torch.tensor([0.0, 2.0])])
         [tensor([1., 0.])]
     """
-    conflict, own = inner(objective, retain), inner(retain, retain)
-    if conflict >= 0 or not own:
+    conflict, squared_norm = inner(objective, retain), inner(retain, retain)
+    if conflict >= 0 or not squared_norm:
         return list(objective)
-    factor = conflict / own
+    factor = conflict / squared_norm
     return [g - factor * r for g, r in zip(objective, retain, strict=True)]
 
 
@@ -118,7 +118,7 @@ def fitted_rate(retain: Gradient, step: Gradient, candidates: Sequence[float]) -
     Source: JU-CSE-NLP at SemEval-2025 Task 4, eq. 9 to 11; it does not cover a minimum at a
         negative rate.
     """
-    mixed, own = inner(retain, step), inner(step, step)
-    fitted = mixed / own if own else math.nan
-    good = own > 0 and fitted > 0
-    return RateFit(fitted if good else float(min(candidates)), fitted, 2 * own, good)
+    product, squared_norm = inner(retain, step), inner(step, step)
+    fitted = product / squared_norm if squared_norm else math.nan
+    usable = squared_norm > 0 and fitted > 0
+    return RateFit(fitted if usable else float(min(candidates)), fitted, 2 * squared_norm, usable)

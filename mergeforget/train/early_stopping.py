@@ -80,9 +80,9 @@ class Watcher(TrainerCallback):
         Raises:
             NumericError: The first step exceeded the threshold.
         """
-        places = dict(_trainable(model))
+        parameters = dict(_trainable(model))
         for name, tensor in self.before.items():
-            places[name].data.copy_(tensor)
+            parameters[name].data.copy_(tensor)
         line = proxies(unwrapped(model), self.samples, self.head)
         seen = on_main(self._seen)
         limit = seen[0]["retain_nll"] + self.settings.collapse
@@ -93,7 +93,7 @@ class Watcher(TrainerCallback):
                 from safetensors.torch import load_file
 
                 for name, tensor in load_file(self._file(HEALTHY, seen[-2]["step"])).items():
-                    places[name].data.copy_(tensor)
+                    parameters[name].data.copy_(tensor)
             line = seen[-2]
         if not self.kept_step:
             raise NumericError(
@@ -120,9 +120,9 @@ class Watcher(TrainerCallback):
             return
         from safetensors.torch import load_file
 
-        places = dict(unwrapped(model).named_parameters())
+        parameters = dict(unwrapped(model).named_parameters())
         for name, tensor in load_file(self._file(BEST, line["step"])).items():
-            places[name].data.copy_(tensor)
+            parameters[name].data.copy_(tensor)
         say(f"{self.stage}: kept step {line['step']}, the best by {self.settings.best_by}.")
 
     def _look(self, model: Any, step: int) -> bool:
@@ -180,8 +180,8 @@ class Watcher(TrainerCallback):
         path = self._file(kind, step)
         with replacing(path) as temporary:
             save_file(weights, temporary)
-        for old, at in self._files():
-            if old.name.startswith(kind) and at not in (step, self.secured.get(kind)):
+        for old, step_of_file in self._files():
+            if old.name.startswith(kind) and step_of_file not in (step, self.secured.get(kind)):
                 old.unlink()
 
     def _seen(self) -> list[dict[str, Any]]:

@@ -25,10 +25,10 @@ def explain(recipe: Recipe) -> str:
     """
     parts = [recipe.name, _wrapped(recipe.source), _wrapped(recipe.notes)]
     parts.append(_published(recipe.published))
-    shown: dict[str, Any] = {}
-    for place, training in recipe.trainings().items():
-        parts.append(_training(place, training, shown))
-        shown = settings(training)
+    previous: dict[str, Any] = {}
+    for key, training in recipe.trainings().items():
+        parts.append(_training(key, training, previous))
+        previous = settings(training)
     if recipe.pair is not None:
         parts.append("Merge and search\n" + "\n".join(_settings(_after(recipe))))
     return "\n\n".join(part for part in parts if part)
@@ -45,22 +45,22 @@ def settings(training: Training) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, [], {}, "")}
 
 
-def _training(place: str, training: Training, before: dict[str, Any]) -> str:
+def _training(key: str, training: Training, before: dict[str, Any]) -> str:
     """Describe one training, with the settings that differ from the previous one."""
-    lines = [f"{TITLES[place]} minimises {describe(training)}", *objective_in_words(training)]
-    own = {k: v for k, v in settings(training).items() if before.get(k) != v}
+    lines = [f"{TITLES[key]} minimises {describe(training)}", *objective_in_words(training)]
+    changed = {k: v for k, v in settings(training).items() if before.get(k) != v}
     if before:
-        lines.append("  its settings are as above" + (", but:" if own else ""))
-    return "\n".join(lines + _settings(own))
+        lines.append("  its settings are as above" + (", but:" if changed else ""))
+    return "\n".join(lines + _settings(changed))
 
 
 def _term(term: Term) -> str:
     entry = UNLEARNING_LOSSES.get(term.loss)
     chosen = {name: p.default for name, p in entry.parameters.items()} | term.arguments
     arguments = ", ".join(f"{name} {value}" for name, value in chosen.items())
-    inside = f" ({arguments})" if arguments else ""
+    suffix = f" ({arguments})" if arguments else ""
     return (
-        f"  {term.weight:g} x {entry.name} on the {term.on} set{inside}\n"
+        f"  {term.weight:g} x {entry.name} on the {term.on} set{suffix}\n"
         f"      {entry.summary.replace('``', '')}\n      {entry.source}"
     )
 
@@ -87,8 +87,8 @@ def _plain(value: Any) -> str:
         kept = {k: v for k, v in value.items() if v not in (None, [], {})}
         return ", ".join(f"{key} {_plain(inner)}" for key, inner in kept.items())
     if isinstance(value, list):
-        inside = ", ".join(_plain(inner) for inner in value)
-        return f"[{inside}]"
+        items = ", ".join(_plain(inner) for inner in value)
+        return f"[{items}]"
     if isinstance(value, float):
         return f"{value:g}"
     return repr(value) if value == " " else str(value)

@@ -196,13 +196,13 @@ def _finish(
              "forget_exact": last.forget_exact, "retain_exact": last.retain_exact}  # fmt: skip
     write = job.run.root / "until" / f"{job.stage}.json"
     step = controller.under_step(before=last.step)
-    near = controller.nearest_under(before=last.step) if step is None else None
-    if near is not None:
+    nearest_step = controller.nearest_under(before=last.step) if step is None else None
+    if nearest_step is not None:
         say(
-            f"{job.stage}: no step meets the condition of under; step {near}, the last on its "
-            "side of the AUC bound, is used as under."
+            f"{job.stage}: no step meets the condition of under; step {nearest_step}, the last on "
+            "its side of the AUC bound, is used as under."
         )
-        step = near
+        step = nearest_step
 
     def keep() -> None:
         base, measured = controller.base, controller.measured.levels
@@ -213,7 +213,7 @@ def _finish(
             for row, level in zip(sets[name], measured[name], strict=True)
         }
         write_json(write, facts | {"base": None if base is None else asdict(base),
-                                   "under_step": step, "under_met": near is None,
+                                   "under_step": step, "under_met": nearest_step is None,
                                    "levels": levels})  # fmt: skip
         if step is not None:
             with replacing(job.run.under) as temporary:

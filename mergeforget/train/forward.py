@@ -50,13 +50,13 @@ def predict(
         prefixes: Whether packed rows may share a common prefix.
     """
     inner = unwrapped(model)
-    apart = batch.attention_mask is None and rows_leak(inner)
+    row_by_row = batch.attention_mask is None and rows_leak(inner)
     with ExitStack() as stack:
         stack.enter_context(autocast(inner))
         if head is not None:
             stack.enter_context(_without_head(inner))
         seen = stack.enter_context(_captured(inner, layers))
-        passes = split(batch) if apart else [batch]
+        passes = split(batch) if row_by_row else [batch]
         parts = [_kept(model, part, seen, prefixes) for part in passes]
     kept = _joined([part[0] for part in parts])
     return TokenOutputs(
@@ -82,22 +82,22 @@ def _kept(
     On a CPU, a prefix that all packed rows share is computed once.
     """
     packed, ids, keep = batch.attention_mask is None, batch.input_ids, batch.keep
-    places: dict[str, Any] = {"attention_mask": batch.attention_mask}
+    inputs: dict[str, Any] = {"attention_mask": batch.attention_mask}
     if packed:
-        places = {"position_ids": batch.position_ids}
+        inputs = {"position_ids": batch.position_ids}
         once = share_prefix(batch) if prefixes and _shares_prefixes(model, batch) else None
         if once is not None:
             ids, keep = once.input_ids, once.keep
-            places = {"position_ids": once.position_ids, "attention_mask": once.mask}
+            inputs = {"position_ids": once.position_ids, "attention_mask": once.mask}
         elif str(unwrapped(model).config._attn_implementation).startswith("flash"):
-            places |= _row_limits(batch)
-        places["logits_to_keep"] = keep
+            inputs |= _row_limits(batch)
+        inputs["logits_to_keep"] = keep
     with _packing(batch) if packed else nullcontext():
-        done = model(input_ids=ids, use_cache=False, **places).logits
-    if packed and done.shape[1] == len(keep):
-        kept = done[0]
+        output = model(input_ids=ids, use_cache=False, **inputs).logits
+    if packed and output.shape[1] == len(keep):
+        kept = output[0]
     else:  # not packed, or a model that ignores logits_to_keep, such as xLSTM
-        kept = done.flatten(0, 1)[keep]
+        kept = output.flatten(0, 1)[keep]
     return kept, {n: h.flatten(0, 1)[keep] for n, h in seen.items()}
 
 
@@ -129,8 +129,8 @@ def _packing(batch: Batch) -> Iterator[None]:
 
     By default it reads a value of every pass to detect packed rows, which the batch knows.
     """
-    own = getattr(masking_utils, "find_packed_sequence_indices", None)
-    if own is None:  # another version of transformers
+    find_indices = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if find_indices is None:  # another version of transformers
         yield
         return
 
@@ -144,7 +144,7 @@ def _packing(batch: Batch) -> Iterator[None]:
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = own
+        masking_utils.find_packed_sequence_indices = find_indices
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -214,8 +214,8 @@ def output_matrix(model: Any) -> Tensor | None:
         logits = model(input_ids=ids, use_cache=False).logits
         with _without_head(model):
             hidden = model(input_ids=ids, use_cache=False).logits
-        same = hidden.shape[-1] == weight.shape[1]
-        matrix = weight if same and torch.equal(F.linear(hidden, weight), logits) else None
+        fits = hidden.shape[-1] == weight.shape[1]
+        matrix = weight if fits and torch.equal(F.linear(hidden, weight), logits) else None
     model.train(was_training)
     return matrix
 
@@ -303,15 +303,15 @@ def as_reference(model: Any, before: Mapping[str, Tensor] | None = None) -> Iter
 @contextmanager
 def _put(model: Any, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Temporarily replace some weights of the model."""
-    places = {n: p for n, p in model.named_parameters() if n in weights}
-    own = {name: p.data for name, p in places.items()}
+    parameters = {n: p for n, p in model.named_parameters() if n in weights}
+    replaced = {name: p.data for name, p in parameters.items()}
     try:
-        for name, parameter in places.items():
+        for name, parameter in parameters.items():
             parameter.data = weights[name]
         yield
     finally:
-        for name, parameter in places.items():
-            parameter.data = own[name]
+        for name, parameter in parameters.items():
+            parameter.data = replaced[name]
 
 
 @contextmanager

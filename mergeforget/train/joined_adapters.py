@@ -100,15 +100,18 @@ def _split_forward(
 
     def forward(x: Tensor) -> Tensor:
         whole = base_forward(x)  # (1, tokens, features)
-        found = []
+        outputs = []
         for stage, layer, part in parts:
-            own = whole[:, part]
+            part_output = whole[:, part]
             if layer is not None:
                 own_forward: Any = type(layer).forward  # type: ignore[attr-defined]
-                with random_of(stage), _forward_by(layer.base_layer, lambda *_, own=own: own):
-                    own = own_forward(layer, x[:, part])
-            found.append(own)
-        return torch.cat(found, 1)
+                with (
+                    random_of(stage),
+                    _forward_by(layer.base_layer, lambda *_, part_output=part_output: part_output),
+                ):
+                    part_output = own_forward(layer, x[:, part])
+            outputs.append(part_output)
+        return torch.cat(outputs, 1)
 
     return forward
 

@@ -42,7 +42,7 @@ def lora_config(model: Any, **settings: Any) -> Any:
     """
     from peft import LoraConfig
 
-    wanted = settings.pop("target_modules", ALL_LINEAR)
+    targets = settings.pop("target_modules", ALL_LINEAR)
     experts = _expert_names(model)
     parameters = settings.get("target_parameters") or []
     if parameters:
@@ -55,23 +55,23 @@ def lora_config(model: Any, **settings: Any) -> Any:
             settings["lora_dropout"] = 0.0
     else:
         settings["target_parameters"] = None
-    if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
         left_out = experts | UNUSABLE.get(str(getattr(model.config, "model_type", "")), set())
         layers = settings.pop("layers_to_transform", None)  # PEFT ignores it for whole names
-        wanted = _linear_layers(model, left_out, layers)
-        lost = _not_reloaded(model, LoraConfig(target_modules=wanted, **settings))
-        wanted = [name for name in wanted if name not in lost]
-        _say_what_stays(model, wanted, parameters)
-        if lost:
-            say(f"{type(model).__name__}: {_lost(lost)} They are not trained.")
+        targets = _linear_layers(model, left_out, layers)
+        not_reloaded = _not_reloaded(model, LoraConfig(target_modules=targets, **settings))
+        targets = [name for name in targets if name not in not_reloaded]
+        _say_what_stays(model, targets, parameters)
+        if not_reloaded:
+            say(f"{type(model).__name__}: {_lost(not_reloaded)} They are not trained.")
     else:
-        _check_named(model, [wanted] if isinstance(wanted, str) else wanted, experts)
-        if lost := _not_reloaded(model, LoraConfig(target_modules=wanted, **settings)):
+        _check_named(model, [targets] if isinstance(targets, str) else targets, experts)
+        if not_reloaded := _not_reloaded(model, LoraConfig(target_modules=targets, **settings)):
             raise RecipeError(
-                f"{type(model).__name__}: {_lost(lost)} Leave them out of lora.target_modules, or "
-                f"write {ALL_LINEAR}, which does so."
+                f"{type(model).__name__}: {_lost(not_reloaded)} Leave them out of "
+                f"lora.target_modules, or write {ALL_LINEAR}, which does so."
             )
-    return LoraConfig(task_type="CAUSAL_LM", target_modules=wanted, **settings)
+    return LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **settings)
 
 
 def _not_reloaded(model: Any, config: Any) -> set[str]:
@@ -170,8 +170,8 @@ def _check_parameters(model: Any, parameters: Sequence[str]) -> None:
         )
 
 
-def _check_named(model: Any, wanted: Sequence[str], experts: set[str]) -> None:
-    named = sorted({name for name in wanted if name.rpartition(".")[2] in experts})
+def _check_named(model: Any, targets: Sequence[str], experts: set[str]) -> None:
+    named = sorted({name for name in targets if name.rpartition(".")[2] in experts})
     if named:
         raise RecipeError(
             f"lora.target_modules names {', '.join(named)}, which {type(model).__name__} keeps as "

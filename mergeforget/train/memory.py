@@ -163,8 +163,8 @@ def tokens_at_once(encoded: Mapping[str, Sequence[Encoded]], training: Training)
         sum(lengths(encoded[name])[-training.batch_size * rows_of_set(name, training) :])
         for name in reads_of(training.objective)
     ]
-    apart = training.batches != "together" or training.direction != "sum"
-    return max(sizes) if apart else sum(sizes)
+    separate_passes = training.batches != "together" or training.direction != "sum"
+    return max(sizes) if separate_passes else sum(sizes)
 
 
 def lengths(rows: Sequence[Encoded]) -> list[int]:

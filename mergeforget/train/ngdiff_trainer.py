@@ -160,15 +160,15 @@ class NGDiffTrainer(UnlearningTrainer):
 
     def _perturbed_gradient(self, model: Any, gradient: Sequence[Tensor]) -> list[Tensor]:
         """Return the forget gradient at ``theta + radius * g / ||g||``; theta is restored."""
-        length, places = norm(gradient), list(self._trained())
+        length, parameters = norm(gradient), list(self._trained())
         if not length:
             return list(gradient)
-        own = [p.data.clone() for p in places]
+        originals = [p.data.clone() for p in parameters]
         noted = dict(self._pending), dict(self._pending_notes)
         terms = [t for t in self.terms if t.on == "forget"]
         self._gathered.pop("forget")
         with torch.no_grad():
-            for parameter, g in zip(places, gradient, strict=True):
+            for parameter, g in zip(parameters, gradient, strict=True):
                 parameter.data.add_(g, alpha=self.training.sam_radius / length)
         try:
             for share in self._shares:
@@ -176,7 +176,7 @@ class NGDiffTrainer(UnlearningTrainer):
                     self.accelerator.backward(self.loss_of(model, share, terms))
                 self._gather("forget")
         finally:
-            for parameter, data in zip(places, own, strict=True):
+            for parameter, data in zip(parameters, originals, strict=True):
                 parameter.data.copy_(data)
             self._pending, self._pending_notes = noted
         sharp = self._gathered["forget"]
@@ -185,28 +185,30 @@ class NGDiffTrainer(UnlearningTrainer):
         return sharp
 
     def _fit(self, model: Any, retain: Sequence[Tensor], step: Sequence[Tensor]) -> RateFit:
-        asked = self.training.auto_rate
-        assert asked is not None
-        if asked.method == "fit":
-            return fitted_rate(retain, step, asked.candidates)
+        settings = self.training.auto_rate
+        assert settings is not None
+        if settings.method == "fit":
+            return fitted_rate(retain, step, settings.candidates)
         optimizer: Any = self.optimizer
         rate = float(optimizer.param_groups[0]["lr"])
-        ahead, here, behind = (self._retain_loss(model, step, s * rate) for s in (-1.0, 0.0, 1.0))
-        return probed_rate(rate, ahead, here, behind)
+        loss_ahead, loss_here, loss_behind = (
+            self._retain_loss(model, step, s * rate) for s in (-1.0, 0.0, 1.0)
+        )
+        return probed_rate(rate, loss_ahead, loss_here, loss_behind)
 
     def _retain_loss(self, model: Any, step: Sequence[Tensor], distance: float) -> float:
         """Return the retain loss at ``theta + distance * step``; theta is restored bit for bit."""
         terms = [t for t in self.terms if t.on == "retain"]
-        places = list(self._trained())
-        own = [p.data.clone() for p in places]
+        parameters = list(self._trained())
+        originals = [p.data.clone() for p in parameters]
         model.eval()
         try:
             with torch.no_grad():
-                for parameter, g in zip(places, step, strict=True):
+                for parameter, g in zip(parameters, step, strict=True):
                     parameter.data.add_(g, alpha=distance)
                 loss = sum(self._quiet_loss(model, s, terms) for s in self._shares)
         finally:
-            for parameter, data in zip(places, own, strict=True):
+            for parameter, data in zip(parameters, originals, strict=True):
                 parameter.data.copy_(data)
             model.train()
         return self._mean_over_ranks(loss / self._parts)

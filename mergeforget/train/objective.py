@@ -105,38 +105,38 @@ def check_recipe(recipe: Recipe) -> None:
     """Raise RecipeError for errors that the schema does not detect, such as unknown losses."""
     check_launch(trains=True)
     _check_parts(recipe)
-    for place, training in recipe.trainings().items():
+    for key, training in recipe.trainings().items():
         if training.full and recipe.model.quantization:
             raise RecipeError(
-                f"{place}: full trains weights of the model, which model.quantization freezes. "
+                f"{key}: full trains weights of the model, which model.quantization freezes. "
                 "Leave one of the two out."
             )
         if training.optimizer.endswith("8bit"):
-            _check_eight_bits(place, training)
+            _check_eight_bits(key, training)
         if training.robust and (recipe.model.quantization or sharded()):
             raise RecipeError(
-                f"{place}: robust rounds whole weight matrices, which do not exist with "
+                f"{key}: robust rounds whole weight matrices, which do not exist with "
                 "model.quantization or FSDP. Leave out robust, or train without them."
             )
         for name in training.report_to:
             if find_spec(name) is None:
                 raise RecipeError(
-                    f"{place}: report_to names {name}, but that package is not installed: "
+                    f"{key}: report_to names {name}, but that package is not installed: "
                     f"pip install {name}, or leave it out; history.jsonl has the same figures."
                 )
         for i, term in enumerate(training.objective):
-            with _placed(f"{place}.objective.{i}"):
+            with _placed(f"{key}.objective.{i}"):
                 UNLEARNING_LOSSES.get(term.loss).check_arguments(term.arguments)
                 _check_term(term)
                 _check_direction(term, training)
                 _check_batches(term, training)
-        _check_helpers(place, training)  # after the terms, whose losses it looks up
+        _check_helpers(key, training)  # after the terms, whose losses it looks up
         for i, step in enumerate(training.transforms):
-            with _placed(f"{place}.transforms.{i}"):
+            with _placed(f"{key}.transforms.{i}"):
                 find_transform(step.transform).check_arguments(step.arguments)
         if mask_of(training.objective) == MASKS["all"] and training.tokens.padding == "none":
             raise RecipeError(
-                f"{place}: the mask 'all' counts padding, but packed rows have no "
+                f"{key}: the mask 'all' counts padding, but packed rows have no "
                 "padding. Set tokens.padding to left, or the mask to tokens or answer."
             )
 
@@ -216,26 +216,26 @@ def _check_parts(recipe: Recipe) -> None:
             "model.quantization: FSDP cannot shard 4-bit weights. Leave it out with FSDP, "
             "or launch with --multi_gpu, where every process has the whole model in 4 bits."
         )
-    for place, training in recipe.trainings().items():
+    for key, training in recipe.trainings().items():
         if training.compile:
             raise RecipeError(
-                f"{place}: compile does not support FSDP, which gathers the weights of a layer "
+                f"{key}: compile does not support FSDP, which gathers the weights of a layer "
                 "outside of its forward. Leave it out, or launch with --multi_gpu."
             )
         if training.full:
             raise RecipeError(
-                f"{place}: full trains weights of the model, but with FSDP only adapters are "
+                f"{key}: full trains weights of the model, but with FSDP only adapters are "
                 "trained. Launch with --multi_gpu, or train an adapter (lora)."
             )
 
 
 def _check_every_weight(recipe: Recipe) -> None:
     """Raise RecipeError for losses that leave weights without a gradient, for which DDP waits."""
-    for place, training in recipe.trainings().items():
+    for key, training in recipe.trainings().items():
         for term in training.objective:
             if layer_of(term) is not None:
                 raise RecipeError(
-                    f"{place}: {term.loss} reads a layer below the last, so the weights above get "
+                    f"{key}: {term.loss} reads a layer below the last, so the weights above get "
                     "no gradient, and several processes (DDP) would wait for it. Train in one "
                     "process, or launch with --use_fsdp --fsdp_version 2."
                 )
@@ -360,10 +360,10 @@ def _nothing(outputs: TokenOutputs, term: Term) -> Tensor:
     The other ranks run a backward pass and wait for this rank at every layer.
     """
     layer = layer_of(term)
-    read = [outputs.token_logps if layer is None else (outputs.hidden or {})[layer]]
+    tensors = [outputs.token_logps if layer is None else (outputs.hidden or {})[layer]]
     if outputs.refusal is not None:
-        read.append(outputs.refusal.token_logps)
-    return torch.stack([(0 * values).sum() for values in read]).sum()
+        tensors.append(outputs.refusal.token_logps)
+    return torch.stack([(0 * values).sum() for values in tensors]).sum()
 
 
 def describe(training: Training) -> str:

@@ -105,7 +105,7 @@ def can_share(model: Any) -> bool:
 def _same_when_shared(model: Any) -> bool:
     """Return whether two rows with a common prefix have the same logits packed as alone."""
     size = model.get_input_embeddings().weight.shape[0]
-    rows = [[i % size for i in (1, 2, 3, 4, *own)] for own in ((5, 6), (7, 8, 9))]
+    rows = [[i % size for i in (1, 2, 3, 4, *ending)] for ending in ((5, 6), (7, 8, 9))]
     batch = pack([Encoded(ids=ids, kinds=[ANSWER] * len(ids)) for ids in rows])
     once = share_prefix(batch)
     assert once is not None
@@ -129,5 +129,5 @@ def _same_when_shared(model: Any) -> bool:
         return False
     finally:
         model.train(was_training)
-    apart = torch.cat(alone)
-    return bool((shared - apart).abs().max() <= CLOSE * apart.abs().max().clamp(min=1.0))
+    separate = torch.cat(alone)
+    return bool((shared - separate).abs().max() <= CLOSE * separate.abs().max().clamp(min=1.0))

@@ -233,7 +233,7 @@ def read_data(data: DataSpec) -> Sets:
             "No data: give --forget and --retain, or data.forget and data.retain in the recipe. "
             "`mergeforget data make` writes made-up people to try with."
         )
-    read: dict[str, list[Row]] = {"holdout": []}
+    rows_by_set: dict[str, list[Row]] = {"holdout": []}
     rest: list[Row] = []
     for name in ("forget", "retain"):
         rows = _read(getattr(data, name), name, data)
@@ -242,18 +242,18 @@ def read_data(data: DataSpec) -> Sets:
             trained = set(map(plain_text, rows))  # copies of trained rows are no non-members
             left = [row for row in left if plain_text(row) not in trained]
             rest = left if name == "forget" else rest
-        read[name] = rows
+        rows_by_set[name] = rows
     if data.holdout:
-        read["holdout"] = _read(data.holdout, "holdout", data)
-    elif rest and (rest := about_others(rest, [*read["forget"], *read["retain"]])):
-        read["holdout"] = _as_holdout(rest, len(read["forget"]), data.seed)
+        rows_by_set["holdout"] = _read(data.holdout, "holdout", data)
+    elif rest and (rest := about_others(rest, [*rows_by_set["forget"], *rows_by_set["retain"]])):
+        rows_by_set["holdout"] = _as_holdout(rest, len(rows_by_set["forget"]), data.seed)
         say(
-            f"No --holdout: {len(read['holdout'])} forget rows beyond --limit serve as "
+            f"No --holdout: {len(rows_by_set['holdout'])} forget rows beyond --limit serve as "
             "non-members; they are never trained on."
         )
-    check_overlap(read)
-    check_weights("forget", read["forget"])  # before a model memorises the rows
-    return Sets(**read)
+    check_overlap(rows_by_set)
+    check_weights("forget", rows_by_set["forget"])  # before a model memorises the rows
+    return Sets(**rows_by_set)
 
 
 def _file_facts(path: str) -> dict[str, Any]:
@@ -284,35 +284,37 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
         InputError: Twins are needed, but the rows have nothing to perturb.
     """
     trainings = recipe.trainings().values()
-    hold = any(term.on == "held" for training in trainings for term in training.objective)
+    needs_held = any(term.on == "held" for training in trainings for term in training.objective)
     compare = any(training.until for training in trainings) and not sets.holdout
-    if not hold and not compare:
+    if not needs_held and not compare:
         return sets
     corpus = [*sets.retain, *sets.holdout]
     seed = recipe.data.seed
     held = make_twins(sets.forget, corpus=corpus, per_row=TWINS, seed=seed)
-    outside = make_twins(sets.forget, corpus=corpus, seed=seed + 1)
-    enough = len(outside) >= max(2, len(sets.forget) // 2)
-    if not enough and not compare:
+    twins = make_twins(sets.forget, corpus=corpus, seed=seed + 1)
+    sufficient = len(twins) >= max(2, len(sets.forget) // 2)
+    if not sufficient and not compare:
         say(
             "The forget rows have no names or numbers to perturb: half of the unseen rows of the "
             "selection split are used as `held` instead of twins."
         )
         return sets
-    if not enough:
+    if not sufficient:
         raise InputError(
-            f"Only {len(outside)} of {len(sets.forget)} forget rows have a name or a number "
+            f"Only {len(twins)} of {len(sets.forget)} forget rows have a name or a number "
             "that can be replaced, too few for perturbed twins. Give rows of the same kind, "
             "never trained on, with --holdout, or train with a recipe without `until`, such as "
             "zjuklab."
         )
     if compare:
         say(
-            f"No --holdout: {len(outside)} perturbed twins of the forget rows are used as unseen "
+            f"No --holdout: {len(twins)} perturbed twins of the forget rows are used as unseen "
             "rows."
         )
-    holdout = [replace(t, id=f"b-{t.id}", subject=f"b-{t.subject}") for t in outside]
-    return replace(sets, held=held if hold else [], holdout=holdout if compare else sets.holdout)
+    holdout = [replace(t, id=f"b-{t.id}", subject=f"b-{t.subject}") for t in twins]
+    return replace(
+        sets, held=held if needs_held else [], holdout=holdout if compare else sets.holdout
+    )
 
 
 def rows_by_set(run: Run, recipe: Recipe, sets: Sets, training: Training) -> dict[str, list[Row]]:

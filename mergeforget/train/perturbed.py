@@ -74,10 +74,10 @@ def perturbed(model: Any, spec: Robust, generator: torch.Generator | None = None
     head = model.get_output_embeddings()
     chosen: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in chosen)
+        in_chosen = any(name.startswith(f"{outer}.") for outer in chosen)
         adapted = isinstance(module, LoraLayer) and isinstance(module, nn.Module)
         plain = type(module) is nn.Linear or type(module).__name__ == "Conv1D"
-        if not inside and module is not head and (adapted or plain):
+        if not in_chosen and module is not head and (adapted or plain):
             chosen[name] = module
     for name, module in chosen.items():
         _check(name, module)

@@ -112,8 +112,8 @@ def plan(
     """
     device = default_device()
     model = empty_model(spec, training, device)
-    own = {p for p in model.parameters() if p.requires_grad}
-    trained = sum(p.numel() for p in own)
+    trained_weights = {p for p in model.parameters() if p.requires_grad}
+    trained = sum(p.numel() for p in trained_weights)
     forget = len(encoded["forget"])
     sizes = {name: len(encoded[name]) for name in reads_of(training.objective)}
     folds = [one.fold for one in encoded["forget"]]
@@ -121,11 +121,11 @@ def plan(
     tokens = tokens_at_once(encoded, training)
     checkpointing = training.gradient_checkpointing is True
     longest = one_pass(model, tokens, checkpointing)
-    memory = _memory(model, own, spec, training, longest.kept_bytes)
+    memory = _memory(model, trained_weights, spec, training, longest.kept_bytes)
     if training.gradient_checkpointing == "auto" and memory["total"] > free_bytes(device):
         checkpointing = True
         longest = one_pass(model, tokens, checkpointing)
-        memory = _memory(model, own, spec, training, longest.kept_bytes)
+        memory = _memory(model, trained_weights, spec, training, longest.kept_bytes)
     each_epoch = -(-forget // (training.batch_size * training.accumulation(forget)))
     if training.until is None:
         each_epoch = steps // training.epochs
@@ -276,8 +276,10 @@ def _all_flops(
             runs = steps * batch * rows_of_set(name, training)
             checks = steps // training.steps_between_checks(forget) + 1
             total += checks * len(sizes) * (2 if name == "forget" else 1) * row.forward_flops
-        asked = 0 if not reads.reference else len(sizes) if reads.kept else runs
-        total += runs * (row.forward_flops + row.backward_flops) + asked * row.forward_flops
+        reference_runs = 0 if not reads.reference else len(sizes) if reads.kept else runs
+        total += (
+            runs * (row.forward_flops + row.backward_flops) + reference_runs * row.forward_flops
+        )
         if name == "forget" and any_needs(training.objective, "reinforced"):
             more = forget * (training.reinforce or Reinforce()).epochs
             total += more * (row.forward_flops + row.backward_flops) + forget * row.forward_flops
@@ -285,32 +287,34 @@ def _all_flops(
 
 
 def _memory(
-    model: Any, own: set[Tensor], spec: ModelSpec, training: Training, kept: int
+    model: Any, trained_weights: set[Tensor], spec: ModelSpec, training: Training, kept: int
 ) -> dict[str, int]:
     """Return the bytes of memory by use."""
-    weights = sum(p.numel() * (4 if p in own else p.element_size()) for p in model.parameters())
+    weights = sum(
+        p.numel() * (4 if p in trained_weights else p.element_size()) for p in model.parameters()
+    )
     if spec.quantization:
-        weights -= round(_saved_by_four_bits(model, own))
-    moving = sum(4 * p.numel() for p in own)  # float32 for any dtype of the base
+        weights -= round(_saved_by_four_bits(model, trained_weights))
+    float32_bytes = sum(4 * p.numel() for p in trained_weights)  # float32 for any dtype of the base
     vocabulary = model.get_output_embeddings().weight.shape[0]
     found = {
         "weights": weights,
-        "gradients": moving,
-        "optimizer": optimizer_bytes(training, list(own)),
+        "gradients": float32_bytes,
+        "optimizer": optimizer_bytes(training, list(trained_weights)),
         "activations": kept,
         "logits": logits_bytes(vocabulary),
     }
     return found | {"total": sum(found.values())}
 
 
-def _saved_by_four_bits(model: Any, own: set[Tensor]) -> float:
+def _saved_by_four_bits(model: Any, trained_weights: set[Tensor]) -> float:
     """Return the bytes saved by quantising the linear layers except the output layer to 4 bits.
 
     A weight takes 4.127 bits: an 8-bit scale per 64 weights, and a 32-bit scale per 256 scales.
     """
     head = model.get_output_embeddings()
     layers = (m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head)
-    frozen = (m.weight for m in layers if m.weight not in own)
+    frozen = (m.weight for m in layers if m.weight not in trained_weights)
     return sum(w.numel() * (w.element_size() - 4.127 / 8) for w in frozen)
 
 
@@ -328,7 +332,7 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
     if recipe.pair is not None and recipe.pair.trajectory == "shared":
         del trainings["pair.under"]  # a snapshot of over
     plans = {}
-    for place, training in trainings.items():
+    for key, training in trainings.items():
         sets = {"forget": rows.forget, "retain": rows.retain}
         if "held" in reads_of(training.objective):
             sets["held"] = rows.held or rows.holdout  # without twins some of the holdout are held
@@ -338,5 +342,5 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
                 tokenizer, sets, training, replace(template, kind="none", system=None)
             )
             encoded |= {n: [*encoded[n], *raw[n]] for n in ("forget", "held") if n in encoded}
-        plans[place] = plan(recipe.model, encoded, training, flops)
+        plans[key] = plan(recipe.model, encoded, training, flops)
     return plans

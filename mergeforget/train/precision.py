@@ -19,8 +19,8 @@ def autocast_dtype(model: Any) -> torch.dtype | None:
     noted: torch.dtype | None = getattr(model, _AUTOCAST, None)
     if noted is not None:
         return noted
-    half = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
-    return half.pop() if len(half) == 1 else torch.bfloat16 if half else None
+    half_dtypes = {p.dtype for p in model.parameters()} & {torch.bfloat16, torch.float16}
+    return half_dtypes.pop() if len(half_dtypes) == 1 else torch.bfloat16 if half_dtypes else None
 
 
 @contextmanager
@@ -31,32 +31,34 @@ def widened_weights(model: Any) -> Iterator[None]:
     bfloat16 second moment does not decay. Forward and backward passes run under autocast in the
     model's own dtype; afterwards the weights are rounded to it.
     """
-    half = autocast_dtype(model)
-    if half is None:
+    dtype_of_products = autocast_dtype(model)
+    if dtype_of_products is None:
         yield
         return
-    own = {p: p.dtype for p in model.parameters() if p.requires_grad and p.dtype.itemsize < 4}
-    for parameter in own:
+    original_dtypes = {
+        p: p.dtype for p in model.parameters() if p.requires_grad and p.dtype.itemsize < 4
+    }
+    for parameter in original_dtypes:
         parameter.data = parameter.data.float()
-    setattr(model, _AUTOCAST, half)
+    setattr(model, _AUTOCAST, dtype_of_products)
     try:
         yield
     finally:
         delattr(model, _AUTOCAST)
-        for parameter, dtype in own.items():
+        for parameter, dtype in original_dtypes.items():
             parameter.data = parameter.data.to(dtype)
 
 
 @contextmanager
 def tensor_cores() -> Iterator[None]:
     """Allow TF32 for float32 matrix products on a GPU inside the block; no effect on a CPU."""
-    own = torch.get_float32_matmul_precision()
+    previous = torch.get_float32_matmul_precision()
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(own)
+        torch.set_float32_matmul_precision(previous)
 
 
 def autocast(model: Any) -> AbstractContextManager[Any]:
@@ -64,7 +66,7 @@ def autocast(model: Any) -> AbstractContextManager[Any]:
 
     The float32 factors of LoRA are cast, too, so their products are as fast as those of the base.
     """
-    half = autocast_dtype(model)
-    if half is None:
+    dtype = autocast_dtype(model)
+    if dtype is None:
         return nullcontext()
-    return torch.autocast(next(model.parameters()).device.type, half)
+    return torch.autocast(next(model.parameters()).device.type, dtype)

@@ -89,13 +89,15 @@ def reference_of(
     head = output_matrix(model)
     untrained: dict[str, Tensor] | None = {} if training.full else None  # no adapter to switch off
     known = {}
-    for name, read in reads.items():
-        what = read.kept
-        if what == "hidden" and not _fits(head, encoded[name], kinds):
-            what = None
-        if what is not None and PADDING not in kinds:
-            place = folder / "reference"
-            known[name] = load_or_compute(what, model, encoded[name], kinds, place, head, untrained)
+    for name, needs in reads.items():
+        content = needs.kept
+        if content == "hidden" and not _fits(head, encoded[name], kinds):
+            content = None
+        if content is not None and PADDING not in kinds:
+            store = folder / "reference"
+            known[name] = load_or_compute(
+                content, model, encoded[name], kinds, store, head, untrained
+            )
     before, old_head = None, head
     if training.full and any(r.reference and name not in known for name, r in reads.items()):
         before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -105,7 +107,7 @@ def reference_of(
 
 
 def load_or_compute(
-    what: ReferenceContent,
+    content: ReferenceContent,
     model: Any,
     encoded: Sequence[Encoded],
     kinds: tuple[int, ...],
@@ -125,23 +127,23 @@ def load_or_compute(
     """
     from safetensors.torch import load_file, save_file
 
-    path = folder / f"{label}{what}-{_name(model, encoded, kinds)}.safetensors"
+    path = folder / f"{label}{content}-{_name(model, encoded, kinds)}.safetensors"
 
     def keep(tensors: dict[str, Tensor]) -> None:
         with replacing(path) as temporary:
             save_file(tensors, temporary)
 
     if not on_main(path.exists):  # on every rank: each may hold only a shard of the model
-        tensors = _compute(what, model, encoded, kinds, head, before)
+        tensors = _compute(content, model, encoded, kinds, head, before)
         on_main(lambda: keep(tensors))
     try:
-        return StoredOutputs(**load_file(path), head=head if what == "hidden" else None)
+        return StoredOutputs(**load_file(path), head=head if content == "hidden" else None)
     except Exception as error:
         raise InputError(f"{path} is damaged ({error}). Delete it; it is created again.") from error
 
 
 def _compute(
-    what: ReferenceContent,
+    content: ReferenceContent,
     model: Any,
     encoded: Sequence[Encoded],
     kinds: tuple[int, ...],
@@ -155,7 +157,7 @@ def _compute(
         for rows in in_groups(encoded):
             batch = pack(rows, kinds).to(device)
             outputs = predict(model, batch, head=head)
-            if what == "logps":
+            if content == "logps":
                 values.append(outputs.token_logps.cpu())
             else:
                 assert isinstance(outputs.source, Projection)

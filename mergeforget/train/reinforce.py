@@ -55,7 +55,7 @@ def reinforce(
         tokens_per_pass=training.tokens_per_pass,
     )  # fmt: skip
     stage = f"{job.stage}-reinforced"
-    own = TrainingJob(job.run, stage, job.resume, job.checkpoint_seconds)
+    own_job = TrainingJob(job.run, stage, job.resume, job.checkpoint_seconds)
     set_seed(training.seed)
     with quiet():
         policy = get_peft_model(
@@ -75,13 +75,13 @@ def reinforce(
         if not (job.resume and stored):
             on_main(lambda: _remove(stored))
             reference = Reference(head=head)
-            fit(policy, tokenizer, encoded, plan.objective, plan, own, reference=reference)
+            fit(policy, tokenizer, encoded, plan.objective, plan, own_job, reference=reference)
         kinds = mask_of(training.objective)
         rows = encoded["forget"]
         known = load_or_compute("hidden", policy, rows, kinds, folder, head, before={}, label=label)
     finally:
         policy.unload()
-    on_main(lambda: shutil.rmtree(own.checkpoints, ignore_errors=True))
+    on_main(lambda: shutil.rmtree(own_job.checkpoints, ignore_errors=True))
     return known
 
 

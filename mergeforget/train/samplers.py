@@ -137,8 +137,8 @@ class ChunkedSampler(Sampler[list[RowIndex]]):
     @property
     def beginnings(self) -> set[int]:
         """Steps, counted from 0, before which a chunk begins and the optimiser is reset."""
-        done = self.chunk_steps
-        return {sum(done[:i]) for i in range(len(done))}
+        steps_by_chunk = self.chunk_steps
+        return {sum(steps_by_chunk[:i]) for i in range(len(steps_by_chunk))}
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: all epochs are one pass over the sampler."""
@@ -204,9 +204,9 @@ class ShardedSampler(Sampler[list[RowIndex]]):
     def __iter__(self) -> Iterator[list[RowIndex]]:
         parts = iter(self.order)
         while step := list(islice(parts, self.accumulation)):
-            mine = step[self.rank :: self.world_size]
-            yield from mine
-            if len(mine) < self._each(len(step)):
+            rank_items = step[self.rank :: self.world_size]
+            yield from rank_items
+            if len(rank_items) < self._each(len(step)):
                 yield [step[0][0]._replace(counts=False)]
 
     def _each(self, parts: int) -> int:

@@ -120,12 +120,12 @@ def choose_trained(model: Any, full: Full) -> None:
     layers = decoder_layers(model)
     last = range(max(0, len(layers) - (full.last_layers or 0)), len(layers))
     numbers = last if full.layers is None else full.layers
-    inside = {id(p) for n in numbers if n < len(layers) for p in layers[n].parameters()}
+    ids_in_layers = {id(p) for n in numbers if n < len(layers) for p in layers[n].parameters()}
     every = full.last_layers is None and full.layers is None
     for name, parameter in model.named_parameters():
-        here = every or id(parameter) in inside
+        in_layers = every or id(parameter) in ids_in_layers
         named = not full.modules or any(m in name.split(".") for m in full.modules)
-        parameter.requires_grad_(here and named)
+        parameter.requires_grad_(in_layers and named)
     if not any(p.requires_grad for p in model.parameters()):
         modules = ", ".join(n for n, _ in layers[0].named_modules() if n)
         raise RecipeError(

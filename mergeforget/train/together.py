@@ -149,28 +149,30 @@ class Partners:
         Returns:
             The loss of the share, detached.
         """
-        own = _Pass(trainer, model, share)
-        here = self._running
-        other = self.stages[1 - self.stages.index(here)]
-        if self.joined and other in self._unfinished and other not in self._waiting:
-            self._waiting[here] = own
-            self._hand_over(here, other)
-            self._waiting.pop(here, None)
-            if own.loss is not None:
-                return own.loss
-        partner = self._waiting.get(other) if self.joined else None
-        if partner is not None and self._fit(here, own, partner):
-            self._join({here: own, other: partner})
-            del self._waiting[other]
+        request = _Pass(trainer, model, share)
+        stage = self._running
+        other_stage = self.stages[1 - self.stages.index(stage)]
+        if self.joined and other_stage in self._unfinished and other_stage not in self._waiting:
+            self._waiting[stage] = request
+            self._hand_over(stage, other_stage)
+            self._waiting.pop(stage, None)
+            if request.loss is not None:
+                return request.loss
+        partner = self._waiting.get(other_stage) if self.joined else None
+        if partner is not None and self._fit(stage, request, partner):
+            self._join({stage: request, other_stage: partner})
+            del self._waiting[other_stage]
         else:
-            own.loss = trainer.separate_step(model, share)
-        assert own.loss is not None
-        return own.loss
+            request.loss = trainer.separate_step(model, share)
+        assert request.loss is not None
+        return request.loss
 
-    def _fit(self, here: str, own: _Pass, partner: _Pass) -> bool:
+    def _fit(self, stage: str, request: _Pass, other_request: _Pass) -> bool:
         """Return whether the models can share passes; checked at the first one."""
         if not self._checked:
-            host, guest = (own, partner) if here == self.stages[0] else (partner, own)
+            host, guest = (
+                (request, other_request) if stage == self.stages[0] else (other_request, request)
+            )
             reason = why_apart(host.model, guest.model)
             if reason:
                 self.separate(reason)
@@ -214,22 +216,22 @@ class Partners:
         if stage == self._running:
             yield
             return
-        own = _torch_state()
+        previous = _torch_state()
         _set_torch_state(self._states[stage].torch)
         try:
             yield
         finally:
             self._states[stage].torch = _torch_state()
-            _set_torch_state(own)
+            _set_torch_state(previous)
 
-    def _hand_over(self, here: str, other: str) -> None:
+    def _hand_over(self, stage: str, other_stage: str) -> None:
         """Let the other training run until it hands over or ends."""
-        self._states[here] = _GlobalState.current()
+        self._states[stage] = _GlobalState.current()
         with self._turn:
-            self._running = other
+            self._running = other_stage
             self._turn.notify_all()
-            self._turn.wait_for(lambda: self._running == here)
-        self._states[here].restore()
+            self._turn.wait_for(lambda: self._running == stage)
+        self._states[stage].restore()
 
     def _thread(self, stage: str, train: Callable[[], None]) -> None:
         with self._turn:

@@ -127,7 +127,7 @@ def _encoded(
     if training.folds and name == "forget":
         folds = _folds_of(rows, training.folds, training.seed)
         encoded = [replace(one, fold=folds[one.row]) for one in encoded]
-    return [replace(one, row=place) for place, one in enumerate(encoded)]
+    return [replace(one, row=index) for index, one in enumerate(encoded)]
 
 
 ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
@@ -147,9 +147,9 @@ def also_raw(
         The rows of the sets, with a row ``ID@raw`` for each that was added.
     """
     raw = replace(template, kind="none", system=None)
-    some = {name: sets[name] for name in ALSO_RAW if name in sets}
+    raw_sets = {name: sets[name] for name in ALSO_RAW if name in sets}
     rows_by_set = {name: list(rows) for name, rows in sets.items()}
-    for name, more in encode_sets(tokenizer, some, training, raw).items():
+    for name, more in encode_sets(tokenizer, raw_sets, training, raw).items():
         first = len(sets[name])
         encoded[name] = encoded[name] + [replace(one, row=first + one.row) for one in more]
         rows_by_set[name] += [replace(row, id=f"{row.id}{RAW_MARK}") for row in sets[name]]
@@ -165,8 +165,8 @@ def twin_places(
     """Return the index of the row that each twin imitates, or -1; see ``places_of``."""
     if any(len(sets[n]) != len(encoded[n]) for n in (twins, of) if sets.get(n)):
         return []
-    places = {row.id: i for i, row in enumerate(sets.get(of, ()))}
-    return [places.get(origin_of(row), -1) for row in sets.get(twins, ())]
+    index_by_id = {row.id: i for i, row in enumerate(sets.get(of, ()))}
+    return [index_by_id.get(origin_of(row), -1) for row in sets.get(twins, ())]
 
 
 def places_of(
@@ -178,8 +178,8 @@ def places_of(
     """
     if len(sets["forget"]) != len(encoded["forget"]):
         return []
-    wanted = {row.id for row in sets.get(part, ())}
-    return [i for i, row in enumerate(sets["forget"]) if row.id in wanted]
+    ids = {row.id for row in sets.get(part, ())}
+    return [i for i, row in enumerate(sets["forget"]) if row.id in ids]
 
 
 def _folds_of(rows: Sequence[Row], folds: int, seed: int) -> list[int]:
@@ -211,7 +211,7 @@ def _with_folds(encoded: dict[str, list[Encoded]], folds: int) -> dict[str, list
     """Add the forget rows to the retain set, for the stages in which they are not forgotten yet."""
     retain, forget = encoded["retain"], encoded["forget"]
     later = [one for one in forget if one.fold > 0]  # the first fold is forgotten from the start
-    added = [replace(one, row=len(retain) + place) for place, one in enumerate(later)]
+    added = [replace(one, row=len(retain) + index) for index, one in enumerate(later)]
     say(f"{folds} folds: {', '.join(str(sum(o.fold == f for o in forget)) for f in range(folds))} "
         "forget rows.")  # fmt: skip
     return encoded | {"retain": [replace(one, fold=folds) for one in retain] + added}

@@ -117,13 +117,13 @@ class UnlearningTrainer(Trainer):
         factors: list[float] = []
         chunk_steps = self.order.chunk_steps
         for steps in chunk_steps:
-            own = get_scheduler(
+            chunk_scheduler = get_scheduler(
                 self.args.lr_scheduler_type,
                 torch.optim.SGD([torch.zeros(1)]),
                 num_warmup_steps=round(self.args.warmup_steps * steps / sum(chunk_steps)),
                 num_training_steps=steps,
             )
-            factors += [float(own.lr_lambdas[0](step)) for step in range(steps)]
+            factors += [float(chunk_scheduler.lr_lambdas[0](step)) for step in range(steps)]
         return lambda step: factors[min(step, len(factors) - 1)]
 
     def get_batch_samples(
@@ -257,17 +257,19 @@ class UnlearningTrainer(Trainer):
         norm = torch.as_tensor(super()._get_grad_norm(model, grad_norm))
         parts = [*self._pending.values(), *self._pending_notes.values()]
         wide = [v.reshape(()).double() for v in parts]
-        read: list[float] = torch.stack([norm.reshape(()).to(wide[0]), *wide]).tolist()
-        self._values = dict(zip(self._pending, read[1:], strict=False))
-        self._notes = dict(zip(self._pending_notes, read[1 + len(self._pending) :], strict=True))
+        transferred: list[float] = torch.stack([norm.reshape(()).to(wide[0]), *wide]).tolist()
+        self._values = dict(zip(self._pending, transferred[1:], strict=False))
+        self._notes = dict(
+            zip(self._pending_notes, transferred[1 + len(self._pending) :], strict=True)
+        )
         self._pending, self._pending_notes = {}, {}
         check_finite(self._values)
-        if not math.isfinite(read[0]):
+        if not math.isfinite(transferred[0]):
             raise NumericError(
                 f"The gradient is not finite in step {self.state.global_step + 1} (its norm is "
-                f"{read[0]}). Lower the learning rate; the last checkpoint is kept."
+                f"{transferred[0]}). Lower the learning rate; the last checkpoint is kept."
             )
-        return read[0]
+        return transferred[0]
 
     def _step_loss(self) -> float:
         """Return the weighted sum of the step's terms, without a device synchronisation."""
@@ -331,21 +333,21 @@ class UnlearningTrainer(Trainer):
 
     def _references(self, model: Any, share: Share, reads: Mapping[str, Reads]) -> Outputs:
         """Return the reference's outputs by set, for terms that read them."""
-        asked = {name: share.batches[name] for name, read in reads.items() if read.reference}
+        batches = {name: share.batches[name] for name, needs in reads.items() if needs.reference}
         known = self.reference.known
         references = {
             name: known[name].outputs(batch, **share.totals(name))
-            for name, batch in asked.items()
+            for name, batch in batches.items()
             if name in known
         }
-        asked = {name: batch for name, batch in asked.items() if name not in known}
-        if not asked:
+        batches = {name: batch for name, batch in batches.items() if name not in known}
+        if not batches:
             return self._with_reinforced(references, share)
         inner = unwrapped(model)
-        layers = set().union(*(reads[name].reference_layers for name in asked))
-        totals = {name: share.totals(name) for name in asked}
+        layers = set().union(*(reads[name].reference_layers for name in batches))
+        totals = {name: share.totals(name) for name in batches}
         with as_reference(inner, self.reference.before):
-            outputs = predict_sets(inner, asked, totals, head=self.reference.old_head,
+            outputs = predict_sets(inner, batches, totals, head=self.reference.old_head,
                                 layers=sorted(layers), together=self.together)  # fmt: skip
         return self._with_reinforced(references | outputs, share)
 
@@ -368,8 +370,8 @@ class UnlearningTrainer(Trainer):
         """Return the mean over ranks: gradients are averaged, so totals must be, too."""
         if self.accelerator.num_processes == 1:
             return value
-        here = torch.tensor(float(value), dtype=torch.float64, device=self.args.device)
-        return float(self.accelerator.reduce(here, "mean"))
+        local = torch.tensor(float(value), dtype=torch.float64, device=self.args.device)
+        return float(self.accelerator.reduce(local, "mean"))
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -93,9 +93,9 @@ class UntilController(TrainerCallback):
         if self.under is None:
             return None
         low = self.under.auc_at_least
-        near = [c.step for c in self.checks
+        steps = [c.step for c in self.checks
                 if 0 < c.step < before and (low is None or (c.auc or 0.0) >= low)]  # fmt: skip
-        return near[-1] if near else None
+        return steps[-1] if steps else None
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, **_: Any
@@ -160,12 +160,12 @@ class UntilController(TrainerCallback):
         before = self.checks[-1]
         if not check.finite or risen > self.until.collapse:
             self.back_offs += 1
-            back = f"the retain NLL rose by {risen:.2f} nats; back to step {before.step}"
+            reason = f"the retain NLL rose by {risen:.2f} nats; back to step {before.step}"
             if self.back_offs > self.until.back_offs or last:
-                say(f"{self.stage}: {back}, which is kept.")
+                say(f"{self.stage}: {reason}, which is kept.")
                 return "collapsed"
             self.rate /= 2
-            say(f"{self.stage}: {back} with learning rate {self.rate:.1e}.")
+            say(f"{self.stage}: {reason} with learning rate {self.rate:.1e}.")
             return "back off"
         over = met(check, self.until, self.base)
         if over and self.under is not None and self.nearest_under() is None:
@@ -251,13 +251,13 @@ class UntilController(TrainerCallback):
 
     def _range_test(self, model: Any) -> float:
         """Return the largest rate at which several equal steps hardly raise the retain NLL."""
-        own = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
-        start = [p.detach().clone() for p in own]
+        trained = [p for p in model.parameters() if p.requires_grad and p.grad is not None]
+        start = [p.detach().clone() for p in trained]
 
         def harmless(factor: float) -> bool:
             if self.rate * factor > self.until.largest_rate:
                 return False
-            for p, old in zip(own, start, strict=True):
+            for p, old in zip(trained, start, strict=True):
                 assert p.grad is not None
                 p.data.copy_(old - STEPS_AHEAD * self.rate * factor * p.grad.sign())
             assert self.base is not None
@@ -273,7 +273,7 @@ class UntilController(TrainerCallback):
                 chosen = factor
         else:
             chosen = next((f for f in SLOWER[:-1] if harmless(f)), SLOWER[-1])
-        for p, old in zip(own, start, strict=True):
+        for p, old in zip(trained, start, strict=True):
             p.data.copy_(old)
         rate = self.rate * chosen
         say(f"{self.stage}: learning rate {rate:.1e} by a range test")

@@ -61,8 +61,8 @@ class TokenScorer:
         nll = -outputs.token_logps.detach().to(g)
         weighted = g * nll
         forget = -outputs.token_mean(weighted * (-self.beta * weighted.detach()).exp(), self.kinds)
-        inside = g.clamp(1e-6, 1 - 1e-6)
-        entropy = -(inside * inside.log() + (1 - inside) * (1 - inside).log())
+        clamped = g.clamp(1e-6, 1 - 1e-6)
+        entropy = -(clamped * clamped.log() + (1 - clamped) * (1 - clamped).log())
         selected = (g > 0.5).to(g) - g.detach() + g  # straight-through estimator
         shares = outputs.per_row(selected, self.kinds) / outputs.counted(self.kinds).to(g)
         loss = (
@@ -116,8 +116,8 @@ class Entanglement:
 
     def __init__(self, forget: Tensor, retain: Tensor) -> None:
         self.forget = torch.nn.functional.normalize(forget, dim=-1)
-        near = torch.nn.functional.normalize(retain, dim=-1)
-        inter = (self.forget @ near.T).max(-1).values.clamp(min=0)
+        directions = torch.nn.functional.normalize(retain, dim=-1)
+        inter = (self.forget @ directions.T).max(-1).values.clamp(min=0)
         self.inter = inter / inter.mean() if float(inter.mean()) > 0 else torch.ones_like(inter)
 
     def efforts(self, outputs: TokenOutputs, index: Tensor) -> Tensor:
@@ -126,10 +126,10 @@ class Entanglement:
         Args:
             index: (rows,) index of each row in the forget set.
         """
-        place = index.to(self.forget.device)
+        indices = index.to(self.forget.device)
         now = torch.nn.functional.normalize(row_states(outputs), dim=-1).to(self.forget)
-        moved = (now * self.forget[place]).sum(-1).clamp(min=0)
-        return (self.inter[place] * moved).detach()
+        moved = (now * self.forget[indices]).sum(-1).clamp(min=0)
+        return (self.inter[indices] * moved).detach()
 
 
 def entanglement_of(model: Any, encoded: Mapping[str, Sequence[Encoded]]) -> Entanglement:
