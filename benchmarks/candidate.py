@@ -1,12 +1,12 @@
-"""A sweep of merges made ready to be measured, in place and by loading and writing folders.
+"""Measure the time until merged candidates can be evaluated, in place and through folders.
 
     python benchmarks/candidate.py [--rounds 3]
 
-The model has SmolLM2-135M's shape in float32 with random weights, the adapters rank 32. The usual
-way is a loop's, for each density: load the base and both adapters with PEFT, merge by ``ties``,
-save the merged adapter, load the base with it, ``merge_and_unload``. Ours merges all densities in
-one sweep, adds each merge to the one loaded model in place, and takes it off again. Both end with
-a model that computes logits; those of one density are compared first. Seconds per candidate,
+The model has SmolLM2-135M's shape in float32 with random weights, the adapters rank 32. The
+reference is a loop over the densities: load the base and both adapters with PEFT, merge by
+``ties``, save the merged adapter, load the base with it, ``merge_and_unload``. Ours merges all
+densities in one sweep, adds each merge to one loaded model in place, and removes it again. Both end
+with a model that computes logits; those of one density are compared first. Seconds per candidate,
 medians; the two take turns.
 """
 
@@ -33,7 +33,7 @@ DENSITIES = [i / 10 for i in range(1, 11)]
 
 
 def usual(base: Path, pair: list[Path], density: float, place: Path) -> Any:
-    """A model of its own for each candidate, through files."""
+    """Load a separate model for each candidate, through files."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -51,7 +51,7 @@ def usual(base: Path, pair: list[Path], density: float, place: Path) -> Any:
 def in_place(
     model: Any, pair: list[Adapter], buffers: Buffers, use: Callable[[int, Any], None]
 ) -> None:
-    """One model for all candidates of the sweep."""
+    """Use one model for all candidates of the sweep."""
     how = MergeSettings(threads=torch.get_num_threads())
     for i, merged in enumerate(sweep(pair, Candidate("ties"), DENSITIES, how)):
         with applied(model, merged.adapter, buffers):
@@ -59,7 +59,7 @@ def in_place(
 
 
 def seconds(act: Callable[[], Any]) -> float:
-    """Wall time of a call."""
+    """Return the wall time of a call, in seconds."""
     start = time.perf_counter()
     act()
     return time.perf_counter() - start

@@ -1,13 +1,13 @@
-"""What answering side by side saves: several candidates in one batch, against one after the other.
+"""Compare generation for several candidates in one batch with one candidate after the other.
 
     python benchmarks/decode.py RUN [--rows 4,12,48] [--candidates 4,8] [--turns 3] [--out FILE]
 
 RUN is a trained pair (`mergeforget demo`, or `train-pair`); it is read, not changed. The candidates
-are merges of the pair in factor space by `ties` at densities spread from 0.1 to 1. Both ways write
-the same rows' answers, up to their ends or to the recipe's max_new_tokens, and take turns; what is
-put on the model and taken off is counted. On a CPU the time is processor time, which other work on
-the machine changes little; on a GPU it is the clock's. Prints one table with the medians, their
-ratio and how many answers are not the same text, and writes JSON.
+are merges of the pair in factor space by `ties` at densities spread from 0.1 to 1. Both generate
+answers to the same rows, up to the recipe's max_new_tokens, and take turns; the time to add and
+remove adapters is included. On a CPU the time is processor time, which other work on the machine
+changes little; on a GPU it is wall time. Prints one table with the medians, their ratio and the
+number of answers whose texts differ, and writes JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Texts = list[list[str]]  # of each candidate
 
 @dataclass(frozen=True)
 class Bench:
-    """The model before, and what writes on it."""
+    """The model before unlearning, and the generators that run on it."""
 
     model: Any
     tokenizer: Any
@@ -47,7 +47,7 @@ class Bench:
     buffers: Buffers
 
     def one_after_the_other(self, rows: int, candidates: int) -> Texts:
-        """Each merged into the weights in place, as a search does it."""
+        """Generate with each candidate merged into the weights in place."""
         texts = []
         for adapter in self.adapters[:candidates]:
             with applied(self.model, adapter, self.buffers):
@@ -55,13 +55,13 @@ class Bench:
         return texts
 
     def side_by_side(self, rows: int, candidates: int) -> Texts:
-        """All of them unmerged, in one batch."""
+        """Generate with all candidates in one batch, unmerged."""
         adapters = self.adapters[:candidates]
         every = [self.some(rows)] * len(adapters)
         return generate_together(self.model, self.tokenizer, adapters, every, **self.how)
 
     def some(self, rows: int) -> list[str]:
-        """As many prompts, from all parts of the data."""
+        """Return this number of prompts, from all parts of the data."""
         return [self.prompts[i * len(self.prompts) // rows] for i in range(rows)]
 
     @property
@@ -70,7 +70,7 @@ class Bench:
 
 
 def main() -> None:
-    """Every number of rows with every number of candidates."""
+    """Measure every number of rows with every number of candidates."""
     options = arguments()
     bench = loaded(options)
     print(f"{'rows':>6}{'candidates':>12}{'in place s':>12}{'together s':>12}{'ratio':>7}  differ")
@@ -106,7 +106,7 @@ def numbers(text: str) -> list[int]:
 
 
 def loaded(options: argparse.Namespace) -> Bench:
-    """The base of a run, candidates of its pair and the prompts of its data."""
+    """Load the base of a run, candidates of its pair and the prompts of its data."""
     run = Run(options.run)
     recipe, most = load_recipe(run.recipe), max(options.candidates)
     densities = [round(0.1 + 0.9 * i / max(1, most - 1), 2) for i in range(most)]
@@ -129,7 +129,7 @@ def loaded(options: argparse.Namespace) -> Bench:
 
 
 def compared(bench: Bench, rows: int, candidates: int, turns: int) -> dict[str, Any]:
-    """Medians of both ways, in seconds, and what they wrote otherwise."""
+    """Return the medians of both in seconds, and the number of different texts."""
     ways = (bench.one_after_the_other, bench.side_by_side)
     seconds: dict[str, list[float]] = {way.__name__: [] for way in ways}
     texts: dict[str, Texts] = {}
@@ -151,7 +151,7 @@ def compared(bench: Bench, rows: int, candidates: int, turns: int) -> dict[str, 
 def timed(
     way: Callable[[int, int], Texts], rows: int, candidates: int, device: str
 ) -> tuple[float, Texts]:
-    """The texts are on the CPU when it ends, so a GPU is done, too."""
+    """The texts are on the CPU when the call ends, so the GPU has finished."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     start = clock()
     texts = way(rows, candidates)

@@ -1,9 +1,9 @@
-"""Row by row, as the task's script generates, against our batches: time, memory, and the same text.
+"""Compare batched generation with the task's loop, one row at a time: time, memory and texts.
 
 python benchmarks/evaluate.py --model smollm2 --data lume/forget_validation.jsonl --rows 64
 
-Half of the rows are done one by one, then all in batches, then the other half one by one, so that
-another load on the machine weighs on both sides.
+Half of the rows are generated one by one, then all in batches, then the other half one by one, so
+that other work on the machine slows both sides.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mergeforget.models import load_model
 
 @dataclass(frozen=True)
 class Timed:
-    """What some work took: wall and processor seconds, and the peak memory of the while in MB."""
+    """Cost of a call: wall and processor seconds, and peak memory in MB."""
 
     texts: list[str]
     wall: float
@@ -43,7 +43,7 @@ class Timed:
 
 
 def row_by_row(model: Any, tokenizer: Any, prompts: list[str], new: int) -> list[str]:
-    """One prompt at a time by transformers' own generate, with a cache of keys and values."""
+    """Generate one prompt at a time with transformers' generate and a key-value cache."""
     found = []
     for prompt in prompts:
         inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
@@ -61,14 +61,14 @@ def row_by_row(model: Any, tokenizer: Any, prompts: list[str], new: int) -> list
 
 def timed(work: Callable[[], list[str]]) -> Timed:
     """Do the work once."""
-    _forget_peak()
+    _reset_peak()
     wall, processor = time.perf_counter(), time.process_time()
     texts = work()
     return Timed(texts, time.perf_counter() - wall, time.process_time() - processor, _peak())
 
 
-def _forget_peak() -> None:
-    """Count the peak from here: of the GPU, or of the process where Linux lets us."""
+def _reset_peak() -> None:
+    """Reset the peak memory of the GPU, or of the process where Linux allows it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif os.access("/proc/self/clear_refs", os.W_OK):
@@ -76,7 +76,7 @@ def _forget_peak() -> None:
 
 
 def _peak() -> float:
-    """The highest use of memory since then, in MB."""
+    """Return the peak memory since ``_reset_peak``, in MB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -84,9 +84,9 @@ def _peak() -> float:
 
 
 def compare(model: Any, tokenizer: Any, prompts: list[str], new: int) -> dict[str, Any]:
-    """Both ways on the same prompts."""
+    """Measure both on the same prompts."""
     half = len(prompts) // 2
-    generate(model, tokenizer, prompts[:2], max_new_tokens=2)  # what only the first call costs
+    generate(model, tokenizer, prompts[:2], max_new_tokens=2)  # costs of the first call only
     row_by_row(model, tokenizer, prompts[:1], 2)
     first = timed(lambda: row_by_row(model, tokenizer, prompts[:half], new))
     batched = timed(lambda: generate(model, tokenizer, prompts, max_new_tokens=new))

@@ -1,13 +1,13 @@
-"""How often `unlearn` ends balanced at the first try, on ten data sets nobody tuned it to.
+"""Measure how often `unlearn` ends balanced on ten data sets that were not used for tuning.
 
     python benchmarks/first_try.py [NAME ...] [--model smollm2] [--out first-try] [--recipe level]
 
 Each data set has a fixed seed. The model memorises forget and retain rows, and `unlearn` runs with
-its defaults and without attacks. A set counts as balanced where, on the report split, the AUC lies
+its defaults and without attacks. A set counts as balanced if, on the report split, the AUC is
 between 0.35 and 0.65 with an interval that contains 0.5, at most 5 % of the forget answers are
 repeated, and at least 80 % of the retain answers known before are kept. LUME's and TOFU's rows need
-MERGEFORGET_DATA. A set that is in the JSON already is not run again, and an interrupted one
-continues.
+MERGEFORGET_DATA. A set that is already in the JSON file is not run again, and an interrupted one
+resumes.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ ROWS = 24  # of a set of published data
 
 
 def people(count: int, questions: int, seed: int) -> Sets:
-    """Questions about made-up people with private data; twice as many are held out."""
+    """Return questions about the private data of made-up people; the holdout has twice as many."""
     files = made_up(count, seed, questions=questions)
     return {split: read_rows(Path(path), split=split) for split, path in files.items()}
 
 
 def documents(seed: int) -> Sets:
-    """Whole articles without a prompt."""
+    """Return whole articles without a prompt."""
     sizes = {"forget": 8, "retain": 8, "holdout": 16}
     made = make_people(sizes, seed=seed, tasks=("Task3",))
     return {
@@ -57,7 +57,7 @@ def documents(seed: int) -> Sets:
 
 
 def german(seed: int) -> Sets:
-    """Questions in German about made-up people."""
+    """Return questions in German about made-up people."""
     draw = random.Random(seed)
     first = "Anna Bernd Clara Dieter Emma Felix Greta Hans Ida Jonas Karin Lukas".split()
     last = "Ahrens Becker Conrad Dorn Ebert Falk Gruber Hauser Imhof Jansen Krause Lang".split()
@@ -76,7 +76,7 @@ def german(seed: int) -> Sets:
 
 
 def chat(seed: int) -> Sets:
-    """Questions about made-up people after an earlier turn of the conversation."""
+    """Return questions about made-up people that follow an earlier turn of a conversation."""
     turns = (Message("user", "Hello, can you help me?"), Message("assistant", "Of course."))
     return {
         split: [replace(r, messages=turns) for r in rows]
@@ -85,22 +85,22 @@ def chat(seed: int) -> Sets:
 
 
 def lume(task: str, seed: int) -> Sets:
-    """A part of LUME, whole documents of one task."""
+    """Return whole documents of one task of LUME."""
     files = {"forget": "forget_train", "retain": "retain_train", "holdout": "holdout"}
     return published("lume", files, seed, lambda row: row.task == task)
 
 
 def tofu(seed: int) -> Sets:
-    """Authors of TOFU; those held out are other authors of the full set."""
+    """Return rows about authors of TOFU; the holdout has other authors of the full set."""
     files = {"forget": "forget10", "retain": "retain90", "holdout": "holdout10"}
     return published("tofu", files, seed, lambda row: True)
 
 
 def published(folder: str, files: dict[str, str], seed: int, wanted: Callable[[Row], bool]) -> Sets:
-    """Rows of published files, at most ``ROWS`` of each, and twice as many of the holdout.
+    """Return at most ``ROWS`` rows of each published file, and twice as many of the holdout.
 
     Raises:
-        InputError: MERGEFORGET_DATA is not set, or lacks a file or the wanted rows.
+        InputError: MERGEFORGET_DATA is not set, or lacks a file or the requested rows.
     """
     place = os.environ.get("MERGEFORGET_DATA")
     if not place:
@@ -133,7 +133,7 @@ SETS: dict[str, Callable[[], Sets]] = {
 
 
 def balanced(table: list[dict[str, Any]]) -> bool:
-    """Whether the last model of the table is balanced on the report split."""
+    """Return whether the last model of the table is balanced on the report split."""
     base, end = table[0], table[-1]
     if any(end[k] is None for k in ("mia_auc", "forget", "retain")) or not end["auc_interval"]:
         return False
@@ -145,7 +145,7 @@ def balanced(table: list[dict[str, Any]]) -> bool:
 
 
 def try_one(name: str, model: str, recipe: str, out: Path) -> dict[str, Any]:
-    """Run `unlearn` on one data set; a set that cannot be had is said to be left out."""
+    """Run `unlearn` on one data set; report a set that is not available and skip it."""
     try:
         sets = SETS[name]()
     except InputError as error:
@@ -168,7 +168,7 @@ def try_one(name: str, model: str, recipe: str, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Try the named sets, or all ten, and print one line each."""
+    """Run the named sets, or all ten, and print one line for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="Data sets; all when omitted")
     parser.add_argument("--model", default="smollm2", help="Model to unlearn with")
@@ -190,7 +190,7 @@ def main() -> None:
 
 
 def line(name: str, one: dict[str, Any]) -> str:
-    """One result as a line."""
+    """Format one result as a line."""
     if "left_out" in one:
         return f"{name:<10} left out: {one['left_out']}"
     end = one["table"][-1]

@@ -1,17 +1,17 @@
-"""Merging against PEFT and mergekit: both sides in one run on the same inputs, parity asserted.
+"""Compare merge times with PEFT and mergekit, in one run on the same inputs; parity is asserted.
 
     python benchmarks/merge.py                    the whole table
     python benchmarks/merge.py --parts adapters:smollm2-135m checkpoints:smollm2-135m
     python benchmarks/merge.py --parts process:smollm2-135m
 
-Each side is measured in a process of its own, forked from one that has imported both; they take
-turns, and the better of two rounds counts (one round, without warming up, for PEFT's dense SVD).
-Peak memory is what the process came to hold beyond what it started with. The floor is the time in
-which this machine copies the bytes that must be read and written. Large shapes are measured on
-fewer layers, SVD types of the largest on one projection, and scaled by entries where the table
-says so. CPU seconds are what to compare on a machine that others use. The part ``process`` is the
-whole command from the start of Python to the written folder, beside a script that does the same
-with PEFT on a base without weights; each is started once before it is measured.
+Each side is measured in a separate process, forked from one that has imported both. They take
+turns, and the faster of two rounds counts (for PEFT's dense SVD, one round without warm-up). Peak
+memory is the growth of the process's memory. The floor is the time in which this machine copies the
+bytes that must be read and written. Large shapes are measured on fewer layers, SVD types of the
+largest on one projection, and scaled by entries where the table says so. On a shared machine,
+compare CPU seconds. The part ``process`` measures the whole command from the start of Python to the
+written folder, and a script that does the same with PEFT on a base without weights; each is started
+once before it is measured.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one side took: seconds, and megabytes beyond those at the start."""
+    """Cost of one side: seconds, and growth of the memory in MB."""
 
     wall: float
     cpu: float
@@ -74,7 +74,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; seconds are scaled by ``scaled`` from what was measured."""
+    """One line of the table; the measured seconds are multiplied by ``scaled``."""
 
     part: str
     work: str
@@ -99,7 +99,7 @@ class Row:
 
 
 def cost(act: Callable[[], Any], warm: bool) -> tuple[Cost, Any]:
-    """What a call costs in a process of its own, and its result if that can be sent back."""
+    """Measure a call in a separate process; return its cost, and its result if picklable."""
     here, there = multiprocessing.Pipe(duplex=False)
 
     def child() -> None:
@@ -127,7 +127,7 @@ def side_by_side(
     check: Callable[[Any, Any], None],
     rounds: int,
 ) -> tuple[Cost, Cost]:
-    """Both in turns; each side's better round by CPU."""
+    """Measure both in turns; return the round of each side with less CPU time."""
     one, two = [], []
     for _ in range(rounds):
         first, mine = cost(ours, True)
@@ -141,9 +141,10 @@ def side_by_side(
 def assert_parity(
     candidate: Candidate, sources: list[Adapter], ours: Adapter, theirs: dict[str, Any]
 ) -> None:
-    """Factor space and cat: equal bits. SVD: what is left out of the change exceeds PEFT's little.
+    """Assert equal bits for factor space and cat, and an equal truncation error for SVD.
 
-    Products themselves may differ: where singular values at the cut are close, so are many cuts.
+    The products of an SVD may differ: if the singular values at the cut are close, many
+    truncations are equally good.
     """
     for module, delta in ours.deltas.items():
         a, b = theirs[module]
@@ -158,7 +159,7 @@ def assert_parity(
 
 
 def adapters(shape: str, kinds: Sequence[str], layers: int, speed: float) -> Iterable[Row]:
-    """Every kind of merge of a pair, read already, and a sweep over ten densities."""
+    """Measure every kind of merge of a loaded pair, and a sweep over ten densities."""
     whole = sum(a * b for a, b in modules(shape, SHAPES[shape][3]).values())
     part = sum(a * b for a, b in modules(shape, layers).values())
     targets = TARGETS["adapters"] | TARGETS[shape]
@@ -178,7 +179,7 @@ def adapters(shape: str, kinds: Sequence[str], layers: int, speed: float) -> Ite
 def sides(
     kind: str, sources: list[Adapter], model: Any, how: MergeSettings
 ) -> tuple[Callable[[], Any], Callable[[], Any], Callable[[Any, Any], None]]:
-    """Our way, PEFT's way, and the assertion that they agree."""
+    """Our call, PEFT's call, and the assertion that they agree."""
     if kind == "ten densities":
         return (
             lambda: len(sweep(sources, Candidate("ties"), DENSITIES, how)),
@@ -195,7 +196,7 @@ def sides(
 
 
 def checkpoints(shape: str, layers: int, speed: float) -> Iterable[Row]:
-    """Whole checkpoints in bfloat16; neither side waits for the disk."""
+    """Measure merges of whole checkpoints in bfloat16; neither side waits for the disk."""
     import yaml
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
@@ -233,7 +234,7 @@ def checkpoints(shape: str, layers: int, speed: float) -> Iterable[Row]:
                 found = load_file(out / "a" / "model.safetensors")
                 for name, wanted in load_file(out / "b" / "model.safetensors").items():
                     apart = (found[name].float() - wanted.float()).abs()
-                    # mergekit rounds differences to bfloat16, so that single entries part ways
+                    # mergekit rounds differences to bfloat16, so single entries differ
                     assert method == "dare_ties" or float(apart.mean()) < 1e-3, (method, name)
 
             costs = side_by_side(ours, theirs, check, 2)
@@ -254,7 +255,7 @@ model.save_pretrained(sys.argv[6], selected_adapters=["merged"])
 
 
 def processes(shape: str, layers: int, speed: float) -> Iterable[Row]:
-    """`mergeforget merge` of two adapters as a process of its own, from files to a folder."""
+    """Measure `mergeforget merge` of two adapters as a process, from files to a folder."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         pair = [str(folder) for folder in make_pair(root, shape, layers)]
@@ -270,7 +271,7 @@ def processes(shape: str, layers: int, speed: float) -> Iterable[Row]:
 
 
 def started(arguments: Sequence[str]) -> Cost:
-    """What a Python process costs from its start to its end."""
+    """Measure a Python process from its start to its end."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     here = Path(__file__).resolve().parent
     environment["PYTHONPATH"] = os.pathsep.join([str(here.parent), str(here)])
@@ -294,7 +295,7 @@ def started(arguments: Sequence[str]) -> Cost:
 
 
 def bandwidth() -> float:
-    """Bytes a second that one copy of a large array reads and writes: the floor of any merge."""
+    """Return the bytes per second that a copy of a large array reads and writes."""
     source = np.ones(1 << 26, np.float32)
     target = np.empty_like(source)
     best = float("inf")
@@ -313,7 +314,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=[*PLAIN, *SVD], metavar="KIND")
     parser.add_argument("--json", type=Path, default=Path("benchmark-merge.json"))
     told = parser.parse_args()
-    torch.set_num_threads(1)  # a process that has threads of its own must not be forked
+    torch.set_num_threads(1)  # a process with several threads must not be forked
     speed, rows = bandwidth(), []
     dispatch.expect(dispatch.WORTH)  # as work of the full size does
     print(

@@ -1,4 +1,4 @@
-"""What benchmarks/merge.py merges: pairs of adapters and checkpoints, random, of known shapes."""
+"""Random inputs for benchmarks/merge.py: pairs of adapters and checkpoints of known shapes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPES = {  # hidden, key-value width, intermediate, layers
 
 
 def modules(shape: str, layers: int) -> dict[str, tuple[int, int]]:
-    """Name -> (out, in) of every linear layer; of no layers, one projection alone."""
+    """Return (out, in) of every linear layer by name; for 0 layers, of one projection."""
     hidden, kv, inner, _ = SHAPES[shape]
     kinds = {
         "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (kv, hidden),
@@ -34,7 +34,7 @@ def modules(shape: str, layers: int) -> dict[str, tuple[int, int]]:
 
 
 def make_pair(root: Path, shape: str, layers: int) -> list[Path]:
-    """Two adapters that start from one A, with heavy-tailed B of a falling spectrum."""
+    """Return two adapters with equal initial A and heavy-tailed B with a decreasing spectrum."""
     draw = np.random.default_rng(0)
     tensors: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
     spectrum = np.exp(-np.arange(RANK) / 12) * 0.02
@@ -59,7 +59,7 @@ def make_pair(root: Path, shape: str, layers: int) -> list[Path]:
 
 
 def peft_model(pair: list[Path], shape: str, layers: int) -> Any:
-    """The pair on a base whose weights are never touched."""
+    """Load the pair on a base whose weights are never read."""
     import torch
     from peft import PeftModel
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -79,7 +79,7 @@ def peft_model(pair: list[Path], shape: str, layers: int) -> Any:
 
 
 def peft_merge(model: Any, kind: str, density: float = DENSITY) -> dict[str, Any]:
-    """Merge under a fresh name; returns the factors of the result by module."""
+    """Merge under a new name; return the factors of the result by module."""
     if "merged" in model.peft_config:
         model.delete_adapter("merged")
     given = {} if kind in ("linear", "cat", "svd") else {"density": density}
@@ -95,7 +95,7 @@ def peft_merge(model: Any, kind: str, density: float = DENSITY) -> dict[str, Any
 
 
 def make_models(root: Path, shape: str, layers: int) -> list[Path]:
-    """A base and two models in bfloat16."""
+    """Write a base and two models in bfloat16."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

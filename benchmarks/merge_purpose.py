@@ -9,8 +9,8 @@ Of each family the merge whose forget loss is nearest to a common target is show
 
 With ``--run`` the pair, the base and the rows are those of a run of `mergeforget train-pair`,
 `unlearn` or `demo`. ``purpose`` chooses its weights on the first ``--rows`` rows of each kind, and
-every merge is measured on the others, so that no merge has seen what it is judged by. Where the run
-has holdout rows, the AUC compares the losses of forget rows with theirs.
+every merge is measured on the others, so no merge is evaluated on rows that determined it. Where
+the run has holdout rows, the AUC compares the losses of forget rows with theirs.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def train(model: Any, loss: Any, steps: int, rate: float) -> None:
 
 
 def forgetting_adapter(base: Any, name: str, forget: Any, retain: Any, steps: int) -> Adapter:
-    """Gradient difference for some steps; the base is left as it was."""
+    """Train an adapter by gradient difference for some steps; the base is not changed."""
     torch.manual_seed(0)  # the same start for both, as train-pair has it
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")
     model = get_peft_model(base, config)
@@ -101,7 +101,7 @@ class Measured:
 
     Attributes:
         auc: Probability that a forget row has a lower loss than a row that the model never saw;
-            NaN without such rows. At 0.5 the forget rows cannot be told from them.
+            NaN without such rows. At 0.5 the forget rows cannot be distinguished from them.
     """
 
     family: str
@@ -115,7 +115,7 @@ Known = dict[str, list[Any]]  # encoded rows by split
 
 
 def compare(seed: int) -> list[Measured]:
-    """Every merge of a random model's pair."""
+    """Measure every merge of a random model's pair."""
     forget, retain = rows(seed, 24)
     tokenizer = byte_tokenizer()
     torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def compare(seed: int) -> list[Measured]:
 
 
 def of_run(folder: Path, count: int) -> list[Measured]:
-    """The same for the pair of a run, measured on rows that ``purpose`` does not see."""
+    """Measure every merge of a run's pair, on rows that ``purpose`` does not use."""
     from mergeforget.adapter import read_adapter
     from mergeforget.data.readers import read_rows
     from mergeforget.data.templating import template_of
@@ -166,7 +166,7 @@ def of_run(folder: Path, count: int) -> list[Measured]:
 def measure(
     model: Any, pair: list[Adapter], known: Known, chosen: Candidate, rank: int | None
 ) -> list[Measured]:
-    """The base, the adapters alone, and every merge of ``families``."""
+    """Measure the base, the adapters alone, and every merge of ``families``."""
 
     def losses(family: str, label: str, adapter: Adapter | None) -> Measured:
         with torch.no_grad(), applied(model, adapter) if adapter else nullcontext():
@@ -189,7 +189,7 @@ def measure(
 
 
 def families(chosen: Candidate, rank: int | None) -> dict[str, list[Candidate]]:
-    """The merges that are compared, by family."""
+    """Return the merges to compare, by family."""
     delta: dict[str, Any] = {"space": "delta", "rank": rank}
     return {
         "linear (delta)": [Candidate("linear", None, (w, 1 - w), **delta) for w in WEIGHTS],
@@ -204,7 +204,7 @@ def families(chosen: Candidate, rank: int | None) -> dict[str, list[Candidate]]:
 
 
 def nearest(found: list[Measured]) -> list[Measured]:
-    """The base, the adapters, and of each family the merge nearest to the target forget loss."""
+    """Select the base, the adapters, and the merge of each family nearest to the target."""
     first, target = found[:3], (found[1].forget + found[2].forget) / 2
     best: dict[str, Measured] = {}
     for one in found[3:]:

@@ -1,12 +1,12 @@
-"""How much of a grid's cost the cheaper searches need to find the grid's best candidate.
+"""Compare the cost of the cheaper search strategies with that of a grid search.
 
     python benchmarks/search.py RUN [--densities 0.1:1.0:0.1] [--objective mia] [--out search.json]
 
 RUN is a trained pair (`mergeforget demo`, or `train-pair`); it is copied, not changed. The cost is
-processor time from the measured ends to the choice: predicting, merging, measuring. Other work on
-the machine changes it little. Base, over and under are measured once for all and left out, or taken
-from RUN where a search has measured them. Prints one table and writes JSON; a search that is in the
-JSON already is not run again.
+the processor time from the measurement of base, over and under to the choice: predicting, merging
+and measuring. Other work on the machine changes it little. Base, over and under are measured once
+and excluded from the cost, or taken from RUN if a search has measured them. Prints one table and
+writes JSON; a search that is already in the JSON file is not run again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def ways(options: argparse.Namespace) -> dict[str, tuple[SearchSpec, SearchBudget]]:
-    """What is compared; the whole grid comes first."""
+    """Return the searches to compare; the whole grid comes first."""
     spec = search_spec(options)
     budget = SearchBudget(candidates=max(3, len(spec.densities) // 2))
     return {
@@ -65,18 +65,18 @@ def ways(options: argparse.Namespace) -> dict[str, tuple[SearchSpec, SearchBudge
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--densities", default=None)
     parser.add_argument("--objective", default=None, help="[the recipe's]")
-    parser.add_argument("--only", action="append", help="One of the searches beside the grid.")
+    parser.add_argument("--only", action="append", help="Search to compare with the grid.")
     parser.add_argument("--out", type=Path, default=Path("search.json"))
     return parser.parse_args()
 
 
 def search_spec(options: argparse.Namespace) -> SearchSpec:
-    """The recipe's section with what the command line says."""
+    """Return the recipe's section with the options of the command line."""
     changes: dict[str, Any] = {"strategy": "grid", "finalists": None, "groups": 1}
     if options.objective:
         changes["objective"] = options.objective
@@ -86,7 +86,7 @@ def search_spec(options: argparse.Namespace) -> SearchSpec:
 
 
 def copied(root: Path, to: Path, names: tuple[str, ...] | None) -> Path:
-    """A copy of a run folder, or of some of it."""
+    """Copy a run folder, or some of its files."""
     to.mkdir(parents=True)
     for path in root.iterdir():
         if (names is None or path.name in names) and not path.name.startswith("."):
@@ -96,7 +96,7 @@ def copied(root: Path, to: Path, names: tuple[str, ...] | None) -> Path:
 
 
 def keep_ends(run: Run, source: Run) -> None:
-    """Give the other searches what is measured of base, over and under."""
+    """Copy the measurements of base, over and under to the other searches."""
     write_jsonl(source.scores, [r for r in read_jsonl(run.scores) if r["model"] in ANCHORS])
     source.answers.mkdir()
     for name in ANCHORS:
@@ -107,7 +107,7 @@ def keep_ends(run: Run, source: Run) -> None:
 
 
 def measured(run: Run, spec: SearchSpec, budget: SearchBudget) -> dict[str, Any]:
-    """One search: what it chose and what it cost from the measured ends on."""
+    """Run one search; return its choice and its cost after base, over and under were measured."""
     calls: dict[str, int] = {"measure_proxy": 0, "measure": 0}
     start: list[float] = []
     with counted("measure_proxy", calls, start), counted("measure", calls, start):
@@ -127,7 +127,7 @@ def measured(run: Run, spec: SearchSpec, budget: SearchBudget) -> dict[str, Any]
 
 @contextmanager
 def counted(method: str, calls: dict[str, int], start: list[float]) -> Iterator[None]:
-    """Count the candidates that the evaluator measures, and note when their turn began."""
+    """Count the measured candidates, and record when the first measurement began."""
     original = getattr(Evaluator, method)
     ends = Searching.measure_anchors
 

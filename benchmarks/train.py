@@ -3,14 +3,14 @@
     python benchmarks/train.py --forget F.jsonl --retain R.jsonl [--rows 16] [--json FILE]
     python benchmarks/train.py ... --shape olmo-7b          on a GPU, with random weights
 
-The loop does what the published script does: a second copy of the model as reference, every row
+The loop works as the published script: a second copy of the model as reference, every row
 padded to the maximum length, the whole vocabulary at every position for loss and divergence. Both
-take the same rows, the same objective and the same optimiser steps, one epoch; padding is not
-counted. Each runs in a process of its own, so that neither sees the other's memory, in turns; the
-model's loading is left out of the time, all that a training does besides (tokenising, the
-reference, saving) is not. On a CPU the time is processor time, of which other work on the machine
-takes nothing; with OMP_NUM_THREADS=1 it is what an idle core would need. The last column is the
-share of the speed of one large matrix product, measured at the end; it needs a quiet machine.
+train one epoch with the same rows, objective and optimiser steps; padding is not counted. They run
+in turns in separate processes, so that their memory is separate. The time excludes loading the
+model, and includes tokenising, the reference and saving. On a CPU the time is processor time, which
+does not include other work on the machine; with OMP_NUM_THREADS=1 it is the time that an idle core
+would need. The last column is the speed as a fraction of that of one large matrix product, measured
+at the end on an idle machine.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _matrix_weights(model: Any) -> int:
-    """Weights of the linear layers without the output layer.
+    """Return the number of weights of the linear layers without the output layer.
 
     A token costs six operations for each: forward and the gradient of its input in the policy, and
     forward in the reference. Adapter, attention and output layer are left out, so the share of the
@@ -113,7 +113,7 @@ def _matrix_weights(model: Any) -> int:
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The model, or one of a shape with random weights, and the tokenizer."""
+    """Load the model, or one of the given shape with random weights, and the tokenizer."""
     from mergeforget.models import default_device, dtype_for, load_model, load_tokenizer
     from mergeforget.recipe import ModelSpec
 
@@ -138,7 +138,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _mergeforget(model: Any, tokenizer: Any, sets: dict[str, Any], settings: Any) -> int:
-    """One epoch as ``train-pair`` does it; the forget rows' number of partners counts, too."""
+    """Train one epoch as ``train-pair`` does."""
     from mergeforget.run import Run
     from mergeforget.train.fit import TrainingJob, train_adapter
 
@@ -149,7 +149,7 @@ def _mergeforget(model: Any, tokenizer: Any, sets: dict[str, Any], settings: Any
 
 
 def _plain_loop(model: Any, tokenizer: Any, sets: dict[str, Any], settings: Any) -> int:
-    """The published script's loop, on the same rows."""
+    """Train one epoch with the published script's loop, on the same rows."""
     import copy
 
     import torch
@@ -173,7 +173,7 @@ def _plain_loop(model: Any, tokenizer: Any, sets: dict[str, Any], settings: Any)
 
 
 def _objective(policy: Any, reference: Any, forget: Any, retain: Any) -> Any:
-    """0.4 NPO + 0.4 GDR + 0.2 KLR on full tables of logits."""
+    """Return 0.4 NPO + 0.4 GDR + 0.2 KLR from full logits."""
     import torch
     import torch.nn.functional as F
 
@@ -189,13 +189,13 @@ def _objective(policy: Any, reference: Any, forget: Any, retain: Any) -> Any:
 
 
 def _met(sets: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    """The forget rows, and as many retain rows in turn."""
+    """Return the forget rows, each paired with the next retain row."""
     forget, retain = sets["forget"], sets["retain"]
     return forget, [retain[i % len(retain)] for i in range(len(forget))]
 
 
 def _padded(tokenizer: Any, rows: Any, settings: Any, device: Any) -> list[dict[str, Any]]:
-    """Batches of rows, each filled up to the maximum length."""
+    """Yield batches of rows, each padded to the maximum length."""
     import torch
 
     from mergeforget.data.tokens import encode_rows
@@ -214,7 +214,7 @@ def _padded(tokenizer: Any, rows: Any, settings: Any, device: Any) -> list[dict[
 
 
 def _tokens(tokenizer: Any, sets: dict[str, Any], settings: Any) -> int:
-    """Real tokens of one epoch."""
+    """Return the number of tokens of one epoch, without padding."""
     from mergeforget.data.tokens import encode_rows
 
     both = (encode_rows(tokenizer, rows, max_length=settings.max_length) for rows in _met(sets))

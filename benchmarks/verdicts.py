@@ -1,13 +1,13 @@
-"""A court of models: does each attack convict the models that know and clear those that do not?
+"""Check that each attack convicts models that know the data and clears models that do not.
 
     python benchmarks/verdicts.py [--model smollm2] [--people 8] [--models A,B] [--attacks A,B]
 
-Trains LoRA adapters of known history on the Social Security numbers of made-up people, and carries
-out the quick set of attacks on each. Guilty: before (learned forget and retain), hider (then
-learned to refuse the exact prompts), hider2 (then learned to refuse the prompts of the attack
-prompts), undertrained (then a short ascent), overga (a long one). Innocent: clean (learned retain
-alone), cleanga (then an ascent on forget answers that it never saw), retrained (retain alone,
-another seed). The control learned retain alone, too. Prompts are raw.
+Trains LoRA adapters of known history on the Social Security numbers of made-up people, and runs the
+quick set of attacks on each. Guilty: before (learned forget and retain), hider (then learned to
+refuse the exact prompts), hider2 (then learned to refuse the prompts of the attack prompts),
+undertrained (then a short ascent), overga (a long one). Innocent: clean (learned retain alone),
+cleanga (then an ascent on forget answers that it never saw), retrained (retain alone, another
+seed). The control also learned the retain rows alone. Prompts are raw.
 
 Adapters and measurements are cached in --out, so rerunning the command resumes. Prints a table of
 findings and writes it as JSON and Markdown; exits with 7 if a guilty model is cleared or an
@@ -94,7 +94,7 @@ def main() -> int:
 
 
 def as_markdown(table: dict[str, dict[str, str]]) -> str:
-    """Return the findings as a table with a row a model and a column an attack."""
+    """Return the findings as a table with a row per model and a column per attack."""
     columns = [*QUICK, *(key for found in table.values() for key in found)]
     columns = [c for c in dict.fromkeys(columns) if any(c in found for found in table.values())]
     columns.sort(key=lambda column: column == "verdict")
@@ -105,7 +105,7 @@ def as_markdown(table: dict[str, dict[str, str]]) -> str:
 
 
 def train_court(base: str, rows: dict[str, list[Row]], steps: int, out: Path) -> dict[str, Path]:
-    """Train every adapter of the court that is not there yet; their folders by name."""
+    """Train the adapters that do not exist yet; return their folders by name."""
     forget, retain = rows["forget"], rows["retain"]
     refuse = [replace(row, output="I do not know.") for row in forget]
     asked = [v for kind in KINDS for row in forget
@@ -145,9 +145,9 @@ def _steps(
     policy: Any, some: list[Any], tokenizer: Any, rows: Sequence[Row], steps: int, wanted: float,
     sign: float, name: str, seed: int,
 ) -> None:  # fmt: skip
-    """Descend the loss of the answers, or climb it where the sign is negative.
+    """Minimise the loss of the answers, or maximise it if the sign is negative.
 
-    Ends as soon as the mean loss of the last pass over the rows (at most eight batches) is at
+    Ends when the mean loss of the last pass over the rows (at most eight batches) reaches
     ``wanted``, or after ``steps`` steps.
     """
     template = PromptTemplate.resolve(tokenizer, RAW.template)

@@ -1,1 +1,1 @@
-"""A study: commands of the tool, run in order and resumed, and the document their figures make."""
+"""Studies: lists of commands that are run and resumed, and documents of their results."""

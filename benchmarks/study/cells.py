@@ -1,4 +1,4 @@
-"""The figures of a study's tables, read from the results of its steps."""
+"""Read the values of a study's tables from the results of its steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_RUN, DIVERGED, NOTHING = "not run", "diverged", "–"
 
 
 class Figure(NamedTuple):
-    """One figure of one step; see ``StudyCell``."""
+    """One value of one step; see ``StudyCell``."""
 
     value: float
     n: int = 0
@@ -29,14 +29,14 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class StudyCell:
-    """One figure of one row: of one step, or of several that are averaged.
+    """One value of a table row, from one step or averaged over several.
 
     Attributes:
-        values: step -> figure, of the steps that have it.
-        n: rows of data it was computed from, where the score says so.
-        why: what stands there instead of a figure.
-        waiting: steps of the row that were not run.
-        interval: 95 % interval of the figure of a single step, by bootstrap.
+        values: Value by step, for the steps that have it.
+        n: Number of rows of data behind the value, where the score states it.
+        why: Text to show instead of a missing value.
+        waiting: Steps of the row that were not run yet.
+        interval: 95 % bootstrap interval of the value of a single step.
     """
 
     values: Mapping[str, float] = field(default_factory=dict)
@@ -47,12 +47,12 @@ class StudyCell:
 
     @property
     def value(self) -> float | None:
-        """The figure, or the mean over the steps that have it."""
+        """The value, or the mean over the steps that have it."""
         return fmean(self.values.values()) if self.values else None
 
     @property
     def whole(self) -> float | None:
-        """The same; None while a step was not run, since a part of them proves nothing."""
+        """The value; None until all steps of the row were run, since some of them prove nothing."""
         return None if self.waiting else self.value
 
     def text(self, decimals: int) -> str:
@@ -73,10 +73,10 @@ class StudyCell:
 
 @dataclass(frozen=True)
 class Found:
-    """A study as it was run, and the results of its steps.
+    """A study with its replaced values, and the results of its steps.
 
     Attributes:
-        given: values that were replaced on the command line.
+        given: Values that were replaced on the command line.
     """
 
     study: StudyDefinition
@@ -85,16 +85,16 @@ class Found:
 
     @property
     def command(self) -> str:
-        """What runs the steps that are missing."""
+        """The command that runs the missing steps."""
         values = "".join(f" --value {name}={value}" for name, value in self.given.items())
         return f"python -m benchmarks.study run {self.study.name}{values}"
 
 
 def read_results(folder: Path) -> Found:
-    """Read the results in a folder; results of other commands than the study's are ignored.
+    """Read the results in a folder, except those of commands that are not in the study.
 
     Raises:
-        InputError: the folder holds no study.
+        InputError: The folder contains no study.
     """
     path = folder / "study.json"
     if not path.exists():
@@ -116,7 +116,7 @@ def read_results(folder: Path) -> Found:
 
 
 def cells_of(table: Table, row: TableRow, results: Results) -> dict[str, StudyCell]:
-    """The cells of a row by their column's label."""
+    """Return the cells of a row by the label of their column."""
     found: dict[str, StudyCell] = {}
     for column in table.columns:
         every = {step: _figure(table, row, column, results.get(step), found) for step in row.steps}
@@ -132,12 +132,12 @@ def cells_of(table: Table, row: TableRow, results: Results) -> dict[str, StudyCe
 
 
 def published(table: Table) -> dict[str, dict[str, float | None]]:
-    """Column label -> row label -> what the source reports."""
+    """Return the published values by column label and row label."""
     return {c.label: {r.label: r.published.get(c.label) for r in table.rows} for c in table.columns}
 
 
 def run_model_of(row: TableRow, measured: Mapping[str, Any]) -> str:
-    """The scored model that a row means; empty where there is none."""
+    """Return the scored model of a row; empty if there is none."""
     scores = measured.get("scores", {})
     if row.model == "chosen":
         return str(measured.get("chosen", {}).get("name", ""))
@@ -155,7 +155,7 @@ def _figure(
     result: dict[str, Any] | None,
     left: dict[str, StudyCell],
 ) -> Figure | str:
-    """The figure of one step, or why there is none."""
+    """Return the value of one step, or the reason why there is none."""
     if result is None:
         return NOT_RUN
     if result["state"] == "failed" and not column.reads:
@@ -170,7 +170,7 @@ def _figure(
         named = DENSITY.match(model)
         return Figure(float(named["density"])) if named else NOTHING
     key = full_key(column.score)
-    part = "all" if key.startswith("mmlu/") else table.part  # its questions are in no half
+    part = "all" if key.startswith("mmlu/") else table.part  # its questions are in neither split
     score = measured.get("scores", {}).get(model, {}).get(part, {}).get(key)
     if not score:
         return NOTHING
@@ -179,10 +179,10 @@ def _figure(
 
 
 def _mean(cells: Sequence[StudyCell], step: str) -> Figure | str:
-    """The mean of figures of one step.
+    """Return the mean of several values of one step.
 
-    Its interval is that of the means of their ends: no narrower than 95 %, whether or not the
-    figures move together.
+    Its interval has the means of their bounds as bounds, which covers at least 95 % whether or not
+    the values are correlated.
     """
     known = [v for cell in cells if (v := cell.values.get(step)) is not None]
     if len(known) < len(cells):
@@ -201,7 +201,9 @@ def _ratio(measured: Mapping[str, Any], column: Column) -> Figure | str:
 
 
 def at(values: Any, place: str) -> Any:
-    """What is at ``history.over.steps``; a list is counted through: ``printed.0.trained``."""
+    """Return the value at a path such as ``history.over.steps``; ``printed.0.trained`` indexes a
+    list.
+    """
     for key in place.split("."):
         if isinstance(values, list) and key.isdigit() and int(key) < len(values):
             values = values[int(key)]
@@ -213,7 +215,7 @@ def at(values: Any, place: str) -> Any:
 
 
 def _best(method: str, scores: Mapping[str, Any]) -> str:
-    """The candidate of a method with the largest aggregate on the selection split."""
+    """Return the candidate of a method with the largest aggregate on the selection split."""
     key = full_key("aggregate")
     found = {
         name: parts["choose"][key][0]

@@ -15,12 +15,12 @@ Figures = Mapping[str, float | None]  # row label -> figure
 
 @dataclass(frozen=True)
 class ClaimResult:
-    """A claim judged on one set of figures.
+    """A claim judged on one set of values.
 
     Attributes:
-        holds: None where a figure is missing.
-        detail: the figures that decide, or why there is none, in words.
-        rows: labels of the row and of those that it was compared with, the best of them first.
+        holds: None if a value is missing.
+        detail: The values that decide, or the reason why there is no answer, in words.
+        rows: Labels of the row and of those that it was compared with, the best of them first.
     """
 
     holds: bool | None
@@ -30,12 +30,12 @@ class ClaimResult:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim judged on what was published and on what was measured.
+    """A claim judged on the published values and on the measured ones.
 
     Attributes:
-        settled: whether all that the intervals of the measured figures hold gives the same answer;
-            None where a figure has no interval.
-        intervals: the same in words.
+        settled: Whether all values within the measured intervals give the same answer; None if a
+            value has no interval.
+        intervals: The same in words.
     """
 
     claim: Claim
@@ -46,7 +46,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """The verdict in a few words."""
+        """The verdict in one word or two."""
         if self.here.holds is None:
             return "Diverged" if self.here.detail else "Not measured yet"
         if self.published.holds is None:
@@ -63,7 +63,7 @@ class Verdict:
 
 
 def verdicts(table: Table, results: Results) -> list[Verdict]:
-    """Every claim of a table."""
+    """Judge every claim of a table."""
     cells = {row.label: cells_of(table, row, results) for row in table.rows}
     source = published(table)
     found = []
@@ -78,13 +78,13 @@ def verdicts(table: Table, results: Results) -> list[Verdict]:
 
 
 def _hindered(claim: Claim, column: Mapping[str, StudyCell]) -> ClaimResult | None:
-    """No answer while a row that counts was not run, or where it diverged; None where it can be."""
+    """Return why a claim cannot be judged: a row was not run, or diverged. None if it can be."""
     if claim.kind == "order":
-        return None  # tells itself how many are missing
+        return None  # it reports the missing rows itself
     rivals = [] if claim.kind == "within" else claim.of or [n for n in column if n != claim.row]
     if any(column[name].waiting for name in (claim.row, *rivals)):
         return ClaimResult(None)
-    counted = [claim.row, *(claim.of if rivals else [])]  # of all others, one may have diverged
+    counted = [claim.row, *(claim.of if rivals else [])]  # any of the other rows may have diverged
     gone = [name for name in counted if column[name].why == DIVERGED]
     return ClaimResult(None, f"{', '.join(gone)} diverged") if gone else None
 
@@ -92,7 +92,7 @@ def _hindered(claim: Claim, column: Mapping[str, StudyCell]) -> ClaimResult | No
 def settled(
     claim: Claim, finding: ClaimResult, intervals: Mapping[str, Interval | None]
 ) -> tuple[bool | None, str]:
-    """Whether the intervals of the rows that decide leave one answer only, and that in words."""
+    """Return whether the intervals of the deciding rows allow one answer only, and the reason."""
     known = {row: span for row in finding.rows if (span := intervals.get(row)) is not None}
     row = claim.row
     if row not in known or finding.holds is None:
@@ -115,7 +115,7 @@ def settled(
 
 
 def _beats(claim: Claim, one: Interval, other: Interval) -> bool:
-    """Whether everything in one interval is better than everything in the other."""
+    """Return whether every value in one interval is better than every value in the other."""
     return _goodnesses(claim, one)[0] > _goodnesses(claim, other)[1]
 
 
@@ -127,7 +127,7 @@ def _certainty(sure: bool, rows: Sequence[str], known: Mapping[str, Interval]) -
 
 
 def _goodnesses(claim: Claim, span: Interval) -> Interval:
-    """The range of ``_goodness`` over an interval."""
+    """Return the range of ``_goodness`` over an interval."""
     ends = [_goodness(claim, x) for x in span]
     if claim.kind == "nearest" and span[0] <= claim.target <= span[1]:
         ends.append(0.0)
@@ -135,7 +135,7 @@ def _goodnesses(claim: Claim, span: Interval) -> Interval:
 
 
 def judge(claim: Claim, figures: Figures) -> ClaimResult:
-    """Whether a claim holds for these figures."""
+    """Judge whether a claim holds for these values."""
     if claim.kind == "order":
         return _order(claim, figures)
     value = figures.get(claim.row)
@@ -158,12 +158,12 @@ def judge(claim: Claim, figures: Figures) -> ClaimResult:
 
 
 def _extreme(claim: Claim, value: float, others: Mapping[str, float]) -> ClaimResult:
-    """The row against the one that comes nearest to it, or beats it by most."""
+    """Compare the row with its closest competitor, or with the one that exceeds it most."""
     ordered = sorted(others, key=lambda name: -_goodness(claim, others[name]))
     rival = ordered[0]
     gap = _goodness(claim, value) - _goodness(claim, others[rival])
-    by = f"by {abs(gap):.3f}" if gap > 0 else f"short by {abs(gap):.3f}" if gap else "a tie"
-    told = f"{value:.3f} against {others[rival]:.3f} of {rival}, {by}"
+    by = f"ahead by {gap:.3f}" if gap > 0 else f"behind by {-gap:.3f}" if gap else "a tie"
+    told = f"{value:.3f} compared with {others[rival]:.3f} ({rival}), {by}"
     return ClaimResult(gap > 0, told, (claim.row, *ordered))
 
 
@@ -176,7 +176,7 @@ def _goodness(claim: Claim, x: float) -> float:
 
 
 def _order(claim: Claim, figures: Figures) -> ClaimResult:
-    """Pairs of rows that stand as claimed; rows without a figure are not compared."""
+    """Count the pairs of rows in the claimed order; rows without a value are excluded."""
     known = [(name, v) for name in claim.of if (v := figures.get(name)) is not None]
     pairs = list(combinations(known, 2))
     if not pairs:

@@ -1,4 +1,4 @@
-"""Whether two runs of a study, on two machines or two days, gave the same figures."""
+"""Compare the results of two runs of a study, on two machines or at two times."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mergeforget.errors import InputError
 
 @dataclass(frozen=True)
 class Compared:
-    """One step of both runs.
+    """The comparison of one step of both runs.
 
     Attributes:
-        figures: numbers, words and empty places that either run measured.
-        differ: place -> what the first and what the second has there; None for nothing.
+        figures: Number of values that either run measured.
+        differ: The two values by path, where they differ; None for a missing value.
     """
 
     step: str
@@ -25,7 +25,7 @@ class Compared:
 
     @property
     def told(self) -> str:
-        """One line."""
+        """The comparison in one line."""
         if not self.differ:
             return f"{self.step}: the same, {self.figures} figures"
         place, (first, second) = max(self.differ.items(), key=lambda item: _gap(*item[1]))
@@ -36,12 +36,12 @@ class Compared:
 
 
 def compared(first: Results, second: Results) -> list[Compared]:
-    """Every step that both ran, with the same commands.
+    """Compare every step that both runs carried out with the same commands.
 
     Raises:
-        InputError: there is none.
+        InputError: There is no such step.
     """
-    same = "fingerprint"  # of a step's commands, and of those of the steps it reads
+    same = "fingerprint"  # hash of the commands of a step and of the steps that it reads
     both = [s for s in first if s in second and first[s][same] == second[s][same]]
     if not both:
         raise InputError(
@@ -59,7 +59,7 @@ def _step(step: str, first: Any, second: Any) -> Compared:
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Place -> figure, as ``Column.reads`` names places."""
+    """Return the values by path, with the paths of ``Column.reads``."""
     inner = value.items() if isinstance(value, dict) else enumerate(value)
     for key, one in inner:
         below = f"{place}.{key}" if place else str(key)
@@ -70,6 +70,6 @@ def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _gap(first: Any, second: Any) -> float:
-    """How far apart two figures are, as a part of the larger; words are furthest."""
+    """Return the difference of two values relative to the larger one; 2 for texts."""
     numbers = isinstance(first, int | float) and isinstance(second, int | float)
     return abs(first - second) / max(abs(first), abs(second)) if numbers else 2.0

@@ -1,4 +1,4 @@
-"""What a study is: parts with steps (commands of the tool), tables, figures and claims."""
+"""The definition of a study: parts with steps (commands of the tool), tables, figures, claims."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mergeforget.errors import RecipeError, UsageError, suggest
 from mergeforget.recipe import read_yaml
 from mergeforget.train_config import RecipeSection
 
-STUDIES = Path(__file__).parent  # the definitions stand beside the modules
+STUDIES = Path(__file__).parent  # the definitions are next to the modules
 PLACE = re.compile(r"\{([a-z0-9-]+(?:\.base)?)\}")
 OWN = ("here", "data", "study")  # this step's folder, the data sets, the study file's folder
 Threads = Annotated[int | None, Field(ge=1)]
@@ -23,29 +23,32 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")]
 
 
 class StudyStep(RecipeSection):
-    """Commands that belong together; their files lie in a folder of the step's name.
+    """Commands that belong together; their files are written to a folder with the step's name.
 
-    In a command ``{here}`` is that folder, ``{NAME}`` the folder of an earlier step,
-    ``{NAME.base}`` the model that forgets there, ``{data}`` the data sets' folder, ``{study}`` the
-    folder of the study file, and any other word one of the study's ``values``.
+    In a command, ``{here}`` is that folder, ``{NAME}`` the folder of an earlier step,
+    ``{NAME.base}`` the model before unlearning in that step, ``{data}`` the folder of the data
+    sets, ``{study}`` the folder of the study file, and any other name one of the ``values``.
     """
 
     name: Name
     commands: Annotated[list[str], Field(min_length=1)]
-    at: Name | None = None  # the earlier step whose folder it works in; it may read what is there
-    minutes: Annotated[float, Field(gt=0)] = 1.0  # expected, for the time that is left
-    after: list[Name] = []  # steps that must be done before, beside those that a command names
+    at: Name | None = None  # earlier step in whose folder it runs
+    minutes: Annotated[float, Field(gt=0)] = (
+        1.0  # expected duration, to estimate the remaining time
+    )
+    after: list[Name] = []  # required steps, besides those that a command names
 
 
 class Column(RecipeSection):
-    """One figure of every row, from one source.
+    """One value per row, from one source.
 
     Attributes:
-        score: of the row's model: ``mia_auc``, ``knowledge/retain``, ``knowledge/retain/Task1``.
-        candidate: a setting of the row's candidate.
-        mean: labels of columns to the left, averaged.
-        reads: a place in the step's results: ``history.over.grad_norm_max``.
-        over: with ``reads``: the place to divide by.
+        score: Score of the row's model: ``mia_auc``, ``knowledge/retain``,
+            ``knowledge/retain/Task1``.
+        candidate: Setting of the row's candidate.
+        mean: Labels of columns to the left, whose values are averaged.
+        reads: Path in the results of the step: ``history.over.grad_norm_max``.
+        over: With ``reads``: path of the divisor.
     """
 
     label: str
@@ -64,13 +67,13 @@ class Column(RecipeSection):
 
 
 class TableRow(RecipeSection):
-    """One line of a table.
+    """One row of a table.
 
     Attributes:
-        step: where it was measured; several are averaged, with their deviation.
+        step: Step whose results are shown; several are averaged, with their standard deviation.
         model: ``over``, ``base``, a candidate, ``chosen``, or ``best METHOD``: the candidate of a
             method with the largest aggregate on the selection split.
-        published: column label -> figure of the source.
+        published: Published value by column label.
     """
 
     label: str
@@ -85,11 +88,11 @@ class TableRow(RecipeSection):
 
 
 class Claim(RecipeSection):
-    """What a table is to show, judged on the published and on the measured figures alike.
+    """A statement about a table, judged on the published and on the measured values.
 
     ``largest`` and ``smallest`` compare ``row`` with ``of`` (all others if omitted); ``nearest``
-    does so by the distance to ``target``; ``within`` wants ``low <= row <= high``, where a low of
-    None bounds nothing; ``order`` wants the rows ``of`` in falling order.
+    compares the distances to ``target``; ``within`` requires ``low <= row <= high``, where None is
+    no bound; ``order`` requires the rows ``of`` in descending order.
     """
 
     text: str
@@ -107,8 +110,8 @@ class Table(RecipeSection):
 
     title: str
     text: str = ""
-    source: str = ""  # of the published figures
-    part: Literal["all", "choose", "report"] = "all"  # rows of the data that scores are of
+    source: str = ""  # of the published values
+    part: Literal["all", "choose", "report"] = "all"  # split of the scores
     columns: Annotated[list[Column], Field(min_length=1)]
     rows: Annotated[list[TableRow], Field(min_length=1)]
     claims: list[Claim] = []
@@ -132,22 +135,22 @@ class Table(RecipeSection):
 
 
 class StudyFigure(RecipeSection):
-    """A figure that ``analyze`` or ``attack`` drew in a step's folder."""
+    """A figure that ``analyze`` or ``attack`` wrote to the folder of a step."""
 
     step: Name
-    name: str  # of the file, without its ending
+    name: str  # file name without suffix
     caption: str
 
 
 class Quote(RecipeSection):
-    """A sentence that the tool itself wrote about a step."""
+    """A sentence that the tool wrote about a step."""
 
     step: Name
-    reads: str  # a place in its results: chosen.sentence
+    reads: str  # path in its results, for example chosen.sentence
 
 
 class StudySection(RecipeSection):
-    """One part of a study, which can be run apart."""
+    """One part of a study, which can be run separately."""
 
     name: Name
     title: str
@@ -160,12 +163,12 @@ class StudySection(RecipeSection):
 
 
 class StudyFile(RecipeSection):
-    """What a study's file holds.
+    """The content of a study file.
 
     Attributes:
-        like: another study, whose parts come first and whose values are those not given here.
-        pace: minutes of this study for one of the other's.
-        threads: see ``StudyDefinition``.
+        like: Another study, whose parts come first and whose values are the defaults.
+        pace: Expected duration relative to the steps of the other study.
+        threads: See ``StudyDefinition``.
     """
 
     name: Name
@@ -179,12 +182,12 @@ class StudyFile(RecipeSection):
 
 
 class StudyDefinition(RecipeSection):
-    """A list of commands, and what is made of their results.
+    """A list of commands, and the tables and figures made from their results.
 
     Attributes:
-        threads: processor threads of one command, the libraries' default if omitted.
-            Sums differ with their number in the last bits, so a study that is to give the same
-            figures anywhere, however many steps run at once, names it.
+        threads: Number of threads of one command; the default of the libraries when omitted. Sums
+            differ in the last bits with the number of threads, so set it in a study that must give
+            equal results on every machine.
     """
 
     name: Name
@@ -215,27 +218,27 @@ class StudyDefinition(RecipeSection):
         return ((section, step) for section in self.parts for step in section.steps)
 
     def step(self, name: str) -> StudyStep:
-        """The step of a name."""
+        """Return the step with this name."""
         return next(step for _, step in self.steps() if step.name == name)
 
     def commands(self, step: StudyStep) -> list[str]:
-        """A step's commands with the study's values put in; folders stay as they are named."""
+        """Return the commands of a step with the study's values; placeholders of folders remain."""
         return [self._filled(command) for command in step.commands]
 
     def used_by(self, step: StudyStep) -> list[str]:
-        """The steps whose results a step reads."""
+        """Return the steps whose results a step reads."""
         words = [w for command in self.commands(step) for w in PLACE.findall(command)]
         named = [w.removesuffix(".base") for w in words if w not in OWN]
         return list(dict.fromkeys([*([step.at] if step.at else []), *step.after, *named]))
 
     def fingerprint(self, step: StudyStep) -> str:
-        """Hash of a step's commands and of those whose results it reads."""
+        """Return a hash of the commands of a step and of the steps that it reads."""
         before = [self.fingerprint(self.step(name)) for name in self.used_by(step)]
         text = json.dumps([self.commands(step), before])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _filled(self, text: str) -> str:
-        for _ in range(8):  # values may name values
+        for _ in range(8):  # values may refer to other values
             filled = PLACE.sub(lambda m: self.values.get(m[1], m[0]), text)
             if filled == text:
                 return text
@@ -270,7 +273,7 @@ def load_study(name: str, values: Mapping[str, str] | None = None) -> tuple[Stud
 
 
 def read_file(path: Path) -> StudyFile:
-    """A study's file, with the parts and the values of the study that it is like."""
+    """Read a study file, with the parts and values of the study named by ``like``."""
     file = read_yaml(path, StudyFile, what="study")
     if not file.like:
         return file
@@ -281,13 +284,13 @@ def read_file(path: Path) -> StudyFile:
 
 
 def slowed(section: StudySection, pace: float) -> StudySection:
-    """A part whose steps are expected to take ``pace`` times as long."""
+    """Return a part whose steps are expected to take ``pace`` times as long."""
     steps = [s.model_copy(update={"minutes": round(pace * s.minutes, 2)}) for s in section.steps]
     return section.model_copy(update={"steps": steps})
 
 
 def study_path(name: str) -> Path:
-    """The file of a study: a path, or the name of a packaged one."""
+    """Return the file of a study, given as a path or as the name of a packaged one."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = sorted(p.stem for p in STUDIES.glob("*.yaml"))

@@ -26,11 +26,11 @@ def write_document(results: Path, path: Path) -> Path:
 
 
 def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
-    """The lines of the document, in markdown.
+    """Return the lines of the document, in Markdown.
 
     Args:
-        pictures: names of the figure files that exist.
-        folder: their folder, relative to the document.
+        pictures: Names of the figure files that exist.
+        folder: Their folder, relative to the document.
     """
     study, results = found.study, found.results
     yield from (f"# {study.title}", "", study.text.strip(), "")
@@ -54,7 +54,7 @@ def document(found: Found, pictures: set[str], folder: str) -> Iterator[str]:
 
 
 def _summary(study: StudyDefinition, results: Results) -> Iterator[str]:
-    """Table of the claims, one line each."""
+    """Return a table of the claims, one line each."""
     found = [v for section in study.parts for t in section.tables for v in verdicts(t, results)]
     done = sum(result["state"] == "done" for result in results.values())
     total = len(list(study.steps()))
@@ -78,7 +78,7 @@ def _truth(verdict: Verdict, source: bool) -> str:
 
 
 def _table(table: Table, results: Results) -> Iterator[str]:
-    """Table of measured and published numbers, with the verdicts."""
+    """Return a table of measured and published values, with the verdicts."""
     yield from (f"### {table.title}", "")
     if table.text:
         yield from (table.text.strip(), "")
@@ -130,7 +130,7 @@ def _state(step: StudyStep, results: Results) -> str:
 
 
 def _circumstances(found: Found) -> Iterator[str]:
-    """Hardware, versions, commits and time of the runs."""
+    """Return hardware, versions, commits and time of the runs."""
     yield from ("## Environment", "")
     if not found.results:
         yield "Nothing has been run yet."
@@ -162,5 +162,5 @@ def _facts(runs: list[dict[str, Any]]) -> set[str]:
 
 
 def _values(runs: list[dict[str, Any]], fact: str) -> list[str]:
-    """The different values of a fact, in the order they were met."""
+    """Return the different values of a fact, in order of appearance."""
     return list(dict.fromkeys(str(run[fact]) for run in runs if run.get(fact)))

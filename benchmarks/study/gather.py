@@ -1,4 +1,4 @@
-"""What a step measured, as a small JSON object: scores, trainings, the choice, angles."""
+"""Collect the results of a step in a small JSON object: scores, trainings, choice, angles."""
 
 from __future__ import annotations
 
@@ -17,22 +17,28 @@ METRICS = (
     "mia_auc", "mia_score", "task_aggregate", "aggregate", "mmlu", "regurgitation", "knowledge",
     "exact_match", "nll", "extraction_strength", "model_utility", "forget_quality",
 )  # fmt: skip
-SPLITS = {"mia_auc": "mia", "mmlu": "mmlu"}  # of a metric named without its split; else all
-QUIET = ("train-pair", "train", "search", "evaluate", "analyze")  # what they print is in files too
-PRIVATE = ("out", "files", "run", "settings", "examples")  # printed: of this machine, or data
-DIGITS = 6  # kept of every figure: more than the data can tell, and the same on every machine
+SPLITS = {"mia_auc": "mia", "mmlu": "mmlu"}  # default split of a metric; all for others
+QUIET = ("train-pair", "train", "search", "evaluate", "analyze")  # their output is also in files
+PRIVATE = (
+    "out",
+    "files",
+    "run",
+    "settings",
+    "examples",
+)  # keys with paths of this machine or rows of data
+DIGITS = 6  # decimals kept: equal on every machine
 
 
 def gather(folder: Path, printed: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The figures of a step's folder.
+    """Return the results in a step's folder.
 
     Args:
-        printed: (command, the JSON object it printed), in order.
+        printed: The commands in order, each with the JSON object that it printed.
 
     Returns:
         ``scores``: model -> part -> ``metric/split/task`` -> [value, n, low, high];
-        ``history``: stage -> figures of its training; ``chosen``; ``angles``; ``prediction``;
-        ``printed``: what commands printed that leave no files. Only what there is.
+        ``history``: values of each training by stage; ``chosen``; ``angles``; ``prediction``;
+        ``printed``: output of commands that write no files. Keys without results are absent.
     """
     run = Run(folder)
     found = {
@@ -53,12 +59,14 @@ def key_of(metric: str, split: str, task: str = "") -> str:
 
 
 def full_key(score: str) -> str:
-    """``mia_auc`` -> ``mia_auc/mia``: the split that goes without saying."""
+    """Add the default split to a key: ``mia_auc`` becomes ``mia_auc/mia``."""
     return score if "/" in score else key_of(score, SPLITS.get(score, "all"))
 
 
 def scores_of(run: Run) -> dict[str, Any]:
-    """Every score of the metrics that a study reads; of one measured twice, the later."""
+    """Return every score of the metrics that a study reads; a later measurement replaces an earlier
+    one.
+    """
     found: dict[str, Any] = {}
     for model, scores in read_scores(run.scores).items():
         for score in (s for s in scores if s.metric in METRICS):
@@ -69,7 +77,7 @@ def scores_of(run: Run) -> dict[str, Any]:
 
 
 def histories(run: Run) -> dict[str, Any]:
-    """How steady each training was."""
+    """Return measures of the stability of each training."""
     try:
         return {stage: steadiness(rows) for stage, rows in read_history(run).items()}
     except MissingError:
@@ -77,11 +85,10 @@ def histories(run: Run) -> dict[str, Any]:
 
 
 def steadiness(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Steps, loss and gradient norm of one training.
+    """Return number of steps, losses and gradient norms of one training.
 
-    Returns:
-        ``loss_deviation`` and ``grad_norm_spread`` are the standard deviation over the steps, the
-        second as a multiple of the mean.
+    ``loss_deviation`` is the standard deviation over the steps, ``grad_norm_spread`` the same as a
+    multiple of the mean.
     """
     losses = [float(row["loss"]) for row in rows]
     norms = [float(row["grad_norm"]) for row in rows if row.get("grad_norm") is not None]
@@ -99,7 +106,7 @@ def steadiness(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def chosen(run: Run) -> dict[str, Any]:
-    """What the search chose, in its own words."""
+    """Return the choice of the search with its sentence."""
     choice = read_chosen(run)
     if choice is None:
         return {}
@@ -113,8 +120,9 @@ def chosen(run: Run) -> dict[str, Any]:
 
 
 def angles(run: Run) -> dict[str, Any]:
-    """Of each adapter, the angles between changes of the weights over its training, one a snapshot;
-    of the pair, the one between them, by space."""
+    """Return the angles between weight changes during the training of each adapter, one per
+    snapshot, and between the two adapters, by space.
+    """
     path = run.analysis / "angles.json"
     with reading(path):
         rows = read_json_object(path)["rows"] if path.exists() else []
@@ -140,7 +148,7 @@ def angles(run: Run) -> dict[str, Any]:
 
 
 def prediction(run: Run) -> dict[str, Any]:
-    """The density that the pair predicts, where the step asked for it."""
+    """Return the density predicted from the pair, if the step computed it."""
     from mergeforget.analysis.selection import run_prediction
 
     if not (run.analysis / "prediction.json").exists():
@@ -150,7 +158,7 @@ def prediction(run: Run) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Rounded, without what JSON does not have, without folders and rows of the data."""
+    """Return values rounded and valid in JSON, without folders and rows of data."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items() if k not in PRIVATE}
     if isinstance(value, list | tuple):

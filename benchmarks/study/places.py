@@ -1,4 +1,4 @@
-"""Where a study finds and leaves its files, and how its time is spent."""
+"""The files and folders of a study, and its remaining time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from benchmarks.study.definition import StudyDefinition, StudyStep
 
 @dataclass(frozen=True)
 class Places:
-    """Where a study finds and leaves its files.
+    """The files and folders of a study.
 
     Attributes:
-        out: ``runs/STEP`` and ``steps/STEP.json``, which says how far a step is.
-        results: ``STEP.json`` with its figures, and the pictures: what the document is made of.
-        data: the data sets' folder.
-        file: the study's file.
+        out: Contains ``runs/STEP``, and ``steps/STEP.json`` with the progress of each step.
+        results: Contains ``STEP.json`` with the values of each step, and the figures of the
+            document.
+        data: Folder of the data sets.
+        file: The study's file.
     """
 
     out: Path
@@ -27,27 +28,27 @@ class Places:
     file: Path
 
     def folder(self, step: StudyStep) -> Path:
-        """Where a step works: in the folder of its name, or of the step it is at."""
+        """Return the working folder of a step: that of its name, or of the step in ``at``."""
         return self.out / "runs" / (step.at or step.name)
 
     def folders(self, study: StudyDefinition, step: StudyStep) -> dict[str, Path]:
-        """What the names in a step's commands stand for."""
+        """Return the values of the placeholders in the commands of a step."""
         steps = {other.name: self.folder(other) for _, other in study.steps()}
         own = {"here": self.folder(step), "data": self.data, "study": self.file.parent}
         return steps | own
 
     def mark(self, step: str) -> Path:
-        """File that records how far a step is."""
+        """Return the file that records the progress of a step."""
         return self.out / "steps" / f"{step}.json"
 
 
 @dataclass
 class Clock:
-    """What was spent and what is left, from the minutes that each step is expected to take."""
+    """Elapsed and remaining time, estimated from the expected minutes of each step."""
 
     limit: float | None = None  # seconds
     began: float = field(default_factory=time.monotonic)
-    expected: float = 0.0  # of what ended, in seconds
+    expected: float = 0.0  # expected seconds of the finished steps
     spent: float = 0.0
 
     @property
@@ -56,17 +57,17 @@ class Clock:
         return time.monotonic() - self.began
 
     def ended(self, step: StudyStep, seconds: float) -> None:
-        """Count a finished step and the seconds that it took."""
+        """Record a finished step and its duration in seconds."""
         self.expected += 60 * step.minutes
         self.spent += seconds
 
     def estimate(self, steps: Iterable[StudyStep], jobs: int = 1) -> float:
-        """Seconds for these steps, at the speed seen so far, ``jobs`` of them at a time."""
+        """Return the seconds for these steps at the measured speed, with ``jobs`` in parallel."""
         pace = self.spent / self.expected if self.expected else 1.0
         return pace * sum(60 * step.minutes for step in steps) / jobs
 
     def allows(self) -> bool:
-        """Whether there is time to begin something."""
+        """Return whether there is time to start a step."""
         return self.limit is None or self.limit - self.elapsed >= 1
 
     def left(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Which step is run next: each once, in order, resumed where it was stopped."""
+"""Run the steps of a study: each once, in order, resumed where it was interrupted."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ def run_study(
     given: Mapping[str, str] | None = None,
     jobs: int = 1,
 ) -> dict[str, str]:
-    """Run what is not done yet.
+    """Run the steps of a study that are not done yet.
 
     Args:
-        only: parts to run, with the steps of others that they read or show; all by default.
-        minutes: stop after this many minutes; the next call resumes interrupted steps.
-        again: steps to throw away and run anew, with those that read them.
-        given: values of the study that were replaced, to be told in the document.
-        jobs: steps that run at the same time, in folders of their own.
+        only: Parts to run, with the steps of other parts that they read or show; all by default.
+        minutes: Stop after this many minutes; the next call resumes interrupted steps.
+        again: Steps whose results are discarded and measured again, with the steps that read them.
+        given: Values of the study that were replaced; the document states them.
+        jobs: Number of steps that run in parallel, in separate folders.
 
     Returns:
-        Step -> ``done``, ``failed`` (its training diverged), ``waiting``, or why it is skipped.
+        The state of each step: ``done``, ``failed`` (its training diverged), ``waiting``, or the
+        reason for which it is skipped.
 
     Raises:
-        UnknownNameError: there is no such part or step.
-        MergeforgetError: a command failed in a way that must be mended.
-        Interrupted: told to end; what was done is kept.
+        UnknownNameError: There is no such part or step.
+        MergeforgetError: A command failed, and the user has to correct something.
+        Interrupted: SIGTERM was received; finished work is kept.
     """
     names = [step.name for _, step in study.steps()]
     for kind, asked, known in (
@@ -71,7 +72,7 @@ def run_study(
 def wanted_steps(
     study: StudyDefinition, only: Sequence[str]
 ) -> list[tuple[StudySection, StudyStep]]:
-    """Steps of these parts, those that their tables show and those that they read, in order."""
+    """Return the steps of the parts, and those that they show or read, in order."""
     every = list(study.steps())
     names = {s.name for section, s in every if not only or section.name in only}
     asked = [section for section in study.parts if section.name in only]
@@ -82,7 +83,7 @@ def wanted_steps(
 
 
 def _readings(study: StudyDefinition, name: str) -> set[str]:
-    """Every step that a step reads, and those that they read."""
+    """Return every step that a step reads, directly or through other steps."""
     direct = study.used_by(study.step(name))
     return {*direct, *(inner for one in direct for inner in _readings(study, one))}
 
@@ -94,7 +95,7 @@ def _run_steps(
     clock: Clock,
     jobs: int,
 ) -> dict[str, str]:
-    """Run every step as soon as those that it reads are done, ``jobs`` at a time."""
+    """Run each step as soon as the steps that it reads are done, ``jobs`` at a time."""
     states = {step.name: state_of(study, places, section, step) for section, step in steps}
     facts = circumstances(study.threads) if "waiting" in states.values() else {}
     running: dict[Future[float | None], StudyStep] = {}
@@ -130,10 +131,10 @@ def next_step(
     states: dict[str, str],
     busy: Collection[Path],
 ) -> StudyStep | None:
-    """The first step that can begin; those that never can are noted in ``states``.
+    """Return the first step that can start; record in ``states`` those that never can.
 
     Args:
-        busy: folders in which a step is at work.
+        busy: Folders in which a step is running.
     """
     for step in steps:
         if states[step.name] != "waiting":
@@ -150,7 +151,7 @@ def next_step(
 def _tell(
     step: StudyStep, steps: Sequence[StudyStep], states: Mapping[str, str], clock: Clock, jobs: int
 ) -> None:
-    """One line: which step begins, and the time that is left."""
+    """Print the step that starts and the remaining time."""
     todo = [s for s in steps if states[s.name] in ("waiting", "running")]
     say(f"[{steps.index(step) + 1}/{len(steps)}] {step.name}; {duration(clock.elapsed)} so far, "
         f"about {duration(clock.estimate(todo, jobs))} left")  # fmt: skip
@@ -158,7 +159,7 @@ def _tell(
 
 @contextmanager
 def _told_to_end() -> Iterator[None]:
-    """Turn SIGTERM into an error, so that the command in flight is ended too."""
+    """Turn SIGTERM into an error, so that running commands are stopped too."""
 
     def stop(*_: object) -> None:
         raise Interrupted("Stopped by a signal. Results are saved; rerun the command to resume.")

@@ -1,4 +1,4 @@
-"""One step of a study: its commands, its mark, its result."""
+"""Run one step of a study, record its progress, and write its results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOTES = {"notes", "source", "published"}
 def state_of(
     study: StudyDefinition, places: Places, section: StudySection | None, step: StudyStep
 ) -> str:
-    """``done``, ``failed``, ``waiting``, or why the step is skipped."""
+    """Return ``done``, ``failed``, ``waiting``, or the reason why the step is skipped."""
     mark = _mark(places, step)
     if (
         mark.get("fingerprint") == study.fingerprint(step)
@@ -43,9 +43,9 @@ def state_of(
 
 
 def recipes_of(commands: Sequence[str]) -> dict[str, str]:
-    """Hashes of the recipes that commands name, without their notes.
+    """Return hashes of the recipes that commands name, without their notes.
 
-    A step whose recipe changed since it was run is run again; the commands alone do not show it.
+    A step whose recipe changed is run again; a comparison of the commands would not detect that.
     """
     found = {}
     for name in dict.fromkeys(n for command in commands for n in NAMED.findall(command)):
@@ -58,13 +58,13 @@ def recipes_of(commands: Sequence[str]) -> dict[str, str]:
 def run_step(
     study: StudyDefinition, places: Places, step: StudyStep, clock: Clock, facts: dict[str, Any]
 ) -> float | None:
-    """Run the commands that are not done.
+    """Run the commands of a step that are not done.
 
     Args:
-        facts: versions and machine, to be kept with the result.
+        facts: Versions and machine, stored with the result.
 
     Returns:
-        Seconds that the step took; None where the time did not suffice.
+        Duration of the step in seconds; None if the time limit was exceeded.
     """
     mark = begin(study, places, step)
     commands = study.commands(step)
@@ -76,12 +76,12 @@ def run_step(
         start = time.monotonic()
         try:
             code, printed = call(words, clock.left(), study.threads)
-        finally:  # also of what was stopped
+        finally:  # also for an interrupted command
             mark["seconds"] += time.monotonic() - start
             write_json(places.mark(step.name), mark)
         if code is None:
             return None
-        if code == NumericError.exit_code:  # a finding: the training diverged
+        if code == NumericError.exit_code:  # a result: the training diverged
             mark["state"] = "failed"
             break
         if code:
@@ -96,13 +96,13 @@ def run_step(
 
 
 def begin(study: StudyDefinition, places: Places, step: StudyStep) -> dict[str, Any]:
-    """The mark of a step: the one it was stopped with, or a new one."""
+    """Return the progress record of an interrupted step, or a new one."""
     known = study.fingerprint(step)
     mark = _mark(places, step)
     if mark.get("fingerprint") == known and mark["state"] == "running":
         return mark
     folder = places.folder(step)
-    if mark and step.at is None:  # what other commands made
+    if mark and step.at is None:  # written by other commands
         shutil.rmtree(folder, ignore_errors=True)
     elif step.at is None and folder.exists():
         raise InputError(
@@ -122,7 +122,7 @@ def write_result(
     mark: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
-    """Keep a step's figures, and copy its pictures."""
+    """Save the results of a step, and copy its figures."""
     folder = places.folder(step)
     commands = study.commands(step)
     run = {"time": now(), "seconds": round(mark["seconds"], 1), "load": os.getloadavg()[0]}
@@ -144,7 +144,7 @@ def write_result(
 
 
 def on_one_line(numbers: re.Match[str]) -> str:
-    """A list of numbers as JSON writes it without indents."""
+    """Write a list of numbers as JSON on one line."""
     return " ".join(numbers[0].split()).replace("[ ", "[").replace(" ]", "]")
 
 

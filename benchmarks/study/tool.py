@@ -1,4 +1,4 @@
-"""One command of the tool in a process of its own, and what surrounds it."""
+"""Run commands of the tool in separate processes, and record their environment."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mergeforget.errors import Interrupted, MergeforgetError
 from mergeforget.run import Run
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-PATIENCE = 120.0  # seconds that a command has to save what it did
-CHILDREN: set[subprocess.Popen[str]] = set()  # at work
+PATIENCE = 120.0  # seconds that a command has to save its work
+CHILDREN: set[subprocess.Popen[str]] = set()  # running commands
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 
 
 def words_of(command: str, folders: Mapping[str, Path]) -> list[str]:
-    """The words of a command, with folders in the place of their names.
+    """Return the words of a command, with placeholders replaced by folders.
 
     Args:
-        folders: name -> folder; ``NAME.base`` is the model that forgets in a run folder.
+        folders: Folder by name; ``NAME.base`` is the model before unlearning of a run folder.
     """
 
     def folder(name: str) -> str:
@@ -39,14 +39,14 @@ def words_of(command: str, folders: Mapping[str, Path]) -> list[str]:
 def call(
     words: Sequence[str], seconds: float | None, threads: int | None = None
 ) -> tuple[int | None, Any]:
-    """Run one command of the tool in a process of its own.
+    """Run one command of the tool in a separate process.
 
     Args:
-        seconds: time limit.
-        threads: that it may compute with; as many as its libraries choose by default.
+        seconds: Time limit.
+        threads: Number of threads; the default of the libraries when omitted.
 
     Returns:
-        Its exit code, None where the time did not suffice, and the JSON object it printed.
+        The exit code, None if the time limit was exceeded, and the JSON object that was printed.
     """
     command = [sys.executable, "-m", "mergeforget", *words, "--json"]
     given = {} if threads is None else dict.fromkeys(THREADS, str(threads))
@@ -66,20 +66,20 @@ def call(
 
 
 def failed(step: StudyStep, command: str, code: int) -> MergeforgetError:
-    """The error for a command that ended with an exit code."""
+    """Return the error for a command that failed with an exit code."""
     if code in STOPPED:
         return Interrupted(f"Interrupted in {step.name}. Rerun the command to resume.")
     error = MergeforgetError(
         f"The step {step.name} failed (exit code {code}, its message is above):\n"
-        f"  mergeforget {command}\nWhat is done is kept; mend it and run the same command again, "
-        f"or begin the step anew with --again {step.name}."
+        f"  mergeforget {command}\nFinished work is kept. Correct the problem and run the same "
+        f"command again, or restart the step with --again {step.name}."
     )
     error.exit_code = code if code > 0 else 1
     return error
 
 
 def circumstances(threads: int | None = None) -> dict[str, Any]:
-    """Versions, machine and commit, as a command with this number of threads sees them."""
+    """Return versions, machine and commit for a command with this number of threads."""
     import psutil
 
     _, facts = call(["doctor"], None, threads)
@@ -90,7 +90,7 @@ def circumstances(threads: int | None = None) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the name of the processor, if the system states it."""
     import platform
 
     try:
@@ -102,12 +102,12 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """Commit of the checkout that contains the package; empty outside of one."""
+    """Return the commit of the checkout that contains the package; empty without a checkout."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:
         if not subprocess.run([*git, "ls-files", here.name], capture_output=True).stdout:
-            return ""  # installed below somebody else's checkout
+            return ""  # installed inside another repository
         done = subprocess.run([*git, "describe", "--always", "--dirty"], capture_output=True)
     except OSError:
         return ""
@@ -115,7 +115,7 @@ def commit() -> str:
 
 
 def end_all() -> None:
-    """Tell every command at work to save and end, and wait for it."""
+    """Ask every running command to save and stop, and wait for it."""
     for child in list(CHILDREN):
         child.terminate()
     for child in list(CHILDREN):
@@ -129,7 +129,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _wait(child: subprocess.Popen[str]) -> None:
-    """Until it has ended; one that does not is killed."""
+    """Wait until a process has ended; kill it if it does not."""
     try:
         child.wait(timeout=PATIENCE)
     except subprocess.TimeoutExpired:

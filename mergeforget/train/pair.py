@@ -233,7 +233,7 @@ def read_data(data: DataSpec) -> Sets:
             "No data: give --forget and --retain, or data.forget and data.retain in the recipe. "
             "`mergeforget data make` writes made-up people to try with."
         )
-    rows_by_set: dict[str, list[Row]] = {"holdout": []}
+    row_sets: dict[str, list[Row]] = {"holdout": []}
     rest: list[Row] = []
     for name in ("forget", "retain"):
         rows = _read(getattr(data, name), name, data)
@@ -242,18 +242,18 @@ def read_data(data: DataSpec) -> Sets:
             trained = set(map(plain_text, rows))  # copies of trained rows are no non-members
             left = [row for row in left if plain_text(row) not in trained]
             rest = left if name == "forget" else rest
-        rows_by_set[name] = rows
+        row_sets[name] = rows
     if data.holdout:
-        rows_by_set["holdout"] = _read(data.holdout, "holdout", data)
-    elif rest and (rest := about_others(rest, [*rows_by_set["forget"], *rows_by_set["retain"]])):
-        rows_by_set["holdout"] = _as_holdout(rest, len(rows_by_set["forget"]), data.seed)
+        row_sets["holdout"] = _read(data.holdout, "holdout", data)
+    elif rest and (rest := about_others(rest, [*row_sets["forget"], *row_sets["retain"]])):
+        row_sets["holdout"] = _as_holdout(rest, len(row_sets["forget"]), data.seed)
         say(
-            f"No --holdout: {len(rows_by_set['holdout'])} forget rows beyond --limit serve as "
+            f"No --holdout: {len(row_sets['holdout'])} forget rows beyond --limit serve as "
             "non-members; they are never trained on."
         )
-    check_overlap(rows_by_set)
-    check_weights("forget", rows_by_set["forget"])  # before a model memorises the rows
-    return Sets(**rows_by_set)
+    check_overlap(row_sets)
+    check_weights("forget", row_sets["forget"])  # before a model memorises the rows
+    return Sets(**row_sets)
 
 
 def _file_facts(path: str) -> dict[str, Any]:

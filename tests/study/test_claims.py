@@ -17,10 +17,10 @@ def claim(kind: str, row: str = "merged", **more: object) -> Claim:
 @pytest.mark.parametrize(
     ("one", "holds", "detail"),
     [
-        (claim("nearest"), True, "0.501 against 0.818 of under, by 0.317"),
-        (claim("nearest", "over"), False, "0.022 against 0.501 of merged, short by 0.477"),
-        (claim("largest", of=["over"]), True, "0.501 against 0.022 of over, by 0.479"),
-        (claim("smallest"), False, "0.501 against 0.022 of over, short by 0.479"),
+        (claim("nearest"), True, "0.501 compared with 0.818 (under), ahead by 0.317"),
+        (claim("nearest", "over"), False, "0.022 compared with 0.501 (merged), behind by 0.477"),
+        (claim("largest", of=["over"]), True, "0.501 compared with 0.022 (over), ahead by 0.479"),
+        (claim("smallest"), False, "0.501 compared with 0.022 (over), behind by 0.479"),
         (claim("within", low=0.45, high=0.55), True, "0.501 is within 0.45 to 0.55"),
         (claim("within", "over", low=0.45, high=0.55), False,
          "0.022 is outside 0.45 to 0.55, by 0.428"),

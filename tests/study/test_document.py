@@ -136,7 +136,7 @@ def test_a_claim_about_all_runs_is_open_until_all_are_finished() -> None:
     assert [v.word for v in verdicts(table, results)] == ["Not measured yet"] * 2
     results["c"] = {"step": "c", "state": "failed", "measured": {}}
     of_all, of_c = verdicts(table, results)
-    assert of_all.word == "Holds" and "0.200 of b" in of_all.here.detail
+    assert of_all.word == "Holds" and "0.200 (b)" in of_all.here.detail
     assert of_c.word == "Diverged" and of_c.here.detail == "c diverged"
 
 
