@@ -304,7 +304,8 @@ def _memorised(
     from mergeforget.data.readers import read_rows
     from mergeforget.recipe import change
     from mergeforget.run import Run
-    from mergeforget.train.pair import Sets, memorised_base
+    from mergeforget.train.pair import memorised_base
+    from mergeforget.train.run_rows import Sets
 
     chosen = change(_recipe(recipe, facts), model={"name": facts["model"]})
     forget, retain = (

@@ -115,7 +115,7 @@ def _sum(recipe: Recipe, run: Run, runs: Sequence[Path]) -> None:
     from mergeforget.files import read_json_object, write_json
     from mergeforget.models import load_tokenizer
     from mergeforget.run import PAIR
-    from mergeforget.train.pair import prepare, record_template
+    from mergeforget.train.run_rows import prepare, record_template
 
     prepare(recipe, run)
     request = read_json_object(run.root / REQUEST)

@@ -187,7 +187,7 @@ def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> N
 
 def _pair_facts(run: Run) -> dict[str, str]:
     """Return the AUC of over and under on the selection split, for the display."""
-    from mergeforget.train.pair import end_of
+    from mergeforget.train.run_rows import end_of
 
     aucs = {name: end_of(run, name).get("auc") for name in ("over", "under")}
     return {name: f"AUC {auc:.2f}" for name, auc in aucs.items() if isinstance(auc, float)}

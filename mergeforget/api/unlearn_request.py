@@ -239,7 +239,7 @@ def _prepare(
 
 
 def _bracket_notes(run: Run) -> list[str]:
-    from mergeforget.train.pair import end_of
+    from mergeforget.train.run_rows import end_of
 
     end = end_of(run, "over")
     if not end or end["outcome"] == "reached":

@@ -158,7 +158,7 @@ def _losses(run: Any) -> Any:
 
 def _until(run: Any) -> Any:
     from mergeforget.search.split import _levels
-    from mergeforget.train.pair import end_of
+    from mergeforget.train.run_rows import end_of
 
     return end_of(run, "over"), _levels(run.root / "until" / "over.json")
 

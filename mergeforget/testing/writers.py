@@ -191,7 +191,8 @@ def _train(work: Path, version: int) -> None:
     from mergeforget.files import write_jsonl
     from mergeforget.recipe import change, load_recipe
     from mergeforget.run import new_run
-    from mergeforget.train.pair import prepare, train_pair
+    from mergeforget.train.pair import train_pair
+    from mergeforget.train.run_rows import prepare
 
     base = work / "base"
     files = {split: str(work / f"{split}.jsonl") for split in ("forget", "retain")}

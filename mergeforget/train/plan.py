@@ -38,7 +38,7 @@ from mergeforget.train.memory import (
     tokens_at_once,
 )
 from mergeforget.train.objective import any_needs, reads_of
-from mergeforget.train.pair import add_twins, read_data
+from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train.samplers import (
     AlternatingSampler,
     BySetSampler,

@@ -21,9 +21,9 @@ from mergeforget.run import Run
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, fit, train_adapter
 from mergeforget.train.forward import decoder_layers
 from mergeforget.train.objective import check_recipe, describe
-from mergeforget.train.pair import end_of, prepare, record_template, rows_by_set
 from mergeforget.train.precision import widened_weights
 from mergeforget.train.reference import reference_of
+from mergeforget.train.run_rows import end_of, prepare, record_template, rows_by_set
 from mergeforget.train.tokenize import encode_sets, within_positions
 from mergeforget.train_config import Full
 

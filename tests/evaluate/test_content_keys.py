@@ -24,8 +24,8 @@ from mergeforget.recipe import EvaluationSpec, change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score, write_scores
 from mergeforget.search.store import Store, settings_of
-from mergeforget.train.pair import base_content, prepare
 from mergeforget.train.reference import _name
+from mergeforget.train.run_rows import base_content, prepare
 
 
 def test_content_hash_depends_on_content_not_on_path(tiny_folder: Path, tmp_path: Path) -> None:

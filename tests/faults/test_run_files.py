@@ -33,7 +33,7 @@ def _levels(run: Run) -> Any:
 
 
 def _end(run: Run) -> Any:
-    from mergeforget.train.pair import end_of
+    from mergeforget.train.run_rows import end_of
 
     return end_of(run, "over")
 

@@ -23,7 +23,8 @@ from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.train import until
 from mergeforget.train.checks import Check, MeasuredSets, auc_of, met
-from mergeforget.train.pair import add_twins, read_data, train_pair
+from mergeforget.train.pair import train_pair
+from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train_config import Until
 
 BASE = Check(0, 0.1, 1.0, 0.1, 1.0, 3.0, 1.0)
