@@ -22,7 +22,7 @@ from mergeforget.score import (
 
 
 @given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=12))
-def test_harmonic_mean_is_scipys(values: list[float]) -> None:
+def test_harmonic_mean_equals_that_of_scipy(values: list[float]) -> None:
     assert harmonic_mean(values) == pytest.approx(float(hmean(values)), rel=1e-12)
 
 

@@ -57,7 +57,7 @@ def test_ngdiff_refuses_to_learn_the_forget_set(loss: str) -> None:
     check_recipe(ngdiff.model_copy(update={"train": plain}))
 
 
-def test_the_whole_set_as_one_step() -> None:
+def test_the_whole_set_can_be_one_step() -> None:
     training = Training(objective=[GD], batch_size=4, gradient_accumulation="epoch")
     assert training.accumulation(9) == 3 and training.accumulation(0) == 1
 

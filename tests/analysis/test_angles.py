@@ -96,7 +96,7 @@ def test_angle_of_the_pair_matches_dense_and_ignores_length(
     assert whole.degrees == pytest.approx(expected, abs=1e-6)
 
 
-def test_angle_by_hand() -> None:
+def test_angle_matches_a_hand_calculation() -> None:
     """s = (1, 0), e = (1, 1): s and e - s are at right angles, e halves them."""
     ss, se, ee = 1.0, 1.0, 2.0
     expected = {FORWARD: 90, OVERALL: 45, CORRECTION: 45}

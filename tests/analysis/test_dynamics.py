@@ -28,7 +28,7 @@ def rows(npo: list[float], gd: list[float]) -> list[dict[str, Any]]:
     ]
 
 
-def test_running_mean_by_hand() -> None:
+def test_running_mean_matches_a_hand_calculation() -> None:
     values = np.array([1.0, 3.0, np.nan, 5.0])
     np.testing.assert_allclose(running_mean(values, 3), [2.0, 2.0, 4.0, 5.0])
     np.testing.assert_allclose(running_mean(values, 1), values)

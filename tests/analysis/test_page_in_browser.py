@@ -71,7 +71,7 @@ def test_hostile_text_creates_no_html_element(browser: Any) -> None:
     assert "<script>alert('x')</script>" in browser.find_element("id", "answers").text
 
 
-def test_sorting_by_a_number_both_ways(browser: Any) -> None:
+def test_rows_are_sorted_by_a_number_in_both_directions(browser: Any) -> None:
     button = browser.find_elements("css selector", ".sortable thead button")[4]
     button.click()
     rising = [float(v) for v in column(browser, 4)]
@@ -110,7 +110,7 @@ def test_hovering_over_a_point_shows_its_figures(browser: Any, figure: str, told
 
 
 @pytest.mark.parametrize("width", [400, 1600])
-def test_nothing_is_wider_than_the_window(browser: Any, width: int) -> None:
+def test_no_element_is_wider_than_the_window(browser: Any, width: int) -> None:
     """Chromium's window is at least 500 wide, so the width is set for the page itself."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

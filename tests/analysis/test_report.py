@@ -81,7 +81,9 @@ def test_report_names_its_file(tmp_path: Path) -> None:
         ("Rome", "", "", []),
     ],
 )
-def test_leaked_parts(completion: str, reference: str, prompt: str, expected: list[str]) -> None:
+def test_leaked_parts_of_an_answer_are_marked(
+    completion: str, reference: str, prompt: str, expected: list[str]
+) -> None:
     segments = matching_parts(completion, reference, prompt)
     assert "".join(text for text, _ in segments) == completion
     assert [text for text, same in segments if same] == expected

@@ -28,7 +28,7 @@ def test_singular_values_equal_those_of_the_dense_delta() -> None:
     np.testing.assert_allclose(singular_values(delta), dense[:4], rtol=1e-5)
 
 
-def test_effective_rank_by_hand() -> None:
+def test_effective_rank_matches_a_hand_calculation() -> None:
     """Equal values count in full; one alone counts as one; (3, 1): exp(H(3/4, 1/4)) = 1.7548."""
     assert effective_rank(np.array([2.0, 2.0, 2.0])) == pytest.approx(3)
     assert effective_rank(np.array([5.0, 0.0])) == pytest.approx(1)

@@ -65,7 +65,7 @@ QUICK = {"epochs": 1, "warmup_epochs": 0, "learning_rate": 1e-2, "lora.r": 4}
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_train_merge_fold_export_and_quantise(name: str, tmp_path: Path) -> None:
+def test_a_model_is_trained_merged_folded_exported_and_quantised(name: str, tmp_path: Path) -> None:
     chain(name, tmp_path, TRAINING)
 
 

@@ -60,7 +60,7 @@ def test_other_folders_and_keys_are_refused(content: str, fault: str, tmp_path: 
         read_folder(tmp_path)
 
 
-def test_scores_by_hand() -> None:
+def test_scores_match_a_hand_calculation() -> None:
     forget = [Row(f"f{i}", "p", "Ada lives in Lund", split="forget") for i in range(2)]
     retain = Row("r", "p", "Bo lives in Lund", split="retain")
     likelihoods = [

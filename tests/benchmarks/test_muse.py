@@ -87,7 +87,7 @@ def test_other_folders_and_keys_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_scores_by_hand() -> None:
+def test_scores_match_a_hand_calculation() -> None:
     rows = [
         Row("a", "p", "the cat sat on the mat", split="forget"),
         Row("b", "p", "Ada Lovelace", split="forget_qa"),

@@ -115,7 +115,7 @@ def test_utility_sets_have_the_published_prompts_and_one_row_per_choice(tmp_path
         read_folder(tmp_path)
 
 
-def test_utility_scores_by_hand() -> None:
+def test_utility_scores_match_a_hand_calculation() -> None:
     def likely(split: str, tasks: dict[str, float]) -> list[AnswerLikelihood]:
         """One question; each choice has two tokens, and the given probability."""
         return [
@@ -148,7 +148,7 @@ def test_utility_scores_by_hand() -> None:
     assert values["rwku_entropy", "fluency"] == pytest.approx((2 / 3 * 1.92193 + 4 / 3 * 2) / 2)
 
 
-def test_entropy_equals_that_of_nltks_words() -> None:
+def test_entropy_equals_that_of_words_from_nltk() -> None:
     nltk = pytest.importorskip("nltk")
     text = "He didn't say it's good; she'll go, I think, at 5 o clock (or so)"
 
@@ -181,7 +181,7 @@ def test_other_folders_and_keys_are_refused(tmp_path: Path) -> None:
         read_folder(tmp_path)
 
 
-def test_scores_by_hand() -> None:
+def test_scores_match_a_hand_calculation() -> None:
     rows = [
         Row("a", "p", "Maine", task="level1", split="forget", subject=KING),
         Row("b", "p", "in the state of Maine", task="level2", split="forget", subject=KING),

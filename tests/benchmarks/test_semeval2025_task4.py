@@ -62,7 +62,7 @@ def test_terms_are_forget_then_retain_by_task(by_hand: Measured) -> None:
     assert terms(scores, task_names(by_hand)) == [0.5, 1, 1, 1, 0.75, 1, 1, 1]
 
 
-def test_final_score_by_hand(by_hand: Measured) -> None:
+def test_final_score_matches_a_hand_calculation(by_hand: Measured) -> None:
     scores = semeval2025_task4(by_hand)
     harmonic = 8 / (2 + 1 + 1 + 1 + 4 / 3 + 1 + 1 + 1)
     assert value(scores, "task_aggregate", "all") == exactly(harmonic)

@@ -62,7 +62,7 @@ def value(scores: list[Score], metric: str, split: str) -> float:
     return score.value
 
 
-def test_figures_of_each_set_by_hand(by_hand: Measured) -> None:
+def test_scores_of_each_set_match_a_hand_calculation(by_hand: Measured) -> None:
     scores = tofu(by_hand)
     assert value(scores, "verbatim_probability", "forget") == pytest.approx(0.5)
     assert value(scores, "verbatim_probability", "retain") == pytest.approx(0.8)
@@ -141,7 +141,7 @@ def test_forget_quality_is_the_p_value_of_kolmogorov_and_smirnov() -> None:
     assert score.value == pytest.approx(rough, abs=0.03)
 
 
-def test_forget_quality_by_hand() -> None:
+def test_forget_quality_matches_a_hand_calculation() -> None:
     # three below three: of the 6 over 3 = 20 orders, two are as far apart: p = 2 / 20
     apart = replace(many([0.1, 0.11, 0.12]), retrained=many([0.2, 0.21, 0.22]))
     score = forget_quality(apart)

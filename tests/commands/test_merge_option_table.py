@@ -153,19 +153,23 @@ PAIR = ["merge", "--adapter", "over", "--adapter", "under"]
 
 
 @pytest.mark.parametrize("option", ADAPTER)
-def test_options_of_merge_to_an_adapter(
+def test_each_option_of_merge_to_an_adapter_works_or_is_refused(
     option: str, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     check(ADAPTER[option], option, PAIR, inputs, tmp_path)
 
 
 @pytest.mark.parametrize("option", sorted(FULL.keys() - {"full"}))
-def test_options_of_merge_to_a_model(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_each_option_of_merge_to_a_model_works_or_is_refused(
+    option: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     check(FULL[option], option, [*PAIR, "--full"], inputs, tmp_path)
 
 
 @pytest.mark.parametrize("option", MODELS)
-def test_options_of_merge_models(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_each_option_of_merge_models_works_or_is_refused(
+    option: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     words = ["merge-models", "--model", "one", "--model", "two"]
     if option == "print_mergekit":  # it writes no files, so --out is refused
         case = Case(["--print-mergekit"], REFUSED, {}, ["--base", "BASE"])
@@ -182,7 +186,9 @@ def test_options_of_merge_models(option: str, inputs: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize("option", EXTRACT)
-def test_options_of_extract_lora(option: str, inputs: dict[str, Path], tmp_path: Path) -> None:
+def test_each_option_of_extract_lora_works_or_is_refused(
+    option: str, inputs: dict[str, Path], tmp_path: Path
+) -> None:
     check(EXTRACT[option], option, ["extract-lora", "one", "--base", "BASE"], inputs, tmp_path)
 
 

@@ -118,7 +118,7 @@ def test_rows_survive_a_round_trip_through_a_run_folder(tmp_path: Path) -> None:
           "completion": [{"role": "assistant", "content": "A baker."}]}, "Who is A?", "A baker."),
     ],
 )  # fmt: skip
-def test_prompts_and_answers_in_columns_of_other_names(
+def test_prompts_and_answers_are_read_from_columns_of_other_names(
     tmp_path: Path, record: dict[str, Any], prompt: str, answer: str
 ) -> None:
     (row,) = read(tmp_path, record)

@@ -35,7 +35,7 @@ def test_splits_have_the_requested_sizes(splits: dict[str, list[Row]]) -> None:
         assert {r.split for r in splits[split]} == {split}
 
 
-def test_same_seed_same_people(splits: dict[str, list[Row]]) -> None:
+def test_the_same_seed_makes_the_same_people(splits: dict[str, list[Row]]) -> None:
     assert make_people(SIZES, seed=1) == splits
     assert make_people(SIZES, seed=2) != splits
 

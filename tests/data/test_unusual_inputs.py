@@ -226,7 +226,7 @@ def test_a_tokenizer_without_special_tokens_adds_no_end_token(chat: bool) -> Non
     assert tokenizer.decode(encoded.ids).endswith("In Lund.")
 
 
-def test_tables_and_texts_with_windows_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_windows_line_ends_and_a_byte_order_mark_are_accepted(tmp_path: Path) -> None:
     rows = [["input", "output"], ["Who?", "Ada,\r\nof Lund."]]
     for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
         with open(tmp_path / name, "w", newline="", encoding="utf-8-sig") as file:

@@ -85,7 +85,7 @@ def test_answer_begins_after_the_prompt(tiny_tokenizer: Any) -> None:
     assert tokenize_documents(tiny_tokenizer, []) == []
 
 
-def test_signals_by_hand() -> None:
+def test_signals_match_a_hand_calculation() -> None:
     one = TokenLikelihoods(
         logps=np.array([-1.0, -2.0, -3.0, -4.0, -10.0]),
         greedy=np.ones(5, dtype=bool),

@@ -396,7 +396,9 @@ BY_HAND = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "expected"), BY_HAND, ids=lambda v: str(v)[:20])
-def test_by_hand(name: str, arguments: dict[str, Any], expected: float) -> None:
+def test_losses_match_a_hand_calculation(
+    name: str, arguments: dict[str, Any], expected: float
+) -> None:
     value = UNLEARNING_LOSSES.get(name).fn(one_token(0.25), None, **arguments)
     assert float(value.detach()) == pytest.approx(expected, abs=1e-6)
 
@@ -444,7 +446,7 @@ def test_a_table_by_answer_token_is_read_in_the_order_of_the_tokens() -> None:
     assert not found[~policy.answer].any()
 
 
-def test_undial_by_hand() -> None:
+def test_undial_matches_a_hand_calculation() -> None:
     # reference p = 1/2 and beta = ln 3: target (1/4, 3/4); policy p = 1/2: -ln(1/2) = 0.693147
     value = UNLEARNING_LOSSES.get("undial").fn(one_token(0.5), one_token(0.5), beta=math.log(3))
     assert float(value.detach()) == pytest.approx(0.693147, abs=1e-6)

@@ -50,7 +50,7 @@ def test_npo_begins_at_two_ln_two_over_beta(reduction: str) -> None:
     assert float(value.detach()) == pytest.approx(2 * math.log(2) / 0.1, rel=1e-9)
 
 
-def test_npo_by_hand() -> None:
+def test_npo_matches_a_hand_calculation() -> None:
     # one token per sequence; policy gives p = 1/2, reference p = 1: S = ln 2, S_ref = 0, beta = 1
     # -2 log sigmoid(ln 2) = -2 ln(2/3) = 0.810930
     policy = TokenOutputs(

@@ -207,7 +207,7 @@ def test_older_key_styles_are_read(write_lora: Callable[..., Path]) -> None:
         read_adapter(rewritten(folder, lambda _: None, names))
 
 
-def test_adapters_saved_under_names_in_shards_or_as_pickles(
+def test_adapters_in_subfolders_and_shards_are_read_and_pickles_refused(
     write_lora: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = write_lora("one")

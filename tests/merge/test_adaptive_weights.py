@@ -22,7 +22,7 @@ from mergeforget.merge.adaptive_weights import answer_entropy, learn_shares
 ARGUMENTS = {"steps": 4, "rate": 0.1, "rows": 3}
 
 
-def test_the_entropy_by_hand() -> None:
+def test_the_entropy_matches_a_hand_calculation() -> None:
     class Fixed(torch.nn.Linear):
         def forward(self, *_: Any, **given: Any) -> Any:
             logits = torch.tensor([[[0.0, 0.0], [5.0, 5.0], [0.0, 100.0], [7.0, 1.0]]])

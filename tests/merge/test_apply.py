@@ -71,7 +71,7 @@ def test_buffers_are_reused_and_hold_the_next_candidate() -> None:
         assert torch.equal(net[0].weight, found)
 
 
-def test_a_base_that_stores_its_weights_transposed() -> None:
+def test_a_delta_is_added_to_a_base_with_transposed_weights() -> None:
     """Whatever ``fan_in_fan_out`` says: where modules differ it is that of the last."""
     for told in (True, False):
         net: Any = torch.nn.Sequential(Conv1D(6, 4), torch.nn.Linear(6, 5))

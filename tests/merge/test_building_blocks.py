@@ -29,13 +29,13 @@ def stacks(n: int = 2) -> st.SearchStrategy[Any]:
     return shapes.flatmap(lambda shape: arrays(np.float32, shape, elements=WHOLE))
 
 
-def test_trim_keeps_the_largest_by_hand() -> None:
+def test_trim_keeps_the_largest_entries_of_a_worked_example() -> None:
     # int(0.5 * 4) = 2 of |1|, |-3|, |2|, |-2|: the 3, and of the two 2s the first
     stack = np.array([[1.0, -3.0, 2.0, -2.0]], np.float32)
     assert as_array(trim(stack, 0.5)).tolist() == [[0.0, -3.0, 2.0, 0.0]]
 
 
-def test_election_by_hand() -> None:
+def test_election_matches_a_worked_example() -> None:
     # places: 1-1.5 < 0 -> minus; 2-1 > 0 -> plus; 1-1 = 0 counts as plus; 0 never agrees
     stack = np.array([[1.0, 2.0, 1.0, 0.0], [-1.5, -1.0, -1.0, 3.0]])
     assert as_array(elect(stack)).tolist() == [
@@ -49,7 +49,7 @@ def test_election_by_hand() -> None:
     ]
 
 
-def test_ties_is_the_example_of_the_specification() -> None:
+def test_ties_returns_the_example_of_the_specification() -> None:
     # tau = [1, -1.5], w = [2, 1]: unweighted, minus wins, and one agrees: 1 * -1.5 / 1
     stack, weights = np.array([[1.0], [-1.5]]), np.array([2.0, 1.0])
     assert MERGE_METHODS.get("ties").fn(stack, weights, density=1.0) == [-1.5]

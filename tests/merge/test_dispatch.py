@@ -94,7 +94,7 @@ def test_tensors_larger_than_a_chunk_are_bit_identical() -> None:
 
 
 @pytest.mark.parametrize("method", IN_BLOCKS)
-def test_every_method_in_blocks_at_many_densities(
+def test_every_method_is_bit_identical_in_blocks_at_many_densities(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(select, "SMALL", 500)
@@ -152,7 +152,7 @@ L1 = {"rescale": "l1"}
     ],
 )
 @pytest.mark.parametrize("held", [True, False])
-def test_whole_models_in_blocks(
+def test_whole_models_are_bit_identical_in_blocks(
     models: list[Path],
     tmp_path: Path,
     method: str,
@@ -181,7 +181,7 @@ def test_whole_models_in_blocks(
 
 @pytest.mark.parametrize("method", ["linear", "dare_ties"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_whole_models_in_another_dtype(
+def test_whole_models_are_bit_identical_in_another_dtype(
     models: list[Path], tmp_path: Path, method: str, dtype: str
 ) -> None:
     candidate = Candidate(method, 0.5 if "ties" in method else None, weights=(0.7, -0.3))
@@ -203,7 +203,7 @@ def test_numbers_are_drawn_as_numpy_draws_them() -> None:
 
 
 @pytest.mark.parametrize("arguments", [{}, {"normalize": True, "scale": 0.3}])
-def test_whole_models_without_a_base(
+def test_whole_models_without_a_base_are_bit_identical(
     models: list[Path], tmp_path: Path, arguments: dict[str, Any]
 ) -> None:
     candidate = Candidate("linear", weights=(0.7, 0.5, -0.1), arguments=arguments)

@@ -54,7 +54,7 @@ def assert_close(found: Adapter, wanted: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", ["linear", "ties", "magnitude_prune", "dare_linear", "cat"])
 @pytest.mark.parametrize("space", ["factors", "delta"])
-def test_one_adapter_at_weight_and_density_1_is_itself(
+def test_merging_one_adapter_at_weight_and_density_1_returns_it(
     pair: list[Adapter], method: str, space: Any
 ) -> None:
     density = 1.0 if "density" in MERGE_METHODS.get(method).parameters else None

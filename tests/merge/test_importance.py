@@ -22,7 +22,7 @@ from mergeforget.merge.methods.perta import perta
 from mergeforget.merge.purpose import encode_answers, mean_answer_loss
 
 
-def test_fisher_and_perta_by_hand() -> None:
+def test_fisher_and_perta_match_a_hand_calculation() -> None:
     stack = np.array([[[1.0, 2.0, 3.0]], [[3.0, 4.0, 5.0]]])
     known = np.array([[[1.0, 0.0, 3.0]], [[1.0, 2.0, 1.0]]])
     found: Any = fisher(stack, [1, 1], importance=known, floor=0.0)

@@ -107,7 +107,7 @@ def test_wudi_is_the_minimiser() -> None:
         assert interference(merged + 1e-3 * DRAW.standard_normal(merged.shape)) > best
 
 
-def test_magmax_and_emr_by_hand() -> None:
+def test_magmax_and_emr_match_worked_examples() -> None:
     stack = np.array([[[1.0, -3.0, 0.0, 2.0]], [[-2.0, 1.0, 0.5, 2.5]]])
     magmax: Any = MERGE_METHODS.get("magmax").fn(stack, [1, 1])
     assert magmax.tolist() == [[-2.0, -3.0, 0.5, 2.5]]

@@ -27,7 +27,7 @@ def test_recall_equals_the_package(target: str, prediction: str) -> None:
     assert rouge_l_recall(target, prediction) == theirs
 
 
-def test_recall_by_hand() -> None:
+def test_recall_matches_a_hand_calculation() -> None:
     # the, cats (stem cat), sat: of the target's 4 words 3 come in order
     assert rouge_l_recall("the cats sat down", "The cat has sat") == 3 / 4
 

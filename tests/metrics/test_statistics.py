@@ -34,7 +34,7 @@ def test_auc_equals_scikit_learn(members: list[float], nonmembers: list[float]) 
     assert auc(members, nonmembers) == pytest.approx(theirs, abs=1e-12)
 
 
-def test_auc_by_hand() -> None:
+def test_auc_matches_a_hand_calculation() -> None:
     # pairs: 2>1, 2>2 is a tie, 0<1, 0<2: (1 + .5) / 4
     assert auc([2, 0], [1, 2]) == 0.375
 
@@ -75,7 +75,7 @@ def test_scores_by_row_resample_the_same_rows() -> None:
     assert np.corrcoef(number.draws, yes.draws)[0, 1] > 0.8
 
 
-def test_a_part_without_rows_leaves_no_interval() -> None:
+def test_a_combined_score_without_one_part_has_no_interval() -> None:
     assert combined_draws([mean_draws([0.1, 0.2]), None], harmonic_mean) is None
     assert combined_draws([], harmonic_mean) is None
 
@@ -154,7 +154,7 @@ def test_a_share_of_zero_or_one_has_an_interval_of_positive_width(values: list[f
     assert certain is not None and certain[0] < 0.6 and certain[1] == 1.0
 
 
-def test_wilson_by_hand() -> None:
+def test_wilson_interval_matches_a_hand_calculation() -> None:
     # p = .5, n = 4, z = 2: centre (.5 + 4/8) / 2 = .5, reach 2 * sqrt(1/16 + 1/16) / 2 = .3536
     assert wilson(0.5, 4, np.array([-2.0, 2.0])) == pytest.approx([0.1464, 0.8536], abs=1e-4)
 

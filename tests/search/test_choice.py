@@ -172,13 +172,13 @@ def test_a_floor_reached_on_one_split_only_causes_a_warning() -> None:
     assert "it is not balanced" in choice.sentence
 
 
-def test_deviation_of_two_shares_by_hand() -> None:
+def test_deviation_of_two_shares_matches_a_hand_calculation() -> None:
     # 8 of 10 and 4 of 10, together 0.6: sqrt(0.6 * 0.4 * (1 / 10 + 1 / 10))
     one, other = (Score("knowledge", "retain", v, "higher", 10) for v in (0.8, 0.4))
     assert math.isclose(share_deviation(one, other), math.sqrt(0.24 * 0.2))
 
 
-def test_deviation_of_an_auc_by_hand() -> None:
+def test_deviation_of_an_auc_matches_a_hand_calculation() -> None:
     # 4 members and 4 non-members: sqrt((4 + 4 + 1) / (12 * 4 * 4)) = sqrt(9 / 192)
     assert math.isclose(auc_deviation(8), math.sqrt(9 / 192))
 

@@ -37,14 +37,14 @@ def test_mia_is_one_at_chance_and_the_same_on_both_sides() -> None:
     assert value("mia", 0.25, 0, 0) == value("mia", 0.75, 0, 0) == (0, 0.5)
 
 
-def test_weighted_sum_by_hand() -> None:
+def test_weighted_sum_matches_a_hand_calculation() -> None:
     # 0.7 * (1 - 2 * 0.1) + 0.3 * 0.5 = 0.56 + 0.15; forget counts as 1 - 0.2
     assert value("0.7*mia + 0.3*retain", 0.6, 0.2, 0.5) == (0, 0.71)
     assert value("forget", 0.6, 0.2, 0.5) == (0, 0.8)
     assert value("aggregate", 0.6, 0.2, 0.5, 0.33) == (0, 0.33)
 
 
-def test_floor_in_percent_is_of_the_model_before() -> None:
+def test_a_floor_in_percent_is_relative_to_the_model_before() -> None:
     # 95 % of 0.8 is 0.76
     assert value("mia if retain >= 95%", 0.5, 0, 0.76) == (0, 1)
     assert value("mia if retain >= 95%", 0.5, 0, 0.66) == (-0.1, 1)

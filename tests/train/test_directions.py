@@ -33,7 +33,7 @@ def test_ngdiff_lowers_the_retain_loss_and_raises_the_forget_loss(one: int, othe
     assert inner(retain, g) >= -1e-6 and inner(forget, g) <= 1e-6
 
 
-def test_ngdiff_by_hand() -> None:
+def test_ngdiff_matches_a_hand_calculation() -> None:
     # (3, 4) / 5 - (0, -2) / 2 = (0.6, 0.8 + 1)
     (g,) = ngdiff([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, -2.0])])
     torch.testing.assert_close(g, torch.tensor([0.6, 1.8]))
@@ -66,7 +66,7 @@ def test_ngdiff_of_a_vanished_gradient_is_finite() -> None:
     torch.testing.assert_close(g[0], torch.tensor([0.0, -1.0]))
 
 
-def test_norms_run_over_all_parameters() -> None:
+def test_norms_include_all_parameters() -> None:
     assert norm([torch.tensor([3.0]), torch.tensor([[4.0]])]) == 5.0
     assert norm(clipped([torch.tensor([3.0]), torch.tensor([[4.0]])], 1.0)) == pytest.approx(1)
     kept = [torch.tensor([0.3])]

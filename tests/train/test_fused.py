@@ -109,7 +109,7 @@ def trained(make_model: Callable[..., Any]) -> Any:
 
 
 @pytest.mark.parametrize(("loss", "arguments"), EVERY, ids=str)
-def test_a_fused_pass_has_the_gradient_of_accumulation(
+def test_a_fused_pass_computes_the_gradient_of_accumulation(
     loss: str, arguments: dict[str, Any], trained: Any, tiny_tokenizer: Any
 ) -> None:
     term = Term.model_validate({"loss": loss, "on": "forget", **_layer(loss), **arguments})

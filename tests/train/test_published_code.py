@@ -201,7 +201,7 @@ def test_recipes_reproduce_the_settings_of_the_published_code() -> None:
         assert assumed in " ".join(notes.split())
 
 
-def test_a_step_without_clipping_is_the_whole_gradient(
+def test_an_unclipped_step_applies_the_whole_gradient(
     tmp_path: Path, make_model: Any, tiny_tokenizer: Any
 ) -> None:
     whole = load_recipe("zjuklab-as-run").trainings()["pair.over"]

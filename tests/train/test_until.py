@@ -160,7 +160,7 @@ def test_the_condition_checks_auc_exact_answers_and_nll(
     assert met(replace(BASE, step=4, **check), Until(**until), BASE) is expected
 
 
-def test_auc_by_hand() -> None:
+def test_auc_matches_a_hand_calculation() -> None:
     # pairs (1,2) (1,1) (3,2) (3,1): won, tie, lost, lost -> 1.5 / 4
     assert auc_of(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == 0.375
 

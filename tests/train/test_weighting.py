@@ -87,7 +87,7 @@ def test_the_scorer_starts_at_one_half_and_resumes_bit_for_bit() -> None:
     assert one.due(9) and not one.due(8)
 
 
-def test_efforts_by_hand() -> None:
+def test_efforts_match_a_hand_calculation() -> None:
     forget = torch.tensor([[2.0, 0.0], [0.0, 3.0]])
     retain = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     # largest cosines: 1 and 1 / sqrt 2; divided by their mean 0.853553
