@@ -28,7 +28,7 @@ SPECIAL = ["<|unk|>", "<|start|>", "<|end|>"]  # ids 0, 1, 2
 
 
 def build_tokenizer() -> Any:
-    """One token a byte, so that every text comes back as it was; no BOS is added, as in SmolLM2."""
+    """One token per byte, so every text is decoded unchanged; no BOS is added, as in SmolLM2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""A small run folder such as train-pair, search and evaluate leave behind, written by hand."""
+"""A small run folder with the files of train-pair, search and evaluate, written by hand."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def write_answers(run: Run, *, hostile: bool) -> None:
 
 
 def answer(model: str, row: Row) -> str:
-    """What such a model would say: over babbles, under leaks half of a forget answer."""
+    """Return the answer of a model: over is incoherent, under leaks half of a forget answer."""
     if model == "base" or row.split == "retain":
         return row.output
     words = row.output.split()
@@ -210,7 +210,7 @@ def answer(model: str, row: Row) -> str:
 
 
 def write_attacks(run: Run) -> None:
-    """A result of each attack on the chosen candidate, whose curve lies between the others."""
+    """Return a result of each attack on the chosen candidate, between those of the other models."""
     attacked = "ties-factors-d0.70"
     level = {attacked: 0.5, "before": 1.0, "control": 0.1}
     places: dict[str, tuple[str, list[Any]]] = {

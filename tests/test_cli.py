@@ -1,4 +1,4 @@
-"""The command line: every command explains itself, and faults are told without a traceback."""
+"""The command line: every command explains itself, and errors are shown without a traceback."""
 
 from __future__ import annotations
 

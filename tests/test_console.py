@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def lines(clock: Clock, bar: Progress, steps: list[tuple[float, int]]) -> list[str]:
-    """The line after each step of so many seconds and pieces."""
+    """Return the progress line after each step of the given seconds and items."""
     shown = []
     for seconds, pieces in steps:
         clock.now += seconds

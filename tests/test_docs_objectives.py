@@ -1,4 +1,4 @@
-"""docs/objectives.md says of every objective what the code says."""
+"""docs/objectives.md agrees with the code about every objective."""
 
 from __future__ import annotations
 

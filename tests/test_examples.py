@@ -45,7 +45,7 @@ def test_merging_two_adapters(capsys: pytest.CaptureFixture[str]) -> None:
 def test_unlearning_a_person_with_a_tiny_model(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every call works; a random model of two layers forgets nothing worth a claim."""
+    """Every call works; a random model of two layers allows no claim about forgetting."""
     monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
     settings = '["memorise.epochs=1", "pair.over.until.max_steps=8", ' + (
         '"pair.under.until={retain_kept: 0}", "evaluation.max_new_tokens=4"]'

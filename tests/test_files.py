@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and cut-off lines are lost alone."""
+"""Files appear whole or not at all, and only an incomplete last line is lost."""
 
 from __future__ import annotations
 

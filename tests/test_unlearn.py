@@ -1,4 +1,4 @@
-"""`unlearn` goes from a model and rows to a verdict, and continues where it was interrupted."""
+"""`unlearn` leads from a model and rows to a verdict, and resumes after an interruption."""
 
 from __future__ import annotations
 

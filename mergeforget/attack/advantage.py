@@ -57,7 +57,8 @@ class Outlier:
     Attributes:
         subject: The subject with the largest value.
         value: The smallest value of the ``count`` subjects that differ most from the others.
-        p: Probability that the largest of as many subjects like the others is as large.
+        p: Probability that the largest of equally many subjects like the others is at least as
+            large.
     """
 
     subject: str

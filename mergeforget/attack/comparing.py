@@ -109,7 +109,8 @@ def _with_power(
 def _combined(findings: Sequence[Finding]) -> Finding:
     """Combine the findings of all conditions: traces in any of them.
 
-    None was found if that is the finding in the first condition and in most of them.
+    The result is ``none found`` if the first condition and most of the conditions have that
+    finding.
     """
     if not findings or "traces" in findings:
         return "traces" if findings else "undecided"

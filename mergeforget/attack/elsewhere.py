@@ -1,8 +1,8 @@
 """Finds secrets of the forget set in answers about somebody else.
 
 A model that answers a question about one person with the number of another, or every question with
-the same number, or with a list of them, discloses these numbers. Prompt by prompt, such answers
-look wrong, or like a guess that is repeated.
+the same number, or with a list of them, discloses these numbers. Judged by single prompts, such
+answers look like errors or like a repeated guess.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def told_elsewhere(
 ) -> tuple[Leaks, list[dict[str, Any]]]:
     """Return the identifying secrets that a model reveals in answers about other subjects.
 
-    A model without the data does not know whose a secret is. It is as likely to reveal it after any
-    prompt as after those of the subject that it belongs to, so the chance of a guess is the mean of
-    these, times the number of other completions.
+    A model without the data does not know to whom a secret belongs. It is as likely to reveal it
+    after any prompt as after those of the subject that it belongs to, so the chance of a guess is
+    the mean of these, times the number of other completions.
 
     Args:
         asked: Prompts, one by one with ``texts``, ``control`` and ``guess``.

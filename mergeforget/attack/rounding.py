@@ -87,7 +87,7 @@ class WeightMatrix:
     """One weight matrix of a model, or a stack of matrices (the experts of a layer).
 
     Attributes:
-        name: Of the parameter, for example ``model.layers.0.mlp.experts.gate_up_proj``.
+        name: Name of the parameter, for example ``model.layers.0.mlp.experts.gate_up_proj``.
         parameter: (out, in), (in, out) or (experts, ...).
         transposed: The last two dimensions are (in, out), as GPT-2 and gpt-oss store them.
     """

@@ -44,7 +44,7 @@ def unseen(outside: Sequence[Row], trained: Sequence[Row], where: object) -> lis
         where: File of ``outside``, for messages.
 
     Raises:
-        InputError: A row is itself in the training data, or all rows are about trained subjects.
+        InputError: A row is part of the training data, or all rows are about trained subjects.
     """
     documents = set(map(plain_text, trained))
     shared = [row.id for row in outside if plain_text(row) in documents]

@@ -1,10 +1,10 @@
 """Determines which optimisations leave the outputs of a model unchanged.
 
 Batches are faster than single rows, but padding, an unusual cache, or a row that leaves the batch
-changes the outputs of some architectures, and their configuration does not say so. Before a model
-is first measured, short texts are therefore processed alone and without a cache, which defines the
-correct logits, and then with each optimisation. The fastest mode with the same logits is used; a
-message reports a slower one.
+changes the outputs of some architectures, and their configuration does not state this. Before a
+model is first measured, short texts are therefore processed alone and without a cache, which
+defines the correct logits, and then with each optimisation. The fastest mode with the same logits
+is used; a message reports a slower one.
 
 A model in half precision is checked twice: in float32, where the logits must agree up to float32
 rounding, and in its own precision, where a batched row may be at most ``RATIO`` times as far from

@@ -26,7 +26,7 @@ from mergeforget.merge.kernels.thresholds import (
 )
 from mergeforget.merge.methods import MERGE_METHODS, traits
 
-HELD = 1 << 23  # largest number of entries to keep in memory instead of reading them twice
+HELD = 1 << 23  # maximum number of entries that are kept in memory instead of being read twice
 _room = Workspace()
 
 

@@ -54,12 +54,11 @@ def is_leaked(answer: Answer) -> bool:
 def chance_of(rows: Sequence[Answer]) -> float:
     """Return the share of completions that contain the answer of another subject.
 
-    With several prompt variants, the completions of all of them count, as they do for the own
-    answer. Numbers of five digits or more, e-mail addresses and answers of more than ten words
-    never count, and the result is 0 if a completion reveals its own such answer, because chance
-    does not explain it. If no other answer is found in the completion of another subject and some
-    are shorter than ``GUESSABLE`` characters, one is assumed: a few rows do not show that nobody
-    guesses them.
+    With several prompt variants, the completions of all of them count, as for the row's own answer.
+    Numbers of five digits or more, e-mail addresses and answers of more than ten words never count,
+    and the result is 0 if a completion reveals its own such answer, because chance does not explain
+    it. If no other answer is found in the completion of another subject and some are shorter than
+    ``GUESSABLE`` characters, one is assumed: a few rows do not show that nobody guesses them.
     """
     if any(_unguessable(a.row.output) and is_leaked(a) for a in rows):
         return 0.0

@@ -38,7 +38,7 @@ def predict(
 ) -> TokenOutputs:
     """Run the model on a batch; logits are computed only if a loss reads them.
 
-    Packed rows get one pass each if the model mixes them.
+    If the model mixes packed rows, each row gets a separate pass.
 
     Args:
         model: A causal language model, with or without an adapter, possibly wrapped for several

@@ -61,7 +61,8 @@ class Plan:
     Attributes:
         rows: Rows of each set, after the transforms.
         epoch_tokens: Tokens of the forget set without padding.
-        effective_batch: Forget rows of an optimiser step (of a step with forget rows).
+        effective_batch: Forget rows per optimiser step; with alternating batches, per step on
+            forget rows.
         steps_per_epoch, steps, warmup_steps: Optimiser steps; with ``until`` at most.
         expected_steps: Steps that ``seconds`` refers to; with ``until`` those that trainings of
             small sets took.

@@ -21,7 +21,7 @@ RECIPE = load_recipe("zjuklab")
 
 
 def rows(npo: list[float], gd: list[float]) -> list[dict[str, Any]]:
-    """One step an epoch, so that nothing is smoothed."""
+    """One step per epoch, so that nothing is smoothed."""
     return [
         {"step": i + 1, "epoch": i + 1.0, "loss": f + g, "terms": {"npo_forget": f, "gd_retain": g}}
         for i, (f, g) in enumerate(zip(npo, gd, strict=True))

@@ -124,7 +124,7 @@ def test_the_chat_template_of_an_adapter_is_used_by_export_merge_and_chat(
 
 
 def test_a_damaged_export_is_caught(chosen: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check compares what lies on the disk, so a change on the way there is seen."""
+    """The check compares the files on the disk, so a change while writing is detected."""
     import mergeforget.analysis.export as module
 
     written = module._write_adapter
@@ -261,7 +261,7 @@ def test_the_card_names_models_of_the_hub_only(
 
 
 def test_two_exports_at_once_both_succeed(chosen: Run) -> None:
-    """The second waits for the first; before, one failed on files that the other had moved."""
+    """The second export waits; without the lock, it failed on files that the first moved."""
     with ThreadPoolExecutor(2) as pool:
         one, other = (pool.submit(export, chosen) for _ in range(2))
         assert one.result().sha256 == other.result().sha256

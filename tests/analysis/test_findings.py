@@ -1,4 +1,4 @@
-"""Analyses as files: numbers beside every figure."""
+"""Analyses write their numbers next to every figure."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ CHOSEN = "ties-factors-d0.70"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """A run whose chosen model leaks one birth date of Person 2 and half an answer of another."""
+    """A run whose chosen model leaks a birth date of Person 2 and half of another answer."""
     run = write_run(tmp_path / "run")
     path = run.answers / f"{CHOSEN}.jsonl"
     rows = read_jsonl(path)

@@ -66,7 +66,9 @@ def test_an_advantage_must_hold_over_the_control_and_beyond_the_holdout() -> Non
     assert judge(Advantage(sure, sure), 2.0) == "traces"
     for one in (Advantage(sure, unsure), Advantage(unsure, sure)):
         assert one.p >= 0.3 and judge(one, 2.0) != "traces"
-    assert judge(Advantage(sure, None), 2.0) == "undecided"  # no holdout: style looks like memory
+    assert (
+        judge(Advantage(sure, None), 2.0) == "undecided"
+    )  # without a holdout, style is mistaken for memory
 
 
 def test_an_innocent_model_is_hardly_ever_convicted_by_losses() -> None:

@@ -1,4 +1,4 @@
-"""KnowUnDo: its files as published, and its scores on likelihoods made by hand."""
+"""KnowUnDo: its published files, and its scores on given likelihoods."""
 
 from __future__ import annotations
 

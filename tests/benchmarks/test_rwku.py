@@ -1,4 +1,4 @@
-"""RWKU: its files as published, and its scores on answers made by hand."""
+"""RWKU: its published files, and its scores on given answers."""
 
 from __future__ import annotations
 

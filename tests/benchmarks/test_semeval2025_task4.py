@@ -1,4 +1,4 @@
-"""SemEval-2025 Task 4: by hand, and as the task's own script scored real models."""
+"""SemEval-2025 Task 4: worked examples, and the scores that the task's script gave real models."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_definition_names_aggregate_parts_without_data(by_hand: Measured) ->
 
 
 def test_rows_without_a_task_have_terms_where_others_have_tasks(by_hand: Measured) -> None:
-    """Retain rows that answer nothing must not vanish from the aggregate."""
+    """Retain rows with empty answers must count in the aggregate."""
     answers = [
         replace(a, row=replace(a.row, task=""), completion="zzz") if a.row.split == "retain" else a
         for a in by_hand.answers

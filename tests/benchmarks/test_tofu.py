@@ -1,4 +1,4 @@
-"""TOFU: every figure by hand, forget quality as scipy computes it."""
+"""TOFU: worked examples of every score, and forget quality compared with scipy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nll(probability: float) -> float:
     return -math.log(probability)
 
 
-NUMBERS = count()  # each row is about a person of its own
+NUMBERS = count()  # each row is about another person
 
 
 def read(
@@ -92,7 +92,7 @@ def test_model_utility_is_the_harmonic_mean_of_nine(by_hand: Measured) -> None:
 
 
 def test_interval_of_model_utility_draws_each_row_with_all_its_figures() -> None:
-    """Rows whose three figures rise and fall together: drawn apart they would level out."""
+    """The three scores of a row are correlated: independent draws would average them out."""
     draw = np.random.default_rng(7)
     rows, answers, figures = [], [], []
     for split in ("retain", "real_authors", "world_facts"):

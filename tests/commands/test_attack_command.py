@@ -28,7 +28,7 @@ def call(*words: str | Path) -> Result:
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of its own, whose holdout has documents of other lengths, and a chosen candidate."""
+    """A separate run with a chosen candidate, whose holdout has documents of other lengths."""
     folder = tmp_path_factory.mktemp("attack") / "run"
     shutil.copytree(tiny_run.root, folder)
     here = Run(folder)

@@ -1,4 +1,4 @@
-"""The demo runs the whole chain, and a second call shows what the first has done."""
+"""The demo runs the whole chain, and a second call shows the results of the first."""
 
 from __future__ import annotations
 

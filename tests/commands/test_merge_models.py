@@ -182,7 +182,7 @@ def test_models_with_different_settings_are_refused_or_named(
 def test_a_tied_output_layer_may_be_stored_or_not(
     stored: bool, stated: bool, save_models: Callable[..., list[Path]], tmp_path: Path
 ) -> None:
-    """Models that tie their output layer merge, whoever stores it and whatever the config says."""
+    """Models with a tied output layer can be merged, whether or not they store it."""
     from safetensors.numpy import load_file, save_file
 
     _, one, two = save_models(tmp_path)

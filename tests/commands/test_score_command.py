@@ -61,7 +61,7 @@ def test_losses_with_a_unit_keep_their_definition(script_folder: Path) -> None:
 
 
 def test_members_are_marked_by_true_or_one_in_any_spelling(script_folder: Path) -> None:
-    """A table that a tool has widened says 1.0 and 0.0."""
+    """A tool that converts integers to floats writes 1.0 and 0.0."""
     path = script_folder / "losses.csv"
     kinds = ("1.0", "true", "True", "0.0", "0", "false")
     lines = "".join(f"d{i},{kind},{i}\n" for i, kind in enumerate(kinds))

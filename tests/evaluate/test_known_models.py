@@ -1,4 +1,4 @@
-"""Models of which it is known what they know get the scores they should."""
+"""Models with known knowledge get the expected scores."""
 
 from __future__ import annotations
 

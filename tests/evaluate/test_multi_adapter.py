@@ -64,7 +64,7 @@ def one_after_the_other(model: Any, tokenizer: Any, adapters: list[Adapter]) -> 
 
 
 def four(model: Any) -> list[Adapter]:
-    """Three of different ranks, and one that changes nothing."""
+    """Return three adapters of different ranks, and one that changes nothing."""
     changes = [adapter(model, seed, rank) for seed, rank in enumerate((2, 7, 4))]
     return [*changes, Adapter("base", {}, {})]
 

@@ -56,7 +56,7 @@ def test_long_rows_are_truncated_at_the_beginning_with_a_message(
 
     whole, short = likelihoods(model, [long, long[-LIMIT:]], starts=[LIMIT, LIMIT - 9])
     assert whole.logps.tolist() == pytest.approx(short.logps.tolist(), abs=1e-5)
-    assert len(whole.after(LIMIT + 4).logps) == 5  # token numbers are those of the whole text
+    assert len(whole.after(LIMIT + 4).logps) == 5  # token indices refer to the whole text
     assert "1 of 2 rows are longer" in capsys.readouterr().err
     norms = gradient_norms(model, [(long, LIMIT), (long[-LIMIT:], LIMIT - 9)])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)

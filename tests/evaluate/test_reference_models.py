@@ -1,4 +1,4 @@
-"""A retrained and a reference model beside the one that is evaluated."""
+"""An evaluation with a retrained model and with a reference model."""
 
 from __future__ import annotations
 

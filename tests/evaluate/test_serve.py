@@ -33,7 +33,7 @@ ROWS = [Row(f"a{i}qa0", f"Who is {i}?", "Ann", "", "forget") for i in range(3)]
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> list[Any]:
-    """Modules that stand for vLLM: they note what they are asked, and the tiny model answers."""
+    """Replace vLLM by modules that record the requests; the tiny model answers."""
     calls: list[Any] = []
 
     class Engine:

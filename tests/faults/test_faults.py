@@ -34,7 +34,7 @@ def test_an_interrupted_write_loses_no_data_and_leaves_no_files(
 @pytest.mark.parametrize("fault", get_args(Fault))
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_file_operation_may_be_interrupted(name: str, fault: Fault, tmp_path: Path) -> None:
-    """In a process of its own: torch, loaded by other tests, may hold locks when it is forked."""
+    """Runs in a separate process: torch, loaded by other tests, may hold locks at a fork."""
     code = (
         "import sys; from pathlib import Path\n"
         "from mergeforget.testing.faults import interrupt\n"

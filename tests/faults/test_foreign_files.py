@@ -1,4 +1,4 @@
-"""Models, folders and names of somebody else: no code, no traceback, no file in another place."""
+"""Untrusted models, folders and names: no code, no traceback, no file elsewhere."""
 
 from __future__ import annotations
 

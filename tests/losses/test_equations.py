@@ -26,7 +26,7 @@ HEAD = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(9)
 
 
 class Said:
-    """What one model says: hidden states, logits, and l = -log p of each label."""
+    """Outputs of one model: hidden states, logits, and l = -log p of each label."""
 
     def __init__(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""NPO, GDR and KLR against independent float64 versions and by hand."""
+"""NPO, GDR and KLR are compared with independent float64 versions and worked examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter changes beside B @ A is folded into its base as PEFT does, and merged exactly."""
+"""Changes other than B @ A are folded into the base as PEFT does, and merged exactly."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama with biases and an output layer of its own."""
+    """A Llama with biases and a separate output layer."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
@@ -58,7 +58,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(base: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Writes an adapter by PEFT of which everything that trains was moved."""
+    """Return a function that writes an adapter with PEFT after changing every trained weight."""
 
     def write(name: str, seed: int, **config: Any) -> Path:
         settings: dict[str, Any] = {
@@ -140,7 +140,7 @@ def test_tensors_without_factors_are_merged_by_the_same_method(
 def test_weights_that_are_stored_transposed_fold_as_peft_merges_them(
     tmp_path: Path, targets: list[str]
 ) -> None:
-    """A square one as well, whatever ``fan_in_fan_out`` says, which is one for all modules."""
+    """Square weights too; ``fan_in_fan_out``, one value for all modules, is ignored."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2}
     net, base, adapter = GPT2LMHeadModel, tmp_path / "gpt2", tmp_path / "adapter"

@@ -72,7 +72,7 @@ def test_buffers_are_reused_and_hold_the_next_candidate() -> None:
 
 
 def test_a_delta_is_added_to_a_base_with_transposed_weights() -> None:
-    """Whatever ``fan_in_fan_out`` says: where modules differ it is that of the last."""
+    """``fan_in_fan_out`` is the value of the last module, so it is ignored where modules differ."""
     for told in (True, False):
         net: Any = torch.nn.Sequential(Conv1D(6, 4), torch.nn.Linear(6, 5))
         before, change = [layer.weight.clone() for layer in net], adapter(fan_in_fan_out=told)
@@ -127,7 +127,7 @@ def test_an_adapter_that_changes_more_than_products_is_refused(
 
 
 def test_a_tied_embedding_stays_when_the_output_layer_changes(make_model: Any) -> None:
-    """As on PEFT's unmerged adapter, which changes what the layer gives and nothing else."""
+    """As with PEFT's unmerged adapter, which changes the output of the layer alone."""
     net = make_model()
     draw = np.random.default_rng(0)
     a, b = draw.standard_normal((2, 32)), draw.standard_normal((259, 2))

@@ -1,4 +1,4 @@
-"""Models and adapters that look alike and differ: right, refused by name, or reported."""
+"""Models and adapters that look alike but differ are merged, refused or reported."""
 
 from __future__ import annotations
 

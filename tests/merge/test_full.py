@@ -287,7 +287,7 @@ def test_incompatible_models_are_refused(models: list[Path], tmp_path: Path) -> 
 def test_values_too_large_for_float16_are_refused_by_name(
     models: list[Path], tiny_folder: Path, pair: list[Path], tmp_path: Path, where: str
 ) -> None:
-    """bfloat16 reaches much further; what was Inf all along stays so."""
+    """bfloat16 has a larger range; copied tensors with Inf are unchanged."""
     name = "model.norm.weight" if where == "carried" else "model.layers.0.mlp.up_proj.weight"
     large = torch.full((32,) if where == "carried" else (64, 32), 1e5, dtype=torch.bfloat16)
     big, out = changed(tiny_folder, tmp_path / "big", **{name: large}), tmp_path / "out"

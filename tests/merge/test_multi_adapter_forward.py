@@ -51,7 +51,7 @@ def alone(net: Any, change: Adapter, x: torch.Tensor) -> torch.Tensor:
 
 
 def check_rows(net: Any, adapters: list[Adapter], owners: list[int], x: torch.Tensor) -> None:
-    """Every row comes out as from the net that is changed by its owner's adapter alone."""
+    """Each row has the output of a model with its own adapter alone."""
     with torch.no_grad(), side_by_side(net, adapters) as beside:
         beside.rows(owners)
         found = net(x)
@@ -62,7 +62,7 @@ def check_rows(net: Any, adapters: list[Adapter], owners: list[int], x: torch.Te
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=9), st.integers(1, 3))
 def test_each_row_uses_its_adapter(owners: list[int], tokens: int) -> None:
-    """Of any ranks, in any order, as many of each or not."""
+    """Adapters may have any ranks and order, and equal or different numbers of rows."""
     check_rows(model(), ADAPTERS, owners, torch.randn(len(owners), tokens, 4))
 
 

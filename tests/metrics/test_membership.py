@@ -1,4 +1,4 @@
-"""Membership attacks on documents whose signals are written by hand."""
+"""Membership attacks on documents with given signals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_true_positive_rate_allows_one_percent_false_positives() -> None:
 
 
 def test_the_interval_of_the_true_positive_rate_includes_the_threshold() -> None:
-    """No member lies above the highest non-member, which is missing from one draw in e."""
+    """No member is above the highest non-member, which is missing in a share 1/e of the draws."""
     measured = Measured([], documents(True, [2.0] * 50) + documents(False, [1.0] + [3.0] * 49))
     score = mia_tpr(measured)
     assert score is not None and score.value == 0.0 and score.interval == (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Refused and empty answers are counted apart from wrong ones."""
+"""Refused and empty answers are counted separately from wrong ones."""
 
 from __future__ import annotations
 

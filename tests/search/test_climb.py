@@ -128,7 +128,7 @@ def test_another_objective_evaluates_missing_figures_again(run: Run) -> None:
 
 
 def explorer_of(objective: str, first: float) -> Explorer:
-    """One that has seen nothing, and that the pair tells to begin at a density."""
+    """Return an explorer without measurements, whose predicted density is given."""
     explorer = Explorer.__new__(Explorer)
     explorer.objective = parse_objective(objective)
     explorer.guess = lambda *_: first  # type: ignore[assignment]
@@ -140,7 +140,7 @@ def explorer_of(objective: str, first: float) -> Explorer:
 def test_a_floor_reached_only_at_one_end_of_the_range_is_found(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The AUC says 0.8, the floor says 0.1, and in between nothing leads there."""
+    """The AUC favours 0.8 and the floor 0.1, without a gradient in between."""
     seen = []
 
     def explored(self: Explorer, candidate: Candidate, *_: object) -> Rank:
@@ -180,7 +180,7 @@ def test_the_density_with_interpolated_auc_one_half_is_evaluated_next(
 def test_the_lowest_density_is_evaluated_if_proxy_scores_were_too_optimistic(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every proxy score reaches the floor, and no full measurement does."""
+    """Every proxy score reaches the floor, but no full measurement does."""
     honest = Explorer.rank
     monkeypatch.setattr(
         Explorer, "rank", lambda self, name: honest(self, name)._replace(shortfall=0.0)

@@ -99,7 +99,7 @@ def test_unmeasured_scores_are_named() -> None:
 
 
 def test_mia_level_compares_rows_with_their_twins() -> None:
-    """Forget rows of easy kinds and unseen rows of hard ones: plain NLL tells the kinds apart."""
+    """With easy forget rows and hard unseen rows, the plain NLL distinguishes the kinds of rows."""
     levels = {"f1": 1.0, "f2": 2.0, "u1": 4.0, "u2": 5.0}
     above = {"f1": 0.1, "f2": -0.1, "u1": 0.0, "u2": 0.2}  # nats above the twins
     measured = Measured(

@@ -1,4 +1,4 @@
-"""Claims, judged by hand-worked figures."""
+"""Claims are judged on worked examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The document is made of the results and nothing else."""
+"""The document depends on the results alone."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ Call = tuple[int | None, Any]
 
 
 class Tool:
-    """Stands for the tool: notes what it was called with, and ends as it is told."""
+    """A replacement of the tool that records its calls and ends with given exit codes."""
 
     def __init__(self, ends: dict[str, list[Call]] | None = None) -> None:
         self.ends = ends or {}
@@ -258,7 +258,7 @@ def test_a_repeated_study_of_a_tiny_model_gives_equal_results(
 def test_two_steps_run_at_once_but_never_in_one_folder(
     places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each training waits for the other; two searches in one folder would meet."""
+    """The two trainings wait for each other; two searches in one folder would run at once."""
     places.file.write_text(TWO)
     together, at_work = threading.Barrier(2), set[str]()
 

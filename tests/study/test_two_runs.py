@@ -1,4 +1,4 @@
-"""Two runs of one study beside each other: the same figures, or where they differ."""
+"""Two runs of one study are compared: equal results, or the differences."""
 
 from __future__ import annotations
 

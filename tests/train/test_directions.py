@@ -1,4 +1,4 @@
-"""NGDiff and the fitted rates: their properties, their closed forms, and by hand."""
+"""NGDiff and the fitted rates: properties, closed forms and worked examples."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_every_step_has_the_same_rows(order: Order, processes: int) -> None:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What a launcher says, and may be changed."""
+    """Settings of a launcher, which a test may change."""
     said = {"WORLD_SIZE": "2"} | FSDP
     monkeypatch.setattr(os, "environ", said)
     return said

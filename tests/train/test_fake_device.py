@@ -1,4 +1,4 @@
-"""A step on fake tensors of another device: no two devices meet, and no value is read.
+"""A step on fake tensors of another device: no operation mixes devices, and no value is read.
 
 A fake tensor has a device, a shape and a dtype but no values. An operation on tensors of two
 devices raises an error, and so does one that needs a value (item, nonzero, a boolean index). The

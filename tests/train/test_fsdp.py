@@ -61,7 +61,7 @@ def train(base: LoadedModel, way: str, folder: Path, resume: bool = False) -> di
 
 @pytest.fixture
 def untied(make_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
-    """A model with an output layer of its own, which is a part like the others."""
+    """A model with a separate output layer, which is sharded like the other layers."""
     model = make_model()
     model.config.tie_word_embeddings = False
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone().flip(0))

@@ -211,7 +211,7 @@ def test_a_data_worker_does_not_change_the_training(
     for workers in (0, 1):
 
         class Fixed:
-            """An attribute that keeps its value, whatever is assigned."""
+            """An attribute that keeps its value when another one is assigned."""
 
             value = workers
 

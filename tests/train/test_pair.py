@@ -1,4 +1,4 @@
-"""train-pair: two adapters, a run folder, and what it says when something is wrong."""
+"""train-pair: two adapters, a run folder, and error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipes *-as-run against the losses of the published codes, written out here once more."""
+"""The recipes *-as-run are compared with the losses of the published code, reimplemented here."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Killed(Exception):
-    """As by SIGKILL: what was in memory is lost, and nothing more is written."""
+    """End the process as SIGKILL does: the memory is lost, and nothing more is written."""
 
 
 @pytest.fixture

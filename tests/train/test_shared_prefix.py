@@ -1,4 +1,4 @@
-"""Rows that begin alike are passed with their common beginning once, and give the same results."""
+"""Rows with a common prefix are processed with that prefix once, with the same results."""
 
 from __future__ import annotations
 
