@@ -92,7 +92,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_help_is_quick(tmp_path: Path) -> None:
-    """Processor time, the least of ten calls: other work on the machine only ever adds to it.
+    """Processor time, the least of up to ten calls: other work on the machine only ever adds to it.
 
     The first call compiles the sources, also where the environment switches that off.
     """
@@ -105,4 +105,6 @@ def test_help_is_quick(tmp_path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, env=environment)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        if times[-1] < 0.3:
+            break
     assert min(times) < 0.3
