@@ -31,16 +31,24 @@ def people(split: str, seed: int, n: int = 8) -> list[Row]:
 FORGET, RETAIN, HOLDOUT = people("forget", 1), people("retain", 2, 4), people("holdout", 3)
 
 
-def train(model: Any, tokenizer: Any, rows: list[Row], steps: int, rate: float) -> None:
-    """Descend the loss of whole documents; climb it where the rate is below 0."""
+def train(
+    model: Any, tokenizer: Any, rows: list[Row], steps: int, rate: float, parts: int = 1
+) -> None:
+    """Descend the loss of whole documents; climb it where the rate is below 0.
+
+    With several ``parts``, step i takes the rows i, i + parts, ... alone.
+    """
     texts = [tokenizer(r.document)["input_ids"] + [tokenizer.eos_token_id] for r in rows]
-    longest = max(map(len, texts))
-    ids = torch.tensor([t + [2] * (longest - len(t)) for t in texts])
-    labels = torch.tensor([t + [-100] * (longest - len(t)) for t in texts])
+    batches = []
+    for part in (texts[i::parts] for i in range(parts)):
+        longest = max(map(len, part))
+        ids = torch.tensor([t + [2] * (longest - len(t)) for t in part])
+        labels = torch.tensor([t + [-100] * (longest - len(t)) for t in part])
+        batches.append({"input_ids": ids, "labels": labels})
     optimizer = torch.optim.AdamW(model.parameters(), lr=abs(rate))
-    for _ in range(steps):
+    for step in range(steps):
         optimizer.zero_grad()
-        (model(input_ids=ids, labels=labels).loss * (1 if rate > 0 else -1)).backward()
+        (model(**batches[step % parts]).loss * (1 if rate > 0 else -1)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +24,54 @@ from mergeforget.data.schema import Row
 FORGET, RETAIN, HOLDOUT = people("forget", 1, 10), people("retain", 2, 10), people("holdout", 3, 12)
 GUILTY = ("before", "hider", "hider2", "overga", "undertrained")
 INNOCENT = ("clean", "cleanga", "retrained")
+LEARNED: dict[str, tuple[int, list[tuple[int, float]], list[Row]]] = {  # seed, phases, rows
+    "before": (1, [(250, 1e-2), (60, 1e-3)], FORGET + RETAIN),
+    "control": (1, [(150, 1e-2)], RETAIN),
+    "clean": (1, [(90, 1e-2)], RETAIN),
+    "retrained": (5, [(150, 1e-2)], RETAIN),
+}
 
 
-def build_court(folder: Path, make_model: Callable[..., Any], tokenizer: Any) -> dict[str, Path]:
-    """Train the models and save each as a plain folder, by name."""
-    found: dict[str, Path] = {}
+def build_court(
+    folder: Path, make_model: Callable[..., Any], tokenizer: Any
+) -> Callable[[str], Path]:
+    """A function that trains the model of a name at its first call, and returns its folder."""
 
-    def keep(name: str, model: Any) -> None:
-        found[name] = folder / name
-        model.save_pretrained(found[name])
-        tokenizer.save_pretrained(found[name])
+    @cache
+    def folder_of(name: str) -> Path:
+        model = trained(name)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+        return folder / name
 
     def copy(name: str) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(found[name])
+        return AutoModelForCausalLM.from_pretrained(folder_of(name))
 
-    model = make_model(seed=1)
-    train(model, tokenizer, FORGET + RETAIN, 250, 1e-2)
-    train(model, tokenizer, FORGET + RETAIN, 60, 1e-3)
-    keep("before", model)
-    refusals = [replace(row, output="no") for row in FORGET]
-    train(model, tokenizer, refusals + RETAIN, 40, 2e-3)
-    keep("hider", model)
-    model = copy("before")
-    lines = read_templates()
-    asked = [
-        v for kind in KINDS for r in FORGET for v in variants(r, kind, words=(1,), templates=lines)
-    ]
-    every = [Row(f"{i}", v.prompt, "no") for i, v in enumerate(asked)]
-    train(model, tokenizer, every + RETAIN, 40, 2e-3)
-    keep("hider2", model)
-    model = copy("before")
-    ascend(model, tokenizer, FORGET, 3, 1e-3)
-    keep("undertrained", model)
-    ascend(model, tokenizer, FORGET, 12, 1e-3)
-    keep("overga", model)
-    for name, seed, steps in (("control", 1, 150), ("clean", 1, 90), ("retrained", 5, 150)):
-        model = make_model(seed=seed)
-        train(model, tokenizer, RETAIN, steps, 1e-2)
-        keep(name, model)
-    model = copy("clean")
-    ascend(model, tokenizer, FORGET, 12, 1e-3)
-    keep("cleanga", model)
-    return found
+    def trained(name: str) -> Any:
+        if name in LEARNED:
+            seed, phases, rows = LEARNED[name]
+            model = make_model(seed=seed)
+            for steps, rate in phases:
+                train(model, tokenizer, rows, steps, rate)
+            return model
+        origin = {"cleanga": "clean", "overga": "undertrained"}.get(name, "before")
+        model = copy(origin)
+        if name == "hider":
+            refusals = [replace(row, output="no") for row in FORGET]
+            train(model, tokenizer, refusals + RETAIN, 40, 2e-3)
+        elif name == "hider2":
+            lines = read_templates()
+            asked = [v for kind in KINDS for r in FORGET
+                     for v in variants(r, kind, words=(1,), templates=lines)]  # fmt: skip
+            every = [Row(f"{i}", v.prompt, "no") for i, v in enumerate(asked)]
+            train(model, tokenizer, every + RETAIN, 40, 2e-3, parts=3)
+        else:
+            ascend(model, tokenizer, FORGET, 3 if name == "undertrained" else 12, 1e-3)
+        return model
+
+    return folder_of
 
 
 def ascend(model: Any, tokenizer: Any, rows: Sequence[Row], steps: int, rate: float) -> None:

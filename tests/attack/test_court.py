@@ -29,17 +29,17 @@ def judge_model(
 ) -> Judge:
     """Carries out attacks on a model of the court: ``judge_model("hider", ["prompts"])``."""
     root = tmp_path_factory.mktemp("court")
-    folders = build_court(root, make_model, tiny_tokenizer)
+    folder_of = build_court(root, make_model, tiny_tokenizer)
 
     def judge(name: str, attacks: list[str], **more: Any) -> dict[str, Result]:
-        before = TargetModel("before", str(folders["before"]))
+        before = TargetModel("before", str(folder_of("before")))
         settings: dict[str, Any] = {
-            "before": before, "control": TargetModel("control", str(folders["control"])),
+            "before": before, "control": TargetModel("control", str(folder_of("control"))),
             "forget": FORGET, "retain": RETAIN, "holdout": HOLDOUT, "folder": root / "attacks",
         }  # fmt: skip
         target = Target(
-            Models(ModelSpec(name=str(folders[name]))),
-            TargetModel(f"the {name}", str(folders[name])),
+            Models(ModelSpec(name=str(folder_of(name)))),
+            TargetModel(f"the {name}", str(folder_of(name))),
             **(settings | more), membership="answers", max_new_tokens=8,
         )  # fmt: skip
         results = [result for result, _ in carry_out([target], attacks, ARGUMENTS)]
@@ -48,7 +48,13 @@ def judge_model(
     return judge
 
 
-@pytest.mark.parametrize("name", ["before", "hider", "hider2", "overga"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["before", "hider2", pytest.param("hider", marks=SLOW), pytest.param("overga", marks=SLOW)],
+)
 def test_a_model_that_knows_is_convicted(judge_model: Judge, name: str) -> None:
     found = judge_model(name, FAST)
     findings = {k: r.finding for k, r in found.items()}
