@@ -155,6 +155,7 @@ def save(picture: SavedFigure, folder: Path) -> list[dict[str, Any]]:
         for kind, more in (("png", {"dpi": 200}), ("svg", {"metadata": {"Date": None}})):
             with replacing(folder / f"{picture.name}.{kind}") as temporary:
                 picture.figure.savefig(temporary, format=kind, **more)
+            picture.figure.set_layout_engine(None)  # keep the layout of the PNG: it takes long
     return [_placed(mark, picture.figure) for mark in picture.marks]
 
 
