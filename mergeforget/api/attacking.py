@@ -129,8 +129,8 @@ def _targets(
     settings: dict[str, Any] = {n: options[n] for n in names if options[n] is not None}
     settings |= {n: options[n] for n in ("control", "limit", "device", "out")}
     settings["files"] = {name: options[name] for name in SPLITS}
-    here = None if model is not None else as_run(run)
-    spec = DataSpec() if here is None else load_recipe(here.recipe).data
+    opened = None if model is not None else as_run(run)
+    spec = DataSpec() if opened is None else load_recipe(opened.recipe).data
     settings["data"] = data_of(spec, options)
     if model is not None:
         if run is not None or run_models:
@@ -138,12 +138,12 @@ def _targets(
         more = {"adapter": options["adapter"], "before": options["base"]}
         yield [target_of_model(model, **more, **settings)]
         return
-    given = [f"--{n}" for n in ("adapter", "base") if options[n]]
-    if given:
-        raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
-    assert here is not None
-    targets = targets_of_run(here, run_models, **settings)
-    with here.lock() if options["out"] is None else nullcontext():
+    unfit = [f"--{n}" for n in ("adapter", "base") if options[n]]
+    if unfit:
+        raise UsageError(f"{', '.join(unfit)} belongs to --model; a run has its own.")
+    assert opened is not None
+    targets = targets_of_run(opened, run_models, **settings)
+    with opened.lock() if options["out"] is None else nullcontext():
         yield targets
 
 

@@ -135,11 +135,11 @@ def check_data(
     facts = {name: summary(rows, tokenizer) for name, rows in sets.items()}
     if tokenizer is None:
         return facts
-    way = PromptTemplate.resolve(tokenizer, template or "auto", system_prompt)
+    prompt_template = PromptTemplate.resolve(tokenizer, template or "auto", system_prompt)
     for name, rows in sets.items():
         if row > len(rows):
             raise UsageError(f"{name} has {len(rows)} rows, so there is no row {row}.")
-        facts[name]["example"] = example(tokenizer, rows[row - 1], way)
+        facts[name]["example"] = example(tokenizer, rows[row - 1], prompt_template)
     return facts
 
 
@@ -171,14 +171,14 @@ def convert_data(
     return files
 
 
-def example(tokenizer: Any, row: Row, way: PromptTemplate) -> dict[str, Any]:
+def example(tokenizer: Any, row: Row, prompt_template: PromptTemplate) -> dict[str, Any]:
     """Return the tokens of a row, each with its part: prompt, answer or end."""
-    cut = way.tokens(tokenizer, row)
+    cut = prompt_template.tokens(tokenizer, row)
     parts = {"prompt": cut.prompt, "answer": cut.answer, "end": cut.end}
     names = {"prompt": "answer"} if row.opens else {}
     return {
         "id": row.id,
-        "template": way.name,
+        "template": prompt_template.name,
         "tokens": [
             {"id": i, "text": tokenizer.decode([i]), "part": names.get(part, part)}
             for part, ids in parts.items()

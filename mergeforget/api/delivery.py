@@ -117,12 +117,12 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     path = earlier.data / "forget.jsonl"
     rows = distinct_rows(read_rows(path, split="forget"), path)
     systems = () if all(row.window for row in rows) else recipe.evaluation.system_prompts
-    ways = ways_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
+    variants = ways_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
     worst = worst_case({
-        way.name: measure(loaded.model, loaded.tokenizer, forget=rows, retain=[], members=[],
-                          nonmembers=[], max_new_tokens=spec.max_new_tokens, template=way,
+        variant.name: measure(loaded.model, loaded.tokenizer, forget=rows, retain=[], members=[],
+                          nonmembers=[], max_new_tokens=spec.max_new_tokens, template=variant,
                           label=earlier.name)
-        for way in ways
+        for variant in variants
     })  # fmt: skip
     repeated = {one.row.id for one in worst.likelihoods if one.greedy == 1}
     answers = [answer for answer in worst.answers if can_leak(answer.row)]
@@ -146,9 +146,9 @@ def find_converter() -> Path:
     from mergeforget.errors import ResourceError
 
     name = "convert_hf_to_gguf.py"
-    own = Path(os.environ.get("LLAMA_CPP", "")) / name
-    if os.environ.get("LLAMA_CPP") and own.is_file():
-        return own
+    configured = Path(os.environ.get("LLAMA_CPP", "")) / name
+    if os.environ.get("LLAMA_CPP") and configured.is_file():
+        return configured
     if on_path := shutil.which(name):
         return Path(on_path)
     raise ResourceError(

@@ -56,16 +56,16 @@ def doctor() -> Diagnosis:
         )
     facts["device"] = _device(problems)
     for name, (folder, remedy) in _folders().items():
-        place = next(p for p in (folder, *folder.parents) if p.exists())
-        free = shutil.disk_usage(place).free
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
         facts[name] = f"{folder}, {free / 1e9:.0f} GB free"
         if free < SMALL_DISK:
             problems.append(
-                f"Only {free / 1e9:.1f} GB are free in {place} ({name}). Delete old runs or "
+                f"Only {free / 1e9:.1f} GB are free in {existing} ({name}). Delete old runs or "
                 f"caches, or {remedy} on another disk."
             )
-        if not _writable(place):
-            problems.append(f"{place} ({name}) cannot be written: {remedy} that you can write.")
+        if not _writable(existing):
+            problems.append(f"{existing} ({name}) cannot be written: {remedy} that you can write.")
     facts["embedded model"] = _embedded()
     facts["hub"] = "reachable" if hub_answers() else "not reachable"
     if _offline():

@@ -91,14 +91,14 @@ class Job:
         """
         if not self.expected or self.now not in STAGES:
             return None
-        place = STAGES.index(self.now)
-        known = [s for s in STAGES[:place] if s in self.expected and self.seconds.get(s, 0.0) > 1]
+        index = STAGES.index(self.now)
+        known = [s for s in STAGES[:index] if s in self.expected and self.seconds.get(s, 0.0) > 1]
         planned = sum(self.expected[s] for s in known)
         pace = sum(self.seconds[s] for s in known) / planned if planned else 1.0
         pace = min(max(pace, PACE[0]), PACE[1])
-        here = self.expected.get(self.now, 0.0) * pace - (time.monotonic() - self.begun)
-        later = sum(self.expected.get(s, 0.0) for s in STAGES[place + 1 :]) * pace
-        return max(0.0, here) + later
+        in_stage = self.expected.get(self.now, 0.0) * pace - (time.monotonic() - self.begun)
+        later = sum(self.expected.get(s, 0.0) for s in STAGES[index + 1 :]) * pace
+        return max(0.0, in_stage) + later
 
     def lines(self) -> list[str]:
         """Return the lines of the display: stage and times, work in progress, and measurements."""

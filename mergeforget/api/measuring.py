@@ -138,9 +138,9 @@ def evaluate(
         spec, scores = _evaluate_model(str(model), sharing, options)
     else:
         only = {n: f"--{n}" for n in ("adapter", "forget", "retain", "before", "out", "turns")}
-        given = [o for n, o in (only | {"columns": "--column"}).items() if options[n]]
-        if given:
-            raise UsageError(f"{', '.join(given)} belongs to --model; a run has its own.")
+        unfit = [o for n, o in (only | {"columns": "--column"}).items() if options[n]]
+        if unfit:
+            raise UsageError(f"{', '.join(unfit)} belongs to --model; a run has its own.")
         spec, scores = _evaluate_run(as_run(run), sharing, options)
     return Scores(scores, notes(spec, scores))
 
@@ -242,9 +242,9 @@ def _spec(spec: EvaluationSpec, options: dict[str, Any]) -> EvaluationSpec:
         changes["gradient_norm"] = True
     if "benchmark" in changes:
         name = changes["benchmark"]
-        own = {"max_new_tokens": NEW_TOKENS.get(name, 256),
+        defaults = {"max_new_tokens": NEW_TOKENS.get(name, 256),
                "membership": UNITS.get(name, "documents")}  # fmt: skip
-        changes = own | changes
+        changes = defaults | changes
     changes["rows"] = spec.rows | dict(options["rows"] or {})
     changed = spec.model_copy(update=changes)
     BENCHMARKS.get(changed.benchmark)

@@ -72,7 +72,7 @@ def prepare(
 
     adapters, run, inputs = _read(source)
     method, base, data = options["method"], options["base"], options["data"]
-    given = {name: options.get(name) for name in HOW if options.get(name) is not None}
+    overrides = {name: options.get(name) for name in HOW if options.get(name) is not None}
     arguments = dict(options["arguments"] or {})
     chosen: dict[str, Any] = {"method": method or DEFAULT.method}
     if method is None and run is not None:
@@ -81,11 +81,11 @@ def prepare(
     elif len(adapters) == 1:
         chosen = {"method": method or "linear", "space": "delta"}
     if chosen["method"] == "purpose":
-        _refuse_with_purpose(given, options)
+        _refuse_with_purpose(overrides, options)
         candidate = _purpose(base, data, arguments, adapters, run)
-        precision, grams = (chosen | given).get("precision"), None
+        precision, grams = (chosen | overrides).get("precision"), None
     else:
-        chosen |= given
+        chosen |= overrides
         precision = chosen.pop("precision", None)
         _check_some_weight(options["weights"], options["weights_by"])
         weights = tuple(chosen.pop("weights", None) or (1.0,) * len(adapters))
@@ -166,8 +166,8 @@ def refuse_unused(
     if full and "svd" in given and known.rank is None:
         raise refused("svd", "to --full without --rank, because nothing is truncated")
     if not full and "svd" in given and not is_dense(known):
-        why = f"to {entry.name} in {known.space} space, because no delta is truncated"
-        raise refused("svd", why)
+        reason = f"to {entry.name} in {known.space} space, because no delta is truncated"
+        raise refused("svd", reason)
     if options.get("space") == "factors" and known.space == "delta":
         raise refused(
             "space factors",
@@ -187,10 +187,10 @@ def refuse_given(options: Mapping[str, Any], names: Sequence[str], why: str) -> 
     from mergeforget.errors import UsageError
 
     unset: tuple[Any, ...] = (None, [], (), {})
-    given = [n for n in names if (x := options.get(n)) != DEFAULTS.get(n) and x not in unset]
-    if given:
-        verb = "does" if len(given) == 1 else "do"
-        raise UsageError(f"{', '.join(map(_option, given))} {verb} not apply {why}.")
+    unfit = [n for n in names if (x := options.get(n)) != DEFAULTS.get(n) and x not in unset]
+    if unfit:
+        verb = "does" if len(unfit) == 1 else "do"
+        raise UsageError(f"{', '.join(map(_option, unfit))} {verb} not apply {why}.")
 
 
 def note_repeats(paths: Sequence[str | Path]) -> None:
@@ -202,11 +202,11 @@ def note_repeats(paths: Sequence[str | Path]) -> None:
         say(f"Warning: {name} is given {names.count(name)} times and is merged as often.")
 
 
-def refused(name: str, why: str) -> Exception:
+def refused(name: str, reason: str) -> Exception:
     """Return the error for an option that does not apply."""
     from mergeforget.errors import UsageError
 
-    return UsageError(f"{_option(name)} does not apply {why}.")
+    return UsageError(f"{_option(name)} does not apply {reason}.")
 
 
 def _option(name: str) -> str:

@@ -97,10 +97,10 @@ def merge(
     from mergeforget.api.merge_request import prepare
     from mergeforget.merge.engine import merge_adapters
 
-    asked = prepare(source, options, compare=compare)
+    request = prepare(source, options, compare=compare)
     if out is not None:
-        asked.check_out(Path(out))
-    merged = merge_adapters(asked.adapters, asked.candidate, asked.settings)
+        request.check_out(Path(out))
+    merged = merge_adapters(request.adapters, request.candidate, request.settings)
     if out is not None:
         merged.save(out)
     return merged
@@ -135,13 +135,15 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
     from mergeforget.merge.checkpoint.full import fold_adapters
     from mergeforget.model_files import locate
 
-    asked = prepare(source, options, full=True)
+    request = prepare(source, options, full=True)
     base = options["base"]
-    base_name = str(base or asked.base)
-    asked.check_out(Path(out), [base_name])
-    how = replace(asked.settings, same_base=asked.settings.same_base or base is not None)
+    base_name = str(base or request.base)
+    request.check_out(Path(out), [base_name])
+    how = replace(request.settings, same_base=request.settings.same_base or base is not None)
     output = _output(options)
-    return fold_adapters(locate(base_name), asked.adapters, asked.candidate, Path(out), output, how)
+    return fold_adapters(
+        locate(base_name), request.adapters, request.candidate, Path(out), output, how
+    )
 
 
 @accepts(ModelMergeOptions)
@@ -240,8 +242,8 @@ def _run_config(config: Path, out: Path, options: ModelMergeOptions) -> Written:
 
     request = read_config(config)
     if isinstance(request, str):
-        why = f"to mergekit, which runs this configuration because {request}"
-        refuse_given(options, RUNTIME, why)
+        reason = f"to mergekit, which runs this configuration because {request}"
+        refuse_given(options, RUNTIME, reason)
         check_free(out, [config], THEIR_MARK)
         run_mergekit(config, out, request)
         return Written(out, None, None)
@@ -280,11 +282,11 @@ def _run_merge_models(
 def _output(options: FullMergeOptions | ModelMergeOptions) -> Output:
     from mergeforget.merge.checkpoint.tensor_jobs import Output as Writing
 
-    given: dict[str, Any] = {
+    settings: dict[str, Any] = {
         name: value for name, value in options.items() if name in names_of(OutputOptions)
     }
-    given |= {"threads": options["threads"], "device": options["device"]}
-    return Writing(shard_bytes=given.pop("shard_size"), **given)
+    settings |= {"threads": options["threads"], "device": options["device"]}
+    return Writing(shard_bytes=settings.pop("shard_size"), **settings)
 
 
 def extract_lora(

@@ -139,8 +139,8 @@ DEFAULTS: dict[str, Any] = {  # defaults other than None
 def names_of(table: type) -> list[str]:
     """Return the options of a table in order."""
     bases = [base for base in getattr(table, "__orig_bases__", ()) if base is not TypedDict]
-    own = [n for n in table.__annotations__ if all(n not in b.__annotations__ for b in bases)]
-    return [*dict.fromkeys(name for base in bases for name in names_of(base)), *own]
+    own_names = [n for n in table.__annotations__ if all(n not in b.__annotations__ for b in bases)]
+    return [*dict.fromkeys(name for base in bases for name in names_of(base)), *own_names]
 
 
 def accepts(table: type) -> Callable[[F], F]:
@@ -153,7 +153,7 @@ def accepts(table: type) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         plain = inspect.signature(function)
-        own = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        own_parameters = [p for p in plain.parameters.values() if p.kind is not p.VAR_KEYWORD]
         listed = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name],
@@ -161,7 +161,7 @@ def accepts(table: type) -> Callable[[F], F]:
             )
             for name in names
         ]  # fmt: skip
-        known = {*names, *(p.name for p in own)}
+        known = {*names, *(p.name for p in own_parameters)}
 
         @functools.wraps(function)
         def call(*args: Any, **given: Any) -> Any:
@@ -174,7 +174,7 @@ def accepts(table: type) -> Callable[[F], F]:
                 )
             return function(*args, **{**defaults, **given})
 
-        signature = plain.replace(parameters=[*own, *listed])
+        signature = plain.replace(parameters=[*own_parameters, *listed])
         call.__signature__ = signature  # type: ignore[attr-defined]
         return cast("F", call)
 

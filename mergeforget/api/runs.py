@@ -110,14 +110,18 @@ def export(
     from mergeforget.api.measuring import data_of
     from mergeforget.recipe import load_recipe
 
-    here = as_run(run)
+    opened = as_run(run)
     if gguf and not full:
         raise UsageError("A GGUF file is made from the whole model: add --full to --gguf.")
     if gguf:
         find_converter()  # before the work
-    given = {"template": template, "system_prompt": system_prompt}
-    data = data_of(load_recipe(here.recipe).data, given) if any(given.values()) else None
-    done = write(here, optional_path(out), name=candidate, full=full, dtype=dtype, data=data)
+    prompt_settings = {"template": template, "system_prompt": system_prompt}
+    data = (
+        data_of(load_recipe(opened.recipe).data, prompt_settings)
+        if any(prompt_settings.values())
+        else None
+    )
+    done = write(opened, optional_path(out), name=candidate, full=full, dtype=dtype, data=data)
     folder = Path(done.folder)
     if gguf:
         done = replace(done, gguf=str(to_gguf(folder, folder.with_name(f"{folder.name}.gguf"))))
@@ -150,14 +154,14 @@ def analyze(
 
     if against is not None and "dynamics" not in what:
         raise UsageError("--against compares trainings: analyze RUN dynamics --against RUN2.")
-    here = as_run(run)
-    folder = optional_path(out) or here.analysis
+    opened = as_run(run)
+    folder = optional_path(out) or opened.analysis
     if not what or "all" in what:
-        findings = analyse_all(here, folder)
+        findings = analyse_all(opened, folder)
     else:
-        findings = [analyse(here, name, folder) for name in dict.fromkeys(what)]
+        findings = [analyse(opened, name, folder) for name in dict.fromkeys(what)]
     if against is not None:
-        findings.append(analyse_against(here, as_run(against), folder))
+        findings.append(analyse_against(opened, as_run(against), folder))
     return findings
 
 
@@ -278,17 +282,17 @@ def open_chat(
     from mergeforget.recipe import load_recipe
 
     folder, name = _adapter(as_run(run), candidate)
-    here = as_run(run)
-    recipe = load_recipe(here.recipe)
-    spec = recipe.model.model_copy(update={"name": here.base()})
+    opened = as_run(run)
+    recipe = load_recipe(opened.recipe)
+    spec = recipe.model.model_copy(update={"name": opened.base()})
     loaded = load_model(spec, adapter=folder)
     adopt_template(loaded.tokenizer, folder)
-    given = {"template": template, "system_prompt": system_prompt}
-    way = template_of(loaded.tokenizer, data_of(recipe.data, given))
+    prompt_settings = {"template": template, "system_prompt": system_prompt}
+    prompt_template = template_of(loaded.tokenizer, data_of(recipe.data, prompt_settings))
 
     def one(prompt: str) -> str:
         output: list[Any] = generate(
-            loaded.model, loaded.tokenizer, [prompt], template=way,
+            loaded.model, loaded.tokenizer, [prompt], template=prompt_template,
             max_new_tokens=max_new_tokens, label=name,
         )  # fmt: skip
         return str(output[0]).strip()

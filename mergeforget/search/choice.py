@@ -59,9 +59,9 @@ class NextBest:
     @property
     def sentence(self) -> str:
         """Whether the two can be distinguished, with the differences and their intervals."""
-        apart = [d for d in self.differences if d.distinguishable]
-        shown = "; ".join(map(str, apart or self.differences))
-        if apart:
+        distinguishable = [d for d in self.differences if d.distinguishable]
+        shown = "; ".join(map(str, distinguishable or self.differences))
+        if distinguishable:
             return f"{self.chosen} differs from {self.name}, the next best candidate: {shown}."
         return (
             f"{self.chosen} cannot be distinguished from {self.name}, the next best candidate, on "
@@ -143,9 +143,9 @@ def _reasons_against(best: Scored, anchors: Anchors, objective: Objective) -> li
 
 def only_undecided(verdict: ForgettingVerdict, reasons: Sequence[str]) -> bool:
     """Return whether lack of data is the only reason not to call a candidate balanced."""
-    apart = verdict.told_apart or (verdict.state == "FORGOTTEN" and verdict.over_forgotten)
+    distinguished = verdict.told_apart or (verdict.state == "FORGOTTEN" and verdict.over_forgotten)
     open_points = len(verdict.reasons if verdict.state != "FORGOTTEN" else verdict.uncertain)
-    return verdict.state != "NOT FORGOTTEN" and not apart and len(reasons) <= open_points
+    return verdict.state != "NOT FORGOTTEN" and not distinguished and len(reasons) <= open_points
 
 
 def best_of(scored: Sequence[Scored], anchors: Anchors, objective: Objective, part: str) -> Scored:
@@ -202,12 +202,12 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
         for scores in (best.scores, anchors.over, anchors.under)
     )
     reasons = _reasons_against(best, anchors, objective)
-    what = f"is balanced and the best of {len(scored)} candidates"
+    rating = f"is balanced and the best of {len(scored)} candidates"
     if reasons:
         lacking = only_undecided(judge(best.scores, matching=best.matching), reasons)
         rest = "there is not enough data to call it balanced" if lacking else "it is not balanced"
-        what = f"is the nearest to balance of {len(scored)} candidates, but {rest}"
-    text = f"{best.name}{layers} {what}. Selection split: "
+        rating = f"is the nearest to balance of {len(scored)} candidates, but {rest}"
+    text = f"{best.name}{layers} {rating}. Selection split: "
     if objective.terms not in ((("mia", 1.0),), (("mia_level", 1.0),)):
         text += f"{objective.text.partition(' if ')[0]} {rank.value:.3f}"
         text += f", MIA AUC {chosen.value:.3f}" if chosen else ""
@@ -257,7 +257,7 @@ def with_ways(choice: Choice) -> tuple[Choice, dict[str, Any]]:
     }
     if not shown:
         return choice, {}
-    names = dict.fromkeys(way for s in scores for way in s.ways or {})
+    names = dict.fromkeys(variant for s in scores for variant in s.ways or {})
     listed = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
     sentence = f"{choice.sentence} Worst case over the prompts {', '.join(names)}: {listed}."
     differ = prompt_dependence(choice.scored.name, scores)

@@ -114,8 +114,8 @@ def work(run: Run, spec: SearchSpec, options: Options) -> int:
 def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Searching]:
     """Open a search: read pair and data, lock the run, and measure base, over and under."""
     objective, recipe = parse_objective(spec.objective), load_recipe(run.recipe)
-    given = {"template": options.template, "system_prompt": options.system_prompt}
-    recipe = change(recipe, data={key: x for key, x in given.items() if x is not None})
+    prompt_settings = {"template": options.template, "system_prompt": options.system_prompt}
+    recipe = change(recipe, data={key: x for key, x in prompt_settings.items() if x is not None})
     if "mmlu" in objective.figures and not recipe.evaluation.mmlu:
         raise UsageError(
             f"The objective {objective.text!r} uses MMLU. Name the folder of its files as "
@@ -131,10 +131,10 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))
         all_rows = [*data.forget, *data.retain, *data.members, *data.nonmembers]
         evaluation = recipe.evaluation
-        ways = ways_to_ask(
+        variants = ways_to_ask(
             tokenizer, recipe.data, all_rows, evaluation.ask, evaluation.system_prompts
         )
-        settings = settings_of(run, recipe, spec, data.holdout, ways)
+        settings = settings_of(run, recipe, spec, data.holdout, variants)
         store.begin(settings, options.again)
         if data.holdout:  # after the checks: a refused search must not change the run
             write_text(run.data / "holdout.jsonl", data.holdout)
@@ -145,7 +145,7 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
             asks = not objective.figures.isdisjoint(("mmlu", "aggregate"))
             rank = max([*(r for r in spec.ranks if r), sum(map(_largest_rank, pair))])
             return load_evaluator(
-                recipe, run.base(), data, options.device, store.cache_folder, asks, ways, rank
+                recipe, run.base(), data, options.device, store.cache_folder, asks, variants, rank
             )
 
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
@@ -234,7 +234,7 @@ class Searching:
         if done:
             say(f"Reusing the measurements of {len(done)} candidates.")
         at_once = self.together() if len(todo) > 1 else 1
-        group = {c.name: place // at_once for place, c in enumerate(candidates)}
+        group = {c.name: position // at_once for position, c in enumerate(candidates)}
         with progress("Search", len(done) + len(todo), done=len(done)) as bar:
             for _, some in groupby(merge_all(self.pair, todo), lambda m: group[m.candidate.name]):
                 if not budget.allows(len(done)):
@@ -251,8 +251,8 @@ class Searching:
         """Measure the finalists in full; one after the other if proxy scores rank them."""
         chosen = finalists(self.explorer, seen, self.spec.finalists)
         figures = self.objective.figures
-        beside = figures - {"mia", "mia_level"}
-        races = figures <= PROXY_FIGURES and beside and self.spec.strategy != "nsga2"
+        other_figures = figures - {"mia", "mia_level"}
+        races = figures <= PROXY_FIGURES and other_figures and self.spec.strategy != "nsga2"
         if self.spec.finalists is not None or not races:
             self.measure_candidates(chosen, SearchBudget())
             return chosen
@@ -283,13 +283,13 @@ class Searching:
         """Choose among the measured candidates, and write ``search/chosen.json``."""
         choice = self._choice(candidates, self._matching)
         predicted = self.guess.made.get(choice.scored.candidate.family)
-        choice, ways = with_ways(choice)
+        choice, by_variant = with_ways(choice)
         scored = self._scored(candidates)
         following = next_best(choice.scored.name, scored, self._anchors(), self.objective,
                               self.run.answers)  # fmt: skip
         choice = replace(choice, next_best=following)
         more: dict[str, Any] = {"explored": explored, "predicted": predicted}
-        more |= {"ways": ways} if ways else {}
+        more |= {"ways": by_variant} if by_variant else {}
         more |= template_facts(self.recipe)
         write_json(self.run.search / "chosen.json", choice.to_dict() | more)
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
@@ -318,13 +318,15 @@ class Searching:
         return True
 
     def _measure(self, name: str, adapter: Adapter | None) -> None:
-        ways = self.explorer.evaluator().measure(adapter, name)
+        by_variant = self.explorer.evaluator().measure(adapter, name)
         evaluation = self.recipe.evaluation
-        score = partial(score_parts, ways, self.spec, evaluation.benchmark, evaluation.metrics)
+        score = partial(
+            score_parts, by_variant, self.spec, evaluation.benchmark, evaluation.metrics
+        )
         base, keeping = name == "base", None
-        if len(ways) > 1:
+        if len(by_variant) > 1:
             keeping = known_ways(score() if base else self.store.scores["base"])
-        if base and keeping is not None and len(keeping) < len(ways):
+        if base and keeping is not None and len(keeping) < len(by_variant):
             say(
                 f"Retention is measured with {', '.join(sorted(keeping))} prompts only: with "
                 "others, the base knows less than 75 % as much of the retain set."
@@ -333,7 +335,7 @@ class Searching:
         if leaks := self.objective.figures & set(ATTACKED):
             evaluator = self.explorer.evaluator()
             scores += evaluator.measure_leaks(adapter, name, leaks, self.spec)
-        self.store.keep(name, worst_case(ways, keeping), scores)
+        self.store.keep(name, worst_case(by_variant, keeping), scores)
 
     def _best_so_far(self, done: Sequence[Candidate]) -> str:
         if not done:

@@ -103,8 +103,8 @@ class Evaluator:
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
         prompts = list(rows.values())
         return min(
-            adapters_per_batch(self.model, self.tokenizer, prompts, self.max_new_tokens, way)
-            for way in self.ways
+            adapters_per_batch(self.model, self.tokenizer, prompts, self.max_new_tokens, variant)
+            for variant in self.ways
         )
 
     def answer(self, adapters: Mapping[str, Adapter | None]) -> None:
@@ -118,29 +118,33 @@ class Evaluator:
             return
         sound = {one: a for one, a in adapters.items() if self._sound(a, one)}
         try:
-            for way in self.ways:
-                self._answer_together(sound, way)
+            for variant in self.ways:
+                self._answer_together(sound, variant)
         except (UnfitError, ResourceError) as error:
             say(f"Evaluating candidates one after the other: {error}")
             self.divisible = False
 
-    def _answer_together(self, adapters: Mapping[str, Adapter | None], way: PromptTemplate) -> None:
+    def _answer_together(
+        self, adapters: Mapping[str, Adapter | None], variant: PromptTemplate
+    ) -> None:
         rows = {prompt_key(row): row for row in (*self.data.forget, *self.data.retain)}
-        caches = [EvaluationCache(self._answers(label, way)) for label in adapters]
-        asked = [[row for key, row in rows.items() if key not in k.completions] for k in caches]
+        caches = [EvaluationCache(self._answers(label, variant)) for label in adapters]
+        missing_rows = [
+            [row for key, row in rows.items() if key not in k.completions] for k in caches
+        ]
 
-        if not any(asked):
+        if not any(missing_rows):
             return
 
         def save(i: int, j: int, text: str) -> None:
-            caches[i].save_completion(asked[i][j], text)
+            caches[i].save_completion(missing_rows[i][j], text)
 
         if self.server is not None:
             with TemporaryDirectory() as folder:
                 folders = [_written(adapter, Path(folder) / label)
                            for label, adapter in adapters.items()]  # fmt: skip
                 self.server.together(
-                    self.model, self.tokenizer, folders, asked, template=way,
+                    self.model, self.tokenizer, folders, missing_rows, template=variant,
                     max_new_tokens=self.max_new_tokens, on_done=save,
                 )  # fmt: skip
             return
@@ -148,10 +152,10 @@ class Evaluator:
             self.model,
             self.tokenizer,
             [adapter or Adapter(label, {}, {}) for label, adapter in adapters.items()],
-            asked,
-            template=way,
+            missing_rows,
+            template=variant,
             max_new_tokens=self.max_new_tokens,
-            label=self._label(f"answers of {len(adapters)} candidates", way),
+            label=self._label(f"answers of {len(adapters)} candidates", variant),
             on_done=save,
         )
 
@@ -162,7 +166,7 @@ class Evaluator:
 
         The likelihoods are cached for ``measure``.
         """
-        return {way.name: self._read(adapter, label, data, way) for way in self.ways}
+        return {variant.name: self._read(adapter, label, data, variant) for variant in self.ways}
 
     def measure(self, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         """Measure likelihoods and answers with every prompt variant, by the name of the variant.
@@ -173,14 +177,14 @@ class Evaluator:
         if self.server is not None:
             self.answer({label: adapter})
         measured = {}
-        for place, way in enumerate(self.ways):
+        for index, variant in enumerate(self.ways):
             cache = EvaluationCache(
-                documents=EvaluationCache(self._likelihoods(label, way)).documents,
-                completions=EvaluationCache(self._answers(label, way)).completions,
+                documents=EvaluationCache(self._likelihoods(label, variant)).documents,
+                completions=EvaluationCache(self._answers(label, variant)).completions,
             )
-            one = self if place == 0 else replace(self, mmlu=None)
-            measured[way.name] = one._measure(
-                adapter, label, self.data, self.max_new_tokens, cache, way
+            one = self if index == 0 else replace(self, mmlu=None)
+            measured[variant.name] = one._measure(
+                adapter, label, self.data, self.max_new_tokens, cache, variant
             )
         return measured
 
@@ -222,44 +226,44 @@ class Evaluator:
     def _forget_read(self, model: Any, label: str) -> dict[str, Measured]:
         """Read the likelihoods of the forget answers of the model as it is, by prompt variant."""
         return {
-            way.name: measure(
+            variant.name: measure(
                 model, self.tokenizer, forget=self.data.forget, retain=[], members=[],
-                nonmembers=[], max_new_tokens=0, template=way, label=label,
+                nonmembers=[], max_new_tokens=0, template=variant, label=label,
             )
-            for way in self.ways
+            for variant in self.ways
         }  # fmt: skip
 
     def _sound(self, adapter: Adapter | None, label: str) -> bool:
         """Measure the likelihoods, and return whether they are finite."""
         try:
-            for way in self.ways:
-                self._read(adapter, label, self.data, way)
+            for variant in self.ways:
+                self._read(adapter, label, self.data, variant)
         except NumericError:
             return False
         return True
 
     def _read(
-        self, adapter: Adapter | None, label: str, data: SearchData, way: PromptTemplate
+        self, adapter: Adapter | None, label: str, data: SearchData, variant: PromptTemplate
     ) -> Measured:
-        path = self._likelihoods(label, way)
+        path = self._likelihoods(label, variant)
         cache = EvaluationCache(documents=EvaluationCache(path).documents)
-        measured = self._measure(adapter, label, data, 0, cache, way)
+        measured = self._measure(adapter, label, data, 0, cache, variant)
         write_jsonl(path, [{"key": key, **asdict(one)} for key, one in cache.documents.items()])
         return replace(measured, answers=[])
 
-    def _likelihoods(self, label: str, way: PromptTemplate) -> Path:
-        return self.cache_folder / f"{self._file(label, way)}.jsonl"
+    def _likelihoods(self, label: str, variant: PromptTemplate) -> Path:
+        return self.cache_folder / f"{self._file(label, variant)}.jsonl"
 
-    def _answers(self, label: str, way: PromptTemplate) -> Path:
-        return self.cache_folder / f"{self._file(label, way)}.answers.jsonl"
+    def _answers(self, label: str, variant: PromptTemplate) -> Path:
+        return self.cache_folder / f"{self._file(label, variant)}.answers.jsonl"
 
-    def _file(self, label: str, way: PromptTemplate) -> str:
-        if way is self.ways[0]:
+    def _file(self, label: str, variant: PromptTemplate) -> str:
+        if variant is self.ways[0]:
             return label
-        return f"{label}.{way.name}-{hashlib.sha256(way.key.encode()).hexdigest()[:8]}"
+        return f"{label}.{variant.name}-{hashlib.sha256(variant.key.encode()).hexdigest()[:8]}"
 
-    def _label(self, label: str, way: PromptTemplate) -> str:
-        return label if len(self.ways) == 1 else f"{label} ({way.name})"
+    def _label(self, label: str, variant: PromptTemplate) -> str:
+        return label if len(self.ways) == 1 else f"{label} ({variant.name})"
 
     def _measure(
         self,
@@ -268,7 +272,7 @@ class Evaluator:
         data: SearchData,
         max_new_tokens: int,
         cache: EvaluationCache,
-        way: PromptTemplate,
+        variant: PromptTemplate,
     ) -> Measured:
         change = nullcontext() if adapter is None else applied(self.model, adapter, self.buffers)
         with change:
@@ -283,13 +287,13 @@ class Evaluator:
                 nonmembers=data.nonmembers,
                 max_new_tokens=max_new_tokens,
                 membership=self.membership,
-                template=way,
-                label=self._label(label, way),
+                template=variant,
+                label=self._label(label, variant),
                 cache=cache,
             )
         if self.data.levels:
             measured = replace(
-                measured, losses=[with_level(x, self.data.levels, way) for x in measured.losses]
+                measured, losses=[with_level(x, self.data.levels, variant) for x in measured.losses]
             )
         return replace(measured, mmlu_shots=asks.mmlu_shots) if asks else measured
 

@@ -75,8 +75,8 @@ class Explorer:
             line = sorted(family, key=lambda c: c.density or 0.0)
             nearest = begin_at(line, self.guess(line[0], [c.density or 1.0 for c in line]))[0]
 
-            def rank(place: Place, line: list[Candidate] = line) -> Rank | None:
-                return self._explore(line[place[0]], seen, budget)
+            def rank(point: Place, line: list[Candidate] = line) -> Rank | None:
+                return self._explore(line[point[0]], seen, budget)
 
             def passing(line: list[Candidate] = line) -> Place | None:
                 return self._crossing([c for c in line if c.name in seen], line)
@@ -109,8 +109,8 @@ class Explorer:
         groups = layer_groups(self.pair[0].deltas, self.spec.groups)
         by_name = {c.name: c for c in seen}
 
-        def rank(place: Place) -> Rank | None:
-            one = with_densities(best, groups, [densities[i] for i in place])
+        def rank(point: Place) -> Rank | None:
+            one = with_densities(best, groups, [densities[i] for i in point])
             return self._explore(one, by_name, budget)
 
         climb(rank, (densities.index(best.density or 1.0),) * len(groups), len(densities))
@@ -292,25 +292,25 @@ def climb(
     known: dict[Place, Any] = {}
     best, step = start, max(1, size // 4)
 
-    def better(place: Place) -> bool:
-        if place in known:
+    def better(point: Place) -> bool:
+        if point in known:
             return False
-        known[place] = rank(place)
-        return known[place] is not None and (known[best] is None or known[place] > known[best])
+        known[point] = rank(point)
+        return known[point] is not None and (known[best] is None or known[point] > known[best])
 
     def follow(best: Place, step: int) -> tuple[Place, int, bool]:
-        place = hint()
-        return (place, 1, True) if place is not None and better(place) else (best, step, False)
+        point = hint()
+        return (point, 1, True) if point is not None and better(point) else (best, step, False)
 
     known[start] = rank(start)
     best, step, _ = follow(best, step)
     while step:
         moved = False
         for axis in range(len(start)):
-            for way in (-1, 1):
-                place = (*best[:axis], best[axis] + way * step, *best[axis + 1 :])
-                if 0 <= place[axis] < size and better(place):
-                    best, moved = place, True
+            for direction in (-1, 1):
+                point = (*best[:axis], best[axis] + direction * step, *best[axis + 1 :])
+                if 0 <= point[axis] < size and better(point):
+                    best, moved = point, True
                 best, step, followed = follow(best, step)
                 moved = moved or followed
         step = step if moved else step // 2

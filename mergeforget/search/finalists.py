@@ -64,6 +64,8 @@ def shifts_of(explorer: Explorer, measured: Sequence[Candidate]) -> dict[str, fl
             )
             for c in measured
         ]
-        apart = [full - proxy for full, proxy in pairs if full is not None and proxy is not None]
-        shifts[name] = sum(apart) / len(apart) if apart else 0.0
+        differences = [
+            full - proxy for full, proxy in pairs if full is not None and proxy is not None
+        ]
+        shifts[name] = sum(differences) / len(differences) if differences else 0.0
     return shifts

@@ -136,18 +136,18 @@ class Objective:
             before = (
                 self._measured(floor.name, read(floor.name, base, part)) if floor.relative else 1
             )
-            wanted = floor.value * before
-            short = reached - wanted if floor.name in LEAKS else wanted - reached
+            required = floor.value * before
+            short = reached - required if floor.name in LEAKS else required - reached
             if short > ROUNDING:
-                failures.append(MissedFloor(floor, reached, wanted))
+                failures.append(MissedFloor(floor, reached, required))
         return failures
 
     def _measured(self, name: str, value: float | None) -> float:
         if value is None:
-            why = dict.fromkeys(("mmlu", *LEAKS), " Measure again with --again.")
+            reasons = dict.fromkeys(("mmlu", *LEAKS), " Measure again with --again.")
             raise UsageError(
                 f"The objective {self.text!r} reads {name!r}, which was not measured."
-                f"{why.get(name, '')}"
+                f"{reasons.get(name, '')}"
             )
         return value
 
@@ -158,9 +158,9 @@ def parse_objective(text: str) -> Objective:
     Raises:
         UsageError: The text is not an objective; the message shows the syntax.
     """
-    wanted, _, condition = text.strip().partition(" if ")
+    weighted_sum, _, condition = text.strip().partition(" if ")
     terms = []
-    for part in wanted.split("+"):
+    for part in weighted_sum.split("+"):
         match = NAME.fullmatch(part.strip())
         if match is None:
             raise UsageError(f"The objective {text!r} has a term {part.strip()!r}. {HELP}")

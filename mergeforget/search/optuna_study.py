@@ -166,7 +166,7 @@ class OptunaStudy:
         }
 
     def _candidate(self, params: dict[str, int]) -> Candidate:
-        chosen = {key: self.axes[key][place] for key, place in params.items()}
+        chosen = {key: self.axes[key][index] for key, index in params.items()}
         return build(
             chosen["method"],
             chosen["density"],

@@ -15,13 +15,15 @@ from mergeforget.score import Score
 from mergeforget.search.split import PARTS, halve
 
 
-def with_level(one: DocumentLoss, levels: Mapping[str, float], way: PromptTemplate) -> DocumentLoss:
+def with_level(
+    one: DocumentLoss, levels: Mapping[str, float], variant: PromptTemplate
+) -> DocumentLoss:
     """Add the signal ``level``: the NLL of the row's twins minus that of the row, if known.
 
     A training with ``also_raw`` has levels for each prompt variant; otherwise, the levels of the
     training's own variant are used for every variant.
     """
-    level = levels.get(f"{one.id}@{way.name}", levels.get(one.id))
+    level = levels.get(f"{one.id}@{variant.name}", levels.get(one.id))
     return one if level is None else replace(one, signals=one.signals | {"level": level - one.nll})
 
 
@@ -55,8 +57,8 @@ def score_parts(
         keeping: Variants that count for retention; see ``known_ways``. None for all.
     """
     parts = {
-        way: {"all": measured} | halve(measured, spec.choose_share, spec.seed)
-        for way, measured in ways.items()
+        variant: {"all": measured} | halve(measured, spec.choose_share, spec.seed)
+        for variant, measured in ways.items()
     }
 
     def scored(one: Measured) -> list[Score]:
@@ -65,7 +67,7 @@ def score_parts(
     return [
         replace(score, part=part)
         for part in ("all", *PARTS)
-        for score in worst_by(scored, {way: p[part] for way, p in parts.items()}, keeping)
+        for score in worst_by(scored, {variant: p[part] for variant, p in parts.items()}, keeping)
     ]
 
 
@@ -75,7 +77,7 @@ def worst_by(
     keeping: Collection[str] | None = None,
 ) -> list[Score]:
     """Score measurements with several prompt variants, and return the worst case of each score."""
-    by_way = {way: scored(one) for way, one in ways.items()} if len(ways) > 1 else {}
+    by_way = {variant: scored(one) for variant, one in ways.items()} if len(ways) > 1 else {}
     return worst_scores(scored(worst_case(ways, keeping)), by_way, keeping)
 
 

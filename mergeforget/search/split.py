@@ -147,11 +147,11 @@ def _draw(
     strata: dict[str, list[tuple[str, str]]], share: float, seed: str
 ) -> set[tuple[str, str]]:
     """Draw ``share`` of each stratum; rounding errors do not add up over the strata."""
-    wanted, chosen = 0.0, set[tuple[str, str]]()
+    target, chosen = 0.0, set[tuple[str, str]]()
     total = sum(map(len, strata.values()))
     for task, keys in strata.items():
-        wanted += share * len(keys)
-        take = min(len(keys), max(0, round(wanted) - len(chosen)))
+        target += share * len(keys)
+        take = min(len(keys), max(0, round(target) - len(chosen)))
         random.Random(f"{seed}-{task}").shuffle(keys)
         chosen |= set(keys[:take])
     if total > 1 and len(chosen) in (0, total):  # neither split may be empty
@@ -231,19 +231,19 @@ def load_data(
     Raises:
         InputError: There are no members, or too few non-members.
     """
-    own = run.data / "holdout.jsonl"
-    if holdout is None and not (own.exists() and own.stat().st_size):
+    saved_holdout = run.data / "holdout.jsonl"
+    if holdout is None and not (saved_holdout.exists() and saved_holdout.stat().st_size):
         raise InputError(
             f"{run.root} has no non-members: membership inference compares the forget set with "
             "rows of the same kind that were never trained on. Give such rows with --holdout FILE. "
             "`mergeforget train-pair --limit N` uses the rows beyond the limit for this."
         )
     files = {"forget": run.data / "forget.jsonl", "retain": run.data / "retain.jsonl",
-             "holdout": holdout or own}  # fmt: skip
+             "holdout": holdout or saved_holdout}  # fmt: skip
     forget, retain, outside = (
         distinct_rows(read_rows(file, split=split), file) for split, file in files.items()
     )
-    outside = unseen(outside, [*forget, *retain], holdout or own)
+    outside = unseen(outside, [*forget, *retain], holdout or saved_holdout)
     members, nonmembers = matched(
         membership_documents(forget, spec.membership),
         membership_documents(outside, spec.membership),

@@ -188,7 +188,7 @@ def settings_of(
         "base": content_of(base),
         "mmlu": mmlu_key(recipe.evaluation),
         **template_facts(recipe),
-        **({"ways": [way.name for way in ways]} if len(ways) > 1 else {}),
+        **({"ways": [variant.name for variant in ways]} if len(ways) > 1 else {}),
         "evaluation": recipe.evaluation.model_dump(
             mode="json", exclude_defaults=True, exclude={"mmlu"}
         ),
