@@ -92,7 +92,7 @@ def export(
         out: Folder to write; ``RUN/export/NAME-adapter`` or ``-model`` when omitted.
         template, system_prompt: How the prompts for the comparison are rendered; as in the
             run's recipe when omitted.
-        gguf: Convert the whole model to a GGUF file beside its folder; needs ``full`` and
+        gguf: Convert the whole model to a GGUF file next to its folder; needs ``full`` and
             llama.cpp's ``convert_hf_to_gguf.py``.
         push: Hub repository to upload the folder to.
 

@@ -109,8 +109,8 @@ def unlearn_sequence(
             omitted. The model answers general questions once, before the first request.
         out: Folder with one run per request; ``runs/sequence-NAME`` when omitted.
         merge: ``each`` searches a merge and attacks it after each request. ``end`` only trains the
-            pairs, continues from the mean of each, and then searches one merge of all: the sum of
-            the over-forgetting against the sum of the under-forgetting adapters.
+            pairs, continues from the mean of each, and then searches one merge of two adapters: the
+            sum of all over-forgetting and the sum of all under-forgetting adapters.
         time_limit: Time limit of all requests. Each may use an equal part of the remaining time.
         memorise: Fine-tune the model on the rows of all requests and on the retain rows first, to
             try the method. The model before that is the control, unless another one is given.

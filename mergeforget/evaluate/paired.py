@@ -58,7 +58,7 @@ def paired_differences(one: Path, other: Path) -> list[PairedDifference]:
 
     Args:
         one, other: ``answers/MODEL.jsonl`` of each model; the losses are in
-            ``answers/MODEL.losses.jsonl`` beside it.
+            ``answers/MODEL.losses.jsonl`` next to it.
 
     Returns:
         Differences of the share of revealed answers (``leak_rate``) and of ROUGE-L recall on the

@@ -29,7 +29,7 @@ def whp(
     The reinforced model is the reference after further training on the forget set (``reinforce``
     in the recipe). Logits that this training raises belong to the forgotten text; lowering them
     gives a generic prediction, which the policy learns. The paper also replaces names by generic
-    ones; this loss does not. Known failure: a text that the model knows by heart raises no logit
+    ones; this loss does not. Known failure: a text that the model has memorised raises no logit
     any more when it is reinforced, so little is removed.
 
     Args:

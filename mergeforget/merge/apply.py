@@ -65,7 +65,7 @@ def applied(model: nn.Module, adapter: Adapter, buffers: Buffers | None = None) 
 
 @dataclass(frozen=True)
 class ChangedWeight:
-    """The weight matrix of a live model that a delta changes.
+    """The weight matrix of a loaded model that a delta changes.
 
     Attributes:
         expert: Index in a parameter with one matrix per expert; None for a plain matrix.

@@ -103,7 +103,7 @@ _AT = re.compile(r"(?<=\d{4}),? (?:at|um) (?=\d{1,2}:\d\d)")
 
 
 def quantities(text: str) -> str:
-    """Write the amounts of a text in one way.
+    """Write the amounts of a text in one form.
 
     Args:
         text: Lower-case text whose number words are digits.

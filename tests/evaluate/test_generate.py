@@ -172,7 +172,7 @@ def test_likelihoods_equal_the_models_own_loss(tiny_model: Any, batch_tokens: in
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 30, 10_000])
-def test_likelihoods_from_a_start_on_are_those_of_the_whole_text(
+def test_likelihoods_after_a_start_equal_those_of_the_whole_text(
     tiny_model: Any, batch_tokens: int
 ) -> None:
     texts = [[5, 6, 7], [9] * 20, [8], [30, 40, 50, 60, 70], [3, 4]]

@@ -55,7 +55,7 @@ def test_answers_and_documents_are_measured_in_one_pass(
 def test_a_document_without_a_scored_token_is_an_error(
     tiny_model: Any, tiny_tokenizer: Any, text: str, unit: Any
 ) -> None:
-    """Its loss would be 0, that of a text known by heart."""
+    """Its loss would be 0, like that of a memorised text."""
     empty = [Row("d1", text, "")]
     for members, nonmembers in ((empty, HOLDOUT), (HOLDOUT, empty)):
         with pytest.raises(InputError, match=r"judged by 1 of 2 documents, for example 'd1'"):

@@ -322,7 +322,7 @@ def test_missing_and_wrongly_typed_values_are_input_errors(name: str, tmp_path: 
 
 
 def test_a_damaged_cache_of_an_attack_is_measured_again(tmp_path: Path) -> None:
-    """The file may hold any keys, so its own hash tells whether it is as it was written."""
+    """The file may contain any keys, so its own hash shows whether it was changed."""
     from mergeforget.attack.target import _digest, _unchanged
 
     path = tmp_path / "kept.json"

@@ -160,7 +160,7 @@ FROZEN = "base_model.model.lm_head.base_layer.weight"
 def test_lora_and_a_trained_output_layer_add_up(
     base: Path, make: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """PEFT stores the layer's weight beside its factors; here it is not the base's."""
+    """PEFT stores the layer's weight with its factors; here it differs from the base's."""
     adapter = read_adapter(make("head", 1, target_modules=OUTPUT_TOO))
     trained = adapter.extras[FROZEN] + 0.5
     adapter.extras[FROZEN] = trained

@@ -1,4 +1,4 @@
-"""An adapter on a live model, and off again."""
+"""An adapter is added to a loaded model and removed again."""
 
 from __future__ import annotations
 

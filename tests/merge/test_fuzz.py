@@ -1,4 +1,4 @@
-"""Malformed files of every kind: only our own errors come out."""
+"""Malformed files of every kind raise only our own errors."""
 
 from __future__ import annotations
 

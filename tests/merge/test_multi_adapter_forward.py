@@ -1,4 +1,4 @@
-"""Several adapters on a live model at once: each row as if its own were alone."""
+"""Several adapters on a loaded model at once: each row is computed as with its own alone."""
 
 from __future__ import annotations
 

@@ -214,6 +214,6 @@ def test_a_number_convicts_although_other_answers_are_easy_to_guess() -> None:
     assert easy.state == "NOT ENOUGH DATA" and "no more than by chance" in easy.uncertain[0]
     told = leak_score(rows, ["Rome"] * 20 + ["900428495"])
     assert judge([told]).state == "NOT FORGOTTEN"
-    # beside a control that gives the number, too, only the other rows count
+    # if the control also reveals the number, only the other rows count
     assert judge([told], shared=1, chance=0.9).state == "NOT ENOUGH DATA"
     assert judge([told], control=[told], shared=0, chance=0.0).state == "NOT FORGOTTEN"

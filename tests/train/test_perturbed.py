@@ -82,7 +82,7 @@ def test_an_adapter_other_than_plain_lora_is_refused(make_model: Callable[..., A
         pass
 
 
-def test_training_through_fine_rounding_is_plain_training(
+def test_training_with_fine_rounding_equals_plain_training(
     tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     """With 16 bits nothing changes; with 3 bits only the forget term uses other weights."""

@@ -1,4 +1,4 @@
-"""Training beside a bfloat16 model: float32 weights, gradients and optimiser state."""
+"""Training on a bfloat16 base: float32 weights, gradients and optimiser state."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ _loops: ModuleType | None = None
 def expect(entries: int) -> None:
     """Load the compiled loops if numba is installed and the work is large enough.
 
-    Numba caches compiled code beside the source or in the user's cache; if it can write to neither,
+    Numba caches compiled code next to the source or in the user's cache; if both are read-only,
     numpy is used.
     """
     global _loops
