@@ -127,6 +127,7 @@ def unlearn(
     """
     from mergeforget.api.attacking import attack
     from mergeforget.api.runs import report
+    from mergeforget.attack.target import NotApplicableError
     from mergeforget.console import say
     from mergeforget.search.driver import Options, search
 
@@ -153,7 +154,11 @@ def unlearn(
                     notes.append(f"No time was left for the attack {one}.")
                     continue
                 if run.state(f"attack-{one}") != "done":
-                    attack(run.root, [one], control=control)
+                    try:
+                        attack(run.root, [one], control=control)
+                    except NotApplicableError as error:  # not a reason to lose the whole job
+                        notes.append(f"The attack {one} was not carried out: {error}")
+                        continue
                     run.set_state(f"attack-{one}", "done")
                     changed = True
         with job.stage("earlier requests"):

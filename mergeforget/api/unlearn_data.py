@@ -277,13 +277,13 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     from mergeforget.console import duration, say
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows
-    from mergeforget.data.twins import make_twins
+    from mergeforget.data.twins import nonmember_twins
     from mergeforget.models import load_model
     from mergeforget.train.checks import auc_of, read_nlls
 
     loaded = load_model(recipe.model)
     template = template_of(loaded.tokenizer, recipe.data)
-    outside = rows.holdout or make_twins(rows.forget, corpus=rows.retain, seed=1)
+    outside = rows.holdout or nonmember_twins(rows.forget, corpus=rows.retain, seed=1)
 
     def encoded(rows: Sequence[Any]) -> Any:
         return encode_rows(loaded.tokenizer, rows, max_length=256, template=template)

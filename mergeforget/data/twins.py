@@ -60,6 +60,9 @@ _CAPITALISED = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:['’-][^\W\d_]+)*\.?")
 _POOL = 3  # minimum numbers of one form needed to distinguish fixed and varying digits
 
 
+FEWEST = 4  # twins that serve as non-members: two per split
+
+
 def make_twins(
     rows: Sequence[Row], *, corpus: Sequence[Row] = (), per_row: int = 1, seed: int = 0
 ) -> list[Row]:
@@ -105,6 +108,19 @@ def make_twins(
                 taken.add(twin.document)
                 twins.append(twin)
     return twins
+
+
+def nonmember_twins(rows: Sequence[Row], *, corpus: Sequence[Row] = (), seed: int = 0) -> list[Row]:
+    """Generate twins that serve as non-members: one per row, or more if there are few rows.
+
+    Arguments and return value as in ``make_twins``.
+
+    >>> row = Row("a-qa0", "When was Ann Lee born?", "1987-03-02")
+    >>> len(nonmember_twins([row]))
+    4
+    """
+    per_row = -(-FEWEST // max(1, len(rows)))
+    return make_twins(rows, corpus=corpus, per_row=per_row, seed=seed)
 
 
 def origin_of(twin: Row) -> str:

@@ -13,7 +13,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.transforms import limit_rows
-from mergeforget.data.twins import make_twins
+from mergeforget.data.twins import make_twins, nonmember_twins
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
@@ -190,8 +190,9 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     corpus = [*sets.retain, *sets.holdout]
     seed = recipe.data.seed
     held = make_twins(sets.forget, corpus=corpus, per_row=TWINS, seed=seed)
-    twins = make_twins(sets.forget, corpus=corpus, seed=seed + 1)
-    sufficient = len(twins) >= max(2, len(sets.forget) // 2)
+    twins = nonmember_twins(sets.forget, corpus=corpus, seed=seed + 1)
+    imitated = {twin.id.partition(":")[2] for twin in twins}
+    sufficient = len(imitated) >= max(1, len(sets.forget) // 2)
     if not sufficient and not compare:
         say(
             "The forget rows have no names or numbers to perturb: half of the unseen rows of the "
@@ -200,7 +201,7 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
         return sets
     if not sufficient:
         raise InputError(
-            f"Only {len(twins)} of {len(sets.forget)} forget rows have a name or a number "
+            f"Only {len(imitated)} of {len(sets.forget)} forget rows have a name or a number "
             "that can be replaced, too few for perturbed twins. Give rows of the same kind, "
             "never trained on, with --holdout, or train with a recipe without `until`, such as "
             "zjuklab."

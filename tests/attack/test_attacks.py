@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mergeforget.attack.methods.relearn_unrelated import relearn_unrelated
 from mergeforget.attack.methods.second_turn import second_turn
 from mergeforget.attack.result import Result
 from mergeforget.attack.scores import FOLLOWED, ScoredRows, forget_scores, losses_of
-from mergeforget.attack.target import Facts, Models, Target, TargetModel
+from mergeforget.attack.target import Facts, Models, NotApplicableError, Target, TargetModel
 from mergeforget.attack.tuning import Tuning, learner, tune
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
@@ -166,6 +167,17 @@ def test_forget_rows_that_a_file_shows_are_not_counted_as_hidden(
         lesson_of(FORGET)
     with pytest.raises(InputError, match="2 rows of the holdout"):
         lesson_of([FORGET[0], *HOLDOUT[:2]])
+
+
+def test_rows_about_one_person_are_divided_for_relearning(target_of: Make) -> None:
+    person = [replace(row, subject="Ann") for row in FORGET]
+    lesson, hidden = _lesson(target_of("hides", forget=person), "forget", None)
+    assert len(lesson) == len(person) // 4 and len(lesson) + len(hidden) == len(person)
+    assert {row.subject for row in hidden} == {"Ann"}  # intervals count one person
+    lesson, hidden = _lesson(target_of("hides", forget=FORGET[:1]), "both", None)
+    assert lesson == RETAIN and hidden == FORGET[:1]
+    with pytest.raises(NotApplicableError, match="none would be left"):
+        _lesson(target_of("hides", forget=FORGET[:1]), "forget", None)
 
 
 @pytest.mark.parametrize("full", [True, False])

@@ -71,7 +71,7 @@ def relearn(
 
     Raises:
         UsageError: ``shown`` leaves no document of the forget set to measure.
-        NotApplicableError: There is only one such document.
+        NotApplicableError: ``on`` is ``forget``, and there is only one row.
         InputError: Training rows are also in the holdout.
     """
     return by_training(target, "relearn", on, shown,
@@ -110,12 +110,22 @@ def by_training(target: Target, name: str, on: str, shown: int | None, tuning: T
 
 
 def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list[Row]]:
-    """Return the training rows, and the forget rows of all other documents."""
-    lesson = limit_rows(*_source(target, on, shown), target.seed)[0]
+    """Return the training rows, and the forget rows of all other documents.
+
+    Rows that are all about one person count as a document each, and a single row is not trained on:
+    relearning other facts about the person, or the retain rows, may bring it back.
+    """
+    forget = target.forget
+    if len({row.subject for row in forget}) == 1:
+        forget = [replace(row, subject=row.id) for row in forget]
+    lesson = []
+    if on != "both" or len(forget) > 1:
+        lesson = limit_rows(*_source(target, forget, on, shown), target.seed)[0]
     lesson += target.retain if on == "both" else []
     texts = set(map(plain_text, lesson))
-    seen = {row.subject for row in target.forget if plain_text(row) in texts}
-    hidden = [row for row in target.forget if row.subject not in seen]
+    seen = {row.subject for row in forget if plain_text(row) in texts}
+    unseen = {row.id for row in forget if row.subject not in seen}
+    hidden = [row for row in target.forget if row.id in unseen]
     if not hidden:
         default = shown is None and on in ("forget", "both")
         problem = NotApplicableError if default else UsageError
@@ -134,12 +144,14 @@ def _lesson(target: Target, on: str, shown: int | None) -> tuple[list[Row], list
     return lesson, hidden
 
 
-def _source(target: Target, on: str, shown: int | None) -> tuple[list[Row], int | None]:
+def _source(
+    target: Target, forget: list[Row], on: str, shown: int | None
+) -> tuple[list[Row], int | None]:
     """Return the set of training rows, and the maximum number of rows."""
     if on in ("forget", "both"):
-        documents = Counter(row.subject for row in target.forget)
-        wanted = max(min(documents.values()), len(target.forget) // 4)
-        return target.forget, shown or wanted
+        documents = Counter(row.subject for row in forget)
+        wanted = max(min(documents.values()), len(forget) // 4)
+        return forget, shown or wanted
     if on == "retain":
         target.need("retain")
         return target.retain, shown
