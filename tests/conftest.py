@@ -70,7 +70,7 @@ def skip_imported_modules_in_garbage_collections() -> None:
     """Move the objects alive at the start of a test module to the permanent generation.
 
     The imported libraries hold about 450 000 objects. A garbage collection that visits them takes
-    0.5 s, and the Trainer calls `gc.collect` several times per training.
+    0.5 s, and accelerate calls `gc.collect` twice per training.
     """
     gc.collect()
     gc.freeze()
@@ -89,6 +89,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_model() -> Callable[..., Any]:
     """Builds a tiny model: ``make_model(seed=0, layers=2)``."""
     return build_model
+
+
+@pytest.fixture(scope="session")
+def knowing(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> dict[str, Path]:
+    """A tiny model that has memorised forget and retain rows, and the files of the rows."""
+    from memorising import write_knowing
+
+    return write_knowing(tmp_path_factory.mktemp("knowing"), build_model(), tiny_tokenizer)
 
 
 @pytest.fixture(scope="session")

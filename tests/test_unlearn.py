@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from memorising import write_knowing
 
 import mergeforget as mf
 from mergeforget.api.delivery import find_converter, revealed
@@ -37,12 +36,6 @@ SMALL = [
     "pair.over.until.largest_rate=2e-2", "pair.over.until.retain_kept=0",
     "pair.under.until.retain_kept=0", "search.weights=[[0.5, 0.5]]",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def knowing(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any],
-            tiny_tokenizer: Any) -> dict[str, Path]:  # fmt: skip
-    return write_knowing(tmp_path_factory.mktemp("knowing"), make_model(), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,7 @@ def test_a_killed_pair_resumes_bit_for_bit(
     assert read_jsonl(tmp_path / "whole/history.jsonl") == read_jsonl(history)
 
 
+@pytest.mark.slow  # test_fit.py sends the signal to a training in the process of the test
 def test_sigterm_exits_143(tiny_folder: Path, people: dict[str, Path], tmp_path: Path) -> None:
     arguments = [
         sys.executable,

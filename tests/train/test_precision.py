@@ -30,7 +30,7 @@ TERMS = [Term(loss="npo", on="forget"), Term(loss="gd", on="retain"), Term(loss=
 
 def training(**more: Any) -> Training:
     settings: dict[str, Any] = {
-        "objective": TERMS, "epochs": 50, "batch_size": 1, "gradient_accumulation": 1,
+        "objective": TERMS, "batch_size": 1, "gradient_accumulation": 1,
         "learning_rate": 1e-4, "snapshots": 1, "lora": Lora(r=2, lora_alpha=4, lora_dropout=0.0),
     }  # fmt: skip
     return Training(**settings | more)
@@ -41,20 +41,21 @@ def losses(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "what",
+    ("what", "epochs"),
     [
-        "lora",
-        pytest.param("full", marks=pytest.mark.slow),
-        pytest.param("last layer", marks=pytest.mark.slow),
+        ("lora", 25),
+        pytest.param("lora", 50, marks=pytest.mark.slow),
+        pytest.param("full", 50, marks=pytest.mark.slow),
+        pytest.param("last layer", 50, marks=pytest.mark.slow),
     ],
 )
-def test_two_hundred_steps_follow_the_loss_of_float32(
-    what: str, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+def test_a_training_follows_the_loss_of_float32(
+    what: str, epochs: int, tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     plans = {
-        "lora": training(),
-        "full": training(full=Full(), learning_rate=1e-5),
-        "last layer": training(full=Full(last_layers=1), learning_rate=1e-5),
+        "lora": training(epochs=epochs),
+        "full": training(epochs=epochs, full=Full(), learning_rate=1e-5),
+        "last layer": training(epochs=epochs, full=Full(last_layers=1), learning_rate=1e-5),
     }
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -68,7 +69,7 @@ def test_two_hundred_steps_follow_the_loss_of_float32(
             train_model(model, tiny_tokenizer, SETS, plans[what], job)
         found[dtype] = losses(folder)
     one, other = found.values()
-    assert len(one) == 200
+    assert len(one) == 4 * epochs
     torch.testing.assert_close(other.mean(), one.mean(), rtol=0.02, atol=0)
     torch.testing.assert_close(other[-20:].mean(), one[-20:].mean(), rtol=0.02, atol=0)
 

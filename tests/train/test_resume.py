@@ -39,6 +39,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "dual": {"dual": Dual(limit=1.0, step=0.5)},
     "checkpointing": {"gradient_checkpointing": True},
 }
+SLOW = ("ngdiff", "auto-rate", "sam", "checkpointing")  # save no state that another way does not
 
 
 class Killed(Exception):
@@ -72,7 +73,9 @@ def cut(monkeypatch: pytest.MonkeyPatch, *saved: int, killed: int) -> None:
     monkeypatch.setattr(callbacks.Checkpoints, "on_step_end", step)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow if way in SLOW else ()) for way in WAYS]
+)
 def test_a_resumed_training_is_bit_identical(
     way: str, train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from conftest import CHAT_TEMPLATE, build_tokenizer
-from memorising import write_knowing
 
 from mergeforget.adapter import read_adapter
 from mergeforget.errors import InputError, RecipeError
@@ -28,13 +26,6 @@ from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train_config import Until
 
 BASE = Check(0, 0.1, 1.0, 0.1, 1.0, 3.0, 1.0)
-
-
-@pytest.fixture(scope="session")
-def knowing(tmp_path_factory: pytest.TempPathFactory, make_model: Callable[..., Any],
-            tiny_tokenizer: Any) -> dict[str, Path]:  # fmt: skip
-    """A tiny model that has memorised forget and retain rows, and the files of the rows."""
-    return write_knowing(tmp_path_factory.mktemp("knowing"), make_model(), tiny_tokenizer)
 
 
 def recipe_of(knowing: dict[str, Path], *more: str, objective: list[Any] | None = None) -> Recipe:
