@@ -29,6 +29,7 @@ LAYERS = [
         "run",
         "embedded_model",
         "models",
+        "model_adapters",
         "model_files",
         "fsdp",
         "data",

@@ -23,8 +23,9 @@ from mergeforget.merge.apply import applied
 from mergeforget.merge.checkpoint.full import fold_adapters
 from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.inputs import check_free
+from mergeforget.model_adapters import adopt_template
 from mergeforget.model_files import locate, stored_template
-from mergeforget.models import adopt_template, load_model, load_tokenizer
+from mergeforget.models import load_model, load_tokenizer
 from mergeforget.recipe import load_recipe
 from mergeforget.replace import explained, link_target, write_lock
 from mergeforget.run import Run, now

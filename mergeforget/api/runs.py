@@ -278,7 +278,8 @@ def open_chat(
     from mergeforget.api.measuring import data_of
     from mergeforget.data.templating import template_of
     from mergeforget.evaluate.generate import generate
-    from mergeforget.models import adopt_template, load_model
+    from mergeforget.model_adapters import adopt_template
+    from mergeforget.models import load_model
     from mergeforget.recipe import load_recipe
 
     folder, name = _adapter(as_run(run), candidate)

@@ -18,8 +18,9 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.files import read_json_object, write_json
+from mergeforget.model_adapters import adopt_template
 from mergeforget.model_files import content_of, locate, stored_template
-from mergeforget.models import adopt_template, check_resident, load_model, main_device
+from mergeforget.models import check_resident, load_model, main_device
 from mergeforget.recipe import DataSpec, ModelSpec
 from mergeforget.run import Run, versions
 

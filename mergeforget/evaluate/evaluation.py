@@ -149,7 +149,8 @@ class Evaluation:
     def loaded(self) -> Any:
         """Return the base model and its tokenizer, loaded once."""
         if self._loaded is None:
-            from mergeforget.models import adopt_template, load_model
+            from mergeforget.model_adapters import adopt_template
+            from mergeforget.models import load_model
 
             spec = self.spec.model_copy(update={"name": self.base})
             self._loaded = load_model(spec, device=self.device)
@@ -167,7 +168,8 @@ class Evaluation:
     def _tokenizer(self) -> Any:
         if self._loaded is not None:
             return self._loaded.tokenizer
-        from mergeforget.models import adopt_template, load_tokenizer
+        from mergeforget.model_adapters import adopt_template
+        from mergeforget.models import load_tokenizer
 
         tokenizer = load_tokenizer(self.spec.model_copy(update={"name": self.base}))
         adopt_template(tokenizer, self.chat_from)

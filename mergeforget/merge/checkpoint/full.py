@@ -58,7 +58,7 @@ from mergeforget.merge.request import (
     depth_of,
     looks_at_data,
 )
-from mergeforget.models import template_with
+from mergeforget.model_adapters import template_with
 
 OUTPUT_OF = {"gpt_neox.embed_in.weight": "embed_out.weight"}  # output layers not named lm_head
 
