@@ -33,7 +33,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "snapshot of the pair instead, for curves over the training.")  # fmt: skip
 @click.option(
     "--benchmark",
-    help="Benchmark; `mergeforget list benchmarks` names them.  [default: the recipe's]",
+    help="Name of the benchmark; see `mergeforget list benchmarks`.  [default: the recipe's]",
 )
 @click.option("--metrics", metavar="M,M[/SPLIT]", help="Further metrics, besides those of the "
               "benchmark; `mergeforget list metrics` names them.")  # fmt: skip
