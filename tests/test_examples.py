@@ -48,7 +48,8 @@ def test_unlearning_a_person_with_a_tiny_model(
     """Every call works; a random model of two layers allows no claim about forgetting."""
     monkeypatch.setenv("MERGEFORGET_CACHE", str(tmp_path / "cache"))
     settings = '["memorise.epochs=1", "pair.over.until.max_steps=8", ' + (
-        '"pair.under.until={retain_kept: 0}", "evaluation.max_new_tokens=4"]'
+        '"pair.under.until={retain_kept: 0}", "evaluation.max_new_tokens=4", '
+        '"search.weights=[[0.5, 0.5]]"]'
     )
     space = run_notebook(
         "unlearn_a_person.ipynb",

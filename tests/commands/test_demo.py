@@ -12,7 +12,8 @@ from mergeforget.cli import main
 from mergeforget.files import read_json, read_jsonl
 from mergeforget.run import Run
 
-SMALL = ["pair.over.lora.r=2", "pair.under.lora.r=2", "evaluation.max_new_tokens=2"]
+SMALL = ["pair.over.lora.r=2", "pair.under.lora.r=2", "evaluation.max_new_tokens=2",
+         "search.weights=[[0.3, 0.7], [0.5, 0.5]]"]  # fmt: skip
 
 
 def test_demo_runs_the_whole_chain_on_a_tiny_model(

@@ -198,7 +198,8 @@ def test_forget_rows_of_a_chat_model_are_trained_and_measured_raw_as_well(
 
 def score_parts_of(run: Run, recipe: Recipe) -> list[Score]:
     """Scores of the over-forgetting adapter, as a search measures them."""
-    search(run, change(recipe, search={"finalists": 1}).search, Options(SearchBudget()))
+    spec = change(recipe, search={"finalists": 1, "weights": [[0.5, 0.5]]}).search
+    search(run, spec, Options(SearchBudget()))
     return read_scores(run.scores)["over"]
 
 
