@@ -17,6 +17,7 @@ from mergeforget.errors import InputError, first_line
 
 Turn = dict[str, str]
 OPEN_THINKING = re.compile(r"<(think|thinking|reasoning)>\s*$")
+THINKING_BLOCK = re.compile(r"<(?P<tag>think|thinking|reasoning)>\s*(?P<end></(?P=tag)>\s*)?$")
 PARTS = re.compile(r"""\bin\s+\w+(?:\.content|\[['"]content['"]\])\s*(?:%|\||if\b)""")
 TEXTS = re.compile(r"\bis\s+(?:not\s+)?(?:string|iterable|sequence|mapping)\b")
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
@@ -138,22 +139,28 @@ def _undated(template: Any) -> str | None:
     return CLOCK.sub(lambda match: repr(TODAY.strftime(match[2])), text)
 
 
-def with_closed_thoughts(tokenizer: Any, prompt: str, full: str, answer: str) -> tuple[str, str]:
+def with_closed_thoughts(
+    tokenizer: Any, prompt: str, full: str, answer: str, *, without: bool = False
+) -> tuple[str, str]:
     """Close a thinking block that the template opens.
 
     Text between the prompt and the answer, such as an empty thinking block, becomes part of the
     prompt, so that the model generates the answer directly.
+
+    Args:
+        without: Remove the block of the prompt instead, if completed answers follow no block.
     """
     if not full.startswith(prompt):
-        shared = OPEN_THINKING.sub("", prompt)
-        if shared == prompt or not full.startswith(shared):
+        block = THINKING_BLOCK.search(prompt)
+        shared = "" if block is None else prompt[: block.start()]
+        if block is None or not full.startswith(shared):
             raise InputError(
                 f"The chat template of {name_of(tokenizer)} renders a prompt differently if it is "
                 f"followed by an answer, so the answer cannot be trained or evaluated. {WAY_OUT}"
             )
-        tag = OPEN_THINKING.search(prompt)
-        assert tag is not None
-        closed = f"{prompt.rstrip()}\n\n</{tag[1]}>\n\n"
+        if without:
+            return shared, full
+        closed = prompt if block["end"] else f"{prompt.rstrip()}\n\n</{block['tag']}>\n\n"
         return closed, closed + full[len(shared) :].lstrip()
     rest = full[len(prompt) :]
     place = rest.find(answer)
@@ -213,6 +220,17 @@ def opening_of(tokenizer: Any) -> str:
     full = render(tokenizer, [*turns, {"role": "assistant", "content": MARK}])
     between = full[len(prompt) : full.find(MARK)] if full.startswith(prompt) else ""
     return between if between.strip() else ""
+
+
+def drops_thinking_block(tokenizer: Any) -> bool:
+    """Return whether a completed answer follows no thinking block, but the prompt has one.
+
+    Fine-tuning on whole conversations then trains answers directly after the template's header.
+    """
+    turns = [{"role": "user", "content": "a"}]
+    prompt = render(tokenizer, turns, answers=True)
+    full = render(tokenizer, [*turns, {"role": "assistant", "content": MARK}])
+    return not full.startswith(prompt) and THINKING_BLOCK.search(prompt) is not None
 
 
 def lets_think(tokenizer: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from mergeforget.console import say
 from mergeforget.data.chat_template import (
+    drops_thinking_block,
     has_chat_template,
     has_default_system,
     lets_think,
@@ -34,8 +35,8 @@ def prompt_variants(
     and chat with another system message: without one if the configuration, the rows or the
     template name one, otherwise with a common one. Further variants are the template's own
     system message where the configuration or the rows replace it, prompts without an empty
-    thinking block where the template lets the model think before it answers, and each of
-    ``systems``.
+    thinking block where the template lets the model think before it answers, prompts without any
+    block where completed answers follow none, and each of ``systems``.
 
     Args:
         own: The configured variant.
@@ -63,6 +64,8 @@ def prompt_variants(
             found.append(replace(chat, system=None, own_system=False))
     elif named or own.system:
         found.append(replace(chat, system=None, own_system=False))
+    if drops_thinking_block(tokenizer):
+        found.append(replace(chat, no_block=True))
     if lets_think(tokenizer):
         found.append(replace(chat, thinking=True, opening=opening_of(tokenizer)))
     for number, text in enumerate(systems, 1):

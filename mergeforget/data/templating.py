@@ -66,6 +66,7 @@ class PromptTemplate:
         own_system: Use a row's own system message, if it has one, instead of ``system``.
         thinking: Let the model think before it answers, as the template does by default. Otherwise
             an empty thinking block is inserted, so that the model answers directly.
+        no_block: Leave out the thinking block of the prompt, if completed answers follow none.
         header: Text of the template before an answer, for example ``<|im_start|>assistant\\n``.
         end: The token that ends a turn; None if the template has none.
         opening: With ``thinking``, the text that the model writes directly before its answer.
@@ -77,6 +78,7 @@ class PromptTemplate:
     system: str | None = None
     own_system: bool = True
     thinking: bool = False
+    no_block: bool = False
     header: str = ""
     end: int | None = None
     opening: str = ""
@@ -132,7 +134,7 @@ class PromptTemplate:
         """Part of every cache key; equal for templates that produce the same tokens."""
         if self.kind == "none":
             return "none"
-        thinking = ["thinking"] if self.thinking else []
+        thinking = ["thinking"] if self.thinking else ["no block"] if self.no_block else []
         return json.dumps(["chat", self.system, self.own_system, self.digest, *thinking])
 
     @property
@@ -142,6 +144,8 @@ class PromptTemplate:
             return "raw"
         if self.thinking:
             return "chat-thinking"
+        if self.no_block:
+            return "chat-no-thinking"
         if self.system is None:
             return "chat" if self.own_system else "chat-default-system"
         if not self.system:
@@ -275,7 +279,8 @@ class PromptTemplate:
         prompt = render(tokenizer, turns, answers=True)
         self._check_turns(tokenizer, row, turns, prompt)
         full = render(tokenizer, [*turns, {"role": "assistant", "content": row.output or MARK}])
-        return with_closed_thoughts(tokenizer, prompt, full, row.output.strip() or MARK)
+        answer = row.output.strip() or MARK
+        return with_closed_thoughts(tokenizer, prompt, full, answer, without=self.no_block)
 
     def _check_turns(self, tokenizer: Any, row: Row, turns: Sequence[Turn], prompt: str) -> None:
         """Raise InputError for a row whose earlier turns are missing in the rendered prompt."""

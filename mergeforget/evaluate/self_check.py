@@ -180,7 +180,8 @@ class _Probes:
         window = getattr(config, "sliding_window", None) or 0
         window = window if isinstance(window, int) and window <= LARGEST_WINDOW else 0
         size = model.get_input_embeddings().weight.shape[0]
-        special = {v for k, v in vars(config).items() if k.endswith("_token_id")}
+        named = [v for k, v in vars(config).items() if k.endswith("_token_id")]
+        special = {i for v in named for i in (v if isinstance(v, list | tuple) else [v])}
         usual = [i for i in range(5, min(size, 1000)) if i not in special] or list(range(size))
         draw = random.Random(0)
         end = usual.pop(draw.randrange(len(usual))) if len(usual) > 1 else usual[0]

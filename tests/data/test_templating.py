@@ -186,6 +186,27 @@ def test_a_thinking_template_adds_a_prompt_variant() -> None:
     assert thinking.tokens(tokenizer, ROW) == chat.tokens(tokenizer, ROW)
 
 
+def test_a_block_that_completed_answers_do_not_have_is_left_out_in_a_variant() -> None:
+    tokenizer = with_template(THINKS)
+    chat = PromptTemplate.resolve(tokenizer)
+    bare = next(w for w in prompt_variants(chat, tokenizer) if w.name == "chat-no-thinking")
+    cut = bare.tokens(tokenizer, ROW)
+    turns = [{"role": "user", "content": ROW.input}, {"role": "assistant", "content": ROW.output}]
+    ids = [*cut.prompt, *cut.answer, *cut.end]  # as trained on whole conversations
+    assert ids == tokenizer.apply_chat_template(turns)["input_ids"]
+    assert bare.prompt_ids(tokenizer, ROW) == cut.prompt and bare.key != chat.key
+    closed = THINKS.replace("<think>\n", "<think></think>")
+    tokenizer = with_template(closed)  # an empty block that the answers do not have
+    cut = PromptTemplate.resolve(tokenizer).tokens(tokenizer, ROW)
+    assert tokenizer.decode(cut.prompt).endswith("<think></think>")
+    assert tokenizer.decode(cut.answer) == ROW.output
+    names = [w.name for w in prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer)]
+    assert "chat-no-thinking" in names
+    tokenizer = with_template(EMPTY_BLOCK)
+    ways = prompt_variants(PromptTemplate.resolve(tokenizer), tokenizer)
+    assert "chat-no-thinking" not in [w.name for w in ways]
+
+
 def test_the_cache_key_depends_on_the_template_text() -> None:
     one = with_template(CHAT_TEMPLATE)
     other = with_template(CHAT_TEMPLATE.replace("\n", "\n\n"))

@@ -253,6 +253,13 @@ def test_other_errors_are_not_treated_as_out_of_memory() -> None:
         list(run_halving([0, 1], work, "cpu"))
 
 
+def test_a_config_with_several_end_tokens_is_accepted(make_model: Any, tiny_tokenizer: Any) -> None:
+    model = make_model()
+    model.config.eos_token_id = [2, 100]  # as in Llama 3.1 and Gemma 3
+    texts = generate(model, tiny_tokenizer, PROMPTS[:2], max_new_tokens=4, label="")
+    assert texts == generate(make_model(), tiny_tokenizer, PROMPTS[:2], max_new_tokens=4, label="")
+
+
 def test_a_model_of_nan_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
     from mergeforget.data.schema import Row
     from mergeforget.evaluate.measure import measure
