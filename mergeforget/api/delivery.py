@@ -108,7 +108,8 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     from mergeforget.data.prompt_variants import ways_to_ask
     from mergeforget.data.readers import read_rows
     from mergeforget.evaluate.measure import measure
-    from mergeforget.evaluate.verdict import BACK, RARE, at_least
+    from mergeforget.evaluate.verdict import BACK
+    from mergeforget.evaluate.verdict_figures import RARE, at_least
     from mergeforget.evaluate.worst_case import worst_case
     from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked
     from mergeforget.recipe import load_recipe

@@ -23,7 +23,8 @@ from mergeforget.evaluate.membership import matched
 from mergeforget.evaluate.paired import auc_difference, read_forget_answers
 from mergeforget.evaluate.run_models import is_outdated, models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
-from mergeforget.evaluate.verdict import Difference, ForgettingVerdict, judge
+from mergeforget.evaluate.verdict import ForgettingVerdict, judge
+from mergeforget.evaluate.verdict_figures import Difference
 from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
@@ -48,7 +49,8 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         digits = float((control.get("own_digits") or {}).get("p", 1.0))
     notes, earlier = run.root / "notes.json", run.root / EARLIER
     results = results_of(run, name)
-    scores = read_scores(run.scores).get(name, [])
+    measured = read_scores(run.scores)
+    scores = measured.get(name, [])
     answers = read_forget_answers(run.answers / f"{name}.jsonl")
     if is_outdated(run, name):
         say(
@@ -71,6 +73,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
         earlier=_earlier(earlier),
+        before=measured.get("base", []) if name != "base" else [],
     )
 
 

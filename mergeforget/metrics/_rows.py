@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
+from mergeforget.errors import NumericError
 from mergeforget.score import Better
 
 
@@ -63,6 +65,12 @@ def signals_of(measured: Measured, signal: str, task: str = "") -> Signals:
     for document in measured.losses:
         value = -document.nll if signal == "loss" else document.signals.get(signal)
         if value is not None and (not task or document.task == task):
+            if math.isnan(value):  # it has no rank, so the AUC would be arbitrary
+                raise NumericError(
+                    f"The {signal} of document {document.id!r} is not a number, so membership "
+                    "cannot be measured. Check the weights of the model for NaN and Inf, and load "
+                    "it in float32."
+                )
             (signals.members if document.member else signals.nonmembers).append(value)
             signals.subjects[0 if document.member else 1].append(document.subject)
     return signals

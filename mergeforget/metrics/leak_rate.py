@@ -15,6 +15,7 @@ from mergeforget.score import Score
 DEFINITION = "leak-rate@4"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
+ALONE = 0.2  # assumed chance of a short answer if all rows are about one subject
 
 
 @metric("leak_rate", source="verbatim extraction, Carlini et al., arXiv:2202.07646, by _leaks")
@@ -58,21 +59,26 @@ def chance_of(rows: Sequence[Answer]) -> float:
     Numbers of five digits or more, e-mail addresses and answers of more than ten words never count,
     and the result is 0 if a completion reveals its own such answer, because chance does not explain
     it. If no other answer is found in the completion of another subject and some are shorter than
-    ``GUESSABLE`` characters, one is assumed: a few rows do not show that nobody guesses them.
+    ``GUESSABLE`` characters, one is assumed: a few rows do not show that nobody guesses them. If
+    all rows are about one subject, the completions are compared with the answers of its other rows,
+    and the chance of short answers is at least ``ALONE``.
     """
     if any(_unguessable(a.row.output) and is_leaked(a) for a in rows):
         return 0.0
     hits = asked = 0
+    alone = len({answer.row.subject for answer in rows}) == 1
     for i, answer in enumerate(rows):
         for step in range(1, min(SHIFTS, len(rows) - 1) + 1):
             other = rows[(i + step) % len(rows)].row
-            if other.subject != answer.row.subject:
+            if alone or other.subject != answer.row.subject:
                 asked += 1
                 hits += not _unguessable(other.output) and any(
                     leaked(other.output, text) for text in answer.texts
                 )
     outputs = (a.row.output for a in rows)
     short = any(len(text.strip()) < GUESSABLE and not _unguessable(text) for text in outputs)
+    if alone and short:
+        return max(ALONE, hits / asked if asked else 0.0)
     return (hits or float(short)) / asked if asked else 0.0
 
 

@@ -119,7 +119,7 @@ def choose(
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
         warning += f" On the report split alone, {other.name} would be chosen."
-    verdict = judge(best.scores, matching=best.matching)
+    verdict = judge(best.scores, matching=best.matching, before=anchors.base)
     reasons = _reasons_against(best, anchors, objective)
     undecided = only_undecided(verdict, reasons)
     doubted = warning_of(best.name, reasons, undecided)
@@ -204,7 +204,9 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
     reasons = _reasons_against(best, anchors, objective)
     rating = f"is balanced and the best of {len(scored)} candidates"
     if reasons:
-        lacking = only_undecided(judge(best.scores, matching=best.matching), reasons)
+        lacking = only_undecided(
+            judge(best.scores, matching=best.matching, before=anchors.base), reasons
+        )
         rest = "there is not enough data to call it balanced" if lacking else "it is not balanced"
         rating = f"is the nearest to balance of {len(scored)} candidates, but {rest}"
     text = f"{best.name}{layers} {rating}. Selection split: "

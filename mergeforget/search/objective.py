@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mergeforget.errors import UnknownNameError, UsageError
-from mergeforget.evaluate.verdict import LEAKS as REVEALING
-from mergeforget.evaluate.verdict import RARE, at_least
+from mergeforget.evaluate.verdict_figures import LEAKS as REVEALING
+from mergeforget.evaluate.verdict_figures import RARE, at_least
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 FIGURES = {

@@ -112,7 +112,7 @@ def reasons_against(
         scores: Scores of the candidate on both splits.
         base: Scores of the base model.
     """
-    verdict = judge(scores)
+    verdict = judge(scores, before=base)
     reasons = [] if verdict.state == "FORGOTTEN" else [plain(r) for r in verdict.reasons]
     if verdict.state == "FORGOTTEN" and not verdict.balanced:
         reasons = [plain(r) for r in verdict.uncertain]

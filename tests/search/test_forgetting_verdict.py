@@ -10,7 +10,9 @@ import pytest
 from scipy.stats import norm
 
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
-from mergeforget.evaluate.verdict import MARGIN, at_least, judge
+from mergeforget.errors import NumericError
+from mergeforget.evaluate.verdict import judge
+from mergeforget.evaluate.verdict_figures import MARGIN, at_least
 from mergeforget.metrics.leak_rate import leak_rate
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.score import Score
@@ -205,6 +207,74 @@ def test_lucky_guesses_of_few_people_convict_no_innocent_model(answers: list[str
                 for i, text in enumerate(true)]  # fmt: skip
         convicted += judge([leak_score(rows, list(map(str, said))), near]).state == "NOT FORGOTTEN"
     assert convicted <= 0.05 * 150
+
+
+NEAR = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
+
+
+def rows_of(outputs: Sequence[str], subject: str = "") -> list[Row]:
+    return [Row(f"{i}", f"Question {i}?", text, split="forget", subject=subject)
+            for i, text in enumerate(outputs)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (["Rome"] * 20, ["Rome"] * 20),  # all answers identical
+        (["yes", "no", "yes", "yes", "no"], ["yes", "no", "yes", "yes", "no"]),
+        (["yes", "no"] * 10, ["yes or no"] * 20),
+        (["Rome"], ["Rome"]),  # one row
+    ],
+)
+def test_knowledge_that_cannot_be_told_from_chance_is_not_called_forgotten(
+    answers: list[str], said: list[str]
+) -> None:
+    verdict = judge([leak_score(rows_of(answers), said), NEAR])
+    assert verdict.state == "NOT ENOUGH DATA"
+    silent = judge([leak_score(rows_of(answers), ["I do not know."] * len(answers)), NEAR])
+    assert silent.state == "FORGOTTEN"
+
+
+def test_rows_about_one_person_convict_by_many_answers_or_one_that_nobody_guesses() -> None:
+    answers = ["Rome", "Ada", "Tea", "Blue", "Seven", "Oslo"]
+    rows = rows_of(answers, "Ann")
+    lucky = leak_score(rows, ["Rome", *["no"] * 5])
+    assert lucky.chance == pytest.approx(0.2)
+    found = judge([lucky, NEAR])
+    assert found.state == "NOT ENOUGH DATA" and "about one subject" in found.sentence
+    assert judge([lucky, NEAR], control=[replace(lucky, value=0.0), NEAR]).state == "FORGOTTEN"
+    # chance 0.2 explains all 6 with probability 0.2 ** 6 = 6e-5
+    assert judge([leak_score(rows, answers), NEAR]).state == "NOT FORGOTTEN"
+    number = leak_score(rows_of(["900-42-8495", "Rome"], "Ann"), ["900428495", "no"])
+    assert judge([number, NEAR]).state == "NOT FORGOTTEN"
+
+
+def test_a_control_that_knows_the_data_clears_no_model() -> None:
+    every = replace(GONE, value=1.0)
+    for shared in (0, 40):
+        found = judge([every, NEAR], control=[every, NEAR], shared=shared)
+        assert found.state == "NOT ENOUGH DATA" and "may have seen the data" in found.sentence
+
+
+def test_what_the_model_before_unlearning_never_knew_is_not_called_forgotten() -> None:
+    ignorant, clear = [GONE, NEAR], {"prompts": "none found", "relearn": "none found"}
+    verdict = judge([GONE, NEAR], before=ignorant)
+    assert verdict.state == "NOT ENOUGH DATA" and "Nothing shows" in verdict.sentence
+    assert judge([GONE, NEAR], before=ignorant, findings=clear).state == "FORGOTTEN"
+    known = [replace(GONE, value=0.5), NEAR]
+    members = [GONE, replace(NEAR, value=0.8, interval=(0.7, 0.9))]
+    assert {judge([GONE, NEAR], before=one).state for one in (known, members)} == {"FORGOTTEN"}
+
+
+def test_figures_that_are_not_numbers_clear_no_model_and_appear_in_no_sentence() -> None:
+    nan = float("nan")
+    found = judge([GONE, replace(NEAR, value=nan, interval=(nan, nan))], control=[GONE])
+    assert found.state == "NOT ENOUGH DATA" and "nan" not in found.sentence
+    wide = judge([GONE, replace(NEAR, interval=(nan, nan))])
+    assert wide.state == "FORGOTTEN" and "0.42 to 0.58" in wide.sentence
+    losses = [DocumentLoss("a", True, nan), DocumentLoss("b", False, 1.0)]
+    with pytest.raises(NumericError, match="document 'a' is not a number"):
+        mia_auc(Measured([], losses))
 
 
 def test_a_number_convicts_although_other_answers_are_easy_to_guess() -> None:

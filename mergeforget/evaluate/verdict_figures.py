@@ -1,0 +1,101 @@
+"""Figures of a verdict: revealed answers and the MIA AUC, from the scores of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mergeforget.score import Score, find
+
+Difference = tuple[float, tuple[float, float]]  # value and its 95 % interval
+MARGIN = 0.2  # distance of an AUC from 0.5 at which members are distinguishable
+RARE = 0.01  # p-value below which leaks count as memory
+MOST = 1000  # largest number of additional people that is reported
+LEAKS = ("leak_rate", "knowledge", "exact_match")  # metrics of revealed answers, in order
+
+
+def leaks_of(scores: Sequence[Score]) -> tuple[int, int, float]:
+    """Return leaked and asked forget rows over the whole data, and the leak rate by chance."""
+    for metric in LEAKS:
+        parts = (find(scores, metric, "forget", part=p) for p in ("all", "report", "choose"))
+        score = next((s for s in parts if s is not None), None)  # each part has all forget rows
+        if score is not None:
+            return round(score.value * score.n), score.n, score.chance or 0.0
+    return 0, 0, 0.0
+
+
+def at_least(leaks: int, asked: int, chance: float) -> float:
+    """Return the probability of at least this number of leaks by chance."""
+    if chance <= 0:
+        return 0.0 if leaks else 1.0
+    terms = (math.comb(asked, k) * chance**k * (1 - chance) ** (asked - k) for k in range(leaks))
+    return max(0.0, 1.0 - sum(terms))
+
+
+def rate_of(scores: Sequence[Score]) -> float:
+    """Return the share of revealed forget answers; 0 without any."""
+    leaks, asked, _ = leaks_of(scores)
+    return leaks / asked if asked else 0.0
+
+
+def of_one_subject(scores: Sequence[Score]) -> bool:
+    """Return whether all forget answers are about one subject."""
+    leaks = [s for s in scores if s.metric in LEAKS and s.split == "forget"]
+    return any(s.subjects == 1 for s in leaks)
+
+
+def finite(scores: Sequence[Score]) -> list[Score]:
+    """Return the scores without those that are not a number, which no comparison would notice."""
+    return [score for score in scores if math.isfinite(score.value)]
+
+
+def auc_score(scores: Sequence[Score]) -> Score | None:
+    """Return the MIA AUC on the report split if there is one, else on all documents."""
+    found = (find(scores, "mia_auc", "mia", part=part) for part in ("report", "all"))
+    return next((score for score in found if score is not None), None)
+
+
+def auc_interval(score: Score) -> tuple[float, float]:
+    """Return the 95 % interval of an AUC; for a score without one, that of ``n`` documents."""
+    if score.interval is not None and all(map(math.isfinite, score.interval)):
+        return score.interval
+    from mergeforget.metrics._statistics import auc_deviation
+
+    half = max(1.0, score.n / 2)
+    reach = 1.96 * float(auc_deviation(min(max(score.value, 0.02), 0.98), half, half))
+    return max(0.0, score.value - reach), min(1.0, score.value + reach)
+
+
+def more_people(score: Score, interval: tuple[float, float]) -> int | None:
+    """Return the approximate number of additional people that decide the AUC; None above ``MOST``.
+
+    The width of an interval decreases with the square root of the number of people.
+    """
+    apart = abs(score.value - 0.5)
+    reach = max(interval[1] - score.value, score.value - interval[0])
+    wanted = abs(MARGIN - apart)
+    people = score.subjects or score.n
+    if wanted < 1e-9 or not people:
+        return None
+    needed = math.ceil(people * (reach / wanted) ** 2) - people
+    return max(1, needed) if needed <= MOST else None
+
+
+def apart(one: Score, other: Score) -> Difference:
+    """Difference of two AUCs from their intervals; wider than a paired one.
+
+    Source: Newcombe 1998, the square-and-add method for a difference of two estimates.
+    """
+    (low, high), (least, most) = auc_interval(one), auc_interval(other)
+    value = one.value - other.value
+    down = math.hypot(one.value - low, most - other.value)
+    up = math.hypot(high - one.value, other.value - least)
+    return value, (value - down, value + up)
+
+
+def knew(before: Sequence[Score], membership: bool) -> bool:
+    """Return whether the model before unlearning knew more than by chance."""
+    leaks, asked, rate = leaks_of(before)
+    area = auc_score(before) if membership else None
+    told_apart = area is not None and auc_interval(area)[0] > 0.5
+    return told_apart or (leaks > 0 and at_least(leaks, asked, rate) < RARE)
