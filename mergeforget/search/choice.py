@@ -208,7 +208,8 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
             judge(best.scores, matching=best.matching, before=anchors.base), reasons
         )
         rest = "there is not enough data to call it balanced" if lacking else "it is not balanced"
-        rating = f"is the nearest to balance of {len(scored)} candidates, but {rest}"
+        several = f"is the nearest to balance of {len(scored)} candidates"
+        rating = f"{several if len(scored) > 1 else 'is the only candidate'}, but {rest}"
     text = f"{best.name}{layers} {rating}. Selection split: "
     if objective.terms not in ((("mia", 1.0),), (("mia_level", 1.0),)):
         text += f"{objective.text.partition(' if ')[0]} {rank.value:.3f}"

@@ -75,7 +75,7 @@ def test_the_sentence_contains_the_scores() -> None:
 def test_a_candidate_far_from_chance_is_not_called_balanced() -> None:
     said = choose([scored(0.2, 0.97, 0.95, 0.9, 1.0)], ANCHORS, parse_objective("mia")).sentence
     assert said.startswith(
-        "ties-factors-d0.20 is the nearest to balance of 1 candidates, but it is not balanced. "
+        "ties-factors-d0.20 is the only candidate, but it is not balanced. "
         "Selection split: MIA AUC 0.970"
     )
 
@@ -88,7 +88,7 @@ def test_a_merge_that_still_knows_the_forget_set_is_never_balanced() -> None:
 
 def test_a_model_without_retention_is_not_called_balanced() -> None:
     choice = choose([scored(0.3, 0.51, 0.52, 0.0, 0.0)], ANCHORS, parse_objective("mia"))
-    assert "nearest to balance of 1 candidates, but it is not balanced" in choice.sentence
+    assert "is the only candidate, but it is not balanced" in choice.sentence
     assert choice.warning is not None
     assert (
         "it knows 0% of retain, where the base knew 90%, on the selection split" in choice.warning
