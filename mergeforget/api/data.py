@@ -76,7 +76,7 @@ def read_data(
     """Read rows, as every command does.
 
     Args:
-        files: Data files, folders of .txt files, or data sets of the hub.
+        files: Data files, folders of .txt files, or data sets on the Hub.
         columns: Column names of the files by column name, for example ``{"input": "question"}``.
         turns: Assistant turns of a conversation to read.
 

@@ -178,7 +178,7 @@ def to_gguf(model: Path, out: Path) -> Path:
 
 
 def push_folder(folder: Path, repository: str) -> str:
-    """Upload an exported folder to a model repository of the hub; return its address.
+    """Upload an exported folder to a model repository on the Hub; return its address.
 
     Raises:
         ResourceError: The hub refuses or cannot be reached.

@@ -31,7 +31,7 @@ CORPORA = {  # split -> file of texts to train on
     **{f"scal_{i}": f"scal/forget_{i}" for i in range(1, 5)},  # larger and larger forget sets
     **{f"sust_{i}": f"sust/forget_{i}" for i in range(1, 5)},  # requests in sequence
 }
-ENDINGS = (".json", ".jsonl", "-*.parquet")  # of the repository and of the hub
+ENDINGS = (".json", ".jsonl", "-*.parquet")  # in the repository and on the Hub
 
 
 @benchmark("muse", source="Shi et al. 2024, MUSE, arXiv:2407.06460; its code: swj0419/muse_bench")
@@ -73,7 +73,7 @@ def first_answer(completion: str) -> str:
 def read_folder(folder: Path) -> dict[str, list[Row]]:
     """Read a published corpus: ``verbmem/``, ``knowmem/``, ``privleak/``, ``raw/``, ``scal/``, ...
 
-    Files are json, jsonl or the parquet files of the hub. Each question is preceded by the
+    Files are json, jsonl or the parquet files on the Hub. Each question is preceded by the
     published examples (``*_icl``). Missing parts, such as the questions of ``books``, are skipped.
 
     Returns:

@@ -16,7 +16,7 @@ from mergeforget.commands._options import (
     turns_option,
 )
 
-DATA = click.Path(path_type=Path)  # a file, a folder, or a data set of the hub
+DATA = click.Path(path_type=Path)  # a file, a folder, or a data set on the Hub
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 

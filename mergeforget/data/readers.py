@@ -51,7 +51,7 @@ def read_rows(
 
     Args:
         path: File (``.jsonl``, ``.json``, ``.parquet``, ``.csv``, ``.tsv``, ``.txt``), folder of
-            ``.txt`` files, or data set of the hub, ``name[:config][/split]``.
+            ``.txt`` files, or data set on the Hub, ``name[:config][/split]``.
         split: forget, retain or holdout; empty keeps the split in the file.
         columns: Names of columns in the file by our names (id, input, output, instruction,
             messages, text, subject, task, weight, paraphrased, perturbed). Common names are
@@ -120,7 +120,7 @@ def _without_ends(path: Path, rows: Sequence[Row]) -> list[Row]:
 
 
 def read_records(path: Path) -> Records:
-    """Read the records of a file, of a folder of ``.txt`` files, or of the hub."""
+    """Read the records of a file, of a folder of ``.txt`` files, or of a data set on the Hub."""
     if usable_path(path).is_dir():
         return _folder(path)
     readers: dict[str, Callable[[Path], Records]] = {
@@ -243,7 +243,7 @@ def _folder(path: Path) -> Records:
 
 
 def _hub_name(path: Path) -> dict[str, str | None] | None:
-    """Parse ``name[:config][/split]``; None if it cannot name a data set of the hub."""
+    """Parse ``name[:config][/split]``; None if it cannot name a data set on the Hub."""
     if path.is_absolute() or path.parts[0] in (".", ".."):
         return None
     text = path.as_posix()
@@ -261,7 +261,7 @@ def _hub(path: Path, where: Mapping[str, str | None]) -> Records:
         import datasets
     except ImportError as error:
         raise InputError(
-            f"There is no file {path}, and data sets of the hub need the package datasets: "
+            f"There is no file {path}, and data sets from the Hub need the package datasets: "
             f"{INSTALL}"
         ) from error
     try:

@@ -17,7 +17,7 @@ DEFINITION = "option-probability@1"
 def option_probability(measured: Measured, split: str, task: str = "") -> Score | None:
     """Mean of ``P(answer) / (P(answer) + sum of P(perturbed))``, in [0, 1].
 
-    P is ``exp(-NLL)``, the probability to the power of 1 / tokens, so that longer answers are not
+    P is ``exp(-NLL)``, the probability raised to the power 1 / tokens, so that longer answers are not
     penalised for their length. The chance level is ``1 / options``, averaged over the rows.
     """
     rows = [one for one in likelihoods_of(measured, split, task) if one.perturbed]

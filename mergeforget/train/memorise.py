@@ -62,7 +62,7 @@ def _settings(spec: Memorise) -> dict[str, Any]:
 
 def _content(base: Path) -> str | dict[str, str]:
     """Return what identifies a base: its revision on the hub, or the hash of each file."""
-    if base.parent.name == "snapshots" and REVISION.fullmatch(base.name):  # in the cache of the hub
+    if base.parent.name == "snapshots" and REVISION.fullmatch(base.name):  # in the cache of the Hub
         return base.name
     files = (p for p in base.iterdir() if p.is_file() and p.suffix in READ)
     return {p.name: sha256(p) for p in sorted(files)}

@@ -117,7 +117,7 @@ def _check_same_base(recipe: Recipe, run: Run) -> None:
 
 
 def _file_facts(path: str) -> dict[str, Any]:
-    """Return name, size and hash of a file or folder; the name of a data set of the hub."""
+    """Return name, size and hash of a file or folder; the name of a data set on the Hub."""
     return file_facts(Path(path)) if Path(path).exists() else {"name": path}
 
 
