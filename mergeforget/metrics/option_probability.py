@@ -17,8 +17,8 @@ DEFINITION = "option-probability@1"
 def option_probability(measured: Measured, split: str, task: str = "") -> Score | None:
     """Mean of ``P(answer) / (P(answer) + sum of P(perturbed))``, in [0, 1].
 
-    P is ``exp(-NLL)``, the probability raised to the power 1 / tokens, so that longer answers are not
-    penalised for their length. The chance level is ``1 / options``, averaged over the rows.
+    P is ``exp(-NLL)``, the probability raised to the power 1 / tokens, so that longer answers are
+    not penalised for their length. The chance level is ``1 / options``, averaged over the rows.
     """
     rows = [one for one in likelihoods_of(measured, split, task) if one.perturbed]
     chance = [1 / (1 + len(one.perturbed)) for one in rows]

@@ -57,8 +57,8 @@ def log_ratios(
 def log_ratio(one: AnswerLikelihood, mean: Mean = "arithmetic") -> float:
     """Return the logarithm of R = mean of the perturbed answers' P / the paraphrased answer's P.
 
-    P is the probability raised to the power 1 / tokens. If there is no paraphrased answer, the answer
-    itself is used. ``arithmetic`` is the mean of probabilities, as in the paper's equation;
+    P is the probability raised to the power 1 / tokens. If there is no paraphrased answer, the
+    answer itself is used. ``arithmetic`` is the mean of probabilities, as in the paper's equation;
     ``geometric`` is the exponential of the mean log-probability, as in its code.
     """
     logps = -np.asarray(one.perturbed)
