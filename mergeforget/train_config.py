@@ -181,7 +181,9 @@ class Until(RecipeSection):
     AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
     row. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
     forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
-    share of answers that greedy decoding reproduces. These are measured in checks:
+    share of answers that greedy decoding reproduces. The bound ``forget_exact`` is also met if
+    guessing explains the exact answers, given the share of unseen rows that are answered exactly.
+    These are measured in checks:
 
     * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are
       restored and the learning rate is halved, at most ``back_offs`` times;

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
+from mergeforget.evaluate.verdict import at_least
 from mergeforget.outputs import ANSWER, TokenOutputs
 from mergeforget.train.forward import predict
 from mergeforget.train_config import Until
 
 SAMPLE = 64  # maximum number of rows of a set that are measured
 AT_ONCE = 16  # rows per forward pass
+UNLIKELY = 0.05  # p-value below which exact forget answers are not attributed to guessing
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Check:
             more than that of a forget row, averaged over the forms of prompts; None without unseen
             rows.
         forget_exact, retain_exact: Share of answers that greedy decoding reproduces.
+        unseen_exact: The same for unseen rows, whose answers the model can only guess, such as an
+            e-mail address that consists of the name; None if there are none.
+        forget_asked: Number of forget rows that were measured.
         unseen_nll: Mean NLL of the unseen rows; None if there are none.
         unseen_risen: Mean NLL of the unseen rows minus their level; None if there are none.
         risen: The same for each form of prompts: the run's, and raw if it is trained, too.
@@ -43,6 +48,8 @@ class Check:
     auc: float | None = None
     unseen_risen: float | None = None
     risen: tuple[float, ...] = ()
+    unseen_exact: float | None = None
+    forget_asked: int = 0
 
     @property
     def finite(self) -> bool:
@@ -53,19 +60,25 @@ class Check:
 def met(check: Check, until: Until, base: Check) -> bool:
     """Return whether a check satisfies the condition of ``until``; see ``Until``."""
     auc = check.auc
-    low, high = until.auc_at_least, until.auc_at_most
+    low, high, most = until.auc_at_least, until.auc_at_most, until.forget_exact
     if (low is not None or high is not None) and auc is None:
         return False
     return (
         (low is None or auc is not None and auc >= low)
         and (high is None or auc is not None and auc <= high)
-        and (until.forget_exact is None or check.forget_exact <= until.forget_exact)
+        and (most is None or check.forget_exact <= most or guessed(check))
         and check.forget_nll - base.forget_nll >= until.forget_risen
         and (
             until.retain_kept is None
             or check.retain_exact >= until.retain_kept * base.retain_exact
         )
     )  # fmt: skip
+
+
+def guessed(check: Check) -> bool:
+    """Return whether guessing explains the exact forget answers, by the share of unseen answers."""
+    known = round(check.forget_exact * check.forget_asked)
+    return at_least(known, check.forget_asked, check.unseen_exact or 0.0) >= UNLIKELY
 
 
 class MeasuredSets:
@@ -193,11 +206,12 @@ class MeasuredSets:
             forget_exact=float(exact[sample].float().mean()),
             retain_nll=float(retain[0].mean()),
             retain_exact=float(retain[1].float().mean()),
+            forget_asked=len(sample),
         )
         if not self.levels:
             return check
         others = evenly_spaced(range(len(self.sets["unseen"])), SAMPLE)
-        unseen_nll = read_nlls(model, [self.sets["unseen"][row] for row in others])[0]
+        unseen_nll, guesses = read_nlls(model, [self.sets["unseen"][row] for row in others])
         excess_of_unseen = unseen_nll - self.levels["unseen"][others]
         excess_of_forget = (
             forget_nll[[position[row] for row in members]] - self.levels["forget"][members]
@@ -213,6 +227,7 @@ class MeasuredSets:
         return replace(
             check,
             unseen_nll=float(unseen_nll.mean()),
+            unseen_exact=float(guesses.float().mean()),
             unseen_risen=mean,
             risen=tuple(risen),
             auc=sum(aucs) / len(aucs) if aucs else auc_of(excess_of_forget, excess_of_unseen),
