@@ -2,8 +2,8 @@
 
 A fake tensor has a device, a shape and a dtype but no values. An operation on tensors of two
 devices raises an error, and so does one that needs a value (item, nonzero, a boolean index). The
-device is ``cuda`` where torch is built for it, else ``meta``: a CPU build cannot slice a fake CUDA
-tensor.
+device is ``cuda`` where there is a GPU, else ``meta``: a CPU build cannot slice a fake CUDA tensor,
+and the backward pass needs a CUDA context.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ from mergeforget.train.trainer import UnlearningTrainer
 from mergeforget.train.weighting import Entanglement, TokenScorer
 from mergeforget.train_config import Scorer
 
-DEVICE = "cuda" if torch.version.cuda else "meta"
+DEVICE = "cuda" if torch.cuda.is_available() else "meta"
 KINDS = (ANSWER, PROMPT)
 SETS = {
     name: [Row(f"{name}{i}", f"Who is {name} {i}?", f"Person {i * 7}.") for i in range(4)]
@@ -58,7 +59,11 @@ ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
 
 @contextmanager
 def fake_device() -> Iterator[None]:
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    """Fake tensors; pinning memory is not implemented for them, and does not change a tensor."""
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        patch.object(torch.Tensor, "pin_memory", lambda self: self),
+    ):
         yield
 
 
