@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STEPS = 200  # optimiser steps of a training without `until`
 TUNING = 2.0  # passes of a row in fine-tuning whose cost is that of weight gradients and AdamW
-LEARNED = 0.5  # share of the epochs that memorising takes if it ends at a loss
+LEARNED = 0.8  # share of the epochs that memorising takes if it ends at a loss
 ASKING = 2.3  # ratio of the time of an evaluation to that of its likelihoods
 ATTACKS = ("prompts", "quantise", "relearn")  # whose time is estimated
 PROMPTS = 190  # passes of a row per forget row, in `prompts`; measured with ten rows
@@ -74,7 +74,8 @@ def expected_seconds(
 
     A step trains on three sets of ``batch_size`` rows. The levels, the range test and each check
     are forward passes over forget rows, their twins and unseen rows, in each form of prompts. The
-    search measures seven models with three kinds of prompts.
+    search measures six models in full and nine by their likelihoods, as long as nine in full, with
+    three kinds of prompts.
     """
     from mergeforget.train.checks import SAMPLE
 
@@ -92,7 +93,7 @@ def expected_seconds(
     if memorise:
         epochs = recipe.memorise.epochs * (1 if recipe.memorise.stop_at is None else LEARNED)
         pair += epochs * (forget + retain) * (row.batch + TUNING * row.forward)
-    search = ASKING * 7 * 3 * 2 * (forget + retain) * row.forward
+    search = ASKING * 9 * 3 * 2 * (forget + retain) * row.forward
     every = forget + retain + len(rows.holdout)
     attacks = (
         PROMPTS * forget * row.forward,
