@@ -61,11 +61,17 @@ class Score:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Score:
-        """Create a score from ``to_dict``; other keys are ignored."""
+        """Create a score from ``to_dict``; other keys are ignored.
+
+        Raises:
+            TypeError: A key is missing, or a value has another type.
+        """
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         if known.get("interval") is not None:
             known["interval"] = tuple(known["interval"])
-        return cls(**known)
+        score = cls(**known)
+        _check_types(score)
+        return score
 
 
 def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
@@ -95,7 +101,6 @@ def read_scores(path: Path, part: str | None = None) -> dict[str, list[Score]]:
             if not isinstance(model, str):
                 raise TypeError("a score needs a model")
             plain_name(model, f"{path}, line {number},")
-            _check_types(score)
         except TypeError as error:
             raise InputError(
                 f"{path}, line {number} is not a score: {error}. Restore the file, or delete it "

@@ -239,7 +239,7 @@ def test_the_range_test_finds_the_largest_harmless_rate(
 def test_too_few_rows_are_refused_before_the_base_memorises_them(
     knowing: dict[str, Path], tmp_path: Path
 ) -> None:
-    write_jsonl(tmp_path / "one.jsonl", read_jsonl(knowing["forget"])[:1])  # without a name
+    write_jsonl(tmp_path / "one.jsonl", [{"id": "a", "input": "which?", "output": "it is"}])
     for count, told in ((1, "1 non-member documents"), (2, "too few holdout rows")):
         files = {name: str(tmp_path / f"{name}.jsonl") for name in ("one", "few")}
         write_jsonl(Path(files["few"]), read_jsonl(knowing["holdout"])[:count])
