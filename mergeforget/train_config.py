@@ -182,7 +182,7 @@ class Until(RecipeSection):
     row. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
     forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
     share of answers that greedy decoding reproduces. The bound ``forget_exact`` is also met if
-    guessing explains the exact answers, given the share of unseen rows that are answered exactly.
+    guessing explains the exact answers, given the share of twins that the base answers exactly.
     These are measured in checks:
 
     * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are

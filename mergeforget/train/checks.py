@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
-from mergeforget.evaluate.verdict import at_least
 from mergeforget.outputs import ANSWER, TokenOutputs
 from mergeforget.train.forward import predict
 from mergeforget.train_config import Until
@@ -31,9 +30,10 @@ class Check:
             more than that of a forget row, averaged over the forms of prompts; None without unseen
             rows.
         forget_exact, retain_exact: Share of answers that greedy decoding reproduces.
-        unseen_exact: The same for unseen rows, whose answers the model can only guess, such as an
-            e-mail address that consists of the name; None if there are none.
-        forget_asked: Number of forget rows that were measured.
+        unseen_exact: The same for unseen rows, whose answers the model can only guess; None if
+            there are none.
+        guess_p: Probability that guessing reproduces at least as many forget answers, such as
+            e-mail addresses that consist of the name; see ``MeasuredSets.guessable``.
         unseen_nll: Mean NLL of the unseen rows; None if there are none.
         unseen_risen: Mean NLL of the unseen rows minus their level; None if there are none.
         risen: The same for each form of prompts: the run's, and raw if it is trained, too.
@@ -49,7 +49,7 @@ class Check:
     unseen_risen: float | None = None
     risen: tuple[float, ...] = ()
     unseen_exact: float | None = None
-    forget_asked: int = 0
+    guess_p: float = 0.0
 
     @property
     def finite(self) -> bool:
@@ -66,7 +66,7 @@ def met(check: Check, until: Until, base: Check) -> bool:
     return (
         (low is None or auc is not None and auc >= low)
         and (high is None or auc is not None and auc <= high)
-        and (most is None or check.forget_exact <= most or guessed(check))
+        and (most is None or check.forget_exact <= most or check.guess_p >= UNLIKELY)
         and check.forget_nll - base.forget_nll >= until.forget_risen
         and (
             until.retain_kept is None
@@ -75,10 +75,20 @@ def met(check: Check, until: Until, base: Check) -> bool:
     )  # fmt: skip
 
 
-def guessed(check: Check) -> bool:
-    """Return whether guessing explains the exact forget answers, by the share of unseen answers."""
-    known = round(check.forget_exact * check.forget_asked)
-    return at_least(known, check.forget_asked, check.unseen_exact or 0.0) >= UNLIKELY
+def at_least(count: int, shares: Sequence[float]) -> float:
+    """Return the probability of at least ``count`` successes of independent trials.
+
+    Args:
+        shares: Probability of success of each trial.
+
+    >>> at_least(2, [0.5, 0.5, 0.0])
+    0.25
+    """
+    chances = [1.0]  # of each number of successes
+    for share in shares:
+        pairs = zip([*chances, 0.0], [0.0, *chances], strict=True)
+        chances = [none * (1 - share) + one * share for none, one in pairs]
+    return sum(chances[count:])
 
 
 class MeasuredSets:
@@ -96,6 +106,8 @@ class MeasuredSets:
     Attributes:
         levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
             under the base if it were unseen. Empty before ``measure_levels``.
+        guessable: Share of the twins of each forget row whose answer the base reproduces, (rows,);
+            empty without levels by twins, and then the share of the unseen rows is used.
         profile: NLL of each answer token of the forget rows relative to the level of its row, as
             in the row's twins, (rows, longest answer); 0 for rows without twins. None without
             levels by twins.
@@ -117,6 +129,7 @@ class MeasuredSets:
             if name in ("forget", "unseen")
         }
         self.levels: dict[str, Tensor] = {}
+        self.guessable = torch.zeros(0)
         self.profile: Tensor | None = None
 
     def measure_levels(self, model: Any) -> None:
@@ -142,6 +155,8 @@ class MeasuredSets:
                 "unseen": self._mean_of_twins(imitations, "imitations", len(unseen)),
             }
             self.profile = self._profile(held)
+            exact = read_nlls(model, self.sets["held"])[1].float()
+            self.guessable = self._mean_of_twins(exact, "held", len(forget))
         else:
             unseen_nll = read_nlls(model, unseen)[0]
             self.levels = {
@@ -206,7 +221,6 @@ class MeasuredSets:
             forget_exact=float(exact[sample].float().mean()),
             retain_nll=float(retain[0].mean()),
             retain_exact=float(retain[1].float().mean()),
-            forget_asked=len(sample),
         )
         if not self.levels:
             return check
@@ -216,7 +230,10 @@ class MeasuredSets:
         excess_of_forget = (
             forget_nll[[position[row] for row in members]] - self.levels["forget"][members]
         )
-        mean = float(excess_of_unseen.mean())
+        mean, guess = float(excess_of_unseen.mean()), float(guesses.float().mean())
+        shares = [guess] * len(sample)
+        if len(self.guessable):
+            shares = self.guessable[everywhere].tolist()
         risen, aucs = [], []
         for form in range(1 + int(max(forms.max() for forms in self.forms.values()))):
             unseen_excess = excess_of_unseen[self.forms["unseen"][others] == form]
@@ -227,7 +244,8 @@ class MeasuredSets:
         return replace(
             check,
             unseen_nll=float(unseen_nll.mean()),
-            unseen_exact=float(guesses.float().mean()),
+            unseen_exact=guess,
+            guess_p=at_least(int(exact[sample].sum()), shares),
             unseen_risen=mean,
             risen=tuple(risen),
             auc=sum(aucs) / len(aucs) if aucs else auc_of(excess_of_forget, excess_of_unseen),

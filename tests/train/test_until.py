@@ -141,9 +141,8 @@ def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path
         ({"auc": 0.6}, {"auc_at_least": 0.6}, True),
         ({"auc": 0.9}, {"auc_at_least": 0.6, "auc_at_most": 0.8}, False),
         ({"forget_exact": 0.1}, {"forget_exact": 0.0}, False),
-        ({"forget_exact": 0.1, "unseen_exact": 0.1}, {"forget_exact": 0.0}, True),  # guessed
-        ({"forget_exact": 0.4, "unseen_exact": 0.1}, {"forget_exact": 0.0}, False),
-        ({"forget_exact": 0.1, "unseen_exact": 0.0}, {"forget_exact": 0.0}, False),
+        ({"forget_exact": 0.1, "guess_p": 0.3}, {"forget_exact": 0.0}, True),
+        ({"forget_exact": 0.1, "guess_p": 0.01}, {"forget_exact": 0.0}, False),
         ({"retain_exact": 0.7}, {"auc_at_least": 0.0, "retain_kept": 0.8}, False),
         ({"forget_nll": 0.5}, {"forget_risen": 0.5}, False),  # 0.4 above the base
     ],
@@ -151,7 +150,7 @@ def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path
 def test_the_condition_checks_auc_exact_answers_and_nll(
     check: dict[str, Any], until: dict[str, Any], expected: bool
 ) -> None:
-    assert met(replace(BASE, step=4, forget_asked=20, **check), Until(**until), BASE) is expected
+    assert met(replace(BASE, step=4, **check), Until(**until), BASE) is expected
 
 
 def test_auc_matches_a_hand_calculation() -> None:
