@@ -1,4 +1,4 @@
-"""Figures of a verdict: revealed answers and the MIA AUC, from the scores of a model."""
+"""Select the scores that a verdict uses: revealed answers and the MIA AUC."""
 
 from __future__ import annotations
 

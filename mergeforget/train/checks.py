@@ -75,20 +75,28 @@ def met(check: Check, until: Until, base: Check) -> bool:
     )  # fmt: skip
 
 
-def at_least(count: int, shares: Sequence[float]) -> float:
-    """Return the probability of at least ``count`` successes of independent trials.
+def guess_probability(exact: Sequence[bool], shares: Sequence[float]) -> float:
+    """Return the probability that guessing reproduces at least as many answers.
 
     Args:
-        shares: Probability of success of each trial.
+        exact: Whether each answer was reproduced.
+        shares: Probability that each answer is guessed.
 
-    >>> at_least(2, [0.5, 0.5, 0.0])
+    Returns:
+        0 if an answer was reproduced that is never guessed: other answers do not explain it.
+
+    >>> guess_probability([True, True, False], [0.5, 0.5, 0.0])
     0.25
+    >>> guess_probability([True, False, True], [0.5, 0.5, 0.0])
+    0.0
     """
+    if any(known and not share for known, share in zip(exact, shares, strict=True)):
+        return 0.0
     chances = [1.0]  # of each number of successes
     for share in shares:
         pairs = zip([*chances, 0.0], [0.0, *chances], strict=True)
         chances = [none * (1 - share) + one * share for none, one in pairs]
-    return sum(chances[count:])
+    return sum(chances[sum(exact) :])
 
 
 class MeasuredSets:
@@ -107,7 +115,8 @@ class MeasuredSets:
         levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
             under the base if it were unseen. Empty before ``measure_levels``.
         guessable: Share of the twins of each forget row whose answer the base reproduces, (rows,);
-            empty without levels by twins, and then the share of the unseen rows is used.
+            0 for a row without twins. Empty without levels by twins; checks then use the share of
+            unseen rows that are answered exactly.
         profile: NLL of each answer token of the forget rows relative to the level of its row, as
             in the row's twins, (rows, longest answer); 0 for rows without twins. None without
             levels by twins.
@@ -156,7 +165,7 @@ class MeasuredSets:
             }
             self.profile = self._profile(held)
             exact = read_nlls(model, self.sets["held"])[1].float()
-            self.guessable = self._mean_of_twins(exact, "held", len(forget))
+            self.guessable = self._mean_of_twins(exact, "held", len(forget), other=0.0)
         else:
             unseen_nll = read_nlls(model, unseen)[0]
             self.levels = {
@@ -170,17 +179,23 @@ class MeasuredSets:
         known = {row for row in rows_of_twins if row >= 0}
         return len(rows_of_twins) == len(self.sets.get(name, ())) and 2 * len(known) > size
 
-    def _mean_of_twins(self, nll: Tensor, name: str, size: int) -> Tensor:
-        """Return the mean NLL of the twins of each of ``size`` rows, (size,)."""
+    def _mean_of_twins(
+        self, values: Tensor, name: str, size: int, other: float | None = None
+    ) -> Tensor:
+        """Return the mean value of the twins of each of ``size`` rows, (size,).
+
+        Args:
+            other: Value of a row without twins; by default the mean over all twins.
+        """
         rows_of_twins = self.twins[name]
         known = {row for row in rows_of_twins if row >= 0}
-        levels = torch.full((size,), float(nll.mean()))
+        means = torch.full((size,), float(values.mean()) if other is None else other)
         for row in known:
-            twin_nlls = [
-                value for value, twin in zip(nll, rows_of_twins, strict=True) if twin == row
+            of_twins = [
+                value for value, twin in zip(values, rows_of_twins, strict=True) if twin == row
             ]
-            levels[row] = torch.stack(twin_nlls).mean()
-        return levels
+            means[row] = torch.stack(of_twins).mean()
+        return means
 
     def _profile(self, held: Sequence[Tensor]) -> Tensor:
         """Return the NLL of answer tokens relative to that of their row, (rows, longest answer).
@@ -245,7 +260,7 @@ class MeasuredSets:
             check,
             unseen_nll=float(unseen_nll.mean()),
             unseen_exact=guess,
-            guess_p=at_least(int(exact[sample].sum()), shares),
+            guess_p=guess_probability(exact[sample].tolist(), shares),
             unseen_risen=mean,
             risen=tuple(risen),
             auc=sum(aucs) / len(aucs) if aucs else auc_of(excess_of_forget, excess_of_unseen),
