@@ -29,6 +29,7 @@ class Check:
         auc: Probability that the NLL of an unseen row of the selection split exceeds its level by
             more than that of a forget row, averaged over the forms of prompts; None without unseen
             rows.
+        aucs: The same for each form of prompts: the run's, and raw if it is trained, too.
         forget_exact, retain_exact: Share of answers that greedy decoding reproduces.
         unseen_exact: The same for unseen rows, whose answers the model can only guess; None if
             there are none.
@@ -36,7 +37,9 @@ class Check:
             e-mail addresses that consist of the name; see ``MeasuredSets.guessable``.
         unseen_nll: Mean NLL of the unseen rows; None if there are none.
         unseen_risen: Mean NLL of the unseen rows minus their level; None if there are none.
-        risen: The same for each form of prompts: the run's, and raw if it is trained, too.
+        risen: The same for each form of prompts.
+        below: Mean of NLL minus level of the unseen rows minus that of the forget rows, for each
+            form of prompts.
     """
 
     step: int
@@ -50,6 +53,18 @@ class Check:
     risen: tuple[float, ...] = ()
     unseen_exact: float | None = None
     guess_p: float = 0.0
+    aucs: tuple[float, ...] = ()
+    below: tuple[float, ...] = ()
+
+    @property
+    def lowest_auc(self) -> float | None:
+        """AUC of the form of prompts with the lowest one."""
+        return min(self.aucs, default=self.auc)
+
+    @property
+    def highest_auc(self) -> float | None:
+        """AUC of the form of prompts with the highest one."""
+        return max(self.aucs, default=self.auc)
 
     @property
     def finite(self) -> bool:
@@ -59,20 +74,24 @@ class Check:
 
 def met(check: Check, until: Until, base: Check) -> bool:
     """Return whether a check satisfies the condition of ``until``; see ``Until``."""
-    auc = check.auc
-    low, high, most = until.auc_at_least, until.auc_at_most, until.forget_exact
-    if (low is not None or high is not None) and auc is None:
-        return False
+    lowest, highest = check.lowest_auc, check.highest_auc
+    low, high = until.auc_at_least, until.auc_at_most
     return (
-        (low is None or auc is not None and auc >= low)
-        and (high is None or auc is not None and auc <= high)
-        and (most is None or check.forget_exact <= most or check.guess_p >= UNLIKELY)
+        (low is None or lowest is not None and lowest >= low)
+        and (high is None or highest is not None and highest <= high)
+        and answers_forgotten(check, until)
         and check.forget_nll - base.forget_nll >= until.forget_risen
         and (
             until.retain_kept is None
             or check.retain_exact >= until.retain_kept * base.retain_exact
         )
     )  # fmt: skip
+
+
+def answers_forgotten(check: Check, until: Until) -> bool:
+    """Return whether few enough forget answers are exact, or guessing explains them."""
+    most = until.forget_exact
+    return most is None or check.forget_exact <= most or check.guess_p >= UNLIKELY
 
 
 def guess_probability(exact: Sequence[bool], shares: Sequence[float]) -> float:
@@ -249,11 +268,12 @@ class MeasuredSets:
         shares = [guess] * len(sample)
         if len(self.guessable):
             shares = self.guessable[everywhere].tolist()
-        risen, aucs = [], []
+        risen, aucs, below = [], [], []
         for form in range(1 + int(max(forms.max() for forms in self.forms.values()))):
             unseen_excess = excess_of_unseen[self.forms["unseen"][others] == form]
             risen.append(float(unseen_excess.mean()) if len(unseen_excess) else mean)
             forget_excess = excess_of_forget[self.forms["forget"][members] == form]
+            below.append(risen[-1] - float(forget_excess.mean()) if len(forget_excess) else 0.0)
             if len(unseen_excess) and len(forget_excess):
                 aucs.append(auc_of(forget_excess, unseen_excess))
         return replace(
@@ -263,18 +283,21 @@ class MeasuredSets:
             guess_p=guess_probability(exact[sample].tolist(), shares),
             unseen_risen=mean,
             risen=tuple(risen),
+            aucs=tuple(aucs),
+            below=tuple(below),
             auc=sum(aucs) / len(aucs) if aucs else auc_of(excess_of_forget, excess_of_unseen),
         )
 
-    def targets(self, check: Check, offset: float) -> Tensor | None:
+    def targets(self, check: Check, offsets: Sequence[float]) -> Tensor | None:
         """Return the target NLL of each forget row, (rows,); None without levels.
 
         It is the row's level, plus the rise of the unseen rows with the same form of prompt (unseen
-        rows in chat and with raw prompts rise by different amounts), plus ``offset``.
+        rows in chat and with raw prompts rise by different amounts), plus the offset of that form.
         """
         if not check.risen:
             return None
-        return self.levels["forget"] + torch.tensor(check.risen)[self.forms["forget"]] + offset
+        shifts = torch.tensor(check.risen) + torch.tensor(offsets)
+        return self.levels["forget"] + shifts[self.forms["forget"]]
 
 
 def read_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from mergeforget.console import say
 from mergeforget.distributed import on_main
 from mergeforget.files import read_jsonl, reading
-from mergeforget.train.checks import Check, MeasuredSets, met
+from mergeforget.train.checks import Check, MeasuredSets, answers_forgotten, met
 from mergeforget.train.forward import as_reference, unwrapped
 from mergeforget.train_config import Training, Until
 
@@ -27,6 +27,8 @@ COST = 0.05  # maximum rise of the retain NLL in the range test, in nats
 HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate decreases
 FELL = 0.05  # fall of the AUC since the last check that counts as progress
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
+LEAD = 0.2  # nats by which one form of prompts may be closer to its target than the other
+FAR = 0.1  # AUC below ``auc_at_most`` at which the target of a form of prompts is lowered
 
 
 class UntilController(TrainerCallback):
@@ -63,7 +65,7 @@ class UntilController(TrainerCallback):
         self.base: Check | None = None
         self.checks: list[Check] = []  # in order, without those whose steps were undone
         self.back_offs = 0
-        self.offset = self._first_offset()
+        self.offsets = [self._first_offset()]  # of each form of prompts
         self.outcome = ""  # reached, max_steps or collapsed
         self.reached: Check | None = None
 
@@ -92,9 +94,9 @@ class UntilController(TrainerCallback):
         """Return the last step before a step that satisfies the lower AUC bound of ``under``."""
         if self.under is None:
             return None
-        low = self.under.auc_at_least
+        low = self.under.auc_at_least or 0.0
         steps = [c.step for c in self.checks
-                if 0 < c.step < before and (low is None or (c.auc or 0.0) >= low)]  # fmt: skip
+                 if 0 < c.step < before and (c.lowest_auc or 0.0) >= low]  # fmt: skip
         return steps[-1] if steps else None
 
     def on_train_begin(
@@ -105,6 +107,7 @@ class UntilController(TrainerCallback):
             self.measured.measure_levels(inner)
             self.base = self.measured.measure(inner, 0)
         self.checks = [self.base]
+        self.offsets *= len(self.base.risen) or 1
         for line in read_jsonl(self.history):
             if line.get("stage") != self.stage:
                 continue
@@ -143,7 +146,7 @@ class UntilController(TrainerCallback):
         self._set_targets()
         line = asdict(check) | {"decision": decision, "learning_rate": self.rate}
         self.trainer._more["until"] = line | {
-            "offset": self.offset, "first_rate": self.first_rate
+            "offsets": list(self.offsets), "first_rate": self.first_rate
         }  # fmt: skip
         if decision in ("reached", "max_steps", "collapsed"):
             self.outcome = decision
@@ -185,15 +188,13 @@ class UntilController(TrainerCallback):
         if last:
             say(f"{self.stage}: the condition was not reached in {check.step} steps ({self.note}).")
             return "max_steps"
-        gap = self._gap(check)
-        if gap < CLOSE:
-            self.offset += self.until.margin if self.offset >= 0 else -self.until.margin
+        if self._move_targets(check):
             return "move target"
         if risen > HARMED:
             if self.rate > self.first_rate:
                 self.rate = max(self.first_rate, self.rate / self.until.growth)
                 return "ease"
-        elif not self._progressed(check, before) and gap > 2 * CLOSE:
+        elif not self._progressed(check, before) and max(self._gaps(check)) > 2 * CLOSE:
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"
@@ -208,7 +209,8 @@ class UntilController(TrainerCallback):
 
     def _replay(self, line: Mapping[str, Any]) -> None:
         """Restore the state after a check of an interrupted training."""
-        self.rate, self.offset = line["learning_rate"], line["offset"]
+        self.rate = line["learning_rate"]
+        self.offsets = line.get("offsets") or [line["offset"]] * len(self.offsets)
         self.first_rate = line.get("first_rate", self.first_rate)
         decision = line["decision"]
         if decision in ("back off", "mend", "collapsed"):
@@ -219,14 +221,17 @@ class UntilController(TrainerCallback):
             names = Check.__dataclass_fields__
             known = {k: v for k, v in line.items() if k in names}
             mean = known.get("unseen_risen")
-            risen = known.get("risen") or ([] if mean is None else [mean, mean])
-            self.checks.append(Check(**known | {"risen": tuple(risen)}))
+            known["risen"] = known.get("risen") or ([] if mean is None else [mean, mean])
+            tuples = {n: tuple(known.get(n, ())) for n in ("risen", "aucs", "below")}
+            self.checks.append(Check(**known | tuples))
 
     def _retreat(self) -> None:
         """Remove the checks after the last one that satisfies the lower AUC bound of ``under``."""
         assert self.under is not None
         low = self.under.auc_at_least
-        while len(self.checks) > 1 and low is not None and (self.checks[-1].auc or 0.0) < low:
+        if low is None:
+            return
+        while len(self.checks) > 1 and (self.checks[-1].lowest_auc or 0.0) < low:
             self.checks.pop()
 
     def _first_offset(self) -> float:
@@ -237,17 +242,48 @@ class UntilController(TrainerCallback):
         return self.until.margin if low is None else 0.0
 
     def _set_targets(self) -> None:
-        """Set the target NLL of each forget row in the loss ``level``."""
-        levels = self.measured.targets(self.checks[-1], self.offset)
+        """Set the target NLL of each forget row in the loss ``level``.
+
+        A form of prompts that is more than ``LEAD`` nats closer to its target than the other waits
+        for it: its rows are held at their present distance from the level.
+        """
+        check = self.checks[-1]
+        gaps = self._gaps(check)
+        waits = [min(max(0.0, max(gaps) - gap - LEAD), max(0.0, gap)) for gap in gaps]
+        if not check.below:  # without levels, or a check of an earlier version
+            waits = [0.0] * len(self.offsets)
+        offsets = [o - wait for o, wait in zip(self.offsets, waits, strict=True)]
+        levels = self.measured.targets(check, offsets)
         if levels is not None:
             self.trainer.levels = {"forget": levels.clamp(min=0.0)}
             if self.measured.profile is not None:
                 self.trainer.profiles = {"forget": self.measured.profile}
 
-    def _gap(self, check: Check) -> float:
-        """Return the mean distance of the forget rows from their target, in nats, or infinity."""
-        targets = self.measured.targets(check, self.offset)
-        return float("inf") if targets is None else float(targets.mean()) - check.forget_nll
+    def _gaps(self, check: Check) -> list[float]:
+        """Return the distance of the forget rows from their target for each form, in nats.
+
+        It is infinity without levels.
+        """
+        if not check.below:
+            return [float("inf")]
+        return [below + o for below, o in zip(check.below, self.offsets, strict=True)]
+
+    def _move_targets(self, check: Check) -> bool:
+        """Move the targets of the forms of prompts; return whether one moved.
+
+        A target moves by ``margin``: on, if the rows reached it and the condition on their AUC or
+        on the exact answers does not hold, and back, if the AUC is far below ``auc_at_most``.
+        """
+        old, margin = list(self.offsets), self.until.margin
+        high = self.until.auc_at_most if self.until.auc_at_least is None else None
+        for form, gap in enumerate(self._gaps(check)):
+            auc = check.aucs[form] if form < len(check.aucs) else check.auc
+            if None not in (auc, high) and auc <= high and answers_forgotten(check, self.until):  # type: ignore[operator]
+                if auc < high - FAR and gap > -2 * CLOSE:  # type: ignore[operator]
+                    self.offsets[form] -= margin
+            elif gap < CLOSE:
+                self.offsets[form] += margin if self._first_offset() >= 0 else -margin
+        return self.offsets != old
 
     def _range_test(self, model: Any) -> float:
         """Return the largest rate at which several equal steps hardly raise the retain NLL."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,6 +141,9 @@ def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path
         ({"auc": None}, {"auc_at_most": 0.35}, False),
         ({"auc": 0.6}, {"auc_at_least": 0.6}, True),
         ({"auc": 0.9}, {"auc_at_least": 0.6, "auc_at_most": 0.8}, False),
+        ({"auc": 0.4, "aucs": (0.3, 0.5)}, {"auc_at_most": 0.45}, False),  # in one form only
+        ({"auc": 0.6, "aucs": (0.5, 0.7)}, {"auc_at_least": 0.55}, False),
+        ({"auc": 0.6, "aucs": (0.56, 0.64)}, {"auc_at_least": 0.55}, True),
         ({"forget_exact": 0.1}, {"forget_exact": 0.0}, False),
         ({"forget_exact": 0.1, "guess_p": 0.3}, {"forget_exact": 0.0}, True),
         ({"forget_exact": 0.1, "guess_p": 0.01}, {"forget_exact": 0.0}, False),
@@ -266,6 +270,61 @@ def test_the_rate_grows_only_without_progress(
     check = replace(BASE, step=8, auc=0.9 - fallen, forget_nll=BASE.forget_nll + risen)
     control._decide(check, last=False)
     assert control.rate == pytest.approx(rate)
+
+
+def controller_of(folder: Path, measured: MeasuredSets) -> until.UntilController:
+    training = load_recipe("level").pair.over  # type: ignore[union-attr]
+    history = folder / "history.jsonl"
+    return until.UntilController(
+        training, measured, stage="over", folder=folder, history=history, save=lambda path: None
+    )
+
+
+@pytest.mark.parametrize(
+    ("aucs", "below", "exact", "offsets"),
+    [
+        ((0.6, 0.6), (0.0, 0.0), 0.0, (0.3, 0.3)),  # 0.3 nats from the target
+        ((0.6, 0.6), (-0.25, 0.0), 0.0, (0.6, 0.3)),  # the first form reached it
+        ((0.6, 0.4), (0.0, -0.25), 0.0, (0.3, 0.3)),  # the AUC of the second is low enough,
+        ((0.6, 0.3), (0.0, -0.25), 0.0, (0.3, 0.0)),  # or lower than it has to be
+        ((0.6, 0.3), (0.0, -0.6), 0.0, (0.3, 0.3)),  # its rows are led back already
+        ((0.4, 0.3), (-0.3, -0.3), 0.1, (0.6, 0.6)),  # answers are left
+    ],
+)
+def test_each_form_of_prompts_has_its_own_target(
+    aucs: tuple[float, float], below: tuple[float, float], exact: float,
+    offsets: tuple[float, float], tmp_path: Path,
+) -> None:  # fmt: skip
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    control.base, control.checks, control.offsets = BASE, [replace(BASE, step=4)], [0.3, 0.3]
+    check = replace(BASE, step=8, auc=sum(aucs) / 2, aucs=aucs, below=below, risen=(0.1, 0.2),
+                    forget_exact=exact, forget_nll=1.0)  # fmt: skip
+    decision = control._decide(check, last=False)
+    assert control.offsets == pytest.approx(list(offsets))
+    assert (decision == "move target") == (offsets != (0.3, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("below", "targets"),
+    [
+        ((2.0, 2.0), (3.4, 4.5)),  # level + risen + offset
+        ((2.0, 1.0), (3.4, 4.5 - 0.8)),  # the second waits until the first is 0.2 nats behind it
+        ((2.0, -0.5), (3.4, 4.5)),  # beyond its target; it returns to it
+        ((2.0, 0.1), (3.4, 4.5 - 0.4)),  # held where it is
+    ],
+)
+def test_a_form_of_prompts_waits_for_the_other(
+    below: tuple[float, float], targets: tuple[float, float], tmp_path: Path
+) -> None:
+    measured = MeasuredSets({"forget": []})
+    measured.levels, measured.forms = {"forget": torch.tensor([3.0, 4.0])}, {}
+    measured.forms["forget"] = torch.tensor([0, 1])
+    control = controller_of(tmp_path, measured)
+    control.offsets = [0.3, 0.3]
+    control.checks = [replace(BASE, step=4, risen=(0.1, 0.2), below=below)]
+    control.trainer = SimpleNamespace()
+    control._set_targets()
+    assert control.trainer.levels["forget"].tolist() == pytest.approx(list(targets))
 
 
 @pytest.mark.parametrize("rows, every, steps", [(3, None, 4), (24, None, 4), (48, None, 9),
