@@ -179,7 +179,7 @@ class Until(RecipeSection):
     """Train until a condition on the selection split holds, instead of a number of epochs.
 
     AUC is the probability that an unseen row of the selection split has a higher NLL than a forget
-    row. The condition is ``auc_at_least <= AUC <= auc_at_most``, ``exact <=
+    row. The condition is ``auc_at_least <= AUC <= auc_at_most`` in each form of prompts, ``exact <=
     forget_exact`` and ``retain exact >= retain_kept * (retain exact of the base)``; "exact" is the
     share of answers that greedy decoding reproduces. The bound ``forget_exact`` is also met if
     guessing explains the exact answers, given the share of twins that the base answers exactly.
@@ -189,8 +189,10 @@ class Until(RecipeSection):
       restored and the learning rate is halved, at most ``back_offs`` times;
     * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
       learning rate is multiplied by ``growth``;
-    * with the loss ``level``, the target moves ``margin`` nats beyond the level of unseen rows if
-      the previous check reached it but the condition does not hold.
+    * with the loss ``level``, the target of a form of prompts moves ``margin`` nats beyond the
+      level of unseen rows if its rows reached it but the condition does not hold, and back if the
+      AUC is more than 0.1 below ``auc_at_most``; a form that is more than 0.2 nats closer to its
+      target than the other waits for it.
 
     Attributes:
         every: Steps between checks; by default three quarters of a pass over the forget rows, but
