@@ -117,7 +117,7 @@ def generate_ids(
     limit = position_limit(model) or 2**31
     tokens = batch_tokens or token_budget(model)
     static = ways.static and adapters_of.set_rows is None
-    refilled = ways.rows == "padded" and has_plain_cache(model) and not static
+    refilled = ways.rows == "padded" and has_plain_cache(model)
 
     def work(places: list[int]) -> list[list[int]]:
         found: dict[int, list[int]] = {}
@@ -130,7 +130,7 @@ def generate_ids(
                 width = budget + max(map(len, batch))
                 at_once = max(1, min(ROWS, tokens // max(1, width)))
                 if static:
-                    new = greedy_static(model, batch, stop, budget)
+                    new = greedy_static(model, batch, stop, budget, at_once=at_once)
                 elif refilled and len(batch) > at_once:
                     who = adapters_of.part(own)
                     new = greedy_refilled(model, batch, stop, budget, at_once, who)

@@ -261,7 +261,11 @@ def _typical_error(found: Tensor, expected: Tensor) -> float:
 
 
 def _decodes_static(model: Any, probes: _Probes, stage: _Stage) -> bool:
-    return _decodes(model, probes, 0, True, stage, partial(greedy_static, check_every=1))
+    """Decode two probes in one batch, and with the second, longer one in place of the first."""
+    return all(
+        _decodes(model, probes, 0, True, stage, partial(greedy_static, at_once=rows, check_every=1))
+        for rows in (2, 1)
+    )
 
 
 def _decodes(

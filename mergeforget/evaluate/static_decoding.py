@@ -7,6 +7,7 @@ recorded once per batch and launched together.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,16 +51,20 @@ def greedy_static(
     stop: Sequence[int],
     max_new_tokens: int,
     *,
+    at_once: int | None = None,
     check_every: int = CHECK_EVERY,
     pick: Pick = most_likely,
 ) -> list[list[int]]:
-    """Decode one batch with a static cache.
+    """Decode rows with a static cache; waiting prompts take the places of finished rows.
 
-    Finished rows stay in the batch until half of its rows are finished.
+    New prompts are processed when a quarter of the places is free. Their keys and values are
+    copied into the buffers of the batch, so a CUDA graph remains valid. When no prompt is waiting,
+    finished rows stay in the batch until half of its rows are finished.
 
     Args:
-        prompts: Token ids of each row.
+        prompts: Token ids of each row; similar lengths should follow each other.
         stop: Tokens that end a row.
+        at_once: Largest number of rows in a pass; all by default.
         check_every: Number of new tokens between two checks for finished rows.
         pick: Function that selects the next token of each row.
 
@@ -69,28 +74,47 @@ def greedy_static(
     if not max_new_tokens:
         return [[] for _ in prompts]
     last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
-    new = torch.full((len(prompts), max_new_tokens), -1, device=model.device)
-    ends = torch.tensor(list(stop), device=model.device)
-    rows, logits, cache, mask = prefill(model, prompts, last, SAME_ADAPTER)
-    places = torch.tensor(rows, device=model.device)
-    passes = _StaticPasses(model, cache, mask, max_new_tokens - 1, last)
-    finished = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
-    for step in range(max_new_tokens):
+    device, total = model.device, len(prompts)
+    # the last column takes what finished rows write
+    new = torch.full((total, max_new_tokens + 1), -1, device=device)
+    ends = torch.tensor(list(stop), device=device)
+    waiting = list(range(at_once or total, total))
+    rows, logits, cache, mask = prefill(model, prompts[: at_once or total], last, SAME_ADAPTER)
+    length = max(map(len, prompts)) + max_new_tokens
+    passes = _StaticPasses(model, cache, mask, length, last)
+    places = torch.tensor(rows, device=device)
+    counts, finished = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool)
+    checks = {max_new_tokens}  # the steps at which rows reach the limit
+    for step in itertools.count(1):
         chosen = pick(logits, rows)  # (rows,)
-        new[places, step] = chosen
-        finished |= torch.isin(chosen, ends)
-        if step + 1 == max_new_tokens:
-            break
-        if (step + 1) % check_every == 0:
-            left = (~finished).nonzero().squeeze(1)
-            if not len(left):
+        new[places, counts] = chosen
+        counts = (counts + 1).clamp(max=max_new_tokens)
+        finished |= torch.isin(chosen, ends) | (counts == max_new_tokens)
+        free: list[int] = []
+        if step % check_every == 0 or step in checks:
+            free = finished.nonzero().squeeze(1).tolist()
+            if not waiting and len(free) == len(rows):
                 break
-            if len(left) <= len(rows) // 2:
-                passes = passes.select(left)
+            if not waiting and len(free) >= len(rows) / 2:
+                left = (~finished).nonzero().squeeze(1)
+                passes.select(left)
                 rows = [rows[i] for i in left.tolist()]
-                places, chosen, finished = places[left], chosen[left], finished[left]
-        logits = passes.run(chosen)
-    return [_answer(row, stop) for row in new.tolist()]
+                places, chosen, counts = places[left], chosen[left], counts[left]
+                finished, free = finished[left], []
+        if len(free) < len(rows):
+            logits = passes.run(chosen)
+        if waiting and len(free) >= len(rows) / 4:
+            taken, waiting = waiting[: len(free)], waiting[len(free) :]
+            order, fresh, *read = prefill(model, [prompts[i] for i in taken], last, SAME_ADAPTER)
+            at = torch.tensor(free[: len(taken)], device=device)
+            passes.refill(at, *read)
+            for place, number in zip(free, order, strict=False):
+                rows[place] = taken[number]
+            logits = logits.index_copy(0, at, fresh)
+            counts[at], finished[at] = 0, False
+            places = torch.tensor(rows, device=device)
+            checks.add(step + max_new_tokens)
+    return [_answer(row[:max_new_tokens], stop) for row in new.tolist()]
 
 
 def _answer(tokens: list[int], stop: Sequence[int]) -> list[int]:
@@ -104,22 +128,25 @@ def _answer(tokens: list[int], stop: Sequence[int]) -> list[int]:
 class _StaticPasses:
     """Decoding passes of a batch on buffers of fixed shapes and addresses.
 
+    All rows write to the same place of the cache, which continues at the start after its end. The
+    mask of a row shows which places belong to it, so their order is irrelevant.
+
     Args:
         cache: A dynamic cache of the prompts; its memory is freed.
         mask: Attention mask of the prompts, (rows, tokens).
-        room: Number of passes that follow.
+        length: Largest number of tokens of a row, including the new ones.
         last: Arguments that limit the logits to the last position.
     """
 
     def __init__(
-        self, model: Any, cache: Any, mask: Tensor, room: int, last: dict[str, int]
+        self, model: Any, cache: Any, mask: Tensor, length: int, last: dict[str, int]
     ) -> None:
-        self.model, self.room, self.last, self.seen = model, room, last, mask
+        self.model, self.last, self.length = model, last, length
         self.place = mask.shape[1]  # of the next token in the cache
-        capacity = -(-(self.place + room) // ROUNDING) * ROUNDING
-        self.cache = _static_cache(model, cache, capacity)
+        self.capacity = -(-length // ROUNDING) * ROUNDING
+        self.cache = _static_cache(model, cache, self.capacity)
         # complete masks, because building one reads values on the device
-        self.mask = F.pad(mask, (0, capacity - self.place)).bool()[:, None, None]
+        self.mask = F.pad(mask, (0, self.capacity - self.place)).bool()[:, None, None]
         self.positions = mask.sum(1, keepdim=True)
         self.ids = torch.zeros_like(self.positions)
         self.logits: Tensor | None = None
@@ -127,6 +154,10 @@ class _StaticPasses:
 
     def run(self, tokens: Tensor) -> Tensor:
         """Append a token to each row, (rows,), and return the logits after it."""
+        if self.place == self.capacity:
+            self.place = 0
+            for layer in self.cache.layers:
+                layer.cumulative_length.zero_()
         self.ids.copy_(tokens[:, None])
         self.mask[..., self.place] = True
         on_gpu = self.ids.device.type == "cuda"
@@ -139,17 +170,34 @@ class _StaticPasses:
         else:
             self.logits = self._forward()
         assert self.logits is not None
-        self.positions += 1
-        self.place, self.room = self.place + 1, self.room - 1
+        # finished rows continue, but not beyond the last position that the model knows
+        self.positions.add_(1).clamp_(max=self.length - 1)
+        self.place += 1
         return self.logits.clone()
 
-    def select(self, rows: Tensor) -> _StaticPasses:
-        """Return the passes of some rows."""
-        mask = self.mask[rows, 0, 0, : self.place].long()
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows, in new and smaller buffers."""
         for layer in self.cache.layers:
-            layer.keys = layer.keys[rows, :, : self.place]
-            layer.values = layer.values[rows, :, : self.place]
-        return _StaticPasses(self.model, self.cache, mask, self.room, self.last)
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+        self.ids, self.logits, self.graph = self.ids[rows], None, None
+
+    def refill(self, rows: Tensor, cache: Any, mask: Tensor) -> None:
+        """Replace some rows by prompts, whose keys and values end before the next place.
+
+        Args:
+            rows: Indices of the rows that are replaced, (prompts,).
+            cache, mask: As those of the class, of the prompts alone.
+        """
+        before = torch.arange(-mask.shape[1], 0, device=mask.device)
+        at = rows[:, None], (self.place + before) % self.capacity  # (prompts, tokens)
+        for to, source in zip(self.cache.layers, cache.layers, strict=True):
+            to.keys.transpose(1, 2)[at] = source.keys.transpose(1, 2)
+            to.values.transpose(1, 2)[at] = source.values.transpose(1, 2)
+            source.keys = source.values = None
+        self.mask[rows] = False
+        self.mask[:, 0, 0][at] = mask.bool()
+        self.positions[rows] = mask.sum(1, keepdim=True)
 
     def _forward(self) -> Tensor:
         given = places_of(self.model, self.mask, self.positions)

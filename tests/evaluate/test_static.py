@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mergeforget.evaluate import static_decoding
 from mergeforget.evaluate.decoding import greedy
-from mergeforget.evaluate.generate import generate_ids
+from mergeforget.evaluate.generate import REFILLS, generate_ids
 from mergeforget.evaluate.self_check import safe_modes
 from mergeforget.evaluate.static_decoding import (
     ROUNDING,
@@ -105,3 +106,72 @@ def test_the_recipe_chooses_the_cache_and_the_self_check_can_refuse_it(
         assert not safe_modes(eager).static and safe_modes(eager).rows == "padded"
     assert "a static cache changes its answers" in caplog.text
     assert generate_ids(eager, PROMPTS, stop=[3], max_new_tokens=9) == answers[0]
+
+
+def ends_at(lengths: list[int]) -> Callable[[torch.Tensor, list[int]], torch.Tensor]:
+    """A choice of tokens that depends on logits, row and step, and ends each row at its length."""
+    counts = [0] * len(lengths)
+
+    def pick(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+        ranks = torch.tensor([(7 * row + 3 * counts[row]) % 11 for row in rows])
+        ordered = (logits[:, 3:].argsort(-1, descending=True) + 3)[torch.arange(len(rows)), ranks]
+        for place, row in enumerate(rows):
+            counts[row] += 1
+            if counts[row] == lengths[row]:
+                ordered[place] = 2
+        return ordered
+
+    return pick
+
+
+@pytest.mark.parametrize(("at_once", "check_every"), [(4, 1), (4, 8), (1, 8)])
+def test_waiting_prompts_take_the_places_of_finished_rows(
+    at_once: int, check_every: int, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_decoding, "ROUNDING", 1)  # the smallest buffers, which start anew
+    prompts = sorted((PROMPTS[i % 7] + [i] for i in range(16)), key=len, reverse=True)
+    lengths = [15 if i % 4 == 0 else 2 for i in range(16)]  # 15: more than the limit
+    parts = [slice(i, i + at_once) for i in range(0, 16, at_once)]
+    expected = greedy(tiny_model, prompts, [2], 14, pick=ends_at(lengths))
+    assert [len(answer) for answer in expected] == [min(14, length) for length in lengths]
+    sizes, buffers = [], set()
+    run = _StaticPasses.run
+
+    def counted(self: _StaticPasses, tokens: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(tokens))
+        buffers.add((len(tokens), self.ids.data_ptr(), self.cache.layers[0].keys.data_ptr()))
+        assert int(self.positions.max()) < len(prompts[0]) + 14
+        return run(self, tokens)
+
+    monkeypatch.setattr(_StaticPasses, "run", counted)
+    options: dict[str, Any] = {"check_every": check_every}
+    found = greedy_static(
+        tiny_model, prompts, [2], 14, at_once=at_once, pick=ends_at(lengths), **options
+    )
+    assert found == expected
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == at_once
+    assert len(buffers) == len(set(sizes))  # refilling keeps the buffers, so a graph stays valid
+    passes, sizes[:] = len(sizes), []
+    for part in parts:
+        greedy_static(tiny_model, prompts[part], [2], 14, pick=ends_at(lengths[part]), **options)
+    assert passes < 0.7 * len(sizes) if at_once == 4 else passes <= len(sizes)
+
+
+def test_a_queue_is_decoded_with_a_static_cache_in_full_batches(
+    tiny_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(ModelSpec(name=str(tiny_folder), cache="static")).model
+    calls: list[tuple[int, int]] = []
+
+    def watched(model: Any, prompts: Any, *args: Any, at_once: int) -> Any:
+        calls.append((len(prompts), at_once))
+        return greedy_static(model, prompts, *args, at_once=at_once)
+
+    monkeypatch.setattr("mergeforget.evaluate.generate.greedy_static", watched)
+    prompts = [PROMPTS[-1 - i % 2] for i in range(12)]
+    given: dict[str, Any] = {"stop": [3], "max_new_tokens": 9}
+    assert generate_ids(model, prompts, batch_tokens=200, **given) == [
+        generate_ids(model, [prompt], **given)[0] for prompt in prompts
+    ]
+    rows, at_once = calls[0]
+    assert at_once == 200 // (60 + 9) and rows == 200 * REFILLS // (60 + 9)
