@@ -42,7 +42,7 @@ from mergeforget.merge.checkpoint.full import merge_models
 from mergeforget.merge.checkpoint.tensor_jobs import Output
 from mergeforget.merge.engine import MergeSettings, merge_adapters, sweep
 from mergeforget.merge.kernels import dispatch
-from mergeforget.merge.low_rank import products
+from mergeforget.merge.kernels.low_rank import products
 from mergeforget.merge.request import canonical
 from mergeforget.run import machine, versions
 

@@ -31,8 +31,7 @@ from mergeforget.merge.inputs import (
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.kernels.arrays import as_array, like
 from mergeforget.merge.kernels.dispatch import map_in_threads
-from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
-from mergeforget.merge.low_rank import (
+from mergeforget.merge.kernels.low_rank import (
     cross_terms,
     gram,
     precise,
@@ -40,6 +39,7 @@ from mergeforget.merge.low_rank import (
     squared_norm,
     stacked_sum,
 )
+from mergeforget.merge.kernels.truncated_svd import Svd, TruncatedDelta, cut_dense, cut_factors
 from mergeforget.merge.methods import MERGE_METHODS, traits
 from mergeforget.merge.request import (
     at_module,

@@ -30,7 +30,7 @@ from mergeforget.merge.blockwise import merge_whole
 from mergeforget.merge.engine import MergeSettings, at_densities, is_dense, merge_module
 from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.dispatch import workers
-from mergeforget.merge.low_rank import products
+from mergeforget.merge.kernels.low_rank import products
 from mergeforget.merge.request import at_module, depth_of
 
 Floats = NDArray[np.float64]

@@ -32,9 +32,9 @@ from mergeforget.merge.checkpoint.writer import SHARD_BYTES
 from mergeforget.merge.engine import method_arguments
 from mergeforget.merge.kernels.arrays import as_array
 from mergeforget.merge.kernels.dispatch import Workspace
+from mergeforget.merge.kernels.low_rank import precise, products
 from mergeforget.merge.kernels.thresholds import SMALL, Source
 from mergeforget.merge.kernels.thresholds import blocks as row_blocks
-from mergeforget.merge.low_rank import precise, products
 from mergeforget.merge.methods import traits
 
 Array = NDArray[Any]

@@ -9,9 +9,9 @@ import numpy as np
 
 from mergeforget.errors import UsageError
 from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
+from mergeforget.merge.kernels.low_rank import Factors, cores_of
 from mergeforget.merge.kernels.sign_election import consensus
 from mergeforget.merge.kernels.sparsify import trim
-from mergeforget.merge.kernels.subspace import Factors, cores_of
 from mergeforget.merge.methods import merge_method
 
 SWEEPS, TOLERANCE = 200, 1e-6  # maximum alternations; smallest change of the relative error

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
+from mergeforget.merge.kernels.low_rank import Factors, cores_of, svd
 from mergeforget.merge.kernels.sign_election import Divide, Sign, consensus
 from mergeforget.merge.kernels.sparsify import trim
-from mergeforget.merge.kernels.subspace import Factors, cores_of, svd
 from mergeforget.merge.methods import merge_method
 
 

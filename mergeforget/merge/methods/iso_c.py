@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mergeforget.merge.kernels.arrays import Tensor, like
+from mergeforget.merge.kernels.low_rank import on_cores, svd
 from mergeforget.merge.kernels.sign_election import weighted_sum
-from mergeforget.merge.kernels.subspace import on_cores, svd
 from mergeforget.merge.methods import merge_method
 
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from mergeforget.errors import InputError, UsageError
 from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
+from mergeforget.merge.kernels.low_rank import Factors, svd
 from mergeforget.merge.kernels.sign_election import total
 from mergeforget.merge.kernels.sparsify import trim
-from mergeforget.merge.kernels.subspace import Factors, svd
 from mergeforget.merge.methods import merge_method
 
 

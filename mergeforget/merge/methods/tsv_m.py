@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.errors import UsageError
 from mergeforget.merge.kernels.arrays import Tensor, library, like
-from mergeforget.merge.kernels.subspace import nearest_orthonormal, on_cores, svd
+from mergeforget.merge.kernels.low_rank import nearest_orthonormal, on_cores, svd
 from mergeforget.merge.methods import merge_method
 
 

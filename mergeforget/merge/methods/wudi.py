@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mergeforget.merge.kernels.arrays import Tensor, library, like, to_dtype
-from mergeforget.merge.kernels.subspace import on_cores
+from mergeforget.merge.kernels.low_rank import on_cores
 from mergeforget.merge.methods import merge_method
 
 CUTOFF = 1e-10  # relative to the largest eigenvalue; directions outside all row spaces stay zero
