@@ -31,9 +31,8 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Explain a recipe: source, published scores, objective in words, settings."""
-    from mergeforget.api.catalog import explain_recipe
+    from mergeforget.api.catalog import explain_recipe, objective_in_words
     from mergeforget.recipe import load_recipe
-    from mergeforget.train.explain import objective_in_words
 
     text, recipe = explain_recipe(name), load_recipe(name)
     words = {place: objective_in_words(t) for place, t in recipe.trainings().items()}
