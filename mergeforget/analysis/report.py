@@ -15,7 +15,6 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mergeforget.analysis.answers import compare_answers
 from mergeforget.analysis.evidence import (
     Chosen,
     MissingError,
@@ -25,7 +24,7 @@ from mergeforget.analysis.evidence import (
 )
 from mergeforget.analysis.findings import Finding, analyse_all
 from mergeforget.analysis.people import PersonRecord, base_name, run_people, write_people
-from mergeforget.analysis.summary import summary_of
+from mergeforget.analysis.sections import compare_answers, summary_of
 from mergeforget.analysis.tables import (
     cards_of,
     cell_of,

@@ -86,7 +86,7 @@ def train(
         RecipeError, InputError, NumericError, ResourceError: As in :func:`train_pair`.
     """
     from mergeforget.run import new_run
-    from mergeforget.train.single import train_single
+    from mergeforget.train.pair import train_single
 
     chosen, _ = chosen_recipe(recipe, model, options, make_up=False)
     run = new_run(optional_path(options["out"]), chosen.name, resume=options["resume"])

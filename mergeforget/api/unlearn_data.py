@@ -273,7 +273,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
         ``answer_tokens``, the length of the longest answer; ``expected``, the seconds of each stage
         and attack; ``notes``; and ``membership``, ``measurable`` or ``not measurable``.
     """
-    from mergeforget.api.estimate import ATTACKS, expected_seconds, seconds_per_row
+    from mergeforget.api.job import ATTACKS, expected_seconds, seconds_per_row
     from mergeforget.console import duration, say
     from mergeforget.data.templating import template_of
     from mergeforget.data.tokens import encode_rows

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from mergeforget.attack.elsewhere import told_elsewhere
 from mergeforget.attack.result import Finding, Result, write_answers
 from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel
 from mergeforget.attack.variants import Variant
@@ -28,6 +27,7 @@ from mergeforget.attack.verdict import (
     conclude,
     doubt_of,
     judge_leaks,
+    told_elsewhere,
     worst_of,
 )
 from mergeforget.data.chat_template import answer_text

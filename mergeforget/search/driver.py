@@ -29,11 +29,10 @@ from mergeforget.recipe import Recipe, SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best, with_ways
-from mergeforget.search.density_prior import PredictedDensity
 from mergeforget.search.evaluator import Evaluator, load_evaluator, merge_all, read_pair
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
-from mergeforget.search.grid import begin_at, grid
+from mergeforget.search.grid import PredictedDensity, begin_at, grid
 from mergeforget.search.objective import ATTACKED, parse_objective
 from mergeforget.search.optuna_study import OptunaStudy
 from mergeforget.search.scoring import score_parts

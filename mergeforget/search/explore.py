@@ -21,9 +21,14 @@ from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.choice import Scored, pareto
-from mergeforget.search.density_prior import PredictedDensity
 from mergeforget.search.evaluator import Evaluator, merge_all
-from mergeforget.search.grid import begin_at, families, layer_groups, with_densities
+from mergeforget.search.grid import (
+    PredictedDensity,
+    begin_at,
+    families,
+    layer_groups,
+    with_densities,
+)
 from mergeforget.search.objective import Objective, Rank, compared_auc, estimate
 from mergeforget.search.optuna_study import OptunaStudy, size
 from mergeforget.search.scoring import only_proxy, proxy_scores, worst_by

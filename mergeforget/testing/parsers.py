@@ -141,8 +141,8 @@ def _history(run: Any) -> Any:
 
 
 def _answers(run: Any) -> Any:
-    from mergeforget.analysis.answers import compare_answers
     from mergeforget.analysis.people import answer_rows
+    from mergeforget.analysis.sections import compare_answers
 
     return compare_answers(run, 3), answer_rows(run)
 

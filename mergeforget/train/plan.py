@@ -38,6 +38,7 @@ from mergeforget.train.memory import (
     tokens_at_once,
 )
 from mergeforget.train.objective import any_needs, reads_of
+from mergeforget.train.pair import choose_trained
 from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train.samplers import (
     AlternatingSampler,
@@ -45,7 +46,6 @@ from mergeforget.train.samplers import (
     ChunkedSampler,
     LayeredSampler,
 )
-from mergeforget.train.single import choose_trained
 from mergeforget.train.tokenize import encode_sets
 from mergeforget.train_config import Reinforce, Training
 

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 from finished_run import HOSTILE, write_pair
 
-from mergeforget.analysis.answers import compare_answers, matching_parts, take_turns
 from mergeforget.analysis.report import flat, write_report
+from mergeforget.analysis.sections import compare_answers, matching_parts, take_turns
 from mergeforget.analysis.tables import cell_of
 from mergeforget.cli import main
 from mergeforget.data.schema import Row

@@ -11,7 +11,6 @@ import torch
 from conftest import CHAT_TEMPLATE, build_tokenizer
 
 from mergeforget.attack.comparing import alternatives, compare
-from mergeforget.attack.elsewhere import told_elsewhere
 from mergeforget.attack.methods.exposure import exposure_of
 from mergeforget.attack.methods.formats import FORMATS, _forms
 from mergeforget.attack.methods.logit_lens import lens_logps, spaced
@@ -20,7 +19,7 @@ from mergeforget.attack.methods.translation import translated
 from mergeforget.attack.target import Facts, Models, Target, TargetModel
 from mergeforget.attack.tuning import train_control, unrelated_rows
 from mergeforget.attack.variants import Variant, entity_of, variants
-from mergeforget.attack.verdict import Leaks, judge_leaks
+from mergeforget.attack.verdict import Leaks, judge_leaks, told_elsewhere
 from mergeforget.data.schema import Message, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.recipe import ModelSpec

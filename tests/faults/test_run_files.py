@@ -46,7 +46,7 @@ def _cache(run: Run) -> Any:
 
 def _predicted(run: Run) -> Any:
     from mergeforget.data.schema import Row
-    from mergeforget.search.density_prior import gap
+    from mergeforget.search.grid import gap
     from mergeforget.search.split import SearchData
 
     return gap(run, "over", SearchData([], [], [Row("a", "q", "b")], [Row("b", "q", "b")]))
@@ -65,7 +65,7 @@ def _ranks(run: Run) -> Any:
 
 
 def _completions(run: Run) -> Any:
-    from mergeforget.analysis.answers import _completions as completions
+    from mergeforget.analysis.sections import _completions as completions
 
     return completions(run, "over")
 

@@ -17,8 +17,8 @@ from mergeforget.recipe import Lora, Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.memorise import memorise
+from mergeforget.train.pair import choose_trained, train_model
 from mergeforget.train.precision import autocast_dtype, widened_weights
-from mergeforget.train.single import choose_trained, train_model
 from mergeforget.train_config import Full
 
 SETS = {

@@ -15,7 +15,7 @@ from mergeforget.recipe import load_recipe, recipe_names
 from mergeforget.run import Run
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.objective import check_recipe
-from mergeforget.train.single import train_model
+from mergeforget.train.pair import train_model
 from mergeforget.train_config import Full, Lora, Term, Training
 
 SETS = {

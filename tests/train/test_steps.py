@@ -21,8 +21,8 @@ from mergeforget.run import Run
 from mergeforget.train import directions, forward, ngdiff_trainer, trainer
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.forward import output_matrix, predict, predict_sets
+from mergeforget.train.pair import choose_trained, train_model
 from mergeforget.train.samplers import AlternatingSampler, BySetSampler, ChunkedSampler
-from mergeforget.train.single import choose_trained, train_model
 from mergeforget.train_config import AutoRate, Dual, Full, Lora, Term, Training, Watch
 
 SETS = {
