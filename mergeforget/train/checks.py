@@ -175,7 +175,7 @@ class MeasuredSets:
             return
         forget = self.sets["forget"]
         if self._has_twins("held", len(forget)) and self._has_twins("imitations", len(unseen)):
-            held = token_nlls(model, self.sets["held"])
+            held, exact = read_token_nlls(model, self.sets["held"])
             imitations = read_nlls(model, self.sets["imitations"])[0]
             rows = torch.stack([nll.mean() for nll in held])
             self.levels = {
@@ -183,8 +183,7 @@ class MeasuredSets:
                 "unseen": self._mean_of_twins(imitations, "imitations", len(unseen)),
             }
             self.profile = self._profile(held)
-            exact = read_nlls(model, self.sets["held"])[1].float()
-            self.guessable = self._mean_of_twins(exact, "held", len(forget), other=0.0)
+            self.guessable = self._mean_of_twins(exact.float(), "held", len(forget), other=0.0)
         else:
             unseen_nll = read_nlls(model, unseen)[0]
             self.levels = {
@@ -308,23 +307,30 @@ def read_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
     """
     nll, exact = [], []
     for outputs in _predictions(model, rows):
-        wrong = outputs.per_row((outputs.logits.argmax(-1) != outputs.labels).float())
         nll.append(outputs.nll().float().cpu())
-        exact.append((wrong == 0).cpu())
+        exact.append(_exact(outputs))
     return torch.cat(nll), torch.cat(exact)
 
 
-def token_nlls(model: Any, rows: Sequence[Encoded]) -> list[Tensor]:
-    """Return the NLL of the answer tokens of each row, in nats, as one tensor per row.
+def read_token_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[list[Tensor], Tensor]:
+    """Return the NLL of the answer tokens of each row, as one tensor per row, and exact answers.
 
     Args:
         model: The model, which is in eval mode during the call.
     """
     nlls: list[Tensor] = []
+    exact = []
     for outputs in _predictions(model, rows):
         nll = -outputs.token_logps.float()
         nlls += [nll[(outputs.row == i) & outputs.answer].cpu() for i in range(outputs.rows)]
-    return nlls
+        exact.append(_exact(outputs))
+    return nlls, torch.cat(exact)
+
+
+def _exact(outputs: TokenOutputs) -> Tensor:
+    """Return whether greedy decoding reproduces each answer, (rows,)."""
+    wrong = outputs.per_row((outputs.logits.argmax(-1) != outputs.labels).float())
+    return (wrong == 0).cpu()
 
 
 def _predictions(model: Any, rows: Sequence[Encoded]) -> Iterator[TokenOutputs]:
