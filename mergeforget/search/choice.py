@@ -117,8 +117,8 @@ def choose(
     best = best_of(scored, anchors, objective, "choose")
     best = replace(best, matching=matching(best.name))
     warning = disagreement(best.name, best.scores)
-    if warning and (other := best_of(scored, anchors, objective, "report")) is not best:
-        warning += f" On the report split alone, {other.name} would be chosen."
+    if warning and (other := best_of(scored, anchors, objective, "report").name) != best.name:
+        warning += f" On the report split alone, {other} would be chosen."
     verdict = judge(best.scores, matching=best.matching, before=anchors.base)
     reasons = _reasons_against(best, anchors, objective)
     undecided = only_undecided(verdict, reasons)

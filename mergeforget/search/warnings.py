@@ -46,7 +46,7 @@ class Gap(NamedTuple):
 
 
 def disagreement(name: str, scores: Sequence[Score]) -> str | None:
-    """Return a warning about a candidate; None where both splits agree.
+    """Return a warning about a candidate whose scores differ between the splits; None otherwise.
 
     Compares membership inference, retention and forgetting. ``reasons_against`` reports a
     floor that is reached on one split only.
@@ -57,12 +57,16 @@ def disagreement(name: str, scores: Sequence[Score]) -> str | None:
     gaps = [gap for gap in gaps_of(scores) if gap.apart > DISAGREE]
     if not gaps:
         return None
-    sentences = [f"The two splits disagree about {name}: {'; '.join(map(str, gaps))}."]
+    listed = "; ".join(map(str, gaps))
     if any(gap.apart > gap.chance for gap in gaps):
-        sentences.append("Chance does not explain the difference, so do not rely on the choice.")
-    else:
-        sentences.append("Use more documents and questions before you rely on the choice.")
-    return " ".join(sentences)
+        return (
+            f"The two splits disagree about {name}: {listed}. Chance does not explain the "
+            "difference, so do not rely on the choice."
+        )
+    return (
+        f"The scores of {name} differ between the splits, by no more than chance explains: "
+        f"{listed}. Use more documents and questions before you rely on the choice."
+    )
 
 
 def gaps_of(scores: Sequence[Score]) -> list[Gap]:

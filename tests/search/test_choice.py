@@ -136,6 +136,8 @@ def test_the_warning_states_the_difference_explained_by_chance() -> None:
     few = [scored(0.3, 0.5, 0.7, 0.2, 0.8, 8)]
     warning = choose(few, ANCHORS, parse_objective("mia")).warning
     assert warning is not None and "chance alone explains up to" in warning
+    assert "by no more than chance explains" in warning and "disagree" not in warning
+    assert "On the report split alone" not in warning  # it is the only candidate
     fewer = choose([scored(0.3, 0.0, 1.0, 0.2, 0.8, 1)], ANCHORS, parse_objective("mia")).warning
     assert fewer is not None and "chance alone explains any difference" in fewer
 
@@ -158,7 +160,9 @@ def test_warns_if_only_retention_differs_between_the_splits() -> None:
     told = "known of retain 0.800 on the selection split, 0.400 on the report split"
     assert few is not None and told in few and "chance alone explains up to 0.43" in few
     assert many is not None and told in many and "do not rely on the choice" in many
-    assert "disagree about ties-factors-d0.30: known of retain" in few
+    assert (
+        "scores of ties-factors-d0.30 differ between the splits" in few and "known of retain" in few
+    )
     assert choose([halves(0.8, 0.75, 400)], ANCHORS, parse_objective("mia")).warning is None
 
 
