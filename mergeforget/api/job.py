@@ -252,7 +252,7 @@ def expected_seconds(
 
     A step trains on three sets of ``batch_size`` rows. The levels, the range test and each check
     are forward passes over forget rows, their twins and unseen rows, in each form of prompts. The
-    search measures six models in full and nine by their likelihoods, as long as nine in full, with
+    search measures six models in full and five by their likelihoods, as long as eight in full, with
     three kinds of prompts.
     """
     from mergeforget.train.checks import SAMPLE
@@ -271,7 +271,7 @@ def expected_seconds(
     if memorise:
         epochs = recipe.memorise.epochs * (1 if recipe.memorise.stop_at is None else LEARNED)
         pair += epochs * (forget + retain) * (row.batch + TUNING * row.forward)
-    search = ASKING * 9 * 3 * 2 * (forget + retain) * row.forward
+    search = ASKING * 8 * 3 * 2 * (forget + retain) * row.forward
     every = forget + retain + len(rows.holdout)
     attacks = (
         PROMPTS * forget * row.forward,

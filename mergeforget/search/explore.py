@@ -25,8 +25,9 @@ from mergeforget.search.evaluator import Evaluator, merge_all
 from mergeforget.search.grid import (
     PredictedDensity,
     begin_at,
-    families,
+    first_share,
     layer_groups,
+    lines,
     with_densities,
 )
 from mergeforget.search.objective import Objective, Rank, compared_auc, estimate
@@ -69,16 +70,16 @@ class Explorer:
         return seen
 
     def refine(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """Climb along the densities of each family from its predicted density.
+        """Climb along the densities of each family, or with one density, along the weights.
 
-        The largest density is evaluated, too, and the smallest if both miss a floor: it may be the
-        only one that reaches the floor. The climb starts from the best of these. Once the AUC
-        crosses 0.5 between two evaluated densities, the interpolated density is evaluated next.
+        Densities start at the predicted one. The largest is evaluated, too, and the smallest if
+        both miss a floor: it may be the only one that reaches the floor. The climb starts from the
+        best of these. Weights start where the AUC of a straight line from under to over is 0.5.
+        Once the AUC crosses 0.5 between two evaluated points, the interpolated one is evaluated
+        next.
         """
         seen: dict[str, Candidate] = {}
-        for family in families(candidates).values():
-            line = sorted(family, key=lambda c: c.density or 0.0)
-            nearest = begin_at(line, self.guess(line[0], [c.density or 1.0 for c in line]))[0]
+        for line in lines(candidates):
 
             def rank(point: Place, line: list[Candidate] = line) -> Rank | None:
                 return self._explore(line[point[0]], seen, budget)
@@ -86,22 +87,31 @@ class Explorer:
             def passing(line: list[Candidate] = line) -> Place | None:
                 return self._crossing([c for c in line if c.name in seen], line)
 
-            starts = dict.fromkeys([line.index(nearest), len(line) - 1])
-            ranks = {start: rank((start,)) for start in starts}
-            if all(found is None or found.shortfall for found in ranks.values()):
-                ranks[0] = rank((0,))
-            known = [(found, start) for start, found in ranks.items() if found is not None]
-            start = max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
-            climb(rank, (start,), len(line), passing)
+            if len({c.density for c in line}) == len(line):
+                climb(rank, (self._best_start(line, rank),), len(line), passing)
+            elif crossing := passing():
+                climb(rank, crossing, len(line), passing, step=1)
+            else:
+                climb(rank, (len(line) // 2,), len(line), passing)
         return list(seen.values())
 
+    def _best_start(self, line: Sequence[Candidate], rank: Callable[[Place], Rank | None]) -> int:
+        """Return the best of the predicted and the extreme densities."""
+        nearest = begin_at(line, self.guess(line[0], [c.density or 1.0 for c in line]))[0]
+        starts = dict.fromkeys([line.index(nearest), len(line) - 1])
+        ranks = {start: rank((start,)) for start in starts}
+        if all(found is None or found.shortfall for found in ranks.values()):
+            ranks[0] = rank((0,))
+        known = [(found, start) for start, found in ranks.items() if found is not None]
+        return max(known, key=lambda found: found[0])[1] if known else line.index(nearest)
+
     def lowest(self, candidates: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
-        """Explore the smallest density of each family, if it is not known yet."""
+        """Explore the smallest density of each family, or all weights, if not known yet."""
         seen: dict[str, Candidate] = {}
-        for family in families(candidates).values():
-            low = min(family, key=lambda c: c.density or 0.0)
-            if not self.known(low):
-                self._explore(low, seen, budget)
+        for line in lines(candidates):
+            for low in line[: 1 if len({c.density for c in line}) == len(line) else None]:
+                if not self.known(low):
+                    self._explore(low, seen, budget)
         return list(seen.values())
 
     def refine_groups(self, seen: Sequence[Candidate], budget: SearchBudget) -> list[Candidate]:
@@ -185,17 +195,21 @@ class Explorer:
         return all(estimate(figure, scores, "choose") is not None for figure in figures)
 
     def _crossing(self, explored: Sequence[Candidate], line: Sequence[Candidate]) -> Place | None:
-        """Interpolate where the AUC crosses 0.5 on a line of densities; None if it does not."""
-        aucs = [compared_auc(self.scores(c.name), "choose") for c in explored]
-        known = [
-            (line.index(c), auc.value - 0.5)
-            for c, auc in zip(explored, aucs, strict=True)
-            if auc is not None
-        ]
+        """Interpolate where the AUC crosses 0.5 on a line of candidates; None if it does not.
+
+        On a line of weights, under and over are the ends.
+        """
+        weighted = len({c.density for c in line}) < len(line)
+        places = [(first_share(c) or 0.0) if weighted else float(i) for i, c in enumerate(line)]
+        points = [(places[line.index(c)], c.name) for c in explored]
+        if weighted:
+            points = [(0.0, "under"), *points, (1.0, "over")]
+        aucs = [compared_auc(self.scores(name), "choose") for _, name in points]
+        known = [(x, auc.value - 0.5) for (x, _), auc in zip(points, aucs, strict=True) if auc]
         if len(known) < 2:
             return None
         where, passes = zero_of(*np.array(known).T)
-        return (round(where),) if passes else None
+        return (int(np.argmin(np.abs(np.array(places) - where))),) if passes else None
 
     def _explore(
         self, candidate: Candidate, seen: dict[str, Candidate], budget: SearchBudget
@@ -278,11 +292,12 @@ def climb(
     start: Place,
     size: int,
     hint: Callable[[], Place | None] = lambda: None,
+    step: int | None = None,
 ) -> Place:
     """Pattern search: climb by steps along one axis at a time.
 
-    The first steps are a quarter of an axis. They are halved when none improves the rank, and the
-    climb ends at a point that is better than all its neighbours.
+    The first steps are ``step``, by default a quarter of an axis. They are halved when none
+    improves the rank, and the climb ends at a point that is better than all its neighbours.
 
     Args:
         rank: Returns the rank of a point, larger is better, or None. Called once per point.
@@ -295,7 +310,7 @@ def climb(
         The best point.
     """
     known: dict[Place, Any] = {}
-    best, step = start, max(1, size // 4)
+    best, step = start, step or max(1, size // 4)
 
     def better(point: Place) -> bool:
         if point in known:

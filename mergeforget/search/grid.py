@@ -108,6 +108,36 @@ def families(candidates: Iterable[Candidate]) -> dict[tuple[object, ...], list[C
     return groups
 
 
+def lines(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Order candidates along the axis that ``refine`` searches.
+
+    Returns:
+        The candidates of each family by density. If there is only one density, those that differ
+        in the weights of two adapters alone form a line from the second adapter to the first.
+    """
+    if len({c.density for c in candidates}) > 1 or any(first_share(c) is None for c in candidates):
+        return [
+            sorted(family, key=lambda c: c.density or 0.0)
+            for family in families(candidates).values()
+        ]
+    groups: dict[tuple[object, ...], list[Candidate]] = {}
+    for c in candidates:
+        (key,) = families([replace(c, weights=())])
+        groups.setdefault(key, []).append(c)
+    return [sorted(line, key=lambda c: first_share(c) or 0.0) for line in groups.values()]
+
+
+def first_share(candidate: Candidate) -> float | None:
+    """Return the share of the first of two adapters in the sum of the weights.
+
+    None if there are not two, or if a weight is negative.
+    """
+    weights = candidate.weights
+    if len(weights) != 2 or min(weights) < 0 or not sum(weights):
+        return None
+    return weights[0] / sum(weights)
+
+
 def layer_groups(modules: Iterable[str], number: int) -> list[list[str]]:
     """Divide the layers into ``number`` consecutive groups of about the same size.
 

@@ -23,7 +23,7 @@ from mergeforget.search.budget import SearchBudget
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.explore import Explorer, Place, climb
 from mergeforget.search.finalists import next_finalists
-from mergeforget.search.grid import begin_at, grid, layer_groups, with_densities
+from mergeforget.search.grid import begin_at, grid, layer_groups, lines, with_densities
 from mergeforget.search.objective import Rank, parse_objective
 from mergeforget.search.store import Store
 
@@ -175,6 +175,46 @@ def test_the_density_with_interpolated_auc_one_half_is_evaluated_next(
     explorer = explorer_of("mia", first=0.1)
     explorer.refine(grid(SearchSpec()), SearchBudget())
     assert seen == [0.1, 1.0, 0.8, 0.7, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [(0.3, [0.7, 0.6, 0.8]), (0.1, [0.5, 0.4, 0.6]), (0.6, [0.5, 0.3, 0.7, 0.9])],
+)
+def test_a_line_of_weights_starts_where_the_line_from_under_to_over_crosses_one_half(
+    over: float, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The AUC falls evenly from 0.9 (under) to that of over."""
+    weights = [[round(0.1 * i, 1), round(1 - 0.1 * i, 1)] for i in range(1, 10)]
+    spec = SearchSpec(methods=["linear"], densities=[1.0], weights=weights)
+    seen = []
+
+    def score(auc: float) -> list[Score]:
+        return [Score("mia_auc", "mia", auc, "nearer", 20, part="choose")]
+
+    def explored(
+        self: Explorer, candidate: Candidate, known: dict[str, Candidate], _: SearchBudget
+    ) -> Rank:
+        known[candidate.name] = candidate
+        auc = 0.9 + candidate.weights[0] * (over - 0.9)
+        seen.append(candidate.weights[0])
+        self.store.explored[candidate.name] = score(auc)
+        return Rank(0.0, 1 - abs(auc - 0.5), 0.0, 0.0)
+
+    monkeypatch.setattr(Explorer, "_explore", explored)
+    explorer = explorer_of("mia", first=0.1)
+    explorer.store.explored = {"under": score(0.9), "over": score(over)}
+    explorer.refine(grid(spec), SearchBudget())
+    assert seen[: len(expected)] == expected and len(seen) <= 5
+
+
+def test_weights_are_searched_along_a_line_only_with_one_density() -> None:
+    pairs = [Candidate("ties", d, weights=(w, 1 - w)) for d in (0.2, 0.8) for w in (0.25, 0.75)]
+    assert [[c.density for c in line] for line in lines(pairs)] == [[0.2, 0.8], [0.2, 0.8]]
+    (line,) = lines([pairs[1], pairs[0]])
+    assert [c.weights[0] for c in line] == [0.25, 0.75]
+    negative = Candidate("ties", 0.2, weights=(1.0, -0.5))
+    assert len(lines([pairs[0], negative])) == 2
 
 
 def test_the_lowest_density_is_evaluated_if_proxy_scores_were_too_optimistic(
