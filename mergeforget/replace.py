@@ -251,9 +251,12 @@ def link_target(path: Path) -> Path:
     """
     usable_path(path)
     try:
-        return path.resolve() if path.is_symlink() else path
+        target = path.resolve() if path.is_symlink() else path
+        if target.is_symlink():  # from Python 3.13 on, resolve does not raise on a circle of links
+            raise OSError("its symbolic links form a circle")
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a circle of links
         raise InputError(f"Cannot write {path}: {error}.") from error
+    return target
 
 
 def _beside(path: Path, suffix: str) -> Path:
