@@ -37,7 +37,9 @@ def token_budget(model: Any, *, logits: bool = False) -> int:
     return max(1024, int(0.6 * free / per_token))
 
 
-def by_length(lengths: Sequence[int], budget: int, *, extra: int = 0) -> list[list[int]]:
+def by_length(
+    lengths: Sequence[int], budget: int, *, extra: int = 0, similar: bool = False
+) -> list[list[int]]:
     """Group the indices of rows so that each padded group stays within the budget.
 
     The longest rows come first, so that a batch that does not fit fails at the start.
@@ -46,15 +48,28 @@ def by_length(lengths: Sequence[int], budget: int, *, extra: int = 0) -> list[li
         lengths: Number of tokens of each row.
         budget: Maximum number of tokens per batch; a longer row forms a batch of its own.
         extra: Number of tokens that will be added to every row.
+        similar: Group only rows of similar length, see ``little_padding``.
+
+    >>> by_length([90, 10, 100, 12], 1000, similar=True)
+    [[2, 0], [3, 1]]
     """
     groups: list[list[int]] = []
     width = 0
     for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not groups or len(groups[-1]) >= min(ROWS, max(1, budget // max(1, width))):
+        full = not groups or len(groups[-1]) >= min(ROWS, max(1, budget // max(1, width)))
+        if full or (similar and not little_padding(lengths[place], width - extra)):
             groups.append([])
             width = lengths[place] + extra
         groups[-1].append(place)
     return groups
+
+
+def little_padding(length: int, longest: int) -> bool:
+    """Return whether padding a row costs less than another forward pass.
+
+    At most a quarter of the longest row, or 16 tokens, may be padding.
+    """
+    return longest - length <= max(16, longest // 4)
 
 
 def in_batches(
@@ -64,6 +79,7 @@ def in_batches(
     *,
     budget: int,
     extra: int = 0,
+    similar: bool = False,
     label: str = "",
     on_done: Callable[[int, Result], None] | None = None,
 ) -> list[Result]:
@@ -72,7 +88,7 @@ def in_batches(
     Args:
         lengths: Number of tokens of each row.
         work: Function from the indices of the rows of a batch to one result per row.
-        budget, extra: As in ``by_length``.
+        budget, extra, similar: As in ``by_length``.
         label: Label of the progress bar; no bar is shown if it is empty.
         on_done: Called with the index and the result of each row when its batch is done.
 
@@ -85,7 +101,7 @@ def in_batches(
     results: dict[int, Result] = {}
     device = str(model.device)
     with _evaluating(model), progress(label, len(lengths)) if label else nullcontext() as bar:
-        for batch in by_length(lengths, budget, extra=extra):
+        for batch in by_length(lengths, budget, extra=extra, similar=similar):
             for place, result in run_halving(batch, work, device):
                 results[place] = result
                 if on_done is not None:

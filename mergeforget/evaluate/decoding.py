@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 from transformers.cache_utils import DynamicLayer
 
+from mergeforget.evaluate.batching import little_padding
+
 Pick = Callable[[Tensor, list[int]], Tensor]  # logits (rows, vocabulary), rows -> (rows,) tokens
 
 
@@ -342,15 +344,10 @@ def without_peft(model: Any) -> Any:
 
 
 def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
-    """Group indices by length, longest first.
-
-    The lengths in a group differ by at most a quarter, or by at most 16 tokens: so little padding
-    costs less than another forward pass.
-    """
+    """Group indices by length, longest first, so that each group needs little padding."""
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if not groups or longest - lengths[place] > max(16, longest // 4):
+        if not groups or not little_padding(lengths[place], lengths[groups[-1][0]]):
             groups.append([])
         groups[-1].append(place)
     return groups

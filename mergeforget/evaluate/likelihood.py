@@ -92,6 +92,7 @@ def likelihoods(
         [len(t) for t in fitting],
         work,
         budget=(batch_tokens or token_budget(model, logits=True)) if together else 1,
+        similar=True,
         label=label,
         on_done=on_done,
     )

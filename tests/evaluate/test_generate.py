@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mergeforget.errors import NumericError, ResourceError
 from mergeforget.evaluate import decoding as module
+from mergeforget.evaluate import likelihood
 from mergeforget.evaluate.batching import by_length, run_halving
 from mergeforget.evaluate.decoding import greedy, greedy_refilled, similar_lengths
 from mergeforget.evaluate.generate import generate, generate_ids
@@ -221,6 +223,26 @@ def test_batches_have_similar_lengths_and_stay_within_the_budget() -> None:
     assert groups == [[5], [3, 1], [4, 2, 0]]
     for group in groups:
         assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 120
+
+
+def test_batches_of_likelihoods_contain_little_padding(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [2 + (17 * i) % 59 for i in range(59)]  # 2 to 60
+    texts = [[5 + i % 9] * length for i, length in enumerate(lengths)]
+    sizes = []
+    plain = likelihood.full_pass
+
+    def counted(model: Any, ids: Any, **more: Any) -> Any:
+        sizes.append(ids.numel())
+        return plain(model, ids, **more)
+
+    monkeypatch.setattr(likelihood, "full_pass", counted)
+    found = likelihoods(tiny_model, texts, batch_tokens=10**6)
+    assert len(sizes) == 4 and sum(sizes) < 1.3 * sum(lengths)  # one batch: 1.9 times
+    monkeypatch.undo()
+    for text, one in zip(texts[:3], found, strict=False):
+        np.testing.assert_allclose(one.logps, likelihoods(tiny_model, [text])[0].logps, atol=1e-5)
 
 
 def test_running_out_of_memory_halves_the_batch() -> None:
