@@ -1,13 +1,14 @@
 """Extract a plain LoRA from a fine-tuned model, or from any adapter that PEFT can merge.
 
 Each weight matrix that differs from the base becomes a module of the adapter: its difference,
-truncated to a rank. Tensors without such a form (norms, biases, tied embeddings) are reported.
+truncated to a rank. A tied embedding becomes two modules, the embedding and the output layer, which
+PEFT adapts separately. Tensors without such a form (norms, biases) are reported.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,12 +28,19 @@ from mergeforget.merge.checkpoint.compatible import (
     OUTPUTS,
     check_finite_block,
     check_same_tensors,
+    embedding_of,
     is_tied,
     plain_name,
     tensor_of,
 )
 from mergeforget.merge.checkpoint.reader import Checkpoint, TensorInfo, open_checkpoint
-from mergeforget.merge.checkpoint.saved_names import is_causal, loaded_names, model_class
+from mergeforget.merge.checkpoint.saved_names import (
+    WEIGHT,
+    is_causal,
+    loaded_names,
+    model_class,
+    skeleton_of,
+)
 from mergeforget.merge.engine import Merged
 from mergeforget.merge.inputs import NO_PLAIN_LORA, NOT_PLAIN, first_names
 from mergeforget.merge.kernels.arrays import as_array
@@ -82,14 +90,11 @@ def extract_lora(
         folder = stack.enter_context(_as_model(model, base))
         origin = stack.enter_context(open_checkpoint(base))
         other = stack.enter_context(open_checkpoint(folder))
-        check_same_tensors([origin, other])
-        names = loaded_names(origin)
-        with progress("Extracting", len(origin.tensors)) as bar, workers(threads) as pool:
+        check_same_tensors([origin, other], outputs=False)
+        pairs = _pairs(origin, other)
+        with progress("Extracting", len(pairs)) as bar, workers(threads) as pool:
             differences = []
-            for one in pool.map(
-                lambda info: _difference(info, origin, other, names, rank, svd),
-                origin.tensors.values(),
-            ):
+            for one in pool.map(lambda pair: _difference(pair, origin, other, rank, svd), pairs):
                 differences.append(one)
                 bar.advance()
     merged = _merged(differences, str(model), named or str(base), rank, _task(base))
@@ -99,34 +104,64 @@ def extract_lora(
     return replace(merged, adapter=replace(merged.adapter, tokenizer=model))
 
 
-def _difference(
-    info: TensorInfo,
-    base: Checkpoint,
-    model: Checkpoint,
-    names: Mapping[str, str],
-    rank: int,
-    svd: Svd,
-) -> Difference:
+@dataclass(frozen=True)
+class Pair:
+    """A tensor of the base and the tensor of the model that it is compared with.
+
+    Attributes:
+        name: Parameter of the loaded model; empty if a LoRA cannot change it.
+    """
+
+    base: TensorInfo
+    model: TensorInfo
+    name: str
+
+
+def _pairs(base: Checkpoint, model: Checkpoint) -> list[Pair]:
+    """Return the tensors to compare; the output layer of a tied base is its embedding."""
+    names = loaded_names(base)
+    output = _output_name(base.folder) if is_tied(base) else None
+    tensors = [
+        info
+        for info in base.tensors.values()
+        if output is None or plain_name(info.name) not in OUTPUTS
+    ]
+    pairs = [Pair(info, tensor_of(model, info.name), names.get(info.name, "")) for info in tensors]
+    embedding = embedding_of(base)
+    if output is not None and embedding is not None:
+        pairs.append(Pair(embedding, tensor_of(model, output), output))
+    return pairs
+
+
+def _output_name(folder: Path) -> str | None:
+    """Return the name of the output layer's weight in the loaded model; None if it has none."""
+    skeleton = skeleton_of(folder)
+    if skeleton is None:
+        return "lm_head.weight"
+    layer = skeleton.get_output_embeddings()
+    names = [n for n, m in skeleton.named_modules(remove_duplicate=False) if m is layer]
+    return f"{names[0]}{WEIGHT}" if names else None
+
+
+def _difference(pair: Pair, base: Checkpoint, model: Checkpoint, rank: int, svd: Svd) -> Difference:
     """Return the difference of one tensor under the name of the loaded model's module."""
+    info = pair.base
     if not info.floating or not info.numel:
         return Difference(info.name, 0.0, 0.0)
-    other_info = tensor_of(model, info.name)
-    change = check_finite_block(model, other_info, model.read(other_info)) - base.read(info)
+    change = check_finite_block(model, pair.model, model.read(pair.model)) - base.read(info)
     energy = float(np.square(change, dtype=np.float64).sum())
     if energy == 0:
         return Difference(info.name, 0.0, 0.0)
-    embedding = info.name.endswith(EMBEDDINGS)
-    tied = (embedding or plain_name(info.name) in OUTPUTS) and is_tied(base)
-    named = names.get(info.name, "")
-    if len(info.shape) != 2 or not named.endswith(".weight") or tied:
+    if len(info.shape) != 2 or not pair.name.endswith(WEIGHT):
         return Difference(info.name, energy, energy)
-    module = named.removesuffix(".weight")
+    module = pair.name.removesuffix(WEIGHT)
     kind = base.config.get("model_type")
     if kind in HAVE_CONV1D and module.rpartition(".")[2] in CONV1D:
         change = np.ascontiguousarray(change.T)
     cut = cut_dense(change, rank, None, svd)
     delta = LowRankDelta(as_array(cut.a), as_array(cut.b), 1.0)
-    return Difference(module, energy, max(0.0, energy - cut.kept), delta, embedding)
+    lost = max(0.0, energy - cut.kept)
+    return Difference(module, energy, lost, delta, pair.name.endswith(EMBEDDINGS))
 
 
 def _task(base: Path) -> str | None:
@@ -198,12 +233,28 @@ def _as_model(model: Path, base: Path) -> Iterator[Path]:
         try:
             with quiet():
                 folded: Any = PeftModel.from_pretrained(loaded, str(adapter))
+                _untie(folded)
                 folded = folded.merge_and_unload()
         except (AttributeError, NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].rstrip(".")
             raise InputError(
-                f"PEFT cannot fold {adapter} (of type {kind!r}) into {base}: {reason} An adapter "
+                f"PEFT cannot fold {adapter} (of type {kind!r}) into {base}: {reason}. An adapter "
                 "that does not change weights has no LoRA form."
             ) from error
         folded.save_pretrained(folder)
         yield Path(folder)
+
+
+def _untie(model: Any) -> None:
+    """Give each module its own copy of a weight that it shares with an earlier one.
+
+    PEFT adapts a tied embedding and output layer separately, but would fold both changes into the
+    weight that they share.
+    """
+    import torch
+
+    owners: dict[int, Any] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if owners.setdefault(id(weight), module) is not module:
+                module.register_parameter(name, torch.nn.Parameter(weight.detach().clone()))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -228,3 +229,16 @@ def test_changes_that_cannot_be_folded_are_refused(
     with pytest.raises(InputError, match="token embeddings were trained"):
         fold_adapters(base, [odd], alone, out)
     assert not out.exists()
+
+
+def test_a_bias_of_lora_b_needs_a_bias_in_the_base(
+    tiny_folder: Path, write_lora: Callable[..., Path], tmp_path: Path
+) -> None:
+    module = "model.layers.0.mlp.up_proj"
+    bias = {f"base_model.model.{module}.lora_B.bias": np.ones(64, np.float32)}
+    adapter = read_adapter(
+        write_lora("odd", modules={module: (64, 32)}, tensors=bias, lora_bias=True)
+    )
+    with pytest.raises(InputError, match=r"has no .*up_proj.bias, to which .* lora_bias"):
+        fold_adapters(tiny_folder, [adapter], Candidate("linear", weights=(1.0,), space="delta"),
+                      tmp_path / "full")  # fmt: skip

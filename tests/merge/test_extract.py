@@ -14,7 +14,13 @@ import torch
 from click.testing import CliRunner
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora.config import KasaConfig
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from mergeforget.adapter import read_adapter
 from mergeforget.cli import main
@@ -88,7 +94,8 @@ def test_a_fine_tuned_model_becomes_an_adapter_of_the_rank(
     base, one, _ = save_models(tmp_path)
     found = extract_lora(one, base, 2, svd="exact")
     assert {delta.rank for delta in found.adapter.deltas.values()} == {2}
-    assert 0 < found.report["energy_lost"] < 1 and "embed_tokens" in found.report["left_out"]
+    assert 0 < found.report["energy_lost"] < 1 and "layernorm" in found.report["left_out"]
+    assert {"lm_head", "model.embed_tokens"} < found.adapter.deltas.keys()
     found.save(tmp_path / "out")
     assert read_adapter(tmp_path / "out").base == str(base)
     whole = extract_lora(one, base, 1000)  # what is recorded is the rank that was reached
@@ -116,22 +123,29 @@ def trained(config: Any, base: Path, folder: Path) -> Path:
     return folder
 
 
+EMBEDDINGS = {
+    "tokens": peft.TrainableTokensConfig(token_indices=[3, 7]),
+    "LoRA and tokens": peft.LoraConfig(r=3, target_modules=TARGETS, trainable_token_indices=[3, 7]),
+    "LoRA and an embedding": peft.LoraConfig(
+        r=3, target_modules=TARGETS, modules_to_save=["embed_tokens"]
+    ),
+    "LoRA on the embedding": peft.LoraConfig(r=3, target_modules=[*TARGETS, "embed_tokens"]),
+    "LoHa on the output layer": peft.LoHaConfig(r=2, target_modules=[*TARGETS, "lm_head"]),
+}
+
+
 @pytest.mark.parametrize(
-    "config",
-    [
-        peft.TrainableTokensConfig(token_indices=[3, 7]),
-        peft.LoraConfig(r=3, target_modules=TARGETS, trainable_token_indices=[3, 7]),
-        peft.LoraConfig(r=3, target_modules=TARGETS, modules_to_save=["embed_tokens"]),
-    ],
-    ids=["tokens", "LoRA and tokens", "LoRA and an embedding"],
-)
-def test_trained_tokens_become_lora_on_the_embedding(config: Any, tmp_path: Path) -> None:
-    base = tmp_path / "base"
+    ("kind", "tied"),
+    [*((kind, True) for kind in EMBEDDINGS), ("LoRA and tokens", False),
+     ("LoRA and an embedding", False)],
+)  # fmt: skip
+def test_a_trained_embedding_becomes_a_lora(kind: str, tied: bool, tmp_path: Path) -> None:
+    base, config = tmp_path / "base", EMBEDDINGS[kind]
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(
             vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied,
         )
     ).save_pretrained(base)  # fmt: skip
     odd = trained(config, base, tmp_path / "odd")
@@ -140,6 +154,30 @@ def test_trained_tokens_become_lora_on_the_embedding(config: Any, tmp_path: Path
     assert found.report["energy_left_out"] == 0 and found.report["energy_lost"] < 1e-6
     found.save(tmp_path / "lora")
     torch.testing.assert_close(logits(base, tmp_path / "lora"), wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("untied", [False, True], ids=["tied", "untied by the training"])
+def test_a_fine_tuned_model_with_a_tied_base_becomes_a_lora(untied: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    model: Any = GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path / "base")
+    if untied:
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and "wpe" not in name:
+            weight.data += 0.1 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "model")
+    found = extract_lora(tmp_path / "model", tmp_path / "base", 16, svd="exact")
+    assert {"lm_head", "transformer.wte"} < found.adapter.deltas.keys()
+    assert found.report["energy_left_out"] == 0
+    found.save(tmp_path / "lora")
+    wanted = logits(tmp_path / "model")
+    torch.testing.assert_close(
+        logits(tmp_path / "base", tmp_path / "lora"), wanted, rtol=1e-3, atol=1e-4
+    )
+    assert not torch.allclose(wanted, logits(tmp_path / "base"), atol=1e-3)
 
 
 @pytest.mark.parametrize(

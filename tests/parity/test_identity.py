@@ -197,10 +197,10 @@ RIGHT: dict[str, set[str]] = {
     "bias": {"full"}, "saved modules": {"full"}, "tokens": set(), "IA3": set(),
 } | dict.fromkeys(["PiSSA", "OLoRA", "KaSA", "LoHa", "LoKr"], {"extract"})  # fmt: skip
 WITHOUT_BIAS = ("llama", "qwen3", "mixtral", "phi3")
-UNTIED = ("llama", "mixtral", "phi3")
+LANGUAGE = tuple(name for name in ARCHITECTURES if name != "vit")
 MORE = (
     {(name, kind): {"extract"} for name in WITHOUT_BIAS for kind in ("bias", "IA3")}
-    | {(name, kind): {"extract"} for name in UNTIED for kind in ("saved modules", "tokens")}
+    | {(name, kind): {"extract"} for name in LANGUAGE for kind in ("saved modules", "tokens")}
 )  # fmt: skip
 FEWER = {("gpt2", "DoRA"): {"full"}, ("mixtral", "parameters"): {"extract"}}
 PEFT_CANNOT = {("gpt2", kind) for kind in ("OLoRA", "KaSA", "LoHa", "LoKr")} | {("vit", "tokens")}

@@ -80,11 +80,17 @@ def is_tied(model: Checkpoint) -> bool:
     )
 
 
-def check_same_tensors(models: Sequence[Checkpoint]) -> None:
-    """Raise InputError if the tensor names or shapes of models differ."""
+def check_same_tensors(models: Sequence[Checkpoint], *, outputs: bool = True) -> None:
+    """Raise InputError if the tensor names or shapes of models differ.
+
+    Args:
+        outputs: Compare whether the output layers are tied to the embeddings.
+    """
     first = models[0]
     for other in models[1:]:
         names, other_names = _names(first), _names(other)
+        if not outputs and (is_tied(first) or is_tied(other)):
+            names, other_names = names - OUTPUTS, other_names - OUTPUTS
         if names != other_names:
             raise InputError(
                 f"{first.folder} and {other.folder} contain different tensors: "

@@ -13,7 +13,7 @@ from mergeforget.adapter import LowRankDelta
 from mergeforget.candidate import Candidate
 from mergeforget.errors import InputError, suggest
 from mergeforget.merge.blockwise import HELD, merge_blocks, merge_whole, on_device
-from mergeforget.merge.checkpoint.adapter_deltas import Change, TensorChange, rows_of
+from mergeforget.merge.checkpoint.adapter_deltas import AddedBias, Change, TensorChange, rows_of
 from mergeforget.merge.checkpoint.bf16_blocks import HELD as HELD_BYTES
 from mergeforget.merge.checkpoint.bf16_blocks import half_blocks
 from mergeforget.merge.checkpoint.compatible import (
@@ -217,6 +217,11 @@ def target(model: Checkpoint, name: str, step: TensorChange) -> TensorInfo:
     if info is None and plain_name(name) in OUTPUTS and is_tied(model):
         embedding = embedding_of(model)
         info = embedding._replace(name=name) if embedding else None
+    if info is None and any(isinstance(change, AddedBias) for change in step.changes):
+        raise InputError(
+            f"{model.folder} has no {name}, to which the adapter's lora_bias could be added. "
+            "Evaluate the adapter with PEFT, or train it without lora_bias."
+        )
     if info is None:
         raise InputError(
             f"{model.folder} has no tensor {name}, which the adapter changes."
