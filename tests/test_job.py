@@ -6,12 +6,14 @@ import io
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mergeforget.api import job as module
-from mergeforget.api.job import STAGES, Job
+from mergeforget.api.job import STAGES, Job, seconds_of
 from mergeforget.console import Progress, say
+from mergeforget.errors import UsageError
 from mergeforget.files import read_json, write_json
 from mergeforget.run import Run
 
@@ -83,3 +85,11 @@ def test_a_file_gets_a_line_after_a_long_silence(job: Job, monkeypatch: pytest.M
         time.sleep(1.3)
     assert "search (3 of 7)" in file.getvalue() and "Explore: 2/5" in file.getvalue()
     assert "\x1b" not in file.getvalue()
+
+
+@pytest.mark.parametrize("limit", ["20", "5parsecs", "0m", "-3m", 0, -1.0, float("nan")])
+def test_a_time_limit_without_a_unit_or_a_time_is_refused(limit: Any) -> None:
+    """A bare number would be a number of candidates, and limit nothing."""
+    with pytest.raises(UsageError, match="is not a time such as"):
+        seconds_of(limit)
+    assert (seconds_of("90s"), seconds_of(2.5), seconds_of(None)) == (90.0, 2.5, None)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from mergeforget.errors import UsageError
 
 if TYPE_CHECKING:
     from mergeforget.api.unlearn_data import RequestRows
@@ -193,12 +196,27 @@ def _live(job: Job) -> Any:
 
 
 def seconds_of(limit: float | str | None) -> float | None:
-    """Return a time limit in seconds; see :class:`Job`."""
+    """Return a time limit in seconds; see :class:`Job`.
+
+    Raises:
+        UsageError: The limit is not a positive number of seconds, or a text without a unit.
+
+    >>> seconds_of("30m")
+    1800.0
+    """
     from mergeforget.search.budget import parse_budget
 
-    if limit is None or isinstance(limit, int | float):
-        return limit
-    return parse_budget(limit).seconds
+    if limit is None:
+        return None
+    seconds: float | None = None
+    if isinstance(limit, str):
+        with suppress(UsageError):
+            seconds = parse_budget(limit).seconds
+    elif math.isfinite(limit) and limit > 0:
+        seconds = limit
+    if seconds is None:
+        raise UsageError(f"The time {limit!r} is not a time such as 90s, 30m or 2h.")
+    return seconds
 
 
 @dataclass(frozen=True)
