@@ -2,7 +2,8 @@
 
 To add one, write ``<name>.py`` here with a function decorated by ``@benchmark("<name>",
 source=...)``. No other file needs an edit. ``evaluation.metrics`` of a recipe, or ``--metrics``,
-adds metrics to those of a benchmark.
+adds metrics to those of a benchmark. ``truncated=(SPLIT, ...)`` in the decorator names splits whose
+references are truncated to the number of tokens that are generated.
 """
 
 from __future__ import annotations

@@ -34,11 +34,16 @@ CORPORA = {  # split -> file of texts to train on
 ENDINGS = (".json", ".jsonl", "-*.parquet")  # in the repository and on the Hub
 
 
-@benchmark("muse", source="Shi et al. 2024, MUSE, arXiv:2407.06460; its code: swj0419/muse_bench")
+@benchmark(
+    "muse",
+    source="Shi et al. 2024, MUSE, arXiv:2407.06460; its code: swj0419/muse_bench",
+    truncated=("forget",),
+)
 def muse(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     """Verbatim memorisation, knowledge memorisation of both sets, and privacy leakage.
 
-    - verbmem: ROUGE-L F1 of the continuation, split ``forget``.
+    - verbmem: ROUGE-L F1 of the continuation, split ``forget``. As in the published code, an
+      evaluation truncates the reference to the number of tokens that are generated.
     - knowmem: ROUGE-L F1 of the answers, splits ``forget_qa`` and ``retain_qa``.
     - privleak: relative AUC of Min-K% (40 %) against ``measured.retrained``; without that model
       it is omitted.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeforget.adapter import read_adapter
+from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
 from mergeforget.data.prompt_variants import ways_to_ask
 from mergeforget.data.schema import Measured
@@ -210,9 +211,10 @@ class Evaluation:
         way: PromptTemplate,
         adapter: Path | None = None,
     ) -> Measured:
+        truncated = BENCHMARKS.get(self.settings.benchmark).traits.get("truncated", ())
         measured = measure(
             model,
-            tokenizer,
+            tokenizer or (self._tokenizer() if truncated else None),
             forget=self.rows.forget,
             retain=self.rows.retain,
             members=self.rows.members,
@@ -225,6 +227,7 @@ class Evaluation:
             gradient_norm=self.settings.gradient_norm,
             generator=self._generator(adapter),
             mmlu=cache.mmlu,
+            truncated=truncated,
             label=label,
             cache=cache,
         )

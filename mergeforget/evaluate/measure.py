@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mergeforget.console import say
@@ -52,6 +52,7 @@ def measure(
     template: PromptTemplate = RAW,
     gradient_norm: bool = False,
     generator: Generator | None = None,
+    truncated: Collection[str] = (),
     label: str = "",
     cache: EvaluationCache | None = None,
 ) -> Measured:
@@ -71,6 +72,7 @@ def measure(
         template: Renders the rows; see ``data.templating``.
         gradient_norm: Also compute the gradient norm of each member and non-member.
         generator: Function that generates the answers; ``generate`` by default.
+        truncated: Splits whose references are truncated to ``max_new_tokens``.
         label: Prefix of the progress bars, for example the name of the adapter.
         cache: Cached measurements of the same model with the same settings; also names the
             processes that share the rows.
@@ -88,9 +90,14 @@ def measure(
     _check_judged(cache, [*members, *nonmembers])
     if gradient_norm:
         reader.read_gradients([*members, *nonmembers])
-    reader.write_answers(rows, max_new_tokens, generator or generate)
+    reader.write_answers(rows, max_new_tokens, generator or generate, truncated)
+
+    def reference(row: Row) -> Row:
+        known = row.split in truncated
+        return within_tokens(row, tokenizer, max_new_tokens) if known else row
+
     return Measured(
-        answers=[Answer(row, cache.completions[prompt_key(row)]) for row in rows],
+        answers=[Answer(reference(row), cache.completions[prompt_key(row)]) for row in rows],
         losses=[
             cache.document_loss(row, member)
             for group, member in ((members, True), (nonmembers, False))
@@ -100,6 +107,17 @@ def measure(
         likelihoods=[cache.answer_likelihood(row) for row in rows],
         membership=membership,
     )
+
+
+def within_tokens(row: Row, tokenizer: Any, limit: int) -> Row:
+    """Return a row with the first tokens of its reference answer.
+
+    Special tokens that the tokenizer adds count, as in the published code of MUSE.
+    """
+    ids = tokenizer(row.output)["input_ids"]
+    if len(ids) <= limit:
+        return row
+    return replace(row, output=tokenizer.decode(ids[:limit], skip_special_tokens=True))
 
 
 def _check_judged(cache: EvaluationCache, documents: Sequence[Row]) -> None:
@@ -171,11 +189,17 @@ class _Reader:
             )
         self.cache.gather()
 
-    def write_answers(self, rows: Sequence[Row], max_new_tokens: int, generator: Generator) -> None:
+    def write_answers(
+        self,
+        rows: Sequence[Row],
+        max_new_tokens: int,
+        generator: Generator,
+        truncated: Collection[str],
+    ) -> None:
         """Generate the completion of every distinct prompt."""
         todo = self._share({prompt_key(r): r for r in rows}, self.cache.completions)
         if todo:
-            self._warn_of_limit(todo, max_new_tokens)
+            self._warn_of_limit([r for r in todo if r.split not in truncated], max_new_tokens)
             generator(
                 self.model,
                 self.tokenizer,

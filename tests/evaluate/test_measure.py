@@ -12,9 +12,12 @@ import torch
 
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
+from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.measure import measure, membership_documents, tokenize_documents
 from mergeforget.evaluate.membership import membership_signals, unseen
+from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.recipe import EvaluationSpec, ModelSpec
 
 FORGET = [Row("p1sc1", "Ann was", "born in May.", "Task2", "forget"),
           Row("p1qa0", "When?", "May", "Task2", "forget")]  # fmt: skip
@@ -49,6 +52,21 @@ def test_answers_and_documents_are_measured_in_one_pass(
     assert [one.tokens for one in read.likelihoods] == [13, 4, 14]
     told = " ".join(capsys.readouterr().err.split())
     assert "2 of 3 answers have more than 4 tokens" in told and "--max-new-tokens 15" in told
+
+
+def test_references_of_truncated_splits_have_the_generated_length(
+    tiny_folder: Any, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = EvaluationRows(forget=FORGET, retain=RETAIN)
+    settings = EvaluationSpec(benchmark="muse", max_new_tokens=4, ask="own")
+    evaluation = Evaluation(
+        str(tiny_folder), ModelSpec(name=str(tiny_folder)), settings, rows, tmp_path
+    )
+    for _ in range(2):  # the second one reads the cache, without a model
+        answers = evaluation.run(None, "base").answers
+        assert [a.row.output for a in answers] == ["born", "May", "born in June."]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 of 1 answers have more than 4 tokens" in told  # only those of retain
 
 
 @pytest.mark.parametrize(("text", "unit"), [("", "documents"), ("Ann was here.", "answers")])
