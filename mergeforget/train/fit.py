@@ -23,38 +23,20 @@ from mergeforget.files import explained, read_jsonl, reading, replacing, write_j
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.alternates import alternate_rows
-from mergeforget.train.arguments import arguments
-from mergeforget.train.callbacks import (
-    Checkpoints,
-    DualWeight,
-    Epochs,
-    FreshOptimizer,
-    Guard,
-    ProgressBar,
-    Snapshots,
-    StopWhenLearned,
-    last_checkpoint,
-    save_adapter,
-)
+from mergeforget.train.arguments import arguments, callbacks_of, order_of, steps_per_epoch
+from mergeforget.train.callbacks import Checkpoints, DualWeight, last_checkpoint, save_adapter
 from mergeforget.train.checks import MeasuredSets
 from mergeforget.train.dataset import PairedRows, collate_of
-from mergeforget.train.early_stopping import PROXIES, Watcher
+from mergeforget.train.early_stopping import PROXIES
 from mergeforget.train.forward import as_reference, compiled_layers, output_matrix, unwrapped
 from mergeforget.train.lora_targets import lora_config
 from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
-from mergeforget.train.objective import any_needs, mask_of, reads_of
+from mergeforget.train.objective import any_needs, mask_of
 from mergeforget.train.precision import tensor_cores
 from mergeforget.train.reference import Reference, reference_of
 from mergeforget.train.reinforce import reinforce
-from mergeforget.train.samplers import (
-    AlternatingSampler,
-    BySetSampler,
-    ChunkedSampler,
-    JointSampler,
-    LayeredSampler,
-    Order,
-)
+from mergeforget.train.samplers import ChunkedSampler
 from mergeforget.train.together import Partners
 from mergeforget.train.tokenize import (
     RAW_MARK,
@@ -248,33 +230,16 @@ def fit(
     )
     # without a plan, a step is divided into one micro-batch per rank
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, world_size())
-    order = _order(training, rows, accumulation)
-    checkpoints = Checkpoints(job.checkpoint_seconds, job.run.history)
-    stop_at = training.stop_at if isinstance(training, Memorise) else None
-    bar = ProgressBar(job.stage, controller, at_most=stop_at is not None)
-    callbacks = [Epochs(rows, order), Guard(), bar, checkpoints]
+    order = order_of(training, rows, accumulation)
+    dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
+    callbacks = callbacks_of(training, sets, rows, order, job, dual, controller, snapshot)
     partners = job.partners
-    if partners is not None:
-        partners.register(checkpoints)
-    if controller is not None:
-        callbacks.insert(0, controller)
-    elif snapshot is not None and plan is not None:
-        callbacks.insert(0, Snapshots(plan.snapshots, snapshot))
-    if isinstance(order, ChunkedSampler):
-        callbacks.insert(0, FreshOptimizer(order))
-    if plan is not None and plan.watch is not None:
-        callbacks.insert(0, Watcher(plan.watch, sets, job.run.root, job.stage, job.checkpoints))
     trainings = 2 if partners is not None and partners.joined else 1
     passes = Passes(CPU_TOKENS, False)
     if plan is not None:
         passes = fit_passes(model, sets, plan, job.stage, trainings=trainings)
     if partners is not None and passes.checkpointing:
         partners.separate(f"{job.stage} needs gradient checkpointing")
-    if stop_at is not None:
-        callbacks.append(StopWhenLearned(stop_at))
-    dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
-    if dual is not None:
-        callbacks.insert(0, dual)
     steering = plan is not None and plan.direction != "sum"
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
@@ -293,7 +258,7 @@ def fit(
         args=arguments(
             training,
             job.checkpoints,
-            steps_per_epoch=_steps_per_epoch(order, accumulation),
+            steps_per_epoch=steps_per_epoch(order, accumulation),
             accumulation=-(-accumulation // world_size()),
             gradient_checkpointing=passes.checkpointing,
             save_total_limit=2,  # a spare one, in case the newest is damaged
@@ -369,31 +334,6 @@ def _start(job: TrainingJob) -> Path | None:
     else:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
     return start
-
-
-def _order(training: Training | Memorise, data: PairedRows, accumulation: int) -> Order:
-    rows = len(data)
-    if isinstance(training, Memorise):
-        return JointSampler(rows, training.batch_size // accumulation, training.seed)
-    size, seed = training.batch_size, training.seed
-    if training.batches == "by_set":
-        sizes = {name: len(data.sets[name]) for name in reads_of(training.objective)}
-        return BySetSampler(sizes, size, accumulation, seed)
-    if training.batches == "alternating":
-        return AlternatingSampler(rows, size, accumulation, seed)
-    if training.folds:
-        folds = [one.fold for one in data.sets["forget"]]
-        return LayeredSampler(folds, training.epochs, size, accumulation, seed)
-    if training.chunk_rows:
-        return ChunkedSampler(rows, training.chunk_rows, training.epochs, size, accumulation, seed)
-    return JointSampler(rows, size, seed)
-
-
-def _steps_per_epoch(order: Order, accumulation: int) -> int:
-    """Return the optimiser steps of one pass over the first set, or over all chunks."""
-    if isinstance(order, ChunkedSampler):
-        return sum(order.chunk_steps) // order.epochs
-    return -(-len(order) // accumulation)
 
 
 def _snapshot(job: TrainingJob, step: int) -> Path:
