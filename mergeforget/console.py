@@ -52,7 +52,7 @@ class Display(Protocol):
         """Show the line of the work in progress; an empty one where it ended."""
 
     def printed(self) -> None:
-        """Note that a message was printed."""
+        """Record that a message was printed."""
 
 
 _displays: list[Display] = []

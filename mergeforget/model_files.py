@@ -46,7 +46,7 @@ def locate(name: str, *, trust_remote_code: bool = False) -> Path:
         return embedded_model() if gguf_file() else _embedded_from_hub()
     if not HUB_ID.fullmatch(name) or name.startswith("."):
         raise InputError(
-            f"There is no model at {name}: the folder does not exist. Give a folder with "
+            f"There is no model at {name}: the folder does not exist. Pass a folder with "
             f"config.json and *.safetensors, a hub id such as org/model, or {EMBEDDED}."
         )
     return _check_folder(_from_hub(name, trust_remote_code))
@@ -93,7 +93,7 @@ def _check_folder(path: Path) -> Path:
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise InputError(
-                f"{path} is an adapter, not a model. Give it with --adapter where the command has "
+                f"{path} is an adapter, not a model. Pass it with --adapter if the command has "
                 f"that option, or write the whole model with `mergeforget merge --adapter {path} "
                 "--full --out MODEL`."
             )

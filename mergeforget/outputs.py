@@ -142,7 +142,7 @@ class TokenOutputs:
     @cached_property
     def logits(self) -> Tensor:
         """(tokens, vocabulary) logits; avoid them if possible, since the table is large."""
-        assert self.source is not None, "a loss read logits without naming them in its needs"
+        assert self.source is not None, "a loss reads logits that its needs do not list"
         return self.source if isinstance(self.source, Tensor) else self.source.logits()
 
     @cached_property
@@ -161,7 +161,7 @@ class TokenOutputs:
         The target is constant; it may depend on the reference's logits. With a Projection, no
         (tokens, vocabulary) table is stored.
         """
-        assert self.source is not None, "a loss read logits without naming them in its needs"
+        assert self.source is not None, "a loss reads logits that its needs do not list"
         other = None if reference is None else reference.source
         return divergence(self.source, other, self.labels, target)
 
@@ -213,11 +213,11 @@ class TokenOutputs:
         total = self.own_rows if self.row_total is None else self.row_total
         return self.own_rows / (total or 1)
 
-    def apart(self) -> list[TokenOutputs]:
+    def micro_batches(self) -> list[TokenOutputs]:
         """Return the outputs of each micro-batch as views, so gradients reach the joint pass."""
         none = [None] * len(self.parts)
-        refusals = none if self.refusal is None else self.refusal.apart()
-        reinforced = none if self.reinforced is None else self.reinforced.apart()
+        refusals = none if self.refusal is None else self.refusal.micro_batches()
+        reinforced = none if self.reinforced is None else self.reinforced.micro_batches()
         known = self.__dict__.get("token_logps", self.known_logps)
         return [
             TokenOutputs(
@@ -271,7 +271,7 @@ class TokenOutputs:
         return torch.where(self._of(kinds), values, torch.zeros_like(values)).sum()
 
     def _of(self, kinds: tuple[int, ...]) -> Tensor:
-        """(tokens,) True where the predicted token is of one of the kinds."""
+        """(tokens,) True where the predicted token has one of the kinds."""
         if kinds == (ANSWER,):
             return self.answer
         return torch.isin(self.kind, torch.tensor(kinds, device=self.kind.device))

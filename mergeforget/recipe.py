@@ -28,6 +28,7 @@ from mergeforget.recipe_sections import Memorise as Memorise
 from mergeforget.recipe_sections import MergeSpec as MergeSpec
 from mergeforget.recipe_sections import ModelSpec as ModelSpec
 from mergeforget.recipe_sections import SearchSpec as SearchSpec
+from mergeforget.run import PAIR
 from mergeforget.train_config import Dual as Dual
 from mergeforget.train_config import Lora as Lora
 from mergeforget.train_config import RecipeSection
@@ -36,7 +37,6 @@ from mergeforget.train_config import Tokens as Tokens
 from mergeforget.train_config import Training as Training
 
 FOLDER = Path(__file__).parent / "recipes"
-SIDES = ("over", "under")  # keys of a pair; each may be the name of a recipe
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -62,7 +62,7 @@ class Pair(RecipeSection):
             return value
         depth = _NESTED.get()
         if depth > 4:
-            raise ValueError(f"recipes refer to each other in a circle; the last is {value!r}")
+            raise ValueError(f"recipes refer to each other in a cycle; the last one is {value!r}")
         token = _NESTED.set(depth + 1)
         try:
             return load_recipe(value).training(info.field_name or "over")
@@ -252,7 +252,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     *path, last = keys.strip().split(".")
     inner: Any = values
     for key in path:
-        if isinstance(inner, dict) and key in SIDES and isinstance(inner.get(key), str):
+        if isinstance(inner, dict) and key in PAIR and isinstance(inner.get(key), str):
             inner[key] = load_recipe(inner[key]).training(key).model_dump(mode="json")
         if isinstance(inner, list):
             inner = inner[_index(inner, key, keys)]

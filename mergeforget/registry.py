@@ -188,7 +188,7 @@ def load_plugin(path: str | Path) -> None:
         return
     spec = util.spec_from_file_location(name, file) if file.suffix == ".py" else None
     if not file.is_file():
-        raise InputError(f"There is no plugin {path}. Give the path of a Python file.")
+        raise InputError(f"There is no plugin {path}. Pass the path of a Python file.")
     if spec is None or spec.loader is None:
         raise InputError(f"The plugin {path} is not a Python file, whose name ends in .py.")
     module = util.module_from_spec(spec)

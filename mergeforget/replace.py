@@ -106,11 +106,11 @@ def take_place(temporary: Path, path: Path) -> None:
         _remove(leftover)  # of a write inside the folder that was killed
     if temporary.is_dir() and not path.is_dir() and (path.exists() or path.is_symlink()):
         raise InputError(
-            f"Cannot write {path}: a file exists there. Remove it or choose another place."
+            f"Cannot write {path}: a file exists there. Remove it or choose another path."
         )
     if not temporary.is_dir() and path.is_dir():
         raise InputError(
-            f"Cannot write {path}: a folder exists there. Remove it or choose another place."
+            f"Cannot write {path}: a folder exists there. Remove it or choose another path."
         )
     if temporary.is_dir():
         _note_files(temporary)
@@ -173,7 +173,7 @@ def write_lock(path: Path, seconds: float = 0) -> Iterator[None]:
     """
     path = link_target(path)
     in_use = (
-        f"{path} is being written by another mergeforget. Wait for it, or choose another place "
+        f"{path} is being written by another mergeforget. Wait for it, or choose another folder "
         "with --out."
     )
     with locked(path.parent / f".{path.name}.lock", in_use, seconds=seconds):

@@ -33,8 +33,8 @@ class Score:
         chance: Expected value of guessing, if defined.
         target: Best value if ``better`` is ``nearer``.
         definition: Versioned name of the exact formula, for example ``truth-ratio@2``.
-        ways: Value by prompt variant (raw, chat), if a model was asked in several ways;
-            ``value`` is then the worst case.
+        by_variant: Value by prompt variant (raw, chat), if there are several; ``value`` is then the
+            worst case.
         subjects: Number of people or documents, if counted.
         draws: Values over resampled rows; not stored in files.
     """
@@ -50,7 +50,7 @@ class Score:
     chance: float | None = None
     target: float | None = None
     definition: str = ""
-    ways: dict[str, float] | None = field(default=None, compare=False)
+    by_variant: dict[str, float] | None = field(default=None, compare=False)
     subjects: int = 0
     draws: np.ndarray | None = field(default=None, repr=False, compare=False)
 
@@ -66,6 +66,8 @@ class Score:
         Raises:
             TypeError: A key is missing, or a value has another type.
         """
+        if "ways" in values:  # name of ``by_variant`` in files of earlier versions
+            values = {"by_variant": values["ways"], **values}
         known = {k: v for k, v in values.items() if k in cls.__dataclass_fields__}
         if known.get("interval") is not None:
             known["interval"] = tuple(known["interval"])
@@ -126,11 +128,13 @@ def _check_types(score: Score) -> None:
     numbers = [x for x in (score.chance, score.target) if x is not None]
     if not all(map(_is_number, (score.value, *numbers))):
         raise TypeError("value, chance and target are numbers")
-    pair, ways = score.interval, score.ways
+    pair, variants = score.interval, score.by_variant
     if pair is not None and (len(pair) != 2 or not all(map(_is_number, pair))):
         raise TypeError("an interval is two numbers")
-    if ways is not None and not (isinstance(ways, dict) and all(map(_is_number, ways.values()))):
-        raise TypeError("ways maps names to numbers")
+    if variants is not None and not (
+        isinstance(variants, dict) and all(map(_is_number, variants.values()))
+    ):
+        raise TypeError("by_variant maps names to numbers")
 
 
 def _is_number(value: object) -> bool:

@@ -83,7 +83,7 @@ def test_merge_takes_paths_texts_and_loaded_adapters(pair: list[Path], tmp_path:
     assert read_adapter(folder).deltas.keys() == deltas[0].keys()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="were not merged here"):
+    with pytest.raises(InputError, match="no merge wrote"):
         results[0].save(tmp_path / "other")
 
 

@@ -52,6 +52,14 @@ def test_a_score_survives_a_round_trip() -> None:
     assert find([score], "mia_auc", "mia") is None
 
 
+def test_values_by_prompt_variant_of_an_earlier_version_are_read() -> None:
+    values = {"metric": "nll", "split": "forget", "value": 0.5, "better": "higher", "n": 8}
+    variants = {"raw": 0.5, "chat": 0.7}
+    old = Score.from_dict(values | {"ways": variants})
+    assert old.by_variant == variants
+    assert old.to_dict()["by_variant"] == variants and "ways" not in old.to_dict()
+
+
 LINE = {"metric": "mia_auc", "split": "mia", "better": "nearer", "n": 8}
 
 

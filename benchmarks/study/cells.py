@@ -99,7 +99,7 @@ def read_results(folder: Path) -> Found:
     path = folder / "study.json"
     if not path.exists():
         raise InputError(
-            f"{folder} holds no results of a study (no study.json). "
+            f"{folder} contains no results of a study (no study.json). "
             f"`python -m benchmarks.study run NAME --results {folder}` makes them."
         )
     values = read_json_object(path)

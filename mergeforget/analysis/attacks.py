@@ -131,7 +131,7 @@ def draw_attack(results: Sequence[Result]) -> SavedFigure:
     return SavedFigure(f"attack-{name}", title, alt, figure, marks)
 
 
-def look_of(model: str, place: int) -> dict[str, Any]:
+def style_of(model: str, place: int) -> dict[str, Any]:
     """Return colour, marker and dash of a model's line."""
     if model == "control":
         return CONTROL
@@ -152,11 +152,11 @@ def _lines(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: 
         x = [ticks.index(k) if words else k for k, _ in points]
         y = [value for _, value in points]
         title = LABELS.get(model, model)
-        look = look_of(model, place)
+        style = style_of(model, place)
         if len(x) == 1:
-            ax.axhline(y[0], label=title, color=look["color"], linestyle=look["linestyle"])
+            ax.axhline(y[0], label=title, color=style["color"], linestyle=style["linestyle"])
         else:
-            ax.plot(x, y, label=title, **look)
+            ax.plot(x, y, label=title, **style)
         marks += [
             Mark(ax, a, b, f"{title}, {key} {k}: {b:.3f}")
             for a, b, (k, _) in zip(x, y, points, strict=True)
@@ -180,11 +180,13 @@ def _bars(ax: Axes, models: dict[str, list[dict[str, Any]]], key: str, metric: s
     width = 0.8 / len(models)
     marks = []
     for place, (model, rows) in enumerate(models.items()):
-        look, title = look_of(model, place), LABELS.get(model, model)
+        style, title = style_of(model, place), LABELS.get(model, model)
         x = [kinds.index(str(row[key])) + (place + 0.5) * width - 0.4 for row in rows]
         y = [row[metric] for row in rows]
         hatch = ("", "//", "..", "xx", "--")[place % 5]  # readable in greyscale prints
-        ax.bar(x, y, width * 0.92, label=title, color=look["color"], hatch=hatch, edgecolor="white")
+        ax.bar(
+            x, y, width * 0.92, label=title, color=style["color"], hatch=hatch, edgecolor="white"
+        )
         marks += [
             Mark(ax, a, b, f"{title}, {row[key]}: {_counted(row, b)}")
             for a, b, row in zip(x, y, rows, strict=True)

@@ -106,7 +106,7 @@ def _export(
 ) -> Exported:
     """Write, compare and put into place, while no other process writes to ``out``."""
     name, source = adapter.name, run.candidates / adapter.name
-    check_free(out, [source, Path(run.base())], MARK, "exported here")
+    check_free(out, [source, Path(run.base())], MARK, "export")
     place = link_target(out)
     fresh = place.parent / f".{place.name}.unchecked"
     if kind == "model":
@@ -159,8 +159,8 @@ def compare_logits(
         stored = "float32"
     made = logits_of(loaded.model, loaded.tokenizer, texts, template)
     largest = max(float(x.abs().max()) for x in meant)
-    apart = max(float((x - y).abs().max()) for x, y in zip(meant, made, strict=True))
-    return stored, apart / largest, template.name
+    distance = max(float((x - y).abs().max()) for x, y in zip(meant, made, strict=True))
+    return stored, distance / largest, template.name
 
 
 def logits_of(

@@ -17,7 +17,7 @@ from mergeforget.analysis.evidence import MissingError, read_chosen
 from mergeforget.analysis.style import SavedFigure, save
 from mergeforget.errors import UnknownNameError
 from mergeforget.files import write_json, write_text
-from mergeforget.run import Run
+from mergeforget.run import PAIR, Run
 
 Found = tuple[list[str], list[dict[str, Any]], list[SavedFigure]]  # sentences, rows, figures
 
@@ -108,7 +108,7 @@ def angles(run: Run) -> Found:
         if a.group == "all" and a.model == "pair" and a.step is None and a.degrees is not None:
             what = "changes of the weights" if a.space == "delta" else f"factors {a.space.upper()}"
             sentences.append(f"The angle between over and under is {a.degrees:.1f}° ({what}).")
-    for side in ("over", "under"):
+    for side in PAIR:
         mine = [
             a.degrees
             for a in result
@@ -184,7 +184,7 @@ def weights(run: Run) -> Found:
     facts, agreements = run_weights(run)
     rows = [f.to_dict() for f in facts] + [a.to_dict() for a in agreements]
     sentences = []
-    for side in ("over", "under"):
+    for side in PAIR:
         mine = [f for f in facts if f.model == side]
         length = sum(f.norm**2 for f in mine) ** 0.5
         rank = sum(f.effective_rank for f in mine) / len(mine)

@@ -98,21 +98,21 @@ def _curve(ax: Axes, curve: Curve, i: int, named: bool) -> list[Mark]:
     """Draw a curve: solid with intervals for the report split, hollow for the selection split."""
     x = np.array([p.density for p in curve.points])
     y = np.array([p.value for p in curve.points])
-    look = dict(series(i))
+    style = dict(series(i))
     label = " · ".join(([curve.family] if named else []) + [curve.part]).replace(" · all", "")
     if curve.part == "choose":
-        look |= {"markerfacecolor": "white", "linewidth": 1.0, "linestyle": (0, (2, 2))}
+        style |= {"markerfacecolor": "white", "linewidth": 1.0, "linestyle": (0, (2, 2))}
     else:
         low = [p.value - p.interval[0] if p.interval else 0.0 for p in curve.points]
         high = [p.interval[1] - p.value if p.interval else 0.0 for p in curve.points]
         if any(low) or any(high):
             errors = np.maximum([low, high], 0.0)
             ax.errorbar(
-                x, y, yerr=errors, fmt="none", ecolor=look["color"], alpha=0.45, capsize=2.5
+                x, y, yerr=errors, fmt="none", ecolor=style["color"], alpha=0.45, capsize=2.5
             )
     if curve.family.endswith("by layer"):  # mean densities by layer are not a continuous series
-        look |= {"linestyle": ""}
-    ax.plot(x, y, label=label, **look)
+        style |= {"linestyle": ""}
+    ax.plot(x, y, label=label, **style)
     return [Mark(ax, p.density, p.value, point_text(curve, p)) for p in curve.points]
 
 
@@ -131,9 +131,9 @@ def _references(
     wanted = [p for p in ("report", "all", "choose") if p in parts or p == "all"]
     for model in ANCHORS:
         if (score := curves.reference(model, metric, split, "", wanted)) is not None:
-            look = MODEL_STYLES[model]
+            style = MODEL_STYLES[model]
             ax.axhline(
-                score.value, label=model, color=look["color"], linestyle=look["linestyle"],
+                score.value, label=model, color=style["color"], linestyle=style["linestyle"],
                 linewidth=1.2,
             )  # fmt: skip
 
@@ -189,8 +189,8 @@ def _curves(moments: Sequence[Moment], metric: str) -> SavedFigure:
         for task in tasks:
             rows = [m for m in mine if (m.side, m.split, m.task) == (side, split, task)]
             x, y = [m.epoch for m in rows], [m.value for m in rows]
-            look = series(tasks.index(task)) if task else {"color": INK, "marker": "."}
-            ax.plot(x, y, label=task or "all tasks", **look)
+            style = series(tasks.index(task)) if task else {"color": INK, "marker": "."}
+            ax.plot(x, y, label=task or "all tasks", **style)
             marks += [
                 Mark(ax, a, b, f"{side}, {split}, {task or 'all tasks'}, epoch {a:.2g}: {b:.3f}")
                 for a, b in zip(x, y, strict=True)
@@ -220,8 +220,8 @@ def _pareto(curves: DensityCurves, metric: str, chosen: str) -> SavedFigure | No
         mine = [p for p in points if p.family == family]
         x, y = [p.forgotten for p in mine], [p.retained for p in mine]
         if family in MODEL_STYLES:
-            look = {k: v for k, v in MODEL_STYLES[family].items() if k != "linestyle"}
-            ax.plot(x, y, label=family, linestyle="", markersize=8, **look)
+            style = {k: v for k, v in MODEL_STYLES[family].items() if k != "linestyle"}
+            ax.plot(x, y, label=family, linestyle="", markersize=8, **style)
         else:
             ax.plot(x, y, label=family, **series(i) | {"linestyle": "", "alpha": 0.85})
     front = sorted((p.forgotten, p.retained) for p in points if p.front)
@@ -250,13 +250,13 @@ def draw_prediction(prediction: Prediction) -> list[SavedFigure]:
     """Draw the predicted gap and the measured gaps."""
     with styled():
         figure, (ax,) = panels(1, 3.4)
-        look = dict(series(0)) | {"marker": ""}
-        ax.plot(prediction.grid, prediction.gaps, label="predicted from the pair", **look)
+        style = dict(series(0)) | {"marker": ""}
+        ax.plot(prediction.grid, prediction.gaps, label="predicted from the pair", **style)
         if prediction.found:
             x, y = zip(*prediction.found, strict=True)
             ax.plot(x, y, "o", color=INK, label="measured")
         ax.axhline(0, color=INK, linewidth=0.8)
-        ax.axvline(prediction.density, color=look["color"], linewidth=1.0, linestyle=(0, (2, 2)))
+        ax.axvline(prediction.density, color=style["color"], linewidth=1.0, linestyle=(0, (2, 2)))
         if prediction.chosen is not None:
             ax.axvline(
                 prediction.chosen, color=INK, linewidth=1.0, linestyle=(0, (6, 2)), label="chosen"

@@ -106,8 +106,8 @@ def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
     try:
         scores = run_scores(run)
     except MissingError as missing:
-        return {"cards": [], "lines": [], "labels": [], "no_scores": str(missing), "halves": False,
-                "has_density": False}  # fmt: skip
+        return {"cards": [], "lines": [], "labels": [], "no_scores": str(missing),
+                "has_splits": False, "has_density": False}  # fmt: skip
     name = chosen.name if chosen else ""
     lines = lines_of(scores, read_candidates(run, list(scores)), name)
     return {
@@ -116,7 +116,7 @@ def scores_of(run: Run, chosen: Chosen | None) -> dict[str, Any]:
         "labels": [label_of(m, scores) for m in shown_measures(scores)],
         "no_scores": "",
         "has_density": any(line.densities for line in lines),
-        "halves": any(c.choose is not None for line in lines for c in line.cells),
+        "has_splits": any(c.choose is not None for line in lines for c in line.cells),
     }
 
 

@@ -160,11 +160,11 @@ def _terms(stages: Sequence[Stage], events: Sequence[Event]) -> SavedFigure:
                 _line(ax, stage, stage.terms[label])
         for event in events:
             if event.term == label:
-                look = MODEL_STYLES.get(event.stage, MODEL_STYLES["base"])
-                ax.axvline(event.epoch, color=look["color"], linewidth=1, linestyle=(0, (1, 1)))
+                style = MODEL_STYLES.get(event.stage, MODEL_STYLES["base"])
+                ax.axvline(event.epoch, color=style["color"], linewidth=1, linestyle=(0, (1, 1)))
                 ax.annotate(
                     event.kind, (event.epoch, 1), xycoords=("data", "axes fraction"),
-                    xytext=(3, -9), textcoords="offset points", fontsize=8, color=look["color"],
+                    xytext=(3, -9), textcoords="offset points", fontsize=8, color=style["color"],
                 )  # fmt: skip
         ax.set_title(label.replace("_", " on "))
         ax.set_ylabel("nats")
@@ -182,11 +182,11 @@ def draw_against(named: Sequence[tuple[str, Stage]]) -> list[SavedFigure]:
         labels = list(dict.fromkeys(label for _, stage in named for label in stage.terms))
         figure, axes = panels(len(labels) + 1, 1.9)
         for i, (name, stage) in enumerate(named):
-            look = series(i) | {"marker": ""}
+            style = series(i) | {"marker": ""}
             for ax, label in zip(axes, labels, strict=False):
                 if label in stage.terms:
-                    _smooth(ax, stage, stage.terms[label], name, look)
-            _smooth(axes[-1], stage, stage.grad_norm, name, look)
+                    _smooth(ax, stage, stage.terms[label], name, style)
+            _smooth(axes[-1], stage, stage.grad_norm, name, style)
         for ax, label in zip(axes, labels, strict=False):
             ax.set_title(label.replace("_", " on "))
             ax.set_ylabel("nats")
@@ -234,13 +234,13 @@ def _memorising(stage: Stage) -> SavedFigure:
 
 
 def _line(ax: Axes, stage: Stage, values: Any) -> None:
-    look = MODEL_STYLES.get(stage.name, MODEL_STYLES["base"]) | {"marker": ""}
-    _smooth(ax, stage, values, stage.name, look)
+    style = MODEL_STYLES.get(stage.name, MODEL_STYLES["base"]) | {"marker": ""}
+    _smooth(ax, stage, values, stage.name, style)
 
 
-def _smooth(ax: Axes, stage: Stage, values: Any, label: str, look: dict[str, Any]) -> None:
-    ax.plot(stage.epoch, values, color=look["color"], alpha=0.25, linewidth=0.9)
-    ax.plot(stage.epoch, running_mean(values, stage.window), label=label, **look)
+def _smooth(ax: Axes, stage: Stage, values: Any, label: str, style: dict[str, Any]) -> None:
+    ax.plot(stage.epoch, values, color=style["color"], alpha=0.25, linewidth=0.9)
+    ax.plot(stage.epoch, running_mean(values, stage.window), label=label, **style)
 
 
 def draw_weights(
@@ -254,11 +254,11 @@ def draw_weights(
 def _by_layer(facts: Sequence[ModuleFacts]) -> SavedFigure:
     figure, axes = panels(2, 2.2)
     for side in dict.fromkeys(f.model for f in facts):
-        look = MODEL_STYLES[side] | {"linestyle": "", "markersize": 4, "alpha": 0.75}
+        style = MODEL_STYLES[side] | {"linestyle": "", "markersize": 4, "alpha": 0.75}
         mine = [f for f in facts if f.model == side and f.layer is not None]
         x = [float(f.layer or 0) for f in mine]
-        axes[0].plot(x, [f.norm for f in mine], label=side, **look)
-        axes[1].plot(x, [f.effective_rank for f in mine], label=side, **look)
+        axes[0].plot(x, [f.norm for f in mine], label=side, **style)
+        axes[1].plot(x, [f.effective_rank for f in mine], label=side, **style)
     axes[0].set_ylabel("Frobenius norm")
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylabel("effective rank")

@@ -159,7 +159,7 @@ def _check_form(stated: dict[str, Any]) -> None:
     for name in stated["files"]:
         places = PurePosixPath(name).parts
         if not places or name.startswith("/") or ".." in places or "\0" in name:
-            raise ValueError(f"files names {name[:80]!r}, which is outside of the run")
+            raise ValueError(f"files names {name[:80]!r}, which is outside the run folder")
         usable_path(name)
     plain_name(stated["model"]["evaluated"], "model.evaluated")
 
@@ -196,7 +196,7 @@ def _scores_agree(run: Run, again: dict[str, float]) -> Iterator[EvidenceCheck]:
             yield EvidenceCheck(f"{model}: score mia_auc", area.value, again[f"{model}: MIA AUC"])
         leaks = find(scores.get(model, []), "leak_rate", "forget")
         name = f"{model}: leaked forget answers"
-        if leaks is not None and leaks.ways is None and name in again:
+        if leaks is not None and leaks.by_variant is None and name in again:
             share = again[name] / again[f"{model}: forget answers"]
             yield EvidenceCheck(f"{model}: score leak_rate", leaks.value, share)
 

@@ -105,7 +105,7 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
         recipe: How prompts are rendered and asked.
     """
     from mergeforget.data.overlap import distinct_rows
-    from mergeforget.data.prompt_variants import ways_to_ask
+    from mergeforget.data.prompt_variants import variants_to_ask
     from mergeforget.data.readers import read_rows
     from mergeforget.evaluate.measure import measure
     from mergeforget.evaluate.verdict import BACK
@@ -118,7 +118,7 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     path = earlier.data / "forget.jsonl"
     rows = distinct_rows(read_rows(path, split="forget"), path)
     systems = () if all(row.window for row in rows) else recipe.evaluation.system_prompts
-    variants = ways_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
+    variants = variants_to_ask(loaded.tokenizer, recipe.data, rows, recipe.evaluation.ask, systems)
     worst = worst_case({
         variant.name: measure(loaded.model, loaded.tokenizer, forget=rows, retain=[], members=[],
                           nonmembers=[], max_new_tokens=spec.max_new_tokens, template=variant,

@@ -132,7 +132,7 @@ class Job:
         self.work = line
 
     def printed(self) -> None:
-        """Note that a message was printed; called by the console."""
+        """Record that a message was printed; called by the console."""
         self._printed = time.monotonic()
 
     @contextmanager

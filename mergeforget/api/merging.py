@@ -75,7 +75,7 @@ def merge(
         seed: Random seed of methods that drop entries at random.
         precision: Precision of the computation, for any stored dtype.
         arguments: Further arguments of the method, ``{"sign": "count"}``.
-        same_base: Merge although the adapters name bases with different content.
+        same_base: Merge even if the adapters name bases with different content.
         threads: Number of threads; 0 is one per core. It does not change the result.
         device: ``cpu`` uses numpy; ``cuda`` or another torch device uses torch.
         space: ``factors`` merges A and B separately, ``delta`` merges the products ``B @ A``.
@@ -115,7 +115,7 @@ def merge_full(source: Source, out: str | Path, **options: Unpack[FullMergeOptio
 
     Args:
         source: As in :func:`merge`.
-        out: Folder to write. A model merged here before is replaced.
+        out: Folder to write. An earlier merge there is replaced.
         base: Name or folder of the base; when omitted, that of the run or of the adapters. If it is
             given, the names of the base in the adapters are not compared.
         dtype: Dtype of the written weights; ``auto`` keeps the base's.
@@ -159,13 +159,13 @@ def merge_models(
 
     Args:
         models: Names or folders of the models.
-        out: Folder to write. A model merged here before is replaced.
+        out: Folder to write. An earlier merge there is replaced.
         base: Model that they were fine-tuned from. The method merges the differences from it;
             without one, on the weights themselves.
         config: Configuration of mergekit to run instead of ``models``. It is run by this engine
             where it knows the method and the options, and by mergekit otherwise.
         weights: One multiplier per model; 1 each when omitted, or the mean without a base.
-        same_base: Merge although architectures or vocabularies differ.
+        same_base: Merge even if architectures or vocabularies differ.
         method, density, density_by, weights_by, seed, precision, arguments, threads, device: As in
             :func:`merge`.
         dtype, max_memory, shard_size: As in :func:`merge_full`.

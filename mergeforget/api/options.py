@@ -32,7 +32,7 @@ class MethodOptions(TypedDict, total=False):
         seed: Random seed of methods that drop entries at random.
         precision: Precision of the computation, for any stored dtype.
         arguments: Further arguments of the method, ``{"sign": "count"}``.
-        same_base: Merge although the inputs name or contain different base models.
+        same_base: Merge even if the inputs name or contain different base models.
         threads: Number of threads; 0 is one per core. It does not change the result.
         device: Device of the computation: ``cpu`` (numpy), or a torch device such as ``cuda``.
     """

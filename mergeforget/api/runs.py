@@ -112,7 +112,7 @@ def export(
 
     opened = as_run(run)
     if gguf and not full:
-        raise UsageError("A GGUF file is made from the whole model: add --full to --gguf.")
+        raise UsageError("A GGUF file contains the whole model: add --full to --gguf.")
     if gguf:
         find_converter()  # before the work
     prompt_settings = {"template": template, "system_prompt": system_prompt}

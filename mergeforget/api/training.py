@@ -172,7 +172,7 @@ def chosen_recipe(
         make_up: Use made-up people if neither the options nor the recipe name data.
 
     Returns:
-        The recipe, and whether its data is made up.
+        The recipe, and whether its data is synthetic.
     """
     from mergeforget.data.people import made_up
     from mergeforget.errors import UsageError

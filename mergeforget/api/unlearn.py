@@ -157,7 +157,7 @@ def unlearn(
                     try:
                         attack(run.root, [one], control=control)
                     except NotApplicableError as error:  # not a reason to lose the whole job
-                        notes.append(f"The attack {one} was not carried out: {error}")
+                        notes.append(f"The attack {one} did not run: {error}")
                         continue
                     run.set_state(f"attack-{one}", "done")
                     changed = True
@@ -192,9 +192,10 @@ def _export(result: Unlearned, *, full: bool, gguf: bool, push: str | None) -> N
 
 def _pair_facts(run: Run) -> dict[str, str]:
     """Return the AUC of over and under on the selection split, for the display."""
+    from mergeforget.run import PAIR
     from mergeforget.train.run_rows import end_of
 
-    aucs = {name: end_of(run, name).get("auc") for name in ("over", "under")}
+    aucs = {name: end_of(run, name).get("auc") for name in PAIR}
     return {name: f"AUC {auc:.2f}" for name, auc in aucs.items() if isinstance(auc, float)}
 
 

@@ -14,11 +14,12 @@ KEPT = 0.8  # share of the retain answers known before that must remain
 
 def table_of(run: Run, chosen: str) -> list[dict[str, Any]]:
     """Return the scores of base, over, under and the chosen merge on the report split."""
+    from mergeforget.run import ANCHORS
     from mergeforget.score import find, read_scores
 
     scores = read_scores(run.scores)
     rows = []
-    for name in ("base", "over", "under", chosen):
+    for name in (*ANCHORS, chosen):
         found = {
             key: find(scores.get(name, []), metric, split, part="report")
             for key, metric, split in (

@@ -92,8 +92,8 @@ class Outlier:
             others = np.array([values[one] for one in order[count:]])
             error = float(others.std(ddof=1)) * math.sqrt(1 + 1 / len(others))
             value = values[order[count - 1]]
-            apart = value - float(others.mean())
-            chance = float(stats.t.sf(apart / max(error, 1e-12), len(others) - 1))
+            distance = value - float(others.mean())
+            chance = float(stats.t.sf(distance / max(error, 1e-12), len(others) - 1))
             outliers.append(cls(order[0], value, min(1.0, (len(others) + 1) * chance), count))
         return min(outliers, key=lambda one: one.p)
 
@@ -105,7 +105,7 @@ class Advantage:
     Attributes:
         over_control: Mean over forget subjects of the control's loss minus the model's.
         beyond_holdout: The same minus the mean over holdout subjects; None without a holdout.
-        looks: Number of conditions (bits, steps, layers) in which the advantage was tested.
+        conditions: Number of conditions (bits, steps, layers) in which the advantage was tested.
         comparable: Whether forget and holdout are alike to the control; see ``same_kind``.
         rank_p: P-value of the rank test of forget against holdout; see ``ranked``.
         outlier: The forget subjects that are furthest ahead, if they were determined.
@@ -113,14 +113,14 @@ class Advantage:
 
     over_control: Estimate
     beyond_holdout: Estimate | None
-    looks: int = 1
+    conditions: int = 1
     comparable: bool = True
     outlier: Outlier | None = None
     rank_p: float = 0.0
 
     @classmethod
     def of(
-        cls, forget: Values, holdout: Values, looks: int, comparable: bool, *, single: bool
+        cls, forget: Values, holdout: Values, conditions: int, comparable: bool, *, single: bool
     ) -> Advantage:
         """Return the advantage, from that of each forget and holdout subject.
 
@@ -130,7 +130,9 @@ class Advantage:
         """
         beyond = difference(forget, holdout) if holdout else None
         outlier = Outlier.of(forget) if single else None
-        return cls(difference(forget), beyond, looks, comparable, outlier, ranked(forget, holdout))
+        return cls(
+            difference(forget), beyond, conditions, comparable, outlier, ranked(forget, holdout)
+        )
 
     @property
     def p(self) -> float:
@@ -141,7 +143,7 @@ class Advantage:
         """
         if self.beyond_holdout is None or self.over_control.p > DOUBT:
             return 1.0
-        return min(1.0, self.looks * self.beyond_holdout.p)
+        return min(1.0, self.conditions * self.beyond_holdout.p)
 
     @property
     def value(self) -> float:
@@ -174,7 +176,7 @@ class Advantage:
         one = self.outlier
         if one is None or whole is None:
             return False
-        return self.looks * one.p <= OUTLIER and one.value >= MISSED_SHARE * whole
+        return self.conditions * one.p <= OUTLIER and one.value >= MISSED_SHARE * whole
 
 
 def same_kind(forget: Values, holdout: Values) -> bool:

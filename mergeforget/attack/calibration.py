@@ -184,8 +184,8 @@ def awq(weight: Tensor, inputs: InputStatistics, bits: int, group: int | None) -
         scales = size.clamp(min=1e-4).pow(step / GRID)
         scales = (scales / (scales.max() * scales.min()).sqrt()).clamp(min=1e-4)
         quantised = round_to_nearest(wide * scales, bits, group) / scales
-        apart = quantised - wide
-        error = float(((apart @ inputs.gram) * apart).sum())
+        difference = quantised - wide
+        error = float(((difference @ inputs.gram) * difference).sum())
         if error < least:
             best, least = quantised, error
     return best.to(weight.dtype)

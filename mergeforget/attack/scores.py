@@ -96,7 +96,7 @@ def losses_of(facts: Facts, split: str) -> Values:
     return dict(facts["documents"][split])
 
 
-def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
+def advantage(control: Facts, model: Facts, conditions: int = 1) -> Advantage:
     """Return how much better a model predicts the forget rows than the control does.
 
     ``over_control`` is the mean of ``NLL_control - NLL_model`` over forget subjects, in nats per
@@ -108,7 +108,7 @@ def advantage(control: Facts, model: Facts, looks: int = 1) -> Advantage:
         for split in ("forget", "holdout")
     )
     alike = same_kind(losses_of(control, "forget"), losses_of(control, "holdout"))
-    return Advantage.of(forget, holdout, looks, alike, single=True)
+    return Advantage.of(forget, holdout, conditions, alike, single=True)
 
 
 def exact_leaks(model: Sequence[Facts], control: Sequence[Facts]) -> Leaks:

@@ -87,7 +87,7 @@ def tune(
     tokenizer: Any,
     rows: Sequence[Row],
     tuning: Tuning,
-    look: Callable[[Any, int], Facts],
+    measure: Callable[[Any, int], Facts],
     *,
     label: str,
     template: PromptTemplate = RAW,
@@ -97,10 +97,10 @@ def tune(
     All models are trained on the same rows in the same order, with the same LoRA initialisation.
 
     Args:
-        look: Measurement, called with the model and the number of steps at ``tuning.points()``.
+        measure: Function of the model and the number of steps, called at ``tuning.points()``.
 
     Returns:
-        Results of ``look``, in that order.
+        Results of ``measure``, in that order.
 
     Raises:
         NumericError: The loss is not finite.
@@ -113,7 +113,7 @@ def tune(
         optimizer = torch.optim.AdamW(trained, lr=tuning.learning_rate, weight_decay=0.0)
         for step in range(tuning.steps + 1):
             if step in tuning.points():
-                points.append(look(policy, step))
+                points.append(measure(policy, step))
             if step < tuning.steps:
                 loss = _step(policy, next(batches), optimizer)
                 bar.advance(note=f"loss {loss:.3f}")

@@ -133,7 +133,7 @@ def doubt_of(evidence: Iterable[Advantage], leaks: Iterable[Leaks] = ()) -> str:
             )
     advantages = list(evidence)
     outliers = [one.outlier for one in advantages
-                if one.outlier and one.looks * one.outlier.p <= OUTLIER]  # fmt: skip
+                if one.outlier and one.conditions * one.outlier.p <= OUTLIER]  # fmt: skip
     if outliers:
         outlier = min(outliers, key=lambda one: one.p)
         more = f" and {outlier.count - 1} more" if outlier.count > 1 else ""

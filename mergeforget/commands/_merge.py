@@ -80,7 +80,7 @@ METHOD = [
     click.option(
         "--same-base",
         is_flag=True,
-        help="Merge although the inputs name or contain different base models.",
+        help="Merge even if the inputs name or contain different base models.",
     ),
     click.option(
         "--device",

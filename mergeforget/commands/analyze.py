@@ -69,7 +69,7 @@ def text_of(finding: object, out: Path) -> str:
 
     assert isinstance(finding, Finding)
     if finding.missing:
-        return f"{finding.title}: left out.\n  {finding.missing}"
+        return f"{finding.title}: skipped.\n  {finding.missing}"
     lines = [finding.title + ":", *(f"  {s}" for s in finding.sentences)]
     files = [
         f"{finding.name}.json",

@@ -60,9 +60,9 @@ SHARED = (
 @click.option(
     "--full", is_flag=True, default=None, help="relearn: train every weight instead of a LoRA."
 )
-@click.option("--bits", metavar="N,N", help="quantise: numbers of bits.  [default: 8,4]")
-@click.option("--group", type=click.IntRange(2), help="quantise, nf4, gptq, awq: weights that "
-              "share a scale below 8 bits.  [default: 64]")  # fmt: skip
+@click.option("--bits", metavar="N,N", help="quantise: bit widths to round to.  [default: 8,4]")
+@click.option("--group", type=click.IntRange(2), help="quantise, nf4, gptq, awq: number of weights "
+              "that share a scale, below 8 bits.  [default: 64]")  # fmt: skip
 @click.option("--kinds", metavar="K,K", help="prompts: plain, paraphrase, prefix, jailbreak.  "
               "[default: all]")  # fmt: skip
 @click.option("--words", metavar="N,N", help="prompts: numbers of answer words in the prefix.  "

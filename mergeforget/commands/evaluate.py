@@ -97,7 +97,7 @@ FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
               "generates the answers; vllm needs the extra serve and a GPU.  [default: "
               "transformers]")  # fmt: skip
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per batch.  [default: as "
-              "many as fit in memory]")  # fmt: skip
+              "many as fit into memory]")  # fmt: skip
 @click.option("--device", help="Device: cpu, cuda, ..., or auto to distribute the layers over all "
               "GPUs, the memory and the disk.  [default: the GPU if there is one]")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False),

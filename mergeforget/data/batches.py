@@ -220,8 +220,8 @@ def share_prefix(batch: Batch, least: float = 0.2) -> SharedPrefix | None:
     ids: list[int] = []
     positions: list[int] = []
     group, owner = [], []  # of each token; owner -1 is the common prefix
-    begins = [0] * len(rows)  # where the common prefix of the row stands
-    own = [0] * len(rows)  # where the rest of the row stands, less the length of the prefix
+    begins = [0] * len(rows)  # position of the common prefix of each row
+    own = [0] * len(rows)  # position of the rest of each row, minus the length of the prefix
     common = [0] * len(rows)
     for number, places in enumerate(groups.values()):
         length = _common([rows[place] for place in places])

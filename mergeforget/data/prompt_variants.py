@@ -71,13 +71,13 @@ def prompt_variants(
     for number, text in enumerate(systems, 1):
         one = PromptTemplate.resolve(tokenizer, "chat", text)
         found.append(replace(one, own_system=False, number=number))
-    ways: dict[str, PromptTemplate] = {}
-    for way in found:  # without system messages in the rows, own_system has no effect
-        ways.setdefault((way if named else replace(way, own_system=True)).key, way)
-    return list(ways.values())
+    variants: dict[str, PromptTemplate] = {}
+    for variant in found:  # without system messages in the rows, own_system has no effect
+        variants.setdefault((variant if named else replace(variant, own_system=True)).key, variant)
+    return list(variants.values())
 
 
-def ways_to_ask(
+def variants_to_ask(
     tokenizer: Any,
     spec: TemplateSpec,
     rows: Sequence[Row],
@@ -107,11 +107,11 @@ def ways_to_ask(
             f"Further system messages cannot be tried: {why}. Leave out --ask-system "
             "(evaluation.system_prompts)."
         )
-    ways = [own] if ask == "own" or alike else prompt_variants(own, tokenizer, rows, systems)
-    if len(ways) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
+    variants = [own] if ask == "own" or alike else prompt_variants(own, tokenizer, rows, systems)
+    if len(variants) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
         say(
             f"Warning: {name_of(tokenizer)} has a chat template and is asked with raw prompts "
             "only. A model that answers in chat may be reported as having forgotten. Leave out "
             "--ask own (evaluation.ask: own)."
         )
-    return ways
+    return variants

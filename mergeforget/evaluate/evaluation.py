@@ -13,7 +13,7 @@ from typing import Any
 from mergeforget.adapter import read_adapter
 from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
-from mergeforget.data.prompt_variants import ways_to_ask
+from mergeforget.data.prompt_variants import variants_to_ask
 from mergeforget.data.schema import Measured
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.distributed import ALONE, RankShare
@@ -50,7 +50,7 @@ class Evaluation:
     sharing: RankShare = ALONE
     data: DataSpec = DataSpec()
     chat_from: Path | None = None
-    _ways: list[PromptTemplate] = field(default_factory=list)
+    _variants: list[PromptTemplate] = field(default_factory=list)
     _loaded: Any = None
     _server: Server | None = None
     _hashes: dict[Path, str] = field(default_factory=dict)
@@ -62,34 +62,36 @@ class Evaluation:
         changed = replace(self, rows=rows, settings=settings, base=base or self.base)
         if base is not None:
             changed._loaded = changed._server = None
-            changed._ways = []
+            changed._variants = []
         return changed
 
-    def ways(self) -> list[PromptTemplate]:
-        """Return the prompt variants, the configured one first; see ``PromptTemplate.ways``.
+    def variants(self) -> list[PromptTemplate]:
+        """Return the prompt variants, the configured one first; see ``variants_to_ask``.
 
         Only the configured one is returned for ``ask: own``, or if all rows are windows of
         documents, which are never rendered with a template.
         """
-        if not self._ways:
+        if not self._variants:
             tokenizer = self._tokenizer()
             rows = [*self.rows.forget, *self.rows.retain, *self.rows.further]
             rows += [*self.rows.members, *self.rows.nonmembers]
-            self._ways = ways_to_ask(
+            self._variants = variants_to_ask(
                 tokenizer, self.data, rows, self.settings.ask, self.settings.system_prompts
             )
-        return self._ways
+        return self._variants
 
     def run_ways(
         self, adapter: Path | None, label: str, *, again: bool = False
     ) -> dict[str, Measured]:
         """Call ``run`` for every prompt variant, by its name; MMLU and lm-eval run once."""
-        first, *others = self.ways()
-        by_variant = {first.name: self.run(adapter, label, again=again, way=first)}
+        first, *others = self.variants()
+        by_variant = {first.name: self.run(adapter, label, again=again, variant=first)}
         settings = self.settings.model_copy(update={"mmlu": None, "lm_eval": []})
-        for way in others:
+        for variant in others:
             one = self.varied(self.rows, settings)
-            by_variant[way.name] = one.run(adapter, f"{label} ({way.name})", again=again, way=way)
+            by_variant[variant.name] = one.run(
+                adapter, f"{label} ({variant.name})", again=again, variant=variant
+            )
             self._loaded, self._server = one._loaded, one._server
         return by_variant
 
@@ -99,16 +101,16 @@ class Evaluation:
         label: str,
         *,
         again: bool = False,
-        way: PromptTemplate | None = None,
+        variant: PromptTemplate | None = None,
     ) -> Measured:
         """Measure the base with or without an adapter; measurements are cached.
 
         Args:
             again: Ignore cached measurements.
-            way: Prompt variant; the configured template by default.
+            variant: Prompt variant; the configured template by default.
         """
-        way = way or self.ways()[0]
-        path = self.folder / f"{self.fingerprint(adapter, way)}.jsonl"
+        variant = variant or self.variants()[0]
+        path = self.folder / f"{self.fingerprint(adapter, variant)}.jsonl"
         if again:
             self.sharing.wait()
             for file in (path, *rank_files(path)):
@@ -117,7 +119,7 @@ class Evaluation:
         if self._complete(cache):
             if self.sharing.main:
                 say(f"{label}: using cached measurements; --again measures again.")
-            return self._measure(None, None, cache, label, way)
+            return self._measure(None, None, cache, label, variant)
         loaded = self.loaded()
         with self._applied(adapter):
             if self.settings.mmlu and cache.mmlu is None:
@@ -125,9 +127,9 @@ class Evaluation:
                 if self.sharing.main:
                     cache.save_mmlu(counts)
             self._run_tasks(cache)
-            return self._measure(loaded.model, loaded.tokenizer, cache, label, way, adapter)
+            return self._measure(loaded.model, loaded.tokenizer, cache, label, variant, adapter)
 
-    def fingerprint(self, adapter: Path | None, way: PromptTemplate = RAW) -> str:
+    def fingerprint(self, adapter: Path | None, variant: PromptTemplate = RAW) -> str:
         """Return a hash of the weights and of every setting that affects the measurements."""
         from mergeforget.model_files import locate
         from mergeforget.models import main_device
@@ -141,8 +143,8 @@ class Evaluation:
             "max_new_tokens": self.settings.max_new_tokens,
             "mmlu": mmlu_key(self.settings),
         }
-        if way.key != RAW.key:
-            facts["template"] = way.key
+        if variant.key != RAW.key:
+            facts["template"] = variant.key
         if self.settings.backend != "transformers":
             facts["backend"] = self.settings.backend
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
@@ -208,7 +210,7 @@ class Evaluation:
         tokenizer: Any,
         cache: EvaluationCache,
         label: str,
-        way: PromptTemplate,
+        variant: PromptTemplate,
         adapter: Path | None = None,
     ) -> Measured:
         truncated = BENCHMARKS.get(self.settings.benchmark).traits.get("truncated", ())
@@ -223,7 +225,7 @@ class Evaluation:
             max_new_tokens=self.settings.max_new_tokens,
             batch_tokens=self.batch_tokens,
             membership=self.settings.membership,
-            template=way,
+            template=variant,
             gradient_norm=self.settings.gradient_norm,
             generator=self._generator(adapter),
             mmlu=cache.mmlu,

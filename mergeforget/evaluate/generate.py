@@ -111,20 +111,20 @@ def generate_ids(
     Raises:
         InputError: The model is not a causal language model.
     """
-    ways = safe_modes(model)
+    modes = safe_modes(model)
     check_token_ids(model, prompts)
     fitting, _ = cut_to_positions(model, prompts, reserve=max_new_tokens)
     limit = position_limit(model) or 2**31
     tokens = batch_tokens or token_budget(model)
-    static = ways.static and adapters_of.set_rows is None
-    refilled = ways.rows == "padded" and has_plain_cache(model)
+    static = modes.static and adapters_of.set_rows is None
+    refilled = modes.rows == "padded" and has_plain_cache(model)
 
     def work(places: list[int]) -> list[list[int]]:
         found: dict[int, list[int]] = {}
         budgets = [min(max_new_tokens, limit - len(fitting[place])) for place in places]
         for budget in dict.fromkeys(budgets):  # long rows leave fewer positions for new tokens
             here = [p for p, own in zip(places, budgets, strict=True) if own == budget]
-            for part in _batchable([len(fitting[place]) for place in here], ways):
+            for part in _batchable([len(fitting[place]) for place in here], modes):
                 own = [here[i] for i in part]
                 batch = [fitting[place] for place in own]
                 width = budget + max(map(len, batch))
@@ -135,7 +135,7 @@ def generate_ids(
                     who = adapters_of.part(own)
                     new = greedy_refilled(model, batch, stop, budget, at_once, who)
                 else:
-                    new = _decode(model, batch, stop, budget, adapters_of.part(own), ways)
+                    new = _decode(model, batch, stop, budget, adapters_of.part(own), modes)
                 found |= zip(own, new, strict=True)
         return [found[place] for place in places]
 
@@ -153,11 +153,11 @@ def generate_ids(
 REFILLS = 4  # batches of rows that are decoded as one batch which is refilled
 
 
-def _batchable(lengths: Sequence[int], ways: SafeModes) -> list[list[int]]:
+def _batchable(lengths: Sequence[int], modes: SafeModes) -> list[list[int]]:
     """Group the indices of rows that may be decoded in one batch."""
-    if ways.rows == "padded":
+    if modes.rows == "padded":
         return [list(range(len(lengths)))]
-    if ways.rows != "equal":
+    if modes.rows != "equal":
         return [[place] for place in range(len(lengths))]
     groups: dict[int, list[int]] = {}
     for place, length in enumerate(lengths):
@@ -171,13 +171,13 @@ def _decode(
     stop: Sequence[int],
     max_new_tokens: int,
     adapters_of: RowAdapters,
-    ways: SafeModes,
+    modes: SafeModes,
 ) -> list[list[int]]:
     """Decode a batch with the method that is safe for the model."""
-    if ways.rows in ("padded", "equal"):
-        padded = ways.rows == "padded"
+    if modes.rows in ("padded", "equal"):
+        padded = modes.rows == "padded"
         return greedy(model, prompts, stop, max_new_tokens, adapters_of, padded=padded)
-    decode = model_generate if ways.rows == "generate" else uncached
+    decode = model_generate if modes.rows == "generate" else uncached
     adapters_of.select([0])
     return [decode(model, prompts[0], stop, max_new_tokens)]
 

@@ -90,7 +90,7 @@ def own_digits(answers: Sequence[Answer], *, seed: int = 0) -> OwnDigits | None:
         return None
     rows = sum(map(len, tables))
     own = sum(float(table.trace()) for table in tables)
-    apart = [float(table.sum() - table.trace()) / (len(table) - 1) for table in tables]
+    others = [float(table.sum() - table.trace()) / (len(table) - 1) for table in tables]
     draw = np.random.default_rng(seed)
     sums = np.zeros(DRAWS)
     for table in tables:
@@ -98,7 +98,7 @@ def own_digits(answers: Sequence[Answer], *, seed: int = 0) -> OwnDigits | None:
         orders = draw.permuted(np.tile(places, (DRAWS, 1)), axis=1)
         sums += table[places, orders].sum(axis=1)
     reached = int((sums >= own - 1e-9).sum())
-    return OwnDigits(rows, own / rows, sum(apart) / rows, (1 + reached) / (1 + DRAWS))
+    return OwnDigits(rows, own / rows, sum(others) / rows, (1 + reached) / (1 + DRAWS))
 
 
 def matching_sentence(answers: Sequence[Answer], control: float = 1.0) -> str:

@@ -168,8 +168,8 @@ def choose(
         return []
     check_token_ids(model, prompts)
     prompts, _ = cut_to_positions(model, prompts)
-    ways = safe_modes(model)
-    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if ways.prefix else 0
+    modes = safe_modes(model)
+    shared = min(common_prefix(prompts), min(map(len, prompts)) - 1) if modes.prefix else 0
 
     def work(places: list[int]) -> list[int]:
         logits = cached_prefix_logits(model, [prompts[i] for i in places], shared)
@@ -179,7 +179,7 @@ def choose(
         model,
         [len(p) for p in prompts],
         work,
-        budget=(batch_tokens or token_budget(model)) if ways.scored_together else 1,
+        budget=(batch_tokens or token_budget(model)) if modes.scored_together else 1,
     )
 
 

@@ -33,14 +33,14 @@ class ReferenceModels:
     retrained: Mapping[str, Measured] = field(default_factory=dict)
     reference: Mapping[str, Measured] = field(default_factory=dict)
 
-    def add_to(self, measured: Measured, way: str) -> Measured:
+    def add_to(self, measured: Measured, variant: str) -> Measured:
         """Return the measurements with those of the retrained model and the reference signal."""
-        retrained = self.retrained.get(way)
+        retrained = self.retrained.get(variant)
         if retrained is not None:
             check_other_model(measured, retrained)
         losses = measured.losses
-        if way in self.reference:
-            theirs = {(d.id, d.member): d.nll for d in self.reference[way].losses}
+        if variant in self.reference:
+            theirs = {(d.id, d.member): d.nll for d in self.reference[variant].losses}
             losses = [
                 replace(d, signals=d.signals | {"reference": theirs[d.id, d.member] - d.nll})
                 for d in losses

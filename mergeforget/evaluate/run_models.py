@@ -20,7 +20,7 @@ from mergeforget.evaluate.reference_models import WORST, ReferenceModels, measur
 from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.files import replacing, write_jsonl
 from mergeforget.model_files import content_of
-from mergeforget.run import ANCHORS, Run
+from mergeforget.run import ANCHORS, PAIR, Run
 from mergeforget.score import Score, read_scores, write_scores
 
 UTILITIES = ("mmlu", "model_utility")  # the first that was measured
@@ -89,14 +89,16 @@ def evaluate_model(
     """
     spec = evaluation.settings
     found = evaluation.run_ways(adapter, name, again=again)
-    ways = {way: references.add_to(one, way) for way, one in found.items()}
-    measured = replace(worst_case(ways), retrained=references.retrained.get(WORST))
+    variants = {variant: references.add_to(one, variant) for variant, one in found.items()}
+    measured = replace(worst_case(variants), retrained=references.retrained.get(WORST))
 
     def scored(one: Measured) -> list[Score]:
         return score(spec.benchmark, one, metrics=spec.metrics, known=measured.known)
 
-    by_way = {way: scored(one) for way, one in ways.items()} if len(ways) > 1 else {}
-    scores = worst_scores(scored(measured), by_way)
+    by_variant = (
+        {variant: scored(one) for variant, one in variants.items()} if len(variants) > 1 else {}
+    )
+    scores = worst_scores(scored(measured), by_variant)
     for text in spec.metrics:
         if not selected(text, measured):
             say(f"Warning: {name} has no score {text!r}: the rows have no data for that metric.")
@@ -139,7 +141,7 @@ def rank_of(adapter: Path) -> int:
 def models_of(run: Run) -> dict[str, Path | None]:
     """Return the adapter folder of every model of a run, by name; None for the base."""
     found: dict[str, Path | None] = {"base": None}
-    for name in ("over", "under"):
+    for name in PAIR:
         if (run.root / name).is_dir():
             found[name] = run.root / name
     if run.candidates.is_dir():

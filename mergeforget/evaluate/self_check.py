@@ -97,7 +97,7 @@ def safe_modes(model: Any) -> SafeModes:
     return _KNOWN[base][1]
 
 
-def _slow_path(ways: SafeModes, static: bool) -> str:
+def _slow_path(modes: SafeModes, static: bool) -> str:
     """Describe modes that are slower than the default; empty for the default.
 
     Args:
@@ -109,9 +109,9 @@ def _slow_path(ways: SafeModes, static: bool) -> str:
         "generate": "a batch changes its answers, so model.generate writes them row by row",
         "uncached": "its cache changes its answers, or this cannot be checked, so every new token "
         "takes a full pass",
-    }[ways.rows]
-    scores = "" if ways.scored_together else "likelihoods are computed row by row"
-    dynamic = static and ways.rows == "padded" and not ways.static
+    }[modes.rows]
+    scores = "" if modes.scored_together else "likelihoods are computed row by row"
+    dynamic = static and modes.rows == "padded" and not modes.static
     cache = "a static cache changes its answers, or it has none, so its cache grows"
     parts = [part for part in (answers, scores, cache if dynamic else "") if part]
     return "; ".join(parts) + " (slower)." if parts else ""

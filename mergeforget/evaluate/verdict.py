@@ -15,7 +15,6 @@ from mergeforget.evaluate.verdict_figures import (
     MOST,
     RARE,
     Difference,
-    apart,
     at_least,
     auc_interval,
     auc_score,
@@ -25,6 +24,7 @@ from mergeforget.evaluate.verdict_figures import (
     more_people,
     of_one_subject,
     rate_of,
+    unpaired_difference,
 )
 from mergeforget.score import Score
 
@@ -247,7 +247,7 @@ def _membership(
     figures, top = f"MIA AUC {area.value:.2f}, 95 % CI {low:.2f} to {high:.2f}", 0.5 + MARGIN
     least = most = None
     if control is not None:
-        value, (least, most) = excess or apart(area, control)
+        value, (least, most) = excess or unpaired_difference(area, control)
         figures += (
             f"; control {control.value:.2f}, difference {value:+.2f}, {least:+.2f} to {most:+.2f}"
         )

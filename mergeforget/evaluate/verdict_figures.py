@@ -71,9 +71,9 @@ def more_people(score: Score, interval: tuple[float, float]) -> int | None:
 
     The width of an interval decreases with the square root of the number of people.
     """
-    apart = abs(score.value - 0.5)
+    distance = abs(score.value - 0.5)
     reach = max(interval[1] - score.value, score.value - interval[0])
-    wanted = abs(MARGIN - apart)
+    wanted = abs(MARGIN - distance)
     people = score.subjects or score.n
     if wanted < 1e-9 or not people:
         return None
@@ -81,7 +81,7 @@ def more_people(score: Score, interval: tuple[float, float]) -> int | None:
     return max(1, needed) if needed <= MOST else None
 
 
-def apart(one: Score, other: Score) -> Difference:
+def unpaired_difference(one: Score, other: Score) -> Difference:
     """Difference of two AUCs from their intervals; wider than a paired one.
 
     Source: Newcombe 1998, the square-and-add method for a difference of two estimates.

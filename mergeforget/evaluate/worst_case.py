@@ -22,7 +22,7 @@ KNOWN = 0.75  # of the share known in the best variant
 HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "greedy_match")
 
 
-def known_ways(base: Sequence[Score]) -> set[str] | None:
+def known_variants(base: Sequence[Score]) -> set[str] | None:
     """Return the prompt variants in which the model before unlearning knows its retain set.
 
     A model that answers only in chat cannot lose answers to raw prompts, which it never gave. A
@@ -37,19 +37,23 @@ def known_ways(base: Sequence[Score]) -> set[str] | None:
         known in any.
     """
     found = (find(base, metric, "retain") for metric in HEADLINES)
-    shares = next((score.ways for score in found if score is not None and score.ways), None)
+    shares = next(
+        (score.by_variant for score in found if score is not None and score.by_variant), None
+    )
     if not shares or not max(shares.values()) > 0:
         return None
-    return {way for way, share in shares.items() if share >= KNOWN * max(shares.values())}
+    return {variant for variant, share in shares.items() if share >= KNOWN * max(shares.values())}
 
 
-def worst_case(ways: Mapping[str, Measured], keeping: Collection[str] | None = None) -> Measured:
+def worst_case(
+    variants: Mapping[str, Measured], keeping: Collection[str] | None = None
+) -> Measured:
     """Combine the measurements of several prompt variants row by row.
 
     Args:
-        ways: Measurements of one model on the same rows, by the name of the variant.
-        keeping: Variants that count for rows outside the forget set; see ``known_ways``. None for
-            all.
+        variants: Measurements of one model on the same rows, by the name of the variant.
+        keeping: Variants that count for rows outside the forget set; see ``known_variants``. None
+            for all.
 
     Returns:
         For each forget row, the answer closest to the reference, the smallest NLL and the largest
@@ -57,12 +61,12 @@ def worst_case(ways: Mapping[str, Measured], keeping: Collection[str] | None = N
         variant whose AUC is farthest from 0.5, because members and non-members must be asked in the
         same way.
     """
-    every = list(ways.values())
+    every = list(variants.values())
     first = every[0]
     if len(every) == 1:
         return first
-    apart = max(every, key=_distance)
-    kept = [m for way, m in ways.items() if keeping is None or way in keeping] or every
+    farthest = max(every, key=_distance)
+    kept = [m for variant, m in variants.items() if keeping is None or variant in keeping] or every
 
     def rows(name: str) -> Iterator[Sequence[Any]]:
         """Return each row's answers or likelihoods in the variants that count for it."""
@@ -76,38 +80,46 @@ def worst_case(ways: Mapping[str, Measured], keeping: Collection[str] | None = N
         first,
         answers=[_answer(found) for found in rows("answers")],
         likelihoods=[_likelihood(found) for found in rows("likelihoods")],
-        losses=apart.losses,
+        losses=farthest.losses,
     )
 
 
 def worst_scores(
     combined: Sequence[Score],
-    ways: Mapping[str, Sequence[Score]],
+    variants: Mapping[str, Sequence[Score]],
     keeping: Collection[str] | None = None,
 ) -> list[Score]:
     """Return the worst value of each score over the combined measurements and every variant.
 
     Args:
         combined: Scores of ``worst_case``.
-        ways: Scores of each variant. Scores that compare with another model are taken from these.
+        variants: Scores of each variant. Scores that compare with another model are taken from
+            these.
         keeping: As of ``worst_case``: variants that count for scores of other sets than the forget
-            set, membership apart.
+            set, except membership.
 
     Returns:
-        The scores of ``combined`` with their worst value, its interval, and ``ways``.
+        The scores of ``combined`` with their worst value, its interval, and ``by_variant``.
     """
-    if len(ways) < 2:
+    if len(variants) < 2:
         return list(combined)
     found = []
     for score in combined:
-        same = {way: s for way, every in ways.items() for s in every if _key(s) == _key(score)}
+        same = {
+            variant: s
+            for variant, every in variants.items()
+            for s in every
+            if _key(s) == _key(score)
+        }
         own = [] if score.metric in COMPARED and same else [score]
         counted = [
-            s for way, s in same.items()
-            if keeping is None or way in keeping or score.split in ("forget", "mia")
+            s for variant, s in same.items()
+            if keeping is None or variant in keeping or score.split in ("forget", "mia")
         ]  # fmt: skip
         worst = max([*own, *counted], key=_badness)
-        found.append(replace(worst, ways={way: s.value for way, s in same.items()} or None))
+        found.append(
+            replace(worst, by_variant={variant: s.value for variant, s in same.items()} or None)
+        )
     return found
 
 
@@ -115,11 +127,11 @@ def prompt_dependence(name: str, scores: Sequence[Score]) -> list[str]:
     """Return a sentence for each forget score that depends on the prompt variant."""
     sentences = []
     for score in scores:
-        ways = score.ways or {}
+        variants = score.by_variant or {}
         if (score.split, score.task) != ("forget", "") or score.metric not in HEADLINES:
             continue
-        if len(set(ways.values())) > 1:
-            each = ", ".join(f"{way} {value:.4f}" for way, value in ways.items())
+        if len(set(variants.values())) > 1:
+            each = ", ".join(f"{variant} {value:.4f}" for variant, value in variants.items())
             sentences.append(
                 f"{name}: {score.metric} of the forget set depends on the prompt: {each}. "
                 "The worst case is reported."

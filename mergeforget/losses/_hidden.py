@@ -14,13 +14,13 @@ Normalise = Literal["none", "width"]
 
 def layer_of(outputs: TokenOutputs, layer: int) -> Tensor:
     """Hidden states after a layer, counted from 0: (tokens, width), float32 or wider."""
-    assert outputs.hidden is not None, "a loss read hidden states without naming them in its needs"
+    assert outputs.hidden is not None, "a loss reads hidden states that its needs do not list"
     hidden = outputs.hidden[layer]
     return hidden if hidden.dtype == torch.float64 else hidden.float()
 
 
 def squared_distance(gap: Tensor, normalise: Normalise) -> Tensor:
-    """Squared norm of each row of ``gap``, (tokens, width), divided by the width if asked."""
+    """Squared norm of each row of ``gap``, (tokens, width), divided by the width on request."""
     return (gap**2).mean(-1) if normalise == "width" else (gap**2).sum(-1)
 
 

@@ -47,7 +47,7 @@ def level(
         profile, tokens = policy.profile.to(nll), -policy.token_logps
         aim = profile * target[policy.row]
         low = tokens.detach() < aim.clamp(max=known_below)
-        apart = torch.where(low, known_weight, 1.0).to(nll) * (tokens - aim).abs()
-        by_token = policy.per_row(apart) / policy.counts.to(nll)
+        distance = torch.where(low, known_weight, 1.0).to(nll) * (tokens - aim).abs()
+        by_token = policy.per_row(distance) / policy.counts.to(nll)
         gap = torch.where(policy.per_row(profile) > 0, by_token, gap)
     return policy.row_mean(gap)

@@ -240,7 +240,7 @@ def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any
     sums: dict[str, Any] = {}
     last: list[Any] = [None, ""]
 
-    def look(name: str, given: Any) -> None:
+    def add_inputs(name: str, given: Any) -> None:
         if given is last[0] and sums.get(name, sums[last[1]]) is sums[last[1]]:
             sums[name] = sums[last[1]]
             return
@@ -252,7 +252,7 @@ def _watched(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Any
 
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _, given, name=name: look(name, given[0])
+            lambda _, given, name=name: add_inputs(name, given[0])
         )
         for name in modules
     ]

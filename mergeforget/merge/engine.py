@@ -99,7 +99,7 @@ class MergeSettings:
         threads: Maximum number of threads; it does not change the result.
         grams: Statistics of the inputs of each module, for methods that need them, see
             ``activation_grams``.
-        same_base: Merge although the adapters name bases with different content.
+        same_base: Merge even if the adapters name bases with different content.
         device: Device that merges stacks of tensors and truncates deltas, for example ``cuda``,
             with torch; ``cpu`` uses numpy. Rank-sized matrices stay on the CPU.
     """

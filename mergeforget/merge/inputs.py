@@ -277,7 +277,7 @@ def first_names(names: Iterable[str], limit: int = 3) -> str:
 MADE = "candidate.json"  # file of a folder that a merge wrote and may replace
 
 
-def check_apart(out: Path, inputs: Iterable[Path]) -> None:
+def check_not_an_input(out: Path, inputs: Iterable[Path]) -> None:
     """Raise InputError if ``out`` is an input, or contains one."""
     target = out.resolve()
     for path in inputs:
@@ -285,26 +285,24 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
         if target in (source, *source.parents) and source.exists():
             relation = "is read" if target == source else f"contains {path}, which is read"
             raise InputError(
-                f"{out} {relation}, and the output would replace it. Choose another place with "
+                f"{out} {relation}, and the output would replace it. Choose another folder with "
                 "--out."
             )
 
 
-def check_free(
-    out: Path, inputs: Iterable[Path], mark: str = MADE, made: str = "merged here"
-) -> None:
+def check_free(out: Path, inputs: Iterable[Path], mark: str = MADE, step: str = "merge") -> None:
     """Raise InputError if ``out`` contains an input, or files that no merge wrote.
 
     Args:
         mark: File that identifies an earlier result, which may be replaced.
-        made: How such a result was written, for the message.
+        step: What writes such a result, for the message.
     """
-    check_apart(out, inputs)
+    check_not_an_input(out, inputs)
     if out.is_file():
-        raise InputError(f"{out} is a file. Choose another place with --out.")
+        raise InputError(f"{out} is a file. Choose another path with --out.")
     file_names = [path.name for path in out.iterdir()] if out.is_dir() else []
     if file_names and mark not in file_names:
         raise InputError(
-            f"{out} contains files that were not {made}: {first_names(file_names)}. Choose another "
-            "place with --out, or an empty one."
+            f"{out} contains files that no {step} wrote: {first_names(file_names)}. Choose another "
+            "folder with --out, or an empty one."
         )

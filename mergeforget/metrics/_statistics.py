@@ -170,8 +170,8 @@ def bounded_size(values: np.ndarray, groups: np.ndarray) -> float:
     if most < 1e-12:
         return float(count)
     rows = np.bincount(groups)
-    apart = (np.bincount(groups, values) - p * rows) / rows.mean()
-    size = count * (count + 1) / (float(apart @ apart) / most + 1)
+    deviations = (np.bincount(groups, values) - p * rows) / rows.mean()
+    size = count * (count + 1) / (float(deviations @ deviations) / most + 1)
     return size if ((values > 0) & (values < 1)).any() else min(size, float(len(values)))
 
 
@@ -184,11 +184,11 @@ def effective_size(values: np.ndarray, groups: np.ndarray) -> float:
     n, count = len(values), int(groups.max()) + 1
     if count in (1, n):
         return float(count)
-    apart = values - values.mean()
-    independent = (apart @ apart) / n / (n - 1)
+    deviations = values - values.mean()
+    independent = (deviations @ deviations) / n / (n - 1)
     if independent < 1e-15:
         return float(count)
-    clustered = count / (count - 1) * (np.bincount(groups, apart) ** 2).sum() / n**2
+    clustered = count / (count - 1) * (np.bincount(groups, deviations) ** 2).sum() / n**2
     return float(np.clip(n * independent / max(clustered, 1e-15), count, n))
 
 
@@ -309,15 +309,15 @@ def paired_difference(
     >>> value, low < 0.25 < high
     (0.25, True)
     """
-    apart = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-    groups = _groups(subjects, len(apart))
+    differences = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    groups = _groups(subjects, len(differences))
     count = int(groups.max()) + 1
-    totals, rows = np.bincount(groups, apart), np.bincount(groups)
-    mean = float(apart.mean())
-    spread = max(1e-12, float(np.abs(apart).max())) if apart.any() else 1.0
+    totals, rows = np.bincount(groups, differences), np.bincount(groups)
+    mean = float(differences.mean())
+    spread = max(1e-12, float(np.abs(differences).max())) if differences.any() else 1.0
     residuals = totals - mean * rows
-    pseudo = 0.25 * (spread * len(apart) / count) ** 2
-    variance = (residuals @ residuals + pseudo) / len(apart) ** 2 * count / max(1, count - 1)
+    pseudo = 0.25 * (spread * len(differences) / count) ** 2
+    variance = (residuals @ residuals + pseudo) / len(differences) ** 2 * count / max(1, count - 1)
     reach = _quantile(count - 1) * float(np.sqrt(variance))
     return mean, (mean - reach, mean + reach)
 
@@ -340,11 +340,13 @@ def paired_auc_difference(
     members = placements(*one) - placements(*other)
     nonmembers = placements(other[1], other[0]) - placements(one[1], one[0])
     variance, freedom = 0.0, 0
-    for apart, group in ((members, groups[0]), (nonmembers, groups[1])):
+    for differences, group in ((members, groups[0]), (nonmembers, groups[1])):
         count = int(group.max()) + 1
-        totals = np.bincount(group, apart - apart.mean())
+        totals = np.bincount(group, differences - differences.mean())
         pseudo = 0.5 / max(2, len(members), len(nonmembers)) ** 2  # one pair changes its order
-        variance += count / max(1, count - 1) * float(totals @ totals) / len(apart) ** 2 + pseudo
+        variance += (
+            count / max(1, count - 1) * float(totals @ totals) / len(differences) ** 2 + pseudo
+        )
         freedom += count - 1
     reach = _quantile(freedom) * float(np.sqrt(variance))
     value = float(members.mean())

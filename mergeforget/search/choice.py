@@ -245,7 +245,7 @@ def _kept(best: Scored, part: str) -> str:
     return f", still known: {' and '.join(shares)}" if shares else ""
 
 
-def with_ways(choice: Choice) -> tuple[Choice, dict[str, Any]]:
+def with_variants(choice: Choice) -> tuple[Choice, dict[str, Any]]:
     """Add the scores of each prompt variant to the sentence and the warning of a choice.
 
     Returns:
@@ -254,13 +254,13 @@ def with_ways(choice: Choice) -> tuple[Choice, dict[str, Any]]:
     """
     scores = [s for s in choice.scored.scores if s.part == "all" and not s.task]
     shown = {
-        f"{s.metric}_{s.split}": {"value": s.value, **s.ways}
+        f"{s.metric}_{s.split}": {"value": s.value, **s.by_variant}
         for s in scores
-        if s.split in ("forget", "retain") and s.metric in HEADLINES and s.ways
+        if s.split in ("forget", "retain") and s.metric in HEADLINES and s.by_variant
     }
     if not shown:
         return choice, {}
-    names = dict.fromkeys(variant for s in scores for variant in s.ways or {})
+    names = dict.fromkeys(variant for s in scores for variant in s.by_variant or {})
     listed = ", ".join(f"{key} {values['value']:.3f}" for key, values in shown.items())
     sentence = f"{choice.sentence} Worst case over the prompts {', '.join(names)}: {listed}."
     differ = prompt_dependence(choice.scored.name, scores)

@@ -16,19 +16,19 @@ from typing import Any, Literal
 from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
-from mergeforget.data.prompt_variants import ways_to_ask
+from mergeforget.data.prompt_variants import variants_to_ask
 from mergeforget.errors import NumericError, ResourceError, UsageError
 from mergeforget.evaluate.matching import matching_sentence
 from mergeforget.evaluate.paired import read_forget_answers
 from mergeforget.evaluate.run_models import record_weights
-from mergeforget.evaluate.worst_case import known_ways, worst_case
+from mergeforget.evaluate.worst_case import known_variants, worst_case
 from mergeforget.files import write_json, write_text
 from mergeforget.merge.engine import Merged, check_rank, write_candidate
 from mergeforget.models import load_tokenizer
 from mergeforget.recipe import Recipe, SearchSpec, change, load_recipe
 from mergeforget.run import ANCHORS, Run
 from mergeforget.search.budget import SearchBudget
-from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best, with_ways
+from mergeforget.search.choice import Anchors, Choice, Scored, choose, next_best, with_variants
 from mergeforget.search.evaluator import Evaluator, load_evaluator, merge_all, read_pair
 from mergeforget.search.explore import Explorer, finalists
 from mergeforget.search.finalists import PROXY_FIGURES, best_rank, next_finalists
@@ -130,7 +130,7 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         tokenizer = load_tokenizer(recipe.model.model_copy(update={"name": run.base()}))
         all_rows = [*data.forget, *data.retain, *data.members, *data.nonmembers]
         evaluation = recipe.evaluation
-        variants = ways_to_ask(
+        variants = variants_to_ask(
             tokenizer, recipe.data, all_rows, evaluation.ask, evaluation.system_prompts
         )
         settings = settings_of(run, recipe, spec, data.holdout, variants)
@@ -282,13 +282,13 @@ class Searching:
         """Choose among the measured candidates, and write ``search/chosen.json``."""
         choice = self._choice(candidates, self._matching)
         predicted = self.guess.made.get(choice.scored.candidate.family)
-        choice, by_variant = with_ways(choice)
+        choice, by_variant = with_variants(choice)
         scored = self._scored(candidates)
         following = next_best(choice.scored.name, scored, self._anchors(), self.objective,
                               self.run.answers)  # fmt: skip
         choice = replace(choice, next_best=following)
         more: dict[str, Any] = {"explored": explored, "predicted": predicted}
-        more |= {"ways": by_variant} if by_variant else {}
+        more |= {"by_variant": by_variant} if by_variant else {}
         more |= template_facts(self.recipe)
         write_json(self.run.search / "chosen.json", choice.to_dict() | more)
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
@@ -324,7 +324,7 @@ class Searching:
         )
         base, keeping = name == "base", None
         if len(by_variant) > 1:
-            keeping = known_ways(score() if base else self.store.scores["base"])
+            keeping = known_variants(score() if base else self.store.scores["base"])
         if base and keeping is not None and len(keeping) < len(by_variant):
             say(
                 f"Retention is measured with {', '.join(sorted(keeping))} prompts only: with "

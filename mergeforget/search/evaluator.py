@@ -79,7 +79,7 @@ class Evaluator:
         divisible: Whether rows of one batch may belong to different candidates; set to False if the
             model does not support it.
         mmlu: Settings of MMLU; None if it is not measured.
-        ways: The prompt variants, the recipe's first. Candidates are compared by their
+        variants: The prompt variants, the recipe's first. Candidates are compared by their
             worst case.
         server: vLLM, which generates the answers; None for transformers.
     """
@@ -93,7 +93,7 @@ class Evaluator:
     buffers: Buffers = field(default_factory=dict)
     divisible: bool = True
     mmlu: EvaluationSpec | None = None
-    ways: Sequence[PromptTemplate] = (RAW,)
+    variants: Sequence[PromptTemplate] = (RAW,)
     server: Server | None = None
 
     def room(self) -> int:
@@ -104,7 +104,7 @@ class Evaluator:
         prompts = list(rows.values())
         return min(
             adapters_per_batch(self.model, self.tokenizer, prompts, self.max_new_tokens, variant)
-            for variant in self.ways
+            for variant in self.variants
         )
 
     def answer(self, adapters: Mapping[str, Adapter | None]) -> None:
@@ -118,7 +118,7 @@ class Evaluator:
             return
         sound = {one: a for one, a in adapters.items() if self._sound(a, one)}
         try:
-            for variant in self.ways:
+            for variant in self.variants:
                 self._answer_together(sound, variant)
         except (UnfitError, ResourceError) as error:
             say(f"Evaluating candidates one after the other: {error}")
@@ -166,7 +166,9 @@ class Evaluator:
 
         The likelihoods are cached for ``measure``.
         """
-        return {variant.name: self._read(adapter, label, data, variant) for variant in self.ways}
+        return {
+            variant.name: self._read(adapter, label, data, variant) for variant in self.variants
+        }
 
     def measure(self, adapter: Adapter | None, label: str) -> dict[str, Measured]:
         """Measure likelihoods and answers with every prompt variant, by the name of the variant.
@@ -177,7 +179,7 @@ class Evaluator:
         if self.server is not None:
             self.answer({label: adapter})
         measured = {}
-        for index, variant in enumerate(self.ways):
+        for index, variant in enumerate(self.variants):
             cache = EvaluationCache(
                 documents=EvaluationCache(self._likelihoods(label, variant)).documents,
                 completions=EvaluationCache(self._answers(label, variant)).completions,
@@ -215,12 +217,12 @@ class Evaluator:
                 shown = limit_rows(self.data.forget, max(1, len(self.data.forget) // 4), 0)[0]
                 points = tune(
                     self.model, self.tokenizer, [*shown, *self.data.retain], RELEARN,
-                    lambda policy, step: {"ways": self._forget_read(policy, f"{label} relearned")
-                                          if step == RELEARN.steps else {}},
-                    label=f"{label} relearns", template=self.ways[0],
+                    lambda policy, step: {"measured": {} if step < RELEARN.steps else
+                                          self._forget_read(policy, f"{label} relearned")},
+                    label=f"{label} relearns", template=self.variants[0],
                 )  # fmt: skip
                 subjects = frozenset(row.subject for row in shown)
-                scores += leak_scores("relearn", points[-1]["ways"], subjects, spec)
+                scores += leak_scores("relearn", points[-1]["measured"], subjects, spec)
         return scores
 
     def _forget_read(self, model: Any, label: str) -> dict[str, Measured]:
@@ -230,13 +232,13 @@ class Evaluator:
                 model, self.tokenizer, forget=self.data.forget, retain=[], members=[],
                 nonmembers=[], max_new_tokens=0, template=variant, label=label,
             )
-            for variant in self.ways
+            for variant in self.variants
         }  # fmt: skip
 
     def _sound(self, adapter: Adapter | None, label: str) -> bool:
         """Measure the likelihoods, and return whether they are finite."""
         try:
-            for variant in self.ways:
+            for variant in self.variants:
                 self._read(adapter, label, self.data, variant)
         except NumericError:
             return False
@@ -258,12 +260,12 @@ class Evaluator:
         return self.cache_folder / f"{self._file(label, variant)}.answers.jsonl"
 
     def _file(self, label: str, variant: PromptTemplate) -> str:
-        if variant is self.ways[0]:
+        if variant is self.variants[0]:
             return label
         return f"{label}.{variant.name}-{hashlib.sha256(variant.key.encode()).hexdigest()[:8]}"
 
     def _label(self, label: str, variant: PromptTemplate) -> str:
-        return label if len(self.ways) == 1 else f"{label} ({variant.name})"
+        return label if len(self.variants) == 1 else f"{label} ({variant.name})"
 
     def _measure(
         self,
@@ -319,7 +321,7 @@ def load_evaluator(
     device: str | None,
     cache_folder: Path,
     asks: bool,
-    ways: Sequence[PromptTemplate],
+    variants: Sequence[PromptTemplate],
     rank: int = 0,
 ) -> Evaluator:
     """Load the base model for the evaluation of candidates.
@@ -347,6 +349,6 @@ def load_evaluator(
         cache_folder,
         spec.membership,
         mmlu=spec if asks and spec.mmlu else None,
-        ways=ways,
+        variants=variants,
         server=server,
     )

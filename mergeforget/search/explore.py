@@ -14,7 +14,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.errors import NumericError
-from mergeforget.evaluate.worst_case import known_ways
+from mergeforget.evaluate.worst_case import known_variants
 from mergeforget.merge.engine import merge_adapters
 from mergeforget.merge.prediction import zero_of
 from mergeforget.recipe import SearchSpec
@@ -240,7 +240,7 @@ class Explorer:
         except NumericError as error:
             say(f"Skipped {candidate.name}: {error}")
             return False
-        worst = worst_by(proxy_scores, measured, known_ways(self.store.scores["base"]))
+        worst = worst_by(proxy_scores, measured, known_variants(self.store.scores["base"]))
         scores = [replace(score, part="choose") for score in worst]
         self.store.keep_explored(candidate, scores)
         return True

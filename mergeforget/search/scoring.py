@@ -12,7 +12,7 @@ from mergeforget.evaluate.worst_case import worst_case, worst_scores
 from mergeforget.metrics import METRICS
 from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
-from mergeforget.search.split import PARTS, halve
+from mergeforget.search.split import PARTS, split_measured
 
 
 def with_level(
@@ -28,12 +28,12 @@ def with_level(
 
 
 def leak_scores(
-    name: str, ways: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
+    name: str, variants: Mapping[str, Measured], shown: Collection[str], spec: SearchSpec
 ) -> list[Score]:
     """Score the share of forget answers known verbatim, for the subjects not in ``shown``."""
     by_metric: dict[str, list[Score]] = {}
-    for measured in ways.values():
-        parts = {"all": measured} | halve(measured, spec.choose_share, spec.seed)
+    for measured in variants.values():
+        parts = {"all": measured} | split_measured(measured, spec.choose_share, spec.seed)
         for part, one in parts.items():
             left = [x for x in one.likelihoods if x.row.subject not in shown]
             score = METRICS.get("greedy_match").fn(replace(one, likelihoods=left), "forget")
@@ -45,7 +45,7 @@ def leak_scores(
 
 
 def score_parts(
-    ways: Mapping[str, Measured],
+    variants: Mapping[str, Measured],
     spec: SearchSpec,
     benchmark: str,
     metrics: Sequence[str] = (),
@@ -54,11 +54,11 @@ def score_parts(
     """Score all rows and both splits, each by the worst case over the prompt variants.
 
     Args:
-        keeping: Variants that count for retention; see ``known_ways``. None for all.
+        keeping: Variants that count for retention; see ``known_variants``. None for all.
     """
     parts = {
-        variant: {"all": measured} | halve(measured, spec.choose_share, spec.seed)
-        for variant, measured in ways.items()
+        variant: {"all": measured} | split_measured(measured, spec.choose_share, spec.seed)
+        for variant, measured in variants.items()
     }
 
     def scored(one: Measured) -> list[Score]:
@@ -73,12 +73,14 @@ def score_parts(
 
 def worst_by(
     scored: Callable[[Measured], list[Score]],
-    ways: Mapping[str, Measured],
+    variants: Mapping[str, Measured],
     keeping: Collection[str] | None = None,
 ) -> list[Score]:
     """Score measurements with several prompt variants, and return the worst case of each score."""
-    by_way = {variant: scored(one) for variant, one in ways.items()} if len(ways) > 1 else {}
-    return worst_scores(scored(worst_case(ways, keeping)), by_way, keeping)
+    by_variant = (
+        {variant: scored(one) for variant, one in variants.items()} if len(variants) > 1 else {}
+    )
+    return worst_scores(scored(worst_case(variants, keeping)), by_variant, keeping)
 
 
 PROXY_METRICS = {  # metric -> splits

@@ -1,10 +1,10 @@
 """Divide the data into a selection split, which selects the candidate, and a report split.
 
-Retain rows and non-members are samples of what a model should keep and of what it never saw, so a
-score on those that chose the candidate is biased, and the report needs others. The forget rows are
-in both splits: they are all that is to be forgotten, and the claim is about no others. Dividing
-them would choose for one half of the request and judge by the other: with 12 rows, the AUC of every
-candidate of a search differed by 0.11 to 0.24 between the halves.
+Retain rows and non-members are samples of larger populations, so a score on the rows that selected
+the candidate is biased, and the report uses other rows. The forget rows are in both splits: they
+are everything that is to be forgotten, and the verdict is about these rows only. If they were
+divided, the candidate would be chosen on one part of the request and judged on the other: with 12
+rows, the AUC of every candidate of a search differed by 0.11 to 0.24 between the parts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Group = tuple[str, str]  # (split, subject): a document; (split, id) in a split 
 FEWEST = 2  # non-members, one per split
 
 
-def halve(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
+def split_measured(measured: Measured, share: float, seed: int) -> dict[str, Measured]:
     """Split measurements by document, so that rows of one document stay together.
 
     If all rows of the retain set or all non-members are about one subject, the rows of that set are
@@ -188,13 +188,13 @@ class SearchData:
         return [*self.forget, *self.retain, *self.members, *self.nonmembers]
 
     def lone(self) -> frozenset[str]:
-        """Return the splits whose rows are all about one subject; see ``halve``."""
+        """Return the splits whose rows are all about one subject; see ``split_measured``."""
         return lone_subjects(map(group, self._rows()))
 
     def choosing(self, share: float, seed: int, figures: Collection[str]) -> SearchData:
         """Return the part of the selection split that the figures of an objective need.
 
-        It has the same rows as ``halve``, so the scores are equal up to rounding.
+        It has the same rows as ``split_measured``, so the scores are equal up to rounding.
         """
         rows, lone = self._rows(), self.lone()
         tasks = joined_tasks((group(row, lone), row.task) for row in rows)

@@ -148,11 +148,15 @@ class Store:
 
 
 def _known(settings: dict[str, Any]) -> dict[str, Any]:
-    """Drop settings at their default, so that a new key with its default changes nothing."""
+    """Drop settings at their default, and rename keys of earlier versions.
+
+    A new key with its default changes nothing, so an older search resumes.
+    """
     defaults = EvaluationSpec().model_dump(mode="json")
     evaluation = settings.get("evaluation", {})
     changed = {key: value for key, value in evaluation.items() if defaults.get(key) != value}
-    return settings | {"evaluation": changed}
+    renamed = {"variants" if key == "ways" else key: value for key, value in settings.items()}
+    return renamed | {"evaluation": changed}
 
 
 def _scaling(folder: Path) -> dict[str, Any]:
@@ -169,13 +173,17 @@ def template_facts(recipe: Recipe) -> dict[str, Any]:
 
 
 def settings_of(
-    run: Run, recipe: Recipe, spec: SearchSpec, holdout: str, ways: Sequence[PromptTemplate] = ()
+    run: Run,
+    recipe: Recipe,
+    spec: SearchSpec,
+    holdout: str,
+    variants: Sequence[PromptTemplate] = (),
 ) -> dict[str, Any]:
     """Return everything that determines a candidate's scores, to compare two calls.
 
     Args:
         holdout: Text of a new ``data/holdout.jsonl``, if there is one.
-        ways: The prompt variants; recorded if there are several.
+        variants: The prompt variants; recorded if there are several.
     """
     data = {p.stem: sha256(p) for p in sorted(run.data.glob("*.jsonl"))}
     if holdout:
@@ -188,7 +196,7 @@ def settings_of(
         "base": content_of(base),
         "mmlu": mmlu_key(recipe.evaluation),
         **template_facts(recipe),
-        **({"ways": [variant.name for variant in ways]} if len(ways) > 1 else {}),
+        **({"variants": [variant.name for variant in variants]} if len(variants) > 1 else {}),
         "evaluation": recipe.evaluation.model_dump(
             mode="json", exclude_defaults=True, exclude={"mmlu"}
         ),

@@ -27,7 +27,7 @@ class Gap(NamedTuple):
     chance: float
 
     @property
-    def apart(self) -> float:
+    def distance(self) -> float:
         """Absolute difference of the two splits."""
         return abs(self.choose - self.report)
 
@@ -36,7 +36,7 @@ class Gap(NamedTuple):
             "with so few people, chance alone explains any difference"
             if self.chance >= 1
             else f"chance alone explains up to {self.chance:.2f}"
-            if self.apart <= self.chance
+            if self.distance <= self.chance
             else f"more than the {self.chance:.2f} that chance explains"
         )
         return (
@@ -54,11 +54,11 @@ def disagreement(name: str, scores: Sequence[Score]) -> str | None:
     Args:
         scores: Scores of the candidate on both splits.
     """
-    gaps = [gap for gap in gaps_of(scores) if gap.apart > DISAGREE]
+    gaps = [gap for gap in gaps_of(scores) if gap.distance > DISAGREE]
     if not gaps:
         return None
     listed = "; ".join(map(str, gaps))
-    if any(gap.apart > gap.chance for gap in gaps):
+    if any(gap.distance > gap.chance for gap in gaps):
         return (
             f"The two splits disagree about {name}: {listed}. Chance does not explain the "
             "difference, so do not rely on the choice."

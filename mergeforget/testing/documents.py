@@ -27,7 +27,7 @@ def parquet_rows() -> bytes:
 
 SCORE = {"model": "over", "metric": "mia_auc", "value": 0.5, "split": "mia", "better": "nearer",
          "n": 8, "interval": [0.1, 0.9], "part": "all", "task": "", "chance": 0.5,
-         "ways": {"raw": 0.5, "chat": 0.4}, "subjects": 4}  # fmt: skip
+         "by_variant": {"raw": 0.5, "chat": 0.4}, "subjects": 4}  # fmt: skip
 CANDIDATE = {"method": "ties", "density": 0.7, "weights": [1, 1], "space": "factors",
              "name": "ties", "arguments": {"gamma": 0.1},
              "by_module": {"density": [{"modules": "layers.0", "value": 0.5}]}}  # fmt: skip

@@ -111,7 +111,7 @@ def interrupt(
     start.mkdir(parents=True)
     if _in_child(writer, start, 1):
         raise RuntimeError(f"{name} fails without a fault: {(folder / 'error').read_text()}")
-    writer.version(start)  # imports here what each child would import again
+    writer.version(start)  # load modules once, before the child processes are forked
     (start / "result" / NOTES).write_text("mine")
     shutil.copytree(start, dry, symlinks=True)
     began = time.monotonic()

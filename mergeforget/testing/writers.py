@@ -123,7 +123,7 @@ def _checkpoint_version(work: Path) -> int:
 
 
 def _export(work: Path, version: int) -> None:
-    """Export one of two candidates of a run; the run and its model are made the first time."""
+    """Export one of two candidates of a run, which is created with its model on the first call."""
     from mergeforget.analysis.export import export
     from mergeforget.run import Run
 

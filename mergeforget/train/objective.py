@@ -220,7 +220,7 @@ def _check_parts(recipe: Recipe) -> None:
         if training.compile:
             raise RecipeError(
                 f"{key}: compile does not support FSDP, which gathers the weights of a layer "
-                "outside of its forward. Leave it out, or launch with --multi_gpu."
+                "outside its forward method. Leave it out, or launch with --multi_gpu."
             )
         if training.full:
             raise RecipeError(
@@ -335,8 +335,8 @@ def _value(term: Term, outputs: TokenOutputs, before: TokenOutputs | None) -> Te
         with suppress(SeveralMicroBatches):
             value: Tensor = entry.fn(outputs, before, **term.arguments)
             return value
-    parts = outputs.apart()
-    befores = [None] * len(parts) if before is None else before.apart()
+    parts = outputs.micro_batches()
+    befores = [None] * len(parts) if before is None else before.micro_batches()
     each = [_value(term, p, b) for p, b in zip(parts, befores, strict=True)]
     for name in sorted({name for part in parts for name in part.notes}):
         noted = [part.notes[name] for part in parts if name in part.notes]

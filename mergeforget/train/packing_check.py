@@ -59,7 +59,7 @@ def _try_out(model: Any) -> bool:
     """
     seen: list[torch.Tensor] = []
 
-    def look(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    def replace_input(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         seen.append(output.detach().requires_grad_())
         return seen[-1].clone()  # CTRL scales its embeddings in place, which a leaf does not allow
 
@@ -69,7 +69,7 @@ def _try_out(model: Any) -> bool:
     positions = torch.arange(LENGTH, device=device).repeat(2)[None]
     was_training = model.training
     model.eval()
-    hook = embedding.register_forward_hook(look)
+    hook = embedding.register_forward_hook(replace_input)
     try:
         with torch.enable_grad(), autocast(model):
             logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits

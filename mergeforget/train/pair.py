@@ -19,7 +19,7 @@ from mergeforget.errors import NumericError, RecipeError
 from mergeforget.files import replacing, write_json
 from mergeforget.models import LoadedModel, load_model
 from mergeforget.recipe import Recipe, Training
-from mergeforget.run import Run
+from mergeforget.run import PAIR, Run
 from mergeforget.train.fit import CHECKPOINT_SECONDS, TrainingJob, fit, train_adapter
 from mergeforget.train.forward import decoder_layers
 from mergeforget.train.joined_adapters import sharing_weights
@@ -31,8 +31,6 @@ from mergeforget.train.run_rows import Sets, end_of, prepare, record_template, r
 from mergeforget.train.together import Partners, trains_together
 from mergeforget.train.tokenize import encode_sets, within_positions
 from mergeforget.train_config import Full
-
-SIDES = ("over", "under")
 
 
 def train_pair(
@@ -71,7 +69,7 @@ def train_pair(
         base, name = _base(recipe, run, sets, memorise_first, resume, checkpoint_seconds)
         record_template(run, base.tokenizer, template_of(base.tokenizer, recipe.data))
         missing = []
-        for side in SIDES:
+        for side in PAIR:
             if resume and on_main(lambda side=side: run.state(side)) == "done":  # type: ignore[misc]
                 say(f"{side}: done already")
             else:
@@ -93,7 +91,7 @@ def _train_both(
 ) -> None:
     """Train both sides at the same time, with joined passes."""
     assert recipe.pair is not None
-    partners = Partners(("over", "under"), required=recipe.pair.together is True)
+    partners = Partners(PAIR, required=recipe.pair.together is True)
     models = {"over": base, "under": replace(base, model=sharing_weights(base.model))}
     trainings = {
         side: partial(

@@ -37,7 +37,7 @@ class JointSampler(Sampler[list[RowIndex]]):
         self.rows, self.batch_size, self.seed, self.epoch = rows, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which decides the order of the rows."""
+        """Set the epoch, which determines the order of the rows."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class AlternatingSampler(Sampler[list[RowIndex]]):
         self.steps = -(-rows // (batch_size * accumulation))
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which decides the order of the rows."""
+        """Set the epoch, which determines the order of the rows."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class BySetSampler(Sampler[list[RowIndex]]):
             self.steps += [(name, order[s : s + size]) for s in range(0, rows, size)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which decides the order of the rows."""
+        """Set the epoch, which determines the order of the rows."""
         self.epoch = epoch
 
     def __len__(self) -> int:

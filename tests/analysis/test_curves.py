@@ -40,12 +40,12 @@ def test_a_curve_ends_with_the_adapter_where_that_is_later(finished: Run, tmp_pa
 
 
 def test_scores_on_all_data_are_preferred_to_those_on_a_split() -> None:
-    halves = [
+    by_split = [
         Score("knowledge", "forget", value, "lower", 10, part=part)
         for part, value in (("all", 0.5), ("report", 0.4), ("choose", 0.6))
     ]
-    assert [s.value for s in on_largest_part(halves)] == [0.5]
-    assert [s.value for s in on_largest_part(halves[1:])] == [0.4]
+    assert [s.value for s in on_largest_part(by_split)] == [0.5]
+    assert [s.value for s in on_largest_part(by_split[1:])] == [0.4]
 
 
 def test_error_without_scored_snapshots_names_the_evaluate_command(tmp_path: Path) -> None:

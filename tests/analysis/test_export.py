@@ -151,7 +151,7 @@ def test_a_damaged_export_is_caught(chosen: Run, monkeypatch: pytest.MonkeyPatch
 def test_a_folder_with_other_content_is_refused(chosen: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="another place"):
+    with pytest.raises(InputError, match="another (path|folder)"):
         export(chosen, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
@@ -277,14 +277,14 @@ def test_an_export_follows_a_link(chosen: Run, tmp_path: Path) -> None:
 
 def test_the_card_contains_the_warning_and_every_attack(chosen: Run) -> None:
     path = chosen.search / "chosen.json"
-    write_json(path, read_json(path) | {"warning": "The halves disagree."})
+    write_json(path, read_json(path) | {"warning": "The splits disagree."})
     recipe = load_recipe(chosen.recipe)
     save_recipe(change(recipe, evaluation={"membership": "answers"}), chosen.recipe)
     for model in ("ties-factors-d0.50", "another"):
         verdict = f"The claim about {model} does not hold."
         write_result(chosen.attacks, Result("relearn", model, "traces", verdict, []))
     text = (Path(export(chosen).folder) / "README.md").read_text()
-    assert "**Warning.** The halves disagree." in text
+    assert "**Warning.** The splits disagree." in text
     assert "- relearn: The claim about ties-factors-d0.50 does not hold." in text
     assert "about another" not in text
     assert "uses the loss of answers, given their prompts." in text

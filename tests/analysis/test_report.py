@@ -103,14 +103,14 @@ def test_questions_are_those_that_every_model_answered(finished: Run) -> None:
 
 
 def test_the_report_split_comes_first() -> None:
-    halves = [
+    by_split = [
         Score("mia_auc", "mia", 0.5, "nearer", 10, part="choose"),
         Score("mia_auc", "mia", 0.6, "nearer", 12, part="report", interval=(0.4, 0.8)),
     ]
-    cell = cell_of(halves, ("mia_auc", "mia"))
+    cell = cell_of(by_split, ("mia_auc", "mia"))
     assert (cell.value, cell.choose, cell.n) == (0.6, 0.5, 12)
     assert cell.note == "0.400 to 0.800, 95\N{NO-BREAK SPACE}%; n 12"
-    assert cell_of(halves[:1], ("mia_auc", "mia")).choose is None
+    assert cell_of(by_split[:1], ("mia_auc", "mia")).choose is None
     assert cell_of([], ("mia_auc", "mia")).text == ""
 
 

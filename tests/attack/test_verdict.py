@@ -32,9 +32,9 @@ from mergeforget.evaluate.verdict import judge as headline
 from mergeforget.recipe import ModelSpec
 
 
-def advantage(value: float, half: float, p: float, looks: int = 1) -> Advantage:
+def advantage(value: float, half: float, p: float, conditions: int = 1) -> Advantage:
     one = Estimate(value, value - half, value + half, p)
-    return Advantage(one, one, looks)
+    return Advantage(one, one, conditions)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def advantage(value: float, half: float, p: float, looks: int = 1) -> Advantage:
         (advantage(0.1, 0.05, 1e-5), 2.0, "undecided"),  # sure, but less than a tenth
         (advantage(0.5, 0.4, 0.01), 2.0, "undecided"),  # not sure enough to convict
         (
-            advantage(0.5, 0.2, 1e-4, looks=20),
+            advantage(0.5, 0.2, 1e-4, conditions=20),
             2.0,
             "undecided",
         ),  # found in one of twenty conditions
@@ -259,9 +259,9 @@ def test_all_attacks_together_rarely_convict_an_innocent_model(
     for _ in range(50):
         forget, holdout = (draw.exponential(size=n) - 1 for n in (people, others))
         every = [
-            Advantage.of(losses(forget), losses(holdout), looks, True, single=False)
-            for looks in (2, 1, 1, 1, 2, 2, 1, 1, 8)
-            for _ in range(looks)
+            Advantage.of(losses(forget), losses(holdout), conditions, True, single=False)
+            for conditions in (2, 1, 1, 1, 2, 2, 1, 1, 8)
+            for _ in range(conditions)
         ]
         convicted += any(judge(one, 2.0) == "traces" for one in every)
     assert convicted <= 2  # 0.5 expected

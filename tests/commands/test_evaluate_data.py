@@ -48,11 +48,12 @@ def test_conversations_are_evaluated_with_and_without_their_system_message(
     (tmp_path / "f.jsonl").write_text(json.dumps(record) + "\n")
     scores = scores_of(evaluate(chat_folder, "--forget", tmp_path / "f.jsonl"))
     nll = scores["nll", "forget"]
-    assert set(nll["ways"]) == {"chat", "raw", "chat-no-system"}
-    assert len(set(nll["ways"].values())) == 3
+    assert set(nll["by_variant"]) == {"chat", "raw", "chat-no-system"}
+    assert len(set(nll["by_variant"].values())) == 3
     own = scores_of(evaluate(chat_folder, "--forget", tmp_path / "f.jsonl", "--ask", "own"))
     assert (
-        own["nll", "forget"]["value"] == nll["ways"]["chat"] and "ways" not in own["nll", "forget"]
+        own["nll", "forget"]["value"] == nll["by_variant"]["chat"]
+        and "by_variant" not in own["nll", "forget"]
     )
 
 
@@ -68,7 +69,7 @@ def test_folders_of_documents_are_judged_raw_window_by_window(
     scores = scores_of(
         evaluate(chat_folder, "--forget", tmp_path / "forget", "--holdout", tmp_path / "holdout")
     )
-    assert "ways" not in scores["nll", "forget"] and scores["mia_auc", "mia"]["n"] == 4
+    assert "by_variant" not in scores["nll", "forget"] and scores["mia_auc", "mia"]["n"] == 4
 
 
 def test_a_row_to_forget_and_to_keep_is_refused(chat_folder: Path, tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_folder_that_is_not_a_merge_is_not_replaced(
     home.mkdir()
     (home / "thesis.tex").write_text("years of work")
     for out, message in [
-        (home, "not merged here: thesis.tex"),
+        (home, "no merge wrote: thesis.tex"),
         (home / "thesis.tex", "is a file"),
         (one, "one is read"),
         (tmp_path, "contains"),

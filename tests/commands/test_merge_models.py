@@ -33,7 +33,7 @@ def test_a_result_of_mergekit_is_replaced_but_no_other_folder(
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
     done = call(*words, tmp_path / "home")
-    assert done.exit_code == 4 and "not merged here" in done.output
+    assert done.exit_code == 4 and "no merge wrote" in done.output
 
 
 def test_models_are_merged_by_name(tiny_folder: Path, tmp_path: Path) -> None:

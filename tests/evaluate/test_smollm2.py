@@ -126,4 +126,4 @@ def test_five_answers_known_in_chat_alone_are_reported_as_known(tmp_path: Path) 
     scores = json.loads(result.stdout)["scores"]["model"]
     exact = next(s for s in scores if (s["metric"], s["split"]) == ("exact_match", "forget"))
     assert exact["value"] == 1.0 and exact["n"] == 5
-    assert exact["ways"]["chat"] == 1.0 and len(exact["ways"]) == 3
+    assert exact["by_variant"]["chat"] == 1.0 and len(exact["by_variant"]) == 3

@@ -24,7 +24,7 @@ from mergeforget.evaluate.generate import generate
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.run_models import evaluate_any
 from mergeforget.evaluate.table import notes
-from mergeforget.evaluate.worst_case import known_ways, worst_case, worst_scores
+from mergeforget.evaluate.worst_case import known_variants, worst_case, worst_scores
 from mergeforget.metrics import METRICS
 from mergeforget.outputs import ANSWER
 from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
@@ -111,10 +111,12 @@ def test_a_model_that_answers_one_prompt_variant_is_reported_as_knowing(
     exact = find(scores, "exact_match", "forget")
     rouge = find(scores, "verbatim_rouge", "forget")
     assert exact is not None and exact.value == 1 and rouge is not None and rouge.value == 1
-    assert exact.ways is not None and exact.ways[own] == 1 and len(exact.ways) == 3
+    assert (
+        exact.by_variant is not None and exact.by_variant[own] == 1 and len(exact.by_variant) == 3
+    )
     told = notes(EvaluationSpec(benchmark="custom"), {"m": scores})
-    assert min(exact.ways.values()) == 1 or any("depends on the prompt" in t for t in told)
-    assert Score.from_dict(exact.to_dict()).ways == exact.ways
+    assert min(exact.by_variant.values()) == 1 or any("depends on the prompt" in t for t in told)
+    assert Score.from_dict(exact.to_dict()).by_variant == exact.by_variant
     assert "raw prompts only" not in capsys.readouterr().err
 
 
@@ -125,10 +127,10 @@ def test_a_model_that_answers_after_a_common_system_message_is_found(
     evaluation = evaluation_of(folder, tmp_path, system_prompts=["Be Bob.", SYSTEM])
     _, scores = evaluate_any(evaluation, None, "m")
     exact = find(scores, "exact_match", "forget")
-    assert exact is not None and exact.value == 1 and exact.ways is not None
-    assert exact.ways["chat-system-2"] == 1 and "chat-system-1" in exact.ways
+    assert exact is not None and exact.value == 1 and exact.by_variant is not None
+    assert exact.by_variant["chat-system-2"] == 1 and "chat-system-1" in exact.by_variant
     with pytest.raises(UsageError, match="--ask own"):
-        evaluation_of(folder, tmp_path, ask="own", system_prompts=[SYSTEM]).ways()
+        evaluation_of(folder, tmp_path, ask="own", system_prompts=[SYSTEM]).variants()
 
     attacked = TargetModel("m", str(folder))
     models = Models(ModelSpec(name=str(folder)))
@@ -148,12 +150,12 @@ def test_the_chat_template_of_an_adapter_is_used(
     """Fine-tuning tools save the tokenizer with the adapter; the base may have no template."""
     adapter = save_adapter(tmp_path / "adapter")
     evaluation = evaluation_of(tiny_folder, tmp_path)
-    assert [way.name for way in evaluation.ways()] == ["raw"]
+    assert [way.name for way in evaluation.variants()] == ["raw"]
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(adapter)
-    found = replace(evaluation, chat_from=adapter, _ways=[])
-    assert [way.name for way in found.ways()] == ["chat", "raw", "chat-system"]
+    found = replace(evaluation, chat_from=adapter, _variants=[])
+    assert [way.name for way in found.variants()] == ["chat", "raw", "chat-system"]
     models = Models(ModelSpec(name=str(tiny_folder)), chat_from=adapter)
     with models.opened(TargetModel("m", str(tiny_folder), adapter)) as (_, used):
         assert used.chat_template == CHAT_TEMPLATE
@@ -161,7 +163,7 @@ def test_the_chat_template_of_an_adapter_is_used(
     tokenizer.add_tokens(["<|turn|>"])
     tokenizer.save_pretrained(adapter)
     with pytest.raises(InputError, match="a tokenizer with other tokens than the model's"):
-        replace(evaluation, chat_from=adapter, _ways=[]).ways()
+        replace(evaluation, chat_from=adapter, _variants=[]).variants()
 
 
 def test_evaluating_a_chat_model_with_raw_prompts_only_warns(
@@ -171,7 +173,7 @@ def test_evaluating_a_chat_model_with_raw_prompts_only_warns(
     evaluation = evaluation_of(folder, tmp_path, template="none", ask="own")
     _, scores = evaluate_any(evaluation, None, "m")
     exact = find(scores, "exact_match", "forget")
-    assert exact is not None and exact.ways is None
+    assert exact is not None and exact.by_variant is None
     assert "raw prompts only" in capsys.readouterr().err
 
 
@@ -179,13 +181,13 @@ def test_measurements_are_cached_by_template(learned: Callable[..., Path], tmp_p
     folder = tmp_path / "model"
     shutil.copytree(learned("chat"), folder)
     evaluation = evaluation_of(folder, tmp_path)
-    prints = {evaluation.fingerprint(None, way) for way in evaluation.ways()}
+    prints = {evaluation.fingerprint(None, way) for way in evaluation.variants()}
     assert len(prints) == 3 and evaluation.fingerprint(None) in prints
     tokenizer = build_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE.replace("\n", "\n\n")
     tokenizer.save_pretrained(folder)
     changed = evaluation_of(folder, tmp_path)
-    assert not prints & {changed.fingerprint(None, way) for way in changed.ways()[:1]}
+    assert not prints & {changed.fingerprint(None, way) for way in changed.variants()[:1]}
 
 
 def test_a_manually_rendered_prompt_is_answered_as_in_chat(learned: Callable[..., Path]) -> None:
@@ -225,10 +227,10 @@ def test_the_headline_is_never_better_than_any_variant() -> None:
             Score("forget_quality", "forget", retain, "higher", 4),
         ]
 
-    ways = {"raw": scores(0.2, 0.9, 0.6), "chat": scores(0.6, 0.7, 0.1)}
-    found = worst_scores(scores(0.7, 0.6, 0.6), ways)
+    variants = {"raw": scores(0.2, 0.9, 0.6), "chat": scores(0.6, 0.7, 0.1)}
+    found = worst_scores(scores(0.7, 0.6, 0.6), variants)
     assert [s.value for s in found] == [0.7, 0.6, 0.1, 0.7]
-    assert found[0].ways == {"raw": 0.2, "chat": 0.6}
+    assert found[0].by_variant == {"raw": 0.2, "chat": 0.6}
 
 
 def test_retention_counts_only_variants_in_which_the_base_knows_the_rows() -> None:
@@ -244,13 +246,13 @@ def test_retention_counts_only_variants_in_which_the_base_knows_the_rows() -> No
 
     before = {"chat": way("forget retain"), "raw": way("")}
     base = worst_scores(scored(worst_case(before)), {w: scored(m) for w, m in before.items()})
-    keeping = known_ways(base)
-    assert keeping == {"chat"} and known_ways(scored(before["chat"])) is None
+    keeping = known_variants(base)
+    assert keeping == {"chat"} and known_variants(scored(before["chat"])) is None
     after = {"chat": way("retain"), "raw": way("forget")}
     found = worst_scores(
         scored(worst_case(after, keeping)), {w: scored(m) for w, m in after.items()}, keeping
     )
     assert [s.value for s in found] == [1.0, 1.0]  # forget: known raw; retain: kept in chat
-    assert found[1].ways == {"chat": 1.0, "raw": 0.0}
+    assert found[1].by_variant == {"chat": 1.0, "raw": 0.0}
     damaged = {"chat": way(""), "raw": way("retain")}
     assert worst_case(damaged, keeping).answers[1].completion == "no"

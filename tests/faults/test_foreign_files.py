@@ -188,7 +188,7 @@ def test_evidence_and_attacks_name_files_of_the_run_only(
                 "model": {"evaluated": "under"}, "code": {"sha256": ""}, "people": [],
                 "verdict": {}}  # fmt: skip
     write_json(tmp_path / "evidence.json", evidence)
-    with pytest.raises(InputError, match="outside of the run"):
+    with pytest.raises(InputError, match="outside the run folder"):
         verify_evidence(tmp_path / "evidence.json", finished)
 
 

@@ -22,6 +22,7 @@ from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.search.evaluator import Evaluator
 from mergeforget.search.split import SearchData
+from mergeforget.search.store import _known
 
 OPTIONS = Options(SearchBudget(), device="cpu")
 WAYS = {"chat", "raw", "chat-system"}
@@ -42,6 +43,12 @@ def run(tiny_run: Run, tmp_path: Path) -> Run:
     return run
 
 
+def test_settings_of_an_earlier_version_are_recognised() -> None:
+    names = ["chat", "raw"]
+    assert _known({"seed": 1, "ways": names}) == _known({"seed": 1, "variants": names})
+    assert _known({"seed": 1, "ways": names}) != _known({"seed": 1})
+
+
 def changed(run: Run, **sections: Any) -> None:
     save_recipe(change(load_recipe(run.recipe), **sections), run.recipe)
 
@@ -57,14 +64,20 @@ def test_every_candidate_is_scored_by_the_worst_case(
     nll = find(choice.scored.scores, "nll", "forget", part="choose")
     assert nll is not None
     if ask == "own":
-        assert "ways" not in stored and "worst case" not in choice.sentence and nll.ways is None
+        assert (
+            "by_variant" not in stored
+            and "worst case" not in choice.sentence
+            and nll.by_variant is None
+        )
         changed(run, evaluation={"ask": "all"})
         with pytest.raises(InputError, match="with other settings"):
             search(run, recipe.search, OPTIONS)
         return
-    assert nll.ways is not None and set(nll.ways) == WAYS
-    assert nll.value <= min(nll.ways.values())  # the best answer of each row over the variants
-    assert set(stored["ways"]["exact_match_forget"]) == {"value", *WAYS}
+    assert nll.by_variant is not None and set(nll.by_variant) == WAYS
+    assert nll.value <= min(
+        nll.by_variant.values()
+    )  # the best answer of each row over the variants
+    assert set(stored["by_variant"]["exact_match_forget"]) == {"value", *WAYS}
     assert "Worst case over the prompts chat, raw, chat-system" in stored["sentence"]
     capsys.readouterr()
     assert search(run, recipe.search, OPTIONS).sentence == choice.sentence
@@ -79,7 +92,7 @@ def test_batched_candidates_are_evaluated_with_every_prompt_variant(run: Run) ->
     assert list((beside.search / "readings").glob("*.raw-*.answers.jsonl"))
     name = find(read_scores(alone.scores)[KNOWS_RAW], "verbatim_rouge", "forget")
     same = find(read_scores(beside.scores)[KNOWS_RAW], "verbatim_rouge", "forget")
-    assert name == same and name is not None and name.ways is not None
+    assert name == same and name is not None and name.by_variant is not None
 
 
 @pytest.mark.parametrize("strategy", ["grid", "refine"])
@@ -124,7 +137,7 @@ def test_candidates_measured_with_another_template_are_not_compared(run: Run) ->
     given = Options(SearchBudget(), device="cpu", template="chat", system_prompt="Be Bob.")
     choice = search(run, recipe.search, given)
     nll = find(choice.scored.scores, "nll", "forget")
-    assert nll is not None and set(nll.ways or {}) == {"chat-system", "raw", "chat-no-system"}
+    assert nll is not None and set(nll.by_variant or {}) == {"chat-system", "raw", "chat-no-system"}
     for name in ("chosen", "settings"):
         assert read_json(run.search / f"{name}.json")["template"] == ["chat", "Be Bob."]
     with pytest.raises(InputError, match="template was"):

@@ -12,7 +12,7 @@ from mergeforget.data.people import make_people
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.metrics._statistics import auc_draws
-from mergeforget.search.split import SearchData, check_enough, halve
+from mergeforget.search.split import SearchData, check_enough, split_measured
 
 
 def measured_of(splits: dict[str, list[Row]], nll: float = 1.0) -> Measured:
@@ -45,7 +45,7 @@ def test_the_splits_share_forget_rows_only_and_keep_documents_whole(
     forget: int, retain: int, holdout: int, share: float, seed: int
 ) -> None:
     measured = people(forget, retain, holdout)
-    parts = halve(measured, share, seed)
+    parts = split_measured(measured, share, seed)
     assert not keys(parts["choose"]) & keys(parts["report"])
     assert keys(parts["choose"]) | keys(parts["report"]) == keys(measured)
     assert keys(parts["choose"], "forget") == keys(parts["report"], "forget")
@@ -82,7 +82,7 @@ def test_the_report_covers_the_truth_of_a_candidate_that_was_chosen_on_the_same_
 
 
 def test_each_split_and_task_is_halved() -> None:
-    parts = halve(people(6, 4, 2), 0.5, 0)
+    parts = split_measured(people(6, 4, 2), 0.5, 0)
     for task in ("Task1", "Task2", "Task3"):
         for part in parts.values():
             members = [x.member for x in part.losses if x.task == task]
@@ -93,20 +93,22 @@ def test_each_split_and_task_is_halved() -> None:
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
 def test_neither_split_is_empty(share: float) -> None:
-    for part in halve(people(1, 1, 1), share, 0).values():
+    for part in split_measured(people(1, 1, 1), share, 0).values():
         assert {x.member for x in part.losses} == {True, False}
         assert {a.row.split for a in part.answers} == {"forget", "retain"}
 
 
 def test_answers_do_not_change_the_splits() -> None:
     splits = make_people({"forget": 5, "retain": 5, "holdout": 5})
-    one, other = (halve(measured_of(splits, nll), 0.5, 0) for nll in (1.0, 9.0))
+    one, other = (split_measured(measured_of(splits, nll), 0.5, 0) for nll in (1.0, 9.0))
     assert keys(one["choose"]) == keys(other["choose"])
 
 
 def test_another_seed_draws_other_splits() -> None:
     measured = people(8, 8, 8)
-    assert keys(halve(measured, 0.5, 0)["choose"]) != keys(halve(measured, 0.5, 1)["choose"])
+    assert keys(split_measured(measured, 0.5, 0)["choose"]) != keys(
+        split_measured(measured, 0.5, 1)["choose"]
+    )
 
 
 def test_too_few_documents_are_refused_with_a_way_out() -> None:
@@ -125,7 +127,7 @@ def test_non_members_about_a_single_subject_are_divided() -> None:
     for split in ("forget", "holdout"):
         made[split] = [replace(row, subject="Ann") for row in made[split]]
     measured = measured_of(made)
-    parts = halve(measured, 0.5, 0)
+    parts = split_measured(measured, 0.5, 0)
     ids = [{x.id for x in part.losses if not x.member} for part in parts.values()]
     assert all(ids) and not ids[0] & ids[1]
     assert ids[0] | ids[1] == {x.id for x in measured.losses if not x.member}

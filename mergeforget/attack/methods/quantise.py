@@ -159,9 +159,9 @@ def judged(
 
 def _evidence(own: list[Facts], control: list[Facts]) -> dict[int, tuple[Advantage, Leaks]]:
     """Return advantage and exact answers of each width, without the original model."""
-    looks = len(own) - 1
+    conditions = len(own) - 1
     return {
-        mine["bits"]: (advantage(theirs, mine, looks), exact_leaks([mine], [theirs]))
+        mine["bits"]: (advantage(theirs, mine, conditions), exact_leaks([mine], [theirs]))
         for mine, theirs in zip(own[1:], control[1:], strict=True)
     }
 

@@ -170,7 +170,7 @@ def _curve(
     """Return the scores of one model during the fine-tuning."""
 
     def work(model: Any, tokenizer: Any) -> Facts:
-        def look(policy: Any, step: int) -> Facts:
+        def measure(policy: Any, step: int) -> Facts:
             label = f"{target_model.role}, step {step}:"
             return {"step": step, **forget_scores(policy, tokenizer, rows, target, label=label)}
 
@@ -181,7 +181,7 @@ def _curve(
                 tokenizer,
                 lesson,
                 tuning,
-                look,
+                measure,
                 label=label,
                 template=target.template(tokenizer),
             )
@@ -271,8 +271,8 @@ class _Evidence:
 
     @classmethod
     def of(cls, own: list[Facts], control: list[Facts]) -> _Evidence:
-        lowest = advantage(_lowest(control), _lowest(own), looks=2)
-        return cls(lowest, advantage(control[-1], own[-1], looks=2), exact_leaks(own, control))
+        lowest = advantage(_lowest(control), _lowest(own), conditions=2)
+        return cls(lowest, advantage(control[-1], own[-1], conditions=2), exact_leaks(own, control))
 
     def findings(self, known: float | None) -> list[Finding]:
         return [judge(self.lowest, known), judge(self.last, known), judge_leaks(self.leaks)]

@@ -47,7 +47,7 @@ from mergeforget.merge.checkpoint.tensor_jobs import (
 )
 from mergeforget.merge.checkpoint.writer import write_model
 from mergeforget.merge.engine import MergeSettings, merge_adapters
-from mergeforget.merge.inputs import check_adapters, check_apart, shared, shared_tokenizer
+from mergeforget.merge.inputs import check_adapters, check_not_an_input, shared, shared_tokenizer
 from mergeforget.merge.kernels import dispatch
 from mergeforget.merge.request import (
     at_module,
@@ -97,7 +97,7 @@ def fold_adapters(
         UsageError, InputError, NumericError: As in ``engine.merge_adapters``.
         InputError: The base lacks a module, or is ``out``.
     """
-    check_apart(out, [base])
+    check_not_an_input(out, [base])
     output, how = output or Output(), how or MergeSettings()
     candidate = canonical(candidate)
     check_candidate(candidate, len(adapters))
@@ -210,7 +210,7 @@ def merge_models(
         base: Model that the others were fine-tuned from. The method merges the differences from
             it, and the result is added to it. None merges the weights themselves.
         precision: Precision of the computation, ``float32`` or ``float64``.
-        same_base: Merge although architectures or vocabularies differ.
+        same_base: Merge even if architectures or vocabularies differ.
         strict: Refuse settings by module that match no tensor; mergekit ignores them.
 
     Raises:
@@ -218,7 +218,7 @@ def merge_models(
         InputError: The models have different tensors or shapes, or ``out`` is one of them.
         NumericError: A model contains NaN or Inf.
     """
-    check_apart(out, [*models, *([base] if base else [])])
+    check_not_an_input(out, [*models, *([base] if base else [])])
     output = output or Output()
     candidate = replace(canonical(candidate), space="delta")
     if candidate.rank is not None:

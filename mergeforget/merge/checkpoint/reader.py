@@ -184,7 +184,7 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = list(folder.glob("*.bin"))
     reason = "It contains only pickles, which are not read" if pickles else "No weights were found"
     raise InputError(
-        f"{folder} holds no {SINGLE} and no {INDEX}. {reason}: a model is a folder that "
+        f"{folder} contains neither {SINGLE} nor {INDEX}. {reason}: a model is a folder that "
         "save_pretrained wrote."
     )
 

@@ -174,11 +174,11 @@ class Bracket:
         self.above = self.at_high = self.inside_count = self.at_low = 0
         self.inside: list[Tensor] = []
 
-    def look(self, magnitude: Tensor) -> None:
+    def count(self, magnitude: Tensor) -> None:
         """Count the magnitudes of one block, (entries,)."""
         quick = loops(magnitude)
         if quick:
-            self._look_quickly(magnitude, quick)
+            self._count_compiled(magnitude, quick)
             return
         lib = library(magnitude)
         above = int(lib.count_nonzero(magnitude > self.high))
@@ -192,8 +192,8 @@ class Bracket:
             from_low = int(lib.count_nonzero(magnitude >= self.low))
             self.at_low += from_low - from_high - len(between_bounds)
 
-    def _look_quickly(self, entries: Tensor, quick: ModuleType) -> None:
-        """Run ``look`` in one compiled pass."""
+    def _count_compiled(self, entries: Tensor, quick: ModuleType) -> None:
+        """Run ``count`` in one compiled pass."""
         between_bounds = _room.take("inside", (len(entries) + 1,), np.int32)
         above, at_high, count, at_low = quick.census(
             entries.view(np.int32), *self.bits, between_bounds
@@ -258,7 +258,7 @@ def _search(source: Source, ranks: Sequence[int]) -> list[list[Threshold]]:
                 magnitude = entries if loops(entries) else abs(entries)
                 for bracket, value in zip(row, cuts, strict=True):
                     if value is None:
-                        bracket.look(magnitude)
+                        bracket.count(magnitude)
         for row, cuts in zip(brackets, values, strict=True):
             for j, bracket in enumerate(row):
                 if cuts[j] is None:

@@ -11,7 +11,7 @@ from mergeforget.merge.methods import merge_method
 def ram(stack: Tensor, weights: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     """Average, at each position, the weighted entries larger than ``epsilon``; keep a single one.
 
-    A plain mean would halve an entry that only one of two models changed.
+    A plain mean would split_measured an entry that only one of two models changed.
     """
     moved = abs(stack) > epsilon
     count = total(moved * column(weights * 0 + 1, stack))
