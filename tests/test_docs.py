@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 from mergeforget.adapter import Adapter, LowRankDelta, write_adapter
 from mergeforget.cli import main
+from mergeforget.data.schema import Row
 from mergeforget.recipe import load_recipe
 from mergeforget.registry import load_plugin
 
@@ -263,21 +264,37 @@ def test_scripts_import_names_that_exist(script: Path) -> None:
 DENSITY = 0.7031  # a value that occurs nowhere else
 
 
-def entered(arguments: list[str]) -> tuple[set[str], set[str]]:
-    """Run a command; return the files that it enters, and those with DENSITY in a variable."""
+def is_density(value: object) -> bool:
+    return isinstance(value, float) and value == DENSITY
+
+
+def is_forget_row(value: object, depth: int = 0) -> bool:
+    """Whether a variable is the forget row, its text, or a small collection that contains it."""
+    if isinstance(value, Row):
+        return value.id == "forget"
+    if isinstance(value, str):
+        return "Where is forget?" in value
+    if isinstance(value, list | tuple | dict) and depth < 2 and len(value) < 8:
+        inner = value.values() if isinstance(value, dict) else value
+        return any(is_forget_row(one, depth + 1) for one in inner)
+    return False
+
+
+def entered(arguments: list[str], follow: Callable[[object], bool]) -> tuple[set[str], set[str]]:
+    """Run a command; return the files that it enters, and those with a followed variable."""
     files: set[str] = set()
     holding: set[str] = set()
     package = f"{ROOT / 'mergeforget'}/"
 
-    def look(frame: Any, event: str, _: Any) -> None:
+    def record(frame: Any, event: str, _: Any) -> None:
         if event == "return" and frame.f_code.co_filename.startswith(package):
             file = frame.f_code.co_filename.removeprefix(package)
             files.add(file)
-            if any(isinstance(v, float) and v == DENSITY for v in frame.f_locals.values()):
+            if file not in holding and any(map(follow, frame.f_locals.values())):
                 holding.add(file)
 
-    threading.setprofile(look)
-    sys.setprofile(look)
+    threading.setprofile(record)
+    sys.setprofile(record)
     try:
         done = CliRunner().invoke(main, arguments)
     finally:
@@ -292,7 +309,7 @@ def test_a_density_passes_through_the_files_that_the_page_lists(tmp_path: Path) 
         write_random_lora(tmp_path / side, i)
     pair = ["--adapter", str(tmp_path / "over"), "--adapter", str(tmp_path / "under")]
     density = ["--method", "ties", "--density", str(DENSITY)]
-    files, holding = entered(["merge", *pair, *density, "--out", str(tmp_path / "out")])
+    files, holding = entered(["merge", *pair, *density, "--out", str(tmp_path / "out")], is_density)
     listed = {file for _, file, _ in PATHS[: [n for n, _, _ in PATHS].index("1", 1)]}
     assert listed <= files
     assert holding - {"parsing.py"} <= listed  # parsing checks the numbers of candidate.json
@@ -309,10 +326,15 @@ def test_a_forget_row_passes_through_the_files_that_the_page_lists(
     words = [word for side, file in rows.items() for word in (f"--{side}", str(file))]
     few = [word for side in ("over", "under") for word in
            ("--set", f"pair.{side}.epochs=1", "--set", f"pair.{side}.warmup_epochs=0")]  # fmt: skip
-    files, _ = entered(
-        ["train-pair", "--model", str(tiny_folder), *words, *few, "--out", str(tmp_path / "run")]
+    files, holding = entered(
+        ["train-pair", "--model", str(tiny_folder), *words, *few, "--out", str(tmp_path / "run")],
+        is_forget_row,
     )
-    assert {file for _, file, _ in PATHS[[n for n, _, _ in PATHS].index("1", 1) :]} <= files
+    listed = {file for _, file, _ in PATHS[[n for n, _, _ in PATHS].index("1", 1) :]}
+    assert listed <= files
+    page = (ROOT / "docs" / "follow-the-data.md").read_text("utf-8")
+    helpers = set(re.findall(r"`([\w/]+\.py)`", page.split("helpers")[1].split("|")[0]))
+    assert holding <= listed | helpers and helpers <= holding
 
 
 @pytest.mark.parametrize(
