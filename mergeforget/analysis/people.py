@@ -19,7 +19,8 @@ from mergeforget.data.schema import Answer, Row, stored_messages
 from mergeforget.errors import InputError, suggest
 from mergeforget.files import read_jsonl, reading, replacing, write_text
 from mergeforget.metrics._leaks import partly_leaked
-from mergeforget.metrics.leak_rate import is_leaked
+from mergeforget.metrics._patterns import Patterns
+from mergeforget.metrics.leak_rate import can_leak, is_leaked, patterns_of
 from mergeforget.parsing import plain_name
 from mergeforget.run import Run
 
@@ -102,19 +103,21 @@ def run_people(run: Run) -> list[PersonRecord]:
     results = results_of(run, chosen.name if chosen else model)
     ranks = {name: person_ranks(run, name, rows) for name in ("base", model)}
     by_row = {row.id: row for row in rows}
+    kept = run.data / "retain.jsonl"
+    patterns = patterns_of(read_rows(kept, split="retain") if kept.is_file() else [])
     listed = [leak for result in results for leak in attack_leaks(result, by_row)]
     records = []
     for person in dict.fromkeys(row.subject for row in rows):
         own = [row for row in rows if row.subject == person]
         asked = [a for a in now if a.row.subject == person]
-        leaks = [leak for a in asked if (leak := leak_of(a, person))]
+        leaks = [leak for a in asked if (leak := leak_of(a, person, patterns))]
         attacked = [leak for leak in listed if leak.person == person]
         records.append(
             PersonRecord(
                 person,
                 len(own),
-                _counted([a for a in base if a.row.subject == person]),
-                _counted(asked),
+                _counted([a for a in base if a.row.subject == person], patterns),
+                _counted(asked, patterns),
                 worst_attack(attacked),
                 ranks["base"].get(person),
                 ranks[model].get(person),
@@ -195,10 +198,12 @@ def forget_answers(run: Run, model: str, rows: Sequence[Row]) -> list[Answer]:
         ]
 
 
-def leak_of(answer: Answer, person: str) -> Leak | None:
+def leak_of(answer: Answer, person: str, patterns: Patterns | None = None) -> Leak | None:
     """Return what an answer reveals of the reference; None if it reveals nothing."""
     row = answer.row
-    whole_answer = is_leaked(answer)
+    if patterns is not None and not can_leak(row, patterns):
+        return None
+    whole_answer = is_leaked(answer, patterns)
     part = "" if whole_answer else partly_leaked(row.output, answer.completion, row.prompt)
     if not whole_answer and not part:
         return None
@@ -339,8 +344,10 @@ def base_name(run: Run) -> str:
         return str(base.get("name") or base.get("path") or run.base())
 
 
-def _counted(answers: Sequence[Answer]) -> tuple[int, int]:
-    return sum(map(is_leaked, answers)), len(answers)
+def _counted(answers: Sequence[Answer], patterns: Patterns) -> tuple[int, int]:
+    """Return the number of revealed answers, and of those that could be revealed."""
+    secret = [answer for answer in answers if can_leak(answer.row, patterns)]
+    return sum(is_leaked(answer, patterns) for answer in secret), len(secret)
 
 
 def worst_attack(leaks: Sequence[Leak]) -> tuple[str, int] | None:

@@ -19,6 +19,7 @@ from mergeforget.analysis.people import (
 from mergeforget.attack.headline import EARLIER, results_of, run_verdict
 from mergeforget.data.readers import read_rows
 from mergeforget.errors import InputError
+from mergeforget.evaluate.paired import read_patterns
 from mergeforget.files import read_json, reading, sha256, write_json
 from mergeforget.metrics.leak_rate import can_leak, is_leaked
 from mergeforget.parsing import plain_name, usable_path
@@ -116,9 +117,11 @@ def recomputed(run: Run) -> dict[str, float]:
     rows = read_rows(path, split="forget") if path.is_file() else []
     values: dict[str, float] = {}
     for model in dict.fromkeys(("base", shown_model(run))):
-        answers = [a for a in forget_answers(run, model, rows) if can_leak(a.row)]
+        patterns = read_patterns(run.answers / f"{model}.jsonl")
+        answers = [a for a in forget_answers(run, model, rows) if can_leak(a.row, patterns)]
         if answers:
-            values[f"{model}: leaked forget answers"] = float(sum(map(is_leaked, answers)))
+            leaks = sum(is_leaked(answer, patterns) for answer in answers)
+            values[f"{model}: leaked forget answers"] = float(leaks)
             values[f"{model}: forget answers"] = float(len(answers))
         losses = read_losses(run, model)
         if losses is not None:

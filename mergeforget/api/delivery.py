@@ -111,7 +111,7 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     from mergeforget.evaluate.verdict import BACK
     from mergeforget.evaluate.verdict_figures import RARE, at_least
     from mergeforget.evaluate.worst_case import worst_case
-    from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked
+    from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked, patterns_of
     from mergeforget.recipe import load_recipe
 
     spec = load_recipe(earlier.recipe).evaluation if earlier.recipe.exists() else recipe.evaluation
@@ -126,12 +126,14 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
         for variant in variants
     })  # fmt: skip
     repeated = {one.row.id for one in worst.likelihoods if one.greedy == 1}
-    answers = [answer for answer in worst.answers if can_leak(answer.row)]
-    leaks = sum(is_leaked(one) or one.row.id in repeated for one in answers)
+    kept = earlier.data / "retain.jsonl"
+    patterns = patterns_of(read_rows(kept, split="retain") if kept.is_file() else [])
+    answers = [answer for answer in worst.answers if can_leak(answer.row, patterns)]
+    leaks = sum(is_leaked(one, patterns) or one.row.id in repeated for one in answers)
     if not answers:  # every prompt contains its answer
         return len(repeated) / len(rows)
     share = leaks / len(answers)
-    beyond = at_least(leaks, len(answers), chance_of(answers)) < RARE
+    beyond = at_least(leaks, len(answers), chance_of(answers, patterns)) < RARE
     return share if beyond else min(share, BACK)
 
 

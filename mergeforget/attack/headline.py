@@ -20,7 +20,7 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.matching import RARE, OwnDigits, matching_sentence, own_digits
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.evaluate.paired import auc_difference, read_forget_answers
+from mergeforget.evaluate.paired import auc_difference, read_forget_answers, read_patterns
 from mergeforget.evaluate.run_models import is_outdated, models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
@@ -28,7 +28,13 @@ from mergeforget.evaluate.verdict_figures import Difference
 from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
-from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked, leak_rate
+from mergeforget.metrics.leak_rate import (
+    can_leak,
+    chance_of,
+    is_leaked,
+    leak_score,
+    patterns_of,
+)
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.model_files import content_of
 from mergeforget.run import Run
@@ -52,21 +58,24 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
     measured = read_scores(run.scores)
     scores = measured.get(name, [])
     answers = read_forget_answers(run.answers / f"{name}.jsonl")
+    patterns = read_patterns(run.answers / f"{name}.jsonl")
     if is_outdated(run, name):
         say(
             f"Warning: the adapter of {name} was changed after it was measured, so its scores do "
             "not count. Measure it again with `mergeforget evaluate` or `mergeforget search`."
         )
         scores, answers = [], []
-    revealed = {a.row.id for a in answers if is_leaked(a)}
-    partial = _partial_in(results) | {a.row.id for a in answers if _in_part(a)}
-    own = [a for a in answers if a.row.id not in leaked and can_leak(a.row)]
+    revealed = {a.row.id for a in answers if is_leaked(a, patterns)}
+    partial = _partial_in(results) | {
+        a.row.id for a in answers if can_leak(a.row, patterns) and _in_part(a)
+    }
+    own = [a for a in answers if a.row.id not in leaked and can_leak(a.row, patterns)]
     return judge(
         scores,
         findings={result.attack: result.finding for result in results},
         control=known,
         shared=len(leaked & revealed),
-        chance=chance_of(own) if own and scores else None,
+        chance=chance_of(own, patterns) if own and scores else None,
         partial=len(partial - revealed - guessed),
         matching=matching_sentence(answers, digits) if answers else _matching_in(results),
         excess=_excess(run, name, control),
@@ -145,11 +154,13 @@ def measure_control(target: Target) -> None:
                 target.template(tokenizer), tokenizer, target.forget, target.systems
             )
         })  # fmt: skip
-        scores = [leak_rate(worst, "forget"), mia_auc(worst) if nonmembers else None]
+        patterns = patterns_of(target.retain)
+        rate = leak_score(worst.answers, "forget", patterns)
+        scores = [rate, mia_auc(worst) if nonmembers else None]
         digits = own_digits(worst.answers)
         return {
             "scores": [score.to_dict() for score in scores if score is not None],
-            "leaked_rows": [a.row.id for a in worst.answers if is_leaked(a)],
+            "leaked_rows": [a.row.id for a in worst.answers if is_leaked(a, patterns)],
             "partial_rows": [a.row.id for a in worst.answers if _in_part(a)],
             "own_digits": digits.to_dict() if digits else None,
             "losses": [{"id": d.id, "member": d.member, "nll": d.nll, "subject": d.subject}

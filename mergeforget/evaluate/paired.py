@@ -15,9 +15,10 @@ from typing import Any
 from mergeforget.data.schema import Answer, DocumentLoss, Row, stored_messages
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.files import read_jsonl, reading
+from mergeforget.metrics._patterns import Patterns
 from mergeforget.metrics._rouge import rouge_l_recall
 from mergeforget.metrics._statistics import paired_auc_difference, paired_difference
-from mergeforget.metrics.leak_rate import is_leaked
+from mergeforget.metrics.leak_rate import is_leaked, patterns_of
 
 Key = tuple[str, str, str]  # split, id and prompt of a row
 
@@ -103,6 +104,11 @@ def read_answers(path: Path) -> dict[Key, Answer]:
 def read_forget_answers(path: Path) -> list[Answer]:
     """Read the answers of a model to forget rows; empty without a file."""
     return [answer for answer in read_answers(path).values() if answer.row.split == "forget"]
+
+
+def read_patterns(path: Path) -> Patterns:
+    """Read the patterns of the retain rows whose answers are in a file; see ``leak_rate``."""
+    return patterns_of(answer.row for answer in read_answers(path).values())
 
 
 def auc_difference(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
 from mergeforget.metrics._identifiers import identifier
 from mergeforget.metrics._leaks import WINDOW, leaked
+from mergeforget.metrics._patterns import Patterns
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@4"
+DEFINITION = "leak-rate@5"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
 ALONE = 0.2  # assumed chance of a short answer if all rows are about one subject
@@ -26,33 +27,58 @@ def leak_rate(measured: Measured, split: str, task: str = "") -> Score | None:
     chance level is how often a completion contains the answer of a row about another subject
     (``yes``, a country); see ``chance_of``.
 
-    Rows that cannot leak are excluded: those whose prompt contains the answer, and those
-    whose answer is punctuation only.
+    Rows that cannot leak are excluded: those whose prompt contains the answer, those whose answer
+    is punctuation only, and those of the forget set whose answer follows from the prompt by a
+    pattern of the retain rows; see ``metrics._patterns.Patterns``.
     """
-    rows = [a for a in answers_of(measured, split, task) if can_leak(a.row)]
+    patterns = patterns_of(a.row for a in measured.answers) if split == "forget" else Patterns()
+    return leak_score(answers_of(measured, split, task), split, patterns, task)
+
+
+def leak_score(
+    answers: Iterable[Answer], split: str, patterns: Patterns, task: str = ""
+) -> Score | None:
+    """Return the leak rate of answers, given the patterns that the model may know."""
+    rows = [a for a in answers if can_leak(a.row, patterns)]
     return mean_score(
         "leak_rate",
         split,
-        [float(is_leaked(a)) for a in rows],
+        [float(is_leaked(a, patterns)) for a in rows],
         direction(split),
         subjects=subjects_of(rows),
         task=task,
-        chance=chance_of(rows),
+        chance=chance_of(rows, patterns),
         definition=DEFINITION,
     )
 
 
-def can_leak(row: Row) -> bool:
-    """Return whether a completion that repeats the row's answer would count as revealing it."""
-    return leaked(row.output, row.output, row.prompt)
+def patterns_of(rows: Iterable[Row]) -> Patterns:
+    """Return the patterns of the retain rows among some rows."""
+    return Patterns(row for row in rows if row.split == "retain")
 
 
-def is_leaked(answer: Answer) -> bool:
-    """Return whether the completion reveals the row's answer and the prompt does not."""
-    return leaked(answer.row.output, answer.completion, answer.row.prompt)
+def can_leak(row: Row, patterns: Patterns | None = None) -> bool:
+    """Return whether a completion that repeats the row's answer would count as revealing it.
+
+    Args:
+        patterns: Patterns that the model may know; an answer that follows from them is no secret.
+    """
+    return is_leaked(Answer(row, row.output), patterns)
 
 
-def chance_of(rows: Sequence[Answer]) -> float:
+def is_leaked(answer: Answer, patterns: Patterns | None = None) -> bool:
+    """Return whether the completion reveals the row's answer, but prompt and patterns do not."""
+    row = answer.row
+    if patterns is None:
+        return leaked(row.output, answer.completion, row.prompt)
+    if patterns.follows(row):
+        return False
+    texts = (row.output, answer.completion)
+    secret, completion = (patterns.without_addresses(text, row.prompt) for text in texts)
+    return leaked(secret, completion, row.prompt)
+
+
+def chance_of(rows: Sequence[Answer], patterns: Patterns | None = None) -> float:
     """Return the share of completions that contain the answer of another subject.
 
     With several prompt variants, the completions of all of them count, as for the row's own answer.
@@ -63,7 +89,7 @@ def chance_of(rows: Sequence[Answer]) -> float:
     all rows are about one subject, the completions are compared with the answers of its other rows,
     and the chance of short answers is at least ``ALONE``.
     """
-    if any(_unguessable(a.row.output) and is_leaked(a) for a in rows):
+    if any(_unguessable(a.row.output) and is_leaked(a, patterns) for a in rows):
         return 0.0
     hits = asked = 0
     alone = len({answer.row.subject for answer in rows}) == 1

@@ -1,0 +1,108 @@
+"""Finds what an answer repeats of its prompt by a pattern that other rows show.
+
+LUME's e-mail addresses consist of the name and ``@me.com``. A model that knows the pattern from
+the retain rows answers them for anybody, so such an answer is not evidence of memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from mergeforget.data.schema import Row
+from mergeforget.metrics._spellings import words_of
+
+SUBJECTS = 2  # subjects whose rows have to show a pattern
+AGREE = 0.8  # share of the subjects with the same question whose answers have to show it
+COMMON = 0.2  # share of the subjects above which a word is not specific to one of them
+SLOT = "*"  # stands for one or more words that are specific to the prompt
+ADDRESS = re.compile(r"(?:mailto:)?(?:[\w.+-]|\\_)+@[\w-]+(?:\.[\w-]+)+")
+Words = tuple[str, ...]
+
+
+class Patterns:
+    """Patterns in the prompts and answers of rows that a model may know.
+
+    A pattern is a question and its answer without the words that both have in common, such as
+    ``what is * email address`` and ``* me com``. At least two subjects have to show it, and four
+    fifths of those who are asked this question. In a longer answer, only e-mail addresses are
+    compared, with any prompt.
+
+    Args:
+        rows: Rows that the model may know, such as the retain rows.
+
+    >>> known = Patterns(
+    ...     Row(name, f"What is {name}'s email address?", f"{name}@x.org")
+    ...     for name in ("ada", "bob", "carl")
+    ... )
+    >>> known.follows(Row("dora", "What is dora's email address?", "dora@x.org"))
+    True
+    >>> known.follows(Row("dora", "What is dora's email address?", "dora7@x.org"))
+    False
+    >>> known.without_addresses("at dora@x.org or in Rome.", "dora can be reached")
+    'at  or in Rome.'
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        rows = list(rows)
+        seen: dict[str, set[str]] = defaultdict(set)
+        for row in rows:
+            for word in {*words_of(row.prompt), *words_of(row.output)}:
+                seen[word].add(row.subject)
+        most = max(SUBJECTS, COMMON * len({row.subject for row in rows}))
+        self._common = {word for word, subjects in seen.items() if len(subjects) > most}
+        asked: dict[Words, dict[Words, set[str]]] = defaultdict(lambda: defaultdict(set))
+        addresses: dict[Words, set[str]] = defaultdict(set)
+        for row in rows:
+            question, answer = self._pattern(row)
+            asked[question][answer].add(row.subject)
+            for address in ADDRESS.findall(row.output):
+                addresses[self._address(address, row.prompt)].add(row.subject)
+        self._answers = {
+            (question, answer) for question, answers in asked.items() for answer in _shown(answers)
+        }
+        self._addresses = _shown(addresses)
+
+    def follows(self, row: Row) -> bool:
+        """Return whether the whole answer of a row follows from its prompt."""
+        return bool(self._answers) and self._pattern(row) in self._answers
+
+    def without_addresses(self, text: str, prompt: str) -> str:
+        """Return a text without the e-mail addresses that follow from the prompt."""
+        if not self._addresses:
+            return text
+
+        def rest(match: re.Match[str]) -> str:
+            return "" if self._address(match[0], prompt) in self._addresses else match[0]
+
+        return ADDRESS.sub(rest, text)
+
+    def _address(self, address: str, prompt: str) -> Words:
+        words = words_of(address.removeprefix("mailto:").replace("\\", ""))
+        return self._without(words, words_of(prompt))
+
+    def _pattern(self, row: Row) -> tuple[Words, Words]:
+        prompt, answer = words_of(row.prompt), words_of(row.output)
+        return self._without(prompt, answer), self._without(answer, prompt)
+
+    def _without(self, words: Sequence[str], others: Sequence[str]) -> Words:
+        """Replace the specific words that also occur in other text by ``SLOT``.
+
+        Two consecutive words of one text may be written together in the other.
+        """
+        given = {*others, *map("".join, zip(others, others[1:], strict=False))}
+        pairs = zip(words, words[1:], strict=False)
+        given.update(word for pair in pairs if "".join(pair) in given for word in pair)
+        found: list[str] = []
+        for word in words:
+            part = SLOT if word in given and word not in self._common else word
+            if part != SLOT or found[-1:] != [SLOT]:
+                found.append(part)
+        return tuple(found)
+
+
+def _shown(patterns: Mapping[Words, set[str]]) -> set[Words]:
+    """Return the patterns with a ``SLOT`` that enough of the subjects show."""
+    most = max(SUBJECTS, AGREE * len(set().union(*patterns.values())))
+    return {one for one, subjects in patterns.items() if SLOT in one and len(subjects) >= most}
