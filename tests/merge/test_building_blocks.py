@@ -179,6 +179,23 @@ def test_every_method_keeps_shape_dtype_and_its_inputs(name: str) -> None:
     assert np.array_equal(merged, call(name, stack, np.array([1.0, 0.5])))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_robust_merge_does_not_depend_on_the_signs_of_an_svd(
+    turned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = np.random.default_rng(1).standard_normal((2, 6, 4))
+    plain, svd = call("robust_merge", stack, np.array([1.0, 0.5])), np.linalg.svd
+    calls = iter(range(100))
+
+    def other(x: Any, **how: Any) -> Any:
+        u, s, vt = svd(x, **how)
+        signs = np.array([1, -1, 1, -1]) * (-1) ** (next(calls) if turned else 0)
+        return u * signs, s, vt * signs[:, None]
+
+    monkeypatch.setattr(np.linalg, "svd", other)
+    np.testing.assert_allclose(call("robust_merge", stack, np.array([1.0, 0.5])), plain, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", MERGE_METHODS.names())
 def test_every_method_gives_equal_results_on_torch_tensors(name: str) -> None:
     stack = np.random.default_rng(1).standard_normal((2, 5, 7)).astype(np.float32)

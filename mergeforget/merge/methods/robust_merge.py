@@ -69,6 +69,16 @@ def _ratios(whole: Any, kept: Any, raised: float) -> Any:
     return ratios.clip(ordered[min(rank - 1, int(rank * raised))])
 
 
+def _signs(vt: Any) -> Any:
+    """Return the sign of each row's sum of cubes, (r,).
+
+    An SVD determines pairs of singular vectors up to their sign, which differs between libraries.
+    The result depends on it, since the factors of different adapters are multiplied.
+    """
+    cubes = (vt**3).sum(-1)
+    return library(vt).sign(cubes) + (cubes == 0)
+
+
 @merge_method(
     "robust_merge",
     source="RobustMerge, arXiv:2502.17159, section 4",
@@ -90,7 +100,8 @@ def robust_merge(
     their entries to a trim and would be outweighed by large ones; the scaling protects them.
 
     The published code multiplies each factor by 2, which is ``scale=4`` here. A dense delta is
-    split into balanced factors by an SVD first.
+    split into balanced factors by an SVD first, with the sum of cubes of each right singular
+    vector positive.
 
     Args:
         density: Fraction of the entries kept in each factor.
@@ -100,7 +111,10 @@ def robust_merge(
     lib, wide = library(stack), to_dtype(stack, "float64")
     parts = [lib.linalg.svd(x, full_matrices=False) for x in wide]
     rank = max(len(svd(x)[1]) for x in wide)
-    a = lib.stack([(vt * (s**0.5)[:, None])[:rank] for _, s, vt in parts])
-    b = lib.stack([(u * s**0.5)[:, :rank] for u, s, _ in parts])
+    signs = [_signs(vt) for _, _, vt in parts]
+    a = lib.stack(
+        [(vt * (g * s**0.5)[:, None])[:rank] for g, (_, s, vt) in zip(signs, parts, strict=True)]
+    )
+    b = lib.stack([(u * (g * s**0.5))[:, :rank] for g, (u, s, _) in zip(signs, parts, strict=True)])
     merged_a, merged_b = _robust(a, b, like(weights, wide), density, raised, scale)
     return like(merged_b @ merged_a, stack)
