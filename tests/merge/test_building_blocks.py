@@ -179,6 +179,15 @@ def test_every_method_keeps_shape_dtype_and_its_inputs(name: str) -> None:
     assert np.array_equal(merged, call(name, stack, np.array([1.0, 0.5])))
 
 
+@pytest.mark.parametrize("name", ["karcher", "multislerp"])
+def test_weights_that_add_up_to_zero_are_refused_where_they_are_normalised(name: str) -> None:
+    stack = np.random.default_rng(1).standard_normal((2, 6, 4))
+    with pytest.raises(UsageError, match="The weights 1, -1 add up to 0"):
+        call(name, stack, np.array([1.0, -1.0]))
+    assert not call(name, np.zeros((2, 6, 4)), np.array([1.0, 0.5])).any()
+    assert not call(name, stack * [[[0]], [[1]]], np.array([1.0, 0.0])).any()
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_robust_merge_does_not_depend_on_the_signs_of_an_svd(
     turned: bool, monkeypatch: pytest.MonkeyPatch

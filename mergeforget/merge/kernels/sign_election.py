@@ -65,6 +65,24 @@ def scale_of(weights: Tensor, normalize: bool, scale: float) -> float:
     return scale / (shares if abs(shares) >= 1e-8 else 1.0)
 
 
+def fractions(weights: Any) -> NDArray[np.float64]:
+    """Return the weights divided by their sum.
+
+    Raises:
+        UsageError: The sum is 0.
+
+    >>> fractions([3.0, 1.0]).tolist()
+    [0.75, 0.25]
+    """
+    shares = np.asarray(weights, np.float64)
+    if abs(shares.sum()) < 1e-8 * abs(shares).sum():
+        raise UsageError(
+            f"The weights {', '.join(f'{w:g}' for w in shares)} add up to 0, and this method "
+            "divides them by their sum. Give other weights."
+        )
+    return shares / shares.sum()
+
+
 def elect(stack: Tensor, sign: Sign = "total") -> Tensor:
     """Return a mask of the entries that have the elected sign of their position.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.sign_election import combine
+from mergeforget.merge.kernels.sign_election import combine, fractions
 from mergeforget.merge.methods import merge_method
 
 
@@ -20,12 +20,12 @@ def coefficients(gram: Any, weights: Tensor, *, max_iter: int = 10, tol: float =
     products = gram()
     lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
     nonzero = lengths > 1e-12
-    if not nonzero.any():
+    shares = np.asarray(weights, np.float64) * nonzero
+    if not shares.any():
         return np.zeros(len(products))
     scale = np.where(nonzero, lengths, 1.0)
     cosines = products / scale[:, None] / scale[None, :]  # (n, n)
-    shares = np.asarray(weights, np.float64) * nonzero
-    shares = shares / shares.sum()
+    shares = fractions(shares)
     mean = _unit(shares, cosines)
     for _ in range(max_iter):
         angles = np.arccos(np.clip(cosines @ mean, -1, 1))

@@ -8,7 +8,7 @@ import numpy as np
 
 from mergeforget.errors import UsageError
 from mergeforget.merge.kernels.arrays import Tensor
-from mergeforget.merge.kernels.sign_election import combine
+from mergeforget.merge.kernels.sign_election import combine, fractions
 from mergeforget.merge.methods import merge_method
 
 
@@ -17,11 +17,9 @@ def coefficients(
 ) -> Any:
     """Return the factor of each input, from the inner products."""
     products = gram()
-    shares = np.asarray(weights, np.float64)
     if len(products) == 1:
         return np.ones(1)
-    if normalize_weights:
-        shares = shares / shares.sum()
+    shares = fractions(weights) if normalize_weights else np.asarray(weights, np.float64)
     lengths = np.sqrt(np.maximum(np.diag(products), 0.0))
     units = shares / (lengths + eps)
     length = float(np.sqrt(max(0.0, units @ products @ units)))
