@@ -78,7 +78,7 @@ def scaling_of(config: dict[str, Any], module: str, rank: int) -> float:
 
 
 def _faults(config: dict[str, Any]) -> Iterator[str]:
-    """Yield the values of a config that make the scaling undefined."""
+    """Yield the values of a config that make the scaling or the adapted weights undefined."""
     if not _is_number(config.get("lora_alpha")):
         yield f"lora_alpha is {config['lora_alpha']!r}, but must be a number"
     base = config.get("base_model_name_or_path")
@@ -88,6 +88,9 @@ def _faults(config: dict[str, Any]) -> Iterator[str]:
     rank = config.get("r")
     if rank is not None and (type(rank) is not int or rank < 1):
         yield f"r is {rank!r}, but must be a positive integer"
+    targets = config.get("target_parameters") or []
+    if not isinstance(targets, list) or not all(isinstance(one, str) for one in targets):
+        yield f"target_parameters is {str(targets)[:40]}, but must be a list of names"
     for name in ("alpha_pattern", "rank_pattern"):
         pattern = config.get(name) or {}
         if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):

@@ -189,6 +189,14 @@ def test_a_scaling_that_is_not_a_number_is_refused(value: float, write_lora: Any
         read_adapter(write_lora("two", alpha_pattern={"q_proj": value}))
 
 
+@pytest.mark.parametrize("value", ["experts.gate_up_proj", [3], {"experts": 1}])
+def test_target_parameters_that_are_no_list_of_names_are_refused(
+    value: Any, write_lora: Callable[..., Path]
+) -> None:
+    with pytest.raises(InputError, match="target_parameters is .* must be a list of names"):
+        read_adapter(write_lora("one", target_parameters=value))
+
+
 def test_older_key_styles_are_read(write_lora: Callable[..., Path]) -> None:
     folder = write_lora("one")
     wanted = read_adapter(folder)

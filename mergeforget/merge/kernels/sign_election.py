@@ -80,7 +80,8 @@ def fractions(weights: Any) -> NDArray[np.float64]:
             f"The weights {', '.join(f'{w:g}' for w in shares)} add up to 0, and this method "
             "divides them by their sum. Give other weights."
         )
-    return shares / shares.sum()
+    divided: NDArray[np.float64] = shares / shares.sum()
+    return divided
 
 
 def elect(stack: Tensor, sign: Sign = "total") -> Tensor:
