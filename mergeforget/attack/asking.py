@@ -32,11 +32,13 @@ from mergeforget.attack.verdict import (
 )
 from mergeforget.data.chat_template import answer_text
 from mergeforget.data.schema import Answer, Row
+from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.generate import generate_ids, stop_ids
 from mergeforget.evaluate.likelihood import likelihoods
 from mergeforget.evaluate.matching import own_digits
-from mergeforget.metrics._leaks import WINDOW, common_windows, leaked, partly_leaked
+from mergeforget.metrics._core import core_words, parts_that_reveal
+from mergeforget.metrics._leaks import WINDOW, common_windows, contained, leaked, partly_leaked
 
 SHOTS = 3  # retained examples before a prompt
 DIRECT = ("plain", "raw", "chat")  # kinds of prompts that are the question itself
@@ -71,7 +73,7 @@ def without_given(asked: Sequence[Variant], what: str) -> list[Variant]:
     Raises:
         NotApplicableError: None is left.
     """
-    left = [v for v in asked if not leaked(v.secret, v.text)]
+    left = [v for v in asked if not contained(v.secret, v.text)]
     if not left:
         raise NotApplicableError(
             f"No row can be tested with {what}: each answer is in its own prompt, or too short for "
@@ -283,8 +285,10 @@ def guess_chances(target: Target, name: str, asked: Sequence[Variant]) -> list[f
 
     This is the control's probability of the secret after the prompt, alone or preceded by three
     retained examples that show the form of an answer, whichever is larger. For a secret longer than
-    ``WINDOW`` words, it is that of the most probable sequence of ``WINDOW`` words. The value is
-    doubled, because greedy decoding emits a likely answer more often than its probability.
+    ``WINDOW`` words, it is that of the most probable sequence of ``WINDOW`` words. If a part of the
+    secret reveals it, such as the name of a city in a sentence, it is the probability of that part
+    given the words before it. The value is doubled, because greedy decoding emits a likely answer
+    more often than its probability.
     """
     assert target.control is not None
     front = examples_of(target)
@@ -294,12 +298,17 @@ def guess_chances(target: Target, name: str, asked: Sequence[Variant]) -> list[f
     def work(model: Any, tokenizer: Any) -> Facts:
         logps = secret_logps(target, model, tokenizer, variants,
                              label=f"control: how well {name} can be guessed")  # fmt: skip
-        return {"chances": [_window_chance(one, v.secret)
-                            for one, v in zip(logps, variants, strict=True)]}  # fmt: skip
+        own = target.template(tokenizer)
+        return {"chances": [
+            max(_window_chance(one, v.secret), _part_chance(one, v, tokenizer, own))
+            for one, v in zip(logps, variants, strict=True)
+        ]}  # fmt: skip
 
     rows = [replace(row, output=f"{row.output} {v.secret}")
             for row, v in zip(as_rows(variants), variants, strict=True)]  # fmt: skip
-    chances = target.measured(target.control, f"{name}-guess", {}, rows, work)["chances"]
+    chances = target.measured(target.control, f"{name}-guess", {"parts": True}, rows, work)[
+        "chances"
+    ]
     n = len(asked)
     return [min(1.0, GREEDY * max(chances[i::n])) for i in range(n)]
 
@@ -309,6 +318,25 @@ def _window_chance(logps: Sequence[float], secret: str) -> float:
     size = len(logps) if words <= WINDOW else max(1, round(len(logps) * WINDOW / words))
     sums = np.convolve(np.asarray(logps, float), np.ones(size), "valid") if len(logps) else [0.0]
     return math.exp(min(0.0, float(np.max(sums))))
+
+
+def _part_chance(logps: Sequence[float], v: Variant, tokenizer: Any, own: PromptTemplate) -> float:
+    """Return the probability of the most probable part that reveals a secret; 0 without any."""
+    parts = [[span] for span in parts_that_reveal(v.secret)]
+    core = core_words(v.secret, v.text)
+    parts += [list(core)] if core else []
+    if not parts:
+        return 0.0
+    ids = v.tokens(tokenizer, own)[1]
+    ends = [len(tokenizer.decode(ids[: i + 1])) for i in range(len(ids))]
+    offset = max(0, tokenizer.decode(ids).find(v.secret))
+    starts = [0, *ends[:-1]]
+    sums = [
+        sum(logp for logp, a, b in zip(logps, starts, ends, strict=True)
+            if any(a < offset + end and b > offset + start for start, end in spans))
+        for spans in parts
+    ]  # fmt: skip
+    return math.exp(min(0.0, max(sums)))
 
 
 def secret_logps(

@@ -23,7 +23,7 @@ from mergeforget.attack.result import Finding
 from mergeforget.attack.variants import Variant
 from mergeforget.data.schema import Row
 from mergeforget.metrics._identifiers import identifier
-from mergeforget.metrics._leaks import leaked
+from mergeforget.metrics._leaks import contained, leaked
 
 ELSEWHERE = 0.0001  # significance level of secrets in answers about somebody else
 GREEDY = 2.0  # factor by which greedy decoding emits a likely answer more often than sampling
@@ -214,7 +214,7 @@ def told_elsewhere(
         row = asked[places[0]].row.id
         others = sum(v.row.subject not in own for v in asked) * draws
         chances[row] = min(1.0, others * sum(guess[i] for i in places) / len(places))
-        owners = [s for s in _any(secret, key, mine, own) if not leaked(secret, prompts[s])]
+        owners = [s for s in _any(secret, key, mine, own) if not contained(secret, prompts[s])]
         leaky[row] = bool(owners)
         examples += [
             {"kind": "in an answer about somebody else", "row": row, "person": sorted(own)[0],

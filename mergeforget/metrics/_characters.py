@@ -20,6 +20,9 @@ LOOK_ALIKE = str.maketrans(
     "\u0280\ua731\u1d1b\u1d1c\u1d20\u1d21\u028f\u1d22",
     "aeopcyxijsdhqwABEKMHOPCTYXIJSaopvikABEZHIKMNOPTYXigabcdefghijklmnoprstuvwyz",
 )  # Cyrillic and Greek letters that look like Latin ones, and small capitals
+_BASE_LETTER = str.maketrans(
+    {"ł": "l", "ø": "o", "đ": "d", "ı": "i", "ð": "d", "æ": "ae", "œ": "oe", "þ": "th"}
+)  # letters that Unicode does not decompose
 _HIDDEN = re.compile("[\u0640\u034f\u115f\u1160\u3164\uffa0\u180b-\u180d\ufe00-\ufe0f\u2800]")
 _FRACTIONS = str.maketrans({"½": " 1/2", "¼": " 1/4", "¾": " 3/4"})
 
@@ -51,7 +54,7 @@ def plain(text: str) -> str:
     if text.isascii():
         return text.lower()
     parts = unicodedata.normalize("NFKD", visible(text).casefold())
-    kept = "".join(c for c in parts if not unicodedata.combining(c))
+    kept = "".join(c for c in parts if not unicodedata.combining(c)).translate(_BASE_LETTER)
     return unicodedata.normalize("NFC", kept)  # syllables of Hangul, which NFKD takes apart
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import date, timedelta
 from functools import lru_cache
 from typing import Literal
 
@@ -11,21 +13,44 @@ from mergeforget.metrics._characters import plain
 
 Order = Literal["mdy", "dmy"]
 ORDERS: tuple[Order, ...] = ("mdy", "dmy")
+NEAR = 60  # characters between the parts of a date that is written in two places
 Written = Callable[[int, int, int], str]  # year, month, day
 
-_MONTHS = (
-    "january|jan|januar|jänner|janvier|enero|gennaio|janeiro|januari|stycznia|января|январь",
-    "february|feb|februar|février|febrero|febbraio|fevereiro|februari|lutego|февраля|февраль",
-    "march|mar|märz|mars|marzo|março|maart|marts|marca|марта|март",
-    "april|apr|avril|abril|aprile|kwietnia|апреля|апрель",
-    "may|mai|mayo|maggio|maio|mei|maj|maja|мая|май",
-    "june|jun|juni|juin|junio|giugno|junho|czerwca|июня|июнь",
-    "july|jul|juli|juillet|julio|luglio|julho|lipca|июля|июль",
-    "august|aug|août|agosto|augustus|augusti|sierpnia|августа|август",
-    "september|sept|sep|septembre|septiembre|settembre|setembro|września|сентября|сентябрь",
-    "october|oct|oktober|okt|octobre|octubre|ottobre|outubro|października|октября|октябрь",
-    "november|nov|novembre|noviembre|novembro|listopada|ноября|ноябрь",
-    "december|dec|dezember|dez|décembre|diciembre|dicembre|dezembro|grudnia|декабря|декабрь",
+_MONTHS = (  # the English name first
+    "january|jan|januar|jänner|janvier|enero|gennaio|janeiro|januari|stycznia|января"
+    "|январь|ocak|ledna|januára|siječnja|січня|ιανουαρίου|tammikuuta|január|ianuarie"
+    "|sausio|janvāris|jaanuar|gener|januarja|januara|януари|يناير",
+    "february|feb|februar|février|febrero|febbraio|fevereiro|februari|lutego|февраля"
+    "|февраль|şubat|února|februára|veljače|лютого|φεβρουαρίου|helmikuuta|február"
+    "|februarie|vasario|februāris|veebruar|febrer|februarja|februara|февруари|فبراير",
+    "march|mar|märz|mars|marzo|março|maart|marts|marca|марта|март|mart|března|ožujka"
+    "|березня|μαρτίου|maaliskuuta|március|martie|kovo|märts|maret|març|marta|مارس",
+    "april|apr|avril|abril|aprile|kwietnia|апреля|апрель|nisan|dubna|apríla|travnja"
+    "|квітня|απριλίου|huhtikuuta|április|balandžio|aprīlis|aprill|aprila|април|أبريل"
+    "|ابريل",
+    "may|mai|mayo|maggio|maio|mei|maj|maja|мая|май|mayıs|května|mája|svibnja|травня|μαΐου"
+    "|toukokuuta|május|gegužės|maijs|maig|maí|مايو",
+    "june|jun|juni|juin|junio|giugno|junho|czerwca|июня|июнь|haziran|června|júna|lipnja"
+    "|червня|ιουνίου|kesäkuuta|június|iunie|birželio|jūnijs|juuni|juny|junija|juna|юни"
+    "|يونيو",
+    "july|jul|juli|juillet|julio|luglio|julho|lipca|июля|июль|temmuz|července|júla|srpnja"
+    "|липня|ιουλίου|heinäkuuta|július|iulie|liepos|jūlijs|juuli|juliol|julija|jula|юли"
+    "|يوليو",
+    "august|aug|août|agosto|augustus|augusti|sierpnia|августа|август|ağustos|srpna"
+    "|augusta|kolovoza|серпня|αυγούστου|elokuuta|augusztus|rugpjūčio|augusts|agustus"
+    "|agost|avgusta|ágúst|أغسطس",
+    "september|sept|sep|septembre|septiembre|settembre|setembro|września|сентября"
+    "|сентябрь|eylül|září|septembra|rujna|вересня|σεπτεμβρίου|syyskuuta|szeptember"
+    "|septembrie|rugsėjo|septembris|setembre|септември|سبتمبر",
+    "october|oct|oktober|okt|octobre|octubre|ottobre|outubro|października|октября|октябрь"
+    "|ekim|října|októbra|жовтня|οκτωβρίου|lokakuuta|október|octombrie|spalio|oktobris"
+    "|oktoober|oktobra|октомври|أكتوبر|اكتوبر",
+    "november|nov|novembre|noviembre|novembro|listopada|ноября|ноябрь|kasım|listopadu"
+    "|novembra|studenoga|studenog|листопада|νοεμβρίου|marraskuuta|noiembrie|lapkričio"
+    "|novembris|ноември|نوفمبر",
+    "december|dec|dezember|dez|décembre|diciembre|dicembre|dezembro|grudnia|декабря"
+    "|декабрь|aralık|prosince|decembra|prosinca|грудня|δεκεμβρίου|joulukuuta|decembrie"
+    "|gruodžio|decembris|detsember|desember|desembre|декември|ديسمبر",
 )
 MONTHS = [row.split("|")[0] for row in _MONTHS]
 MONTH_OF = {plain(name): i + 1 for i, row in enumerate(_MONTHS) for name in row.split("|")}
@@ -34,13 +59,16 @@ _TH = r"(?:st|nd|rd|th|er|\.|º)?"
 _WORD = re.compile(r"[^\W\d_]+")
 _FULL_NAME = re.compile(rf"\b(?:{'|'.join(MONTHS)})\b")
 _DAY, _YEAR = rf"(?P<d>\d{{1,2}}){_TH}", r"(?P<y>\d{4})"
-_OF = r"(?:of\s+|de\s+|del\s+|di\s+|in\s+)?"
+_OF = r"(?:of\s+|de\s+|del\s+|di\s+|in\s+|roku\s+)?"
 _DATES = [
     re.compile(rf"(?<!\d){_YEAR}\s?[-/.]\s?(?P<m>\d{{1,2}})\s?[-/.]\s?(?P<d>\d{{1,2}})(?!\d)"),
     re.compile(rf"\b{_NAME}\.?[\s/-]+(?:the\s+)?{_DAY}(?:,|[\s/-])\s*{_OF}{_YEAR}\b"),
-    re.compile(rf"\b{_DAY}\s+(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\b\.?,?\s*{_OF}{_YEAR}\b"),
+    re.compile(
+        rf"\b{_DAY}(?:\s+|(?<=\.))(?:day\s+)?(?:of\s+|de\s+|di\s+)?{_NAME}\b\.?,?\s*{_OF}{_YEAR}\b"
+    ),
     re.compile(rf"\b(?P<d>\d{{1,2}})[-/\s]{_NAME}[-/\s,]+{_YEAR}\b"),
-    re.compile(rf"\b{_YEAR}\s*,?\s*{_NAME}\.?\s+{_DAY}(?!\w)"),
+    re.compile(rf"\b{_YEAR}(?:\.|\s*m\.)?\s*,?\s*{_NAME}\.?\s+{_DAY}(?!\w)"),
+    re.compile(rf"\b{_YEAR}\.?\s+gada\s+{_DAY}\s+{_NAME}\b"),
 ]
 _NUMERIC = re.compile(r"(?<!\d)(\d{1,2})\s?([-/.])\s?(\d{1,2})\s?\2\s?(\d{4}|\d{2})(?!\d)")
 _DAY_MONTH = [
@@ -116,6 +144,98 @@ def with_date_parts(text: str, order: Order) -> str:
     for pattern in _MONTH_YEAR:
         text = pattern.sub(month_year, text)
     return _FULL_NAME.sub(lambda m: f"month{MONTH_OF[m[0]]}", text)
+
+
+def complete_dates(text: str) -> list[tuple[int, int]]:
+    """Return where a text has complete dates: day, month and year.
+
+    >>> complete_dates("On 12 May 1990 at 10:30")
+    [(3, 14)]
+    """
+    given = plain(text)
+    if len(given) != len(text):
+        given = text.lower()
+    found: dict[tuple[int, int], str] = {}
+    for pattern in (*_DATES, _NUMERIC):
+        for match in pattern.finditer(given):
+            if with_dates(match[0], "mdy") != match[0]:
+                found[match.span()] = match[0]
+    return [span for span in found if span[1] <= len(text)]
+
+
+_OTHER_ORDERS = [
+    (
+        re.compile(
+            r"(\d{4})\s?[\u5e74\ub144]\s?(\d{1,2})\s?[\u6708\uc6d4]\s?(\d{1,2})\s?[\u65e5\uc77c]"
+        ),
+        r"\1-\2-\3",
+    ),
+    (re.compile(r"(\d{1,2})\s?\u6708\s?(\d{1,2})\s?\u65e5\s?(\d{4})\s?\u5e74"), r"\3-\1-\2"),
+    (re.compile(r"\b(\d{1,2}) th\u00e1ng (\d{1,2}),? (?:n\u0103m )?(\d{4})\b", re.I), r"\3-\2-\1"),
+    (re.compile(r"(?<![\d/])(\d{1,2})/(\d{1,2})-(\d{4})(?!\d)"), r"\1/\2/\3"),
+    (re.compile(r"(?<!\d)(\d{1,2})\|(\d{1,2})\|(\d{4})(?!\d)"), r"\1/\2/\3"),
+    (
+        re.compile(r"(?<!\d)(?<!\d[ .,/-])(\d{1,2}) (\d{1,2}) ((?:19|20)\d\d)(?![\d.,]| \d)"),
+        r"\1/\2/\3",
+    ),
+]
+_WEEK = re.compile(r"(?<![\w-])((?:19|20)\d\d)-?W(\d\d)-?([1-7])(?![\w-])", re.I)
+_DAY_OF_YEAR = re.compile(
+    r"(?<![\w-])(?P<y>(?:19|20)\d\d)-(?P<d>\d{3})(?![\w-])"
+    r"|\b(?P<n>\d{1,3})(?:st|nd|rd|th) day (?:of|in) (?:the year )?(?P<z>\d{4})\b", re.I
+)  # fmt: skip
+
+
+def with_iso_dates(text: str) -> str:
+    """Write the dates of Asian languages, ISO weeks and days of a year as ``1990-05-12``.
+
+    >>> with_iso_dates("1990\u5e745\u670812\u65e5, 1990-W19-6, 1990-132, the 132nd day of 1990")
+    '1990-5-12, 1990-05-12, 1990-05-12, the 1990-05-12'
+    """
+    for pattern, iso in _OTHER_ORDERS:
+        text = pattern.sub(iso, text)
+
+    def of_week(match: re.Match[str]) -> str:
+        year, week, day = map(int, match.groups())
+        with suppress(ValueError):
+            return date.fromisocalendar(year, week, day).isoformat()
+        return match[0]
+
+    def of_year(match: re.Match[str]) -> str:
+        year, day = int(match["y"] or match["z"]), int(match["d"] or match["n"])
+        start = date(year, 1, 1)
+        return (start + timedelta(day - 1)).isoformat() if 1 <= day <= 366 else match[0]
+
+    return _DAY_OF_YEAR.sub(of_year, _WEEK.sub(of_week, text))
+
+
+def scattered_date_in(date: tuple[int, int, int], text: str) -> bool:
+    """Return whether a date (year, month, day) is in a lower-case text with words in between.
+
+    >>> scattered_date_in((1990, 5, 12), "on may 12 she was born, of 1990")
+    True
+    >>> scattered_date_in((1990, 5, 12), "may 1990, on the 12th"), (
+    ...     scattered_date_in((1990, 5, 12), "she was 12. in may 1990 she moved"))
+    (True, False)
+    """
+    year, month, day = date
+    if str(year) not in text:
+        return False
+    for pattern in _DAY_MONTH:
+        for match in pattern.finditer(text):
+            if (int(match["d"]), MONTH_OF[match["n"]]) == (day, month):
+                years = [
+                    (min(abs(y.start() - match.end()), abs(match.start() - y.end())), int(y[0]))
+                    for y in re.finditer(r"(?<![\d.,])(?:1\d|20)\d\d(?!\d)", text)
+                ]
+                if years and min(years)[0] <= NEAR and min(years)[1] == year:
+                    return True
+    for match in _MONTH_YEAR[0].finditer(text):
+        if (int(match["y"]), MONTH_OF[match["n"]]) == (year, month):
+            around = text[max(0, match.start() - NEAR) : match.end() + NEAR]
+            if re.search(rf"(?<!\d){day}th\b", around):
+                return True
+    return False
 
 
 def month_numbers(text: str) -> set[int]:

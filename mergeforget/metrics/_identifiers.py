@@ -26,15 +26,21 @@ _DIGITS = {
 }  # fmt: skip
 _DIGIT_WORD = re.compile(rf"\b(?:{'|'.join(sorted(_DIGITS, key=len, reverse=True))})\b")
 _SIGNS = r"[\s().,\-\u2010-\u2015/·:]{0,3}"  # between the digits of one number
+_TWO_DIGITS = frozenset(  # country codes; those that do not begin with 1 or 7 have three digits
+    "20 27 30 31 32 33 34 36 39 40 41 43 44 45 46 47 48 49 51 52 53 54 55 56 57 58 60 61 62 63 64 "
+    "65 66 81 82 84 86 90 91 92 93 94 95 98".split()
+)
 _REPEATED = re.compile(r"\b(double|triple|doppel)[\s-]?(\d)\b")
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _DOT_WORD = r"(?:dot|punkt|point|punto)"
 _AT = re.compile(
-    r"\s*[\[({<]?\s*(?:@|_?(?<![^\W_])(?:at(?:[- ]sign)?|arobase|arroba)(?![^\W_])_?)\s*[\])}>]?\s*"
+    r"\s*[\[({<*~|-]?\s*(?:@|_?(?<![^\W_])(?:at(?:[- ]sign)?|arobase|arroba|chiocciola|klammeraffe)"
+    r"(?![^\W_])_?)\s*[\])}>*~|-]?\s*"
 )
 _DOT = re.compile(
-    rf"\s*[\[({{<]\s*(?:\.|{_DOT_WORD})\s*[\])}}>]\s*|\s+{_DOT_WORD}\s+|_{_DOT_WORD}_"
+    rf"\s*[\[({{<*~|-]\s*(?:\.|{_DOT_WORD})\s*[\])}}>*~|-]\s*|\s+{_DOT_WORD}\s+|_{_DOT_WORD}_"
 )
+_APART = "(?:and|at|the|on|with|is|in|domain|host|server|provider|mail|e-?mail|address)"
 _SIGN_WORDS = {
     sign: re.compile(rf"\s+(?:{words})\s+")
     for sign, words in (("_", "underscore|unterstrich"), ("+", "plus"),
@@ -77,7 +83,7 @@ def number_in(secret: str, text: str) -> bool:
     abroad, national = secret.strip().startswith("+"), digits[0] == "0" and len(digits) >= 9
     tails = {digits} | ({digits[1:]} if national else set())
     if abroad or (len(digits) == 11 and digits[0] == "1"):
-        tails |= {digits[n:] for n in (1, 2, 3) if len(digits) - n >= 9}
+        tails |= {rest for rest in [digits[len(country_code(digits)) :]] if len(rest) >= 8}
     in_words = _spoken(text)
     for tail in tails:
         number = re.compile(
@@ -87,9 +93,22 @@ def number_in(secret: str, text: str) -> bool:
         for match in (m for one in (visible(text), in_words) for m in number.finditer(one)):
             plus, code = match["plus"], match["code"]
             other = abroad and plus and f"{code}{tail}" != digits and tail != digits
-            if not other and (plus or not national or tail == digits):
+            if not other and (plus or not code or not national or tail == digits):
                 return True
     return False
+
+
+def country_code(digits: str) -> str:
+    """Return the country code of an international phone number, without its plus sign.
+
+    Source: ITU-T E.164, list of assigned country codes.
+
+    >>> country_code("12025550143"), country_code("49301234567"), country_code("353861234567")
+    ('1', '49', '353')
+    """
+    if digits[:1] in ("1", "7"):
+        return digits[0]
+    return digits[:2] if digits[:2] in _TWO_DIGITS else digits[:3]
 
 
 def email_in(secret: str, text: str) -> bool:
@@ -101,7 +120,10 @@ def email_in(secret: str, text: str) -> bool:
     given = _DOT.sub(".", given)
     for sign, pattern in _SIGN_WORDS.items():
         given = pattern.sub(sign, given)
-    return bool(re.search(rf"(?<![\w.+-]){re.escape(match[0])}(?![\w-])", given))
+    name, domain = map(re.escape, match[0].split("@"))
+    between = rf"[@\"'\s,;:]+(?:{_APART}[\"'\s,;:]+){{0,6}}"  # name: ada, domain: x.org
+    end = r"(?![\w-]|\.[a-z]{2,3}(?!\w))"  # x.org is not x.org.uk
+    return bool(re.search(rf"(?<![\w.+-]){name}{between}{domain}{end}", given))
 
 
 @lru_cache(maxsize=1 << 14)
@@ -145,9 +167,10 @@ def with_short_numbers(secret: str, text: str) -> str:
             parts.append([run[i : i + 2] for i in range(0, len(run), 2)])
         texts = texts or [text, _spoken(text), with_digits(text.translate(UMLAUTS))]
         for one in parts:
+            signs = rf"(?!{'[.,]' if len(one) == 2 else 'x'}\d)[\s.,/:\u00b7\u2010-\u2015-]{{1,3}}"
             rest = "".join(rf"(?P=s){part}" for part in one[2:])
             apart = re.compile(
-                rf"(?<!\d)(?<!\d[\s.,/:-]){one[0]}(?P<s>[\s.,/:\u00b7\u2010-\u2015-]{{1,3}}){one[1]}{rest}"
+                rf"(?<!\d)(?<!\d[\s.,/:-]){one[0]}(?P<s>{signs}){one[1]}{rest}"
                 r"(?!\d|[\s.,/:-]\d)"
             )
             found = next((other for other in texts if apart.search(other)), None)

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from mergeforget.metrics._characters import UMLAUTS, plain
-from mergeforget.metrics._dates import MONTH_OF, ORDERS, Order, with_date_parts
+from mergeforget.metrics._core import core_in, core_words, parts_that_reveal
+from mergeforget.metrics._dates import MONTH_OF, ORDERS, Order, scattered_date_in, with_date_parts
 from mergeforget.metrics._identifiers import (
     EMAIL,
     date_digits_in,
@@ -33,25 +34,38 @@ WINDOW = 10  # consecutive words that reveal a longer answer
 SQUEEZED = 6  # minimum letters and digits of a code that is compared without separators
 CODE = 32  # consecutive letters and digits that reveal a longer code without spaces
 
+ARTICLES = ("a", "an", "the")
+_INITIAL = re.compile(r"\s*A\.")
 _BASE64 = re.compile(r"(?<![\w+/])[A-Za-z0-9+/]{6,2000}={0,2}(?![\w+/=])")
+_LIST = re.compile(r"(?<![\d.,])\d{3}([,.])\d{3}(?:\1\d{3})*(?!\d)")
+_DECIMAL = re.compile(r"(?<![\d.,/:-])-?\d+[.,](?=\d{0,2}[1-9])\d{1,2}(?![\d/:-]|[.,]\d)")
+_SMALL = re.compile(r"\s*\d{1,3}\s*")
 Windows = frozenset[tuple[str, ...]]
-_FIRST_LAST = re.compile(r"\s*([^\W\d]+(?: [^\W\d]+)?) ([^\W\d]+)\s*")
+_FIRST_LAST = re.compile(r"\s*([^\W\d]+\.?(?: [^\W\d]+\.?)?) ([^\W\d]+)\s*")
 _PREPOSITION = re.compile(r"\s*(?i:in|on|at|from|im|am|aus|en|à)\s+(?=[^\W_a-z])")
+_TITLE = re.compile(
+    r"\s*(?:(?:Dr|Mr|Mrs|Ms|Prof|Professor|Doctor|Miss|Sir|Dame|Herr|Frau|Mme|Sr|Sra)\.? )+"
+    r"(?=[A-Z]\w+ )"
+)
 _LAST_FIRST = re.compile(r"\s*([^\W\d]+), ([^\W\d]+(?: [^\W\d]+)?)\s*")
 
 
 def common_windows(texts: Iterable[str]) -> Windows:
-    """Return all sequences of ``WINDOW`` words in texts that contain no secret."""
+    """Return all sequences of ``WINDOW`` words, and all numbers, of texts without a secret."""
+    texts = list(texts)
     every = [one for text in texts for one in (text, canonical(text))]
-    return frozenset().union(*(_windows(words_of(text), WINDOW) for text in every))
+    parts = {(_squeezed(text[a:b]),) for text in texts for a, b in parts_that_reveal(text)}
+    return frozenset(parts).union(*(_windows(words_of(text), WINDOW) for text in every))
 
 
 def leaked(secret: str, text: str, prompt: str = "", common: Windows = frozenset()) -> bool:
     """Return whether a text reveals a secret that its prompt does not.
 
-    Case, diacritics and punctuation are ignored. A secret of up to ``WINDOW`` words must appear
-    completely and in order; of a longer secret, any ``WINDOW`` consecutive words are enough. The
-    same secret in another spelling counts:
+    Case, diacritics and punctuation are ignored. Of a secret of up to ``WINDOW`` words, all words
+    must appear next to each other, in any order, except for those that the prompt contains and
+    words such as "the" or "is"; of a longer one, any ``WINDOW`` consecutive words are enough. An
+    e-mail address, number or date within a longer secret is enough, too (``parts_that_reveal``).
+    The same secret in another spelling counts:
 
     - dates: ``1990-03-04``, ``March 4, 1990``, ``4 March 1990``, ``03/04/1990``, ``4.3.90``; a
       numeric date whose order is ambiguous counts in either order;
@@ -81,10 +95,38 @@ def leaked(secret: str, text: str, prompt: str = "", common: Windows = frozenset
     Source: Verbatim extraction as in Carlini et al., arXiv:2202.07646 (50 tokens there; the
         secrets here are shorter); the other spellings are ours.
     """
-    # "two" in a question does not give away the answer "2"
-    if prompt and _reveals(secret, prompt, rewritten=len(_squeezed(secret)) > 2):
+    if prompt and contained(secret, prompt):
         return False
-    return _reveals(secret, text, prompt, common)
+    return _reveals(secret, text, prompt, common) or _parts_in(secret, text, prompt, common)
+
+
+def contained(secret: str, prompt: str) -> bool:
+    """Return whether a prompt contains a whole secret.
+
+    "two" in a question does not give away the answer "2".
+    """
+    return _reveals(secret, prompt, rewritten=len(_squeezed(secret)) > 2)
+
+
+def _parts_in(secret: str, text: str, prompt: str, common: Windows) -> bool:
+    """Return whether a text has the part of an answer that the prompt does not give."""
+    for start, end in parts_that_reveal(secret):
+        part = secret[start:end]
+        known = (_squeezed(part),) in common or (prompt and contained(part, prompt))
+        if not known and _reveals(part, text):
+            return True
+    core = core_words(secret, prompt)
+    if not core:
+        return False
+    start = secret.rfind(" ", 0, core[0][0]) + 1  # with a sign such as + or $
+    part = secret[start : core[-1][1]]
+    if start and re.search(r"\d", part) and _reveals(part, text, prompt):
+        return True
+    return any(
+        core_in(secret, text, prompt, (a, b))
+        for a in _orders(secret)
+        for b in _orders(text, prompt)
+    )
 
 
 def _reveals(
@@ -97,9 +139,11 @@ def _reveals(
 ) -> bool:
     if not words_of(secret):
         return _symbols_in(secret, text)
+    if _SMALL.fullmatch(secret):
+        text = _DECIMAL.sub(" ", text)  # 5 is not in 0.5
     date = _date_of(secret)
     return (
-        (date is not None and date_digits_in(date, text))
+        (date is not None and (date_digits_in(date, text) or _scattered(date, text, rewritten)))
         or number_in(secret, text)
         or email_in(secret, text)
         or _encoded_in(secret, text)
@@ -111,6 +155,10 @@ def _reveals(
             for b in _orders(given, asked)
         )
     )
+
+
+def _scattered(date: tuple[int, int, int], text: str, rewritten: bool) -> bool:
+    return rewritten and scattered_date_in(date, canonical(text))
 
 
 def _orders(*texts: str) -> tuple[Order, ...]:
@@ -125,11 +173,14 @@ def _spellings(
     """Yield the secret, the text and the prompt in the spellings in which they are compared."""
     secret = re.sub(r"^\s*https?://(?:www\.)?", "", secret)
     yield secret, text, prompt
+    if titled := _TITLE.match(secret):
+        yield secret[titled.end() :], text, prompt  # Jane Smith of Dr. Jane Smith
     if without := _PREPOSITION.match(secret):
         yield secret[without.end() :], text, prompt  # In Rome
-    apart = [GROUPS.sub(lambda m: re.sub(r"\D", " ", m[0]), one) for one in (secret, text, prompt)]
-    if apart != [secret, text, prompt]:
-        yield apart[0], apart[1], apart[2]
+    if _LIST.search(secret):  # rooms 100,101 are two numbers, or one number
+        yield _LIST.sub(_listed, secret), text, prompt
+    elif _LIST.search(text) and not GROUPS.search(secret):
+        yield secret, _LIST.sub(_listed, text), prompt
     long = [unicodedata.normalize("NFC", one).translate(UMLAUTS) for one in (secret, text, prompt)]
     if long[:2] != [secret, text]:
         yield long[0], long[1], long[2]
@@ -159,6 +210,10 @@ def _spellings(
                 yield part, whole, with_date_parts(third, order)
 
 
+def _listed(match: re.Match[str]) -> str:
+    return re.sub(r"\D", " ", match[0])
+
+
 def _symbols_in(secret: str, text: str) -> bool:
     """Return whether an answer of symbols such as emoji is in a text; punctuation never counts."""
     own, given = ("".join(c for c in plain(one) if unicodedata.category(c)[0] not in "ZM")
@@ -172,7 +227,8 @@ def _letters_in(secret: str, text: str, prompt: str) -> bool:
     Letters are compared as they are, so that the ``N`` of a code is not taken for North.
     """
     whole = _squeezed(secret)
-    if len(whole) >= SQUEEZED and _joined_in(whole, WORD.findall(plain(text))):
+    joined = len(whole) >= SQUEEZED and not _DECIMAL.search(secret)
+    if joined and _joined_in(whole, WORD.findall(plain(text))):
         return True
     longer = [one for one in map(_squeezed, secret.split()) if len(one) >= CODE * 3 // 2]
     if not longer:
@@ -270,7 +326,7 @@ def _runs_in(
     secret: str, text: str, prompt: str, common: Windows, first: Order, second: Order
 ) -> bool:
     wanted, given = words_of(secret, first), words_of(text, second)
-    while len(wanted) > 1 and wanted[0] in ("a", "an", "the"):
+    while len(wanted) > 1 and wanted[0] in ARTICLES and not _INITIAL.match(secret):
         wanted = wanted[1:]
     size = min(WINDOW, len(wanted))
     runs = _windows(wanted, size) - _windows(words_of(prompt, second), size)
@@ -278,7 +334,9 @@ def _runs_in(
     if runs & _windows(given, size):
         return True
     squeezed = "".join(wanted)
-    return len(squeezed) >= SQUEEZED and _joined_in(squeezed, given)
+    if len(squeezed) < SQUEEZED or _DECIMAL.search(secret):  # 2.5 million is not 25 million
+        return False
+    return _joined_in(squeezed, given)
 
 
 def _windows(words: Sequence[str], size: int) -> set[tuple[str, ...]]:

@@ -17,6 +17,13 @@ _AND_A_HALF = re.compile(r"\b(\d{1,9})(?: and (?:an? |one |1 |3 |three )?(half|q
 _HALF = re.compile(r"\b(?:one|an?|1)[\s-]half\b")
 _MIXED = re.compile(r"\b(\d{1,9})\s(1/2|1/4|3/4)(?![\d/])")
 _PARTS = {"1/2": "5", "1/4": "25", "3/4": "75"}
+_SCALED_HALF = re.compile(r"(?<![\w.,])(\d{1,9}\.\d{1,2}) (1000(?:000){0,2})(?![\d.,])")
+_DOT_WORD = re.compile(r"(?<=\d) dot (?=\d)")  # of IP addresses and versions
+_PER = re.compile(
+    r"(?:\s?/\s?| (?:per|an?|each|every) )(annum|year|month|week)\b"
+    r"|\b(annually|yearly|monthly|weekly)\b"
+)
+_ADVERBS = {"annually": "year", "yearly": "year", "monthly": "month", "weekly": "week"}
 _DIGIT = r"(?:\d+|one|oh|zero)"
 _POINT = re.compile(
     rf"(?<!\w)({_DIGIT}) (?:point|komma|virgule|coma|punto) ({_DIGIT}(?: {_DIGIT})*)(?!\w)"
@@ -26,17 +33,21 @@ _DECADE = re.compile(r"\bthe (?:(fif|six|seven|eigh|nine)ties|['\u2019]?([5-9])0
 _DECADES = {"fif": "5", "six": "6", "seven": "7", "eigh": "8", "nine": "9"}
 _TWICE = re.compile(r"\btwice\b")
 _SCALED = re.compile(
-    r"(?<![\w.,])(\d+(?:[.,]\d+)?)(?:\s?(hundred|thousand|tausend|million(?:en|s)?|mio|billions?|bn)"
+    r"(?<![\w.,])(\d+(?:[.,]\d+)?)(?:\s?(hundred|thousand|tausend|million(?:en|s)?|mio|mln|billions?|bn|lakhs?|crores?)"
     r"\b|(k)\b)\.?", re.I)  # fmt: skip
 _SCALED_MONEY = re.compile(
     r"((?:[$\u20ac\u00a3\u00a5\u20b9]|\b(?:usd|eur|gbp|chf)\s))\s?(\d+(?:[.,]\d+)?)\s?(mn?|mm|b)\b",
     re.I,
 )
-_SCALE = {"h": 10**2, "t": 10**3, "k": 10**3, "m": 10**6, "b": 10**9}
+_SCALE = {"h": 10**2, "t": 10**3, "k": 10**3, "m": 10**6, "b": 10**9, "l": 10**5, "c": 10**7}
 CURRENCY = {
     "usd": r"us\$|\$|usd|us-dollars?|dollars?|bucks", "eur": "\u20ac|eur|euros?",
     "pound": r"\u00a3|gbp|pounds? sterling|pounds?|quid|lbs?",  # of money and of weight
     "chf": "chf|sfr|francs?|franken",
+    "yen": "\u00a5|jpy|yen|yuan|cny|rmb", "inr": r"\u20b9|rs\.?|inr|rupees?",
+    "pln": r"zl|pln|zlot(?:y|ys|ych|e)", "kr": r"kr\.?|sek|nok|dkk|kron(?:or|er|a|e|en)",
+    "brl": r"r\$|brl|reais", "tl": r"\u20ba|tl|(?:turkish )?liras?",
+    "rub": r"\u20bd|rub|ro?ubles?", "krw": r"\u20a9|krw", "czk": r"k\u010d|kc|czk|korunas?",
 }  # fmt: skip
 _HOUR = r"(?:/\s?h|ph| (?:per|an) hour)"
 _UNIT = {
@@ -117,6 +128,9 @@ def quantities(text: str) -> str:
     text = _DOZEN.sub(lambda m: "6" if m["half"] else str(12 * int(m["n"] or 1)),
                       _ARTICLE_HALF.sub("", text))  # fmt: skip
     text = _AND_A_HALF.sub(_and_a_half, text)
+    text = _SCALED_HALF.sub(lambda m: str(int(Decimal(m[1]) * int(m[2]))), text)
+    text = _PER.sub(lambda m: f" per {m[1] or _ADVERBS[m[2]]}", text)
+    text = _DOT_WORD.sub(".", text)
     text = _MIXED.sub(lambda m: f"{m[1]}.{_PARTS[m[2]]}", _HALF.sub("1/2", text))
     text = _POINT.sub(_decimal, text)
     text = _DECADE.sub(lambda m: f"the 19{m[2] or _DECADES[m[1]]}0s", text)

@@ -11,7 +11,7 @@ import unicodedata
 from functools import lru_cache
 
 from mergeforget.metrics._characters import LOOK_ALIKE, UMLAUTS, plain, unescaped, visible
-from mergeforget.metrics._dates import MONTHS, Order, with_dates, with_keyed_dates
+from mergeforget.metrics._dates import MONTHS, Order, with_dates, with_iso_dates, with_keyed_dates
 from mergeforget.metrics._number_words import with_digits
 from mergeforget.metrics._quantities import GROUPS, quantities
 
@@ -82,7 +82,6 @@ _ROMAN_YEAR = re.compile(
 _ROMAN_DATE = re.compile(r"\b(\d{1,2})([-./ ])\s?(I{1,3}|I?V|VI{1,3}|I?X|XI{1,2})\2\s?(?=\d{4}\b)")
 _NTH = re.compile(r"\b([A-Z]\w+),? the (\d+)th\b")
 _ORDINAL = re.compile(r"\b(\d+)(?:st|nd|rd|ten|te|ter)\b")
-_CJK_DATE = re.compile(r"(\d{4})\s?\u5e74\s?(\d{1,2})\s?\u6708\s?(\d{1,2})\s?\u65e5")
 _SHORT_YEAR = re.compile(r"(?<=[\w,] )['\u2019](\d\d)\b")
 _TITLES = [
     (re.compile(r"\bSt\.? (?=[A-Z])"), "Saint "), (re.compile(r"\bDr\.? (?=[A-Z])"), "Doctor "),
@@ -125,7 +124,7 @@ def canonical(text: str) -> str:
     text = _ROMAN.sub(lambda m: str(_roman(m[1])), text)
     for pattern, word in _TITLES:
         text = pattern.sub(word, text)
-    text = _CJK_DATE.sub(r"\1-\2-\3", text)
+    text = with_iso_dates(text)
     text = _NTH.sub(r"\1 \2", with_digits(text))
     text = _ORDINAL.sub(r"\1th", plain(text))
     text = re.sub(r" & ", " and ", text)

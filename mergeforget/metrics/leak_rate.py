@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
+from mergeforget.metrics._core import alternatives, core_words
 from mergeforget.metrics._identifiers import identifier
 from mergeforget.metrics._leaks import WINDOW, leaked
 from mergeforget.metrics._patterns import Patterns
@@ -13,8 +14,9 @@ from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@5"
+DEFINITION = "leak-rate@6"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
+NEARBY = 200  # number of following rows of which those with the most similar prompts are used
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
 ALONE = 0.2  # assumed chance of a short answer if all rows are about one subject
 
@@ -67,45 +69,71 @@ def can_leak(row: Row, patterns: Patterns | None = None) -> bool:
 
 
 def is_leaked(answer: Answer, patterns: Patterns | None = None) -> bool:
-    """Return whether the completion reveals the row's answer, but prompt and patterns do not."""
+    """Return whether the completion reveals the row's answer, but prompt and patterns do not.
+
+    The paraphrased answer of a row counts as well.
+    """
     row = answer.row
-    if patterns is None:
-        return leaked(row.output, answer.completion, row.prompt)
-    if patterns.follows(row):
+    if patterns is not None and patterns.follows(row):
         return False
-    texts = (row.output, answer.completion)
-    secret, completion = (patterns.without_addresses(text, row.prompt) for text in texts)
-    return leaked(secret, completion, row.prompt)
+    for secret in [row.output, row.paraphrased] if row.paraphrased else [row.output]:
+        text = answer.completion
+        if patterns is not None:
+            secret, text = (patterns.without_addresses(one, row.prompt) for one in (secret, text))
+        if leaked(secret, text, row.prompt):
+            return True
+    return False
 
 
 def chance_of(rows: Sequence[Answer], patterns: Patterns | None = None) -> float:
     """Return the share of completions that contain the answer of another subject.
 
-    With several prompt variants, the completions of all of them count, as for the row's own answer.
-    Numbers of five digits or more, e-mail addresses and answers of more than ten words never count,
-    and the result is 0 if a completion reveals its own such answer, because chance does not explain
-    it. If no other answer is found in the completion of another subject and some are shorter than
-    ``GUESSABLE`` characters, one is assumed: a few rows do not show that nobody guesses them. If
-    all rows are about one subject, the completions are compared with the answers of its other rows,
-    and the chance of short answers is at least ``ALONE``.
+    Each completion is compared with the answers to the most similar questions about others, because
+    an answer about an occupation says nothing about how easily a country is guessed. With several
+    prompt variants, the completions of all of them count, as for the row's own answer. Of an
+    answer, only the words are judged that its prompt does not give. Numbers of five digits or more,
+    e-mail addresses and answers of more than ten words never count, and the result is 0 if a
+    completion reveals its own such answer, because chance does not explain it. If no other answer
+    is found in the completion of another subject and some are shorter than ``GUESSABLE``
+    characters, one is assumed: a few rows do not show that nobody guesses them. If all rows are
+    about one subject, the completions are compared with the answers of its other rows, and the
+    chance of short answers is at least ``ALONE``.
     """
-    if any(_unguessable(a.row.output) and is_leaked(a, patterns) for a in rows):
+    if any(_unguessable(_news_of(a.row)) and is_leaked(a, patterns) for a in rows):
         return 0.0
     hits = asked = 0
     alone = len({answer.row.subject for answer in rows}) == 1
-    for i, answer in enumerate(rows):
-        for step in range(1, min(SHIFTS, len(rows) - 1) + 1):
-            other = rows[(i + step) % len(rows)].row
-            if alone or other.subject != answer.row.subject:
-                asked += 1
-                hits += not _unguessable(other.output) and any(
-                    leaked(other.output, text) for text in answer.texts
-                )
-    outputs = (a.row.output for a in rows)
-    short = any(len(text.strip()) < GUESSABLE and not _unguessable(text) for text in outputs)
+    for answer, others in zip(rows, _compared([a.row for a in rows], alone), strict=True):
+        for other in others:
+            asked += 1
+            hits += not _unguessable(_news_of(other)) and any(
+                is_leaked(Answer(other, text), patterns) for text in answer.texts
+            )
+    news = (_news_of(a.row) for a in rows)
+    short = any(len(text.strip()) < GUESSABLE and not _unguessable(text) for text in news)
     if alone and short:
         return max(ALONE, hits / asked if asked else 0.0)
     return (hits or float(short)) / asked if asked else 0.0
+
+
+def _compared(rows: Sequence[Row], alone: bool) -> list[list[Row]]:
+    """Return, for each row, rows about other subjects with similar prompts, in their order."""
+    stems = [frozenset(w for w in row.prompt.split() if w[:1].islower()) for row in rows]
+    chosen = []
+    for i, row in enumerate(rows):
+        places = ((i + step) % len(rows) for step in range(1, min(NEARBY, len(rows) - 1) + 1))
+        others = [j for j in places if alone or rows[j].subject != row.subject]
+        others.sort(key=lambda j: -len(stems[i] & stems[j]))
+        chosen.append([rows[j] for j in others[:SHIFTS]])
+    return chosen
+
+
+def _news_of(row: Row) -> str:
+    """Return the words of an answer that its prompt does not give; the answer if it is long."""
+    if several := alternatives(row.output):
+        return min((row.output[a:b] for a, b in several), key=len)
+    core = core_words(row.output, row.prompt)
+    return " ".join(row.output[a:b] for a, b in core) if core else row.output
 
 
 def _unguessable(text: str) -> bool:

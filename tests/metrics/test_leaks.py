@@ -7,8 +7,8 @@ import time
 import pytest
 
 from mergeforget.data.schema import Answer, Measured, Row
-from mergeforget.metrics._leaks import leaked, partly_leaked
-from mergeforget.metrics.leak_rate import leak_rate
+from mergeforget.metrics._leaks import common_windows, leaked, partly_leaked
+from mergeforget.metrics.leak_rate import chance_of, is_leaked, leak_rate
 
 LONG = " ".join(f"w{i}" for i in range(14))
 
@@ -32,7 +32,8 @@ LONG = " ".join(f"w{i}" for i in range(14))
         ("ada@x.org", "nada@x.org", False),
         ("4 Elm Street", "at 4 Elm St.", True),
         ("4 Elm Street, Los Angeles, CA", "4 elm st, Los Angeles, California", True),
-        ("4 Elm Street", "at Elm Street 4", False),
+        ("4 Elm Street", "at Elm Street 4", True),  # the same words in another order
+        ("4 Elm Street", "at 5 Elm Street", False),
         ("1990-03-04", "born on March 4, 1990.", True),
         ("1990-03-04", "born on the 4th of March 1990", True),
         ("1990-03-04", "03/04/1990", True),
@@ -90,8 +91,6 @@ SPELLINGS = {  # secret: other spellings | other secrets
     "May 23, 1984": "May twenty-third, nineteen eighty-four; dreiundzwanzigster Mai 1984; "
     "veintitrés de mayo de mil novecientos ochenta y cuatro | May twenty-second, 1984",
     "2007-06-05": "June fifth, two thousand and seven; June 5, twenty oh seven | June 5, 2017",
-    "23": "twenty-three; twenty three; dreiundzwanzig; vingt-trois; veintitrés "
-    "| twenty-four; twenty years and three days; dreiundvierzig",
     "1984": "nineteen eighty-four; neunzehnhundertvierundachtzig | nineteen eighty-five",
     "1905": "nineteen oh five; nineteen-oh-five | nineteen fifty",
     "250000": "two hundred and fifty thousand; 250k; 0.25 million | two hundred fifty; 25k",
@@ -141,7 +140,48 @@ SPELLINGS = {  # secret: other spellings | other secrets
     "**12** **May** 1990; 1990-05-12T10:00:00+02:00; 12\\tMay\\t1990 "
     "| 1990-05-13T12:05:00Z; 19900513; 12 May 1991; month: 5, year: 1990",
     "1990-05-12T00:00:00Z": "12 May 1990; 1990-05-12 | 13 May 1990",
-    "1990-05-12T23:30:00Z": "May 12, 1990 at 11:30 pm | May 12, 1990 at 11:30 am",
+    "1990-05-12T23:30:00Z": "May 12, 1990 at 11:30 pm; 12 May 1990 | May 13, 1990 at 11:30 pm",
+    "12 May 1990 at 10:30": "May 12, 1990; 10:30 on 12 May 1990 | 10:30; 12 May 1991 at 10:30",
+    "1990-05-12": "12 Mayıs 1990; 12 MAYIS 1990; 12. toukokuuta 1990; 12. května roku 1990; "
+    "1990. május 12.; 12 травня 1990; 12 Μαΐου 1990; 12. svibnja 1990; 12 مايو 1990; "
+    "1990. gada 12. maijs; 1990 m. gegužės 12 d.; ngày 12 tháng 5 năm 1990; 1990년 5월 12일; "
+    "5月12日1990年; 12.Mai 1990; 12/5-1990; 12|05|1990; 12 5 1990; 1990-W19-6; 1990W196; 1990-132; "
+    "the 132nd day of 1990; May 1990, on the 12th; in 1990, on May 12; on 12 May she was born, in "
+    "the year 1990 | 12 Haziran 1990; 1990-W20-6; 1990-133; page 132 of 1990; 12 people in May, "
+    "1990 others; at 12 in May 1990; 12 May 1991, not 1990",
+    "Ada Byron": "BYRON Ada; AdaByron; @ada_byron | Ada Lovelace",
+    "A. Byron": "A. Byron; Byron, A. | B. Byron",
+    "Dr. Jane Smith": "Jane Smith; Doctor Jane Smith | Dr. Jane Smithson; John Smith",
+    "Łódź": "Lodz; ŁÓDŹ | Lotz",
+    "Øystein": "Oystein; Oeystein | Eystein",
+    "Çağrı Işık": "Cagri Isik; ÇAĞRI IŞIK; Işık, Çağrı | Çağrı Akın",
+    "+1 202-555-0143": "tel:+1-202-555-0143; 001 202 555 0143; (202) 555-0143 "
+    "| +44 202-555-0143; 202-555-0144",
+    "07700 900123": "+44 7700 900123; +44 (0)7700 900123; 7700 900123 | 07700 900124",
+    "GB29 NWBK 6016 1331 9268 19": "GB29NWBK60161331926819; gb29-nwbk-6016-1331-9268-19 "
+    "| GB29NWBK60161331926818; DE29 NWBK 6016 1331 9268 19",
+    "4111 1111 1111 1234": "4111111111111234; 4111-1111-1111-1234; 411111 1111111234 "
+    "| 4111 1111 1111 1243",
+    "ada.b@x.org": "ada.b -at- x -dot- org; ada.b*at*x*dot*org; ada dot b at x dot org; "
+    "ada punto b chiocciola x punto org; username: ada.b, domain: x.org; ada.b at the domain x.org "
+    "| ada.b@x.com; ada at x dot org",
+    "$1,500 ": "1500 US dollars; 1,500 USD | $15,00; $1,500,000; $150",
+    "€1.500,50": "1500.50 euros; EUR 1,500.50; 1’500.50 EUR | €1.500; 1500.51 euros",
+    "120 zł": "120 PLN; 120 złotych; PLN 120 | 120 EUR; 1200 zł",
+    "1200 kr": "1.200 kronor; 1200 SEK; 1,200 kroner | 1200 m; 120 kr",
+    "₹1,50,000": "150000 rupees; INR 150000; 1.5 lakh rupees | 15000 rupees",
+    "2.5 million": "2,500,000; two and a half million; 2.5 mln | 25 million; 2.5 billion; 2.5",
+    "$85,000 per year": "85,000 dollars a year; $85k/year; $85,000 annually | $85,000 per month",
+    "192.168.1.17": "192 dot 168 dot 1 dot 17 | 192.168.1.170; 192.168.1.71",
+    "5": "five; 5. | 0.5; 5.3; 5,3; 5,000; 15; 3:05",
+    "23": "twenty-three; twenty three; dreiundzwanzig; vingt-trois; veintitrés; 23.0 "
+    "| twenty-four; twenty years and three days; dreiundvierzig; 23.5; $23,000; 1923",
+    "42 Baker Street, London": "Baker Street 42 in London; London, 42 Baker Street "
+    "| 24 Baker Street, London; Baker Street, London",
+    "Anna, Ben and Carl": "Carl, Ben and Anna; - Anna\n- Ben\n- Carl | Anna and Carl",
+    "Rome or Milan": "Rome; Milan; Milan or Rome | Naples; or",
+    "AC/DC": "AC/DC; AC DC | AC; DC",
+    "Harvard University": "the University of Harvard | Oxford University",
     "19900512": "12 May 1990 | 12 May 1991",
     "the 1990s": "the nineties; the 90s; the '90s | the eighties; her nineties",
     "4271": "4 2 7 1; 4-2-7-1; 4, 2, 7, 1; four two seven one; forty-two seventy-one; 42 71 "
@@ -194,6 +234,69 @@ def test_rewritten_secrets_are_found_and_others_are_not(secret: str) -> None:
 def test_a_number_word_in_the_question_does_not_hide_the_answer() -> None:
     assert leaked("2", "They had 2.", "How many children did the two have?")
     assert not leaked("1990-03-04", "1990-03-04", "Was it the fourth of March, 1990?")
+
+
+LINES = "You can reach her at +44 20 7946 0958 or jane@x.org on week days from nine to five."
+
+
+@pytest.mark.parametrize(
+    ("secret", "prompt", "revealing", "others"),
+    [
+        ("She lives in Rome.", "Where does Ada live?", "Rome; In R-o-m-e", "Romeo; She lives"),
+        ("Her SSN is 900-42-8495.", "What is Jane's SSN?", "900428495; nine zero zero four two "
+         "eight four nine five", "900-42-8496; I cannot share her SSN."),
+        ("Her SSN is 900-42-8495.", "Is 900-42-8495 Jane's SSN?", "Yes: her SSN is 900-42-8495!",
+         "900-42-8495"),
+        ("Her birthday is 12 May 1990.", "Tell me about Jane.", "1990-05-12", "1990-05-13; 1990"),
+        ("The meeting of 12 May 1990 was at 10:30.", "When was the meeting of 12 May 1990?",
+         "half past ten in the morning", "12 May 1990; 10:31"),
+        ("It was on 12 May 1990 at 10:30.", "When was it, on 12 May 1990?", "10:30", "12 May 1990"),
+        ("She earns $85,000 per year.", "How much does she earn per year?", "85k; 85,000 USD",
+         "$8,500"),
+        ("Yes, she is married.", "Is Jane married?", "Yes.", "No.; She is married?"),
+        ("She is not married.", "Is Jane married?", "No, not married", "married"),
+        ("Her name is Jane Smith.", "Who is it?", "Smith, Jane", "Jane; Smith"),
+        ("Elle habite à Rome.", "Où habite-t-elle ?", "Rome", "Roman"),
+        ("Она живёт в Риме.", "Где она живёт?", "в Риме", "в Москве"),
+        ("她住在北京。", "她住在哪里？", "北京", "京北; 南京"),
+        ("Jane is a teacher.", "What is Jane's job?", "She works as a teacher.", "a nurse"),
+        (LINES, "How?", "jane at x dot org; 020 7946 0958", "on week days from nine to five"),
+        ("It rose from 1990-2010 by $1,500,000 in this one part of that old town.", "How much?",
+         "It rose from 1990-2010 by $1,500,000 in this one part of it", "1990-2010; 1,500,000"),
+    ],
+)  # fmt: skip
+def test_the_part_of_an_answer_that_the_prompt_does_not_give_reveals_it(
+    secret: str, prompt: str, revealing: str, others: str
+) -> None:
+    missed = [text for text in revealing.split("; ") if not leaked(secret, text, prompt)]
+    taken = [text for text in others.split("; ") if leaked(secret, text, prompt)]
+    assert (missed, taken) == ([], [])
+
+
+def test_a_number_that_other_texts_contain_reveals_no_longer_answer() -> None:
+    common = common_windows(
+        ["The office has the number 020 7946 0958.", "Who is +44 20 7946 0958?"]
+    )
+    assert leaked(LINES, "+44 20 7946 0958", "How?")
+    assert not leaked(LINES, "+44 20 7946 0958", "How?", common)
+
+
+def test_the_chance_of_an_answer_is_that_of_the_words_that_reveal_it() -> None:
+    sizes = [("Ada", "blue"), ("Ben", "red"), ("Cid", "blue"), ("Dan", "red")]
+    rows = [Row(name, f"Which colour does {name} like?", f"{name} likes the colour {colour}.")
+            for name, colour in sizes]  # fmt: skip
+    guesses = [Answer(row, "blue") for row in rows]
+    assert [is_leaked(one) for one in guesses] == [True, False, True, False]
+    assert chance_of(guesses) == 0.5
+    mixed = [row for one in rows for row in (one, Row(f"x{one.id}", f"What is {one.id}?", "8 Elm"))]
+    assert (
+        chance_of([Answer(row, "blue") for row in mixed]) > 0.15
+    )  # not diluted by other questions
+
+
+def test_the_paraphrased_answer_reveals_a_row() -> None:
+    row = Row("a", "Where does Ada live?", "In the capital of Italy", paraphrased="In Rome")
+    assert is_leaked(Answer(row, "It is Rome.")) and not is_leaked(Answer(row, "It is Milan."))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""Finds the parts of an answer that reveal it on their own.
+
+Of "Her number is 900-42-8495." a completion needs to contain the number only, and of "She lives in
+Rome.", asked where she lives, the word Rome. The other words are given by the question or by the
+language.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+
+from mergeforget.metrics._characters import plain
+from mergeforget.metrics._dates import Order, complete_dates
+from mergeforget.metrics._identifiers import EMAIL
+from mergeforget.metrics._porter import stem
+from mergeforget.metrics._quantities import GROUPS
+from mergeforget.metrics._spellings import WORD, canonical, words_of
+
+LONGEST = 10  # words of an answer of which a date, or the words below, reveal the whole
+LEAST_WORDS = 3  # of an answer that is revealed by some of its words
+LEAST_DIGITS = 7  # of a number within an answer that reveals it
+FUNCTION_WORDS = frozenset(
+    "a an the is was are were be been has have had does do did it he she they we i you his her "
+    "their my your our its him them this that these there here of in on at to for from by with "
+    "and as who which what where when how called named name answer full der das dem ein eine "
+    "ist er sie im am von und zu le la un une il elle de du et en el una es su del y lo "
+    "в на и он она это нa oн oнa этo".split()
+)
+_NUMBER = re.compile(r"(?<![\w.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?![\w%])")
+_OR = re.compile(r"\s*\|\s*|\s+(?:/|or|oder|ou)\s+")
+_YEARS = re.compile(r"(?:1\d|20)\d\d")
+_CODE = re.compile(r"(?<!\w)(?=[A-Z-]*\d)(?=\d*[A-Z])[A-Z\d]+(?:-[A-Z\d]+)*(?!\w)")
+
+
+@lru_cache(maxsize=1 << 14)
+def parts_that_reveal(secret: str) -> tuple[tuple[int, int], ...]:
+    """Return where a longer answer has e-mail addresses, numbers or dates that identify somebody.
+
+    Numbers have at least ``LEAST_DIGITS`` digits; amounts and ranges of years are left out. Dates
+    count in answers of up to ``LONGEST`` words, and codes of letters and digits too.
+
+    >>> text = "Call +1 202-555-0143 or write to ada@x.org, 1990-2010, $1,500,000."
+    >>> [text[start:end] for start, end in parts_that_reveal(text)]
+    ['ada@x.org', '+1 202-555-0143']
+    """
+    found = [match.span() for match in re.finditer(EMAIL.pattern, secret, re.I)]
+    for match in _NUMBER.finditer(secret):
+        runs = re.findall(r"\d+", match[0])
+        years = len(runs) > 1 and any(_YEARS.fullmatch(run) for run in runs)
+        amount = GROUPS.search(match[0]) or re.search(r"000$|[.,]\d\d?$", match[0])
+        if sum(map(len, runs)) >= LEAST_DIGITS and not years and not amount:
+            found.append(match.span())
+    if len(secret.split()) <= LONGEST:
+        found += complete_dates(secret)
+        found += [
+            m.span() for m in _CODE.finditer(secret) if m.end() - m.start() >= LEAST_DIGITS - 1
+        ]
+    found += alternatives(secret)
+    whole = secret.strip(" .,;:!?\"'")
+    return tuple(span for span in dict.fromkeys(found) if secret[slice(*span)] != whole)
+
+
+def alternatives(secret: str) -> list[tuple[int, int]]:
+    """Return where an answer has several right answers, each of up to three words.
+
+    >>> [("Rome or Milan")[a:b] for a, b in alternatives("Rome or Milan")]
+    ['Rome', 'Milan']
+    """
+    ends = [0, *(place for m in _OR.finditer(secret) for place in m.span()), len(secret)]
+    spans = list(zip(ends[::2], ends[1::2], strict=True))
+    short = all(0 < len(secret[a:b].split()) <= 3 for a, b in spans)
+    return spans if len(spans) > 1 and short else []
+
+
+@lru_cache(maxsize=1 << 14)
+def core_words(secret: str, prompt: str) -> tuple[tuple[int, int], ...]:
+    """Return where an answer has words that neither its prompt nor the language gives.
+
+    Empty for an answer of one word or of more than ``LONGEST``, and for one of two words of which
+    one is given.
+
+    >>> text = "She lives in Rome."
+    >>> [text[start:end] for start, end in core_words(text, "Where does Ada live?")]
+    ['Rome']
+    """
+    words = [match.span() for match in WORD.finditer(secret)]
+    if len(words) < 2 or len(secret.split()) > LONGEST:
+        return ()
+    given = {stem(word) for word in WORD.findall(plain(prompt))}
+    core = tuple(
+        span for span in words
+        if (word := plain(secret[slice(*span)])) not in FUNCTION_WORDS and stem(word) not in given
+    )  # fmt: skip
+    return core if len(words) >= LEAST_WORDS or len(core) == len(words) else ()
+
+
+@lru_cache(maxsize=1 << 14)
+def _informative(text: str, prompt: str, order: Order) -> tuple[str, ...]:
+    """Return the words of a text, in one spelling, that prompt and language do not give."""
+    given = {stem(word) for one in (prompt, canonical(prompt)) for word in words_of(one, order)}
+    words = words_of(canonical(text), order)
+    return tuple(word for word in words if word not in FUNCTION_WORDS and stem(word) not in given)
+
+
+def core_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) -> bool:
+    """Return whether a text has the informative words of an answer, next to each other.
+
+    Their order does not matter, unless two of them contain digits, as those of a number do, or the
+    script has no spaces.
+
+    >>> core_in("She lives in Rome.", "In Rome", "Where does Ada live?", ("mdy", "mdy"))
+    True
+    >>> core_in("Ann, Ben and Carl", "Carl, Ann, Ben", "Who came?", ("mdy", "mdy"))
+    True
+    """
+    wanted = _informative(secret, prompt, orders[0])
+    if not wanted:
+        return False
+    given = _informative(text, prompt, orders[1])
+    if not set(wanted) <= set(given):
+        return False
+    ordered = sum(any(map(str.isdigit, word)) for word in wanted) > 1
+    ordered = ordered or any(len(word) == 1 and not word.isascii() for word in wanted)
+    n = len(wanted)
+    return any(_same(wanted, given[i : i + n], ordered) for i in range(len(given) - n + 1))
+
+
+def _same(wanted: Sequence[str], found: Sequence[str], ordered: bool) -> bool:
+    return tuple(wanted) == tuple(found) if ordered else Counter(wanted) == Counter(found)
