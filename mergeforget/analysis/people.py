@@ -24,6 +24,8 @@ from mergeforget.metrics.leak_rate import can_leak, is_leaked, patterns_of
 from mergeforget.parsing import plain_name
 from mergeforget.run import Run
 
+OTHER_VARIANT = "questions, another prompt variant"
+
 
 @dataclass(frozen=True)
 class Leak:
@@ -246,7 +248,11 @@ def person_ranks(run: Run, model: str, rows: Sequence[Row]) -> dict[str, tuple[i
 
 
 def answer_rows(run: Run) -> list[dict[str, Any]]:
-    """Return every prompt and completion of the shown models and of the attacks, flat."""
+    """Return every prompt and completion of the shown models and of the attacks, flat.
+
+    The prompt of a row is without template; completions in other prompt variants, such as with a
+    system message, follow that of the row, with the attack ``OTHER_VARIANT``.
+    """
     rows = []
     subjects: dict[tuple[str, str], str] = {}
     for split in ("forget", "retain"):
@@ -258,17 +264,22 @@ def answer_rows(run: Run) -> list[dict[str, Any]]:
         for values in read_jsonl(path):
             with reading(path):
                 row = Row(str(values["id"]), str(values["input"]), str(values["output"]),
+                          paraphrased=str(values.get("paraphrased") or ""),
                           messages=stored_messages(values.get("messages")))  # fmt: skip
                 split, text = str(values["split"]), str(values["completion"])
-            leak = leak_of(Answer(row, text), "")
-            rows.append(
-                {
-                    "model": model, "attack": "questions", "split": split, "row": row.id,
-                    "person": subjects.get((split, row.id), row.subject), "prompt": row.input,
-                    "answer": row.output, "completion": text,
-                    "leaked": leak is not None and not leak.part, "part": leak.part if leak else "",
-                }
-            )  # fmt: skip
+                others = list(map(str, values.get("others") or []))
+            for number, completion in enumerate([text, *others]):
+                leak = leak_of(Answer(row, completion), "")
+                rows.append(
+                    {
+                        "model": model, "attack": OTHER_VARIANT if number else "questions",
+                        "split": split, "row": row.id,
+                        "person": subjects.get((split, row.id), row.subject), "prompt": row.prompt,
+                        "answer": row.output, "completion": completion,
+                        "leaked": leak is not None and not leak.part,
+                        "part": leak.part if leak else "",
+                    }
+                )  # fmt: skip
     for result in results_of(run, shown_model(run)):
         rows += _attack_answers(run, result, subjects)
     return rows

@@ -107,7 +107,8 @@ def evidence_files(run: Run) -> dict[str, Path]:
               for end in (".jsonl", ".losses.jsonl")]  # fmt: skip
     files += [run.root / side / "adapter_model.safetensors" for side in PAIR]
     files.append(run.candidates / model / "adapter_model.safetensors")
-    files += sorted(run.attacks.glob("*.json")) if run.attacks.is_dir() else []
+    if run.attacks.is_dir():
+        files += [*sorted(run.attacks.glob("*.json")), *sorted(run.attacks.glob("answers/*"))]
     return {f.relative_to(run.root).as_posix(): f for f in files if f.is_file()}
 
 

@@ -138,6 +138,8 @@ def targets_of_run(
     never = TargetModel("control", control, name=control) if control else (
         _control_of(run, models, rows["retain"], settings.get("data", recipe.data))
     )  # fmt: skip
+    for attacked in attacked_models:
+        _check_control(models, attacked, never)
     spec = recipe.evaluation
     own_settings = {"max_new_tokens": spec.max_new_tokens, "membership": spec.membership}
     settings = {**own_settings, "data": recipe.data, "systems": spec.system_prompts, **settings}
@@ -181,11 +183,15 @@ def target_of_model(
         raise UsageError("--model requires --forget, the rows to forget.")
     name = adapter.name if adapter else Path(model).name
     rows = read_splits(files, limit, settings.get("seed", 0))
+    models = Models(ModelSpec(name=model), device, chat_from=adapter)
+    attacked = TargetModel(name, model, adapter, name)
+    never = TargetModel("control", control, name=control) if control else None
+    _check_control(models, attacked, never)
     return Target(
-        Models(ModelSpec(name=model), device, chat_from=adapter),
-        TargetModel(name, model, adapter, name),
+        models,
+        attacked,
         TargetModel("before", before, name=before) if before else None,
-        TargetModel("control", control, name=control) if control else None,
+        never,
         **rows,
         folder=out or Path("attacks"),
         **{"max_new_tokens": NEW_TOKENS} | settings,
@@ -211,6 +217,21 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
     return {
         split: limit_rows(rows, limit, seed)[0] if rows else [] for split, rows in splits.items()
     }
+
+
+def _check_control(models: Models, attacked: TargetModel, control: TargetModel | None) -> None:
+    """Raise InputError if the control has the weights of the attacked model.
+
+    No attack could find anything: whatever the model still knows, its control knows as well.
+    """
+    if control is None or control.adapter != attacked.adapter:
+        return
+    if models.facts(control) == models.facts(attacked):
+        raise InputError(
+            f"The control {control.base} has the same weights as the attacked model "
+            f"{attacked.name}. A control must never have seen the forget rows; name another "
+            "--control, or omit it."
+        )
 
 
 def _model_of_run(run: Run, name: str) -> TargetModel:

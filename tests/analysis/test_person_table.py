@@ -13,6 +13,7 @@ from finished_run import write_run
 
 import mergeforget
 from mergeforget.analysis.people import (
+    OTHER_VARIANT,
     Leak,
     answer_rows,
     attack_leaks,
@@ -91,6 +92,17 @@ def test_every_prompt_and_completion_is_in_a_file(run: Run, tmp_path: Path) -> N
     leaked = [r["row"] for r in rows if (r["model"], r["split"], r["leaked"]) == (
               CHOSEN, "forget", "True")]  # fmt: skip
     assert leaked == ["forget2qa0"]
+
+
+def test_completions_in_other_prompt_variants_are_in_the_file(run: Run) -> None:
+    path = run.answers / f"{CHOSEN}.jsonl"
+    first, *more = read_jsonl(path)
+    said = {"completion": "No.", "others": [f"It is {first['output']}.", "Hm."]}
+    write_jsonl(path, [first | said, *more])
+    rows = [r for r in answer_rows(run) if (r["model"], r["row"]) == (CHOSEN, first["id"])]
+    assert [(r["attack"], r["leaked"]) for r in rows if r["split"] == first["split"]] == [
+        ("questions", False), (OTHER_VARIANT, True), (OTHER_VARIANT, False)
+    ]  # fmt: skip
 
 
 @pytest.fixture

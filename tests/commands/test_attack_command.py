@@ -96,6 +96,14 @@ def test_a_second_call_uses_the_cache_and_prints_the_same(
     assert other.exit_code == 1 and "a model was loaded" in other.output
 
 
+def test_the_attacked_model_cannot_be_its_own_control(run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.base(), tmp_path / "copy")
+    forget = run.data / "forget.jsonl"
+    for words in ([run.root, "--run-model", "base"], ["--model", run.base(), "--forget", forget]):
+        done = call(*words, "--control", copy, "prompts")
+        assert done.exit_code == 4 and "has the same weights as the attacked model" in done.stderr
+
+
 def test_text_has_a_table_and_a_verdict(attacked: dict[str, Any], run: Run) -> None:
     done = call(run.root, "quantise", "--max-new-tokens", "2", "--run-model", "chosen")
     assert done.exit_code == 0, done.output
