@@ -147,11 +147,14 @@ def person_record(people: Sequence[PersonRecord], name: str) -> PersonRecord:
     """Return the record of one person.
 
     Raises:
-        InputError: No such person is in the forget set.
+        InputError: No such person is in the forget set, or several have this name.
     """
-    for one in people:
-        if name in (one.person, one.name):
-            return one
+    found = [p for p in people if p.person == name] or [p for p in people if p.name == name]
+    if len(found) > 1:
+        ids = ", ".join(p.person for p in found)
+        raise InputError(f"{len(found)} people have the name {name!r}. Name one of them: {ids}.")
+    if found:
+        return found[0]
     names = [p.name or p.person for p in people]
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     raise InputError(

@@ -28,13 +28,16 @@ from mergeforget.evaluate.verdict_figures import Difference
 from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
+from mergeforget.metrics._patterns import Patterns
 from mergeforget.metrics.leak_rate import (
+    DEFINITION,
     can_leak,
     chance_of,
     is_leaked,
     leak_score,
     patterns_of,
 )
+from mergeforget.metrics.leak_rate import is_outdated as has_outdated_leaks
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.model_files import content_of
 from mergeforget.run import Run
@@ -65,6 +68,11 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
             "not count. Measure it again with `mergeforget evaluate` or `mergeforget search`."
         )
         scores, answers = [], []
+    scores = _by_present_definition(scores, answers, patterns)
+    before = measured.get("base", []) if name != "base" else []
+    if any(map(has_outdated_leaks, before)):
+        path = run.answers / "base.jsonl"
+        before = _by_present_definition(before, read_forget_answers(path), read_patterns(path))
     revealed = {a.row.id for a in answers if is_leaked(a, patterns)}
     partial = _partial_in(results) | {
         a.row.id for a in answers if can_leak(a.row, patterns) and _in_part(a)
@@ -82,8 +90,20 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
         earlier=_earlier(earlier),
-        before=measured.get("base", []) if name != "base" else [],
+        before=before,
     )
+
+
+def _by_present_definition(
+    scores: Sequence[Score], answers: Sequence[Answer], patterns: Patterns
+) -> list[Score]:
+    """Return scores whose leak rate of forget is computed again if its definition changed."""
+    outdated = [s for s in scores if has_outdated_leaks(s) and s.split == "forget" and not s.task]
+    if not outdated or not answers:
+        return list(scores)
+    again = leak_score(answers, "forget", patterns)
+    kept = [score for score in scores if score not in outdated]
+    return [*kept, again] if again is not None else kept
 
 
 def _earlier(path: Path) -> dict[str, float] | None:
@@ -169,6 +189,7 @@ def measure_control(target: Target) -> None:
         }  # fmt: skip
 
     settings: Facts = {"membership": target.membership, "max_new_tokens": target.max_new_tokens}
+    settings["leaks"] = DEFINITION
     if target.systems:
         settings["systems"] = list(target.systems)
     rows = [*target.forget, *nonmembers]

@@ -59,6 +59,11 @@ def patterns_of(rows: Iterable[Row]) -> Patterns:
     return Patterns(row for row in rows if row.split == "retain")
 
 
+def is_outdated(score: Score) -> bool:
+    """Return whether a score is a leak rate by an earlier definition."""
+    return score.definition.startswith("leak-rate@") and score.definition != DEFINITION
+
+
 def can_leak(row: Row, patterns: Patterns | None = None) -> bool:
     """Return whether a completion that repeats the row's answer would count as revealing it.
 

@@ -23,6 +23,7 @@ from mergeforget.files import (
     write_json,
     write_jsonl,
 )
+from mergeforget.metrics.leak_rate import is_outdated
 from mergeforget.model_files import content_of, locate
 from mergeforget.parsing import plain_name
 from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
@@ -47,7 +48,12 @@ class Store:
                 scores = [Score.from_dict(score) for score in row["scores"]]
             except (TypeError, KeyError, AttributeError) as error:
                 raise InputError(f"{where} is damaged. Search again with --again.") from error
-            self.explored[plain_name(row.get("name"), where)] = scores
+            name = plain_name(row.get("name"), where)
+            if not any(map(is_outdated, scores)):
+                self.explored[name] = scores
+        for name, of_model in self.scores.items():  # completions are cached, so this is fast
+            if any(s.part != "all" and is_outdated(s) for s in of_model):
+                self.scores[name] = [s for s in of_model if s.part == "all"]
 
     @property
     def cache_folder(self) -> Path:

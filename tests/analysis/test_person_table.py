@@ -23,12 +23,14 @@ from mergeforget.analysis.people import (
     write_people,
 )
 from mergeforget.analysis.verification import evidence_files, verify_evidence, write_evidence
+from mergeforget.attack.headline import run_verdict
 from mergeforget.attack.result import Result, write_answers, write_result
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.run import Run
+from mergeforget.score import Score, write_scores
 
 CHOSEN = "ties-factors-d0.70"
 
@@ -137,6 +139,15 @@ def test_a_changed_statement_is_found(evidence: Path, change: dict[str, object])
     write_json(evidence, read_json(evidence) | change)
     done = CliRunner().invoke(main, ["verify", str(evidence), "--json"])
     assert done.exit_code == 7 and not json.loads(done.stdout)["holds"]
+
+
+def test_a_leak_rate_by_an_earlier_definition_is_computed_again(run: Run) -> None:
+    old = Score("leak_rate", "forget", 0.0, "lower", 18, chance=0.0, definition="leak-rate@1")
+    write_scores(run.scores, {CHOSEN: [old]})
+    verdict = run_verdict(run, CHOSEN)
+    assert verdict.state == "NOT FORGOTTEN" and verdict.leaks == 1
+    evidence = write_evidence(run, run.report.parent / "evidence.json", run_people(run))
+    assert all(check.ok for check in verify_evidence(evidence))
 
 
 def test_one_person_is_printed(run: Run) -> None:
