@@ -14,14 +14,14 @@ from functools import lru_cache
 
 from mergeforget.metrics._characters import plain
 from mergeforget.metrics._dates import Order, complete_dates
-from mergeforget.metrics._identifiers import EMAIL
 from mergeforget.metrics._porter import stem
 from mergeforget.metrics._quantities import GROUPS
 from mergeforget.metrics._spellings import WORD, canonical, words_of
 
 LONGEST = 10  # words of an answer of which a date, or the words below, reveal the whole
+CHARACTERS = 400  # of an answer in which dates, codes and alternatives are looked for
 LEAST_WORDS = 3  # of an answer that is revealed by some of its words
-LEAST_DIGITS = 7  # of a number within an answer that reveals it
+LEAST_DIGITS, MOST_DIGITS = 7, 30  # of a number within an answer that reveals it
 FUNCTION_WORDS = frozenset(
     "a an the is was are were be been has have had does do did it he she they we i you his her "
     "their my your our its him them this that these there here of in on at to for from by with "
@@ -30,6 +30,7 @@ FUNCTION_WORDS = frozenset(
     "в на и он она это нa oн oнa этo".split()
 )
 _NUMBER = re.compile(r"(?<![\w.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?![\w%])")
+_EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _OR = re.compile(r"\s*\|\s*|\s+(?:/|or|oder|ou)\s+")
 _YEARS = re.compile(r"(?:1\d|20)\d\d")
 _CODE = re.compile(r"(?<!\w)(?=[A-Z-]*\d)(?=\d*[A-Z])[A-Z\d]+(?:-[A-Z\d]+)*(?!\w)")
@@ -39,21 +40,21 @@ _CODE = re.compile(r"(?<!\w)(?=[A-Z-]*\d)(?=\d*[A-Z])[A-Z\d]+(?:-[A-Z\d]+)*(?!\w
 def parts_that_reveal(secret: str) -> tuple[tuple[int, int], ...]:
     """Return where a longer answer has e-mail addresses, numbers or dates that identify somebody.
 
-    Numbers have at least ``LEAST_DIGITS`` digits; amounts and ranges of years are left out. Dates
-    count in answers of up to ``LONGEST`` words, and codes of letters and digits too.
+    Numbers have ``LEAST_DIGITS`` to ``MOST_DIGITS`` digits; amounts and ranges of years are left
+    out. In answers of up to ``LONGEST`` words, dates and codes of letters and digits count, too.
 
     >>> text = "Call +1 202-555-0143 or write to ada@x.org, 1990-2010, $1,500,000."
     >>> [text[start:end] for start, end in parts_that_reveal(text)]
     ['ada@x.org', '+1 202-555-0143']
     """
-    found = [match.span() for match in re.finditer(EMAIL.pattern, secret, re.I)]
+    found = [match.span() for match in _EMAIL.finditer(secret)] if "@" in secret else []
     for match in _NUMBER.finditer(secret):
         runs = re.findall(r"\d+", match[0])
         years = len(runs) > 1 and any(_YEARS.fullmatch(run) for run in runs)
         amount = GROUPS.search(match[0]) or re.search(r"000$|[.,]\d\d?$", match[0])
-        if sum(map(len, runs)) >= LEAST_DIGITS and not years and not amount:
+        if LEAST_DIGITS <= sum(map(len, runs)) <= MOST_DIGITS and not years and not amount:
             found.append(match.span())
-    if len(secret.split()) <= LONGEST:
+    if len(secret) <= CHARACTERS and len(secret.split()) <= LONGEST:
         found += complete_dates(secret)
         found += [
             m.span() for m in _CODE.finditer(secret) if m.end() - m.start() >= LEAST_DIGITS - 1
@@ -72,7 +73,7 @@ def alternatives(secret: str) -> list[tuple[int, int]]:
     ends = [0, *(place for m in _OR.finditer(secret) for place in m.span()), len(secret)]
     spans = list(zip(ends[::2], ends[1::2], strict=True))
     short = all(0 < len(secret[a:b].split()) <= 3 for a, b in spans)
-    return spans if len(spans) > 1 and short else []
+    return spans if len(spans) > 1 and short and len(secret) <= CHARACTERS else []
 
 
 @lru_cache(maxsize=1 << 14)

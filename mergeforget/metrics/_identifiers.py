@@ -12,6 +12,7 @@ from mergeforget.metrics._characters import UMLAUTS, plain, visible
 from mergeforget.metrics._dates import in_digits, with_dates
 from mergeforget.metrics._number_words import with_digits
 
+LONGEST_NUMBER = 100  # maximum digits of the same
 NUMBER = 5  # minimum digits of a number that is compared without separators
 SHORT_NUMBER = 3  # minimum digits of a number that is found digit by digit
 
@@ -78,7 +79,7 @@ def number_in(secret: str, text: str) -> bool:
     """
     secret = visible(secret)
     digits = re.sub(r"\D", "", secret)
-    if not is_number(secret) or len(digits) < NUMBER:
+    if not NUMBER <= len(digits) <= LONGEST_NUMBER or not is_number(secret):
         return False
     abroad, national = secret.strip().startswith("+"), digits[0] == "0" and len(digits) >= 9
     tails = {digits} | ({digits[1:]} if national else set())
