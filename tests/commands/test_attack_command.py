@@ -99,7 +99,8 @@ def test_a_second_call_uses_the_cache_and_prints_the_same(
 def test_the_attacked_model_cannot_be_its_own_control(run: Run, tmp_path: Path) -> None:
     copy = shutil.copytree(run.base(), tmp_path / "copy")
     forget = run.data / "forget.jsonl"
-    for words in ([run.root, "--run-model", "base"], ["--model", run.base(), "--forget", forget]):
+    by_file: list[str | Path] = ["--model", run.base(), "--forget", forget]
+    for words in ([run.root, "--run-model", "base"], by_file):
         done = call(*words, "--control", copy, "prompts")
         assert done.exit_code == 4 and "has the same weights as the attacked model" in done.stderr
 
