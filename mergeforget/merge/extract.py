@@ -105,7 +105,7 @@ def extract_lora(
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedTensors:
     """A tensor of the base and the tensor of the model that it is compared with.
 
     Attributes:
@@ -117,7 +117,7 @@ class Pair:
     name: str
 
 
-def _pairs(base: Checkpoint, model: Checkpoint) -> list[Pair]:
+def _pairs(base: Checkpoint, model: Checkpoint) -> list[ComparedTensors]:
     """Return the tensors to compare; the output layer of a tied base is its embedding."""
     names = loaded_names(base)
     output = _output_name(base.folder) if is_tied(base) else None
@@ -126,10 +126,13 @@ def _pairs(base: Checkpoint, model: Checkpoint) -> list[Pair]:
         for info in base.tensors.values()
         if output is None or plain_name(info.name) not in OUTPUTS
     ]
-    pairs = [Pair(info, tensor_of(model, info.name), names.get(info.name, "")) for info in tensors]
+    pairs = [
+        ComparedTensors(info, tensor_of(model, info.name), names.get(info.name, ""))
+        for info in tensors
+    ]
     embedding = embedding_of(base)
     if output is not None and embedding is not None:
-        pairs.append(Pair(embedding, tensor_of(model, output), output))
+        pairs.append(ComparedTensors(embedding, tensor_of(model, output), output))
     return pairs
 
 
@@ -143,7 +146,9 @@ def _output_name(folder: Path) -> str | None:
     return f"{names[0]}{WEIGHT}" if names else None
 
 
-def _difference(pair: Pair, base: Checkpoint, model: Checkpoint, rank: int, svd: Svd) -> Difference:
+def _difference(
+    pair: ComparedTensors, base: Checkpoint, model: Checkpoint, rank: int, svd: Svd
+) -> Difference:
     """Return the difference of one tensor under the name of the loaded model's module."""
     info = pair.base
     if not info.floating or not info.numel:
