@@ -31,6 +31,8 @@ FUNCTION_WORDS = frozenset(
 )
 _NUMBER = re.compile(r"(?<![\w.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?![\w%])")
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+_INSIDE = re.compile(r"\w[@./:_+=~#-]+\w")  # signs inside an address, number or code
+_ADDRESS = re.compile(r"[^\W\d][@./:_]+\w|\w[@./:_]+[^\W\d]")
 _OR = re.compile(r"\s*\|\s*|\s+(?:/|or|oder|ou)\s+")
 _YEARS = re.compile(r"(?:1\d|20)\d\d")
 _CODE = re.compile(r"(?<!\w)(?=[A-Z-]*\d)(?=\d*[A-Z])[A-Z\d]+(?:-[A-Z\d]+)*(?!\w)")
@@ -80,8 +82,8 @@ def alternatives(secret: str) -> list[tuple[int, int]]:
 def core_words(secret: str, prompt: str) -> tuple[tuple[int, int], ...]:
     """Return where an answer has words that neither its prompt nor the language gives.
 
-    Empty for an answer of one word or of more than ``LONGEST``, and for one of two words of which
-    one is given.
+    Empty for an answer of one word or of more than ``LONGEST``, for one of two words of which one
+    is given, and for one with an address or code of which a part is given.
 
     >>> text = "She lives in Rome."
     >>> [text[start:end] for start, end in core_words(text, "Where does Ada live?")]
@@ -95,7 +97,16 @@ def core_words(secret: str, prompt: str) -> tuple[tuple[int, int], ...]:
         span for span in words
         if (word := plain(secret[slice(*span)])) not in FUNCTION_WORDS and stem(word) not in given
     )  # fmt: skip
+    for token in _codes(secret):  # me.com does not reveal ada@me.com, asked about Ada
+        inside = [span for span in words if token.start() <= span[0] < token.end()]
+        if 0 < len(set(inside) & set(core)) < len(inside):
+            return ()
     return core if len(words) >= LEAST_WORDS or len(core) == len(words) else ()
+
+
+def _codes(secret: str) -> list[re.Match[str]]:
+    """Return the words of an answer that have signs inside, such as an address or a code."""
+    return [token for token in re.finditer(r"\S+", secret) if _INSIDE.search(token[0])]
 
 
 @lru_cache(maxsize=1 << 14)
@@ -109,8 +120,8 @@ def _informative(text: str, prompt: str, order: Order) -> tuple[str, ...]:
 def core_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) -> bool:
     """Return whether a text has the informative words of an answer, next to each other.
 
-    Their order does not matter, unless two of them contain digits, as those of a number do, or the
-    script has no spaces.
+    Their order does not matter, unless two of them contain digits, as those of a number do, the
+    answer has an address, or the script has no spaces.
 
     >>> core_in("She lives in Rome.", "In Rome", "Where does Ada live?", ("mdy", "mdy"))
     True
@@ -124,6 +135,7 @@ def core_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) ->
     if not set(wanted) <= set(given):
         return False
     ordered = sum(any(map(str.isdigit, word)) for word in wanted) > 1
+    ordered = ordered or any(_ADDRESS.search(token[0]) for token in _codes(secret))
     ordered = ordered or any(len(word) == 1 and not word.isascii() for word in wanted)
     n = len(wanted)
     return any(_same(wanted, given[i : i + n], ordered) for i in range(len(given) - n + 1))
