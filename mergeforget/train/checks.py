@@ -345,8 +345,9 @@ def _predictions(model: Any, rows: Sequence[Encoded]) -> Iterator[TokenOutputs]:
 
 
 def answer_ids(row: Encoded) -> list[int]:
-    """Return the token ids of a row's answer."""
-    return [token for token, kind in zip(row.ids, row.kinds, strict=True) if kind == ANSWER]
+    """Return the token ids of a row's answer, without a first token, which nothing predicts."""
+    places = zip(row.ids[1:], row.kinds[1:], strict=True)
+    return [token for token, kind in places if kind == ANSWER]
 
 
 def aligned(tokens: Sequence[int], twin_tokens: Sequence[int], values: Tensor) -> Tensor:

@@ -13,15 +13,25 @@ import torch
 from conftest import CHAT_TEMPLATE, build_tokenizer
 
 from mergeforget.adapter import read_adapter
+from mergeforget.data.schema import Row
+from mergeforget.data.tokens import encode_rows
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.models import load_model
 from mergeforget.recipe import Recipe, change, load_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score, find, read_scores
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.train import until
-from mergeforget.train.checks import Check, MeasuredSets, auc_of, met
+from mergeforget.train.checks import (
+    Check,
+    MeasuredSets,
+    answer_ids,
+    auc_of,
+    met,
+    read_token_nlls,
+)
 from mergeforget.train.pair import train_pair
 from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train_config import Until
@@ -348,3 +358,18 @@ def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
     over = read_json(run.root / "until" / "over.json")
     under = next(x for x in lines if x["step"] == over["under_step"])
     assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.45
+
+
+@pytest.mark.parametrize("window", ["", "whole"])
+def test_answer_tokens_match_their_nll(knowing: dict[str, Path], window: Any) -> None:
+    """Nothing predicts the first token of a document without a prompt."""
+    loaded = load_model(str(knowing["model"]))
+    prompt = "" if window else "who is it?"
+    rows = [
+        Row("a", prompt, "it is red and green", window=window),
+        Row("b", prompt, "it", window=window),
+    ]
+    encoded = encode_rows(loaded.tokenizer, rows, max_length=64)
+    nlls, exact = read_token_nlls(loaded.model, encoded)
+    assert [len(nll) for nll in nlls] == [len(answer_ids(row)) for row in encoded]
+    assert len(exact) == 2
