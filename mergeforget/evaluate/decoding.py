@@ -319,8 +319,13 @@ def places_of(model: Any, mask: Tensor, positions: Tensor) -> dict[str, Tensor]:
 
 
 def cache_name(model: Any) -> str:
-    """Return the name of the cache argument: ``cache_params`` in Mamba and related models."""
-    return "past_key_values" if takes(model, "past_key_values") else "cache_params"
+    """Return the name of the cache argument.
+
+    It is ``past_key_values``, ``cache`` from transformers 5.24 on, and ``cache_params`` in Mamba
+    and related models.
+    """
+    names = ("past_key_values", "cache", "cache_params")
+    return next((name for name in names if takes(model, name)), names[-1])
 
 
 def new_cache(model: Any) -> Any:

@@ -341,8 +341,8 @@ def measured_for_checks() -> Measured:
         for i in range(12):
             kind = "sc" if i % 2 else "qa"
             row = Row(
-                f"{split}{i}{kind}0", f"Where does person {i} live?", f"In town number {i}",
-                "Task1", split, paraphrased=f"Town {i}", perturbed=("Nowhere", "At sea"),
+                f"{split}{i}{kind}0", f"Where does person {i} live?", f"In town number {i + 20}",
+                "Task1", split, paraphrased=f"Town {i + 20}", perturbed=("Nowhere", "At sea"),
             )  # fmt: skip
             said = row.output if (i + len(split)) % 3 else "In a house near the sea"
             nll = 0.5 + shift + 0.13 * ((7 * i) % 12)

@@ -132,7 +132,7 @@ def test_recipes_in_latin_1_or_in_a_cycle_are_input_errors(tmp_path: Path) -> No
     with pytest.raises(RecipeError, match="line 1: not UTF-8"):
         load_recipe(path)
     path.write_text(f"name: a\npair: {{over: {path}, under: {path}}}\n")
-    with pytest.raises(MergeforgetError, match="circle"):
+    with pytest.raises(MergeforgetError, match="cycle"):
         load_recipe(path)
 
 

@@ -59,7 +59,8 @@ def test_two_processes_measure_no_candidate_twice(tmp_path: Path, storage: str) 
     ]
     one, other = (json.loads(worker.communicate(timeout=300)[0]) for worker in workers)
     assert [worker.returncode for worker in workers] == [0, 0]
-    assert one and other and len({*one, *other}) == len(one) + len(other)
+    both = [*one, *other]  # on a busy machine, one may finish before the other begins
+    assert both and len(set(both)) == len(both)
 
 
 def environment() -> dict[str, str]:
