@@ -105,7 +105,7 @@ class Run:
 
     @property
     def attacks(self) -> Path:
-        """NAME.json, NAME.csv and a figure of each attack; measurements in ``kept``."""
+        """NAME.json, NAME.csv and a figure of each attack; cached measurements in ``cache``."""
         return self.root / "attacks"
 
     @property

@@ -104,7 +104,7 @@ class Target:
         before: The model before unlearning, which knew the data.
         control: A model that never saw the data.
         forget, retain, holdout: Rows; no model was trained on the holdout.
-        folder: Folder of the results; cached measurements are in its subfolder ``kept``.
+        folder: Folder of the results; cached measurements are in its subfolder ``cache``.
         again: Ignore cached measurements.
         data: Selects how prompts are rendered: ``template`` and ``system_prompt``.
         systems: Further system messages with which an evaluation asks.
@@ -187,7 +187,9 @@ class Target:
             "rows": [row.to_dict() for row in rows],
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-        path = self.folder / "kept" / f"{attack}-{digest[:24]}.json"
+        path = self.folder / "cache" / f"{attack}-{digest[:24]}.json"
+        earlier = self.folder / "kept" / path.name  # the folder of earlier versions
+        path = earlier if earlier.is_file() and not path.is_file() else path
         if path.is_file() and (not self.again or path in self.models.fresh):
             if (cached := _unchanged(path)) is not None:
                 say(

@@ -1,5 +1,5 @@
 """The commands, one file each.
 
-To add one, write ``<name>.py`` here with a click command called ``command``. Nothing else needs an
-edit. Heavy imports go inside the function, so that ``mergeforget --help`` stays quick.
+To add one, write ``<name>.py`` here with a click command called ``command``. No other module needs
+an edit. Heavy imports go inside the function, so that ``mergeforget --help`` remains fast.
 """

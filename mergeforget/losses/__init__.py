@@ -2,8 +2,8 @@
 
 To add one, write ``<name>.py`` here with a function decorated by ``@unlearning_loss("<name>",
 source=...)``. It takes the predictions of the policy and of the reference as ``TokenOutputs`` and
-returns a scalar to minimise. Keyword-only arguments are what a recipe may set. Nothing else needs
-an edit: the folder is the list, and ``mergeforget.testing.check_loss`` runs on every member.
+returns a scalar to minimise. A recipe may set the keyword-only arguments. No other module
+needs an edit: the folder is the list, and ``mergeforget.testing.check_loss`` runs on every member.
 
 ``needs=(...)`` names what the trainer must compute for the loss. Without it, a loss reads the
 policy's log-probabilities of the answers.

@@ -163,7 +163,7 @@ def main(count: int = 2000) -> int:
 
     console.set_verbosity(50)
     failures: list[str] = []
-    print("| fault | where | tried | lost, left or unexpected |\n|---|---|---|---|")
+    print("| fault | where | tried | failures |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for fault in get_args(Fault):

@@ -92,6 +92,9 @@ def test_a_second_call_uses_the_cache_and_prints_the_same(
     monkeypatch.setattr("mergeforget.attack.target.load_model", no_model)
     again = call(run.root, *FAST, "--json")
     assert json.loads(again.stdout) == attacked and "using cached measurements" in again.stderr
+    (run.attacks / "cache").rename(run.attacks / "kept")  # where earlier versions wrote them
+    old = call(run.root, *FAST, "--json")
+    assert json.loads(old.stdout) == attacked and "using cached measurements" in old.stderr
     other = call(run.root, *FAST, "--again")
     assert other.exit_code == 1 and "a model was loaded" in other.output
 

@@ -3,8 +3,8 @@
 To add one, write ``<name>.py`` here with a function decorated by
 ``@merge_method("<name>", source=...)``. It takes the stacked tensors of one module, (n, *shape),
 and one weight per tensor, and returns the merged tensor. It is a pure function of numpy arrays or
-torch tensors: the engine handles space, device, streaming and files. Nothing else needs an edit:
-the folder is the list.
+torch tensors: the engine handles space, device, streaming and files. No other module needs an
+edit: the folder is the list.
 
 A recipe or the command line may set the keyword-only arguments. The engine supplies those
 in ``SUPPLIED``: ``density``; ``generator`` for random methods; ``grams``,
