@@ -138,10 +138,10 @@ class UntilController(TrainerCallback):
         inner = unwrapped(model)
         check = self.measured.measure(inner, step)
         decision = self._decide(check, last)
-        if decision in ("collapsed", "back off", "mend"):
+        if decision in ("collapsed", "back off", "return"):
             self._restore(inner)
             more["optimizer"].state.clear()
-        if decision in ("grow", "ease", "back off", "mend"):
+        if decision in ("grow", "lower rate", "back off", "return"):
             self._set_rate(more["optimizer"], more.get("lr_scheduler"))
         self._set_targets()
         line = asdict(check) | {"decision": decision, "learning_rate": self.rate}
@@ -179,7 +179,7 @@ class UntilController(TrainerCallback):
                 before = self.checks[-1]
                 say(f"{self.stage}: step {check.step} passed the under-forgetting range; back to "
                     f"step {before.step} with learning rate {self.rate:.1e}.")  # fmt: skip
-                return "mend"
+                return "return"
         self.checks.append(check)
         self.save(self.snapshot(check.step))
         if over:
@@ -193,7 +193,7 @@ class UntilController(TrainerCallback):
         if risen > HARMED:
             if self.rate > self.first_rate:
                 self.rate = max(self.first_rate, self.rate / self.until.growth)
-                return "ease"
+                return "lower rate"
         elif not self._progressed(check, before) and max(self._gaps(check)) > 2 * CLOSE:
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
@@ -213,9 +213,9 @@ class UntilController(TrainerCallback):
         self.offsets = line.get("offsets") or [line["offset"]] * len(self.offsets)
         self.first_rate = line.get("first_rate", self.first_rate)
         decision = line["decision"]
-        if decision in ("back off", "mend", "collapsed"):
+        if decision in ("back off", "return", "mend", "collapsed"):  # mend: an earlier version
             self.back_offs += 1
-            if decision == "mend":
+            if decision in ("return", "mend"):
                 self._retreat()
         else:
             names = Check.__dataclass_fields__

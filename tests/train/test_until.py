@@ -354,7 +354,7 @@ def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
     recipe = recipe_of(knowing, "pair.under.until.retain_kept=1", "pair.under.until.forget_risen=9")
     run = train_pair(recipe, Run(tmp_path / "run"))
     lines = [x["until"] for x in read_jsonl(run.history) if "until" in x]
-    assert "mend" not in [x["decision"] for x in lines]
+    assert "return" not in [x["decision"] for x in lines]
     over = read_json(run.root / "until" / "over.json")
     under = next(x for x in lines if x["step"] == over["under_step"])
     assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.45
