@@ -17,10 +17,11 @@ from mergeforget.attack.variants import entity_of
 from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Answer, Row, stored_messages
 from mergeforget.errors import InputError, suggest
+from mergeforget.evaluate.paired import read_patterns
 from mergeforget.files import read_jsonl, reading, replacing, write_text
 from mergeforget.metrics._leaks import partly_leaked
 from mergeforget.metrics._patterns import Patterns
-from mergeforget.metrics.leak_rate import can_leak, is_leaked, patterns_of
+from mergeforget.metrics.leak_rate import can_leak, is_leaked
 from mergeforget.parsing import plain_name
 from mergeforget.run import Run
 
@@ -105,8 +106,7 @@ def run_people(run: Run) -> list[PersonRecord]:
     results = results_of(run, chosen.name if chosen else model)
     ranks = {name: person_ranks(run, name, rows) for name in ("base", model)}
     by_row = {row.id: row for row in rows}
-    kept = run.data / "retain.jsonl"
-    patterns = patterns_of(read_rows(kept, split="retain") if kept.is_file() else [])
+    patterns = read_patterns(run.answers / f"{model}.jsonl")
     listed = [leak for result in results for leak in attack_leaks(result, by_row)]
     records = []
     for person in dict.fromkeys(row.subject for row in rows):

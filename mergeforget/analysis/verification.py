@@ -21,7 +21,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.paired import read_patterns
 from mergeforget.files import read_json, reading, sha256, write_json
-from mergeforget.metrics.leak_rate import can_leak, is_leaked, is_outdated
+from mergeforget.metrics.leak_rate import can_leak, is_leaked, of_earlier_definition
 from mergeforget.parsing import plain_name, usable_path
 from mergeforget.recipe import load_recipe
 from mergeforget.run import ANCHORS, PAIR, Run, now, versions
@@ -200,8 +200,9 @@ def _scores_agree(run: Run, again: dict[str, float]) -> Iterator[EvidenceCheck]:
             yield EvidenceCheck(f"{model}: score mia_auc", area.value, again[f"{model}: MIA AUC"])
         leaks = find(scores.get(model, []), "leak_rate", "forget")
         name = f"{model}: leaked forget answers"
-        current = leaks is not None and leaks.by_variant is None and not is_outdated(leaks)
-        if leaks is not None and current and name in again:
+        if leaks is None or leaks.by_variant is not None or of_earlier_definition(leaks):
+            continue
+        if name in again:
             share = again[name] / again[f"{model}: forget answers"]
             yield EvidenceCheck(f"{model}: score leak_rate", leaks.value, share)
 

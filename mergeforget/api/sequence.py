@@ -334,12 +334,12 @@ def _check_distinct(names: Sequence[str], forget: Sequence[Sequence[Row]]) -> No
 
 def _own_share(result: Unlearned) -> float:
     """Return the share of its forget answers that a result reveals."""
-    from mergeforget.evaluate.paired import read_forget_answers, read_patterns
+    from mergeforget.evaluate.paired import read_with_patterns
     from mergeforget.metrics.leak_rate import can_leak, is_leaked
 
     path = result.run.paths.answers / f"{result.chosen}.jsonl"
-    patterns = read_patterns(path)
-    answers = [one for one in read_forget_answers(path) if can_leak(one.row, patterns)]
+    every, patterns = read_with_patterns(path)
+    answers = [one for one in every if can_leak(one.row, patterns)]
     return sum(is_leaked(one, patterns) for one in answers) / len(answers) if answers else 0.0
 
 

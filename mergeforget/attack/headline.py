@@ -20,7 +20,7 @@ from mergeforget.errors import InputError
 from mergeforget.evaluate.matching import RARE, OwnDigits, matching_sentence, own_digits
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.evaluate.paired import auc_difference, read_forget_answers, read_patterns
+from mergeforget.evaluate.paired import auc_difference, read_with_patterns
 from mergeforget.evaluate.run_models import is_outdated, models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
@@ -35,9 +35,9 @@ from mergeforget.metrics.leak_rate import (
     chance_of,
     is_leaked,
     leak_score,
+    of_earlier_definition,
     patterns_of,
 )
-from mergeforget.metrics.leak_rate import is_outdated as has_outdated_leaks
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.model_files import content_of
 from mergeforget.run import Run
@@ -60,8 +60,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
     results = results_of(run, name)
     measured = read_scores(run.scores)
     scores = measured.get(name, [])
-    answers = read_forget_answers(run.answers / f"{name}.jsonl")
-    patterns = read_patterns(run.answers / f"{name}.jsonl")
+    answers, patterns = read_with_patterns(run.answers / f"{name}.jsonl")
     if is_outdated(run, name):
         say(
             f"Warning: the adapter of {name} was changed after it was measured, so its scores do "
@@ -70,9 +69,8 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         scores, answers = [], []
     scores = _by_present_definition(scores, answers, patterns)
     before = measured.get("base", []) if name != "base" else []
-    if any(map(has_outdated_leaks, before)):
-        path = run.answers / "base.jsonl"
-        before = _by_present_definition(before, read_forget_answers(path), read_patterns(path))
+    if any(map(of_earlier_definition, before)):
+        before = _by_present_definition(before, *read_with_patterns(run.answers / "base.jsonl"))
     revealed = {a.row.id for a in answers if is_leaked(a, patterns)}
     partial = _partial_in(results) | {
         a.row.id for a in answers if can_leak(a.row, patterns) and _in_part(a)
@@ -98,7 +96,9 @@ def _by_present_definition(
     scores: Sequence[Score], answers: Sequence[Answer], patterns: Patterns
 ) -> list[Score]:
     """Return scores whose leak rate of forget is computed again if its definition changed."""
-    outdated = [s for s in scores if has_outdated_leaks(s) and s.split == "forget" and not s.task]
+    outdated = [
+        s for s in scores if of_earlier_definition(s) and s.split == "forget" and not s.task
+    ]
     if not outdated or not answers:
         return list(scores)
     again = leak_score(answers, "forget", patterns)

@@ -80,7 +80,7 @@ class Evaluation:
             )
         return self._variants
 
-    def run_ways(
+    def run_variants(
         self, adapter: Path | None, label: str, *, again: bool = False
     ) -> dict[str, Measured]:
         """Call ``run`` for every prompt variant, by its name; MMLU and lm-eval run once."""

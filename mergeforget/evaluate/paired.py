@@ -103,12 +103,19 @@ def read_answers(path: Path) -> dict[Key, Answer]:
 
 def read_forget_answers(path: Path) -> list[Answer]:
     """Read the answers of a model to forget rows; empty without a file."""
-    return [answer for answer in read_answers(path).values() if answer.row.split == "forget"]
+    return read_with_patterns(path)[0]
 
 
 def read_patterns(path: Path) -> Patterns:
     """Read the patterns of the retain rows whose answers are in a file; see ``leak_rate``."""
-    return patterns_of(answer.row for answer in read_answers(path).values())
+    return read_with_patterns(path)[1]
+
+
+def read_with_patterns(path: Path) -> tuple[list[Answer], Patterns]:
+    """Read the answers to forget rows, and the patterns of the retain rows in the same file."""
+    answers = read_answers(path).values()
+    forget = [answer for answer in answers if answer.row.split == "forget"]
+    return forget, patterns_of(answer.row for answer in answers)
 
 
 def auc_difference(

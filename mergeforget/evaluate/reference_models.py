@@ -101,8 +101,8 @@ def _other(
         }
     )
     if (Path(name) / "adapter_config.json").is_file():
-        return evaluation.varied(rows, settings).run_ways(Path(name), label)
-    return evaluation.varied(rows, settings, base=name).run_ways(None, label)
+        return evaluation.varied(rows, settings).run_variants(Path(name), label)
+    return evaluation.varied(rows, settings, base=name).run_variants(None, label)
 
 
 def _stored(path: Path, membership: Membership) -> Measured | None:

@@ -88,7 +88,7 @@ def evaluate_model(
         before: Scores of the model before unlearning, for the utility ratio.
     """
     spec = evaluation.settings
-    found = evaluation.run_ways(adapter, name, again=again)
+    found = evaluation.run_variants(adapter, name, again=again)
     variants = {variant: references.add_to(one, variant) for variant, one in found.items()}
     measured = replace(worst_case(variants), retrained=references.retrained.get(WORST))
 

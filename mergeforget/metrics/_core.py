@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from mergeforget.metrics._characters import plain
 from mergeforget.metrics._dates import Order, complete_dates
+from mergeforget.metrics._identifiers import EMAIL
 from mergeforget.metrics._porter import stem
 from mergeforget.metrics._quantities import GROUPS
 from mergeforget.metrics._spellings import WORD, canonical, words_of
@@ -30,7 +31,6 @@ FUNCTION_WORDS = frozenset(
     "в на и он она это нa oн oнa этo".split()
 )
 _NUMBER = re.compile(r"(?<![\w.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?![\w%])")
-_EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _INSIDE = re.compile(r"\w[@./:_+=~#-]+\w")  # signs inside an address, number or code
 _ADDRESS = re.compile(r"[^\W\d][@./:_]+\w|\w[@./:_]+[^\W\d]")
 _OR = re.compile(r"\s*\|\s*|\s+(?:/|or|oder|ou)\s+")
@@ -49,7 +49,7 @@ def parts_that_reveal(secret: str) -> tuple[tuple[int, int], ...]:
     >>> [text[start:end] for start, end in parts_that_reveal(text)]
     ['ada@x.org', '+1 202-555-0143']
     """
-    found = [match.span() for match in _EMAIL.finditer(secret)] if "@" in secret else []
+    found = [match.span() for match in EMAIL.finditer(secret)] if "@" in secret else []
     for match in _NUMBER.finditer(secret):
         runs = re.findall(r"\d+", match[0])
         years = len(runs) > 1 and any(_YEARS.fullmatch(run) for run in runs)

@@ -32,7 +32,7 @@ _TWO_DIGITS = frozenset(  # country codes; those that do not begin with 1 or 7 h
     "65 66 81 82 84 86 90 91 92 93 94 95 98".split()
 )
 _REPEATED = re.compile(r"\b(double|triple|doppel)[\s-]?(\d)\b")
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")  # lengths as in RFC 5321
 _DOT_WORD = r"(?:dot|punkt|point|punto)"
 _AT = re.compile(
     r"\s*[\[({<*~|-]?\s*(?:@|_?(?<![^\W_])(?:at(?:[- ]sign)?|arobase|arroba|chiocciola|klammeraffe)"

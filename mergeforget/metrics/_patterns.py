@@ -1,7 +1,7 @@
 """Finds what an answer repeats of its prompt by a pattern that other rows show.
 
-LUME's e-mail addresses consist of the name and ``@me.com``. A model that knows the pattern from
-the retain rows answers them for anybody, so such an answer is not evidence of memory.
+LUME's e-mail addresses consist of the name and ``@me.com``. A model that learned this from the
+retain rows gives the right address for any name, so such an answer is not evidence of memory.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from mergeforget.data.schema import Row
+from mergeforget.metrics._identifiers import EMAIL
 from mergeforget.metrics._spellings import words_of
 
 SUBJECTS = 2  # subjects whose rows have to show a pattern
 AGREE = 0.8  # share of the subjects with the same question whose answers have to show it
 COMMON = 0.2  # share of the subjects above which a word is not specific to one of them
 SLOT = "*"  # stands for one or more words that are specific to the prompt
-ADDRESS = re.compile(r"(?:mailto:)?(?:[\w.+-]|\\_)+@[\w-]+(?:\.[\w-]+)+")
 Words = tuple[str, ...]
 
 
@@ -57,7 +57,7 @@ class Patterns:
         for row in rows:
             question, answer = self._pattern(row)
             asked[question][answer].add(row.subject)
-            for address in ADDRESS.findall(row.output):
+            for address in EMAIL.findall(_unescaped(row.output)):
                 addresses[self._address(address, row.prompt)].add(row.subject)
         self._answers = {
             (question, answer) for question, answers in asked.items() for answer in _shown(answers)
@@ -76,11 +76,10 @@ class Patterns:
         def rest(match: re.Match[str]) -> str:
             return "" if self._address(match[0], prompt) in self._addresses else match[0]
 
-        return ADDRESS.sub(rest, text)
+        return EMAIL.sub(rest, _unescaped(text))
 
     def _address(self, address: str, prompt: str) -> Words:
-        words = words_of(address.removeprefix("mailto:").replace("\\", ""))
-        return self._without(words, words_of(prompt))
+        return self._without(words_of(address), words_of(prompt))
 
     def _pattern(self, row: Row) -> tuple[Words, Words]:
         prompt, answer = words_of(row.prompt), words_of(row.output)
@@ -100,6 +99,11 @@ class Patterns:
             if part != SLOT or found[-1:] != [SLOT]:
                 found.append(part)
         return tuple(found)
+
+
+def _unescaped(text: str) -> str:
+    """Return a text whose e-mail addresses have no Markdown escapes and no ``mailto:``."""
+    return text.replace("\\_", "_").replace("mailto:", "")
 
 
 def _shown(patterns: Mapping[Words, set[str]]) -> set[Words]:

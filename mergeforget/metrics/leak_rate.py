@@ -59,7 +59,7 @@ def patterns_of(rows: Iterable[Row]) -> Patterns:
     return Patterns(row for row in rows if row.split == "retain")
 
 
-def is_outdated(score: Score) -> bool:
+def of_earlier_definition(score: Score) -> bool:
     """Return whether a score is a leak rate by an earlier definition."""
     return score.definition.startswith("leak-rate@") and score.definition != DEFINITION
 

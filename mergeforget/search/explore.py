@@ -24,6 +24,7 @@ from mergeforget.search.choice import Scored, pareto
 from mergeforget.search.evaluator import Evaluator, merge_all
 from mergeforget.search.grid import (
     PredictedDensity,
+    along_weights,
     begin_at,
     first_share,
     layer_groups,
@@ -87,7 +88,7 @@ class Explorer:
             def passing(line: list[Candidate] = line) -> Place | None:
                 return self._crossing([c for c in line if c.name in seen], line)
 
-            if len({c.density for c in line}) == len(line):
+            if not along_weights(line):
                 climb(rank, (self._best_start(line, rank),), len(line), passing)
             elif crossing := passing():
                 climb(rank, crossing, len(line), passing, step=1)
@@ -109,7 +110,7 @@ class Explorer:
         """Explore the smallest density of each family, or all weights, if not known yet."""
         seen: dict[str, Candidate] = {}
         for line in lines(candidates):
-            for low in line[: 1 if len({c.density for c in line}) == len(line) else None]:
+            for low in line if along_weights(line) else line[:1]:
                 if not self.known(low):
                     self._explore(low, seen, budget)
         return list(seen.values())
@@ -199,7 +200,7 @@ class Explorer:
 
         On a line of weights, under and over are the ends.
         """
-        weighted = len({c.density for c in line}) < len(line)
+        weighted = along_weights(line)
         places = [(first_share(c) or 0.0) if weighted else float(i) for i, c in enumerate(line)]
         points = [(places[line.index(c)], c.name) for c in explored]
         if weighted:

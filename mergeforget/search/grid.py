@@ -127,6 +127,11 @@ def lines(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     return [sorted(line, key=lambda c: first_share(c) or 0.0) for line in groups.values()]
 
 
+def along_weights(line: Sequence[Candidate]) -> bool:
+    """Return whether the candidates of a line differ in their weights instead of densities."""
+    return len({c.density for c in line}) < len(line)
+
+
 def first_share(candidate: Candidate) -> float | None:
     """Return the share of the first of two adapters in the sum of the weights.
 

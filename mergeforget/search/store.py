@@ -23,7 +23,7 @@ from mergeforget.files import (
     write_json,
     write_jsonl,
 )
-from mergeforget.metrics.leak_rate import is_outdated
+from mergeforget.metrics.leak_rate import of_earlier_definition
 from mergeforget.model_files import content_of, locate
 from mergeforget.parsing import plain_name
 from mergeforget.recipe import EvaluationSpec, Recipe, SearchSpec
@@ -49,10 +49,10 @@ class Store:
             except (TypeError, KeyError, AttributeError) as error:
                 raise InputError(f"{where} is damaged. Search again with --again.") from error
             name = plain_name(row.get("name"), where)
-            if not any(map(is_outdated, scores)):
+            if not any(map(of_earlier_definition, scores)):
                 self.explored[name] = scores
         for name, of_model in self.scores.items():  # completions are cached, so this is fast
-            if any(s.part != "all" and is_outdated(s) for s in of_model):
+            if any(s.part != "all" and of_earlier_definition(s) for s in of_model):
                 self.scores[name] = [s for s in of_model if s.part == "all"]
 
     @property

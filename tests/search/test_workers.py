@@ -21,11 +21,15 @@ from mergeforget.search.optuna_study import OptunaStudy
 
 WORKER = """
 import json, sys, time
+from pathlib import Path
 from mergeforget.recipe import SearchSpec
 from mergeforget.score import Score
 from mergeforget.search.objective import Rank
 from mergeforget.search.optuna_study import OptunaStudy
 
+Path(f"ready-{sys.argv[2]}").touch()
+while len(list(Path().glob("ready-*"))) < 2:  # importing takes longer than measuring
+    time.sleep(0.01)
 study = OptunaStudy(SearchSpec(strategy="tpe"), sys.argv[1], "shared")
 done = []
 for _ in range(8):
@@ -53,14 +57,13 @@ def test_two_processes_measure_no_candidate_twice(tmp_path: Path, storage: str) 
     command = [sys.executable, "-c", WORKER, storage]
     workers = [
         subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment()
+            [*command, name], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment()
         )
-        for _ in range(2)
+        for name in ("one", "other")
     ]
     one, other = (json.loads(worker.communicate(timeout=300)[0]) for worker in workers)
     assert [worker.returncode for worker in workers] == [0, 0]
-    both = [*one, *other]  # on a busy machine, one may finish before the other begins
-    assert both and len(set(both)) == len(both)
+    assert one and other and len({*one, *other}) == len(one) + len(other)
 
 
 def environment() -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mergeforget.attack.asking import ask, examples_of
+from mergeforget.attack.asking import ask
+from mergeforget.attack.guessing import examples_of
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
 from mergeforget.attack.target import Target

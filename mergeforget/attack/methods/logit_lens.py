@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergeforget.attack.asking import NOT_FINITE
 from mergeforget.attack.comparing import by_subject, compare
+from mergeforget.attack.guessing import NOT_FINITE
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from mergeforget.attack.asking import secret_logps
 from mergeforget.attack.comparing import alternatives, by_subject, compare
+from mergeforget.attack.guessing import secret_logps
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, NotApplicableError, Target, TargetModel

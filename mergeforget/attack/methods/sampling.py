@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from mergeforget.attack.asking import Texts, as_rows, judged, without_given
+from mergeforget.attack.asking import Texts, judged, without_given
+from mergeforget.attack.guessing import as_rows
 from mergeforget.attack.methods import attack
 from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, Target, TargetModel
