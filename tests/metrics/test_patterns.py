@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from mergeforget.data.schema import Answer, Measured, Row
@@ -88,3 +90,11 @@ def test_a_model_that_applies_a_pattern_of_the_retain_rows_is_not_convicted() ->
     knows = [Answer(row, row.output) for row in forget]
     rate = leak_rate(Measured([*knows, *kept], []), "forget")
     assert rate is not None and judge([rate]).state == "NOT FORGOTTEN"
+
+
+def test_a_long_word_is_searched_in_linear_time() -> None:
+    """Without a limit on the name of an address, this took over a minute."""
+    known, text = Patterns(emails(KEPT, "retain")), "a" * 50_000
+    start = time.monotonic()
+    assert known.without_addresses(text, "What is it?") == text
+    assert time.monotonic() - start < 10
