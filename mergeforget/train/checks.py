@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.outputs import ANSWER, TokenOutputs
 from mergeforget.train.forward import predict
+from mergeforget.train.levels import aligned, auc_of, mapped, remembered
 from mergeforget.train_config import Until
 
 SAMPLE = 64  # maximum number of rows of a set that are measured
@@ -135,7 +135,9 @@ class MeasuredSets:
             under the base if it were unseen. Empty before ``measure_levels``.
         guessable: Share of the twins of each forget row whose answer the base reproduces, (rows,);
             0 for a row without twins. Empty without levels by twins; checks then use the share of
-            unseen rows that are answered exactly.
+            unseen rows that are answered exactly, as they do if the wording is known.
+        wording_known: Whether the base knows the wording of the forget rows; the NLL of the tokens
+            of their twins is then mapped to the distribution of those of unseen rows' twins.
         profile: NLL of each answer token of the forget rows relative to the level of its row, as
             in the row's twins, (rows, longest answer); 0 for rows without twins. None without
             levels by twins.
@@ -158,10 +160,14 @@ class MeasuredSets:
         }
         self.levels: dict[str, Tensor] = {}
         self.guessable = torch.zeros(0)
+        self.wording_known = False
         self.profile: Tensor | None = None
 
     def measure_levels(self, model: Any) -> None:
         """Measure the level of each forget and unseen row: mean NLL of its twins under the base.
+
+        If the base knows the wording of the forget rows, their twins are too easy: the NLL of
+        their tokens is replaced by the same quantile of that of the twins of unseen rows.
 
         A row without twins gets the mean over all twins. If the unseen rows have no twins, their
         level is their own NLL under the base; if the forget rows have none, their level is the mean
@@ -176,20 +182,57 @@ class MeasuredSets:
         forget = self.sets["forget"]
         if self._has_twins("held", len(forget)) and self._has_twins("imitations", len(unseen)):
             held, exact = read_token_nlls(model, self.sets["held"])
-            imitations = read_nlls(model, self.sets["imitations"])[0]
-            rows = torch.stack([nll.mean() for nll in held])
-            self.levels = {
-                "forget": self._mean_of_twins(rows, "held", len(forget)),
-                "unseen": self._mean_of_twins(imitations, "imitations", len(unseen)),
-            }
+            imitations = read_token_nlls(model, self.sets["imitations"])[0]
+            self._set_levels(held, imitations)
+            self.wording_known = self._remembered()
+            if self.wording_known:
+                held = self._mapped(held, imitations)
+                self._set_levels(held, imitations)
+            else:
+                self.guessable = self._mean_of_twins(exact.float(), "held", len(forget), other=0.0)
             self.profile = self._profile(held)
-            self.guessable = self._mean_of_twins(exact.float(), "held", len(forget), other=0.0)
         else:
             unseen_nll = read_nlls(model, unseen)[0]
             self.levels = {
                 "forget": torch.full((len(forget),), float(unseen_nll.mean())),
                 "unseen": unseen_nll,
             }
+
+    def _set_levels(self, held: Sequence[Tensor], imitations: Sequence[Tensor]) -> None:
+        """Set the level of each row to the mean NLL of its twins.
+
+        Args:
+            held, imitations: NLL of the answer tokens of each twin.
+        """
+        for name, twins, nlls in (("forget", "held", held), ("unseen", "imitations", imitations)):
+            means = torch.stack([nll.mean() for nll in nlls])
+            self.levels[name] = self._mean_of_twins(means, twins, len(self.sets[name]))
+
+    def _remembered(self) -> bool:
+        """Return whether the base knows the wording of the forget rows; see ``remembered``."""
+        levels = []
+        for name, twins in (("forget", "held"), ("unseen", "imitations")):
+            rows = sorted({row for row in self.twins[twins] if row >= 0})
+            levels.append(self.levels[name][[r for r in rows if self.forms[name][r] == 0]])
+        return remembered(*levels)
+
+    def _mapped(self, held: Sequence[Tensor], imitations: Sequence[Tensor]) -> list[Tensor]:
+        """Map the NLL of the answer tokens of ``held`` to those of ``imitations``, by form."""
+        result = list(held)
+        form_of_held = self._forms_of_twins("forget", "held")
+        form_of_imitation = self._forms_of_twins("unseen", "imitations")
+        for form in set(form_of_held) & set(form_of_imitation):
+            places = [i for i, one in enumerate(form_of_held) if one == form]
+            others = [imitations[i] for i, one in enumerate(form_of_imitation) if one == form]
+            flat = mapped(torch.cat([held[i] for i in places]), torch.cat(others))
+            parts = flat.split([len(held[i]) for i in places])
+            for place, part in zip(places, parts, strict=True):
+                result[place] = part
+        return result
+
+    def _forms_of_twins(self, name: str, twins: str) -> list[int]:
+        """Return the form of the prompt of each twin; 0 for a twin without a row."""
+        return [int(self.forms[name][row]) if row >= 0 else 0 for row in self.twins[twins]]
 
     def _has_twins(self, name: str, size: int) -> bool:
         """Return whether more than half of ``size`` rows have a twin in a set."""
@@ -348,34 +391,6 @@ def answer_ids(row: Encoded) -> list[int]:
     """Return the token ids of a row's answer, without a first token, which nothing predicts."""
     places = zip(row.ids[1:], row.kinds[1:], strict=True)
     return [token for token, kind in places if kind == ANSWER]
-
-
-def aligned(tokens: Sequence[int], twin_tokens: Sequence[int], values: Tensor) -> Tensor:
-    """Return the values of the tokens of another sequence at the corresponding own tokens.
-
-    Args:
-        own, other: Token ids.
-        values: A value for each token of ``other``, (len(other),).
-
-    Returns:
-        (len(own),): the value of the equal token, or of the one that it replaces; the mean value
-        for a token that corresponds to none.
-
-    >>> aligned([1, 5, 6, 9], [1, 7, 9], torch.tensor([0.0, 4.0, 1.0])).tolist()
-    [0.0, 4.0, 4.0, 1.0]
-    """
-    values_by_token = values.mean().repeat(len(tokens))
-    for _, i, until, j, end in SequenceMatcher(None, tokens, twin_tokens, False).get_opcodes():
-        if end > j:
-            places = torch.arange(until - i) * (end - j) // max(1, until - i) + j
-            values_by_token[i:until] = values[places]
-    return values_by_token
-
-
-def auc_of(members: Tensor, nonmembers: Tensor) -> float:
-    """Return the probability that a non-member's NLL exceeds a member's; ties count one half."""
-    gap = nonmembers[:, None] - members[None, :]
-    return float((gap > 0).float().mean() + 0.5 * (gap == 0).float().mean())
 
 
 def evenly_spaced(rows: Sequence[Any], size: int) -> list[Any]:

@@ -123,23 +123,19 @@ def train_adapter(
         encoded = encode_sets(tokenizer, sets, training, template, others)
         if training.until and training.until.also_raw and template.kind == "chat":
             sets = also_raw(tokenizer, sets, training, template, encoded)
-        reference = reference_of(policy, encoded, training, job.run.root)
-        reference.reinforced = reinforced
         controller = None
         if training.until:
-            measured = MeasuredSets(
-                encoded,
-                twins={
-                    of: twin_places(sets, encoded, of, on)
-                    for of, on in (("held", "forget"), ("imitations", "unseen"))
-                },
-                selected=places_of(sets, encoded, "selected"),
-                forms={
-                    name: [int(row.id.endswith(RAW_MARK)) for row in sets[name]]
-                    for name in ("forget", "unseen")
-                    if len(sets.get(name, ())) == len(encoded.get(name, ()))
-                },
-            )
+            measured = _measured(sets, encoded)
+            with as_reference(policy):
+                measured.measure_levels(policy)
+            if measured.wording_known:
+                say(
+                    f"{job.stage}: the base knows the wording of the forget rows, so that it "
+                    "predicts their twins too well. Levels follow the twins of unseen rows, which "
+                    "are also held instead."
+                )
+                encoded = {**encoded, "held": encoded["imitations"]}
+                sets = {**sets, "held": sets["imitations"]}
             controller = UntilController(
                 training,
                 measured,
@@ -149,6 +145,8 @@ def train_adapter(
                 save=lambda folder: save_adapter(policy, folder),
                 under=under,
             )
+        reference = reference_of(policy, encoded, training, job.run.root)
+        reference.reinforced = reinforced
         fit(
             policy,
             tokenizer,
@@ -167,6 +165,25 @@ def train_adapter(
         policy.unload()
     on_main(lambda: shutil.rmtree(job.checkpoints, ignore_errors=True))
     return job.run.root / job.stage
+
+
+def _measured(
+    sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]]
+) -> MeasuredSets:
+    """Return the sets that the checks of a training with ``until`` measure."""
+    return MeasuredSets(
+        encoded,
+        twins={
+            of: twin_places(sets, encoded, of, on)
+            for of, on in (("held", "forget"), ("imitations", "unseen"))
+        },
+        selected=places_of(sets, encoded, "selected"),
+        forms={
+            name: [int(row.id.endswith(RAW_MARK)) for row in sets[name]]
+            for name in ("forget", "unseen")
+            if len(sets.get(name, ())) == len(encoded.get(name, ()))
+        },
+    )
 
 
 def _finish(

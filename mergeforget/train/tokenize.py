@@ -143,6 +143,8 @@ def also_raw(
 ) -> dict[str, list[Row]]:
     """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
 
+    A row with the same tokens in both forms, such as a document without a prompt, is not added.
+
     Returns:
         The rows of the sets, with a row ``ID@raw`` for each that was added.
     """
@@ -150,9 +152,17 @@ def also_raw(
     raw_sets = {name: sets[name] for name in ALSO_RAW if name in sets}
     rows_by_set = {name: list(rows) for name, rows in sets.items()}
     for name, more in encode_sets(tokenizer, raw_sets, training, raw).items():
-        first = len(sets[name])
-        encoded[name] = encoded[name] + [replace(one, row=first + one.row) for one in more]
-        rows_by_set[name] += [replace(row, id=f"{row.id}{RAW_MARK}") for row in sets[name]]
+        first, whole = len(sets[name]), len(more) == len(sets[name]) == len(encoded[name])
+        kept = list(range(len(more)))
+        if whole:  # an example per row
+            kept = [i for i in kept if more[i].ids != encoded[name][i].ids]
+        added = kept if whole else range(first)
+        encoded[name] = encoded[name] + [
+            replace(more[i], row=first + place) for place, i in enumerate(kept)
+        ]
+        rows_by_set[name] += [
+            replace(sets[name][i], id=f"{sets[name][i].id}{RAW_MARK}") for i in added
+        ]
     return rows_by_set
 
 

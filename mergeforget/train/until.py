@@ -104,7 +104,6 @@ class UntilController(TrainerCallback):
     ) -> None:
         inner = unwrapped(model)
         with as_reference(inner):
-            self.measured.measure_levels(inner)
             self.base = self.measured.measure(inner, 0)
         self.checks = [self.base]
         self.offsets *= len(self.base.risen) or 1
