@@ -178,6 +178,21 @@ class Advantage:
             return False
         return self.conditions * one.p <= OUTLIER and one.value >= MISSED_SHARE * whole
 
+    def damaged(self, whole: float | None) -> bool:
+        """Return whether the model is ahead beyond the holdout, but not ahead of the control.
+
+        A damaged model predicts all text worse than the control. If it predicts the forget rows
+        less badly than the holdout rows, by a quarter of what the model knew before unlearning,
+        with p <= 0.01, it may know them.
+
+        Args:
+            whole: Value for the model before unlearning.
+        """
+        beyond = self.beyond_holdout
+        if beyond is None or whole is None or not self.comparable or self.over_control.p <= DOUBT:
+            return False
+        return self.conditions * beyond.p <= OUTLIER and beyond.value >= MISSED_SHARE * whole
+
 
 def same_kind(forget: Values, holdout: Values) -> bool:
     """Return whether a model that saw neither set predicts forget and holdout subjects alike.
@@ -266,8 +281,8 @@ def judge(advantage: Advantage, known: float | None) -> Finding:
     Returns:
         ``traces``: p <= ``CONVICT``, the rank test has p <= ``RANKED``, the value reaches a tenth
         of ``known``, and forget and holdout are text of one kind; ``none found``: p > ``DOUBT``, at
-        most a quarter of ``known`` may have gone unseen, and no subject stands out by as much;
-        else ``undecided``.
+        most a quarter of ``known`` may have gone unseen, no subject stands out by as much, and the
+        model is not merely ``damaged``; else ``undecided``.
     """
     if advantage.beyond_holdout is None:
         return "undecided"
@@ -276,5 +291,6 @@ def judge(advantage: Advantage, known: float | None) -> Finding:
     if sure and advantage.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
         return "traces" if advantage.comparable else "undecided"
     missed = MISSED_SHARE * whole if whole else LEAST_NATS
-    clear = advantage.p > DOUBT and advantage.high < missed and not advantage.stands_out(whole)
+    doubtful = advantage.stands_out(whole) or advantage.damaged(whole)
+    clear = advantage.p > DOUBT and advantage.high < missed and not doubtful
     return "none found" if clear else "undecided"

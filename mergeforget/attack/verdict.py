@@ -142,6 +142,11 @@ def doubt_of(evidence: Iterable[Advantage], leaks: Iterable[Leaks] = ()) -> str:
             f"{outlier.value:.2f} nats per token or more (p = {outlier.p:.2g})"
         )
     if all(one.comparable for one in advantages):
+        if any(one.damaged(0.0) for one in advantages):
+            return (
+                "it predicts all rows worse than the control, but the forget rows by less than the "
+                "holdout rows, so it may be damaged and still know them; relearn shows more"
+            )
         return "the result is too uncertain, more people would narrow it"
     return (
         "the holdout is text of another kind than the forget rows, since the control predicts one "

@@ -229,6 +229,17 @@ def test_a_model_that_knows_one_of_thirty_people_is_not_cleared_by_the_mean() ->
     assert "predicts p7 far better than the others" in doubt_of([found])
 
 
+def test_a_damaged_model_that_is_ahead_beyond_the_holdout_is_not_cleared() -> None:
+    """It predicts all rows worse than the control, and the holdout much worse than forget rows."""
+    behind, beyond = Estimate(-0.1, -0.8, 0.3, 0.6), Estimate(1.8, 1.2, 2.5, 1e-5)
+    found = Advantage(behind, beyond)
+    assert judge(found, 3.3) == "undecided"
+    assert "may be damaged" in doubt_of([found])
+    assert judge(replace(found, beyond_holdout=Estimate(0.5, 0.2, 0.8, 1e-3)), 3.3) == "none found"
+    assert judge(replace(found, beyond_holdout=Estimate(1.8, -0.1, 3.7, 0.03)), 3.3) == "none found"
+    assert judge(replace(found, comparable=False), 3.3) == "none found"
+
+
 def test_three_known_people_of_thirty_do_not_mask_each_other() -> None:
     """Each widens the variance of the others, so that none is an outlier alone."""
     values = {f"p{i}": v for i, v in enumerate(np.random.default_rng(4).normal(0, 0.2, 30))}
