@@ -19,13 +19,14 @@ from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
 from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
+from mergeforget.api.unlearn_request import _repeated_twins
 from mergeforget.api.verdict import paragraph_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, ResourceError, UsageError
 from mergeforget.evaluate.verdict import judge
-from mergeforget.files import read_json, read_jsonl, write_jsonl
+from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.models import load_model
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
@@ -367,3 +368,21 @@ def test_the_paragraph_states_the_verdict_the_damage_and_earlier_requests() -> N
     assert text.startswith(
         "NOT FORGOTTEN: 30% of the answers that runs/a forgot are revealed again."
     )
+
+
+@pytest.mark.parametrize(
+    ("holdout", "repeated", "measurable"),
+    [("b-twin0:a", 0.35, False), ("b-twin0:a", 0.2, True), ("a", 0.35, True)],
+)
+def test_twins_that_the_base_repeats_are_no_substitute_for_a_holdout(
+    holdout: str, repeated: float, measurable: bool, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    write_json(tmp_path / "notes.json", {"membership": "measurable", "notes": []})
+    write_json(tmp_path / "until" / "over.json", {"repeated_twins": repeated})
+    write_jsonl(run.data / "holdout.jsonl", [{"id": holdout, "input": "who?", "output": "Ann"}])
+    found = _repeated_twins(run)
+    kept = read_json(tmp_path / "notes.json")
+    assert (kept["membership"] == "measurable") == measurable
+    assert kept["notes"] == found and len(found) == (not measurable)
+    assert _repeated_twins(run) == []  # a resumed job reads the note

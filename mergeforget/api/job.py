@@ -237,8 +237,8 @@ def seconds_per_row(model: Any, rows: Sequence[Encoded]) -> RowSeconds:
         rows: Up to 16 of them are processed at once, and twice ``BATCH_ROWS`` of them in batches.
     """
     from mergeforget.data.batches import pack
-    from mergeforget.train.checks import read_nlls
     from mergeforget.train.forward import predict
+    from mergeforget.train.nlls import read_nlls
 
     many = (list(rows) * 16)[:16]
     read_nlls(model, many[:2])  # the first pass also checks the architecture

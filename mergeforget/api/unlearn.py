@@ -217,9 +217,9 @@ def _conclude(
         measurable = stored_notes["membership"] == "measurable"
     if not measurable:
         notes.append(
-            "Membership is not measurable: the non-members are perturbed twins, and no model that "
-            "never saw the data shows that they are as likely as real rows (--control). The "
-            "verdict rests on answers and attacks."
+            "Membership is not measurable: the non-members are perturbed twins that were not shown "
+            "to be as likely as real unseen rows (--control, --holdout). The verdict rests on "
+            "answers and attacks."
         )
     verdict = run_verdict(run, name)
     paragraph = paragraph_of(verdict, table, again)

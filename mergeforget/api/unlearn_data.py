@@ -279,7 +279,8 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     from mergeforget.data.tokens import encode_rows
     from mergeforget.data.twins import nonmember_twins
     from mergeforget.models import load_model
-    from mergeforget.train.checks import auc_of, read_nlls
+    from mergeforget.train.levels import auc_of
+    from mergeforget.train.nlls import read_nlls
 
     loaded = load_model(recipe.model)
     template = template_of(loaded.tokenizer, recipe.data)

@@ -118,7 +118,7 @@ def trained(
         else:
             memorise = bool(request["memorise"])
             train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
-        notes += _bracket_notes(run)
+        notes += [*_bracket_notes(run), *_repeated_twins(run)]
     return chosen, notes
 
 
@@ -236,6 +236,39 @@ def _prepare(
         notes = [str(note) for note in stored_notes["notes"]]
     chosen = change(chosen, data=data, evaluation={"max_new_tokens": new_tokens})
     return chosen, notes
+
+
+def _repeated_twins(run: Run) -> list[str]:
+    """Record that twins are no substitute for a holdout if the base repeats many of them.
+
+    A base that memorised sentences repeats them with the twin's name, so a model that still knows
+    the forget rows has an AUC of 0.5 against their twins.
+    """
+    from mergeforget.data.readers import read_rows
+    from mergeforget.data.twins import stands_in
+    from mergeforget.files import read_json_object, reading, write_json
+    from mergeforget.train.fit import REPEATED
+
+    ended, holdout = run.root / "until" / "over.json", run.data / "holdout.jsonl"
+    notes_file = run.root / "notes.json"
+    stored_notes = read_json_object(notes_file)
+    if not ended.is_file() or not holdout.is_file():
+        return []
+    facts = read_json_object(ended)
+    with reading(ended):
+        repeated = float(facts.get("repeated_twins", 0.0))
+    known = stored_notes.get("membership") == "not measurable"
+    if known or repeated <= REPEATED or not all(map(stands_in, read_rows(holdout))):
+        return []
+    note = (
+        f"The model before unlearning repeats {repeated:.0%} of the answers of the perturbed "
+        "twins, because it knows the wording of the forget rows. They are no substitute for "
+        "unseen rows: give such rows with --holdout to measure membership."
+    )
+    stored_notes["membership"] = "not measurable"
+    stored_notes["notes"] = [*stored_notes.get("notes", []), note]
+    write_json(notes_file, stored_notes)
+    return [note]
 
 
 def _bracket_notes(run: Run) -> list[str]:

@@ -58,8 +58,7 @@ _NUMBERED = re.compile(r"\d[\d\s().:/-]*\d|\d")  # a number with its separators,
 _ISO_DATE = re.compile(r"\b(\d{4})-(\d{2})-(\d{2})\b")
 _CAPITALISED = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:['’-][^\W\d_]+)*\.?")
 _POOL = 3  # minimum numbers of one form needed to distinguish fixed and varying digits
-
-
+STAND_IN = "b-"  # prefix of the ids of twins that serve as holdout rows
 FEWEST = 4  # twins that serve as non-members: two per split
 
 
@@ -121,6 +120,19 @@ def nonmember_twins(rows: Sequence[Row], *, corpus: Sequence[Row] = (), seed: in
     """
     per_row = -(-FEWEST // max(1, len(rows)))
     return make_twins(rows, corpus=corpus, per_row=per_row, seed=seed)
+
+
+def stands_in(row: Row) -> bool:
+    """Return whether a row of the holdout set is a twin of a forget row, for lack of real rows."""
+    return row.id.startswith(STAND_IN) and bool(origin_of(replace(row, id=row.id[len(STAND_IN) :])))
+
+
+def as_stand_ins(twins: Sequence[Row]) -> list[Row]:
+    """Mark twins as rows of the holdout set; see ``stands_in``."""
+    return [
+        replace(t, id=f"{STAND_IN}{t.id}", subject=f"{STAND_IN}{t.subject}", split="holdout")
+        for t in twins
+    ]
 
 
 def origin_of(twin: Row) -> str:

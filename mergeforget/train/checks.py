@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
-from mergeforget.outputs import ANSWER, TokenOutputs
-from mergeforget.train.forward import predict
 from mergeforget.train.levels import aligned, auc_of, mapped, remembered
+from mergeforget.train.nlls import answer_ids, read_nlls, read_token_nlls
 from mergeforget.train_config import Until
 
 SAMPLE = 64  # maximum number of rows of a set that are measured
-AT_ONCE = 16  # rows per forward pass
 UNLIKELY = 0.05  # p-value below which exact forget answers are not attributed to guessing
 
 
@@ -136,6 +133,7 @@ class MeasuredSets:
         guessable: Share of the twins of each forget row whose answer the base reproduces, (rows,);
             0 for a row without twins. Empty without levels by twins; checks then use the share of
             unseen rows that are answered exactly, as they do if the wording is known.
+        repeated: Share of all twins of forget rows whose answer the base reproduces.
         wording_known: Whether the base knows the wording of the forget rows; the NLL of the tokens
             of their twins is then mapped to the distribution of those of unseen rows' twins.
         profile: NLL of each answer token of the forget rows relative to the level of its row, as
@@ -160,7 +158,7 @@ class MeasuredSets:
         }
         self.levels: dict[str, Tensor] = {}
         self.guessable = torch.zeros(0)
-        self.wording_known = False
+        self.wording_known, self.repeated = False, 0.0
         self.profile: Tensor | None = None
 
     def measure_levels(self, model: Any) -> None:
@@ -182,6 +180,7 @@ class MeasuredSets:
         forget = self.sets["forget"]
         if self._has_twins("held", len(forget)) and self._has_twins("imitations", len(unseen)):
             held, exact = read_token_nlls(model, self.sets["held"])
+            self.repeated = float(exact.float().mean())
             imitations = read_token_nlls(model, self.sets["imitations"])[0]
             self._set_levels(held, imitations)
             self.wording_known = self._remembered()
@@ -197,6 +196,10 @@ class MeasuredSets:
                 "forget": torch.full((len(forget),), float(unseen_nll.mean())),
                 "unseen": unseen_nll,
             }
+
+    def nothing_is_guessed(self) -> None:
+        """Count every exact forget answer as known, whatever the twins show."""
+        self.guessable = torch.zeros(len(self.sets["forget"]))
 
     def _set_levels(self, held: Sequence[Tensor], imitations: Sequence[Tensor]) -> None:
         """Set the level of each row to the mean NLL of its twins.
@@ -340,57 +343,6 @@ class MeasuredSets:
             return None
         shifts = torch.tensor(check.risen) + torch.tensor(offsets)
         return self.levels["forget"] + shifts[self.forms["forget"]]
-
-
-def read_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
-    """Return the NLL per token of each answer, and whether greedy decoding reproduces it; (rows,).
-
-    Args:
-        model: The model, which is in eval mode during the call.
-    """
-    nll, exact = [], []
-    for outputs in _predictions(model, rows):
-        nll.append(outputs.nll().float().cpu())
-        exact.append(_exact(outputs))
-    return torch.cat(nll), torch.cat(exact)
-
-
-def read_token_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[list[Tensor], Tensor]:
-    """Return the NLL of the answer tokens of each row, as one tensor per row, and exact answers.
-
-    Args:
-        model: The model, which is in eval mode during the call.
-    """
-    nlls: list[Tensor] = []
-    exact = []
-    for outputs in _predictions(model, rows):
-        nll = -outputs.token_logps.float()
-        nlls += [nll[(outputs.row == i) & outputs.answer].cpu() for i in range(outputs.rows)]
-        exact.append(_exact(outputs))
-    return nlls, torch.cat(exact)
-
-
-def _exact(outputs: TokenOutputs) -> Tensor:
-    """Return whether greedy decoding reproduces each answer, (rows,)."""
-    wrong = outputs.per_row((outputs.logits.argmax(-1) != outputs.labels).float())
-    return (wrong == 0).cpu()
-
-
-def _predictions(model: Any, rows: Sequence[Encoded]) -> Iterator[TokenOutputs]:
-    """Yield the predictions of a model in eval mode, for ``AT_ONCE`` rows at a time."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        for start in range(0, len(rows), AT_ONCE):
-            yield predict(model, pack(rows[start : start + AT_ONCE]).to(device))
-    model.train(was_training)
-
-
-def answer_ids(row: Encoded) -> list[int]:
-    """Return the token ids of a row's answer, without a first token, which nothing predicts."""
-    places = zip(row.ids[1:], row.kinds[1:], strict=True)
-    return [token for token, kind in places if kind == ANSWER]
 
 
 def evenly_spaced(rows: Sequence[Any], size: int) -> list[Any]:

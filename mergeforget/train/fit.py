@@ -18,6 +18,7 @@ from mergeforget.console import quiet, say
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded, check_token_ids
+from mergeforget.data.twins import stands_in
 from mergeforget.distributed import on_main, world_size
 from mergeforget.files import explained, read_jsonl, reading, replacing, write_json, write_jsonl
 from mergeforget.recipe import Memorise, Term, Training
@@ -54,6 +55,7 @@ from mergeforget.train_config import Scorer, Until
 
 MEASURED = ("holdout", "selected", "unseen", "imitations")  # sets that are only measured
 CHECKPOINT_SECONDS = 60.0
+REPEATED = 0.25  # share of repeated twins above which they are no substitute for unseen rows
 
 
 @dataclass
@@ -136,6 +138,9 @@ def train_adapter(
                 )
                 encoded = {**encoded, "held": encoded["imitations"]}
                 sets = {**sets, "held": sets["imitations"]}
+            unseen = sets.get("unseen", ())
+            if measured.repeated > REPEATED and all(map(stands_in, unseen)):
+                measured.nothing_is_guessed()
             controller = UntilController(
                 training,
                 measured,
@@ -213,7 +218,8 @@ def _finish(
         }
         write_json(write, facts | {"base": None if base is None else asdict(base),
                                    "under_step": step, "under_met": nearest_step is None,
-                                   "levels": levels})  # fmt: skip
+                                   "levels": levels,
+                                   "repeated_twins": controller.measured.repeated})  # fmt: skip
         if step is not None:
             with replacing(job.run.under) as temporary:
                 shutil.copytree(controller.snapshot(step), temporary)

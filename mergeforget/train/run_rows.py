@@ -13,7 +13,7 @@ from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.transforms import limit_rows
-from mergeforget.data.twins import make_twins, nonmember_twins
+from mergeforget.data.twins import as_stand_ins, make_twins, nonmember_twins
 from mergeforget.distributed import on_main
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.evaluate.membership import unseen
@@ -211,9 +211,10 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
             f"No --holdout: {len(twins)} perturbed twins of the forget rows are used as unseen "
             "rows."
         )
-    holdout = [replace(t, id=f"b-{t.id}", subject=f"b-{t.subject}") for t in twins]
     return replace(
-        sets, held=held if needs_held else [], holdout=holdout if compare else sets.holdout
+        sets,
+        held=held if needs_held else [],
+        holdout=as_stand_ins(twins) if compare else sets.holdout,
     )
 
 

@@ -231,7 +231,7 @@ def test_batches_of_likelihoods_contain_little_padding(
     lengths = [2 + (17 * i) % 59 for i in range(59)]  # 2 to 60
     texts = [[5 + i % 9] * length for i, length in enumerate(lengths)]
     sizes = []
-    plain = likelihood.full_pass
+    plain = module.full_pass
 
     def counted(model: Any, ids: Any, **more: Any) -> Any:
         sizes.append(ids.numel())

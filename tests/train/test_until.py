@@ -14,6 +14,7 @@ from conftest import CHAT_TEMPLATE, build_tokenizer
 
 from mergeforget.adapter import read_adapter
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import encode_rows
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.files import read_json, read_jsonl, write_jsonl
@@ -24,16 +25,12 @@ from mergeforget.score import Score, find, read_scores
 from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.train import until
-from mergeforget.train.checks import (
-    Check,
-    MeasuredSets,
-    answer_ids,
-    auc_of,
-    met,
-    read_token_nlls,
-)
+from mergeforget.train.checks import Check, MeasuredSets, met
+from mergeforget.train.levels import auc_of
+from mergeforget.train.nlls import answer_ids, read_nlls, read_token_nlls
 from mergeforget.train.pair import train_pair
 from mergeforget.train.run_rows import add_twins, read_data
+from mergeforget.train.tokenize import also_raw, encode_sets
 from mergeforget.train_config import Until
 
 BASE = Check(0, 0.1, 1.0, 0.1, 1.0, 3.0, 1.0)
@@ -373,3 +370,55 @@ def test_answer_tokens_match_their_nll(knowing: dict[str, Path], window: Any) ->
     nlls, exact = read_token_nlls(loaded.model, encoded)
     assert [len(nll) for nll in nlls] == [len(answer_ids(row)) for row in encoded]
     assert len(exact) == 2
+
+
+def knowing_rows(knowing: dict[str, Path]) -> tuple[Any, MeasuredSets]:
+    """Forget rows that the model knows, "twins" with the same wording, and unseen rows."""
+    loaded = load_model(str(knowing["model"]))
+    known = [Row(**row) for row in read_jsonl(knowing["forget"])][:4]
+    unseen = [Row(**row) for row in read_jsonl(knowing["holdout"])][:4]
+
+    def encoded(rows: list[Row]) -> Any:
+        return encode_rows(loaded.tokenizer, rows, max_length=64)
+
+    sets = {"forget": encoded(known), "retain": encoded(known), "held": encoded(known),
+            "unseen": encoded(unseen), "imitations": encoded(unseen)}  # fmt: skip
+    return loaded.model, MeasuredSets(sets, twins={"held": range(4), "imitations": range(4)})
+
+
+def test_levels_follow_unseen_rows_if_the_base_knows_the_wording_of_twins(
+    knowing: dict[str, Path],
+) -> None:
+    model, measured = knowing_rows(knowing)
+    measured.measure_levels(model)
+    nll = {name: read_nlls(model, measured.sets[name])[0] for name in ("forget", "unseen")}
+    assert nll["forget"].mean() < 0.5 < nll["unseen"].mean()
+    assert measured.wording_known and measured.repeated == 1.0
+    tokens = read_token_nlls(model, measured.sets["unseen"])[0]
+    same_length = len({len(one) for one in tokens}) == 1
+    wanted = float(torch.cat(tokens).mean())
+    assert same_length
+    assert float(measured.levels["forget"].mean()) == pytest.approx(wanted, rel=0.01)
+    assert len(measured.guessable) == 0  # exact answers are not excused by exact twins
+    assert (measured.profile.mean(1) - 1).abs().max() < 0.01  # type: ignore[union-attr]
+
+
+def test_levels_are_those_of_the_twins_if_both_are_equally_easy(knowing: dict[str, Path]) -> None:
+    model, measured = knowing_rows(knowing)
+    measured.sets = {**measured.sets, "held": measured.sets["imitations"]}
+    measured.measure_levels(model)
+    nll = read_nlls(model, measured.sets["imitations"])[0]
+    assert not measured.wording_known and measured.levels["forget"].tolist() == nll.tolist()
+
+
+def test_documents_without_a_prompt_are_not_trained_twice(knowing: dict[str, Path]) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    rows = [Row("a", "", "it is red and green", window="whole"), Row("b", "who is it?", "it")]
+    training = load_recipe("level").pair.over  # type: ignore[union-attr]
+    chat = PromptTemplate.resolve(tokenizer, "chat")
+    sets = {"forget": rows}
+    encoded = encode_sets(tokenizer, sets, training, chat)
+    with_raw = also_raw(tokenizer, sets, training, chat, encoded)
+    assert [row.id for row in with_raw["forget"]] == ["a", "b", "b@raw"]
+    assert [one.row for one in encoded["forget"]] == [0, 1, 2]
