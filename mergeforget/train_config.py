@@ -189,6 +189,9 @@ class Until(RecipeSection):
       restored and the learning rate is halved, at most ``back_offs`` times;
     * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
       learning rate is multiplied by ``growth``;
+    * if the forget rows are more than 0.5 nats beyond their target, the learning rate is halved,
+      and a condition that holds with an AUC more than 0.25 below ``auc_at_most`` ends the training
+      only after four more checks;
     * with the loss ``level``, the target of a form of prompts moves ``margin`` nats beyond the
       level of unseen rows if its rows reached it but the condition does not hold, and back if the
       AUC is more than 0.1 below ``auc_at_most``; a form that is more than 0.2 nats closer to its

@@ -28,6 +28,9 @@ HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate d
 FELL = 0.05  # fall of the AUC since the last check that counts as progress
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
 LEAD = 0.2  # nats by which one form of prompts may be closer to its target than the other
+OVERSHOT = 0.5  # nats beyond the target of every form of prompts that lower the learning rate
+TOO_FAR = 0.25  # AUC below ``auc_at_most`` at which a training does not end yet
+RETURNS = 4  # maximum number of checks that wait for the AUC to rise again
 FAR = 0.1  # AUC below ``auc_at_most`` at which the target of a form of prompts is lowered
 
 
@@ -65,6 +68,7 @@ class UntilController(TrainerCallback):
         self.base: Check | None = None
         self.checks: list[Check] = []  # in order, without those whose steps were undone
         self.back_offs = 0
+        self.returns = 0  # checks that met the condition with an AUC far below the bound
         self.offsets = [self._first_offset()]  # of each form of prompts
         self.outcome = ""  # reached, max_steps or collapsed
         self.reached: Check | None = None
@@ -140,7 +144,7 @@ class UntilController(TrainerCallback):
         if decision in ("collapsed", "back off", "return"):
             self._restore(inner)
             more["optimizer"].state.clear()
-        if decision in ("grow", "lower rate", "back off", "return"):
+        if decision in ("grow", "lower rate", "overshot", "back off", "return"):
             self._set_rate(more["optimizer"], more.get("lr_scheduler"))
         self._set_targets()
         line = asdict(check) | {"decision": decision, "learning_rate": self.rate}
@@ -181,12 +185,17 @@ class UntilController(TrainerCallback):
                 return "return"
         self.checks.append(check)
         self.save(self.snapshot(check.step))
-        if over:
+        if over and not (self._too_far(check) and self.returns < RETURNS and not last):
             self.reached = check
             return "reached"
         if last:
             say(f"{self.stage}: the condition was not reached in {check.step} steps ({self.note}).")
             return "max_steps"
+        if over:
+            self.returns += 1
+        if over or max(self._gaps(check)) < -OVERSHOT:
+            self.rate = min(self.rate, max(self.first_rate / 4, self.rate / 2))
+            return "overshot"
         if self._move_targets(check):
             return "move target"
         if risen > HARMED:
@@ -198,6 +207,13 @@ class UntilController(TrainerCallback):
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"
         return "continue"
+
+    def _too_far(self, check: Check) -> bool:
+        """Return whether the AUC is so far below ``auc_at_most`` that merges are too coarse."""
+        lowest, high = check.lowest_auc, self.until.auc_at_most
+        if lowest is None or high is None or not check.below:
+            return False
+        return lowest < high - TOO_FAR
 
     def _progressed(self, check: Check, before: Check) -> bool:
         """Return whether the forget NLL rose, or the AUC fell, enough since the last check."""
@@ -221,8 +237,10 @@ class UntilController(TrainerCallback):
             known = {k: v for k, v in line.items() if k in names}
             mean = known.get("unseen_risen")
             known["risen"] = known.get("risen") or ([] if mean is None else [mean, mean])
+            waited = decision == "overshot" and self.base is not None
             tuples = {n: tuple(known.get(n, ())) for n in ("risen", "aucs", "below")}
             self.checks.append(Check(**known | tuples))
+            self.returns += waited and met(self.checks[-1], self.until, self.base)  # type: ignore[arg-type]
 
     def _retreat(self) -> None:
         """Remove the checks after the last one that satisfies the lower AUC bound of ``under``."""

@@ -311,6 +311,24 @@ def test_each_form_of_prompts_has_its_own_target(
     assert (decision == "move target") == (offsets != (0.3, 0.3))
 
 
+def test_a_training_that_passed_its_target_by_far_returns_more_slowly(tmp_path: Path) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    control.base, control.checks, control.offsets = BASE, [replace(BASE, step=4)], [0.3, 0.3]
+    far = replace(BASE, step=8, auc=0.05, aucs=(0.05, 0.05), below=(-1.8, -1.6), risen=(0.0, 0.0),
+                  forget_exact=0.0, forget_nll=5.0)  # fmt: skip
+    not_met = replace(far, retain_exact=0.1)
+    rates = []
+    for step in range(until.RETURNS + 2):
+        check = replace(not_met if step == 0 else far, step=8 + step)
+        rates.append((control._decide(check, last=False), control.rate / control.first_rate))
+    slower = [("overshot", 0.5), *[("overshot", 0.25)] * until.RETURNS]
+    assert rates == [*slower, ("reached", 0.25)]
+    control.returns = 0
+    assert control._decide(replace(far, step=20), last=True) == "reached"
+    near = replace(far, step=24, aucs=(0.3, 0.25), below=(-0.3, -0.5))
+    assert control._decide(near, last=False) == "reached"
+
+
 @pytest.mark.parametrize(
     ("below", "targets"),
     [
