@@ -179,19 +179,19 @@ class Advantage:
         return self.conditions * one.p <= OUTLIER and one.value >= MISSED_SHARE * whole
 
     def damaged(self, whole: float | None) -> bool:
-        """Return whether the model is ahead beyond the holdout, but not ahead of the control.
+        """Return whether the model predicts the holdout worse than the control does.
 
-        A damaged model predicts all text worse than the control. If it predicts the forget rows
-        less badly than the holdout rows, by a quarter of what the model knew before unlearning,
-        with p <= 0.01, it may know them.
+        The difference is at least a tenth of the advantage of the model before unlearning. A
+        damaged model predicts all text worse than the control, the forget rows included, so
+        ``over_control`` does not show that it does not know them.
 
         Args:
             whole: Value for the model before unlearning.
         """
-        beyond = self.beyond_holdout
-        if beyond is None or whole is None or not self.comparable or self.over_control.p <= DOUBT:
+        if self.beyond_holdout is None or not self.comparable:
             return False
-        return self.conditions * beyond.p <= OUTLIER and beyond.value >= MISSED_SHARE * whole
+        least = LEAST_SHARE * whole if whole else LEAST_NATS
+        return self.over_control.value - self.beyond_holdout.value < -least
 
 
 def same_kind(forget: Values, holdout: Values) -> bool:
@@ -281,8 +281,8 @@ def judge(advantage: Advantage, known: float | None) -> Finding:
     Returns:
         ``traces``: p <= ``CONVICT``, the rank test has p <= ``RANKED``, the value reaches a tenth
         of ``known``, and forget and holdout are text of one kind; ``none found``: p > ``DOUBT``, at
-        most a quarter of ``known`` may have gone unseen, no subject stands out by as much, and the
-        model is not merely ``damaged``; else ``undecided``.
+        most a quarter of ``known`` may have gone unseen (beyond the holdout, if the model is
+        ``damaged``), and no subject stands out by as much; else ``undecided``.
     """
     if advantage.beyond_holdout is None:
         return "undecided"
@@ -291,6 +291,6 @@ def judge(advantage: Advantage, known: float | None) -> Finding:
     if sure and advantage.value >= (LEAST_SHARE * whole if whole else LEAST_NATS):
         return "traces" if advantage.comparable else "undecided"
     missed = MISSED_SHARE * whole if whole else LEAST_NATS
-    doubtful = advantage.stands_out(whole) or advantage.damaged(whole)
-    clear = advantage.p > DOUBT and advantage.high < missed and not doubtful
+    high = advantage.beyond_holdout.high if advantage.damaged(whole) else advantage.high
+    clear = advantage.p > DOUBT and high < missed and not advantage.stands_out(whole)
     return "none found" if clear else "undecided"

@@ -142,10 +142,10 @@ def doubt_of(evidence: Iterable[Advantage], leaks: Iterable[Leaks] = ()) -> str:
             f"{outlier.value:.2f} nats per token or more (p = {outlier.p:.2g})"
         )
     if all(one.comparable for one in advantages):
-        if any(one.damaged(0.0) for one in advantages):
+        if any(one.damaged(None) and one.over_control.p > DOUBT for one in advantages):
             return (
-                "it predicts all rows worse than the control, but the forget rows by less than the "
-                "holdout rows, so it may be damaged and still know them; relearn shows more"
+                "it predicts the holdout worse than the control does, so it may be damaged and "
+                "still know the forget rows; relearn shows more, and more people would narrow it"
             )
         return "the result is too uncertain, more people would narrow it"
     return (

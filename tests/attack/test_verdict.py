@@ -229,14 +229,24 @@ def test_a_model_that_knows_one_of_thirty_people_is_not_cleared_by_the_mean() ->
     assert "predicts p7 far better than the others" in doubt_of([found])
 
 
-def test_a_damaged_model_that_is_ahead_beyond_the_holdout_is_not_cleared() -> None:
-    """It predicts all rows worse than the control, and the holdout much worse than forget rows."""
-    behind, beyond = Estimate(-0.1, -0.8, 0.3, 0.6), Estimate(1.8, 1.2, 2.5, 1e-5)
-    found = Advantage(behind, beyond)
-    assert judge(found, 3.3) == "undecided"
-    assert "may be damaged" in doubt_of([found])
-    assert judge(replace(found, beyond_holdout=Estimate(0.5, 0.2, 0.8, 1e-3)), 3.3) == "none found"
-    assert judge(replace(found, beyond_holdout=Estimate(1.8, -0.1, 3.7, 0.03)), 3.3) == "none found"
+@pytest.mark.parametrize(
+    ("over", "beyond", "finding"),
+    [
+        (-0.1, 1.8, "undecided"),  # far behind on the holdout, less so on the forget rows
+        (-0.1, 0.6, "undecided"),  # the same, and beyond the holdout up to 1.1 nats
+        (-0.9, -0.3, "none found"),  # behind on the holdout, and more so on the forget rows
+        (0.0, 0.2, "none found"),  # as good as the control on the holdout
+    ],
+)
+def test_a_damaged_model_is_judged_by_the_holdout_alone(
+    over: float, beyond: float, finding: str
+) -> None:
+    """``before`` is 3.3 nats ahead."""
+    found = Advantage(
+        Estimate(over, over - 0.6, over + 0.4, 0.6), Estimate(beyond, beyond - 0.5, beyond + 0.5)
+    )
+    assert judge(found, 3.3) == finding
+    assert ("may be damaged" in doubt_of([found])) == found.damaged(None)
     assert judge(replace(found, comparable=False), 3.3) == "none found"
 
 
