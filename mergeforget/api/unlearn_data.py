@@ -279,6 +279,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     from mergeforget.data.tokens import encode_rows
     from mergeforget.data.twins import nonmember_twins
     from mergeforget.models import load_model
+    from mergeforget.outputs import ANSWER
     from mergeforget.train.levels import auc_of
     from mergeforget.train.nlls import read_nlls
 
@@ -307,7 +308,7 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     if len({row.subject for row in rows.forget}) == 1 < len(rows.forget):
         notes.append("All forget rows are about one subject: intervals count it as one document, "
                      "and its membership says nothing about other people.")  # fmt: skip
-    lengths = [len(e) - e.kinds.count(1) for e in forget]
+    lengths = [one.kinds.count(ANSWER) for one in encoded([*rows.forget, *rows.retain])]
     pace = seconds_per_row(loaded.model, forget)
     expected = expected_seconds(recipe, rows, bool(request["memorise"]), pace)
     total = sum(s for stage, s in expected.items() if stage not in ATTACKS)
