@@ -145,7 +145,7 @@ def doubt_of(evidence: Iterable[Advantage], leaks: Iterable[Leaks] = ()) -> str:
         if any(one.damaged(None) and one.over_control.p > DOUBT for one in advantages):
             return (
                 "it predicts the holdout worse than the control does, so it may be damaged and "
-                "still know the forget rows; relearn shows more, and more people would narrow it"
+                "still know the forget rows; more people would narrow it"
             )
         return "the result is too uncertain, more people would narrow it"
     return (
