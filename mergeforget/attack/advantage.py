@@ -183,7 +183,7 @@ class Advantage:
 
         The difference is at least a tenth of the advantage of the model before unlearning. A
         damaged model predicts all text worse than the control, the forget rows included, so
-        ``over_control`` does not show that it does not know them.
+        ``over_control`` cannot clear it.
 
         Args:
             whole: Value for the model before unlearning.
@@ -281,8 +281,8 @@ def judge(advantage: Advantage, known: float | None) -> Finding:
     Returns:
         ``traces``: p <= ``CONVICT``, the rank test has p <= ``RANKED``, the value reaches a tenth
         of ``known``, and forget and holdout are text of one kind; ``none found``: p > ``DOUBT``, at
-        most a quarter of ``known`` may have gone unseen (beyond the holdout, if the model is
-        ``damaged``), and no subject stands out by as much; else ``undecided``.
+        most a quarter of ``known`` may have gone unseen, and no subject stands out by as much; else
+        ``undecided``. For a ``damaged`` model, only the advantage beyond the holdout counts.
     """
     if advantage.beyond_holdout is None:
         return "undecided"

@@ -133,7 +133,8 @@ class MeasuredSets:
         guessable: Share of the twins of each forget row whose answer the base reproduces, (rows,);
             0 for a row without twins. Empty without levels by twins; checks then use the share of
             unseen rows that are answered exactly, as they do if the wording is known.
-        repeated: Share of all twins of forget rows whose answer the base reproduces.
+        repeated: Share of the twins of forget rows whose answer the base reproduces, in the form of
+            prompts with the larger share.
         wording_known: Whether the base knows the wording of the forget rows; the NLL of the tokens
             of their twins is then mapped to the distribution of those of unseen rows' twins.
         profile: NLL of each answer token of the forget rows relative to the level of its row, as
@@ -180,7 +181,9 @@ class MeasuredSets:
         forget = self.sets["forget"]
         if self._has_twins("held", len(forget)) and self._has_twins("imitations", len(unseen)):
             held, exact = read_token_nlls(model, self.sets["held"])
-            self.repeated = float(exact.float().mean())
+            forms = torch.tensor(self._forms_of_twins("forget", "held"))
+            shares = [exact[forms == form].float().mean() for form in forms.unique()]
+            self.repeated = float(max(shares))
             imitations = read_token_nlls(model, self.sets["imitations"])[0]
             self._set_levels(held, imitations)
             self.wording_known = self._remembered()
@@ -234,7 +237,7 @@ class MeasuredSets:
         return result
 
     def _forms_of_twins(self, name: str, twins: str) -> list[int]:
-        """Return the form of the prompt of each twin; 0 for a twin without a row."""
+        """Return the form of prompts of each twin, 0 if it imitates no row of the set."""
         return [int(self.forms[name][row]) if row >= 0 else 0 for row in self.twins[twins]]
 
     def _has_twins(self, name: str, size: int) -> bool:

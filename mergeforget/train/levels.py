@@ -1,8 +1,8 @@
 """Levels of rows: the NLL that a row would have if it were unseen, estimated with its twins.
 
-A twin replaces names, numbers and dates of a row. If the base memorised the wording of the forget
-rows, such as a sentence of which only the name is replaced, it predicts their twins better than
-those of unseen rows, and the NLL of the twins is too low for a level. See docs/unlearn.md.
+A twin is a copy of a row with other names, numbers and dates. If the base memorised the remaining
+words, it predicts the twins of forget rows better than those of unseen rows, and their NLL is too
+low for a level. See docs/unlearn.md.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def mapped(values: Tensor, others: Tensor) -> Tensor:
 
     Args:
         values: (n,).
-        others: (m,), the distribution that the result follows.
+        others: Values with the target distribution, (m,).
 
     Returns:
         (n,), in the order of ``values``: the k-th smallest is the quantile (k - 0.5) / n of

@@ -45,7 +45,7 @@ def read_token_nlls(model: Any, rows: Sequence[Encoded]) -> tuple[list[Tensor], 
 
 
 def _exact(outputs: TokenOutputs) -> Tensor:
-    """Return whether greedy decoding reproduces each answer, (rows,)."""
+    """Return a boolean per row, (rows,): whether greedy decoding reproduces its answer."""
     wrong = outputs.per_row((outputs.logits.argmax(-1) != outputs.labels).float())
     return (wrong == 0).cpu()
 
@@ -62,6 +62,6 @@ def _predictions(model: Any, rows: Sequence[Encoded]) -> Iterator[TokenOutputs]:
 
 
 def answer_ids(row: Encoded) -> list[int]:
-    """Return the token ids of a row's answer, without a first token, which nothing predicts."""
+    """Return the token ids of a row's answer, except a first token without context."""
     places = zip(row.ids[1:], row.kinds[1:], strict=True)
     return [token for token, kind in places if kind == ANSWER]

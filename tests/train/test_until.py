@@ -421,6 +421,18 @@ def test_levels_follow_unseen_rows_if_the_base_knows_the_wording_of_twins(
     assert (measured.profile.mean(1) - 1).abs().max() < 0.01  # type: ignore[union-attr]
 
 
+def test_repeated_twins_are_counted_in_each_form_of_prompts(knowing: dict[str, Path]) -> None:
+    """A base that repeats its twins in chat alone repeats them."""
+    model, measured = knowing_rows(knowing)
+    sets = measured.sets
+    mixed = {**sets, "held": [*sets["forget"][:2], *sets["unseen"][:2]]}
+    forms = {"forget": [0, 0, 1, 1], "unseen": [0, 0, 1, 1]}
+    twins = {"held": range(4), "imitations": range(4)}
+    measured = MeasuredSets(mixed, twins=twins, forms=forms)
+    measured.measure_levels(model)
+    assert measured.repeated == 1.0
+
+
 def test_levels_are_those_of_the_twins_if_both_are_equally_easy(knowing: dict[str, Path]) -> None:
     model, measured = knowing_rows(knowing)
     measured.sets = {**measured.sets, "held": measured.sets["imitations"]}
