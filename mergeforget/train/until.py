@@ -31,7 +31,9 @@ LEAD = 0.2  # nats by which one form of prompts may be closer to its target than
 OVERSHOT = 0.5  # nats beyond the target of every form of prompts that lower the learning rate
 TOO_FAR = 0.25  # AUC below ``auc_at_most`` at which a training does not end yet
 RETURNS = 4  # maximum number of checks that wait for the AUC to rise again
+FELL_FAR = 0.35  # fall of the AUC between two checks that leaves no snapshot near 0.5
 FAR = 0.1  # AUC below ``auc_at_most`` at which the target of a form of prompts is lowered
+UNDONE = ("back off", "return", "too fast", "collapsed")  # decisions that restore a snapshot
 
 
 class UntilController(TrainerCallback):
@@ -59,6 +61,7 @@ class UntilController(TrainerCallback):
         under: Until | None = None,
     ) -> None:
         assert training.until is not None
+        self.training = training
         self.until, self.under = training.until, under
         self.every = training.steps_between_checks(len(measured.sets["forget"]))
         self.measured = measured
@@ -141,10 +144,10 @@ class UntilController(TrainerCallback):
         inner = unwrapped(model)
         check = self.measured.measure(inner, step)
         decision = self._decide(check, last)
-        if decision in ("collapsed", "back off", "return"):
+        if decision in UNDONE:
             self._restore(inner)
             more["optimizer"].state.clear()
-        if decision in ("grow", "lower rate", "overshot", "back off", "return"):
+        if decision in ("grow", "lower rate", "overshot", *UNDONE):
             self._set_rate(more["optimizer"], more.get("lr_scheduler"))
         self._set_targets()
         line = asdict(check) | {"decision": decision, "learning_rate": self.rate}
@@ -173,6 +176,11 @@ class UntilController(TrainerCallback):
             self.rate /= 2
             say(f"{self.stage}: {reason} with learning rate {self.rate:.1e}.")
             return "back off"
+        if self._too_fast(check) and not last:
+            self.rate = self.first_rate = max(self.training.learning_rate, self.rate / 2)
+            say(f"{self.stage}: AUC {before.auc:.2f}, then {check.auc:.2f}; back to "
+                f"step {before.step} with learning rate {self.rate:.1e}.")  # fmt: skip
+            return "too fast"
         over = met(check, self.until, self.base)
         if over and self.under is not None and self.nearest_under() is None:
             if self.back_offs < self.until.back_offs and not last:
@@ -208,6 +216,16 @@ class UntilController(TrainerCallback):
                 return "grow"
         return "continue"
 
+    def _too_fast(self, check: Check) -> bool:
+        """Return whether the AUC fell so far since the last check that no snapshot is near 0.5.
+
+        It applies to two ends of one training, at a rate above that of the recipe.
+        """
+        before = self.checks[-1]
+        if self.under is None or check.auc is None or before.auc is None:
+            return False
+        return before.auc - check.auc > FELL_FAR and self.rate > self.training.learning_rate
+
     def _too_far(self, check: Check) -> bool:
         """Return whether the AUC is so far below ``auc_at_most`` that merges are too coarse."""
         lowest, high = check.lowest_auc, self.until.auc_at_most
@@ -228,8 +246,8 @@ class UntilController(TrainerCallback):
         self.offsets = line.get("offsets") or [line["offset"]] * len(self.offsets)
         self.first_rate = line.get("first_rate", self.first_rate)
         decision = line["decision"]
-        if decision in ("back off", "return", "mend", "collapsed"):  # mend: an earlier version
-            self.back_offs += 1
+        if decision in UNDONE or decision == "mend":  # mend: an earlier version
+            self.back_offs += decision != "too fast"
             if decision in ("return", "mend"):
                 self._retreat()
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -279,12 +279,15 @@ def test_the_rate_grows_only_without_progress(
     assert control.rate == pytest.approx(rate)
 
 
-def controller_of(folder: Path, measured: MeasuredSets) -> until.UntilController:
-    training = load_recipe("level").pair.over  # type: ignore[union-attr]
-    history = folder / "history.jsonl"
+def controller_of(
+    folder: Path, measured: MeasuredSets, shared: bool = False
+) -> until.UntilController:
+    pair = load_recipe("level").pair
+    assert pair is not None
     return until.UntilController(
-        training, measured, stage="over", folder=folder, history=history, save=lambda path: None
-    )
+        pair.over, measured, stage="over", folder=folder, history=folder / "history.jsonl",
+        save=lambda path: None, under=pair.under.until if shared else None,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -327,6 +330,37 @@ def test_a_training_that_passed_its_target_by_far_returns_more_slowly(tmp_path: 
     assert control._decide(replace(far, step=20), last=True) == "reached"
     near = replace(far, step=24, aucs=(0.3, 0.25), below=(-0.3, -0.5))
     assert control._decide(near, last=False) == "reached"
+
+
+@pytest.mark.parametrize(
+    ("factor", "fallen", "shared", "decision", "rate"),
+    [
+        (4, 0.5, True, "too fast", 2),
+        (1.5, 0.5, True, "too fast", 1),  # not below the rate of the recipe
+        (1, 0.5, True, "continue", 1),
+        (4, 0.3, True, "continue", 4),
+        (4, 0.5, False, "continue", 4),  # a single adapter has no other end
+    ],
+)
+def test_a_training_that_passed_the_middle_in_one_interval_repeats_it_more_slowly(
+    factor: float, fallen: float, shared: bool, decision: str, rate: float, tmp_path: Path
+) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}), shared=shared)
+    first = control.rate
+    control.rate = control.first_rate = factor * first
+    control.base, control.checks = BASE, [replace(BASE, step=7, auc=0.96)]
+    check = replace(BASE, step=14, auc=0.96 - fallen, forget_nll=3.0, forget_exact=0.5)
+    assert control._decide(check, last=False) == decision
+    assert control.rate == pytest.approx(rate * first)
+    undone = decision == "too fast"
+    assert [c.step for c in control.checks] == ([7] if undone else [7, 14])
+    resumed = controller_of(tmp_path, MeasuredSets({"forget": []}), shared=shared)
+    resumed.base, resumed.checks = BASE, [replace(BASE, step=7, auc=0.96)]
+    rates = {"learning_rate": control.rate, "first_rate": control.first_rate}
+    resumed._replay(asdict(check) | rates | {"decision": decision, "offsets": [0.3]})
+    assert vars(resumed).keys() == vars(control).keys()
+    assert (resumed.rate, resumed.first_rate) == (control.rate, control.first_rate)
+    assert (resumed.checks, resumed.back_offs) == (control.checks, 0)
 
 
 @pytest.mark.parametrize(
