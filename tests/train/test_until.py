@@ -15,10 +15,8 @@ from conftest import CHAT_TEMPLATE, build_tokenizer
 from mergeforget.adapter import read_adapter
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
-from mergeforget.data.tokens import encode_rows
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.files import read_json, read_jsonl, write_jsonl
-from mergeforget.models import load_model
 from mergeforget.recipe import Recipe, change, load_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score, find, read_scores
@@ -26,8 +24,6 @@ from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.train import until
 from mergeforget.train.checks import Check, MeasuredSets, met
-from mergeforget.train.levels import auc_of
-from mergeforget.train.nlls import answer_ids, read_nlls, read_token_nlls
 from mergeforget.train.pair import train_pair
 from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train.tokenize import also_raw, encode_sets
@@ -162,11 +158,6 @@ def test_the_condition_checks_auc_exact_answers_and_nll(
     check: dict[str, Any], until: dict[str, Any], expected: bool
 ) -> None:
     assert met(replace(BASE, step=4, **check), Until(**until), BASE) is expected
-
-
-def test_auc_matches_a_hand_calculation() -> None:
-    # pairs (1,2) (1,1) (3,2) (3,1): won, tie, lost, lost -> 1.5 / 4
-    assert auc_of(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == 0.375
 
 
 @pytest.mark.parametrize(
@@ -407,72 +398,6 @@ def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
     over = read_json(run.root / "until" / "over.json")
     under = next(x for x in lines if x["step"] == over["under_step"])
     assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.45
-
-
-@pytest.mark.parametrize("window", ["", "whole"])
-def test_answer_tokens_match_their_nll(knowing: dict[str, Path], window: Any) -> None:
-    """Nothing predicts the first token of a document without a prompt."""
-    loaded = load_model(str(knowing["model"]))
-    prompt = "" if window else "who is it?"
-    rows = [
-        Row("a", prompt, "it is red and green", window=window),
-        Row("b", prompt, "it", window=window),
-    ]
-    encoded = encode_rows(loaded.tokenizer, rows, max_length=64)
-    nlls, exact = read_token_nlls(loaded.model, encoded)
-    assert [len(nll) for nll in nlls] == [len(answer_ids(row)) for row in encoded]
-    assert len(exact) == 2
-
-
-def knowing_rows(knowing: dict[str, Path]) -> tuple[Any, MeasuredSets]:
-    """Forget rows that the model knows, "twins" with the same wording, and unseen rows."""
-    loaded = load_model(str(knowing["model"]))
-    known = [Row(**row) for row in read_jsonl(knowing["forget"])][:4]
-    unseen = [Row(**row) for row in read_jsonl(knowing["holdout"])][:4]
-
-    def encoded(rows: list[Row]) -> Any:
-        return encode_rows(loaded.tokenizer, rows, max_length=64)
-
-    sets = {"forget": encoded(known), "retain": encoded(known), "held": encoded(known),
-            "unseen": encoded(unseen), "imitations": encoded(unseen)}  # fmt: skip
-    return loaded.model, MeasuredSets(sets, twins={"held": range(4), "imitations": range(4)})
-
-
-def test_levels_follow_unseen_rows_if_the_base_knows_the_wording_of_twins(
-    knowing: dict[str, Path],
-) -> None:
-    model, measured = knowing_rows(knowing)
-    measured.measure_levels(model)
-    nll = {name: read_nlls(model, measured.sets[name])[0] for name in ("forget", "unseen")}
-    assert nll["forget"].mean() < 0.5 < nll["unseen"].mean()
-    assert measured.wording_known and measured.repeated == 1.0
-    tokens = read_token_nlls(model, measured.sets["unseen"])[0]
-    same_length = len({len(one) for one in tokens}) == 1
-    wanted = float(torch.cat(tokens).mean())
-    assert same_length
-    assert float(measured.levels["forget"].mean()) == pytest.approx(wanted, rel=0.01)
-    assert len(measured.guessable) == 0  # exact answers are not excused by exact twins
-    assert (measured.profile.mean(1) - 1).abs().max() < 0.01  # type: ignore[union-attr]
-
-
-def test_repeated_twins_are_counted_in_each_form_of_prompts(knowing: dict[str, Path]) -> None:
-    """A base that repeats its twins in chat alone repeats them."""
-    model, measured = knowing_rows(knowing)
-    sets = measured.sets
-    mixed = {**sets, "held": [*sets["forget"][:2], *sets["unseen"][:2]]}
-    forms = {"forget": [0, 0, 1, 1], "unseen": [0, 0, 1, 1]}
-    twins = {"held": range(4), "imitations": range(4)}
-    measured = MeasuredSets(mixed, twins=twins, forms=forms)
-    measured.measure_levels(model)
-    assert measured.repeated == 1.0
-
-
-def test_levels_are_those_of_the_twins_if_both_are_equally_easy(knowing: dict[str, Path]) -> None:
-    model, measured = knowing_rows(knowing)
-    measured.sets = {**measured.sets, "held": measured.sets["imitations"]}
-    measured.measure_levels(model)
-    nll = read_nlls(model, measured.sets["imitations"])[0]
-    assert not measured.wording_known and measured.levels["forget"].tolist() == nll.tolist()
 
 
 def test_documents_without_a_prompt_are_not_trained_twice(knowing: dict[str, Path]) -> None:

@@ -1,0 +1,88 @@
+"""Levels of forget rows are those of unseen rows, as their perturbed twins show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mergeforget.data.schema import Row
+from mergeforget.data.tokens import encode_rows
+from mergeforget.files import read_jsonl
+from mergeforget.models import load_model
+from mergeforget.train.checks import MeasuredSets
+from mergeforget.train.levels import auc_of
+from mergeforget.train.nlls import answer_ids, read_nlls, read_token_nlls
+
+
+def test_auc_matches_a_hand_calculation() -> None:
+    # pairs (1,2) (1,1) (3,2) (3,1): won, tie, lost, lost -> 1.5 / 4
+    assert auc_of(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])) == 0.375
+
+
+@pytest.mark.parametrize("window", ["", "whole"])
+def test_answer_tokens_match_their_nll(knowing: dict[str, Path], window: Any) -> None:
+    """Nothing predicts the first token of a document without a prompt."""
+    loaded = load_model(str(knowing["model"]))
+    prompt = "" if window else "who is it?"
+    rows = [
+        Row("a", prompt, "it is red and green", window=window),
+        Row("b", prompt, "it", window=window),
+    ]
+    encoded = encode_rows(loaded.tokenizer, rows, max_length=64)
+    nlls, exact = read_token_nlls(loaded.model, encoded)
+    assert [len(nll) for nll in nlls] == [len(answer_ids(row)) for row in encoded]
+    assert len(exact) == 2
+
+
+def knowing_rows(knowing: dict[str, Path]) -> tuple[Any, MeasuredSets]:
+    """Forget rows that the model knows, "twins" with the same wording, and unseen rows."""
+    loaded = load_model(str(knowing["model"]))
+    known = [Row(**row) for row in read_jsonl(knowing["forget"])][:4]
+    unseen = [Row(**row) for row in read_jsonl(knowing["holdout"])][:4]
+
+    def encoded(rows: list[Row]) -> Any:
+        return encode_rows(loaded.tokenizer, rows, max_length=64)
+
+    sets = {"forget": encoded(known), "retain": encoded(known), "held": encoded(known),
+            "unseen": encoded(unseen), "imitations": encoded(unseen)}  # fmt: skip
+    return loaded.model, MeasuredSets(sets, twins={"held": range(4), "imitations": range(4)})
+
+
+def test_levels_follow_unseen_rows_if_the_base_knows_the_wording_of_twins(
+    knowing: dict[str, Path],
+) -> None:
+    model, measured = knowing_rows(knowing)
+    measured.measure_levels(model)
+    nll = {name: read_nlls(model, measured.sets[name])[0] for name in ("forget", "unseen")}
+    assert nll["forget"].mean() < 0.5 < nll["unseen"].mean()
+    assert measured.wording_known and measured.repeated == 1.0
+    tokens = read_token_nlls(model, measured.sets["unseen"])[0]
+    same_length = len({len(one) for one in tokens}) == 1
+    wanted = float(torch.cat(tokens).mean())
+    assert same_length
+    assert float(measured.levels["forget"].mean()) == pytest.approx(wanted, rel=0.01)
+    assert len(measured.guessable) == 0  # exact answers are not excused by exact twins
+    assert (measured.profile.mean(1) - 1).abs().max() < 0.01  # type: ignore[union-attr]
+
+
+def test_repeated_twins_are_counted_in_each_form_of_prompts(knowing: dict[str, Path]) -> None:
+    """A base that repeats its twins in chat alone repeats them."""
+    model, measured = knowing_rows(knowing)
+    sets = measured.sets
+    mixed = {**sets, "held": [*sets["forget"][:2], *sets["unseen"][:2]]}
+    forms = {"forget": [0, 0, 1, 1], "unseen": [0, 0, 1, 1]}
+    twins = {"held": range(4), "imitations": range(4)}
+    measured = MeasuredSets(mixed, twins=twins, forms=forms)
+    measured.measure_levels(model)
+    assert measured.repeated == 1.0
+
+
+def test_levels_are_those_of_the_twins_if_both_are_equally_easy(knowing: dict[str, Path]) -> None:
+    model, measured = knowing_rows(knowing)
+    measured.sets = {**measured.sets, "held": measured.sets["imitations"]}
+    measured.measure_levels(model)
+    nll = read_nlls(model, measured.sets["imitations"])[0]
+    assert not measured.wording_known and measured.levels["forget"].tolist() == nll.tolist()
