@@ -119,7 +119,10 @@ def test_the_second_edition_differs_by_rows_steps_and_recipes_only() -> None:
     first, second = (load_study(name)[0] for name in ("cpu", "cpu64"))
     assert [s.name for _, s in first.steps()] == [s.name for _, s in second.steps()]
     seed = second.commands(second.step("seed-2"))[0]
-    assert "--limit 64" in seed and "--set pair.over.gradient_accumulation=16" in seed
+    assert "--limit 64" in seed and "--set pair.over.gradient_accumulation=8" in seed
+    assert "--set evaluation.ask=own" in seed
+    for command in second.commands(second.step("kl")):
+        assert "--template none" in command
     assert "max_grad_norm" not in second.commands(second.step("as-run"))[0]
     assert "--recipe ishumei-as-run " in second.commands(second.step("eul-rd-da"))[0]
 
