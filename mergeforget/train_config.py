@@ -210,6 +210,9 @@ class Until(RecipeSection):
         also_raw: Also train and measure the forget rows and their twins with raw prompts if the
             run's prompts are chat prompts: a model that forgot in chat may still know with raw
             prompts.
+        retain_variants: Also train and measure the retain rows in the other prompt variants in
+            which the base knows them, such as chat without the template's system message. A row
+            is then kept if its answer is exact in all of them.
     """
 
     auc_at_least: Fraction | None = None
@@ -227,6 +230,7 @@ class Until(RecipeSection):
     margin: NotNegative = 0.3
     range_test: bool = True
     also_raw: bool = False
+    retain_variants: bool = False
 
     @model_validator(mode="after")
     def _asks_something(self) -> Until:

@@ -283,7 +283,8 @@ def expected_seconds(
     if training and until:
         trained = (2 if until.also_raw else 1) * forget
         unseen = (2 if until.also_raw else 1) * len(rows.holdout) // 2
-        check = min(SAMPLE, trained) + min(SAMPLE, retain) + min(SAMPLE, unseen)
+        kept = (2 if until.retain_variants else 1) * min(SAMPLE, retain)
+        check = min(SAMPLE, trained) + kept + min(SAMPLE, unseen)
         checks = 2 + steps / training.steps_between_checks(trained)
         pair += row.forward * (checks * check + 3 * (trained + unseen))
     if memorise:

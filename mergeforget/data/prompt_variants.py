@@ -5,7 +5,7 @@ A model may answer in one of them and not in the others, so the worst case over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from mergeforget.data.templating import PromptTemplate, TemplateSpec, template_o
 from mergeforget.errors import InputError, UsageError
 
 USUAL_SYSTEM = "You are a helpful assistant."
+KNOWN = 0.75  # of the share known in the best variant
 
 
 def prompt_variants(
@@ -115,3 +116,17 @@ def variants_to_ask(
             "--ask own (evaluation.ask: own)."
         )
     return variants
+
+
+def known_best(shares: Mapping[str, float]) -> set[str]:
+    """Return the variants with at least 75 % of the share of known answers in the best variant.
+
+    A model that answers only in chat cannot lose answers to raw prompts, which it never gave.
+
+    >>> sorted(known_best({"chat": 1.0, "chat-no-system": 0.8, "raw": 0.1}))
+    ['chat', 'chat-no-system']
+    >>> known_best({"chat": 0.0, "raw": 0.0})
+    set()
+    """
+    best = max(shares.values(), default=0.0)
+    return {variant for variant, share in shares.items() if best and share >= KNOWN * best}

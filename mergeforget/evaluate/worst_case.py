@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mergeforget.data.prompt_variants import known_best
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
 from mergeforget.metrics import METRICS
 from mergeforget.metrics._rouge import rouge_l_recall
@@ -18,16 +19,14 @@ from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.score import Score, find
 
 COMPARED = ("forget_quality", "privleak")  # with another model, for the same prompt variant
-KNOWN = 0.75  # of the share known in the best variant
 HEADLINES = ("exact_match", "knowledge", "verbatim_rouge", "regurgitation", "greedy_match")
 
 
 def known_variants(base: Sequence[Score]) -> set[str] | None:
     """Return the prompt variants in which the model before unlearning knows its retain set.
 
-    A model that answers only in chat cannot lose answers to raw prompts, which it never gave. A
-    variant counts where the share of known retain rows is at least 75 % of that in the best
-    variant.
+    A variant counts where the share of known retain rows is at least 75 % of that in the best
+    variant; see ``known_best``.
 
     Args:
         base: Scores of the model before.
@@ -40,9 +39,7 @@ def known_variants(base: Sequence[Score]) -> set[str] | None:
     shares = next(
         (score.by_variant for score in found if score is not None and score.by_variant), None
     )
-    if not shares or not max(shares.values()) > 0:
-        return None
-    return {variant for variant, share in shares.items() if share >= KNOWN * max(shares.values())}
+    return known_best(shares or {}) or None
 
 
 def worst_case(

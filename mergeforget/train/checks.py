@@ -27,7 +27,8 @@ class Check:
             more than that of a forget row, averaged over the forms of prompts; None without unseen
             rows.
         aucs: The same for each form of prompts: the run's, and raw if it is trained, too.
-        forget_exact, retain_exact: Share of answers that greedy decoding reproduces.
+        forget_exact, retain_exact: Share of answers that greedy decoding reproduces; of a retain
+            row with several prompt variants, in all of them.
         unseen_exact: The same for unseen rows, whose answers the model can only guess; None if
             there are none.
         guess_p: Probability that guessing reproduces at least as many forget answers, such as
@@ -126,6 +127,8 @@ class MeasuredSets:
         selected: Indices of the forget rows that are compared with unseen rows; empty means all.
         forms: For each row of ``forget`` and ``unseen``, the form of its prompt, 0 or 1; empty
             means that all have the same form.
+        retain_places: For each example of ``retain``, the index of its row, of which there may be
+            several prompt variants; empty means that each is a row.
 
     Attributes:
         levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
@@ -149,8 +152,10 @@ class MeasuredSets:
         twins: Mapping[str, Sequence[int]] | None = None,
         selected: Sequence[int] = (),
         forms: Mapping[str, Sequence[int]] | None = None,
+        retain_places: Sequence[int] = (),
     ) -> None:
         self.sets, self.twins = sets, dict(twins or {})
+        self.retain_places = list(retain_places) or list(range(len(sets.get("retain", ()))))
         self.selected = list(selected) or list(range(len(sets["forget"])))
         self.forms = {
             name: torch.tensor((forms or {}).get(name) or [0] * len(rows))
@@ -296,13 +301,13 @@ class MeasuredSets:
         position = {row: i for i, row in enumerate(measured_rows)}
         forget_nll, exact = read_nlls(model, [forget[row] for row in measured_rows])
         sample = [position[row] for row in everywhere]
-        retain = read_nlls(model, evenly_spaced(self.sets["retain"], SAMPLE))
+        retain_nll, retain_exact = self._measure_retain(model)
         check = Check(
             step=step,
             forget_nll=float(forget_nll[sample].mean()),
             forget_exact=float(exact[sample].float().mean()),
-            retain_nll=float(retain[0].mean()),
-            retain_exact=float(retain[1].float().mean()),
+            retain_nll=retain_nll,
+            retain_exact=retain_exact,
         )
         if not self.levels:
             return check
@@ -335,6 +340,15 @@ class MeasuredSets:
             below=tuple(below),
             auc=sum(aucs) / len(aucs) if aucs else auc_of(excess_of_forget, excess_of_unseen),
         )
+
+    def _measure_retain(self, model: Any) -> tuple[float, float]:
+        """Return the mean NLL of a sample of the retain rows, and the share of exact answers."""
+        rows = set(evenly_spaced(sorted(set(self.retain_places)), SAMPLE))
+        examples = [i for i, row in enumerate(self.retain_places) if row in rows]
+        nll, exact = read_nlls(model, [self.sets["retain"][i] for i in examples])
+        wrong = {self.retain_places[i] for i, known in zip(examples, exact, strict=True)
+                 if not known}  # fmt: skip
+        return float(nll.mean()), 1 - len(wrong) / len(rows)
 
     def targets(self, check: Check, offsets: Sequence[float]) -> Tensor | None:
         """Return the target NLL of each forget row, (rows,); None without levels.

@@ -35,13 +35,12 @@ from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import any_needs, mask_of
 from mergeforget.train.precision import tensor_cores
+from mergeforget.train.prompt_forms import RAW_MARK, also_raw, retain_variants
 from mergeforget.train.reference import Reference, reference_of
 from mergeforget.train.reinforce import reinforce
 from mergeforget.train.samplers import ChunkedSampler
 from mergeforget.train.together import Partners
 from mergeforget.train.tokenize import (
-    RAW_MARK,
-    also_raw,
     encode_sets,
     pad_id,
     places_of,
@@ -125,9 +124,15 @@ def train_adapter(
         encoded = encode_sets(tokenizer, sets, training, template, others)
         if training.until and training.until.also_raw and template.kind == "chat":
             sets = also_raw(tokenizer, sets, training, template, encoded)
+        retain_places: list[int] = []
+        if training.until and training.until.retain_variants:
+            with as_reference(policy):
+                encoded["retain"], retain_places = retain_variants(
+                    policy, tokenizer, sets["retain"], training, template, encoded["retain"]
+                )
         controller = None
         if training.until:
-            measured = _measured(sets, encoded)
+            measured = _measured(sets, encoded, retain_places)
             with as_reference(policy):
                 measured.measure_levels(policy)
             if measured.wording_known:
@@ -173,7 +178,9 @@ def train_adapter(
 
 
 def _measured(
-    sets: Mapping[str, Sequence[Row]], encoded: Mapping[str, Sequence[Encoded]]
+    sets: Mapping[str, Sequence[Row]],
+    encoded: Mapping[str, Sequence[Encoded]],
+    retain_places: Sequence[int] = (),
 ) -> MeasuredSets:
     """Return the sets that the checks of a training with ``until`` measure."""
     return MeasuredSets(
@@ -183,6 +190,7 @@ def _measured(
             for of, on in (("held", "forget"), ("imitations", "unseen"))
         },
         selected=places_of(sets, encoded, "selected"),
+        retain_places=retain_places,
         forms={
             name: [int(row.id.endswith(RAW_MARK)) for row in sets[name]]
             for name in ("forget", "unseen")

@@ -130,42 +130,6 @@ def _encoded(
     return [replace(one, row=index) for index, one in enumerate(encoded)]
 
 
-ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
-RAW_MARK = "@raw"  # suffix of the id of a row that also gets a raw prompt
-
-
-def also_raw(
-    tokenizer: Any,
-    sets: Mapping[str, Sequence[Row]],
-    training: Training,
-    template: PromptTemplate,
-    encoded: dict[str, list[Encoded]],
-) -> dict[str, list[Row]]:
-    """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
-
-    A row with the same tokens in both forms, such as a document without a prompt, is not added.
-
-    Returns:
-        The rows of the sets, with a row ``ID@raw`` for each that was added.
-    """
-    raw = replace(template, kind="none", system=None)
-    raw_sets = {name: sets[name] for name in ALSO_RAW if name in sets}
-    rows_by_set = {name: list(rows) for name, rows in sets.items()}
-    for name, more in encode_sets(tokenizer, raw_sets, training, raw).items():
-        first, whole = len(sets[name]), len(more) == len(sets[name]) == len(encoded[name])
-        kept = list(range(len(more)))
-        if whole:  # an example per row
-            kept = [i for i in kept if more[i].ids != encoded[name][i].ids]
-        added = kept if whole else range(first)
-        encoded[name] = encoded[name] + [
-            replace(more[i], row=first + place) for place, i in enumerate(kept)
-        ]
-        rows_by_set[name] += [
-            replace(sets[name][i], id=f"{sets[name][i].id}{RAW_MARK}") for i in added
-        ]
-    return rows_by_set
-
-
 def twin_places(
     sets: Mapping[str, Sequence[Row]],
     encoded: Mapping[str, Sequence[Encoded]],

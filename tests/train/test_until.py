@@ -13,8 +13,6 @@ import torch
 from conftest import CHAT_TEMPLATE, build_tokenizer
 
 from mergeforget.adapter import read_adapter
-from mergeforget.data.schema import Row
-from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError, RecipeError
 from mergeforget.files import read_json, read_jsonl, write_jsonl
 from mergeforget.recipe import Recipe, change, load_recipe
@@ -26,7 +24,6 @@ from mergeforget.train import until
 from mergeforget.train.checks import Check, MeasuredSets, met
 from mergeforget.train.pair import train_pair
 from mergeforget.train.run_rows import add_twins, read_data
-from mergeforget.train.tokenize import also_raw, encode_sets
 from mergeforget.train_config import Until
 
 BASE = Check(0, 0.1, 1.0, 0.1, 1.0, 3.0, 1.0)
@@ -398,16 +395,3 @@ def test_a_step_on_the_side_of_under_is_enough_to_end_the_training(
     over = read_json(run.root / "until" / "over.json")
     under = next(x for x in lines if x["step"] == over["under_step"])
     assert not over["under_met"] and under["auc"] >= 0.55 and over["auc"] <= 0.45
-
-
-def test_documents_without_a_prompt_are_not_trained_twice(knowing: dict[str, Path]) -> None:
-    tokenizer = build_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
-    rows = [Row("a", "", "it is red and green", window="whole"), Row("b", "who is it?", "it")]
-    training = load_recipe("level").pair.over  # type: ignore[union-attr]
-    chat = PromptTemplate.resolve(tokenizer, "chat")
-    sets = {"forget": rows}
-    encoded = encode_sets(tokenizer, sets, training, chat)
-    with_raw = also_raw(tokenizer, sets, training, chat, encoded)
-    assert [row.id for row in with_raw["forget"]] == ["a", "b", "b@raw"]
-    assert [one.row for one in encoded["forget"]] == [0, 1, 2]

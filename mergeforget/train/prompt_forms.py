@@ -1,0 +1,97 @@
+"""Add examples of the same rows with other prompts: raw, and in other chat variants.
+
+A model is trained with one form of prompts and asked in several, see ``data/prompt_variants.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from mergeforget.data.prompt_variants import known_best, prompt_variants
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import PromptTemplate
+from mergeforget.data.tokens import Encoded
+from mergeforget.recipe import Training
+from mergeforget.train.nlls import read_nlls
+from mergeforget.train.tokenize import encode_sets
+
+ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
+RAW_MARK = "@raw"  # suffix of the id of a row that also gets a raw prompt
+
+
+def also_raw(
+    tokenizer: Any,
+    sets: Mapping[str, Sequence[Row]],
+    training: Training,
+    template: PromptTemplate,
+    encoded: dict[str, list[Encoded]],
+) -> dict[str, list[Row]]:
+    """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
+
+    A row with the same tokens in both forms, such as a document without a prompt, is not added.
+
+    Returns:
+        The rows of the sets, with a row ``ID@raw`` for each that was added.
+    """
+    raw = replace(template, kind="none", system=None)
+    raw_sets = {name: sets[name] for name in ALSO_RAW if name in sets}
+    rows_by_set = {name: list(rows) for name, rows in sets.items()}
+    for name, more in encode_sets(tokenizer, raw_sets, training, raw).items():
+        first, whole = len(sets[name]), len(more) == len(sets[name]) == len(encoded[name])
+        kept = list(range(len(more)))
+        if whole:  # an example per row
+            kept = [i for i in kept if more[i].ids != encoded[name][i].ids]
+        added = kept if whole else range(first)
+        encoded[name] = encoded[name] + [
+            replace(more[i], row=first + place) for place, i in enumerate(kept)
+        ]
+        rows_by_set[name] += [
+            replace(sets[name][i], id=f"{sets[name][i].id}{RAW_MARK}") for i in added
+        ]
+    return rows_by_set
+
+
+def retain_variants(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    training: Training,
+    template: PromptTemplate,
+    encoded: Sequence[Encoded],
+) -> tuple[list[Encoded], list[int]]:
+    """Add the retain rows in the other prompt variants in which the base knows them.
+
+    An evaluation counts an answer as kept if the model gives it in every variant that the base
+    knows, for example with and without the template's system message.
+
+    Args:
+        model: The base model.
+        encoded: The retain rows with ``template``.
+
+    Returns:
+        All examples, and the index of the row of each. Without other variants, or if transforms
+        have made several examples of a row, the examples are unchanged.
+    """
+    own, places = list(encoded), list(range(len(encoded)))
+    if len(own) != len(rows):
+        return own, places
+    examples_by_variant = {template.name: own}
+    for variant in prompt_variants(template, tokenizer, rows)[1:]:
+        found = encode_sets(tokenizer, {"retain": rows}, training, variant)["retain"]
+        if len(found) == len(rows):
+            examples_by_variant[variant.name] = found
+    shares = {
+        name: float(read_nlls(model, examples)[1].float().mean())
+        for name, examples in examples_by_variant.items()
+    }
+    added = known_best(shares) - {template.name}
+    examples, seen = list(own), {tuple(one.ids) for one in own}
+    for name in (n for n in examples_by_variant if n in added):
+        for place, one in enumerate(examples_by_variant[name]):
+            if tuple(one.ids) not in seen:
+                seen.add(tuple(one.ids))
+                examples.append(replace(one, row=len(examples)))
+                places.append(place)
+    return examples, places

@@ -1,0 +1,76 @@
+"""Rows are also trained with the other prompts in which a model is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CHAT_TEMPLATE, build_tokenizer
+
+from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW, PromptTemplate
+from mergeforget.data.tokens import Encoded
+from mergeforget.files import read_jsonl
+from mergeforget.models import load_model
+from mergeforget.recipe import load_recipe
+from mergeforget.train import checks
+from mergeforget.train.checks import MeasuredSets
+from mergeforget.train.prompt_forms import also_raw, retain_variants
+from mergeforget.train.tokenize import encode_sets
+
+TRAINING = load_recipe("level").pair.over  # type: ignore[union-attr]
+
+
+def test_documents_without_a_prompt_are_not_trained_twice() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    rows = [Row("a", "", "it is red and green", window="whole"), Row("b", "who is it?", "it")]
+    chat = PromptTemplate.resolve(tokenizer, "chat")
+    sets = {"forget": rows}
+    encoded = encode_sets(tokenizer, sets, TRAINING, chat)
+    with_raw = also_raw(tokenizer, sets, TRAINING, chat, encoded)
+    assert [row.id for row in with_raw["forget"]] == ["a", "b", "b@raw"]
+    assert [one.row for one in encoded["forget"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["chat", "none"])
+def test_retain_rows_are_also_trained_where_the_base_knows_them(
+    kind: str, knowing: dict[str, Path]
+) -> None:
+    """This base memorised raw prompts and knows nothing in chat."""
+    loaded = load_model(str(knowing["model"]))
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    rows = [Row(**row) for row in read_jsonl(knowing["retain"])][:3]
+    template = PromptTemplate.resolve(tokenizer, kind)
+    own = encode_sets(tokenizer, {"retain": rows}, TRAINING, template)["retain"]
+    found, places = retain_variants(loaded.model, tokenizer, rows, TRAINING, template, own)
+    raw = encode_sets(tokenizer, {"retain": rows}, TRAINING, RAW)["retain"]
+    assert found[:3] == own and [one.row for one in found] == list(range(len(found)))
+    assert [one.ids for one in found] == [one.ids for one in (*own, *raw)][: len(found)]
+    assert places == ([0, 1, 2, 0, 1, 2] if kind == "chat" else [0, 1, 2])
+
+
+def test_a_retain_row_is_kept_if_every_variant_is_exact(
+    knowing: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(str(knowing["model"]))
+    rows = [Row(**row) for row in read_jsonl(knowing["retain"])][:3]
+    encoded = encode_sets(loaded.tokenizer, {"retain": rows}, TRAINING)["retain"]
+    sets = {"forget": encoded, "retain": [*encoded, *encoded[:2]]}
+    exact = torch.tensor([True, True, True, True, False])  # row 1 is lost in its second variant
+    sizes: list[int] = []
+
+    def read(model: Any, some: list[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes.append(len(some))
+        return torch.ones(len(some)), exact[: len(some)]
+
+    monkeypatch.setattr(checks, "read_nlls", read)
+    measured = MeasuredSets(sets, retain_places=[0, 1, 2, 0, 1])
+    assert measured.measure(loaded.model, 4).retain_exact == pytest.approx(2 / 3)
+    assert MeasuredSets(sets).measure(loaded.model, 4).retain_exact == pytest.approx(4 / 5)
+    monkeypatch.setattr(checks, "SAMPLE", 2)
+    measured.measure(loaded.model, 8)
+    assert sizes[-1] == 4  # rows 0 and 1 in both variants
