@@ -37,7 +37,7 @@ def test_documents_without_a_prompt_are_not_trained_twice() -> None:
 
 @pytest.mark.parametrize("kind", ["chat", "none"])
 def test_retain_rows_are_also_trained_where_the_base_knows_them(
-    kind: str, knowing: dict[str, Path]
+    kind: Any, knowing: dict[str, Path]
 ) -> None:
     """This base memorised raw prompts and knows nothing in chat."""
     loaded = load_model(str(knowing["model"]))
