@@ -187,9 +187,9 @@ class Until(RecipeSection):
 
     * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are
       restored and the learning rate is halved, at most ``back_offs`` times;
-    * if the AUC of a training with two ends fell by more than 0.35 since the last check at a rate
-      above the initial ``learning_rate``, the weights of that check are restored and the rate is
-      halved;
+    * if the AUC of a training with two ends left the range of ``under`` by a fall of more than 0.35
+      since the last check, at a rate above ``learning_rate``, the weights of that check are
+      restored and the rate is halved;
     * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
       learning rate is multiplied by ``growth``;
     * if the forget rows are more than 0.5 nats beyond their target, the learning rate is halved,
@@ -212,7 +212,7 @@ class Until(RecipeSection):
             prompts.
         retain_variants: Also train and measure the retain rows in the other prompt variants in
             which the base knows them, such as chat without the template's system message. A row
-            is then kept if its answer is exact in all of them.
+            is then kept if its answer is exact in every variant that the base knows.
     """
 
     auc_at_least: Fraction | None = None

@@ -128,7 +128,7 @@ class MeasuredSets:
         forms: For each row of ``forget`` and ``unseen``, the form of its prompt, 0 or 1; empty
             means that all have the same form.
         retain_places: For each example of ``retain``, the index of its row, of which there may be
-            several prompt variants; empty means that each is a row.
+            several prompt variants, or -1 if it is not measured; empty means that each is a row.
 
     Attributes:
         levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
@@ -288,9 +288,18 @@ class MeasuredSets:
                 profile[row, : len(total)] = total / total.mean()
         return profile
 
-    def mean_nll(self, model: Any, name: str) -> float:
-        """Return the mean NLL of a sample of a set."""
-        return float(read_nlls(model, evenly_spaced(self.sets[name], SAMPLE))[0].mean())
+    def measure_forget(self, model: Any) -> float:
+        """Return the mean NLL of a sample of the forget rows."""
+        return float(read_nlls(model, evenly_spaced(self.sets["forget"], SAMPLE))[0].mean())
+
+    def measure_retain(self, model: Any) -> tuple[float, float]:
+        """Return the mean NLL of a sample of the retain rows, and the share of exact answers."""
+        rows = set(evenly_spaced(sorted({p for p in self.retain_places if p >= 0}), SAMPLE))
+        examples = [i for i, row in enumerate(self.retain_places) if row in rows]
+        nll, exact = read_nlls(model, [self.sets["retain"][i] for i in examples])
+        wrong = {self.retain_places[i] for i, known in zip(examples, exact, strict=True)
+                 if not known}  # fmt: skip
+        return float(nll.mean()), 1 - len(wrong) / len(rows)
 
     def measure(self, model: Any, step: int) -> Check:
         """Measure the NLL and the exact answers of each set, and the AUC of NLL minus level."""
@@ -301,7 +310,7 @@ class MeasuredSets:
         position = {row: i for i, row in enumerate(measured_rows)}
         forget_nll, exact = read_nlls(model, [forget[row] for row in measured_rows])
         sample = [position[row] for row in everywhere]
-        retain_nll, retain_exact = self._measure_retain(model)
+        retain_nll, retain_exact = self.measure_retain(model)
         check = Check(
             step=step,
             forget_nll=float(forget_nll[sample].mean()),
@@ -340,15 +349,6 @@ class MeasuredSets:
             below=tuple(below),
             auc=sum(aucs) / len(aucs) if aucs else auc_of(excess_of_forget, excess_of_unseen),
         )
-
-    def _measure_retain(self, model: Any) -> tuple[float, float]:
-        """Return the mean NLL of a sample of the retain rows, and the share of exact answers."""
-        rows = set(evenly_spaced(sorted(set(self.retain_places)), SAMPLE))
-        examples = [i for i, row in enumerate(self.retain_places) if row in rows]
-        nll, exact = read_nlls(model, [self.sets["retain"][i] for i in examples])
-        wrong = {self.retain_places[i] for i, known in zip(examples, exact, strict=True)
-                 if not known}  # fmt: skip
-        return float(nll.mean()), 1 - len(wrong) / len(rows)
 
     def targets(self, check: Check, offsets: Sequence[float]) -> Tensor | None:
         """Return the target NLL of each forget row, (rows,); None without levels.

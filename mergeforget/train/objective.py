@@ -166,6 +166,11 @@ def _check_helpers(place: str, training: Training) -> None:
             f"{place}: one term reads refusals and another one alternates, but a training has one "
             "replacement answer per question. Leave out one of the two terms."
         )
+    if any_needs(terms, "refusal") and training.until and training.until.also_raw:
+        raise RecipeError(
+            f"{place}: also_raw adds raw prompts to the forget rows, and refusals answer one form "
+            "of prompts. Leave out until.also_raw or the term that reads refusals."
+        )
     if any_needs(terms, "alternate"):
         rows = [s.transform for s in training.transforms if s.on == "forget"]
         if rows or training.until:

@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mergeforget.console import say
 from mergeforget.data.prompt_variants import known_best, prompt_variants
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import Encoded
+from mergeforget.errors import InputError
 from mergeforget.recipe import Training
+from mergeforget.train.checks import SAMPLE, evenly_spaced
 from mergeforget.train.nlls import read_nlls
-from mergeforget.train.tokenize import encode_sets
+from mergeforget.train.tokenize import encode_set
 
 ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
 RAW_MARK = "@raw"  # suffix of the id of a row that also gets a raw prompt
@@ -38,7 +41,8 @@ def also_raw(
     raw = replace(template, kind="none", system=None)
     raw_sets = {name: sets[name] for name in ALSO_RAW if name in sets}
     rows_by_set = {name: list(rows) for name, rows in sets.items()}
-    for name, more in encode_sets(tokenizer, raw_sets, training, raw).items():
+    for name, rows in raw_sets.items():
+        more = encode_set(tokenizer, rows, name, training, raw)
         first, whole = len(sets[name]), len(more) == len(sets[name]) == len(encoded[name])
         kept = list(range(len(more)))
         if whole:  # an example per row
@@ -71,24 +75,36 @@ def retain_variants(
         encoded: The retain rows with ``template``.
 
     Returns:
-        All examples, and the index of the row of each. Without other variants, or if transforms
-        have made several examples of a row, the examples are unchanged.
+        All examples, and for each the index of its row, or -1 if the base knows the rows in other
+        variants and not in this one. Without other variants, or if transforms have made several
+        examples of a row, the examples are unchanged.
     """
     own, places = list(encoded), list(range(len(encoded)))
     if len(own) != len(rows):
+        say("The retain rows are trained in one prompt variant: they are not one example each.")
         return own, places
+    seen = {tuple(one.ids) for one in own}
     examples_by_variant = {template.name: own}
     for variant in prompt_variants(template, tokenizer, rows)[1:]:
-        found = encode_sets(tokenizer, {"retain": rows}, training, variant)["retain"]
-        if len(found) == len(rows):
+        try:
+            found = encode_set(tokenizer, rows, "retain", training, variant)
+        except InputError as error:
+            say(f"The retain rows are not trained in {variant.name}: {error}")
+            continue
+        if len(found) == len(rows) and any(tuple(one.ids) not in seen for one in found):
             examples_by_variant[variant.name] = found
+    if len(examples_by_variant) == 1:
+        return own, places
+    sample = evenly_spaced(range(len(rows)), SAMPLE)
     shares = {
-        name: float(read_nlls(model, examples)[1].float().mean())
+        name: float(read_nlls(model, [examples[i] for i in sample])[1].float().mean())
         for name, examples in examples_by_variant.items()
     }
-    added = known_best(shares) - {template.name}
-    examples, seen = list(own), {tuple(one.ids) for one in own}
-    for name in (n for n in examples_by_variant if n in added):
+    known = known_best(shares)
+    if known and template.name not in known:
+        places = [-1] * len(own)
+    examples = list(own)
+    for name in (n for n in examples_by_variant if n in known - {template.name}):
         for place, one in enumerate(examples_by_variant[name]):
             if tuple(one.ids) not in seen:
                 seen.add(tuple(one.ids))

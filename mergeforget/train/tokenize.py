@@ -49,9 +49,7 @@ def encode_sets(
         if not rows:
             raise InputError(f"The {name} set has no rows.")
         check_weights(name, rows)
-        encoded[name] = _encoded(
-            tokenizer, _changed(rows, name, training), name, training, template
-        )
+        encoded[name] = encode_set(tokenizer, rows, name, training, template)
     if any_needs(training.objective, "alternate"):
         others = alternates if alternates is not None else sets["forget"]
         encoded[REFUSAL] = _encoded(tokenizer, others, REFUSAL, training, template)
@@ -65,6 +63,13 @@ def encode_sets(
     if training.folds and "forget" in encoded and "retain" in encoded:
         encoded = _with_folds(encoded, training.folds)
     return encoded
+
+
+def encode_set(
+    tokenizer: Any, rows: Sequence[Row], name: str, training: Training, template: PromptTemplate
+) -> list[Encoded]:
+    """Apply a recipe's transforms to the rows of one set and tokenise them."""
+    return _encoded(tokenizer, _changed(rows, name, training), name, training, template)
 
 
 def check_weights(name: str, rows: Sequence[Row]) -> None:

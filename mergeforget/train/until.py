@@ -31,7 +31,7 @@ LEAD = 0.2  # nats by which one form of prompts may be closer to its target than
 OVERSHOT = 0.5  # nats beyond the target of every form of prompts that lower the learning rate
 TOO_FAR = 0.25  # AUC below ``auc_at_most`` at which a training does not end yet
 RETURNS = 4  # maximum number of checks that wait for the AUC to rise again
-FELL_FAR = 0.35  # fall of the AUC between two checks that leaves no snapshot near 0.5
+FELL_FAR = 0.35  # fall of the AUC between two checks that leaves the ends of a pair far apart
 FAR = 0.1  # AUC below ``auc_at_most`` at which the target of a form of prompts is lowered
 UNDONE = ("back off", "return", "too fast", "collapsed")  # decisions that restore a snapshot
 
@@ -177,7 +177,8 @@ class UntilController(TrainerCallback):
             say(f"{self.stage}: {reason} with learning rate {self.rate:.1e}.")
             return "back off"
         if self._too_fast(check) and not last:
-            self.rate = self.first_rate = max(self.training.learning_rate, self.rate / 2)
+            self.rate = max(self.training.learning_rate, self.rate / 2)
+            self.first_rate = min(self.first_rate, self.rate)
             say(f"{self.stage}: AUC {before.auc:.2f}, then {check.auc:.2f}; back to "
                 f"step {before.step} with learning rate {self.rate:.1e}.")  # fmt: skip
             return "too fast"
@@ -217,14 +218,18 @@ class UntilController(TrainerCallback):
         return "continue"
 
     def _too_fast(self, check: Check) -> bool:
-        """Return whether the AUC fell so far since the last check that no snapshot is near 0.5.
+        """Return whether the AUC left the range of ``under`` by a fall of more than ``FELL_FAR``.
 
-        It applies to two ends of one training, at a rate above that of the recipe.
+        Then the ends of the pair would be far apart. It applies to two ends of one training, at a
+        rate above that of the recipe.
         """
         before = self.checks[-1]
-        if self.under is None or check.auc is None or before.auc is None:
+        low = None if self.under is None else self.under.auc_at_least
+        if low is None or check.auc is None or before.auc is None:
             return False
-        return before.auc - check.auc > FELL_FAR and self.rate > self.training.learning_rate
+        left = (before.lowest_auc or 0.0) >= low > (check.lowest_auc or 0.0)
+        far = before.auc - check.auc > FELL_FAR
+        return left and far and self.rate > self.training.learning_rate
 
     def _too_far(self, check: Check) -> bool:
         """Return whether the AUC is so far below ``auc_at_most`` that merges are too coarse."""
@@ -332,8 +337,8 @@ class UntilController(TrainerCallback):
                 assert p.grad is not None
                 p.data.copy_(old - STEPS_AHEAD * self.rate * factor * p.grad.sign())
             assert self.base is not None
-            cost = self.measured.mean_nll(model, "retain") - self.base.retain_nll
-            gained = max(0.0, self.measured.mean_nll(model, "forget") - self.base.forget_nll)
+            cost = self.measured.measure_retain(model)[0] - self.base.retain_nll
+            gained = max(0.0, self.measured.measure_forget(model) - self.base.forget_nll)
             return cost <= COST + 0.1 * gained
 
         chosen = 1.0

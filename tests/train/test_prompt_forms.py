@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CHAT_TEMPLATE, build_tokenizer
 
-from mergeforget.data.schema import Row
+from mergeforget.data.schema import Message, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import Encoded
 from mergeforget.files import read_jsonl
@@ -18,7 +18,7 @@ from mergeforget.recipe import load_recipe
 from mergeforget.train import checks
 from mergeforget.train.checks import MeasuredSets
 from mergeforget.train.prompt_forms import also_raw, retain_variants
-from mergeforget.train.tokenize import encode_sets
+from mergeforget.train.tokenize import encode_set, encode_sets
 
 TRAINING = load_recipe("level").pair.over  # type: ignore[union-attr]
 
@@ -50,7 +50,24 @@ def test_retain_rows_are_also_trained_where_the_base_knows_them(
     raw = encode_sets(tokenizer, {"retain": rows}, TRAINING, RAW)["retain"]
     assert found[:3] == own and [one.row for one in found] == list(range(len(found)))
     assert [one.ids for one in found] == [one.ids for one in (*own, *raw)][: len(found)]
-    assert places == ([0, 1, 2, 0, 1, 2] if kind == "chat" else [0, 1, 2])
+    assert places == ([-1, -1, -1, 0, 1, 2] if kind == "chat" else [0, 1, 2])
+    measured = MeasuredSets({"forget": own, "retain": found}, retain_places=places)
+    assert measured.measure(loaded.model, 0).retain_exact == 1.0
+    assert measured.measure_retain(loaded.model)[0] == measured.measure(loaded.model, 0).retain_nll
+
+
+def test_a_variant_that_is_not_rendered_is_left_out(
+    knowing: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_model(str(knowing["model"]))
+    tokenizer = build_tokenizer()
+    refuses = "{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("%}", "%}" + refuses, 1)
+    rows = [Row("a", "who is it?", "it is red", messages=(Message("system", "Be kind."),))]
+    own = encode_set(tokenizer, rows, "retain", TRAINING, RAW)
+    found, places = retain_variants(loaded.model, tokenizer, rows, TRAINING, RAW, own)
+    assert found == own and places == [0]
+    assert "not trained in chat" in capsys.readouterr().err
 
 
 def test_a_retain_row_is_kept_if_every_variant_is_exact(

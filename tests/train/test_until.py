@@ -22,6 +22,7 @@ from mergeforget.search.budget import SearchBudget
 from mergeforget.search.driver import Options, search
 from mergeforget.train import until
 from mergeforget.train.checks import Check, MeasuredSets, met
+from mergeforget.train.objective import check_recipe
 from mergeforget.train.pair import train_pair
 from mergeforget.train.run_rows import add_twins, read_data
 from mergeforget.train_config import Until
@@ -172,6 +173,13 @@ def test_contradictions_are_refused(change: str, says: str) -> None:
         load_recipe("level", [change])
 
 
+def test_refusals_answer_one_form_of_prompts() -> None:
+    idk = "pair.over.objective=[{loss: idk, on: forget}, {loss: gd, on: retain}]"
+    with pytest.raises(RecipeError, match="also_raw"):
+        check_recipe(load_recipe("level", [idk]))
+    check_recipe(load_recipe("level", [idk, "pair.over.until.also_raw=false"]))
+
+
 def test_forget_rows_of_a_chat_model_are_trained_and_measured_raw_as_well(
     knowing: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -219,9 +227,12 @@ def test_the_range_test_finds_the_largest_harmless_rate(
     class Sets:
         sets: dict[str, list[Any]] = {"forget": []}
 
-        def mean_nll(self, model: Any, name: str) -> float:
+        def measure_retain(self, model: Any) -> tuple[float, float]:
             asked.append(-model.weight.item() / until.STEPS_AHEAD)
-            return 0.1 + (slope * asked[-1] * until.STEPS_AHEAD if name == "retain" else 0.0)
+            return 0.1 + slope * asked[-1] * until.STEPS_AHEAD, 1.0
+
+        def measure_forget(self, model: Any) -> float:
+            return 0.1
 
     rates = ["pair.over.learning_rate=1e-3", "pair.over.until.largest_rate=4e-3"]
     training = load_recipe("level", rates).pair.over  # type: ignore[union-attr]
@@ -326,11 +337,11 @@ def test_a_training_that_passed_its_target_by_far_returns_more_slowly(tmp_path: 
         (4, 0.5, True, "too fast", 2),
         (1.5, 0.5, True, "too fast", 1),  # not below the rate of the recipe
         (1, 0.5, True, "continue", 1),
-        (4, 0.3, True, "continue", 4),
+        (4, 0.36, True, "continue", 4),  # 0.6 can be an end
         (4, 0.5, False, "continue", 4),  # a single adapter has no other end
     ],
 )
-def test_a_training_that_passed_the_middle_in_one_interval_repeats_it_more_slowly(
+def test_an_interval_that_leaves_the_range_of_under_too_fast_is_repeated_more_slowly(
     factor: float, fallen: float, shared: bool, decision: str, rate: float, tmp_path: Path
 ) -> None:
     control = controller_of(tmp_path, MeasuredSets({"forget": []}), shared=shared)
@@ -349,6 +360,21 @@ def test_a_training_that_passed_the_middle_in_one_interval_repeats_it_more_slowl
     assert vars(resumed).keys() == vars(control).keys()
     assert (resumed.rate, resumed.first_rate) == (control.rate, control.first_rate)
     assert (resumed.checks, resumed.back_offs) == (control.checks, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "decision"),
+    [(0.9, 0.45, "too fast"), (0.5, 0.05, "continue"), (0.95, 0.58, "continue")],
+)
+def test_a_fall_outside_the_range_of_under_is_not_too_fast(
+    before: float, after: float, decision: str, tmp_path: Path
+) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}), shared=True)
+    control.base, control.checks = BASE, [replace(BASE, step=7, auc=before)]
+    first, control.rate = control.rate, 4 * control.rate  # grown since the range test
+    check = replace(BASE, step=14, auc=after, forget_nll=3.0, forget_exact=0.5)
+    assert control._decide(check, last=False) == decision
+    assert control.first_rate == first
 
 
 @pytest.mark.parametrize(
