@@ -187,9 +187,6 @@ class Until(RecipeSection):
 
     * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are
       restored and the learning rate is halved, at most ``back_offs`` times;
-    * if the AUC of a training with two ends left the range of ``under`` by a fall of more than 0.35
-      since the last check, at a rate above ``learning_rate``, the weights of that check are
-      restored and the rate is halved;
     * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
       learning rate is multiplied by ``growth``;
     * if the forget rows are more than 0.5 nats beyond their target, the learning rate is halved,

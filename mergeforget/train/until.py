@@ -31,9 +31,8 @@ LEAD = 0.2  # nats by which one form of prompts may be closer to its target than
 OVERSHOT = 0.5  # nats beyond the target of every form of prompts that lower the learning rate
 TOO_FAR = 0.25  # AUC below ``auc_at_most`` at which a training does not end yet
 RETURNS = 4  # maximum number of checks that wait for the AUC to rise again
-FELL_FAR = 0.35  # fall of the AUC between two checks that leaves the ends of a pair far apart
 FAR = 0.1  # AUC below ``auc_at_most`` at which the target of a form of prompts is lowered
-UNDONE = ("back off", "return", "too fast", "collapsed")  # decisions that restore a snapshot
+UNDONE = ("back off", "return", "collapsed")  # decisions that restore a snapshot
 
 
 class UntilController(TrainerCallback):
@@ -61,7 +60,6 @@ class UntilController(TrainerCallback):
         under: Until | None = None,
     ) -> None:
         assert training.until is not None
-        self.training = training
         self.until, self.under = training.until, under
         self.every = training.steps_between_checks(len(measured.sets["forget"]))
         self.measured = measured
@@ -176,12 +174,6 @@ class UntilController(TrainerCallback):
             self.rate /= 2
             say(f"{self.stage}: {reason} with learning rate {self.rate:.1e}.")
             return "back off"
-        if self._too_fast(check) and not last:
-            self.rate = max(self.training.learning_rate, self.rate / 2)
-            self.first_rate = min(self.first_rate, self.rate)
-            say(f"{self.stage}: AUC {before.auc:.2f}, then {check.auc:.2f}; back to "
-                f"step {before.step} with learning rate {self.rate:.1e}.")  # fmt: skip
-            return "too fast"
         over = met(check, self.until, self.base)
         if over and self.under is not None and self.nearest_under() is None:
             if self.back_offs < self.until.back_offs and not last:
@@ -217,20 +209,6 @@ class UntilController(TrainerCallback):
                 return "grow"
         return "continue"
 
-    def _too_fast(self, check: Check) -> bool:
-        """Return whether the AUC left the range of ``under`` by a fall of more than ``FELL_FAR``.
-
-        Then the ends of the pair would be far apart. It applies to two ends of one training, at a
-        rate above that of the recipe.
-        """
-        before = self.checks[-1]
-        low = None if self.under is None else self.under.auc_at_least
-        if low is None or check.auc is None or before.auc is None:
-            return False
-        left = (before.lowest_auc or 0.0) >= low > (check.lowest_auc or 0.0)
-        far = before.auc - check.auc > FELL_FAR
-        return left and far and self.rate > self.training.learning_rate
-
     def _too_far(self, check: Check) -> bool:
         """Return whether the AUC is so far below ``auc_at_most`` that merges are too coarse."""
         lowest, high = check.lowest_auc, self.until.auc_at_most
@@ -252,7 +230,7 @@ class UntilController(TrainerCallback):
         self.first_rate = line.get("first_rate", self.first_rate)
         decision = line["decision"]
         if decision in UNDONE or decision == "mend":  # mend: an earlier version
-            self.back_offs += decision != "too fast"
+            self.back_offs += 1
             if decision in ("return", "mend"):
                 self._retreat()
         else:
