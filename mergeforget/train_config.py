@@ -189,6 +189,8 @@ class Until(RecipeSection):
       restored and the learning rate is halved, at most ``back_offs`` times;
     * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
       learning rate is multiplied by ``growth``;
+    * if the retain NLL rose by more than 0.1 nats, the learning rate is halved, but not below
+      ``learning_rate``, or the rate of the range test if that is lower;
     * if the forget rows are more than 0.5 nats beyond their target, the learning rate is halved,
       and a condition that holds with an AUC more than 0.25 below ``auc_at_most`` ends the training
       only after four more checks;

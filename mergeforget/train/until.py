@@ -64,7 +64,7 @@ class UntilController(TrainerCallback):
         self.every = training.steps_between_checks(len(measured.sets["forget"]))
         self.measured = measured
         self.stage, self.folder, self.history, self.save = stage, folder, history, save
-        self.rate = self.first_rate = training.learning_rate
+        self.rate = self.first_rate = self.recipe_rate = training.learning_rate
         self.trainer: Any = None  # set once the trainer exists
         self.base: Check | None = None
         self.checks: list[Check] = []  # in order, without those whose steps were undone
@@ -200,8 +200,9 @@ class UntilController(TrainerCallback):
         if self._move_targets(check):
             return "move target"
         if risen > HARMED:
-            if self.rate > self.first_rate:
-                self.rate = max(self.first_rate, self.rate / self.until.growth)
+            least = min(self.first_rate, self.recipe_rate)
+            if self.rate > least:
+                self.rate = max(least, self.rate / 2)
                 return "lower rate"
         elif not self._progressed(check, before) and max(self._gaps(check)) > 2 * CLOSE:
             if self.rate < self.until.largest_rate:

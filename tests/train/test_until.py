@@ -278,6 +278,23 @@ def test_the_rate_grows_only_without_progress(
     assert control.rate == pytest.approx(rate)
 
 
+@pytest.mark.parametrize(
+    ("first", "rate", "lowered"),
+    [(4, 4, 2), (4, 3, 1.5), (4, 1.5, 1), (0.5, 1.5, 0.75), (0.5, 0.5, 0.5), (1, 1, 1)],
+)
+def test_the_rate_is_lowered_while_retain_rows_are_harmed(
+    first: float, rate: float, lowered: float, tmp_path: Path
+) -> None:
+    """Down to the recipe's rate, although a range test chose a larger one."""
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    control.base, control.checks = BASE, [replace(BASE, step=4, auc=0.9)]
+    recipe = control.rate
+    control.first_rate, control.rate = first * recipe, rate * recipe
+    check = replace(BASE, step=8, auc=0.6, retain_nll=0.3)
+    assert control._decide(check, False) == ("lower rate" if lowered < rate else "continue")
+    assert control.rate == pytest.approx(lowered * recipe)
+
+
 def controller_of(folder: Path, measured: MeasuredSets) -> until.UntilController:
     training = load_recipe("level").pair.over  # type: ignore[union-attr]
     history = folder / "history.jsonl"
