@@ -185,8 +185,9 @@ class Until(RecipeSection):
     guessing explains the exact answers, given the share of twins that the base answers exactly.
     These are measured in checks:
 
-    * if the retain NLL rose by more than ``collapse`` nats, the weights of the last check are
-      restored and the learning rate is halved, at most ``back_offs`` times;
+    * if the retain NLL rose by more than ``collapse`` nats, or 0.3 nats at a rate above
+      ``learning_rate``, the weights of the last check are restored and the learning rate is
+      halved, at most ``back_offs`` times;
     * if the forget NLL rose by less than ``slow`` nats and the AUC fell by less than 0.05, the
       learning rate is multiplied by ``growth``;
     * if the retain NLL rose by more than 0.1 nats, the learning rate is halved, but not below

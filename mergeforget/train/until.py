@@ -25,6 +25,7 @@ STEPS_AHEAD = 8  # number of equal steps that the range test takes at once
 SLOWER, FASTER = (0.5, 0.25), (2.0, 4.0, 8.0)  # rates of the range test, relative to the first
 COST = 0.05  # maximum rise of the retain NLL in the range test, in nats
 HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate decreases
+SPOILED = 0.3  # the same at a rate above the recipe's, above which the last interval is repeated
 FELL = 0.05  # fall of the AUC since the last check that counts as progress
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
 LEAD = 0.2  # nats by which one form of prompts may be closer to its target than the other
@@ -165,7 +166,10 @@ class UntilController(TrainerCallback):
         assert self.base is not None
         risen = check.retain_nll - self.base.retain_nll
         before = self.checks[-1]
-        if not check.finite or risen > self.until.collapse:
+        limit = self.until.collapse
+        if self.rate > self.recipe_rate and self.back_offs < self.until.back_offs and not last:
+            limit = min(limit, SPOILED)
+        if not check.finite or risen > limit:
             self.back_offs += 1
             reason = f"the retain NLL rose by {risen:.2f} nats; back to step {before.step}"
             if self.back_offs > self.until.back_offs or last:

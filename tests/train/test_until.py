@@ -295,6 +295,29 @@ def test_the_rate_is_lowered_while_retain_rows_are_harmed(
     assert control.rate == pytest.approx(lowered * recipe)
 
 
+@pytest.mark.parametrize(
+    ("factor", "risen", "tried", "last", "decision", "rate"),
+    [
+        (4, 0.5, 0, False, "back off", 2),
+        (1, 0.5, 0, False, "continue", 1),  # the recipe's own rate may harm by up to a nat
+        (1, 1.5, 0, False, "back off", 0.5),
+        (4, 0.25, 0, False, "lower rate", 2),
+        (4, 0.5, 4, False, "lower rate", 2),  # no back-off is left
+        (4, 0.5, 0, True, "max_steps", 4),
+    ],
+)
+def test_an_interval_that_spoils_retain_rows_at_a_high_rate_is_repeated(
+    factor: float, risen: float, tried: int, last: bool, decision: str, rate: float, tmp_path: Path
+) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    control.base, control.checks, control.back_offs = BASE, [BASE], tried
+    recipe = control.rate
+    control.first_rate = control.rate = factor * recipe
+    check = replace(BASE, step=8, auc=0.6, retain_nll=BASE.retain_nll + risen)
+    assert control._decide(check, last) == decision
+    assert control.rate == pytest.approx(rate * recipe)
+
+
 def controller_of(folder: Path, measured: MeasuredSets) -> until.UntilController:
     training = load_recipe("level").pair.over  # type: ignore[union-attr]
     history = folder / "history.jsonl"
