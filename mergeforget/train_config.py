@@ -169,7 +169,7 @@ class Watch(RecipeSection):
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-UNTIL_EPOCHS = 14  # passes over the forget rows that ``until`` takes, as measured on 10 and 24 rows
+UNTIL_EPOCHS = 18  # passes over the forget rows that ``until`` takes: 13 to 28 on 8 to 24 rows
 MOST_EPOCHS = 40  # maximum number of passes, if these are more than MOST_STEPS
 MOST_STEPS = 240
 CHECK_STEPS, CHECK_PASSES = 4, 0.75  # between checks: at least 4 steps and 3/4 of a pass
