@@ -212,7 +212,7 @@ class Until(RecipeSection):
             prompts.
         retain_variants: Also train and measure the retain rows in the other prompt variants in
             which the base knows them, such as chat without the template's system message. A row
-            is then kept if its answer is exact in every variant that the base knows.
+            is then kept if its answer is exact in every variant in which the base knows it.
     """
 
     auc_at_least: Fraction | None = None

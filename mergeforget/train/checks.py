@@ -128,7 +128,7 @@ class MeasuredSets:
         forms: For each row of ``forget`` and ``unseen``, the form of its prompt, 0 or 1; empty
             means that all have the same form.
         retain_places: For each example of ``retain``, the index of its row, of which there may be
-            several prompt variants, or -1 if it is not measured; empty means that each is a row.
+            several prompt variants, or -1 if it is only trained; empty means that each is a row.
 
     Attributes:
         levels: Level of each row of ``forget`` and ``unseen``, (rows,): an estimate of its NLL
@@ -242,7 +242,7 @@ class MeasuredSets:
         return result
 
     def _forms_of_twins(self, name: str, twins: str) -> list[int]:
-        """Return the form of prompts of each twin, 0 if it imitates no row of the set."""
+        """Return the prompt form of each twin; 0 for a twin of no row in the set."""
         return [int(self.forms[name][row]) if row >= 0 else 0 for row in self.twins[twins]]
 
     def _has_twins(self, name: str, size: int) -> bool:

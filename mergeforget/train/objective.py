@@ -168,8 +168,8 @@ def _check_helpers(place: str, training: Training) -> None:
         )
     if any_needs(terms, "refusal") and training.until and training.until.also_raw:
         raise RecipeError(
-            f"{place}: also_raw adds raw prompts to the forget rows, and refusals answer one form "
-            "of prompts. Leave out until.also_raw or the term that reads refusals."
+            f"{place}: until.also_raw adds forget rows with raw prompts, for which there are no "
+            "refusals. Remove also_raw, or the term that trains on refusals."
         )
     if any_needs(terms, "alternate"):
         rows = [s.transform for s in training.transforms if s.on == "forget"]

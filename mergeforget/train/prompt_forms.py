@@ -67,21 +67,23 @@ def retain_variants(
 ) -> tuple[list[Encoded], list[int]]:
     """Add the retain rows in the other prompt variants in which the base knows them.
 
-    An evaluation counts an answer as kept if the model gives it in every variant that the base
-    knows, for example with and without the template's system message.
+    An evaluation counts an answer as kept if the model gives it in every variant in which the base
+    knows the rows, for example with and without the template's system message.
 
     Args:
         model: The base model.
         encoded: The retain rows with ``template``.
 
     Returns:
-        All examples, and for each the index of its row, or -1 if the base knows the rows in other
-        variants and not in this one. Without other variants, or if transforms have made several
-        examples of a row, the examples are unchanged.
+        All examples, and for each the index of its row, or -1 for an example with ``template`` if
+        the base knows the row in other variants only. Without other variants, or if transforms
+        have made several examples of a row, the examples are unchanged.
     """
     own, places = list(encoded), list(range(len(encoded)))
     if len(own) != len(rows):
-        say("The retain rows are trained in one prompt variant: they are not one example each.")
+        say(
+            "Retain rows are trained with one form of prompts, since some have several examples."
+        )
         return own, places
     seen = {tuple(one.ids) for one in own}
     examples_by_variant = {template.name: own}
@@ -101,8 +103,6 @@ def retain_variants(
         for name, examples in examples_by_variant.items()
     }
     known = known_best(shares)
-    if known and template.name not in known:
-        places = [-1] * len(own)
     examples = list(own)
     for name in (n for n in examples_by_variant if n in known - {template.name}):
         for place, one in enumerate(examples_by_variant[name]):
@@ -110,4 +110,7 @@ def retain_variants(
                 seen.add(tuple(one.ids))
                 examples.append(replace(one, row=len(examples)))
                 places.append(place)
+    if known and template.name not in known:
+        elsewhere = set(places[len(own) :])
+        places[: len(own)] = [-1 if row in elsewhere else row for row in range(len(own))]
     return examples, places

@@ -25,7 +25,7 @@ STEPS_AHEAD = 8  # number of equal steps that the range test takes at once
 SLOWER, FASTER = (0.5, 0.25), (2.0, 4.0, 8.0)  # rates of the range test, relative to the first
 COST = 0.05  # maximum rise of the retain NLL in the range test, in nats
 HARMED = 0.1  # rise of the retain NLL, in nats, above which the learning rate decreases
-SPOILED = 0.3  # the same at a rate above the recipe's, above which the last interval is repeated
+SPOILED = 0.3  # the same, above which steps at more than the recipe's rate are repeated
 FELL = 0.05  # fall of the AUC since the last check that counts as progress
 CLOSE = 0.1  # distance from the target, in nats, at which it counts as reached
 LEAD = 0.2  # nats by which one form of prompts may be closer to its target than the other
@@ -33,7 +33,7 @@ OVERSHOT = 0.5  # nats beyond the target of every form of prompts that lower the
 TOO_FAR = 0.25  # AUC below ``auc_at_most`` at which a training does not end yet
 RETURNS = 4  # maximum number of checks that wait for the AUC to rise again
 FAR = 0.1  # AUC below ``auc_at_most`` at which the target of a form of prompts is lowered
-UNDONE = ("back off", "return", "collapsed")  # decisions that restore a snapshot
+UNDONE = ("back off", "return", "collapsed")  # decisions that restore an earlier check's weights
 
 
 class UntilController(TrainerCallback):

@@ -56,6 +56,19 @@ def test_retain_rows_are_also_trained_where_the_base_knows_them(
     assert measured.measure_retain(loaded.model)[0] == measured.measure(loaded.model, 0).retain_nll
 
 
+def test_rows_with_one_form_of_prompts_are_measured_in_it(knowing: dict[str, Path]) -> None:
+    """A document has no prompt, so that it is measured although the base knows nothing in chat."""
+    loaded = load_model(str(knowing["model"]))
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    known = [Row(**row) for row in read_jsonl(knowing["retain"])][:3]
+    rows = [*known, Row("a", "", known[0].output, window="whole")]
+    template = PromptTemplate.resolve(tokenizer, "chat")
+    own = encode_set(tokenizer, rows, "retain", TRAINING, template)
+    _, places = retain_variants(loaded.model, tokenizer, rows, TRAINING, template, own)
+    assert places == [-1, -1, -1, 3, 0, 1, 2]
+
+
 def test_a_variant_that_is_not_rendered_is_left_out(
     knowing: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
