@@ -81,9 +81,7 @@ def retain_variants(
     """
     own, places = list(encoded), list(range(len(encoded)))
     if len(own) != len(rows):
-        say(
-            "Retain rows are trained with one form of prompts, since some have several examples."
-        )
+        say("Retain rows are trained with one form of prompts, since some have several examples.")
         return own, places
     seen = {tuple(one.ids) for one in own}
     examples_by_variant = {template.name: own}
