@@ -169,7 +169,7 @@ class Watch(RecipeSection):
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-UNTIL_EPOCHS = 18  # passes over the forget rows that ``until`` takes: 13 to 28 on 8 to 24 rows
+UNTIL_EPOCHS = 18  # passes that ``until`` takes: 13 to 28 on 8 to 40 rows, raw prompts not counted
 MOST_EPOCHS = 40  # maximum number of passes, if these are more than MOST_STEPS
 MOST_STEPS = 240
 CHECK_STEPS, CHECK_PASSES = 4, 0.75  # between checks: at least 4 steps and 3/4 of a pass
@@ -195,10 +195,10 @@ class Until(RecipeSection):
     * if the forget rows are more than 0.5 nats beyond their target, the learning rate is halved,
       and a condition that holds with an AUC more than 0.25 below ``auc_at_most`` ends the training
       only after four more checks;
-    * with the loss ``level``, the target of a form of prompts moves ``margin`` nats beyond the
-      level of unseen rows if its rows reached it but the condition does not hold, and back if the
-      AUC is more than 0.1 below ``auc_at_most``; a form that is more than 0.2 nats closer to its
-      target than the other waits for it.
+    * with the loss ``level``, the target of a form of prompts moves up by ``margin`` if its rows
+      reached it but their AUC is too high, answers are exact, or their NLL has not risen enough,
+      and down if the AUC is below ``auc_at_least`` or more than 0.1 below ``auc_at_most``; a form
+      that is more than 0.2 nats closer to its target than the other waits for it.
 
     Attributes:
         every: Steps between checks; by default three quarters of a pass over the forget rows, but
@@ -414,16 +414,22 @@ class Training(RecipeSection):
             return max(1, -(-rows // self.batch_size))
         return self.gradient_accumulation
 
-    def steps_until(self, rows: int) -> tuple[int, int]:
-        """Return the largest and the expected number of steps of a training with ``until``.
+    def most_steps(self, rows: int) -> int:
+        """Return the largest number of steps of a training with ``until``.
 
         Args:
-            rows: Number of forget rows.
+            rows: Number of forget rows, in every form in which they are trained.
         """
         assert self.until is not None
-        each_epoch = self._steps_per_pass(rows)
-        most = self.until.max_steps or max(MOST_STEPS, MOST_EPOCHS * each_epoch)
-        return most, min(most, UNTIL_EPOCHS * each_epoch)
+        return self.until.max_steps or max(MOST_STEPS, MOST_EPOCHS * self._steps_per_pass(rows))
+
+    def expected_steps(self, rows: int) -> int:
+        """Return the expected number of steps of a training with ``until``.
+
+        Args:
+            rows: Number of forget rows; one that is also trained with a raw prompt counts once.
+        """
+        return min(self.most_steps(rows), UNTIL_EPOCHS * self._steps_per_pass(rows))
 
     def steps_between_checks(self, rows: int) -> int:
         """Return the number of steps between two checks of a training with ``until``.

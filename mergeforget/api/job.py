@@ -278,7 +278,7 @@ def expected_seconds(
     forget, retain = len(rows.forget), len(rows.retain)
     training = None if recipe.pair is None else recipe.pair.over
     until = None if training is None else training.until
-    steps = training.steps_until(forget)[1] if training and until else STEPS
+    steps = training.expected_steps(forget) if training and until else STEPS
     pair = row.batch * 3 * steps * (training.batch_size if training else 4)
     if training and until:
         trained = (2 if until.also_raw else 1) * forget

@@ -266,6 +266,34 @@ def own_answers(recipe: Recipe, prompts: Sequence[str], tokens: int = 48) -> lis
                     max_new_tokens=tokens, label="own answers")  # fmt: skip
 
 
+def twins_auc(
+    recipe: Recipe, model: str, forget: Sequence[Row], twins: Sequence[Row]
+) -> float | None:
+    """Return the AUC of forget rows against their twins under a model; None without twins.
+
+    Args:
+        model: Hub id or folder.
+    """
+    from mergeforget.data.templating import template_of
+    from mergeforget.data.tokens import encode_rows
+    from mergeforget.models import load_model
+    from mergeforget.train.levels import auc_of
+    from mergeforget.train.nlls import read_nlls
+
+    if not twins:
+        return None
+    loaded = load_model(recipe.model.model_copy(update={"name": model}))
+    template = template_of(loaded.tokenizer, recipe.data)
+    members, nonmembers = (
+        read_nlls(
+            loaded.model,
+            encode_rows(loaded.tokenizer, rows[:64], max_length=256, template=template),
+        )[0]
+        for rows in (forget, twins)
+    )
+    return auc_of(members, nonmembers)
+
+
 def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> dict[str, Any]:
     """Measure whether the base knows the forget rows, its speed, and whether twins are fair.
 
@@ -294,12 +322,17 @@ def check_rows(recipe: Recipe, rows: RequestRows, request: dict[str, Any]) -> di
     nll, exact = read_nlls(loaded.model, forget)
     auc = auc_of(nll, read_nlls(loaded.model, unseen)[0]) if unseen else None
     notes = []
-    unseen_data = request["memorise"] or request["control"] == request["model"]
-    if rows.twins and unseen_data and auc is not None:
-        fair = abs(auc - 0.5) <= FAIR
+    control = request["control"]
+    unseen_data = request["memorise"] or control == request["model"]
+    if rows.twins and control and not unseen_data:
+        auc_of_control = twins_auc(recipe, control, rows.forget, outside)
+    else:
+        auc_of_control = auc if unseen_data else None
+    if rows.twins and auc_of_control is not None:
+        fair = abs(auc_of_control - 0.5) <= FAIR
         how = "as likely as" if fair else "not as likely as"
         notes.append(f"Control of the twins: under a model that never saw the data, they are {how} "
-                     f"the forget rows (AUC {auc:.2f}).")  # fmt: skip
+                     f"the forget rows (AUC {auc_of_control:.2f}).")  # fmt: skip
     else:
         fair = not rows.twins
     if not unseen_data and auc is not None and auc < 0.6 and not exact.any():

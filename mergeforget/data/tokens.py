@@ -25,7 +25,9 @@ class Encoded:
     Attributes:
         ids: Token ids, prompt first.
         kinds: PROMPT or ANSWER for each token; the token that ends the answer is part of it.
-        row: Index of the row in its set.
+        row: Index of the example in its set.
+        source: Index of the row that the example is made of, among the rows that were tokenised.
+        form: Form of the prompt: 0 for the run's, 1 for a raw prompt that was added.
         truncated: Number of tokens that were removed.
         weight: Weight of the row; see ``Row``.
         fold: Fold of a forget row, from 0, in layered unlearning; see ``Training``.
@@ -34,6 +36,8 @@ class Encoded:
     ids: list[int]
     kinds: list[int]
     row: int = 0
+    source: int = 0
+    form: int = 0
     truncated: int = 0
     weight: float = 1.0
     fold: int = 0

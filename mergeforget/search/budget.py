@@ -20,7 +20,8 @@ class SearchBudget:
     Attributes:
         candidates: Maximum number of candidates, including those of an earlier call; None for no
             limit.
-        seconds: Time after which no further candidate begins; None for no limit.
+        seconds: Time after which no further candidate begins, except the first one; None for no
+            limit.
     """
 
     candidates: int | None = None
@@ -33,10 +34,11 @@ class SearchBudget:
         return self.candidates is not None or self.seconds is not None
 
     def allows(self, measured: int) -> bool:
-        """Return whether another candidate may begin."""
+        """Return whether another candidate may begin; the first one always may."""
         if self.candidates is not None and measured >= self.candidates:
             return False
-        return self.seconds is None or time.monotonic() - self._start < self.seconds
+        in_time = self.seconds is None or time.monotonic() - self._start < self.seconds
+        return in_time or not measured
 
     def cut(self, todo: list[T], done: int) -> list[T]:
         """Truncate ``todo`` to the candidate budget, of which ``done`` are used."""

@@ -17,7 +17,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.data.prompt_variants import variants_to_ask
-from mergeforget.errors import NumericError, ResourceError, UsageError
+from mergeforget.errors import NumericError, UsageError
 from mergeforget.evaluate.matching import matching_sentence
 from mergeforget.evaluate.paired import read_forget_answers
 from mergeforget.evaluate.run_models import record_weights
@@ -347,11 +347,6 @@ class Searching:
         self, candidates: Sequence[Candidate], matching: Callable[[str], str] = lambda name: ""
     ) -> Choice:
         scored = self._scored(candidates)
-        if not scored and self.options.budget.seconds is not None:
-            raise ResourceError(
-                "The time budget was spent before a candidate was measured. Measurements are "
-                "saved: rerun the command to resume, or give more time with --budget."
-            )
         if not scored:
             raise NumericError(
                 "No candidate has finite scores. Check the training of the pair with "

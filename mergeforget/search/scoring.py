@@ -16,14 +16,18 @@ from mergeforget.search.split import PARTS, split_measured
 
 
 def with_level(
-    one: DocumentLoss, levels: Mapping[str, float], variant: PromptTemplate
+    one: DocumentLoss, levels: Mapping[str, Mapping[str, float]], variant: PromptTemplate
 ) -> DocumentLoss:
     """Add the signal ``level``: the NLL of the row's twins minus that of the row, if known.
 
     A training with ``also_raw`` has levels for each prompt variant; otherwise, the levels of the
     training's own variant are used for every variant.
+
+    Args:
+        levels: Levels by row id, of the ``forget`` and of the ``unseen`` rows.
     """
-    level = levels.get(f"{one.id}@{variant.name}", levels.get(one.id))
+    known = levels.get("forget" if one.member else "unseen", {})
+    level = known.get(f"{one.id}@{variant.name}", known.get(one.id))
     return one if level is None else replace(one, signals=one.signals | {"level": level - one.nll})
 
 

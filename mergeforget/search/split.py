@@ -23,7 +23,7 @@ from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import membership_documents
 from mergeforget.evaluate.membership import matched, unseen
-from mergeforget.files import jsonl_text, read_json_object
+from mergeforget.files import jsonl_text, read_json_object, reading
 from mergeforget.recipe import EvaluationSpec
 from mergeforget.run import Run
 
@@ -173,8 +173,8 @@ class SearchData:
     Attributes:
         holdout: Text of a new ``data/holdout.jsonl`` with the non-members; empty if the run has
             its own.
-        levels: NLL under the base of the twins of forget rows and non-members, by row id, if a
-            training with ``until`` measured it.
+        levels: NLL under the base of the twins of ``forget`` and ``unseen`` rows, each by row id,
+            if a training with ``until`` measured it.
     """
 
     forget: list[Row]
@@ -182,7 +182,7 @@ class SearchData:
     members: list[Row]
     nonmembers: list[Row]
     holdout: str = ""
-    levels: dict[str, float] = field(default_factory=dict)
+    levels: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def _rows(self) -> list[Row]:
         return [*self.forget, *self.retain, *self.members, *self.nonmembers]
@@ -260,11 +260,15 @@ def load_data(
     )
 
 
-def _levels(path: Path) -> dict[str, float]:
+def _levels(path: Path) -> dict[str, dict[str, float]]:
     """Return the levels that a training with ``until`` measured; empty without such a training."""
     levels = read_json_object(path).get("levels") if path.exists() else None
-    if levels is None:
+    if not levels:
         return {}
-    if not isinstance(levels, dict) or not all(isinstance(v, int | float) for v in levels.values()):
-        raise InputError(f"{path}: `levels` is not a mapping from row ids to numbers.")
-    return {str(key): float(value) for key, value in levels.items()}
+    if isinstance(levels, dict) and not any(isinstance(v, dict) for v in levels.values()):
+        levels = {"forget": levels, "unseen": levels}  # an earlier version: sets share their ids
+    with reading(path):
+        return {
+            str(name): {str(key): float(value) for key, value in of_set.items()}
+            for name, of_set in levels.items()
+        }

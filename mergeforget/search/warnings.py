@@ -156,7 +156,7 @@ def warning_of(name: str, reasons: Sequence[str], undecided: bool = False) -> st
 
 def _lost(scores: Sequence[Score], base: Sequence[Score], part: str) -> list[str]:
     now, before = (known_share(of, "retain", part) for of in (scores, base))
-    if now is None or not before or now >= KEPT * before:
+    if now is None or not before or now >= KEPT * before - 1e-9:
         return []
     return [f"it knows {now:.0%} of retain, where the base knew {before:.0%},"]
 

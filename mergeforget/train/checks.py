@@ -15,6 +15,7 @@ from mergeforget.train.nlls import answer_ids, read_nlls, read_token_nlls
 from mergeforget.train_config import Until
 
 SAMPLE = 64  # maximum number of rows of a set that are measured
+ROUNDING = 1e-9  # by which a share may miss its bound: 0.8 * 0.9 > 18 / 25
 UNLIKELY = 0.05  # p-value below which exact forget answers are not attributed to guessing
 
 
@@ -81,7 +82,7 @@ def met(check: Check, until: Until, base: Check) -> bool:
         and check.forget_nll - base.forget_nll >= until.forget_risen
         and (
             until.retain_kept is None
-            or check.retain_exact >= until.retain_kept * base.retain_exact
+            or check.retain_exact >= until.retain_kept * base.retain_exact - ROUNDING
         )
     )  # fmt: skip
 
@@ -89,7 +90,7 @@ def met(check: Check, until: Until, base: Check) -> bool:
 def answers_forgotten(check: Check, until: Until) -> bool:
     """Return whether few enough forget answers are exact, or guessing explains them."""
     most = until.forget_exact
-    return most is None or check.forget_exact <= most or check.guess_p >= UNLIKELY
+    return most is None or check.forget_exact <= most + ROUNDING or check.guess_p >= UNLIKELY
 
 
 def guess_probability(exact: Sequence[bool], shares: Sequence[float]) -> float:
@@ -173,9 +174,9 @@ class MeasuredSets:
         If the base knows the wording of the forget rows, their twins are too easy: the NLL of
         their tokens is replaced by the same quantile of that of the twins of unseen rows.
 
-        A row without twins gets the mean over all twins. If the unseen rows have no twins, their
-        level is their own NLL under the base; if the forget rows have none, their level is the mean
-        of the unseen rows.
+        A row without twins gets the mean over all twins with the same form of prompts. If the
+        unseen rows have no twins, their level is their own NLL under the base; if the forget rows
+        have none, their level is the mean of the unseen rows with the same form.
 
         Args:
             model: The base model.
@@ -196,14 +197,13 @@ class MeasuredSets:
                 held = self._mapped(held, imitations)
                 self._set_levels(held, imitations)
             else:
-                self.guessable = self._mean_of_twins(exact.float(), "held", len(forget), other=0.0)
+                never = torch.zeros(len(forget))
+                self.guessable = self._mean_of_twins(exact.float(), "held", never)
             self.profile = self._profile(held)
         else:
             unseen_nll = read_nlls(model, unseen)[0]
-            self.levels = {
-                "forget": torch.full((len(forget),), float(unseen_nll.mean())),
-                "unseen": unseen_nll,
-            }
+            means = mean_by_form(unseen_nll, self.forms["unseen"], self.forms["forget"])
+            self.levels = {"forget": means, "unseen": unseen_nll}
 
     def nothing_is_guessed(self) -> None:
         """Count every exact forget answer as known, whatever the twins show."""
@@ -217,7 +217,9 @@ class MeasuredSets:
         """
         for name, twins, nlls in (("forget", "held", held), ("unseen", "imitations", imitations)):
             means = torch.stack([nll.mean() for nll in nlls])
-            self.levels[name] = self._mean_of_twins(means, twins, len(self.sets[name]))
+            forms = torch.tensor(self._forms_of_twins(name, twins))
+            others = mean_by_form(means, forms, self.forms[name])
+            self.levels[name] = self._mean_of_twins(means, twins, others)
 
     def _remembered(self) -> bool:
         """Return whether the base knows the wording of the forget rows; see ``remembered``."""
@@ -251,23 +253,18 @@ class MeasuredSets:
         known = {row for row in rows_of_twins if row >= 0}
         return len(rows_of_twins) == len(self.sets.get(name, ())) and 2 * len(known) > size
 
-    def _mean_of_twins(
-        self, values: Tensor, name: str, size: int, other: float | None = None
-    ) -> Tensor:
-        """Return the mean value of the twins of each of ``size`` rows, (size,).
+    def _mean_of_twins(self, values: Tensor, name: str, others: Tensor) -> Tensor:
+        """Return the mean value of the twins of each row, (rows,).
 
         Args:
-            other: Value of a row without twins; by default the mean over all twins.
+            values: Value of each twin, (twins,).
+            others: Value of each row if it has no twins, (rows,).
         """
-        rows_of_twins = self.twins[name]
-        known = {row for row in rows_of_twins if row >= 0}
-        means = torch.full((size,), float(values.mean()) if other is None else other)
-        for row in known:
-            of_twins = [
-                value for value, twin in zip(values, rows_of_twins, strict=True) if twin == row
-            ]
-            means[row] = torch.stack(of_twins).mean()
-        return means
+        places = torch.tensor(self.twins[name])
+        own, places = values[places >= 0], places[places >= 0]
+        counts = torch.bincount(places, minlength=len(others))
+        sums = torch.zeros(len(others), dtype=torch.float64).index_add(0, places, own.double())
+        return torch.where(counts > 0, (sums / counts.clamp(min=1)).to(others.dtype), others)
 
     def _profile(self, held: Sequence[Tensor]) -> Tensor:
         """Return the NLL of answer tokens relative to that of their row, (rows, longest answer).
@@ -314,7 +311,7 @@ class MeasuredSets:
         check = Check(
             step=step,
             forget_nll=float(forget_nll[sample].mean()),
-            forget_exact=float(exact[sample].float().mean()),
+            forget_exact=float(exact[sample].double().mean()),
             retain_nll=retain_nll,
             retain_exact=retain_exact,
         )
@@ -326,7 +323,7 @@ class MeasuredSets:
         excess_of_forget = (
             forget_nll[[position[row] for row in members]] - self.levels["forget"][members]
         )
-        mean, guess = float(excess_of_unseen.mean()), float(guesses.float().mean())
+        mean, guess = float(excess_of_unseen.mean()), float(guesses.double().mean())
         shares = [guess] * len(sample)
         if len(self.guessable):
             shares = self.guessable[everywhere].tolist()
@@ -360,6 +357,25 @@ class MeasuredSets:
             return None
         shifts = torch.tensor(check.risen) + torch.tensor(offsets)
         return self.levels["forget"] + shifts[self.forms["forget"]]
+
+
+def mean_by_form(values: Tensor, forms: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean of the values with the same form of prompts; of all if there are none.
+
+    Args:
+        values, forms: Values and their forms, (values,).
+        wanted: Form of each row, (rows,).
+
+    Returns:
+        (rows,).
+
+    >>> mean_by_form(torch.tensor([2.0, 4.0, 4.0]), torch.tensor([0, 1, 1]), torch.tensor([1, 0]))
+    tensor([4., 2.])
+    """
+    means = torch.full((len(wanted),), float(values.mean()))
+    for form in set(forms.tolist()):
+        means[wanted == form] = float(values[forms == form].mean())
+    return means
 
 
 def evenly_spaced(rows: Sequence[Any], size: int) -> list[Any]:

@@ -21,6 +21,7 @@ from mergeforget.data.tokens import Encoded, check_token_ids
 from mergeforget.data.twins import stands_in
 from mergeforget.distributed import on_main, world_size
 from mergeforget.files import explained, read_jsonl, reading, replacing, write_json, write_jsonl
+from mergeforget.outputs import ANSWER
 from mergeforget.recipe import Memorise, Term, Training
 from mergeforget.run import Run
 from mergeforget.train.alternates import alternate_rows
@@ -35,7 +36,7 @@ from mergeforget.train.memory import CPU_TOKENS, Passes, fit_passes
 from mergeforget.train.ngdiff_trainer import NGDiffTrainer
 from mergeforget.train.objective import any_needs, mask_of
 from mergeforget.train.precision import tensor_cores
-from mergeforget.train.prompt_forms import RAW_MARK, also_raw, retain_variants
+from mergeforget.train.prompt_forms import also_raw, retain_variants
 from mergeforget.train.reference import Reference, reference_of
 from mergeforget.train.reinforce import reinforce
 from mergeforget.train.samplers import ChunkedSampler
@@ -44,6 +45,7 @@ from mergeforget.train.tokenize import (
     encode_sets,
     pad_id,
     places_of,
+    row_per_example,
     twin_places,
     within_positions,
 )
@@ -122,6 +124,8 @@ def train_adapter(
                     )
                 )  # fmt: skip
         encoded = encode_sets(tokenizer, sets, training, template, others)
+        if training.until:
+            sets = row_per_example(sets, encoded, training)
         if training.until and training.until.also_raw and template.kind == "chat":
             sets = also_raw(tokenizer, sets, training, template, encoded)
         retain_places: list[int] = []
@@ -191,12 +195,25 @@ def _measured(
         },
         selected=places_of(sets, encoded, "selected"),
         retain_places=retain_places,
-        forms={
-            name: [int(row.id.endswith(RAW_MARK)) for row in sets[name]]
-            for name in ("forget", "unseen")
-            if len(sets.get(name, ())) == len(encoded.get(name, ()))
-        },
+        forms={name: [one.form for one in encoded.get(name, ())] for name in ("forget", "unseen")},
     )
+
+
+def levels_by_row(
+    rows: Sequence[Row], examples: Sequence[Encoded], levels: Sequence[float]
+) -> dict[str, float]:
+    """Return the level of each row: the mean over the answer tokens of its examples.
+
+    Args:
+        rows: The row of each example.
+        levels: Level of each example, in nats per token.
+    """
+    sums: dict[str, tuple[float, int]] = {}
+    for row, one, level in zip(rows, examples, levels, strict=True):
+        total, tokens = sums.get(row.id, (0.0, 0))
+        own = one.kinds.count(ANSWER)
+        sums[row.id] = (total + own * level, tokens + own)
+    return {name: total / tokens for name, (total, tokens) in sums.items()}
 
 
 def _finish(
@@ -218,11 +235,11 @@ def _finish(
 
     def keep() -> None:
         base, measured = controller.base, controller.measured.levels
+        examples = controller.measured.sets
         levels = {
-            row.id: float(level)
-            for name in ("forget", "unseen")
-            if measured and len(sets[name]) == len(measured[name])
-            for row, level in zip(sets[name], measured[name], strict=True)
+            name: levels_by_row(sets[name], examples[name], measured[name].tolist())
+            for name in measured
+            if len(sets[name]) == len(measured[name])
         }
         write_json(write, facts | {"base": None if base is None else asdict(base),
                                    "under_step": step, "under_met": nearest_step is None,
@@ -275,7 +292,9 @@ def fit(
     more: dict[str, Any] = {"training": plan} if steering else {}
     one_pass = {"num_train_epochs": 1} if isinstance(order, ChunkedSampler) else {}
     if plan is not None and plan.until is not None:
-        one_pass = {"max_steps": plan.steps_until(len(rows))[0]}
+        most = plan.most_steps(len(rows))
+        say(f"{job.stage}: at most {most} steps")
+        one_pass = {"max_steps": most}
     trainer = (NGDiffTrainer if steering else UnlearningTrainer)(
         terms=terms,
         stage=job.stage,
@@ -310,7 +329,7 @@ def fit(
     if plan is not None:
         _add_weights(trainer, model, sets, plan)
     with compiled_layers(model) if plan is not None and plan.compile else nullcontext():
-        _run(trainer, job)
+        _run(trainer, job, controller)
 
 
 def _add_weights(
@@ -327,7 +346,7 @@ def _add_weights(
         trainer.entanglement = entanglement_of(model, sets)
 
 
-def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
+def _run(trainer: UnlearningTrainer, job: TrainingJob, controller: UntilController | None) -> None:
     """Train from the beginning or from the last checkpoint."""
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
@@ -336,6 +355,11 @@ def _run(trainer: UnlearningTrainer, job: TrainingJob) -> None:
         ):  # its default is the checkpoint folder, which is deleted
             callback.logging_dir = str(job.run.root / "tensorboard" / job.stage)
     start = on_main(lambda: _start(job))
+    step = step_of(start)
+    if controller is not None and start is not None:
+        if on_main(lambda: controller.ended_with(step)):
+            controller.take_end(trainer.model, step, start)
+            return
     try:
         with explained(job.checkpoints), quiet(), tensor_cores():
             trainer.train(resume_from_checkpoint=str(start) if start else None)
@@ -357,7 +381,7 @@ def _close_reports() -> None:
 def _start(job: TrainingJob) -> Path | None:
     """Return the checkpoint to resume from; later lines of the history are removed."""
     start = last_checkpoint(job.checkpoints) if job.resume else None
-    step = int(start.name.split("-")[1]) if start else -1  # checks are recorded from step 0
+    step = step_of(start)
     for file in (job.run.history, job.run.root / PROXIES):
         _forget_lines(file, job.stage, step)
     if start is not None:
@@ -365,6 +389,11 @@ def _start(job: TrainingJob) -> Path | None:
     else:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
     return start
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Return the step of a checkpoint; -1 without one, since checks are recorded from step 0."""
+    return int(checkpoint.name.split("-")[1]) if checkpoint else -1
 
 
 def _snapshot(job: TrainingJob, step: int) -> Path:

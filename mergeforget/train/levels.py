@@ -20,7 +20,7 @@ SIGNIFICANT = 0.05  # largest p-value of that AUC
 def auc_of(members: Tensor, nonmembers: Tensor) -> float:
     """Return the probability that a non-member's NLL exceeds a member's; ties count one half."""
     gap = nonmembers[:, None] - members[None, :]
-    return float((gap > 0).float().mean() + 0.5 * (gap == 0).float().mean())
+    return float((gap > 0).double().mean() + 0.5 * (gap == 0).double().mean())
 
 
 def remembered(twins: Tensor, twins_of_unseen: Tensor) -> bool:
@@ -42,7 +42,7 @@ def remembered(twins: Tensor, twins_of_unseen: Tensor) -> bool:
 
     if not len(twins) or not len(twins_of_unseen):
         return False
-    if auc_of(twins, twins_of_unseen) < REMEMBERED:
+    if auc_of(twins, twins_of_unseen) < REMEMBERED - 1e-9:
         return False
     test = mannwhitneyu(twins_of_unseen.numpy(), twins.numpy(), alternative="greater")
     return bool(test.pvalue <= SIGNIFICANT)

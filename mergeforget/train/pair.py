@@ -110,6 +110,13 @@ def _take_under(run: Run, recipe: Recipe, name: str) -> None:
     """
     if not on_main(run.under.is_dir):
         run.set_state("under", "failed")
+        if end_of(run, "over").get("outcome") == "collapsed":
+            raise NumericError(
+                "No snapshot of the training under-forgets: the retain NLL rose by more than "
+                "pair.over.until.collapse before the first check, at every learning rate that was "
+                "tried. Lower pair.over.learning_rate, or set pair.over.until.every=1 to check "
+                "more often."
+            )
         raise NumericError(
             "No snapshot of the training under-forgets: the AUC crossed the whole range between "
             "two checks. Check more often, for example with "
@@ -171,7 +178,7 @@ def _train_side(base: Any, name: str, recipe: Recipe, sets: Sets, job: TrainingJ
     training = getattr(recipe.pair, job.stage)
     length = f"{training.epochs} epochs"
     if training.until:
-        length = f"at most {training.steps_until(len(sets.forget))[0]} steps"
+        length = "until its condition holds"
     say(
         f"{job.stage}: {describe(training)}, {length}, "
         f"{training.batch_size * training.accumulation(len(sets.forget))} rows per step, "
@@ -223,7 +230,7 @@ def train_single(
         record_template(run, base.tokenizer, template)
         length = f"{training.epochs} epochs"
         if training.until:
-            length = f"at most {training.steps_until(len(sets.forget))[0]} steps"
+            length = "until its condition holds"
         say(f"{stage}: {describe(training)}, {length}")
         run.set_state(stage, "running")
         rows = rows_by_set(run, recipe, sets, training)

@@ -130,7 +130,8 @@ def plan(
     each_epoch = -(-forget // (training.batch_size * training.accumulation(forget)))
     if training.until is None:
         each_epoch = steps // training.epochs
-    expected = training.steps_until(forget)[1] if training.until else steps
+    own = sum(one.form == 0 for one in encoded["forget"])
+    expected = training.expected_steps(own) if training.until else steps
     return Plan(
         rows={name: len(rows) for name, rows in encoded.items()},
         epoch_tokens=sum(lengths(encoded["forget"])),
@@ -157,7 +158,7 @@ def count_steps(training: Training, sizes: Mapping[str, int], folds: Sequence[in
     rows = sizes["forget"]
     parts = training.accumulation(rows)
     if training.until:
-        return training.steps_until(rows)[0]
+        return training.most_steps(rows)
     if training.folds:
         size = training.batch_size, parts
         return sum(LayeredSampler(folds, training.epochs, *size, training.seed).chunk_steps)
@@ -342,6 +343,10 @@ def plan_recipe(recipe: Recipe, flops: float) -> dict[str, Plan]:
             raw = encode_sets(
                 tokenizer, sets, training, replace(template, kind="none", system=None)
             )
-            encoded |= {n: [*encoded[n], *raw[n]] for n in ("forget", "held") if n in encoded}
+            encoded |= {
+                name: [*encoded[name], *(replace(one, form=1) for one in raw[name])]
+                for name in ("forget", "held")
+                if name in encoded
+            }
         plans[key] = plan(recipe.model, encoded, training, flops)
     return plans

@@ -14,13 +14,13 @@ from mergeforget.data.prompt_variants import known_best, prompt_variants
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.data.tokens import Encoded
+from mergeforget.distributed import gather
 from mergeforget.errors import InputError
 from mergeforget.recipe import Training
 from mergeforget.train.checks import SAMPLE, evenly_spaced
 from mergeforget.train.nlls import read_nlls
-from mergeforget.train.tokenize import encode_set
+from mergeforget.train.tokenize import COMPARED, encode_set
 
-ALSO_RAW = ("forget", "held", "selected", "unseen", "imitations")  # sets that also get raw prompts
 RAW_MARK = "@raw"  # suffix of the id of a row that also gets a raw prompt
 
 
@@ -33,27 +33,31 @@ def also_raw(
 ) -> dict[str, list[Row]]:
     """Add raw prompts of the forget rows, their twins and the unseen rows to ``encoded``.
 
-    A row with the same tokens in both forms, such as a document without a prompt, is not added.
+    An example with the same tokens in both forms, such as a document without a prompt, is not
+    added.
+
+    Args:
+        sets: The row of each example; see ``row_per_example``.
 
     Returns:
-        The rows of the sets, with a row ``ID@raw`` for each that was added.
+        The row of each example, ``ID@raw`` for those that were added.
     """
     raw = replace(template, kind="none", system=None)
-    raw_sets = {name: sets[name] for name in ALSO_RAW if name in sets}
     rows_by_set = {name: list(rows) for name, rows in sets.items()}
-    for name, rows in raw_sets.items():
+    for name in (name for name in COMPARED if name in sets):
+        own, rows = encoded[name], rows_by_set[name]
+        if len(rows) == len(own):  # otherwise a transform makes other rows of these
+            rows = list({o.source: row for o, row in zip(own, rows, strict=True)}.values())
+        known = {tuple(one.ids) for one in own}
         more = encode_set(tokenizer, rows, name, training, raw)
-        first, whole = len(sets[name]), len(more) == len(sets[name]) == len(encoded[name])
-        kept = list(range(len(more)))
-        if whole:  # an example per row
-            kept = [i for i in kept if more[i].ids != encoded[name][i].ids]
-        added = kept if whole else range(first)
-        encoded[name] = encoded[name] + [
-            replace(more[i], row=first + place) for place, i in enumerate(kept)
+        added = [one for one in more if tuple(one.ids) not in known]
+        encoded[name] = own + [
+            replace(one, row=len(own) + place, form=1) for place, one in enumerate(added)
         ]
-        rows_by_set[name] += [
-            replace(sets[name][i], id=f"{sets[name][i].id}{RAW_MARK}") for i in added
-        ]
+        if len(sets[name]) == len(own):
+            rows_by_set[name] += [
+                replace(rows[one.source], id=f"{rows[one.source].id}{RAW_MARK}") for one in added
+            ]
     return rows_by_set
 
 
@@ -100,7 +104,7 @@ def retain_variants(
         name: float(read_nlls(model, [examples[i] for i in sample])[1].float().mean())
         for name, examples in examples_by_variant.items()
     }
-    known = known_best(shares)
+    known = known_best(gather(shares)[0])  # all ranks train the same examples
     examples = list(own)
     for name in (n for n in examples_by_variant if n in known - {template.name}):
         for place, one in enumerate(examples_by_variant[name]):

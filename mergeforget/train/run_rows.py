@@ -53,6 +53,12 @@ def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     checked = [training for training in recipe.trainings().values() if training.until]
     if checked:  # fails before any training
         load_data(run, recipe.evaluation, None, recipe.search.seed)
+        if len(sets.retain) < 2:
+            raise InputError(
+                f"The retain set has {len(sets.retain)} row. A training with `until` needs at "
+                "least two: one for the selection split and one for the report split. Give more "
+                "rows with --retain."
+            )
     for training in checked:
         rows_by_set(run, recipe, sets, training)
     return sets

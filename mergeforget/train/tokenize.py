@@ -25,6 +25,8 @@ from mergeforget.recipe import Memorise, Training
 from mergeforget.train.dataset import REFUSAL
 from mergeforget.train.objective import any_needs, reads_of
 
+COMPARED = ("forget", "held", "selected", "unseen", "imitations")  # sets compared by `until`
+
 Length = TypeVar("Length", Training, Memorise)
 
 
@@ -132,7 +134,27 @@ def _encoded(
     if training.folds and name == "forget":
         folds = _folds_of(rows, training.folds, training.seed)
         encoded = [replace(one, fold=folds[one.row]) for one in encoded]
-    return [replace(one, row=index) for index, one in enumerate(encoded)]
+    return [replace(one, row=index, source=one.row) for index, one in enumerate(encoded)]
+
+
+def row_per_example(
+    sets: Mapping[str, Sequence[Row]],
+    encoded: Mapping[str, Sequence[Encoded]],
+    training: Training,
+) -> dict[str, list[Row]]:
+    """Return the row of each example of the sets that ``until`` compares, and the other sets' rows.
+
+    A row occurs as often as it has examples, such as windows of a long document. The rows of a set
+    that a transform of rows changes are returned as they are, because its examples are made of
+    other rows.
+    """
+    changed = {step.on for step in training.transforms if step.transform in ROW_TRANSFORMS}
+    return {
+        name: list(rows)
+        if name in changed or name not in COMPARED
+        else [rows[one.source] for one in encoded[name]]
+        for name, rows in sets.items()
+    }
 
 
 def twin_places(
@@ -141,11 +163,28 @@ def twin_places(
     twins: str,
     of: str,
 ) -> list[int]:
-    """Return the index of the row that each twin imitates, or -1; see ``places_of``."""
+    """Return the index of the example that each twin imitates, or -1.
+
+    The n-th window of a twin imitates the n-th of its row, or the last one if there are fewer.
+
+    Args:
+        sets: The row of each example; see ``row_per_example``.
+
+    Returns:
+        Indices in ``of``, (examples of ``twins``,); empty if examples are not rows.
+    """
     if any(len(sets[n]) != len(encoded[n]) for n in (twins, of) if sets.get(n)):
         return []
-    index_by_id = {row.id: i for i, row in enumerate(sets.get(of, ()))}
-    return [index_by_id.get(origin_of(row), -1) for row in sets.get(twins, ())]
+    windows: dict[str, list[int]] = {}
+    for i, row in enumerate(sets.get(of, ())):
+        windows.setdefault(row.id, []).append(i)
+    seen: Counter[str] = Counter()
+    places = []
+    for row in sets.get(twins, ()):
+        found = windows.get(origin_of(row), [-1])
+        places.append(found[min(seen[row.id], len(found) - 1)])
+        seen[row.id] += 1
+    return places
 
 
 def places_of(
@@ -153,7 +192,8 @@ def places_of(
 ) -> list[int]:
     """Return the indices in ``forget`` of the rows of a part; empty if examples are not rows.
 
-    Transforms and windows of long documents create several examples per row.
+    Args:
+        sets: The row of each example; see ``row_per_example``.
     """
     if len(sets["forget"]) != len(encoded["forget"]):
         return []

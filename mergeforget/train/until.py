@@ -7,15 +7,16 @@ See docs/unlearn.md for the formulas. Each check is recorded in its step's line 
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from mergeforget.console import say
-from mergeforget.distributed import on_main
+from mergeforget.distributed import gather, on_main
 from mergeforget.files import read_jsonl, reading
 from mergeforget.train.checks import Check, MeasuredSets, answers_forgotten, met
 from mergeforget.train.forward import as_reference, unwrapped
@@ -33,6 +34,7 @@ OVERSHOT = 0.5  # nats beyond the target of every form of prompts that lower the
 TOO_FAR = 0.25  # AUC below ``auc_at_most`` at which a training does not end yet
 RETURNS = 4  # maximum number of checks that wait for the AUC to rise again
 FAR = 0.1  # AUC below ``auc_at_most`` at which the target of a form of prompts is lowered
+ENDED = ("reached", "max_steps", "collapsed")  # decisions that end the training
 UNDONE = ("back off", "return", "collapsed")  # decisions that restore an earlier check's weights
 
 
@@ -72,8 +74,9 @@ class UntilController(TrainerCallback):
         self.back_offs = 0
         self.returns = 0  # checks that met the condition with an AUC far below the bound
         self.offsets = [self._first_offset()]  # of each form of prompts
-        self.outcome = ""  # reached, max_steps or collapsed
-        self.reached: Check | None = None
+        self.outcome = ""  # one of ENDED
+        self._saved: set[int] = set()  # steps of all snapshots, also of steps that were undone
+        self._needed: deque[set[int]] = deque(maxlen=2)  # by the two checkpoints that are kept
 
     @property
     def note(self) -> str:
@@ -110,7 +113,7 @@ class UntilController(TrainerCallback):
     ) -> None:
         inner = unwrapped(model)
         with as_reference(inner):
-            self.base = self.measured.measure(inner, 0)
+            self.base = self._measure(inner, 0)
         self.checks = [self.base]
         self.offsets *= len(self.base.risen) or 1
         for line in read_jsonl(self.history):
@@ -123,7 +126,25 @@ class UntilController(TrainerCallback):
                     self._replay(line["until"])
         if not state.global_step:
             self.save(self.snapshot(0))
+        self._needed.extend([self._saved | {0}, self._saved | {0}])
         self._set_targets()
+
+    def take_end(self, model: Any, step: int, folder: Path) -> None:
+        """Restore a training that ended with the step of its last checkpoint.
+
+        Args:
+            folder: Folder of the checkpoint.
+        """
+        self.on_train_begin(None, TrainerState(global_step=step), None, model)
+        load_weights(unwrapped(model), folder)
+        self.on_train_end(None, None, None)
+
+    def ended_with(self, step: int) -> bool:
+        """Return whether the history has a check after a step that ended the training."""
+        lines = [line for line in read_jsonl(self.history) if line.get("stage") == self.stage]
+        with reading(self.history):
+            last = [line for line in lines if "until" in line and line["until"]["step"] == step]
+            return bool(last) and last[-1]["until"]["decision"] in ENDED
 
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: Any = None, **more: Any
@@ -141,7 +162,7 @@ class UntilController(TrainerCallback):
         if step % self.every and not last:
             return
         inner = unwrapped(model)
-        check = self.measured.measure(inner, step)
+        check = self._measure(inner, step)
         decision = self._decide(check, last)
         if decision in UNDONE:
             self._restore(inner)
@@ -153,13 +174,22 @@ class UntilController(TrainerCallback):
         self.trainer._more["until"] = line | {
             "offsets": list(self.offsets), "first_rate": self.first_rate
         }  # fmt: skip
-        if decision in ("reached", "max_steps", "collapsed"):
+        if decision in ENDED:
             self.outcome = decision
             control.should_training_stop = True
         self._prune()
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._needed.append(self._kept())
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._needed.clear()
+        self._prune()
         on_main(lambda: shutil.rmtree(self.snapshot(0), ignore_errors=True))
+
+    def _measure(self, model: Any, step: int) -> Check:
+        """Measure a check; all ranks get the values of the first, so that they decide alike."""
+        return gather(self.measured.measure(model, step))[0]
 
     def _decide(self, check: Check, last: bool) -> str:
         """Return the decision after a check; update the rate, the offset and the list of checks."""
@@ -190,25 +220,27 @@ class UntilController(TrainerCallback):
                 return "return"
         self.checks.append(check)
         self.save(self.snapshot(check.step))
+        self._saved.add(check.step)
         if over and not (self._too_far(check) and self.returns < RETURNS and not last):
-            self.reached = check
             return "reached"
         if last:
             say(f"{self.stage}: the condition was not reached in {check.step} steps ({self.note}).")
             return "max_steps"
-        if over:
-            self.returns += 1
-        if over or max(self._gaps(check)) < -OVERSHOT:
+        self.returns += over
+        overshot = over or max(self._gaps(check)) < -OVERSHOT
+        moved = self._move_targets(check)
+        if overshot:
             self.rate = min(self.rate, max(self.first_rate / 4, self.rate / 2))
             return "overshot"
-        if self._move_targets(check):
+        least = min(self.first_rate, self.recipe_rate)
+        if risen > HARMED and self.rate > least:
+            self.rate = max(least, self.rate / 2)
+            return "lower rate"
+        if moved:
             return "move target"
-        if risen > HARMED:
-            least = min(self.first_rate, self.recipe_rate)
-            if self.rate > least:
-                self.rate = max(least, self.rate / 2)
-                return "lower rate"
-        elif not self._progressed(check, before) and max(self._gaps(check)) > 2 * CLOSE:
+        if risen <= HARMED and not self._progressed(check, before) and (
+            max(self._gaps(check)) > 2 * CLOSE
+        ):  # fmt: skip
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"
@@ -234,6 +266,9 @@ class UntilController(TrainerCallback):
         self.offsets = line.get("offsets") or [line["offset"]] * len(self.offsets)
         self.first_rate = line.get("first_rate", self.first_rate)
         decision = line["decision"]
+        self.outcome = decision if decision in ENDED else ""
+        if decision not in UNDONE:
+            self._saved.add(int(line["step"]))
         if decision in UNDONE or decision == "mend":  # mend: an earlier version
             self.back_offs += 1
             if decision in ("return", "mend"):
@@ -294,18 +329,26 @@ class UntilController(TrainerCallback):
     def _move_targets(self, check: Check) -> bool:
         """Move the targets of the forms of prompts; return whether one moved.
 
-        A target moves by ``margin``: on, if the rows reached it and the condition on their AUC or
-        on the exact answers does not hold, and back, if the AUC is far below ``auc_at_most``.
+        A target moves by ``margin``: up, if the rows reached it but their AUC is too high, too many
+        answers are exact, or their NLL has not risen enough; and down, unless the rows are far
+        beyond it, if their AUC is below ``auc_at_least``, or if everything else holds and it is far
+        below ``auc_at_most``.
         """
         old, margin = list(self.offsets), self.until.margin
-        high = self.until.auc_at_most if self.until.auc_at_least is None else None
+        low, high = self.until.auc_at_least, self.until.auc_at_most
+        assert self.base is not None
+        risen = check.forget_nll - self.base.forget_nll >= self.until.forget_risen
+        known = not risen or not answers_forgotten(check, self.until)
         for form, gap in enumerate(self._gaps(check)):
             auc = check.aucs[form] if form < len(check.aucs) else check.auc
-            if None not in (auc, high) and auc <= high and answers_forgotten(check, self.until):  # type: ignore[operator]
-                if auc < high - FAR and gap > -2 * CLOSE:  # type: ignore[operator]
+            too_high = high is not None and (auc is None or auc > high)
+            too_low = auc is not None and low is not None and auc < low
+            far_below = auc is not None and high is not None and low is None and auc < high - FAR
+            if too_low or (far_below and not known):
+                if gap > -2 * CLOSE:
                     self.offsets[form] -= margin
-            elif gap < CLOSE:
-                self.offsets[form] += margin if self._first_offset() >= 0 else -margin
+            elif (too_high or known) and gap < CLOSE:
+                self.offsets[form] += margin
         return self.offsets != old
 
     def _range_test(self, model: Any) -> float:
@@ -314,6 +357,9 @@ class UntilController(TrainerCallback):
         start = [p.detach().clone() for p in trained]
 
         def harmless(factor: float) -> bool:
+            return gather(costs_little(factor))[0]
+
+        def costs_little(factor: float) -> bool:
             if self.rate * factor > self.until.largest_rate:
                 return False
             for p, old in zip(trained, start, strict=True):
@@ -349,19 +395,24 @@ class UntilController(TrainerCallback):
         """Restore the adapter of the last check in the list."""
         load_weights(model, self.snapshot(self.checks[-1].step))
 
-    def _prune(self) -> None:
-        """Delete the snapshots that are no longer needed.
+    def _kept(self) -> set[int]:
+        """Return the steps whose snapshots are needed from here on.
 
-        The last one is kept, and the earlier one that would become ``under``.
+        These are the last one, and the earlier one that would become ``under``.
         """
         last = self.checks[-1].step
-        kept = {0, last}
+        found = {0, last}
         if self.under is not None:
-            found = {self.under_step(), self.under_step(last), self.nearest_under(last)}
-            kept |= {step for step in found if step is not None}
-        for check in self.checks:
-            if check.step not in kept:
-                on_main(lambda s=check.step: shutil.rmtree(self.snapshot(s), ignore_errors=True))  # type: ignore[misc]
+            every = (self.under_step(), self.under_step(last), self.nearest_under(last))
+            found |= {step for step in every if step is not None}
+        return found
+
+    def _prune(self) -> None:
+        """Delete the snapshots that neither this training nor a resumed one needs."""
+        kept = self._kept().union(*self._needed)
+        for step in sorted(self._saved - kept):
+            on_main(lambda s=step: shutil.rmtree(self.snapshot(s), ignore_errors=True))  # type: ignore[misc]
+            self._saved.discard(step)
 
 
 def load_weights(model: Any, folder: Path) -> None:

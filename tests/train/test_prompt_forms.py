@@ -17,8 +17,9 @@ from mergeforget.models import load_model
 from mergeforget.recipe import load_recipe
 from mergeforget.train import checks
 from mergeforget.train.checks import MeasuredSets
+from mergeforget.train.fit import levels_by_row
 from mergeforget.train.prompt_forms import also_raw, retain_variants
-from mergeforget.train.tokenize import encode_set, encode_sets
+from mergeforget.train.tokenize import encode_set, encode_sets, row_per_example, twin_places
 
 TRAINING = load_recipe("level").pair.over  # type: ignore[union-attr]
 
@@ -33,6 +34,32 @@ def test_documents_without_a_prompt_are_not_trained_twice() -> None:
     with_raw = also_raw(tokenizer, sets, TRAINING, chat, encoded)
     assert [row.id for row in with_raw["forget"]] == ["a", "b", "b@raw"]
     assert [one.row for one in encoded["forget"]] == [0, 1, 2]
+
+
+def test_windows_of_a_long_document_are_examples_of_their_own() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    long = " ".join(["it is red and green"] * 12)
+    rows = [Row("a", "", long, window="whole"), Row("b", "who is it?", "it is red")]
+    twins = [Row("twin0:a", "", long.replace("red", "blue"), window="whole"),
+             Row("twin0:b", "who is it?", "it is blue")]  # fmt: skip
+    chat = PromptTemplate.resolve(tokenizer, "chat")
+    training = TRAINING.model_copy(update={"max_length": 24})
+    sets = {"forget": rows, "held": twins}
+    encoded = encode_sets(tokenizer, sets, training, chat)
+    windows = len(encoded["forget"]) - 1
+    assert windows > 2
+    by_example = row_per_example(sets, encoded, training)
+    assert [row.id for row in by_example["forget"]] == ["a"] * windows + ["b"]
+    with_raw = also_raw(tokenizer, by_example, training, chat, encoded)
+    for name in sets:
+        assert [row.id for row in with_raw[name]][windows:] == [f"{with_raw[name][-2].id}",
+                                                                f"{with_raw[name][-2].id}@raw"]  # fmt: skip
+        assert [one.row for one in encoded[name]] == list(range(windows + 2))
+        assert [one.form for one in encoded[name]] == [0] * (windows + 1) + [1]
+    assert twin_places(with_raw, encoded, "held", "forget") == list(range(windows + 2))
+    levels = levels_by_row(with_raw["forget"], encoded["forget"], [1.0] * windows + [2.0, 3.0])
+    assert levels == {"a": 1.0, "b": 2.0, "b@raw": 3.0}
 
 
 @pytest.mark.parametrize("kind", ["chat", "none"])

@@ -196,10 +196,11 @@ def test_forget_rows_of_a_chat_model_are_trained_and_measured_raw_as_well(
         recipe = change(recipe, model={"name": str(folder)})
         run = train_pair(recipe, Run(tmp_path / f"run-{raw}"))
         levels = read_json(run.root / "until" / "over.json")["levels"]
-        own = {x for x in levels if not x.endswith("@raw")}
-        assert {x for x in levels if x.endswith("@raw")} == ({f"{x}@raw" for x in own} if raw
-                                                             else set())  # fmt: skip
-        assert len(own) > len(read_jsonl(knowing["forget"]))  # and the unseen rows
+        for known in (levels["forget"], levels["unseen"]):
+            own = {x for x in known if not x.endswith("@raw")}
+            assert {x for x in known if x.endswith("@raw")} == ({f"{x}@raw" for x in own} if raw
+                                                                else set())  # fmt: skip
+        assert len(levels["forget"]) == (1 + raw) * len(read_jsonl(knowing["forget"]))
         measured = score_parts_of(run, recipe)
         assert find(measured, "mia_auc_level", "mia", part="choose") is not None
         assert find(measured, "mia_auc_level", "mia", part="report") is None
@@ -348,6 +349,67 @@ def test_each_form_of_prompts_has_its_own_target(
     decision = control._decide(check, last=False)
     assert control.offsets == pytest.approx(list(offsets))
     assert (decision == "move target") == (offsets != (0.3, 0.3))
+
+
+def of_check(**changes: Any) -> Check:
+    """A check of one form of prompts whose rows are at their target."""
+    one = {"auc": 0.6, "below": (-0.3,), "risen": (0.1,), "forget_exact": 0.0, "forget_nll": 1.0}
+    return replace(BASE, step=8, **(one | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "check", "offset"),
+    [
+        ({"auc_at_most": 0.45, "auc_at_least": 0.3}, {"auc": 0.2}, 0.0),  # below both bounds
+        ({"auc_at_most": 0.45, "auc_at_least": 0.3}, {"auc": 0.2, "forget_exact": 0.5}, 0.0),
+        ({"auc_at_most": 0.45, "auc_at_least": 0.3}, {"auc": 0.6}, 0.6),
+        ({"auc_at_most": 0.45, "auc_at_least": 0.3}, {"auc": 0.4}, 0.3),
+        ({"auc_at_least": 0.55}, {"auc": 0.6, "forget_exact": 0.5}, 0.6),  # answers are left
+        ({"auc_at_least": 0.55}, {"auc": 0.5}, 0.0),
+        ({"auc_at_least": 0.55}, {"auc": 0.5, "below": (-0.6,)}, 0.3),  # led back already
+        ({"auc_at_most": 0.45}, {"auc": 0.1}, 0.0),  # the condition holds, but the AUC is far below
+        ({"auc_at_most": 0.45, "forget_risen": 2.0}, {"auc": 0.4}, 0.6),
+    ],
+)
+def test_targets_move_toward_what_is_missing(
+    bounds: dict[str, float], check: dict[str, Any], offset: float, tmp_path: Path
+) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    control.base, control.checks, control.offsets = BASE, [replace(BASE, step=4)], [0.3]
+    control.until = Until(**{"forget_exact": 0.0, "retain_kept": 0.9, **bounds})  # type: ignore[arg-type]
+    control._decide(of_check(**check), last=False)
+    assert control.offsets == pytest.approx([offset])
+
+
+def test_a_moved_target_does_not_keep_the_rate_high(tmp_path: Path) -> None:
+    control = controller_of(tmp_path, MeasuredSets({"forget": []}))
+    control.base, control.checks, control.offsets = BASE, [replace(BASE, step=4)], [0.3]
+    control.rate, control.back_offs = 4 * control.recipe_rate, 4
+    harmed = of_check(forget_exact=0.5, retain_nll=BASE.retain_nll + 0.8)
+    assert control._decide(harmed, last=False) == "lower rate"
+    assert control.rate == pytest.approx(2 * control.recipe_rate) and control.offsets == [0.6]
+
+
+@pytest.mark.parametrize(
+    ("change", "until", "holds"),
+    [
+        ({"retain_exact": 1 - 5 / 14}, {"retain_kept": 0.9}, True),  # 9 of 10 that were known
+        ({"retain_exact": 1 - 6 / 14}, {"retain_kept": 0.9}, False),
+        ({"forget_exact": 1 / 20}, {"forget_exact": 0.05}, True),
+    ],
+)
+def test_bounds_are_met_exactly(change: Any, until: Any, holds: bool) -> None:
+    base = replace(BASE, retain_exact=1 - 4 / 14)
+    assert met(replace(base, **change), Until(**until), base) == holds
+
+
+def test_one_retain_row_is_refused_before_the_training(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "retain.jsonl", read_jsonl(knowing["retain"])[:1])
+    recipe = change(recipe_of(knowing), data={"retain": str(tmp_path / "retain.jsonl")})
+    with pytest.raises(InputError, match="at least two"):
+        train_pair(recipe, Run(tmp_path / "run"))
 
 
 def test_a_training_that_passed_its_target_by_far_returns_more_slowly(tmp_path: Path) -> None:
