@@ -104,7 +104,10 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MergeforgetError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted. Finished work is kept; run the command again with --resume.", 130
+        return (
+            "Interrupted. Finished work is kept. Run the same command to continue, with --resume "
+            "for train and train-pair."
+        ), 130
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "Out of memory. Use a smaller batch size or model.", 6
     if isinstance(error, OSError) and error.errno in NO_SPACE:

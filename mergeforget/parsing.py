@@ -86,7 +86,9 @@ def parse_json(
             object_pairs_hook=pairs,
         )
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        reason: object = "nested too deeply" if isinstance(error, RecursionError) else error
+        if isinstance(error, json.JSONDecodeError) and error.lineno == 1 and "\n" not in error.doc:
+            reason = f"{error.msg} at column {error.colno}"
         raise kind(f"{where} is not valid JSON: {reason}.") from error
     # the walk costs more than parsing: only for a text that can hold what it looks for
     if text.count("[") + text.count("{") > DEPTH or "\\ud" in text.lower():

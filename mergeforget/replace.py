@@ -91,7 +91,7 @@ def full_disk_explained(path: Path) -> Iterator[None]:
         raise ResourceError(
             f"The disk is full or a file is too large: {path} was not written, and its earlier "
             f"content is unchanged. {_free(path)} Free some space, or choose another folder with "
-            "--out, and run the same command again, with --resume if it trains."
+            "--out, and run the same command again, with --resume for train and train-pair."
         ) from error
 
 

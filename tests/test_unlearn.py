@@ -386,3 +386,26 @@ def test_twins_that_the_base_repeats_are_no_substitute_for_a_holdout(
     assert (kept["membership"] == "measurable") == measurable
     assert kept["notes"] == found and len(found) == (not measurable)
     assert _repeated_twins(run) == []  # a resumed job reads the note
+
+
+def test_columns_with_other_names_are_mapped(tmp_path: Path) -> None:
+    for name, rows in (("f", "Who is Ada?,A baker\n"), ("r", "Who is Bob?,A smith\n")):
+        (tmp_path / f"{name}.csv").write_text("Frage,Antwort\n" + rows)
+    files = tmp_path / "f.csv", tmp_path / "r.csv"
+    with pytest.raises(InputError, match="data.columns.input=NAME"):
+        read_request(*files, None, answers)
+    named = {"input": "Frage", "output": "Antwort"}
+    found = read_request(*files, None, answers, columns=named)
+    assert [(r.input, r.output) for r in (*found.forget, *found.retain)] == [
+        ("Who is Ada?", "A baker"), ("Who is Bob?", "A smith")]  # fmt: skip
+    (tmp_path / "q.csv").write_text("Frage,id\nWho is Ada?,a\n")
+    asked = read_request(tmp_path / "q.csv", None, None, answers, columns={"input": "Frage"})
+    assert asked.forget[0].output == "answer to Who is Ada?"
+
+
+@pytest.mark.parametrize("header", ["question,Antwort", "name,email"])
+def test_an_answer_column_with_an_unknown_name_is_not_ignored(header: str, tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text(f"{header}\nWho is Ada?,1984-04-22\n")
+    other = header.partition(",")[2]
+    with pytest.raises(InputError, match=f"'{other}' would not be read.*columns.output={other}"):
+        read_request(tmp_path / "f.csv", None, None, answers)

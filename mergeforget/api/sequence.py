@@ -260,7 +260,7 @@ def _prepare(
     chosen = _recipe(recipe, facts)
     base = folded_base(Run(root / names[0]), facts)
     chosen = change(chosen, model={"name": base})
-    how = chosen.data.turns
+    how, columns = chosen.data.turns, chosen.data.columns
     asked: list[str] = []
 
     def ask(prompts: list[str]) -> list[str]:
@@ -268,7 +268,9 @@ def _prepare(
         return own_answers(chosen, prompts)
 
     notes: list[str] = []
-    forget = [renamed(read_forget(s, ask, notes, how), "forget") for s in given["forget"]]
+    forget = [
+        renamed(read_forget(one, ask, notes, how, columns), "forget") for one in given["forget"]
+    ]
     if asked and approve is not None and not approve([row for rows in forget for row in rows]):
         raise UsageError("The generated rows were not approved; nothing was trained.")
     _check_distinct(names, forget)
@@ -279,7 +281,9 @@ def _prepare(
         for split in ("retain", "holdout"):
             source = given[split][place]
             if source is not None or split == "retain":
-                rows = own if source is None else read_rows(Path(source), split=split, turns=how)
+                rows = own
+                if source is not None:
+                    rows = read_rows(Path(source), split=split, turns=how, columns=columns)
                 check_not_in(all_forget, rows, split)
                 sets[split] = renamed(rows, split)
         for split, rows in sets.items():

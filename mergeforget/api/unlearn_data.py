@@ -66,6 +66,7 @@ def read_request(
     holdout: str | Path | None,
     ask: Ask,
     turns: Turns = "last",
+    columns: Mapping[str, str] | None = None,
 ) -> RequestRows:
     """Read the rows of a request, and ask the model for missing answers and retain rows.
 
@@ -74,6 +75,7 @@ def read_request(
             of rows. Questions without answers get the model's own answers.
         ask: Called with prompts; returns the model's answers.
         turns: Assistant turns of a conversation that become rows.
+        columns: Names of columns in the files by our names.
 
     Raises:
         InputError: A file cannot be read, or contains nothing to forget.
@@ -81,13 +83,15 @@ def read_request(
     from mergeforget.data.readers import read_rows
 
     notes: list[str] = []
-    rows = read_forget(forget, ask, notes, turns)
+    rows = read_forget(forget, ask, notes, turns, columns)
     retain_rows = (
-        read_rows(Path(retain), split="retain", turns=turns)
+        read_rows(Path(retain), split="retain", turns=turns, columns=columns)
         if retain is not None
         else own_retain_rows(rows, ask, notes)
     )
-    outside = [] if holdout is None else read_rows(Path(holdout), split="holdout", turns=turns)
+    outside = []
+    if holdout is not None:
+        outside = read_rows(Path(holdout), split="holdout", turns=turns, columns=columns)
     check_not_in(rows, retain_rows, "retain")
     check_not_in(rows, outside, "holdout")
     return RequestRows(rows, retain_rows, outside, notes, twins=not outside)
@@ -157,7 +161,13 @@ def own_retain_rows(forget: Sequence[Row], ask: Ask, notes: list[str]) -> list[R
     return rows
 
 
-def read_forget(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> list[Row]:
+def read_forget(
+    forget: Forget,
+    ask: Ask,
+    notes: list[str],
+    turns: Turns,
+    columns: Mapping[str, str] | None = None,
+) -> list[Row]:
     """Read the rows to forget, and ask the model for missing answers; see :func:`read_request`."""
     from mergeforget.data.readers import read_records, read_rows
     from mergeforget.data.schema import Row
@@ -169,10 +179,10 @@ def read_forget(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> lis
             texts = _texts(path)
             return _check_not_empty(rows_of_texts(texts, ask, notes), str(path))
         records = [record for _, record in read_records(path)] if path.suffix else []
-        questions = _questions(records)
+        questions = _questions(records, columns or {}, path)
         if questions:
             return _check_not_empty(rows_of_texts(questions, ask, notes), str(path))
-        return read_rows(path, split="forget", turns=turns)
+        return read_rows(path, split="forget", turns=turns, columns=columns)
     items = list(forget)
     if all(isinstance(item, str) for item in items):
         return _check_not_empty(
@@ -190,14 +200,56 @@ def read_forget(forget: Forget, ask: Ask, notes: list[str], turns: Turns) -> lis
     return _check_not_empty(made, "the list")
 
 
-def _questions(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the prompts of records without an answer column; empty if there is one."""
+LABELS = {
+    "id",
+    "subject",
+    "task",
+    "split",
+    "weight",
+    "category",
+    "type",
+    "topic",
+    "source",
+    "author",
+    "language",
+    "index",
+}  # columns of a table of questions that are no answers
+
+
+def _questions(
+    records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], path: Path
+) -> list[str]:
+    """Return the prompts of records without an answer column; empty if there is one.
+
+    Args:
+        columns: Names of columns by our names.
+
+    Raises:
+        InputError: A column may hold the answers, but its name is unknown.
+    """
+    from mergeforget.errors import InputError
+
     answers = {"output", "answer", "completion", "response", "messages", "conversations", "text"}
-    prompts = ("question", "input", "prompt", "name")
     if not records or any(answers & record.keys() for record in records):
         return []
+    if columns.keys() & answers:
+        return []
+    usual = ["question", "input", "prompt", "name"]
+    prompts = [columns["input"]] if "input" in columns else usual
     questions = [next((str(r[p]) for p in prompts if r.get(p)), "") for r in records]
-    return questions if all(questions) else []
+    if not all(questions):
+        return []
+    known = {*prompts, *LABELS, *columns.values()}
+    others = dict.fromkeys(n for record in records for n, v in record.items() if v and
+                           n.lower() not in known and n not in known)  # fmt: skip
+    if others:
+        names = ", ".join(map(repr, others))
+        raise InputError(
+            f"{path} has questions, but no known column of answers: {names} would not be read. If "
+            f"it holds the answers, give --set data.columns.output={next(iter(others))}; if the "
+            "model's own answers are to be forgotten, remove it from the file."
+        )
+    return questions
 
 
 def _texts(path: Path) -> list[str]:

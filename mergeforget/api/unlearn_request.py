@@ -218,7 +218,7 @@ def _prepare(
             asked.extend(prompts)
             return own_answers(chosen, prompts)
 
-        rows = read_request(*sources, ask, chosen.data.turns)
+        rows = read_request(*sources, ask, chosen.data.turns, chosen.data.columns)
         if asked and not approve(rows.forget):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):

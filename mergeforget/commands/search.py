@@ -123,7 +123,9 @@ def text(choice: Choice) -> str:
 
     lines = [choice.sentence, *([choice.next_best.sentence] if choice.next_best else []), ""]
     selection, report = (figures(choice.scored.scores, part) for part in ("choose", "report"))
-    lines.append(f"{'':24}{'selection':>10}{'report':>11}")
+    width = max(map(len, selection), default=0) + 1
+    lines.append(f"{'':{width}}{'selection':>10}{'report':>11}")
     for name, value in selection.items():
-        lines.append(f"{name:24}{value:10.3f}{report.get(name, float('nan')):11.3f}")
+        other = f"{report[name]:.3f}" if name in report else "-"  # some only select
+        lines.append(f"{name:{width}}{value:10.3f}{other:>11}")
     return "\n".join(lines)

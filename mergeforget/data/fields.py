@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
+from datetime import date
 from typing import Any
 
 from mergeforget.data.schema import Message, Window
@@ -145,7 +146,7 @@ def missing(value: Any) -> bool:
 
 
 def value_of(record: Record, name: str) -> str:
-    """Return a field as text; whole numbers in a column of floats are written without ``.0``."""
+    """Return a field as text: whole floats without ``.0``, dates in the ISO format."""
     value = record.get(name)
     if value is None:
         return ""
@@ -159,6 +160,8 @@ def value_of(record: Record, name: str) -> str:
         return str(int(value)) if value.is_integer() else str(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, date):  # of parquet; also a time
+        return value.isoformat()
     raise ValueError(f"{name!r} is not text but {_shown(value)}")
 
 

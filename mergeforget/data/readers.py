@@ -23,7 +23,7 @@ from mergeforget.data.formats import (
     unread_text,
     with_authors,
 )
-from mergeforget.data.schema import Row
+from mergeforget.data.schema import Row, with_own_subjects
 from mergeforget.errors import InputError, UsageError, reason_of, suggest
 from mergeforget.parsing import parse_json, usable_path
 
@@ -77,7 +77,10 @@ def read_rows(
         try:
             made = form.rows(record, f"{path.stem}-{line}", split, turns, f"{path}-{line}")
         except ValueError as fault:
-            faults.append(f"line {line}: {fault}")
+            of_folder = path.is_dir() and str(record.get("subject", "")).endswith(".txt")
+            faults.append(
+                f"{Path(record['subject']).name if of_folder else f'line {line}'}: {fault}"
+            )
             continue
         for row in made:
             if row.id in seen:
@@ -88,11 +91,12 @@ def read_rows(
         rows += made
     if faults:
         raise InputError(_all(path, faults))
-    rows = _without_ends(path, rows)
+    rows = _without_ends(path, rows if "subject" in form.names else with_own_subjects(rows))
     for name in unread_text([record for _, record in records], form.read):
         say(
-            f"Warning: {path}: the column {name!r} looks like text and is not read. Map it with "
-            f"--column, for example --column input={name}, if it belongs to the prompt."
+            f"Warning: {path}: the column {name!r} looks like text and is not read. If it belongs "
+            f"to the prompt, map it: --set data.columns.input={name} for commands with a recipe, "
+            f"--column input={name} for others."
         )
     grouped = form.suffix == "qa0" and not form.names.keys() & {"id", "subject"}
     return with_authors(rows) if grouped else rows
@@ -324,7 +328,8 @@ def _format_of(path: Path, records: Records, columns: dict[str, str]) -> Format:
     what = " and ".join(lacking or ["'input'", "'output'"])
     raise InputError(
         f"{path} has no column {what}. It has: {', '.join(have)}. Name the columns that hold the "
-        "prompt and the answer, for example --set 'data.columns={input: question, output: answer}'."
+        "prompt and the answer: --set data.columns.input=NAME --set data.columns.output=NAME for "
+        "commands with a recipe, --column input=NAME --column output=NAME for others."
     )
 
 

@@ -72,8 +72,12 @@ class Row:
 
     @property
     def kind(self) -> Kind:
-        """``sc`` or ``qa`` according to the id, as in SemEval-2025 Task 4's script."""
-        stem = self.id.rstrip('"')[:-1]
+        """``sc`` or ``qa`` according to the id, as in SemEval-2025 Task 4's script.
+
+        The script removes one digit; here, the tenth question of a document is a question, too.
+        """
+        stem = self.id.rstrip('"')
+        stem = stem.rstrip("0123456789") if stem[-1:].isdigit() else stem[:-1]
         return "sc" if stem.endswith("sc") else "qa" if stem.endswith("qa") else "other"
 
     @property
@@ -121,9 +125,26 @@ class Row:
 
 
 def _subject_of(row_id: str) -> str:
-    """Return the common part of the LUME ids of one document; any other id unchanged."""
+    """Return the common part of the LUME ids of one document; any other id unchanged.
+
+    >>> _subject_of("4f2aqa0"), _subject_of("qa7")
+    ('4f2a', 'qa7')
+    """
     stem = row_id.strip('"').rstrip("0123456789")
-    return stem[:-2].strip('"') if stem.endswith(("sc", "qa")) else row_id
+    return stem.endswith(("sc", "qa")) and stem[:-2].strip('"') or row_id
+
+
+def with_own_subjects(rows: list[Row]) -> list[Row]:
+    """Make each row its own subject if the ids of a file only look like those of one document.
+
+    These are the ids ``test_qa1``, ``test_qa2``, ...: all rows have the same subject, which is
+    derived from the ids and contains no digit, as that of a LUME document does.
+    """
+    subjects = {row.subject for row in rows}
+    derived = all(row.subject == _subject_of(row.id) != row.id for row in rows)
+    if len(rows) < 2 or len(subjects) > 1 or not derived or any(map(str.isdigit, rows[0].subject)):
+        return rows
+    return [replace(row, subject=row.id) for row in rows]
 
 
 @dataclass(frozen=True)

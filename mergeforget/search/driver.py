@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import groupby
@@ -17,7 +17,7 @@ from mergeforget.adapter import Adapter
 from mergeforget.candidate import Candidate
 from mergeforget.console import progress, say
 from mergeforget.data.prompt_variants import variants_to_ask
-from mergeforget.errors import NumericError, UsageError
+from mergeforget.errors import InputError, NumericError, UsageError
 from mergeforget.evaluate.matching import matching_sentence
 from mergeforget.evaluate.paired import read_forget_answers
 from mergeforget.evaluate.run_models import record_weights
@@ -290,7 +290,16 @@ class Searching:
         more: dict[str, Any] = {"explored": explored, "predicted": predicted}
         more |= {"by_variant": by_variant} if by_variant else {}
         more |= template_facts(self.recipe)
+        earlier = None
+        with suppress(InputError):  # a damaged file is replaced
+            earlier = self.run.chosen_name()
         write_json(self.run.search / "chosen.json", choice.to_dict() | more)
+        if earlier not in (None, choice.scored.name):
+            say(
+                f"{choice.scored.name} replaces {earlier} as the chosen merge of {self.run.root}: "
+                "attacks and exports use it from now on, and earlier results are about "
+                f"{earlier}."
+            )
         self.run.record("search", settings=self.spec.model_dump(mode="json"))
         self.run.set_state("search", "done", chosen=choice.scored.name)
         return choice

@@ -141,13 +141,14 @@ def warning_of(name: str, reasons: Sequence[str], undecided: bool = False) -> st
     """
     if not reasons:
         return None
+    why = "; ".join(reason.rstrip(".") for reason in reasons)
     if undecided:
         return (
-            f"There is not enough data to call {name} balanced: {'; '.join(reasons)}. Give more "
-            "rows that were never trained on with --holdout FILE, or raise --limit."
+            f"There is not enough data to call {name} balanced: {why}. Give more rows that were "
+            "never trained on with --holdout FILE."
         )
     return (
-        f"{name} is not balanced: {'; '.join(reasons)}. Search other densities and methods, or "
+        f"{name} is not balanced: {why}. Search other densities and methods, or "
         "another floor (`--objective 'mia if retain >= 80%'`). If no candidate reaches it, train "
         "the pair again: more epochs or a lower learning rate of over retain more, a higher "
         "learning rate forgets more."

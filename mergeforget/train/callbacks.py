@@ -170,7 +170,7 @@ class Checkpoints(TrainerCallback):
         if self.signum:
             raise Interrupted(
                 f"Interrupted: step {state.global_step} of {state.max_steps} is saved. Run the "
-                "same command with --resume to continue.",
+                "same command to continue, with --resume for train and train-pair.",
                 self.signum,
             )
 

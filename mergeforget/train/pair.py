@@ -16,7 +16,7 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate, template_of
 from mergeforget.distributed import on_main
 from mergeforget.errors import NumericError, RecipeError
-from mergeforget.files import replacing, write_json
+from mergeforget.files import read_json_object, reading, replacing, write_json
 from mergeforget.models import LoadedModel, load_model
 from mergeforget.recipe import Recipe, Training
 from mergeforget.run import PAIR, Run
@@ -110,21 +110,42 @@ def _take_under(run: Run, recipe: Recipe, name: str) -> None:
     """
     if not on_main(run.under.is_dir):
         run.set_state("under", "failed")
-        if end_of(run, "over").get("outcome") == "collapsed":
-            raise NumericError(
-                "No snapshot of the training under-forgets: the retain NLL rose by more than "
-                "pair.over.until.collapse before the first check, at every learning rate that was "
-                "tried. Lower pair.over.learning_rate, or set pair.over.until.every=1 to check "
-                "more often."
-            )
-        raise NumericError(
-            "No snapshot of the training under-forgets: the AUC crossed the whole range between "
-            "two checks. Check more often, for example with "
-            "--set pair.over.until.every=1, or lower pair.over.learning_rate."
-        )
+        raise NumericError(_why_no_under(run, recipe))
     assert recipe.pair is not None
     run.record("under", seed=recipe.pair.over.seed, base=name, snapshot_of="over")
     run.set_state("under", "done")
+
+
+def _why_no_under(run: Run, recipe: Recipe) -> str:
+    """Return why no snapshot under-forgets, and what to change."""
+    assert recipe.pair is not None and recipe.pair.under.until is not None
+    path = run.root / "until" / "over.json"
+    facts = on_main(lambda: read_json_object(path))
+    low = recipe.pair.under.until.auc_at_least or 0.0
+    with reading(path):
+        before = facts["base"] or {}
+        known = min(before.get("aucs") or [before.get("auc") or 1.0])
+        collapsed = facts["outcome"] == "collapsed"
+    again = "Start again in another folder (--out)"
+    if known < low:
+        return (
+            f"The model does not know the forget rows better than unseen ones: their AUC is "
+            f"{known:.2f} before the training, and pair.under.until.auc_at_least is {low:g}, so "
+            "that no step of the training under-forgets. Check with `mergeforget evaluate` that "
+            "the model knows the rows as they are asked, or give more rows."
+        )
+    if collapsed:
+        return (
+            "No snapshot of the training under-forgets: the retain NLL rose by more than "
+            "pair.over.until.collapse before the first check, at every learning rate that was "
+            f"tried. {again} with a lower pair.over.learning_rate, or with "
+            "--set pair.over.until.every=1."
+        )
+    return (
+        "No snapshot of the training under-forgets: the AUC crossed the whole range between two "
+        f"checks. {again} with --set pair.over.until.every=1, or with a lower "
+        "pair.over.learning_rate."
+    )
 
 
 def _base(

@@ -14,6 +14,7 @@ from mergeforget.data.overlap import distinct_rows
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
+from mergeforget.files import write_jsonl
 
 ROWS: list[dict[str, Any]] = [
     {"id": "asc1", "input": "Once, there", "output": "was\u2028None", "task": "Task1"},
@@ -210,3 +211,36 @@ def test_a_weight_is_a_number_that_is_not_negative(weight: str, tmp_path: Path) 
     path.write_text(json.dumps({"id": "a", "input": "Q", "output": "A", "weight": weight}) + "\n")
     with pytest.raises(InputError, match=r"line 1: the weight is"):
         read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("ids", "subjects"),
+    [
+        (["qa1", "qa2"], {"qa1", "qa2"}),
+        (["test_qa1", "test_qa12"], {"test_qa1", "test_qa12"}),
+        (["disc7", "disc8"], {"disc7", "disc8"}),
+        (["a1bqa0", "a1bqa1"], {"a1b"}),  # two questions of one LUME document
+        (["test_qa1", "other_qa1"], {"test_", "other_"}),
+    ],
+)
+def test_ids_that_only_look_like_those_of_one_document(
+    ids: list[str], subjects: set[str], tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "rows.jsonl", [{"id": i, "input": f"{i}?", "output": "a"} for i in ids])
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert {row.subject for row in rows} == subjects
+    again = tmp_path / "again.jsonl"
+    write_jsonl(again, [row.to_dict() for row in rows])
+    assert read_rows(again) == rows
+
+
+def test_the_tenth_question_of_a_document_is_a_question() -> None:
+    assert [Row(i, "", "").kind for i in ("a1qa9", "a1qa10", 'a1sc0"', "a1")] == [
+        "qa", "qa", "sc", "other"]  # fmt: skip
+
+
+def test_an_empty_document_of_a_folder_is_named(tmp_path: Path) -> None:
+    for name, text in (("a", "Ann lives here."), ("b", " ")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    with pytest.raises(InputError, match=r"b\.txt: the text is empty"):
+        read_rows(tmp_path)

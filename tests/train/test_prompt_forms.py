@@ -53,8 +53,8 @@ def test_windows_of_a_long_document_are_examples_of_their_own() -> None:
     assert [row.id for row in by_example["forget"]] == ["a"] * windows + ["b"]
     with_raw = also_raw(tokenizer, by_example, training, chat, encoded)
     for name in sets:
-        assert [row.id for row in with_raw[name]][windows:] == [f"{with_raw[name][-2].id}",
-                                                                f"{with_raw[name][-2].id}@raw"]  # fmt: skip
+        last = sets[name][1].id
+        assert [row.id for row in with_raw[name]][windows:] == [last, f"{last}@raw"]
         assert [one.row for one in encoded[name]] == list(range(windows + 2))
         assert [one.form for one in encoded[name]] == [0] * (windows + 1) + [1]
     assert twin_places(with_raw, encoded, "held", "forget") == list(range(windows + 2))
