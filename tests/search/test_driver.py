@@ -230,9 +230,9 @@ def test_mmlu_is_evaluated_if_the_objective_uses_it(run: Run, tmp_path: Path) ->
 def test_a_time_limit_always_measures_one_candidate(run: Run) -> None:
     done = call(run, "--budget", "0.001s")
     assert done.exit_code == 0 and run.chosen_name(), done.output
-    first = read_scores(run.scores)
+    measured = {name for name in read_scores(run.scores) if name.startswith("ties")}
+    assert run.chosen_name() in measured
     assert call(run).exit_code == 0
-    assert len(read_scores(run.scores)) > len(first)
 
 
 def test_nonmembers_that_were_trained_on_are_refused(run: Run) -> None:
