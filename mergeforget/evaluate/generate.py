@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from mergeforget.adapter import Adapter
@@ -22,6 +23,7 @@ from mergeforget.evaluate.decoding import (
     model_generate,
     uncached,
 )
+from mergeforget.evaluate.rotary import alike, crosses, forget_lengths
 from mergeforget.evaluate.self_check import SafeModes, safe_modes
 from mergeforget.evaluate.static_decoding import greedy_static
 from mergeforget.merge.multi_adapter import side_by_side
@@ -124,8 +126,13 @@ def generate_ids(
         budgets = [min(max_new_tokens, limit - len(fitting[place])) for place in places]
         for budget in dict.fromkeys(budgets):  # long rows leave fewer positions for new tokens
             here = [p for p, own in zip(places, budgets, strict=True) if own == budget]
-            for part in _batchable([len(fitting[place]) for place in here], modes):
+            for part in _batchable(model, [len(fitting[place]) for place in here], modes, budget):
                 own = [here[i] for i in part]
+                forget_lengths(model)
+                if crosses(model, len(fitting[own[0]]), budget):
+                    alone = replace(modes, rows="generate"), adapters_of.part(own)
+                    found[own[0]] = _decode(model, [fitting[own[0]]], stop, budget, *alone)[0]
+                    continue
                 batch = [fitting[place] for place in own]
                 width = budget + max(map(len, batch))
                 at_once = max(1, min(ROWS, tokens // max(1, width)))
@@ -135,7 +142,7 @@ def generate_ids(
                     who = adapters_of.part(own)
                     new = greedy_refilled(model, batch, stop, budget, at_once, who)
                 else:
-                    new = _decode(model, batch, stop, budget, adapters_of.part(own), modes)
+                    new = _decode(model, batch, stop, budget, modes, adapters_of.part(own))
                 found |= zip(own, new, strict=True)
         return [found[place] for place in places]
 
@@ -153,16 +160,21 @@ def generate_ids(
 REFILLS = 4  # batches of rows that are decoded as one batch which is refilled
 
 
-def _batchable(lengths: Sequence[int], modes: SafeModes) -> list[list[int]]:
+def _batchable(
+    model: Any, lengths: Sequence[int], modes: SafeModes, new_tokens: int
+) -> list[list[int]]:
     """Group the indices of rows that may be decoded in one batch."""
+    alone = [[i] for i, length in enumerate(lengths) if crosses(model, length, new_tokens)]
+    others = [i for i, length in enumerate(lengths) if not crosses(model, length, new_tokens)]
+    together = [[others[j] for j in group] for group in alike(model, [lengths[i] for i in others])]
     if modes.rows == "padded":
-        return [list(range(len(lengths)))]
+        return [*(group for group in together if group), *alone]
     if modes.rows != "equal":
         return [[place] for place in range(len(lengths))]
     groups: dict[int, list[int]] = {}
-    for place, length in enumerate(lengths):
-        groups.setdefault(length, []).append(place)
-    return list(groups.values())
+    for place in others:
+        groups.setdefault(lengths[place], []).append(place)
+    return [*groups.values(), *alone]
 
 
 def _decode(
@@ -170,8 +182,8 @@ def _decode(
     prompts: list[list[int]],
     stop: Sequence[int],
     max_new_tokens: int,
-    adapters_of: RowAdapters,
     modes: SafeModes,
+    adapters_of: RowAdapters,
 ) -> list[list[int]]:
     """Decode a batch with the method that is safe for the model."""
     if modes.rows in ("padded", "equal"):

@@ -14,6 +14,7 @@ from torch import Tensor
 from mergeforget.data.tokens import check_token_ids, cut_to_positions
 from mergeforget.evaluate.batching import in_batches, token_budget
 from mergeforget.evaluate.decoding import full_pass, pad_right, takes
+from mergeforget.evaluate.rotary import alike, forget_lengths
 from mergeforget.evaluate.self_check import safe_modes
 
 CHUNK = 2**26  # logits converted to float32 at once: 256 MB
@@ -81,11 +82,15 @@ def likelihoods(
     fitting, cuts = cut_to_positions(model, texts)
 
     def work(places: list[int]) -> list[TokenLikelihoods]:
-        starts = [max(1, wanted[i] - cuts[i]) for i in places]
-        found = token_likelihoods(model, [fitting[i] for i in places], starts)
-        return [
-            replace(one, start=one.start + cuts[i]) for i, one in zip(places, found, strict=True)
-        ]
+        found: dict[int, TokenLikelihoods] = {}
+        for group in alike(model, [len(fitting[i]) for i in places]):
+            own = [places[j] for j in group]
+            forget_lengths(model)
+            starts = [max(1, wanted[i] - cuts[i]) for i in own]
+            found |= zip(
+                own, token_likelihoods(model, [fitting[i] for i in own], starts), strict=True
+            )
+        return [replace(found[i], start=found[i].start + cuts[i]) for i in places]
 
     return in_batches(
         model,
