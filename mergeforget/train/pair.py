@@ -142,9 +142,9 @@ def _why_no_under(run: Run, recipe: Recipe) -> str:
             "--set pair.over.until.every=1."
         )
     return (
-        "No snapshot of the training under-forgets: the AUC crossed the whole range between two "
-        f"checks. {again} with --set pair.over.until.every=1, or with a lower "
-        "pair.over.learning_rate."
+        "No snapshot of the training under-forgets: the AUC of the forget rows fell below "
+        f"pair.under.until.auc_at_least, {low:g}, before the first check. {again} with --set "
+        "pair.over.until.every=1, or with a lower pair.over.learning_rate."
     )
 
 
