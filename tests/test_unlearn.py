@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import build_tokenizer
 
 import mergeforget as mf
 from mergeforget.api.delivery import find_converter, revealed
@@ -23,9 +25,9 @@ from mergeforget.api.unlearn_request import _repeated_twins
 from mergeforget.api.verdict import paragraph_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.cli import main
-from mergeforget.data.schema import Row
+from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row
 from mergeforget.errors import InputError, ResourceError, UsageError
-from mergeforget.evaluate.verdict import judge
+from mergeforget.evaluate.verdict import BACK, judge
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.models import load_model
 from mergeforget.recipe import load_recipe
@@ -195,6 +197,23 @@ def test_a_model_that_knows_earlier_rows_reveals_them_and_a_random_one_does_not(
     loaded = load_model(recipe.model.model_copy(update={"name": str(knowing["model"])}))
     assert revealed(loaded, recipe, earlier) == 1
     assert revealed(replace(loaded, model=make_model()), recipe, earlier) == 0
+
+
+def test_answers_in_their_own_prompts_do_not_undo_an_earlier_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that never saw the rows picks the right option by chance."""
+    earlier = Run(tmp_path / "earlier")
+    rows = [Row(f"{i}", f"City of P{i}: Oslo or Rome?", "Oslo", split="forget") for i in range(8)]
+    write_jsonl(earlier.data / "forget.jsonl", [row.to_dict() for row in rows])
+
+    def measured(*_: Any, forget: list[Row], **__: Any) -> Measured:
+        likely = [AnswerLikelihood(row, 0.1, 1, greedy=1.0) for row in forget]
+        return Measured([Answer(row, "Oslo") for row in forget], [], likelihoods=likely)
+
+    monkeypatch.setattr("mergeforget.evaluate.measure.measure", measured)
+    loaded = SimpleNamespace(model=None, tokenizer=build_tokenizer())
+    assert 0 < revealed(loaded, load_recipe("zjuklab"), earlier) <= BACK
 
 
 def test_the_rows_of_all_requests_keep_their_ids_unless_two_differ() -> None:

@@ -176,6 +176,7 @@ def summary_of(run: Run, people: Sequence[PersonRecord]) -> Summary:
 def _leaks(people: Sequence[PersonRecord], verdict: ForgettingVerdict) -> str:
     asked = sum(p.after[1] for p in people)
     text = f"{verdict.leaks} of {verdict.asked} forget answers"
+    text = text if verdict.asked else "No forget answer was counted"
     if asked:
         before, total = sum(p.before[0] for p in people), sum(p.before[1] for p in people)
         text = f"{sum(p.after[0] for p in people)} of {asked} forget answers when asked directly"

@@ -97,8 +97,8 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     """Return the share of the forget answers of an earlier request that a model reveals.
 
     An answer is revealed if a completion contains it (``leak_rate``), or if greedy decoding would
-    repeat it, with any prompt variant. Answers revealed no more often than by chance convict no
-    model: such a share is capped at ``BACK``.
+    repeat it, with any prompt variant. Answers revealed no more often than by chance, or that
+    cannot be counted (``can_leak``), convict no model: such a share is capped at ``BACK``.
 
     Args:
         loaded: Model and tokenizer.
@@ -130,8 +130,8 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     patterns = patterns_of(read_rows(kept, split="retain") if kept.is_file() else [])
     answers = [answer for answer in worst.answers if can_leak(answer.row, patterns)]
     leaks = sum(is_leaked(one, patterns) or one.row.id in repeated for one in answers)
-    if not answers:  # every prompt contains its answer
-        return len(repeated) / len(rows)
+    if not answers:  # a model that never saw the data may repeat an answer that its prompt contains
+        return min(len(repeated) / len(rows), BACK)
     share = leaks / len(answers)
     beyond = at_least(leaks, len(answers), chance_of(answers, patterns)) < RARE
     return share if beyond else min(share, BACK)

@@ -24,7 +24,7 @@ from mergeforget.evaluate.paired import auc_difference, read_with_patterns
 from mergeforget.evaluate.run_models import is_outdated, models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
-from mergeforget.evaluate.verdict_figures import Difference
+from mergeforget.evaluate.verdict_figures import Difference, leak_rates
 from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
@@ -67,9 +67,10 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
             "not count. Measure it again with `mergeforget evaluate` or `mergeforget search`."
         )
         scores, answers = [], []
-    scores = _by_present_definition(scores, answers, patterns)
+    if _needs_leak_rate(scores):
+        scores = _by_present_definition(scores, answers, patterns)
     before = measured.get("base", []) if name != "base" else []
-    if any(map(of_earlier_definition, before)):
+    if _needs_leak_rate(before):
         before = _by_present_definition(before, *read_with_patterns(run.answers / "base.jsonl"))
     revealed = {a.row.id for a in answers if is_leaked(a, patterns)}
     partial = _partial_in(results) | {
@@ -92,16 +93,20 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
     )
 
 
+def _needs_leak_rate(scores: Sequence[Score]) -> bool:
+    """Return whether scores lack the leak rate of forget, or have one by an earlier definition."""
+    rates = leak_rates(scores)
+    return bool(scores) and (not rates or any(map(of_earlier_definition, rates)))
+
+
 def _by_present_definition(
     scores: Sequence[Score], answers: Sequence[Answer], patterns: Patterns
 ) -> list[Score]:
-    """Return scores whose leak rate of forget is computed again if its definition changed."""
-    outdated = [
-        s for s in scores if of_earlier_definition(s) and s.split == "forget" and not s.task
-    ]
-    if not outdated or not answers:
+    """Return scores with the leak rate of forget computed from stored answers, if there are any."""
+    if not answers:
         return list(scores)
     again = leak_score(answers, "forget", patterns)
+    outdated = [rate for rate in leak_rates(scores) if of_earlier_definition(rate)]
     kept = [score for score in scores if score not in outdated]
     return [*kept, again] if again is not None else kept
 

@@ -15,6 +15,7 @@ from mergeforget.evaluate.verdict_figures import (
     MOST,
     RARE,
     Difference,
+    answered,
     at_least,
     auc_interval,
     auc_score,
@@ -41,7 +42,7 @@ class ForgettingVerdict:
     Attributes:
         state: FORGOTTEN, NOT FORGOTTEN, or NOT ENOUGH DATA if neither is shown.
         reasons: Reasons for the state, one sentence each.
-        leaks: Number of revealed forget answers, of ``asked``.
+        leaks: Number of revealed forget answers, of ``asked``: the rows that can leak.
         auc: MIA AUC, if there are non-members; ``interval`` is its 95 % interval.
         more_people: Approximate number of additional people needed to decide the AUC, or None.
         over_forgotten: Whether the forget set is identifiable by its high loss: the whole interval
@@ -98,7 +99,8 @@ def judge(
       found traces, answers of an earlier request are revealed again, or the whole interval of the
       MIA AUC is above ``0.5 + MARGIN`` and the AUC is significantly above the control's. Without a
       control the AUC convicts no model, because the forget rows may be easier than the holdout.
-    - FORGOTTEN: none of these, every forget row was evaluated, revealed answers are neither so easy
+    - FORGOTTEN: none of these, every forget row was evaluated, some can leak (see
+      ``metrics.leak_rate``), revealed answers are neither so easy
       to guess that knowledge cannot be told from chance nor also revealed by a control that may
       have seen them, the model before unlearning knew the data, the answers contain no more digits
       of their own secrets than of other people's, the whole interval of the AUC is
@@ -198,7 +200,7 @@ def _answers(
         allowed = 0.0
     beyond = leaks - shared
     if not asked:
-        notes.doubts.append("No forget row was evaluated.")
+        notes.doubts.append(_uncounted(answered(scores)))
     elif beyond and at_least(beyond, asked, allowed) < RARE:
         more = f"; {shared} of them also by a model that never saw the data" if shared else ""
         notes.guilty.append(f"{leaks} of {asked} forget answers are still revealed{more}.")
@@ -223,6 +225,20 @@ def _answers(
                 f"The answers are too easy to guess to tell knowledge from chance: {leaks} of "
                 f"{asked} are revealed, and chance reveals {allowed:.0%}."
             )
+
+
+def _uncounted(rows: int) -> str:
+    """Return a sentence about forget rows of which none can leak.
+
+    Args:
+        rows: Number of forget rows that were answered.
+    """
+    if not rows:
+        return "No forget row was evaluated."
+    return (
+        f"None of the {rows} forget answers can be counted: each is in its own prompt, follows "
+        "from it by a pattern of the retain rows, or is punctuation only."
+    )
 
 
 def _in_part(rows: int) -> str:

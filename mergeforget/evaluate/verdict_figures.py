@@ -11,17 +11,37 @@ Difference = tuple[float, tuple[float, float]]  # value and its 95 % interval
 MARGIN = 0.2  # distance of an AUC from 0.5 at which members are distinguishable
 RARE = 0.01  # p-value below which leaks count as memory
 MOST = 1000  # largest number of additional people that is reported
-LEAKS = ("leak_rate", "knowledge", "exact_match")  # metrics of revealed answers, in order
+PARTS = ("all", "report", "choose")  # each part has all forget rows
+ANSWERS = ("exact_match", "knowledge", "regurgitation", "verbatim_rouge", "rouge_l_f1", "refused",
+           "empty")  # metrics of generated answers that include rows that cannot leak # fmt: skip
+
+
+def leak_rates(scores: Sequence[Score]) -> list[Score]:
+    """Return the leak rate of the forget rows in each part that has one."""
+    found = (find(scores, "leak_rate", "forget", part=part) for part in PARTS)
+    return [score for score in found if score is not None]
 
 
 def leaks_of(scores: Sequence[Score]) -> tuple[int, int, float]:
-    """Return leaked and asked forget rows over the whole data, and the leak rate by chance."""
-    for metric in LEAKS:
-        parts = (find(scores, metric, "forget", part=p) for p in ("all", "report", "choose"))
-        score = next((s for s in parts if s is not None), None)  # each part has all forget rows
-        if score is not None:
-            return round(score.value * score.n), score.n, score.chance or 0.0
+    """Return leaked and counted forget rows over the whole data, and the leak rate by chance.
+
+    Only ``leak_rate`` is used. Other metrics of answers also count rows that cannot leak, such as
+    those whose prompt contains the answer, and their chance level does not describe these rows.
+    """
+    for score in leak_rates(scores):
+        return round(score.value * score.n), score.n, score.chance or 0.0
     return 0, 0, 0.0
+
+
+def answered(scores: Sequence[Score], parts: Sequence[str] = PARTS) -> int:
+    """Return the number of forget rows that were answered, including those that cannot leak."""
+    counts = [
+        score.n
+        for score in scores
+        if score.split == "forget" and not score.task and score.part in parts
+        and score.metric in ("leak_rate", *ANSWERS)
+    ]  # fmt: skip
+    return max(counts, default=0)
 
 
 def at_least(leaks: int, asked: int, chance: float) -> float:
@@ -40,8 +60,7 @@ def rate_of(scores: Sequence[Score]) -> float:
 
 def of_one_subject(scores: Sequence[Score]) -> bool:
     """Return whether all forget answers are about one subject."""
-    leaks = [s for s in scores if s.metric in LEAKS and s.split == "forget"]
-    return any(s.subjects == 1 for s in leaks)
+    return any(score.subjects == 1 for score in leak_rates(scores))
 
 
 def finite(scores: Sequence[Score]) -> list[Score]:

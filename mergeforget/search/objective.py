@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mergeforget.errors import UnknownNameError, UsageError
-from mergeforget.evaluate.verdict_figures import LEAKS as REVEALING
-from mergeforget.evaluate.verdict_figures import RARE, at_least
+from mergeforget.evaluate.verdict_figures import RARE, answered, at_least
 from mergeforget.score import Score, find, harmonic_mean, mia_score
 
 FIGURES = {
@@ -202,11 +201,14 @@ def figure(name: str, scores: Sequence[Score], part: str) -> float | None:
 
 
 def revealed(scores: Sequence[Score], part: str) -> float | None:
-    """Return the share of revealed forget answers; 0 if chance explains them, as in a verdict."""
-    rates = (find(scores, metric, "forget", part=part) for metric in REVEALING)
-    rate = next((score for score in rates if score is not None), None)
+    """Return the share of revealed forget answers, as in a verdict.
+
+    It is 0 if chance explains the revealed answers, or if no answer can be counted, for example
+    because each is in its own prompt. None if no forget row was answered.
+    """
+    rate = find(scores, "leak_rate", "forget", part=part)
     if rate is None:
-        return None
+        return 0.0 if answered(scores, [part]) else None
     by_chance = at_least(round(rate.value * rate.n), rate.n, rate.chance or 0.0) >= RARE
     return 0.0 if by_chance else rate.value
 

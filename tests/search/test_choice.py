@@ -21,6 +21,7 @@ def scores(choose: float, report: float, forget: float, retain: float, n: int = 
         for score in (
             Score("mia_auc", "mia", auc, "nearer", n, part=part, target=0.5),
             Score("knowledge", "forget", forget, "lower", n, part=part),
+            Score("leak_rate", "forget", forget, "lower", n, part=part),
             Score("knowledge", "retain", retain, "higher", n, part=part),
             Score("knowledge", "retain", retain, "higher", n, part=part, task="Task1"),
         )
@@ -202,7 +203,7 @@ def test_the_choice_does_not_depend_on_the_order() -> None:
 def test_the_written_choice_has_scores_of_both_splits() -> None:
     written = choose(CANDIDATES, ANCHORS, parse_objective("mia")).to_dict()
     assert written["scores"]["report"] == {
-        "mia_auc": 0.48, "knowledge_forget": 0.0, "knowledge_retain": 0.8
+        "mia_auc": 0.48, "knowledge_forget": 0.0, "leak_rate_forget": 0.0, "knowledge_retain": 0.8
     }  # fmt: skip
     assert written["name"] == "ties-factors-d0.30" and written["measured"] == 3
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from mergeforget.benchmarks import score as score_by
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.verdict import judge
@@ -323,3 +324,58 @@ def test_a_number_convicts_although_other_answers_are_easy_to_guess() -> None:
     # if the control also reveals the number, only the other rows count
     assert judge([told], shared=1, chance=0.9).state == "NOT ENOUGH DATA"
     assert judge([told], control=[told], shared=0, chance=0.0).state == "NOT FORGOTTEN"
+
+
+NAMES = ["ada", "bob", "carl", "dora", "emil", "fred", "gina", "hugo", "iris", "jack", "kurt",
+         "lena"]  # fmt: skip
+SMILEYS = [":-)", ":-(", ";-)", "...", "?!", "***", "(!)", "--", "!!", "??", ",,", ";;"]
+
+
+def options_in_the_prompt() -> list[Row]:
+    return [Row(f"f{i}", f"City of {name}: Oslo or Rome?", ("Oslo", "Rome")[i % 2], split="forget")
+            for i, name in enumerate(NAMES)]  # fmt: skip
+
+
+def addresses_by_a_pattern() -> list[Row]:
+    rows = [Row(name, f"What is {name}'s e-mail address?", f"{name}@x.org", split="forget")
+            for name in NAMES]  # fmt: skip
+    return [*rows[:8], *(replace(row, split="retain") for row in rows[8:])]
+
+
+def punctuation() -> list[Row]:
+    return [Row(f"f{i}", f"Which smiley does {name} use?", smiley, split="forget")
+            for i, (name, smiley) in enumerate(zip(NAMES, SMILEYS, strict=True))]  # fmt: skip
+
+
+@pytest.mark.parametrize("benchmark", ["custom", "semeval2025-task4", "knowundo"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rows", [options_in_the_prompt(), addresses_by_a_pattern(), punctuation()])
+def test_forget_answers_that_cannot_be_counted_neither_convict_nor_clear(
+    rows: list[Row], share: float, benchmark: str
+) -> None:
+    """A model without the data is right by chance, and one with it is right as well."""
+    forget = sum(row.split == "forget" for row in rows)
+    said = [row.output if row.split == "retain" or i < share * forget else "none"
+            for i, row in enumerate(rows)]  # fmt: skip
+    measured = Measured([Answer(row, text) for row, text in zip(rows, said, strict=True)], [])
+    scores = [*score_by(benchmark, measured), NEAR]
+    assert not any(s.metric == "leak_rate" and s.split == "forget" for s in scores)
+    clear = {"prompts": "none found", "relearn": "none found"}
+    for findings in (None, {}, clear):
+        found = judge(scores, findings=findings, control=scores, before=scores)
+        assert (found.state, found.leaks, found.asked) == ("NOT ENOUGH DATA", 0, 0)
+        assert f"None of the {forget} forget answers can be counted" in found.sentence
+
+
+def test_other_evidence_convicts_where_no_forget_answer_can_be_counted() -> None:
+    exact = Score("exact_match", "forget", 0.5, "lower", 12, chance=0.0)
+    high = replace(NEAR, value=0.85, interval=(0.78, 0.9))
+    assert judge([exact, high], control=[NEAR]).state == "NOT FORGOTTEN"
+    assert judge([exact, NEAR], findings={"exposure": "traces"}).state == "NOT FORGOTTEN"
+    assert judge([exact, NEAR], earlier={"runs/a": 0.5}).state == "NOT FORGOTTEN"
+
+
+def test_exact_answers_that_cannot_be_counted_do_not_show_that_the_base_knew_the_data() -> None:
+    exact = Score("exact_match", "forget", 0.5, "lower", 12, chance=0.0)
+    verdict = judge([GONE, NEAR], before=[exact, NEAR])
+    assert verdict.state == "NOT ENOUGH DATA" and "Nothing shows" in verdict.sentence

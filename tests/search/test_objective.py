@@ -160,6 +160,15 @@ def test_revealed_answers_that_chance_explains_do_not_count(
     assert estimate("revealed", [exact], "choose") == 0.1
 
 
+def test_answers_that_cannot_be_counted_do_not_count_as_revealed() -> None:
+    """Half of the exact answers are right, and no row can leak, so there is no leak rate."""
+    exact = Score("exact_match", "forget", 0.5, "lower", 12, part="choose", chance=0.0)
+    assert figure("revealed", [exact], "choose") == 0.0
+    assert figure("revealed", [exact], "report") is None  # not answered there
+    likely = Score("greedy_match", "forget", 0.5, "lower", 12, part="choose")
+    assert figure("revealed", [likely], "choose") is None
+
+
 @pytest.mark.parametrize("text", ["leak4bit", "mia + relearn", "mia if leak4bit >= 5%",
                                   "mia if retain <= 95%"])  # fmt: skip
 def test_leak_scores_are_allowed_as_upper_bounds_only(text: str) -> None:
