@@ -6,7 +6,8 @@ all use ``run_verdict``, so that they state the same verdict.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from mergeforget.evaluate.matching import RARE, OwnDigits, matching_sentence, ow
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
 from mergeforget.evaluate.paired import auc_difference, read_with_patterns
+from mergeforget.evaluate.rows import of_forget_set
 from mergeforget.evaluate.run_models import is_outdated, models_of
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
-from mergeforget.evaluate.verdict_figures import Difference, leak_rates
+from mergeforget.evaluate.verdict_figures import Difference, finite, leak_rates, leaks_of
 from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
@@ -58,57 +60,96 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         digits = float((control.get("own_digits") or {}).get("p", 1.0))
     notes, earlier = run.root / "notes.json", run.root / EARLIER
     results = results_of(run, name)
-    measured = read_scores(run.scores)
-    scores = measured.get(name, [])
-    answers, patterns = read_with_patterns(run.answers / f"{name}.jsonl")
+    stored = _Stored([], [], Patterns())
     if is_outdated(run, name):
         say(
             f"Warning: the adapter of {name} was changed after it was measured, so its scores do "
             "not count. Measure it again with `mergeforget evaluate` or `mergeforget search`."
         )
-        scores, answers = [], []
-    if _needs_leak_rate(scores):
-        scores = _by_present_definition(scores, answers, patterns)
-    before = measured.get("base", []) if name != "base" else []
-    if _needs_leak_rate(before):
-        before = _by_present_definition(before, *read_with_patterns(run.answers / "base.jsonl"))
-    revealed = {a.row.id for a in answers if is_leaked(a, patterns)}
-    partial = _partial_in(results) | {
-        a.row.id for a in answers if can_leak(a.row, patterns) and _in_part(a)
-    }
-    own = [a for a in answers if a.row.id not in leaked and can_leak(a.row, patterns)]
+    else:
+        stored = _Stored.of(run, name)
+    before = _Stored.of(run, "base").scores if name != "base" else []
+    partial = _partial_in(results) | {a.row.id for a in stored.countable() if _in_part(a)}
+    shared, chance = stored.compared(leaked)
+    answers = stored.answers
     return judge(
-        scores,
+        stored.scores,
         findings={result.attack: result.finding for result in results},
         control=known,
-        shared=len(leaked & revealed),
-        chance=chance_of(own, patterns) if own and scores else None,
-        partial=len(partial - revealed - guessed),
+        shared=shared,
+        chance=chance,
+        partial=len(partial - stored.revealed() - guessed),
         matching=matching_sentence(answers, digits) if answers else _matching_in(results),
         excess=_excess(run, name, control),
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
         earlier=_earlier(earlier),
         before=before,
+        evaluated=stored.evaluated,
     )
 
 
-def _needs_leak_rate(scores: Sequence[Score]) -> bool:
-    """Return whether scores lack the leak rate of forget, or have one by an earlier definition."""
-    rates = leak_rates(scores)
-    return bool(scores) and (not rates or any(map(of_earlier_definition, rates)))
+@dataclass(frozen=True)
+class _Stored:
+    """The stored measurements of a model on the rows to forget.
 
+    Attributes:
+        answers: Answers to the rows to forget.
+        patterns: Patterns of the retain rows that were answered.
+        evaluated: Number of rows to forget that were answered, and number of all; None if unknown.
+    """
 
-def _by_present_definition(
-    scores: Sequence[Score], answers: Sequence[Answer], patterns: Patterns
-) -> list[Score]:
-    """Return scores with the leak rate of forget computed from stored answers, if there are any."""
-    if not answers:
-        return list(scores)
-    again = leak_score(answers, "forget", patterns)
-    outdated = [rate for rate in leak_rates(scores) if of_earlier_definition(rate)]
-    kept = [score for score in scores if score not in outdated]
-    return [*kept, again] if again is not None else kept
+    scores: list[Score]
+    answers: list[Answer]
+    patterns: Patterns
+    evaluated: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, run: Run, name: str) -> _Stored:
+        """Read the measurements of a model of a run.
+
+        Scores of an evaluation of other forget rows (``--rows``) are left out. The leak rate is
+        computed again where it is missing, is of an earlier definition, or includes such rows.
+        """
+        scores = read_scores(run.scores).get(name, [])
+        every, patterns = read_with_patterns(run.answers / f"{name}.jsonl")
+        answers, evaluated = of_forget_set(run.data / "forget.jsonl", every)
+        if len(answers) < len(every):
+            scores = [s for s in scores if s.part != "all" or s.split not in ("forget", "mia")]
+        rates = leak_rates(scores)
+        outdated = [rate for rate in rates if of_earlier_definition(rate)]
+        wanted = outdated or not rates or len(answers) < len(every)
+        if wanted and answers and scores:
+            again = leak_score(answers, "forget", patterns)
+            scores = [score for score in scores if score not in outdated]
+            scores += [again] if again is not None else []
+        return cls(scores, answers, patterns, evaluated)
+
+    def countable(self) -> list[Answer]:
+        """Return the answers to rows that can leak."""
+        return [answer for answer in self.answers if can_leak(answer.row, self.patterns)]
+
+    def revealed(self) -> set[str]:
+        """Return the ids of the rows that are revealed."""
+        return {a.row.id for a in self.answers if is_leaked(a, self.patterns)}
+
+    def compared(self, leaked: Collection[str]) -> tuple[int, float | None]:
+        """Return how many revealed rows a control reveals, and the chance level of the others.
+
+        If the leak rate is of more rows than there are answers, as after a later evaluation of
+        fewer rows, every row that the control reveals counts as revealed by the model, too.
+
+        Args:
+            leaked: Ids of the rows that the control reveals.
+        """
+        shared = len(self.revealed() & set(leaked))
+        leaks, asked, chance = leaks_of(finite(self.scores))
+        countable = self.countable()
+        if asked > len(countable):
+            others = set(leaked) - {answer.row.id for answer in self.answers}
+            return min(leaks, shared + len(others)), chance
+        own = [answer for answer in countable if answer.row.id not in leaked]
+        return shared, chance_of(own, self.patterns) if own and self.scores else None
 
 
 def _earlier(path: Path) -> dict[str, float] | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergeforget.data.chat_template import check_size
 from mergeforget.data.formats import Turns
-from mergeforget.data.overlap import check_overlap, distinct_rows
+from mergeforget.data.overlap import check_overlap, distinct_rows, plain_text
 from mergeforget.data.readers import read_records, read_rows
-from mergeforget.data.schema import Row
+from mergeforget.data.schema import Answer, Row
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError
 from mergeforget.evaluate.measure import Membership, membership_documents
@@ -119,6 +119,36 @@ def rows_of_files(
         members=inside,
         nonmembers=outside,
     )
+
+
+def of_forget_set(
+    path: Path, answers: Sequence[Answer]
+) -> tuple[list[Answer], tuple[int, int] | None]:
+    """Return the answers to rows of a forget set, and how many of its rows they cover.
+
+    Texts are compared without regard to case and whitespace, so that a row may have another id. A
+    row with the same id and prompt is the same row, too: some benchmarks truncate the answer.
+
+    Args:
+        path: File of the rows to forget.
+        answers: Answers of a model, which may be to other rows.
+
+    Returns:
+        The answers to these rows; the number of rows with an answer, and of all different rows,
+        or None if there is no such file.
+    """
+    if not path.is_file():
+        return list(answers), None
+    wanted = read_rows(path, split="forget")
+    texts, keys = set(map(plain_text, wanted)), {(row.id, row.prompt) for row in wanted}
+    inside = [a for a in answers
+              if (a.row.id, a.row.prompt) in keys or plain_text(a.row) in texts]  # fmt: skip
+    found = {plain_text(a.row) for a in inside}
+    found_keys = {(a.row.id, a.row.prompt) for a in inside}
+    covered = {plain_text(row) for row in wanted if (row.id, row.prompt) in found_keys} | (
+        found & texts
+    )
+    return inside, (len(covered), len(texts))
 
 
 def read_documents(path: Path, unit: Membership = "documents") -> list[Row]:

@@ -92,6 +92,7 @@ def judge(
     membership: bool = True,
     earlier: Mapping[str, float] | None = None,
     before: Sequence[Score] = (),
+    evaluated: tuple[int, int] | None = None,
 ) -> ForgettingVerdict:
     """Decide whether a model has forgotten.
 
@@ -129,6 +130,8 @@ def judge(
         earlier: Share of revealed forget answers of each earlier request.
         before: Scores of the model before unlearning. If they do not show that it knew the data,
             only attacks with power can clear a model. Empty if it was not evaluated.
+        evaluated: Number of forget rows that were evaluated, and number of rows to forget. With
+            fewer, no model is cleared. None if these are unknown.
 
     >>> leak = Score("leak_rate", "forget", 0.5, "lower", 10, chance=0.0)
     >>> print(judge([leak]).sentence)
@@ -143,6 +146,8 @@ def judge(
         scores, control, before = map(finite, (scores, control, before))
         leaks, asked, _ = leaks_of(scores)
         _answers(scores, control, shared, chance, notes)
+        if evaluated and evaluated[0] < evaluated[1] and answered(scores):
+            notes.doubts.append(_left_out(*evaluated))
         area = auc_score(scores) if membership else None
         over, more = _membership(area, auc_score(control), excess, cleared, notes)
         if before and not cleared and not knew(before, membership):
@@ -238,6 +243,15 @@ def _uncounted(rows: int) -> str:
     return (
         f"None of the {rows} forget answers can be counted: each is in its own prompt, follows "
         "from it by a pattern of the retain rows, or is punctuation only."
+    )
+
+
+def _left_out(evaluated: int, rows: int) -> str:
+    """Return a sentence about forget rows that were not evaluated."""
+    were = "was" if evaluated == 1 else "were"
+    return (
+        f"Only {evaluated} of {rows} forget rows {were} evaluated. Evaluate all of them: without "
+        "--limit (evaluation.limit) and without other forget rows (--rows)."
     )
 
 

@@ -27,10 +27,25 @@ def leaks_of(scores: Sequence[Score]) -> tuple[int, int, float]:
 
     Only ``leak_rate`` is used. Other metrics of answers also count rows that cannot leak, such as
     those whose prompt contains the answer, and their chance level does not describe these rows.
+
+    The parts may be measured on different rows: an evaluation with ``--limit`` replaces ``all``
+    only. The part with the most rows is used, ``all`` among equal ones; or ``all`` if it alone
+    reveals more than chance does.
     """
-    for score in leak_rates(scores):
-        return round(score.value * score.n), score.n, score.chance or 0.0
-    return 0, 0, 0.0
+    found = leak_rates(scores)
+    if not found:
+        return 0, 0, 0.0
+    most = max(found, key=lambda score: score.n)
+    score = most if _beyond_chance(most) or not _beyond_chance(found[0]) else found[0]
+    return _leaks(score), score.n, score.chance or 0.0
+
+
+def _leaks(score: Score) -> int:
+    return round(score.value * score.n)
+
+
+def _beyond_chance(score: Score) -> bool:
+    return at_least(_leaks(score), score.n, score.chance or 0.0) < RARE
 
 
 def answered(scores: Sequence[Score], parts: Sequence[str] = PARTS) -> int:

@@ -23,11 +23,13 @@ class Scored:
 
     Attributes:
         matching: Sentence about answers with more digits of their own secrets than by chance.
+        evaluated: Number of forget rows that were evaluated, and number of rows to forget.
     """
 
     candidate: Candidate
     scores: list[Score]
     matching: str = ""
+    evaluated: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -119,7 +121,7 @@ def choose(
     warning = disagreement(best.name, best.scores)
     if warning and (other := best_of(scored, anchors, objective, "report").name) != best.name:
         warning += f" On the report split alone, {other} would be chosen."
-    verdict = judge(best.scores, matching=best.matching, before=anchors.base)
+    verdict = _judged(best, anchors)
     reasons = _reasons_against(best, anchors, objective)
     undecided = only_undecided(verdict, reasons)
     doubted = warning_of(best.name, reasons, undecided)
@@ -135,9 +137,14 @@ def choose(
     )
 
 
+def _judged(best: Scored, anchors: Anchors) -> ForgettingVerdict:
+    """Return the verdict on a candidate, without attacks."""
+    return judge(best.scores, matching=best.matching, before=anchors.base, evaluated=best.evaluated)
+
+
 def _reasons_against(best: Scored, anchors: Anchors, objective: Objective) -> list[str]:
     """Return why a candidate is not balanced, as sentences."""
-    reasons = reasons_against(best.scores, anchors.base, objective)
+    reasons = reasons_against(best.scores, anchors.base, objective, best.evaluated)
     return [*reasons, best.matching] if best.matching else reasons
 
 
@@ -204,9 +211,7 @@ def why(best: Scored, scored: Sequence[Scored], anchors: Anchors, objective: Obj
     reasons = _reasons_against(best, anchors, objective)
     rating = f"is balanced and the best of {len(scored)} candidates"
     if reasons:
-        lacking = only_undecided(
-            judge(best.scores, matching=best.matching, before=anchors.base), reasons
-        )
+        lacking = only_undecided(_judged(best, anchors), reasons)
         rest = "there is not enough data to call it balanced" if lacking else "it is not balanced"
         several = f"is the nearest to balance of {len(scored)} candidates"
         rating = f"{several if len(scored) > 1 else 'is the only candidate'}, but {rest}"

@@ -150,7 +150,7 @@ def opened_search(run: Run, spec: SearchSpec, options: Options) -> Iterator[Sear
         choosing = data.choosing(spec.choose_share, spec.seed, {"mia"})
         guess = PredictedDensity(run, pair, choosing, options.first)
         explorer = Explorer(spec, objective, store, evaluator, pair, guess)
-        searching = Searching(run, recipe, options, settings, explorer)
+        searching = Searching(run, recipe, options, settings, explorer, data.evaluated)
         searching.measure_anchors()
         yield searching
 
@@ -176,13 +176,18 @@ def open_study(
 
 @dataclass
 class Searching:
-    """A search in progress."""
+    """A search in progress.
+
+    Attributes:
+        evaluated: Number of forget rows that are evaluated, and number of rows to forget.
+    """
 
     run: Run
     recipe: Recipe
     options: Options
     settings: dict[str, Any]
     explorer: Explorer
+    evaluated: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         self.spec, self.objective = self.explorer.spec, self.explorer.objective
@@ -370,7 +375,11 @@ class Searching:
     def _scored(self, candidates: Sequence[Candidate]) -> list[Scored]:
         """Return the candidates that were measured in full, with their scores."""
         scores = self.store.scores
-        return [Scored(c, scores[c.name]) for c in candidates if self.store.has(c.name)]
+        return [
+            Scored(c, scores[c.name], evaluated=self.evaluated)
+            for c in candidates
+            if self.store.has(c.name)
+        ]
 
     def _anchors(self) -> Anchors:
         """Return the scores of base, over and under."""

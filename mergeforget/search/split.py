@@ -175,6 +175,7 @@ class SearchData:
             its own.
         levels: NLL under the base of the twins of ``forget`` and ``unseen`` rows, each by row id,
             if a training with ``until`` measured it.
+        total: Number of forget rows before ``evaluation.limit``; None if unknown.
     """
 
     forget: list[Row]
@@ -183,6 +184,12 @@ class SearchData:
     nonmembers: list[Row]
     holdout: str = ""
     levels: dict[str, dict[str, float]] = field(default_factory=dict)
+    total: int | None = None
+
+    @property
+    def evaluated(self) -> tuple[int, int] | None:
+        """Number of forget rows that a search evaluates, and number of rows to forget."""
+        return None if self.total is None else (len(self.forget), self.total)
 
     def _rows(self) -> list[Row]:
         return [*self.forget, *self.retain, *self.members, *self.nonmembers]
@@ -257,6 +264,7 @@ def load_data(
         nonmembers,
         "" if holdout is None else jsonl_text(row.to_dict() for row in outside),
         _levels(run.root / "until" / "over.json"),
+        total=len(forget),
     )
 
 

@@ -108,15 +108,19 @@ WHERE = dict(zip(PARTS, ("on the selection split", "on the report split"), stric
 
 
 def reasons_against(
-    scores: Sequence[Score], base: Sequence[Score], objective: Objective
+    scores: Sequence[Score],
+    base: Sequence[Score],
+    objective: Objective,
+    evaluated: tuple[int, int] | None = None,
 ) -> list[str]:
     """Return the reasons not to call a candidate balanced; none where it is.
 
     Args:
         scores: Scores of the candidate on both splits.
         base: Scores of the base model.
+        evaluated: Number of forget rows that were evaluated, and number of rows to forget.
     """
-    verdict = judge(scores, before=base)
+    verdict = judge(scores, before=base, evaluated=evaluated)
     reasons = [] if verdict.state == "FORGOTTEN" else [plain(r) for r in verdict.reasons]
     if verdict.state == "FORGOTTEN" and not verdict.balanced:
         reasons = [plain(r) for r in verdict.uncertain]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,18 @@ def test_the_warning_states_the_difference_explained_by_chance() -> None:
     assert "On the report split alone" not in warning  # it is the only candidate
     fewer = choose([scored(0.3, 0.0, 1.0, 0.2, 0.8, 1)], ANCHORS, parse_objective("mia")).warning
     assert fewer is not None and "chance alone explains any difference" in fewer
+
+
+def test_a_candidate_that_was_not_evaluated_on_every_forget_row_is_not_balanced() -> None:
+    """``evaluation.limit`` of the recipe limits the rows of a search."""
+    best = CANDIDATES[1]
+    whole = choose([replace(best, evaluated=(80, 80))], ANCHORS, parse_objective("mia"))
+    assert whole.verdict.balanced and whole.warning is None
+    fewer = choose([replace(best, evaluated=(5, 80))], ANCHORS, parse_objective("mia"))
+    assert fewer.verdict.state == "NOT ENOUGH DATA" and fewer.warning is not None
+    for text in (fewer.verdict.sentence, fewer.warning):
+        assert "nly 5 of 80 forget rows were evaluated" in text
+    assert "there is not enough data to call it balanced" in fewer.sentence
 
 
 def halves(choose_retain: float, report_retain: float, n: int) -> Scored:

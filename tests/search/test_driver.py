@@ -122,6 +122,18 @@ def test_a_second_search_measures_new_candidates_only(searched: Run, labels: lis
     assert labels == ["ties-factors-d0.60"]
 
 
+def test_a_search_on_a_part_of_the_forget_rows_clears_no_candidate(run: Run) -> None:
+    recipe = change(load_recipe(run.recipe), evaluation={"limit": 2})
+    save_recipe(recipe, run.recipe)
+    choice = search(run, recipe.search, options(SearchBudget(candidates=1)))
+    total = len(read_jsonl(run.data / "forget.jsonl"))
+    verdict = choice.verdict
+    assert verdict.state != "FORGOTTEN" and any(
+        f"of {total} forget rows" in text and "--limit" in text
+        for text in [*verdict.reasons, *verdict.uncertain]
+    )
+
+
 def test_another_objective_needs_no_model(searched: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def refused(*_: Any, **__: Any) -> None:
