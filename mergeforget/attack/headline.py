@@ -7,7 +7,7 @@ all use ``run_verdict``, so that they state the same verdict.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,24 @@ from mergeforget.attack.result import Result, read_results, write_verdict
 from mergeforget.attack.target import Facts, Target
 from mergeforget.console import say
 from mergeforget.data.prompt_variants import prompt_variants
-from mergeforget.data.schema import Answer, DocumentLoss
+from mergeforget.data.schema import Answer, DocumentLoss, Measured
 from mergeforget.errors import InputError
 from mergeforget.evaluate.matching import RARE, OwnDigits, matching_sentence, own_digits
 from mergeforget.evaluate.measure import measure, membership_documents
 from mergeforget.evaluate.membership import matched
-from mergeforget.evaluate.paired import auc_difference, read_with_patterns
+from mergeforget.evaluate.paired import auc_difference, in_variant, read_with_patterns
 from mergeforget.evaluate.rows import of_forget_set
 from mergeforget.evaluate.run_models import is_outdated, models_of
-from mergeforget.evaluate.texts import read_losses, unit_of
+from mergeforget.evaluate.texts import nlls_by_variant, read_losses, unit_of
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
-from mergeforget.evaluate.verdict_figures import Difference, finite, leak_rates, leaks_of
+from mergeforget.evaluate.verdict_figures import (
+    Difference,
+    auc_score,
+    finite,
+    leak_rates,
+    leaks_of,
+    variant_of,
+)
 from mergeforget.evaluate.worst_case import worst_case
 from mergeforget.files import read_json_object, reading, write_json
 from mergeforget.metrics._leaks import partly_leaked
@@ -43,7 +50,7 @@ from mergeforget.metrics.leak_rate import (
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.model_files import content_of
 from mergeforget.run import Run
-from mergeforget.score import Score, read_scores
+from mergeforget.score import Score, find, read_scores
 
 CONTROL = "control.json"  # scores of the control, in the folder of the attacks
 EARLIER = "earlier.json"  # share of revealed answers of each earlier request, in the run folder
@@ -72,15 +79,17 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
     partial = _partial_in(results) | {a.row.id for a in stored.countable() if _in_part(a)}
     shared, chance = stored.compared(leaked)
     answers = stored.answers
+    compared = _compare_auc(run, name, stored.scores, control, known)
     return judge(
         stored.scores,
         findings={result.attack: result.finding for result in results},
-        control=known,
+        control=compared.control,
         shared=shared,
         chance=chance,
         partial=len(partial - stored.revealed() - guessed),
         matching=matching_sentence(answers, digits) if answers else _matching_in(results),
-        excess=_excess(run, name, control),
+        excess=compared.excess,
+        incomparable=compared.incomparable,
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
         earlier=_earlier(earlier),
@@ -229,13 +238,12 @@ def measure_control(target: Target) -> None:
             "leaked_rows": [a.row.id for a in worst.answers if is_leaked(a, patterns)],
             "partial_rows": [a.row.id for a in worst.answers if _in_part(a)],
             "own_digits": digits.to_dict() if digits else None,
-            "losses": [{"id": d.id, "member": d.member, "nll": d.nll, "subject": d.subject}
-                       for d in worst.losses],
+            "losses": [loss.to_dict() for loss in worst.losses],
             "membership": target.membership,
         }  # fmt: skip
 
     settings: Facts = {"membership": target.membership, "max_new_tokens": target.max_new_tokens}
-    settings["leaks"] = DEFINITION
+    settings |= {"leaks": DEFINITION, "losses": "by variant"}
     if target.systems:
         settings["systems"] = list(target.systems)
     rows = [*target.forget, *nonmembers]
@@ -273,19 +281,84 @@ def _matching_in(results: Sequence[Result]) -> str:
     return ""
 
 
-def _excess(run: Run, model: str, control: Facts) -> Difference | None:
-    """Return the AUC of a model minus that of the control on their common documents."""
+@dataclass(frozen=True)
+class _ComparedAUC:
+    """The MIA AUC of the control with the prompts of the model's.
+
+    Attributes:
+        control: Scores of the control, without the AUC if it cannot be compared.
+        excess: AUC of the model minus that of the control, if their losses can be paired.
+        incomparable: Why the AUC cannot be compared; empty if it can or none was measured.
+    """
+
+    control: list[Score]
+    excess: Difference | None = None
+    incomparable: str = ""
+
+
+def _compare_auc(
+    run: Run, model: str, scores: Sequence[Score], control: Facts, known: Sequence[Score]
+) -> _ComparedAUC:
+    """Compare the AUC of a model with that of the control in the same prompt variant.
+
+    The variant is the one that is judged: that of the AUC on the report split if there is one. A
+    file of an earlier version has the losses of an unknown variant, the control's own farthest one,
+    so it is compared only with a model that has a single variant.
+    """
+    area, theirs_area = auc_score(finite(scores)), auc_score(finite(known))
+    if area is None or theirs_area is None:
+        return _ComparedAUC(list(known))
     path = run.answers / f"{model}.losses.jsonl"
-    if not control.get("losses") or not path.is_file():
-        return None
-    unit = unit_of(path)
+    mine = read_losses(path) if path.is_file() and path.stat().st_size else []
+    theirs, unit = _losses_of_control(run, control)
+    own = next((loss.variant for loss in mine), "")  # empty in a file of an earlier version
+    variant = variant_of(area) or own
+    several = any(loss.by_variant for loss in (*mine, *theirs)) or bool(area.by_variant)
+    named = any(loss.variant for loss in theirs)
+    same = in_variant(theirs, variant) if named or not several else None
+    others = [score for score in known if score.metric != theirs_area.metric]
+    if same is None:
+        return _ComparedAUC(others, incomparable=_other_prompts(variant))
+    if theirs and mine and (by := unit_of(path)) and by != unit:
+        return _ComparedAUC(others, incomparable=(
+            f"Membership was judged by {unit} for the control and by {by} for the model, so their "
+            "MIA AUCs are not compared. Use the same evaluation.membership for both."
+        ))  # fmt: skip
+    if any(loss.by_variant for loss in theirs):
+        theirs_area = mia_auc(Measured([], same, membership=unit)) or theirs_area
+    if not own:  # the losses are of the variant that is farthest from 0.5 on all documents
+        far = variant_of(find(scores, "mia_auc", "mia")) or variant
+        mine = [replace(loss, variant=far) for loss in mine]
+    excess = auc_difference(mine, same, variant)
+    return _ComparedAUC([*others, theirs_area], (excess.value, excess.interval) if excess else None)
+
+
+def _other_prompts(variant: str) -> str:
+    """Return a sentence about a control that was not measured with the prompts of the model."""
+    if not variant:
+        return (
+            "The prompt variant of the MIA AUC is not recorded, and the control was measured with "
+            "several, so the two are not compared. Evaluate the model again."
+        )
+    return (
+        f"The MIA AUC is that with {variant} prompts, and the control was not measured with them, "
+        "so the two are not compared. Repeat the attacks, with a --control that has the chat "
+        "template of the model."
+    )
+
+
+def _losses_of_control(run: Run, control: Facts) -> tuple[list[DocumentLoss], str]:
+    """Return the document losses of the control and the unit of membership, if they are stored."""
     with reading(run.attacks / CONTROL):
-        if unit and unit != control["membership"]:
-            return None
-        theirs = [DocumentLoss(str(d["id"]), bool(d["member"]), float(d["nll"]))
-                  for d in control["losses"]]  # fmt: skip
-    excess = auc_difference(read_losses(path), theirs)
-    return (excess.value, excess.interval) if excess else None
+        losses = [
+            DocumentLoss(
+                str(d["id"]), bool(d["member"]), float(d["nll"]),
+                subject=str(d.get("subject") or ""), variant=str(d.get("variant") or ""),
+                by_variant=nlls_by_variant(d.get("by_variant") or {}),
+            )
+            for d in control.get("losses") or []
+        ]  # fmt: skip
+        return losses, str(control["membership"]) if losses else ""
 
 
 def verdicts_in(folder: Path, models: Sequence[str]) -> dict[str, str]:

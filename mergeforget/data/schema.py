@@ -181,6 +181,8 @@ class DocumentLoss:
         nll: Mean negative log-likelihood of its tokens, in nats.
         signals: Further membership signals by name; larger means more likely a member.
         subject: Subject of the row; derived from the id by default.
+        variant: Prompt variant of ``nll``, for example ``raw``; empty if unknown.
+        by_variant: NLL in each prompt variant, if there are several.
     """
 
     id: str
@@ -189,10 +191,19 @@ class DocumentLoss:
     task: str = ""
     signals: dict[str, float] = field(default_factory=dict)
     subject: str = ""
+    variant: str = field(default="", compare=False)
+    by_variant: dict[str, float] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if not self.subject:
             object.__setattr__(self, "subject", _subject_of(self.id))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the signals."""
+        values = {"id": self.id, "member": self.member, "task": self.task, "nll": self.nll,
+                  "subject": self.subject}  # fmt: skip
+        more = {"variant": self.variant, "by_variant": self.by_variant}
+        return values | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True)

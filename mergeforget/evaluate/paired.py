@@ -8,7 +8,7 @@ do not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def paired_differences(one: Path, other: Path) -> list[PairedDifference]:
     paths = [path.with_name(f"{path.stem}.losses.jsonl") for path in (one, other)]
     if all(path.is_file() for path in paths) and len({unit_of(path) for path in paths}) == 1:
         losses = [read_losses(path) for path in paths]
-        if (area := auc_difference(*losses)) is not None:
+        if (area := auc_difference(losses[0], losses[1])) is not None:
             found.append(area)
     return found
 
@@ -118,15 +118,47 @@ def read_with_patterns(path: Path) -> tuple[list[Answer], Patterns]:
     return forget, patterns_of(answer.row for answer in answers)
 
 
+def in_variant(losses: Sequence[DocumentLoss], variant: str) -> list[DocumentLoss] | None:
+    """Return losses with the NLL in a prompt variant; None if they were measured in others only.
+
+    Losses of an earlier version do not name their variant. They are returned as they are.
+
+    Args:
+        variant: Name of the variant; empty for that of the losses, if there is only one.
+    """
+    found = []
+    for loss in losses:
+        nll = loss.by_variant.get(variant, loss.nll)
+        same = variant in (loss.variant, *loss.by_variant) or not (loss.variant and variant)
+        if not same or (not variant and len(set(loss.by_variant.values())) > 1):
+            return None
+        found.append(replace(loss, nll=nll, variant=variant or loss.variant, by_variant={}))
+    return found
+
+
 def auc_difference(
-    one: Sequence[DocumentLoss], other: Sequence[DocumentLoss]
+    one: Sequence[DocumentLoss], other: Sequence[DocumentLoss], variant: str = ""
 ) -> PairedDifference | None:
     """Return the MIA AUC of a model minus that of another on their common documents.
 
-    None if there are fewer than two common members or non-members.
+    Both are asked with the same prompts: an AUC may differ between prompt variants although neither
+    model knows the documents.
+
+    Args:
+        variant: Prompt variant; that of the first model's losses by default.
+
+    Returns:
+        None if there are fewer than two common members or non-members, or if one of the models was
+        not measured in the variant, as far as is known.
     """
-    theirs: Mapping[tuple[str, bool], float] = {(d.id, d.member): d.nll for d in other}
-    shared = [d for d in one if (d.id, d.member) in theirs]
+    variant = variant or next((d.variant for d in one), "")
+    mine, against_them = in_variant(one, variant), in_variant(other, variant)
+    several = any(d.by_variant for d in (*one, *other))
+    unknown = several and not all(d.variant for d in (*one, *other))
+    if mine is None or against_them is None or unknown:
+        return None
+    theirs: Mapping[tuple[str, bool], float] = {(d.id, d.member): d.nll for d in against_them}
+    shared = [d for d in mine if (d.id, d.member) in theirs]
     sides = [[d for d in shared if d.member is member] for member in (True, False)]
     if min(map(len, sides)) < 2:
         return None

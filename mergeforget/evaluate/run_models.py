@@ -272,10 +272,9 @@ def write_answers(folder: Path, model: str, measured: Measured, *, parquet: bool
     ``MODEL.likelihoods.jsonl`` the likelihoods of answers, for ``--retrained`` of an evaluation.
     """
     losses = [
-        {"id": d.id, "member": d.member, "task": d.task, "membership": measured.membership,
-         "nll": d.nll, "signals": d.signals, "subject": d.subject}
-        for d in measured.losses
-    ]  # fmt: skip
+        {**loss.to_dict(), "membership": measured.membership, "signals": loss.signals}
+        for loss in measured.losses
+    ]
     write_jsonl(folder / f"{model}.losses.jsonl", losses)
     likelihoods = [_likelihood(one) for one in measured.likelihoods]
     write_jsonl(folder / f"{model}.likelihoods.jsonl", likelihoods)

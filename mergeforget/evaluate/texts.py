@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mergeforget.data.overlap import originals
 from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row, stored_messages
 from mergeforget.errors import InputError
+from mergeforget.files import reading
 from mergeforget.metrics._rouge import split_words
 from mergeforget.parsing import usable_path
 from mergeforget.score import Score
@@ -158,7 +159,10 @@ def _loss(record: dict[str, Any], path: Path, line: int) -> DocumentLoss:
         nll = math.nan
     if math.isnan(nll):
         raise InputError(f"{path}, line {line}: nll is {record['nll']!r}, not a number.")
-    signals = record.get("signals")
+    signals, by_variant = record.get("signals"), record.get("by_variant")
+    nlls = {}
+    with reading(f"{path}, line {line}"):
+        nlls = nlls_by_variant(by_variant if isinstance(by_variant, dict) else {})
     return DocumentLoss(
         str(record["id"]),
         member,
@@ -166,7 +170,21 @@ def _loss(record: dict[str, Any], path: Path, line: int) -> DocumentLoss:
         str(record.get("task") or ""),
         dict(signals) if isinstance(signals, dict) else {},
         str(record.get("subject") or ""),
+        str(record.get("variant") or ""),
+        nlls,
     )
+
+
+def nlls_by_variant(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the NLL of a document in each prompt variant from plain values.
+
+    Raises:
+        TypeError, ValueError: A value is not a number.
+    """
+    found = {str(variant): float(nll) for variant, nll in values.items()}
+    if any(map(math.isnan, found.values())):
+        raise ValueError(f"by_variant is {found}")
+    return found
 
 
 def _figure(path: Path, keys: tuple[str, ...]) -> float:

@@ -89,6 +89,7 @@ def judge(
     partial: int = 0,
     matching: str = "",
     excess: Difference | None = None,
+    incomparable: str = "",
     membership: bool = True,
     earlier: Mapping[str, float] | None = None,
     before: Sequence[Score] = (),
@@ -125,6 +126,8 @@ def judge(
         matching: Sentence of a significant result of ``own_digits``, which prevents clearing.
         excess: AUC of the model minus that of the control on the same documents, and its 95 %
             interval; computed from the two intervals by default.
+        incomparable: Why the AUC of the control cannot be compared, as a sentence. It is then not
+            in ``control``, and the model is not cleared, because the comparison may convict it.
         membership: Whether the non-members are comparable with the forget rows. If not, the AUC is
             ignored, and only attacks can clear the model.
         earlier: Share of revealed forget answers of each earlier request.
@@ -149,7 +152,7 @@ def judge(
         if evaluated and evaluated[0] < evaluated[1] and answered(scores):
             notes.doubts.append(_left_out(*evaluated))
         area = auc_score(scores) if membership else None
-        over, more = _membership(area, auc_score(control), excess, cleared, notes)
+        over, more = _membership(area, auc_score(control), excess, cleared, notes, incomparable)
         if before and not cleared and not knew(before, membership):
             notes.doubts.append(
                 "Nothing shows that the model before unlearning knew the data: its answers and its "
@@ -267,12 +270,15 @@ def _membership(
     excess: Difference | None,
     cleared: bool,
     notes: _Notes,
+    incomparable: str,
 ) -> tuple[bool, int | None]:
     """Judge the MIA AUC; return whether it is far below 0.5, and how many more people decide it."""
     if area is None:
         text = "Membership was not measured: there are no comparable non-members."
         (notes.uncertain if cleared else notes.doubts).append(text)
         return False, None
+    if incomparable:
+        notes.doubts.append(incomparable)
     low, high = auc_interval(area)
     figures, top = f"MIA AUC {area.value:.2f}, 95 % CI {low:.2f} to {high:.2f}", 0.5 + MARGIN
     least = most = None
@@ -288,6 +294,7 @@ def _membership(
         notes.uncertain.append(f"The forget set is easier than the holdout for both ({figures}).")
     elif low > top:
         why = "this also holds for the control" if control else (
+            "this may also hold for the control" if incomparable else
             "without a model that never saw the data (--control) this may be a difference in kind"
         )  # fmt: skip
         notes.doubts.append(

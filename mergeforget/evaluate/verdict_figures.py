@@ -89,6 +89,12 @@ def auc_score(scores: Sequence[Score]) -> Score | None:
     return next((score for score in found if score is not None), None)
 
 
+def variant_of(area: Score | None) -> str:
+    """Return the prompt variant of a MIA AUC, the one farthest from 0.5; empty if unknown."""
+    by_variant = (area.by_variant if area is not None else None) or {}
+    return max(by_variant, key=lambda variant: abs(by_variant[variant] - 0.5), default="")
+
+
 def auc_interval(score: Score) -> tuple[float, float]:
     """Return the 95 % interval of an AUC; for a score without one, that of ``n`` documents."""
     if score.interval is not None and all(map(math.isfinite, score.interval)):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mergeforget.data.prompt_variants import known_best
-from mergeforget.data.schema import Answer, AnswerLikelihood, Measured
+from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured
 from mergeforget.metrics import METRICS
 from mergeforget.metrics._rouge import rouge_l_recall
 from mergeforget.metrics.knowledge import is_exact
@@ -56,13 +56,14 @@ def worst_case(
         For each forget row, the answer closest to the reference, the smallest NLL and the largest
         shares of known tokens; for any other row the opposite. Membership losses are those of the
         variant whose AUC is farthest from 0.5, because members and non-members must be asked in the
-        same way.
+        same way; they name the variant, and contain the NLL in every variant.
     """
     every = list(variants.values())
     first = every[0]
     if len(every) == 1:
-        return first
-    farthest = max(every, key=_distance)
+        (only,) = variants
+        return replace(first, losses=[replace(loss, variant=only) for loss in first.losses])
+    farthest = max(variants, key=lambda variant: _distance(variants[variant]))
     kept = [m for variant, m in variants.items() if keeping is None or variant in keeping] or every
 
     def rows(name: str) -> Iterator[Sequence[Any]]:
@@ -77,7 +78,7 @@ def worst_case(
         first,
         answers=[_answer(found) for found in rows("answers")],
         likelihoods=[_likelihood(found) for found in rows("likelihoods")],
-        losses=farthest.losses,
+        losses=_losses(variants, farthest),
     )
 
 
@@ -150,6 +151,17 @@ def _distance(measured: Measured) -> float:
     """Return the distance of the MIA AUC from 0.5."""
     score: Score | None = METRICS.get("mia_auc").fn(measured)
     return 0.0 if score is None else abs(score.value - 0.5)
+
+
+def _losses(variants: Mapping[str, Measured], chosen: str) -> list[DocumentLoss]:
+    """Return the losses of one variant, with the NLL in every variant."""
+    every = zip(*(measured.losses for measured in variants.values()), strict=True)
+    nlls = [{name: loss.nll for name, loss in zip(variants, losses, strict=True)}
+            for losses in every]  # fmt: skip
+    return [
+        replace(loss, variant=chosen, by_variant=of_variants)
+        for loss, of_variants in zip(variants[chosen].losses, nlls, strict=True)
+    ]
 
 
 def _answer(found: Sequence[Answer]) -> Answer:

@@ -137,11 +137,7 @@ class Store:
     def keep(self, model: str, measured: Measured, scores: Sequence[Score]) -> None:
         """Save a full measurement; the answers are written last and mark it as complete."""
         answers = [answer.to_dict() for answer in measured.answers]
-        losses = [
-            {"id": x.id, "member": x.member, "task": x.task, "membership": measured.membership,
-             "nll": x.nll, "subject": x.subject}
-            for x in measured.losses
-        ]  # fmt: skip
+        losses = [loss.to_dict() | {"membership": measured.membership} for loss in measured.losses]
         self.keep_scores(model, scores)
         write_jsonl(self.run.answers / f"{model}.losses.jsonl", losses)
         write_jsonl(self._answers(model), answers)

@@ -43,14 +43,16 @@ RESULT = {"attack": "relearn", "model": "over", "finding": "traces", "verdict": 
           "rows": [{"model": "over", "step": 1, "nll": 0.5}], "figures": {"answers": "a.csv"},
           "settings": {"weights": "ab"}, "examples": [{"row": "a", "completion": "c"}]}  # fmt: skip
 CONTROL = {"scores": [{k: v for k, v in SCORE.items() if k != "model"}], "leaked_rows": ["a"],
-           "losses": [{"id": "a", "member": True, "nll": 1.0, "subject": "a"}],
+           "losses": [{"id": "a", "member": True, "nll": 1.0, "subject": "a", "variant": "raw",
+                       "by_variant": {"raw": 1.0, "chat": 2.0}}],
            "membership": "documents"}  # fmt: skip
 STEP = {"stage": "over", "step": 1, "epoch": 0.1, "loss": 2.0, "terms": {"gd_retain": 1.0},
         "grad_norm": 1.0, "learning_rate": 1e-4}  # fmt: skip
 ANSWER = {"id": "a", "input": "Who is Ada?", "output": "A baker.", "task": "Task1",
           "split": "forget", "completion": "A baker."}  # fmt: skip
 LOSSES = [{"id": f"{member}{i}", "member": member, "nll": 1.0 + i, "membership": "documents",
-           "task": ""} for member in (True, False) for i in range(2)]  # fmt: skip
+           "task": "", "variant": "raw", "by_variant": {"raw": 1.0 + i, "chat": 2.0}}
+          for member in (True, False) for i in range(2)]  # fmt: skip
 UNTIL = {"outcome": "reached", "step": 3, "auc": 0.5, "forget_exact": 0.1, "retain_exact": 0.9,
          "levels": {"a": 1.0}}  # fmt: skip
 CACHED: list[dict[str, Any]] = [
