@@ -205,6 +205,7 @@ def _read_model(
     """
     from transformers import AutoModelForCausalLM
 
+    _check_decoder_only(path, spec)
     placed: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}  # onto the GPU
     placed = dict(several) or placed
     if spec.quantization:
@@ -242,6 +243,21 @@ def _read_model(
     if several:
         _say_where(model, path)
     return model
+
+
+def _check_decoder_only(path: Path, spec: ModelSpec) -> None:
+    """Raise InputError for an encoder-decoder model, whose decoder lacks the encoder's weights."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        path, trust_remote_code=spec.trust_remote_code, local_files_only=True
+    )
+    names = getattr(config, "architectures", None) or [type(config).__name__]
+    if getattr(config, "is_encoder_decoder", False) and "ForCausalLM" not in str(names[0]):
+        raise InputError(
+            f"{path} contains an encoder-decoder model ({names[0]}). Only causal language models "
+            "are supported, which continue their prompt, such as Llama, Qwen or GPT-2."
+        )
 
 
 def _say_where(model: Any, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import build_tokenizer
 
 from mergeforget import embedded_model, model_files, models
 from mergeforget.errors import InputError, MergeforgetError, ResourceError
@@ -138,6 +139,22 @@ def test_missing_weights_are_an_error(copy: Path) -> None:
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match=r"lacks 1 weights, for example model\.layers\.1\.mlp"):
         load_model(str(copy), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["Bart", "Marian", "Pegasus", "T5"])
+def test_an_encoder_decoder_model_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    suffix = "MTModel" if name == "Marian" else "ForConditionalGeneration"
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=32, d_model=16, encoder_layers=1, decoder_layers=1, num_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, num_heads=2, d_kv=8, d_ff=16,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=32, pad_token_id=0,
+    )  # fmt: skip
+    getattr(transformers, name + suffix)(config).save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=rf"encoder-decoder model \({name}{suffix}\)"):
+        load_model(ModelSpec(name=str(tmp_path)))
 
 
 # the embedded model
