@@ -22,6 +22,7 @@ PARTS = re.compile(r"""\bin\s+\w+(?:\.content|\[['"]content['"]\])\s*(?:%|\||if\
 TEXTS = re.compile(r"\bis\s+(?:not\s+)?(?:string|iterable|sequence|mapping)\b")
 CLOCK = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 MARK = "Lorem ipsum"  # a text that no template contains
+OTHER_MARK = "dolor sit"  # differs from MARK at its first character, in any case
 TODAY = date(2024, 7, 26)  # in templates that print the date; Llama 3's own default
 WAY_OUT = "Use data.template: none (--template none) to use raw prompts."
 CHARACTERS = 4_000_000  # of one row
@@ -139,17 +140,31 @@ def _undated(template: Any) -> str | None:
     return CLOCK.sub(lambda match: repr(TODAY.strftime(match[2])), text)
 
 
-def with_closed_thoughts(
-    tokenizer: Any, prompt: str, full: str, answer: str, *, without: bool = False
+def split_at_answer(
+    tokenizer: Any, prompt: str, full: str, marked: str, answer: str, *, without: bool = False
 ) -> tuple[str, str]:
-    """Close a thinking block that the template opens.
+    """Split a rendered conversation where the model starts to generate its answer.
 
-    Text between the prompt and the answer, such as an empty thinking block, becomes part of the
-    prompt, so that the model generates the answer directly.
+    Text between the prompt and the answer, such as an empty thinking block or a header that the
+    generation prompt lacks, becomes part of the prompt, so that the model generates the answer
+    directly. A thinking block that the prompt opens is closed.
 
     Args:
-        without: Remove the block of the prompt instead, if completed answers follow no block.
+        prompt: The conversation up to the answer, with the generation prompt.
+        full: The conversation with the answer.
+        marked: The same with ``MARK`` as its answer, which shows where the template writes it: a
+            short answer may also occur in the header.
+        answer: The answer without whitespace around it.
+        without: Remove the thinking block of the prompt instead, if completed answers follow none.
+
+    Returns:
+        The prompt, and the rest, which begins with whitespace or the answer.
+
+    Raises:
+        InputError: The template changes the text of the answer, or renders the prompt differently
+            if an answer follows.
     """
+    shared, asked = prompt, prompt
     if not full.startswith(prompt):
         block = THINKING_BLOCK.search(prompt)
         shared = "" if block is None else prompt[: block.start()]
@@ -158,22 +173,31 @@ def with_closed_thoughts(
                 f"The chat template of {name_of(tokenizer)} renders a prompt differently if it is "
                 f"followed by an answer, so the answer cannot be trained or evaluated. {WAY_OUT}"
             )
-        if without:
-            return shared, full
         closed = prompt if block["end"] else f"{prompt.rstrip()}\n\n</{block['tag']}>\n\n"
-        return closed, closed + full[len(shared) :].lstrip()
-    rest = full[len(prompt) :]
-    place = rest.find(answer)
-    if place < 0:
+        asked = shared if without else closed
+    place = _answer_start(full, marked, answer)
+    if place is None:
         raise InputError(
             f"The chat template of {name_of(tokenizer)} changes the text of answers, for example "
             f"{answer[:40]!r}. {WAY_OUT}"
         )
-    between = rest[:place]
-    if between.strip():
-        cut = len(prompt) + place
-        return full[:cut], full
-    return prompt, full
+    between, rest = full[len(shared) : place], full[max(place, len(shared)) :]
+    if shared != asked:  # the closed block ends with the whitespace before the answer
+        between, rest = between.lstrip(), rest if between.strip() else rest.lstrip()
+    return (asked + between, rest) if between.strip() else (asked, between + rest)
+
+
+def _answer_start(full: str, marked: str, answer: str) -> int | None:
+    """Return the index of the answer in a conversation; None if it is not there unchanged.
+
+    Whitespace before the answer is part of it where the template keeps it.
+    """
+    before, mark, after = marked.rpartition(MARK)
+    if mark and full.startswith(before) and full[len(before) :].lstrip().startswith(answer):
+        return len(before)
+    # the text before an answer may depend on it: an answer with thoughts gets no empty block
+    body = full[: len(full) - len(after)].rstrip() if mark and full.endswith(after) else ""
+    return len(body) - len(answer) if body.endswith(answer) else None
 
 
 def answer_header(tokenizer: Any) -> str:

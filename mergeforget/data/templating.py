@@ -10,10 +10,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Any, Literal, Protocol
 
 from mergeforget.data.chat_template import (
     MARK,
+    OTHER_MARK,
     Turn,
     add_bos,
     answer_header,
@@ -24,9 +26,9 @@ from mergeforget.data.chat_template import (
     name_of,
     render,
     special_ids,
+    split_at_answer,
     template_digest,
     token_ids,
-    with_closed_thoughts,
 )
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError, UsageError
@@ -274,31 +276,57 @@ class PromptTemplate:
         return [*system, *turns, {"role": "user", "content": row.input}]
 
     def _rendered(self, tokenizer: Any, row: Row) -> tuple[str, str]:
-        """Return the text of the prompt and that of the whole conversation."""
+        """Return the text of the prompt, and the rest, which begins with the answer."""
         turns = self._turns(row)
         prompt = render(tokenizer, turns, answers=True)
         self._check_turns(tokenizer, row, turns, prompt)
-        full = render(tokenizer, [*turns, {"role": "assistant", "content": row.output or MARK}])
-        answer = row.output.strip() or MARK
-        return with_closed_thoughts(tokenizer, prompt, full, answer, without=self.no_block)
+        marked = render(tokenizer, [*turns, {"role": "assistant", "content": MARK}])
+        answer = row.output.strip()
+        full = marked
+        if answer:
+            full = render(tokenizer, [*turns, {"role": "assistant", "content": row.output}])
+        return split_at_answer(
+            tokenizer, prompt, full, marked, answer or MARK, without=self.no_block
+        )
+
+    def check_renders(self, tokenizer: Any, row: Row) -> None:
+        """Raise InputError for a row, or another answer of it, that the template cannot render."""
+        if self._renders(row):
+            for one in (row, *row.alternatives):
+                self._rendered(tokenizer, one)
 
     def _check_turns(self, tokenizer: Any, row: Row, turns: Sequence[Turn], prompt: str) -> None:
         """Raise InputError for a row whose earlier turns are missing in the rendered prompt."""
-        dropped = [t for t in turns[:-1] if t["role"] != "assistant"
-                   and t["content"].strip() not in prompt]  # fmt: skip
-        if dropped:
-            raise InputError(
-                f"The chat template of {name_of(tokenizer)} drops the {dropped[0]['role']} turn "
-                f"{dropped[0]['content'][:40]!r} of row {row.id!r}. Remove the turn, write its "
-                "text into the prompt, or use raw prompts with data.template: none."
-            )
+        for place, turn in enumerate(turns[:-1]):
+            changed = list(turns)
+            changed[place] = turn | {"content": f"{turn['content']} {MARK}"}
+            if turn["role"] == "assistant" or not turn["content"].strip():
+                continue
+            if render(tokenizer, changed, answers=True) == prompt:
+                raise InputError(
+                    f"The chat template of {name_of(tokenizer)} drops the {turn['role']} turn "
+                    f"{turn['content'][:40]!r} of row {row.id!r}. Remove the turn, write its "
+                    "text into the prompt, or use raw prompts with data.template: none."
+                )
+
+    def _content_start(self, tokenizer: Any, row: Row, text: str) -> int:
+        """Return the index of the row's own text in a rendered prompt.
+
+        It follows what two conversations with other texts have in common, since the template may
+        change the text, or contain it.
+        """
+        one, other = (
+            render(tokenizer, self._turns(replace(row, input=mark)), answers=True)
+            for mark in (MARK, OTHER_MARK)
+        )
+        before = commonprefix([one, other, text])
+        own = text[len(before) :]
+        return len(before) + len(own) - len(own.lstrip())
 
     def _chat_tokens(self, tokenizer: Any, row: Row) -> RowTokens:
-        text, full = self._rendered(tokenizer, row)
+        text, rest = self._rendered(tokenizer, row)
         prompt = token_ids(tokenizer, text)
-        rest = full[len(text) :]
-        content = row.output.strip()
-        length = rest.index(content) + len(content) if content else 0
+        length = len(rest) - len(rest.lstrip()) + len(row.output.strip()) if row.output else 0
         trailing = row.output[len(row.output.rstrip()) :]
         if trailing and rest[length:].startswith(trailing):
             length += len(trailing)
@@ -307,8 +335,8 @@ class PromptTemplate:
         # a token across the boundary would change the prompt, so the answer is tokenised alone
         answer = both[len(prompt) :] if joined else token_ids(tokenizer, rest[:length])
         end = self._end_ids(tokenizer, text + rest, len(text) + length)
-        start = text.rfind(row.input.strip()) if row.input.strip() else 0
-        return RowTokens(prompt, answer, end, len(token_ids(tokenizer, text[: max(0, start)])))
+        start = self._content_start(tokenizer, row, text)
+        return RowTokens(prompt, answer, end, len(token_ids(tokenizer, text[:start])))
 
     def _end_ids(self, tokenizer: Any, full: str, place: int) -> list[int]:
         """Return the tokens after the answer, up to and including the end-of-turn token."""
@@ -339,13 +367,17 @@ class PromptTemplate:
 
     def _check(self, tokenizer: Any) -> None:
         """Raise InputError for a template that drops the system message."""
-        if self.system:
-            text = render(tokenizer, self._turns(Row("", MARK, "")), answers=True)
-            if self.system.strip() not in text:
-                raise InputError(
-                    f"The chat template of {name_of(tokenizer)} drops the system message. Remove "
-                    "data.system_prompt (--system-prompt), or include its text in the prompts."
-                )
+        if not (self.system or "").strip():
+            return
+        one, other = (
+            render(tokenizer, replace(self, system=text)._turns(Row("", MARK, "")), answers=True)
+            for text in (self.system, f"{self.system} {OTHER_MARK}")
+        )
+        if one == other:
+            raise InputError(
+                f"The chat template of {name_of(tokenizer)} drops the system message. Remove "
+                "data.system_prompt (--system-prompt), or include its text in the prompts."
+            )
 
 
 RAW = PromptTemplate()
