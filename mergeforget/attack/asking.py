@@ -26,9 +26,9 @@ from mergeforget.attack.verdict import (
     told_elsewhere,
     worst_of,
 )
-from mergeforget.data.chat_template import answer_text
 from mergeforget.data.schema import Answer
-from mergeforget.evaluate.generate import generate_ids, stop_ids
+from mergeforget.evaluate.completion import Completion
+from mergeforget.evaluate.generate import generate_ids, stop_ids, text_stop_ids
 from mergeforget.evaluate.matching import own_digits
 from mergeforget.metrics._leaks import common_windows, contained, leaked, partly_leaked
 
@@ -74,19 +74,26 @@ def greedy(target: Target, target_model: TargetModel, name: str, asked: Sequence
 
     def work(model: Any, tokenizer: Any) -> Facts:
         own = target.template(tokenizer)
+        stop, text_stops = (find(model, tokenizer, own) for find in (stop_ids, text_stop_ids))
         prompts = [v.tokens(tokenizer, own)[0] for v in asked]
         different = list(dict.fromkeys(map(tuple, prompts)))
         written = generate_ids(
             model,
             [list(one) for one in different],
-            stop=stop_ids(model, tokenizer, own),
+            stop=stop,
             max_new_tokens=target.max_new_tokens,
             batch_tokens=target.batch_tokens,
             label=f"{target_model.role}: {name}",
         )
-        texts = [answer_text(tokenizer, new) for new in written]
-        place = {one: i for i, one in enumerate(different)}
-        return {"completions": [texts[place[tuple(one)]] for one in prompts]}
+        found = {
+            one: Completion.of(new, stop, text_stops)
+            for one, new in zip(different, written, strict=True)
+        }
+        texts = [
+            found[tuple(one)].text(tokenizer, [v.secret])
+            for v, one in zip(asked, prompts, strict=True)
+        ]
+        return {"completions": texts}
 
     settings = {"max_new_tokens": target.max_new_tokens}
     completions = target.measured(target_model, name, settings, as_rows(asked), work)["completions"]

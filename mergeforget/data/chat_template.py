@@ -65,14 +65,31 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
+def answer_text(tokenizer: Any, ids: Sequence[int], keep: frozenset[int] = frozenset()) -> str:
     """Return the text of generated tokens, without special tokens and with its own spaces.
 
     A tokenizer with ``clean_up_tokenization_spaces`` would remove spaces before punctuation, so
     that a repeated answer differed from the reference.
+
+    Args:
+        keep: Special tokens that are part of the text; see ``special_in``.
     """
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    dropped = special_ids(tokenizer) - keep if keep else frozenset()
+    text = tokenizer.decode(
+        [i for i in ids if i not in dropped],
+        skip_special_tokens=not keep,
+        clean_up_tokenization_spaces=False,
+    )
     return str(text)
+
+
+def special_in(tokenizer: Any, references: Sequence[str]) -> frozenset[int]:
+    """Return the special tokens that are written out in reference answers, such as ``<|red|>``."""
+    return frozenset(
+        i
+        for i in special_ids(tokenizer)
+        if any(str(tokenizer.convert_ids_to_tokens(i)) in text for text in references)
+    )
 
 
 def add_bos(tokenizer: Any, ids: list[int]) -> list[int]:

@@ -105,6 +105,11 @@ class Row:
         return "" if here else blank
 
     @property
+    def references(self) -> tuple[str, ...]:
+        """The right answers: ``output`` and ``paraphrased``, if there are any."""
+        return tuple(text for text in (self.output, self.paraphrased) if text)
+
+    @property
     def alternatives(self) -> list[Row]:
         """Rows with the same prompt and each other answer: paraphrased first, then perturbed."""
         others = [self.paraphrased] if self.paraphrased else []

@@ -174,15 +174,21 @@ class PromptTemplate:
         closing = CLOSED_THINKING.search(text) if thinks else None
         return text if closing is None else text[closing.end() :]
 
-    def answer_of(self, tokenizer: Any, new: Sequence[int]) -> str:
-        """Return the answer in generated tokens: what follows ``opening`` and the thoughts."""
+    def answer_of(
+        self, tokenizer: Any, new: Sequence[int], keep: frozenset[int] = frozenset()
+    ) -> str:
+        """Return the answer in generated tokens: what follows ``opening`` and the thoughts.
+
+        Args:
+            keep: Special tokens that are part of the answer.
+        """
         before = token_ids(tokenizer, self.opening)
         starts = range(len(new) - len(before), -1, -1) if before else ()
         start = next((i for i in starts if list(new[i : i + len(before)]) == before), None)
         rest = list(new if start is None else new[start + len(before) :])
         if self.end in rest and (start is not None or not before):
             rest = rest[: rest.index(self.end)]
-        return self.answer_in(answer_text(tokenizer, rest))
+        return self.answer_in(answer_text(tokenizer, rest, keep))
 
     def prompt_ids(self, tokenizer: Any, prompt: Row | str) -> list[int]:
         """Return the token ids of the prompt, after which the model generates its answer.

@@ -10,6 +10,7 @@ from typing import Any
 
 from mergeforget.data.schema import AnswerLikelihood, DocumentLoss, Row
 from mergeforget.distributed import ALONE, RankShare
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.membership import membership_signals
 from mergeforget.files import append_jsonl, read_jsonl, reading
@@ -77,7 +78,7 @@ class EvaluationCache:
 
     path: Path | None = None
     sharing: RankShare = ALONE
-    completions: dict[str, str] = field(default_factory=dict)
+    completions: dict[str, Completion] = field(default_factory=dict)
     documents: dict[str, DocumentMeasurement] = field(default_factory=dict)
     gradients: dict[str, float] = field(default_factory=dict)
     mmlu: dict[str, tuple[int, int]] | None = None
@@ -113,9 +114,10 @@ class EvaluationCache:
         norm = self.gradients.get(key)
         return one if norm is None else replace(one, signals=one.signals | {"gradient_norm": -norm})
 
-    def save_completion(self, row: Row, completion: str) -> None:
-        """Save a generated answer."""
-        self._save({"key": prompt_key(row), "completion": completion})
+    def save_completion(self, row: Row, completion: Completion) -> None:
+        """Save the tokens that were generated for the prompt of a row."""
+        values = {"key": prompt_key(row), "tokens": list(completion.ids)}
+        self._save(values | ({"stops": list(completion.stops)} if completion.stops else {}))
 
     def save_document(self, row: Row, reading: DocumentMeasurement) -> None:
         """Save the likelihoods of a document."""
@@ -157,8 +159,10 @@ class EvaluationCache:
 
     def _add(self, row: dict[str, Any]) -> None:
         """Add one line of the file to the measurements in memory."""
-        if "completion" in row:
-            self.completions[row["key"]] = row["completion"]
+        if "tokens" in row:
+            self.completions[row["key"]] = Completion(
+                tuple(row["tokens"]), tuple(row.get("stops", ()))
+            )
         elif "answer" in row:
             answer = tuple(row["answer"])
             self.documents[row["key"]] = DocumentMeasurement(row["nll"], row["signals"], answer)
@@ -178,10 +182,13 @@ class EvaluationCache:
 
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
     """Raise TypeError for a line whose values have other types than those that are saved."""
-    wanted = {"key": str, "completion": str, "nll": int | float, "gradient_norm": int | float}
+    wanted = {"key": str, "nll": int | float, "gradient_norm": int | float}
     for name, kind in wanted.items():
         if name in row and (isinstance(row[name], bool) or not isinstance(row[name], kind)):
             raise TypeError(f"{name} is {str(row[name])[:40]!r}")
+    ids = [*row.get("tokens", []), *row.get("stops", [])]
+    if not all(type(one) is int for one in ids):
+        raise TypeError("tokens and stops hold token ids")
     numbers = [*row.get("signals", {}).values(), *row.get("answer", [])]
     if not all(isinstance(one, int | float) for one in numbers):
         raise TypeError("signals and answer hold numbers")

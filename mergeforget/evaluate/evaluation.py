@@ -25,6 +25,8 @@ from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.evaluate.serve import Server
 from mergeforget.recipe import DataSpec, EvaluationSpec, ModelSpec
 
+TOKENS = 2  # version of how rows become tokens; measurements of an earlier one are not reused
+
 
 @dataclass
 class Evaluation:
@@ -53,6 +55,7 @@ class Evaluation:
     _variants: list[PromptTemplate] = field(default_factory=list)
     _loaded: Any = None
     _server: Server | None = None
+    _loaded_tokenizer: Any = field(default=None, init=False)
     _hashes: dict[Path, str] = field(default_factory=dict)
 
     def varied(
@@ -63,6 +66,8 @@ class Evaluation:
         if base is not None:
             changed._loaded = changed._server = None
             changed._variants = []
+        else:
+            changed._loaded_tokenizer = self._loaded_tokenizer
         return changed
 
     def variants(self) -> list[PromptTemplate]:
@@ -119,7 +124,7 @@ class Evaluation:
         if self._complete(cache):
             if self.sharing.main:
                 say(f"{label}: using cached measurements; --again measures again.")
-            return self._measure(None, None, cache, label, variant)
+            return self._measure(None, cache, label, variant)
         loaded = self.loaded()
         with self._applied(adapter):
             if self.settings.mmlu and cache.mmlu is None:
@@ -127,7 +132,7 @@ class Evaluation:
                 if self.sharing.main:
                     cache.save_mmlu(counts)
             self._run_tasks(cache)
-            return self._measure(loaded.model, loaded.tokenizer, cache, label, variant, adapter)
+            return self._measure(loaded.model, cache, label, variant, adapter)
 
     def fingerprint(self, adapter: Path | None, variant: PromptTemplate = RAW) -> str:
         """Return a hash of the weights and of every setting that affects the measurements."""
@@ -142,6 +147,7 @@ class Evaluation:
             "membership": self.settings.membership,
             "max_new_tokens": self.settings.max_new_tokens,
             "mmlu": mmlu_key(self.settings),
+            "tokens": TOKENS,
         }
         if variant.key != RAW.key:
             facts["template"] = variant.key
@@ -171,12 +177,14 @@ class Evaluation:
     def _tokenizer(self) -> Any:
         if self._loaded is not None:
             return self._loaded.tokenizer
-        from mergeforget.model_adapters import adopt_template
-        from mergeforget.models import load_tokenizer
+        if self._loaded_tokenizer is None:
+            from mergeforget.model_adapters import adopt_template
+            from mergeforget.models import load_tokenizer
 
-        tokenizer = load_tokenizer(self.spec.model_copy(update={"name": self.base}))
-        adopt_template(tokenizer, self.chat_from)
-        return tokenizer
+            tokenizer = load_tokenizer(self.spec.model_copy(update={"name": self.base}))
+            adopt_template(tokenizer, self.chat_from)
+            self._loaded_tokenizer = tokenizer
+        return self._loaded_tokenizer
 
     def _mmlu(self) -> dict[str, tuple[int, int]]:
         loaded, more = self.loaded(), {"batch_tokens": self.batch_tokens, "sharing": self.sharing}
@@ -207,7 +215,6 @@ class Evaluation:
     def _measure(
         self,
         model: Any,
-        tokenizer: Any,
         cache: EvaluationCache,
         label: str,
         variant: PromptTemplate,
@@ -216,7 +223,7 @@ class Evaluation:
         truncated = BENCHMARKS.get(self.settings.benchmark).traits.get("truncated", ())
         measured = measure(
             model,
-            tokenizer or (self._tokenizer() if truncated else None),
+            self._tokenizer(),
             forget=self.rows.forget,
             retain=self.rows.retain,
             members=self.rows.members,

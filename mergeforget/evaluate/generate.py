@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from mergeforget.adapter import Adapter
-from mergeforget.data.chat_template import answer_text
+from mergeforget.data.chat_template import special_ids, token_ids
 from mergeforget.data.schema import Row
-from mergeforget.data.templating import CLOSED_THINKING, RAW, PromptTemplate
+from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import check_token_ids, cut_to_positions, position_limit
-from mergeforget.errors import ResourceError
+from mergeforget.errors import InputError, ResourceError
 from mergeforget.evaluate.batching import ROWS, in_batches, out_of_memory, token_budget
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.decoding import (
     SAME_ADAPTER,
     RowAdapters,
@@ -27,7 +28,6 @@ from mergeforget.evaluate.rotary import alike, crosses, forget_lengths
 from mergeforget.evaluate.self_check import SafeModes, safe_modes
 from mergeforget.evaluate.static_decoding import greedy_static
 from mergeforget.merge.multi_adapter import side_by_side
-from mergeforget.metrics._leaks import leaked
 
 
 def generate(
@@ -39,7 +39,7 @@ def generate(
     max_new_tokens: int = 256,
     batch_tokens: int | None = None,
     label: str = "Generate",
-    on_done: Callable[[int, str], None] | None = None,
+    on_done: Callable[[int, Completion], None] | None = None,
     adapters_of: RowAdapters = SAME_ADAPTER,
 ) -> list[str]:
     """Complete each prompt greedily until a stop token or the token limit.
@@ -52,47 +52,34 @@ def generate(
         adapters_of: Adapter of each prompt, if a batch combines several adapters.
 
     Returns:
-        Completions without special tokens.
+        Answers without special tokens, except those of a row's own reference answer.
+
+    Raises:
+        InputError: The reference answer of a row contains an end token.
 
     Source: SemEval-2025 Task 4, evaluation script, which generates row by row.
     """
     ids = [template.prompt_ids(tokenizer, prompt) for prompt in prompts]
-    completions = [""] * len(prompts)
+    stop, text_stops = ends_of(model, tokenizer, template, prompts)
+    answers = [""] * len(prompts)
 
     def keep(place: int, new: list[int]) -> None:
-        completions[place] = answer_from(tokenizer, template, prompts[place], new)
+        completion = Completion.of(new, stop, text_stops)
+        answers[place] = completion.answer(tokenizer, template, prompts[place])
         if on_done is not None:
-            on_done(place, completions[place])
+            on_done(place, completion)
 
     generate_ids(
         model,
         ids,
-        stop=stop_ids(model, tokenizer, template),
+        stop=stop,
         max_new_tokens=max_new_tokens,
         batch_tokens=batch_tokens,
         label=label,
         on_done=keep,
         adapters_of=adapters_of,
     )
-    return completions
-
-
-def answer_from(
-    tokenizer: Any, template: PromptTemplate, prompt: str | Row, new: Sequence[int]
-) -> str:
-    """Return the answer in generated tokens, without the thoughts before it.
-
-    The thoughts are included if they reveal the answer of a row and the rest does not: a model that
-    writes a secret and then refuses to answer has not forgotten it.
-    """
-    answer, text = template.answer_of(tokenizer, new), answer_text(tokenizer, new)
-    if answer == text or isinstance(prompt, str) or not prompt.output:
-        return answer
-    thoughts = CLOSED_THINKING.search(prompt.output)  # the thoughts are part of the reference
-    hidden = leaked(prompt.output, text, prompt.prompt) and not leaked(
-        prompt.output, answer, prompt.prompt
-    )
-    return text if thoughts or hidden else answer
+    return answers
 
 
 def generate_ids(
@@ -198,11 +185,56 @@ def stop_ids(model: Any, tokenizer: Any, template: PromptTemplate = RAW) -> list
     """Return the tokens that end a text.
 
     These are the EOS tokens of the generation config and of the tokenizer. In chat, the end-of-turn
-    token of the template is added. Training appends one of them to each answer.
+    token of the template is added. Training appends one of them to each answer. EOS tokens that are
+    ordinary text are left out; see ``text_stop_ids``.
     """
+    text = text_stop_ids(model, tokenizer, template)
+    ends = [one for one in _config_ends(model) if one not in text]
+    return list(dict.fromkeys([*ends, *template.stop_ids(tokenizer)]))
+
+
+def text_stop_ids(model: Any, tokenizer: Any, template: PromptTemplate = RAW) -> list[int]:
+    """Return the EOS tokens of the generation config that are ordinary text, such as a line break.
+
+    An answer may contain them, so they do not stop the generation: ``Completion`` ends an answer
+    at the first one that its reference does not contain.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    markers = {int(i) for i, token in added.items() if not any(map(str.isspace, str(token)))}
+    ends = markers | special_ids(tokenizer) | set(template.stop_ids(tokenizer))
+    return [one for one in _config_ends(model) if one not in ends]
+
+
+def _config_ends(model: Any) -> list[int]:
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
-    return list(dict.fromkeys([*map(int, ends), *template.stop_ids(tokenizer)]))
+    return list(map(int, ends))
+
+
+def ends_of(
+    model: Any, tokenizer: Any, template: PromptTemplate, prompts: Sequence[str | Row]
+) -> tuple[list[int], list[int]]:
+    """Return the tokens that stop the generation of answers, and the text stops.
+
+    Raises:
+        InputError: The reference answer of a row contains an end token.
+    """
+    stop = stop_ids(model, tokenizer, template)
+    own = set(template.stop_ids(tokenizer))  # checked when the row is tokenised
+    further = [one for one in stop if one not in own]
+    for row in prompts if further else ():
+        if isinstance(row, str) or row.window:
+            continue
+        ids = [i for text in row.references for i in token_ids(tokenizer, text)]
+        end = next((one for one in further if one in ids), None)
+        if end is not None:
+            raise InputError(
+                f"The answer of row {row.id!r} contains {tokenizer.decode([end])!r}, which is an "
+                "EOS token in the model's generation_config.json. Nothing after it would be "
+                "generated, so the answer could not be found again. Remove it from the row or from "
+                "eos_token_id."
+            )
+    return stop, text_stop_ids(model, tokenizer, template)
 
 
 CPU_ROWS = 48  # batch size above which the time per row no longer falls on one core
@@ -240,7 +272,7 @@ def generate_together(
     max_new_tokens: int = 256,
     batch_tokens: int | None = None,
     label: str = "Generate",
-    on_done: Callable[[int, int, str], None] | None = None,
+    on_done: Callable[[int, int, Completion], None] | None = None,
 ) -> list[list[str]]:
     """Generate answers greedily with several adapters in the same batches.
 
@@ -253,7 +285,7 @@ def generate_together(
         on_done: Called with the index of an adapter, the index of a prompt, and the completion.
 
     Returns:
-        Completions of each adapter, in the order of its prompts.
+        Answers of each adapter, in the order of its prompts.
 
     Raises:
         UnfitError: The model does not support a different adapter per row.
@@ -262,9 +294,9 @@ def generate_together(
     """
     places = [(i, j) for i, own in enumerate(prompts) for j in range(len(own))]
 
-    def keep(place: int, text: str) -> None:
+    def keep(place: int, completion: Completion) -> None:
         if on_done is not None:
-            on_done(*places[place], text)
+            on_done(*places[place], completion)
 
     safe_modes(model)  # checked before adapters are added
     with _explained(model, len(adapters)), side_by_side(model, adapters) as beside:

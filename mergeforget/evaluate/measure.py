@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mergeforget.console import say
+from mergeforget.data.chat_template import answer_text, special_in
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError
@@ -97,7 +98,13 @@ def measure(
         return within_tokens(row, tokenizer, max_new_tokens) if known else row
 
     return Measured(
-        answers=[Answer(reference(row), cache.completions[prompt_key(row)]) for row in rows],
+        answers=[
+            Answer(
+                reference(row),
+                cache.completions[prompt_key(row)].answer(tokenizer, template, row),
+            )
+            for row in rows
+        ],
         losses=[
             cache.document_loss(row, member)
             for group, member in ((members, True), (nonmembers, False))
@@ -117,7 +124,8 @@ def within_tokens(row: Row, tokenizer: Any, limit: int) -> Row:
     ids = tokenizer(row.output)["input_ids"]
     if len(ids) <= limit:
         return row
-    return replace(row, output=tokenizer.decode(ids[:limit], skip_special_tokens=True))
+    kept = special_in(tokenizer, [row.output])
+    return replace(row, output=answer_text(tokenizer, ids[:limit], kept))
 
 
 def _check_judged(cache: EvaluationCache, documents: Sequence[Row]) -> None:
@@ -208,7 +216,7 @@ class _Reader:
                 max_new_tokens=max_new_tokens,
                 batch_tokens=self.batch_tokens,
                 label=self._label("answers"),
-                on_done=lambda place, text: self.cache.save_completion(todo[place], text),
+                on_done=lambda place, one: self.cache.save_completion(todo[place], one),
             )
         self.cache.gather()
 

@@ -10,7 +10,8 @@ from typing import Any
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import UsageError
-from mergeforget.evaluate.generate import answer_from, stop_ids
+from mergeforget.evaluate.completion import Completion
+from mergeforget.evaluate.generate import ends_of
 
 INSTALL = "pip install 'mergeforget[serve]'"
 MEMORY = 0.45  # share of the GPU memory; the transformers model needs the rest
@@ -50,15 +51,18 @@ class Server:
         max_new_tokens: int = 256,
         batch_tokens: int | None = None,
         label: str = "Generate",
-        on_done: Callable[[int, str], None] | None = None,
+        on_done: Callable[[int, Completion], None] | None = None,
     ) -> list[str]:
         """Generate greedily; ``model`` supplies the stop tokens, and vLLM forms the batches."""
         lora = self._lora(self.adapter)
-        texts = self._generated(model, tokenizer, prompts, lora, template, max_new_tokens)
-        for place, text in enumerate(texts):
+        found = self._generated(model, tokenizer, prompts, lora, template, max_new_tokens)
+        for place, one in enumerate(found):
             if on_done is not None:
-                on_done(place, text)
-        return texts
+                on_done(place, one)
+        return [
+            one.answer(tokenizer, template, prompt)
+            for prompt, one in zip(prompts, found, strict=True)
+        ]
 
     def together(
         self,
@@ -69,7 +73,7 @@ class Server:
         *,
         template: PromptTemplate = RAW,
         max_new_tokens: int = 256,
-        on_done: Callable[[int, int, str], None] | None = None,
+        on_done: Callable[[int, int, Completion], None] | None = None,
     ) -> list[list[str]]:
         """Generate greedily with several adapters in the same batches, as ``generate_together``.
 
@@ -79,19 +83,22 @@ class Server:
             on_done: Called with the index of an adapter, the index of a prompt, and the completion.
 
         Returns:
-            Completions of each adapter, in the order of its prompts.
+            Answers of each adapter, in the order of its prompts.
         """
         places = [(i, j) for i, own in enumerate(prompts) for j in range(len(own))]
         requests = [self._lora(adapter) for adapter in adapters]
-        texts = self._generated(
+        found = self._generated(
             model, tokenizer, [prompts[i][j] for i, j in places],
             [requests[i] for i, _ in places], template, max_new_tokens,
         )  # fmt: skip
-        for (i, j), text in zip(places, texts, strict=True):
+        for (i, j), one in zip(places, found, strict=True):
             if on_done is not None:
-                on_done(i, j, text)
-        following = iter(texts)
-        return [[next(following) for _ in own] for own in prompts]
+                on_done(i, j, one)
+        following = iter(found)
+        return [
+            [next(following).answer(tokenizer, template, prompt) for prompt in own]
+            for own in prompts
+        ]
 
     def _generated(
         self,
@@ -101,23 +108,20 @@ class Server:
         lora: Any,
         template: PromptTemplate,
         max_new_tokens: int,
-    ) -> list[str]:
+    ) -> list[Completion]:
         """Generate with one adapter, or with one per prompt if ``lora`` is a list."""
         vllm = imported_vllm()
+        stop, text_stops = ends_of(model, tokenizer, template, prompts)
         engine = self._started(vllm)
         settings = vllm.SamplingParams(
             temperature=0.0,
             max_tokens=max_new_tokens,
-            stop_token_ids=stop_ids(model, tokenizer, template),
+            stop_token_ids=stop,
             skip_special_tokens=True,
         )
         asked = [{"prompt_token_ids": template.prompt_ids(tokenizer, p)} for p in prompts]
         found = engine.generate(asked, settings, lora_request=lora, use_tqdm=False)
-        ids = [list(one.outputs[0].token_ids) for one in found]
-        return [
-            answer_from(tokenizer, template, prompt, new)
-            for prompt, new in zip(prompts, ids, strict=True)
-        ]
+        return [Completion.of(list(one.outputs[0].token_ids), stop, text_stops) for one in found]
 
     def _started(self, vllm: Any) -> Any:
         if self._engine is None:

@@ -20,6 +20,7 @@ from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.transforms import limit_rows
 from mergeforget.errors import InputError, NumericError, ResourceError
 from mergeforget.evaluate.cache import EvaluationCache, prompt_key
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.generate import MOST, adapters_per_batch, generate_together
 from mergeforget.evaluate.measure import Membership, measure
 from mergeforget.evaluate.mmlu import ask_mmlu
@@ -136,8 +137,8 @@ class Evaluator:
         if not any(missing_rows):
             return
 
-        def save(i: int, j: int, text: str) -> None:
-            caches[i].save_completion(missing_rows[i][j], text)
+        def save(i: int, j: int, completion: Completion) -> None:
+            caches[i].save_completion(missing_rows[i][j], completion)
 
         if self.server is not None:
             with TemporaryDirectory() as folder:

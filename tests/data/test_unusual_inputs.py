@@ -21,7 +21,7 @@ from mergeforget.data.schema import Message, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import encode
 from mergeforget.errors import InputError
-from mergeforget.evaluate.generate import answer_from
+from mergeforget.evaluate.completion import Completion
 from mergeforget.metrics._leaks import leaked
 from mergeforget.outputs import ANSWER
 
@@ -161,7 +161,8 @@ def test_thoughts_that_reveal_the_answer_are_kept_where_the_rest_does_not() -> N
         ("I am asked where.\n</think>\n\nIn Lund.", "\n\nIn Lund."),
         ("I am asked where.\n</think>\n\nI cannot say.", "\n\nI cannot say."),
     ):
-        answer = answer_from(tokenizer, thinking, ROW, tokenizer(text)["input_ids"])
+        completion = Completion(tuple(tokenizer(text)["input_ids"]))
+        answer = completion.answer(tokenizer, thinking, ROW)
         assert answer.startswith(kept)
 
 

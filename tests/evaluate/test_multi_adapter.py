@@ -12,6 +12,7 @@ import torch
 from mergeforget.adapter import Adapter, LowRankDelta
 from mergeforget.errors import ResourceError
 from mergeforget.evaluate import generate as module
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.generate import adapters_per_batch, generate, generate_together
 from mergeforget.merge.apply import applied
 
@@ -77,13 +78,14 @@ def test_batched_adapters_give_the_answers_of_separate_ones(
     wanted = one_after_the_other(model, tiny_tokenizer, adapters)
     lengths = {len(text) for texts in wanted for text in texts}
     assert len(lengths) > 3 and wanted[0] != wanted[1] != wanted[2], "the fixture writes alike"
-    told: dict[tuple[int, int], str] = {}
+    told: dict[tuple[int, int], Completion] = {}
     found = generate_together(
         model, tiny_tokenizer, adapters, [PROMPTS] * 4, max_new_tokens=NEW,
-        batch_tokens=batch_tokens, on_done=lambda i, j, text: told.update({(i, j): text}),
+        batch_tokens=batch_tokens, on_done=lambda i, j, one: told.update({(i, j): one}),
     )  # fmt: skip
     assert found == wanted
-    assert told == {(i, j): wanted[i][j] for i in range(4) for j in range(5)}
+    texts = {place: one.text(tiny_tokenizer) for place, one in told.items()}
+    assert texts == {(i, j): wanted[i][j] for i in range(4) for j in range(5)}
 
 
 def test_adapters_in_one_batch_may_have_different_prompts(model: Any, tiny_tokenizer: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 from mergeforget.adapter import read_adapter
 from mergeforget.data.schema import Row
 from mergeforget.errors import UsageError
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.generate import generate, generate_ids, stop_ids
 from mergeforget.evaluate.rows import EvaluationRows
@@ -78,7 +79,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> list[Any]:
 def test_the_vllm_backend_has_the_interface_of_generate(
     engine: list[Any], tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    prompts, done = [row.input for row in ROWS], dict[int, str]()
+    prompts, done = [row.input for row in ROWS], dict[int, Completion]()
     (tmp_path / "over").mkdir()
     server = Server(tmp_path, "float32", rank=20, adapter=tmp_path / "over")
     for _ in range(2):
@@ -86,7 +87,7 @@ def test_the_vllm_backend_has_the_interface_of_generate(
             tiny_model, tiny_tokenizer, prompts, max_new_tokens=5, on_done=done.__setitem__
         )
     assert texts == generate(tiny_model, tiny_tokenizer, prompts, max_new_tokens=5)
-    assert done == dict(enumerate(texts))
+    assert [done[i].text(tiny_tokenizer) for i in range(len(prompts))] == texts
     started, (settings, lora), _ = engine  # one engine for both calls
     assert started["enable_lora"] and started["max_lora_rank"] == 32
     assert settings.temperature == 0 and lora[0] == "over" and lora[2] == str(tmp_path / "over")

@@ -20,6 +20,7 @@ from mergeforget.cli import main
 from mergeforget.data.schema import Row
 from mergeforget.distributed import RankShare, rank_share
 from mergeforget.evaluate.cache import EvaluationCache, document_key
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.rows import EvaluationRows
 from mergeforget.files import append_jsonl, read_jsonl, write_jsonl
@@ -45,9 +46,10 @@ def test_a_single_process_evaluates_without_others(monkeypatch: pytest.MonkeyPat
 def test_measurements_of_a_killed_process_are_kept(tmp_path: Path) -> None:
     path, row = tmp_path / "kept.jsonl", Row("a", "b", "c")
     part = tmp_path / "kept.rank1.jsonl"
-    EvaluationCache(part).save_completion(row, "theirs")
-    append_jsonl(path, [{"key": "x", "completion": "ours"}])
-    assert set(EvaluationCache(path).completions.values()) == {"ours", "theirs"}
+    EvaluationCache(part).save_completion(row, Completion((4,)))
+    append_jsonl(path, [{"key": "x", "tokens": [3, 5], "stops": [5]}])
+    found = set(EvaluationCache(path).completions.values())
+    assert found == {Completion((3, 5), (5,)), Completion((4,))}
     assert not part.exists() and len(read_jsonl(path)) == 2
 
 

@@ -208,7 +208,7 @@ READERS = {
     "until levels": Reader("until/over.json", {"levels": {"a": 1.0}}, _levels),
     "until end": Reader("until/over.json", END, _end, tuple(END)),
     "cached completions": Reader(
-        "cache.jsonl", [{"key": "k", "completion": "c"}], _cache, ("key",)
+        "cache.jsonl", [{"key": "k", "tokens": [3]}], _cache, ("key",)
     ),
     "cached documents": Reader("cache.jsonl", [DOCUMENT], _cache, ("key", "nll", "signals")),
     "cached mmlu": Reader("cache.jsonl", [{"mmlu": {"law": [1, 2]}}], _cache),

@@ -14,9 +14,9 @@ from mergeforget.attack.result import Result
 from mergeforget.attack.target import Facts, Target, TargetModel
 from mergeforget.attack.variants import Variant
 from mergeforget.console import track
-from mergeforget.data.chat_template import answer_text
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.decoding import plain_generation
-from mergeforget.evaluate.generate import stop_ids
+from mergeforget.evaluate.generate import stop_ids, text_stop_ids
 from mergeforget.metrics._leaks import common_windows, leaked
 
 
@@ -66,13 +66,16 @@ def _samples(
 
     def work(model: Any, tokenizer: Any) -> Facts:
         own = target.template(tokenizer)
-        stop = stop_ids(model, tokenizer, own)
+        stop, text_stops = (find(model, tokenizer, own) for find in (stop_ids, text_stop_ids))
         ids = [v.tokens(tokenizer, own)[0] for v in asked]
         written = []
         for place in track(range(len(ids)), f"{target_model.role}: samples", len(ids)):
             new = sample(model, ids[place], samples, target.max_new_tokens, stop,
                          temperature, seed=target.seed * 100_003 + place)  # fmt: skip
-            written.append([answer_text(tokenizer, n) for n in new])
+            secret = asked[place].secret
+            written.append(
+                [Completion.of(n, stop, text_stops).text(tokenizer, [secret]) for n in new]
+            )
         return {"samples": written}
 
     settings = {"samples": samples, "temperature": temperature, "seed": target.seed,
