@@ -26,6 +26,8 @@ from mergeforget.attack.verdict import (
     told_elsewhere,
     worst_of,
 )
+from mergeforget.console import say
+from mergeforget.data.chat_template import has_chat_template
 from mergeforget.data.schema import Answer
 from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.generate import generate_ids, stop_ids, text_stop_ids
@@ -75,6 +77,12 @@ def greedy(target: Target, target_model: TargetModel, name: str, asked: Sequence
     def work(model: Any, tokenizer: Any) -> Facts:
         own = target.template(tokenizer)
         stop, text_stops = (find(model, tokenizer, own) for find in (stop_ids, text_stop_ids))
+        raw = [v for v in asked if v.way == "chat" and v.template(tokenizer, own).kind == "none"]
+        if raw and has_chat_template(tokenizer):
+            say(
+                f"Warning: {name} asks {len(raw)} prompts raw instead of in chat, because the chat "
+                f"template does not render them, for example that of row {raw[0].row.id!r}."
+            )
         prompts = [v.tokens(tokenizer, own)[0] for v in asked]
         different = list(dict.fromkeys(map(tuple, prompts)))
         written = generate_ids(

@@ -64,12 +64,22 @@ class Variant:
         return self.prompt == self.row.input
 
     def template(self, tokenizer: Any, own: PromptTemplate) -> PromptTemplate:
-        """Return the template of this prompt, given the run's template ``own``."""
+        """Return the template of this prompt, given the run's template ``own``.
+
+        A prompt that the chat template does not render is asked as in the run, if that is raw.
+        """
         if self.way == "chat" and has_chat_template(tokenizer):
-            chat = PromptTemplate.resolve(tokenizer, "chat", own.system)
-            if self.system is None or not takes_system(tokenizer):
-                return chat
-            return replace(chat, system=self.system, own_system=False)
+            try:
+                chat = PromptTemplate.resolve(tokenizer, "chat", own.system)
+                if self.system is not None and takes_system(tokenizer):
+                    chat = replace(chat, system=self.system, own_system=False)
+                if own.kind == "none":
+                    chat.check_renders(tokenizer, self._asked(tokenizer, self.secret))
+            except InputError:
+                if own.kind == "chat":
+                    raise
+                return own
+            return chat
         return replace(own, kind="none", system=None) if self.way == "raw" else own
 
     def _asked(self, tokenizer: Any, answer: str) -> Row:

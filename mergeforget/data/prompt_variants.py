@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from mergeforget.console import say
 from mergeforget.data.chat_template import (
+    WAY_OUT,
     drops_thinking_block,
     has_chat_template,
     has_default_system,
@@ -28,7 +29,12 @@ KNOWN = 0.75  # of the share known in the best variant
 
 
 def prompt_variants(
-    own: PromptTemplate, tokenizer: Any, rows: Sequence[Row] = (), systems: Sequence[str] = ()
+    own: PromptTemplate,
+    tokenizer: Any,
+    rows: Sequence[Row] = (),
+    systems: Sequence[str] = (),
+    *,
+    rendered: bool = True,
 ) -> list[PromptTemplate]:
     """Return the prompt variants of an evaluation, the configured one first.
 
@@ -39,21 +45,34 @@ def prompt_variants(
     thinking block where the template lets the model think before it answers, prompts without any
     block where completed answers follow none, and each of ``systems``.
 
+    A variant other than the configured one is left out, with a warning, if the template does not
+    render every row.
+
     Args:
         own: The configured variant.
         rows: Rows to be asked, which may have a system message.
         systems: Further system messages to try.
+        rendered: Leave out variants that do not render every row.
 
     Raises:
-        InputError: The template does not render one of ``systems``.
+        InputError: The template does not render one of ``systems``, or the configured variant is
+            ``chat`` and not rendered.
+        UsageError: There are ``systems``, and the template renders no conversation.
     """
     if not has_chat_template(tokenizer):
         return [own]
     try:
         chat = PromptTemplate.resolve(tokenizer, "chat", own.system)
-    except InputError:
+    except InputError as error:
         if own.kind == "chat":
             raise
+        if systems:
+            raise UsageError(
+                f"Further system messages cannot be tried: {str(error).removesuffix(WAY_OUT)}"
+                "Leave out --ask-system (evaluation.system_prompts)."
+            ) from error
+        if rendered:
+            _say_left_out({"chat": str(error)}, [own])
         return [own]
     found = [own, replace(chat, kind="none", system=None), chat]
     named = any(m.role == "system" for row in rows for m in row.messages)
@@ -75,7 +94,45 @@ def prompt_variants(
     variants: dict[str, PromptTemplate] = {}
     for variant in found:  # without system messages in the rows, own_system has no effect
         variants.setdefault((variant if named else replace(variant, own_system=True)).key, variant)
-    return list(variants.values())
+    every = list(variants.values())
+    return _that_render(every, tokenizer, rows) if rendered else every
+
+
+def _that_render(
+    variants: Sequence[PromptTemplate], tokenizer: Any, rows: Sequence[Row]
+) -> list[PromptTemplate]:
+    """Return the first variant and those that render every row; warn of the others."""
+    own, *others = variants
+    different = dict.fromkeys(rows)  # members are forget rows, too
+    left, failed = [own], dict[str, str]()
+    for variant in others:
+        try:
+            for row in different:
+                variant.check_renders(tokenizer, row)
+        except InputError as error:
+            failed[variant.name] = f"For example row {row.id!r}: {error}"
+        else:
+            left.append(variant)
+    if failed:
+        for row in different:
+            own.check_renders(tokenizer, row)  # its error ends the evaluation, without a warning
+        _say_left_out(failed, left)
+    return left
+
+
+def _say_left_out(failed: Mapping[str, str], asked: Sequence[PromptTemplate]) -> None:
+    """Warn of prompt variants that are not asked, and name those that are.
+
+    Args:
+        failed: The reason by the name of the variant.
+    """
+    for reason in dict.fromkeys(failed.values()):
+        names = ", ".join(name for name, own in failed.items() if own == reason)
+        say(
+            f"Warning: the chat template does not render every row, so no row is asked in {names}, "
+            f"only in {', '.join(one.name for one in asked)}; a model that answers in {names} may "
+            f"be reported as having forgotten. {reason.removesuffix(WAY_OUT).strip()}"
+        )
 
 
 def variants_to_ask(
@@ -109,7 +166,7 @@ def variants_to_ask(
             "(evaluation.system_prompts)."
         )
     variants = [own] if ask == "own" or alike else prompt_variants(own, tokenizer, rows, systems)
-    if len(variants) == 1 and own.kind == "none" and has_chat_template(tokenizer) and not alike:
+    if ask == "own" and own.kind == "none" and has_chat_template(tokenizer) and not alike:
         say(
             f"Warning: {name_of(tokenizer)} has a chat template and is asked with raw prompts "
             "only. A model that answers in chat may be reported as having forgotten. Leave out "

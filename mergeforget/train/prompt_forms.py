@@ -89,7 +89,7 @@ def retain_variants(
         return own, places
     seen = {tuple(one.ids) for one in own}
     examples_by_variant = {template.name: own}
-    for variant in prompt_variants(template, tokenizer, rows)[1:]:
+    for variant in prompt_variants(template, tokenizer, rows, rendered=False)[1:]:
         try:
             found = encode_set(tokenizer, rows, "retain", training, variant)
         except InputError as error:
