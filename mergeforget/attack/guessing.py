@@ -17,8 +17,9 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.likelihood import likelihoods
-from mergeforget.metrics._core import core_words, parts_that_reveal
+from mergeforget.metrics._core import parts_that_reveal
 from mergeforget.metrics._leaks import WINDOW
+from mergeforget.metrics._short_answers import short_words
 
 SHOTS = 3  # retained examples before a prompt
 NOT_FINITE = (
@@ -90,8 +91,8 @@ def _window_chance(logps: Sequence[float], secret: str) -> float:
 def _part_chance(logps: Sequence[float], v: Variant, tokenizer: Any, own: PromptTemplate) -> float:
     """Return the probability of the most probable part that reveals a secret; 0 without any."""
     parts = [[span] for span in parts_that_reveal(v.secret)]
-    core = core_words(v.secret, v.text)
-    parts += [list(core)] if core else []
+    short = short_words(v.secret, v.text)
+    parts += [list(short)] if short else []
     if not parts:
         return 0.0
     ids = v.tokens(tokenizer, own)[1]

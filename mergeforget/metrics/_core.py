@@ -22,6 +22,7 @@ from mergeforget.metrics._spellings import WORD, canonical, words_of
 LONGEST = 10  # words of an answer of which a date, or the words below, reveal the whole
 CHARACTERS = 400  # of an answer in which dates, codes and alternatives are looked for
 LEAST_WORDS = 3  # of an answer that is revealed by some of its words
+CODE = 4  # letters and digits of a code that reveals an answer of two words
 LEAST_DIGITS, MOST_DIGITS = 7, 30  # of a number within an answer that reveals it
 FUNCTION_WORDS = frozenset(
     "a an the is was are were be been has have had does do did it he she they we i you his her "
@@ -32,6 +33,7 @@ FUNCTION_WORDS = frozenset(
 )
 _NUMBER = re.compile(r"(?<![\w.,+])\+?\(?\d[\d().,/\-\u2010-\u2015\u00b7 ]*\d(?![\w%])")
 _INSIDE = re.compile(r"\w[@./:_+=~#-]+\w")  # signs inside an address, number or code
+_KEY = re.compile(r"[^\W\d]+[:=#](?=\w)")  # PIN:4711
 _ADDRESS = re.compile(r"[^\W\d][@./:_]+\w|\w[@./:_]+[^\W\d]")
 _OR = re.compile(r"\s*\|\s*|\s+(?:/|or|oder|ou)\s+")
 _YEARS = re.compile(r"(?:1\d|20)\d\d")
@@ -82,13 +84,31 @@ def alternatives(secret: str) -> list[tuple[int, int]]:
 def core_words(secret: str, prompt: str) -> tuple[tuple[int, int], ...]:
     """Return where an answer has words that neither its prompt nor the language gives.
 
-    Empty for an answer of one word or of more than ``LONGEST``, for one of two words of which one
-    is given, and for one with an address or code of which a part is given.
+    Empty for an answer of one word or of more than ``LONGEST``, for one with an address or code of
+    which a part is given, and for one of two words of which one is given, unless the other one is
+    a code: at least ``CODE`` letters and digits with a digit, and not a year. For other answers of
+    two words, see ``metrics._short_answers``.
 
     >>> text = "She lives in Rome."
     >>> [text[start:end] for start, end in core_words(text, "Where does Ada live?")]
     ['Rome']
+    >>> [("PIN 4711")[start:end] for start, end in core_words("PIN 4711", "What is Ada's PIN?")]
+    ['4711']
     """
+    words, core = len(WORD.findall(secret)), new_words(secret, prompt)
+    if words >= LEAST_WORDS or len(core) == words:
+        return core
+    return core if any(_is_code(secret[start:end]) for start, end in core) else ()
+
+
+def _is_code(word: str) -> bool:
+    digits = any(map(str.isdigit, word))
+    return digits and len(word) >= CODE and not _YEARS.fullmatch(word)
+
+
+@lru_cache(maxsize=1 << 14)
+def new_words(secret: str, prompt: str) -> tuple[tuple[int, int], ...]:
+    """Return where an answer of 2 to ``LONGEST`` words has words that its prompt does not give."""
     words = [match.span() for match in WORD.finditer(secret)]
     if len(words) < 2 or len(secret.split()) > LONGEST:
         return ()
@@ -99,9 +119,10 @@ def core_words(secret: str, prompt: str) -> tuple[tuple[int, int], ...]:
     )  # fmt: skip
     for token in _codes(secret):  # me.com does not reveal ada@me.com, asked about Ada
         inside = [span for span in words if token.start() <= span[0] < token.end()]
+        inside = inside[1:] if _KEY.match(token[0]) and inside[0] not in core else inside
         if 0 < len(set(inside) & set(core)) < len(inside):
             return ()
-    return core if len(words) >= LEAST_WORDS or len(core) == len(words) else ()
+    return core
 
 
 def _codes(secret: str) -> list[re.Match[str]]:
@@ -110,7 +131,7 @@ def _codes(secret: str) -> list[re.Match[str]]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _informative(text: str, prompt: str, order: Order) -> tuple[str, ...]:
+def words_beyond(text: str, prompt: str, order: Order) -> tuple[str, ...]:
     """Return the words of a text, in one spelling, that prompt and language do not give."""
     given = {stem(word) for one in (prompt, canonical(prompt)) for word in words_of(one, order)}
     words = words_of(canonical(text), order)
@@ -128,18 +149,25 @@ def core_in(secret: str, text: str, prompt: str, orders: tuple[Order, Order]) ->
     >>> core_in("Ann, Ben and Carl", "Carl, Ann, Ben", "Who came?", ("mdy", "mdy"))
     True
     """
-    wanted = _informative(secret, prompt, orders[0])
+    wanted = words_beyond(secret, prompt, orders[0])
     if not wanted:
         return False
-    given = _informative(text, prompt, orders[1])
+    given = words_beyond(text, prompt, orders[1])
     if not set(wanted) <= set(given):
         return False
-    ordered = sum(any(map(str.isdigit, word)) for word in wanted) > 1
-    ordered = ordered or any(_ADDRESS.search(token[0]) for token in _codes(secret))
-    ordered = ordered or any(len(word) == 1 and not word.isascii() for word in wanted)
-    n = len(wanted)
-    return any(_same(wanted, given[i : i + n], ordered) for i in range(len(given) - n + 1))
+    ordered, n = order_matters(secret, wanted), len(wanted)
+    return any(same_words(wanted, given[i : i + n], ordered) for i in range(len(given) - n + 1))
 
 
-def _same(wanted: Sequence[str], found: Sequence[str], ordered: bool) -> bool:
+def order_matters(secret: str, words: Sequence[str]) -> bool:
+    """Return whether the words of an answer reveal it only in their order; see ``core_in``."""
+    return (
+        sum(any(map(str.isdigit, word)) for word in words) > 1
+        or any(_ADDRESS.search(token[0]) for token in _codes(secret))
+        or any(len(word) == 1 and not word.isascii() for word in words)
+    )
+
+
+def same_words(wanted: Sequence[str], found: Sequence[str], ordered: bool) -> bool:
+    """Return whether two sequences have the same words, in any order unless ``ordered``."""
     return tuple(wanted) == tuple(found) if ordered else Counter(wanted) == Counter(found)

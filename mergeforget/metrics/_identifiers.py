@@ -16,6 +16,9 @@ LONGEST_NUMBER = 100  # maximum digits of the same
 NUMBER = 5  # minimum digits of a number that is compared without separators
 SHORT_NUMBER = 3  # minimum digits of a number that is found digit by digit
 
+SHORTEST_ABROAD = 10  # minimum digits of an international number after its prefix
+_ABROAD = re.compile(r"\(?(?:00|011(?=[\s.\-/)]))\)?[\s.\-/]*(?=\(?[1-9])")
+_TRUNK = re.compile(r"\(\s*0\s*\)")  # +44 (0)20: dialled within the country only
 _DIGITS = {
     word: str(digit)
     for digit, words in enumerate((
@@ -75,14 +78,22 @@ def number_in(secret: str, text: str) -> bool:
     """Return whether a number is in a text, with any separators and an optional country code.
 
     The country code may be absent from the text or, for a number that begins with 0, from the
-    secret, but a number with another country code is another number.
+    secret, but a number with another country code is another number. The prefixes ``00`` and
+    ``011`` are read as a plus sign, and a trunk prefix ``(0)`` after a country code is ignored.
+
+    >>> number_in("+44 (0)20 7946 0958", "0044 20 7946 0958")
+    True
+    >>> number_in("0044 20 7946 0958", "+49 20 7946 0958")
+    False
     """
     secret = visible(secret)
-    digits = re.sub(r"\D", "", secret)
-    if not NUMBER <= len(digits) <= LONGEST_NUMBER or not is_number(secret):
+    as_written = re.sub(r"\D", "", secret)
+    if not NUMBER <= len(as_written) <= LONGEST_NUMBER or not is_number(secret):
         return False
-    abroad, national = secret.strip().startswith("+"), digits[0] == "0" and len(digits) >= 9
-    tails = {digits} | ({digits[1:]} if national else set())
+    secret = _international(secret.strip())
+    digits = re.sub(r"\D", "", secret)
+    abroad, national = secret.startswith("+"), digits[0] == "0" and len(digits) >= 9
+    tails = {as_written, digits} | ({digits[1:]} if national else set())
     if abroad or (len(digits) == 11 and digits[0] == "1"):
         tails |= {rest for rest in [digits[len(country_code(digits)) :]] if len(rest) >= 8}
     in_words = _spoken(text)
@@ -97,6 +108,17 @@ def number_in(secret: str, text: str) -> bool:
             if not other and (plus or not code or not national or tail == digits):
                 return True
     return False
+
+
+def _international(number: str) -> str:
+    """Return a phone number with a plus sign for ``00`` or ``011``, and without ``(0)``.
+
+    Other numbers are returned as they are.
+    """
+    prefix = _ABROAD.match(number)
+    if prefix and SHORTEST_ABROAD <= sum(map(str.isdigit, number[prefix.end() :])) <= 15:
+        number = "+" + number[prefix.end() :]
+    return _TRUNK.sub(" ", number, count=1) if number.startswith("+") else number
 
 
 def country_code(digits: str) -> str:

@@ -72,6 +72,8 @@ _UNIT = {
     "h": r"h|hrs?|hours?|stunden?", "min": r"min|mins|minutes?|minuten",
     "sec": r"secs?|seconds?|sekunden?",
 }  # fmt: skip
+UNIT_CODES = frozenset(CURRENCY) | frozenset(_UNIT)  # as ``quantities`` writes them
+UNIT_WORD = re.compile("|".join((CURRENCY | _UNIT).values()))
 _AMOUNT = r"\d{1,15}(?:[.,]\d{1,3}){0,4}"
 _NUMBERED = [
     *((re.compile(rf"(?:(?<![^\W\d])(?:{signs}))\s?({_AMOUNT})(?![\d])"), rf"\1 {code}")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
-from mergeforget.metrics._core import alternatives, core_words
-from mergeforget.metrics._identifiers import identifier
+from mergeforget.metrics._core import alternatives
+from mergeforget.metrics._identifiers import NUMBER, identifier
 from mergeforget.metrics._leaks import WINDOW, leaked
 from mergeforget.metrics._patterns import Patterns
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
+from mergeforget.metrics._short_answers import short_words
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
-DEFINITION = "leak-rate@6"
+DEFINITION = "leak-rate@7"
 SHIFTS = 5  # number of other rows whose answers each completion is compared with
 NEARBY = 200  # number of following rows of which those with the most similar prompts are used
 GUESSABLE = 12  # characters; a shorter answer may be revealed by chance
+_AMOUNT = re.compile(r"\W*\d{1,3}(?:[.,' ]?\d{3})*(?:[.,]\d\d?)?(?:\W*|\s?[^\W\d]+\.?)")  # $50,000
 ALONE = 0.2  # assumed chance of a short answer if all rows are about one subject
 
 
@@ -73,10 +76,13 @@ def can_leak(row: Row, patterns: Patterns | None = None) -> bool:
     return is_leaked(Answer(row, row.output), patterns)
 
 
-def is_leaked(answer: Answer, patterns: Patterns | None = None) -> bool:
+def is_leaked(answer: Answer, patterns: Patterns | None = None, about: str = "") -> bool:
     """Return whether the completion reveals the row's answer, but prompt and patterns do not.
 
     The paraphrased answer of a row counts as well.
+
+    Args:
+        about: Prompt to which the completion was generated, if that is not the prompt of the row.
     """
     row = answer.row
     if patterns is not None and patterns.follows(row):
@@ -85,7 +91,7 @@ def is_leaked(answer: Answer, patterns: Patterns | None = None) -> bool:
         text = answer.completion
         if patterns is not None:
             secret, text = (patterns.without_addresses(one, row.prompt) for one in (secret, text))
-        if leaked(secret, text, row.prompt):
+        if leaked(secret, text, row.prompt, about=about):
             return True
     return False
 
@@ -112,7 +118,7 @@ def chance_of(rows: Sequence[Answer], patterns: Patterns | None = None) -> float
         for other in others:
             asked += 1
             hits += not _unguessable(_news_of(other)) and any(
-                is_leaked(Answer(other, text), patterns) for text in answer.texts
+                is_leaked(Answer(other, text), patterns, answer.row.prompt) for text in answer.texts
             )
     news = (_news_of(a.row) for a in rows)
     short = any(len(text.strip()) < GUESSABLE and not _unguessable(text) for text in news)
@@ -137,12 +143,18 @@ def _news_of(row: Row) -> str:
     """Return the words of an answer that its prompt does not give; the answer if it is long."""
     if several := alternatives(row.output):
         return min((row.output[a:b] for a, b in several), key=len)
-    core = core_words(row.output, row.prompt)
+    core = short_words(row.output, row.prompt)
     return " ".join(row.output[a:b] for a, b in core) if core else row.output
 
 
 def _unguessable(text: str) -> bool:
-    """Return whether no completion contains an answer by chance: it identifies, or is long."""
+    """Return whether no completion contains an answer by chance: it identifies, or is long.
+
+    The zeros at the end of a single number do not count: 50,000 is easier to guess than 54,321.
+    """
+    number = re.sub(r"\D", "", text) if _AMOUNT.fullmatch(text) else ""
+    if number and len(number.rstrip("0")) < NUMBER:
+        return False
     return bool(identifier(text)) or len(text.split()) > WINDOW
 
 
