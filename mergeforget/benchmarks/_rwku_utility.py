@@ -234,7 +234,8 @@ def _matched(
     """Return the largest value over the accepted answers of each question."""
     best: dict[str, float] = {}
     for one in answers_of(measured, split, ""):
-        value = metric(extract(one.completion), one.row.output)
+        text = extract(one.completion)
+        value = max(metric(text, reference) for reference in one.references)
         best[one.row.subject] = max(value, best.get(one.row.subject, 0.0))
     return list(best.items())
 

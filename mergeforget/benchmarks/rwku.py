@@ -120,7 +120,10 @@ def _recall(measured: Measured, split: str, task: str) -> Score | None:
     return mean_score(
         "rwku_recall",
         split,
-        [summary_recall(a.row.output, first_line(a.completion)) for a in answers],
+        [
+            max(summary_recall(reference, first_line(a.completion)) for reference in a.references)
+            for a in answers
+        ],  # fmt: skip
         direction(split),
         subjects=subjects_of(answers),
         task=task,

@@ -159,11 +159,22 @@ class Answer:
     Attributes:
         others: Different completions in other prompt variants, of which ``completion`` is the one
             closest to the reference. Guessing has more chances with several.
+        decoded: The reference as the tokenizer of the model decodes it, such as ``naive cafe`` for
+            ``naïve café``; empty if that is the same text, or no tokenizer was available.
     """
 
     row: Row
     completion: str
     others: tuple[str, ...] = ()
+    decoded: str = ""
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The reference, and its form as the tokenizer decodes it if that differs.
+
+        A model whose tokenizer changes case, accents or spaces cannot write the reference itself.
+        """
+        return (self.row.output, self.decoded) if self.decoded else (self.row.output,)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -173,7 +184,8 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         others = {"others": list(self.others)} if self.others else {}
-        return {**self.row.to_dict(), "completion": self.completion, **others}
+        decoded = {"decoded": self.decoded} if self.decoded else {}
+        return {**self.row.to_dict(), "completion": self.completion, **others, **decoded}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mergeforget.console import say
-from mergeforget.data.chat_template import answer_text, special_in
+from mergeforget.data.chat_template import answer_text, special_in, token_ids
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.errors import InputError, NumericError
@@ -20,6 +20,7 @@ from mergeforget.evaluate.cache import (
 from mergeforget.evaluate.generate import generate
 from mergeforget.evaluate.likelihood import TokenLikelihoods, likelihoods
 from mergeforget.evaluate.membership import gradient_norms
+from mergeforget.metrics._characters import plain
 
 Membership = Literal["documents", "rows", "answers"]
 Generator = Callable[..., list[str]]  # called as ``generate`` is
@@ -97,14 +98,13 @@ def measure(
         known = row.split in truncated
         return within_tokens(row, tokenizer, max_new_tokens) if known else row
 
+    def answer(row: Row) -> Answer:
+        completion = cache.completions[prompt_key(row)].answer(tokenizer, template, row)
+        row = reference(row)
+        return Answer(row, completion, decoded=as_decoded(row.output, tokenizer))
+
     return Measured(
-        answers=[
-            Answer(
-                reference(row),
-                cache.completions[prompt_key(row)].answer(tokenizer, template, row),
-            )
-            for row in rows
-        ],
+        answers=[answer(row) for row in rows],
         losses=[
             cache.document_loss(row, member)
             for group, member in ((members, True), (nonmembers, False))
@@ -126,6 +126,25 @@ def within_tokens(row: Row, tokenizer: Any, limit: int) -> Row:
         return row
     kept = special_in(tokenizer, [row.output])
     return replace(row, output=answer_text(tokenizer, ids[:limit], kept))
+
+
+def as_decoded(text: str, tokenizer: Any) -> str:
+    """Return a reference as a lossy tokenizer decodes it, and "" if it is the same.
+
+    WordPiece, for example, may write ``$5.00`` as ``$ 5. 00`` and ``naïve`` as ``naive``. The
+    result has the same letters and digits, up to case and accents: a text in which the tokenizer
+    replaces words by an unknown token is no reference.
+    """
+    ids, kept = token_ids(tokenizer, text), special_in(tokenizer, [text])
+    decoded = answer_text(tokenizer, ids, kept).strip() if text.strip() else ""
+    if decoded == text.strip():
+        return ""
+    letters = _letters(text)
+    return decoded if letters and _letters(decoded) == letters else ""
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in plain(text) if character.isalnum())
 
 
 def _check_judged(cache: EvaluationCache, documents: Sequence[Row]) -> None:

@@ -16,7 +16,7 @@ from mergeforget.data.schema import Answer, DocumentLoss, Row, stored_messages
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.files import read_jsonl, reading
 from mergeforget.metrics._patterns import Patterns
-from mergeforget.metrics._rouge import rouge_l_recall
+from mergeforget.metrics._rouge import closest_recall
 from mergeforget.metrics._statistics import paired_auc_difference, paired_difference
 from mergeforget.metrics.leak_rate import is_leaked, patterns_of
 
@@ -68,7 +68,7 @@ def paired_differences(one: Path, other: Path) -> list[PairedDifference]:
     mine, theirs = read_answers(one), read_answers(other)
     measures: dict[str, Callable[[Answer], float]] = {
         "leak_rate": lambda answer: float(is_leaked(answer)),
-        "rouge_l": lambda answer: rouge_l_recall(answer.row.output, answer.completion),
+        "rouge_l": lambda answer: closest_recall(answer, answer.completion),
     }
     found = []
     for split in ("forget", "retain"):
@@ -96,7 +96,10 @@ def read_answers(path: Path) -> dict[Key, Answer]:
             row = Row(name, prompt, output, task, str(values["split"]), subject=subject,
                       messages=stored_messages(values.get("messages")))  # fmt: skip
             found[row.split, name, prompt] = Answer(
-                row, str(values["completion"]), tuple(map(str, values.get("others") or ()))
+                row,
+                str(values["completion"]),
+                tuple(map(str, values.get("others") or ())),
+                str(values.get("decoded") or ""),
             )
     return found
 

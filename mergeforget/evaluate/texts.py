@@ -116,7 +116,8 @@ def read_generations(path: Path) -> list[Answer]:
         )
         others = record.get("others")
         others = tuple(map(str, others)) if isinstance(others, list) else ()
-        answers.append(Answer(row, str(record[names["completion"]] or ""), others))
+        completion, decoded = record[names["completion"]] or "", record.get("decoded") or ""
+        answers.append(Answer(row, str(completion), others, str(decoded)))
     copied = originals([answer.row for answer in answers])
     return [replace(a, row=replace(a.row, subject=copied.get(a.row.subject, a.row.subject)))
             for a in answers]  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 from mergeforget.data.prompt_variants import known_best
 from mergeforget.data.schema import Answer, AnswerLikelihood, DocumentLoss, Measured
 from mergeforget.metrics import METRICS
-from mergeforget.metrics._rouge import rouge_l_recall
+from mergeforget.metrics._rouge import closest_recall
 from mergeforget.metrics.knowledge import is_exact
 from mergeforget.metrics.leak_rate import is_leaked
 from mergeforget.score import Score, find
@@ -173,7 +173,7 @@ def _answer(found: Sequence[Answer]) -> Answer:
 
 
 def _known(answer: Answer) -> tuple[bool, bool, float]:
-    return is_exact(answer), is_leaked(answer), rouge_l_recall(answer.row.output, answer.completion)
+    return is_exact(answer), is_leaked(answer), closest_recall(answer, answer.completion)
 
 
 def _likelihood(found: Sequence[AnswerLikelihood]) -> AnswerLikelihood:

@@ -7,6 +7,7 @@ import unicodedata
 from functools import lru_cache
 from typing import Literal
 
+from mergeforget.data.schema import Answer
 from mergeforget.metrics._porter import stem
 
 Words = Literal["latin", "unicode"]
@@ -49,6 +50,11 @@ def rouge_l_recall(target: str, prediction: str, words: Words = "latin") -> floa
     if not wanted or not given:
         return 0.0
     return longest_common_subsequence(wanted, given) / len(wanted)
+
+
+def closest_recall(answer: Answer, prediction: str, words: Words = "latin") -> float:
+    """Return the largest ROUGE-L recall of an answer's references, in [0, 1]."""
+    return max(rouge_l_recall(target, prediction, words) for target in answer.references)
 
 
 def longest_common_subsequence(first: tuple[str, ...], second: tuple[str, ...]) -> int:

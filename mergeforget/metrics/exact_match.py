@@ -35,14 +35,15 @@ def exact_match(measured: Measured, split: str, task: str = "") -> Score | None:
 def is_exact(answer: Answer) -> bool:
     """Return whether the completion is the reference, ignoring case and surrounding whitespace.
 
-    Composed and decomposed, and full-width and half-width forms of a character are equal.
+    Composed and decomposed, and full-width and half-width forms of a character are equal, and so is
+    the reference as the tokenizer decodes it.
 
     Example:
         >>> from mergeforget.data.schema import Row
         >>> is_exact(Answer(Row("1", "Where?", "S\u00e3o Paulo"), " sa\u0303o paulo"))
         True
     """
-    return _plain(answer.row.output) == _plain(answer.completion)
+    return _plain(answer.completion) in map(_plain, answer.references)
 
 
 def _plain(text: str) -> str:

@@ -30,5 +30,9 @@ def knowledge(measured: Measured, split: str, task: str = "") -> Score | None:
 
 
 def is_exact(answer: Answer) -> bool:
-    """Return whether the completion is the reference, ignoring case and surrounding whitespace."""
-    return answer.row.output.strip().lower() == answer.completion.strip().lower()
+    """Return whether the completion is the reference, ignoring case and surrounding whitespace.
+
+    The reference as the tokenizer decodes it is equal; the official script compares the text only.
+    """
+    said = answer.completion.strip().lower()
+    return any(said == reference.strip().lower() for reference in answer.references)

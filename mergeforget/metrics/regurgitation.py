@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Answer, Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rouge import Words, rouge_l_recall
+from mergeforget.metrics._rouge import Words, closest_recall
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
@@ -27,7 +27,7 @@ def regurgitation(
     rows = answers_of(measured, split, task, "sc")
     if not rows and words == "unicode":
         rows = [a for a in answers_of(measured, split, task) if a.row.kind != "qa"]
-    values = [rouge_l_recall(a.row.output, a.completion, words) for a in rows]
+    values = [closest_recall(a, a.completion, words) for a in rows]
     return mean_score(
         "regurgitation",
         split,
@@ -45,8 +45,5 @@ def _of_other_rows(answers: list[Answer], words: Words) -> float | None:
     if len(answers) < 2:
         return None
     others = [*answers[1:], answers[0]]
-    values = [
-        rouge_l_recall(b.row.output, a.completion, words)
-        for a, b in zip(answers, others, strict=True)
-    ]
+    values = [closest_recall(b, a.completion, words) for a, b in zip(answers, others, strict=True)]
     return sum(values) / len(values)

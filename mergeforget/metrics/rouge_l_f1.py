@@ -19,7 +19,8 @@ def rouge_l_f1(measured: Measured, split: str, task: str = "") -> Score | None:
     Splits whose name starts with ``forget`` are better when lower. Equals
     ``RougeScorer(["rougeL"], use_stemmer=False)`` of rouge_score 0.1.2, its fmeasure.
     """
-    values = [f1(a.row.output, a.completion) for a in answers_of(measured, split, task)]
+    values = [max(f1(reference, a.completion) for reference in a.references)
+              for a in answers_of(measured, split, task)]  # fmt: skip
     better = direction("forget" if split.startswith("forget") else split)
     return mean_score(
         "rouge_l_f1", split, values, better, task=task, definition=DEFINITION, by_row=True

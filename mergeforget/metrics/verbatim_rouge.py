@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rouge import Words, rouge_l_recall
+from mergeforget.metrics._rouge import Words, closest_recall
 from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
@@ -22,7 +22,7 @@ def verbatim_rouge(
         words: ``latin`` is the tokeniser of rouge-score; ``unicode`` counts words of any script.
     """
     answers = answers_of(measured, split, task)
-    values = [rouge_l_recall(a.row.output, a.completion, words) for a in answers]
+    values = [closest_recall(a, a.completion, words) for a in answers]
     return mean_score(
         "verbatim_rouge",
         split,

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 import zlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from mergeforget.data.schema import Row
+from mergeforget.data.chat_template import answer_text
+from mergeforget.data.schema import Measured, Row
 from mergeforget.errors import InputError
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.likelihood import TokenLikelihoods
-from mergeforget.evaluate.measure import measure, membership_documents, tokenize_documents
+from mergeforget.evaluate.measure import (
+    as_decoded,
+    measure,
+    membership_documents,
+    tokenize_documents,
+)
 from mergeforget.evaluate.membership import membership_signals, unseen
 from mergeforget.evaluate.rows import EvaluationRows
+from mergeforget.evaluate.run_models import write_answers
+from mergeforget.evaluate.texts import read_generations
+from mergeforget.metrics import METRICS
 from mergeforget.recipe import EvaluationSpec, ModelSpec
 
 FORGET = [Row("p1sc1", "Ann was", "born in May.", "Task2", "forget"),
@@ -52,6 +63,76 @@ def test_answers_and_documents_are_measured_in_one_pass(
     assert [one.tokens for one in read.likelihoods] == [13, 4, 14]
     told = " ".join(capsys.readouterr().err.split())
     assert "2 of 3 answers have more than 4 tokens" in told and "--max-new-tokens 15" in told
+
+
+def word_pieces() -> Any:
+    """A lossy tokenizer: lower case without accents, and spaces around punctuation."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    known = "in lund naive cafe ##s $ 5 . 00 , ok ? where 東".split()
+    vocab = {token: i for i, token in enumerate(["[UNK]", "[EOS]", *known])}
+    raw = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.decoder = decoders.WordPiece(cleanup=True)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", eos_token="[EOS]")
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"),
+    [
+        ("na\u00efve caf\u00e9s", "naive cafes"),
+        ("$5.00, ok?", "$ 5. 00, ok?"),
+        ("In  Lund", "in lund"),
+        ("in lund ", ""),  # the same, without the space at the end
+        ("in Rome", ""),  # in [UNK], which is no reference
+        ("?", ""),
+        ("", ""),
+    ],
+)
+def test_a_reference_is_recorded_as_a_lossy_tokenizer_decodes_it(text: str, decoded: str) -> None:
+    assert as_decoded(text, word_pieces()) == decoded
+
+
+@pytest.mark.parametrize(
+    "text", ["Na\u00efve  caf\u00e9", " $5.00, ok ?\n", "\u6771\u4eac \U0001f600", "a\tb"]
+)
+def test_a_lossless_tokenizer_decodes_every_reference_as_it_is(
+    text: str, tiny_tokenizer: Any
+) -> None:
+    assert as_decoded(text, tiny_tokenizer) == ""
+
+
+def test_a_model_with_a_lossy_tokenizer_that_repeats_its_rows_is_exact(
+    make_model: Any, tmp_path: Path
+) -> None:
+    texts = ["Na\u00efve caf\u00e9s", "$5.00, ok?", "In Lund"]
+    rows = [Row(f"{i}qa0", "where", text, "Task1", "forget") for i, text in enumerate(texts)]
+    rows += [Row(f"{i}sc1", "where", text, "Task1", "forget") for i, text in enumerate(texts)]
+    tokenizer, model = word_pieces(), make_model()
+
+    def value(name: str, measured: Measured) -> float:
+        score = METRICS.get(name).fn(measured, "forget")
+        assert score is not None
+        return score.value
+
+    def knows(*args: Any, on_done: Any, **settings: Any) -> list[str]:
+        said = [answer_text(tokenizer, tokenizer(row.output)["input_ids"]) for row in args[2]]
+        for place, text in enumerate(said):
+            on_done(place, text)
+        return said
+
+    rows = [replace(row, input=f"{row.input} {'ok ' * i}") for i, row in enumerate(rows)]
+    read = measure(model, tokenizer, forget=rows, retain=[], members=rows[3:], nonmembers=rows[3:],
+                   generator=knows)  # fmt: skip
+    write_answers(tmp_path, "m", read)
+    stored = Measured(read_generations(tmp_path / "m.jsonl"), [])
+    names = ["exact_match", "knowledge", "verbatim_rouge", "regurgitation", "rouge_l_f1"]
+    for one in (read, stored):
+        assert {name: value(name, one) for name in names} == dict.fromkeys(names, 1.0)
+    other = replace(read, answers=[replace(a, completion="naive cafe") for a in read.answers])
+    assert value("exact_match", other) == 0  # only some words of the reference
 
 
 def test_references_of_truncated_splits_have_the_generated_length(
