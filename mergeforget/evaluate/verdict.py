@@ -7,7 +7,7 @@ The search, the attacks, the report, the model card and ``mergeforget unlearn`` 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 from mergeforget.evaluate.verdict_figures import (
@@ -311,6 +311,8 @@ def _membership(
         )
     elif least is not None and least > MARGIN:
         notes.doubts.append(f"The AUC is significantly above that of the control ({figures}).")
+    if high <= top and (doubt := _known_in_another_variant(area, control)):
+        notes.doubts.append(doubt)
     over = high < 0.5 - MARGIN
     if over:
         notes.uncertain.append(f"The forget set is identifiable by its high loss ({figures}).")
@@ -318,6 +320,31 @@ def _membership(
         more = more or more_people(area, (low, high))
         notes.uncertain.append(f"Over-forgetting cannot be excluded ({figures}).")
     return over, more
+
+
+def _known_in_another_variant(area: Score, control: Score | None) -> str:
+    """Return a doubt about the prompt variant with the highest AUC; empty without one.
+
+    The AUC that is judged is the one farthest from 0.5. If it is below 0.5, forget documents may
+    still be distinguishable in another variant.
+    """
+    by_variant, top = area.by_variant or {}, 0.5 + MARGIN
+    variant = max(by_variant, key=by_variant.__getitem__, default="")
+    if not variant or by_variant[variant] <= max(0.5, area.value):
+        return ""
+    there = replace(area, value=by_variant[variant], interval=None, by_variant=None)
+    low, high = auc_interval(there)
+    if high <= top:
+        return ""
+    if control is not None and variant in (control.by_variant or {}):
+        never = (control.by_variant or {})[variant]
+        same = replace(control, value=never, interval=None, by_variant=None)
+        if unpaired_difference(there, same)[1][1] <= MARGIN:
+            return ""  # the forget set is easier than the holdout for both
+    return (
+        f"Membership cannot be decided with {variant} prompts (MIA AUC {there.value:.2f}, 95 % CI "
+        f"{low:.2f} to {high:.2f}; required: below {top})."
+    )
 
 
 def _cleared(

@@ -304,11 +304,11 @@ def test_files_of_an_earlier_version_are_compared_if_there_is_one_variant(
     verdict = run_verdict(run, MODEL)
     assert verdict.state == "FORGOTTEN" and "difference +0.01" in verdict.uncertain[0]
     # the control was asked in more variants than the model
-    write_control = with_control(tmp_path / "other", {"raw": INNOCENT["raw"]}, NEVER)
-    verdict = run_verdict(write_control, MODEL)
+    run = with_control(tmp_path / "other", {"raw": INNOCENT["raw"]}, NEVER)
+    verdict = run_verdict(run, MODEL)
     assert verdict.state == "FORGOTTEN" and "difference +0.01" in verdict.uncertain[0]
-    older(write_control.answers / f"{MODEL}.losses.jsonl")
-    assert "is not recorded" in run_verdict(write_control, MODEL).sentence
+    older(run.answers / f"{MODEL}.losses.jsonl")
+    assert "is not recorded" in run_verdict(run, MODEL).sentence
 
 
 def test_documents_that_are_equal_in_every_variant_are_compared(tmp_path: Path) -> None:

@@ -379,3 +379,28 @@ def test_exact_answers_that_cannot_be_counted_do_not_show_that_the_base_knew_the
     exact = Score("exact_match", "forget", 0.5, "lower", 12, chance=0.0)
     verdict = judge([GONE, NEAR], before=[exact, NEAR])
     assert verdict.state == "NOT ENOUGH DATA" and "Nothing shows" in verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("chat", "control", "state"),
+    [
+        (0.80, None, "NOT ENOUGH DATA"),
+        (0.68, None, "NOT ENOUGH DATA"),  # its interval contains 0.7
+        (0.52, None, "FORGOTTEN"),
+        (0.80, 0.79, "FORGOTTEN"),  # the forget set is easier for a model without the data, too
+        (0.80, 0.50, "NOT ENOUGH DATA"),
+    ],
+)
+def test_a_high_auc_in_one_variant_is_not_hidden_by_a_low_one_in_another(
+    chat: float, control: float | None, state: str
+) -> None:
+    mia = Score("mia_auc", "mia", 0.1, "nearer", 600, interval=(0.05, 0.15),
+                by_variant={"raw": 0.1, "chat": chat})  # fmt: skip
+    found = {"prompts": "none found", "relearn": "none found"}
+    never = []
+    if control is not None:
+        never = [replace(mia, value=control, interval=(control - 0.05, control + 0.05),
+                         by_variant={"raw": 0.5, "chat": control})]  # fmt: skip
+    verdict = judge([GONE, mia], findings=found, control=never)
+    assert verdict.state == state, verdict.sentence
+    assert ("chat prompts" in verdict.sentence) == (state != "FORGOTTEN")
