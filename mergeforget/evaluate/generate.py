@@ -13,7 +13,15 @@ from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
 from mergeforget.data.tokens import check_token_ids, cut_to_positions, position_limit
 from mergeforget.errors import InputError, ResourceError
-from mergeforget.evaluate.batching import ROWS, in_batches, out_of_memory, token_budget
+from mergeforget.evaluate.batching import (
+    ROWS,
+    alike,
+    crosses,
+    forget_lengths,
+    in_batches,
+    out_of_memory,
+    token_budget,
+)
 from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.decoding import (
     SAME_ADAPTER,
@@ -24,7 +32,6 @@ from mergeforget.evaluate.decoding import (
     model_generate,
     uncached,
 )
-from mergeforget.evaluate.rotary import alike, crosses, forget_lengths
 from mergeforget.evaluate.self_check import SafeModes, safe_modes
 from mergeforget.evaluate.static_decoding import greedy_static
 from mergeforget.merge.multi_adapter import side_by_side

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergeforget.data.tokens import check_token_ids, cut_to_positions
-from mergeforget.evaluate.batching import in_batches, token_budget
+from mergeforget.evaluate.batching import alike, forget_lengths, in_batches, token_budget
 from mergeforget.evaluate.decoding import full_pass, pad_right, takes
-from mergeforget.evaluate.rotary import alike, forget_lengths
 from mergeforget.evaluate.self_check import safe_modes
 
 CHUNK = 2**26  # logits converted to float32 at once: 256 MB

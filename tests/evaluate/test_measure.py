@@ -15,6 +15,7 @@ import torch
 from mergeforget.data.chat_template import answer_text
 from mergeforget.data.schema import Measured, Row
 from mergeforget.errors import InputError
+from mergeforget.evaluate.completion import Completion
 from mergeforget.evaluate.evaluation import Evaluation
 from mergeforget.evaluate.likelihood import TokenLikelihoods
 from mergeforget.evaluate.measure import (
@@ -118,10 +119,10 @@ def test_a_model_with_a_lossy_tokenizer_that_repeats_its_rows_is_exact(
         return score.value
 
     def knows(*args: Any, on_done: Any, **settings: Any) -> list[str]:
-        said = [answer_text(tokenizer, tokenizer(row.output)["input_ids"]) for row in args[2]]
-        for place, text in enumerate(said):
-            on_done(place, text)
-        return said
+        said = [Completion(tuple(tokenizer(row.output)["input_ids"])) for row in args[2]]
+        for place, one in enumerate(said):
+            on_done(place, one)
+        return [answer_text(tokenizer, one.ids) for one in said]
 
     rows = [replace(row, input=f"{row.input} {'ok ' * i}") for i, row in enumerate(rows)]
     read = measure(model, tokenizer, forget=rows, retain=[], members=rows[3:], nonmembers=rows[3:],

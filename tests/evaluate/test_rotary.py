@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
+from mergeforget.evaluate.batching import original_length
 from mergeforget.evaluate.generate import generate_ids
 from mergeforget.evaluate.likelihood import likelihoods
-from mergeforget.evaluate.rotary import original_length
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
