@@ -56,6 +56,7 @@ class Evaluation:
     _loaded: Any = None
     _server: Server | None = None
     _loaded_tokenizer: Any = field(default=None, init=False)
+    _template_from: Path | None = field(default=None, init=False)  # ``chat_from`` at that time
     _hashes: dict[Path, str] = field(default_factory=dict)
 
     def varied(
@@ -68,6 +69,7 @@ class Evaluation:
             changed._variants = []
         else:
             changed._loaded_tokenizer = self._loaded_tokenizer
+            changed._template_from = self._template_from
         return changed
 
     def variants(self) -> list[PromptTemplate]:
@@ -177,13 +179,13 @@ class Evaluation:
     def _tokenizer(self) -> Any:
         if self._loaded is not None:
             return self._loaded.tokenizer
-        if self._loaded_tokenizer is None:
+        if self._loaded_tokenizer is None or self._template_from != self.chat_from:
             from mergeforget.model_adapters import adopt_template
             from mergeforget.models import load_tokenizer
 
             tokenizer = load_tokenizer(self.spec.model_copy(update={"name": self.base}))
             adopt_template(tokenizer, self.chat_from)
-            self._loaded_tokenizer = tokenizer
+            self._loaded_tokenizer, self._template_from = tokenizer, self.chat_from
         return self._loaded_tokenizer
 
     def _mmlu(self) -> dict[str, tuple[int, int]]:
