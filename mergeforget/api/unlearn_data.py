@@ -200,20 +200,9 @@ def read_forget(
     return _check_not_empty(made, "the list")
 
 
-LABELS = {
-    "id",
-    "subject",
-    "task",
-    "split",
-    "weight",
-    "category",
-    "type",
-    "topic",
-    "source",
-    "author",
-    "language",
-    "index",
-}  # columns of a table of questions that are no answers
+LABELS = frozenset(  # columns of a table of questions that are no answers
+    "id subject task split weight category type topic source author language index".split()
+)
 
 
 def _questions(

@@ -172,7 +172,7 @@ def split_at_answer(
         marked: The same with ``MARK`` as its answer, which shows where the template writes it: a
             short answer may also occur in the header.
         answer: The answer without whitespace around it.
-        without: Remove the thinking block of the prompt instead, if completed answers follow none.
+        without: Remove the prompt's thinking block instead, for completed answers without thoughts.
 
     Returns:
         The prompt, and the rest, which begins with whitespace or the answer.

@@ -115,7 +115,7 @@ class EvaluationCache:
         return one if norm is None else replace(one, signals=one.signals | {"gradient_norm": -norm})
 
     def save_completion(self, row: Row, completion: Completion) -> None:
-        """Save the tokens that were generated for the prompt of a row."""
+        """Save the tokens generated for a row's prompt."""
         values = {"key": prompt_key(row), "tokens": list(completion.ids)}
         self._save(values | ({"stops": list(completion.stops)} if completion.stops else {}))
 

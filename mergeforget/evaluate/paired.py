@@ -124,7 +124,7 @@ def read_with_patterns(path: Path) -> tuple[list[Answer], Patterns]:
 def in_variant(losses: Sequence[DocumentLoss], variant: str) -> list[DocumentLoss] | None:
     """Return losses with the NLL in a prompt variant; None if they were measured in others only.
 
-    Losses of an earlier version do not name their variant. They are returned as they are.
+    Losses from an earlier version have no variant and are returned unchanged.
 
     Args:
         variant: Name of the variant; empty for that of the losses, if there is only one.

@@ -28,8 +28,8 @@ def leaks_of(scores: Sequence[Score]) -> tuple[int, int, float]:
     Only ``leak_rate`` is used. Other metrics of answers also count rows that cannot leak, such as
     those whose prompt contains the answer, and their chance level does not describe these rows.
 
-    The parts may be measured on different rows: an evaluation with ``--limit`` replaces ``all``
-    only. The part with the most rows is used, ``all`` among equal ones; or ``all`` if it alone
+    Parts may cover different rows: ``evaluate --limit`` replaces only ``all``. The part with
+    the most rows is used, ``all`` among equal ones; or ``all`` if it alone
     reveals more than chance does.
     """
     found = leak_rates(scores)

@@ -154,7 +154,7 @@ def _distance(measured: Measured) -> float:
 
 
 def _losses(variants: Mapping[str, Measured], chosen: str) -> list[DocumentLoss]:
-    """Return the losses of one variant, with the NLL in every variant."""
+    """Return the losses of one variant, each with its NLL by variant."""
     every = zip(*(measured.losses for measured in variants.values()), strict=True)
     nlls = [{name: loss.nll for name, loss in zip(variants, losses, strict=True)}
             for losses in every]  # fmt: skip

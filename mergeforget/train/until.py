@@ -238,9 +238,8 @@ class UntilController(TrainerCallback):
             return "lower rate"
         if moved:
             return "move target"
-        if risen <= HARMED and not self._progressed(check, before) and (
-            max(self._gaps(check)) > 2 * CLOSE
-        ):  # fmt: skip
+        slow = not self._progressed(check, before) and max(self._gaps(check)) > 2 * CLOSE
+        if risen <= HARMED and slow:
             if self.rate < self.until.largest_rate:
                 self.rate = min(self.until.largest_rate, self.rate * self.until.growth)
                 return "grow"
@@ -329,10 +328,10 @@ class UntilController(TrainerCallback):
     def _move_targets(self, check: Check) -> bool:
         """Move the targets of the forms of prompts; return whether one moved.
 
-        A target moves by ``margin``: up, if the rows reached it but their AUC is too high, too many
-        answers are exact, or their NLL has not risen enough; and down, unless the rows are far
-        beyond it, if their AUC is below ``auc_at_least``, or if everything else holds and it is far
-        below ``auc_at_most``.
+        A target rises by ``margin`` if its rows reached it, but their AUC is too high, too many
+        answers are exact, or the NLL has not risen enough. It falls by ``margin`` if the AUC is
+        below ``auc_at_least``, or far below ``auc_at_most`` while the other conditions hold, unless
+        the rows are so far beyond their target that the loss already brings them back.
         """
         old, margin = list(self.offsets), self.until.margin
         low, high = self.until.auc_at_least, self.until.auc_at_most
