@@ -14,7 +14,7 @@ from mergeforget.attack.methods import ATTACKS
 from mergeforget.attack.result import Result, write_result
 from mergeforget.attack.target import Models, NotApplicableError, Target, TargetModel
 from mergeforget.attack.tuning import train_control
-from mergeforget.data.overlap import check_overlap, distinct_rows
+from mergeforget.data.overlap import check_overlap, distinct_rows, plain_text
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import template_of
@@ -96,6 +96,7 @@ def carry_out(
                 result = Result(name, target.attacked.role, "no power", f"Not run: {error}", [])
             weights = target.models.facts(target.attacked)["adapter"]
             facts = {"template": target.data.template, "system_prompt": target.data.system_prompt}
+            facts["forget_rows"] = [len(target.forget), len(target.all_rows("forget"))]
             result = replace(result, settings=result.settings | {"weights": weights} | facts)
             saved = write_result(target.folder, result)
             keep_verdict(target.folder, target.attacked.role, target.run)
@@ -132,11 +133,14 @@ def targets_of_run(
     attacked_models = [_model_of_run(run, name) for name in names or [CHOSEN]]
     own = {split: run.data / f"{split}.jsonl" for split in SPLITS}
     chosen = {split: path for split, path in (files or {}).items() if path is not None}
-    rows = read_splits(own | chosen, limit, recipe.search.seed)
-    models = Models(recipe.model, device)
+    whole = read_splits(own | chosen)
+    rows = limited(whole, limit, recipe.search.seed)
     folder = out or run.attacks
+    if "forget" in chosen and folder == run.attacks and own["forget"].is_file():
+        whole["forget"] = _rows_to_forget(run, whole["forget"], chosen["forget"])
+    models = Models(recipe.model, device)
     never = TargetModel("control", control, name=control) if control else (
-        _control_of(run, models, rows["retain"], settings.get("data", recipe.data))
+        _control_of(run, models, whole["retain"], settings.get("data", recipe.data))
     )  # fmt: skip
     for attacked in attacked_models:
         _check_control(models, attacked, never)
@@ -150,6 +154,7 @@ def targets_of_run(
             base if attacked.role != "base" else None,
             never,
             **rows,
+            whole=whole,
             folder=folder,
             run=run,
             **settings,
@@ -182,7 +187,8 @@ def target_of_model(
     if files.get("forget") is None:
         raise UsageError("--model requires --forget, the rows to forget.")
     name = adapter.name if adapter else Path(model).name
-    rows = read_splits(files, limit, settings.get("seed", 0))
+    whole = read_splits(files)
+    rows = limited(whole, limit, settings.get("seed", 0))
     models = Models(ModelSpec(name=model), device, chat_from=adapter)
     attacked = TargetModel(name, model, adapter, name)
     never = TargetModel("control", control, name=control) if control else None
@@ -193,12 +199,13 @@ def target_of_model(
         TargetModel("before", before, name=before) if before else None,
         never,
         **rows,
+        whole=whole,
         folder=out or Path("attacks"),
         **{"max_new_tokens": NEW_TOKENS} | settings,
     )
 
 
-def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) -> dict[str, Any]:
+def read_splits(files: Mapping[str, Path | None]) -> dict[str, list[Row]]:
     """Read the rows of each split; without copies; a missing or empty file gives none.
 
     Raises:
@@ -214,9 +221,31 @@ def read_splits(files: Mapping[str, Path | None], limit: int | None, seed: int) 
     if splits["holdout"]:
         trained = [*splits["forget"], *splits["retain"]]
         splits["holdout"] = unseen(splits["holdout"], trained, files.get("holdout"))
+    return splits
+
+
+def limited(splits: Mapping[str, list[Row]], limit: int | None, seed: int) -> dict[str, Any]:
+    """Return at most ``limit`` rows per split."""
     return {
         split: limit_rows(rows, limit, seed)[0] if rows else [] for split, rows in splits.items()
     }
+
+
+def _rows_to_forget(run: Run, rows: Sequence[Row], path: Path) -> list[Row]:
+    """Return all rows that a run forgets, of which ``rows`` must be a part.
+
+    Raises:
+        InputError: A row is not one of them. A finding for it would change the verdict on the run.
+    """
+    own = distinct_rows(read_rows(run.data / "forget.jsonl", split="forget"))
+    texts = set(map(plain_text, own))
+    others = [row.id for row in rows if plain_text(row) not in texts]
+    if others:
+        raise InputError(
+            f"{path} has rows that {run.root} does not forget, such as {others[0]!r}, and the "
+            "verdict on the run is about its own. Pass a folder for these results with --out."
+        )
+    return own
 
 
 def _check_control(models: Models, attacked: TargetModel, control: TargetModel | None) -> None:

@@ -82,7 +82,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
     compared = _compare_auc(run, name, stored.scores, control, known)
     return judge(
         stored.scores,
-        findings={result.attack: result.finding for result in results},
+        findings=findings_of(results),
         control=compared.control,
         shared=shared,
         chance=chance,
@@ -179,6 +179,17 @@ def results_of(run: Run, model: str) -> list[Result]:
     return [r for r in own if not adapter or r.settings.get("weights", now) == now]
 
 
+def findings_of(results: Sequence[Result]) -> dict[str, str]:
+    """Return the finding of each attack; ``in part`` if it found nothing in a part of the rows."""
+    findings: dict[str, str] = {}
+    with reading("A result of an attack"):
+        for result in results:
+            attacked, rows = result.settings.get("forget_rows") or (0, 0)
+            less = result.finding == "none found" and attacked < rows
+            findings[result.attack] = "in part" if less else result.finding
+    return findings
+
+
 def keep_verdict(folder: Path, model: str, run: Run | None = None) -> ForgettingVerdict:
     """Judge all attacks on a model whose results are in a folder, and write the verdict there.
 
@@ -190,9 +201,8 @@ def keep_verdict(folder: Path, model: str, run: Run | None = None) -> Forgetting
     else:
         results = [r for name in ATTACKS.names() for r in read_results(folder, name)]
         own = [r for r in results if r.model == model]
-        findings = {r.attack: r.finding for r in own}
         partial = len(_partial_in(own))
-        verdict = judge(None, findings=findings, partial=partial, matching=_matching_in(own))
+        verdict = judge(None, findings=findings_of(own), partial=partial, matching=_matching_in(own))
     write_verdict(folder, model, verdict.to_dict() | {"sentence": verdict.sentence})
     return verdict
 
@@ -201,12 +211,14 @@ def measure_control(target: Target) -> None:
     """Evaluate the control on the questions of the data, and save its scores with the attacks.
 
     The verdict compares the revealed answers by row, and the MIA AUC by document, with those of the
-    control.
+    control. So all rows are used, even if the attacks are limited to some of them.
     """
     if target.control is None:
         return
+    forget, retain = target.all_rows("forget"), target.all_rows("retain")
     inside, outside = (
-        membership_documents(rows, target.membership) for rows in (target.forget, target.holdout)
+        membership_documents(rows, target.membership)
+        for rows in (forget, target.all_rows("holdout"))
     )
     members, nonmembers = matched(inside, outside, target.seed) if outside else ([], [])
 
@@ -215,7 +227,7 @@ def measure_control(target: Target) -> None:
             way.name: measure(
                 model,
                 tokenizer,
-                forget=target.forget,
+                forget=forget,
                 retain=[],
                 members=members,
                 nonmembers=nonmembers,
@@ -226,10 +238,10 @@ def measure_control(target: Target) -> None:
                 label="control",
             )
             for way in prompt_variants(
-                target.template(tokenizer), tokenizer, target.forget, target.systems
+                target.template(tokenizer), tokenizer, forget, target.systems
             )
         })  # fmt: skip
-        patterns = patterns_of(target.retain)
+        patterns = patterns_of(retain)
         rate = leak_score(worst.answers, "forget", patterns)
         scores = [rate, mia_auc(worst) if nonmembers else None]
         digits = own_digits(worst.answers)
@@ -246,7 +258,7 @@ def measure_control(target: Target) -> None:
     settings |= {"leaks": DEFINITION, "losses": "by variant"}
     if target.systems:
         settings["systems"] = list(target.systems)
-    rows = [*target.forget, *nonmembers]
+    rows = [*forget, *nonmembers]
     facts = target.measured(target.control, "control", settings, rows, work)
     write_json(target.folder / CONTROL, {"model": target.control.name} | facts)
 

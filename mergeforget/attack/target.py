@@ -109,6 +109,7 @@ class Target:
         data: Selects how prompts are rendered: ``template`` and ``system_prompt``.
         systems: Further system messages with which an evaluation asks.
         run: The run that the model belongs to, or None.
+        whole: All rows by split, if ``forget``, ``retain`` and ``holdout`` are a part of them.
     """
 
     models: Models
@@ -127,6 +128,11 @@ class Target:
     data: DataSpec = DataSpec()
     systems: Sequence[str] = ()
     run: Run | None = None
+    whole: Mapping[str, list[Row]] = field(default_factory=dict)
+
+    def all_rows(self, split: str) -> list[Row]:
+        """Return the rows of a split, with those that are not attacked."""
+        return self.whole.get(split) or list(getattr(self, split))
 
     def template(self, tokenizer: Any) -> PromptTemplate:
         """Return the prompt template for a model with this tokenizer."""

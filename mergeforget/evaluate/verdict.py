@@ -114,8 +114,9 @@ def judge(
         scores: Scores of the model. Leaks are counted on all rows; the AUC is that of the report
             split if the model was selected by a search. None judges the attacks alone, for a
             model that was not evaluated.
-        findings: Finding of each attack on the model: ``traces``, ``none found``, ``undecided``,
-            ``no power`` or ``no control``. None excludes attacks from the verdict, as in a search;
+        findings: Finding of each attack on the model: ``traces``, ``none found``, ``in part`` (none
+            found, but in a part of the forget rows), ``undecided``, ``no power`` or
+            ``no control``. None excludes attacks from the verdict, as in a search;
             an empty mapping means that no attack was run.
         control: Scores of a model that never saw the data.
         shared: Number of leaked rows that the control reveals as well.
@@ -374,16 +375,23 @@ def _cleared(
 def _attacks(findings: Mapping[str, str], notes: _Notes) -> None:
     """Judge the findings of the attacks."""
     guilty, doubts, uncertain = notes
+    decided = ("none found", "in part")
     by = {
         finding: [name for name, found in findings.items() if found == finding]
-        for finding in ("traces", "none found", "undecided", "no power", "no control")
+        for finding in ("traces", "none found", "in part", "undecided", "no power", "no control")
     }
     if by["traces"]:
         guilty.append(f"Attacks found traces of the data: {', '.join(by['traces'])}.")
     if not findings:
         doubts.append("No attack was run.")
-    elif missing := [n for n in NEEDED if findings.get(n) not in ("none found", "traces")]:
+    elif missing := [n for n in NEEDED if findings.get(n) not in (*decided, "traces")]:
         doubts.append(f"A verdict needs these attacks to be decided: {', '.join(missing)}.")
+    if by["in part"]:
+        where = doubts if set(NEEDED) & set(by["in part"]) else uncertain
+        where.append(
+            f"These attacks were run on only a part of the forget rows: {', '.join(by['in part'])}. "
+            "Repeat them on all rows: without --limit, --quick and --forget."
+        )
     if others := [name for name in by["undecided"] if name not in NEEDED]:
         doubts.append(f"Undecided attacks: {', '.join(others)}.")
     if by["no power"]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mergeforget.attack.headline import CONTROL, measure_control, run_verdict
-from mergeforget.attack.result import Result, write_result
+from mergeforget.attack.result import Finding, Result, write_result
 from mergeforget.attack.target import TargetModel
 from mergeforget.benchmarks import score
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
@@ -103,6 +103,21 @@ def searched(folder: Path, right: int) -> tuple[Run, list[Row]]:
     keep_as_parts(run)
     cleared(run)
     return run, rows
+
+
+@pytest.mark.parametrize(("finding", "attacked", "state"), [
+    ("none found", [12, 12], "FORGOTTEN"), ("none found", [4, 12], "NOT ENOUGH DATA"),
+    ("traces", [4, 12], "NOT FORGOTTEN")])  # fmt: skip
+def test_attacks_on_a_part_of_the_forget_rows_convict_but_do_not_clear(
+    tmp_path: Path, finding: Finding, attacked: list[int], state: str
+) -> None:
+    run, _ = searched(tmp_path, 0)
+    result = Result("prompts", MODEL, finding, "Nothing.", [], settings={"forget_rows": attacked})
+    write_result(run.attacks, result)
+    verdict = run_verdict(run, MODEL)
+    assert verdict.state == state
+    if state == "NOT ENOUGH DATA":
+        assert "only a part of the forget rows: prompts" in verdict.sentence
 
 
 def test_a_model_that_was_evaluated_on_every_forget_row_is_cleared(tmp_path: Path) -> None:
@@ -362,6 +377,7 @@ def test_the_control_is_stored_with_its_losses_in_every_variant(
         control=TargetModel("control", "org/model", name="org/model"), forget=forget, retain=[],
         holdout=holdout, membership="documents", seed=0, max_new_tokens=4, batch_tokens=None,
         systems=(), folder=tmp_path / "attacks", template=lambda _: None,
+        all_rows={"forget": forget, "retain": [], "holdout": holdout}.__getitem__,
         measured=lambda *arguments: arguments[-1](None, None),
     )  # fmt: skip
     measure_control(target)  # type: ignore[arg-type]

@@ -83,6 +83,34 @@ def test_the_quick_set_is_bounded(run: Run, tmp_path: Path) -> None:
     assert settings["relearn"]["steps"] == 1  # given arguments override those of the quick set
 
 
+def test_a_part_of_the_forget_rows_is_recorded_and_other_rows_need_a_folder(
+    run: Run, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """Attacks on a part of the rows clear no model; the control is measured on all of them."""
+    rows = (run.data / "forget.jsonl").read_text().splitlines()
+    first = tmp_path / "first.jsonl"
+    first.write_text("\n".join(rows[:2]) + "\n")
+    fast = ["quantise", "--max-new-tokens", "2", "--json"]
+    for words, attacked in ((["--limit", "4"], 4), (["--forget", str(first)], 2)):
+        copy = Path(shutil.copytree(run.root, tmp_path / f"run{attacked}"))
+        done = call(copy, *fast, *words, "--control", tiny_folder)
+        assert done.exit_code == 0, done.output
+        result = json.loads(done.stdout)["results"][0]
+        assert result["settings"]["forget_rows"] == [attacked, len(rows)]
+        control = json.loads((copy / "attacks" / "control.json").read_text())
+        members = [loss for loss in control["losses"] if loss["member"]]
+        assert len(members) == len(rows) / 2  # each document has two rows
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join((run.data / "retain.jsonl").read_text().splitlines()[:2]) + "\n")
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    words = ["--forget", str(other), "--retain", str(empty)]
+    done = call(run.root, *fast, *words)
+    assert done.exit_code == 4 and "Pass a folder for these results with --out" in done.stderr
+    done = call(run.root, *fast, *words, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+
+
 def test_a_second_call_uses_the_cache_and_prints_the_same(
     attacked: dict[str, Any], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
