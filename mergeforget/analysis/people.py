@@ -106,7 +106,7 @@ def run_people(run: Run) -> list[PersonRecord]:
     results = results_of(run, chosen.name if chosen else model)
     ranks = {name: person_ranks(run, name, rows) for name in ("base", model)}
     by_row = {row.id: row for row in rows}
-    patterns = read_patterns(run.answers / f"{model}.jsonl")
+    patterns = read_patterns(run, model)
     listed = [leak for result in results for leak in attack_leaks(result, by_row)]
     records = []
     for person in dict.fromkeys(row.subject for row in rows):

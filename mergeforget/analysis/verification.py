@@ -118,7 +118,7 @@ def recomputed(run: Run) -> dict[str, float]:
     rows = read_rows(path, split="forget") if path.is_file() else []
     values: dict[str, float] = {}
     for model in dict.fromkeys(("base", shown_model(run))):
-        patterns = read_patterns(run.answers / f"{model}.jsonl")
+        patterns = read_patterns(run, model)
         answers = [a for a in forget_answers(run, model, rows) if can_leak(a.row, patterns)]
         if answers:
             leaks = sum(is_leaked(answer, patterns) for answer in answers)

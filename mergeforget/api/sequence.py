@@ -341,8 +341,7 @@ def _own_share(result: Unlearned) -> float:
     from mergeforget.evaluate.paired import read_with_patterns
     from mergeforget.metrics.leak_rate import can_leak, is_leaked
 
-    path = result.run.paths.answers / f"{result.chosen}.jsonl"
-    every, patterns = read_with_patterns(path)
+    every, patterns, _ = read_with_patterns(result.run.paths, result.chosen)
     answers = [one for one in every if can_leak(one.row, patterns)]
     return sum(is_leaked(one, patterns) for one in answers) / len(answers) if answers else 0.0
 

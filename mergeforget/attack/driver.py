@@ -95,8 +95,11 @@ def carry_out(
                     raise
                 result = Result(name, target.attacked.role, "no power", f"Not run: {error}", [])
             weights = target.models.facts(target.attacked)["adapter"]
-            facts = {"template": target.data.template, "system_prompt": target.data.system_prompt}
-            facts["forget_rows"] = [len(target.forget), len(target.all_rows("forget"))]
+            facts: dict[str, Any] = {
+                "template": target.data.template,
+                "system_prompt": target.data.system_prompt,
+                "forget_rows": [len(target.forget), len(target.all_rows("forget"))],
+            }
             result = replace(result, settings=result.settings | {"weights": weights} | facts)
             saved = write_result(target.folder, result)
             keep_verdict(target.folder, target.attacked.role, target.run)

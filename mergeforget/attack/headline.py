@@ -118,19 +118,21 @@ class _Stored:
         """Read the measurements of a model of a run.
 
         Scores of an evaluation of other forget rows (``--rows``) are left out. The leak rate is
-        computed again where it is missing, is of an earlier definition, or includes such rows.
+        computed again where it is missing, is of an earlier definition, includes such rows, or
+        lacks the patterns of retain rows that were not answered (``--limit``).
         """
         scores = read_scores(run.scores).get(name, [])
-        every, patterns = read_with_patterns(run.answers / f"{name}.jsonl")
+        every, patterns, more = read_with_patterns(run, name)
         answers, evaluated = of_forget_set(run.data / "forget.jsonl", every)
         if len(answers) < len(every):
             scores = [s for s in scores if s.part != "all" or s.split not in ("forget", "mia")]
         rates = leak_rates(scores)
         outdated = [rate for rate in rates if of_earlier_definition(rate)]
-        wanted = outdated or not rates or len(answers) < len(every)
+        wanted = outdated or not rates or len(answers) < len(every) or more
         if wanted and answers and scores:
             again = leak_score(answers, "forget", patterns)
-            scores = [score for score in scores if score not in outdated]
+            replaced = outdated + [rate for rate in rates if more and rate.n <= len(answers)]
+            scores = [score for score in scores if score not in replaced]
             scores += [again] if again is not None else []
         return cls(scores, answers, patterns, evaluated)
 
@@ -202,7 +204,9 @@ def keep_verdict(folder: Path, model: str, run: Run | None = None) -> Forgetting
         results = [r for name in ATTACKS.names() for r in read_results(folder, name)]
         own = [r for r in results if r.model == model]
         partial = len(_partial_in(own))
-        verdict = judge(None, findings=findings_of(own), partial=partial, matching=_matching_in(own))
+        verdict = judge(
+            None, findings=findings_of(own), partial=partial, matching=_matching_in(own)
+        )
     write_verdict(folder, model, verdict.to_dict() | {"sentence": verdict.sentence})
     return verdict
 

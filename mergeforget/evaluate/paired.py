@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mergeforget.data.overlap import plain_text
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, DocumentLoss, Row, stored_messages
 from mergeforget.evaluate.texts import read_losses, unit_of
 from mergeforget.files import read_jsonl, reading
@@ -19,6 +21,7 @@ from mergeforget.metrics._patterns import Patterns
 from mergeforget.metrics._rouge import closest_recall
 from mergeforget.metrics._statistics import paired_auc_difference, paired_difference
 from mergeforget.metrics.leak_rate import is_leaked, patterns_of
+from mergeforget.run import Run
 
 Key = tuple[str, str, str]  # split, id and prompt of a row
 
@@ -106,19 +109,28 @@ def read_answers(path: Path) -> dict[Key, Answer]:
 
 def read_forget_answers(path: Path) -> list[Answer]:
     """Read the answers of a model to forget rows; empty without a file."""
-    return read_with_patterns(path)[0]
+    return [answer for answer in read_answers(path).values() if answer.row.split == "forget"]
 
 
-def read_patterns(path: Path) -> Patterns:
-    """Read the patterns of the retain rows whose answers are in a file; see ``leak_rate``."""
-    return read_with_patterns(path)[1]
+def read_patterns(run: Run, model: str) -> Patterns:
+    """Read the patterns of the retain rows of a run; see ``leak_rate``."""
+    return read_with_patterns(run, model)[1]
 
 
-def read_with_patterns(path: Path) -> tuple[list[Answer], Patterns]:
-    """Read the answers to forget rows, and the patterns of the retain rows in the same file."""
-    answers = read_answers(path).values()
+def read_with_patterns(run: Run, model: str) -> tuple[list[Answer], Patterns, bool]:
+    """Read the answers of a model to forget rows, and the patterns of the retain rows.
+
+    Returns:
+        The answers; the patterns of all retain rows of the run and of those that were answered; and
+        whether some were not answered, so that the stored leak rate lacks their patterns.
+    """
+    answers = read_answers(run.answers / f"{model}.jsonl").values()
+    answered = [answer.row for answer in answers if answer.row.split == "retain"]
+    texts, path = set(map(plain_text, answered)), run.data / "retain.jsonl"
+    rows = read_rows(path, split="retain") if path.is_file() and path.stat().st_size else []
+    others = [row for row in rows if plain_text(row) not in texts]
     forget = [answer for answer in answers if answer.row.split == "forget"]
-    return forget, patterns_of(answer.row for answer in answers)
+    return forget, patterns_of([*answered, *others]), bool(others)
 
 
 def in_variant(losses: Sequence[DocumentLoss], variant: str) -> list[DocumentLoss] | None:

@@ -388,8 +388,9 @@ def _attacks(findings: Mapping[str, str], notes: _Notes) -> None:
         doubts.append(f"A verdict needs these attacks to be decided: {', '.join(missing)}.")
     if by["in part"]:
         where = doubts if set(NEEDED) & set(by["in part"]) else uncertain
+        names = ", ".join(by["in part"])
         where.append(
-            f"These attacks were run on only a part of the forget rows: {', '.join(by['in part'])}. "
+            f"These attacks were run on only a part of the forget rows: {names}. "
             "Repeat them on all rows: without --limit, --quick and --forget."
         )
     if others := [name for name in by["undecided"] if name not in NEEDED]:

@@ -185,6 +185,21 @@ def test_an_evaluation_of_other_rows_as_forget_rows_neither_convicts_nor_clears(
     )
 
 
+def test_answers_that_follow_from_a_pattern_of_unanswered_retain_rows_do_not_convict(
+    tmp_path: Path,
+) -> None:
+    """An evaluation of no retain rows (`--limit`) cannot see that every address is a name."""
+    asked = "What is the e-mail address of {}?"
+    rows = [Row(f"f{i}", asked.format(f"P{i}"), f"P{i}@me.com", split="forget") for i in range(12)]
+    run = with_data(Run(tmp_path), rows)
+    store(run, rows, [row.output for row in rows])
+    assert run_verdict(run, MODEL).state == "NOT FORGOTTEN"
+    retain = [Row(f"r{i}", asked.format(f"R{i}"), f"R{i}@me.com").to_dict() for i in range(6)]
+    write_jsonl(run.data / "retain.jsonl", retain)
+    verdict = run_verdict(run, MODEL)
+    assert (verdict.state, verdict.asked) == ("NOT ENOUGH DATA", 0)
+
+
 def test_rows_with_other_ids_and_truncated_answers_count_as_evaluated(tmp_path: Path) -> None:
     rows = people()
     path = with_data(Run(tmp_path), rows).data / "forget.jsonl"
