@@ -91,13 +91,22 @@ def lume(task: str, seed: int) -> Sets:
 
 
 def tofu(seed: int) -> Sets:
-    """Return rows about authors of TOFU; the holdout has other authors of the full set."""
+    """Return questions about authors of TOFU; the holdout has other authors of the full set."""
     files = {"forget": "forget10", "retain": "retain90", "holdout": "holdout10"}
-    return published("tofu", files, seed, lambda row: True)
+    return published("tofu", files, seed, lambda row: True, questions=4)
 
 
-def published(folder: str, files: dict[str, str], seed: int, wanted: Callable[[Row], bool]) -> Sets:
+def published(
+    folder: str,
+    files: dict[str, str],
+    seed: int,
+    wanted: Callable[[Row], bool],
+    questions: int | None = None,
+) -> Sets:
     """Return at most ``ROWS`` rows of each published file, and twice as many of the holdout.
+
+    Args:
+        questions: The number of rows per subject, its first ones; all of them when None.
 
     Raises:
         InputError: MERGEFORGET_DATA is not set, or lacks a file or the requested rows.
@@ -111,11 +120,22 @@ def published(folder: str, files: dict[str, str], seed: int, wanted: Callable[[R
         if not paths:
             raise InputError(f"there is no file {folder}/{name}.*")
         rows = [row for row in read_rows(paths[0], split=split) if wanted(row)]
+        if questions is not None:
+            place_of = {row.id: i for subject in by_subject(rows) for i, row in enumerate(subject)}
+            rows = [row for row in rows if place_of[row.id] < questions]
         if not rows:
             raise InputError(f"{folder}/{paths[0].name} has no such rows")
         most = 2 * ROWS if split == "holdout" else ROWS
         found[split] = limit_rows(rows, min(most, len(rows)), seed)[0]
     return found
+
+
+def by_subject(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows of each subject, in order."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.subject, []).append(row)
+    return list(found.values())
 
 
 SETS: dict[str, Callable[[], Sets]] = {
