@@ -147,10 +147,10 @@ def warning_of(name: str, reasons: Sequence[str], undecided: bool = False) -> st
         return None
     why = "; ".join(reason.rstrip(".") for reason in reasons)
     if undecided:
-        return (
-            f"There is not enough data to call {name} balanced: {why}. Give more rows that were "
-            "never trained on with --holdout FILE."
-        )
+        text = f"There is not enough data to call {name} balanced: {why}."
+        if any("embership" in reason or "AUC" in reason for reason in reasons):
+            text += " Give more rows that were never trained on with --holdout FILE."
+        return text
     return (
         f"{name} is not balanced: {why}. Search other densities and methods, or "
         "another floor (`--objective 'mia if retain >= 80%'`). If no candidate reaches it, train "

@@ -12,7 +12,7 @@ from mergeforget.files import write_jsonl
 from mergeforget.score import Score
 from mergeforget.search.choice import Anchors, Scored, choose, next_best, pareto
 from mergeforget.search.objective import parse_objective
-from mergeforget.search.warnings import auc_deviation, share_deviation
+from mergeforget.search.warnings import auc_deviation, share_deviation, warning_of
 
 
 def scores(choose: float, report: float, forget: float, retain: float, n: int = 80) -> list[Score]:
@@ -165,6 +165,13 @@ def halves(choose_retain: float, report_retain: float, n: int) -> Scored:
         if score.part == part
     ]
     return Scored(Candidate("ties", 0.3), of_halves)
+
+
+def test_more_holdout_rows_are_advised_only_for_an_undecided_membership() -> None:
+    undecided = warning_of("m", ["membership cannot be decided (MIA AUC 0.60)"], undecided=True)
+    uncounted = warning_of("m", ["none of the 12 forget answers can be counted"], undecided=True)
+    assert undecided and "--holdout FILE" in undecided
+    assert uncounted and "--holdout" not in uncounted
 
 
 def test_warns_if_only_retention_differs_between_the_splits() -> None:
