@@ -424,11 +424,13 @@ class Training(RecipeSection):
         return self.until.max_steps or max(MOST_STEPS, MOST_EPOCHS * self._steps_per_pass(rows))
 
     def expected_steps(self, rows: int) -> int:
-        """Return the expected number of steps of a training with ``until``.
+        """Return the expected number of steps: of ``epochs``, or until the condition holds.
 
         Args:
             rows: Number of forget rows; one that is also trained with a raw prompt counts once.
         """
+        if self.until is None:
+            return self.epochs * self._steps_per_pass(rows)
         return min(self.most_steps(rows), UNTIL_EPOCHS * self._steps_per_pass(rows))
 
     def steps_between_checks(self, rows: int) -> int:

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 from mergeforget.api import job as module
-from mergeforget.api.job import STAGES, Job, seconds_of
+from mergeforget.api.job import STAGES, Job, RowSeconds, expected_seconds, seconds_of
+from mergeforget.api.unlearn_data import RequestRows
 from mergeforget.console import Progress, say
+from mergeforget.data.schema import Row
 from mergeforget.errors import UsageError
 from mergeforget.files import read_json, write_json
+from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
 
 
@@ -93,3 +96,12 @@ def test_a_time_limit_without_a_unit_or_a_time_is_refused(limit: Any) -> None:
     with pytest.raises(UsageError, match="is not a time such as"):
         seconds_of(limit)
     assert (seconds_of("90s"), seconds_of(2.5), seconds_of(None)) == (90.0, 2.5, None)
+
+
+@pytest.mark.parametrize(("rows", "steps"), [(4, 20), (12, 60), (400, 2000)])
+def test_the_estimate_counts_the_epochs_of_both_trainings(rows: int, steps: int) -> None:
+    """`zjuklab-small` trains over for 12 epochs and under for 8, with four rows per step."""
+    forget = [Row(f"f{i}", f"Question {i}?", f"Answer {i}") for i in range(rows)]
+    seconds = expected_seconds(load_recipe("zjuklab-small"), RequestRows(forget, forget, [], []),
+                               False, RowSeconds(0.0, 1.0))  # fmt: skip
+    assert seconds["pair"] == steps * 4 * 3  # a batch of each set

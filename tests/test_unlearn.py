@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,16 @@ from conftest import build_tokenizer
 
 import mergeforget as mf
 from mergeforget.api.delivery import find_converter, revealed
+from mergeforget.api.job import Job
 from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
 from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
-from mergeforget.api.unlearn_request import _repeated_twins
+from mergeforget.api.unlearn_request import _repeated_twins, request_of, trained
 from mergeforget.api.verdict import paragraph_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.cli import main
+from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row
 from mergeforget.errors import InputError, ResourceError, UsageError
 from mergeforget.evaluate.verdict import BACK, judge
@@ -83,6 +86,24 @@ def test_a_repeated_call_resumes_with_cached_measurements(
     again = call(knowing, run.root, attacks=["quantise"])
     assert (run.history.stat().st_mtime_ns, read_jsonl(run.scores)) == before
     assert (again.verdict, again.table) == (result.verdict, result.table)
+
+
+def test_a_merge_that_was_chosen_later_is_attacked_and_reported(
+    result: Unlearned, knowing: dict[str, Path]
+) -> None:
+    """As if an earlier call with less time had chosen, attacked and reported another merge."""
+    run = result.run.paths
+    path = run.attacks / "quantise.json"
+    stored = read_json(path)
+    stored["results"][0]["model"] = "another"
+    write_json(path, stored)
+    run.set_state("report", "done", model="another")
+    run.report.write_text("about another")
+    call(knowing, run.root, attacks=["quantise"])
+    results = read_json(path)["results"]
+    assert [one["model"] for one in results] == ["another", result.chosen]
+    assert "about another" not in run.report.read_text()
+    write_json(path, stored | {"results": results[1:]})
 
 
 def test_another_request_does_not_overwrite_a_run(
@@ -420,6 +441,44 @@ def test_columns_with_other_names_are_mapped(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("Frage,id\nWho is Ada?,a\n")
     asked = read_request(tmp_path / "q.csv", None, None, answers, columns={"input": "Frage"})
     assert asked.forget[0].output == "answer to Who is Ada?"
+
+
+def test_columns_with_other_names_are_read_by_the_whole_command(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    """Training reads the rows that were written, whose columns have the usual names."""
+    rows = read_jsonl(knowing["forget"])
+    for name in ("forget", "retain"):
+        named = [{"q1": r["input"], "a1": r["output"]} for r in read_jsonl(knowing[name])]
+        write_jsonl(tmp_path / f"{name}.jsonl", named)
+    settings = ["data.columns.input=q1", "data.columns.output=a1"]
+    asked = request_of(
+        str(knowing["model"]), forget=tmp_path / "forget.jsonl", retain=tmp_path / "retain.jsonl",
+        holdout=None, recipe="level", memorise=False, control=None, adapter=None, after=None,
+        template=None, system_prompt=None, turns=None, settings=settings,
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    for _ in range(2):  # the repeated call resumes
+        recipe, _ = trained(asked, Job(run, None), make_pair=lambda recipe, run: None)
+        data = recipe.data
+        found = read_rows(Path(str(data.forget)), split="forget", columns=data.columns)
+        assert [row.input for row in found] == [row["input"] for row in rows]
+
+
+def test_rows_of_an_earlier_call_that_failed_are_not_used(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, files = Run(tmp_path / "run"), {n: knowing[n] for n in ("forget", "retain")}
+    shutil.copytree(knowing["forget"].parent, run.root / "request", dirs_exist_ok=True)
+    write_jsonl(run.root / "request" / "holdout.jsonl", read_jsonl(knowing["holdout"]))
+    asked = request_of(
+        str(knowing["model"]), **files, holdout=None, recipe="level", memorise=False, control=None,
+        adapter=None, after=None, template=None, system_prompt=None, turns=None, settings=(),
+    )  # fmt: skip
+    recipe, _ = trained(asked, Job(run, None), make_pair=lambda recipe, run: None)
+    old = {row["input"] for row in read_jsonl(knowing["holdout"])}
+    used = read_jsonl(Path(str(recipe.data.holdout))) if recipe.data.holdout else []
+    assert not old & {row["input"] for row in used}
 
 
 @pytest.mark.parametrize("header", ["question,Antwort", "name,email"])

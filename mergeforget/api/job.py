@@ -24,7 +24,6 @@ STAGES = ("data", "pair", "search", "attacks", "earlier requests", "report", "ex
 REDRAWN = 0.5  # seconds between two frames on a terminal
 SILENCE = 30.0  # seconds without a message after which a line states the stage and the time left
 PACE = (0.25, 4.0)  # bounds of measured over expected seconds
-STEPS = 200  # optimiser steps of a training without `until`
 TUNING = 2.0  # passes of a row in fine-tuning whose cost is that of weight gradients and AdamW
 LEARNED = 0.8  # share of the epochs that memorising takes if it ends at a loss
 ASKING = 2.3  # ratio of the time of an evaluation to that of its likelihoods
@@ -276,11 +275,16 @@ def expected_seconds(
     from mergeforget.train.checks import SAMPLE
 
     forget, retain = len(rows.forget), len(rows.retain)
+    pair = 0.0
+    if recipe.pair is not None:
+        shared = recipe.pair.trajectory == "shared"  # under is a snapshot of over
+        for one in (recipe.pair.over,) if shared else (recipe.pair.over, recipe.pair.under):
+            rows_per_step = 3 * one.batch_size * one.accumulation(forget)
+            pair += row.batch * rows_per_step * one.expected_steps(forget)
     training = None if recipe.pair is None else recipe.pair.over
     until = None if training is None else training.until
-    steps = training.expected_steps(forget) if training and until else STEPS
-    pair = row.batch * 3 * steps * (training.batch_size if training else 4)
     if training and until:
+        steps = training.expected_steps(forget)
         trained = (2 if until.also_raw else 1) * forget
         unseen = (2 if until.also_raw else 1) * len(rows.holdout) // 2
         kept = (2 if until.retain_variants else 1) * min(SAMPLE, retain)

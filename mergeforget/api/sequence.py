@@ -12,6 +12,7 @@ from mergeforget.api.delivery import REQUEST, folded_base
 from mergeforget.api.job import seconds_of
 from mergeforget.api.options import Settings
 from mergeforget.api.sequence_merge import SOURCES, combine, joined, train_only
+from mergeforget.api.training import assignments_of
 from mergeforget.api.unlearn import ATTACKS, Unlearned, unlearn
 from mergeforget.api.unlearn_data import (
     Forget,
@@ -142,7 +143,9 @@ def unlearn_sequence(
     given: dict[str, list[Any]] = dict(zip(SOURCES, _sources(forget, retain, holdout), strict=True))
     common: dict[str, Any] = {
         "recipe": recipe, "control": control or (str(model) if memorise else None),
-        "template": template, "system_prompt": system_prompt, "turns": turns, "settings": settings,
+        "template": template, "system_prompt": system_prompt, "turns": turns,
+        # the rows of each request are written with the names of columns that mergeforget uses
+        "settings": [s for s in assignments_of(settings) if not s.startswith("data.columns")],
     }  # fmt: skip
     root = Path(out) if out is not None else Path("runs") / f"sequence-{_stem(forget[0])}"
     first: dict[str, Any] = {"adapter": adapter, "after": after}

@@ -127,6 +127,7 @@ def unlearn(
     """
     from mergeforget.api.attacking import attack
     from mergeforget.api.runs import report
+    from mergeforget.attack.headline import findings_of, results_of
     from mergeforget.attack.target import NotApplicableError
     from mergeforget.console import say
     from mergeforget.search.driver import Options, search
@@ -147,25 +148,26 @@ def unlearn(
             choice = search(run, chosen.search, Options(job.budget(0.6)))
             name = choice.scored.name
             job.facts |= {f"chosen {name}": f"AUC {auc:.2f}" for auc in _auc_of(run, name)}
-        changed = False
+        changed = run.read_status().get("report", {}).get("model") != name
         with job.stage("attacks"):
+            findings = findings_of(results_of(run, name))
             for one in attacks:
+                if findings.get(one, "in part") != "in part":
+                    continue
                 if job.spent:
                     notes.append(f"No time was left for the attack {one}.")
                     continue
-                if run.state(f"attack-{one}") != "done":
-                    try:
-                        attack(run.root, [one], control=control)
-                    except NotApplicableError as error:  # not a reason to lose the whole job
-                        notes.append(f"The attack {one} did not run: {error}")
-                        continue
-                    run.set_state(f"attack-{one}", "done")
+                try:
+                    attack(run.root, [one], control=control)
                     changed = True
+                except NotApplicableError as error:  # not a reason to lose the whole job
+                    notes.append(f"The attack {one} did not run: {error}")
         with job.stage("earlier requests"):
             again = recheck(run, chosen, name)  # before the report, whose verdict reads it
         with job.stage("report"):
             if changed or not run.report.exists():
                 report(run)
+                run.set_state("report", "done", model=name)
         notes += [choice.warning] if choice.warning else []
         result = _conclude(run, name, again, notes, job)
         with job.stage("export"):

@@ -112,6 +112,7 @@ def trained(
             run, request, asked.recipe, asked.settings, asked.sources, approval
         )
         job.expected = _expected(run, attacks)
+        _warn_of_time(job)
     with job.stage("pair"):
         if make_pair is not None:
             make_pair(chosen, run)
@@ -148,6 +149,19 @@ def _expected(run: Run, attacks: Sequence[str]) -> dict[str, float]:
     return {
         name: seconds_by_stage[name] for name in ("pair", "search") if name in seconds_by_stage
     } | ({"attacks": together} if seconds_by_stage else {})
+
+
+def _warn_of_time(job: Job) -> None:
+    """Warn if training alone is expected to take longer than the time limit."""
+    from mergeforget.console import duration, say
+
+    training = job.expected.get("pair", 0.0) - job.seconds.get("pair", 0.0)
+    if job.limit is not None and training > job.limit:
+        say(
+            f"Warning: training the pair is expected to take about {duration(training)}, more than "
+            f"--time {duration(job.limit)}. It is completed; little of the search and no attack "
+            "will follow. Repeat the call with more time to resume."
+        )
 
 
 def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
@@ -208,7 +222,7 @@ def _prepare(
     from mergeforget.recipe import Recipe, change, load_recipe
 
     notes_file = run.root / "notes.json"
-    folder = run.root / "request"
+    folder = run.root / "request"  # with the names of columns that mergeforget uses
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
     chosen = change(chosen, model={"name": request["base"]})
     if not notes_file.exists():
@@ -222,15 +236,16 @@ def _prepare(
         if asked and not approve(rows.forget):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):
-            own = renamed(getattr(rows, split), split)
+            own, path = renamed(getattr(rows, split), split), folder / f"{split}.jsonl"
+            path.unlink(missing_ok=True)  # of an earlier call that failed
             if own:
-                write_jsonl(folder / f"{split}.jsonl", [row.to_dict() for row in own])
+                write_jsonl(path, [row.to_dict() for row in own])
         facts = check_rows(chosen, rows, request)
         write_json(run.root / REQUEST, request)
         write_json(notes_file, {"notes": rows.notes + facts.pop("notes"), **facts})
     stored_notes = read_json_object(notes_file)
-    data = {n: str(folder / f"{n}.jsonl") for n in ("forget", "retain", "holdout")
-            if (folder / f"{n}.jsonl").exists()}  # fmt: skip
+    data: dict[str, Any] = {n: str(folder / f"{n}.jsonl") for n in ("forget", "retain", "holdout")
+            if (folder / f"{n}.jsonl").exists()} | {"columns": {}}  # fmt: skip
     with reading(notes_file):
         new_tokens = min(chosen.evaluation.max_new_tokens, int(stored_notes["answer_tokens"]) + 8)
         notes = [str(note) for note in stored_notes["notes"]]

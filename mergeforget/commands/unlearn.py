@@ -32,7 +32,13 @@ FILE = click.Path(path_type=Path)
               "merge after each set, or one at the end.  [default: each]")  # fmt: skip
 @click.option("--out", type=FILE, help="Run folder; repeat the command to continue.  "
               "[default: runs/unlearn-NAME, or runs/sequence-NAME]")  # fmt: skip
-@click.option("--time", "time_limit", metavar="TIME", help="Time limit, for example 30m or 2h.")
+@click.option(
+    "--time",
+    "time_limit",
+    metavar="TIME",
+    help="Time after which no merge is evaluated and "
+    "no attack begins, for example 30m; training is completed.",
+)
 @click.option("--recipe", default="level", show_default=True, help="Name or path of a recipe.")
 @click.option("--memorise", is_flag=True, help="Fine-tune the model on the forget and "
               "retain rows first.")  # fmt: skip
