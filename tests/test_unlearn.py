@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from conftest import build_tokenizer
 
 import mergeforget as mf
-from mergeforget.api.delivery import find_converter, revealed
+from mergeforget.api.delivery import find_converter, revealed, share_of
 from mergeforget.api.job import Job
 from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
@@ -30,13 +30,16 @@ from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row
 from mergeforget.errors import InputError, ResourceError, UsageError
-from mergeforget.evaluate.verdict import BACK, judge
+from mergeforget.evaluate.verdict import judge
+from mergeforget.evaluate.verdict_figures import EarlierAnswers
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
+from mergeforget.metrics._patterns import Patterns
 from mergeforget.models import load_model
 from mergeforget.recipe import load_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score
 
+CLEARED = {"prompts": "none found", "relearn": "none found"}
 SMALL = [
     "pair.over.lora.r=4", "pair.under.lora.r=4", "pair.over.learning_rate=5e-3",
     "pair.over.until.largest_rate=2e-2", "pair.over.until.retain_kept=0",
@@ -203,8 +206,8 @@ def test_each_request_of_a_sequence_has_a_verdict_and_is_tested_again(
     first, second = result.table
     assert list(first["revealed"]) == ["1-first", "2-second"]
     assert second["verdict"] == result.verdict and first["verdict"]
-    if first["revealed"]["2-second"] > 0.05:
-        assert result.verdict == "NOT FORGOTTEN" and "1-first" in result.last.paragraph
+    if first["revealed"]["2-second"]:
+        assert result.verdict != "FORGOTTEN" and "1-first" in result.last.paragraph
     for record in result.table:
         assert (Path(record["run"]) / "report" / "index.html").is_file()
 
@@ -216,8 +219,10 @@ def test_a_model_that_knows_earlier_rows_reveals_them_and_a_random_one_does_not(
     earlier = Run(tmp_path / "earlier")
     write_jsonl(earlier.data / "forget.jsonl", read_jsonl(halves[0]))
     loaded = load_model(recipe.model.model_copy(update={"name": str(knowing["model"])}))
-    assert revealed(loaded, recipe, earlier) == 1
-    assert revealed(replace(loaded, model=make_model()), recipe, earlier) == 0
+    rows = len(read_jsonl(halves[0]))
+    assert revealed(loaded, recipe, earlier) == EarlierAnswers(1.0, rows, beyond=True)
+    other = revealed(replace(loaded, model=make_model()), recipe, earlier)
+    assert other == EarlierAnswers(0.0, rows, beyond=False)
 
 
 def test_answers_in_their_own_prompts_do_not_undo_an_earlier_request(
@@ -234,7 +239,26 @@ def test_answers_in_their_own_prompts_do_not_undo_an_earlier_request(
 
     monkeypatch.setattr("mergeforget.evaluate.measure.measure", measured)
     loaded = SimpleNamespace(model=None, tokenizer=build_tokenizer())
-    assert 0 < revealed(loaded, load_recipe("zjuklab"), earlier) <= BACK
+    assert revealed(loaded, load_recipe("zjuklab"), earlier) == EarlierAnswers(0.0, 0, beyond=False)
+
+
+def test_the_share_of_an_earlier_request_is_what_was_counted_and_not_a_bound() -> None:
+    """Six of twelve yes/no answers are what a model without the data gives, too."""
+    rows = [Row(f"{i}", f"Does P{i} smoke?", ("yes", "no")[i % 2]) for i in range(12)]
+    found = share_of([Answer(row, "yes") for row in rows], set(), Patterns())
+    assert (found.share, found.asked, found.beyond) == (0.5, 12, False)
+    verdict = judge(near(), findings=CLEARED, earlier={"runs/a": found})
+    assert verdict.state == "NOT ENOUGH DATA"
+    assert "50% of the answers that runs/a forgot are revealed no more than" in verdict.sentence
+    greedy = share_of([Answer(row, "") for row in rows], {row.id for row in rows}, Patterns())
+    assert greedy == EarlierAnswers(1.0, 12, beyond=True)
+    assert judge(near(), findings=CLEARED, earlier={"runs/a": greedy}).state == "NOT FORGOTTEN"
+
+
+def near() -> list[Score]:
+    """Scores of a model that has forgotten."""
+    auc = Score("mia_auc", "mia", 0.5, "nearer", 60, interval=(0.35, 0.65))
+    return [Score("leak_rate", "forget", 0.0, "lower", 40), auc]
 
 
 def test_the_rows_of_all_requests_keep_their_ids_unless_two_differ() -> None:
@@ -397,14 +421,12 @@ def table(forget: float, retain: float = 1.0) -> Any:
 
 
 def test_the_paragraph_states_the_verdict_the_damage_and_earlier_requests() -> None:
-    near = Score("mia_auc", "mia", 0.5, "nearer", 60, interval=(0.35, 0.65))
-    scores = [Score("leak_rate", "forget", 0.0, "lower", 40), near]
-    found = {"prompts": "none found", "relearn": "none found"}
-    text = paragraph_of(judge(scores, findings=found), table(0.0, 0.5), {"runs/a": 0.0})
+    known = {"runs/a": EarlierAnswers(0.0, 8)}
+    text = paragraph_of(judge(near(), findings=CLEARED), table(0.0, 0.5), known)
     assert text.startswith("FORGOTTEN: 0 of 40 forget answers are revealed")
     assert "damaged" in text and "1 earlier requests is still forgotten" in text
-    back = {"runs/a": 0.3}
-    text = paragraph_of(judge(scores, findings=found, earlier=back), table(0.0), back)
+    back = {"runs/a": EarlierAnswers(0.3, 8)}
+    text = paragraph_of(judge(near(), findings=CLEARED, earlier=back), table(0.0), back)
     assert text.startswith(
         "NOT FORGOTTEN: 30% of the answers that runs/a forgot are revealed again."
     )

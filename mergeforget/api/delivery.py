@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeforget.api.results import UnlearningRun
 
 if TYPE_CHECKING:
+    from mergeforget.data.schema import Answer
+    from mergeforget.evaluate.verdict_figures import EarlierAnswers
+    from mergeforget.metrics._patterns import Patterns
     from mergeforget.recipe import Recipe
     from mergeforget.run import Run
 
@@ -38,36 +42,35 @@ def folded_base(run: Run, request: dict[str, Any]) -> str:
     return str(folder)
 
 
-def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, float]:
+def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, EarlierAnswers]:
     """Test a result again on the forget rows of all earlier requests.
 
-    The shares are written to ``earlier.json``, which the verdict reads, and reused as long as the
+    The answers are written to ``earlier.json``, which the verdict reads, and reused as long as the
     chosen merge stays the same.
 
     Returns:
-        The share of revealed answers of each earlier request, by its run folder; see
-        :func:`revealed`.
+        The revealed answers of each earlier request, by its run folder; see :func:`revealed`.
     """
     from mergeforget.adapter import read_adapter
-    from mergeforget.attack.headline import EARLIER
-    from mergeforget.files import read_json_object, reading, write_json
+    from mergeforget.attack.headline import EARLIER, read_earlier
+    from mergeforget.files import write_json
     from mergeforget.merge.apply import applied
     from mergeforget.model_files import content_of
     from mergeforget.models import load_model
 
     earlier, path = earlier_runs(run), run.root / EARLIER
     weights = content_of(run.candidates / chosen)
-    if path.is_file() and run.read_status().get("recheck", {}).get("weights") == weights:
-        with reading(path):
-            return {name: float(share) for name, share in read_json_object(path).items()}
-    shares: dict[str, float] = {}
+    if run.read_status().get("recheck", {}).get("weights") == weights:
+        if (stored := read_earlier(path)) is not None:
+            return stored
+    answers: dict[str, EarlierAnswers] = {}
     if earlier:
         loaded = load_model(recipe.model.model_copy(update={"name": run.base()}))
         with applied(loaded.model, read_adapter(run.candidates / chosen, chosen)):
-            shares = {str(one.root): revealed(loaded, recipe, one) for one in earlier}
-    write_json(path, shares)
+            answers = {str(one.root): revealed(loaded, recipe, one) for one in earlier}
+    write_json(path, {name: one.to_dict() for name, one in answers.items()})
     run.set_state("recheck", "done", weights=weights)
-    return shares
+    return answers
 
 
 def earlier_runs(run: Run) -> list[Run]:
@@ -93,12 +96,11 @@ def earlier_runs(run: Run) -> list[Run]:
     return folders
 
 
-def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
-    """Return the share of the forget answers of an earlier request that a model reveals.
+def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> EarlierAnswers:
+    """Return the forget answers of an earlier request that a model reveals.
 
     An answer is revealed if a completion contains it (``leak_rate``), or if greedy decoding would
-    repeat it, with any prompt variant. Answers revealed no more often than by chance, or that
-    cannot be counted (``can_leak``), convict no model: such a share is capped at ``BACK``.
+    repeat it, with any prompt variant.
 
     Args:
         loaded: Model and tokenizer.
@@ -108,10 +110,8 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     from mergeforget.data.prompt_variants import variants_to_ask
     from mergeforget.data.readers import read_rows
     from mergeforget.evaluate.measure import measure
-    from mergeforget.evaluate.verdict import BACK
-    from mergeforget.evaluate.verdict_figures import RARE, at_least
     from mergeforget.evaluate.worst_case import worst_case
-    from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked, patterns_of
+    from mergeforget.metrics.leak_rate import patterns_of
     from mergeforget.recipe import load_recipe
 
     spec = load_recipe(earlier.recipe).evaluation if earlier.recipe.exists() else recipe.evaluation
@@ -128,13 +128,27 @@ def revealed(loaded: Any, recipe: Recipe, earlier: Run) -> float:
     repeated = {one.row.id for one in worst.likelihoods if one.greedy == 1}
     kept = earlier.data / "retain.jsonl"
     patterns = patterns_of(read_rows(kept, split="retain") if kept.is_file() else [])
-    answers = [answer for answer in worst.answers if can_leak(answer.row, patterns)]
-    leaks = sum(is_leaked(one, patterns) or one.row.id in repeated for one in answers)
-    if not answers:  # a model that never saw the data may repeat an answer that its prompt contains
-        return min(len(repeated) / len(rows), BACK)
-    share = leaks / len(answers)
-    beyond = at_least(leaks, len(answers), chance_of(answers, patterns)) < RARE
-    return share if beyond else min(share, BACK)
+    return share_of(worst.answers, repeated, patterns)
+
+
+def share_of(
+    answers: Iterable[Answer], repeated: Collection[str], patterns: Patterns
+) -> EarlierAnswers:
+    """Return how many answers to forget rows are revealed.
+
+    Args:
+        repeated: Ids of the rows that greedy decoding would repeat word for word.
+        patterns: Patterns of the retain rows, which reveal nothing.
+    """
+    from mergeforget.evaluate.verdict_figures import RARE, EarlierAnswers, at_least
+    from mergeforget.metrics.leak_rate import can_leak, chance_of, is_leaked
+
+    asked = [one for one in answers if can_leak(one.row, patterns)]
+    if not asked:
+        return EarlierAnswers(0.0, 0, beyond=False)
+    leaks = sum(is_leaked(one, patterns) or one.row.id in repeated for one in asked)
+    beyond = at_least(leaks, len(asked), chance_of(asked, patterns)) < RARE
+    return EarlierAnswers(leaks / len(asked), len(asked), beyond)
 
 
 def find_converter() -> Path:

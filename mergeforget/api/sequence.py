@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergeforget.api.delivery import REQUEST, folded_base
+from mergeforget.api.delivery import REQUEST, folded_base, share_of
 from mergeforget.api.job import seconds_of
 from mergeforget.api.options import Settings
 from mergeforget.api.sequence_merge import SOURCES, combine, joined, train_only
@@ -26,6 +26,7 @@ from mergeforget.api.unlearn_request import changes_of, facts_of
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
+    from mergeforget.evaluate.verdict_figures import EarlierAnswers
     from mergeforget.recipe import Recipe
 
 SEQUENCE = "sequence.json"
@@ -179,7 +180,7 @@ def unlearn_sequence(
             last = unlearn(model, **sources, out=runs[i], attacks=attacks, **start, **final,
                            time_limit=time_left(len(runs) - i), **common)  # fmt: skip
             table[i]["verdict"] = last.verdict
-            shares = {runs[i]: _own_share(last)} | _earlier_shares(runs[i])
+            shares = {runs[i]: _own_answers(last)} | _earlier_answers(runs[i])
         else:
             shares = train_only(model, runs, i, sources, start, common)
         _note(table, place, shares)
@@ -188,7 +189,7 @@ def unlearn_sequence(
         combined = combine(model, root, runs, list(files.values()), first, common)
         last = unlearn(model, **combined, out=root / "merged", attacks=attacks, **first, **deliver,
                        time_limit=time_left(1), **common)  # fmt: skip
-        _note(table, "the merge at the end", _earlier_shares(root / "merged"))
+        _note(table, "the merge at the end", _earlier_answers(root / "merged"))
     assert last is not None
     result = UnlearnedSequence(root, last, table)
     write_json(root / SEQUENCE, {"merge": merge} | result.to_dict())
@@ -339,31 +340,28 @@ def _check_distinct(names: Sequence[str], forget: Sequence[Sequence[Row]]) -> No
                 )
 
 
-def _own_share(result: Unlearned) -> float:
-    """Return the share of its forget answers that a result reveals."""
+def _own_answers(result: Unlearned) -> EarlierAnswers:
+    """Return the forget answers of its own request that a result reveals."""
     from mergeforget.evaluate.paired import read_with_patterns
-    from mergeforget.metrics.leak_rate import can_leak, is_leaked
+    from mergeforget.evaluate.texts import repeated_rows
 
-    every, patterns, _ = read_with_patterns(result.run.paths, result.chosen)
-    answers = [one for one in every if can_leak(one.row, patterns)]
-    return sum(is_leaked(one, patterns) for one in answers) / len(answers) if answers else 0.0
-
-
-def _earlier_shares(run: Path) -> dict[Path, float]:
-    """Return the shares of revealed answers of earlier requests that a run measured."""
-    from mergeforget.attack.headline import EARLIER
-    from mergeforget.files import read_json_object, reading
-
-    path = run / EARLIER
-    with reading(path):
-        return {Path(name): float(share) for name, share in read_json_object(path).items()}
+    run = result.run.paths
+    answers, patterns, _ = read_with_patterns(run, result.chosen)
+    return share_of(answers, repeated_rows(run.answers, result.chosen), patterns)
 
 
-def _note(table: list[dict[str, Any]], place: str, shares: dict[Path, float]) -> None:
-    """Add the shares that were measured after a request to the table."""
+def _earlier_answers(run: Path) -> dict[Path, EarlierAnswers]:
+    """Return the revealed answers of earlier requests that a run measured."""
+    from mergeforget.attack.headline import EARLIER, read_earlier
+
+    return {Path(name): one for name, one in (read_earlier(run / EARLIER) or {}).items()}
+
+
+def _note(table: list[dict[str, Any]], place: str, found: dict[Path, EarlierAnswers]) -> None:
+    """Add the shares measured after a request; None if no answer can be counted."""
     for record in table:
-        if Path(record["run"]) in shares:
-            record["revealed"][place] = shares[Path(record["run"])]
+        if (answers := found.get(Path(record["run"]))) is not None:
+            record["revealed"][place] = answers.share if answers.asked else None
 
 
 def _table_text(table: Sequence[dict[str, Any]]) -> str:

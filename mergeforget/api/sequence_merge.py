@@ -13,6 +13,7 @@ from mergeforget.api.unlearn_request import request_of, run_of, trained
 
 if TYPE_CHECKING:
     from mergeforget.data.schema import Row
+    from mergeforget.evaluate.verdict_figures import EarlierAnswers
     from mergeforget.recipe import Recipe
     from mergeforget.run import Run
 
@@ -26,14 +27,15 @@ def train_only(
     sources: dict[str, Any],
     start: dict[str, Any],
     common: dict[str, Any],
-) -> dict[Path, float]:
+) -> dict[Path, EarlierAnswers]:
     """Train the pair of a request from the mean of the earlier pairs.
 
     Returns:
-        The shares of answers of this and of earlier requests that the mean of its pair reveals.
+        The answers of this and of earlier requests that the mean of its pair reveals.
     """
     from mergeforget.api.merging import merge_full
-    from mergeforget.files import read_json_object, reading, write_json
+    from mergeforget.attack.headline import read_earlier
+    from mergeforget.files import write_json
     from mergeforget.models import load_model
     from mergeforget.recipe import load_recipe
     from mergeforget.run import Run
@@ -52,9 +54,9 @@ def train_only(
                    base=run.base())  # fmt: skip
     if not path.is_file():
         loaded = load_model(load_recipe(run.recipe).model.model_copy(update={"name": str(mean)}))
-        write_json(path, {str(r): revealed(loaded, chosen, Run(r)) for r in runs[: place + 1]})
-    with reading(path):
-        return {Path(name): float(share) for name, share in read_json_object(path).items()}
+        found = {str(r): revealed(loaded, chosen, Run(r)) for r in runs[: place + 1]}
+        write_json(path, {name: one.to_dict() for name, one in found.items()})
+    return {Path(name): one for name, one in (read_earlier(path) or {}).items()}
 
 
 def combine(

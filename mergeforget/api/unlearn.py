@@ -16,6 +16,7 @@ from mergeforget.api.unlearn_request import request_of, run_of, trained
 from mergeforget.api.verdict import paragraph_of, table_of, table_text
 
 if TYPE_CHECKING:
+    from mergeforget.evaluate.verdict_figures import EarlierAnswers
     from mergeforget.recipe import Recipe
     from mergeforget.run import Run
 
@@ -208,7 +209,7 @@ def _auc_of(run: Run, name: str) -> list[float]:
 
 
 def _conclude(
-    run: Run, name: str, again: dict[str, float], notes: list[str], job: Job
+    run: Run, name: str, again: dict[str, EarlierAnswers], notes: list[str], job: Job
 ) -> Unlearned:
     from mergeforget.attack.headline import run_verdict
     from mergeforget.files import read_json_object, reading

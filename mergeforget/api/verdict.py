@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mergeforget.evaluate.verdict import ForgettingVerdict
+    from mergeforget.evaluate.verdict_figures import EarlierAnswers
     from mergeforget.run import Run
 
 KEPT = 0.8  # share of the retain answers known before that must remain
@@ -52,13 +53,13 @@ def table_text(table: Sequence[dict[str, Any]]) -> str:
 def paragraph_of(
     verdict: ForgettingVerdict,
     table: Sequence[dict[str, Any]],
-    earlier: Mapping[str, float] | None = None,
+    earlier: Mapping[str, EarlierAnswers] | None = None,
 ) -> str:
     """Return the verdict with its reasons and the remaining answers as one paragraph.
 
     Args:
         table: Records of ``table_of``, the base first and the result last.
-        earlier: Share of repeated answers of each earlier request.
+        earlier: Revealed answers of each earlier request.
 
     >>> from mergeforget.evaluate.verdict import judge
     >>> row = {"forget": 1.0, "retain": 1.0}
@@ -77,7 +78,7 @@ def paragraph_of(
         text.append(f"{share:.0%} of the retain answers known before are kept.")
         if share < KEPT - 1e-9:  # 0.72 / 0.9 is less than 0.8 in floating point
             text.append(f"This is less than the {KEPT:.0%} asked for: the model is damaged.")
-    if earlier and not any(earlier.values()):
+    if earlier and all(one.asked and not one.share for one in earlier.values()):
         text.append(f"The data of {len(earlier)} earlier requests is still forgotten.")
     if verdict.uncertain:
         text.append(f"Uncertain: {' '.join(verdict.uncertain)}")

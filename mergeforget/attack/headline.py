@@ -28,6 +28,7 @@ from mergeforget.evaluate.texts import nlls_by_variant, read_losses, unit_of
 from mergeforget.evaluate.verdict import ForgettingVerdict, judge
 from mergeforget.evaluate.verdict_figures import (
     Difference,
+    EarlierAnswers,
     auc_score,
     finite,
     leak_rates,
@@ -53,7 +54,7 @@ from mergeforget.run import Run
 from mergeforget.score import Score, find, read_scores
 
 CONTROL = "control.json"  # scores of the control, in the folder of the attacks
-EARLIER = "earlier.json"  # share of revealed answers of each earlier request, in the run folder
+EARLIER = "earlier.json"  # revealed answers of each earlier request, in the run folder
 
 
 def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
@@ -92,7 +93,7 @@ def run_verdict(run: Run, model: str | None = None) -> ForgettingVerdict:
         incomparable=compared.incomparable,
         membership=not notes.is_file()
         or read_json_object(notes).get("membership") != "not measurable",
-        earlier=_earlier(earlier),
+        earlier=read_earlier(earlier),
         before=before,
         evaluated=stored.evaluated,
     )
@@ -163,12 +164,12 @@ class _Stored:
         return shared, chance_of(own, self.patterns) if own and self.scores else None
 
 
-def _earlier(path: Path) -> dict[str, float] | None:
-    """Return the figures of earlier requests; None without any."""
+def read_earlier(path: Path) -> dict[str, EarlierAnswers] | None:
+    """Return the revealed answers of earlier requests; None without a file."""
     if not path.is_file():
         return None
     with reading(path):
-        return {name: float(value) for name, value in read_json_object(path).items()}
+        return {name: EarlierAnswers.stored(one) for name, one in read_json_object(path).items()}
 
 
 def results_of(run: Run, model: str) -> list[Result]:

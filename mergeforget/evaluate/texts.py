@@ -135,6 +135,15 @@ def read_losses(path: Path) -> list[DocumentLoss]:
     return [_loss(record, path, line) for line, record in records]
 
 
+def repeated_rows(folder: Path, model: str) -> set[str]:
+    """Return the ids of the forget rows whose answers greedy decoding of a model would repeat."""
+    path = folder / f"{model}.likelihoods.jsonl"
+    records = [record for _, record in read_records(path)] if path.is_file() else []
+    return {
+        str(r.get("id")) for r in records if r.get("split") == "forget" and r.get("greedy") == 1
+    }
+
+
 def unit_of(path: Path) -> str:
     """Return the unit of document losses: documents, rows or answers; empty if not recorded.
 

@@ -15,6 +15,7 @@ from mergeforget.evaluate.verdict_figures import (
     MOST,
     RARE,
     Difference,
+    EarlierAnswers,
     answered,
     at_least,
     auc_interval,
@@ -91,7 +92,7 @@ def judge(
     excess: Difference | None = None,
     incomparable: str = "",
     membership: bool = True,
-    earlier: Mapping[str, float] | None = None,
+    earlier: Mapping[str, EarlierAnswers] | None = None,
     before: Sequence[Score] = (),
     evaluated: tuple[int, int] | None = None,
 ) -> ForgettingVerdict:
@@ -131,7 +132,7 @@ def judge(
             in ``control``, and the model is not cleared, because the comparison may convict it.
         membership: Whether the non-members are comparable with the forget rows. If not, the AUC is
             ignored, and only attacks can clear the model.
-        earlier: Share of revealed forget answers of each earlier request.
+        earlier: Revealed forget answers of each earlier request.
         before: Scores of the model before unlearning. If they do not show that it knew the data,
             only attacks with power can clear a model. Empty if it was not evaluated.
         evaluated: Number of forget rows that were evaluated, and number of rows to forget. With
@@ -163,10 +164,15 @@ def judge(
         notes.uncertain.append(_in_part(partial))
     if matching:
         notes.doubts.append(matching)
-    for run, share in (earlier or {}).items():
-        if share > 0:
-            where = notes.guilty if share > BACK else notes.doubts
-            where.append(f"{share:.0%} of the answers that {run} forgot are revealed again.")
+    for run, answers in (earlier or {}).items():
+        if not answers.asked:
+            notes.doubts.append(f"None of the answers that {run} forgot can be counted.")
+        elif answers.share > 0:
+            again = answers.beyond and answers.share > BACK
+            how = "again" if answers.beyond else "no more than by chance"
+            (notes.guilty if again else notes.doubts).append(
+                f"{answers.share:.0%} of the answers that {run} forgot are revealed {how}."
+            )
     guilty, doubts, uncertain = notes
     state: State = "FORGOTTEN"
     if guilty or doubts:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from mergeforget.score import Score, find
 
@@ -14,6 +16,32 @@ MOST = 1000  # largest number of additional people that is reported
 PARTS = ("all", "report", "choose")  # each part has all forget rows
 ANSWERS = ("exact_match", "knowledge", "regurgitation", "verbatim_rouge", "rouge_l_f1", "refused",
            "empty")  # metrics of generated answers that include rows that cannot leak # fmt: skip
+
+
+@dataclass(frozen=True)
+class EarlierAnswers:
+    """The answers of an earlier request that a model reveals.
+
+    Attributes:
+        share: Share of the answers that are revealed, of those that can be counted.
+        asked: Number of answers that can be counted (``metrics.leak_rate.can_leak``).
+        beyond: Whether more are revealed than by chance.
+    """
+
+    share: float
+    asked: int = 1
+    beyond: bool = True
+
+    @classmethod
+    def stored(cls, values: Any) -> EarlierAnswers:
+        """Return stored values; earlier versions stored the share alone."""
+        if isinstance(values, Mapping):
+            return cls(float(values["share"]), int(values["asked"]), bool(values["beyond"]))
+        return cls(float(values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
 
 
 def leak_rates(scores: Sequence[Score]) -> list[Score]:

@@ -316,7 +316,11 @@ FUZZED: dict[str, FuzzedParser] = {
         "attacks/relearn.json", {"attack": "relearn", "results": [valid.RESULT]}, _attack, _verdict
     ),
     "scores of the control": _run_file("attacks/control.json", valid.CONTROL, _verdict),
-    "earlier.json": _run_file("earlier.json", {"first": 0.1}, _verdict),
+    "earlier.json": _run_file(
+        "earlier.json",
+        {"first": 0.1, "second": {"share": 0.1, "asked": 10, "beyond": True}},
+        _verdict,
+    ),
     "history.jsonl": _run_file("history.jsonl", [valid.STEP, valid.STEP], _history),
     "answers": _run_file("answers/under.jsonl", [valid.ANSWER], _answers),
     "losses": _run_file("answers/under.losses.jsonl", valid.LOSSES, _losses),

@@ -90,10 +90,9 @@ def _compared(run: Run) -> Any:
 
 
 def _earlier(run: Run) -> Any:
-    from mergeforget.attack.headline import EARLIER
-    from mergeforget.attack.headline import _earlier as earlier
+    from mergeforget.attack.headline import EARLIER, read_earlier
 
-    return earlier(run.root / EARLIER)
+    return read_earlier(run.root / EARLIER)
 
 
 def _sentences(run: Run) -> Any:

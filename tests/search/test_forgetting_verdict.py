@@ -13,7 +13,7 @@ from mergeforget.benchmarks import score as score_by
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
 from mergeforget.errors import NumericError
 from mergeforget.evaluate.verdict import judge
-from mergeforget.evaluate.verdict_figures import MARGIN, at_least
+from mergeforget.evaluate.verdict_figures import MARGIN, EarlierAnswers, at_least
 from mergeforget.metrics.leak_rate import leak_rate
 from mergeforget.metrics.mia_auc import mia_auc
 from mergeforget.score import Score
@@ -128,7 +128,7 @@ def test_answers_that_the_control_gives_too_are_not_memory() -> None:
 )
 def test_answers_of_an_earlier_request_count(share: float, state: str) -> None:
     near = Score("mia_auc", "mia", 0.5, "nearer", 200, interval=(0.42, 0.58))
-    verdict = judge([GONE, near], earlier={"runs/a": share})
+    verdict = judge([GONE, near], earlier={"runs/a": EarlierAnswers(share, 20)})
     assert verdict.state == state and (share == 0 or "runs/a" in verdict.sentence)
 
 
@@ -372,7 +372,9 @@ def test_other_evidence_convicts_where_no_forget_answer_can_be_counted() -> None
     high = replace(NEAR, value=0.85, interval=(0.78, 0.9))
     assert judge([exact, high], control=[NEAR]).state == "NOT FORGOTTEN"
     assert judge([exact, NEAR], findings={"exposure": "traces"}).state == "NOT FORGOTTEN"
-    assert judge([exact, NEAR], earlier={"runs/a": 0.5}).state == "NOT FORGOTTEN"
+    assert (
+        judge([exact, NEAR], earlier={"runs/a": EarlierAnswers(0.5, 20)}).state == "NOT FORGOTTEN"
+    )
 
 
 def test_exact_answers_that_cannot_be_counted_do_not_show_that_the_base_knew_the_data() -> None:
