@@ -17,13 +17,13 @@ from click.testing import CliRunner
 from conftest import build_tokenizer
 
 import mergeforget as mf
-from mergeforget.api.delivery import find_converter, revealed, share_of
+from mergeforget.api.delivery import find_converter, folded_base, revealed, share_of, start_of
 from mergeforget.api.job import Job
 from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
 from mergeforget.api.unlearn import Unlearned, unlearn
 from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
-from mergeforget.api.unlearn_request import _repeated_twins, request_of, trained
+from mergeforget.api.unlearn_request import _repeated_twins, request_of, run_of, trained
 from mergeforget.api.verdict import paragraph_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.cli import main
@@ -35,7 +35,7 @@ from mergeforget.evaluate.verdict_figures import EarlierAnswers
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.metrics._patterns import Patterns
 from mergeforget.models import load_model
-from mergeforget.recipe import load_recipe
+from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score
 
@@ -240,6 +240,55 @@ def test_answers_in_their_own_prompts_do_not_undo_an_earlier_request(
     monkeypatch.setattr("mergeforget.evaluate.measure.measure", measured)
     loaded = SimpleNamespace(model=None, tokenizer=build_tokenizer())
     assert revealed(loaded, load_recipe("zjuklab"), earlier) == EarlierAnswers(0.0, 0, beyond=False)
+
+
+def earlier_run(folder: Path, model: str, save_adapter: Callable[..., Path]) -> Run:
+    """A finished run that unlearned from a model."""
+    run = Run(folder)
+    write_json(run.root / "request.json", {"model": model})
+    save_recipe(change(load_recipe("level"), model={"name": model}), run.recipe)
+    save_adapter(run.candidates / "ties-d0.5")
+    write_json(run.search / "chosen.json", {"name": "ties-d0.5"})
+    return run
+
+
+def test_an_earlier_run_of_another_model_is_refused(
+    tmp_path: Path, save_adapter: Callable[..., Path]
+) -> None:
+    earlier = earlier_run(tmp_path / "earlier", "org/model", save_adapter)
+    request = {"model": "org/other", "adapter": None, "after": str(earlier.root)}
+    with pytest.raises(InputError, match="unlearned from org/model, not from org/other"):
+        folded_base(Run(tmp_path / "run"), request)
+
+
+def test_a_replaced_adapter_or_another_earlier_choice_is_another_request(
+    tmp_path: Path, save_adapter: Callable[..., Path]
+) -> None:
+    adapter = save_adapter(tmp_path / "adapter")
+    earlier = earlier_run(tmp_path / "earlier", "org/model", save_adapter)
+    for changed, source in ((adapter, {"adapter": adapter, "after": None}),
+                            (earlier.candidates / "ties-d0.5",
+                             {"adapter": None, "after": earlier.root})):  # fmt: skip
+        facts = {"model": "org/model", "start": start_of(**source)}
+        run = run_of(tmp_path / changed.name / "run", "forget.jsonl", facts)
+        write_json(run.root / "request.json", facts)
+        run_of(run.root, "forget.jsonl", facts)
+        save_adapter(changed, seed=2)
+        facts["start"] = start_of(**source)
+        with pytest.raises(InputError, match="the weights of adapter or after differ"):
+            run_of(run.root, "forget.jsonl", facts)
+
+
+def test_an_adapter_of_another_base_is_reported(
+    tmp_path: Path, save_adapter: Callable[..., Path], knowing: dict[str, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    adapter = save_adapter(tmp_path / "adapter")
+    path = adapter / "adapter_config.json"
+    write_json(path, read_json(path) | {"base_model_name_or_path": "org/other"})
+    request = {"model": str(knowing["model"]), "adapter": str(adapter), "after": None}
+    folded_base(Run(tmp_path / "run"), request)
+    assert "was trained on org/other, and is merged into" in caplog.text
 
 
 def test_the_share_of_an_earlier_request_is_what_was_counted_and_not_a_bound() -> None:

@@ -21,7 +21,7 @@ REQUEST = "request.json"  # file of the run folder with the request
 def folded_base(run: Run, request: dict[str, Any]) -> str:
     """Return the model to unlearn from, after merging an adapter or an earlier result into it."""
     from mergeforget.api.merging import merge_full
-    from mergeforget.errors import InputError, UsageError
+    from mergeforget.errors import UsageError
     from mergeforget.run import open_run
 
     adapter, after = request["adapter"], request["after"]
@@ -32,14 +32,76 @@ def folded_base(run: Run, request: dict[str, Any]) -> str:
     base, source = request["model"], adapter
     if after is not None:
         earlier = open_run(Path(after))
-        chosen = UnlearningRun(earlier).chosen
-        if chosen is None:
-            raise InputError(f"{after} has no chosen merge. Finish that run first.")
-        base, source = earlier.base(), str(earlier.candidates / chosen)
+        _check_model(str(request["model"]), earlier)
+        base, source = earlier.base(), str(_chosen_of(earlier))
+    else:
+        _warn_of_another_base(Path(adapter), str(base))
     folder = run.root / "base"
     if not (folder / "config.json").is_file():
         merge_full([source], folder, method="linear", weights=[1.0], space="delta", base=base)
     return str(folder)
+
+
+def start_of(adapter: str | Path | None, after: str | Path | None) -> str | None:
+    """Return a hash of what is merged into the model first; None if nothing is.
+
+    It changes if the adapter is replaced, or if a search of the earlier run chooses another merge.
+    """
+    from mergeforget.model_files import content_of
+    from mergeforget.run import open_run
+
+    if adapter is not None and after is None and Path(adapter).is_dir():
+        return content_of(Path(adapter))
+    return content_of(_chosen_of(open_run(Path(after)))) if after is not None else None
+
+
+def _chosen_of(earlier: Run) -> Path:
+    """Return the folder of the merge that an earlier run chose."""
+    from mergeforget.errors import InputError
+
+    chosen = UnlearningRun(earlier).chosen
+    if chosen is None:
+        raise InputError(f"{earlier.root} has no chosen merge. Finish that run first.")
+    return earlier.candidates / chosen
+
+
+def _check_model(model: str, earlier: Run) -> None:
+    """Raise InputError if an earlier run unlearned from another model than the one that is named.
+
+    The result would be that of the earlier run's model under the name of the other one.
+    """
+    from mergeforget.errors import InputError
+    from mergeforget.files import read_json_object
+
+    path = earlier.root / REQUEST
+    request = read_json_object(path) if path.exists() else {}
+    manifest = earlier.read_manifest().get("base") or {}
+    known = [str(n) for n in (request.get("model"), manifest.get("name"), earlier.base()) if n]
+    if model not in known and not any(_same_folder(model, name) for name in known):
+        raise InputError(
+            f"{earlier.root} unlearned from {known[0]}, not from {model}. Its result is the model "
+            f"to start from: name {known[0]}."
+        )
+
+
+def _same_folder(one: str, other: str) -> bool:
+    return Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
+
+
+def _warn_of_another_base(adapter: Path, base: str) -> None:
+    """Warn if an adapter names another base than the model that it is merged into."""
+    from mergeforget.console import say
+    from mergeforget.files import read_json_object
+
+    path = adapter / "adapter_config.json"
+    named = (
+        str(read_json_object(path).get("base_model_name_or_path") or "") if path.exists() else ""
+    )
+    if named and Path(named).name != Path(base).name:
+        say(
+            f"Warning: the adapter {adapter} was trained on {named}, and is merged into {base}. If "
+            "these are not the same model, the result is not what was trained."
+        )
 
 
 def recheck(run: Run, recipe: Recipe, chosen: str) -> dict[str, EarlierAnswers]:

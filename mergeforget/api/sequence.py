@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mergeforget.recipe import Recipe
 
 SEQUENCE = "sequence.json"
+SOON = 0.001  # seconds for a request from whose result the next one has begun: nothing is searched
 Source = str | Path | None
 
 
@@ -177,8 +178,10 @@ def unlearn_sequence(
         start = first if i == 0 else {"adapter": None, "after": runs[i - 1]}
         if merge == "each":
             final = deliver if i == len(runs) - 1 else {}
+            begun = i < len(runs) - 1 and (runs[i + 1] / REQUEST).exists()
+            spare = SOON if begun else time_left(len(runs) - i)  # the next one keeps its model
             last = unlearn(model, **sources, out=runs[i], attacks=attacks, **start, **final,
-                           time_limit=time_left(len(runs) - i), **common)  # fmt: skip
+                           time_limit=spare, **common)  # fmt: skip
             table[i]["verdict"] = last.verdict
             shares = {runs[i]: _own_answers(last)} | _earlier_answers(runs[i])
         else:

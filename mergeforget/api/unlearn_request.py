@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.api.delivery import REQUEST, folded_base
+from mergeforget.api.delivery import REQUEST, folded_base, start_of
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.training import assignments_of
@@ -56,7 +56,7 @@ def request_of(
         "model": str(model), "forget": facts_of(forget), "retain": facts_of(retain),
         "holdout": facts_of(holdout), "memorise": memorise, "control": control,
         "adapter": None if adapter is None else str(adapter),
-        "after": None if after is None else str(after),
+        "after": None if after is None else str(after), "start": start_of(adapter, after),
         "settings": changes, "recipe": str(getattr(recipe, "name", recipe)),
     }  # fmt: skip
     return UnlearnRequest((forget, retain, holdout), recipe, changes, facts)
@@ -156,7 +156,8 @@ def _warn_of_time(job: Job) -> None:
     from mergeforget.console import duration, say
 
     training = job.expected.get("pair", 0.0) - job.seconds.get("pair", 0.0)
-    if job.limit is not None and training > job.limit:
+    done = job.run.state("unlearn-pair") == "done"
+    if job.limit is not None and training > job.limit and not done:
         say(
             f"Warning: training the pair is expected to take about {duration(training)}, more than "
             f"--time {duration(job.limit)}. It is completed; little of the search and no attack "
@@ -175,7 +176,9 @@ def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
     path = run.root / REQUEST
     if path.exists():
         earlier = read_json_object(path)
-        changed = [key for key in request if earlier.get(key) != request[key]]
+        named = {"start": "the weights of adapter or after"}
+        differ = (k for k in request if k in earlier and earlier[k] != request[k])
+        changed = [named.get(key, key) for key in differ]
         if changed:
             raise InputError(
                 f"{run.root} contains another request ({', '.join(changed)} differ). Choose "
