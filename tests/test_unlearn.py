@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from conftest import build_tokenizer
 
 import mergeforget as mf
+from mergeforget.adapter import read_adapter
 from mergeforget.api.delivery import find_converter, folded_base, revealed, share_of, start_of
 from mergeforget.api.job import Job
 from mergeforget.api.sequence import UnlearnedSequence
@@ -240,6 +241,36 @@ def test_answers_in_their_own_prompts_do_not_undo_an_earlier_request(
     monkeypatch.setattr("mergeforget.evaluate.measure.measure", measured)
     loaded = SimpleNamespace(model=None, tokenizer=build_tokenizer())
     assert revealed(loaded, load_recipe("zjuklab"), earlier) == EarlierAnswers(0.0, 0, beyond=False)
+
+
+@pytest.mark.parametrize("given", [("over", "under"), ("under",)])
+def test_existing_adapters_are_sides_of_the_pair(
+    result: Unlearned, knowing: dict[str, Path], tmp_path: Path, given: tuple[str, ...]
+) -> None:
+    trained_pair = result.run.paths
+    sides: dict[str, Any] = {side: getattr(trained_pair, side) for side in given}
+    again = call(knowing, tmp_path / "run", attacks=[], **sides)
+    run = again.run.paths
+    for side in given:
+        old, new = (read_adapter(getattr(one, side)) for one in (trained_pair, run))
+        assert all((old.deltas[m].dense() == new.deltas[m].dense()).all() for m in old.deltas)
+    if len(given) == 2:
+        assert again.table[1:3] == result.table[1:3]  # the scores of over and under
+    repeated = call(knowing, run.root, attacks=[], **sides)
+    assert repeated.table == again.table
+    with pytest.raises(InputError, match="another request .under"):
+        call(knowing, run.root, attacks=[], **(sides | {"under": trained_pair.over}))
+
+
+def test_existing_adapters_belong_to_the_named_model(
+    result: Unlearned, knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    over = result.run.paths.over
+    with pytest.raises(UsageError, match="are adapters of MODEL itself"):
+        call(knowing, tmp_path / "run", over=over, memorise=True)
+    words = ["--forget", str(knowing["forget"]), "--forget", str(knowing["retain"])]
+    done = CliRunner().invoke(main, ["unlearn", str(knowing["model"]), *words, "--over", str(over)])
+    assert done.exit_code == 2 and "give --forget once" in done.output
 
 
 def earlier_run(folder: Path, model: str, save_adapter: Callable[..., Path]) -> Run:

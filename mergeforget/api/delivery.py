@@ -35,7 +35,7 @@ def folded_base(run: Run, request: dict[str, Any]) -> str:
         _check_model(str(request["model"]), earlier)
         base, source = earlier.base(), str(_chosen_of(earlier))
     else:
-        _warn_of_another_base(Path(adapter), str(base))
+        warn_of_another_base(Path(adapter), str(base))
     folder = run.root / "base"
     if not (folder / "config.json").is_file():
         merge_full([source], folder, method="linear", weights=[1.0], space="delta", base=base)
@@ -88,7 +88,7 @@ def _same_folder(one: str, other: str) -> bool:
     return Path(one).is_dir() and Path(other).is_dir() and Path(one).samefile(other)
 
 
-def _warn_of_another_base(adapter: Path, base: str) -> None:
+def warn_of_another_base(adapter: Path, base: str) -> None:
     """Warn if an adapter names another base than the model that it is merged into."""
     from mergeforget.console import say
     from mergeforget.files import read_json_object

@@ -78,6 +78,8 @@ def unlearn(
     control: str | None = None,
     adapter: str | Path | None = None,
     after: str | Path | None = None,
+    over: str | Path | None = None,
+    under: str | Path | None = None,
     template: Literal["auto", "none", "chat"] | None = None,
     system_prompt: str | None = None,
     turns: Literal["last", "every"] | None = None,
@@ -109,6 +111,8 @@ def unlearn(
         adapter: LoRA adapter of the model; it is merged into the model first.
         after: Earlier run whose chosen merge is merged into the model first. The forget rows of all
             earlier runs are evaluated again at the end.
+        over, under: Existing adapters of the model, used as that side of the pair. If only one is
+            given, the other is trained until its condition in the recipe holds.
         template, system_prompt, turns: How rows become prompts; as in the recipe when omitted.
         full: Also export the whole model.
         gguf: Also export a GGUF file, with llama.cpp's ``convert_hf_to_gguf.py``.
@@ -135,7 +139,7 @@ def unlearn(
 
     asked = request_of(
         model, forget=forget, retain=retain, holdout=holdout, recipe=recipe, memorise=memorise,
-        control=control, adapter=adapter, after=after, template=template,
+        control=control, adapter=adapter, after=after, over=over, under=under, template=template,
         system_prompt=system_prompt, turns=turns, settings=settings,
     )  # fmt: skip
     run = run_of(optional_path(out), forget, asked.facts)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.api.delivery import REQUEST, folded_base, start_of
+from mergeforget.api.delivery import REQUEST, folded_base, start_of, warn_of_another_base
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.training import assignments_of
@@ -26,12 +26,14 @@ class UnlearnRequest:
         sources: Forget, retain and holdout rows as given.
         settings: Recipe keys to change, as ``key=value``.
         facts: Values that a repeated call must have in common, written to ``request.json``.
+        pair: Existing adapters by side, ``over`` or ``under``.
     """
 
     sources: tuple[Forget, Any, Any]
     recipe: str | Path | Recipe
     settings: list[str]
     facts: dict[str, Any]
+    pair: dict[str, Path] = field(default_factory=dict)
 
 
 def request_of(
@@ -49,17 +51,34 @@ def request_of(
     system_prompt: str | None,
     turns: str | None,
     settings: Settings,
+    over: str | Path | None = None,
+    under: str | Path | None = None,
 ) -> UnlearnRequest:
-    """Return a request; the arguments are those of :func:`unlearn`."""
+    """Return a request; the arguments are those of :func:`unlearn`.
+
+    Raises:
+        InputError: An existing adapter cannot be read.
+        UsageError: Existing adapters of the model are given with another model to start from.
+    """
+    from mergeforget.errors import UsageError
+
+    sides = {"over": over, "under": under}
+    pair = {side: Path(folder) for side, folder in sides.items() if folder is not None}
+    if pair and (memorise or adapter is not None or after is not None):
+        raise UsageError(
+            "--over and --under are adapters of MODEL itself: leave --memorise, --adapter and "
+            "--after out, or merge these into the model first (mergeforget merge-models)."
+        )
     changes = changes_of(recipe, settings, template, system_prompt, turns)
     facts = {
         "model": str(model), "forget": facts_of(forget), "retain": facts_of(retain),
         "holdout": facts_of(holdout), "memorise": memorise, "control": control,
         "adapter": None if adapter is None else str(adapter),
         "after": None if after is None else str(after), "start": start_of(adapter, after),
+        **{side: start_of(folder, None) for side, folder in pair.items()},
         "settings": changes, "recipe": str(getattr(recipe, "name", recipe)),
     }  # fmt: skip
-    return UnlearnRequest((forget, retain, holdout), recipe, changes, facts)
+    return UnlearnRequest((forget, retain, holdout), recipe, changes, facts, pair)
 
 
 def changes_of(
@@ -102,6 +121,7 @@ def trained(
         attacks: Attacks whose time is included in the estimate.
         make_pair: Writes the pair in the first call instead of a training.
     """
+    from mergeforget.recipe import change
     from mergeforget.train.pair import train_pair
 
     run, request = job.run, asked.facts
@@ -112,15 +132,54 @@ def trained(
             run, request, asked.recipe, asked.settings, asked.sources, approval
         )
         job.expected = _expected(run, attacks)
+        if len(asked.pair) == 1:
+            chosen = change(chosen, pair={"trajectory": "separate"})
+        elif asked.pair:
+            job.expected.pop("pair", None)
         _warn_of_time(job)
     with job.stage("pair"):
         if make_pair is not None:
             make_pair(chosen, run)
         else:
+            if asked.pair:
+                _take_adapters(chosen, run, asked.pair)
             memorise = bool(request["memorise"])
             train_pair(chosen, run, memorise_first=memorise, resume=run.recipe.exists())
         notes += [*_bracket_notes(run), *_repeated_twins(run)]
     return chosen, notes
+
+
+def _take_adapters(recipe: Recipe, run: Run, pair: dict[str, Path]) -> None:
+    """Copy existing adapters into a run, as sides of its pair that are trained already."""
+    import shutil
+
+    from mergeforget.adapter import adapter_folder, read_adapter
+    from mergeforget.data.templating import template_of
+    from mergeforget.files import read_json_object, replacing, write_json
+    from mergeforget.models import load_tokenizer
+    from mergeforget.train.run_rows import prepare, record_template
+
+    missing = {side: folder for side, folder in pair.items() if run.state(side) != "done"}
+    if not missing:
+        return
+    for side, folder in missing.items():
+        warn_of_another_base(folder, recipe.model.name)
+        read_adapter(folder, side)
+    with run.lock():
+        prepare(recipe, run, resume=run.recipe.exists())
+        tokenizer = load_tokenizer(recipe.model)
+        record_template(run, tokenizer, template_of(tokenizer, recipe.data))
+        for side, folder in missing.items():
+            with replacing(run.root / side) as temporary:
+                temporary.mkdir(parents=True)
+                for path in adapter_folder(folder).iterdir():
+                    if path.is_file() and path.name.startswith("adapter_"):
+                        shutil.copy2(path, temporary)
+                config = temporary / "adapter_config.json"
+                named = {"base_model_name_or_path": recipe.model.name}
+                write_json(config, read_json_object(config) | named)
+            run.record(side, base=recipe.model.name, taken_from=str(folder))
+            run.set_state(side, "done")
 
 
 def _asking(job: Job, approve: Callable[[list[Any]], bool] | None) -> Callable[[list[Any]], bool]:

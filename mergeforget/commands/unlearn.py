@@ -43,6 +43,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--memorise", is_flag=True, help="Fine-tune the model on the forget and "
               "retain rows first.")  # fmt: skip
 @click.option("--adapter", type=FILE, help="LoRA adapter to merge into the model first.")
+@click.option("--over", type=FILE, help="Existing over-forgetting adapter of MODEL; the other "
+              "side is trained unless it is given, too.")  # fmt: skip
+@click.option("--under", type=FILE, help="Existing under-forgetting adapter of MODEL.")
 @click.option("--after", type=FILE, help="Earlier run whose result is the model; its forget rows "
               "are evaluated again.")  # fmt: skip
 @click.option("--control", help="Model that never saw the data, for attacks and to validate twins.")
@@ -87,6 +90,8 @@ def command(
                       holdout=next(iter(holdout), None), memorise=memorise, **options)  # fmt: skip
         last, found, text = one, one.to_dict(), str(one)
     else:
+        if any(options.pop(side) for side in ("over", "under")):
+            raise UsageError("--over and --under belong to one request: give --forget once.")
         every = unlearn_sequence(model, forget=forget, retain=retain or None,
                                  holdout=holdout or None, merge=merge or "each",
                                  memorise=memorise, **options)  # fmt: skip
