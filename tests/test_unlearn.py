@@ -461,6 +461,20 @@ def test_a_missing_converter_is_reported_before_the_training(
         find_converter()
 
 
+def test_a_missing_login_is_reported_before_the_training(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    def refuse(self: Any, **more: Any) -> None:
+        raise OSError("401 Unauthorized")
+
+    monkeypatch.setattr(HfApi, "whoami", refuse)
+    with pytest.raises(ResourceError, match="needs a login on the hub: 401 Unauthorized"):
+        call(knowing, tmp_path / "run", push="me/model")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
 def test_a_finished_run_is_converted_and_uploaded(
     result: Unlearned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,6 +255,21 @@ def to_gguf(model: Path, out: Path) -> Path:
     return out
 
 
+def check_login(repository: str) -> None:
+    """Raise ResourceError if nobody is logged in on the Hub, before hours of work."""
+    from mergeforget.errors import ResourceError, reason_of
+
+    try:
+        from huggingface_hub import HfApi
+
+        HfApi().whoami()
+    except Exception as error:
+        raise ResourceError(
+            f"--push {repository} needs a login on the hub: {reason_of(error)} Log in with `hf "
+            "auth login`, or leave --push out and use `mergeforget export --push` later."
+        ) from error
+
+
 def push_folder(folder: Path, repository: str) -> str:
     """Upload an exported folder to a model repository on the Hub; return its address.
 

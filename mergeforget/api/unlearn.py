@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergeforget.api.delivery import find_converter, push_folder, recheck, to_gguf
+from mergeforget.api.delivery import check_login, find_converter, push_folder, recheck, to_gguf
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.results import UnlearningRun, optional_path
@@ -145,6 +145,8 @@ def unlearn(
     run = run_of(optional_path(out), forget, asked.facts)
     if gguf:
         find_converter()
+    if push:
+        check_login(push)
     job = Job(run, time_limit)
     with job.shown():
         chosen, notes = trained(asked, job, attacks=attacks, approve=approve)
