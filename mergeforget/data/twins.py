@@ -1,16 +1,19 @@
 """Perturbed twins: rows of the same form as given ones, about people and facts that do not exist.
 
 A twin keeps the wording of its row and replaces identifying parts: names by other names, numbers by
-numbers of the same length, dates by dates, and e-mail addresses accordingly. Twins are not in the
-training data, so they can serve as non-members if there are no other rows.
+numbers of the same length, dates by dates, and e-mail addresses accordingly. An answer without such
+a part is replaced by that of another row with the same question. Twins are not in the training
+data, so they can serve as non-members if there are no other rows.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import string
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from mergeforget.data.schema import Row
 
@@ -45,19 +48,41 @@ MONTHS = tuple(
     )
 )
 NO_NAMES = frozenset(
-    "a address an and are april as at august avenue birth can city code complete contact could das "
-    "date december der describe did die do does e-mail ein eine email february for from give he "
-    "her his home how i id in is it january july june list mail march may me name november number "
-    "october of on or p.o phone please please postal recite security september she social ssn "
-    "state street tell telephone the their they this to united university wann was we welche "
-    "welcher wer what when where which who whose why wie with wo you your zip".split()
+    "a address adresse an and april are as at august avenue beruf birth can city code combien "
+    "comment complete contact could cuál cuándo cuánto cómo das date december der describe did "
+    "die do does dónde e-mail e-mail-adresse ein eine email february for from geburtsdatum "
+    "geburtsort geburtstag give had has he her his home how i id in is ist it january july june "
+    "list mail march may me name november number nummer october of on or où p.o phone please "
+    "postal pourquoi quand quel quelle qui quién qué recite security september she social ssn "
+    "state street telefonnummer telephone tell the their they this to united university wann was "
+    "we welche welcher wer what when where which who whose why wie with wo wohnort you your "
+    "zip".split()
 )
-_WORD = re.compile(r"[^\W\d_]+")
+REPLIES = frozenset("ja nein no non none oui sí sim true false yes".split())  # no names if alone
+TITLES = frozenset(
+    "dr prof professor doctor mr mrs ms miss mx sir dame lady madam rev reverend sr jr phd md esq "
+    "ii iii president senator captain colonel sergeant "
+    "herr herrn frau fräulein doktor professorin dipl ing "
+    "mme mlle monsieur madame mademoiselle maître docteur professeur professeure docteure pr "
+    "sra srta señor señora señorita doña doctora profesor profesora lic don".split()
+)
+_TITLED = re.compile(rf"(?:\b(?:{'|'.join(TITLES)})\.? )+\*", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_PART = re.compile(r"[^\W\d_]+")
 _RUNNING = re.compile(r"(?<![\w@.])[^\W\d_]+(?![\w@])")
 _NUMBERED = re.compile(r"\d[\d\s().:/-]*\d|\d")  # a number with its separators, as in 900-12-3456
-_ISO_DATE = re.compile(r"\b(\d{4})-(\d{2})-(\d{2})\b")
-_CAPITALISED = re.compile(r"[^\W\d_a-z][^\W\d_]*(?:['’-][^\W\d_]+)*\.?")
+_DATE = re.compile(r"(\d{1,4})([-./])(\d{1,2})\2(\d{1,4})")
+_YEARS = re.compile(r"(\d{4})(\s?[-/]\s?)(\d{4}|\d\d)")
+_TIME = re.compile(r"(\d\d?):(\d\d)(?::(\d\d))?")
+_IP = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3})([:/]\d+)?")
+_ORDINAL = re.compile(r"\b(\d*?(1?\d))(st|nd|rd|th)\b")
+_ADDRESS = re.compile(r"[^\s@]*@[^\s@]+|(?:https?://|www\.)\S+|\S+\.\w+/\S+")
+_TOKEN = re.compile(r"(?<![^\W_])[^\W\d_]+(?:['’-][^\W\d_]+)*\.?")
+_ELIDED = re.compile(r"(?:[^\W\d_A-Z]{1,5}|[CJLMNST]|Qu)['’](?=[^\W\d_])")  # d'Anna, L'an
+_ENDING = re.compile(r"['’](?:s|ll|d|ve|re|m)\Z", re.IGNORECASE)  # Anna's, Anna'll
 _POOL = 3  # minimum numbers of one form needed to distinguish fixed and varying digits
+_TRIES = 4  # draws of numbers until a twin differs from its row
+_NEWEST = 2026  # a year up to this one is not replaced by a later one
 STAND_IN = "b-"  # prefix of the ids of twins that serve as holdout rows
 FEWEST = 4  # twins that serve as non-members: two per split
 
@@ -67,50 +92,60 @@ def make_twins(
 ) -> list[Row]:
     """Generate perturbed twins of some rows.
 
+    Names are found by their upper-case first letter, so there are none in a script without case.
+
     Args:
         rows: Rows to imitate.
         corpus: Further rows of the same kind. They show which digits of a number vary (the ``900``
-            of a made-up Social Security number does not) and which words are not names.
+            of a made-up Social Security number does not) and which words are not names, and they
+            have other answers to the same questions.
         per_row: Number of twins per row.
         seed: Random seed. The same rows and seed give the same twins.
 
     Returns:
-        Twins in the order of ``rows``, with the split ``holdout`` and the id ``twinN:ID``. There is
-        no twin of a row without a name or number to replace, or if the twin would equal a row of
-        ``rows`` or ``corpus``.
+        Twins in the order of ``rows``, with the split ``holdout`` and the id ``twinN:ID``. A row
+        has no twin if its prompt contains no name or number to replace, or if the part of the
+        answer that is not in the prompt contains none and no other row has the same question
+        about another name and a different answer, or if the twin would equal a row of ``rows`` or
+        ``corpus``.
 
     Example:
         >>> row = Row("a-qa0", "When was Ann Lee born?", "1987-03-02")
         >>> make_twins([row])[0].input != row.input
         True
+        >>> rows = [row, Row("b-qa0", "Where does Ann Lee live?", "Rome")]
+        >>> other = Row("c-qa0", "Where does Tom Cole live?", "Oslo")
+        >>> [twin.output for twin in make_twins(rows[1:], corpus=[other])], len(make_twins(rows))
+        (['Oslo'], 1)
     """
     everything = [*rows, *corpus]
     texts = [text for row in everything for text in (row.input, row.output)]
     common = _lower_case_words(texts)
     digits = _digits_by_form(texts)
+    answers = _rows_by_question(everything, common)
     taken = {row.document for row in everything}
     twins = []
     for number in range(per_row):
-        people: dict[str, dict[str, str]] = {}  # by subject: rows of one document stay consistent
+        people: dict[str, _People] = {}  # by subject: rows of one document stay consistent
         for row in rows:
-            draw = random.Random(f"{seed}-{number}-{row.subject}")
-            words = people.setdefault(row.subject, {})
-            for name in names_in(f"{row.input}\n{row.output}", common):
-                _rename(name, words, draw)
-            own = random.Random(f"{seed}-{number}-{row.id}")
-            prompt, answer = (_perturbed(t, words, digits, own) for t in (row.input, row.output))
-            twin = replace(
-                row, id=f"twin{number}:{row.id}", input=prompt, output=answer, split="holdout",
-                subject=f"twin{number}-{row.subject}", paraphrased="", perturbed=(),
-            )  # fmt: skip
-            if twin.document not in taken and (prompt != row.input or row.kind == "sc"):
-                taken.add(twin.document)
-                twins.append(twin)
+            own = people.setdefault(row.subject, _People())
+            own.add(row, common, random.Random(f"{seed}-{number}-{row.subject}"))
+            draws = [
+                random.Random(f"{seed}-{number}-{row.id}{f'-{attempt}' if attempt else ''}")
+                for attempt in range(_TRIES)
+            ]
+            found = _twin(row, own, common, digits, answers, taken, draws)
+            if found:
+                taken.add(found.document)
+                twins.append(replace(
+                    found, id=f"twin{number}:{row.id}", split="holdout",
+                    subject=f"twin{number}-{row.subject}", paraphrased="", perturbed=(),
+                ))  # fmt: skip
     return twins
 
 
 def nonmember_twins(rows: Sequence[Row], *, corpus: Sequence[Row] = (), seed: int = 0) -> list[Row]:
-    """Generate twins that serve as non-members: one per row, or more if there are few rows.
+    """Generate twins that serve as non-members: one per row, or more if few rows have a twin.
 
     Arguments and return value as in ``make_twins``.
 
@@ -118,8 +153,10 @@ def nonmember_twins(rows: Sequence[Row], *, corpus: Sequence[Row] = (), seed: in
     >>> len(nonmember_twins([row]))
     4
     """
-    per_row = -(-FEWEST // max(1, len(rows)))
-    return make_twins(rows, corpus=corpus, per_row=per_row, seed=seed)
+    twins = make_twins(rows, corpus=corpus, seed=seed)
+    if not twins or len(twins) >= FEWEST:
+        return twins
+    return make_twins(rows, corpus=corpus, per_row=-(-FEWEST // len(twins)), seed=seed)
 
 
 def stands_in(row: Row) -> bool:
@@ -141,64 +178,518 @@ def origin_of(twin: Row) -> str:
     return rest if start.startswith("twin") and start[4:].isdigit() else ""
 
 
+@dataclass(frozen=True)
+class _Name:
+    """A name in a text, without titles and possessive endings.
+
+    Attributes:
+        text: The name as it is written.
+        parts: Its words, without full stops.
+        titled: Whether a title precedes it.
+    """
+
+    text: str
+    parts: tuple[str, ...]
+    titled: bool
+
+    @property
+    def lone(self) -> bool:
+        """Whether this is a single capitalised word without a title, which may be no name."""
+        return len(self.parts) == 1 and not self.titled
+
+
+@dataclass
+class _People:
+    """The names of one subject and their replacements, in lower case.
+
+    Attributes:
+        words: New words by the words of the names.
+        handles: The same for what addresses are made of: initials, joined and ASCII words.
+        lone: Words of the current row's answer that may be no names.
+    """
+
+    words: dict[str, str] = field(default_factory=dict)
+    handles: dict[str, str] = field(default_factory=dict)
+    lone: frozenset[str] = frozenset()
+
+    def add(self, row: Row, common: frozenset[str], draw: random.Random) -> None:
+        """Add the names of a row."""
+        text = "\n".join([*_said(row), row.input, row.output])
+        seen = frozenset(
+            part.lower()
+            for word in [*text.split(), *_ADDRESS.findall(text)]
+            for part in _PART.findall(word)
+            if part[0].isupper() or _ADDRESS.fullmatch(word)
+        )
+        names = _names(text, common)
+        for name in names:
+            _rename(name, self.words, seen, draw)
+            self.handles |= _handles(name, self.words)
+        asked = _chunks(row.prompt)
+        self.lone = frozenset(
+            _key(name.parts[0]) for name in names if name.lone and _key(name.parts[0]) not in asked
+        )
+
+
 def names_in(text: str, common: frozenset[str] = frozenset()) -> list[str]:
     """Return names of people in a text: sequences of capitalised words, or else single ones.
 
+    Titles are not part of a name, and a single word after a title is a name like a sequence.
+
     Args:
         common: Words, in lower case, that are not names.
+
+    >>> names_in("Is Frau Dr. Anna Schmidt the aunt of Mr. Jean-Luc Roy's wife?")
+    ['Anna Schmidt', 'Jean-Luc Roy']
     """
-    runs: list[list[str]] = []
-    end = -2
-    for found in _CAPITALISED.finditer(text):
-        word = found.group().rstrip(".")
+    return list(dict.fromkeys(name.text for name in _names(text, common)))
+
+
+def _names(text: str, common: frozenset[str]) -> list[_Name]:
+    runs: list[list[tuple[str, int, int]]] = []  # words with their places
+    for found in _TOKEN.finditer(text):
+        token = found.group().rstrip(".")
+        word, start = _bare(token)
+        if not _capitalised(word) or token.lower() in NO_NAMES:
+            continue
         if word.lower() in NO_NAMES or word.lower() in common or _is_month(word):
             continue
-        joined = runs and text[end : found.start()] in (" ", ". ") and found.start() - end <= 2
-        runs[-1].append(word) if joined else runs.append([word])
-        end = found.start() + len(word)
-    several = [" ".join(run) for run in runs if len(run) > 1]
-    alone = [run[0] for run in runs if len(run) == 1 and len(run[0]) > 2]
-    inside = [word for word in alone if not text.startswith(word)]
-    return list(dict.fromkeys(several or inside or alone))
+        start += found.start()
+        gap = text[runs[-1][-1][2] : start] if runs else ""
+        place = (word, start, start + len(word))
+        runs[-1].append(place) if gap in (" ", ". ") else runs.append([place])
+    names = list(dict.fromkeys(filter(None, (_untitled(text, run) for run in runs))))
+    alone = [n for n in names if n.lone and len(n.text) > 2 and n.text.lower() not in REPLIES]
+    inside = [name for name in alone if not text.startswith(name.text)]
+    return [name for name in names if not name.lone] or inside or alone
 
 
-def _rename(name: str, words: dict[str, str], draw: random.Random) -> None:
-    """Add a new word for each word of a name to ``words``, in lower case."""
-    parts = name.split(" ")
-    for place, part in enumerate(parts):
-        key = part.lower()
-        if key not in words and len(key) > 1:
-            pool = LAST if place == len(parts) - 1 and len(parts) > 1 else FIRST
-            words[key] = draw.choice([w for w in pool if w.lower() not in words.values()]).lower()
+def _untitled(text: str, run: Sequence[tuple[str, int, int]]) -> _Name | None:
+    """Return the name in a sequence of capitalised words; None if all are titles."""
+    first, last = 0, len(run)
+    while first < last and _is_title(run[first][0], last - first):
+        first += 1
+    while first < last and _is_title(run[last - 1][0], 3):
+        last -= 1
+    if first == last:
+        return None
+    words = run[first:last]
+    return _Name(text[words[0][1] : words[-1][2]], tuple(w for w, _, _ in words), first > 0)
+
+
+def _is_title(word: str, words: int) -> bool:
+    """Return whether a word of a sequence is a title; in ``Don Draper``, Don is a first name."""
+    return word.lower() in TITLES and (word != "Don" or words > 2)
+
+
+def _capitalised(word: str) -> bool:
+    return word[:1].isupper() or word[:1].istitle()
+
+
+def _bare(token: str) -> tuple[str, int]:
+    """Return a word without elided article and possessive ending, and its place in the token.
+
+    >>> _bare("d’Anna"), _bare("Lee's"), _bare("O'Neill"), _bare("L'adresse")
+    (('Anna', 2), ('Lee', 0), ("O'Neill", 0), ('adresse', 2))
+    """
+    stem = _ENDING.sub("", token)
+    found = _ELIDED.match(stem)
+    if found and _capitalised(stem[found.end() :]) != _capitalised(stem):
+        return stem[found.end() :], found.end()
+    return stem, 0
+
+
+def _key(word: str) -> str:
+    return word.lower().replace("’", "'")
+
+
+def _rename(name: _Name, words: dict[str, str], seen: frozenset[str], draw: random.Random) -> None:
+    """Add a new word for each word of a name to ``words``, in lower case.
+
+    Args:
+        seen: Capitalised words of the row and those of its addresses. They show that the last
+            letter of ``Schmidts`` is a German possessive ending.
+    """
+    for place, part in enumerate(name.parts):
+        several = len(name.parts) > 1 or name.titled
+        for key in _key(part).split("-"):
+            stem = key[:-1] if key.endswith("s") and len(key) > 3 else ""
+            genitive = bool(stem) and (stem in words or stem in seen)
+            new = stem if genitive else key
+            if new not in words and len(key) > 1:
+                pool = LAST if place == len(name.parts) - 1 and several else FIRST
+                words[new] = draw.choice(
+                    [w for w in pool if w.lower() not in words.values()]
+                ).lower()
+            if genitive:
+                words.setdefault(key, f"{words[stem]}s")
+
+
+def _handles(name: _Name, words: Mapping[str, str]) -> dict[str, str]:
+    """Return what addresses are made of: a name's words in ASCII, joined, and its initials."""
+    found: dict[str, str] = {}
+    parts = [[k for k in _key(part).split("-") if k in words] for part in name.parts]
+    for keys in filter(None, parts):
+        found["".join(keys)] = "".join(words[key] for key in keys)
+    pairs = list(found.items())
+    for (one, new_one), (other, new_other) in ((p, q) for p in pairs for q in pairs if p != q):
+        found[one + other] = new_one + new_other
+        found[one[0] + other] = new_one[0] + new_other
+        found[one + other[0]] = new_one + new_other[0]
+    found["".join(old for old, _ in pairs)] = "".join(new for _, new in pairs)
+    found |= {old[0]: new[0] for old, new in reversed(pairs)}
+    found |= {key: words[key] for keys in parts for key in keys}
+    return {form: new for old, new in found.items() for form in _ascii_forms(old) if form}
+
+
+def _ascii_forms(word: str) -> set[str]:
+    """Return the forms of a word in addresses.
+
+    >>> sorted(_ascii_forms("o'müller"))
+    ['omueller', 'omuller', 'omüller']
+    """
+    plain = word.replace("'", "")
+    german = plain.replace("ä", "ae").replace("ö", "oe").replace("ü", "ue").replace("ß", "ss")
+    forms = {plain, german, plain.replace("ß", "ss").replace("ø", "o").replace("ł", "l")}
+    return {
+        "".join(c for c in unicodedata.normalize("NFKD", form) if not unicodedata.combining(c))
+        for form in forms
+    } | {plain}
+
+
+def _said(row: Row) -> list[str]:
+    """Return the earlier turns of a conversation, without the system message."""
+    return [message.content for message in row.messages if message.role != "system"]
+
+
+def _chunks(text: str) -> list[str]:
+    """Return the words of a text, addresses and numbers undivided, without punctuation."""
+    edges = string.punctuation + "“”„«»‘’…¿¡。？！，、"
+    stripped = (_ENDING.sub("", word.strip(edges)) for word in text.casefold().split())
+    return [word for word in stripped if word]
+
+
+def _secret(row: Row) -> list[str]:
+    """Return the words of an answer that its prompt does not give."""
+    given = set(_chunks(row.prompt))
+    return [word for word in _chunks(row.output) if word not in given]
+
+
+def _differs(row: Row, twin: Row) -> bool:
+    """Return whether a twin is about another name or number, and has another answer.
+
+    A row that completes a text or is part of a document may have the same prompt. An answer that
+    differs only in words of the prompt, such as ``Ann Lee lives in Rome``, is the same answer.
+    """
+    if twin.prompt == row.prompt and row.kind != "sc" and not row.window:
+        return False
+    if not row.output:
+        return True
+    secret = _secret(row)
+    return twin.output != row.output and (not secret or _secret(twin) != secret)
+
+
+def _twin(
+    row: Row,
+    people: _People,
+    common: frozenset[str],
+    digits: dict[str, list[str]],
+    answers: Mapping[str, Sequence[Row]],
+    taken: set[str],
+    draws: Sequence[random.Random],
+) -> Row | None:
+    """Return a row with other names, numbers and dates, or with another row's answer.
+
+    A capitalised word of the answer that may be no name, such as a city, is replaced by a name only
+    if no row with the same question has another answer.
+
+    Args:
+        answers: Rows by question; see ``_question``.
+        taken: Texts of rows, which a twin must not equal.
+        draws: A source of random numbers for each try.
+    """
+
+    def allowed(twin: Row) -> bool:
+        return twin.document not in taken and _differs(row, twin)
+
+    tries = [_perturbed(row, people.words, people.handles, digits, draw) for draw in draws]
+    twin = next(filter(allowed, tries), None)
+    if twin and people.lone:
+        sure = {old: new for old, new in people.words.items() if old not in people.lone}
+        draw = random.Random(0)
+        if _differs(row, _perturbed(row, sure, people.handles, digits, draw)):
+            return twin
+    elif twin:
+        return twin
+    others = [
+        replace(tries[0], output=_answer_of(other, row, tries[0], people.words, common))
+        for other in answers.get(_question(row, common), ())
+        if _secret(other) != _secret(row)
+    ]
+    outputs = list(dict.fromkeys(other.output for other in others if allowed(other)))
+    return replace(tries[0], output=draws[0].choice(outputs)) if outputs else twin
 
 
 def _perturbed(
-    text: str, words: dict[str, str], digits: dict[str, list[str]], draw: random.Random
+    row: Row,
+    words: Mapping[str, str],
+    handles: Mapping[str, str],
+    digits: dict[str, list[str]],
+    draw: random.Random,
+) -> Row:
+    """Return a row with other words and numbers; equal numbers and months stay equal."""
+    known: dict[str, str] = {}
+
+    def changed(text: str) -> str:
+        renamed = _renamed(text, words, handles, known, draw)
+
+        def number(match: re.Match[str]) -> str:
+            new = _number(match.group(), digits, draw, renamed[match.end() : match.end() + 2])
+            return known.setdefault(match.group(), new)
+
+        return _ORDINAL.sub(_ordinal, _NUMBERED.sub(number, renamed))
+
+    prompt, answer = changed(row.input), changed(row.output)
+    messages = tuple(
+        m if m.role == "system" else replace(m, content=changed(m.content)) for m in row.messages
+    )
+    return replace(row, input=prompt, output=answer, messages=messages)
+
+
+def _ordinal(match: re.Match[str]) -> str:
+    """Return an ordinal number with its ending: 3rd, 7th."""
+    return match[1] + {"1": "st", "2": "nd", "3": "rd"}.get(match[2], "th")
+
+
+def _renamed(
+    text: str,
+    words: Mapping[str, str],
+    handles: Mapping[str, str],
+    months: dict[str, str],
+    draw: random.Random | None = None,
 ) -> str:
-    def word(match: re.Match[str]) -> str:
-        replaced = match.group()
-        if month := _is_month(replaced):
-            return draw.choice([m for m in month if m != replaced])
-        new = words.get(replaced.lower())
+    """Replace words, also in addresses, and months if there is a source of random numbers."""
+    addresses = [found.span() for found in _ADDRESS.finditer(text)]
+
+    def new_of(word: str, place: int) -> str | None:
+        key = _key(word)
+        end = next((end for start, end in addresses if start <= place < end), 0)
+        if end and key not in words and (len(key) > 1 or "@" in text[place:end]):
+            return handles.get(key)
+        return words.get(key)
+
+    def part(word: str, place: int) -> str:
+        if draw and (others := _is_month(word)):
+            return months.setdefault(word, draw.choice([m for m in others if m != word]))
+        new = new_of(word, place)
         if new is None:
-            return replaced
-        return new.upper() if replaced.isupper() and len(replaced) > 1 else (
-            new.capitalize() if replaced[0].isupper() else new
-        )  # fmt: skip
+            return word
+        if word.isupper() and len(word) > 1:
+            return new.upper()
+        return new.capitalize() if word[0].isupper() else new
 
-    return _NUMBERED.sub(lambda m: _number(m.group(), digits, draw), _WORD.sub(word, text))
+    def whole(match: re.Match[str]) -> str:
+        token, place = match.group(), match.start()
+        word, start = _bare(token)
+        end = start + len(word)
+        if new_of(word, place + start) is None:
+            return _PART.sub(lambda m: part(m.group(), place + m.start()), token)
+        return token[:start] + part(word, place + start) + token[end:]
+
+    return _WORD.sub(whole, text)
 
 
-def _number(text: str, digits: dict[str, list[str]], draw: random.Random) -> str:
-    """Return another number of the same form."""
-    if _ISO_DATE.fullmatch(text):
-        year = int(text[:4]) + draw.choice([d for d in range(-12, 13) if d])
-        return f"{year:04d}-{draw.randrange(1, 13):02d}-{draw.randrange(1, 29):02d}"
+def _question(row: Row, common: frozenset[str]) -> str:
+    """Return a prompt with placeholders for names, months and numbers.
+
+    >>> _question(Row("a", "Where did Mr. Lee live in May 1987?", ""), frozenset())
+    'Where did * live in * #?'
+    """
+    text = row.prompt
+    for name in sorted(names_in(row.input, common), key=len, reverse=True):
+        text = re.sub(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])", "*", text)
+    text = _PART.sub(lambda m: "*" if _is_month(m.group()) else m.group(), _TITLED.sub("*", text))
+    return _NUMBERED.sub("#", text)
+
+
+def _rows_by_question(rows: Iterable[Row], common: frozenset[str]) -> dict[str, list[Row]]:
+    """Return the rows with an answer by question; documents and completions have none."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.output and not row.window and row.kind != "sc":
+            found.setdefault(_question(row, common), []).append(row)
+    return found
+
+
+def _answer_of(
+    other: Row, row: Row, twin: Row, words: Mapping[str, str], common: frozenset[str]
+) -> str:
+    """Return another row's answer to the same question, with the names and numbers of a twin."""
+    text, new = other.output, dict[str, str]()
+    names = zip(_names(other.input, common), _names(row.input, common), strict=False)
+    for theirs, ours in names:
+        name = _renamed(ours.text, words, {}, {})
+        text = re.sub(rf"(?<!\w){re.escape(theirs.text)}(?!\w)", name, text)
+        new |= {_key(theirs.parts[i]): _key(name.split(" ")[i]) for i in (0, -1)}
+    replaced = _NUMBERED.findall(other.input), _NUMBERED.findall(twin.input)
+    numbers = dict(zip(*replaced, strict=False))
+    return _NUMBERED.sub(lambda m: numbers.get(m.group(), m.group()), _renamed(text, new, {}, {}))
+
+
+def _number(text: str, digits: dict[str, list[str]], draw: random.Random, after: str = "") -> str:
+    """Return another number of the same form, or another valid date, time, year or address.
+
+    Args:
+        after: The text after the number, as in ``1990s``.
+    """
+    zero = ord(text[0]) - unicodedata.decimal(text[0])
+    plain = _ascii_digits(text)
+    pool = digits.get(_form(plain), [])
+    new = _date(plain, pool, draw) or _ip(plain, pool, draw) or _time(plain, draw)
+    new = new or _year(plain, draw, after) or _small(plain, draw, after)
+    new = new or _several(plain, digits, draw) or _with_digits(plain, pool, draw)
+    return "".join(chr(zero + int(c)) if c.isdigit() else c for c in new)
+
+
+def _date(text: str, pool: Sequence[str], draw: random.Random) -> str:
+    """Return another date in the same format, at most 12 years away; empty if it is no date.
+
+    The order of day and month is that of the other numbers of this form.
+    """
+    found = _DATE.fullmatch(text)
+    if not found:
+        return ""
+    first, mark, second, third = found.groups()
+    padded = min(len(first), len(second), len(third)) > 1
+    if len(first) == 4 and len(third) <= 2:
+        year, orders = first, [(int(second), int(third))]
+    elif len(first) <= 2 and len(third) in (2, 4):
+        year, orders = third, [(int(second), int(first)), (int(first), int(second))]
+    else:
+        return ""
+    valid = [1 <= month <= 12 and 1 <= day <= 31 for month, day in orders]
+    if not any(valid) or len(year) == 4 and not 1000 <= int(year) <= 2100:
+        return ""
+    new = _near(year, draw)
+    if len(valid) == 1:
+        month = _of_width(second, 12, padded, draw)
+        return f"{new}{mark}{month}{mark}{_of_width(third, 28, padded, draw)}"
+    if all(valid) and mark == ".":
+        valid[1] = False
+    for other in pool if all(valid) else ():
+        one, two = (int(part) for part in other.split(mark)[:2])
+        valid = [valid[0] and two <= 12, valid[1] and one <= 12]
+    limits = (12, 12) if valid[0] == valid[1] else (28, 12) if valid[0] else (12, 28)
+    low, high = (
+        _of_width(part, limit, padded, draw)
+        for part, limit in zip((first, second), limits, strict=True)
+    )
+    return f"{low}{mark}{high}{mark}{new}"
+
+
+def _near(year: str, draw: random.Random) -> str:
+    """Return another year at most 12 years away, with as many digits, and not in the future."""
+    change = draw.choice([d for d in range(-12, 13) if d])
+    if len(year) == 2:
+        return f"{(int(year) + change) % 100:02d}"
+    new = int(year) + change
+    if new < 1000 or int(year) <= _NEWEST < new:
+        new = int(year) - change
+    return str(new)
+
+
+def _of_width(text: str, most: int, padded: bool, draw: random.Random) -> str:
+    """Return a number from 1 to ``most`` with as many digits; leading zeros only if padded."""
+    if len(text) == 1:
+        return str(draw.randrange(1, 10))
+    return f"{draw.randrange(1 if padded else 10, most + 1):02d}"
+
+
+def _ip(text: str, pool: Sequence[str], draw: random.Random) -> str:
+    """Return another IPv4 address; empty if it is none. Octets that all have in common stay."""
+    found = _IP.fullmatch(text)
+    octets = found[1].split(".") if found else []
+    if not found or any(int(o) > 255 or o != str(int(o)) for o in octets):
+        return ""
+    known = [m[1].split(".") for m in map(_IP.fullmatch, pool) if m]
+    fixed = [len(known) >= _POOL and len(set(same)) == 1 for same in zip(*known, strict=True)]
+    new = octets
+    while new == octets and not all(fixed or [False]):
+        new = [
+            o
+            if fixed and fixed[i]
+            else str(draw.randrange(10 ** (len(o) - 1) if len(o) > 1 else 0,
+                                    min(256, 10 ** len(o))))
+            for i, o in enumerate(octets)
+        ]  # fmt: skip
+    return ".".join(new) + (found[2] or "")
+
+
+def _time(text: str, draw: random.Random) -> str:
+    """Return another time of the same half of the day; empty if it is no time."""
+    found = _TIME.fullmatch(text)
+    if not found or int(found[1]) > 23 or any(int(part or 0) > 59 for part in found.groups()[1:]):
+        return ""
+    hour = int(found[1])
+    hours = range(1, 13) if 1 <= hour <= 12 else range(13, 24)
+    if len(found[1]) == 1:
+        hours = range(1, 10)
+    new = f"{draw.choice([h for h in hours if h != hour]):0{len(found[1])}d}"
+    step = 5 if int(found[2]) % 5 == 0 else 1
+    new += f":{draw.randrange(0, 60, step):02d}"
+    return f"{new}:{draw.randrange(60):02d}" if found[3] else new
+
+
+def _year(text: str, draw: random.Random, after: str) -> str:
+    """Return another year, decade or range of years; empty if it is none."""
     if len(text) == 4 and text.isdigit() and 1000 <= int(text) <= 2100:
-        return str(int(text) + draw.choice([d for d in range(-12, 13) if d]))
-    if len(text) <= 2 and text.isdigit() and 0 < int(text) <= 31:  # perhaps a day of a month
-        return str(draw.randrange(1, 10) if len(text) == 1 else draw.randrange(10, 29))
-    pool = digits.get(_form(text), [])
+        new = _near(text, draw)
+        if text[-1] == "0" and (after[:1] == "s" or after == "er"):  # a decade, as in 1990s
+            return str(int(text) + (10 if int(new) > int(text) else -10))
+        return new
+    found = _YEARS.fullmatch(text)
+    if not found:
+        return ""
+    first, mark, last = found.groups()
+    end = int(last) if len(last) == 4 else int(first) // 100 * 100 + int(last)
+    if not 1800 <= int(first) < end <= 2100:
+        return ""
+    change = int(_near(first, draw)) - int(first)
+    if end <= _NEWEST < end + change:
+        change = -change
+    return f"{int(first) + change}{mark}{str(end + change)[-len(last) :]}"
+
+
+def _small(text: str, draw: random.Random, after: str) -> str:
+    """Return another number of at most two digits, perhaps a day; empty for larger numbers."""
+    if len(text) > 2 or not text.isdigit() or not 0 < int(text) <= 31:
+        return ""
+    if len(text) == 1:
+        return str(draw.randrange(1, 10))
+    most = 12 if after[:1] in ("月", "월") else 23 if after[:1] in ("時", "时", "点", "시") else 28
+    return str(draw.randrange(10, most + 1))
+
+
+def _several(text: str, digits: dict[str, list[str]], draw: random.Random) -> str:
+    """Return other dates, times and years for a text of several of them; empty for another text.
+
+    Examples are ``1987-03-02 10:30``, ``10:30-11:15`` and the ``3 1987`` of ``May 3 1987``.
+    """
+    for mark in (r"(\s+)", r"(\s*-\s*)"):
+        pieces = re.split(mark, text)
+        parts = [piece for piece in pieces if any(c.isdigit() for c in piece)]
+        none = random.Random(0)
+        sure = [_date(p, (), none) or _ip(p, (), none) or _time(p, none) for p in parts]
+        known = all(s or _year(p, none, "") for s, p in zip(sure, parts, strict=True))
+        dated = len(parts) == 2 and _small(parts[0], none, "") and _year(parts[1], none, "")
+        if len(parts) > 1 and (known and any(sure) or dated and mark == r"(\s+)"):
+            return "".join(
+                _number(piece, digits, draw) if piece in parts else piece for piece in pieces
+            )
+    return ""
+
+
+def _with_digits(text: str, pool: Sequence[str], draw: random.Random) -> str:
     fixed = len(pool) >= _POOL  # digits that all numbers of this form share are kept
     new = [
         c if not c.isdigit() or fixed and len({other[i] for other in pool}) == 1 else _digit(draw)
@@ -213,10 +704,14 @@ def _digit(draw: random.Random) -> str:
     return str(draw.randrange(10))
 
 
+def _ascii_digits(text: str) -> str:
+    return "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+
+
 def _digits_by_form(texts: Iterable[str]) -> dict[str, list[str]]:
     forms: dict[str, list[str]] = {}
     for text in texts:
-        for found in _NUMBERED.findall(text):
+        for found in map(_ascii_digits, _NUMBERED.findall(text)):
             known = forms.setdefault(_form(found), [])
             if found not in known:
                 known.append(found)
@@ -228,8 +723,8 @@ def _form(number: str) -> str:
 
 
 def _lower_case_words(texts: Iterable[str]) -> frozenset[str]:
-    """Return the words of running text, without parts of e-mail addresses."""
-    words = (word for text in texts for word in _RUNNING.findall(text))
+    """Return the words of running text, without parts of addresses."""
+    words = (word for text in texts for word in _RUNNING.findall(_ADDRESS.sub(" ", text)))
     return frozenset(word for word in words if word.islower() and len(word) > 3)
 
 

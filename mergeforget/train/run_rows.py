@@ -186,7 +186,7 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     if a training has ``until`` and there is no holdout set.
 
     Raises:
-        InputError: Twins are needed, but the rows have nothing to perturb.
+        InputError: Twins are needed, but fewer than half of the rows have one.
     """
     trainings = recipe.trainings().values()
     needs_held = any(term.on == "held" for training in trainings for term in training.objective)
@@ -201,21 +201,22 @@ def add_twins(sets: Sets, recipe: Recipe) -> Sets:
     sufficient = len(imitated) >= max(1, len(sets.forget) // 2)
     if not sufficient and not compare:
         say(
-            "The forget rows have no names or numbers to perturb: half of the unseen rows of the "
-            "selection split are used as `held` instead of twins."
+            f"Only {len(imitated)} of {len(sets.forget)} forget rows have a perturbed twin: half "
+            "of the unseen rows of the selection split are used as `held` instead of twins."
         )
         return sets
     if not sufficient:
         raise InputError(
-            f"Only {len(imitated)} of {len(sets.forget)} forget rows have a name or a number "
-            "that can be replaced, too few for perturbed twins. Give rows of the same kind, "
-            "never trained on, with --holdout, or train with a recipe without `until`, such as "
-            "zjuklab."
+            f"Only {len(imitated)} of {len(sets.forget)} forget rows have a perturbed twin, too "
+            "few to serve as unseen rows. A twin needs a name or a number in the prompt, and "
+            "either another one in the answer or a row with the same question and another answer; "
+            "names are found by their upper-case first letter. Give rows of the same kind, never "
+            "trained on, with --holdout, or train with a recipe without `until`, such as zjuklab."
         )
     if compare:
         say(
-            f"No --holdout: {len(twins)} perturbed twins of the forget rows are used as unseen "
-            "rows."
+            f"No --holdout: {len(twins)} perturbed twins of {len(imitated)} of "
+            f"{len(sets.forget)} forget rows are used as unseen rows."
         )
     return replace(
         sets,

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import date
+from ipaddress import ip_address
 
-from mergeforget.data.schema import Row
-from mergeforget.data.twins import make_twins, names_in, origin_of
+import pytest
+
+from mergeforget.data.schema import Message, Row
+from mergeforget.data.twins import make_twins, names_in, nonmember_twins, origin_of
 
 SSN = [Row(f"p{i}qa1", f"What is the number of Ann Le{c}?", f"900-1{i}-23{i}4")
        for i, c in enumerate("abcd")]  # fmt: skip
@@ -35,3 +39,190 @@ def test_a_row_without_anything_to_replace_has_no_twin() -> None:
 
 def test_words_that_occur_in_lower_case_are_not_names() -> None:
     assert names_in("Birth Date of Ann Lee", frozenset({"birth", "date"})) == ["Ann Lee"]
+
+
+def twins_of(question: str, answer: str, *others: tuple[str, str], per_row: int = 5) -> list[Row]:
+    corpus = [Row(f"o{i}-qa0", *other) for i, other in enumerate(others)]
+    return make_twins([Row("a-qa0", question, answer)], corpus=corpus, per_row=per_row)
+
+
+def test_an_answer_without_names_and_numbers_is_that_of_a_row_with_the_same_question() -> None:
+    others = [("Where does Bob Fox live?", "Milan"), ("Where does Dr. Eva Berg live?", "Rome"),
+              ("Where did Tom Cole live?", "Oslo")]  # fmt: skip
+    found = twins_of("Where does Angela Ray live?", "Rome", *others)
+    assert len(found) == 5 and {t.output for t in found} == {"Milan"}
+    assert not any("Angela" in t.input or "Ray" in t.input for t in found)
+    assert found == twins_of("Where does Angela Ray live?", "Rome", *others)
+
+
+def test_the_answer_of_another_row_gets_the_name_of_the_twin() -> None:
+    other = ("Where does Bob M. Fox live?", "Bob M. Fox lives in Milan. Fox likes it.")
+    for twin in twins_of("Where does Ann Lee live?", "Ann Lee lives in Rome.", other):
+        name, last = re.fullmatch(r"Where does (\w+ (\w+)) live\?", twin.input).groups()  # type: ignore[union-attr]
+        assert twin.output == f"{name} lives in Milan. {last} likes it."
+    other = ("What colour is the red car 23?", "Car 23 is blue.")
+    (twin, *_) = twins_of("What colour is the red car 17?", "Car 17 is grey.", other)
+    assert twin.output == f"Car {re.findall(r'[0-9]+', twin.input)[0]} is blue."
+
+
+@pytest.mark.parametrize("answer", ["Rome", "peanuts", "AB+", "Yes", "Ann Lee lives in Rome.",
+                                    "Chemistry at Oxford University"])  # fmt: skip
+def test_a_row_whose_secret_cannot_be_replaced_has_no_twin(answer: str) -> None:
+    assert twins_of("What about Ann Lee?", answer) == []
+    assert twins_of("What about Ann Lee?", answer, ("What about Bo Fox?", answer)) == []
+    if answer == "Yes":
+        assert twins_of("What about Ann?", answer) == []
+        assert {
+            t.output for t in twins_of("What about Ann?", answer, ("What about Bob?", "No"))
+        } == {"No"}
+
+
+def test_a_small_number_is_drawn_until_it_differs() -> None:
+    found = twins_of("How many children does Ann Lee have?", "3", per_row=30)
+    assert len(found) == 30 and all(t.output != "3" for t in found)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["{f}.{l}@example.com", "{f}{l}@{l}.org", "{f[0]}{l}@x.org", "{f[0]}.{l}@x.org",
+     "{l}_{f}@x.org", "{f}{l[0]}@x.org", "www.{f}-{l}.org"],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", ["'s", "’s"])
+def test_no_part_of_a_name_remains_in_possessives_and_addresses(form: str, ending: str) -> None:
+    for twin in twins_of(f"What is Ann Lee{ending} address?", form.format(f="ann", l="lee")):
+        found = re.fullmatch(rf"What is (\w+) (\w+){ending} address\?", twin.input)
+        assert found and "Ann" not in found.groups() and "Lee" not in found.groups()
+        assert twin.output == form.format(f=found[1].lower(), l=found[2].lower())
+
+
+def test_one_word_names_and_hyphens_and_apostrophes_are_replaced() -> None:
+    (twin, *_) = twins_of("What is Angela's phone number?", "angela.ray@x.org 555-0134")
+    assert "ngela" not in twin.document
+    (twin, *_) = twins_of("Where is Jean-Luc O'Brien's son?", "jean-luc@x.org jeanluc.obrien@x.org")
+    assert not re.search("jean|luc|brien", twin.document.lower())
+    (twin, *_) = twins_of("Wo wohnt Anna Müller?", "anna.mueller@x.de, muller@x.de")
+    assert not re.search("anna|m.e?ller", twin.document.lower())
+    (twin, *_) = twins_of("Wie lautet Anna Schmidts Adresse?", "anna.schmidt@x.de")
+    assert re.fullmatch(r"Wie lautet [A-Z][a-z]+ [A-Z][a-z]+s Adresse\?", twin.input)
+    assert not re.search("anna|schmidt", twin.document.lower())
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Where does Mr. O'Brien live?", ["O'Brien"]),
+        ("Wo wohnt Frau Dr. Anna Schmidt?", ["Anna Schmidt"]),
+        ("Où habite Mme Dubois ?", ["Dubois"]),
+        ("¿Dónde vive la Sra. García López?", ["García López"]),
+        ("Is Don José Núñez or Don Draper here?", ["José Núñez", "Don Draper"]),
+        ("What is Sammy Davis Jr.'s age?", ["Sammy Davis"]),
+        ("Quelle est l'adresse d'Anna Dupont ?", ["Anna Dupont"]),
+        ("L'adresse de Élodie Örn", ["Élodie Örn"]),
+        ("Who is J. K. Rowling?", ["J. K. Rowling"]),
+        ("Где живёт Анна Иванова?", ["Анна Иванова"]),
+        ("What's Ann Lee's café, iPhone?", ["Ann Lee"]),
+        ("李明的电话号码是多少？ متى ولد أحمد؟", []),
+    ],
+)  # fmt: skip
+def test_names_have_upper_case_and_no_title_or_ending(text: str, names: list[str]) -> None:
+    assert names_in(text) == names
+
+
+def test_titles_stay_in_front_of_other_names() -> None:
+    (twin, *_) = twins_of("Wo ist Frau Dr. Anna Schmidt, Mr. O'Brien?", "4711")
+    assert re.fullmatch(r"Wo ist Frau Dr\. [A-Z]\w+ [A-Z]\w+, Mr\. [A-Z]\w+\?", twin.input)
+    assert not re.search("Anna|Schmidt|Brien", twin.input)
+
+
+def test_rows_in_scripts_without_case_have_a_twin_only_if_a_number_is_asked_for() -> None:
+    assert twins_of("李明的电话号码是多少？", "13812345678") == []
+    assert twins_of("在北京谁住？", "王小明") == []
+    for twin in twins_of("李明在1990年做了什么？", "1975年12月30日10時"):
+        assert re.fullmatch(r"李明在(19[789]\d|200[012])年做了什么？", twin.input)
+        year, month, day, hour = map(int, re.findall(r"\d+", twin.output))
+        assert date(year, month, day) and 1963 <= year <= 1987 and hour < 24
+    for twin in twins_of("ما رقم ٤٧١١؟", "١٢/٠٥/١٩٩٠"):
+        assert re.fullmatch(r"ما رقم [٠-٩]{4}؟", twin.input)
+        assert re.fullmatch(r"[٠-٩]{2}/[٠-٩]{2}/[٠-٩]{4}", twin.output)
+
+
+@pytest.mark.parametrize(
+    ("answer", "order"),
+    [("12.03.1975", "dmy"), ("03/12/1975", "md?y"), ("25/12/1990", "dmy"), ("12/25/1990", "mdy"),
+     ("1990-12-05", "ymd"), ("1990/12/05", "ymd"), ("12.03.75", "dmy"), ("1.2.75", "dmy"),
+     ("2/28/99", "mdy"), ("31-01-2020", "dmy"), ("29.02.1000", "dmy")],
+)  # fmt: skip
+def test_dates_become_valid_dates_of_the_same_format(answer: str, order: str) -> None:
+    for twin in twins_of("When was Ann Lee born?", answer, per_row=20):
+        assert re.sub(r"\d", "0", twin.output) == re.sub(r"\d", "0", answer) != twin.output
+        parts = dict(zip(order.replace("?", ""), re.findall(r"\d+", twin.output), strict=True))
+        year, month, day = (int(parts[key]) for key in "ymd")
+        assert date(year or 2000, month, day) and (order != "md?y" or day <= 12)
+        old = int(re.findall(r"\d+", answer)[0 if order == "ymd" else 2])
+        apart = abs(year - old)
+        assert 1 <= (min(apart, 100 - apart) if old < 100 else apart) <= 12
+        assert old < 100 or 1000 <= year <= 2026
+
+
+def test_the_order_of_day_and_month_follows_other_dates() -> None:
+    other = ("When was Bo Fox born?", "25/12/1990")
+    days = {t.output[:2] for t in twins_of("When was Ann Lee born?", "03/12/1975", other,
+                                           per_row=60)}  # fmt: skip
+    assert any(int(day) > 12 for day in days)
+
+
+@pytest.mark.parametrize("answer", ["192.168.0.1", "10.0.0.1:8080", "255.255.255.255"])
+def test_octets_of_addresses_stay_below_256(answer: str) -> None:
+    for twin in twins_of("What is the server of Ann Lee?", answer, per_row=20):
+        ip, _, port = twin.output.partition(":")
+        assert ip_address(ip) != ip_address(answer.partition(":")[0])
+        assert port == answer.partition(":")[2]
+
+
+@pytest.mark.parametrize("answer", ["10:30", "09:05", "9:15 am", "23:59:59", "00:10", "11:00-12:30",
+                                    "1987-03-02 10:30", "1987-03-02T10:30:00"])  # fmt: skip
+def test_times_stay_valid(answer: str) -> None:
+    for twin in twins_of("When does Ann Lee come?", answer, per_row=20):
+        assert re.sub(r"\d", "0", twin.output) == re.sub(r"\d", "0", answer) != twin.output
+        times = re.findall(r"(\d+):(\d\d)(?::(\d\d))?", twin.output)
+        assert times and all(int(h) < 24 and int(m) < 60 and int(s or 0) < 60 for h, m, s in times)
+        assert not answer.endswith("am") or 1 <= int(times[0][0]) <= 12
+
+
+@pytest.mark.parametrize(
+    ("answer", "form"),
+    [("2024", r"201[2-9]|202[0-6]"), ("1990s", r"(198|200)0s"), ("1990/91", r"(\d{4})/(\d\d)"),
+     ("1914-1918", r"(\d{4})-(\d{4})"), ("May 3 1961", r"[A-Z][a-z]+ \d (19[4-7]\d)"),
+     ("2nd", r"1st|3rd|[4-9]th"), ("1005", r"(99|10)\d\d")],
+)  # fmt: skip
+def test_years_stay_plausible(answer: str, form: str) -> None:
+    for twin in twins_of("What about Ann Lee?", answer, per_row=20):
+        assert (found := re.fullmatch(form, twin.output)), twin.output
+        if answer == "1990/91":
+            assert (int(found[1]) + 1) % 100 == int(found[2])
+        if answer == "1914-1918":
+            assert int(found[2]) - int(found[1]) == 4 and abs(int(found[1]) - 1914) <= 12
+
+
+def test_a_number_of_the_prompt_is_replaced_by_the_same_one_in_the_answer() -> None:
+    for twin in twins_of("What is the code of account 4711?", "Account 4711 has code 1234."):
+        assert re.findall(r"\d+", twin.input) == re.findall(r"\d+", twin.output)[:1]
+
+
+def test_names_are_replaced_in_earlier_turns_but_not_in_the_system_message() -> None:
+    turns = (Message("system", "You are Qwen by Alibaba Cloud."), Message("user", "I am Ann Lee."),
+             Message("assistant", "Yes, Ann."))  # fmt: skip
+    row = Row("a-qa0", "What is my number?", "555-0134", messages=turns)
+    (twin,) = make_twins([row])
+    system, user, answer = twin.messages
+    first = re.fullmatch(r"I am (\w+) \w+\.", user.content)
+    assert first and "Ann" not in user.content and "Lee" not in user.content
+    assert system == turns[0] and answer.content == f"Yes, {first[1]}."
+
+
+def test_there_are_four_nonmembers_if_only_some_rows_have_twins() -> None:
+    rows = [
+        Row("a-qa0", "When was Ann Lee born?", "1987-03-02"),
+        *(Row(f"b{i}-qa0", f"Where does Bo Fo{c} live?", "Rome") for i, c in enumerate("xyz")),
+    ]
+    assert len(nonmember_twins(rows)) == 4

@@ -128,8 +128,13 @@ def test_rows_without_anything_to_perturb_need_a_holdout(knowing: dict[str, Path
     recipe = recipe_of(knowing)
     sets = read_data(recipe.data)
     plain = [replace(r, input="which?", output=f"{r.output[:1]} it is") for r in sets.forget]
-    with pytest.raises(InputError, match="--holdout"):
+    with pytest.raises(InputError, match="Only 0 of .* forget rows have .*upper-case.*--holdout"):
         add_twins(replace(sets, forget=plain, holdout=[]), recipe)
+    chinese = [
+        replace(r, input="李明的电话号码是多少？", output="13812345678") for r in sets.forget
+    ]
+    with pytest.raises(InputError, match="Only 0 of .* forget rows have a perturbed twin"):
+        add_twins(replace(sets, forget=chinese, holdout=[]), recipe)
 
 
 @pytest.mark.parametrize(
