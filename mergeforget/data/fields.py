@@ -1,16 +1,20 @@
-"""Reads the fields of a record: text, numbers, lists, and conversations.
+"""Reads the fields of a record (text, numbers, lists, conversations), and the entries of a text.
 
 A file contains one text in several ways: pandas writes a missing value as NaN and a whole number
-as a float, and csv files contain lists as JSON. Every error is a ValueError that names the field.
+as a float, and csv files contain lists as JSON. Every error is a ValueError that names the field. A
+text file is a list of names and questions, or it contains documents.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from mergeforget.data.schema import Message, Window
 from mergeforget.errors import InputError
@@ -32,6 +36,47 @@ ROLES = {  # of a turn in a file -> ours
 TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 CALLS = ("tool_calls", "function_call")  # keys of an assistant's turn
 TURN_KEYS = {"role", "from", "content", "value", "weight", "train", "name", "id", *CALLS}
+ASKS = (  # question marks of all scripts
+    "?\uff1f\u061f\u2047\u2048\u2049\u037e\u055e\u1367\u2e2e\ufe56"
+)
+STOPS = (  # other marks that end a sentence
+    ".!\u2026\u203c\u3002\uff01\uff0e\uff61\u06d4\u0964\u0965\u0589\u055c\u1362\u104b\u17d4\u17d5\ufe52\ufe57"
+)
+CLOSERS = (  # quotes and brackets after a mark
+    "\"'\u201d\u2019\u201c\u2018\u00bb\u203a\u00ab\u2039)]}\u300d\u300f\uff09\u3011\u300b\u3009*_ "
+)
+INNER = "?\uff1f\u061f:\uff1a;\uff1b\u3002\uff0c\u3001\u060c\uff01\u2026\u0964"  # in no name
+LONGEST_NAME, LONGEST_ASKED = 60, 1000  # characters
+ODD = 0.2  # maximum share of other short lines in a list
+MARKED = re.compile(r"(?:[-*\u2022\u00b7\u2013]|\(?\d{1,4}[.)])\s+")  # at the start of a list item
+ABBREVIATION = re.compile(
+    r"(?:^|[\s.,(])(?:[^\W\d_]|[JS]r|jun|sen|Esq|Dr|Mrs?|Ms|Prof|St|Inc|Ltd|Co|Corp|Bros|Ph\.?D|vs|"
+    r"No|approx|etc|e\.g|i\.e|bzw|Mt|Gen|Col|Capt|Lt|Rev|Hon|Gov)\.$",
+    re.IGNORECASE,
+)
+SENTENCE_END = re.compile(
+    rf"[{re.escape(ASKS + STOPS)}]+[{re.escape(CLOSERS.strip())}]*(?=\s|$)|"
+    rf"[\u3002\uff01\uff1f\uff61]+[{re.escape(CLOSERS.strip())}]*|(?<=\S)(?=[^\S\n]*\n)"
+)
+CONNECTORS = frozenset(
+    "a af al an and at av bin ibn ben da das de del della den der di do dos du e el et for i in la "
+    "le los las of on ter ten the to und van von y zu zum zur".split()
+)
+ASKING = frozenset(  # first words of questions
+    "who what when where why how which whose whom wer was wann wo warum wie welche welcher welches "
+    "wen wem qui que quoi quand où pourquoi comment quel quelle quién qué cuándo dónde cómo cuál "
+    "chi cosa quando dove perché quem onde кто что когда где почему как".split()
+)
+TELLING = frozenset(  # first words of instructions
+    "tell describe explain name list give write summarise summarize state recite complete "
+    "translate provide beschreibe nenne erkläre erzähle erzähl schreibe gib décris décrivez "
+    "raconte racontez explique expliquez nomme cite describa cuéntame explica dime háblame parlami "
+    "racconta descrivi spiega descreva расскажи опиши назови".split()
+)
+POLITE = frozenset("please bitte can could would you".split())
+ASKING_CJK = re.compile(
+    "[\u8c01\u8ab0\u54ea\u5417\u55ce]|\u4ec0[\u4e48\u9ebc]|\u4f55[\u6642\u4eba\u65f6]|(?:\u3067\u3059|\u307e\u3059)\u304b$|\ub204\uad6c"
+)
 
 
 def conversation(given: Any, name: str) -> list[Message]:
@@ -172,6 +217,11 @@ def window_of(text: str) -> Window:
     return known.get(text, "")
 
 
+def cut_of(value: Any) -> bool:
+    """Return whether an answer is marked as cut; a csv file contains the mark as text."""
+    return value is True or isinstance(value, str) and value.lower() == "true"
+
+
 def weight_of(text: str) -> float:
     """Return the weight of a row, a finite number of at least 0."""
     try:
@@ -204,3 +254,194 @@ def parsed(value: Any, name: str) -> Any:
 
 def _shown(value: Any) -> str:
     return json.dumps(value, default=str)[:40]
+
+
+TextKind = Literal["name", "question", "document"]
+
+
+@dataclass(frozen=True)
+class TextEntry:
+    """A name, a question or instruction, or a document."""
+
+    kind: TextKind
+    text: str
+
+
+@dataclass(frozen=True)
+class TextEntries:
+    """The entries of a text.
+
+    Attributes:
+        headings: Headings of a list, which are no entries.
+    """
+
+    entries: list[TextEntry]
+    headings: list[str]
+
+
+def entries_of(text: str) -> TextEntries:
+    """Classify a text as a whole, and divide it into entries.
+
+    A text is a list if its lines are names, questions or instructions: each line is an entry.
+    Otherwise, its paragraphs are documents, or its lines if it has no blank line and no line
+    continues the one before. A heading belongs to the document that follows it.
+
+    >>> [e.text for e in entries_of("Ann Lee\\nBob Ray\\n\\nCarl Fox").entries]
+    ['Ann Lee', 'Bob Ray', 'Carl Fox']
+    >>> [e.kind for e in entries_of("Chapter One\\n\\nAnn lives in a house.").entries]
+    ['document']
+    """
+    lines = [" ".join(line.split()) for line in text.split("\n") if line.strip()]
+    headings = [line for line in lines if _is_list_heading(line)]
+    items = [line for line in lines if not _is_list_heading(line)]
+    if items and all(MARKED.match(line) for line in items):
+        items = [MARKED.sub("", line, count=1) for line in items]
+    parts = [part for part in re.split(r"\n\s*\n", text.strip()) if part.strip()]
+    paragraphs = [" ".join(part.split()) for part in parts]
+    wrapped = any(any(map(_continues, p.split("\n"), p.split("\n")[1:])) for p in parts)
+    if wrapped and all(map(is_question, paragraphs)):
+        return TextEntries([TextEntry("question", one) for one in paragraphs], [])
+    if kinds := _kinds_of_list(items):
+        return TextEntries(list(map(TextEntry, kinds, items)), headings)
+    if len(parts) == 1 and not wrapped:
+        paragraphs = lines
+    return TextEntries([TextEntry("document", one) for one in _with_headings(paragraphs)], [])
+
+
+def kind_of_text(text: str) -> TextKind:
+    """Return the kind of one entry; see ``entries_of``."""
+    return "question" if is_question(text) else "name" if is_name(text) else "document"
+
+
+def is_question(text: str) -> bool:
+    """Return whether a text is a question or an instruction, with or without its mark.
+
+    >>> is_question("Tell me about Ann Lee"), is_question("Ann Lee"), is_question("When I left.")
+    (True, False, False)
+    """
+    text = text.strip()
+    if len(text) > LONGEST_ASKED:
+        return False
+    end = text.rstrip(CLOSERS)[-1:]
+    greek = end == ";" and any("GREEK" in unicodedata.name(c, "") for c in text)
+    if (end and end in ASKS) or greek:
+        return True
+    sentence = _is_sentence(text)
+    words = [word.strip(",.!\u2026:").lower() for word in text.split()]
+    while words and words[0] in POLITE:
+        words = words[1:]
+    if 1 < len(words) <= 40 and len(SENTENCE_END.findall(text)) <= 1:
+        if words[0].split("-")[0] in TELLING or words[0] in ASKING and not sentence:
+            return True
+    return not sentence and len(text) <= LONGEST_NAME and bool(ASKING_CJK.search(text))
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text looks like a name: a few capitalised words, no sentence, no question.
+
+    >>> is_name("Martin Luther King Jr."), is_name("Ann lives here."), is_name("J. R. R. Tolkien")
+    (True, False, True)
+    """
+    text = text.strip()
+    words = text.split()
+    if not 0 < len(words) <= 8 or len(text) > LONGEST_NAME or any(c in INNER for c in text):
+        return False
+    if _is_sentence(text) or is_question(text) or not any(map(str.isalpha, text)):
+        return False
+    if any(w[-1] == "." and not ABBREVIATION.search(w) and len(w) > 5 for w in words):
+        return False
+    if text.lower() == text.upper():  # a script without capitals
+        longest = 16 if len(words) == 1 else LONGEST_NAME
+        return len(text) <= longest and not any(map(str.isdigit, text))
+    if text.islower():
+        return len(words) <= 3
+    words = re.sub(r"\(.*?\)", "", text).split()  # of "Zoe (singer)"
+    small = (w for w in words if w.islower() and w.strip(".,'\"") not in CONNECTORS)
+    return not any(small)
+
+
+def complete_parts(text: str) -> Iterator[str]:
+    """Yield beginnings of a text that was cut, which end with a sentence or a line, longest first.
+
+    Each follows also without its mark, because the next token may contain the mark and the line
+    break after it. Sentences that make up less than a quarter are replaced by whole words.
+
+    >>> next(complete_parts("Ann met Dr. Ray. She lives in No"))
+    'Ann met Dr. Ray.'
+    """
+    ends = [
+        found.end() for found in SENTENCE_END.finditer(text)
+        if not _is_number_or_abbreviation(text[: found.end()], found.end() == len(text))
+    ]  # fmt: skip
+    for end in sorted({e for e in ends if 4 * e >= len(text)}, reverse=True)[:6]:
+        part = text[:end].rstrip()
+        yield part
+        if shorter := part.rstrip(CLOSERS + ASKS + STOPS):
+            yield shorter
+    words = text.rsplit(None, 1)
+    if len(words) == 2 and words[0].strip():
+        yield words[0]
+    yield text
+
+
+def _is_number_or_abbreviation(text: str, last: bool) -> bool:
+    """Return whether the last mark of a text follows a list number or an abbreviation.
+
+    Args:
+        last: The text was cut here, perhaps within a number.
+    """
+    line = text.rpartition("\n")[2]
+    return bool(
+        text[-1:] == "." and (ABBREVIATION.search(text) or re.fullmatch(r"\s*\d+\.", line))
+        or last and re.search(r"\d\.$", text)
+    )  # fmt: skip
+
+
+def _is_sentence(text: str) -> bool:
+    """Return whether a text ends with the mark of a sentence."""
+    stem = text.rstrip(CLOSERS)
+    end = stem[-1:]
+    return bool(end) and end in ASKS + STOPS and not ABBREVIATION.search(stem)
+
+
+def _is_list_heading(line: str) -> bool:
+    return line.startswith("#") or line[-1] in ":\uff1a"
+
+
+def _kinds_of_list(items: list[str]) -> list[TextKind]:
+    """Return the kind of each line of a list; empty if the lines are no list."""
+    kinds = [kind_of_text(item) for item in items]
+    odd = [item for item, kind in zip(items, kinds, strict=True) if kind == "document"]
+    listed = sorted(kind for kind in kinds if kind != "document")
+    if len(odd) > ODD * len(items) or not listed:
+        return []
+    if any(_is_sentence(item) or len(item) > LONGEST_NAME for item in odd):
+        return []
+    usual = max(set(listed), key=listed.count)
+    return [usual if kind == "document" else kind for kind in kinds]
+
+
+def _continues(line: str, following: str) -> bool:
+    """Return whether a line is wrapped: it ends without a mark, and the next one goes on."""
+    start = following.lstrip().lstrip(CLOSERS)[:1]
+    uncased = start.isalpha() and start.lower() == start.upper()
+    return not _is_sentence(line) and line[:1] != "#" and (start.islower() or uncased)
+
+
+def _with_headings(paragraphs: list[str]) -> list[str]:
+    """Return documents: each paragraph with the headings before it, and the last with a rest."""
+    documents: list[str] = []
+    before: list[str] = []
+    for place, one in enumerate(paragraphs):
+        later = next((p for p in paragraphs[place + 1 :] if _is_sentence(p)), "")
+        title = len(one) <= LONGEST_NAME and (is_name(one) or MARKED.match(one) is not None)
+        if one.startswith("#") or (title and (later or documents)):
+            before.append(one)
+            continue
+        documents.append("\n".join([*before, one]))
+        before = []
+    if before and documents:
+        documents[-1] = "\n".join([documents[-1], *before])
+    elif before:
+        documents = ["\n".join(before)]
+    return documents

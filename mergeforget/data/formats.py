@@ -16,6 +16,7 @@ from mergeforget.data.fields import (
     Record,
     are_turns,
     conversation,
+    cut_of,
     earlier_turns,
     is_visible,
     missing,
@@ -29,8 +30,8 @@ from mergeforget.data.fields import (
 from mergeforget.data.schema import Message, Row, Window
 
 Turns = Literal["last", "every"]
-FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "messages",
-          "instruction", "text")  # fmt: skip
+FIELDS = ("id", "input", "output", "task", "split", "weight", "subject", "window", "cut",
+          "messages", "instruction", "text")  # fmt: skip
 OTHERS = ("paraphrased", "perturbed")  # other answers to the same prompt; TOFU adds "_answer"
 PAIRS = {  # common names of prompt and answer -> kind of row
     ("input", "output"): "sc1",
@@ -118,6 +119,7 @@ class Format:
             else (),
             subject=text("subject") or ("" if text("id") else source),
             window=window_of(text("window")),
+            cut=cut_of(record.get(self.names.get("cut", ""))),
         )
 
     def _pair(self, base: Row, record: Record) -> Row:

@@ -5,6 +5,7 @@ Texts are compared without regard to case, whitespace and Unicode form.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 
@@ -21,7 +22,32 @@ def plain_text(row: Row) -> str:
     >>> plain_text(Row("a", "Where  is it?", "ROME"))
     'where is it? rome'
     """
-    return " ".join(unicodedata.normalize("NFKC", row.document).split()).casefold()
+    return folded(row.document)
+
+
+def folded(text: str) -> str:
+    """Return a text in the form in which texts are compared: case, spaces, Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def occurs(needle: str, text: str) -> bool:
+    """Return whether a folded text contains another one, at word boundaries if its script has them.
+
+    >>> occurs("rome", "romeo and juliet"), occurs("北京", "他住在北京。")
+    (False, True)
+    """
+    if needle not in text:
+        return False
+    before = r"(?<![^\W_])" if _spaced(needle[0]) else ""
+    after = r"(?![^\W_])" if _spaced(needle[-1]) else ""
+    return re.search(before + re.escape(needle) + after, text) is not None
+
+
+def _spaced(character: str) -> bool:
+    """Return whether a character is a letter or digit of a script that separates words."""
+    name = unicodedata.name(character, "")
+    scripts = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+    return character.isalnum() and not name.startswith(scripts)
 
 
 def originals(rows: Sequence[Row]) -> dict[str, str]:

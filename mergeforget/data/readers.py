@@ -10,10 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from mergeforget.console import say
+from mergeforget.data.fields import entries_of
 from mergeforget.data.formats import (
     FIELDS,
     OTHERS,
@@ -38,6 +40,18 @@ END = re.compile(  # tokens that end a text or a turn, written out
     r"(\s*(</s>|<eos>|<end_of_turn>|<\|(im_end|endoftext|end_of_text|end_of_turn|eot_id|eom_id|eot|"
     r"eos|end|return)\|>|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*$"
 )
+
+
+UNKNOWN = "unknown"  # stands for the answer of a record that has none
+LABELS = frozenset(  # columns of a table of questions that are no answers
+    "id subject task split weight category type topic source author language index".split()
+)
+
+
+PROMPTS = {  # usual columns of prompts, and the columns of answers that make them a format
+    "question": "answer", "input": "output", "prompt": "completion", "instruction": "output",
+    "name": "output",
+}  # fmt: skip
 
 
 def read_rows(
@@ -67,9 +81,32 @@ def read_rows(
             a missing value (NaN) or an invalid weight; an id occurs twice; the columns are unknown.
     """
     records = read_records(path)
+    if path.suffix.lower() == ".txt" and len(records) == 1:
+        _warn_of_list(path, str(records[0][1]["text"]))
+    return rows_of_records(records, path, split=split, columns=columns, turns=turns)
+
+
+def rows_of_records(
+    records: Records,
+    path: Path,
+    *,
+    split: str = "",
+    columns: Mapping[str, str] | None = None,
+    turns: Turns = "last",
+    suffix: str | None = None,
+    unit: str = "line",
+) -> list[Row]:
+    """Convert records to rows; arguments and errors as in ``read_rows``.
+
+    Args:
+        path: File of the records, for messages, missing ids and missing subjects.
+        suffix: Ending of a missing id; by default the one of the format.
+        unit: Noun for the number of a record in messages.
+    """
     if not records:
         raise InputError(f"{path} is empty: it has no rows.")
     form = _format_of(path, records, dict(columns or {}))
+    form = form if suffix is None else replace(form, suffix=suffix)
     rows: list[Row] = []
     faults = []
     seen: dict[str, int] = {}
@@ -79,13 +116,13 @@ def read_rows(
         except ValueError as fault:
             of_folder = path.is_dir() and str(record.get("subject", "")).endswith(".txt")
             faults.append(
-                f"{Path(record['subject']).name if of_folder else f'line {line}'}: {fault}"
+                f"{Path(record['subject']).name if of_folder else f'{unit} {line}'}: {fault}"
             )
             continue
         for row in made:
             if row.id in seen:
                 faults.append(
-                    f"line {line}: the id {row.id} is already used in line {seen[row.id]}"
+                    f"{unit} {line}: the id {row.id} is already used in {unit} {seen[row.id]}"
                 )
             seen[row.id] = line
         rows += made
@@ -100,6 +137,18 @@ def read_rows(
         )
     grouped = form.suffix == "qa0" and not form.names.keys() & {"id", "subject"}
     return with_authors(rows) if grouped else rows
+
+
+def _warn_of_list(path: Path, text: str) -> None:
+    """Warn of a list of names or questions, which is read as one document."""
+    kinds = Counter(entry.kind for entry in entries_of(text).entries)
+    if kinds["document"] or kinds.total() < 2:
+        return
+    lists = " and ".join(f"{n} {kind}s" for kind, n in kinds.items())
+    say(
+        f"Warning: {path} is read as the text of one document. It looks like a list of {lists}: "
+        f"`mergeforget unlearn --forget {path}` asks about each of them."
+    )
 
 
 def _without_ends(path: Path, rows: Sequence[Row]) -> list[Row]:
@@ -339,3 +388,94 @@ def _all(path: Path, faults: list[str]) -> str:
         return f"{path}, {faults[0]}."
     more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return f"{path} has {len(faults)} faults:\n  " + "\n  ".join(faults[:SHOWN]) + more
+
+
+def items_of(source: Any, name: str = "forget") -> list[str | dict[str, Any]]:
+    """Return the texts or rows of a list, a DataFrame, or a data set in memory, as plain values.
+
+    Args:
+        name: Name of the set in messages.
+
+    Raises:
+        InputError: An item is neither a text nor a row, or a value has no JSON form.
+    """
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a DataFrame
+        source = source.astype(object).where(source.notna(), None).to_dict("records")
+    if isinstance(source, Mapping) or not hasattr(source, "__iter__"):
+        raise InputError(
+            f"The {name} rows are of the type {type(source).__name__}. Give a file, a list of "
+            "texts, a list of rows, or a DataFrame."
+        )
+    items: list[str | dict[str, Any]] = []
+    for i, item in enumerate(source):
+        if isinstance(item, Mapping):
+            items.append({str(k): _plain_value(v, f"{name}, item {i}") for k, v in item.items()})
+        elif isinstance(item, str):
+            items.append(str(item))
+        else:
+            files = " Give one file, or use unlearn_sequence for several."
+            raise InputError(
+                f"Item {i} of {name} is neither a text nor a row: {item!r}."
+                + (files if isinstance(item, Path) else "")
+            )
+    return items
+
+
+def _plain_value(value: Any, place: str) -> Any:
+    """Return a value as JSON has it; a missing one (NaN) is None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain_value(one, place) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_value(one, place) for one in value]
+    if isinstance(value, date):
+        return value.isoformat()
+    if hasattr(value, "item") and not getattr(value, "shape", ()):  # a number of NumPy
+        value = value.item()
+    if isinstance(value, float) and value != value:
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise InputError(f"{place}: {value!r} is neither text nor a number.")
+
+
+def with_unknown_answers(
+    records: Sequence[tuple[int, dict[str, Any]]], columns: Mapping[str, str], path: Path
+) -> list[tuple[int, dict[str, Any]]] | None:
+    """Return records of questions with a mark as their answer; None if they have answers.
+
+    The mark makes them records of a known format. A column ``name`` becomes the prompt.
+
+    Args:
+        columns: Names of columns by our names.
+
+    Raises:
+        InputError: A column may hold the answers, but its name is unknown.
+    """
+    answers = {"output", "answer", "completion", "response", "messages", "conversations",
+               "conversation", "text"}  # fmt: skip
+    if not records or any(answers & record.keys() for _, record in records):
+        return None
+    if columns.keys() & answers:
+        return None
+    usual = [columns["input"]] if "input" in columns else list(PROMPTS)
+    chosen = [next((p for p in usual if r.get(p) not in (None, "")), "") for _, r in records]
+    if not all(chosen):
+        return None
+    context = {"input", "context"} if "instruction" in chosen else set()
+    known = {*usual, *LABELS, *columns.values(), *context, "messages", "system", "history"}
+    others = dict.fromkeys(n for _, record in records for n, v in record.items() if v and
+                           n.lower() not in known and n not in known)  # fmt: skip
+    if others:
+        names = ", ".join(map(repr, others))
+        raise InputError(
+            f"{path} has questions, but no known column of answers: {names} would not be read. If "
+            f"it holds the answers, give --set data.columns.output={next(iter(others))}; if the "
+            "model's own answers are to be forgotten, remove it from the file."
+        )
+    made = []
+    for (line, record), prompt in zip(records, chosen, strict=True):
+        if len(set(chosen)) > 1 or prompt == "name":
+            own = {k: v for k, v in record.items() if k not in PROMPTS}
+            record, prompt = own | {"input": record[prompt]}, "input"
+        made.append((line, record | {PROMPTS.get(prompt, "output"): UNKNOWN}))
+    return made

@@ -52,6 +52,8 @@ class Row:
             ``whole`` a document of one window. They are never rendered with a chat template. The
             input of the first window is trained and judged together with its output; the input of
             a later one repeats the end of the window before it and is context only.
+        cut: Whether the answer is the beginning of a longer one. No token ends it, neither in
+            training nor in the comparison with a completion.
     """
 
     id: str
@@ -65,6 +67,7 @@ class Row:
     subject: str = ""
     messages: tuple[Message, ...] = ()
     window: Window = ""
+    cut: bool = False
 
     def __post_init__(self) -> None:
         if not self.subject:
@@ -114,7 +117,7 @@ class Row:
         """Rows with the same prompt and each other answer: paraphrased first, then perturbed."""
         others = [self.paraphrased] if self.paraphrased else []
         return [
-            replace(self, output=output, paraphrased="", perturbed=())
+            replace(self, output=output, paraphrased="", perturbed=(), cut=False)
             for output in [*others, *self.perturbed]
         ]
 
@@ -125,7 +128,7 @@ class Row:
             "messages": [asdict(m) for m in self.messages],
         }
         usual = {"weight": 1.0, "paraphrased": "", "perturbed": [], "messages": [], "window": "",
-                 "subject": _subject_of(self.id)}  # fmt: skip
+                 "cut": False, "subject": _subject_of(self.id)}  # fmt: skip
         return {k: v for k, v in values.items() if k not in usual or v != usual[k]}
 
 

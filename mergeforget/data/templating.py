@@ -45,7 +45,8 @@ class RowTokens:
     Attributes:
         prompt: Token ids of the prompt, including BOS and template tokens.
         answer: Token ids of the answer, without its end tokens.
-        end: Token ids that end the answer; empty for a tokenizer without an end token.
+        end: Token ids that end the answer; empty for a tokenizer without an end token, and for an
+            answer that was cut.
         content: Index of the first token of the row's own text, after template tokens and the
             system message.
     """
@@ -245,7 +246,7 @@ class PromptTemplate:
         if self._renders(row) and row.output:
             return self._chat_tokens(tokenizer, row)
         end = self.end if self.header and self._typed(row) else tokenizer.eos_token_id
-        ends = [] if end is None or row.window in ("start", "middle") else [int(end)]
+        ends = [] if end is None or row.cut or row.window in ("start", "middle") else [int(end)]
         prompt = token_ids(tokenizer, row.prompt)
         if join or together:
             prompt, answer = self._joined(tokenizer, row, prompt, join)
@@ -340,7 +341,7 @@ class PromptTemplate:
         joined = both[: len(prompt)] == prompt
         # a token across the boundary would change the prompt, so the answer is tokenised alone
         answer = both[len(prompt) :] if joined else token_ids(tokenizer, rest[:length])
-        end = self._end_ids(tokenizer, text + rest, len(text) + length)
+        end = [] if row.cut else self._end_ids(tokenizer, text + rest, len(text) + length)
         start = self._content_start(tokenizer, row, text)
         return RowTokens(prompt, answer, end, len(token_ids(tokenizer, text[:start])))
 

@@ -56,7 +56,7 @@ def refuse(rows: Sequence[Row], *, texts: str | None = None, seed: int = 0) -> l
     """
     known = read_refusals(Path(texts) if texts else None)
     drawn = random.Random(seed)
-    return [replace(row, output=drawn.choice(known)) for row in rows]
+    return [replace(row, output=drawn.choice(known), cut=False) for row in rows]
 
 
 def duplicate(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergeforget.data.chat_template import answer_text, special_in, token_ids
+from mergeforget.data.fields import complete_parts
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import CLOSED_THINKING, PromptTemplate
+from mergeforget.errors import InputError
 from mergeforget.metrics._leaks import leaked
 
 
@@ -75,3 +77,39 @@ class Completion:
                 if left[token] < 0:
                     return self.ids[: place + 1]
         return self.ids
+
+
+def answered_row(
+    tokenizer: Any,
+    template: PromptTemplate,
+    row: Row,
+    new: Sequence[int],
+    stop: Sequence[int],
+    text_stops: Sequence[int],
+) -> Row:
+    """Return a row with a generated answer whose tokens are those that the model generated.
+
+    Args:
+        new: Generated token ids, with the token that ended the answer.
+        stop, text_stops: See ``ends_of``.
+    """
+    text = Completion.of(new, stop, text_stops).answer(tokenizer, template, row)
+    if not text.strip():
+        return replace(row, output="")
+    generated = [*template.prompt_ids(tokenizer, row), *new]
+
+    def repeats(one: Row) -> bool:
+        try:
+            tokens = template.tokens(tokenizer, one)
+        except InputError:  # it contains an end token
+            return False
+        ids = [*tokens.prompt, *tokens.answer, *tokens.end]
+        return bool(tokens.answer) and generated[: len(ids)] == ids
+
+    ended = bool(new) and new[-1] in stop
+    lead = text[: len(text) - len(text.lstrip())]
+    whole = [(part, cut) for cut in (False, True) for part in (text.strip(), text.rstrip())]
+    cuts = [(lead * kept + part.strip(), True) for part in complete_parts(text.strip())
+            for kept in (0, 1)]  # fmt: skip
+    tries = [replace(row, output=part, cut=cut) for part, cut in (whole * ended + cuts) if part]
+    return next(filter(repeats, tries), tries[0])

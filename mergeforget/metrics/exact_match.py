@@ -36,14 +36,15 @@ def is_exact(answer: Answer) -> bool:
     """Return whether the completion is the reference, ignoring case and surrounding whitespace.
 
     Composed and decomposed, and full-width and half-width forms of a character are equal, and so is
-    the reference as the tokenizer decodes it.
+    the reference as the tokenizer decodes it. A completion may continue a reference that was cut.
 
     Example:
         >>> from mergeforget.data.schema import Row
         >>> is_exact(Answer(Row("1", "Where?", "S\u00e3o Paulo"), " sa\u0303o paulo"))
         True
     """
-    return _plain(answer.completion) in map(_plain, answer.references)
+    text, references = _plain(answer.completion), map(_plain, answer.references)
+    return any(text.startswith(one) if answer.row.cut else text == one for one in references)
 
 
 def _plain(text: str) -> str:

@@ -33,6 +33,8 @@ def is_exact(answer: Answer) -> bool:
     """Return whether the completion is the reference, ignoring case and surrounding whitespace.
 
     The reference as the tokenizer decodes it is equal; the official script compares the text only.
+    A completion may continue a reference that was cut.
     """
     said = answer.completion.strip().lower()
-    return any(said == reference.strip().lower() for reference in answer.references)
+    known = [reference.strip().lower() for reference in answer.references]
+    return any(said.startswith(one) if answer.row.cut else said == one for one in known)

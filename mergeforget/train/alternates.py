@@ -65,7 +65,7 @@ def alternate_rows(
     if resume and known.is_file():
         with reading(known):
             answers = {str(line["id"]): str(line["alternate"]) for line in read_jsonl(known)}
-            return [replace(row, output=answers[row.id]) for row in rows]
+            return [replace(row, output=answers[row.id], cut=False) for row in rows]
     if file:
         found = _of_file(Path(file), rows, seed)
     else:
@@ -77,7 +77,9 @@ def alternate_rows(
             for row, (text, origin) in zip(rows, found, strict=True)
         ],
     )
-    return [replace(row, output=text) for row, (text, _) in zip(rows, found, strict=True)]
+    return [
+        replace(row, output=text, cut=False) for row, (text, _) in zip(rows, found, strict=True)
+    ]
 
 
 def _of_file(path: Path, rows: Sequence[Row], seed: int) -> list[tuple[str, str]]:
