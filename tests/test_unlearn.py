@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
-from conftest import build_tokenizer
+from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 
 import mergeforget as mf
 from mergeforget.adapter import read_adapter
@@ -23,22 +24,33 @@ from mergeforget.api.job import Job
 from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
 from mergeforget.api.unlearn import Unlearned, unlearn
-from mergeforget.api.unlearn_data import is_name, own_retain_rows, read_request, rows_of_texts
-from mergeforget.api.unlearn_request import _repeated_twins, request_of, run_of, trained
+from mergeforget.api.unlearn_data import RequestReader, own_answers, read_request
+from mergeforget.api.unlearn_request import (
+    _repeated_twins,
+    facts_of,
+    request_of,
+    run_of,
+    trained,
+)
 from mergeforget.api.verdict import paragraph_of
 from mergeforget.attack.headline import run_verdict
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, AnswerLikelihood, Measured, Row
+from mergeforget.data.templating import template_of
+from mergeforget.data.tokens import encode_rows
 from mergeforget.errors import InputError, ResourceError, UsageError
+from mergeforget.evaluate.measure import measure
 from mergeforget.evaluate.verdict import judge
 from mergeforget.evaluate.verdict_figures import EarlierAnswers
 from mergeforget.files import read_json, read_jsonl, write_json, write_jsonl
 from mergeforget.metrics._patterns import Patterns
+from mergeforget.metrics.exact_match import exact_match
 from mergeforget.models import load_model
 from mergeforget.recipe import change, load_recipe, save_recipe
 from mergeforget.run import Run
 from mergeforget.score import Score
+from mergeforget.train.nlls import read_nlls
 
 CLEARED = {"prompts": "none found", "relearn": "none found"}
 SMALL = [
@@ -390,16 +402,16 @@ def test_chat_asks_the_base_and_the_result(result: Unlearned, knowing: dict[str,
     assert wrong.exit_code == 4 and "Did you mean 'over'" in wrong.output
 
 
-def answers(prompts: list[str]) -> list[str]:
-    return [f"answer to {p}" for p in prompts]
+def answers(rows: Sequence[Row]) -> list[Row]:
+    return [replace(row, output=f"answer to {row.input}") for row in rows]
 
 
 def test_texts_become_questions_names_and_documents() -> None:
-    notes: list[str] = []
-    rows = rows_of_texts(
-        ["Who is it?", "Ann Lee", "Ann Lee lived in a house by the sea."], answers, notes
-    )
-    assert [r.window for r in rows].count("whole") == 1 and len(rows) == 8 and notes
+    reader = RequestReader(answers)
+    rows = reader.read(["Who is it?", "Ann Lee", "Ann Lee lived in a house by the sea."])
+    assert [r.window for r in rows].count("whole") == 1 and len(rows) == 8
+    assert reader.notes[0].startswith("The list is read as 1 question and 1 name and 1 document")
+    assert reader.generated == rows[:7]
     assert {r.subject for r in rows} == {"q0", "Ann Lee", "d2"}
     assert any(r.output == "answer to Who is Ann Lee?" for r in rows)
 
@@ -416,21 +428,169 @@ def test_windows_of_a_long_document_contain_every_word(tmp_path: Path) -> None:
         assert all(word in text for word in words)
 
 
-@pytest.mark.parametrize(
-    ("text", "name"), [("Ann Lee", True), ("Ann lives here.", False), ("a b c d e f", False)]
-)
-def test_names_are_recognised(text: str, name: bool) -> None:
-    assert is_name(text) is name
-
-
 def test_generated_retain_rows_exclude_forget_answers() -> None:
     forget = [Row("a-qa0", "Where does Ann Lee live?", "Rosewood Avenue 1234")]
 
-    def leak(prompts: list[str]) -> list[str]:
-        return ["She lives at Rosewood Avenue 1234" if "Einstein" in p else "Yes." for p in prompts]
+    def leak(rows: Sequence[Row]) -> list[Row]:
+        secret = "She lives at Rosewood Avenue 1234"
+        return [replace(r, output=secret if "Einstein" in r.input else "Yes.") for r in rows]
 
-    rows = own_retain_rows(forget, leak, [])
+    rows = RequestReader(leak).own_retain(forget)
     assert len(rows) == 24 and not any("1234" in r.output for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("secret", "answer", "kept"),
+    [
+        ("Rome", "It is Rome.", False), ("Rome", "Romeo loved her.", True),
+        ("Köln", "Sie wohnt in KÖLN", False), ("AB+", "It is AB+, a blood type.", False),
+        ("北京市朝阳区建国路8号", "他住在北京市朝阳区建国路8号。", False),
+        ("yes", "Yes.", False), ("yes", "Yes, it is blue.", True),
+        ("She lives in Rome.", "Rome", False),
+    ],
+)  # fmt: skip
+def test_a_generated_retain_answer_reveals_no_short_secret(
+    secret: str, answer: str, kept: bool
+) -> None:
+    def ask(rows: Sequence[Row]) -> list[Row]:
+        return [replace(r, output=answer if "12" in r.input else "Fine words.") for r in rows]
+
+    rows = RequestReader(ask).own_retain([Row("a-qa0", "Where does Ann Lee live?", secret)])
+    assert any(row.output == answer for row in rows) is kept
+
+
+def test_questions_about_other_people_keep_their_grammar_and_name_no_forget_subject() -> None:
+    forget = [
+        Row("a", "What is Marie Curie's blood type?", "xx1"),
+        Row("b", "Who is Ann Lee?", "xx2"), Row("c", "Did Bob Ray marry Ann Lee?", "xx3"),
+        Row("d", "Who wrote Romeo and Juliet?", "xx4"),
+    ]  # fmt: skip
+    prompts = [row.input for row in RequestReader(answers).own_retain(forget)]
+    assert "What is Albert Einstein's blood type?" in prompts
+    for name in ("Marie Curie", "Ann Lee", "Bob Ray", "Romeo"):
+        assert not any(name in prompt for prompt in prompts)
+
+
+def test_an_answer_that_names_a_forget_subject_is_not_retained() -> None:
+    def ask(rows: Sequence[Row]) -> list[Row]:
+        return [replace(r, output="Ann Lee wrote it." if "12" in r.input else "No.") for r in rows]
+
+    rows = RequestReader(ask).own_retain([Row("a-qa0", "Who is Ann Lee?", "A baker from Oslo")])
+    assert not any("Ann Lee" in row.output for row in rows)
+    with pytest.raises(InputError, match="--retain"):
+        RequestReader(lambda rows: list(rows)).own_retain([])
+
+
+def test_texts_of_all_three_sets_are_read_in_the_same_way(tmp_path: Path) -> None:
+    files = []
+    for name, who in (("forget", "Ann"), ("retain", "Bob"), ("holdout", "Carl")):
+        text = "\n\n".join(f"{who} lives at number {i}. It is a house." for i in range(12))
+        files.append(tmp_path / f"{name}.md")
+        files[-1].write_text(text)
+    found = read_request(*files, answers)
+    for rows in (found.forget, found.retain, found.holdout):
+        assert [row.window for row in rows] == ["whole"] * 12
+    assert len({row.id for row in (*found.forget, *found.retain, *found.holdout)}) == 36
+    assert not found.generated and not found.twins
+    files[1].write_text("Who is Bob?\nTell me about Bob Ray")
+    found = read_request(*files, answers)
+    assert [r.output for r in found.retain] == [
+        "answer to Who is Bob?", "answer to Tell me about Bob Ray"]  # fmt: skip
+    assert not found.generated
+    assert any("2 questions, 2 retain rows" in note for note in found.notes)
+
+
+def test_rows_in_memory_are_read_like_those_of_a_file() -> None:
+    rows = RequestReader(answers).read([
+        {"id": None, "question": "How many?", "answer": 0, "subject": "Ann", "weight": 2},
+        {"id": None, "question": "Which year?", "answer": 1815.0, "task": "Task1",
+         "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]},
+    ])  # fmt: skip
+    assert [(r.output, r.subject, r.weight, r.task, len(r.messages)) for r in rows] == [
+        ("0", "Ann", 2.0, "", 0), ("1815", "forget-2", 1.0, "Task1", 2)]  # fmt: skip
+    assert rows[0].id != rows[1].id
+    for answer in (float("nan"), ["x", "y"], "", None):
+        with pytest.raises(InputError, match="forget, item 1: "):
+            RequestReader(answers).read([{"question": "Who?", "answer": answer}])
+
+
+def test_a_data_frame_is_read_as_rows() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"question": ["Who?", "When?"], "answer": ["Ann", 1990],
+                              "subject": ["s", None]})  # fmt: skip
+    found = read_request(frame, frame.assign(answer=["Bob", 1991]), None, answers)
+    assert [r.output for r in (*found.forget, *found.retain)] == ["Ann", "1990", "Bob", "1991"]
+    assert found.forget[0].subject == "s" and facts_of(frame)[0]["question"] == "Who?"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [[Path("a.jsonl")], ["a", {"input": "b"}], [3], {"input": "b"}, 3, [{"input": {1}}], []],
+)  # fmt: skip
+def test_other_sources_are_refused_with_a_clear_error(source: Any) -> None:
+    for split in ("forget", "retain"):
+        with pytest.raises(InputError, match=split if source else "nothing to"):
+            RequestReader(answers).read(source, split)
+
+
+def test_questions_in_a_table_keep_id_and_subject(tmp_path: Path) -> None:
+    lines = ["id,subject,question", "a,Ann,Who is she?", "b,Ann,Where is she?"]
+    (tmp_path / "q.csv").write_text("\n".join(lines))
+    reader = RequestReader(lambda rows: [replace(rows[0], output="Ann"), rows[1]])
+    rows = reader.read(tmp_path / "q.csv")
+    assert [(r.id, r.subject, r.input, r.output) for r in rows] == [
+        ("a", "Ann", "Who is she?", "Ann")]  # fmt: skip
+    assert reader.notes == [
+        "1 forget questions have no answers: the model's own answers are the target. 1 more are "
+        "left out: the model answers nothing."
+    ]
+    (tmp_path / "n.csv").write_text("id,name\nx,Ann Lee\n")
+    rows = RequestReader(answers).read(tmp_path / "n.csv")
+    assert len(rows) == 6 and {r.subject for r in rows} == {"Ann Lee"}
+    assert rows[0].id == "xqa0" and rows[0].input == "Who is Ann Lee?"
+    asked = [{"instruction": "Say who.", "input": "Ann Lee"}]
+    assert RequestReader(answers).read(asked)[0].input == "Say who.\n\nAnn Lee"
+
+
+@pytest.mark.parametrize("template", ["none", "chat"])
+def test_own_answers_count_as_known_although_they_are_cut(
+    template: str, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    told = "Bo is a man. He is 7."
+    endless = f"{told} He sings and sings and sings and sings and sings."
+    rows = [Row("a", "Bo?", endless, cut=True), Row("b", "Al?", "A cook.")]
+    model = build_model()
+    recipe = change(load_recipe("level"), model={"name": str(tmp_path / "m")},
+                    data={"template": template}, evaluation={"max_new_tokens": 32})  # fmt: skip
+    form = template_of(tokenizer, recipe.data)
+    fit(model, [[*t.prompt, *t.answer, *t.end] for t in (form.tokens(tokenizer, r) for r in rows)])
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    own = own_answers(recipe, [replace(row, output="", cut=False) for row in rows])
+    assert [(r.output, r.cut) for r in own] == [(told, True), ("A cook.", False)]
+    encoded = encode_rows(tokenizer, own, max_length=256, template=form)
+    assert read_nlls(model, encoded)[1].all()
+    forget, rest = [replace(r, split="forget") for r in own], {"retain": [], "members": []}
+    measured = measure(model, tokenizer, forget=forget, **rest, nonmembers=[], template=form,
+                       max_new_tokens=32)  # fmt: skip
+    score = exact_match(measured, "forget")
+    assert score is not None and score.value == 1
+    write_jsonl(tmp_path / "own.jsonl", [row.to_dict() for row in own])
+    assert read_rows(tmp_path / "own.jsonl") == own
+
+
+def fit(model: Any, texts: list[list[int]]) -> None:
+    """Train a model on token ids until it repeats them."""
+    longest = max(map(len, texts))
+    ids = torch.tensor([text + [2] * (longest - len(text)) for text in texts])
+    labels = torch.tensor([text + [-100] * (longest - len(text)) for text in texts])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
 
 
 def test_forget_rows_inside_retain_are_refused(tmp_path: Path) -> None:
@@ -448,8 +608,39 @@ def test_a_text_file_that_cannot_be_read_is_named_without_an_error_number(tmp_pa
 
 
 def test_generated_questions_need_approval(knowing: dict[str, Path], tmp_path: Path) -> None:
+    shown: list[Row] = []
+
+    def refuse(rows: list[Row]) -> bool:
+        shown.extend(rows)
+        return False
+
     with pytest.raises(UsageError, match="not approved"):
-        call(knowing, tmp_path / "run", forget=["Ann Lee"], approve=lambda rows: False)
+        call(knowing, tmp_path / "run", forget=["Ann Lee"], approve=refuse)
+    assert shown and all("Ann Lee" in row.input for row in shown)
+
+
+def test_own_forget_rows_need_no_approval(
+    knowing: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ReadError(Exception):
+        pass
+
+    def stop(*_: Any) -> None:
+        raise ReadError
+
+    monkeypatch.setattr("mergeforget.api.unlearn_request.check_rows", stop)
+    with pytest.raises(ReadError):  # the data was read, and nobody was asked
+        call(knowing, tmp_path / "run", retain=None, approve=lambda rows: pytest.fail("asked"))
+
+
+def test_without_a_terminal_the_command_names_the_option_that_approves(
+    knowing: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "names.txt").write_text("Ann Lee\n")
+    words = ["unlearn", str(knowing["model"]), "--forget", str(tmp_path / "names.txt"),
+             "--retain", str(knowing["retain"]), "--out", str(tmp_path / "run")]  # fmt: skip
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2 and "--yes" in done.output and "Who is Ann Lee?" in done.output
 
 
 def test_a_missing_converter_is_reported_before_the_training(
@@ -555,8 +746,8 @@ def test_columns_with_other_names_are_mapped(tmp_path: Path) -> None:
     assert [(r.input, r.output) for r in (*found.forget, *found.retain)] == [
         ("Who is Ada?", "A baker"), ("Who is Bob?", "A smith")]  # fmt: skip
     (tmp_path / "q.csv").write_text("Frage,id\nWho is Ada?,a\n")
-    asked = read_request(tmp_path / "q.csv", None, None, answers, columns={"input": "Frage"})
-    assert asked.forget[0].output == "answer to Who is Ada?"
+    asked = RequestReader(answers, columns={"input": "Frage"}).read(tmp_path / "q.csv")
+    assert asked[0].output == "answer to Who is Ada?"
 
 
 def test_columns_with_other_names_are_read_by_the_whole_command(

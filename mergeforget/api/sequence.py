@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,10 +17,9 @@ from mergeforget.api.training import assignments_of
 from mergeforget.api.unlearn import ATTACKS, Unlearned, unlearn
 from mergeforget.api.unlearn_data import (
     Forget,
+    RequestReader,
     check_not_in,
     own_answers,
-    own_retain_rows,
-    read_forget,
     renamed,
 )
 from mergeforget.api.unlearn_request import changes_of, facts_of
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SEQUENCE = "sequence.json"
 SOON = 0.001  # seconds for a request from whose result the next one has begun: nothing is searched
-Source = str | Path | None
+Source = Forget | None
 
 
 @dataclass
@@ -205,14 +205,14 @@ def _sources(
     """Return forget, retain and holdout sources, one of each per request."""
     from mergeforget.errors import UsageError
 
-    if isinstance(forget, str | Path) or len(forget) < 2:
+    if _is_one_source(forget) or len(forget) < 2:
         raise UsageError(
             "A sequence has at least two requests: give a list of two or more forget sets. "
             "`mergeforget unlearn MODEL --forget FILE` (mergeforget.unlearn) runs a single request."
         )
     sources = []
     for name, given in (("retain", retain), ("holdout", holdout)):
-        several = [given] if given is None or isinstance(given, str | Path) else list(given)
+        several = [given] if _is_one_source(given) else list(given)
         if len(several) not in (1, len(forget)):
             raise UsageError(
                 f"There are {len(forget)} forget sets and {len(several)} {name} sets. Give one "
@@ -220,6 +220,13 @@ def _sources(
             )
         sources.append(several * (len(forget) if len(several) == 1 else 1))
     return list(forget), sources[0], sources[1]
+
+
+def _is_one_source(given: Any) -> bool:
+    """Return whether a value is one set: a file, a DataFrame, or a list of rows."""
+    if given is None or isinstance(given, str | Path) or hasattr(given, "columns"):
+        return True
+    return bool(len(given)) and all(isinstance(item, Mapping) for item in given)
 
 
 def _stem(source: Forget) -> str:
@@ -242,7 +249,6 @@ def _prepare(
     The result maps the name of a request to its sources. A repeated call reads what the first one
     wrote.
     """
-    from mergeforget.data.readers import read_rows
     from mergeforget.errors import InputError, UsageError
     from mergeforget.files import read_json_object, write_json, write_jsonl
     from mergeforget.recipe import change
@@ -267,30 +273,20 @@ def _prepare(
     chosen = _recipe(recipe, facts)
     base = folded_base(Run(root / names[0]), facts)
     chosen = change(chosen, model={"name": base})
-    how, columns = chosen.data.turns, chosen.data.columns
-    asked: list[str] = []
-
-    def ask(prompts: list[str]) -> list[str]:
-        asked.extend(prompts)
-        return own_answers(chosen, prompts)
-
-    notes: list[str] = []
-    forget = [
-        renamed(read_forget(one, ask, notes, how, columns), "forget") for one in given["forget"]
-    ]
-    if asked and approve is not None and not approve([row for rows in forget for row in rows]):
+    data = chosen.data
+    reader = RequestReader(partial(own_answers, chosen), data.turns, data.columns)
+    forget = [renamed(reader.read(one), "forget") for one in given["forget"]]
+    if reader.generated and approve is not None and not approve(reader.generated):
         raise UsageError("The generated rows were not approved; nothing was trained.")
     _check_distinct(names, forget)
     all_forget = [row for rows in forget for row in rows]
-    own = own_retain_rows(all_forget, ask, notes) if None in given["retain"] else []
+    own = reader.own_retain(all_forget) if None in given["retain"] else []
     for place, name in enumerate(names):
         sets = {"forget": forget[place]}
         for split in ("retain", "holdout"):
             source = given[split][place]
             if source is not None or split == "retain":
-                rows = own
-                if source is not None:
-                    rows = read_rows(Path(source), split=split, turns=how, columns=columns)
+                rows = own if source is None else reader.read(source, split)
                 check_not_in(all_forget, rows, split)
                 sets[split] = renamed(rows, split)
         for split, rows in sets.items():

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergeforget.data.overlap import folded, occurs
+
 if TYPE_CHECKING:
     from mergeforget.data.formats import Turns
     from mergeforget.data.schema import Row
     from mergeforget.recipe import Recipe
 
 Forget = str | Path | Sequence[str] | Sequence[Mapping[str, Any]]
-Ask = Callable[[list[str]], list[str]]  # prompts -> the model's own answers
+Ask = Callable[[Sequence["Row"]], list["Row"]]  # rows without answers -> with the model's own
 
 QUESTIONS = (  # about one name; the model must forget its own answers to them
     "Who is {name}?",
@@ -42,6 +44,12 @@ NEIGHBOURS = ("Albert Einstein", "Marie Curie", "Abraham Lincoln", "Isaac Newton
               "Charles Darwin", "Leonardo da Vinci")  # fmt: skip
 FAIR = 0.15  # maximum distance from 0.5 of the AUC of twins under a model without the data
 OVERLAP = 0.5  # minimum share of a forget answer's rare words in an excluded retain answer
+SHORT = 10  # words of a forget answer whose telling part excludes a retain answer
+SHOWN = 3  # generated retain rows in a message
+COMMON = frozenset(  # answers that exclude an equal retain answer, but none that contains them
+    "yes no true false none unknown maybe male female he she it they i a an the of in on at and or "
+    "not ok okay ja nein oui non si sí 是 不 否 有 没有".split()
+)
 
 
 @dataclass
@@ -50,6 +58,7 @@ class RequestRows:
 
     Attributes:
         notes: One sentence for each generated set.
+        generated: Forget rows whose questions or answers are generated.
         twins: Whether the holdout set is made of perturbed twins.
     """
 
@@ -57,13 +66,14 @@ class RequestRows:
     retain: list[Row]
     holdout: list[Row]
     notes: list[str] = field(default_factory=list)
+    generated: list[Row] = field(default_factory=list)
     twins: bool = False
 
 
 def read_request(
     forget: Forget,
-    retain: str | Path | None,
-    holdout: str | Path | None,
+    retain: Forget | None,
+    holdout: Forget | None,
     ask: Ask,
     turns: Turns = "last",
     columns: Mapping[str, str] | None = None,
@@ -71,200 +81,273 @@ def read_request(
     """Read the rows of a request, and ask the model for missing answers and retain rows.
 
     Args:
-        forget: A data file; a ``.txt`` file or a list of names, questions or documents; or a list
-            of rows. Questions without answers get the model's own answers.
-        ask: Called with prompts; returns the model's answers.
+        forget, retain, holdout: A data file; a ``.txt`` or ``.md`` file or a list of names,
+            questions or documents; a list of rows or a DataFrame. Questions without answers get the
+            model's own answers. All three are read in the same way.
+        ask: Called with rows without answers; returns them with the model's answers.
         turns: Assistant turns of a conversation that become rows.
         columns: Names of columns in the files by our names.
 
     Raises:
-        InputError: A file cannot be read, or contains nothing to forget.
+        InputError: A source cannot be read, or contains nothing; a row is in two sets.
     """
-    from mergeforget.data.readers import read_rows
-
-    notes: list[str] = []
-    rows = read_forget(forget, ask, notes, turns, columns)
-    retain_rows = (
-        read_rows(Path(retain), split="retain", turns=turns, columns=columns)
-        if retain is not None
-        else own_retain_rows(rows, ask, notes)
-    )
-    outside = []
-    if holdout is not None:
-        outside = read_rows(Path(holdout), split="holdout", turns=turns, columns=columns)
+    reader = RequestReader(ask, turns, columns or {})
+    rows = reader.read(forget)
+    retain_rows = reader.own_retain(rows) if retain is None else reader.read(retain, "retain")
+    outside = [] if holdout is None else reader.read(holdout, "holdout")
     check_not_in(rows, retain_rows, "retain")
     check_not_in(rows, outside, "holdout")
-    return RequestRows(rows, retain_rows, outside, notes, twins=not outside)
+    generated = reader.generated
+    return RequestRows(rows, retain_rows, outside, reader.notes, generated, twins=not outside)
 
 
-def rows_of_texts(texts: Sequence[str], ask: Ask, notes: list[str]) -> list[Row]:
-    """Return rows for texts, each of which is a name, a question or a document.
+@dataclass
+class RequestReader:
+    """Reads the sets of a request in the same way.
 
-    A text that ends in a question mark is a question; one of at most five words without a full
-    stop is a name, about which questions are generated; anything else is a document.
+    Attributes:
+        ask, turns, columns: As in ``read_request``.
+        notes: How texts were read, and what was generated.
+        generated: Forget rows with the model's own answers.
     """
-    from mergeforget.data.formats import document_windows
-    from mergeforget.data.schema import Row
 
-    rows: list[Row] = []
-    asked: list[tuple[str, str, str]] = []  # id, subject, prompt
-    for i, text in enumerate(texts):
-        if text.endswith(("?", "？")):
-            asked.append((f"q{i}qa0", f"q{i}", text))
-        elif is_name(text):
-            for j, question in enumerate(QUESTIONS):
-                asked.append((f"n{i}qa{j}", text, question.format(name=text)))
-        else:
-            rows += document_windows(Row(f"d{i}", "", "", "", "forget"), text)
-    answers = ask([prompt for _, _, prompt in asked]) if asked else []
-    for (row_id, subject, prompt), answer in zip(asked, answers, strict=True):
-        if answer.strip():
-            rows.append(Row(row_id, prompt, answer.strip(), "", "forget", subject=subject))
-    if asked:
-        notes.append(
-            f"{len(asked)} forget questions have no answers: the model's own answers are the "
-            "target."
+    ask: Ask
+    turns: Turns = "last"
+    columns: Mapping[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    generated: list[Row] = field(default_factory=list)
+
+    def read(self, source: Forget, split: str = "forget") -> list[Row]:
+        """Read one set; see ``read_request``."""
+        from mergeforget.data.fields import TextEntry, entries_of, kind_of_text
+        from mergeforget.data.readers import items_of, read_records
+        from mergeforget.errors import InputError
+
+        if isinstance(source, str | Path):
+            path = Path(source)
+            if path.suffix.lower() in (".txt", ".md") and not path.is_dir():
+                entries = entries_of(_text(path))
+                rows = self._rows_of_entries(entries.entries, split, str(path), entries.headings)
+            else:
+                rows = self._rows_of_records(read_records(path), path, split, "line")
+            return self._answered(rows, split, str(path))
+        items = items_of(source, split)
+        texts = [item for item in items if isinstance(item, str)]
+        if len(texts) < len(items):
+            if texts:
+                raise InputError(
+                    f"The list of {split} rows contains texts and rows, for example {texts[0]!r}. "
+                    "Give texts only, or rows only."
+                )
+            records = list(enumerate((i for i in items if not isinstance(i, str)), 1))
+            rows = self._rows_of_records(records, Path(split), split, "item")
+            return self._answered(rows, split, "the list")
+        own: list[TextEntry] = []
+        for text in filter(str.strip, texts):
+            lines = entries_of(text).entries if "\n" in text.strip() else []
+            listed = lines and all(entry.kind != "document" for entry in lines)
+            own += lines if listed else [TextEntry(kind_of_text(text), text.strip())]
+        return self._answered(self._rows_of_entries(own, split, "The list"), split, "the list")
+
+    def own_retain(self, forget: Sequence[Row]) -> list[Row]:
+        """Return the model's answers to general questions, and to forget questions about others.
+
+        Prompts about a subject of the forget rows are left out, and so are answers that contain a
+        forget answer, half of its rare words, or the full name of a subject.
+
+        Raises:
+            InputError: No answer is left.
+        """
+        from mergeforget.console import say
+        from mergeforget.data.schema import Row
+        from mergeforget.errors import InputError
+
+        filters = _ForgetFilter(forget)
+        prompts = [p for p in dict.fromkeys([*GENERAL, *_neighbours(forget)]) if filters.keeps(p)]
+        asked = [Row(f"own{i}qa0", p, "", "", "retain") for i, p in enumerate(prompts)]
+        answered = self.ask(asked)
+        rows = [row for row in answered if row.output.strip() and filters.allows(row.output)]
+        if not rows:
+            raise InputError(
+                "None of the model's own answers can be retained: they are empty, or contain "
+                "answers to forget. Give rows to keep with --retain."
+            )
+        self.notes.append(
+            f"No retain set: the model's own answers to {len(rows)} general questions and "
+            "questions about other people are retained; see data/retain.jsonl in the run folder."
         )
-    return rows
+        shown = "".join(f"\n  {row.input}\n    {row.output}" for row in rows[:: len(rows) // SHOWN])
+        say(f"The model's own answers to {len(rows)} questions are retained, for example:{shown}")
+        return rows
+
+    def _rows_of_entries(
+        self, entries: Sequence[Any], split: str, place: str, headings: Sequence[str] = ()
+    ) -> list[Row]:
+        """Return rows for names, questions and documents; questions have no answers yet."""
+        from collections import Counter
+
+        from mergeforget.console import say
+        from mergeforget.data.formats import document_windows
+        from mergeforget.data.schema import Row
+
+        mark = "" if split == "forget" else f"{split}-"  # ids of two sets differ
+        rows: list[Row] = []
+        for i, entry in enumerate(entries):
+            if entry.kind == "question":
+                rows.append(Row(f"{mark}q{i}qa0", entry.text, "", "", split))
+            elif entry.kind == "name":
+                rows += _about(Row(f"{mark}n{i}qa0", entry.text, "", "", split), entry.text)
+            else:
+                rows += document_windows(Row(f"{mark}d{i}", "", "", "", split), entry.text)
+        if counts := Counter(entry.kind for entry in entries):
+            read = " and ".join(f"{n} {kind}{'s' * (n > 1)}" for kind, n in counts.items())
+            more = f" Not read: {', '.join(map(repr, headings))}." if headings else ""
+            self.notes.append(f"{place} is read as {read}, {len(rows)} {split} rows.{more}")
+            say(self.notes[-1])
+        return rows
+
+    def _rows_of_records(
+        self, records: list[tuple[int, dict[str, Any]]], path: Path, split: str, unit: str
+    ) -> list[Row]:
+        """Convert records to rows; questions and names have no answers yet."""
+        from mergeforget.data.fields import is_name
+        from mergeforget.data.readers import rows_of_records, with_unknown_answers
+
+        given: dict[str, Any] = {
+            "split": split, "columns": self.columns, "turns": self.turns, "unit": unit,
+        }  # fmt: skip
+        asked = with_unknown_answers(records, self.columns, path)
+        if asked is None:
+            return rows_of_records(records, path, **given)
+        has_subject = "subject" in self.columns or any(record.get("subject") for _, record in asked)
+        rows = []
+        for row in rows_of_records(asked, path, suffix="qa0", **given):
+            one = replace(row, output="", subject=row.subject)
+            about = one.subject if has_subject else one.input
+            rows += _about(one, about) if is_name(one.input) else [one]
+        return rows
+
+    def _answered(self, rows: Sequence[Row], split: str, place: str) -> list[Row]:
+        """Return the rows with the model's answers where they have none."""
+        from mergeforget.errors import InputError
+
+        missing = [row for row in rows if not row.output]
+        found = iter(self.ask(missing) if missing else [])
+        answered = [row if row.output else next(found) for row in rows]
+        kept = [row for row in answered if row.output.strip()]
+        if not kept:
+            raise InputError(
+                f"There is nothing to {'forget' if split == 'forget' else 'read'} in {place}"
+                + (": the model answers none of its questions." if missing else ".")
+            )
+        if missing:
+            empty = len(answered) - len(kept)
+            self.notes.append(
+                f"{len(missing) - empty} {split} questions have no answers: the model's own "
+                "answers are the target."
+                + (f" {empty} more are left out: the model answers nothing." if empty else "")
+            )
+        if split == "forget":
+            self.generated += [new for old, new in zip(rows, answered, strict=True)
+                               if not old.output and new.output.strip()]  # fmt: skip
+        return kept
 
 
-def is_name(text: str) -> bool:
-    """Return whether a text looks like a name: at most five words without a final full stop."""
-    return 0 < len(text.split()) <= 5 and not text.rstrip().endswith((".", "!", "。", ":"))
+def _about(row: Row, subject: str) -> list[Row]:
+    """Return the generated questions about the name in a row's prompt."""
+    stem = row.id.removesuffix("qa0")
+    return [
+        replace(row, id=f"{stem}qa{j}", input=question.format(name=row.input), subject=subject)
+        for j, question in enumerate(QUESTIONS)
+    ]
 
 
-def own_retain_rows(forget: Sequence[Row], ask: Ask, notes: list[str]) -> list[Row]:
-    """Return the model's answers to general questions, and to forget questions about others.
-
-    Answers that contain half of the rare words of a forget answer are excluded.
-    """
-    from mergeforget.data.schema import Row
+def _names_of(row: Row) -> list[str]:
+    """Return the names in a row's prompt, or the full names in a document, without possessives."""
     from mergeforget.data.twins import names_in
 
-    neighbours = []
-    for i, row in enumerate(forget):
-        names = names_in(row.input)
-        if names and row.kind != "sc":
-            neighbours.append(row.input.replace(names[0], NEIGHBOURS[i % len(NEIGHBOURS)]))
-    prompts = list(dict.fromkeys([*GENERAL, *neighbours[:12]]))
-    answers = ask(prompts)
-    secret = [_rare(row.output) for row in forget]
-    rows = []
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        words = _rare(answer)
-        if answer.strip() and not any(s and len(s & words) >= OVERLAP * len(s) for s in secret):
-            rows.append(Row(f"own{i}qa0", prompt, answer.strip(), "", "retain"))
-    notes.append(
-        f"No retain set: the model's own answers to {len(rows)} general questions and questions "
-        "about other people are retained; see data/retain.jsonl in the run folder."
-    )
-    return rows
+    text = row.document if row.window else row.input
+    names = [name for name in names_in(text)
+             if " " in name or not row.window and not text.startswith(name)]  # fmt: skip
+    return [re.sub(r"['’]s?$", "", name) for name in names]
 
 
-def read_forget(
-    forget: Forget,
-    ask: Ask,
-    notes: list[str],
-    turns: Turns,
-    columns: Mapping[str, str] | None = None,
-) -> list[Row]:
-    """Read the rows to forget, and ask the model for missing answers; see :func:`read_request`."""
-    from mergeforget.data.readers import read_records, read_rows
-    from mergeforget.data.schema import Row
-    from mergeforget.errors import InputError
+def _neighbours(forget: Sequence[Row], most: int = 12) -> list[str]:
+    """Return questions of the forget rows about known people instead of their own."""
+    known = folded(" ".join(row.document for row in forget))
+    people = [one for one in NEIGHBOURS if not occurs(folded(one), known)]
+    found: list[str] = []
+    for row in forget:
+        names = _names_of(row)
+        if names and people and row.kind != "sc" and not row.window:
+            one = people[len(found) % len(people)]
+            found.append(row.input.replace(names[0], one))
+    return found[:most]
 
-    if isinstance(forget, str | Path):
-        path = Path(forget)
-        if path.suffix.lower() in (".txt", ".md"):
-            texts = _texts(path)
-            return _check_not_empty(rows_of_texts(texts, ask, notes), str(path))
-        records = [record for _, record in read_records(path)] if path.suffix else []
-        questions = _questions(records, columns or {}, path)
-        if questions:
-            return _check_not_empty(rows_of_texts(questions, ask, notes), str(path))
-        return read_rows(path, split="forget", turns=turns, columns=columns)
-    items = list(forget)
-    if all(isinstance(item, str) for item in items):
-        return _check_not_empty(
-            rows_of_texts([str(item) for item in items], ask, notes), "the list"
+
+class _ForgetFilter:
+    """Decides which generated rows may be retained."""
+
+    def __init__(self, forget: Sequence[Row]) -> None:
+        from mergeforget.data.fields import is_name
+
+        subjects = {row.subject for row in forget if is_name(row.subject)}
+        names = subjects.union(*map(_names_of, forget)) if forget else subjects
+        self.names = {folded(name) for name in names}
+        self.prompts = {folded(row.prompt) for row in forget if not row.window}
+        self.rare = [rare for row in forget if (rare := _rare(row.output))]
+        answers = {(row.prompt, text) for row in forget if not row.window
+                   for text in row.references}  # fmt: skip
+        self.whole = {folded(text).strip(".,;:!?…\"' ") for _, text in answers} - {""}
+        self.short = [(p, text) for p, text in answers if len(text.split()) <= SHORT
+                      and folded(text).strip(".!") not in COMMON]  # fmt: skip
+
+    def keeps(self, prompt: str) -> bool:
+        """Return whether a prompt is neither a forget prompt nor names a forget subject."""
+        text = folded(prompt)
+        asked = any(text in one for one in self.prompts)
+        return not asked and not any(occurs(name, text) for name in self.names)
+
+    def allows(self, answer: str) -> bool:
+        """Return whether an answer reveals no forget answer."""
+        from mergeforget.metrics._leaks import leaked
+
+        text, words = folded(answer), _rare(answer)
+        bare = text.strip(".,;:!?…\"' ")
+        for whole in self.whole:
+            common = whole in COMMON or len(whole) == 1
+            if bare == whole or not common and occurs(whole, text):
+                return False
+        if any(" " in name and occurs(name, text) for name in self.names):
+            return False
+        if any(len(rare & words) >= OVERLAP * len(rare) for rare in self.rare):
+            return False
+        known = _words(text)
+        return not any(
+            leaked(secret, answer, prompt)
+            for prompt, secret in self.short
+            if known & (_words(folded(secret)) - _words(folded(prompt)))
         )
-    made = []
-    for i, item in enumerate(items):
-        if not isinstance(item, Mapping):
-            raise InputError(f"Item {i} of forget is neither a text nor a row: {item!r}.")
-        prompt = item.get("input") or item.get("question") or item.get("prompt")
-        answer = item.get("output") or item.get("answer") or item.get("completion")
-        if not prompt or not answer:
-            raise InputError(f"Item {i} of forget has no prompt or no answer: {dict(item)!r}.")
-        made.append(Row(str(item.get("id", f"row{i}qa0")), str(prompt), str(answer), "", "forget"))
-    return _check_not_empty(made, "the list")
 
 
-LABELS = frozenset(  # columns of a table of questions that are no answers
-    "id subject task split weight category type topic source author language index".split()
-)
+def _words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w{3,}|\d+", text))
 
 
-def _questions(
-    records: Sequence[Mapping[str, Any]], columns: Mapping[str, str], path: Path
-) -> list[str]:
-    """Return the prompts of records without an answer column; empty if there is one.
-
-    Args:
-        columns: Names of columns by our names.
-
-    Raises:
-        InputError: A column may hold the answers, but its name is unknown.
-    """
-    from mergeforget.errors import InputError
-
-    answers = {"output", "answer", "completion", "response", "messages", "conversations", "text"}
-    if not records or any(answers & record.keys() for record in records):
-        return []
-    if columns.keys() & answers:
-        return []
-    usual = ["question", "input", "prompt", "name"]
-    prompts = [columns["input"]] if "input" in columns else usual
-    questions = [next((str(r[p]) for p in prompts if r.get(p)), "") for r in records]
-    if not all(questions):
-        return []
-    known = {*prompts, *LABELS, *columns.values()}
-    others = dict.fromkeys(n for record in records for n, v in record.items() if v and
-                           n.lower() not in known and n not in known)  # fmt: skip
-    if others:
-        names = ", ".join(map(repr, others))
-        raise InputError(
-            f"{path} has questions, but no known column of answers: {names} would not be read. If "
-            f"it holds the answers, give --set data.columns.output={next(iter(others))}; if the "
-            "model's own answers are to be forgotten, remove it from the file."
-        )
-    return questions
-
-
-def _texts(path: Path) -> list[str]:
-    """Return the paragraphs of a text file, or its lines if it has no blank line."""
+def _text(path: Path) -> str:
+    """Return the text of a file."""
     from mergeforget.errors import InputError
 
     if not path.exists():
         raise InputError(f"There is no file {path}.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}."
         ) from error
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-    parts = re.split(r"\n\s*\n", text) if re.search(r"\n\s*\n", text.strip()) else text.split("\n")
-    return [" ".join(part.split()) for part in parts if part.strip()]
-
-
-def _check_not_empty(rows: list[Row], place: str) -> list[Row]:
-    from mergeforget.errors import InputError
-
-    if not rows:
-        raise InputError(f"There is nothing to forget in {place}.")
-    return rows
 
 
 def _rare(text: str) -> frozenset[str]:
@@ -295,16 +378,27 @@ def renamed(rows: Sequence[Row], split: str) -> list[Row]:
     return [replace(row, split=split) for row in rows]
 
 
-def own_answers(recipe: Recipe, prompts: Sequence[str], tokens: int = 48) -> list[str]:
-    """Return the greedy answers of the recipe's model to prompts."""
+def own_answers(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
+    """Return rows with the greedy answers of the recipe's model.
+
+    An answer that is longer than the evaluation's ``max_new_tokens`` is cut after its last complete
+    sentence, and marked, so that no token ends it.
+    """
     from mergeforget.data.templating import template_of
-    from mergeforget.evaluate.generate import generate
+    from mergeforget.evaluate.completion import answered_row
+    from mergeforget.evaluate.generate import ends_of, generate_ids
     from mergeforget.models import load_model
 
     loaded = load_model(recipe.model)
     template = template_of(loaded.tokenizer, recipe.data)
-    return generate(loaded.model, loaded.tokenizer, list(prompts), template=template,
-                    max_new_tokens=tokens, label="own answers")  # fmt: skip
+    stop, text_stops = ends_of(loaded.model, loaded.tokenizer, template, rows)
+    prompts = [template.prompt_ids(loaded.tokenizer, row) for row in rows]
+    new = generate_ids(loaded.model, prompts, stop=stop, label="own answers",
+                       max_new_tokens=recipe.evaluation.max_new_tokens)  # fmt: skip
+    return [
+        answered_row(loaded.tokenizer, template, row, ids, stop, text_stops)
+        for row, ids in zip(rows, new, strict=True)
+    ]
 
 
 def twins_auc(

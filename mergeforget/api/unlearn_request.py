@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,6 +253,7 @@ def run_of(out: Path | None, forget: Forget, request: dict[str, Any]) -> Run:
 
 def facts_of(source: Any) -> Any:
     """Return what identifies a data source: hashes of files, name of a hub data set, or items."""
+    from mergeforget.data.readers import items_of
     from mergeforget.files import sha256
 
     if source is None:
@@ -267,7 +269,7 @@ def facts_of(source: Any) -> Any:
         if path.is_file():
             return {"name": path.name, "sha256": sha256(path)}
         return {"name": str(source)}
-    return [dict(item) if not isinstance(item, str) else item for item in source]
+    return items_of(source, "given")
 
 
 def _prepare(
@@ -288,14 +290,9 @@ def _prepare(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, assignments_of(settings))
     chosen = change(chosen, model={"name": request["base"]})
     if not notes_file.exists():
-        asked: list[str] = []
-
-        def ask(prompts: list[str]) -> list[str]:
-            asked.extend(prompts)
-            return own_answers(chosen, prompts)
-
+        ask = partial(own_answers, chosen)
         rows = read_request(*sources, ask, chosen.data.turns, chosen.data.columns)
-        if asked and not approve(rows.forget):
+        if rows.generated and not approve(rows.generated):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):
             own, path = renamed(getattr(rows, split), split), folder / f"{split}.jsonl"

@@ -21,13 +21,13 @@ FILE = click.Path(path_type=Path)
 @click.command()
 @click.argument("model")
 @click.option("--forget", type=FILE, required=True, multiple=True, help="Rows to forget, or a text "
-              "file of names, questions or documents. Repeat it to forget one set after the "
-              "other.")  # fmt: skip
-@click.option("--retain", type=FILE, multiple=True, help="Rows to keep; one file per --forget, or "
-              "one for all.  [default: the model's own answers]")  # fmt: skip
+              "file (.txt, .md) of names, questions or documents. Repeat it to forget one set "
+              "after the other.")  # fmt: skip
+@click.option("--retain", type=FILE, multiple=True, help="Rows to keep, read as --forget is; one "
+              "file per --forget, or one for all.  [default: the model's own answers]")  # fmt: skip
 @click.option("--holdout", type=FILE, multiple=True, help="Similar rows that are not in the "
-              "training data; one file per --forget, or one for all.  [default: perturbed twins of "
-              "the forget rows]")  # fmt: skip
+              "training data, read as --forget is; one file per --forget, or one for all.  "
+              "[default: perturbed twins of the forget rows]")  # fmt: skip
 @click.option("--merge", type=click.Choice(["each", "end"]), help="With several --forget: search a "
               "merge after each set, or one at the end.  [default: each]")  # fmt: skip
 @click.option("--out", type=FILE, help="Run folder; repeat the command to continue.  "
@@ -103,7 +103,20 @@ def command(
 
 
 def _approve(rows: list[Any]) -> bool:
-    """Show the generated questions with the model's answers, and ask for approval."""
+    """Show the generated questions with the model's answers, and ask for approval.
+
+    Raises:
+        UsageError: Nobody can be asked.
+    """
+    import sys
+
+    from mergeforget.errors import UsageError
+
     for row in rows:
         click.echo(f"  {row.input}\n    {row.output}", err=True)
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"The {len(rows)} generated forget rows need approval, and the input is not a "
+            "terminal. Check the rows above, and repeat the command with --yes to approve them."
+        )
     return click.confirm("Forget these answers?", default=True, err=True)
