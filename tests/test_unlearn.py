@@ -479,6 +479,8 @@ def test_an_answer_that_names_a_forget_subject_is_not_retained() -> None:
     assert not any("Ann Lee" in row.output for row in rows)
     with pytest.raises(InputError, match="--retain"):
         RequestReader(lambda rows: list(rows)).own_retain([])
+    (row,) = RequestReader(lambda rows: answers(rows[:1])).own_retain([])
+    assert row.output == "answer to What is the capital of France?"
 
 
 def test_texts_of_all_three_sets_are_read_in_the_same_way(tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ class RequestReader:
             f"No retain set: the model's own answers to {len(rows)} general questions and "
             "questions about other people are retained; see data/retain.jsonl in the run folder."
         )
-        shown = "".join(f"\n  {row.input}\n    {row.output}" for row in rows[:: len(rows) // SHOWN])
+        some = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
+        shown = "".join(f"\n  {row.input}\n    {row.output}" for row in some)
         say(f"The model's own answers to {len(rows)} questions are retained, for example:{shown}")
         return rows
 
