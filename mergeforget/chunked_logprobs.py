@@ -117,6 +117,21 @@ def divergence(
     return both[:, 0], both[:, 1].detach()
 
 
+def values_of_logits(
+    source: Tensor | Projection, other: Other, value: Callable[[Tensor, Tensor | None], Tensor]
+) -> Tensor:
+    """(tokens,) a value of each prediction; the backward pass recomputes the logits of a chunk.
+
+    Args:
+        source: The policy's predictions.
+        other: The reference's predictions, if ``value`` needs them.
+        value: (logits, the reference's logits) of a chunk -> (n,), differentiable in the first.
+    """
+    if isinstance(source, Tensor):
+        return value(widened(source), _chunk(other, slice(None)))
+    return _in_chunks(lambda s, n: value(widened(s.logits()), _chunk(other, n)), source)
+
+
 def widened(logits: Tensor) -> Tensor:
     """Logits in float32 or wider; a softmax over a vocabulary loses bits in half precision."""
     return logits if logits.dtype == torch.float64 else logits.float()
@@ -208,7 +223,7 @@ def _chunk(source: Other, n: slice) -> Tensor | None:
 
 
 def _in_chunks(part: Callable[[Projection, slice], Tensor], source: Projection) -> Tensor:
-    """Chunked evaluation for a trained output matrix; the backward pass recomputes each chunk."""
+    """Chunked evaluation; the backward pass recomputes each chunk."""
     if len(source.hidden) <= CHUNK:
         return part(source, slice(None))
     parts = []

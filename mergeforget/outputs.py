@@ -6,14 +6,21 @@ table, so neither the padding side nor the lengths of other rows matter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from mergeforget.chunked_logprobs import Projection, Target, divergence, label_logps, rows_of
+from mergeforget.chunked_logprobs import (
+    Projection,
+    Target,
+    divergence,
+    label_logps,
+    rows_of,
+    values_of_logits,
+)
 
 PADDING, PROMPT, ANSWER = 0, 1, 2  # kinds of tokens
 MASKS = {"answer": (ANSWER,), "tokens": (PROMPT, ANSWER), "all": (PADDING, PROMPT, ANSWER)}
@@ -164,6 +171,23 @@ class TokenOutputs:
         assert self.source is not None, "a loss reads logits that its needs do not list"
         other = None if reference is None else reference.source
         return divergence(self.source, other, self.labels, target)
+
+    def of_logits(
+        self,
+        value: Callable[[Tensor, Tensor | None], Tensor],
+        reference: TokenOutputs | None = None,
+    ) -> Tensor:
+        """(tokens,) a value of each position, from its logits and those of the reference.
+
+        With a Projection, no (tokens, vocabulary) table is stored; the backward pass computes the
+        logits again.
+
+        Args:
+            value: (logits, the reference's logits) of some positions, each (n, vocabulary) -> (n,).
+        """
+        assert self.source is not None, "a loss reads logits that its needs do not list"
+        other = None if reference is None else reference.source
+        return values_of_logits(self.source, other, value)
 
     def per_row(self, values: Tensor, kinds: tuple[int, ...] = (ANSWER,)) -> Tensor:
         """(rows,) sum of a value of each token over the tokens of some kinds in each sequence."""

@@ -9,7 +9,8 @@ needs an edit: the folder is the list, and ``mergeforget.testing.check_loss`` ru
 policy's log-probabilities of the answers.
 
 - ``reference``: log-probabilities from the model before unlearning.
-- ``logits``, ``reference_logits``: whole next-token distributions.
+- ``logits``, ``reference_logits``: whole next-token distributions; read them with
+  ``TokenOutputs.of_logits`` or ``TokenOutputs.divergence``, which compute them in chunks.
 - ``hidden``, ``reference_hidden``: hidden states after the layer named by the argument ``layer``.
 - ``refusal``: refusals to the same prompts, in ``policy.refusal``; add ``answer`` if the loss also
   reads the forget answers.

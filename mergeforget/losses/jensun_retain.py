@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mergeforget.chunked_logprobs import widened
 from mergeforget.losses import unlearning_loss
 from mergeforget.outputs import MASKS, TokenOutputs
 
@@ -32,8 +31,11 @@ def jensun_retain(
     Args:
         mask: Counted positions. The published code counts every position ("all").
     """
-    log_p = F.log_softmax(widened(policy.logits), -1)
-    log_q = F.log_softmax(widened(reference.logits), -1).detach()
+    return policy.token_mean(policy.of_logits(_divergence, reference), MASKS[mask])
+
+
+def _divergence(logits: Tensor, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    log_p, log_q = F.log_softmax(logits, -1), F.log_softmax(reference, -1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    value = (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2
-    return policy.token_mean(value, MASKS[mask])
+    return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1) / 2

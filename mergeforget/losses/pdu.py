@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from mergeforget.chunked_logprobs import widened
 from mergeforget.losses import unlearning_loss
 from mergeforget.outputs import MASKS, TokenOutputs
 
@@ -31,6 +30,8 @@ def pdu(
     Args:
         mask: Counted positions. The published code counts padding as well ("all").
     """
-    logits = widened(policy.logits)  # (tokens, vocabulary)
-    margin = logits.max(-1).values - logits.mean(-1)
-    return policy.token_mean(margin**2, MASKS[mask])
+    return policy.token_mean(policy.of_logits(_squared_margin), MASKS[mask])
+
+
+def _squared_margin(logits: Tensor, _: Tensor | None) -> Tensor:
+    return (logits.max(-1).values - logits.mean(-1)) ** 2
