@@ -19,18 +19,26 @@ from mergeforget.registry import Entry
 SENTENCE_END = re.compile(r"(?<=[.!?;])[\"')\]]*\s+|(?<=[。！？；])|\n+")
 
 
-def resegment(rows: Sequence[Row], *, most: int = 0, seed: int = 0) -> list[Row]:
+def resegment(
+    rows: Sequence[Row], *, most: int = 0, seed: int = 0, join: Literal[" ", ""] = " "
+) -> list[Row]:
     """Add rows with shorter answers: move the first 1, 2, ... sentences into the input.
 
-    The new rows follow the row they were made of; an answer of one sentence yields none.
+    The new rows follow the row they were made of; an answer of one sentence yields none. Each has
+    the text of that row, so that a loss that counts every token sees plain copies.
 
     Args:
         most: Maximum number of rows added per answer, drawn at random; 0 means all.
         seed: Random seed of that draw.
+        join: Separator of input and output; in a training that of ``tokens``.
 
     Source: Sun and Li 2025, arXiv:2507.16263, section 3.1 ("from short to long"). The paper does
-        not say where it splits; here after . ! ? ; and at line breaks. Whitespace at a split is
-        replaced by the single space between input and output.
+        not say where it splits; here after . ! ? ; and at line breaks.
+
+    Example:
+        >>> row = Row("a-qa0", "Who was Ada?", "A poet. She left.")
+        >>> [(r.input, r.output) for r in resegment([row], join="")][1]
+        ('Who was Ada?A poet. ', 'She left.')
     """
     drawn = random.Random(seed)
     made = []
@@ -40,7 +48,9 @@ def resegment(rows: Sequence[Row], *, most: int = 0, seed: int = 0) -> list[Row]
         if most and len(cuts) > most:
             cuts = sorted(drawn.sample(cuts, most))
         for end, begin in cuts:
-            moved = f"{row.input} {row.output[:end]}"
+            blank = row.output[end:begin]
+            kept = "" if blank == join and not row.window else blank  # else ``join`` restores it
+            moved = row.input + row.joint(join) + row.output[:end] + kept
             made.append(replace(row, input=moved, output=row.output[begin:]))
     return made
 
@@ -52,11 +62,29 @@ def refuse(rows: Sequence[Row], *, texts: str | None = None, seed: int = 0) -> l
         texts: File with one refusal per line; a hundred are built in.
         seed: Random seed of the choice of refusals.
 
+    Raises:
+        InputError: A row is a window of a document, which asks nothing.
+
     Source: Maini et al. 2024, arXiv:2401.06121, "IDK"; Sun and Li 2025, "NR".
     """
+    check_asks(rows)
     known = read_refusals(Path(texts) if texts else None)
     drawn = random.Random(seed)
     return [replace(row, output=drawn.choice(known), cut=False) for row in rows]
+
+
+def check_asks(rows: Sequence[Row], replacement: str = "refusal") -> None:
+    """Raise InputError for windows of a document, to which a refusal is no answer.
+
+    The input of a document's first window is trained together with its output, so that a refusal
+    would train the text that must be forgotten.
+    """
+    if windows := [row.id for row in rows if row.window]:
+        raise InputError(
+            f"Row {windows[0]} is a window of a document, which asks nothing that a {replacement} "
+            "could answer. Use rows with a question and an answer, or another objective, for "
+            "example npo."
+        )
 
 
 def duplicate(

@@ -13,6 +13,7 @@ from mergeforget.console import say
 from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Row
 from mergeforget.data.templating import RAW, PromptTemplate
+from mergeforget.data.transforms import check_asks
 from mergeforget.errors import InputError
 from mergeforget.evaluate.generate import generate
 from mergeforget.files import read_jsonl, reading, write_jsonl
@@ -56,11 +57,7 @@ def alternate_rows(
             answer can be found.
     """
     rows = sets["forget"]
-    if windows := [row.id for row in rows if row.window]:
-        raise InputError(
-            f"Row {windows[0]} is a window of a document, which has no alternate answer. Use "
-            "rows with a question and an answer, or another objective, for example npo."
-        )
+    check_asks(rows, "alternate answer")
     known = folder / FILE
     if resume and known.is_file():
         with reading(known):

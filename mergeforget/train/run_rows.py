@@ -22,7 +22,7 @@ from mergeforget.model_files import content_of, locate
 from mergeforget.recipe import DataSpec, Recipe, change, load_recipe, save_recipe
 from mergeforget.run import Run, file_facts
 from mergeforget.search.split import group, load_data
-from mergeforget.train.tokenize import check_weights
+from mergeforget.train.tokenize import check_replaceable, check_weights
 from mergeforget.train_config import Training
 
 TWINS = 3  # held twins of each forget row
@@ -50,6 +50,8 @@ def prepare(recipe: Recipe, run: Run, *, resume: bool = False) -> Sets:
 
 def _prepare(recipe: Recipe, run: Run, resume: bool) -> Sets:
     sets = _read_and_save(recipe, run, resume)
+    for training in recipe.trainings().values():
+        check_replaceable(sets.forget, training)
     checked = [training for training in recipe.trainings().values() if training.until]
     if checked:  # fails before any training
         load_data(run, recipe.evaluation, None, recipe.search.seed)

@@ -18,12 +18,13 @@ from mergeforget.data.tokens import (
     position_limit,
     truncation,
 )
-from mergeforget.data.transforms import ROW_TRANSFORMS, TOKEN_TRANSFORMS, refuse
+from mergeforget.data.transforms import ROW_TRANSFORMS, TOKEN_TRANSFORMS, check_asks, refuse
 from mergeforget.data.twins import origin_of
 from mergeforget.errors import InputError
+from mergeforget.outputs import ANSWER
 from mergeforget.recipe import Memorise, Training
 from mergeforget.train.dataset import REFUSAL
-from mergeforget.train.objective import any_needs, reads_of
+from mergeforget.train.objective import any_needs, mask_of, reads_of, sets_of
 
 COMPARED = ("forget", "held", "selected", "unseen", "imitations")  # sets compared by `until`
 
@@ -44,8 +45,10 @@ def encode_sets(
             the forget answers take their place, as for an estimate of the cost.
 
     Raises:
-        InputError: A set is empty, or an answer has no tokens.
+        InputError: A set is empty, an answer has no tokens, or a window of a document would need
+            a refusal or an alternate answer.
     """
+    check_replaceable(sets["forget"] if "forget" in sets else (), training)
     encoded = {}
     for name, rows in sets.items():
         if not rows:
@@ -62,8 +65,56 @@ def encode_sets(
             seed=training.seed,
         )
         encoded[REFUSAL] = _encoded(tokenizer, rows, REFUSAL, training, template)
+    encoded = _with_answers(encoded, training)
     if training.folds and "forget" in encoded and "retain" in encoded:
         encoded = _with_folds(encoded, training.folds)
+    return encoded
+
+
+def check_replaceable(forget: Sequence[Row], training: Training) -> None:
+    """Raise InputError if windows of a document would need a refusal or an alternate answer."""
+    if any_needs(training.objective, "alternate"):
+        check_asks(forget, "alternate answer")
+    refused = any(step.transform == "refuse" and step.on == "forget"
+                  for step in training.transforms)  # fmt: skip
+    if refused or any_needs(training.objective, "refusal"):
+        check_asks(forget)
+
+
+def _with_answers(
+    encoded: dict[str, list[Encoded]], training: Training
+) -> dict[str, list[Encoded]]:
+    """Drop the examples that truncation left without an answer token that is predicted.
+
+    They would count in means over rows, with a loss of 0. Those of a set are kept if every term
+    that reads it also counts prompts. A forget row and its refusal are dropped together.
+
+    Raises:
+        InputError: No row of a set is left.
+    """
+    dropped: dict[str, set[int]] = {}
+    for name, rows in encoded.items():
+        terms = [term for term in training.objective if name in sets_of(term)]
+        if terms and all(len(mask_of([term])) > 1 for term in terms):
+            continue
+        if not terms and name == "forget" and REFUSAL in encoded:
+            continue  # only the refusals are trained
+        dropped[name] = {i for i, one in enumerate(rows) if ANSWER not in one.kinds[1:]}
+    if REFUSAL in encoded and "forget" in encoded:
+        both = dropped.get("forget", set()) | dropped.get(REFUSAL, set())
+        dropped["forget"] = dropped[REFUSAL] = both
+    read = {name for term in training.objective for name in sets_of(term)}
+    for name, places in dropped.items():
+        size = len(encoded[name])
+        if not places or (len(places) == size and name not in read):
+            continue
+        known = f"{len(places)} of {size} {name} rows have no answer token within max_length: "
+        advice = f"{training.max_length} tokens. Raise max_length, or set tokens.truncate: prompt."
+        if len(places) == size:
+            raise InputError(known + advice)
+        say(f"{known}they are not used. It is {advice}")
+        kept = [one for i, one in enumerate(encoded[name]) if i not in places]
+        encoded[name] = [replace(one, row=index) for index, one in enumerate(kept)]
     return encoded
 
 
@@ -103,7 +154,10 @@ def _changed(rows: Sequence[Row], name: str, training: Training) -> list[Row]:
     for step in training.transforms:
         if step.on == name and step.transform in ROW_TRANSFORMS:
             before = len(rows)
-            rows = ROW_TRANSFORMS[step.transform].fn(rows, **step.arguments)
+            arguments = step.arguments
+            if step.transform == "resegment":
+                arguments = {"join": training.tokens.join} | arguments
+            rows = ROW_TRANSFORMS[step.transform].fn(rows, **arguments)
             if len(rows) != before:
                 say(f"{step.transform}: {before} {name} rows became {len(rows)}.")
     return list(rows)

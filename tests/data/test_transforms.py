@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -38,12 +39,25 @@ def test_resegment_moves_the_first_sentences_into_the_input() -> None:
     assert {r.id for r in made[:4]} == {"a-sc1"} and made[0].kind == made[3].kind == "sc"
 
 
-@given(st.text(alphabet="ab. !?\n。", min_size=1, max_size=40))
-def test_resegment_keeps_the_text_except_whitespace(text: str) -> None:
-    row = Row("x-sc1", "in", text)
+@given(st.text(alphabet='ab. !?\n"', min_size=1, max_size=40), st.sampled_from(["in", "in ", ""]))
+def test_resegment_keeps_the_text(text: str, prompt: str) -> None:
+    row = Row("x-sc1", prompt, text)
     for made in resegment([row]):
-        assert "".join(made.document.split()) == "".join(row.document.split())
+        assert made.document == row.document
         assert made.output.strip() or made == row
+    for made in resegment([row], join=""):
+        assert made.input + made.output == prompt + text
+
+
+@pytest.mark.parametrize("window", ["whole", "start", "middle"])
+def test_resegment_keeps_the_text_of_documents(window: Any) -> None:
+    row = Row("x", "He came. ", "Then he left. All was well.", window=window)
+    assert {made.document for made in resegment([row])} == {row.document}
+
+
+def test_resegment_splits_after_full_stops_without_a_space() -> None:
+    made = resegment([Row("x", "谁？", "她。我！")], join="")
+    assert [(r.input, r.output) for r in made] == [("谁？", "她。我！"), ("谁？她。", "我！")]
 
 
 def test_resegment_draws_the_same_rows_for_the_same_seed() -> None:
@@ -71,6 +85,12 @@ def test_refuse_replaces_answers_only(tmp_path: Path) -> None:
     own.write_text("\n")
     with pytest.raises(InputError, match="one per line"):
         read_refusals(own)
+
+
+def test_refusals_to_windows_of_documents_are_refused() -> None:
+    window = Row("d-w1", "He came.", " Then he left.", window="start")
+    with pytest.raises(InputError, match="Row d-w1 is a window of a document.*refusal"):
+        refuse([SHORT, window])
 
 
 def test_random_tokens_keep_prompt_length_and_end() -> None:

@@ -12,12 +12,16 @@ import pytest
 from mergeforget.data.schema import Row
 from mergeforget.errors import InputError
 from mergeforget.files import read_jsonl
+from mergeforget.outputs import ANSWER
+from mergeforget.recipe import change, load_recipe
+from mergeforget.run import Run
 from mergeforget.train import alternates
 from mergeforget.train.alternates import alternate_rows
-from mergeforget.train.dataset import PairedRows
+from mergeforget.train.dataset import REFUSAL, PairedRows
+from mergeforget.train.run_rows import prepare
 from mergeforget.train.samplers import LayeredSampler
 from mergeforget.train.tokenize import encode_sets
-from mergeforget.train_config import Term, Training
+from mergeforget.train_config import Term, Tokens, Training
 
 FORGET = [
     Row("a-qa0", "Where was Ada born?", "In Lund.", split="forget"),
@@ -80,6 +84,63 @@ def test_unusable_alternates_are_replaced_by_answers_of_retain_rows(
     assert [x["origin"] for x in read_jsonl(tmp_path / "alternates.jsonl")] == ["model", "retain"]
     with pytest.raises(InputError, match=r"train\.alternates"):
         alternate_rows(None, tiny_tokenizer, {"forget": FORGET}, tmp_path)
+
+
+DOCUMENT = [Row(f"d-w{i}", "He came.", " Then he left.", window=w, split="forget")
+            for i, w in enumerate(("start", "middle", "end"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["idk", "dpo", "flat", "jensun", "altpo", "egup", "refuse"])
+def test_replacement_answers_to_windows_of_documents_are_refused(
+    name: str, tiny_tokenizer: Any
+) -> None:
+    more: dict[str, Any] = {"transforms": [{"transform": "refuse", "on": "forget"}]}
+    loss, more = ("gd", more) if name == "refuse" else (name, {})
+    training = Training(objective=[Term(loss=loss, on="forget")], **more)
+    with pytest.raises(InputError, match="Row d-w0 is a window of a document"):
+        encode_sets(tiny_tokenizer, {"forget": DOCUMENT, "retain": RETAIN}, training)
+
+
+def test_windows_that_need_refusals_are_refused_before_the_model_is_loaded(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "forget.jsonl").write_text(json.dumps({"text": "He came. Then he left."}))
+    (tmp_path / "retain.jsonl").write_text(json.dumps({"input": "Who?", "output": "Bo."}))
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in ("forget", "retain")}
+    recipe = change(load_recipe("idk"), model={"name": str(tiny_folder)}, data=files)
+    with pytest.raises(InputError, match="is a window of a document"):
+        prepare(recipe, Run(tmp_path / "run"))
+
+
+LONG = Row("l-qa0", "Where was Ada born, of whom so much is told?", "In Lund.", split="forget")
+
+
+def cut(loss: str, **arguments: Any) -> Training:
+    terms = [Term.model_validate({"loss": loss, "on": "forget", **arguments}),
+             Term(loss="gd", on="retain")]  # fmt: skip
+    return Training(objective=terms, max_length=30, tokens=Tokens(truncate="end"))
+
+
+def test_rows_without_an_answer_token_are_left_out(
+    tiny_tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets = {"forget": [FORGET[0], LONG, FORGET[1]], "retain": RETAIN}
+    found = encode_sets(tiny_tokenizer, sets, cut("eul"))["forget"]
+    assert [(one.row, one.source) for one in found] == [(0, 0), (1, 2)]
+    assert "1 of 3 forget rows have no answer token within max_length" in capsys.readouterr().err
+    whole = encode_sets(tiny_tokenizer, sets, cut("eul", mask="tokens"))["forget"]
+    assert [one.row for one in whole] == [0, 1, 2] and ANSWER not in whole[1].kinds
+    with pytest.raises(InputError, match="1 of 1 forget rows have no answer token"):
+        encode_sets(tiny_tokenizer, {"forget": [LONG], "retain": RETAIN}, cut("level"))
+
+
+def test_a_refusal_is_left_out_with_its_forget_row(tiny_tokenizer: Any) -> None:
+    sets = {"forget": [FORGET[0], LONG, FORGET[1]], "retain": RETAIN}
+    found = encode_sets(tiny_tokenizer, sets, cut("dpo"))
+    assert [(one.row, one.source) for one in found["forget"]] == [(0, 0), (1, 2)]
+    assert [(one.row, one.source) for one in found[REFUSAL]] == [(0, 0), (1, 2)]
+    kept = encode_sets(tiny_tokenizer, sets, cut("idk", mask="tokens"))
+    assert len(kept["forget"]) == len(kept[REFUSAL]) == 3  # only refusals are read, with prompts
 
 
 def test_layered_unlearning_forgets_more_folds_in_each_stage(
