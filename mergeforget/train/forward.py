@@ -21,6 +21,7 @@ from mergeforget.outputs import TokenOutputs
 from mergeforget.train.packing_check import can_share, rows_leak
 from mergeforget.train.precision import autocast
 
+LAST = -1  # in place of a layer: the input of the output layer, after the final norm
 TOGETHER = (
     1024  # tokens; in longer passes, masked attention between rows costs more than packing saves
 )
@@ -44,7 +45,7 @@ def predict(
         model: A causal language model, with or without an adapter, possibly wrapped for several
             devices.
         head: The output matrix. If given, no logits are computed here; see ``output_matrix``.
-        layers: Layers, counted from 0, whose hidden states are returned.
+        layers: Layers, counted from 0, whose hidden states are returned; see also ``LAST``.
         row_total: Rows of the whole optimiser step; see ``TokenOutputs``.
         token_total: Kept positions of the whole optimiser step, by kind.
         prefixes: Whether packed rows may share a common prefix.
@@ -94,11 +95,15 @@ def _kept(
         inputs["logits_to_keep"] = keep
     with _packing(batch) if packed else nullcontext():
         output = model(input_ids=ids, use_cache=False, **inputs).logits
-    if packed and output.shape[1] == len(keep):
-        kept = output[0]
-    else:  # not packed, or a model that ignores logits_to_keep, such as xLSTM
-        kept = output.flatten(0, 1)[keep]
-    return kept, {n: h.flatten(0, 1)[keep] for n, h in seen.items()}
+
+    def kept(states: Tensor) -> Tensor:
+        if packed and states.shape[1] == len(keep):
+            return states[0]
+        return states.flatten(0, 1)[keep]  # not packed, or a model that ignores logits_to_keep
+
+    return kept(output), {
+        n: kept(h) if n == LAST else h.flatten(0, 1)[keep] for n, h in seen.items()
+    }
 
 
 def _shares_prefixes(model: Any, batch: Batch) -> bool:
@@ -338,14 +343,20 @@ def _captured(model: Any, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
         return hook
 
-    every = decoder_layers(model) if layers else nn.ModuleList()
-    for layer in layers:
-        if not -1 <= layer < len(every):  # -1 is the last
+    def keep_input(module: nn.Module, inputs: Any) -> None:
+        seen[LAST] = inputs[0]
+
+    numbered = [layer for layer in layers if layer != LAST]
+    every = decoder_layers(model) if numbered else nn.ModuleList()
+    for layer in numbered:
+        if not 0 <= layer < len(every):
             raise RecipeError(
                 f"There is no layer {layer}: the model has {len(every)}, counted from 0. Set "
                 f"`layer` in the objective, for example to {max(1, len(every) // 2)}."
             )
-    hooks = [every[layer].register_forward_hook(keep(layer)) for layer in layers]
+    hooks = [every[layer].register_forward_hook(keep(layer)) for layer in numbered]
+    if LAST in layers:
+        hooks.append(model.get_output_embeddings().register_forward_pre_hook(keep_input))
     try:
         yield seen
     finally:

@@ -19,8 +19,8 @@ from mergeforget.losses import UNLEARNING_LOSSES
 from mergeforget.outputs import ANSWER, MASKS, SeveralMicroBatches, TokenOutputs
 from mergeforget.recipe import Recipe, Term, Training
 from mergeforget.train.dataset import REFUSAL
+from mergeforget.train.forward import LAST
 
-LAST = -1  # layer whose hidden states give scores and efforts
 ReferenceContent = Literal[
     "logps", "hidden"
 ]  # one number per token, or the input of the output layer
@@ -190,6 +190,13 @@ def _check_helpers(place: str, training: Training) -> None:
             f"{place}: {name} trains an adapter in one process: leave out full and until, and "
             "launch without several processes."
         )
+    others = [t for t in terms if t.on == "forget" and "reinforced" not in needs(t)]
+    if "reinforced" in kinds and others and training.tokens.truncate == "end":
+        raise RecipeError(
+            f"{place}: with tokens.truncate: end, a row may lose its answer, and {others[0].loss} "
+            "and whp may not leave out the same rows. Set tokens.truncate: prompt, or leave out "
+            "one of the two terms."
+        )
     if "scores" in kinds and training.direction != "sum":
         raise RecipeError(f"{place}: atwu needs direction: sum, not {training.direction}.")
 
@@ -261,6 +268,8 @@ def _check_term(term: Term) -> None:
         )
     if {"reinforced", "scores", "efforts"} & set(needs(term)) and term.on != "forget":
         raise RecipeError(f"{term.loss!r} applies to the forget set only.")
+    if (layer := layer_of(term)) is not None and layer < 0:
+        raise RecipeError(f"layer counts from 0, so {layer} names no layer.")
     parameter = UNLEARNING_LOSSES.get(term.loss).parameters.get("mask")
     if parameter and term.arguments.get("mask", parameter.default) not in MASKS:
         raise RecipeError(

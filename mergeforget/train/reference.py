@@ -60,8 +60,12 @@ class StoredOutputs:
         self.rows, self.head = values.split(counts.tolist()), head
 
     def outputs(self, batch: Batch, **totals: Any) -> TokenOutputs:
-        """Stored reference outputs of a batch; the model is not run."""
+        """Stored reference outputs of a batch; the model is not run. They are 0 on padding."""
         values = torch.cat([self.rows[i] for i in batch.index.tolist()]).to(batch.labels.device)
+        if len(values) < len(batch.labels):  # rows are stored without padding
+            padded = values.new_zeros(len(batch.labels), *values.shape[1:])
+            padded[batch.kind != PADDING] = values
+            values = padded
         source = None if self.head is None else Projection(values, self.head)
         return TokenOutputs(
             source,

@@ -1,7 +1,6 @@
 """Weights of tokens and rows of the forget set, computed from hidden states: ATWU and EGUP.
 
-Both read the hidden states after the last layer, each divided by its root mean square, as the
-model's final norm does before its learned gains.
+Both read the hidden states after the model's final norm, the input of its output layer.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from torch import Tensor
 from mergeforget.data.batches import pack
 from mergeforget.data.tokens import Encoded
 from mergeforget.outputs import ANSWER, MASKS, TokenOutputs
-from mergeforget.train.forward import as_reference, predict
-from mergeforget.train.objective import LAST
+from mergeforget.train.forward import LAST, as_reference, predict
 from mergeforget.train.reference import in_groups
 from mergeforget.train_config import Scorer, Term
 
@@ -132,18 +130,23 @@ class Entanglement:
         return (self.inter[indices] * moved).detach()
 
 
-def entanglement_of(model: Any, encoded: Mapping[str, Sequence[Encoded]]) -> Entanglement:
+def entanglement_of(
+    model: Any, encoded: Mapping[str, Sequence[Encoded]], *, folds: int = 0
+) -> Entanglement:
     """Measure the hidden states of the forget and the retain rows under the reference.
 
     Args:
         model: The base model with its adapter.
+        folds: Number of folds in layered unlearning, else 0. The retain set then also has forget
+            rows of later folds, which are left out: a row resembles itself most.
     """
+    retain = [one for one in encoded["retain"] if one.fold == folds]
     device = next(model.parameters()).device
     states_by_set = {}
     with as_reference(model):
-        for name in ("forget", "retain"):
+        for name, examples in (("forget", encoded["forget"]), ("retain", retain)):
             parts = []
-            for rows in in_groups(encoded[name]):
+            for rows in in_groups(examples):
                 batch = pack(rows, (ANSWER,)).to(device)
                 parts.append(row_states(predict(model, batch, layers=[LAST])))
             states_by_set[name] = torch.cat(parts)
@@ -151,10 +154,9 @@ def entanglement_of(model: Any, encoded: Mapping[str, Sequence[Encoded]]) -> Ent
 
 
 def states(outputs: TokenOutputs) -> Tensor:
-    """Return the normalised hidden state before each predicted token, (tokens, width), detached."""
+    """Return the final hidden state before each predicted token, (tokens, width), detached."""
     assert outputs.hidden is not None, "hidden states of the last layer were not captured"
-    hidden = outputs.hidden[LAST].detach().float()
-    return hidden * hidden.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+    return outputs.hidden[LAST].detach().float()
 
 
 def row_states(outputs: TokenOutputs) -> Tensor:

@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from mergeforget.chunked_logprobs import Projection
-from mergeforget.data.batches import pack
+from mergeforget.data.batches import pack, pad
 from mergeforget.data.schema import Row
 from mergeforget.data.tokens import encode_rows
 from mergeforget.errors import RecipeError
 from mergeforget.outputs import ANSWER, PROMPT
 from mergeforget.train import forward
-from mergeforget.train.forward import output_matrix, predict, predict_sets
+from mergeforget.train.forward import LAST, output_matrix, predict, predict_sets
 
 SETS = {
     name: [Row(f"{name}{i}-qa0", f"Who is {i}?", f"Ada {i} {name}.", "", name) for i in range(5)]
@@ -46,6 +47,32 @@ def test_hidden_states_are_those_after_the_layer(tiny_model: Any, tiny_tokenizer
     torch.testing.assert_close(said.logits, full.logits[0][batch.keep])
     with pytest.raises(RecipeError, match="There is no layer 7"):
         predict(tiny_model, batch, layers=[7])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+@pytest.mark.parametrize("headless", [True, False])
+def test_the_final_hidden_states_are_those_after_the_norm(
+    kind: str, headless: bool, tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    model = tiny_model
+    if kind == "gpt_neox":  # its norm subtracts the mean
+        shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64}
+        config = AutoConfig.for_model(kind, **shape, num_hidden_layers=2, num_attention_heads=4)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    norm = model.get_decoder().norm if kind == "llama" else model.gpt_neox.final_layer_norm
+    with torch.no_grad():
+        norm.weight += torch.linspace(0, 3, len(norm.weight))  # learned gains
+    rows = encode_rows(tiny_tokenizer, SETS["forget"], max_length=64)
+    head = output_matrix(model) if headless else None
+    for batch in (pack(rows, (PROMPT, ANSWER)), pad(rows, (PROMPT, ANSWER), 0, side="left")):
+        found = predict(model, batch, head=head, layers=[LAST]).hidden
+        assert found is not None
+        wanted = [
+            model(input_ids=torch.tensor([one.ids]), output_hidden_states=True).hidden_states[-1][0]
+            for one in rows
+        ]
+        every = torch.cat([states[:-1] for states in wanted])
+        torch.testing.assert_close(found[LAST], every, rtol=1e-4, atol=1e-4)
 
 
 def test_a_joint_pass_equals_separate_passes(tiny_model: Any, tiny_tokenizer: Any) -> None:

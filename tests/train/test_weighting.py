@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mergeforget.data.schema import Row
+from mergeforget.data.templating import RAW
 from mergeforget.errors import RecipeError
 from mergeforget.files import read_jsonl
 from mergeforget.outputs import ANSWER, PROMPT, TokenOutputs
@@ -20,8 +22,9 @@ from mergeforget.run import Run
 from mergeforget.train import callbacks
 from mergeforget.train.fit import TrainingJob, train_adapter
 from mergeforget.train.objective import check_recipe
-from mergeforget.train.weighting import Entanglement, TokenScorer
-from mergeforget.train_config import Lora, Reinforce, Scorer, Term, Training
+from mergeforget.train.tokenize import encode_sets
+from mergeforget.train.weighting import Entanglement, TokenScorer, entanglement_of
+from mergeforget.train_config import Lora, Reinforce, Scorer, Term, Tokens, Training
 
 KIND = torch.tensor([PROMPT, ANSWER, ANSWER, ANSWER, ANSWER])
 ROW = torch.tensor([0, 0, 0, 1, 1])
@@ -49,7 +52,6 @@ def test_a_step_of_the_scorer_is_sgd_on_its_published_objective() -> None:
     w, b = start.double().requires_grad_(), torch.zeros(1).double().requires_grad_()
     assert said.hidden is not None
     h = said.hidden[-1].double()
-    h = h / (h**2).mean(-1, keepdim=True).sqrt()
     nll = -said.token_logps.double()
     g = (1 + (-(h @ w + b)).exp()) ** -1
     at = [1, 2, 3, 4]  # the answers
@@ -98,6 +100,38 @@ def test_efforts_match_a_hand_calculation() -> None:
     # row 0 has not moved: cosine 1; the states of row 1 have the mean (1, 1): cosine 1 / sqrt 2
     efforts = found.efforts(said, torch.tensor([0, 1]))
     torch.testing.assert_close(efforts, torch.tensor([1.171573, 0.585786]))
+
+
+def test_efforts_leave_out_forget_rows_among_the_retain_rows(
+    make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    """Layered unlearning retains later folds of the forget set, which resemble themselves."""
+    plain = Training(objective=[Term(loss="egup", on="forget"), RETAIN])
+    rows = [Row(f"{n}-qa0", f"Who is {n}?", f"{n} {n}.") for n in ("Ada", "Bo", "Cy", "Di")]
+    sets = {"forget": rows, "retain": SETS["retain"]}
+    policy = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    layered = encode_sets(tiny_tokenizer, sets, plain.model_copy(update={"folds": 2}), RAW, rows)
+    assert len(layered["retain"]) == 4 + 2
+    whole = entanglement_of(policy, encode_sets(tiny_tokenizer, sets, plain, RAW, rows))
+    found = entanglement_of(policy, layered, folds=2)
+    assert torch.equal(found.inter, whole.inter) and torch.equal(found.forget, whole.forget)
+
+
+def test_whp_has_the_same_values_with_padding_as_without(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    values = {}
+    for padding, mask in (("none", "tokens"), ("left", "all"), ("right", "all")):
+        terms = [Term(loss="whp", on="forget"),
+                 Term.model_validate({"loss": "kl", "on": "retain", "mask": mask})]  # fmt: skip
+        trained(tmp_path / padding, make_model(), tiny_tokenizer, objective=terms, scorer=None,
+                epochs=1, reinforce=Reinforce(epochs=1, learning_rate=0.05), batch_size=2,
+                tokens=Tokens(padding=padding),  # type: ignore[arg-type]
+                lora=Lora(r=2, lora_alpha=4, lora_dropout=0.0))  # fmt: skip
+        lines = read_jsonl(tmp_path / padding / "history.jsonl")
+        values[padding] = [x["terms"]["whp_forget"] for x in lines if x["stage"] == "adapter"][0]
+    assert values["left"] == pytest.approx(values["none"], rel=1e-4)
+    assert values["right"] == pytest.approx(values["none"], rel=1e-4)
 
 
 def trained(
@@ -182,5 +216,10 @@ def test_helpers_of_other_losses_are_refused() -> None:
         check(ATWU, gd, direction="gru")
     with pytest.raises(RecipeError, match="leave out full"):
         check(Term(loss="whp", on="forget"), full={"last_layers": 1})
+    with pytest.raises(RecipeError, match="npo and whp may not leave out the same rows"):
+        check(Term(loss="whp", on="forget"), npo, tokens=Tokens(truncate="end"))
+    check(Term(loss="whp", on="forget"), gd, tokens=Tokens(truncate="end"))
+    with pytest.raises(RecipeError, match="layer counts from 0, so -1 names no layer"):
+        check(Term.model_validate({"loss": "rmu", "on": "forget", "layer": -1}), gd)
     with pytest.raises(RecipeError, match="forget set only"):
         check(npo, Term(loss="atwu", on="retain"))
