@@ -150,11 +150,17 @@ class AutoRate(RecipeSection):
 
 
 class Dual(RecipeSection):
-    """Raise the weight of a term while its value is above a limit, see ``train.callbacks``."""
+    """Raise the weight of a term while its value is above a limit, see ``train.callbacks``.
+
+    Attributes:
+        warmup_epochs: Passes over the forget set before the first update; until then the weight is
+            that of the recipe.
+    """
 
     term: str = "gd_retain"  # label of the term: its loss and its set
     limit: NotNegative  # in the unit of the term, usually nats
     step: Rate = 1.0  # step size of the dual ascent, in weight per nat
+    warmup_epochs: NotNegative = 0.0
 
 
 class Watch(RecipeSection):
@@ -338,8 +344,18 @@ class Training(RecipeSection):
                 f"dual.term is {self.dual.term!r}, but the terms are: {', '.join(labels)}"
             )
         sets = {t.on for t in self.objective}
-        if self.direction in ("ngdiff", "gru") and len(sets) < 2:
+        if self.direction in ("ngdiff", "gru") and not {"forget", "retain"} <= sets:
             raise ValueError(f"direction {self.direction} needs terms on forget and on retain")
+        if self.direction != "sum" and "held" in sets:
+            raise ValueError(
+                f"direction {self.direction} combines the gradients of forget and retain terms "
+                "only: leave out the terms on held, or set direction: sum"
+            )
+        if self.direction in ("ngdiff", "gru") and self.dual:
+            raise ValueError(
+                f"dual has no proper effect with direction {self.direction}, which rescales the "
+                "gradients of the terms: leave out dual, or set direction: sum"
+            )
         if self.direction == "sam" and "forget" not in sets:
             raise ValueError("direction sam perturbs along the forget gradient: add a forget term")
         if self.robust and "forget" not in sets:
@@ -384,9 +400,10 @@ class Training(RecipeSection):
             )
         if self.folds and self.retain_rows == "same_index":
             raise ValueError("folds draws retain rows by stage: leave out retain_rows: same_index")
-        if self.batches == "by_set" and self.direction != "sum":
+        if self.batches != "together" and self.direction != "sum":
             raise ValueError(
-                f"batches: by_set has one set per step, but direction {self.direction} needs two"
+                f"batches: {self.batches} has one set per step, but direction {self.direction} "
+                "needs two: set batches: together"
             )
         if self.batches == "by_set" and self.retain_per_forget != 1:
             raise ValueError("batches: by_set uses each retain row once; omit retain_per_forget")

@@ -14,6 +14,7 @@ from mergeforget.train.objective import check_recipe, mask_of
 from mergeforget.train_config import Full, Term, Training
 
 GA, GD = Term(loss="ga", on="forget"), Term(loss="gd", on="retain")
+HOLD = Term(loss="hold", on="held")
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,15 @@ GA, GD = Term(loss="ga", on="forget"), Term(loss="gd", on="retain")
     [
         ({"objective": [GA, GA]}, "names a term twice"),
         ({"direction": "ngdiff", "objective": [GA]}, "needs terms on forget and on retain"),
+        ({"direction": "gru", "objective": [GA, HOLD]}, "needs terms on forget and on retain"),
+        ({"direction": "ngdiff", "objective": [GA, GD, HOLD]}, "leave out the terms on held"),
+        ({"direction": "sam", "objective": [GA, HOLD]}, "leave out the terms on held"),
+        ({"direction": "ngdiff", "dual": {"limit": 1.0}}, "dual has no proper effect"),
+        ({"direction": "gru", "dual": {"limit": 1.0}}, "dual has no proper effect"),
+        ({"direction": "ngdiff", "batches": "alternating"}, "set batches: together"),
+        ({"direction": "gru", "batches": "alternating"}, "set batches: together"),
+        ({"direction": "sam", "batches": "alternating"}, "set batches: together"),
+        ({"direction": "sam", "batches": "by_set"}, "set batches: together"),
         ({"auto_rate": {}}, "optimizer: sgd"),
         ({"auto_rate": {}, "direction": "ngdiff", "optimizer": "sgd"}, "schedule: constant"),
         (

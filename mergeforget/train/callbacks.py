@@ -314,25 +314,34 @@ class DualWeight(TrainerCallback, ExportableState):
         limit: Value, in nats, that the term should not exceed.
         step: Step size of the dual ascent, in weight per nat.
         weight: The recipe's weight, used until the first update.
+        warmup_steps: Optimiser steps before the first one that is followed by an update.
 
-    Source: Entesari et al. 2025, arXiv:2506.05314, algorithm 1.
+    Source: Entesari et al. 2025, arXiv:2506.05314, algorithm 1; the warm-up is that of its code.
     """
 
-    def __init__(self, term: str, limit: float, step: float, weight: float) -> None:
-        self.term, self.limit, self.step = term, limit, step
+    def __init__(
+        self, term: str, limit: float, step: float, weight: float, warmup_steps: int = 0
+    ) -> None:
+        self.term, self.limit, self.step, self.warmup_steps = term, limit, step, warmup_steps
         self.start = weight
         self.weight = weight
         self.trainer: UnlearningTrainer | None = None
 
     @classmethod
-    def of(cls, dual: Dual, terms: Sequence[Term]) -> DualWeight:
-        """Create the callback for the section ``dual`` of a recipe."""
+    def of(cls, dual: Dual, terms: Sequence[Term], epoch_steps: int) -> DualWeight:
+        """Create the callback for the section ``dual`` of a recipe.
+
+        Args:
+            epoch_steps: Optimiser steps of one pass over the forget set.
+        """
         (weight,) = (term.weight for term in terms if term.label == dual.term)
-        return cls(dual.term, dual.limit, dual.step, weight)
+        warmup_steps = round(dual.warmup_epochs * epoch_steps)
+        return cls(dual.term, dual.limit, dual.step, weight, warmup_steps)
 
     def state(self) -> dict[str, Any]:
         """Return the arguments and the current weight, as stored in a checkpoint."""
-        args = {"term": self.term, "limit": self.limit, "step": self.step, "weight": self.start}
+        args = {"term": self.term, "limit": self.limit, "step": self.step, "weight": self.start,
+                "warmup_steps": self.warmup_steps}  # fmt: skip
         return {"args": args, "attributes": {"weight": self.weight}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -351,6 +360,8 @@ class DualWeight(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         assert self.trainer is not None
+        if state.global_step <= self.warmup_steps:
+            return
         value = self.trainer.value_of(self.term)
         if value is not None:  # None in a step that has only the other set
             self.weight = max(0.0, self.weight + self.step * (value - self.limit))

@@ -279,7 +279,8 @@ def fit(
     # without a plan, a step is divided into one micro-batch per rank
     accumulation = plan.accumulation(len(rows)) if plan else gcd(training.batch_size, world_size())
     order = order_of(training, rows, accumulation)
-    dual = DualWeight.of(plan.dual, terms) if plan is not None and plan.dual else None
+    epoch_steps = steps_per_epoch(order, accumulation)
+    dual = DualWeight.of(plan.dual, terms, epoch_steps) if plan is not None and plan.dual else None
     callbacks = callbacks_of(training, sets, rows, order, job, dual, controller, snapshot)
     partners = job.partners
     trainings = 2 if partners is not None and partners.joined else 1
@@ -308,7 +309,7 @@ def fit(
         args=arguments(
             training,
             job.checkpoints,
-            steps_per_epoch=steps_per_epoch(order, accumulation),
+            steps_per_epoch=epoch_steps,
             accumulation=-(-accumulation // world_size()),
             gradient_checkpointing=passes.checkpointing,
             save_total_limit=2,  # a spare one, in case the newest is damaged
@@ -343,7 +344,7 @@ def _add_weights(
         spec = plan.scorer or Scorer()
         trainer.scorer = TokenScorer(int(config.hidden_size), spec, scored[0], device)
     if any_needs(plan.objective, "efforts"):
-        trainer.entanglement = entanglement_of(model, sets)
+        trainer.entanglement = entanglement_of(model, sets, folds=plan.folds or 0)
 
 
 def _run(trainer: UnlearningTrainer, job: TrainingJob, controller: UntilController | None) -> None:

@@ -194,6 +194,97 @@ def test_sam_takes_the_forget_gradient_at_the_perturbed_weights(
     assert any(not torch.allclose(wide[name], plain[name], atol=1e-5) for name in plain)
 
 
+RATE, RADIUS, SMOOTHING = 0.05, 0.3, 0.9
+FAR = 5.0  # a step after which the retain gradient differs
+TRAINED = "model.layers.1.mlp.down_proj.weight"
+
+
+def weights_after(
+    folder: Path, make_model: Callable[..., Any], tokenizer: Any, **more: Any
+) -> torch.Tensor:
+    """The trained matrix after SGD steps over all rows of both sets at once."""
+    model = make_model()
+    settings: dict[str, Any] = {
+        "objective": [GA, GD], "optimizer": "sgd", "schedule": "constant", "learning_rate": RATE,
+        "max_grad_norm": 0.0, "weight_decay": 0.0, "batch_size": 5,
+        "full": Full(layers=[1], modules=["down_proj"]),
+    }  # fmt: skip
+    job = TrainingJob(Run(folder), "over", checkpoint_seconds=1e9)
+    train_model(model, tokenizer, TWO, training(**settings | more), job)
+    return dict(model.named_parameters())[TRAINED].detach().double()
+
+
+class Twin:
+    """The same model in float64: gradients of the mean NLL of the answers of a set."""
+
+    def __init__(self, make_model: Callable[..., Any], tokenizer: Any) -> None:
+        self.model = make_model().double().eval()
+        self.weight = dict(self.model.named_parameters())[TRAINED]
+        self.tokenizer = tokenizer
+
+    def slope(self, name: str, theta: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.copy_(theta)
+        losses = []
+        for row in TWO[name]:
+            prompt = self.tokenizer(row.input)["input_ids"]
+            answer = [*self.tokenizer(" " + row.output)["input_ids"], self.tokenizer.eos_token_id]
+            logits = self.model(input_ids=torch.tensor([prompt + answer])).logits[0]
+            logps = logits[len(prompt) - 1 : -1].log_softmax(-1)
+            losses += [-logps[i, token] for i, token in enumerate(answer)]
+        (found,) = torch.autograd.grad(torch.stack(losses).mean(), self.weight)
+        return found
+
+
+def test_a_step_of_sam_equals_its_equation_in_float64(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    ours = weights_after(
+        tmp_path, make_model, tiny_tokenizer, direction="sam", sam_radius=RADIUS, epochs=1
+    )
+    twin = Twin(make_model, tiny_tokenizer)
+    start = twin.weight.detach().clone()
+    rise = -twin.slope("forget", start)  # gradient of ga
+    retain = twin.slope("retain", start)
+
+    def after(radius: float) -> torch.Tensor:
+        sharp = -twin.slope("forget", start + radius * rise / rise.norm())
+        return start - RATE * (retain + sharp)
+
+    right = after(RADIUS)
+    size = (right - start).norm()
+    assert (ours - right).norm() < 1e-4 * size
+    for wrong in (after(-RADIUS), after(0.0)):
+        assert (ours - wrong).norm() > 1e-2 * size
+
+
+def test_two_steps_of_gru_equal_their_equation_in_float64(
+    tmp_path: Path, make_model: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    ours = weights_after(
+        tmp_path, make_model, tiny_tokenizer, direction="gru", gru_smoothing=SMOOTHING, epochs=2,
+        learning_rate=FAR,
+    )  # fmt: skip
+    twin = Twin(make_model, tiny_tokenizer)
+    start = twin.weight.detach().clone()
+
+    def after(new: float, old: float) -> torch.Tensor:
+        """Weights if the smoothed gradient is new times the new and old times the previous one."""
+        theta, smoothed = start, torch.zeros(0)
+        for _ in range(2):
+            rise, retain = -twin.slope("forget", theta), twin.slope("retain", theta)
+            smoothed = new * retain + old * smoothed if len(smoothed) else retain
+            conflict = (rise * smoothed).sum()
+            assert conflict < 0
+            theta = theta - FAR * (rise - conflict / (smoothed**2).sum() * smoothed)
+        return theta
+
+    right = after(SMOOTHING, 1 - SMOOTHING)
+    size = (right - start).norm()
+    assert (ours - right).norm() < 1e-4 * size
+    assert (ours - after(1 - SMOOTHING, SMOOTHING)).norm() > 1e-3 * size
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -263,6 +354,16 @@ def test_dual_weight_rises_while_the_term_is_above_its_limit(train: Callable[...
         assert line["loss"] == pytest.approx(line["terms"]["ga_forget"] + weight * value, abs=1e-5)
         weight = max(0.0, weight + 0.5 * (value - 3.0))
     assert weight != 1.0
+
+
+def test_dual_weight_is_constant_during_its_warm_up(train: Callable[..., Any]) -> None:
+    """Three steps a pass: as in the published code, the steps of the second pass update it."""
+    _, lines = train(objective=[GA, GD], dual=Dual(limit=3.0, step=0.5, warmup_epochs=1))
+    weights = [line["dual_weight"] for line in lines]
+    assert len(lines) == 6 and weights[:4] == [1.0] * 4
+    for i in (4, 5):
+        wanted = max(0.0, weights[i - 1] + 0.5 * (lines[i - 1]["terms"]["gd_retain"] - 3.0))
+        assert weights[i] == pytest.approx(wanted) and weights[i] != weights[i - 1]
 
 
 def test_dual_of_an_unknown_term_is_refused() -> None:
