@@ -74,9 +74,9 @@ READ = [i for i, k in enumerate(KIND.tolist()) if k != PADDING]  # mask "tokens"
 FLAT = [i for at in ANSWERS for i in at]
 
 
-def undial(a: Said, b: Said) -> Tensor:
+def undial(a: Said, b: Said, at: list[int] = FLAT) -> Tensor:
     total = []
-    for i in FLAT:
+    for i in at:
         z = b.logits[i].detach().clone()
         z[LABELS[i]] -= 10
         t = z.exp() / z.exp().sum()
@@ -158,11 +158,15 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
     ("kl", {"mask": "tokens"}, lambda a, b: kl(a, b, READ)),
     ("kl", {"mask": "all"}, lambda a, b: kl(a, b, list(range(len(LABELS))))),
     ("undial", {}, undial),
+    ("undial", {"mask": "tokens"}, lambda a, b: undial(a, b, READ)),
     ("ceu", {}, ceu),
     ("wga", {}, lambda a, b: -mean([(-x.detach()).exp() * x for x in a.tokens()])),
     ("wga", {"beta": 3.0}, lambda a, b: -mean([(-3 * x.detach()).exp() * x for x in a.tokens()])),
     ("satimp", {}, lambda a, b: -mean(
         [(-5 * x.detach()).exp() * (1 - (-x.detach()).exp()) * x for x in a.tokens()])),
+    ("satimp", {"mask": "tokens", "beta1": 2.0, "beta2": 3.0}, lambda a, b: -mean(
+        [(-2 * a.l[i].detach()).exp() * (1 - (-a.l[i].detach()).exp()) ** 3 * a.l[i]
+         for i in READ])),
     ("gd", {"mask": "tokens"}, lambda a, b: mean([a.l[i] for i in READ])),
     ("gd", {"mask": "tokens", "reduction": "batch_mean"},
      lambda a, b: mean([a.l[i] for i in READ])),
@@ -179,7 +183,12 @@ EQUATIONS: list[tuple[str, dict[str, Any], Equation]] = [
     ("ceu", {"skip_first": True}, ceu_after_the_first),
     ("pdu", {}, lambda a, b: margins(a, READ)),
     ("pdu", {"mask": "answer"}, lambda a, b: margins(a, FLAT)),
+    ("pdu", {"mask": "all"}, lambda a, b: margins(a, list(range(len(LABELS))))),
     ("jensun_retain", {}, lambda a, b: mean([jsd(a.p[i], b.p[i].detach()) for i in FLAT])),
+    ("jensun_retain", {"mask": "tokens"},
+     lambda a, b: mean([jsd(a.p[i], b.p[i].detach()) for i in READ])),
+    ("jensun_retain", {"mask": "all"},
+     lambda a, b: mean([jsd(a.p[i], b.p[i].detach()) for i in range(len(LABELS))])),
     ("rmu", {"normalise": "width"}, lambda a, b: mean(
         [((a.hidden[i] - 6.5 * unit(WIDTH)) ** 2).mean() for i in READ])),
     ("rmu_retain", {"normalise": "width"}, lambda a, b: mean(
@@ -253,11 +262,16 @@ def test_a_preference_loss_equals_its_equation(name: str, mask: str) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
 
 
-def test_idk_is_the_likelihood_of_the_refusal() -> None:
+@pytest.mark.parametrize(("mask", "at"), [("answer", FLAT), ("tokens", READ)])
+def test_idk_is_the_likelihood_of_the_refusal(mask: str, at: list[int]) -> None:
     policy, refusal = Said(0).outputs(plain=True), Said(1)
     policy.refusal = refusal.outputs(plain=False)
-    ours = UNLEARNING_LOSSES.get("idk").fn(policy)
-    torch.testing.assert_close(ours, mean(refusal.tokens()))
+    ours = UNLEARNING_LOSSES.get("idk").fn(policy, mask=mask)
+    theirs = mean([refusal.l[i] for i in at])
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    (mine,) = torch.autograd.grad(ours, refusal.hidden, retain_graph=True)
+    (other,) = torch.autograd.grad(theirs, refusal.hidden)
+    torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -335,18 +349,20 @@ def test_whp_equals_its_equation(alpha: float, mask: str, plain: bool) -> None:
     torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("mask", ["answer", "tokens"])
 @pytest.mark.parametrize("efforts", [None, [0.5, 2.0, 0.0]])
-def test_egup_equals_its_equation(efforts: list[float] | None) -> None:
+def test_egup_equals_its_equation(efforts: list[float] | None, mask: str) -> None:
     said, base, proxy, proxy_ref = (Said(seed) for seed in range(4))
     policy, reference = said.outputs(plain=True), base.outputs(plain=True)
     policy.refusal, reference.refusal = proxy.outputs(plain=True), proxy_ref.outputs(plain=True)
     if efforts is not None:
         policy.efforts = torch.tensor(efforts)
-    ours = UNLEARNING_LOSSES.get("egup").fn(policy, reference, beta=0.5, boundary=3.0)
+    ours = UNLEARNING_LOSSES.get("egup").fn(policy, reference, beta=0.5, boundary=3.0, mask=mask)
     terms = []
+    at = READ if mask == "tokens" else FLAT
     for r in range(3):
-        push = 4 * softplus(-0.5 * (said.sums()[r] - base.sums()[r].detach()))
-        beyond = said.means()[r] - proxy_ref.means()[r].detach()
+        push = 4 * softplus(-0.5 * (said.row_sums(at)[r] - base.row_sums(at)[r].detach()))
+        beyond = said.row_means(at)[r] - proxy_ref.row_means(at)[r].detach()
         past = beyond**2 if float(beyond.detach()) > 0 else 0 * beyond
         terms.append((efforts or [1.0] * 3)[r] * push + 3 * past)
     theirs = mean(terms)
@@ -355,7 +371,8 @@ def test_egup_equals_its_equation(efforts: list[float] | None) -> None:
     (other,) = torch.autograd.grad(theirs, said.hidden)
     torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-9)
     assert {float(b.detach() - a.detach()) > 0 for a, b in
-            zip(proxy_ref.means(), said.means(), strict=True)} == {True, False}  # fmt: skip
+            zip(proxy_ref.row_means(at), said.row_means(at), strict=True)} == {
+                True, False}  # fmt: skip
 
 
 def test_atwu_weighs_each_token_by_its_score() -> None:

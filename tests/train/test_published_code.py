@@ -21,6 +21,7 @@ from mergeforget.train.forward import predict
 from mergeforget.train.objective import compute, mask_of
 from mergeforget.train.samplers import BySetSampler
 from mergeforget.train.tokenize import encode_sets
+from mergeforget.train_config import Dual
 
 PAD, LENGTH = 0, 40
 FORGET = [
@@ -186,7 +187,31 @@ def test_a_row_of_ishumei_is_the_published_one(make_model: Any) -> None:
             assert ours.ids == [*both, tokenizer.eos_token_id][:length]
 
 
+def test_resegmentation_only_adds_copies_where_the_prompt_counts() -> None:
+    """The recipes after the code count every token, so the border of the answer has no effect."""
+    tokenizer = merging_tokenizer()
+    rows = [Row("a-qa0", "Who was Ada?", "Ada was born in Lund. She left.  So did he.")]
+    training = load_recipe("ishumei-as-run").training("over")
+    found = encode_sets(tokenizer, {"forget": rows, "retain": RETAIN}, training)["forget"]
+    assert len(found) == 3 and len({tuple(one.ids) for one in found}) == 1
+    assert len({tuple(one.kinds) for one in found}) == 3
+    control = load_recipe("ishumei-steps-as-run").training("over")
+    same = {"transforms": training.transforms}
+    assert control.model_copy(update=same) == training
+    copies = encode_sets(tokenizer, {"forget": rows, "retain": RETAIN}, control)["forget"]
+    assert [one.ids for one in copies] == [one.ids for one in found]
+
+
 def test_recipes_reproduce_the_settings_of_the_published_code() -> None:
+    for name in ("rmu", "rmu-as-run", "snuffleupagus", "snuffleupagus-1b"):
+        loop = load_recipe(name).training("over")  # AdamW of transformers, without clipping
+        assert (loop.max_grad_norm, loop.weight_decay, loop.learning_rate) == (0, 0, 5e-5)
+    batches = {"rmu-as-run": 4, "snuffleupagus": 12, "snuffleupagus-1b": 8}
+    for name, size in batches.items():
+        assert load_recipe(name).training("over").batch_size == size
+    pdu = load_recipe("pdu").training("over")  # community/methods/PDU/run.sh, TOFU
+    assert pdu.dual == Dual(term="gd_retain", limit=0.3, step=5, warmup_epochs=5)
+    assert pdu.objective[1].weight == 100 and pdu.epochs == 10
     for side in load_recipe("zjuklab-as-run").trainings().values():
         assert side.max_grad_norm == 0  # its DeepSpeed configuration has no gradient_clipping
     assert {t.on for t in load_recipe("undial").training("over").objective} == {"forget"}
