@@ -484,18 +484,18 @@ def test_an_answer_that_names_a_forget_subject_is_not_retained() -> None:
 
 
 def test_texts_of_all_three_sets_are_read_in_the_same_way(tmp_path: Path) -> None:
-    files = []
+    files: list[Path] = []
     for name, who in (("forget", "Ann"), ("retain", "Bob"), ("holdout", "Carl")):
         text = "\n\n".join(f"{who} lives at number {i}. It is a house." for i in range(12))
         files.append(tmp_path / f"{name}.md")
         files[-1].write_text(text)
-    found = read_request(*files, answers)
+    found = read_request(files[0], files[1], files[2], answers)
     for rows in (found.forget, found.retain, found.holdout):
         assert [row.window for row in rows] == ["whole"] * 12
     assert len({row.id for row in (*found.forget, *found.retain, *found.holdout)}) == 36
     assert not found.generated and not found.twins
     files[1].write_text("Who is Bob?\nTell me about Bob Ray")
-    found = read_request(*files, answers)
+    found = read_request(files[0], files[1], files[2], answers)
     assert [r.output for r in found.retain] == [
         "answer to Who is Bob?", "answer to Tell me about Bob Ray"]  # fmt: skip
     assert not found.generated
@@ -503,11 +503,12 @@ def test_texts_of_all_three_sets_are_read_in_the_same_way(tmp_path: Path) -> Non
 
 
 def test_rows_in_memory_are_read_like_those_of_a_file() -> None:
-    rows = RequestReader(answers).read([
+    given: list[dict[str, Any]] = [
         {"id": None, "question": "How many?", "answer": 0, "subject": "Ann", "weight": 2},
         {"id": None, "question": "Which year?", "answer": 1815.0, "task": "Task1",
          "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}]},
-    ])  # fmt: skip
+    ]  # fmt: skip
+    rows = RequestReader(answers).read(given)
     assert [(r.output, r.subject, r.weight, r.task, len(r.messages)) for r in rows] == [
         ("0", "Ann", 2.0, "", 0), ("1815", "forget-2", 1.0, "Task1", 2)]  # fmt: skip
     assert rows[0].id != rows[1].id
@@ -574,9 +575,9 @@ def test_own_answers_count_as_known_although_they_are_cut(
     assert [(r.output, r.cut) for r in own] == [(told, True), ("A cook.", False)]
     encoded = encode_rows(tokenizer, own, max_length=256, template=form)
     assert read_nlls(model, encoded)[1].all()
-    forget, rest = [replace(r, split="forget") for r in own], {"retain": [], "members": []}
-    measured = measure(model, tokenizer, forget=forget, **rest, nonmembers=[], template=form,
-                       max_new_tokens=32)  # fmt: skip
+    forget = [replace(r, split="forget") for r in own]
+    measured = measure(model, tokenizer, forget=forget, retain=[], members=[], nonmembers=[],
+                       template=form, max_new_tokens=32)  # fmt: skip
     score = exact_match(measured, "forget")
     assert score is not None and score.value == 1
     write_jsonl(tmp_path / "own.jsonl", [row.to_dict() for row in own])

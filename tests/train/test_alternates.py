@@ -86,8 +86,11 @@ def test_unusable_alternates_are_replaced_by_answers_of_retain_rows(
         alternate_rows(None, tiny_tokenizer, {"forget": FORGET}, tmp_path)
 
 
-DOCUMENT = [Row(f"d-w{i}", "He came.", " Then he left.", window=w, split="forget")
-            for i, w in enumerate(("start", "middle", "end"))]  # fmt: skip
+DOCUMENT = [
+    Row("d-w0", "He came.", " Then he left.", window="start", split="forget"),
+    Row("d-w1", "He came.", " Then he left.", window="middle", split="forget"),
+    Row("d-w2", "He came.", " Then he left.", window="end", split="forget"),
+]
 
 
 @pytest.mark.parametrize("name", ["idk", "dpo", "flat", "jensun", "altpo", "egup", "refuse"])

@@ -211,7 +211,8 @@ def weights_after(
     }  # fmt: skip
     job = TrainingJob(Run(folder), "over", checkpoint_seconds=1e9)
     train_model(model, tokenizer, TWO, training(**settings | more), job)
-    return dict(model.named_parameters())[TRAINED].detach().double()
+    found: torch.Tensor = dict(model.named_parameters())[TRAINED].detach().double()
+    return found
 
 
 class Twin:
@@ -249,7 +250,8 @@ def test_a_step_of_sam_equals_its_equation_in_float64(
 
     def after(radius: float) -> torch.Tensor:
         sharp = -twin.slope("forget", start + radius * rise / rise.norm())
-        return start - RATE * (retain + sharp)
+        stepped: torch.Tensor = start - RATE * (retain + sharp)
+        return stepped
 
     right = after(RADIUS)
     size = (right - start).norm()
@@ -277,7 +279,8 @@ def test_two_steps_of_gru_equal_their_equation_in_float64(
             conflict = (rise * smoothed).sum()
             assert conflict < 0
             theta = theta - FAR * (rise - conflict / (smoothed**2).sum() * smoothed)
-        return theta
+        last: torch.Tensor = theta
+        return last
 
     right = after(SMOOTHING, 1 - SMOOTHING)
     size = (right - start).norm()
