@@ -19,7 +19,14 @@ from conftest import CHAT_TEMPLATE, build_model, build_tokenizer
 
 import mergeforget as mf
 from mergeforget.adapter import read_adapter
-from mergeforget.api.delivery import find_converter, folded_base, revealed, share_of, start_of
+from mergeforget.api.delivery import (
+    earlier_rows,
+    find_converter,
+    folded_base,
+    revealed,
+    share_of,
+    start_of,
+)
 from mergeforget.api.job import Job
 from mergeforget.api.sequence import UnlearnedSequence
 from mergeforget.api.sequence_merge import joined
@@ -283,6 +290,27 @@ def test_existing_adapters_belong_to_the_named_model(
     words = ["--forget", str(knowing["forget"]), "--forget", str(knowing["retain"])]
     done = CliRunner().invoke(main, ["unlearn", str(knowing["model"]), *words, "--over", str(over)])
     assert done.exit_code == 2 and "give --forget once" in done.output
+
+
+def test_rows_of_an_earlier_request_are_neither_retained_nor_unseen(tmp_path: Path) -> None:
+    earlier, last = Run(tmp_path / "a"), Run(tmp_path / "b")
+    gone = [Row("g", "Who is Ann Lee?", "A baker", split="forget")]
+    write_jsonl(earlier.data / "forget.jsonl", [row.to_dict() for row in gone])
+    write_json(last.root / "request.json", {"after": str(earlier.root)})
+    rows = earlier_rows({"after": str(last.root)})
+    assert [(row.input, row.output) for row in rows] == [("Who is Ann Lee?", "A baker")]
+    forget = [{"input": "Who is Bob Ray?", "output": "A smith"}]
+    for sets in ((gone[0].to_dict(), {"input": "x?", "output": "y"}),
+                 ({"input": "x?", "output": "y"}, gone[0].to_dict())):  # fmt: skip
+        retain, holdout = ([one] for one in sets)
+        with pytest.raises(InputError, match="forget rows of this or an earlier request"):
+            read_request(forget, retain, holdout, answers, earlier=rows)
+
+    def baker(asked: Sequence[Row]) -> list[Row]:
+        return [replace(row, output=("A baker" if i else "Rome")) for i, row in enumerate(asked)]
+
+    own = read_request(forget, None, None, baker, earlier=rows).retain
+    assert [row.output for row in own] == ["Rome"]
 
 
 def earlier_run(folder: Path, model: str, save_adapter: Callable[..., Path]) -> Run:

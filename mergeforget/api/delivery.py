@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergeforget.api.results import UnlearningRun
 
 if TYPE_CHECKING:
-    from mergeforget.data.schema import Answer
+    from mergeforget.data.schema import Answer, Row
     from mergeforget.evaluate.verdict_figures import EarlierAnswers
     from mergeforget.metrics._patterns import Patterns
     from mergeforget.recipe import Recipe
@@ -141,12 +141,26 @@ def earlier_runs(run: Run) -> list[Run]:
     Raises:
         InputError: ``request.json`` names no run.
     """
+    from mergeforget.files import read_json_object
+
+    path = run.root / REQUEST
+    return _runs_before(read_json_object(path), path)
+
+
+def earlier_rows(request: dict[str, Any]) -> list[Row]:
+    """Return the forget rows of the runs whose results a request starts from."""
+    from mergeforget.data.readers import read_rows
+
+    paths = (one.data / "forget.jsonl" for one in _runs_before(request, Path(REQUEST)))
+    return [row for path in paths if path.is_file() for row in read_rows(path, split="forget")]
+
+
+def _runs_before(request: dict[str, Any], path: Path) -> list[Run]:
+    """Return the runs that a request names, and those that these started from."""
     from mergeforget.errors import InputError
     from mergeforget.files import read_json_object
     from mergeforget.run import Run as Folder
 
-    path = run.root / REQUEST
-    request = read_json_object(path)
     folders = [Folder(Path(str(part))) for part in request.get("parts") or ()]
     before = request.get("after")
     while before is not None:

@@ -77,6 +77,7 @@ def read_request(
     ask: Ask,
     turns: Turns = "last",
     columns: Mapping[str, str] | None = None,
+    earlier: Sequence[Row] = (),
 ) -> RequestRows:
     """Read the rows of a request, and ask the model for missing answers and retain rows.
 
@@ -87,16 +88,19 @@ def read_request(
         ask: Called with rows without answers; returns them with the model's answers.
         turns: Assistant turns of a conversation that become rows.
         columns: Names of columns in the files by our names.
+        earlier: Forget rows of earlier requests. They are neither retained, which would teach them
+            again, nor non-members, since the model was trained on them.
 
     Raises:
         InputError: A source cannot be read, or contains nothing; a row is in two sets.
     """
     reader = RequestReader(ask, turns, columns or {})
     rows = reader.read(forget)
-    retain_rows = reader.own_retain(rows) if retain is None else reader.read(retain, "retain")
+    gone = [*rows, *earlier]
+    retain_rows = reader.own_retain(gone) if retain is None else reader.read(retain, "retain")
     outside = [] if holdout is None else reader.read(holdout, "holdout")
-    check_not_in(rows, retain_rows, "retain")
-    check_not_in(rows, outside, "holdout")
+    check_not_in(gone, retain_rows, "retain")
+    check_not_in(gone, outside, "holdout")
     generated = reader.generated
     return RequestRows(rows, retain_rows, outside, reader.notes, generated, twins=not outside)
 
@@ -369,8 +373,9 @@ def check_not_in(forget: Sequence[Row], others: Sequence[Row], name: str) -> Non
     shared = [row.id for row in others if plain_text(row) in known]
     if shared:
         raise InputError(
-            f"{len(shared)} {name} rows are also forget rows, for example {shared[0]}. Remove them "
-            f"from the {name} set: a row cannot be both forgotten and retained."
+            f"{len(shared)} {name} rows are also forget rows of this or an earlier request, for "
+            f"example {shared[0]}. Remove them from the {name} set: a row to forget is neither "
+            "retained nor unseen."
         )
 
 

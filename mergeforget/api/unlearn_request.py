@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeforget.api.delivery import REQUEST, folded_base, start_of, warn_of_another_base
+from mergeforget.api.delivery import (
+    REQUEST,
+    earlier_rows,
+    folded_base,
+    start_of,
+    warn_of_another_base,
+)
 from mergeforget.api.job import Job
 from mergeforget.api.options import Settings
 from mergeforget.api.training import assignments_of
@@ -291,7 +297,9 @@ def _prepare(
     chosen = change(chosen, model={"name": request["base"]})
     if not notes_file.exists():
         ask = partial(own_answers, chosen)
-        rows = read_request(*sources, ask, chosen.data.turns, chosen.data.columns)
+        rows = read_request(
+            *sources, ask, chosen.data.turns, chosen.data.columns, earlier_rows(request)
+        )
         if rows.generated and not approve(rows.generated):
             raise UsageError("The generated rows were not approved; nothing was trained.")
         for split in ("forget", "retain", "holdout"):
