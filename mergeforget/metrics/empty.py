@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import answers_of
+from mergeforget.metrics._rows import answers_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -18,5 +18,9 @@ def empty(measured: Measured, split: str, task: str = "") -> Score | None:
     A model that ends every text immediately has not shown that it forgot; it may only have learned
     to stay silent.
     """
-    values = [float(not a.completion.strip()) for a in answers_of(measured, split, task)]
-    return mean_score("empty", split, values, "lower", task=task, definition=DEFINITION)
+    answers = answers_of(measured, split, task)
+    values = [float(not a.completion.strip()) for a in answers]
+    return mean_score(
+        "empty", split, values, "lower", subjects=subjects_of(answers), task=task,
+        definition=DEFINITION,
+    )  # fmt: skip

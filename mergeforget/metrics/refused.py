@@ -8,7 +8,7 @@ import unicodedata
 from mergeforget.data.schema import Answer, Measured
 from mergeforget.data.transforms import REFUSALS
 from mergeforget.metrics import metric
-from mergeforget.metrics._rows import answers_of
+from mergeforget.metrics._rows import answers_of, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.metrics.exact_match import is_exact
 from mergeforget.score import Score
@@ -37,8 +37,12 @@ def refused(measured: Measured, split: str, task: str = "") -> Score | None:
     A refusal is not lost knowledge: the model may answer a reworded question, so run attacks if it
     refuses the forget set. Lower is better on every split.
     """
-    values = [float(is_refusal(a)) for a in answers_of(measured, split, task)]
-    return mean_score("refused", split, values, "lower", task=task, definition=DEFINITION)
+    answers = answers_of(measured, split, task)
+    values = [float(is_refusal(a)) for a in answers]
+    return mean_score(
+        "refused", split, values, "lower", subjects=subjects_of(answers), task=task,
+        definition=DEFINITION,
+    )  # fmt: skip
 
 
 def is_refusal(answer: Answer) -> bool:

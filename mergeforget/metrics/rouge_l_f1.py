@@ -5,7 +5,7 @@ from __future__ import annotations
 from mergeforget.data.schema import Measured
 from mergeforget.metrics import metric
 from mergeforget.metrics._rouge import LATIN, longest_common_subsequence
-from mergeforget.metrics._rows import answers_of, direction
+from mergeforget.metrics._rows import answers_of, direction, subjects_of
 from mergeforget.metrics._statistics import mean_score
 from mergeforget.score import Score
 
@@ -19,12 +19,13 @@ def rouge_l_f1(measured: Measured, split: str, task: str = "") -> Score | None:
     Splits whose name starts with ``forget`` are better when lower. Equals
     ``RougeScorer(["rougeL"], use_stemmer=False)`` of rouge_score 0.1.2, its fmeasure.
     """
-    values = [max(f1(reference, a.completion) for reference in a.references)
-              for a in answers_of(measured, split, task)]  # fmt: skip
+    answers = answers_of(measured, split, task)
+    values = [max(f1(reference, a.completion) for reference in a.references) for a in answers]
     better = direction("forget" if split.startswith("forget") else split)
     return mean_score(
-        "rouge_l_f1", split, values, better, task=task, definition=DEFINITION, by_row=True
-    )
+        "rouge_l_f1", split, values, better, subjects=subjects_of(answers), task=task,
+        definition=DEFINITION, by_row=True,
+    )  # fmt: skip
 
 
 def f1(target: str, prediction: str) -> float:

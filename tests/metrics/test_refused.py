@@ -44,3 +44,18 @@ def test_shares_are_those_of_each_split() -> None:
         ("refused", "forget"): 0.25, ("empty", "forget"): 0.25,
         ("refused", "retain"): 0.0, ("empty", "retain"): 1.0,
     }  # fmt: skip
+
+
+ANSWER_METRICS = ("refused", "empty", "rouge_l_f1", "verbatim_rouge", "regurgitation",
+                  "exact_match", "knowledge", "leak_rate")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANSWER_METRICS)
+def test_rows_of_a_subject_are_one_cluster_in_every_metric_of_answers(name: str) -> None:
+    answers = [
+        Answer(Row(f"{i}{'sc' if name == 'regurgitation' else 'qa'}1", f"Where was {i}?", "in Rome",
+                   split="forget", subject=f"s{i // 2}"), "in Rome")
+        for i in range(8)
+    ]  # fmt: skip
+    score = METRICS.get(name).fn(Measured(answers, []), "forget")
+    assert score is not None and (score.n, score.subjects) == (8, 4)
