@@ -2,8 +2,12 @@
 
 To add one, write ``<name>.py`` here with a function decorated by ``@benchmark("<name>",
 source=...)``. No other file needs an edit. ``evaluation.metrics`` of a recipe, or ``--metrics``,
-adds metrics to those of a benchmark. ``truncated=(SPLIT, ...)`` in the decorator names splits whose
-references are truncated to the number of tokens that are generated.
+adds metrics to those of a benchmark. The decorator takes facts about the published code:
+
+- ``truncated=(SPLIT, ...)``: references are truncated to the number of tokens that are generated;
+- ``as_written=(SPLIT, ...)``: the model continues after the prompt's own tokens, even if the prompt
+  ends with a space that the tokenizer would join to the answer;
+- ``copies=True``: every row of a published file counts, also one that repeats another.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ PARTS = {"train": "", "val": "_val"}  # part of a file -> ending of the split
 
 
 @benchmark(
-    "knowundo", source="Tian et al. 2024, KnowUnDo, arXiv:2407.01920; its code: zjunlp/KnowUnDo"
+    "knowundo",
+    source="Tian et al. 2024, KnowUnDo, arXiv:2407.01920; its code: zjunlp/KnowUnDo",
+    copies=True,
 )
 def knowundo(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     """Unlearning and retention success, perplexity, and ROUGE-L of retained answers.

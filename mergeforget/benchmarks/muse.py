@@ -31,13 +31,15 @@ CORPORA = {  # split -> file of texts to train on
     **{f"scal_{i}": f"scal/forget_{i}" for i in range(1, 5)},  # larger and larger forget sets
     **{f"sust_{i}": f"sust/forget_{i}" for i in range(1, 5)},  # requests in sequence
 }
-ENDINGS = (".json", ".jsonl", "-*.parquet")  # in the repository and on the Hub
+ENDINGS = (".json", ".jsonl", "-*.parquet", ".txt")  # in the repository and on the Hub
 
 
 @benchmark(
     "muse",
     source="Shi et al. 2024, MUSE, arXiv:2407.06460; its code: swj0419/muse_bench",
     truncated=("forget",),
+    as_written=("forget", *QUESTIONS),
+    copies=True,
 )
 def muse(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     """Verbatim memorisation, knowledge memorisation of both sets, and privacy leakage.
@@ -78,8 +80,9 @@ def first_answer(completion: str) -> str:
 def read_folder(folder: Path) -> dict[str, list[Row]]:
     """Read a published corpus: ``verbmem/``, ``knowmem/``, ``privleak/``, ``raw/``, ``scal/``, ...
 
-    Files are json, jsonl or the parquet files on the Hub. Each question is preceded by the
-    published examples (``*_icl``). Missing parts, such as the questions of ``books``, are skipped.
+    Files are json, jsonl or the parquet files on the Hub. A corpus is a list of texts, or one text
+    (``.txt``) if there is no list. Each question is preceded by the published examples
+    (``*_icl``). Missing parts, such as the questions of ``books``, are skipped.
 
     Returns:
         Rows by split: ``forget``, ``forget_qa``, ``retain_qa``, ``members``, ``nonmembers``, and
@@ -119,9 +122,9 @@ def read_folder(folder: Path) -> dict[str, list[Row]]:
 
 
 def _file(folder: Path, name: str) -> Path | None:
-    """Return the file of a part, or None if it is missing."""
-    place = folder / name
-    return next((p for e in ENDINGS for p in sorted(place.parent.glob(place.name + e))), None)
+    """Return the file of a part, or None if it is missing; only corpora may be plain text."""
+    place, endings = folder / name, ENDINGS if name in CORPORA.values() else ENDINGS[:-1]
+    return next((p for e in endings for p in sorted(place.parent.glob(place.name + e))), None)
 
 
 def _records(path: Path) -> list[Any]:

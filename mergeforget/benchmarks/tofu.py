@@ -24,7 +24,7 @@ FURTHER = (
 MEANS: tuple[Mean, ...] = get_args(Mean)
 
 
-@benchmark("tofu", source="TOFU, arXiv:2401.06121; its code: locuslab/tofu")
+@benchmark("tofu", source="TOFU, arXiv:2401.06121; its code: locuslab/tofu", copies=True)
 def tofu(measured: Measured, *, known: Sequence[Score] = ()) -> list[Score]:
     """Probability, ROUGE and truth ratio of each set, model utility, forget quality, PrivLeak.
 

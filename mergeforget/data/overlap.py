@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from mergeforget.console import say
 from mergeforget.data.schema import Row
@@ -107,6 +108,34 @@ def distinct_rows(rows: Sequence[Row], source: object = "") -> list[Row]:
     )
     left_out = {id(copy) for copy, _ in copies}
     return [row for row in rows if id(row) not in left_out]
+
+
+def with_copies(rows: Sequence[Row], source: object = "") -> list[Row]:
+    """Return all rows, each copy with the subject of its original, and a message about copies.
+
+    For scores whose published values count every row. Rows of one subject are one cluster, so
+    copies do not narrow the intervals.
+
+    Args:
+        source: File of the rows, for the message.
+    """
+    copied = originals(rows)
+    found = [replace(row, subject=copied.get(row.subject, row.subject)) for row in rows]
+    copies = len(found) - len(without_copies(found))
+    if copies and source:
+        say(
+            f"Note: {source}: {copies} of {len(rows)} rows repeat others. Each counts, as in the "
+            "published code of the benchmark; intervals and the leak rate count them once."
+        )
+    return found
+
+
+def without_copies(rows: Sequence[Row]) -> list[Row]:
+    """Return the first of the rows with the same subject and text, without a message."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first.setdefault((row.subject, plain_text(row)), row)
+    return list(first.values())
 
 
 def check_overlap(sets: Mapping[str, Sequence[Row]], names: Mapping[str, object] = {}) -> None:  # noqa: B006

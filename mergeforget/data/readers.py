@@ -196,14 +196,19 @@ def read_records(path: Path) -> Records:
 
 
 def _json(path: Path) -> Records:
-    """Read JSON Lines, a list of rows, or an object of columns, regardless of the file ending."""
+    """Read JSON Lines, a list of rows or texts, or an object of columns, whatever the file ending.
+
+    A list of texts, as MUSE publishes its corpora, is a list of documents.
+    """
     text = _text(path)
     try:
         value = parse_json(text, path)
     except InputError:
         return _json_lines(path, text)
     if isinstance(value, list):
-        return _objects(path, list(enumerate(value, 1)))
+        texts = all(isinstance(one, str) for one in value)
+        rows = [{"text": one} for one in value] if texts else value
+        return _objects(path, list(enumerate(rows, 1)))
     if (
         isinstance(value, dict)
         and value

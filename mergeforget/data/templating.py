@@ -75,6 +75,8 @@ class PromptTemplate:
         opening: With ``thinking``, the text that the model writes directly before its answer.
         number: Number of a further system message in ``name``; 0 for the configured one.
         digest: Hash of the chat template's text.
+        as_written: Splits whose raw prompts keep the tokens of their final space; in other prompts
+            it is left to the first word of the answer.
     """
 
     kind: Literal["none", "chat"] = "none"
@@ -87,6 +89,7 @@ class PromptTemplate:
     opening: str = ""
     number: int = 0
     digest: str = ""
+    as_written: tuple[str, ...] = ()
 
     @classmethod
     def resolve(
@@ -135,10 +138,11 @@ class PromptTemplate:
     @property
     def key(self) -> str:
         """Part of every cache key; equal for templates that produce the same tokens."""
+        raw = [["as written", *sorted(self.as_written)]] if self.as_written else []
         if self.kind == "none":
-            return "none"
+            return json.dumps(["none", *raw]) if raw else "none"
         thinking = ["thinking"] if self.thinking else ["no block"] if self.no_block else []
-        return json.dumps(["chat", self.system, self.own_system, self.digest, *thinking])
+        return json.dumps(["chat", self.system, self.own_system, self.digest, *thinking, *raw])
 
     @property
     def name(self) -> str:
@@ -200,7 +204,8 @@ class PromptTemplate:
         if self._renders(row):
             return token_ids(tokenizer, self.prompt_text(tokenizer, row))
         ids = token_ids(tokenizer, row.prompt)
-        if row.prompt[-1:] in (" ", "\t"):  # most tokenizers join a space to the next word
+        # most tokenizers join a space to the next word
+        if row.prompt[-1:] in (" ", "\t") and row.split not in self.as_written:
             ids, _ = self._joined(
                 tokenizer, row if row.output else replace(row, output=MARK), ids, " "
             )

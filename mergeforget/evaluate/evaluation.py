@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,9 +82,11 @@ class Evaluation:
             tokenizer = self._tokenizer()
             rows = [*self.rows.forget, *self.rows.retain, *self.rows.further]
             rows += [*self.rows.members, *self.rows.nonmembers]
-            self._variants = variants_to_ask(
+            variants = variants_to_ask(
                 tokenizer, self.data, rows, self.settings.ask, self.settings.system_prompts
             )
+            as_written = self._traits.get("as_written", ())
+            self._variants = [replace(variant, as_written=as_written) for variant in variants]
         return self._variants
 
     def run_variants(
@@ -222,7 +224,6 @@ class Evaluation:
         variant: PromptTemplate,
         adapter: Path | None = None,
     ) -> Measured:
-        truncated = BENCHMARKS.get(self.settings.benchmark).traits.get("truncated", ())
         measured = measure(
             model,
             self._tokenizer(),
@@ -238,12 +239,17 @@ class Evaluation:
             gradient_norm=self.settings.gradient_norm,
             generator=self._generator(adapter),
             mmlu=cache.mmlu,
-            truncated=truncated,
+            truncated=self._traits.get("truncated", ()),
             label=label,
             cache=cache,
         )
         known = [score for key in self._task_keys().values() for score in cache.tasks[key]]
         return replace(measured, known=known, mmlu_shots=self.settings.mmlu_shots)
+
+    @property
+    def _traits(self) -> Mapping[str, Any]:
+        """What the benchmark's decorator states about the published code."""
+        return BENCHMARKS.get(self.settings.benchmark).traits
 
     def _generator(self, adapter: Path | None) -> Generator | None:
         """Return the generation backend; None means transformers."""

@@ -6,9 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.data.chat_template import check_size
 from mergeforget.data.formats import Turns
-from mergeforget.data.overlap import check_overlap, distinct_rows, plain_text
+from mergeforget.data.overlap import (
+    check_overlap,
+    distinct_rows,
+    plain_text,
+    with_copies,
+    without_copies,
+)
 from mergeforget.data.readers import read_records, read_rows
 from mergeforget.data.schema import Answer, Row
 from mergeforget.data.transforms import limit_rows
@@ -76,7 +83,9 @@ def rows_of_files(
 ) -> EvaluationRows:
     """Read the rows of data files; files in ``spec.rows`` replace those of the same split.
 
-    Copies of a row are left out, see ``distinct_rows``.
+    Copies of a row are left out, see ``distinct_rows``. A benchmark whose published code counts
+    them (``copies=True``) keeps those of the rows that are asked, and of ``members`` and
+    ``nonmembers``; see ``with_copies``.
 
     Args:
         holdout: Rows that are not in the training data. Non-members are drawn from them, with the
@@ -90,8 +99,12 @@ def rows_of_files(
     """
     files = {"forget": forget, "retain": retain, "holdout": holdout}
     files |= {split: Path(path) for split, path in spec.rows.items()}
+    counted = BENCHMARKS.get(spec.benchmark).traits.get("copies", False)
+    select = with_copies if counted else distinct_rows
     read = {
-        split: distinct_rows(read_rows(path, split=split, columns=columns, turns=turns), path)
+        split: (distinct_rows if split == "holdout" else select)(
+            read_rows(path, split=split, columns=columns, turns=turns), path
+        )
         if path
         else []
         for split, path in files.items()
@@ -102,15 +115,17 @@ def rows_of_files(
     read["holdout"] = unseen(read["holdout"], trained, files["holdout"])
     unit = spec.membership
     inside, outside = (
-        distinct_rows(read_documents(file, unit), file)
+        select(read_documents(file, unit), file)
         if file
-        else membership_documents(rows, unit)
+        else membership_documents(without_copies(rows), unit)
         for file, rows in ((members, read["forget"]), (nonmembers, read["holdout"]))
     )
     if not members and not nonmembers:
         inside, outside = matched(inside, outside, seed)
-    if not (read["forget"] or read["retain"] or inside or outside):
-        raise InputError("There are no rows to evaluate. Pass --forget, --retain or --holdout.")
+    if not (any(read.values()) or inside or outside):
+        raise InputError(
+            "There are no rows to evaluate. Pass --forget, --retain, --holdout or --rows."
+        )
     asked = {n: limit_rows(r, spec.limit, seed)[0] for n, r in read.items() if n != "holdout"}
     return EvaluationRows(
         forget=asked.pop("forget"),
@@ -152,7 +167,7 @@ def of_forget_set(
 
 
 def read_documents(path: Path, unit: Membership = "documents") -> list[Row]:
-    """Read the documents of a membership set (``id`` and ``document``), or rows.
+    """Read the documents of a membership set (``document``, optionally ``id``, ...), or rows.
 
     Raises:
         InputError: Membership is judged by answers, and the documents have none.
@@ -171,6 +186,7 @@ def read_documents(path: Path, unit: Membership = "documents") -> list[Row]:
                 raise InputError(f"{path}, line {line}: document is {str(text)[:40]!r}, not text.")
             check_size(text, f"{path}, line {line}")
             uid = str(record.get("id") or f"{path.stem}-{line}")
-            found.append(Row(uid, text, "", window="whole"))
+            task, subject = str(record.get("task") or ""), str(record.get("subject") or "")
+            found.append(Row(uid, text, "", task, subject=subject, window="whole"))
         return found
     return read_rows(path)

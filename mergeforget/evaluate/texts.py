@@ -10,7 +10,7 @@ from typing import Any
 
 from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.console import say
-from mergeforget.data.overlap import originals
+from mergeforget.data.overlap import with_copies
 from mergeforget.data.readers import read_records
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row, stored_messages
 from mergeforget.errors import InputError
@@ -118,9 +118,8 @@ def read_generations(path: Path) -> list[Answer]:
         others = tuple(map(str, others)) if isinstance(others, list) else ()
         completion, decoded = record[names["completion"]] or "", record.get("decoded") or ""
         answers.append(Answer(row, str(completion), others, str(decoded)))
-    copied = originals([answer.row for answer in answers])
-    return [replace(a, row=replace(a.row, subject=copied.get(a.row.subject, a.row.subject)))
-            for a in answers]  # fmt: skip
+    rows = with_copies([answer.row for answer in answers])
+    return [replace(answer, row=row) for answer, row in zip(answers, rows, strict=True)]
 
 
 def read_losses(path: Path) -> list[DocumentLoss]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from mergeforget.data.overlap import plain_text
 from mergeforget.data.schema import Answer, Measured, Row
 from mergeforget.metrics import metric
 from mergeforget.metrics._core import alternatives
@@ -43,8 +44,12 @@ def leak_rate(measured: Measured, split: str, task: str = "") -> Score | None:
 def leak_score(
     answers: Iterable[Answer], split: str, patterns: Patterns, task: str = ""
 ) -> Score | None:
-    """Return the leak rate of answers, given the patterns that the model may know."""
-    rows = [a for a in answers if can_leak(a.row, patterns)]
+    """Return the leak rate of answers, given the patterns that the model may know.
+
+    Copies of a row with the same completions count once: a verdict tests the number of leaks.
+    """
+    distinct = {(a.row.subject, plain_text(a.row), a.texts): a for a in answers}
+    rows = [a for a in distinct.values() if can_leak(a.row, patterns)]
     return mean_score(
         "leak_rate",
         split,

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+import tokenizers
+import transformers
 
+from mergeforget.benchmarks import BENCHMARKS
 from mergeforget.benchmarks.muse import first_answer, muse, read_folder
 from mergeforget.cli import main
 from mergeforget.data.readers import read_rows
 from mergeforget.data.schema import Answer, DocumentLoss, Measured, Row
+from mergeforget.data.templating import PromptTemplate
 from mergeforget.errors import InputError
-from mergeforget.evaluate.rows import read_documents
+from mergeforget.evaluate.rows import EvaluationRows, read_documents, rows_of_files
+from mergeforget.metrics.leak_rate import leak_rate
 from mergeforget.metrics.rouge_l_f1 import f1
+from mergeforget.recipe import EvaluationSpec
 from mergeforget.score import find
 
 
@@ -63,6 +70,75 @@ def test_texts_to_train_on_are_read_from_the_files_of_the_hub(tmp_path: Path) ->
     assert len({r.subject for r in rows["train_forget"]}) == 2 < len(rows["train_forget"])
     assert [r.document for r in rows["scal_2"]] == ["one", "two"]
     assert rows["sust_2"][0].window == "whole"
+
+
+def test_texts_to_train_on_are_read_from_the_files_of_the_authors_script(tmp_path: Path) -> None:
+    """It writes a list of texts (.json), and the same texts as one (.txt)."""
+    for name, texts in {
+        "raw/forget": ["first", "second"], "raw/retain1": ["kept"], "scal/forget_1": ["one", "two"],
+        "sust/forget_1": ["one"], "sust/forget_2": ["three"],
+    }.items():  # fmt: skip
+        place = tmp_path / name
+        place.parent.mkdir(exist_ok=True)
+        place.with_suffix(".txt").write_text("\n\n".join(texts))
+        if name != "sust/forget_2":
+            place.with_suffix(".json").write_text(json.dumps(texts))
+    rows = read_folder(tmp_path)
+    found = {split: [r.document for r in some] for split, some in rows.items()}
+    assert found == {
+        "train_forget": ["first", "second"], "train_retain": ["kept"], "scal_1": ["one", "two"],
+        "sust_1": ["one"], "sust_2": ["three"],
+    }  # fmt: skip
+    (tmp_path / "raw/forget.json").write_text('["first", 2]')
+    with pytest.raises(InputError, match="line 1: not an object"):
+        read_folder(tmp_path)
+
+
+def test_prompts_keep_their_final_space_only_in_the_published_splits(tmp_path: Path) -> None:
+    """The published code generates after the tokens of ``Answer: ``, space included."""
+    tokenizer = space_joiner()
+    raw = PromptTemplate()
+    muse_prompts = replace(raw, as_written=BENCHMARKS.get("muse").traits["as_written"])
+    row = Row("a", "Answer: ", "Ada", split="forget_qa")
+    assert tokenizer.convert_ids_to_tokens(raw.prompt_ids(tokenizer, row)) == ["▁Answer:"]
+    written = muse_prompts.prompt_ids(tokenizer, row)
+    assert tokenizer.convert_ids_to_tokens(written) == ["▁Answer:", "▁"]
+    assert muse_prompts.prompt_ids(tokenizer, replace(row, split="retain")) == written[:1]
+    assert muse_prompts.key != raw.key == "none"
+
+
+def space_joiner() -> Any:
+    """A tokenizer that joins a space to the next word, as Llama's does."""
+    words = {"[UNK]": 0, "▁": 1, "▁Answer:": 2, "▁Ada": 3}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[UNK]")
+
+
+def test_published_rows_that_repeat_count_in_the_mean_and_once_in_the_intervals(
+    tmp_path: Path,
+) -> None:
+    """The questions about books contain one three times."""
+    path = tmp_path / "forget_qa.jsonl"
+    rows = [("Who?", "Ada"), ("Where?", "Lund"), ("Who?", "Ada"), ("who? ", "Ada")]
+    path.write_text("".join(json.dumps({"id": f"q{i}", "input": q, "output": a}) + "\n"
+                            for i, (q, a) in enumerate(rows)))  # fmt: skip
+
+    def read(benchmark: str) -> EvaluationRows:
+        spec = EvaluationSpec(benchmark=benchmark, rows={"forget": str(path)})
+        return rows_of_files(forget=None, retain=None, holdout=None, spec=spec)
+
+    assert [row.id for row in read("custom").forget] == ["q0", "q1"]
+    found = read("muse")
+    assert [(row.id, row.subject) for row in found.forget] == [
+        ("q0", "q0"), ("q1", "q1"), ("q2", "q0"), ("q3", "q0"),
+    ]  # fmt: skip
+    assert [row.id for row in found.members] == ["q0", "q1"]  # not a published membership set
+    answers = [Answer(row, "Ada") for row in found.forget]
+    mean = find(muse(Measured(answers, [])), "rouge_l_f1", "forget")
+    assert mean is not None and (mean.value, mean.n, mean.subjects) == (0.75, 4, 2)
+    leaks = leak_rate(Measured(answers, []), "forget")
+    assert leaks is not None and (leaks.value, leaks.n) == (0.5, 2)
 
 
 def test_convert_writes_rows_that_evaluate_reads(tmp_path: Path) -> None:
